@@ -1,0 +1,73 @@
+"""Every failure a user can meet, as a small tree with codes that the docs list."""
+
+from __future__ import annotations
+
+
+class FedgrassError(Exception):
+    """Base of all errors raised on purpose.
+
+    The message names the thing, what was expected, what was found and what to do. ``code`` is stable: it
+    appears in logs, in reports and in the reference of error codes.
+    """
+
+    code = "fedgrass"
+
+
+class ConfigurationError(FedgrassError):
+    """A setting or a recipe's configuration is missing or out of range."""
+
+    code = "configuration"
+
+
+class MessageError(FedgrassError):
+    """A message is malformed, too large, or meant for another schema."""
+
+    code = "message"
+
+
+class BundleError(FedgrassError):
+    """A model bundle is incomplete, altered, or not what its manifest says."""
+
+    code = "bundle"
+
+
+class TensorFileError(FedgrassError):
+    """A safetensors file is malformed, truncated, or larger than its bound."""
+
+    code = "tensor_file"
+
+
+class DataError(FedgrassError):
+    """Training data are missing, empty, or do not fit the model."""
+
+    code = "data"
+
+
+class EngineError(FedgrassError):
+    """A training engine is missing, or cannot run the model it was given."""
+
+    code = "engine"
+
+
+class DivergedError(EngineError):
+    """The loss stopped being finite; the base parameters were kept."""
+
+    code = "diverged"
+
+
+class AdmissionError(FedgrassError):
+    """A new model was refused on this device; the active one stays."""
+
+    code = "admission"
+
+
+class TransferError(FedgrassError):
+    """An upload or a download did not complete."""
+
+    code = "transfer"
+
+
+class RoundRefusedError(FedgrassError):
+    """A round cannot open now (one is open, or too few devices are fit)."""
+
+    code = "round_refused"
