@@ -49,7 +49,7 @@ def spawn(
         stdout=stdout,
         stderr=stderr,
         start_new_session=True,
-        preexec_fn=_die_with_parent(),  # noqa: PLW1509 - one prctl call
+        preexec_fn=_die_with_parent(),
     )
 
 

@@ -1,0 +1,257 @@
+"""The model bundle: one immutable folder that holds a model for training, for inference, and its parameters.
+
+======================== =====================================================================================
+``model.tflite``         training graph, LiteRT built-in operators only (signatures below)
+``parameters.safetensors``  the trainable parameters, in the manifest's order
+``inference.tflite``     float model for the application
+``inference_int8.tflite``  quantized model for the application (optional)
+``model.json``           the manifest: everything needed to feed the graph, and a digest of each file
+======================== =====================================================================================
+
+Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called ``p0 … pN`` in the manifest's order):
+
+- ``train(x, y, sample_weight, learning_rate, proximal_mu, clip_norm) -> loss``: one optimizer step on one batch.
+  ``sample_weight`` [B] float32 is 0 for the padding of a short last batch; the three scalars are float32, and 0 switches
+  the last two off.
+- ``evaluate(x, y, sample_weight) -> loss, correct, weight``: weighted sums over the batch.
+- ``infer(x) -> y``.
+- ``read_parameters() -> p0 …``, ``write_parameters(p0 …) -> ok``. Resource variables start uninitialised: write first.
+- ``begin_round() -> ok``: takes the present parameters as the proximal term's anchor and zeroes the optimizer's state.
+- ``read_optimizer() -> s0 …`` and ``write_optimizer(s0 …) -> ok``, where the optimizer has state: for checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedgrass import tensors
+from fedgrass.errors import BundleError
+from fedgrass.files import sha256_of, write_atomically
+from fedgrass.tensors import Array
+
+GRAPH = "model.tflite"
+PARAMETERS = "parameters.safetensors"
+INFERENCE = "inference.tflite"
+INFERENCE_INT8 = "inference_int8.tflite"
+MANIFEST = "model.json"
+
+MAX_MANIFEST_BYTES = 4 << 20
+
+Parameters = dict[str, Array]
+"""Parameter tensors by name, in the manifest's order."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Version = Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,9}\.\d{1,6}$")]
+
+Loss = Literal[
+    "sparse_categorical_crossentropy",
+    "categorical_crossentropy",
+    "binary_crossentropy",
+    "mean_squared_error",
+    "mean_absolute_error",
+    "huber",
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class TensorDescription(_Model):
+    """Name, shape (without the batch axis for inputs) and dtype of a tensor."""
+
+    name: str = Field(min_length=1, max_length=200)
+    shape: tuple[Annotated[int, Field(ge=0, lt=1 << 40)], ...] = Field(max_length=8)
+    dtype: Literal["float32", "float16", "int32", "int64", "int8", "uint8", "bool"]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Optimizer(_Model):
+    """What ``train`` applies to the gradients; the learning rate is an input of the signature."""
+
+    name: Literal["sgd", "momentum", "adam"] = "sgd"
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    beta_1: float = Field(default=0.9, ge=0, lt=1)
+    beta_2: float = Field(default=0.999, ge=0, lt=1)
+    epsilon: float = Field(default=1e-7, gt=0)
+
+
+class FileDescription(_Model):
+    """A file of the bundle."""
+
+    sha256: Sha256
+    bytes: int = Field(ge=0)
+
+
+class Manifest(_Model):
+    """``model.json``: what the graph expects, and what the bundle's files must be."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    name: str = Field(min_length=1, max_length=100)
+    version: Version = "1.0.0"
+    batch_size: int = Field(ge=1, le=65536)
+    x: TensorDescription
+    y: TensorDescription
+    output: TensorDescription
+    class_names: tuple[str, ...] = ()
+    loss: Loss
+    optimizer: Optimizer = Optimizer()
+    parameters: tuple[TensorDescription, ...] = Field(min_length=1, max_length=tensors.MAX_TENSORS)
+    frozen: tuple[str, ...] = ()
+    files: dict[str, FileDescription]
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _names_are_unique_and_files_present(self) -> Manifest:
+        names = [parameter.name for parameter in self.parameters]
+        if len(set(names)) != len(names):
+            raise ValueError("parameter names must be unique")
+        missing = {GRAPH, PARAMETERS, INFERENCE} - self.files.keys()
+        if missing:
+            raise ValueError(f"files lacks {', '.join(sorted(missing))}")
+        if any("/" in name or name.startswith(".") for name in self.files):
+            raise ValueError("file names must be plain")
+        return self
+
+    @property
+    def graph_sha256(self) -> str:
+        """Digest of the training graph: two models with the same one can be averaged."""
+        return self.files[GRAPH].sha256
+
+    @property
+    def parameters_sha256(self) -> str:
+        """Digest of the parameter file: what an update is a difference from."""
+        return self.files[PARAMETERS].sha256
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable scalars."""
+        return sum(parameter.size for parameter in self.parameters)
+
+    def to_json(self) -> bytes:
+        """Return the file's content; the same manifest gives the same bytes."""
+        document = self.model_dump(mode="json", by_alias=True)
+        return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+
+
+class Bundle:
+    """A model bundle in a folder. Opening checks the manifest; ``verify`` checks every byte."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, folder: Path) -> Bundle:
+        """Read the manifest of the bundle in ``folder``.
+
+        Raises
+        ------
+        BundleError
+            If there is none, or it is not valid.
+        """
+        path = folder / MANIFEST
+        try:
+            with path.open("rb") as stream:
+                content = stream.read(MAX_MANIFEST_BYTES + 1)
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error.strerror}); is {folder} a model bundle?") from error
+        return cls(folder, parse_manifest(content, name=str(path)))
+
+    @classmethod
+    def seal(cls, folder: Path, manifest: Manifest) -> Bundle:
+        """Write ``model.json`` last, with the digests of the files that lie in ``folder``."""
+        present = [name for name in (GRAPH, PARAMETERS, INFERENCE, INFERENCE_INT8) if (folder / name).exists()]
+        files = {
+            name: FileDescription(sha256=sha256_of(folder / name), bytes=(folder / name).stat().st_size)
+            for name in present
+        }
+        sealed = manifest.model_copy(update={"files": files})
+        write_atomically(folder / MANIFEST, sealed.to_json())
+        return cls.open(folder)
+
+    def path(self, name: str) -> Path:
+        """Path of one of the bundle's files."""
+        return self.folder / name
+
+    def verify(self) -> None:
+        """Compare each file with the manifest's size and digest.
+
+        Raises
+        ------
+        BundleError
+            Naming the first file that differs.
+        """
+        for name, expected in self.manifest.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise BundleError(f"{path}: missing; the manifest names it. Fetch the bundle again")
+            if path.stat().st_size != expected.bytes or sha256_of(path) != expected.sha256:
+                raise BundleError(
+                    f"{path}: differs from the manifest's digest {expected.sha256[:12]}…. Fetch the bundle again"
+                )
+
+    def parameters(self) -> Parameters:
+        """Read the parameters, checked against the manifest, in its order."""
+        return load_parameters(self.folder / PARAMETERS, self.manifest)
+
+
+def parse_manifest(content: bytes, *, name: str = MANIFEST) -> Manifest:
+    """Validate the bytes of a ``model.json``.
+
+    Raises
+    ------
+    BundleError
+        If they are too many, or not a valid manifest.
+    """
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{name}: more than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise BundleError(f"{name}: {where}: {first['msg']}") from error
+
+
+def load_parameters(path: Path, manifest: Manifest) -> Parameters:
+    """Read a parameter file for this model.
+
+    Raises
+    ------
+    TensorFileError
+        If the file is malformed.
+    BundleError
+        If it holds other tensors than the manifest names.
+    """
+    expected_bytes = sum(np.dtype(p.dtype).itemsize * p.size for p in manifest.parameters)
+    loaded, _ = tensors.load(path, max_bytes=expected_bytes + tensors.MAX_HEADER_BYTES + 8)
+    return check_parameters(loaded, manifest, name=str(path))
+
+
+def check_parameters(parameters: Parameters, manifest: Manifest, *, name: str = "parameters") -> Parameters:
+    """Return ``parameters`` in the manifest's order, or raise `BundleError` if a name, shape or dtype differs."""
+    expected = {p.name: p for p in manifest.parameters}
+    if parameters.keys() != expected.keys():
+        odd = sorted(parameters.keys() ^ expected.keys())[:3]
+        raise BundleError(
+            f"{name}: parameters differ from those of model {manifest.name!r} (for example {', '.join(odd)})"
+        )
+    for key, description in expected.items():
+        found = parameters[key]
+        if found.shape != description.shape or found.dtype != np.dtype(description.dtype):
+            raise BundleError(
+                f"{name}: {key!r} is {found.dtype}{list(found.shape)}, the model has {description.dtype}{list(description.shape)}"
+            )
+    return {key: parameters[key] for key in expected}

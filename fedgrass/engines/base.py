@@ -1,0 +1,121 @@
+"""What every training engine offers: Flower's four verbs on plain NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fedgrass.bundle import Parameters
+from fedgrass.tensors import Array
+
+Metrics = dict[str, float]
+"""Named scalars that travel with an update or an evaluation (``loss``, ``accuracy``, …)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch: ``x`` [n, …] and ``y`` [n, …] with n ≤ the batch size asked for."""
+
+    x: Array
+    y: Array
+
+
+class Dataset(Protocol):
+    """Examples that can be read any number of times, in bounded memory."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        """Yield every example once; shuffled by ``seed``, in stored order without one; the last batch may be short."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """One round's local training.
+
+    ``seed`` and the epoch's number fix the order of examples, so that a resumed run equals an unbroken one.
+    """
+
+    epochs: int = 1
+    learning_rate: float = 0.1
+    proximal_mu: float = 0.0
+    clip_norm: float = 0.0
+    seed: int = 0
+
+
+@dataclass
+class FitState:
+    """Where a training stands between two epochs: enough to go on after a restart."""
+
+    epoch: int
+    parameters: Parameters
+    optimizer: list[Array] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training gave. ``metrics`` holds at least ``loss`` (mean over the last epoch)."""
+
+    parameters: Parameters
+    num_examples: int
+    metrics: Metrics
+    steps: int
+
+
+class StopTraining(Exception):  # noqa: N818 - control flow, not a failure
+    """Raised by a hook to end a training between two batches; what was learnt since the last epoch is dropped."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Called by `Engine.fit` on its own thread.
+
+    ``after_batch(epoch, step)`` may sleep (throttling, pausing) or raise `StopTraining`; ``after_epoch(state)`` is where
+    checkpoints are written.
+    """
+
+    after_batch: Callable[[int, int], None] = lambda epoch, step: None
+    after_epoch: Callable[[FitState], None] = lambda state: None
+
+
+class Engine(Protocol):
+    """A model that can be trained. One engine holds one model; it is not thread-safe."""
+
+    def get_parameters(self) -> Parameters:
+        """Return a copy of the trainable parameters, in the manifest's order."""
+        ...
+
+    def set_parameters(self, parameters: Parameters) -> None:
+        """Replace the trainable parameters; raises `BundleError` if they are another model's."""
+        ...
+
+    def fit(
+        self,
+        data: Dataset,
+        settings: FitSettings,
+        *,
+        hooks: Hooks | None = None,
+        resume: FitState | None = None,
+    ) -> FitResult:
+        """Train from the present parameters; the result is the parameters after the last epoch.
+
+        ``resume`` continues a training that began from the present parameters: its state is taken over and the epochs
+        already done are skipped.
+
+        Raises
+        ------
+        DataError
+            If the data are empty or do not fit the model; raised before training starts.
+        DivergedError
+            If the loss stops being finite; the parameters are then what they were before.
+        """
+        ...
+
+    def evaluate(self, data: Dataset) -> Metrics:
+        """Return ``loss`` (mean), ``accuracy`` for classifiers, and ``examples``."""
+        ...

@@ -1,0 +1,238 @@
+"""Safetensors files, read defensively and written reproducibly.
+
+Ours rather than the ``safetensors`` package for two reasons (docs/decisions/0001): that one writes metadata in a
+random order, so the same tensors give other bytes each time, and it reads a file whole, where the aggregator streams.
+Tests hold both against each other.
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgrass.errors import TensorFileError
+
+Array = NDArray[Any]
+
+MAX_HEADER_BYTES = 4 << 20
+MAX_TENSORS = 20_000
+MAX_DIMENSIONS = 8
+
+_DTYPES = {
+    "BOOL": np.dtype("?"),
+    "U8": np.dtype("<u1"),
+    "I8": np.dtype("<i1"),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "F16": np.dtype("<f2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "F32": np.dtype("<f4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+    "F64": np.dtype("<f8"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a file: ``begin`` and ``end`` are byte offsets into the data that follow the header."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file holds. ``tensors`` are in the order of their bytes."""
+
+    tensors: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str]
+    data_offset: int
+    file_bytes: int
+
+
+def read_header(stream: BinaryIO, *, file_bytes: int, name: str = "file") -> Header:
+    """Read and check the header at the start of ``stream``; leaves the stream at the first tensor byte.
+
+    Parameters
+    ----------
+    stream
+        Positioned at the start of the file.
+    file_bytes
+        The whole file's size, known from storage. Nothing larger than the bounds above is read or allocated, and
+        the tensors must fill the rest of the file exactly, without holes or overlaps.
+    name
+        What to call the file in errors.
+
+    Raises
+    ------
+    TensorFileError
+        If anything about the header is not as the format says.
+    """
+    prefix = _read_exactly(stream, 8, name)
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(MAX_HEADER_BYTES, file_bytes - 8):
+        raise TensorFileError(
+            f"{name}: the header claims {length} bytes; at most {MAX_HEADER_BYTES}, and no more than the file's "
+            f"{file_bytes}, are accepted"
+        )
+    try:
+        header = json.loads(_read_exactly(stream, length, name), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise TensorFileError(f"{name}: the header is not valid JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise TensorFileError(f"{name}: the header is a {type(header).__name__}, expected an object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise TensorFileError(f"{name}: __metadata__ must map strings to strings")
+    if len(header) > MAX_TENSORS:
+        raise TensorFileError(f"{name}: {len(header)} tensors; at most {MAX_TENSORS} are accepted")
+    tensors = sorted((_spec(key, entry, name) for key, entry in header.items()), key=lambda t: (t.begin, t.end))
+    position = 0
+    for tensor in tensors:
+        if tensor.begin != position:
+            raise TensorFileError(
+                f"{name}: tensor {tensor.name!r} begins at {tensor.begin}, expected {position} (holes and overlaps are refused)"
+            )
+        position = tensor.end
+    if 8 + length + position != file_bytes:
+        raise TensorFileError(
+            f"{name}: header and tensors make {8 + length + position} bytes, the file has {file_bytes}"
+        )
+    return Header(tuple(tensors), metadata, 8 + length, file_bytes)
+
+
+def load(path: Path, *, max_bytes: int = 4 << 30) -> tuple[dict[str, Array], dict[str, str]]:
+    """Read a whole file into memory: tensors by name in file order, and the metadata.
+
+    Raises
+    ------
+    TensorFileError
+        If the file is missing, larger than ``max_bytes``, or malformed.
+    """
+    try:
+        file_bytes = path.stat().st_size
+    except OSError as error:
+        raise TensorFileError(f"{path}: cannot be read ({error.strerror})") from error
+    if file_bytes > max_bytes:
+        raise TensorFileError(f"{path}: {file_bytes} bytes; at most {max_bytes} are accepted")
+    with path.open("rb") as stream:
+        header = read_header(stream, file_bytes=file_bytes, name=str(path))
+        tensors = {}
+        for spec in header.tensors:
+            array = np.empty(spec.shape, spec.dtype)
+            read_into(stream, array, name=f"{path}: tensor {spec.name!r}")
+            tensors[spec.name] = array
+    return tensors, dict(header.metadata)
+
+
+def read_into(stream: BinaryIO, array: Array, *, name: str) -> None:
+    """Fill a C-contiguous array from the stream, which must hold that many bytes still."""
+    view = array.reshape(-1).view(np.uint8).data
+    while view:
+        count = stream.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise TensorFileError(f"{name}: truncated, {len(view)} bytes are missing")
+        view = view[count:]
+
+
+def encode_header(tensors: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """Length prefix and header for tensors whose bytes follow in this order; the same input gives the same bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    position = 0
+    for name, dtype, shape in tensors:
+        if dtype not in _NAMES:
+            raise TensorFileError(f"tensor {name!r}: dtype {dtype} cannot be stored; use one of {', '.join(_DTYPES)}")
+        end = position + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # keeps the data aligned, as the format asks
+    return struct.pack("<Q", len(text)) + text
+
+
+def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> str:
+    """Write a file durably (other name, flush, rename) and return its SHA-256 as hex.
+
+    The same tensors in the same order with the same metadata give the same bytes.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    digest = hashlib.sha256()
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as stream:
+        specs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
+        blocks: list[bytes | memoryview] = [encode_header(specs, metadata or {})]
+        blocks += [_bytes(array) for array in arrays.values()]
+        for block in blocks:
+            digest.update(block)
+            stream.write(block)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    return digest.hexdigest()
+
+
+def _bytes(array: Array) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _spec(key: str, entry: Any, name: str) -> TensorSpec:
+    where = f"{name}: tensor {key[:80]!r}"
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise TensorFileError(f"{where}: expected dtype, shape and data_offsets")
+    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        raise TensorFileError(f"{where}: dtype {str(entry['dtype'])[:20]!r} is none of {', '.join(_DTYPES)}")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _is_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise TensorFileError(f"{where}: shape must be at most {MAX_DIMENSIONS} whole numbers")
+    if not _is_sizes(offsets) or len(offsets) != 2:
+        raise TensorFileError(f"{where}: data_offsets must be two whole numbers")
+    begin, end = offsets
+    if end - begin != dtype.itemsize * math.prod(shape):
+        raise TensorFileError(f"{where}: {end - begin} bytes do not hold shape {shape} of {entry['dtype']}")
+    return TensorSpec(key, dtype, tuple(shape), begin, end)
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 48 for item in value)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+def _read_exactly(stream: BinaryIO, count: int, name: str) -> bytes:
+    parts = []
+    while count > 0:
+        block = stream.read(count)
+        if not block:
+            raise TensorFileError(f"{name}: truncated, {count} bytes of the header are missing")
+        parts.append(block)
+        count -= len(block)
+    return b"".join(parts)
