@@ -1,0 +1,1 @@
+"""The update file: what a device sends, encoded and decoded as a stream."""

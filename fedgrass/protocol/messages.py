@@ -1,0 +1,196 @@
+"""The MQTT and local messages. Each is UTF-8 JSON of at most 4,096 bytes, published as a binary message.
+
+The bound is nucleus lite's: beyond it the connection or the subscription is dropped without a word. Unknown fields are
+ignored, so that old devices survive new clouds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from fedgrass.errors import MessageError
+from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
+
+MAX_MESSAGE_BYTES = 4096
+
+M = TypeVar("M", bound="Message")
+
+Reason = Annotated[str, Field(max_length=500)]
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Metrics = Annotated[dict[Annotated[str, Field(max_length=40)], Finite], Field(max_length=16)]
+ObjectKey = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class Part(BaseModel):
+    """A piece of a message."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class Message(Part):
+    """Base of every message: ``schema`` is 1 until a change that old readers could not survive."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+
+    def encode(self) -> bytes:
+        """Return the message's bytes; raises `MessageError` if they pass the bound."""
+        payload = self.model_dump_json(by_alias=True, exclude_none=True).encode()
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise MessageError(
+                f"{type(self).__name__}: {len(payload)} bytes; at most {MAX_MESSAGE_BYTES} reach every nucleus. "
+                "Put what is larger into S3 and name it by key and digest"
+            )
+        return payload
+
+    @classmethod
+    def decode(cls: type[M], payload: bytes) -> M:
+        """Read a message; raises `MessageError` naming the field that is wrong."""
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise MessageError(f"{cls.__name__}: {len(payload)} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
+        try:
+            return cls.model_validate_json(payload)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "document"
+            raise MessageError(f"{cls.__name__}: {where}: {first['msg']}") from error
+
+
+class Base(Part):
+    """The model that a round starts from. Its other files lie beside ``parameters_key``."""
+
+    version: Version
+    parameters_key: ObjectKey
+    parameters_sha256: Sha256
+    graph_sha256: Sha256
+
+
+class Cohort(Part):
+    """Who is asked: see `fedgrass.protocol.cohort`."""
+
+    salt: str = Field(min_length=1, max_length=64)
+    fraction: float = Field(default=1.0, gt=0, le=1)
+
+
+class FitTask(Part):
+    """How each device trains. ``batch_size`` is for engines whose graph does not fix it."""
+
+    epochs: int = Field(default=1, ge=1, le=10_000)
+    batch_size: int | None = Field(default=None, ge=1, le=65536)
+    learning_rate: float = Field(default=0.1, gt=0, le=100, allow_inf_nan=False)
+    proximal_mu: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
+    gradient_clip_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_examples: int | None = Field(default=None, ge=1)
+
+
+class UpdateTask(Part):
+    """How each device encodes its update. 0 switches clipping or noise off."""
+
+    codec: str = Field(default="float32", max_length=40)
+    clip_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    noise_multiplier: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class Upload(Part):
+    """Where a round's updates go: ``prefix`` + thing name + ``/update.safetensors``."""
+
+    bucket: str = Field(min_length=3, max_length=63)
+    prefix: ObjectKey
+
+
+class Announcement(Message):
+    """The open round: retained on ``fedgrass/<fleet>/round``; an empty payload means that no round is open.
+
+    ``opened_at`` and ``deadline`` are the cloud's clock. A device whose own clock is wrong takes part all the same: the
+    cloud judges lateness.
+    """
+
+    fleet: FleetName
+    round: RoundNumber
+    task: Literal["fit", "evaluate"] = "fit"
+    opened_at: AwareDatetime
+    deadline: AwareDatetime
+    base: Base
+    cohort: Cohort
+    fit: FitTask = FitTask()
+    update: UpdateTask = UpdateTask()
+    upload: Upload
+
+
+class UpdateNotice(Message):
+    """A device's word on a round: ``uploaded`` (the object is in S3), or why there will be none."""
+
+    fleet: FleetName
+    round: RoundNumber
+    thing: ThingName
+    status: Literal["uploaded", "declined", "failed"]
+    reason: Reason = ""
+    key: ObjectKey | None = None
+    sha256: Sha256 | None = None
+    bytes: Count = 0
+    num_examples: Count = 0
+    metrics: Metrics = {}
+    seconds_train: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class ModelNotice(Message):
+    """What became of a model on a device. ``active_version`` is what the device runs after it."""
+
+    fleet: FleetName
+    thing: ThingName
+    version: Version
+    outcome: Literal["active", "refused", "rolled_back"]
+    reason: Reason = ""
+    active_version: Version | None = None
+    metrics: Metrics = {}
+
+
+class TrainerStatus(Message):
+    """The trainer's state, said on the device on ``fedgrass/trainer/status`` and repeated in the heartbeat."""
+
+    state: Literal["idle", "waiting", "training", "uploading", "declined", "failed"] = "idle"
+    round: RoundNumber | None = None
+    epoch: Count = 0
+    epochs: Count = 0
+    examples: Count = 0
+    reason: Reason = ""
+
+
+class Heartbeat(Message):
+    """A device's health. ``able`` says whether it would train now, ``reason`` why not."""
+
+    fleet: FleetName
+    thing: ThingName
+    sent_at: AwareDatetime
+    interval_seconds: float = Field(gt=0, le=86_400)
+    able: bool = True
+    reason: Reason = ""
+    cpu_percent: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    load: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    memory_percent: float = Field(default=0.0, ge=0, le=100)
+    disk_free_bytes: Count = 0
+    examples: Count = 0
+    model_version: Version | None = None
+    trainer: TrainerStatus = TrainerStatus()
+    components: Annotated[
+        dict[Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=64)]], Field(max_length=16)
+    ] = {}
+
+
+class ActiveModel(Message):
+    """Said on the device on ``fedgrass/model/active``: the model to use now, by its stable path."""
+
+    version: Version
+    path: Annotated[str, Field(max_length=1024)]
+    parameters_sha256: Sha256
+
+
+class AdmissionNotice(Message):
+    """Said on the device by a model's admission script to ModelDeployer, which tells both sides."""
+
+    version: Version
+    outcome: Literal["active", "refused"]
+    reason: Reason = ""
+    metrics: Metrics = {}

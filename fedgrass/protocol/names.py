@@ -1,0 +1,138 @@
+"""Names that both sides must spell alike: components, topics, object keys, versions."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from fedgrass.errors import ConfigurationError, MessageError
+
+# A topic holds both names and must stay within IoT Core's 256 characters.
+FleetName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+ThingName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9:_-]{1,128}$")]
+RoundNumber = Annotated[int, Field(ge=1, le=999_999)]
+Version = Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,6}\.\d{1,6}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+TRAINER = "com.fedgrass.Trainer"
+MODEL_DEPLOYER = "com.fedgrass.ModelDeployer"
+HEARTBEAT = "com.fedgrass.Heartbeat"
+RUNTIME = "com.fedgrass.Runtime"
+GLOBAL_MODEL = "com.fedgrass.GlobalModel"
+SUITE = "com.fedgrass.Suite"
+
+MODEL_ACTIVE_TOPIC = "fedgrass/model/active"
+MODEL_ADMISSION_TOPIC = "fedgrass/model/admission"
+TRAINER_STATUS_TOPIC = "fedgrass/trainer/status"
+
+DeviceChannel = Literal["heartbeat", "update", "model", "reply", "command"]
+
+_DEVICE_TOPIC = re.compile(
+    r"^fedgrass/([a-zA-Z0-9_-]{1,64})/devices/([a-zA-Z0-9:_-]{1,128})/(heartbeat|update|model|reply|command)$"
+)
+_UPDATE_KEY = re.compile(r"^updates/([a-zA-Z0-9_-]{1,64})/(\d{6})/([a-zA-Z0-9:_-]{1,128})/update\.safetensors$")
+
+UPDATE_FILE = "update.safetensors"
+
+
+def check_fleet(fleet: str) -> str:
+    """Return the name, or raise `ConfigurationError` if it cannot be a fleet's."""
+    try:
+        return TypeAdapter(FleetName).validate_python(fleet)
+    except ValidationError as error:
+        raise ConfigurationError(
+            f"fleet {fleet!r}: expected 1 to 64 letters, digits, '_' or '-', as a thing group is named"
+        ) from error
+
+
+def round_topic(fleet: str) -> str:
+    """Topic of the retained announcement."""
+    return f"fedgrass/{fleet}/round"
+
+
+def device_topic(fleet: str, thing: str, channel: DeviceChannel) -> str:
+    """Topic of one device's channel."""
+    return f"fedgrass/{fleet}/devices/{thing}/{channel}"
+
+
+@dataclass(frozen=True)
+class DeviceTopic:
+    """A device topic taken apart."""
+
+    fleet: str
+    thing: str
+    channel: str
+
+
+def parse_device_topic(topic: str) -> DeviceTopic:
+    """Take a device topic apart; raises `MessageError` for any other topic."""
+    match = _DEVICE_TOPIC.match(topic)
+    if match is None:
+        raise MessageError(f"topic {topic!r}: expected fedgrass/<fleet>/devices/<thing>/<channel>")
+    return DeviceTopic(*match.groups())
+
+
+def update_prefix(fleet: str, number: int) -> str:
+    """Return the prefix under which a round's updates arrive."""
+    return f"updates/{fleet}/{number:06d}/"
+
+
+def update_key(fleet: str, number: int, thing: str) -> str:
+    """Object key of one device's update."""
+    return f"{update_prefix(fleet, number)}{thing}/{UPDATE_FILE}"
+
+
+@dataclass(frozen=True)
+class UpdateKey:
+    """An update's object key taken apart."""
+
+    fleet: str
+    round: int
+    thing: str
+
+
+def parse_update_key(key: str) -> UpdateKey:
+    """Take an update's key apart; raises `MessageError` for any other key."""
+    match = _UPDATE_KEY.match(key)
+    if match is None:
+        raise MessageError(f"key {key!r}: expected updates/<fleet>/<round>/<thing>/{UPDATE_FILE}")
+    fleet, number, thing = match.groups()
+    return UpdateKey(fleet, int(number), thing)
+
+
+def model_prefix(fleet: str, version: str) -> str:
+    """Prefix of a model bundle."""
+    return f"models/{fleet}/{version}/"
+
+
+def report_prefix(fleet: str, number: int) -> str:
+    """Prefix of what the aggregator writes about a round."""
+    return f"reports/{fleet}/{number:06d}/"
+
+
+def report_key(fleet: str, number: int) -> str:
+    """Object key of a round's report."""
+    return f"{report_prefix(fleet, number)}report.json"
+
+
+def evaluation_key(fleet: str) -> str:
+    """Object key of the operator's evaluation set (a ``.npz`` with ``x`` and ``y``); it need not exist."""
+    return f"evaluation/{fleet}/data.npz"
+
+
+def next_version(base: str, number: int) -> str:
+    """Version that round ``number`` gives a model: the base's major (its graph), the round as minor.
+
+    >>> next_version("1.0.0", 7)
+    '1.7.0'
+    """
+    major = base.split(".", 1)[0]
+    return f"{major}.{number}.0"
+
+
+def version_order(version: str) -> tuple[int, ...]:
+    """Key to sort versions by."""
+    return tuple(int(part) for part in version.split("."))

@@ -1,0 +1,89 @@
+"""A round's report: what went in, what was refused and why, what came out, and where it went."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
+
+Outcome = Literal["released", "held", "insufficient_updates"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class UpdateEntry(_Part):
+    """An update that was used. ``weight`` is its share of the sum, ``norm`` the L2 norm of its difference."""
+
+    thing: ThingName
+    key: str
+    etag: str
+    bytes: int
+    num_examples: int
+    weight: float
+    norm: float
+    metrics: dict[str, float] = {}
+
+
+class QuarantinedEntry(_Part):
+    """An update that was refused. ``reason`` is a stable code, ``detail`` a sentence."""
+
+    thing: str
+    key: str
+    bytes: int
+    reason: str
+    detail: str
+
+
+class Evaluation(_Part):
+    """A model on the operator's evaluation set."""
+
+    loss: float
+    accuracy: float | None = None
+    examples: int
+
+
+class ModelEntry(_Part):
+    """A model version and its digests."""
+
+    version: Version
+    parameters_sha256: Sha256
+    graph_sha256: Sha256
+
+
+class ReleaseEntry(_Part):
+    """How a version reached the fleet."""
+
+    component_arn: str
+    deployment_id: str
+    target_arn: str
+
+
+class RoundReport(_Part):
+    """``reports/<fleet>/<round>/report.json``."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    fleet: FleetName
+    round: RoundNumber
+    outcome: Outcome
+    reason: str = ""
+    strategy: str
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
+    base: ModelEntry
+    model: ModelEntry | None = None
+    updates: tuple[UpdateEntry, ...] = ()
+    quarantined: tuple[QuarantinedEntry, ...] = ()
+    evaluation_base: Evaluation | None = None
+    evaluation: Evaluation | None = None
+    inference_accuracy: dict[str, float] = {}
+    release: ReleaseEntry | None = None
+    bytes_read: int = 0
+    seconds: dict[str, float] = {}
+
+    def to_json(self) -> bytes:
+        """Return the file's content."""
+        return (self.model_dump_json(by_alias=True, indent=2) + "\n").encode()

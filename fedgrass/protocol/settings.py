@@ -1,0 +1,113 @@
+"""A fleet's settings: what a round does unless its start says otherwise."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.messages import FitTask, UpdateTask
+
+
+class _Settings(BaseModel):
+    # A misspelt setting must not pass silently: unlike messages, settings are written by hand.
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fit(FitTask):
+    """Local training, strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Update(UpdateTask):
+    """Encoding of updates, strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Strategy(_Settings):
+    """How updates are combined: a name and its options."""
+
+    name: str = Field(default="fedavg", max_length=200)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Checks(_Settings):
+    """Bounds that an update must keep. 0 switches a bound off."""
+
+    max_examples: int = Field(default=1_000_000, ge=1, description="An update's example count is capped here")
+    max_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="L2 norm over which one is refused")
+
+
+class Gate(_Settings):
+    """When a new model is good enough: its accuracy may fall by at most ``tolerance`` (0.02 = two points)."""
+
+    tolerance: float = Field(default=0.02, ge=0, le=1)
+
+
+class Aggregation(_Settings):
+    """The Processing job."""
+
+    instance_type: str = Field(default="ml.m5.large", max_length=40)
+    instance_count: int = Field(default=1, ge=1, le=100)
+    volume_gb: int = Field(default=30, ge=1, le=16384)
+    timeout_seconds: int = Field(default=3600, ge=10, le=432_000)
+
+
+class Rollout(_Settings):
+    """How long the round waits to see the new model active on the devices that are alive."""
+
+    wait_seconds: int = Field(default=600, ge=0, le=86_400)
+
+
+class FleetSettings(_Settings):
+    """All of it. Defaults suit a first round; an execution's input is laid over them."""
+
+    rounds: int = Field(default=1, ge=1, le=1000, description="Rounds to run one after the other")
+    fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the fleet that is asked")
+    min_devices: int = Field(default=2, ge=1, description="Devices that must be able to train for a round to open")
+    min_updates: int = Field(default=2, ge=1, description="Updates without which the round changes nothing")
+    quorum: float = Field(default=1.0, gt=0, le=1, description="Share of the asked devices that ends the waiting")
+    deadline_seconds: int = Field(default=3600, ge=1, le=31_536_000)
+    release: Literal["every_round", "never"] = "every_round"
+    fit: Fit = Fit()
+    update: Update = Update()
+    strategy: Strategy = Strategy()
+    checks: Checks = Checks()
+    gate: Gate = Gate()
+    aggregation: Aggregation = Aggregation()
+    rollout: Rollout = Rollout()
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> FleetSettings:
+        if self.min_updates > self.min_devices:
+            raise ValueError(
+                f"min_updates ({self.min_updates}) is more than min_devices ({self.min_devices}): "
+                "a round could open that can never succeed"
+            )
+        return self
+
+    def overridden(self, changes: dict[str, Any]) -> FleetSettings:
+        """Return these settings with ``changes`` laid over them, objects merged key by key.
+
+        Raises
+        ------
+        ConfigurationError
+            Naming the first setting that is unknown or out of range.
+        """
+        try:
+            return FleetSettings.model_validate(_merge(self.model_dump(), changes))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "settings"
+            raise ConfigurationError(f"{where}: {first['msg']} (found {str(first.get('input'))[:60]})") from error
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
