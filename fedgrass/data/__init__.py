@@ -1,1 +1,6 @@
 """Training data on a device: loaders by name, and the split that keeps some for admission."""
+
+from fedgrass.data.arrays import ArrayDataset, Split, split
+from fedgrass.data.loaders import DataSettings, load
+
+__all__ = ["ArrayDataset", "DataSettings", "Split", "load", "split"]
