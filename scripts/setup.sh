@@ -1,0 +1,26 @@
+# Sourced by the other scripts: makes .venv hold what the named extras need, once per change of what they need.
+# usage: . scripts/setup.sh; ensure_venv local,dev
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+ensure_venv() {
+  local extras=$1 python="" candidate stamp
+  for candidate in python3 python3.13 python3.12 python3.11 python3.10; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
+      python=$candidate
+      break
+    fi
+  done
+  if [ -z "$python" ]; then
+    echo "fedgrass needs Python 3.10 to 3.13 with the venv module; none was found on the PATH." >&2
+    exit 1
+  fi
+  # One stamp per set of extras: the demo's set is part of the tests'.
+  stamp=.venv/.fedgrass-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$extras
+  if [ ! -e "$stamp" ]; then
+    echo "Setting up .venv with $extras (once; takes a few minutes on a slow link) …" >&2
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]" 2> >(grep -v '^WARNING' >&2)
+    touch "$stamp"
+  fi
+}
