@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+import boto3
+from botocore.config import Config
 
 ACCOUNT = "123456789012"
 REGION = "us-east-1"
+_PLACEHOLDER = "local"  # credentials: nothing here checks a signature
 
 
 def arn(service: str, resource: str) -> str:
@@ -14,15 +19,24 @@ def arn(service: str, resource: str) -> str:
 
 
 def client_environment(endpoint_url: str) -> Mapping[str, str]:
-    """Return the variables with which any AWS SDK, the AWS CLI and the GDK use the local endpoint.
-
-    The credentials are placeholders: nothing here checks a signature.
-    """
+    """Return the variables with which any AWS SDK, the AWS CLI and the GDK use the local endpoint."""
     return {
         "AWS_ENDPOINT_URL": endpoint_url,
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,
-        "AWS_ACCESS_KEY_ID": "local",
-        "AWS_SECRET_ACCESS_KEY": "local",
+        "AWS_ACCESS_KEY_ID": _PLACEHOLDER,
+        "AWS_SECRET_ACCESS_KEY": _PLACEHOLDER,
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+def client(service: str, endpoint_url: str) -> Any:
+    """Return a boto3 client of ``service`` at the local endpoint."""
+    return boto3.client(
+        service,
+        endpoint_url=endpoint_url,
+        region_name=REGION,
+        aws_access_key_id=_PLACEHOLDER,
+        aws_secret_access_key=_PLACEHOLDER,
+        config=Config(max_pool_connections=16, s3={"addressing_style": "path"}),
+    )

@@ -1,0 +1,80 @@
+"""``python -m local.aws``: an AWS account on this machine, until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedgrass.errors import ConfigurationError, FedgrassError
+from local.aws.server import LocalAws
+
+_FORMAT = "time=%(asctime)s level=%(levelname)s logger=%(name)s thread=%(threadName)s %(message)s"
+
+
+def main(
+    state: Annotated[Path, typer.Option(help="Folder for the ready file (endpoint.json), logs and job folders.")],
+    port: Annotated[int, typer.Option(help="Port of the endpoint; 0 takes a free one.")] = 0,
+    mqtt: Annotated[str, typer.Option(help="HOST:PORT of a broker, such as mosquitto; else one is embedded.")] = "",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log moto and every request.")] = False,
+) -> None:
+    """Serve an AWS account on loopback: point AWS_ENDPOINT_URL at it, from any SDK, the AWS CLI or the GDK.
+
+    When STATE/endpoint.json appears, all is up. SIGTERM or Ctrl-C stops it and everything it started. What was
+    created is in memory only.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    _log(state, verbose=verbose)
+    account = LocalAws(state, port=port, mqtt=_address(mqtt))
+    ready = account.start()
+    logging.getLogger(__name__).info("ready %s", " ".join(f"{name}={value}" for name, value in ready.items()))
+    stop.wait()
+    account.stop()
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigurationError(f"--mqtt takes HOST:PORT, such as 127.0.0.1:1883; found {text!r}.")
+    return host, int(port)
+
+
+def _log(state: Path, *, verbose: bool) -> None:
+    logs = state / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(logs / "aws.log")
+    console = logging.StreamHandler()
+    console.addFilter(lambda record: verbose or record.name.startswith(("local", "__main__")))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format=_FORMAT, handlers=[file, console])
+    for chatty in ("amqtt", "botocore", "transitions", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def run() -> None:
+    """Run the command and end the process at once: moto's threads cannot be asked to."""
+    code = 0
+    try:
+        typer.run(main)
+    except FedgrassError as error:
+        logging.getLogger(__name__).error("%s", error)
+        code = 1
+    except SystemExit as leaving:  # --help, or a wrong option
+        code = leaving.code if isinstance(leaving.code, int) else 1
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    run()

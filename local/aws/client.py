@@ -1,0 +1,88 @@
+"""Start the local AWS as a process of its own, from the demo, a script or a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fedgrass.errors import ConfigurationError
+from local.aws.account import client, client_environment
+from local.processes import spawn, stop
+
+_READY_FILE = "endpoint.json"
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class LocalAwsProcess:
+    """A running ``python -m local.aws``; leaving its ``with`` block stops it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], ready: Mapping[str, Any]) -> None:
+        self.process = process
+        self.endpoint_url = str(ready["endpoint_url"])
+        self.mqtt = f"{ready['mqtt_host']}:{ready['mqtt_port']}"
+        self.region = str(ready["region"])
+        self.account = str(ready["account"])
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables with which AWS SDKs, the CLI and the GDK use this account."""
+        return dict(client_environment(self.endpoint_url))
+
+    def client(self, service: str) -> Any:
+        """Return a boto3 client of this account."""
+        return client(service, self.endpoint_url)
+
+    def stop(self) -> None:
+        """End the process and everything it started."""
+        stop(self.process)
+
+    def __enter__(self) -> LocalAwsProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start(state: Path, *, mqtt: str | None = None, timeout: float = 60.0) -> LocalAwsProcess:
+    """Start the local AWS and wait until all of it is up.
+
+    Parameters
+    ----------
+    state
+        Folder for its ready file and logs.
+    mqtt
+        ``HOST:PORT`` of a broker to use; an embedded one if None.
+    timeout
+        Seconds to wait.
+
+    Raises
+    ------
+    ConfigurationError
+        If it ends or is not ready in time; the message holds what it last wrote.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    ready = state / _READY_FILE
+    ready.unlink(missing_ok=True)
+    log = state / "stderr.log"
+    argv = [sys.executable, "-m", "local.aws", "--state", str(state.resolve())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+    with log.open("wb") as stderr:
+        process = spawn(argv + (["--mqtt", mqtt] if mqtt else []), env=environment, stdout=stderr, stderr=stderr)
+    deadline = time.monotonic() + timeout
+    while not ready.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            state_of = f"ended with code {process.returncode}" if process.poll() is not None else "is not ready"
+            stop(process)
+            raise ConfigurationError(
+                f"The local AWS {state_of} after {timeout:.0f} s or less. It wrote: {log.read_text()[-2000:]}"
+            )
+        time.sleep(0.02)
+    return LocalAwsProcess(process, json.loads(ready.read_text()))

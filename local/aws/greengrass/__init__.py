@@ -1,0 +1,1 @@
+"""AWS IoT Greengrass v2: components, deployments and core devices."""

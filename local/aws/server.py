@@ -1,0 +1,138 @@
+"""The local AWS account: every service, wired."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from moto.core.config import default_user_config
+
+from fedgrass.errors import ConfigurationError
+from local.aws import things
+from local.aws.account import ACCOUNT, REGION, client, client_environment
+from local.aws.broker import EmbeddedBroker
+from local.aws.bus import Bus
+from local.aws.children import Children
+from local.aws.endpoint import Application, Server
+from local.aws.greengrass.service import Greengrass
+from local.aws.iot_data import IotData
+from local.aws.objects import Objects
+
+logger = logging.getLogger(__name__)
+
+READY_FILE = "endpoint.json"
+
+
+class LocalAws:
+    """An AWS account in this process.
+
+    Parameters
+    ----------
+    state
+        Folder of this account: the ready file, logs, and Processing folders. One process at a time owns it.
+    port
+        Of the endpoint; 0 takes a free one.
+    mqtt
+        Address of a broker to use as IoT Core; an embedded one is started if None.
+    """
+
+    def __init__(self, state: Path, *, port: int = 0, mqtt: tuple[str, int] | None = None) -> None:
+        self.state = state.resolve()
+        self._cleanup = contextlib.ExitStack()
+        self._port = port
+        self._mqtt = mqtt
+
+    def start(self) -> dict[str, Any]:
+        """Start everything, then write and return the ready file's content.
+
+        Raises
+        ------
+        ConfigurationError
+            If another process owns the state folder or the port is taken.
+        TransferError
+            If the broker cannot be reached.
+        """
+        with contextlib.ExitStack() as starting:
+            ready = self._start(starting)
+            self._cleanup = starting.pop_all()
+        return ready
+
+    def stop(self) -> None:
+        """Stop everything, in the reverse order."""
+        self._cleanup.close()
+
+    def _start(self, cleanup: contextlib.ExitStack) -> dict[str, Any]:
+        self._own_state(cleanup)
+        host, port = self._mqtt or self._embedded_broker(cleanup)
+        bus = Bus(host, port)
+        children = Children()
+        cleanup.callback(children.stop_all)
+
+        application = Application()
+        server = self._bind(application)
+        endpoint_url = f"http://127.0.0.1:{server.port}"
+        cleanup.callback(server.stop)
+        os.environ.update(client_environment(endpoint_url))
+        os.environ["MOTO_PORT"] = str(server.port)  # moto's state machine interpreter calls services there
+        default_user_config["stepfunctions"] = {"execute_state_machine": True}
+
+        greengrass = Greengrass(
+            objects=Objects(client("s3", endpoint_url)),
+            target_exists=things.exists,
+            things_of=things.members,
+            publish=bus.publish,
+            emit=lambda *event: logger.debug("event %s", event),
+        )
+        cleanup.callback(greengrass.stop)
+        iot_data = IotData(bus)
+        bus.add_handler(greengrass.handle)
+        application.layers |= {"greengrass": greengrass.layer, "iotdata": iot_data.layer}
+        application.after |= dict.fromkeys(("iot", "cloudformation"), greengrass.deployments.jobs.refresh)
+        application.warm()
+        bus.start()
+        cleanup.callback(bus.stop)
+        server.start()
+        return self._write_ready(cleanup, endpoint_url, host, port)
+
+    def _own_state(self, cleanup: contextlib.ExitStack) -> None:
+        self.state.mkdir(parents=True, exist_ok=True)
+        lock = cleanup.enter_context((self.state / "lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigurationError(
+                f"Another local AWS owns {self.state}. Stop it, or give --state another folder."
+            ) from error
+
+    def _embedded_broker(self, cleanup: contextlib.ExitStack) -> tuple[str, int]:
+        broker = EmbeddedBroker()
+        cleanup.callback(broker.stop)
+        broker.start()
+        return broker.host, broker.port
+
+    def _bind(self, application: Application) -> Server:
+        try:
+            return Server(application, self._port)
+        except (OSError, SystemExit) as error:  # werkzeug exits when the port is taken
+            raise ConfigurationError(f"Port {self._port} is taken: give another, or 0 for a free one.") from error
+
+    def _write_ready(self, cleanup: contextlib.ExitStack, endpoint_url: str, host: str, port: int) -> dict[str, Any]:
+        ready = {
+            "endpoint_url": endpoint_url,
+            "mqtt_host": host,
+            "mqtt_port": port,
+            "region": REGION,
+            "account": ACCOUNT,
+            "pid": os.getpid(),
+        }
+        path = self.state / READY_FILE
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(ready, indent=2))
+        partial.replace(path)
+        cleanup.callback(path.unlink, missing_ok=True)
+        return ready
