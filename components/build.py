@@ -53,7 +53,9 @@ def build(project: Path) -> Path:
         component = json.loads((project / "gdk-config.json").read_text())["component"]
         [(name, settings)] = component.items()
     except (OSError, ValueError, KeyError) as error:
-        raise SystemExit(f"{project}: expected a GDK project with one component in gdk-config.json ({error})") from error
+        raise SystemExit(
+            f"{project}: expected a GDK project with one component in gdk-config.json ({error})"
+        ) from error
     recipe = (project / "recipe.yaml").resolve()
     output = project / "greengrass-build"
     shutil.rmtree(output, ignore_errors=True)
@@ -75,7 +77,9 @@ def projects() -> list[Path]:
 def main() -> None:
     """Build what the present folder is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("project", nargs="?", type=Path, default=Path.cwd(), help="folder of a GDK project (default: here)")
+    parser.add_argument(
+        "project", nargs="?", type=Path, default=Path.cwd(), help="folder of a GDK project (default: here)"
+    )
     chosen = parser.parse_args().project.resolve()
     for project in projects() if chosen == ROOT else [chosen]:
         output = build(project)

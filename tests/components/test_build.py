@@ -1,0 +1,130 @@
+"""The builder, the recipes and the GDK projects."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMAS = ROOT.parent / "shared" / "schemas"
+PROJECTS = [ROOT, *sorted(path.parent for path in (ROOT / "components").glob("*/gdk-config.json"))]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="the GDK's schemas are not on this machine")
+
+
+def lowered(value: Any) -> Any:
+    """Keys in lower case, as the GDK compares them with its schema."""
+    if isinstance(value, dict):
+        return {key.lower(): lowered(item) for key, item in value.items()}
+    return [lowered(item) for item in value] if isinstance(value, list) else value
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy to build in: tests run side by side."""
+    subprocess.run(
+        [
+            "cp",
+            "-a",
+            *(str(ROOT / name) for name in ("components", "recipes", "fedgrass", "gdk-config.json", "recipe.yaml")),
+            tmp_path,
+        ],
+        check=True,
+    )
+    return tmp_path
+
+
+def build(checkout: Path, project: Path) -> None:
+    command = json.loads((project / "gdk-config.json").read_text())["component"].popitem()[1]["build"][
+        "custom_build_command"
+    ]
+    assert command[0] == "python3"
+    subprocess.run([sys.executable, *command[1:]], cwd=project, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_build_in_the_components_folder_and_one_at_the_root_give_the_same_bytes(checkout: Path) -> None:
+    trainer = checkout / "components" / "trainer"
+    build(checkout, trainer)
+    alone = tree(trainer / "greengrass-build")
+    (checkout / "components" / "trainer" / "__main__.py").touch()  # another time, the same content
+    build(checkout, checkout)
+    assert tree(trainer / "greengrass-build") == alone
+    assert alone.keys() == {
+        "artifacts/com.fedgrass.Trainer/NEXT_PATCH/trainer.zip",
+        "recipes/com.fedgrass.Trainer.yaml",
+    }
+    assert (checkout / "greengrass-build" / "recipes" / "com.fedgrass.Suite.yaml").is_file()
+
+
+def test_an_archive_holds_one_component_and_nothing_of_the_cloud_or_the_others(checkout: Path) -> None:
+    build(checkout, checkout)
+    for project in (checkout / "components").glob("*/gdk-config.json"):
+        name = project.parent.name
+        [archive] = project.parent.glob("greengrass-build/artifacts/*/NEXT_PATCH/*.zip")
+        with zipfile.ZipFile(archive) as opened:
+            names = opened.namelist()
+        allowed = (f"components/{name}/", "fedgrass/") if name == "runtime" else (f"components/{name}/",)
+        assert names
+        assert [entry for entry in names if not entry.startswith(allowed)] == []
+        assert [entry for entry in names if "/cli" in entry or "__pycache__" in entry] == []
+
+
+@needs_schemas
+@pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
+def test_each_gdk_config_satisfies_the_gdks_schema(project: Path) -> None:
+    schema = json.loads((SCHEMAS / "gdk-1.6.2-config.schema.json").read_text())
+    jsonschema.validate(json.loads((project / "gdk-config.json").read_text()), schema)
+
+
+@needs_schemas
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_satisfies_the_gdks_schema(path: Path) -> None:
+    schema = json.loads((SCHEMAS / "gdk-1.6.2-recipe.schema.json").read_text())
+    jsonschema.validate(lowered(yaml.safe_load(path.read_text())), schema)
+
+
+@pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
+def test_each_project_names_the_component_of_its_recipe(project: Path) -> None:
+    [name] = json.loads((project / "gdk-config.json").read_text())["component"]
+    recipe = project / "recipe.yaml"
+    assert recipe.is_symlink()
+    assert recipe.resolve().parent == ROOT / "recipes"
+    assert yaml.safe_load(recipe.read_text())["ComponentName"] == name
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_keeps_to_what_nucleus_lite_takes(path: Path) -> None:
+    text = path.read_text()
+    recipe = yaml.safe_load(text)
+    assert len(text.encode()) <= 16_000
+    for manifest in recipe["Manifests"]:
+        assert manifest["Platform"]["runtime"] == "*"
+        lifecycle = manifest["Lifecycle"]
+        assert lifecycle
+        assert lifecycle.keys() <= {"install", "startup", "run"}
+        for step in lifecycle.values():
+            script = step if isinstance(step, str) else step["Script"]
+            variables = re.findall(r"\{([^}]*)\}?", script)
+            assert set(variables) <= {"artifacts:path", "artifacts:decompressedPath", "work:path", "kernel:rootPath"}
+    access = recipe.get("ComponentConfiguration", {}).get("DefaultConfiguration", {}).get("accessControl", {})
+    assert len(json.dumps(access)) <= 2_700
+    assert sum(len(policies) for policies in access.values()) <= 8
