@@ -37,6 +37,12 @@ class TensorFileError(FedgrassError):
     code = "tensor_file"
 
 
+class TruncatedFileError(TensorFileError):
+    """A safetensors file ends before what its header promises."""
+
+    code = "truncated"
+
+
 class DataError(FedgrassError):
     """Training data are missing, empty, or do not fit the model."""
 
@@ -71,3 +77,41 @@ class RoundRefusedError(FedgrassError):
     """A round cannot open now (one is open, or too few devices are fit)."""
 
     code = "round_refused"
+
+
+class UpdateError(FedgrassError):
+    """An update is refused. ``code`` is the reason that reports and figures count (`fedgrass.update.header.Reason`)."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class ReleaseError(FedgrassError):
+    """A model version could not be published or deployed; running again continues where it stopped."""
+
+    code = "release"
+
+
+class RecordError(FedgrassError):
+    """An item of a table is missing, or is not what this version reads."""
+
+    code = "record"
+
+
+class InsufficientUpdatesError(FedgrassError):
+    """A round's deadline came with fewer updates than the settings ask for; the model is unchanged."""
+
+    code = "insufficient_updates"
+
+
+class AggregationError(FedgrassError):
+    """The Processing job of a round could not be started, failed, or left no report."""
+
+    code = "aggregation"
+
+
+class InfrastructureError(FedgrassError):
+    """The fleet's stack could not be deployed, or is not in a state to be used."""
+
+    code = "infrastructure"

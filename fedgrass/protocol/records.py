@@ -1,0 +1,240 @@
+"""The items of the two DynamoDB tables, and their way in and out.
+
+========= =========== ================================= ==========================================================
+table     hash, range range key                         item
+========= =========== ================================= ==========================================================
+devices   fleet,thing ``<thing>``                       `Device`: the last heartbeat, written by the topic rule itself
+devices   fleet,thing ``<thing>#model``                 `DeviceModel`: what became of the last model there
+rounds    fleet,key   ``settings``                      the fleet's settings
+rounds    fleet,key   ``state``                         `FleetState`: the lock, the last number, the current model
+rounds    fleet,key   ``round#000007``                  `RoundRecord`
+rounds    fleet,key   ``round#000007#<thing>``          `Participation`: one device's part in the round
+========= =========== ================================= ==========================================================
+
+DynamoDB has no floats: numbers travel as decimals. Times that the cloud takes of a device's message are epoch
+milliseconds (as the topic rule gives them); other times are ISO 8601 text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Literal, TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
+
+from fedgrass.errors import RecordError
+from fedgrass.protocol.messages import Base, Cohort, Count, Finite, Heartbeat, Metrics, Reason
+from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
+from fedgrass.protocol.settings import FleetSettings
+
+SETTINGS_KEY = "settings"
+STATE_KEY = "state"
+MODEL_SUFFIX = "#model"
+
+Phase = Literal["collecting", "aggregating", "rolling_out", "closed"]
+RoundOutcome = Literal["released", "held", "insufficient_updates", "failed", "cancelled"]
+ModelOutcome = Literal["active", "refused", "rolled_back"]
+
+ALIVE_INTERVALS = 3
+"""A device that was silent for this many of its own heartbeat intervals is not counted."""
+
+R = TypeVar("R", bound="Record")
+
+
+class Record(BaseModel):
+    """Base of every item. Unknown attributes are ignored, so that old readers survive new writers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def to_item(self) -> dict[str, Any]:
+        """Return the item's attributes, without those that are None."""
+        item: dict[str, Any] = to_attribute(self.model_dump(mode="json", exclude_none=True))
+        return item
+
+    @classmethod
+    def from_item(cls: type[R], item: Mapping[str, Any]) -> R:
+        """Read an item; raises `RecordError` naming the attribute that is wrong."""
+        try:
+            return cls.model_validate(dict(item))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "item"
+            name = item.get("key") or item.get("thing")
+            raise RecordError(
+                f"{cls.__name__} {name!r} of fleet {item.get('fleet')!r}: {where}: {first['msg']} "
+                f"(found {str(first.get('input'))[:60]})"
+            ) from error
+
+
+class Device(Heartbeat, Record):
+    """A device's last heartbeat, as the topic rule wrote it."""
+
+    received_at: Count = Field(description="Epoch milliseconds, by the cloud's clock")
+
+    def alive(self, now_ms: float) -> bool:
+        """Whether it was heard within three of its own intervals."""
+        return now_ms - self.received_at <= ALIVE_INTERVALS * self.interval_seconds * 1000
+
+
+class DeviceModel(Record):
+    """What became of the last model that a device was given."""
+
+    fleet: FleetName
+    thing: str = Field(description="The thing's name and the suffix `#model`")
+    version: Version
+    outcome: ModelOutcome
+    reason: Reason = ""
+    active_version: Version | None = None
+    metrics: Metrics = {}
+    received_at: Count
+    expires: Count | None = None
+
+
+class OpenRound(Record):
+    """The fleet's lock: the round that is open and the execution that holds it."""
+
+    round: RoundNumber
+    execution: str
+    opened_at: AwareDatetime
+
+
+class FleetState(Record):
+    """What a fleet is at: ``model`` is its newest released version, the base of the next round."""
+
+    last: int = Field(default=0, ge=0, description="Number of the last round that was opened")
+    open: OpenRound | None = None
+    model: Base | None = None
+
+
+class RoundRecord(Record):
+    """A round. Counters are of devices; tokens belong to the execution and are of no use to anyone else."""
+
+    fleet: FleetName
+    round: RoundNumber
+    phase: Phase = "collecting"
+    outcome: RoundOutcome | None = None
+    reason: str = ""
+    execution: str
+    settings: FleetSettings
+    base: Base
+    version: Version = Field(description="Version that the round's model gets if it is released")
+    cohort: Cohort
+    alive: int = Field(ge=0, description="Devices heard of at the opening")
+    asked: int = Field(ge=0, description="Of these, the able ones that the cohort takes")
+    quorum: int = Field(ge=1, description="Uploads that end the collecting")
+
+    opened_at: AwareDatetime
+    deadline: AwareDatetime
+    collected_at: AwareDatetime | None = None
+    aggregated_at: AwareDatetime | None = None
+    closed_at: AwareDatetime | None = None
+    announced: bool = True
+
+    uploaded: int = 0
+    declined: int = 0
+    failed: int = 0
+    late: int = 0
+    bytes_uploaded: int = 0
+    last_upload_at: int | None = Field(default=None, description="Epoch milliseconds")
+
+    active: int = 0
+    refused: int = 0
+    rolled_back: int = 0
+    last_model_at: int | None = Field(default=None, description="Epoch milliseconds")
+
+    participants: int | None = None
+    quarantined: int | None = None
+    accuracy: Finite | None = None
+    loss: Finite | None = None
+
+    job: str | None = None
+    collect_token: str | None = None
+    job_token: str | None = None
+    rollout_token: str | None = None
+
+    def to_item(self) -> dict[str, Any]:
+        """Return the item with its range key."""
+        return {**super().to_item(), "key": round_key(self.round)}
+
+    @field_serializer("settings")
+    def _settings_as_text(self, settings: FleetSettings) -> str:
+        return settings.model_dump_json()
+
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _settings_from_text(cls, value: object) -> object:
+        return FleetSettings.model_validate_json(value) if isinstance(value, str) else value
+
+    @property
+    def answered(self) -> int:
+        """Devices that said what became of the round with them, in time."""
+        return self.uploaded + self.declined + self.failed
+
+    @property
+    def collected(self) -> bool:
+        """Whether there is nothing left to wait for: the quorum is there, or nobody is left who could add to it."""
+        return self.uploaded >= self.quorum or self.answered >= self.asked
+
+    @property
+    def rolled_out(self) -> bool:
+        """Whether as many devices as were alive at the opening have said what became of the new model."""
+        return self.active + self.refused + self.rolled_back >= self.alive
+
+    @property
+    def seconds_release_to_active(self) -> float | None:
+        """Seconds from the last upload to the last device's word on the new model."""
+        if self.last_upload_at is None or self.last_model_at is None:
+            return None
+        return (self.last_model_at - self.last_upload_at) / 1000
+
+
+class Participation(Record):
+    """One device's part in a round: its update notice, and what became of the round's model there."""
+
+    fleet: FleetName
+    round: RoundNumber
+    thing: ThingName
+    status: Literal["uploaded", "declined", "failed"] | None = None
+    late: bool = Field(default=False, description="The notice came when collecting was over; it is not counted")
+    reason: Reason = ""
+    object_key: str | None = None
+    sha256: str | None = None
+    bytes: Count = 0
+    num_examples: Count = 0
+    metrics: Metrics = {}
+    seconds_train: float = 0.0
+    received_at: Count | None = None
+
+    model_outcome: ModelOutcome | None = None
+    model_reason: Reason = ""
+    model_metrics: Metrics = {}
+    model_received_at: Count | None = None
+
+    def to_item(self) -> dict[str, Any]:
+        """Return the item with its range key."""
+        return {**super().to_item(), "key": participation_key(self.round, self.thing)}
+
+
+def round_key(number: int) -> str:
+    """Range key of a round's record."""
+    return f"round#{number:06d}"
+
+
+def participation_key(number: int, thing: str) -> str:
+    """Range key of one device's part in a round."""
+    return f"{round_key(number)}#{thing}"
+
+
+def to_attribute(value: Any) -> Any:
+    """Return ``value`` with its floats as decimals, which is what DynamoDB takes.
+
+    A float beyond DynamoDB's range (1e-130 to 1e125) becomes text, which reads back as the same float.
+    """
+    if isinstance(value, float):
+        return Decimal(repr(value)) if value == 0 or 1e-129 < abs(value) < 1e125 else repr(value)
+    if isinstance(value, dict):
+        return {key: to_attribute(below) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_attribute(below) for below in value]
+    return value

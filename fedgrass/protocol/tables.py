@@ -1,0 +1,203 @@
+"""Questions to the two tables that more than one part asks: handlers, the aggregator, the command line, the console.
+
+Tables are boto3's ``Table`` resources, passed in: this package does without boto3.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from fedgrass.errors import ConfigurationError, RecordError
+from fedgrass.protocol.messages import Base
+from fedgrass.protocol.names import version_order
+from fedgrass.protocol.records import (
+    MODEL_SUFFIX,
+    SETTINGS_KEY,
+    STATE_KEY,
+    Device,
+    DeviceModel,
+    FleetState,
+    Participation,
+    RoundRecord,
+    round_key,
+)
+from fedgrass.protocol.settings import FleetSettings
+
+log = logging.getLogger(__name__)
+
+
+class Table(Protocol):
+    """What is used of boto3's ``Table``."""
+
+    name: str
+    meta: Any
+
+    def get_item(self, **arguments: Any) -> dict[str, Any]:
+        """GetItem."""
+        ...
+
+    def put_item(self, **arguments: Any) -> dict[str, Any]:
+        """PutItem."""
+        ...
+
+    def update_item(self, **arguments: Any) -> dict[str, Any]:
+        """UpdateItem."""
+        ...
+
+    def query(self, **arguments: Any) -> dict[str, Any]:
+        """Query."""
+        ...
+
+
+@dataclass(frozen=True)
+class FleetMember:
+    """A device as the cloud knows it: its last heartbeat, its last word on a model, or both."""
+
+    thing: str
+    heartbeat: Device | None = None
+    model: DeviceModel | None = None
+
+    def alive(self, now_ms: float) -> bool:
+        """Whether it was heard within three of its own intervals."""
+        return self.heartbeat is not None and self.heartbeat.alive(now_ms)
+
+
+def load_settings(rounds: Table, fleet: str) -> FleetSettings:
+    """Return the fleet's settings; the defaults if it has none.
+
+    Raises
+    ------
+    ConfigurationError
+        If what is stored is not valid.
+    """
+    item = _get(rounds, fleet, SETTINGS_KEY)
+    if item is None:
+        return FleetSettings()
+    try:
+        return FleetSettings.model_validate_json(item["json"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "document"
+        raise ConfigurationError(f"settings of fleet {fleet!r}: {where}: {first['msg']}. Save them again") from error
+
+
+def save_settings(rounds: Table, fleet: str, settings: FleetSettings) -> None:
+    """Store what the fleet's rounds do from now on; only what differs from the defaults is stored."""
+    text = json.dumps(settings.model_dump(mode="json", exclude_defaults=True))
+    rounds.put_item(Item={"fleet": fleet, "key": SETTINGS_KEY, "json": text})
+
+
+def load_state(rounds: Table, fleet: str) -> FleetState:
+    """Return what the fleet is at; nothing yet if no model was ever published."""
+    return FleetState.from_item(_get(rounds, fleet, STATE_KEY) or {})
+
+
+def set_current_model(rounds: Table, fleet: str, model: Base) -> bool:
+    """Make ``model`` the base of the next round, unless a newer version is current already. Safe to repeat.
+
+    Returns
+    -------
+    bool
+        Whether ``model`` is the current one now.
+    """
+    for _ in range(10):
+        current = load_state(rounds, fleet).model
+        if current is not None and version_order(current.version) >= version_order(model.version):
+            return current == model
+        values: dict[str, Any] = {":model": model.model_dump()}
+        condition = "attribute_not_exists(#model)"
+        if current is not None:
+            values[":version"] = current.version
+            condition = "#model.version = :version"
+        try:
+            rounds.update_item(
+                Key={"fleet": fleet, "key": STATE_KEY},
+                UpdateExpression="SET #model = :model",
+                ConditionExpression=condition,
+                ExpressionAttributeNames={"#model": "model"},
+                ExpressionAttributeValues=values,
+            )
+            return True
+        except rounds.meta.client.exceptions.ConditionalCheckFailedException:
+            continue  # another writer was first: compare with what it wrote
+    raise RecordError(f"state of fleet {fleet!r}: the current model keeps changing under this writer; try again")
+
+
+def load_round(rounds: Table, fleet: str, number: int) -> RoundRecord:
+    """Return a round's record; raises `RecordError` if there is none."""
+    item = _get(rounds, fleet, round_key(number))
+    if item is None:
+        raise RecordError(f"round {number} of fleet {fleet!r}: there is no record of it; see `fedgrass round list`")
+    return RoundRecord.from_item(item)
+
+
+def recent_rounds(rounds: Table, fleet: str, limit: int = 20) -> list[RoundRecord]:
+    """Return the last rounds, the newest first."""
+    last = load_state(rounds, fleet).last
+    items = (_get(rounds, fleet, round_key(number)) for number in range(last, max(0, last - limit), -1))
+    return [RoundRecord.from_item(item) for item in items if item is not None]
+
+
+def participations(rounds: Table, fleet: str, number: int) -> Iterator[Participation]:
+    """Return what is known of each device's part in a round, in the order of thing names."""
+    for item in _query(rounds, "key", fleet, f"{round_key(number)}#"):
+        yield Participation.from_item(item)
+
+
+def fleet_members(devices: Table, fleet: str) -> list[FleetMember]:
+    """Return the fleet's devices in the order of their names. An item that cannot be read is logged and left out.
+
+    TTL removes an item up to days after it expired, so that is looked at here as well.
+    """
+    now = time.time()
+    heartbeats: dict[str, Device] = {}
+    models: dict[str, DeviceModel] = {}
+    for item in _query(devices, "thing", fleet, ""):
+        if item.get("expires", now) < now:
+            continue
+        thing = str(item["thing"])
+        try:
+            if thing.endswith(MODEL_SUFFIX):
+                models[thing.removesuffix(MODEL_SUFFIX)] = DeviceModel.from_item(item)
+            else:
+                heartbeats[thing] = Device.from_item(item)
+        except RecordError as error:
+            log.warning("unreadable device item: %s", error)
+    return [
+        FleetMember(thing, heartbeats.get(thing), models.get(thing))
+        for thing in sorted(heartbeats.keys() | models.keys())
+    ]
+
+
+def _get(table: Table, fleet: str, key: str) -> dict[str, Any] | None:
+    # Consistent: a round that opened a moment ago must be seen.
+    item: dict[str, Any] | None = table.get_item(Key={"fleet": fleet, "key": key}, ConsistentRead=True).get("Item")
+    return item
+
+
+def _query(table: Table, range_name: str, fleet: str, prefix: str) -> Iterator[dict[str, Any]]:
+    condition = "#fleet = :fleet"
+    names = {"#fleet": "fleet"}
+    values = {":fleet": fleet}
+    if prefix:
+        condition += " AND begins_with(#range, :prefix)"
+        names["#range"] = range_name
+        values[":prefix"] = prefix
+    arguments: dict[str, Any] = {
+        "KeyConditionExpression": condition,
+        "ExpressionAttributeNames": names,
+        "ExpressionAttributeValues": values,
+    }
+    while True:
+        page = table.query(**arguments)
+        yield from page["Items"]
+        if "LastEvaluatedKey" not in page:
+            return
+        arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
