@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgrass.errors import TensorFileError
+from fedgrass.errors import TensorFileError, TruncatedFileError
 
 Array = NDArray[Any]
 
@@ -73,7 +73,9 @@ class Header:
     file_bytes: int
 
 
-def read_header(stream: BinaryIO, *, file_bytes: int, name: str = "file") -> Header:
+def read_header(
+    stream: BinaryIO, *, file_bytes: int, name: str = "file", max_header_bytes: int = MAX_HEADER_BYTES
+) -> Header:
     """Read and check the header at the start of ``stream``; leaves the stream at the first tensor byte.
 
     Parameters
@@ -85,19 +87,22 @@ def read_header(stream: BinaryIO, *, file_bytes: int, name: str = "file") -> Hea
         the tensors must fill the rest of the file exactly, without holes or overlaps.
     name
         What to call the file in errors.
+    max_header_bytes
+        Bound on the header, for callers who know what it must hold.
 
     Raises
     ------
+    TruncatedFileError
+        If the file ends before what the header promises.
     TensorFileError
-        If anything about the header is not as the format says.
+        If anything else about the header is not as the format says.
     """
     prefix = _read_exactly(stream, 8, name)
     (length,) = struct.unpack("<Q", prefix)
-    if length > min(MAX_HEADER_BYTES, file_bytes - 8):
-        raise TensorFileError(
-            f"{name}: the header claims {length} bytes; at most {MAX_HEADER_BYTES}, and no more than the file's "
-            f"{file_bytes}, are accepted"
-        )
+    if length > max_header_bytes:
+        raise TensorFileError(f"{name}: the header claims {length} bytes; at most {max_header_bytes} are accepted")
+    if length > file_bytes - 8:
+        raise TruncatedFileError(f"{name}: the header claims {length} bytes, the whole file has {file_bytes}")
     try:
         header = json.loads(_read_exactly(stream, length, name), object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -118,9 +123,8 @@ def read_header(stream: BinaryIO, *, file_bytes: int, name: str = "file") -> Hea
             )
         position = tensor.end
     if 8 + length + position != file_bytes:
-        raise TensorFileError(
-            f"{name}: header and tensors make {8 + length + position} bytes, the file has {file_bytes}"
-        )
+        kind = TruncatedFileError if 8 + length + position > file_bytes else TensorFileError
+        raise kind(f"{name}: header and tensors make {8 + length + position} bytes, the file has {file_bytes}")
     return Header(tuple(tensors), metadata, 8 + length, file_bytes)
 
 
@@ -154,7 +158,7 @@ def read_into(stream: BinaryIO, array: Array, *, name: str) -> None:
     while view:
         count = stream.readinto(view)  # type: ignore[attr-defined]
         if not count:
-            raise TensorFileError(f"{name}: truncated, {len(view)} bytes are missing")
+            raise TruncatedFileError(f"{name}: truncated, {len(view)} bytes are missing")
         view = view[count:]
 
 
@@ -178,7 +182,7 @@ def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] |
 
     The same tensors in the same order with the same metadata give the same bytes.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     digest = hashlib.sha256()
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as stream:
@@ -232,7 +236,7 @@ def _read_exactly(stream: BinaryIO, count: int, name: str) -> bytes:
     while count > 0:
         block = stream.read(count)
         if not block:
-            raise TensorFileError(f"{name}: truncated, {count} bytes of the header are missing")
+            raise TruncatedFileError(f"{name}: truncated, {count} bytes of the header are missing")
         parts.append(block)
         count -= len(block)
     return b"".join(parts)

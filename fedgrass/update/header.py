@@ -1,0 +1,92 @@
+"""What an update says about itself, as the string metadata of its safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedgrass.errors import UpdateError
+from fedgrass.protocol.messages import Metrics
+from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName
+
+Reason = Literal[
+    "unexpected_key",
+    "duplicate",
+    "missing",
+    "too_large",
+    "truncated",
+    "corrupt_header",
+    "wrong_schema",
+    "unknown_codec",
+    "bad_examples",
+    "wrong_fleet",
+    "wrong_round",
+    "foreign_thing",
+    "wrong_base",
+    "wrong_graph",
+    "wrong_parameters",
+    "wrong_shape",
+    "wrong_dtype",
+    "not_finite",
+    "norm_exceeded",
+]
+"""Why an update is refused: stable codes, counted in reports. docs list each with its cause and cure."""
+
+MAX_EXAMPLES = 1 << 53
+MAX_METADATA_BYTES = 8192
+
+# A field that is wrong has its own code where that helps to find the cause.
+_REASONS: dict[str, Reason] = {
+    "schema": "wrong_schema",
+    "codec": "unknown_codec",
+    "num_examples": "bad_examples",
+}
+
+
+class UpdateHeader(BaseModel):
+    """An update's identity and claims. Everything here is the device's word: the aggregator checks all of it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    schema_: Literal["1"] = Field(default="1", alias="schema")
+    fleet: FleetName
+    round: RoundNumber
+    thing: ThingName
+    base_sha256: Sha256 = Field(description="Digest of the parameter file that this is a difference from")
+    graph_sha256: Sha256
+    num_examples: int = Field(ge=1, le=MAX_EXAMPLES)
+    metrics: Metrics = {}
+    codec: str = Field(default="float32", min_length=1, max_length=40)
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the safetensors metadata; the same header gives the same strings."""
+        fields = self.model_dump(by_alias=True, exclude={"metrics"})
+        metrics = json.dumps(dict(sorted(self.metrics.items())), separators=(",", ":"))
+        return {name: str(value) for name, value in fields.items()} | {"metrics": metrics}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> UpdateHeader:
+        """Read the metadata of an update file.
+
+        Raises
+        ------
+        UpdateError
+            With the code of the first field that is wrong.
+        """
+        document: dict[str, object] = dict(metadata)
+        if "schema" not in document:
+            raise UpdateError("corrupt_header", "the metadata lack 'schema': this is not an update file")
+        try:
+            document["metrics"] = json.loads(metadata.get("metrics", "{}"))
+            return cls.model_validate(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = str(first["loc"][0]) if first["loc"] else ""
+            raise UpdateError(
+                _REASONS.get(field, "corrupt_header"), f"header field {field!r}: {first['msg']}"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise UpdateError("corrupt_header", f"header field 'metrics' is not JSON ({error})") from error

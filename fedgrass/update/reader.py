@@ -1,0 +1,119 @@
+"""Reading an update as a stream, trusting nothing: sizes are bounded before memory is taken.
+
+The header is compared with what the model's manifest expects before a single tensor byte is read; what is left to the
+caller is to judge the claims (fleet, round, base, …) and the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from fedgrass import tensors
+from fedgrass.bundle import TensorDescription
+from fedgrass.errors import TensorFileError, TruncatedFileError, UpdateError
+from fedgrass.tensors import TensorSpec
+from fedgrass.update.codecs import Buffers, Codec, Floats, StoredTensor, codec_named
+from fedgrass.update.header import MAX_METADATA_BYTES, UpdateHeader
+
+_HEADER_BYTES_PER_TENSOR = 256  # dtype, shape and offsets at their longest
+
+
+@dataclass(frozen=True)
+class Block:
+    """Part of a parameter's difference: ``values`` start at scalar ``offset``, and are overwritten by the next block."""
+
+    parameter: TensorDescription
+    offset: int
+    values: Floats
+
+
+class UpdateReader:
+    """An update file, opened: its header is checked, its tensors are still to come.
+
+    Parameters
+    ----------
+    stream
+        Positioned at the start; needs ``read`` and ``readinto``.
+    file_bytes
+        The object's whole size, as storage says.
+    parameters
+        The model's parameters, in the manifest's order.
+    buffers
+        Memory for decoding, shared by all updates that are read one after the other.
+
+    Raises
+    ------
+    UpdateError
+        Coded ``too_large``, ``truncated``, ``corrupt_header``, ``wrong_schema``, ``bad_examples``, ``unknown_codec``,
+        ``wrong_parameters``, ``wrong_dtype`` or ``wrong_shape``.
+    """
+
+    def __init__(
+        self, stream: BinaryIO, *, file_bytes: int, parameters: Sequence[TensorDescription], buffers: Buffers
+    ) -> None:
+        if file_bytes > (bound := max_update_bytes(parameters)):
+            raise UpdateError("too_large", f"{file_bytes} bytes; an update of this model has at most {bound}")
+        self._stream = stream
+        self._parameters = parameters
+        self._buffers = buffers
+        header = _read_header(stream, file_bytes, parameters)
+        self.header = UpdateHeader.from_metadata(header.metadata)
+        self._codec: Codec = codec_named(self.header.codec)
+        expected = [tensor for parameter in parameters for tensor in self._codec.layout(parameter)]
+        _require_layout(header.tensors, expected)
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the difference of every parameter, once, in the manifest's order.
+
+        Raises
+        ------
+        UpdateError
+            Coded ``truncated`` if the stream ends early.
+        """
+        for parameter in self._parameters:
+            offset = 0
+            for values in self._codec.decode(parameter, self._read, self._buffers):
+                yield Block(parameter, offset, values)
+                offset += len(values)
+
+    def _read(self, array: tensors.Array) -> None:
+        try:
+            tensors.read_into(self._stream, array, name="update")
+        except TruncatedFileError as error:
+            raise UpdateError("truncated", str(error)) from error
+
+
+def max_update_bytes(parameters: Sequence[TensorDescription]) -> int:
+    """Return the size that no update of this model exceeds, whatever its codec: float32 is the longest."""
+    return 8 + _max_header_bytes(parameters) + 4 * sum(parameter.size for parameter in parameters)
+
+
+def _max_header_bytes(parameters: Sequence[TensorDescription]) -> int:
+    # A codec stores a parameter as a few tensors; JSON spells a character of a name with six at most.
+    names = sum(6 * len(parameter.name) + _HEADER_BYTES_PER_TENSOR for parameter in parameters)
+    return min(tensors.MAX_HEADER_BYTES, MAX_METADATA_BYTES + 4 * names)
+
+
+def _read_header(stream: BinaryIO, file_bytes: int, parameters: Sequence[TensorDescription]) -> tensors.Header:
+    try:
+        return tensors.read_header(
+            stream, file_bytes=file_bytes, name="update", max_header_bytes=_max_header_bytes(parameters)
+        )
+    except TruncatedFileError as error:
+        raise UpdateError("truncated", str(error)) from error
+    except TensorFileError as error:
+        raise UpdateError("corrupt_header", str(error)) from error
+
+
+def _require_layout(found: Sequence[TensorSpec], expected: Sequence[StoredTensor]) -> None:
+    if [tensor.name for tensor in found] != [tensor.name for tensor in expected]:
+        odd = sorted({t.name for t in found} ^ {t.name for t in expected})[:3]
+        what = f"for example {odd!r}" if odd else "the order differs"
+        raise UpdateError("wrong_parameters", f"the tensors are not those of the model ({what})")
+    for tensor, wanted in zip(found, expected, strict=True):
+        if tensor.dtype != wanted.dtype:
+            raise UpdateError("wrong_dtype", f"{tensor.name!r} is {tensor.dtype}, expected {wanted.dtype}")
+        if tensor.shape != wanted.shape:
+            raise UpdateError("wrong_shape", f"{tensor.name!r} is {list(tensor.shape)}, expected {list(wanted.shape)}")
