@@ -1,0 +1,39 @@
+"""``fedgrass fleet``: the devices and the settings."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedgrass.cli import render
+from fedgrass.cli.account import DEFAULT_FLEET, Account, FleetOption
+from fedgrass.cli.rounds import merge
+from fedgrass.protocol import tables
+
+app = typer.Typer(no_args_is_help=True, help="Look at the devices; change the settings.")
+
+
+@app.command("list")
+def list_devices(fleet: FleetOption = DEFAULT_FLEET) -> None:
+    """List the devices: alive or silent, able to train or why not, and their model."""
+    members = tables.fleet_members(Account.of(fleet).devices_table, fleet)
+    Console().print(render.fleet_table(members, now_ms=time.time() * 1000))
+
+
+@app.command()
+def settings(
+    fleet: FleetOption = DEFAULT_FLEET,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting for good, such as gate.tolerance=0.01.")
+    ] = None,
+) -> None:
+    """Show the settings of the fleet's rounds, or change them."""
+    account = Account.of(fleet)
+    current = tables.load_settings(account.rounds_table, fleet)
+    if setting:
+        current = current.overridden(merge(setting))
+        tables.save_settings(account.rounds_table, fleet, current)
+    Console().print_json(current.model_dump_json())

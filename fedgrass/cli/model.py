@@ -1,0 +1,43 @@
+"""``fedgrass model``: look at model bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedgrass.bundle import Bundle
+
+app = typer.Typer(no_args_is_help=True, help="Look at model bundles, and publish them.")
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A model bundle's folder.", exists=True, file_okay=False)],
+) -> None:
+    """Check a model bundle and show what it holds."""
+    bundle = Bundle.open(folder)
+    bundle.verify()
+    manifest = bundle.manifest
+    console = Console()
+    console.print(f"[bold]{manifest.name}[/] {manifest.version}: every file matches its digest")
+    facts = Table(show_header=False, box=None)
+    facts.add_row("input", f"{manifest.x.dtype}{list(manifest.x.shape)}, batches of {manifest.batch_size}")
+    facts.add_row("label", f"{manifest.y.dtype}{list(manifest.y.shape)}, {len(manifest.class_names)} classes")
+    facts.add_row("loss", manifest.loss)
+    facts.add_row("optimizer", manifest.optimizer.name)
+    facts.add_row("trainable", f"{manifest.parameter_count:,} parameters")
+    console.print(facts)
+    files = Table("file", "bytes", "sha256", title="Files", title_justify="left")
+    for name, description in manifest.files.items():
+        files.add_row(name, f"{description.bytes:,}", description.sha256[:16])
+    console.print(files)
+    listing = Table("parameter", "shape", "dtype", "mean", "deviation", title="Parameters", title_justify="left")
+    for name, array in bundle.parameters().items():
+        mean, deviation = (f"{value:.4g}" for value in (np.mean(array), np.std(array)))
+        listing.add_row(name, "×".join(map(str, array.shape)), str(array.dtype), mean, deviation)
+    console.print(listing)

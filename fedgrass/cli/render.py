@@ -1,0 +1,143 @@
+"""How rounds and devices look in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from fedgrass.protocol.records import Participation, RoundRecord
+from fedgrass.protocol.tables import FleetMember
+
+_OUTCOME_STYLES = {
+    "released": "green",
+    "held": "yellow",
+    "insufficient_updates": "yellow",
+    "failed": "red",
+    "cancelled": "red",
+    "active": "green",
+    "refused": "red",
+    "rolled_back": "red",
+    "uploaded": "green",
+    "declined": "yellow",
+}
+_NOTHING = "–"
+
+
+def outcome_text(outcome: str | None) -> Text:
+    """Return an outcome in its colour."""
+    return Text(outcome or _NOTHING, style=_OUTCOME_STYLES.get(outcome or "", ""))
+
+
+def percent(value: float | None) -> str:
+    """Return a share as a percentage."""
+    return _NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def size(count: int) -> str:
+    """Return a number of bytes for people."""
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def round_line(record: RoundRecord) -> Text:
+    """Return an open round in one line."""
+    asked = f"{record.uploaded}/{record.asked} updates"
+    parts = {
+        "collecting": f"collecting: {asked}, {record.declined} declined, {record.failed} failed",
+        "aggregating": f"aggregating {asked}",
+        "rolling_out": f"rolling out {record.version}: active on {record.active}/{record.alive}, refused by {record.refused}",
+        "closed": f"closed: {record.outcome}",
+    }
+    return Text.assemble(("Round ", "bold"), (str(record.round), "bold"), "  ", parts[record.phase])
+
+
+def rounds_table(records: Sequence[RoundRecord]) -> Table:
+    """Return rounds as a table, the newest first."""
+    table = Table(
+        "round", "outcome", "model", "accuracy", "used", "quarantined", "active", "uploaded", "last upload → active"
+    )
+    for record in records:
+        seconds = record.seconds_release_to_active
+        table.add_row(
+            str(record.round),
+            outcome_text(record.outcome) if record.outcome else Text(record.phase, style="cyan"),
+            record.version if record.outcome == "released" else record.base.version,
+            percent(record.accuracy),
+            _NOTHING if record.participants is None else f"{record.participants} of {record.asked}",
+            _NOTHING if record.quarantined is None else str(record.quarantined),
+            f"{record.active} of {record.alive}" if record.outcome == "released" else _NOTHING,
+            size(record.bytes_uploaded),
+            _NOTHING if seconds is None else f"{seconds:.1f} s",
+        )
+    return table
+
+
+def round_panel(record: RoundRecord) -> Panel:
+    """Return one round's facts."""
+    facts = Table(show_header=False, box=None)
+    facts.add_row("phase", record.phase)
+    facts.add_row("outcome", outcome_text(record.outcome))
+    if record.reason:
+        facts.add_row("reason", record.reason)
+    facts.add_row("opened", f"{record.opened_at:%Y-%m-%d %H:%M:%S} UTC, deadline {record.deadline:%H:%M:%S}")
+    facts.add_row("base → model", f"{record.base.version} → {record.version}")
+    facts.add_row("devices", f"{record.alive} alive, {record.asked} asked, quorum {record.quorum}")
+    facts.add_row(
+        "updates", f"{record.uploaded} uploaded, {record.declined} declined, {record.failed} failed, {record.late} late"
+    )
+    if record.participants is not None:
+        facts.add_row("used", f"{record.participants} used, {record.quarantined} quarantined")
+    if record.accuracy is not None:
+        facts.add_row("accuracy", percent(record.accuracy))
+    return Panel(facts, title=f"Round {record.round} of {record.fleet}", title_align="left", expand=False)
+
+
+def participants_table(participants: Sequence[Participation]) -> Table:
+    """Return what each device did in a round."""
+    table = Table("device", "update", "examples", "bytes", "trained", "model", "why")
+    for entry in participants:
+        status = outcome_text(entry.status)
+        if entry.late:
+            status.append(" (late)", style="yellow")
+        table.add_row(
+            entry.thing,
+            status,
+            f"{entry.num_examples:,}",
+            size(entry.bytes),
+            f"{entry.seconds_train:.1f} s",
+            outcome_text(entry.model_outcome),
+            entry.reason or entry.model_reason,
+        )
+    return table
+
+
+def fleet_table(members: Sequence[FleetMember], *, now_ms: float) -> Table:
+    """Return the devices as a table."""
+    table = Table("device", "state", "able to train", "model", "examples", "trainer", "cpu", "memory", "disk free")
+    for member in members:
+        beat = member.heartbeat
+        model = member.model.active_version if member.model else None
+        if beat is None:
+            table.add_row(member.thing, Text("never heard", style="yellow"), _NOTHING, model or _NOTHING)
+            continue
+        alive = beat.alive(now_ms)
+        silence = f"silent for {(now_ms - beat.received_at) / 1000:.0f} s"
+        table.add_row(
+            member.thing,
+            Text("alive", style="green") if alive else Text(silence, style="red"),
+            Text("yes", style="green") if beat.able else Text(f"no: {beat.reason}", style="yellow"),
+            beat.model_version or model or _NOTHING,
+            f"{beat.examples:,}",
+            beat.trainer.state,
+            f"{beat.cpu_percent:.0f} %",
+            f"{beat.memory_percent:.0f} %",
+            size(beat.disk_free_bytes),
+        )
+    return table

@@ -1,0 +1,159 @@
+"""``fedgrass round``: start, watch, list and cancel rounds."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from fedgrass.cli import render
+from fedgrass.cli.account import DEFAULT_FLEET, Account, FleetOption
+from fedgrass.errors import ConfigurationError, RoundRefusedError
+from fedgrass.protocol import tables
+from fedgrass.protocol.settings import FleetSettings
+
+app = typer.Typer(no_args_is_help=True, help="Start, watch, list and cancel rounds.")
+
+_REFRESH_SECONDS = 1.0
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """Read ``fit.epochs=3`` as ``{"fit": {"epochs": 3}}``; what is not JSON is taken as text."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigurationError(f"--set {text!r}: expected name=value, for example fit.epochs=3")
+    try:
+        result: Any = json.loads(value)
+    except ValueError:
+        result = value
+    for part in reversed(path.split(".")):
+        result = {part: result}
+    return dict(result)
+
+
+def merge(settings: list[str]) -> dict[str, Any]:
+    """Join several ``name=value`` into one document."""
+    merged: dict[str, Any] = {}
+    for text in settings:
+        below, addition = merged, parse_setting(text)
+        while True:
+            [(key, value)] = addition.items()
+            if not isinstance(value, dict) or not isinstance(below.get(key), dict):
+                below[key] = value
+                break
+            below, addition = below[key], value
+    return merged
+
+
+@app.command()
+def start(
+    fleet: FleetOption = DEFAULT_FLEET,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How many, one after the other.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting for this start, such as fit.epochs=3.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Watch until the last round is closed.")] = False,
+) -> None:
+    """Start a round with the fleet's settings, as the console's button does."""
+    account = Account.of(fleet)
+    overrides = merge(setting or [])
+    if rounds is not None:
+        overrides["rounds"] = rounds
+    # Refused here already, where the message can name the setting.
+    settings = tables.load_settings(account.rounds_table, fleet).overridden(overrides)
+    state = tables.load_state(account.rounds_table, fleet)
+    if state.open is not None and _running(account, state.open.execution):
+        raise RoundRefusedError(
+            f"round {state.open.round} of fleet {fleet!r} is open since {state.open.opened_at:%Y-%m-%d %H:%M:%S}; "
+            "wait for it, or end it with `fedgrass round cancel`"
+        )
+    started = account.step_functions.start_execution(
+        stateMachineArn=account.state_machine_arn, input=json.dumps(overrides)
+    )
+    console = Console()
+    console.print(f"Started: round {state.last + 1} of fleet [bold]{fleet}[/], {_plan(settings)}.")
+    console.print(f"[dim]{started['executionArn']}[/]", soft_wrap=True)
+    if wait:
+        watch(account, started["executionArn"], console)
+
+
+def _plan(settings: FleetSettings) -> str:
+    count = "1 round" if settings.rounds == 1 else f"{settings.rounds} rounds"
+    return f"{count} of {settings.fit.epochs} local epochs, strategy {settings.strategy.name}"
+
+
+def _running(account: Account, execution: str) -> bool:
+    return bool(account.step_functions.describe_execution(executionArn=execution)["status"] == "RUNNING")
+
+
+def watch(account: Account, execution: str, console: Console) -> None:
+    """Show the open round until the execution ends; Ctrl-C stops watching, not the round."""
+    try:
+        with Live(console=console, refresh_per_second=4) as live:
+            while _running(account, execution):
+                recent = tables.recent_rounds(account.rounds_table, account.fleet, limit=1)
+                if recent:
+                    live.update(render.round_line(recent[0]))
+                time.sleep(_REFRESH_SECONDS)
+    except KeyboardInterrupt:
+        console.print("The round goes on; see `fedgrass round status`.")
+        raise typer.Exit from None
+    described = account.step_functions.describe_execution(executionArn=execution)
+    console.print(render.rounds_table(tables.recent_rounds(account.rounds_table, account.fleet)))
+    if described["status"] != "SUCCEEDED":
+        raise RoundRefusedError(
+            f"the execution ended as {described['status']}: {described.get('cause') or 'no cause given'}"
+        )
+
+
+@app.command()
+def status(
+    number: Annotated[int | None, typer.Argument(help="The round (default: the last one).")] = None,
+    fleet: FleetOption = DEFAULT_FLEET,
+) -> None:
+    """Show one round: its phase, its devices, its result."""
+    account = Account.of(fleet)
+    console = Console()
+    if number is None:
+        number = tables.load_state(account.rounds_table, fleet).last
+        if number == 0:
+            console.print(f"Fleet [bold]{fleet}[/] has had no round yet: `fedgrass round start`.")
+            return
+    record = tables.load_round(account.rounds_table, fleet, number)
+    console.print(render.round_panel(record))
+    console.print(render.participants_table(list(tables.participations(account.rounds_table, fleet, number))))
+
+
+@app.command("list")
+def list_rounds(
+    fleet: FleetOption = DEFAULT_FLEET,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the last rounds.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+) -> None:
+    """List the last rounds."""
+    records = tables.recent_rounds(Account.of(fleet).rounds_table, fleet, limit)
+    console = Console()
+    if as_json:
+        for record in records:
+            secret = {"collect_token", "job_token", "rollout_token"}
+            console.print(record.model_dump_json(exclude=secret), markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print(render.rounds_table(records))
+
+
+@app.command()
+def cancel(
+    fleet: FleetOption = DEFAULT_FLEET,
+    reason: Annotated[str, typer.Option(help="Kept in the round's record.")] = "cancelled by the operator",
+) -> None:
+    """End the open round; the model stays as it is."""
+    account = Account.of(fleet)
+    state = tables.load_state(account.rounds_table, fleet)
+    if state.open is None:
+        raise RoundRefusedError(f"fleet {fleet!r} has no open round to cancel")
+    account.step_functions.stop_execution(executionArn=state.open.execution, error="Cancelled", cause=reason[:256])
+    Console().print(f"Round {state.open.round} of fleet [bold]{fleet}[/] is cancelled.")
