@@ -27,14 +27,17 @@ class Application:
     ----------
     layers
         By the name that requests are signed for, such as ``greengrass``.
-    after
-        Called when moto has answered a request for that service which may have changed something.
     """
 
     def __init__(self) -> None:
         self.layers: dict[str, Layer] = {}
-        self.after: dict[str, Callable[[], None]] = {}
+        self._on_change: dict[str, list[Callable[[], None]]] = {}
         self._moto = DomainDispatcherApplication(create_backend_app)
+
+    def on_change(self, *services: str, call: Callable[[], None]) -> None:
+        """Call ``call`` when moto has answered a request for a service which may have changed something."""
+        for service in services:
+            self._on_change.setdefault(service, []).append(call)
 
     def warm(self) -> None:
         """Load moto's backends."""
@@ -52,9 +55,9 @@ class Application:
             if response is not None:
                 return response(environ, start_response)
         answer: Iterable[bytes] = self._moto(environ, start_response)
-        after = self.after.get(service)
-        if after is not None and environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
-            after()
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            for call in self._on_change.get(service, ()):
+                call()
         return answer
 
 

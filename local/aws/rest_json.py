@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -157,11 +158,15 @@ def _write(model: Any, result: dict[str, Any]) -> Response:
         if value is None:
             continue
         wire = member.serialization.get("name", name)
-        if member.serialization.get("location") == "header":
+        location = member.serialization.get("location")
+        if location == "statusCode":
+            status = value
+        elif location == "header":
             headers[wire] = str(value)
         elif name != payload:
             body[wire] = _encode(member, value)
     if payload:
+        headers["x-amzn-RequestId"] = str(uuid.uuid4())
         return Response(result.get(payload, b""), status=status, headers=headers)
     return json_response(body, status=status, headers=headers)
 

@@ -13,15 +13,17 @@ from typing import Any
 from moto.core.config import default_user_config
 
 from fedgrass.errors import ConfigurationError
-from local.aws import things
+from local.aws import moto_state
 from local.aws.account import ACCOUNT, REGION, client, client_environment
 from local.aws.broker import EmbeddedBroker
 from local.aws.bus import Bus
 from local.aws.children import Children
 from local.aws.endpoint import Application, Server
+from local.aws.functions.runtime import LambdaRuntime
 from local.aws.greengrass.service import Greengrass
 from local.aws.iot_data import IotData
 from local.aws.objects import Objects
+from local.aws.states import name_execution
 
 logger = logging.getLogger(__name__)
 
@@ -83,16 +85,29 @@ class LocalAws:
 
         greengrass = Greengrass(
             objects=Objects(client("s3", endpoint_url)),
-            target_exists=things.exists,
-            things_of=things.members,
+            target_exists=moto_state.target_exists,
+            things_of=moto_state.things_of,
             publish=bus.publish,
             emit=lambda *event: logger.debug("event %s", event),
         )
         cleanup.callback(greengrass.stop)
+        functions = LambdaRuntime(
+            functions=moto_state.functions,
+            state=self.state,
+            children=children,
+            environment=client_environment(endpoint_url),
+        )
+        cleanup.callback(functions.stop)
         iot_data = IotData(bus)
         bus.add_handler(greengrass.handle)
-        application.layers |= {"greengrass": greengrass.layer, "iotdata": iot_data.layer}
-        application.after |= dict.fromkeys(("iot", "cloudformation"), greengrass.deployments.jobs.refresh)
+        application.layers |= {
+            "greengrass": greengrass.layer,
+            "iotdata": iot_data.layer,
+            "lambda": functions.layer,
+            "states": name_execution,
+        }
+        application.on_change("iot", "cloudformation", call=greengrass.deployments.jobs.refresh)
+        application.on_change("lambda", "cloudformation", call=functions.refresh)
         application.warm()
         bus.start()
         cleanup.callback(bus.stop)

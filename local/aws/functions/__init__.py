@@ -1,0 +1,1 @@
+"""AWS Lambda: invoking the functions that moto stores."""
