@@ -1,0 +1,62 @@
+"""Run one local core device: ``python -m local.core_device --help``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedgrass.errors import ConfigurationError, FedgrassError
+from local.core_device import clients, logs
+from local.core_device.device import CoreDevice, Settings
+from local.core_device.layout import sole_owner
+
+_ROLE = "arn:aws:iam::123456789012:role/GreengrassV2TokenExchangeRole"
+
+
+def main(
+    root: Annotated[Path, typer.Option(help="Folder of the device; used again, it resumes what ran there.")],
+    thing: Annotated[str, typer.Option(help="Thing name of the device.")],
+    endpoint_url: Annotated[str, typer.Option(help="Endpoint that serves the AWS APIs.", envvar="AWS_ENDPOINT_URL")],
+    mqtt: Annotated[str, typer.Option(help="HOST:PORT of the MQTT broker that stands for AWS IoT Core.")],
+    role_arn: Annotated[str, typer.Option(help="Role whose credentials the components get.")] = _ROLE,
+    region: Annotated[str, typer.Option(help="AWS Region.", envvar="AWS_REGION")] = "us-east-1",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr too, and more.")] = False,
+) -> None:
+    """Stand in for a Greengrass v2 core device.
+
+    It takes its deployments from the thing's IoT jobs, and runs until SIGTERM or Ctrl-C. Logs are in ROOT/logs: the
+    device's own in greengrass.log, each component's under its name.
+    """
+    try:
+        host, _, port = mqtt.rpartition(":")
+        if not host or not port.isdigit():
+            raise ConfigurationError(f"--mqtt: expected HOST:PORT, found {mqtt!r}")
+        settings = Settings(root.resolve(), thing, endpoint_url, host, int(port), region)
+        logs.configure(settings.root / "logs" / "greengrass.log", thing=thing, verbose=verbose)
+        with sole_owner(settings.root):
+            asyncio.run(_serve(settings, role_arn))
+    except FedgrassError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+async def _serve(settings: Settings, role_arn: str) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    connected = clients.connect(settings.endpoint_url, region=settings.region, role_arn=role_arn, thing=settings.thing)
+    device = CoreDevice(settings, connected, os.environ)
+    try:
+        await device.start()
+        await stopping.wait()
+    finally:
+        await device.stop()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,216 @@
+"""One core device: its parts, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgrass.files import write_atomically
+from local.core_device.builtin import NUCLEUS, STREAM_MANAGER, TOKEN_EXCHANGE, StreamManagerProcess
+from local.core_device.clients import Clients
+from local.core_device.component import Specification, State
+from local.core_device.configuration import ConfigurationStore
+from local.core_device.credentials import TokenExchangeService
+from local.core_device.deployment import Deployer, Parts
+from local.core_device.environment import Environment
+from local.core_device.ipc.authorization import Authorizer
+from local.core_device.ipc.configuration import ConfigurationService
+from local.core_device.ipc.lifecycle import ComponentUpdates, LifecycleService
+from local.core_device.ipc.mqtt_proxy import MqttProxy
+from local.core_device.ipc.pubsub import LocalPubSub
+from local.core_device.ipc.server import IpcServer, Operation
+from local.core_device.jobs import JobChannel
+from local.core_device.layout import Layout, SocketPlace
+from local.core_device.logs import event
+from local.core_device.mqtt import IotCore
+from local.core_device.recipe import Manifest, Recipe, platform_attributes
+from local.core_device.resolve import Resolver
+from local.core_device.scripts import kill_leftovers, read_lifecycle
+from local.core_device.status import FleetStatus
+from local.core_device.store import ComponentStore
+from local.core_device.supervisor import Supervisor
+from local.core_device.variables import Places, Variables
+
+_log = logging.getLogger(__name__)
+RUNTIME = "aws_nucleus_classic"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a device is told when it is started."""
+
+    root: Path
+    thing: str
+    endpoint_url: str
+    mqtt_host: str
+    mqtt_port: int
+    region: str
+
+
+class Tokens:
+    """The token of each component, which is its identity towards IPC, credentials and Stream Manager."""
+
+    def __init__(self) -> None:
+        self._by_component: dict[str, str] = {}
+
+    def of(self, component: str) -> str:
+        """Return the component's token, the same for as long as the device runs."""
+        return self._by_component.setdefault(component, secrets.token_hex(16))
+
+    def component(self, token: str) -> str | None:
+        """Return whose token it is."""
+        for component, known in self._by_component.items():
+            if secrets.compare_digest(known.encode(), token.encode()):
+                return component
+        return None
+
+
+class CoreDevice:
+    """Runs from :meth:`start` to :meth:`stop` in one event loop."""
+
+    def __init__(self, settings: Settings, clients: Clients, inherited: Mapping[str, str]) -> None:
+        self._settings = settings
+        self.layout = Layout(settings.root)
+        self.layout.create()
+        self._socket = SocketPlace(settings.root)
+        self._tokens = Tokens()
+        self._environment = Environment(
+            inherited, settings.thing, settings.region, settings.endpoint_url, self._socket.path, settings.root
+        )
+        self._attributes = platform_attributes(RUNTIME)
+        self.configuration = ConfigurationStore(self.layout.configuration)
+        self.supervisor = Supervisor(
+            self.layout, environment=self._environment_of, builtin=self._builtin_state, changed=self._changed
+        )
+        self.iot_core = IotCore(settings.thing, settings.mqtt_host, settings.mqtt_port)
+        self.updates = ComponentUpdates()
+        self._credentials = TokenExchangeService(clients.credentials.get, self._tokens.component)
+        self.streams = StreamManagerProcess(
+            self.layout.streams,
+            self.layout.log(STREAM_MANAGER),
+            environment=self._stream_manager_environment,
+            changed=lambda: self.supervisor.dependency_changed(STREAM_MANAGER),
+        )
+        self.deployer = Deployer(
+            Parts(
+                layout=self.layout,
+                resolver=Resolver(clients.greengrass, self._attributes),
+                store=ComponentStore(self.layout, clients.s3),
+                configuration=self.configuration,
+                supervisor=self.supervisor,
+                updates=self.updates,
+                specify=self._specify,
+                attributes=self._attributes,
+                start_builtin=self._start_builtin,
+            )
+        )
+        self._status = FleetStatus(settings.thing, self.iot_core, self.supervisor, active=lambda: self.deployer.active)
+        self._jobs = JobChannel(settings.thing, self.iot_core, self.deployer, finished=self._deployed)
+        self._ipc = IpcServer(self._socket.path, self._tokens.component, self._operations())
+
+    async def start(self) -> None:
+        """Serve components, start those of the last deployment, and take part in the fleet."""
+        if leftovers := kill_leftovers(self.layout.root):
+            event(_log, "leftovers-killed", level=logging.WARNING, processes=leftovers)
+        await self._ipc.start()
+        await self._credentials.start()
+        self._status.start()
+        self._jobs.start()
+        await self.deployer.resume()
+        self.iot_core.start()
+        description = {"pid": os.getpid(), "thing": self._settings.thing, "ipc_socket": str(self._socket.path)}
+        write_atomically(self.layout.root / "device.json", json.dumps(description).encode())
+        event(_log, "device-started", root=str(self.layout.root))
+
+    async def stop(self) -> None:
+        """Stop every component and leave nothing behind but the root's content."""
+        event(_log, "device-stopping")
+        self._status.stop()
+        await self._jobs.stop()
+        await self.supervisor.stop()
+        await self.streams.stop()
+        await self._ipc.stop()
+        await self._credentials.stop()
+        await asyncio.to_thread(self.iot_core.stop)
+        self._socket.remove()
+        (self.layout.root / "device.json").unlink(missing_ok=True)
+        event(_log, "device-stopped")
+
+    def _operations(self) -> dict[str, Operation]:
+        authorizer = Authorizer(self.configuration.get)
+        return {
+            **LocalPubSub(authorizer).operations(),
+            **MqttProxy(authorizer, self.iot_core).operations(),
+            **ConfigurationService(self.configuration).operations(),
+            **LifecycleService(self.supervisor, self.configuration).operations(),
+            **self.updates.operations(),
+        }
+
+    def _specify(self, recipes: Mapping[str, tuple[Recipe, Manifest]]) -> dict[str, Specification]:
+        def places(name: str) -> Places:
+            version = recipes[name][0].version if name in recipes else ""
+            return Places(
+                self.layout.artifacts(name, version), self.layout.unarchived(name, version), self.layout.work(name)
+            )
+
+        specifications = {}
+        for name, (recipe, manifest) in recipes.items():
+            variables = Variables(
+                name,
+                self._settings.thing,
+                self.layout.root,
+                frozenset(recipe.dependencies),
+                places,
+                self.configuration.get,
+            )
+            scripts = read_lifecycle(variables.interpolate(manifest.lifecycle))
+            dependencies = {dependency: details.type for dependency, details in recipe.dependencies.items()}
+            specifications[name] = Specification(name, recipe.version, scripts, dependencies)
+        return specifications
+
+    def _environment_of(self, component: str) -> dict[str, str]:
+        environment = self._environment.of(self._tokens.of(component))
+        needs = self._needs(component)
+        if TOKEN_EXCHANGE in needs:
+            environment["AWS_CONTAINER_CREDENTIALS_FULL_URI"] = self._credentials.url
+        if STREAM_MANAGER in needs:
+            environment["STREAM_MANAGER_SERVER_PORT"] = str(self.streams.port)
+        return environment
+
+    def _stream_manager_environment(self) -> dict[str, str]:
+        return {
+            **self._environment.of(self._tokens.of(STREAM_MANAGER)),
+            "AWS_CONTAINER_CREDENTIALS_FULL_URI": self._credentials.url,
+        }
+
+    def _needs(self, component: str) -> set[str]:
+        """Return everything that ``component`` depends on, through others too."""
+        needs: set[str] = set()
+        queue = [component]
+        while queue:
+            found = self.supervisor.components.get(queue.pop())
+            new = set(found.specification.dependencies) - needs if found else set()
+            needs |= new
+            queue.extend(new)
+        return needs
+
+    def _builtin_state(self, name: str) -> State | None:
+        if name == STREAM_MANAGER:
+            return self.streams.state
+        return State.RUNNING if name in (NUCLEUS, TOKEN_EXCHANGE) else None
+
+    async def _start_builtin(self, needed: frozenset[str]) -> None:
+        if STREAM_MANAGER in needed:
+            await self.streams.start()
+
+    def _changed(self) -> None:
+        self._status.changed()
+
+    def _deployed(self, deployment: str) -> None:
+        self._status.complete("THING_GROUP_DEPLOYMENT", deployment)

@@ -1,0 +1,1 @@
+"""Greengrass IPC: event-stream RPC on a Unix socket, as the unmodified ``awsiotsdk`` speaks it."""

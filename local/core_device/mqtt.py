@@ -1,0 +1,160 @@
+"""The device's connection to AWS IoT Core: plain MQTT 3.1.1 to the local broker.
+
+As on the nucleus, publishing means spooled, not delivered: QoS 1 messages wait in memory, up to a bound, until the
+broker acknowledges them; QoS 0 is refused without a link. Sessions are clean: what others publish while the device is
+away is lost, save retained messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo, topic_matches_sub
+from paho.mqtt.enums import CallbackAPIVersion
+
+from fedgrass.errors import FedgrassError
+from local.core_device.logs import event
+
+_log = logging.getLogger(__name__)
+
+SPOOL_BYTES = int(2.5 * 1024 * 1024)
+MAX_MESSAGE_BYTES = 128 * 1024
+
+
+class SpoolError(FedgrassError):
+    """A message cannot be taken: the spool is full, the device is offline at QoS 0, or it is too large."""
+
+    code = "spool"
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A message from AWS IoT Core; ``retain`` tells that it was kept by the broker, not published just now."""
+
+    topic: str
+    payload: bytes
+    retain: bool = False
+
+
+@dataclass(eq=False)
+class _Subscription:
+    topic: str
+    qos: int
+    listener: Callable[[Delivery], None] = field(repr=False)
+    awaits_retained: bool = True
+
+
+class IotCore:
+    """Publishes and subscribes; its callbacks run in the event loop that called :meth:`start`."""
+
+    def __init__(self, client_id: str, host: str, port: int, *, spool_bytes: int = SPOOL_BYTES) -> None:
+        self._address = (host, port)
+        self._spool_bytes = spool_bytes
+        self._spool: deque[tuple[MQTTMessageInfo, int]] = deque()
+        self._subscriptions: list[_Subscription] = []
+        self._connect_listeners: list[Callable[[], None]] = []
+        self.connected = asyncio.Event()
+        self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
+        self._client.max_queued_messages_set(0)
+        self._client.reconnect_delay_set(min_delay=1, max_delay=8)
+
+    def start(self) -> None:
+        """Connect in the background, and again whenever the link is lost."""
+        loop = asyncio.get_running_loop()
+
+        def soon(callback: Callable[..., None], *args: object) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(callback, *args)
+
+        def on_connect(_client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+            if not reason.is_failure:
+                soon(self._on_connect)
+
+        def on_disconnect(_client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+            soon(self._on_disconnect, str(reason))
+
+        def on_message(_client: Client, _data: Any, message: MQTTMessage) -> None:
+            soon(self._on_message, Delivery(message.topic, bytes(message.payload), bool(message.retain)))
+
+        self._client.on_connect = on_connect
+        self._client.on_disconnect = on_disconnect
+        self._client.on_message = on_message
+        self._client.connect_async(*self._address, keepalive=30)
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Disconnect; what is still spooled is lost, as it is in the nucleus without its disk spooler."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
+        """Spool a message.
+
+        Raises
+        ------
+        SpoolError
+            It is over 128 KB; it is QoS 0 and there is no link; or the spool is full.
+        """
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise SpoolError(f"message of {len(payload)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
+        if qos == 0 and not self.connected.is_set():
+            raise SpoolError("device is offline, and a QoS 0 message is not kept")
+        size = len(payload) + len(topic)
+        while self._spool and self._spool[0][0].is_published():
+            self._spool.popleft()
+        if sum(spooled for _, spooled in self._spool) + size > self._spool_bytes:
+            raise SpoolError(f"Message cannot be added. Spool is full ({self._spool_bytes} bytes)")
+        info = self._client.publish(topic, payload, qos=qos, retain=retain)
+        if qos:
+            self._spool.append((info, size))
+
+    def subscribe(self, topic: str, listener: Callable[[Delivery], None], *, qos: int = 1) -> Callable[[], None]:
+        """Call ``listener`` with what matches ``topic``; returns what ends the subscription.
+
+        A retained message comes once per connection, and to a subscription without wildcards only. Without a link the
+        subscription is made when there is one.
+        """
+        subscription = _Subscription(topic, qos, listener)
+        self._subscriptions.append(subscription)
+        if self.connected.is_set():
+            self._client.subscribe(topic, qos)
+
+        def unsubscribe() -> None:
+            self._subscriptions.remove(subscription)
+            if self.connected.is_set() and all(other.topic != topic for other in self._subscriptions):
+                self._client.unsubscribe(topic)
+
+        return unsubscribe
+
+    def on_connected(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` after each connection, once the subscriptions are renewed."""
+        self._connect_listeners.append(listener)
+
+    def _on_connect(self) -> None:
+        self.connected.set()
+        event(_log, "mqtt-connected", host=self._address[0], port=self._address[1])
+        for subscription in self._subscriptions:
+            subscription.awaits_retained = True
+        for topic, qos in {(subscription.topic, subscription.qos) for subscription in self._subscriptions}:
+            self._client.subscribe(topic, qos)
+        for listener in self._connect_listeners:
+            listener()
+
+    def _on_disconnect(self, reason: str) -> None:
+        self.connected.clear()
+        event(_log, "mqtt-disconnected", level=logging.WARNING, reason=reason)
+
+    def _on_message(self, delivery: Delivery) -> None:
+        for subscription in list(self._subscriptions):
+            if delivery.retain:
+                # The broker repeats retained messages at each subscribe; only who is new wants them.
+                if subscription.topic == delivery.topic and subscription.awaits_retained:
+                    subscription.awaits_retained = False
+                    subscription.listener(delivery)
+            elif topic_matches_sub(subscription.topic, delivery.topic):
+                subscription.listener(delivery)
