@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,11 @@ class DataSettings(BaseModel):
     validation_fraction: float = Field(default=0.2, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
     max_bytes: int = Field(default=1 << 30, ge=1, description="Larger data are refused before memory is taken")
+
+    @property
+    def file(self) -> Path:
+        """``path`` with the component's environment variables filled in, ``$AWS_IOT_THING_NAME`` among them."""
+        return Path(os.path.expandvars(self.path)).expanduser()
 
 
 Loader = Callable[[DataSettings, Manifest], tuple[Array, Array]]
@@ -77,7 +83,7 @@ def load_npz(path: Path, *, max_bytes: int) -> tuple[Array, Array]:
 def _npz(settings: DataSettings, _manifest: Manifest) -> tuple[Array, Array]:
     if not settings.path:
         raise DataError("data: the npz loader needs 'path' in the configuration of com.fedgrass.Runtime")
-    return load_npz(Path(settings.path), max_bytes=settings.max_bytes)
+    return load_npz(settings.file, max_bytes=settings.max_bytes)
 
 
 _BUILT_IN: dict[str, Loader] = {"npz": _npz}
