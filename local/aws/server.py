@@ -13,7 +13,7 @@ from typing import Any
 from moto.core.config import default_user_config
 
 from fedgrass.errors import ConfigurationError
-from local.aws import moto_state
+from local.aws import moto_state, states
 from local.aws.account import ACCOUNT, REGION, client, client_environment
 from local.aws.broker import EmbeddedBroker
 from local.aws.bus import Bus
@@ -23,7 +23,6 @@ from local.aws.functions.runtime import LambdaRuntime
 from local.aws.greengrass.service import Greengrass
 from local.aws.iot_data import IotData
 from local.aws.objects import Objects
-from local.aws.states import name_execution
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +81,7 @@ class LocalAws:
         os.environ.update(client_environment(endpoint_url))
         os.environ["MOTO_PORT"] = str(server.port)  # moto's state machine interpreter calls services there
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
+        states.keep_stopped()
 
         greengrass = Greengrass(
             objects=Objects(client("s3", endpoint_url)),
@@ -104,7 +104,7 @@ class LocalAws:
             "greengrass": greengrass.layer,
             "iotdata": iot_data.layer,
             "lambda": functions.layer,
-            "states": name_execution,
+            "states": states.layer,
         }
         application.on_change("iot", "cloudformation", call=greengrass.deployments.jobs.refresh)
         application.on_change("lambda", "cloudformation", call=functions.refresh)

@@ -1,25 +1,75 @@
-"""Step Functions: moto interprets the state machines; this only repairs what it gets wrong on the way in."""
+"""Step Functions: moto interprets the state machines; this repairs how executions are named and stopped."""
 
 from __future__ import annotations
 
 import io
 import json
+import time
 import uuid
+from datetime import datetime, timezone
+from typing import Any
 
+from moto.stepfunctions.parser.asl.eval.environment import Environment
+from moto.stepfunctions.parser.asl.eval.program_state import ProgramStopped
+from moto.stepfunctions.parser.models import stepfunctions_parser_backends
 from werkzeug import Request, Response
 
+from local.aws.account import ACCOUNT, REGION
+from local.aws.api import json_response
 
-def name_execution(request: Request) -> Response | None:
-    """Name an execution that the caller left unnamed, as the service does.
 
-    moto calls each of them ``None``, and refuses the second.
+def layer(request: Request) -> Response | None:
+    """Answer StopExecution and complete StartExecution; the rest is moto's."""
+    match request.headers.get("X-Amz-Target"):
+        case "AWSStepFunctions.StartExecution":
+            _name_execution(request)
+        case "AWSStepFunctions.StopExecution":
+            return _stop_execution(request)
+    return None
+
+
+def keep_stopped() -> None:
+    """Let a stopped execution stay stopped when the task that was under way then fails.
+
+    moto would call it failed.
     """
-    if request.headers.get("X-Amz-Target") != "AWSStepFunctions.StartExecution":
-        return None
-    data = request.get_data()
-    body = json.loads(data)
+    set_error = Environment.set_error
+
+    def set_error_unless_stopped(environment: Any, error: Any) -> None:
+        if not isinstance(environment._program_state, ProgramStopped):
+            set_error(environment, error)
+
+    Environment.set_error = set_error_unless_stopped
+
+
+def _name_execution(request: Request) -> None:
+    """Give an unnamed execution a name, as the service does: moto calls each ``None`` and refuses the second."""
+    body = json.loads(request.get_data())
     if not body.get("name"):
-        data = json.dumps({**body, "name": str(uuid.uuid4())}).encode()
+        body["name"] = str(uuid.uuid4())
+    data = json.dumps(body).encode()
     request.environ["wsgi.input"] = io.BytesIO(data)
     request.environ["CONTENT_LENGTH"] = str(len(data))
-    return None
+
+
+def _stop_execution(request: Request) -> Response | None:
+    """Abort an execution at once: moto would wait for the task under way, for hours if it waits for a token."""
+    data = request.get_data()
+    request.environ["wsgi.input"] = io.BytesIO(data)
+    body = json.loads(data)
+    execution = _find(body.get("executionArn", ""))
+    if execution is None or execution.exec_worker is None or execution.exec_worker.env is None:
+        return None
+    environment = execution.exec_worker.env
+    if environment.is_running():
+        execution.error, execution.cause = body.get("error"), body.get("cause")
+        now = datetime.now(timezone.utc)
+        environment.set_stop(stop_date=now, error=execution.error or "", cause=execution.cause or "")
+        for endpoint in list(environment.callback_pool_manager._pool.values()):
+            endpoint.interrupt_all()
+    return json_response({"stopDate": time.time()}, content_type="application/x-amz-json-1.0")
+
+
+def _find(execution_arn: str) -> Any:
+    machines = stepfunctions_parser_backends[ACCOUNT][REGION].state_machines
+    return next((one for machine in machines for one in machine.executions if one.execution_arn == execution_arn), None)
