@@ -1,1 +1,1 @@
-
+"""A Keras model in, a trainable LiteRT bundle out; the only part that needs TensorFlow."""

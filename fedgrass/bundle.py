@@ -86,6 +86,14 @@ class Optimizer(_Model):
     epsilon: float = Field(default=1e-7, gt=0)
 
 
+class Constant(_Model):
+    """Where a parameter lies in ``inference.tflite``: its little-endian bytes, with axes permuted as by `numpy.transpose`."""
+
+    parameter: str
+    offset: int = Field(ge=0)
+    axes: tuple[Annotated[int, Field(ge=0, lt=8)], ...] = Field(max_length=8)
+
+
 class FileDescription(_Model):
     """A file of the bundle."""
 
@@ -108,6 +116,7 @@ class Manifest(_Model):
     optimizer: Optimizer = Optimizer()
     parameters: tuple[TensorDescription, ...] = Field(min_length=1, max_length=tensors.MAX_TENSORS)
     frozen: tuple[str, ...] = ()
+    constants: tuple[Constant, ...] = Field(default=(), max_length=tensors.MAX_TENSORS)
     files: dict[str, FileDescription]
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)

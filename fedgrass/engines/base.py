@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from fedgrass.bundle import Parameters
 from fedgrass.tensors import Array
 
@@ -45,6 +47,10 @@ class FitSettings:
     proximal_mu: float = 0.0
     clip_norm: float = 0.0
     seed: int = 0
+
+    def epoch_seed(self, epoch: int) -> int:
+        """Seed of one epoch's order of examples; every engine takes it from here."""
+        return int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
 
 
 @dataclass

@@ -1,0 +1,24 @@
+"""What can be wrong with a model that is brought to authoring."""
+
+from __future__ import annotations
+
+from fedgrass.errors import FedgrassError
+
+
+class UnsupportedModelError(FedgrassError):
+    """The model has something that cannot be trained with LiteRT's built-in operators.
+
+    Parameters
+    ----------
+    where
+        Layer, or graph node with the layer's name in its path.
+    what
+        The operator or property.
+    instead
+        What to do about it.
+    """
+
+    code = "unsupported_model"
+
+    def __init__(self, where: str, what: str, instead: str) -> None:
+        super().__init__(f"{where}: {what} cannot be trained on a device; {instead}")

@@ -1,0 +1,154 @@
+"""A Keras model in, a model bundle out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from authoring import graph, inference
+from authoring.errors import UnsupportedModelError
+from authoring.flatbuffer import without_initializer
+from authoring.losses import LOSSES
+from authoring.optimizers import OPTIMIZERS
+from fedgrass import bundle, tensors
+from fedgrass.bundle import Bundle, Manifest, TensorDescription
+
+_FINAL_ACTIVATION = {
+    "sparse_categorical_crossentropy": "softmax",
+    "categorical_crossentropy": "softmax",
+    "binary_crossentropy": "sigmoid",
+}
+
+
+def export(
+    model: Any,
+    folder: Path,
+    *,
+    loss: bundle.Loss,
+    batch_size: int,
+    optimizer: bundle.Optimizer | None = None,
+    class_names: Sequence[str] = (),
+    name: str | None = None,
+    version: str = "1.0.0",
+) -> Bundle:
+    """Write a model bundle for a built Keras model with one input and one output.
+
+    Parameters
+    ----------
+    model
+        Sequential or functional. A classifier ends in softmax (sigmoid for binary cross-entropy) or in logits. Its
+        present weights are the bundle's parameters; variables that are not trainable are frozen into the graph.
+    folder
+        Made if absent; a bundle in it is replaced.
+    batch_size
+        Examples per training step, fixed in the graph.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If a layer cannot be trained with LiteRT's built-in operators.
+    """
+    optimizer = optimizer or bundle.Optimizer()
+    _check(model)
+    variables = [variable.value for variable in model.trainable_variables]
+    x = tf.TensorSpec([batch_size, *model.inputs[0].shape[1:]], tf.float32, name="x")
+    y = _label(model, loss, batch_size)
+    # Weights are what the user gave; tracing and probing change none of them.
+    parameters = {
+        _name(variable, model): np.array(variable.numpy(), dtype=np.float32) for variable in model.trainable_variables
+    }
+    output = model.outputs[0]
+    manifest = Manifest.model_construct(
+        name=name or model.name,
+        version=version,
+        batch_size=batch_size,
+        x=TensorDescription(name="x", shape=tuple(x.shape[1:]), dtype="float32"),
+        y=TensorDescription(name="y", shape=tuple(y.shape[1:]), dtype=y.dtype.name),
+        output=TensorDescription(name="y", shape=tuple(output.shape[1:]), dtype="float32"),
+        class_names=tuple(class_names),
+        loss=loss,
+        optimizer=optimizer,
+        parameters=tuple(TensorDescription(name=k, shape=v.shape, dtype="float32") for k, v in parameters.items()),
+    )
+
+    with _logits(model, loss) as logits:
+        owner, signatures = graph.module(
+            graph.Forward(logits, lambda x: model(x, training=False), variables),
+            LOSSES[loss],
+            OPTIMIZERS[optimizer.name](variables, optimizer),
+            x=x,
+            y=y,
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / bundle.GRAPH).write_bytes(_convert(owner, signatures))
+    content, constants = inference.convert(model, parameters)
+    (folder / bundle.INFERENCE).write_bytes(content)
+    (folder / bundle.INFERENCE_INT8).unlink(missing_ok=True)
+    tensors.save(folder / bundle.PARAMETERS, parameters)
+    return Bundle.seal(folder, manifest.model_copy(update={"constants": constants}))
+
+
+def _check(model: Any) -> None:
+    if not getattr(model, "built", False) or len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise UnsupportedModelError(
+            model.name,
+            "a model that is not built, or has several inputs or outputs",
+            "give a built model with one of each",
+        )
+    if None in model.inputs[0].shape[1:]:
+        raise UnsupportedModelError(
+            model.name, f"input shape {model.inputs[0].shape}", "fix every axis but the first in keras.Input"
+        )
+    if model.losses:
+        raise UnsupportedModelError(model.name, "a regularization loss", "remove it; use proximal_mu or weight decay")
+    if not model.trainable_variables:
+        raise UnsupportedModelError(model.name, "a model without trainable variables", "unfreeze a layer")
+
+
+def _label(model: Any, loss: bundle.Loss, batch_size: int) -> Any:
+    if loss == "sparse_categorical_crossentropy":
+        return tf.TensorSpec([batch_size], tf.int32, name="y")
+    return tf.TensorSpec([batch_size, *model.outputs[0].shape[1:]], tf.float32, name="y")
+
+
+def _name(variable: Any, model: Any) -> str:
+    return str(variable.path.removeprefix(f"{model.name}/"))
+
+
+@contextmanager
+def _logits(model: Any, loss: bundle.Loss) -> Iterator[Any]:
+    """Give the model without its final softmax or sigmoid, which the loss contains."""
+    expected = _FINAL_ACTIVATION.get(loss)
+    last = model.outputs[0]._keras_history.operation
+    if expected is None or not hasattr(last, "activation"):
+        yield lambda x, training: model(x, training=training)
+        return
+    activation = last.activation
+    if activation.__name__ not in ("linear", expected):
+        raise UnsupportedModelError(
+            last.name,
+            f"activation {activation.__name__} before {loss}",
+            f"end the model with {expected} or with logits",
+        )
+    last.activation = keras.activations.linear
+    try:
+        yield lambda x, training: model(x, training=training)
+    finally:
+        last.activation = activation
+
+
+def _convert(owner: Any, signatures: dict[str, Any]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(owner, folder, signatures=signatures, options=options)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        converter.experimental_enable_resource_variables = True
+        return without_initializer(bytes(converter.convert()))

@@ -1,0 +1,40 @@
+"""Edits of a converted model that the converter has no option for."""
+
+from __future__ import annotations
+
+import flatbuffers
+from ai_edge_litert import schema_py_generated as schema
+
+from fedgrass.errors import EngineError
+
+_CALL_ONCE = schema.BuiltinOperator.CALL_ONCE
+_FILE_IDENTIFIER = b"TFL3"
+
+
+def without_initializer(content: bytes) -> bytes:
+    """Remove the subgraph that assigns initial values to variables, and the values.
+
+    They would make the file larger by every parameter, anchor and optimizer state, and its digest depend on the weights.
+    The parameters come from their own file, through ``write_parameters``.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    initializers: set[int] = set()
+    for subgraph in model.subgraphs:
+        calls = [operator for operator in subgraph.operators if codes[operator.opcodeIndex] == _CALL_ONCE]
+        initializers.update(operator.builtinOptions.initSubgraphIndex for operator in calls)
+        subgraph.operators = [operator for operator in subgraph.operators if operator not in calls]
+    if initializers != {len(model.subgraphs) - 1}:
+        raise EngineError(
+            f"the converter made initializers {sorted(initializers)} among {len(model.subgraphs)} subgraphs; "
+            "expected the last one only. Use the TensorFlow version of constraints.txt"
+        )
+    model.subgraphs.pop()
+    used = {tensor.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors}
+    used.update(metadata.buffer for metadata in model.metadata)
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
+    return bytes(builder.Output())

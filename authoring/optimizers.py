@@ -1,0 +1,85 @@
+"""Optimizers inside the training graph: same formulas as Keras, state in resource variables of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from fedgrass import bundle
+
+Tensor = Any
+Variable = Any
+
+
+class Optimizer(Protocol):
+    """One rule of descent. ``state`` is empty or float32 variables that start at ``initial`` in every round."""
+
+    state: list[Variable]
+    initial: list[float]
+
+    def step(self, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+        """Change the parameters by one step."""
+        ...
+
+
+class _SGD:
+    def __init__(self, parameters: Sequence[Variable], _: bundle.Optimizer) -> None:
+        self.parameters = parameters
+        self.state: list[Variable] = []
+        self.initial: list[float] = []
+
+    def step(self, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.assign_sub(learning_rate * gradient)
+
+
+class _Momentum:
+    def __init__(self, parameters: Sequence[Variable], settings: bundle.Optimizer) -> None:
+        self.parameters = parameters
+        self.momentum = settings.momentum
+        self.state = [_zeros_like(parameter) for parameter in parameters]
+        self.initial = [0.0] * len(self.state)
+
+    def step(self, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+        for parameter, velocity, gradient in zip(self.parameters, self.state, gradients, strict=True):
+            change = self.momentum * velocity - learning_rate * gradient
+            velocity.assign(change)
+            parameter.assign_add(change)
+
+
+class _Adam:
+    """Adam (https://arxiv.org/abs/1412.6980); the last state variable holds beta_1^t and beta_2^t."""
+
+    def __init__(self, parameters: Sequence[Variable], settings: bundle.Optimizer) -> None:
+        self.parameters = parameters
+        self.settings = settings
+        self.first = [_zeros_like(parameter) for parameter in parameters]
+        self.second = [_zeros_like(parameter) for parameter in parameters]
+        self.powers = tf.Variable([1.0, 1.0])
+        self.state = [*self.first, *self.second, self.powers]
+        self.initial = [0.0] * (2 * len(parameters)) + [1.0]
+
+    def step(self, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+        settings = self.settings
+        powers = self.powers * tf.constant([settings.beta_1, settings.beta_2])
+        self.powers.assign(powers)
+        rate = learning_rate * tf.sqrt(1.0 - powers[1]) / (1.0 - powers[0])
+        for parameter, first, second, gradient in zip(self.parameters, self.first, self.second, gradients, strict=True):
+            mean = first + (gradient - first) * (1.0 - settings.beta_1)
+            square = second + (tf.square(gradient) - second) * (1.0 - settings.beta_2)
+            first.assign(mean)
+            second.assign(square)
+            parameter.assign_sub(rate * mean / (tf.sqrt(square) + settings.epsilon))
+
+
+def _zeros_like(parameter: Variable) -> Variable:
+    return tf.Variable(tf.zeros(parameter.shape))
+
+
+OPTIMIZERS: dict[str, Callable[[Sequence[Variable], bundle.Optimizer], Optimizer]] = {
+    "sgd": _SGD,
+    "momentum": _Momentum,
+    "adam": _Adam,
+}

@@ -1,0 +1,89 @@
+"""Training data held against what a model expects, before any step is taken."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fedgrass.bundle import Manifest, TensorDescription
+from fedgrass.engines.base import Batch, Dataset
+from fedgrass.errors import DataError
+from fedgrass.tensors import Array
+
+CLASSIFIERS = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
+"""Losses for which accuracy means something."""
+
+
+def check_dataset(data: Dataset, manifest: Manifest) -> None:
+    """Read all the data once and check every batch.
+
+    Raises
+    ------
+    DataError
+        If there are no examples, or as in `check_batch`; the message says which example.
+    """
+    first = 0
+    for batch in data.batches(manifest.batch_size):
+        check_batch(batch, manifest, first=first)
+        first += len(batch.x)
+    if first == 0:
+        raise DataError(f"no examples for model {manifest.name!r}; check the data loader's path and filters")
+
+
+def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0) -> None:
+    """Check one batch; ``first`` is the index of its first example, for messages.
+
+    Raises
+    ------
+    DataError
+        If x and y differ in length, exceed the batch size, or have another shape or kind of dtype than the model; if a
+        value is not finite or a label is out of range.
+    """
+    if len(batch.x) != len(batch.y):
+        raise DataError(f"examples from {first}: {len(batch.x)} rows of x but {len(batch.y)} of y")
+    if len(batch.x) > manifest.batch_size:
+        raise DataError(
+            f"examples from {first}: a batch of {len(batch.x)}; at most {manifest.batch_size} were asked for"
+        )
+    _check_array(batch.x, manifest.x, first)
+    _check_array(batch.y, manifest.y, first)
+    low, high = _label_range(manifest)
+    outside = (batch.y < low) | (batch.y > high)
+    if outside.any():
+        row, value = _first_where(outside, batch.y)
+        raise DataError(
+            f"y of example {first + row}: label {value} is out of range, model {manifest.name!r} takes {low} to {high}"
+        )
+
+
+def _check_array(array: Array, expected: TensorDescription, first: int) -> None:
+    if array.shape[1:] != expected.shape:
+        raise DataError(
+            f"{expected.name} of example {first}: shape {list(array.shape[1:])}, the model takes {list(expected.shape)}"
+        )
+    if _kind(array.dtype) != _kind(np.dtype(expected.dtype)):
+        raise DataError(
+            f"{expected.name} of example {first}: dtype {array.dtype}, the model takes {expected.dtype}; "
+            "convert (and scale) it in the data loader"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        row, value = _first_where(~np.isfinite(array), array)
+        raise DataError(f"{expected.name} of example {first + row}: value {value} is not finite")
+
+
+def _kind(dtype: np.dtype[np.generic]) -> str:
+    return "i" if dtype.kind in "iu" else dtype.kind
+
+
+def _label_range(manifest: Manifest) -> tuple[float, float]:
+    if manifest.loss == "sparse_categorical_crossentropy":
+        return 0, manifest.output.shape[-1] - 1
+    if manifest.loss in CLASSIFIERS:
+        return 0, 1
+    return -math.inf, math.inf
+
+
+def _first_where(mask: Array, array: Array) -> tuple[int, object]:
+    position = tuple(int(index[0]) for index in np.nonzero(mask))
+    return position[0], array[position]
