@@ -36,6 +36,7 @@ _DEVICE_TOPIC = re.compile(
 _UPDATE_KEY = re.compile(r"^updates/([a-zA-Z0-9_-]{1,64})/(\d{6})/([a-zA-Z0-9:_-]{1,128})/update\.safetensors$")
 
 UPDATE_FILE = "update.safetensors"
+PARAMETERS_FILE = "parameters.safetensors"
 
 
 def check_fleet(fleet: str) -> str:
@@ -106,6 +107,11 @@ def parse_update_key(key: str) -> UpdateKey:
 def model_prefix(fleet: str, version: str) -> str:
     """Prefix of a model bundle."""
     return f"models/{fleet}/{version}/"
+
+
+def parameters_key(fleet: str, version: str) -> str:
+    """Object key of a model's parameters."""
+    return f"{model_prefix(fleet, version)}{PARAMETERS_FILE}"
 
 
 def report_prefix(fleet: str, number: int) -> str:

@@ -1,0 +1,48 @@
+"""What the topic rules hand over: a device's message as it came, and the topic, which alone says whose it is.
+
+The rules encode the payload (``encode(*, 'base64')``), so that no field of it can pass for the topic's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TypeVar
+
+from pydantic import BaseModel, Field
+
+from fedgrass.errors import MessageError
+from fedgrass.protocol.messages import ModelNotice, UpdateNotice
+from fedgrass.protocol.names import parse_device_topic
+
+N = TypeVar("N", UpdateNotice, ModelNotice)
+
+
+class Delivery(BaseModel):
+    """A topic rule's event."""
+
+    topic: str = Field(max_length=256)
+    payload: str = Field(max_length=200_000, description="base64")
+    received_at: int = Field(ge=0, description="Epoch milliseconds")
+
+
+def read_notice(delivery: Delivery, kind: type[N], fleet: str) -> N:
+    """Return the device's notice.
+
+    Raises
+    ------
+    MessageError
+        If it is malformed, or speaks for another device or fleet than the topic it came on.
+    """
+    topic = parse_device_topic(delivery.topic)
+    try:
+        payload = base64.b64decode(delivery.payload, validate=True)
+    except binascii.Error as error:
+        raise MessageError(f"message on {delivery.topic}: not base64 ({error}); check the topic rule's SQL") from error
+    notice = kind.decode(payload)
+    if (notice.fleet, notice.thing) != (topic.fleet, topic.thing) or topic.fleet != fleet:
+        raise MessageError(
+            f"message on {delivery.topic}: speaks for {notice.thing!r} of fleet {notice.fleet!r}; "
+            "a device speaks only for itself"
+        )
+    return notice

@@ -1,0 +1,119 @@
+"""Record what became of a model on a device: with the device, and with the round that made the model."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from cloud.rounds.await_rollout import complete_rollout
+from cloud.rounds.changes import change, transact
+from cloud.rounds.events import tell
+from cloud.rounds.notices import Delivery, read_notice
+from cloud.rounds.services import Services, own_services
+from fedgrass.errors import MessageError, RecordError
+from fedgrass.protocol.messages import ModelNotice
+from fedgrass.protocol.names import version_order
+from fedgrass.protocol.records import MODEL_SUFFIX, DeviceModel, RoundRecord, participation_key, round_key
+from fedgrass.protocol.tables import load_round
+
+_KEPT_SECONDS = 400 * 86_400
+_ATTEMPTS = 5
+
+
+def handler(event: dict[str, Any], _context: object) -> None:
+    """Entry point, called by the topic rule."""
+    record_model(own_services(), Delivery.model_validate(event))
+
+
+def record_model(services: Services, delivery: Delivery) -> None:
+    """Record the notice. A message that makes no sense is logged and dropped."""
+    try:
+        notice = read_notice(delivery, ModelNotice, services.fleet)
+    except MessageError as error:
+        tell("model_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
+        return
+    _record_with_device(services, notice, delivery)
+    _, number, _ = version_order(notice.version)
+    tell(
+        "model_notice",
+        fleet=notice.fleet,
+        round=number or None,
+        thing=notice.thing,
+        version=notice.version,
+        outcome=notice.outcome,
+        reason=notice.reason or None,
+    )
+    if not number:
+        return  # the operator's own model: no round made it
+    try:
+        record = load_round(services.rounds, services.fleet, number)
+    except RecordError:
+        return
+    if record.version == notice.version:
+        _record_with_round(services, record, notice, delivery)
+        complete_rollout(services, load_round(services.rounds, services.fleet, number))
+
+
+def _record_with_device(services: Services, notice: ModelNotice, delivery: Delivery) -> None:
+    item = DeviceModel(
+        fleet=notice.fleet,
+        thing=notice.thing + MODEL_SUFFIX,
+        version=notice.version,
+        outcome=notice.outcome,
+        reason=notice.reason,
+        active_version=notice.active_version,
+        metrics=notice.metrics,
+        received_at=delivery.received_at,
+        expires=delivery.received_at // 1000 + _KEPT_SECONDS,
+    ).to_item()
+    table = services.devices
+    with contextlib.suppress(table.meta.client.exceptions.ConditionalCheckFailedException):  # a newer word is there
+        table.put_item(
+            Item=item,
+            ConditionExpression="attribute_not_exists(received_at) OR received_at <= :received_at",
+            ExpressionAttributeValues={":received_at": delivery.received_at},
+        )
+
+
+def _record_with_round(services: Services, record: RoundRecord, notice: ModelNotice, delivery: Delivery) -> None:
+    """Count the device under its outcome, and no longer under the one it reported before."""
+    table = services.rounds
+    key = {"fleet": record.fleet, "key": participation_key(record.round, notice.thing)}
+    for _ in range(_ATTEMPTS):
+        known = table.get_item(Key=key, ConsistentRead=True).get("Item", {})
+        before = known.get("model_outcome")
+        if before == notice.outcome or known.get("model_received_at", 0) > delivery.received_at:
+            return
+        write = change(
+            put={
+                "round": record.round,
+                "thing": notice.thing,
+                "model_outcome": notice.outcome,
+                "model_reason": notice.reason,
+                "model_metrics": notice.metrics,
+                "model_received_at": delivery.received_at,
+            },
+            condition="#model_outcome = :before" if before else "attribute_not_exists(#model_outcome)",
+            values={":before": before} if before else None,
+        )
+        count = change(
+            # Who reports after the close says nothing about how long the roll-out took.
+            put={"last_model_at": delivery.received_at if record.phase != "closed" else None},
+            add={notice.outcome: 1, **({before: -1} if before else {})},
+        )
+        refused = transact(
+            table,
+            [
+                {"Update": {"TableName": table.name, "Key": key, **write}},
+                {
+                    "Update": {
+                        "TableName": table.name,
+                        "Key": {"fleet": record.fleet, "key": round_key(record.round)},
+                        **count,
+                    }
+                },
+            ],
+        )
+        if refused is None:
+            return
+    raise RecordError(f"round {record.round}: the record of {notice.thing!r} keeps changing; it will be tried again")

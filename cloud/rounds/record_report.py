@@ -1,0 +1,103 @@
+"""Take over what the aggregator found: figures into the round's record, and a released model as the fleet's current one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from cloud.rounds.changes import change_round
+from cloud.rounds.events import tell
+from cloud.rounds.services import Services, own_services
+from fedgrass.errors import AggregationError
+from fedgrass.protocol.messages import Base
+from fedgrass.protocol.names import RoundNumber, parameters_key, report_key
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.tables import load_round, set_current_model
+
+
+class RoundRequest(BaseModel):
+    """What the state machine passes."""
+
+    round: RoundNumber
+
+
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Entry point."""
+    return record_report(own_services(), RoundRequest.model_validate(event))
+
+
+def record_report(services: Services, request: RoundRequest) -> dict[str, Any]:
+    """Record the round's report and return its outcome.
+
+    The report decides, not the job's event: a round goes on even if that event was lost.
+
+    Raises
+    ------
+    AggregationError
+        If there is no report, or it is not one of this round.
+    """
+    record = load_round(services.rounds, services.fleet, request.round)
+    report = find_report(services, record)
+    if report is None:
+        raise AggregationError(
+            f"round {record.round} of fleet {record.fleet!r}: job {record.job} left no report at "
+            f"s3://{services.bucket}/{report_key(record.fleet, record.round)}; see the job's log"
+        )
+    adopt(services, report)
+    change_round(
+        services.rounds,
+        record.fleet,
+        record.round,
+        put={
+            "phase": "rolling_out",
+            "outcome": report.outcome,
+            "reason": report.reason,
+            "aggregated_at": services.now().isoformat(),
+            "participants": len(report.updates),
+            "quarantined": len(report.quarantined),
+            "accuracy": report.evaluation.accuracy if report.evaluation else None,
+            "loss": report.evaluation.loss if report.evaluation else None,
+        },
+        remove=["job_token"],
+        condition="#phase = :aggregating",
+        values={":aggregating": "aggregating"},
+    )
+    tell("report", fleet=record.fleet, round=record.round, outcome=report.outcome, reason=report.reason or None)
+    return {"outcome": report.outcome}
+
+
+def find_report(services: Services, record: RoundRecord) -> RoundReport | None:
+    """Read the round's report; None if there is none. Raises `AggregationError` if it is not one of this round."""
+    key = report_key(record.fleet, record.round)
+    try:
+        content = services.s3.get_object(Bucket=services.bucket, Key=key)["Body"].read()
+    except services.s3.exceptions.NoSuchKey:
+        return None
+    try:
+        report = RoundReport.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AggregationError(f"s3://{services.bucket}/{key}: {where}: {first['msg']}") from error
+    expected = (record.fleet, record.round, record.base.parameters_sha256)
+    if (report.fleet, report.round, report.base.parameters_sha256) != expected:
+        raise AggregationError(
+            f"s3://{services.bucket}/{key}: is of round {report.round} of fleet {report.fleet!r} from base "
+            f"{report.base.version}, expected round {record.round} of {record.fleet!r} from {record.base.version}"
+        )
+    return report
+
+
+def adopt(services: Services, report: RoundReport) -> None:
+    """Make a released model the base of the next round."""
+    if report.outcome != "released" or report.model is None:
+        return
+    model = Base(
+        version=report.model.version,
+        parameters_key=parameters_key(report.fleet, report.model.version),
+        parameters_sha256=report.model.parameters_sha256,
+        graph_sha256=report.model.graph_sha256,
+    )
+    set_current_model(services.rounds, report.fleet, model)

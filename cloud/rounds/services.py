@@ -1,0 +1,105 @@
+"""What the functions have at hand: the fleet's names, and clients that are made when first used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from functools import cache, cached_property
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.tables import Table
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class Services:
+    """The fleet's part of an AWS account.
+
+    Parameters
+    ----------
+    session
+        A boto3 session; clients follow AWS_ENDPOINT_URL like any other.
+    environment
+        ``FEDGRASS_FLEET``, ``_BUCKET``, ``_ROUNDS_TABLE``, ``_DEVICES_TABLE``, and for the Processing job
+        ``_JOB_ROLE_ARN``, ``_IMAGE`` and ``_THING_GROUP_ARN``. A function is given only those that it needs.
+    clock
+        Returns the present time, with its zone.
+    """
+
+    def __init__(self, session: Any, environment: Mapping[str, str], *, clock: Callable[[], datetime] = _now) -> None:
+        self._session = session
+        self._environment = environment
+        self.now = clock
+
+    def setting(self, name: str) -> str:
+        """Return an environment variable; raises `ConfigurationError` if it is not set."""
+        value = self._environment.get(name)
+        if not value:
+            raise ConfigurationError(f"{name} is not set for this function; deploy the fleet's stack again")
+        return value
+
+    @cached_property
+    def fleet(self) -> str:
+        """Name of the fleet."""
+        return self.setting("FEDGRASS_FLEET")
+
+    @cached_property
+    def bucket(self) -> str:
+        """Name of the fleet's bucket."""
+        return self.setting("FEDGRASS_BUCKET")
+
+    @cached_property
+    def rounds(self) -> Table:
+        """Return the table of rounds."""
+        table: Table = self._dynamodb.Table(self.setting("FEDGRASS_ROUNDS_TABLE"))
+        return table
+
+    @cached_property
+    def devices(self) -> Table:
+        """Return the table of devices."""
+        table: Table = self._dynamodb.Table(self.setting("FEDGRASS_DEVICES_TABLE"))
+        return table
+
+    @cached_property
+    def step_functions(self) -> Any:
+        """Client of Step Functions."""
+        return self._client("stepfunctions")
+
+    @cached_property
+    def iot_data(self) -> Any:
+        """Client of IoT Core's data plane."""
+        return self._client("iot-data")
+
+    @cached_property
+    def sagemaker(self) -> Any:
+        """Client of SageMaker."""
+        return self._client("sagemaker")
+
+    @cached_property
+    def s3(self) -> Any:
+        """Client of S3."""
+        return self._client("s3")
+
+    @cached_property
+    def _dynamodb(self) -> Any:
+        return self._session.resource("dynamodb", config=_CONFIG)
+
+    def _client(self, name: str) -> Any:
+        return self._session.client(name, config=_CONFIG)
+
+
+# Throttling is waited out here, within a function's time; Step Functions and Lambda repeat what fails beyond that.
+_CONFIG = Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeout=5, read_timeout=20)
+
+
+@cache
+def own_services() -> Services:
+    """Return the services of this function's own environment, once per process."""
+    return Services(boto3.Session(), os.environ)

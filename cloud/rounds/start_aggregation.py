@@ -1,0 +1,100 @@
+"""End the collecting and start the Processing job, if there are updates enough."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from cloud.rounds.aggregation_ended import settle
+from cloud.rounds.announcement import withdraw
+from cloud.rounds.await_updates import TokenRequest
+from cloud.rounds.changes import change_round
+from cloud.rounds.events import tell
+from cloud.rounds.services import Services, own_services
+from cloud.rounds.tokens import succeed
+from fedgrass.errors import RecordError
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.tables import load_round
+
+
+def handler(event: dict[str, Any], _context: object) -> None:
+    """Entry point."""
+    start_aggregation(own_services(), TokenRequest.model_validate(event))
+
+
+def start_aggregation(services: Services, request: TokenRequest) -> None:
+    """Take no more updates, and start the job under the state machine's token.
+
+    With fewer updates than ``min_updates`` no job is started: the round's outcome is ``insufficient_updates``.
+    """
+    fleet = services.fleet
+    withdraw(services, load_round(services.rounds, fleet, request.round))
+    record = change_round(
+        services.rounds,
+        fleet,
+        request.round,
+        put={"phase": "aggregating", "collected_at": services.now().isoformat(), "job_token": request.token},
+        remove=["collect_token"],
+        condition="#phase IN (:collecting, :aggregating)",
+        values={":collecting": "collecting", ":aggregating": "aggregating"},
+    )
+    if record is None:
+        raise RecordError(f"round {request.round} of fleet {fleet!r} is past its aggregation")
+    if record.uploaded < record.settings.min_updates:
+        reason = f"{record.uploaded} of {record.asked} devices sent an update, {record.settings.min_updates} are needed"
+        change_round(services.rounds, fleet, record.round, put={"outcome": "insufficient_updates", "reason": reason})
+        succeed(services.step_functions, request.token, {"job": "not_needed"})
+        return
+    name = job_name(record)
+    # Written first: the job may end before this function does.
+    record = change_round(services.rounds, fleet, record.round, put={"job": name})
+    if record is not None:
+        _start(services, record, name)
+
+
+def job_name(record: RoundRecord) -> str:
+    """Name of the round's job, at most 63 characters; the same for every attempt to start it.
+
+    SageMaker gives a name once and for all: the execution's digest keeps apart fleets that were removed and made anew.
+    """
+    fleet = record.fleet.replace("_", "-").strip("-")[:32]
+    digest = hashlib.sha256(f"{record.fleet} {record.execution}".encode()).hexdigest()[:10]
+    return f"fedgrass-{fleet}-{record.round:06d}-{digest}"
+
+
+def _start(services: Services, record: RoundRecord, name: str) -> None:
+    wanted = record.settings.aggregation
+    try:
+        services.sagemaker.create_processing_job(
+            ProcessingJobName=name,
+            RoleArn=services.setting("FEDGRASS_JOB_ROLE_ARN"),
+            AppSpecification={
+                "ImageUri": services.setting("FEDGRASS_IMAGE"),
+                "ContainerEntrypoint": ["python", "-m", "cloud.aggregator"],
+            },
+            Environment={
+                "FEDGRASS_FLEET": record.fleet,
+                "FEDGRASS_ROUND": str(record.round),
+                "FEDGRASS_BUCKET": services.bucket,
+                "FEDGRASS_ROUNDS_TABLE": services.rounds.name,
+                "FEDGRASS_THING_GROUP_ARN": services.setting("FEDGRASS_THING_GROUP_ARN"),
+            },
+            ProcessingResources={
+                "ClusterConfig": {
+                    "InstanceType": wanted.instance_type,
+                    "InstanceCount": wanted.instance_count,
+                    "VolumeSizeInGB": wanted.volume_gb,
+                }
+            },
+            StoppingCondition={"MaxRuntimeInSeconds": wanted.timeout_seconds},
+            Tags=[{"Key": "fedgrass:fleet", "Value": record.fleet}],
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ResourceInUse":
+            raise
+        # An earlier attempt started it, and its end may have passed before this attempt's token was known.
+        settle(services, record, services.sagemaker.describe_processing_job(ProcessingJobName=name))
+        return
+    tell("aggregation_started", fleet=record.fleet, round=record.round, job=name, updates=record.uploaded)
