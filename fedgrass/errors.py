@@ -115,3 +115,21 @@ class InfrastructureError(FedgrassError):
     """The fleet's stack could not be deployed, or is not in a state to be used."""
 
     code = "infrastructure"
+
+
+class IpcError(FedgrassError):
+    """The nucleus cannot be reached over IPC, or will not do what was asked."""
+
+    code = "ipc"
+
+
+class IpcRefusedError(IpcError):
+    """The nucleus did not take a message or an operation now (no link, spool full, reconnecting): try again later."""
+
+    code = "ipc_refused"
+
+
+class IpcUnauthorizedError(IpcError):
+    """``accessControl`` does not allow the component this operation on this topic."""
+
+    code = "ipc_unauthorized"

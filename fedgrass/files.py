@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 _BLOCK = 1 << 20
@@ -17,6 +18,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+    partial.replace(path)
+    flush_directory(path.parent)
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copy a file in blocks, so that ``path`` is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with source.open("rb") as reader, partial.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, _BLOCK)
+        writer.flush()
+        os.fsync(writer.fileno())
     partial.replace(path)
     flush_directory(path.parent)
 

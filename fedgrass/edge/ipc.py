@@ -1,0 +1,336 @@
+"""Greengrass IPC in the shape the components use it: the only module that imports the IPC SDK.
+
+Built to nucleus lite, the stricter of the two nuclei: messages are always binary, error texts may be empty so only classes
+are looked at, operations may be unsupported, a subscription or the connection may drop at any time, and nothing is queued
+for us. Callbacks run on the SDK's network thread: they may only hand over, never call back into IPC.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import awsiot.greengrasscoreipc
+from awscrt.exceptions import AwsCrtError
+from awsiot.eventstreamrpc import AccessDeniedError, LifecycleHandler
+from awsiot.greengrasscoreipc import model
+from awsiot.greengrasscoreipc.clientv2 import GreengrassCoreIPCClientV2
+
+from fedgrass.edge.backoff import Backoff
+from fedgrass.edge.logs import Log
+from fedgrass.errors import IpcError, IpcRefusedError, IpcUnauthorizedError
+
+EXIT_RELAUNCH = 75
+"""Exit code when IPC is gone for good: this process's token is void and only the nucleus can start one with a new token."""
+
+Received = Callable[[bytes], None]
+
+
+class Ipc(Protocol):
+    """What components ask of the nucleus. Subscriptions are kept up by themselves once asked for."""
+
+    def get_configuration(self, component: str) -> dict[str, Any]:
+        """Return a component's whole configuration; an unknown component has an empty one."""
+        ...
+
+    def on_configuration(self, component: str, changed: Callable[[], None]) -> None:
+        """Call ``changed`` when a component's configuration changed (on lite, once for each key)."""
+        ...
+
+    def publish_local(self, topic: str, payload: bytes) -> None:
+        """Publish to the components on this device."""
+        ...
+
+    def on_local(self, topic: str, received: Received) -> None:
+        """Receive what components publish on this device; a component also hears itself."""
+        ...
+
+    def publish_cloud(self, topic: str, payload: bytes) -> None:
+        """Publish to IoT Core at QoS 1. Returning means that the nucleus took it, not that it arrived."""
+        ...
+
+    def on_cloud(self, topic: str, received: Received) -> None:
+        """Receive from IoT Core; a retained message arrives first if the topic has no wildcard."""
+        ...
+
+    def on_component_update(self, arrived: Callable[[str], None]) -> None:
+        """Call ``arrived`` with the deployment's id before components are updated, where the nucleus supports it."""
+        ...
+
+    def defer(self, deployment_id: str, milliseconds: int) -> None:
+        """Put a component update off; 0 accepts it."""
+        ...
+
+
+@dataclass
+class _Subscription:
+    """One stream that must stay open. ``open`` starts it on a client and returns the SDK's (future, operation)."""
+
+    name: str
+    open: Callable[[Any, dict[str, Any]], tuple[Future[Any], Any]]
+    received: Callable[[Any], None]
+    backoff: Backoff
+    optional: bool = False
+    is_open: bool = False
+    given_up: bool = False
+    due: float = 0.0
+    generation: int = 0
+
+
+class GreengrassIpc:
+    """`Ipc` over the nucleus's Unix socket; reconnects and subscribes again by itself.
+
+    Parameters
+    ----------
+    lost
+        Called once, from a thread of its own, when the connection cannot be had back: the process should exit with
+        `EXIT_RELAUNCH`.
+    patience
+        Seconds of trying to reconnect before it counts as lost.
+    timeout
+        Seconds that one operation may take.
+
+    Raises
+    ------
+    IpcError
+        If there is no nucleus to connect to.
+    """
+
+    def __init__(self, log: Log, *, lost: Callable[[], None], patience: float = 60.0, timeout: float = 10.0) -> None:
+        self._log = log
+        self._lost = lost
+        self._patience = patience
+        self._timeout = timeout
+        self._client: Any = None
+        self._subscriptions: list[_Subscription] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = False
+        if not self._reconnect():
+            raise IpcError(
+                "IPC: cannot connect to the nucleus; expected SVCUID and AWS_GG_NUCLEUS_DOMAIN_SOCKET_FILEPATH_FOR_COMPONENT "
+                "of a running nucleus in the environment. Start this as a Greengrass component"
+            )
+        threading.Thread(target=self._maintain, name="ipc", daemon=True).start()
+
+    def get_configuration(self, component: str) -> dict[str, Any]:
+        """See `Ipc`."""
+        try:
+            response = self._call(
+                f"configuration of {component}",
+                lambda c: c.get_configuration_async(component_name=component, key_path=[]),
+            )
+        except _NotFoundError:
+            return {}
+        return dict(response.value or {})
+
+    def on_configuration(self, component: str, changed: Callable[[], None]) -> None:
+        """See `Ipc`."""
+        self._subscribe(
+            f"configuration of {component}",
+            lambda c, h: c.subscribe_to_configuration_update_async(component_name=component, key_path=[], **h),
+            lambda _event: changed(),
+        )
+
+    def publish_local(self, topic: str, payload: bytes) -> None:
+        """See `Ipc`."""
+        message = model.PublishMessage(binary_message=model.BinaryMessage(message=payload))
+        self._call(f"local topic {topic}", lambda c: c.publish_to_topic_async(topic=topic, publish_message=message))
+
+    def on_local(self, topic: str, received: Received) -> None:
+        """See `Ipc`."""
+        self._subscribe(
+            f"local topic {topic}",
+            lambda c, h: c.subscribe_to_topic_async(topic=topic, **h),
+            lambda event: received(_local_payload(event)),
+        )
+
+    def publish_cloud(self, topic: str, payload: bytes) -> None:
+        """See `Ipc`."""
+        self._call(
+            f"topic {topic}",
+            lambda c: c.publish_to_iot_core_async(topic_name=topic, qos=model.QOS.AT_LEAST_ONCE, payload=payload),
+        )
+
+    def on_cloud(self, topic: str, received: Received) -> None:
+        """See `Ipc`."""
+        self._subscribe(
+            f"topic {topic}",
+            lambda c, h: c.subscribe_to_iot_core_async(topic_name=topic, qos=model.QOS.AT_LEAST_ONCE, **h),
+            lambda event: received(_bytes(event.message.payload if event.message else None)),
+        )
+
+    def on_component_update(self, arrived: Callable[[str], None]) -> None:
+        """See `Ipc`."""
+
+        def received(event: Any) -> None:
+            if event.pre_update_event is not None:
+                arrived(event.pre_update_event.deployment_id or "")
+
+        self._subscribe(
+            "component updates", lambda c, h: c.subscribe_to_component_updates_async(**h), received, optional=True
+        )
+
+    def defer(self, deployment_id: str, milliseconds: int) -> None:
+        """See `Ipc`."""
+        self._call(
+            "deferral of a component update",
+            lambda c: c.defer_component_update_async(deployment_id=deployment_id, recheck_after_ms=milliseconds),
+        )
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._closing = True
+        self._wake.set()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _call(self, name: str, start: Callable[[Any], Future[Any]]) -> Any:
+        client = self._client
+        if client is None:
+            raise IpcRefusedError(f"{name}: IPC is not connected")
+        try:
+            return start(client).result(self._timeout)
+        except (RuntimeError, AwsCrtError, FutureTimeoutError) as error:
+            raise _translated(name, error) from error
+
+    def _subscribe(
+        self,
+        name: str,
+        start: Callable[[Any, dict[str, Any]], tuple[Future[Any], Any]],
+        received: Callable[[Any], None],
+        *,
+        optional: bool = False,
+    ) -> None:
+        subscription = _Subscription(name, start, received, Backoff(first=0.5, most=30), optional=optional)
+        self._subscriptions.append(subscription)
+        if not self._open(subscription):
+            self._wake.set()
+
+    def _open(self, subscription: _Subscription) -> bool:
+        with self._lock:
+            if subscription.is_open:
+                return True
+            return self._open_now(subscription)
+
+    def _open_now(self, subscription: _Subscription) -> bool:
+        subscription.generation += 1
+        generation = subscription.generation
+
+        def closed() -> None:
+            if not self._closing and subscription.generation == generation:
+                subscription.is_open = False
+                self._wake.set()
+
+        handlers = {
+            "on_stream_event": subscription.received,
+            "on_stream_error": lambda _error: True,
+            "on_stream_closed": closed,
+        }
+        subscription.is_open = True  # before the call: the stream may close again before its result is seen here
+        try:
+            self._call(subscription.name, lambda client: subscription.open(client, handlers)[0])
+        except IpcError as error:
+            subscription.is_open = False
+            if subscription.optional and isinstance(error.__cause__, model.ServiceError):
+                subscription.given_up = True
+                self._log.once("operation unsupported by this nucleus", operation=subscription.name)
+                return True
+            subscription.due = time.monotonic() + subscription.backoff.failed()
+            self._log.once("subscription failed, trying on", subscription=subscription.name, error=type(error).__name__)
+            return False
+        subscription.backoff.succeeded()
+        return True
+
+    def _maintain(self) -> None:
+        """Bring back what closed: first the connection, then the streams."""
+        while not self._closing:
+            waiting = [s for s in list(self._subscriptions) if not s.is_open and not s.given_up]
+            wait = min((s.due for s in waiting), default=float("inf")) - time.monotonic()
+            self._wake.wait(None if wait == float("inf") else max(wait, 0.0))
+            self._wake.clear()
+            if self._closing:
+                return
+            if self._client is None and not self._reconnect():
+                self._log.error("IPC is lost, leaving to be relaunched", exit_code=EXIT_RELAUNCH)
+                self._lost()
+                return
+            for subscription in list(self._subscriptions):
+                if not subscription.is_open and not subscription.given_up and subscription.due <= time.monotonic():
+                    self._open(subscription)
+
+    def _reconnect(self) -> bool:
+        backoff, deadline = Backoff(first=0.2, most=5), time.monotonic() + self._patience
+        while not self._closing:
+            lifecycle = _Lifecycle(self)
+            try:
+                connection = awsiot.greengrasscoreipc.connect(lifecycle_handler=lifecycle, timeout=self._timeout)
+            except (AccessDeniedError, KeyError):
+                return False
+            except (RuntimeError, AwsCrtError, FutureTimeoutError):
+                pass
+            else:
+                self._client = GreengrassCoreIPCClientV2(client=connection, executor=None)
+                if not lifecycle.is_over:
+                    return True
+                self._client = None
+            wait = backoff.failed()
+            if time.monotonic() + wait > deadline:
+                return False
+            self._wake.wait(wait)
+            self._wake.clear()
+        return False
+
+    def _disconnected(self) -> None:
+        if self._closing:
+            return
+        self._log.warning("IPC disconnected")
+        self._client = None
+        for subscription in list(self._subscriptions):
+            subscription.is_open = False
+            subscription.due = 0.0
+        self._wake.set()
+
+
+class _Lifecycle(LifecycleHandler):  # type: ignore[misc]
+    def __init__(self, owner: GreengrassIpc) -> None:
+        self._owner = owner
+
+        self.is_over = False
+
+    def on_disconnect(self, _reason: Exception | None) -> None:
+        self.is_over = True
+        self._owner._disconnected()
+
+    def on_error(self, _error: Exception) -> bool:
+        return True
+
+
+class _NotFoundError(IpcError):
+    pass
+
+
+def _translated(name: str, error: BaseException) -> IpcError:
+    kind = type(error).__name__
+    if isinstance(error, model.UnauthorizedError):
+        return IpcUnauthorizedError(f"{name}: not allowed; add it to accessControl in the component's configuration")
+    if isinstance(error, model.ResourceNotFoundError):
+        return _NotFoundError(f"{name}: not found")
+    return IpcRefusedError(f"{name}: the nucleus did not take it ({kind})")
+
+
+def _local_payload(event: Any) -> bytes:
+    if event.json_message is not None:
+        return json.dumps(event.json_message.message).encode()
+    return _bytes(event.binary_message.message if event.binary_message else None)
+
+
+def _bytes(payload: bytes | str | None) -> bytes:
+    return payload.encode() if isinstance(payload, str) else bytes(payload or b"")

@@ -1,0 +1,191 @@
+"""The models on a device, under one folder that ModelDeployer owns and the application reads.
+
+- ``models/<version>/``: admitted bundles.
+- ``active``: link to one of them, swapped by renaming, so that ``active/inference.tflite`` always names a whole model.
+- ``admissions/<number>.json``: what became of each model, in order; kept until ModelDeployer has told the cloud.
+- ``lock``: held while any of it changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from fedgrass.bundle import MANIFEST, Bundle
+from fedgrass.errors import AdmissionError, BundleError
+from fedgrass.files import copy_atomically, flush_directory, sha256_of, write_atomically
+from fedgrass.protocol.messages import Metrics, Reason
+from fedgrass.protocol.names import Version
+
+_KEPT_ADMISSIONS = 100
+
+
+class Admission(BaseModel):
+    """What became of a model, and which one is active since."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    number: int
+    version: Version
+    outcome: Literal["active", "refused", "rolled_back"]
+    reason: Reason = ""
+    active_version: Version | None = None
+    metrics: Metrics = {}
+    at: AwareDatetime
+
+
+class ModelStore:
+    """See the module. Every method may be called from any process of the device."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._models = folder / "models"
+        self._admissions = folder / "admissions"
+        self._link = folder / "active"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the store against other processes; not re-entrant.
+
+        Raises
+        ------
+        AdmissionError
+            If the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stream = (self.folder / "lock").open("a")
+        except OSError as error:
+            raise AdmissionError(
+                f"model store {self.folder}: cannot be written ({error.strerror}); com.fedgrass.ModelDeployer makes it, "
+                "and must run as the same user as the model's admission"
+            ) from error
+        with stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def active(self) -> Bundle | None:
+        """Return the active model; None if there is none, or the link leads nowhere."""
+        return _opened(self._link.resolve()) if self._link.is_symlink() else None
+
+    def models(self) -> list[Bundle]:
+        """Return the stored models, last activated first."""
+        folders = [f for f in self._models.glob("[0-9]*") if f.is_dir()] if self._models.is_dir() else []
+        folders.sort(key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+        return [bundle for folder in folders if (bundle := _opened(folder)) is not None]
+
+    def find(self, version: str, *, parameters_sha256: str, graph_sha256: str) -> Bundle | None:
+        """Return the stored model of this version if its digests are these."""
+        bundle = _opened(self._models / version)
+        if bundle is None:
+            return None
+        digests = (bundle.manifest.parameters_sha256, bundle.manifest.graph_sha256)
+        return bundle if digests == (parameters_sha256, graph_sha256) else None
+
+    def holds(self, candidate: Bundle) -> bool:
+        """Whether the active model is this one, byte for byte."""
+        active = self.active()
+        if active is None or active.manifest != candidate.manifest:
+            return False
+        try:
+            active.verify()
+        except BundleError:
+            return False
+        return True
+
+    def activate(self, bundle: Bundle) -> Bundle:
+        """Copy a verified bundle into the store, unless it is there, and make it the active one. Needs the lock."""
+        target = self._models / bundle.manifest.version
+        if bundle.folder != target:
+            self._take_in(bundle, target)
+        os.utime(target)
+        fresh = self.folder / f".active.{os.getpid()}"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(Path("models") / bundle.manifest.version)
+        fresh.replace(self._link)
+        flush_directory(self.folder)
+        return Bundle.open(target)
+
+    def record(
+        self,
+        version: str,
+        outcome: Literal["active", "refused", "rolled_back"],
+        *,
+        reason: str = "",
+        metrics: dict[str, float] | None = None,
+    ) -> Admission:
+        """Note what became of a model, unless the last note says the same. Needs the lock."""
+        earlier = self.admissions()
+        if earlier and (earlier[-1].version, earlier[-1].outcome, earlier[-1].reason) == (
+            version,
+            outcome,
+            reason[:500],
+        ):
+            return earlier[-1]
+        active = self.active()
+        admission = Admission(
+            number=earlier[-1].number + 1 if earlier else 1,
+            version=version,
+            outcome=outcome,
+            reason=reason[:500],
+            active_version=active.manifest.version if active else None,
+            metrics=metrics or {},
+            at=datetime.now(timezone.utc),
+        )
+        write_atomically(self._admissions / f"{admission.number:08d}.json", admission.model_dump_json().encode())
+        for old in earlier[: -_KEPT_ADMISSIONS + 1]:
+            (self._admissions / f"{old.number:08d}.json").unlink(missing_ok=True)
+        return admission
+
+    def admissions(self) -> list[Admission]:
+        """Return the notes in order; one that is damaged is left out."""
+        found = []
+        for path in sorted(self._admissions.glob("[0-9]*.json")):
+            with contextlib.suppress(ValidationError, FileNotFoundError):
+                found.append(Admission.model_validate_json(path.read_bytes()))
+        return found
+
+    def prune(self, keep: int) -> list[str]:
+        """Delete all but the active model and the last activated, ``keep`` in all; returns their versions. Needs the lock."""
+        active = self.active()
+        bundles = [b for b in self.models() if active is None or b.folder != active.folder]
+        old = bundles[max(keep - 1, 0) :]
+        for bundle in old:
+            shutil.rmtree(bundle.folder, ignore_errors=True)
+        for partial in self._models.glob(".*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        return [bundle.manifest.version for bundle in old]
+
+    def _take_in(self, bundle: Bundle, target: Path) -> None:
+        # A damaged copy may be the active one: it is mended file by file, so that its path never goes away.
+        folder = target if target.exists() else self._models / f".{target.name}.{os.getpid()}"
+        try:
+            for name in (*bundle.manifest.files, MANIFEST):
+                if not _same(bundle.path(name), folder / name):
+                    copy_atomically(bundle.path(name), folder / name)
+            if folder != target:
+                folder.rename(target)
+                flush_directory(self._models)
+        except OSError as error:
+            if folder != target:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise AdmissionError(f"model store {self.folder}: cannot take the model in ({error.strerror})") from error
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(other)
+
+
+def _opened(folder: Path) -> Bundle | None:
+    try:
+        return Bundle.open(folder)
+    except BundleError:
+        return None

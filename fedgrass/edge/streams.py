@@ -1,0 +1,257 @@
+"""Stream Manager in the shape that uploads use it: the only module that imports the ``stream-manager`` SDK.
+
+One stream of S3 tasks and one of their statuses. The task stream refuses when full and never drops; both lie on disk.
+https://docs.aws.amazon.com/greengrass/v2/developerguide/stream-export-configurations.html#export-to-s3
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from stream_manager import (
+    ExportDefinition,
+    InvalidRequestException,
+    MessageStreamDefinition,
+    NotEnoughMessagesException,
+    Persistence,
+    ReadMessagesOptions,
+    ResourceNotFoundException,
+    S3ExportTaskDefinition,
+    S3ExportTaskExecutorConfig,
+    Status,
+    StatusConfig,
+    StatusLevel,
+    StatusMessage,
+    StrategyOnFull,
+    StreamManagerClient,
+    StreamManagerException,
+    Util,
+)
+
+from fedgrass.errors import TransferError
+
+TASKS = "fedgrass-updates"
+STATUSES = "fedgrass-updates-status"
+
+_TASKS_BYTES = 8 << 20
+_STATUSES_BYTES = 4 << 20
+_SEGMENT_BYTES = 1 << 20
+_REQUEST_SECONDS = 10
+_AT_ONCE = 100
+
+
+@dataclass(frozen=True)
+class Task:
+    """A file to upload."""
+
+    file: Path
+    bucket: str
+    key: str
+
+
+@dataclass(frozen=True)
+class TaskStatus:
+    """The end of a task: ``position`` is its place in the status stream, ``sequence`` the task's in the task stream."""
+
+    position: int
+    sequence: int
+    key: str
+    outcome: Literal["success", "failure"]
+    message: str
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How far the streams have come; -1 is before the first message."""
+
+    newest_task: int
+    exported_task: int
+    newest_status: int
+
+
+class Streams(Protocol):
+    """What `fedgrass.edge.uploads` needs; every method raises `TransferError` if Stream Manager is away or refuses."""
+
+    def extent(self) -> Extent:
+        """Say how far the streams have come."""
+        ...
+
+    def append(self, task: Task) -> int:
+        """Queue a task; returns its sequence number."""
+        ...
+
+    def find(self, task: Task, after: int) -> int | None:
+        """Return the sequence number of this task among those queued after number ``after``."""
+        ...
+
+    def ended(self, start: int, wait: float) -> tuple[list[TaskStatus], int]:
+        """Return the tasks that ended, from position ``start`` of the statuses, and where to read on.
+
+        Waits up to ``wait`` seconds for the first.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Make both streams anew; whatever they held is gone."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect."""
+        ...
+
+
+class StreamManagerStreams:
+    """`Streams` over the SDK; connecting makes the streams if need be, the status stream first.
+
+    Raises
+    ------
+    TransferError
+        If Stream Manager cannot be reached.
+    """
+
+    def __init__(self) -> None:
+        self._client: Any = StreamManagerClient.__new__(StreamManagerClient)
+        try:
+            # The SDK connects while it is made and leaves its thread behind when that fails, so the object is had first.
+            with _translated("connect"):
+                self._client.__init__(request_timeout=_REQUEST_SECONDS)
+                self._create()
+        except TransferError:
+            self.close()
+            raise
+
+    def extent(self) -> Extent:
+        """See `Streams`."""
+        with _translated("describe the streams"):
+            tasks = self._client.describe_message_stream(TASKS)
+            statuses = self._client.describe_message_stream(STATUSES)
+        exported = [s.last_exported_sequence_number for s in tasks.export_statuses or []]
+        return Extent(_newest(tasks), _number(exported[0] if exported else None), _newest(statuses))
+
+    def append(self, task: Task) -> int:
+        """See `Streams`."""
+        with _translated("append a task"):
+            return int(self._client.append_message(TASKS, _encoded(task)))
+
+    def find(self, task: Task, after: int) -> int | None:
+        """See `Streams`."""
+        start = after + 1
+        while True:
+            messages = self._read(TASKS, start, wait=0)
+            for message in messages:
+                if message.sequence_number >= start and message.payload == _encoded(task):
+                    return int(message.sequence_number)
+            if not messages:
+                return None
+            start = messages[-1].sequence_number + 1
+
+    def ended(self, start: int, wait: float) -> tuple[list[TaskStatus], int]:
+        """See `Streams`."""
+        messages = self._read(STATUSES, start, wait=wait)
+        found = [status for message in messages if (status := _status(message)) is not None]
+        return found, messages[-1].sequence_number + 1 if messages else start
+
+    def clear(self) -> None:
+        """See `Streams`."""
+        with _translated("make the streams anew"):
+            for name in (TASKS, STATUSES):
+                with contextlib.suppress(ResourceNotFoundException):
+                    self._client.delete_message_stream(name)
+            self._create()
+
+    def close(self) -> None:
+        """See `Streams`."""
+        # Closing a broken connection fails before it stops the SDK's thread; the second call stops it.
+        for _ in range(2):
+            with contextlib.suppress(
+                OSError, AttributeError, RuntimeError, asyncio.TimeoutError, StreamManagerException
+            ):
+                self._client.close()
+
+    def _create(self) -> None:
+        present = set(self._client.list_streams())
+        for definition in _definitions():
+            if definition.name not in present:
+                with contextlib.suppress(InvalidRequestException):  # another process was first
+                    self._client.create_message_stream(definition)
+
+    def _read(self, stream: str, start: int, *, wait: float) -> list[Any]:
+        options = ReadMessagesOptions(
+            desired_start_sequence_number=max(start, 0),
+            min_message_count=1,
+            max_message_count=_AT_ONCE,
+            read_timeout_millis=int(wait * 1000),
+        )
+        with _translated(f"read {stream}"):
+            try:
+                return list(self._client.read_messages(stream, options))
+            except NotEnoughMessagesException:
+                return []
+
+
+@contextlib.contextmanager
+def _translated(action: str) -> Any:
+    try:
+        yield
+    except (StreamManagerException, OSError, EOFError, RuntimeError, asyncio.TimeoutError) as error:
+        raise TransferError(f"Stream Manager: cannot {action} ({type(error).__name__}: {error})") from error
+
+
+def _definitions() -> tuple[MessageStreamDefinition, MessageStreamDefinition]:
+    statuses = MessageStreamDefinition(
+        name=STATUSES,
+        max_size=_STATUSES_BYTES,
+        stream_segment_size=_SEGMENT_BYTES,
+        strategy_on_full=StrategyOnFull.OverwriteOldestData,
+        persistence=Persistence.File,
+        flush_on_write=True,
+    )
+    export = S3ExportTaskExecutorConfig(
+        identifier="fedgrass", status_config=StatusConfig(status_level=StatusLevel.INFO, status_stream_name=STATUSES)
+    )
+    tasks = MessageStreamDefinition(
+        name=TASKS,
+        max_size=_TASKS_BYTES,
+        stream_segment_size=_SEGMENT_BYTES,
+        strategy_on_full=StrategyOnFull.RejectNewData,
+        persistence=Persistence.File,
+        flush_on_write=True,
+        export_definition=ExportDefinition(s3_task_executor=[export]),
+    )
+    return statuses, tasks
+
+
+def _encoded(task: Task) -> bytes:
+    definition = S3ExportTaskDefinition(input_url=task.file.absolute().as_uri(), bucket=task.bucket, key=task.key)
+    encoded: bytes = Util.validate_and_serialize_to_json_bytes(definition)
+    return encoded
+
+
+def _status(message: Any) -> TaskStatus | None:
+    """Take a status message apart; None for one that does not end a task, or cannot be read."""
+    try:
+        status = Util.deserialize_json_bytes_to_obj(message.payload, StatusMessage)
+        context = status.status_context
+        if status.status not in (Status.Success, Status.Failure, Status.Canceled) or context is None:
+            return None
+        return TaskStatus(
+            position=message.sequence_number,
+            sequence=context.sequence_number,
+            key=context.s3_export_task_definition.key,
+            outcome="success" if status.status is Status.Success else "failure",
+            message=(status.message or "")[:300],
+        )
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return None
+
+
+def _newest(info: Any) -> int:
+    return _number(info.storage_status.newest_sequence_number)
+
+
+def _number(value: int | None) -> int:
+    return -1 if value is None else int(value)

@@ -1,0 +1,310 @@
+"""Files on their way to S3 through Stream Manager, each kept until it is known to have arrived.
+
+One folder per upload holds the file and ``upload.json``, written last: without it the upload was never accepted. Nothing is
+forgotten by a kill at any moment, and nothing that is queued is queued again: what was appended is looked up in the stream.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedgrass.edge.backoff import Backoff
+from fedgrass.edge.logs import Log
+from fedgrass.edge.streams import Extent, Streams, Task, TaskStatus
+from fedgrass.errors import TransferError
+from fedgrass.files import flush_directory, write_atomically
+
+_RECORD = "upload.json"
+_SILENCE_SECONDS = 60.0
+
+Outcome = Literal["uploaded", "failed"]
+Ended = Callable[[str, Outcome, str], None]
+
+
+class Upload(BaseModel):
+    """One accepted upload. ``name`` is the sender's key for it, ``file`` a name within its folder.
+
+    ``after`` is the newest task before this one was appended, ``sequence`` its own number once known, and
+    ``statuses_from`` where in the status stream its end will be told.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    file: str
+    bucket: str
+    key: str
+    after: int | None = None
+    sequence: int | None = None
+    statuses_from: int = 0
+
+
+class Uploads:
+    """The uploads of one component.
+
+    Parameters
+    ----------
+    folder
+        Where files wait; must be readable by Stream Manager's user.
+    connect
+        Makes a connection to Stream Manager; raises `TransferError`.
+    ended
+        Called with name, outcome and reason when an upload has ended, before its file is deleted. Must be durable, and may
+        be called again for the same name after a crash. ``failed`` means that its file is gone.
+    max_bytes, max_count
+        What may wait at once.
+    wait
+        Seconds that one read of the statuses waits for news.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        connect: Callable[[], Streams],
+        ended: Ended,
+        log: Log,
+        *,
+        max_bytes: int = 512 << 20,
+        max_count: int = 1000,
+        wait: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._connect = connect
+        self._ended = ended
+        self._log = log
+        self._max_bytes = max_bytes
+        self._max_count = max_count
+        self._wait = wait
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._retries: dict[str, tuple[Backoff, float]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._pending: dict[str, Upload] = {upload.name: upload for upload in self._load()}
+
+    def room(self) -> str:
+        """Return why nothing more is accepted, or nothing."""
+        waiting = sum(path.stat().st_size for path in self._folder.glob("*/*") if path.is_file())
+        if waiting >= self._max_bytes or len(self._pending) >= self._max_count:
+            return f"{len(self._pending)} updates ({waiting} bytes) wait for upload already"
+        return ""
+
+    def submit(self, name: str, file: Path, *, bucket: str, key: str) -> None:
+        """Take over ``file`` and upload it; it is safe when this returns. A name that is waiting already changes nothing.
+
+        Raises
+        ------
+        TransferError
+            If there is no room, or the disk is full; ``file`` is then where it was.
+        """
+        with self._changed:
+            if name in self._pending:
+                file.unlink(missing_ok=True)
+                return
+            if reason := self.room():
+                raise TransferError(
+                    f"upload {name}: {reason}; the limit is {self._max_count} or {self._max_bytes} bytes"
+                )
+            folder = self._folder_of(name)
+            upload = Upload(name=name, file=file.name, bucket=bucket, key=key)
+            try:
+                folder.mkdir(exist_ok=True)
+                file.replace(folder / file.name)
+                flush_directory(folder)
+                self._write(upload)
+            except OSError as error:
+                raise TransferError(f"upload {name}: cannot be kept ({error.strerror}); free some disk") from error
+            self._pending[name] = upload
+            self._changed.notify_all()
+
+    def waits(self, name: str) -> bool:
+        """Whether this upload is accepted and has not ended."""
+        with self._changed:
+            return name in self._pending
+
+    def __len__(self) -> int:
+        with self._changed:
+            return len(self._pending)
+
+    def start(self) -> None:
+        """Run on a daemon thread."""
+        threading.Thread(target=self.run, name="uploads", daemon=True).start()
+
+    def stop(self) -> None:
+        """End `run` soon; what waits stays on disk."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Upload until `stop`; for a thread of its own. Connected to Stream Manager only while something waits."""
+        backoff = Backoff(first=1, most=60)
+        while self._until(lambda: bool(self._pending)):
+            try:
+                streams = self._connect()
+            except TransferError as error:
+                self._log.once("Stream Manager is away, uploads wait", error=str(error))
+                self._until(lambda: False, timeout=backoff.failed())
+                continue
+            try:
+                self.work(streams)
+                backoff.succeeded()
+            except TransferError as error:
+                self._log.warning("upload interrupted", error=str(error))
+                self._until(lambda: False, timeout=backoff.failed())
+            finally:
+                streams.close()
+
+    def work(self, streams: Streams) -> None:
+        """Upload until nothing waits or `stop`.
+
+        Raises
+        ------
+        TransferError
+            If Stream Manager goes away.
+        """
+        position = self._reconcile(streams.extent(), None)
+        heard = self._clock()
+        while self._pending and not self._stopping:
+            self._append_due(streams, position)
+            statuses, position = streams.ended(position, self._wait)
+            for status in statuses:
+                self._apply(status)
+                heard = self._clock()
+            if self._clock() - heard > _SILENCE_SECONDS:
+                position = self._reconcile(streams.extent(), position)
+                heard = self._clock()
+
+    def _append_due(self, streams: Streams, position: int) -> None:
+        for upload in self._appendable():
+            task = Task(self._folder_of(upload.name) / upload.file, upload.bucket, upload.key)
+            if not task.file.is_file():
+                self._end(upload, "failed", f"{upload.file} is gone from this device")
+                continue
+            if upload.after is not None:  # appended, perhaps, before a crash
+                upload.sequence = streams.find(task, upload.after)
+            if upload.sequence is None:
+                upload.after = streams.extent().newest_task
+                upload.statuses_from = position
+                self._write(upload)
+                try:
+                    upload.sequence = streams.append(task)
+                except TransferError:
+                    self._make_room(streams, upload)
+                    raise
+            self._write(upload)
+            self._log.info("upload queued", upload=upload.name, sequence=upload.sequence)
+
+    def _appendable(self) -> list[Upload]:
+        now = self._clock()
+        with self._changed:
+            return [
+                u
+                for u in self._pending.values()
+                if u.sequence is None and self._retries.get(u.name, (None, 0.0))[1] <= now
+            ]
+
+    def _make_room(self, streams: Streams, refused: Upload) -> None:
+        """Make the streams anew if all they hold is finished: a stream that is full of the past refuses for ever."""
+        with self._changed:
+            queued = any(
+                u.sequence is not None or u.after is not None for u in self._pending.values() if u is not refused
+            )
+        extent = streams.extent()
+        if not queued and extent.newest_task > 1000 and extent.exported_task >= extent.newest_task:
+            self._log.warning("the task stream is full of finished uploads and is made anew")
+            streams.clear()
+            refused.after = None
+            self._write(refused)
+
+    def _apply(self, status: TaskStatus) -> None:
+        with self._changed:
+            found = [u for u in self._pending.values() if u.sequence == status.sequence and u.key == status.key]
+        for upload in found:
+            if status.position < upload.statuses_from:
+                continue
+            if status.outcome == "success":
+                self._end(upload, "uploaded", "")
+            else:
+                backoff = self._retries.get(upload.name, (Backoff(first=5, most=300), 0.0))[0]
+                delay = backoff.failed()
+                self._retries[upload.name] = (backoff, self._clock() + delay)
+                self._log.warning(
+                    "upload failed, trying again", upload=upload.name, seconds=delay, reason=status.message
+                )
+                self._requeue(upload)
+
+    def _reconcile(self, extent: Extent, position: int | None) -> int:
+        """Find tasks whose end will never be told, and have them queued again; returns where to read the statuses from.
+
+        That is so when the streams were lost and made anew, or when a status was overwritten or never written. Uploading a
+        file once more does no harm: it is the same object.
+        """
+        with self._changed:
+            queued = [u for u in self._pending.values() if u.sequence is not None or u.after is not None]
+        for upload in queued:
+            reset = max(upload.sequence if upload.sequence is not None else -1, upload.after or -1) > extent.newest_task
+            untold = (
+                position is not None
+                and position > extent.newest_status
+                and upload.sequence is not None
+                and upload.sequence <= extent.exported_task
+            )
+            if reset or untold:
+                self._log.warning("upload's status is lost, uploading again", upload=upload.name)
+                self._requeue(upload)
+        if position is not None and position <= extent.newest_status + 1:
+            return position
+        starts = [u.statuses_from for u in queued if u.sequence is not None or u.after is not None]
+        return min([*starts, extent.newest_status + 1])
+
+    def _requeue(self, upload: Upload) -> None:
+        upload.after = upload.sequence = None
+        upload.statuses_from = 0
+        self._write(upload)
+
+    def _end(self, upload: Upload, outcome: Outcome, reason: str) -> None:
+        self._ended(upload.name, outcome, reason)
+        folder = self._folder_of(upload.name)
+        (folder / _RECORD).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        with self._changed:
+            self._pending.pop(upload.name, None)
+            self._retries.pop(upload.name, None)
+        self._log.info("upload ended", upload=upload.name, outcome=outcome, reason=reason)
+
+    def _until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait for a condition; returns False once stopping."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or condition(), timeout)
+            return not self._stopping
+
+    def _write(self, upload: Upload) -> None:
+        try:
+            write_atomically(self._folder_of(upload.name) / _RECORD, upload.model_dump_json().encode())
+        except OSError as error:
+            raise TransferError(f"upload {upload.name}: cannot be noted ({error.strerror}); free some disk") from error
+
+    def _folder_of(self, name: str) -> Path:
+        return self._folder / name.replace("/", "-")
+
+    def _load(self) -> list[Upload]:
+        folders = sorted(folder for folder in self._folder.iterdir() if folder.is_dir())
+        return [upload for folder in folders if (upload := self._loaded(folder)) is not None]
+
+    def _loaded(self, folder: Path) -> Upload | None:
+        try:
+            return Upload.model_validate_json((folder / _RECORD).read_bytes())
+        except FileNotFoundError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except ValidationError as error:
+            self._log.error("an upload's record is damaged; it is set aside", folder=folder.name, error=str(error))
+        return None
