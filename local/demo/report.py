@@ -60,7 +60,7 @@ def draw(report: DemoReport) -> bytes:
         right.bar(numbers, seconds, bottom=bottom, color=colour, label=label)
         bottom = [below + above for below, above in zip(bottom, seconds, strict=True)]
     right.set(title="Where each round's seconds went", xlabel="round", ylabel="s", xticks=numbers)
-    right.legend(loc="upper right")
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     plt.close(figure)
