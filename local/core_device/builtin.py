@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ TOKEN_EXCHANGE = "aws.greengrass.TokenExchangeService"  # noqa: S105 - a compone
 NUCLEUS = "aws.greengrass.Nucleus"
 
 _log = logging.getLogger(__name__)
+_CHECKOUT = Path(processes.__file__).parents[1]
 _RESTART_SECONDS = 0.5
 _PROBE_SECONDS = 0.05
 
@@ -90,7 +90,7 @@ class StreamManagerProcess:
         with self._log_file.open("ab") as output:
             child = processes.spawn(
                 [*command, "--port", str(self.port)],
-                env={**os.environ, **self._environment()},
+                env={**self._environment(), "PYTHONPATH": str(_CHECKOUT)},
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
