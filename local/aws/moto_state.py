@@ -1,11 +1,10 @@
-"""What the layer reads of moto's own state: things, topic rules, functions, event rules."""
+"""What the layer reads of moto's own state: things, topic rules, functions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from moto.awslambda.models import lambda_backends
-from moto.events.models import events_backends
 from moto.iot.models import iot_backends
 
 from local.aws.account import ACCOUNT, REGION
@@ -29,12 +28,6 @@ def things_of(target_arn: str) -> list[str]:
 def topic_rules() -> list[Any]:
     """Return the enabled IoT topic rules, as moto's objects."""
     return [rule for rule in list(iot_backends[ACCOUNT][REGION].rules.values()) if not rule.rule_disabled]
-
-
-def event_rules() -> list[Any]:
-    """Return the enabled EventBridge rules of the default bus, as moto's objects."""
-    rules = events_backends[ACCOUNT][REGION].event_buses["default"].rules
-    return [rule for rule in list(rules.values()) if rule.state == "ENABLED"]
 
 
 def functions() -> dict[str, tuple[Function, bytes]]:

@@ -13,7 +13,7 @@ from typing import Any
 from moto.core.config import default_user_config
 
 from fedgrass.errors import ConfigurationError
-from local.aws import moto_state, states
+from local.aws import events, moto_state, rules, states
 from local.aws.account import ACCOUNT, REGION, client, client_environment
 from local.aws.broker import EmbeddedBroker
 from local.aws.bus import Bus
@@ -88,7 +88,7 @@ class LocalAws:
             target_exists=moto_state.target_exists,
             things_of=moto_state.things_of,
             publish=bus.publish,
-            emit=lambda *event: logger.debug("event %s", event),
+            emit=events.emit,
         )
         cleanup.callback(greengrass.stop)
         functions = LambdaRuntime(
@@ -99,7 +99,19 @@ class LocalAws:
         )
         cleanup.callback(functions.stop)
         iot_data = IotData(bus)
+        step_functions = client("stepfunctions", endpoint_url)
+        events.deliver_to({"lambda": functions.send, "states": states.starter(step_functions)})
+        topic_rules = rules.RuleEngine(
+            moto_state.topic_rules,
+            {
+                "dynamoDBv2": rules.put_item(client("dynamodb", endpoint_url)),
+                "lambda": rules.invoke_function(functions.send),
+                "republish": rules.republish(bus),
+            },
+        )
+        cleanup.callback(topic_rules.stop)
         bus.add_handler(greengrass.handle)
+        bus.add_handler(topic_rules.handle)
         application.layers |= {
             "greengrass": greengrass.layer,
             "iotdata": iot_data.layer,

@@ -6,6 +6,7 @@ import io
 import json
 import time
 import uuid
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -40,6 +41,15 @@ def keep_stopped() -> None:
             set_error(environment, error)
 
     Environment.set_error = set_error_unless_stopped
+
+
+def starter(step_functions: Any) -> Callable[[str, bytes], None]:
+    """Return a function that starts an execution of a state machine, given its ARN and the input."""
+
+    def start(machine_arn: str, execution_input: bytes) -> None:
+        step_functions.start_execution(stateMachineArn=machine_arn, input=execution_input.decode())
+
+    return start
 
 
 def _name_execution(request: Request) -> None:

@@ -1,0 +1,302 @@
+"""The part of AWS IoT SQL (2016-03-23) that topic rules here may use.
+
+``SELECT item, … FROM 'filter' [WHERE condition]``, where an item is ``*`` or an expression with ``AS name``. Expressions
+are literals, attributes of the JSON payload (``a.b``), the functions below, comparisons, ``AND``, ``OR``, ``NOT`` and
+parentheses. What a message does not have is *Undefined*: it is left out of the result, and no comparison with it holds.
+Source: "AWS IoT SQL reference" in the IoT Core developer guide.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedgrass.errors import ConfigurationError
+from local.aws.topics import matches
+
+UNDEFINED: Any = object()
+"""The value of an attribute that a message does not have."""
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<string>'(?:[^']|'')*')|(?P<number>-?\d+(?:\.\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign><>|!=|<=|>=|[*(),.=<>]))"
+)
+_TEMPLATE = re.compile(r"\$\{([^}]*)\}")
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "<>": operator.ne,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """A publication: its topic, and its payload as parsed JSON."""
+
+    topic: str
+    payload: Any
+
+
+Expression = Callable[[Message], Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One selected value; ``name`` is None for ``*`` alone."""
+
+    name: str | None
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Query:
+    """A parsed statement."""
+
+    items: tuple[Item, ...]
+    topic_filter: str
+    condition: Expression | None
+
+    def fires(self, message: Message) -> bool:
+        """Tell whether the rule applies to ``message``."""
+        if not matches(self.topic_filter, message.topic):
+            return False
+        return self.condition is None or self.condition(message) is True
+
+    def select(self, message: Message) -> dict[str, Any]:
+        """Return what the rule's actions get."""
+        result: dict[str, Any] = {}
+        for item in self.items:
+            value = item.value(message)
+            if item.name is None:
+                result.update(value if isinstance(value, dict) else {})
+            elif value is not UNDEFINED:
+                result[item.name] = value
+        return result
+
+
+def parse(statement: str) -> Query:
+    """Parse a rule's SQL.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is not in the supported part of the language.
+    """
+    return _Parser(statement).query()
+
+
+def substitute(template: str, message: Message) -> str:
+    """Replace each ``${expression}`` of an action's parameter.
+
+    Raises
+    ------
+    ConfigurationError
+        If an expression is not in the supported part of the language.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = _Parser(match[1]).whole_expression()(message)
+        return "Undefined" if found is UNDEFINED else str(found)
+
+    return _TEMPLATE.sub(value, template)
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokens: list[tuple[str, str]] = []
+        position = 0
+        while text[position:].strip():
+            match = _TOKEN.match(text, position)
+            if match is None or match.lastgroup is None:
+                raise self._error(f"{text[position:].strip()[:20]!r} is not understood")
+            self._tokens.append((match.lastgroup, match[match.lastgroup]))
+            position = match.end()
+        self._next = 0
+
+    def query(self) -> Query:
+        self._expect("SELECT")
+        items = [self._item()]
+        while self._take(","):
+            items.append(self._item())
+        self._expect("FROM")
+        topic_filter = self._string()
+        condition = self._or() if self._take("WHERE") else None
+        self._end()
+        return Query(tuple(items), topic_filter, condition)
+
+    def whole_expression(self) -> Expression:
+        value = self._or()
+        self._end()
+        return value
+
+    def _item(self) -> Item:
+        if self._take("*"):
+            value: Expression = lambda message: message.payload  # noqa: E731 - the shape of every other node
+            return Item(self._name() if self._take("AS") else None, value)
+        start = self._next
+        value = self._or()
+        if self._take("AS"):
+            return Item(self._name(), value)
+        kind, text = self._tokens[self._next - 1]
+        if kind != "name" or self._tokens[start][0] != "name":
+            raise self._error("a value that is not an attribute needs AS and a name")
+        return Item(text, value)
+
+    def _or(self) -> Expression:
+        left = self._and()
+        while self._take("OR"):
+            left = _either(left, self._and())
+        return left
+
+    def _and(self) -> Expression:
+        left = self._not()
+        while self._take("AND"):
+            left = _both(left, self._not())
+        return left
+
+    def _not(self) -> Expression:
+        if self._take("NOT"):
+            inner = self._not()
+            return lambda message: inner(message) is False
+        left = self._primary()
+        sign = self._tokens[self._next][1] if self._next < len(self._tokens) else ""
+        if sign not in _COMPARISONS:
+            return left
+        self._next += 1
+        return _compare(_COMPARISONS[sign], left, self._primary())
+
+    def _primary(self) -> Expression:
+        if self._take("("):
+            inner = self._or()
+            self._expect(")")
+            return inner
+        kind, text = self._advance()
+        if kind == "string":
+            literal: Any = text[1:-1].replace("''", "'")
+        elif kind == "number":
+            literal = float(text) if "." in text else int(text)
+        elif kind == "name" and text.lower() in _LITERALS:
+            literal = _LITERALS[text.lower()]
+        elif kind == "name" and self._take("("):
+            return self._call(text)
+        elif kind == "name":
+            path = [text]
+            while self._take("."):
+                path.append(self._name())
+            return lambda message: _attribute(message.payload, path)
+        else:
+            raise self._error(f"{text!r} is not a value")
+        return lambda _message: literal
+
+    def _call(self, name: str) -> Expression:
+        arguments: list[Expression] = []
+        if not self._take(")"):
+            arguments.append(self._or())
+            while self._take(","):
+                arguments.append(self._or())
+            self._expect(")")
+        function = _FUNCTIONS.get(name.lower())
+        if function is None:
+            raise self._error(f"function {name} is not one of {', '.join(sorted(_FUNCTIONS))}")
+        return lambda message: function(message, *[argument(message) for argument in arguments])
+
+    def _advance(self) -> tuple[str, str]:
+        if self._next >= len(self._tokens):
+            raise self._error("it ends too early")
+        self._next += 1
+        return self._tokens[self._next - 1]
+
+    def _take(self, word: str) -> bool:
+        if self._next < len(self._tokens):
+            kind, text = self._tokens[self._next]
+            if kind != "string" and text.upper() == word:
+                self._next += 1
+                return True
+        return False
+
+    def _expect(self, word: str) -> None:
+        if not self._take(word):
+            found = self._tokens[self._next][1] if self._next < len(self._tokens) else "the end"
+            raise self._error(f"expected {word}, found {found}")
+
+    def _name(self) -> str:
+        kind, text = self._advance()
+        if kind != "name":
+            raise self._error(f"{text!r} is not a name")
+        return text
+
+    def _string(self) -> str:
+        kind, text = self._advance()
+        if kind != "string":
+            raise self._error(f"expected a quoted topic filter, found {text}")
+        return text[1:-1]
+
+    def _end(self) -> None:
+        if self._next != len(self._tokens):
+            raise self._error(f"{self._tokens[self._next][1]!r} is out of place")
+
+    def _error(self, reason: str) -> ConfigurationError:
+        return ConfigurationError(f"IoT SQL {self._text!r} cannot be used here: {reason}.")
+
+
+_LITERALS = {"true": True, "false": False, "null": None}
+
+
+def _either(left: Expression, right: Expression) -> Expression:
+    return lambda message: left(message) is True or right(message) is True
+
+
+def _both(left: Expression, right: Expression) -> Expression:
+    return lambda message: left(message) is True and right(message) is True
+
+
+def _compare(test: Callable[[Any, Any], bool], left: Expression, right: Expression) -> Expression:
+    def compare(message: Message) -> Any:
+        a, b = left(message), right(message)
+        if a is UNDEFINED or b is UNDEFINED:
+            return UNDEFINED
+        if test not in {operator.eq, operator.ne} and not _ordered(a, b):
+            return UNDEFINED
+        return test(a, b) if isinstance(a, bool) == isinstance(b, bool) else test is operator.ne
+
+    return compare
+
+
+def _ordered(a: Any, b: Any) -> bool:
+    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (a, b))
+    return numbers or (isinstance(a, str) and isinstance(b, str))
+
+
+def _attribute(payload: Any, path: list[str]) -> Any:
+    for name in path:
+        if not isinstance(payload, dict) or name not in payload:
+            return UNDEFINED
+        payload = payload[name]
+    return payload
+
+
+def _topic(message: Message, part: Any = None) -> Any:
+    if part is None:
+        return message.topic
+    parts = message.topic.split("/")
+    return parts[part - 1] if isinstance(part, int) and 1 <= part <= len(parts) else UNDEFINED
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "topic": _topic,
+    "timestamp": lambda _message: int(time.time() * 1000),
+    "newuuid": lambda _message: str(uuid.uuid4()),
+    "isundefined": lambda _message, value: value is UNDEFINED,
+    "isnull": lambda _message, value: value is None,
+    "lower": lambda _message, text: text.lower() if isinstance(text, str) else UNDEFINED,
+    "startswith": lambda _message, text, prefix: text.startswith(prefix) if isinstance(text, str) else UNDEFINED,
+}
