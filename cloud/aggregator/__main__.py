@@ -1,0 +1,64 @@
+"""``python -m cloud.aggregator``: one round's Processing job.
+
+The round is named by the environment (`cloud.aggregator.config.JobSettings`), everything else by its record. Exit codes: 0
+the round has its report, whatever the outcome; 1 it could not be finished now; 2 the environment is wrong. The exit
+message is a line of JSON, or the error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from cloud.aggregator.config import Container, JobSettings
+from fedgrass.errors import ConfigurationError, FedgrassError, TransferError
+
+log = logging.getLogger("fedgrass.aggregator")
+
+
+def main(environment: Mapping[str, str]) -> int:
+    """Run the job and return its exit code."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    container = Container.of(environment)
+    try:
+        settings = container.settings(environment)
+        if not container.is_first_host():
+            log.info("another host of this job does the work")
+            return 0
+        container.say(_run(settings))
+    except FedgrassError as error:
+        log.error("%s: %s", error.code, error)
+        container.say(f"{error.code}: {error}")
+        return 2 if isinstance(error, ConfigurationError) else 1
+    return 0
+
+
+def _run(settings: JobSettings) -> str:
+    # Imported late: a wrong environment is told at once.
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from cloud.aggregator.clients import connect
+    from cloud.aggregator.job import RoundJob
+    from cloud.aggregator.report import summary
+    from cloud.aggregator.s3 import RoundUpdates
+    from fedgrass.protocol.tables import load_round
+
+    try:
+        clients, s3 = connect(settings)
+        record = load_round(clients.rounds, settings.fleet, settings.round)
+        source = RoundUpdates(s3, settings.bucket, settings.fleet, settings.round)
+        with tempfile.TemporaryDirectory(prefix="fedgrass-") as scratch:
+            report = RoundJob(record, clients, source, Path(scratch)).run()
+    except (ClientError, BotoCoreError) as error:
+        raise TransferError(f"AWS refused or did not answer: {error}") from error
+    line = summary(report)
+    log.info("fleet=%s round=%d %s", settings.fleet, settings.round, line)
+    return line
+
+
+if __name__ == "__main__":
+    sys.exit(main(os.environ))

@@ -1,0 +1,32 @@
+"""The job's AWS clients: made once, from one session, because making them is what takes time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from cloud.aggregator.component import Account
+from cloud.aggregator.config import FleetPlace
+from cloud.aggregator.release import FleetClients
+from cloud.aggregator.s3 import Bucket
+
+_CONFIG = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=16)
+
+
+def connect(place: FleetPlace) -> tuple[FleetClients, Any]:
+    """Return what the fleet is reached through, and the S3 client beneath it.
+
+    Credentials and endpoint are those of the environment; the region is the thing group's.
+    """
+    session = boto3.Session(region_name=Account.of(place.thing_group_arn).region)
+    s3 = session.client("s3", config=_CONFIG)
+    clients = FleetClients(
+        fleet=place.fleet,
+        bucket=Bucket(s3, place.bucket),
+        rounds=session.resource("dynamodb", config=_CONFIG).Table(place.rounds_table),
+        greengrass=session.client("greengrassv2", config=_CONFIG),
+        thing_group_arn=place.thing_group_arn,
+    )
+    return clients, s3

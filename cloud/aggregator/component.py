@@ -1,0 +1,105 @@
+"""A component version in the account: created once, waited for, the same however often it is asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import ClientError
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential
+
+from fedgrass.errors import ConfigurationError, ReleaseError
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where components live."""
+
+    partition: str
+    region: str
+    account: str
+
+    @classmethod
+    def of(cls, arn: str) -> Account:
+        """Return the place that an ARN names, such as the thing group's."""
+        parts = arn.split(":")
+        if len(parts) < 6 or parts[0] != "arn" or not parts[3] or not parts[4]:
+            raise ConfigurationError(
+                f"{arn!r}: expected the ARN of a thing group, arn:aws:iot:REGION:ACCOUNT:thinggroup/NAME"
+            )
+        return cls(parts[1], parts[3], parts[4])
+
+    def component_arn(self, name: str, version: str) -> str:
+        """Return the ARN of a component version."""
+        return f"arn:{self.partition}:greengrass:{self.region}:{self.account}:components:{name}:versions:{version}"
+
+
+def create_component(greengrass: Any, account: Account, recipe: bytes, *, timeout: float = 300.0) -> str:
+    """Create the component version of a JSON recipe and wait until it is DEPLOYABLE; returns its ARN.
+
+    A version that exists already is taken if its artifacts are the same ones, so that a job that was killed can be run
+    again; a version whose creation failed is deleted and made anew.
+
+    Raises
+    ------
+    ReleaseError
+        If the version holds other artifacts, cannot be created, or is not ready in time.
+    """
+    document = json.loads(recipe)
+    name, version = document["ComponentName"], document["ComponentVersion"]
+    arn = account.component_arn(name, version)
+    if _state(greengrass, arn) == "FAILED":
+        greengrass.delete_component(arn=arn)
+    try:
+        greengrass.create_component_version(inlineRecipe=recipe)
+    except greengrass.exceptions.ConflictException:
+        _require_same_artifacts(greengrass, arn, document)
+    _wait_until_deployable(greengrass, arn, timeout)
+    return arn
+
+
+def _state(greengrass: Any, arn: str) -> str | None:
+    try:
+        status: str = greengrass.describe_component(arn=arn)["status"]["componentState"]
+    except greengrass.exceptions.ResourceNotFoundException:
+        return None
+    return status
+
+
+def _require_same_artifacts(greengrass: Any, arn: str, ours: dict[str, Any]) -> None:
+    found = json.loads(greengrass.get_component(arn=arn, recipeOutputFormat="JSON")["recipe"])
+    if _uris(found) != _uris(ours):
+        raise ReleaseError(
+            f"{arn}: exists with other artifacts (for example {min(_uris(found) - _uris(ours), default='none')!r}). "
+            "A version is never replaced: publish under another one"
+        )
+
+
+def _uris(recipe: dict[str, Any]) -> set[str]:
+    return {artifact["Uri"] for manifest in recipe["Manifests"] for artifact in manifest.get("Artifacts", ())}
+
+
+def _wait_until_deployable(greengrass: Any, arn: str, timeout: float) -> None:
+    def status() -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = greengrass.describe_component(arn=arn)["status"]
+        except greengrass.exceptions.ResourceNotFoundException:
+            return {"componentState": "REQUESTED"}  # not yet everywhere: the service is eventually consistent
+        return found
+
+    wait = Retrying(
+        retry=retry_if_result(lambda found: found["componentState"] in {"REQUESTED", "INITIATED"}),
+        wait=wait_exponential(multiplier=0.05, max=3),
+        stop=stop_after_delay(timeout),
+    )
+    try:
+        found = wait(status)
+    except RetryError as error:
+        raise ReleaseError(f"{arn}: not DEPLOYABLE after {timeout:.0f} s; run again to go on waiting") from error
+    except ClientError as error:
+        raise ReleaseError(f"{arn}: its state cannot be read ({error})") from error
+    if found["componentState"] != "DEPLOYABLE":
+        raise ReleaseError(
+            f"{arn}: {found['componentState']}, not DEPLOYABLE: {found.get('message', 'no reason given')}"
+        )

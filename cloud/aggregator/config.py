@@ -1,0 +1,102 @@
+"""What the job is told: SageMaker's container contract, and the round that its environment names.
+
+https://docs.aws.amazon.com/sagemaker/latest/dg/build-your-own-processing-container.html
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.names import FleetName, RoundNumber
+
+ML_ROOT = "FEDGRASS_ML_ROOT"
+_PREFIX = "FEDGRASS_"
+MAX_MESSAGE_BYTES = 1024
+
+
+class FleetPlace(BaseModel):
+    """Where a fleet is in AWS."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    fleet: FleetName
+    bucket: str = Field(min_length=3, max_length=63)
+    rounds_table: str = Field(min_length=3, max_length=255)
+    thing_group_arn: str = Field(pattern=r"^arn:[^:]+:iot:[^:]+:\d{12}:thinggroup/.+$")
+
+    @classmethod
+    def checked(cls: type[P], **fields: object) -> P:
+        """Return the settings, or raise `ConfigurationError` naming the first that is missing or wrong."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = _PREFIX + str(first["loc"][0]).upper()
+            raise ConfigurationError(
+                f"{name}: {first['msg']} (found {str(fields.get(str(first['loc'][0])))[:80]!r}). The state machine gives it to "
+                "the job; to run a round's job by hand, clone the round's own"
+            ) from error
+
+
+class JobSettings(FleetPlace):
+    """The job's environment: every variable is prefixed with ``FEDGRASS_``."""
+
+    round: RoundNumber
+
+
+P = TypeVar("P", bound=FleetPlace)
+
+
+@dataclass(frozen=True)
+class Container:
+    """The ``/opt/ml`` folder."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Container:
+        """Return the folder: ``/opt/ml``, unless ``FEDGRASS_ML_ROOT`` names another."""
+        return cls(Path(environment.get(ML_ROOT, "/opt/ml")))
+
+    def settings(self, environment: Mapping[str, str]) -> JobSettings:
+        """Return what to do; variables that the process lacks are taken from the job's configuration.
+
+        Raises
+        ------
+        ConfigurationError
+            Naming the first variable that is missing or wrong.
+        """
+        given = {**self._config("processingjobconfig.json").get("Environment", {}), **environment}
+        fields = {name: given.get(_PREFIX + name.upper()) for name in JobSettings.model_fields}
+        return JobSettings.checked(**{name: value for name, value in fields.items() if value is not None})
+
+    def is_first_host(self) -> bool:
+        """Whether this is the host that does the work, where a job has several."""
+        resources = self._config("resourceconfig.json")
+        hosts = sorted(resources.get("hosts", []))
+        return not hosts or resources.get("current_host") == hosts[0]
+
+    def say(self, message: str) -> None:
+        """Leave the job's last word, of which SageMaker keeps 1 KB."""
+        path = self.root / "output" / "message"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode())
+
+    def _config(self, name: str) -> dict[str, Any]:
+        path = self.root / "config" / name
+        try:
+            document = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}  # run outside SageMaker
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{path}: cannot be read ({error})") from error
+        if not isinstance(document, dict):
+            raise ConfigurationError(f"{path}: expected a JSON object")
+        return document

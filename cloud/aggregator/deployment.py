@@ -1,0 +1,102 @@
+"""One entry of a thing group's deployment changed, everything else kept.
+
+CreateDeployment replaces its target's whole component set and takes no precondition, so another's change made between our
+reading and our writing would be lost without a word. It is noticed afterwards instead: a deployment that came between
+the one we read and the one we wrote is read and merged.
+https://docs.aws.amazon.com/greengrass/v2/APIReference/API_CreateDeployment.html
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fedgrass.errors import ReleaseError
+from fedgrass.protocol.names import version_order
+
+log = logging.getLogger(__name__)
+
+_CARRIED_OVER = ("deploymentName", "deploymentPolicies", "iotJobConfiguration", "parentTargetArn", "tags")
+_ATTEMPTS = 10
+
+
+class SupersededError(ReleaseError):
+    """The target has a newer version of the component already; that one stays."""
+
+    code = "superseded"
+
+
+def deploy_version(
+    greengrass: Any,
+    target_arn: str,
+    component: str,
+    version: str,
+    *,
+    create: bool = True,
+    pause: Callable[[float], None] = time.sleep,
+) -> str | None:
+    """Make ``target_arn``'s latest deployment hold ``component`` at ``version``; returns that deployment's id.
+
+    Running it again changes nothing. Components, their configuration updates, policies, name, parent and tags are
+    those of the latest deployment, whoever made it.
+
+    Parameters
+    ----------
+    create
+        Whether to make the target's first deployment, with this component alone, if it has none; returns None otherwise.
+    pause
+        Waits that many seconds until a new deployment shows in the list.
+
+    Raises
+    ------
+    SupersededError
+        If a newer version is deployed.
+    ReleaseError
+        If others keep deploying to the target at the same time.
+    """
+    ours: dict[str, str | None] = {}  # a deployment we made -> the one it was made from
+    made: str | None = None
+    for attempt in range(_ATTEMPTS):
+        history = _history(greengrass, target_arn)
+        if made is not None and made not in history:
+            pause(0.1 * 2**attempt)
+            continue
+        latest = history[0] if history else None
+        theirs = next((one for one in history if one not in ours), None)
+        if theirs is None and not create:
+            return None
+        base = greengrass.get_deployment(deploymentId=theirs) if theirs is not None else {}
+        found = base.get("components", {}).get(component, {}).get("componentVersion")
+        wanted = version if found is None else max(found, version, key=version_order)
+        if latest is not None and (ours[latest] == theirs if latest in ours else found == wanted):
+            if wanted != version:
+                raise SupersededError(f"{component} {wanted} is deployed already; {version} was not put in its place")
+            return latest
+        if made is not None:
+            log.warning("deployment %s came in between: merging it", theirs)
+        made = greengrass.create_deployment(**_changed(base, target_arn, component, wanted))["deploymentId"]
+        ours[made] = theirs
+    raise ReleaseError(
+        f"{target_arn}: others kept deploying to it while {component} {version} was being deployed. "
+        "Run again when they are done"
+    )
+
+
+def _history(greengrass: Any, target_arn: str) -> list[str]:
+    """Ids of the target's deployments, the newest first."""
+    pages = greengrass.get_paginator("list_deployments").paginate(targetArn=target_arn, historyFilter="ALL")
+    deployments = sorted(
+        (entry for page in pages for entry in page["deployments"]),
+        key=lambda entry: (entry.get("isLatestForTarget", False), entry["creationTimestamp"]),
+        reverse=True,
+    )
+    return [entry["deploymentId"] for entry in deployments]
+
+
+def _changed(base: dict[str, Any], target_arn: str, component: str, version: str) -> dict[str, Any]:
+    components = dict(base.get("components", {}))
+    components[component] = {**components.get(component, {}), "componentVersion": version}
+    carried = {name: base[name] for name in _CARRIED_OVER if base.get(name)}
+    return {"targetArn": target_arn, "components": components, **carried}

@@ -1,0 +1,32 @@
+"""Whether a new model is good enough to be released."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedgrass.protocol.report import Evaluation
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's word, with its reason either way."""
+
+    passed: bool
+    reason: str
+
+
+def judge(base: Evaluation | None, new: Evaluation | None, *, tolerance: float) -> Verdict:
+    """Compare the new model with its base on the same examples.
+
+    A classifier's accuracy may fall by at most ``tolerance``. Another model's loss may rise by at most that fraction of
+    itself. Without an evaluation set every model passes: each device's own admission is then the only check.
+    """
+    if base is None or new is None:
+        return Verdict(True, "no evaluation set: the gate did not look")
+    if new.accuracy is None or base.accuracy is None:
+        passed = new.loss <= base.loss + tolerance * abs(base.loss)
+        figures = f"loss {new.loss:.4f} after {base.loss:.4f}"
+    else:
+        passed = new.accuracy >= base.accuracy - tolerance - 1e-12  # 0.9 - 0.02 is not quite 0.88 in binary
+        figures = f"accuracy {new.accuracy:.4f} after {base.accuracy:.4f}"
+    return Verdict(passed, f"{figures}, tolerance {tolerance:g}" + ("" if passed else ": the base stays"))

@@ -1,0 +1,232 @@
+"""A round's Processing job, from the update list to the report.
+
+Run again after a kill it gives the same result: the update list is pinned at the first run, the result depends on nothing
+else, publishing can be repeated, and a report that exists ends the job before it starts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cloud.aggregator.aggregate import Aggregation, aggregate
+from cloud.aggregator.checks import Expected
+from cloud.aggregator.deployment import SupersededError
+from cloud.aggregator.evaluate import Evaluator, load_evaluation_set
+from cloud.aggregator.gate import Verdict, judge
+from cloud.aggregator.release import FleetClients, publish_model
+from cloud.aggregator.report import Phases, ReportBuilder
+from cloud.aggregator.s3 import Bucket
+from cloud.aggregator.sources import UpdateReference, UpdateSource
+from cloud.aggregator.strategies import make_strategy
+from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
+from fedgrass.errors import BundleError, EngineError, ReleaseError, TransferError
+from fedgrass.files import write_atomically
+from fedgrass.inference import write_bundle
+from fedgrass.protocol.messages import Base
+from fedgrass.protocol.names import report_key, report_prefix
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.report import Outcome, ReleaseEntry, RoundReport
+
+log = logging.getLogger(__name__)
+
+_MAX_REPORT_BYTES = 1 << 30
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class UpdateList(BaseModel):
+    """``updates.json``: the updates that count for a round, fixed by the first job that looked."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    schema_: int = Field(default=1, alias="schema")
+    updates: tuple[UpdateReference, ...]
+
+
+class RoundJob:
+    """The sequence of one round's aggregation.
+
+    Parameters
+    ----------
+    record
+        The round's record: its settings, base and new version.
+    clients
+        The fleet's storage and services.
+    source
+        Where the round's updates are.
+    scratch
+        An empty folder for the two bundles.
+    clock
+        The time, for the report.
+    """
+
+    def __init__(
+        self,
+        record: RoundRecord,
+        clients: FleetClients,
+        source: UpdateSource,
+        scratch: Path,
+        *,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._record = record
+        self._clients = clients
+        self._bucket = clients.bucket
+        self._source = source
+        self._scratch = scratch
+        self._clock = clock
+        self._phases = Phases()
+        self._report = ReportBuilder(
+            record.fleet, record.round, record.settings.strategy.name, clock(), record.base, self._phases
+        )
+
+    def run(self) -> RoundReport:
+        """Do what is left to do of the round, and return its report.
+
+        Raises
+        ------
+        FedgrassError
+            If the round cannot be finished now; nothing half-published is left, and the job can be run again.
+        """
+        finished = self._finished_report()
+        if finished is not None:
+            log.info("the round has its report already")
+            return finished
+        strategy = make_strategy(self._record.settings.strategy)
+        with self._phases.timed("base"):
+            base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
+        with self._phases.timed("list"):
+            references = self._pinned_updates()
+        with self._phases.timed("aggregate"):
+            expected = Expected(
+                base_sha256=base.manifest.parameters_sha256,
+                graph_sha256=base.manifest.graph_sha256,
+                fleet=self._record.fleet,
+                round=self._record.round,
+                checks=self._record.settings.checks,
+            )
+            result = aggregate(
+                base, self._source, references, strategy, expected, min_updates=self._record.settings.min_updates
+            )
+        self._report.aggregation = result
+        outcome, reason = self._outcome(base, result)
+        return self._finish(outcome, reason)
+
+    def _outcome(self, base: Bundle, result: Aggregation) -> tuple[Outcome, str]:
+        if result.parameters is None:
+            minimum = self._record.settings.min_updates
+            return "insufficient_updates", f"{len(result.updates)} good updates; the minimum is {minimum}"
+        if not all(np.isfinite(values).all() for values in result.parameters.values()):
+            return (
+                "held",
+                "the sum of the updates is not finite; set checks.max_norm to refuse the update that causes it",
+            )
+        with self._phases.timed("write"):
+            new = write_bundle(base, result.parameters, self._scratch / "new", version=self._record.version)
+        self._report.model = new
+        with self._phases.timed("evaluate"):
+            verdict = self._judge(base, new)
+        if not verdict.passed:
+            return self._hold(new, verdict.reason)
+        if self._record.settings.release == "never":
+            return self._hold(new, f"the fleet's settings release no model; {verdict.reason}")
+        try:
+            with self._phases.timed("release"):
+                self._release(new)
+        except SupersededError as error:
+            return self._hold(new, str(error))
+        return "released", verdict.reason
+
+    def _judge(self, base: Bundle, new: Bundle) -> Verdict:
+        data = load_evaluation_set(self._bucket, self._record.fleet, self._scratch)
+        if data is None:
+            return judge(None, None, tolerance=self._record.settings.gate.tolerance)
+        evaluator = Evaluator(new, data)
+        self._report.evaluation_base = evaluator.evaluate(base.parameters())
+        try:
+            self._report.evaluation = evaluator.evaluate(new.parameters())
+        except EngineError as error:
+            return Verdict(False, f"{error}: the base stays")
+        return judge(
+            self._report.evaluation_base, self._report.evaluation, tolerance=self._record.settings.gate.tolerance
+        )
+
+    def _hold(self, new: Bundle, reason: str) -> tuple[Outcome, str]:
+        key = report_prefix(self._record.fleet, self._record.round) + PARAMETERS
+        self._bucket.write(key, new.path(PARAMETERS).read_bytes())
+        return "held", reason
+
+    def _release(self, new: Bundle) -> None:
+        released = publish_model(new, self._clients, first_deployment=True)
+        if released.deployment_id is None:
+            raise ReleaseError(f"{released.target_arn}: no deployment was made")
+        self._report.release = ReleaseEntry(
+            component_arn=released.component_arn,
+            deployment_id=released.deployment_id,
+            target_arn=released.target_arn,
+        )
+
+    def _pinned_updates(self) -> tuple[UpdateReference, ...]:
+        key = report_prefix(self._record.fleet, self._record.round) + "updates.json"
+        found = sorted(self._source.list(), key=lambda reference: reference.key)
+        ours = UpdateList(updates=tuple(found)).model_dump_json(by_alias=True, indent=1).encode()
+        pinned = self._bucket.write_first(key, ours)
+        try:
+            return UpdateList.model_validate_json(pinned).updates
+        except ValidationError as error:
+            raise TransferError(
+                f"{self._bucket.uri(key)}: is no update list; move it away to make a new one"
+            ) from error
+
+    def _finished_report(self) -> RoundReport | None:
+        key = report_key(self._record.fleet, self._record.round)
+        content = self._bucket.read(key, max_bytes=_MAX_REPORT_BYTES)
+        if content is None:
+            return None
+        try:
+            report = RoundReport.model_validate_json(content)
+        except ValidationError as error:
+            raise TransferError(f"{self._bucket.uri(key)}: is no round report; move it away to run again") from error
+        if report.base.parameters_sha256 != self._record.base.parameters_sha256:
+            raise ReleaseError(
+                f"{self._bucket.uri(key)}: is of another round {self._record.round}, from base {report.base.version}. "
+                "An earlier fleet of this name left it: move reports/, updates/ and models/ of that fleet away"
+            )
+        return report
+
+    def _finish(self, outcome: Outcome, reason: str) -> RoundReport:
+        report = self._report.build(outcome, reason, self._clock())
+        self._bucket.write(report_key(report.fleet, report.round), report.to_json())
+        return report
+
+
+def download_bundle(bucket: Bucket, base: Base, folder: Path) -> Bundle:
+    """Fetch the bundle that lies beside ``base.parameters_key``, every file compared with its digest.
+
+    Raises
+    ------
+    TransferError
+        If a file is missing or differs.
+    BundleError
+        If the manifest is not that of ``base``.
+    """
+    prefix = base.parameters_key.removesuffix(PARAMETERS)
+    content = bucket.read(prefix + MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+    if content is None:
+        raise TransferError(f"{bucket.uri(prefix + MANIFEST)}: missing; publish the model again")
+    manifest = parse_manifest(content, name=bucket.uri(prefix + MANIFEST))
+    if (manifest.parameters_sha256, manifest.graph_sha256) != (base.parameters_sha256, base.graph_sha256):
+        raise BundleError(f"{bucket.uri(prefix)}: is not the model {base.version} that the round was opened with")
+    folder.mkdir(parents=True)
+    for name, description in manifest.files.items():
+        bucket.download(prefix + name, folder / name, size=description.bytes, sha256=description.sha256)
+    write_atomically(folder / MANIFEST, content)
+    return Bundle.open(folder)

@@ -1,0 +1,62 @@
+"""The same aggregation on folders, without AWS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cloud.aggregator.aggregate import Aggregation, aggregate
+from cloud.aggregator.checks import Expected
+from cloud.aggregator.sources import Folder
+from cloud.aggregator.strategies import FedAvg, Strategy
+from fedgrass.bundle import Bundle
+from fedgrass.errors import ConfigurationError
+from fedgrass.inference import write_bundle
+from fedgrass.protocol.names import next_version
+from fedgrass.protocol.settings import Checks
+
+
+def aggregate_folder(
+    base_dir: Path,
+    updates_dir: Path,
+    output_dir: Path,
+    strategy: Strategy | None = None,
+    *,
+    checks: Checks | None = None,
+    version: str | None = None,
+) -> Aggregation:
+    """Combine the updates in a folder and write the new model's bundle.
+
+    Parameters
+    ----------
+    base_dir
+        The bundle that the updates are differences from.
+    updates_dir
+        Holds ``<thing>.safetensors`` or ``<thing>/update.safetensors``. Updates of any fleet and round are taken, as
+        long as base and graph are right.
+    output_dir
+        Where the new bundle is written; untouched if no update is good.
+    strategy
+        Federated averaging if not given.
+    version
+        Of the new bundle; the base's minor version plus one if not given.
+
+    Raises
+    ------
+    BundleError
+        If ``base_dir`` holds no sound bundle.
+    ConfigurationError
+        If there is no such folder of updates.
+    """
+    if not updates_dir.is_dir():
+        raise ConfigurationError(f"{updates_dir}: expected a folder of updates")
+    base = Bundle.open(base_dir)
+    base.verify()
+    source = Folder(updates_dir)
+    expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, checks=checks or Checks())
+    result = aggregate(base, source, source.list(), strategy or FedAvg(), expected)
+    if result.parameters is not None:
+        minor = int(base.manifest.version.split(".")[1])
+        write_bundle(
+            base, result.parameters, output_dir, version=version or next_version(base.manifest.version, minor + 1)
+        )
+    return result

@@ -1,0 +1,67 @@
+"""The recipe of ``com.fedgrass.GlobalModel``: a model bundle as a component, admitted by each device for itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fedgrass.bundle import MANIFEST, Manifest
+from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME
+
+# A model outlives many releases of the code, so nothing but the command line below binds the two: no upper bound.
+_ANY_RELEASE = ">=1.0.0"
+
+# Any other brace would be taken for a recipe variable, and cut the script short on nucleus lite.
+_ADMIT = (
+    "{kernel:rootPath}/work/" + RUNTIME + "/venv/bin/python -m fedgrass.edge.admit "
+    "--artifacts {artifacts:path} --store {kernel:rootPath}/work/" + MODEL_DEPLOYER
+)
+
+
+def global_model_recipe(fleet: str, manifest: Manifest, uris: Mapping[str, str]) -> bytes:
+    """Return the recipe as JSON; the same model gives the same bytes.
+
+    Parameters
+    ----------
+    fleet
+        For the description only.
+    manifest
+        The sealed bundle's: its version is the component's, its files are the artifacts.
+    uris
+        Address of each file, ``model.json`` included.
+    """
+    recipe: dict[str, Any] = {
+        "RecipeFormatVersion": "2020-01-25",
+        "ComponentName": GLOBAL_MODEL,
+        "ComponentVersion": manifest.version,
+        "ComponentDescription": f"Model {manifest.name} of fleet {fleet}, parameters {manifest.parameters_sha256[:12]}.",
+        "ComponentPublisher": "fedgrass",
+        "ComponentConfiguration": {
+            "DefaultConfiguration": {
+                "accessControl": {
+                    "aws.greengrass.ipc.pubsub": {
+                        f"{GLOBAL_MODEL}:pubsub:1": {
+                            "policyDescription": "Tells ModelDeployer what became of this model.",
+                            "operations": ["aws.greengrass#PublishToTopic"],
+                            "resources": [MODEL_ADMISSION_TOPIC],
+                        }
+                    }
+                }
+            }
+        },
+        "ComponentDependencies": {
+            RUNTIME: {"VersionRequirement": _ANY_RELEASE, "DependencyType": "HARD"},
+            MODEL_DEPLOYER: {"VersionRequirement": _ANY_RELEASE, "DependencyType": "SOFT"},
+        },
+        "Manifests": [
+            {
+                "Platform": {"os": "linux", "runtime": "*"},
+                "Lifecycle": {"install": {"Timeout": 600, "Script": _ADMIT}},
+                "Artifacts": [
+                    {"Uri": uris[name], "Permission": {"Read": "ALL"}} for name in (*sorted(manifest.files), MANIFEST)
+                ],
+            }
+        ],
+    }
+    return json.dumps(recipe, indent=1).encode()

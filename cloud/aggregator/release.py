@@ -1,0 +1,88 @@
+"""A model bundle made available to a fleet: uploaded, made a component version, deployed, and current from then on.
+
+Each step can run twice with one effect, and a version is visible only when all of it is there: the manifest is uploaded
+last, the component version exists only after that, and devices hear of it by the deployment, which is the last but one step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cloud.aggregator.component import Account, create_component
+from cloud.aggregator.deployment import SupersededError, deploy_version
+from cloud.aggregator.recipe import global_model_recipe
+from cloud.aggregator.s3 import Bucket
+from fedgrass.bundle import MANIFEST, PARAMETERS, Bundle
+from fedgrass.protocol.messages import Base
+from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, model_prefix
+from fedgrass.protocol.tables import Table, set_current_model
+
+
+@dataclass(frozen=True)
+class FleetClients:
+    """What a fleet is reached through: its bucket, its rounds table, a ``greengrassv2`` client, its thing group."""
+
+    fleet: str
+    bucket: Bucket
+    rounds: Table
+    greengrass: Any
+    thing_group_arn: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """A released version. ``deployment_id`` is None if the fleet has no deployment yet, and was not to get one."""
+
+    base: Base
+    component_arn: str
+    deployment_id: str | None
+    target_arn: str
+
+
+def publish_model(bundle: Bundle, clients: FleetClients, *, first_deployment: bool = False) -> Release:
+    """Publish a bundle as ``com.fedgrass.GlobalModel`` and deploy it to the fleet; safe to repeat.
+
+    Parameters
+    ----------
+    bundle
+        Sealed; every file is compared with its digest first.
+    first_deployment
+        Whether to make the thing group's first deployment if it has none. Without one, devices get the model with the
+        deployment that brings the other components.
+
+    Raises
+    ------
+    BundleError
+        If the bundle was altered.
+    ReleaseError
+        If the version exists with other content, or cannot be made or deployed.
+    SupersededError
+        If the fleet has a newer version.
+    """
+    check_fleet(clients.fleet)
+    bundle.verify()
+    base = upload(bundle, clients.bucket, clients.fleet)
+    prefix = model_prefix(clients.fleet, bundle.manifest.version)
+    uris = {name: clients.bucket.uri(prefix + name) for name in (*bundle.manifest.files, MANIFEST)}
+    recipe = global_model_recipe(clients.fleet, bundle.manifest, uris)
+    arn = create_component(clients.greengrass, Account.of(clients.thing_group_arn), recipe)
+    deployment_id = deploy_version(
+        clients.greengrass, clients.thing_group_arn, GLOBAL_MODEL, bundle.manifest.version, create=first_deployment
+    )
+    if not set_current_model(clients.rounds, clients.fleet, base):
+        raise SupersededError(f"fleet {clients.fleet!r}: a newer model than {base.version} is current; it stays")
+    return Release(base, arn, deployment_id, clients.thing_group_arn)
+
+
+def upload(bundle: Bundle, bucket: Bucket, fleet: str) -> Base:
+    """Upload a bundle under its version, the manifest last."""
+    prefix = model_prefix(fleet, bundle.manifest.version)
+    for name in (*sorted(bundle.manifest.files), MANIFEST):
+        bucket.publish(prefix + name, bundle.path(name))
+    return Base(
+        version=bundle.manifest.version,
+        parameters_key=prefix + PARAMETERS,
+        parameters_sha256=bundle.manifest.parameters_sha256,
+        graph_sha256=bundle.manifest.graph_sha256,
+    )

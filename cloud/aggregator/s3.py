@@ -1,0 +1,245 @@
+"""A bucket as the aggregator uses it: pinned reads, bounded downloads, and objects that are written once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from botocore.exceptions import BotoCoreError, ClientError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from cloud.aggregator.sources import UpdateReference
+from fedgrass.errors import FedgrassError, MessageError, ReleaseError, TransferError, UpdateError
+from fedgrass.files import sha256_of
+from fedgrass.protocol.names import parse_update_key, update_prefix
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1 << 20
+_ATTEMPTS = 5
+_DIGEST = "sha256"  # user metadata: lets a repeated upload be compared without a download
+
+
+class Bucket:
+    """One S3 bucket. Every failure that is not told apart below is a `TransferError`."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    def uri(self, key: str) -> str:
+        """Return the address that recipes use."""
+        return f"s3://{self.name}/{key}"
+
+    def read(self, key: str, *, max_bytes: int) -> bytes | None:
+        """Return an object's content, or None if there is no such object.
+
+        Raises
+        ------
+        TransferError
+            If it has more than ``max_bytes``.
+        """
+        try:
+            answer = self._client.get_object(Bucket=self.name, Key=key)
+        except ClientError as error:
+            if _code(error) in {"NoSuchKey", "404"}:
+                return None
+            raise _failed(f"reading {self.uri(key)}", error) from error
+        if answer["ContentLength"] > max_bytes:
+            raise TransferError(f"{self.uri(key)}: {answer['ContentLength']} bytes; at most {max_bytes} are accepted")
+        try:
+            content: bytes = answer["Body"].read()
+        except (BotoCoreError, OSError) as error:
+            raise _failed(f"reading {self.uri(key)}", error) from error
+        return content
+
+    def download(self, key: str, path: Path, *, size: int, sha256: str) -> None:
+        """Fetch an object whose size and digest are known into ``path``."""
+        digest = hashlib.sha256()
+        reference = UpdateReference(thing="", key=key, bytes=size)
+        with _body(self._client, self.name, reference) as body, path.open("wb") as file:
+            while block := body.read(_BLOCK):
+                digest.update(block)
+                file.write(block)
+                if file.tell() > size:
+                    break
+        if path.stat().st_size != size or digest.hexdigest() != sha256:
+            raise TransferError(
+                f"{self.uri(key)}: its content is not what the manifest says ({size} bytes, SHA-256 {sha256[:12]}…)"
+            )
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write an object, replacing what is there."""
+        try:
+            self._client.put_object(Bucket=self.name, Key=key, Body=content)
+        except (ClientError, BotoCoreError) as error:
+            raise _failed(f"writing {self.uri(key)}", error) from error
+
+    def write_first(self, key: str, content: bytes) -> bytes:
+        """Write an object unless there is one, and return what is there then: the first writer's content."""
+        if self._create(key, content, hashlib.sha256(content).hexdigest()):
+            return content
+        found = self.read(key, max_bytes=1 << 30)
+        if found is None:
+            raise TransferError(f"{self.uri(key)}: was there and is gone; run again")
+        return found
+
+    def publish(self, key: str, path: Path) -> None:
+        """Write a file to a key that never changes afterwards; repeating it with the same content is harmless.
+
+        Raises
+        ------
+        ReleaseError
+            If the key holds other content: a published version is never overwritten.
+        """
+        digest = sha256_of(path)
+        with path.open("rb") as file:
+            if self._create(key, file, digest):
+                return
+        try:
+            found = self._client.head_object(Bucket=self.name, Key=key).get("Metadata", {}).get(_DIGEST)
+        except (ClientError, BotoCoreError) as error:
+            raise _failed(f"reading {self.uri(key)}", error) from error
+        if found != digest:
+            raise ReleaseError(
+                f"{self.uri(key)}: holds other content (SHA-256 {str(found)[:12]}…, ours is {digest[:12]}…). "
+                "Published models are never overwritten: publish under another version"
+            )
+
+    def _create(self, key: str, body: bytes | BinaryIO, digest: str) -> bool:
+        try:
+            self._client.put_object(Bucket=self.name, Key=key, Body=body, Metadata={_DIGEST: digest}, IfNoneMatch="*")
+        except ClientError as error:
+            if _code(error) in {"PreconditionFailed", "412"}:
+                return False
+            raise _failed(f"writing {self.uri(key)}", error) from error
+        except BotoCoreError as error:
+            raise _failed(f"writing {self.uri(key)}", error) from error
+        return True
+
+
+class RoundUpdates:
+    """The updates of one round in the bucket (`fedgrass.protocol.names.update_key`)."""
+
+    def __init__(self, client: Any, bucket: str, fleet: str, number: int) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._prefix = update_prefix(fleet, number)
+
+    def list(self) -> list[UpdateReference]:
+        """Return the newest version of every object under the round's prefix."""
+        try:
+            return list(self._references())
+        except (ClientError, BotoCoreError) as error:
+            raise _failed(f"listing s3://{self._bucket}/{self._prefix}", error) from error
+
+    def open(self, reference: UpdateReference) -> BinaryIO:
+        """Open the very version that was pinned."""
+        return _body(self._client, self._bucket, reference)
+
+    def _references(self) -> Iterator[UpdateReference]:
+        pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self._bucket, Prefix=self._prefix)
+        for page in pages:
+            for entry in page.get("Versions", ()):
+                if entry["IsLatest"]:
+                    version = entry.get("VersionId")
+                    yield UpdateReference(
+                        thing=_thing(entry["Key"]),
+                        key=entry["Key"],
+                        bytes=entry["Size"],
+                        etag=entry["ETag"].strip('"'),
+                        version_id=None if version == "null" else version,  # of a bucket without versioning
+                    )
+
+
+def _thing(key: str) -> str:
+    try:
+        return parse_update_key(key).thing
+    except MessageError:
+        return ""
+
+
+def _body(client: Any, bucket: str, reference: UpdateReference) -> BinaryIO:
+    arguments: dict[str, Any] = {"Bucket": bucket, "Key": reference.key}
+    if reference.etag:
+        arguments["IfMatch"] = f'"{reference.etag}"'
+    if reference.version_id:
+        arguments["VersionId"] = reference.version_id
+    where = f"s3://{bucket}/{reference.key}"
+
+    def open_at(position: int) -> Any:
+        at = {"Range": f"bytes={position}-"} if position else {}
+        try:
+            return client.get_object(**arguments, **at)["Body"]
+        except ClientError as error:
+            if _code(error) in {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "MethodNotAllowed", "404", "412"}:
+                raise UpdateError("missing", f"{where}: what was listed is no longer there ({_code(error)})") from error
+            raise _failed(f"reading {where}", error) from error
+
+    try:
+        return _ResumingBody(open_at, where, reference.bytes)  # type: ignore[return-value]
+    except BotoCoreError as error:
+        raise _failed(f"reading {where}", error) from error
+
+
+class _ResumingBody(io.RawIOBase):
+    """An object's bytes, fetched on from where it stopped when a connection breaks."""
+
+    def __init__(self, open_at: Callable[[int], Any], where: str, size: int) -> None:
+        self._open_at = open_at
+        self._where = where
+        self._size = size
+        self._position = 0
+        self._body = open_at(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception_type((BotoCoreError, OSError)),
+                stop=stop_after_attempt(_ATTEMPTS),
+                wait=wait_exponential_jitter(initial=0.1, max=5),
+                reraise=True,
+            ):
+                with attempt:
+                    if self._body is None:
+                        self._body = self._open_at(self._position)
+                    return self._take(buffer)
+        except (BotoCoreError, OSError) as error:
+            raise _failed(f"reading {self._where}", error) from error
+        raise TransferError(f"reading {self._where}: gave up")
+
+    def _take(self, buffer: Any) -> int:
+        if self._position >= self._size:
+            return 0
+        try:
+            count: int = self._body.readinto(buffer)
+        except (BotoCoreError, OSError) as error:
+            log.warning("reading %s broke at byte %d (%s)", self._where, self._position, error)
+            self._close_body()
+            raise
+        self._position += count
+        return count
+
+    def _close_body(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
+
+    def close(self) -> None:
+        self._close_body()
+        super().close()
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _failed(what: str, error: Exception) -> FedgrassError:
+    return TransferError(f"{what} failed: {error}. Nothing is lost: run the job again")

@@ -1,0 +1,100 @@
+"""Where a round's updates come from: a list of references, and a stream for each."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedgrass.errors import UpdateError
+
+_AHEAD = 8
+
+
+class UpdateReference(BaseModel):
+    """One update in storage, pinned: ``etag`` and ``version_id`` say which bytes are meant.
+
+    ``thing`` is who the storage says wrote it; empty if the key is not an update's.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    thing: str
+    key: str
+    bytes: int = Field(ge=0)
+    etag: str = ""
+    version_id: str | None = None
+
+
+class UpdateSource(Protocol):
+    """A place that holds updates."""
+
+    def list(self) -> Sequence[UpdateReference]:
+        """Return what is there now, in any order."""
+        ...
+
+    def open(self, reference: UpdateReference) -> BinaryIO:
+        """Open an update at its start, for ``read`` and ``readinto``.
+
+        Raises
+        ------
+        UpdateError
+            Coded ``missing`` if what the reference pins is no longer there.
+        TransferError
+            If the storage does not answer: the round's fault, not the update's.
+        """
+        ...
+
+
+class Folder:
+    """Updates in a folder: ``<thing>.safetensors``, or ``<thing>/update.safetensors`` as in the bucket."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def list(self) -> list[UpdateReference]:
+        """Return the folder's update files."""
+        paths = [*self._folder.glob("*.safetensors"), *self._folder.glob("*/update.safetensors")]
+        return [
+            UpdateReference(
+                thing=path.stem if path.parent == self._folder else path.parent.name,
+                key=path.relative_to(self._folder).as_posix(),
+                bytes=path.stat().st_size,
+            )
+            for path in paths
+        ]
+
+    def open(self, reference: UpdateReference) -> BinaryIO:
+        """Open the file."""
+        try:
+            return (self._folder / reference.key).open("rb", buffering=0)
+        except OSError as error:
+            raise UpdateError("missing", f"{reference.key}: cannot be read ({error.strerror})") from error
+
+
+def open_ahead(
+    source: UpdateSource, references: Sequence[UpdateReference], *, ahead: int = _AHEAD
+) -> Iterator[tuple[UpdateReference, Callable[[], BinaryIO]]]:
+    """Yield each reference, in order, with what opens it, while the next few are being opened in the background.
+
+    Opening costs a request's latency, reading does not need one: with thousands of small updates that is most of the time.
+    """
+    waiting: deque[tuple[UpdateReference, Future[BinaryIO]]] = deque()
+    rest = iter(references)
+    with ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="open") as pool:
+        try:
+            while True:
+                while len(waiting) < ahead and (reference := next(rest, None)) is not None:
+                    waiting.append((reference, pool.submit(source.open, reference)))
+                if not waiting:
+                    return
+                reference, opening = waiting.popleft()
+                yield reference, opening.result
+        finally:
+            for _, opening in waiting:
+                if not opening.cancel() and opening.exception() is None:
+                    opening.result().close()
