@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -22,6 +23,9 @@ def main(
     state: Annotated[Path, typer.Option(help="Folder for the ready file (endpoint.json), logs and job folders.")],
     port: Annotated[int, typer.Option(help="Port of the endpoint; 0 takes a free one.")] = 0,
     mqtt: Annotated[str, typer.Option(help="HOST:PORT of a broker, such as mosquitto; else one is embedded.")] = "",
+    processing_command: Annotated[
+        str, typer.Option(help="What a Processing job without an entry point runs, in place of its image.")
+    ] = "python -m cloud.aggregator",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log moto and every request.")] = False,
 ) -> None:
     """Serve an AWS account on loopback: point AWS_ENDPOINT_URL at it, from any SDK, the AWS CLI or the GDK.
@@ -33,7 +37,7 @@ def main(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     _log(state, verbose=verbose)
-    account = LocalAws(state, port=port, mqtt=_address(mqtt))
+    account = LocalAws(state, port=port, mqtt=_address(mqtt), processing_command=shlex.split(processing_command))
     ready = account.start()
     logging.getLogger(__name__).info("ready %s", " ".join(f"{name}={value}" for name, value in ready.items()))
     stop.wait()
@@ -54,8 +58,9 @@ def _log(state: Path, *, verbose: bool) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(logs / "aws.log")
     console = logging.StreamHandler()
-    console.addFilter(lambda record: verbose or record.name.startswith(("local", "__main__")))
+    console.addFilter(lambda record: verbose or record.name.startswith(("local", "__main__", "py.warnings")))
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format=_FORMAT, handlers=[file, console])
+    logging.captureWarnings(True)  # moto warns of resource types that it skips
     for chatty in ("amqtt", "botocore", "transitions", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

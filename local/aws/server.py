@@ -7,13 +7,15 @@ import fcntl
 import json
 import logging
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moto.core.config import default_user_config
 
 from fedgrass.errors import ConfigurationError
-from local.aws import events, moto_state, rules, states
+from local.aws import cloudformation, events, moto_state, rules, states
 from local.aws.account import ACCOUNT, REGION, client, client_environment
 from local.aws.broker import EmbeddedBroker
 from local.aws.bus import Bus
@@ -23,6 +25,8 @@ from local.aws.functions.runtime import LambdaRuntime
 from local.aws.greengrass.service import Greengrass
 from local.aws.iot_data import IotData
 from local.aws.objects import Objects
+from local.aws.processing.job import Surroundings
+from local.aws.processing.service import Processing
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +44,23 @@ class LocalAws:
         Of the endpoint; 0 takes a free one.
     mqtt
         Address of a broker to use as IoT Core; an embedded one is started if None.
+    processing_command
+        What a Processing job without an entry point runs, in place of its image.
     """
 
-    def __init__(self, state: Path, *, port: int = 0, mqtt: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        state: Path,
+        *,
+        port: int = 0,
+        mqtt: tuple[str, int] | None = None,
+        processing_command: Sequence[str] = ("python", "-m", "cloud.aggregator"),
+    ) -> None:
         self.state = state.resolve()
         self._cleanup = contextlib.ExitStack()
         self._port = port
         self._mqtt = mqtt
+        self._processing_command = processing_command
 
     def start(self) -> dict[str, Any]:
         """Start everything, then write and return the ready file's content.
@@ -82,9 +96,11 @@ class LocalAws:
         os.environ["MOTO_PORT"] = str(server.port)  # moto's state machine interpreter calls services there
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
         states.keep_stopped()
+        cloudformation.register(partial(client, endpoint_url=endpoint_url))
 
+        objects = Objects(client("s3", endpoint_url))
         greengrass = Greengrass(
-            objects=Objects(client("s3", endpoint_url)),
+            objects=objects,
             target_exists=moto_state.target_exists,
             things_of=moto_state.things_of,
             publish=bus.publish,
@@ -101,6 +117,16 @@ class LocalAws:
         iot_data = IotData(bus)
         step_functions = client("stepfunctions", endpoint_url)
         events.deliver_to({"lambda": functions.send, "states": states.starter(step_functions)})
+        processing = Processing(
+            Surroundings(
+                state=self.state,
+                objects=objects,
+                children=children,
+                command=list(self._processing_command),
+                environment=client_environment(endpoint_url),
+            ),
+            events.emit,
+        )
         topic_rules = rules.RuleEngine(
             moto_state.topic_rules,
             {
@@ -116,6 +142,7 @@ class LocalAws:
             "greengrass": greengrass.layer,
             "iotdata": iot_data.layer,
             "lambda": functions.layer,
+            "sagemaker": processing.layer,
             "states": states.layer,
         }
         application.on_change("iot", "cloudformation", call=greengrass.deployments.jobs.refresh)

@@ -1,0 +1,1 @@
+"""SageMaker Processing: the container contract, run as processes."""
