@@ -1,0 +1,78 @@
+"""The functions' zip archive: the same sources give the same bytes, so that its digest can name it."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from fedgrass.errors import InfrastructureError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFINITION = ROOT / "cloud/rounds/state_machine.asl.json"
+
+_SOURCES = (
+    "cloud/__init__.py",
+    "cloud/rounds/*.py",
+    "fedgrass/__init__.py",
+    "fedgrass/errors.py",
+    "fedgrass/protocol/*.py",
+)
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
+
+# As in the template; boto3 is part of Lambda's runtime.
+_DEPENDENCIES = ("pydantic",)
+_PYTHON = "3.13"
+_PLATFORM = "manylinux2014_aarch64"
+
+
+def functions_archive(*, dependencies: bool = True) -> bytes:
+    """Return the archive.
+
+    Parameters
+    ----------
+    dependencies
+        Also pack the third-party libraries that Lambda's runtime lacks, as wheels for its platform that pip gets from
+        its package index. The local stand-in has them anyway.
+
+    Raises
+    ------
+    InfrastructureError
+        If pip cannot get the wheels.
+    """
+    files = {
+        path.relative_to(ROOT).as_posix(): path.read_bytes() for pattern in _SOURCES for path in ROOT.glob(pattern)
+    }
+    if dependencies:
+        files |= _dependencies()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, date_time=_EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o100644 << 16  # readable by Lambda's user
+            archive.writestr(entry, files[name])
+    return packed.getvalue()
+
+
+def _dependencies() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        argv = [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", folder),
+            *("--only-binary=:all:", "--platform", _PLATFORM, "--python-version", _PYTHON, "--implementation", "cp"),
+            *("--constraint", str(ROOT / "constraints.txt"), *_DEPENDENCIES),
+        ]
+        result = subprocess.run(argv, capture_output=True, text=True, check=False)  # noqa: S603 - no shell
+        if result.returncode:
+            raise InfrastructureError(
+                f"pip could not get {', '.join(_DEPENDENCIES)} for Python {_PYTHON} on {_PLATFORM}: "
+                f"{result.stderr.strip()[-500:]}"
+            )
+        files: dict[str, bytes] = {}
+        for wheel in sorted(Path(folder).glob("*.whl")):
+            with zipfile.ZipFile(wheel) as archive:
+                files |= {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+        return files
