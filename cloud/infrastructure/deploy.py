@@ -21,6 +21,7 @@ from fedgrass.protocol.names import check_fleet, round_topic
 TEMPLATE = Path(__file__).with_name("template.yaml")
 
 _FINISHED = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE"}
+_BEGUN = {"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}
 
 
 @dataclass(frozen=True)
@@ -217,9 +218,8 @@ def _first_failure(cloudformation: Any, name: str) -> str | None:
     for event in events:  # the newest first
         if event["ResourceStatus"].endswith("_FAILED"):
             first = f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason', event['ResourceStatus'])}"
-        elif event["ResourceType"] == "AWS::CloudFormation::Stack" and event["ResourceStatus"].endswith("_IN_PROGRESS"):
-            if event["ResourceStatus"] in {"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}:
-                break
+        elif event["ResourceType"] == "AWS::CloudFormation::Stack" and event["ResourceStatus"] in _BEGUN:
+            break
     return first
 
 
