@@ -1,0 +1,1 @@
+"""Local training: one answer to each round."""

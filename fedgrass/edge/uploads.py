@@ -25,14 +25,13 @@ _RECORD = "upload.json"
 _SILENCE_SECONDS = 60.0
 
 Outcome = Literal["uploaded", "failed"]
-Ended = Callable[[str, Outcome, str], None]
 
 
 class Upload(BaseModel):
     """One accepted upload. ``name`` is the sender's key for it, ``file`` a name within its folder.
 
     ``after`` is the newest task before this one was appended, ``sequence`` its own number once known, and
-    ``statuses_from`` where in the status stream its end will be told.
+    ``statuses_from`` where in the status stream its end will be told. ``message`` is the sender's, kept for it.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -41,9 +40,13 @@ class Upload(BaseModel):
     file: str
     bucket: str
     key: str
+    message: str = ""
     after: int | None = None
     sequence: int | None = None
     statuses_from: int = 0
+
+
+Ended = Callable[[Upload, Outcome, str], None]
 
 
 class Uploads:
@@ -56,8 +59,8 @@ class Uploads:
     connect
         Makes a connection to Stream Manager; raises `TransferError`.
     ended
-        Called with name, outcome and reason when an upload has ended, before its file is deleted. Must be durable, and may
-        be called again for the same name after a crash. ``failed`` means that its file is gone.
+        Called with the upload, its outcome and the reason when it has ended, before its file is deleted. Must be durable,
+        and may be called again for the same one after a crash. ``failed`` means that the file is gone.
     max_bytes, max_count
         What may wait at once.
     wait
@@ -97,7 +100,7 @@ class Uploads:
             return f"{len(self._pending)} updates ({waiting} bytes) wait for upload already"
         return ""
 
-    def submit(self, name: str, file: Path, *, bucket: str, key: str) -> None:
+    def submit(self, name: str, file: Path, *, bucket: str, key: str, message: str = "") -> None:
         """Take over ``file`` and upload it; it is safe when this returns. A name that is waiting already changes nothing.
 
         Raises
@@ -114,7 +117,7 @@ class Uploads:
                     f"upload {name}: {reason}; the limit is {self._max_count} or {self._max_bytes} bytes"
                 )
             folder = self._folder_of(name)
-            upload = Upload(name=name, file=file.name, bucket=bucket, key=key)
+            upload = Upload(name=name, file=file.name, bucket=bucket, key=key, message=message)
             try:
                 folder.mkdir(exist_ok=True)
                 file.replace(folder / file.name)
@@ -272,7 +275,7 @@ class Uploads:
         self._write(upload)
 
     def _end(self, upload: Upload, outcome: Outcome, reason: str) -> None:
-        self._ended(upload.name, outcome, reason)
+        self._ended(upload, outcome, reason)
         folder = self._folder_of(upload.name)
         (folder / _RECORD).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)

@@ -21,6 +21,7 @@ Reason = Annotated[str, Field(max_length=500)]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metrics = Annotated[dict[Annotated[str, Field(max_length=40)], Finite], Field(max_length=16)]
+ComponentVersion = Annotated[str, Field(max_length=64)]
 ObjectKey = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -148,14 +149,19 @@ class ModelNotice(Message):
 
 
 class TrainerStatus(Message):
-    """The trainer's state, said on the device on ``fedgrass/trainer/status`` and repeated in the heartbeat."""
+    """The trainer's state, said on the device on ``fedgrass/trainer/status`` and repeated in the heartbeat.
+
+    ``able`` says whether it would take part in a round now, ``reason`` why not, or what became of the last one.
+    """
 
     state: Literal["idle", "waiting", "training", "uploading", "declined", "failed"] = "idle"
     round: RoundNumber | None = None
     epoch: Count = 0
     epochs: Count = 0
     examples: Count = 0
+    able: bool = True
     reason: Reason = ""
+    component_version: ComponentVersion = ""
 
 
 class Heartbeat(Message):
@@ -174,9 +180,7 @@ class Heartbeat(Message):
     examples: Count = 0
     model_version: Version | None = None
     trainer: TrainerStatus = TrainerStatus()
-    components: Annotated[
-        dict[Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=64)]], Field(max_length=16)
-    ] = {}
+    components: Annotated[dict[Annotated[str, Field(max_length=128)], ComponentVersion], Field(max_length=16)] = {}
 
 
 class ActiveModel(Message):
@@ -185,6 +189,7 @@ class ActiveModel(Message):
     version: Version
     path: Annotated[str, Field(max_length=1024)]
     parameters_sha256: Sha256
+    component_version: ComponentVersion = ""
 
 
 class AdmissionNotice(Message):

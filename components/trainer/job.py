@@ -1,0 +1,181 @@
+"""One round's work on a thread of its own, so that the component stays responsive while it trains."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedgrass import data
+from fedgrass.bundle import Bundle
+from fedgrass.edge.downloads import ObjectStore, fetch_bundle, keep_newest, retried
+from fedgrass.edge.logs import Log
+from fedgrass.edge.model_store import ModelStore
+from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
+from fedgrass.engines.base import FitState, Hooks, StopTraining
+from fedgrass.engines.registry import open_engine
+from fedgrass.errors import DataError, FedgrassError
+from fedgrass.protocol.messages import Announcement
+from fedgrass.training import Trained, train
+
+_BUNDLES_KEPT = 2
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why there will be no update from this device in this round."""
+
+    status: Literal["declined", "failed"]
+    reason: str
+
+
+Outcome = Trained | Refusal | None
+"""None: the job was cancelled, and may be done again."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every job uses."""
+
+    thing: str
+    work: Path
+    store: ModelStore
+    runtime: RuntimeSettings
+    settings: TrainerSettings
+    s3: Callable[[], ObjectStore]
+    log: Log
+
+    @property
+    def update(self) -> Path:
+        """File that a job writes its update to."""
+        return self.work / "update.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """File that holds a training between two epochs."""
+        return self.work / "checkpoint.safetensors"
+
+
+class Job:
+    """Training for one announcement.
+
+    Parameters
+    ----------
+    data_in_use
+        Held while data and engine are: a job that was cancelled may still be at its last batch.
+    progressed
+        Called on the job's thread: with 0 when training starts, then with the number of epochs done.
+    ended
+        Called on the job's thread, last.
+    """
+
+    def __init__(
+        self,
+        announcement: Announcement,
+        workshop: Workshop,
+        data_in_use: threading.Lock,
+        *,
+        progressed: Callable[[int, int], None],
+        ended: Callable[[Outcome], None],
+    ) -> None:
+        self.announcement = announcement
+        self._examples = 0
+        self._workshop = workshop
+        self._data_in_use = data_in_use
+        self._progressed = progressed
+        self._ended = ended
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"round-{announcement.round}", daemon=True)
+        self._log = workshop.log.bind(round=announcement.round)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """End after the batch at hand; the checkpoint stays."""
+        self._cancelled.set()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end; returns whether it came."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        outcome: Outcome
+        try:
+            # Of this thread and those it starts only: the component itself stays responsive.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._workshop.settings.nice_level)
+            outcome = self._work()
+        except StopTraining:
+            outcome = None
+        except DataError as error:
+            outcome = Refusal("declined", str(error))
+        except FedgrassError as error:
+            outcome = Refusal("failed", str(error))
+        except OSError as error:
+            outcome = Refusal("failed", f"{error.filename or 'a file'}: {error.strerror}")
+        except Exception as error:  # noqa: BLE001 - a loader or an engine of the user's own may raise anything
+            self._log.error("training failed unexpectedly", trace=True)
+            outcome = Refusal("failed", f"{type(error).__name__}: {error}")
+        self._ended(None if self._cancelled.is_set() and not isinstance(outcome, Trained) else outcome)
+
+    def _work(self) -> Outcome:
+        if self.announcement.task != "fit":
+            return Refusal("declined", f"task {self.announcement.task!r} is not known to this version")
+        bundle = self._base()
+        if bundle is None:
+            return None
+        while not self._data_in_use.acquire(timeout=0.2):
+            if self._cancelled.is_set():
+                return None
+        try:
+            return self._train(bundle)
+        finally:
+            self._data_in_use.release()
+
+    def _train(self, bundle: Bundle) -> Trained:
+        shop = self._workshop
+        engine = open_engine(shop.runtime.engine, bundle, threads=shop.runtime.threads)
+        split = data.load(shop.runtime.data, bundle.manifest)
+        self._examples = len(split.train)
+        self._log.info("training", examples=self._examples, base=bundle.manifest.version)
+        self._progressed(0, self._examples)
+        return train(
+            engine,
+            bundle.parameters(),
+            bundle.manifest,
+            split,
+            self.announcement,
+            shop.thing,
+            update=shop.update,
+            checkpoint=shop.checkpoint,
+            hooks=Hooks(self._after_batch, self._after_epoch),
+        )
+
+    def _base(self) -> Bundle | None:
+        """Return the announced base: from the model store if it holds it, else downloaded; None once cancelled."""
+        base, shop = self.announcement.base, self._workshop
+        stored = shop.store.find(base.version, parameters_sha256=base.parameters_sha256, graph_sha256=base.graph_sha256)
+        if stored is not None:
+            return stored
+        folder = shop.work / "bundles" / f"{base.version}-{base.parameters_sha256[:16]}"
+        self._log.info("base model is not on this device, downloading it", base=base.version)
+
+        def download() -> Bundle:
+            bucket, most = self.announcement.upload.bucket, shop.settings.max_bundle_mb << 20
+            return fetch_bundle(shop.s3(), bucket, base, folder, max_bytes=most)
+
+        bundle = retried(download, self._cancelled, self._log)
+        keep_newest(folder.parent, _BUNDLES_KEPT)
+        return bundle
+
+    def _after_batch(self, _epoch: int, _step: int) -> None:
+        if self._cancelled.is_set():
+            raise StopTraining
+
+    def _after_epoch(self, state: FitState) -> None:
+        self._progressed(state.epoch, self._examples)

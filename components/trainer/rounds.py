@@ -1,0 +1,144 @@
+"""Which round this device works on: a small durable state machine.
+
+Announcements come late, twice, out of order and after restarts. They are ordered by ``opened_at``, the cloud's clock, which
+also tells a re-created fleet's round 1 from an old one. A round is answered at most once: ``answered`` is final.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedgrass.edge.logs import Log
+from fedgrass.errors import MessageError
+from fedgrass.files import write_atomically
+from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.names import model_prefix, update_prefix
+
+Phase = Literal["open", "closed", "answered", "passed"]
+"""``open``: to be worked on. ``closed``: ended in the cloud first. ``answered``: an update, a decline or a failure was handed
+on. ``passed``: this device was not asked."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    announcement: Announcement
+    phase: Phase
+    received_at: float
+
+
+class Rounds:
+    """The newest round that this device has heard of.
+
+    Parameters
+    ----------
+    path
+        File that holds it over restarts.
+    clock
+        This device's own clock, seconds; only differences of it are used.
+    """
+
+    def __init__(self, path: Path, *, fleet: str, thing: str, log: Log, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._fleet = fleet
+        self._thing = thing
+        self._log = log
+        self._clock = clock
+        self._record = self._load()
+
+    @property
+    def phase(self) -> Phase | None:
+        """Phase of the newest round."""
+        return self._record.phase if self._record else None
+
+    def announced(self, payload: bytes) -> Announcement | None:
+        """Take an announcement in; returns it if this device is to work on it (again), None if there is nothing to do."""
+        try:
+            announcement = Announcement.decode(payload)
+            self._check(announcement)
+        except MessageError as error:
+            self._log.once("announcement ignored", reason=str(error))
+            return None
+        known = self._record
+        if known is not None and announcement.opened_at < known.announcement.opened_at:
+            self._log.once("announcement ignored", reason="stale", round=announcement.round)
+            return None
+        if known is not None and _identity(announcement) == _identity(known.announcement):
+            if known.phase in ("answered", "passed"):
+                self._log.once("announcement ignored", reason=f"already {known.phase}", round=announcement.round)
+                return None
+            if known.phase == "closed":  # said again, as a retained message is: it is open after all
+                self._move("open")
+            return known.announcement
+        cohort = announcement.cohort
+        asked = is_member(cohort.salt, cohort.fraction, self._thing)
+        self._keep(_Record(announcement=announcement, phase="open" if asked else "passed", received_at=self._clock()))
+        if not asked:
+            self._log.info("not in the cohort", round=announcement.round)
+        return announcement if asked else None
+
+    def closed(self) -> None:
+        """Note that no round is open in the cloud any more."""
+        if self._record is not None and self._record.phase == "open":
+            self._log.info("round closed in the cloud", round=self._record.announcement.round)
+            self._move("closed")
+
+    def answered(self, announcement: Announcement) -> None:
+        """Note that this round's answer is safe on disk; final."""
+        if self._record is not None and _identity(self._record.announcement) == _identity(announcement):
+            self._move("answered")
+
+    def unfinished(self) -> Announcement | None:
+        """Return the round to go on with after a restart, unless its time is up by this device's clock.
+
+        Both ends of that time are read here, so a clock that is wrong does not matter. A round that is left out is
+        taken up again if the retained announcement says that it is still open.
+        """
+        if self._record is None or self._record.phase != "open":
+            return None
+        announcement = self._record.announcement
+        lasts = (announcement.deadline - announcement.opened_at).total_seconds()
+        return announcement if self._clock() - self._record.received_at <= lasts else None
+
+    def _check(self, announcement: Announcement) -> None:
+        if announcement.fleet != self._fleet:
+            raise MessageError(f"it is for fleet {announcement.fleet!r}, this device is of {self._fleet!r}")
+        prefix = update_prefix(self._fleet, announcement.round)
+        if announcement.upload.prefix != prefix:
+            raise MessageError(f"upload.prefix is {announcement.upload.prefix!r}, expected {prefix!r}")
+        folder = model_prefix(self._fleet, announcement.base.version)
+        if not announcement.base.parameters_key.startswith(folder):
+            raise MessageError(f"base.parameters_key is not under {folder!r}")
+
+    def _move(self, phase: Phase) -> None:
+        if self._record is not None and self._record.phase != phase:
+            self._keep(self._record.model_copy(update={"phase": phase}))
+
+    def _keep(self, record: _Record) -> None:
+        write_atomically(self._path, record.model_dump_json(by_alias=True).encode())
+        self._record = record
+
+    def _load(self) -> _Record | None:
+        try:
+            record = _Record.model_validate_json(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            self._log.warning("the round's record is damaged and starts anew", file=str(self._path))
+            return None
+        return record if record.announcement.fleet == self._fleet else None
+
+
+def _identity(announcement: Announcement) -> tuple[int, float]:
+    return announcement.round, announcement.opened_at.timestamp()
+
+
+def answer_key(announcement: Announcement) -> str:
+    """Key under which a round's one answer is sent: the same after every restart."""
+    return f"round-{announcement.round:06d}-{round(announcement.opened_at.timestamp() * 1000)}"

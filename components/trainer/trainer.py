@@ -1,0 +1,320 @@
+"""The trainer: from a round's announcement to this device's one answer to it.
+
+accessControl: pubsub PublishToTopic ``fedgrass/trainer/status``, SubscribeToTopic ``fedgrass/model/active``; mqttproxy
+SubscribeToIoTCore ``fedgrass/<fleet>/round``, PublishToIoTCore ``fedgrass/<fleet>/devices/<thing>/update``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from components.trainer.job import Job, Outcome, Refusal, Workshop
+from components.trainer.rounds import Rounds, answer_key
+from fedgrass import data
+from fedgrass.edge import settings, system
+from fedgrass.edge.component import Device, version_of
+from fedgrass.edge.downloads import ObjectStore, s3_client
+from fedgrass.edge.ipc import EXIT_RELAUNCH
+from fedgrass.edge.model_store import ModelStore
+from fedgrass.edge.outbox import Outbox
+from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
+from fedgrass.edge.streams import StreamManagerStreams, Streams
+from fedgrass.edge.uploads import Upload, Uploads
+from fedgrass.errors import ConfigurationError, DataError, IpcError, TransferError
+from fedgrass.protocol.messages import Announcement, TrainerStatus, UpdateNotice
+from fedgrass.protocol.names import (
+    MODEL_ACTIVE_TOPIC,
+    RUNTIME,
+    TRAINER,
+    TRAINER_STATUS_TOPIC,
+    device_topic,
+    round_topic,
+    update_key,
+)
+from fedgrass.training import Trained
+
+_RECHECK_SECONDS = 10.0
+_STOP_SECONDS = 3.0
+
+
+class Trainer:
+    """The component; its methods run on the device's loop unless they say otherwise."""
+
+    def __init__(
+        self,
+        device: Device,
+        *,
+        connect: Callable[[], Streams] = StreamManagerStreams,
+        s3: Callable[[], ObjectStore] = s3_client,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._device = device
+        self._loop = device.loop
+        self._ipc = device.ipc
+        self._clock = clock
+        runtime, trainer = self._read_settings()
+        self._log = device.log.bind(fleet=runtime.fleet)
+        self._topic = device_topic(runtime.fleet, device.thing, "update")
+        self._workshop = Workshop(device.thing, device.work, ModelStore(device.store), runtime, trainer, s3, self._log)
+        self._rounds = Rounds(device.work / "round.json", fleet=runtime.fleet, thing=device.thing, log=self._log)
+        self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
+        self._uploads = Uploads(
+            device.work / "uploads",
+            connect,
+            self._upload_ended,
+            self._log,
+            max_bytes=trainer.max_waiting_uploads_mb << 20,
+        )
+        self._job: Job | None = None
+        self._deferred_since: dict[str, float] = {}
+        self._version = version_of(TRAINER, __file__)
+        self._status = TrainerStatus(component_version=self._version)
+        self._data_problem = ""
+        self._data_in_use = threading.Lock()
+
+    def start(self) -> None:
+        """Take up what a former process left, and listen."""
+        self._reconcile()
+        self._outbox.start()
+        self._uploads.start()
+        self._count_examples()
+        if (unfinished := self._rounds.unfinished()) is not None:
+            self._log.info("resuming", round=unfinished.round)
+            self._work_on(unfinished)
+        post, fleet = self._loop.post, self._workshop.runtime.fleet
+        self._ipc.on_cloud(round_topic(fleet), lambda payload: post(lambda: self.announced(payload)))
+        self._ipc.on_local(MODEL_ACTIVE_TOPIC, lambda _payload: post(self._count_examples))
+        self._ipc.on_component_update(lambda deployment: post(lambda: self.update_requested(deployment)))
+        for component in (RUNTIME, TRAINER):
+            self._ipc.on_configuration(component, lambda: post(self.reload))
+        self._publish_status()
+        self._loop.every(lambda: self._workshop.settings.status_seconds, self._publish_status)
+
+    def stop(self) -> None:
+        """Stop training; the last whole epoch is on disk."""
+        self._outbox.stop()
+        self._uploads.stop()
+        if self._job is not None:
+            self._job.cancel()
+            self._job.join(_STOP_SECONDS)
+
+    def announced(self, payload: bytes) -> None:
+        """Take in what the round topic says; nothing in it means that no round is open."""
+        if not payload:
+            self._rounds.closed()
+            self._drop_job()
+            if self._status.state in ("training", "waiting"):
+                self._say("idle", None)
+            return
+        announcement = self._rounds.announced(payload)
+        if announcement is not None:
+            self._work_on(announcement)
+        elif self._job is not None and self._rounds.phase != "open":
+            self._drop_job()  # a newer round that this device is not part of has begun
+            self._say("idle", None)
+
+    def update_requested(self, deployment: str) -> None:
+        """Answer a component update: later while training, within the bound; at once otherwise."""
+        since = self._deferred_since.setdefault(deployment, self._clock())
+        left = self._workshop.settings.defer_seconds - (self._clock() - since)
+        wait = min(left, _RECHECK_SECONDS) if self._job is not None and left > 0 else 0.0
+        if wait == 0:
+            self._deferred_since.pop(deployment, None)
+        self._log.info("component update", deployment=deployment, deferred_seconds=wait)
+        try:
+            self._ipc.defer(deployment, int(wait * 1000))
+        except IpcError as error:
+            self._log.once("cannot answer a component update", error=str(error))
+
+    def reload(self) -> None:
+        """Take over changed settings; they hold from the next round on."""
+        try:
+            runtime, trainer = self._read_settings()
+        except (ConfigurationError, IpcError) as error:
+            self._log.error("new configuration is not taken over", reason=str(error))
+            return
+        if runtime.fleet != self._workshop.runtime.fleet:
+            self._log.info("the fleet changed, leaving to be relaunched", to=runtime.fleet)
+            self._loop.stop(EXIT_RELAUNCH)
+            return
+        if (runtime, trainer) != (self._workshop.runtime, self._workshop.settings):
+            self._workshop = replace(self._workshop, runtime=runtime, settings=trainer)
+            self._log.info("configuration taken over")
+            self._count_examples()
+
+    def _read_settings(self) -> tuple[RuntimeSettings, TrainerSettings]:
+        return (
+            settings.read(self._ipc, RUNTIME, RuntimeSettings),
+            settings.read(self._ipc, TRAINER, TrainerSettings),
+        )
+
+    def _reconcile(self) -> None:
+        """A crash may come between handing an answer on and noting it: look where the answer went."""
+        if (unfinished := self._rounds.unfinished()) is not None:
+            key = answer_key(unfinished)
+            if self._uploads.waits(key) or self._outbox.knows(key):
+                self._rounds.answered(unfinished)
+
+    def _work_on(self, announcement: Announcement) -> None:
+        if self._job is not None:
+            if self._job.announcement == announcement:
+                return
+            self._drop_job()
+        if objection := self._objection():
+            self._answer(announcement, Refusal("declined", objection))
+            return
+        self._say("waiting", announcement)
+        job: Job
+
+        def progressed(epoch: int, examples: int) -> None:
+            self._loop.post(lambda: self._progressed(job, epoch, examples))
+
+        def ended(outcome: Outcome) -> None:
+            self._loop.post(lambda: self._job_ended(job, outcome))
+
+        job = Job(announcement, self._workshop, self._data_in_use, progressed=progressed, ended=ended)
+        self._job = job
+        job.start()
+
+    def _drop_job(self) -> None:
+        """Let go of the job at hand. Its thread ends after the batch; what it still says is not listened to."""
+        if self._job is not None:
+            self._log.info("training dropped", round=self._job.announcement.round)
+            self._job.cancel()
+            self._job = None
+
+    def _progressed(self, job: Job, epoch: int, examples: int) -> None:
+        if job is self._job:
+            self._data_problem = ""
+            self._say("training", job.announcement, epoch=epoch, examples=examples)
+
+    def _job_ended(self, job: Job, outcome: Outcome) -> None:
+        if job is not self._job:
+            return
+        self._job = None
+        if outcome is not None:
+            self._answer(job.announcement, outcome)
+            self._count_examples()
+
+    def _answer(self, announcement: Announcement, outcome: Trained | Refusal) -> None:
+        """Hand the round's one answer on, then note that; in this order, so that a crash between repeats it by its key."""
+        key, notice = answer_key(announcement), self._notice(announcement, outcome).encode()
+        try:
+            if isinstance(outcome, Refusal):
+                self._outbox.put(key, self._topic, notice)
+            else:
+                where = update_key(announcement.fleet, announcement.round, self._device.thing)
+                bucket = announcement.upload.bucket
+                self._uploads.submit(key, self._workshop.update, bucket=bucket, key=where, message=notice.decode())
+        except TransferError as error:
+            # Kept open: the checkpoint is whole, so the answer is had again soon without training again.
+            self._log.error("the answer cannot be kept now", round=announcement.round, reason=str(error))
+            self._say("waiting", announcement, reason=str(error))
+            self._loop.later(_RECHECK_SECONDS, lambda: self._answer_again(announcement))
+            return
+        self._rounds.answered(announcement)
+        self._workshop.checkpoint.unlink(missing_ok=True)
+        if isinstance(outcome, Refusal):
+            self._log.warning("round " + outcome.status, round=announcement.round, reason=outcome.reason)
+            self._say(outcome.status, announcement, reason=outcome.reason)
+        else:
+            self._log.info("trained", round=announcement.round, seconds=outcome.seconds, metrics=outcome.metrics)
+            self._say("uploading", announcement)
+
+    def _notice(self, announcement: Announcement, outcome: Trained | Refusal) -> UpdateNotice:
+        fleet, number, thing = announcement.fleet, announcement.round, self._device.thing
+        if isinstance(outcome, Refusal):
+            return UpdateNotice(
+                fleet=fleet, round=number, thing=thing, status=outcome.status, reason=outcome.reason[:500]
+            )
+        return UpdateNotice(
+            fleet=fleet,
+            round=number,
+            thing=thing,
+            status="uploaded",
+            key=update_key(fleet, number, thing),
+            sha256=outcome.info.sha256,
+            bytes=outcome.info.bytes,
+            num_examples=outcome.num_examples,
+            metrics=outcome.metrics,
+            seconds_train=round(outcome.seconds, 3),
+        )
+
+    def _answer_again(self, announcement: Announcement) -> None:
+        if self._job is None and self._rounds.unfinished() == announcement:
+            self._work_on(announcement)
+
+    def _upload_ended(self, upload: Upload, outcome: Literal["uploaded", "failed"], reason: str) -> None:
+        """Runs on the uploads' thread."""
+        notice = UpdateNotice.decode(upload.message.encode())
+        if outcome == "failed":
+            notice = notice.model_copy(update={"status": "failed", "reason": reason, "key": None})
+        self._outbox.put(upload.name, self._topic, notice.encode())
+        self._loop.post(lambda: self._uploaded(notice))
+
+    def _uploaded(self, notice: UpdateNotice) -> None:
+        if self._status.state == "uploading" and self._status.round == notice.round:
+            self._say("idle", None)
+
+    def _objection(self) -> str:
+        limits = system.Limits(
+            disk_bytes=self._workshop.settings.min_free_disk_mb << 20,
+            memory_bytes=self._workshop.settings.min_free_memory_mb << 20,
+        )
+        return limits.objection(system.read(self._device.work)) or self._uploads.room()
+
+    def _say(
+        self,
+        state: Literal["idle", "waiting", "training", "uploading", "declined", "failed"],
+        announcement: Announcement | None,
+        *,
+        epoch: int = 0,
+        examples: int | None = None,
+        reason: str = "",
+    ) -> None:
+        self._status = TrainerStatus(
+            state=state,
+            round=announcement.round if announcement else None,
+            epoch=epoch,
+            epochs=announcement.fit.epochs if announcement else 0,
+            examples=self._status.examples if examples is None else examples,
+            reason=reason[:500],
+            component_version=self._version,
+        )
+        self._publish_status()
+
+    def _publish_status(self) -> None:
+        problem = self._objection() or self._data_problem
+        status = self._status
+        if problem:
+            status = status.model_copy(update={"able": False, "reason": problem[:500]})
+        try:
+            self._ipc.publish_local(TRAINER_STATUS_TOPIC, status.encode())
+        except IpcError as error:
+            self._log.once("status not published", error=str(error))
+
+    def _count_examples(self) -> None:
+        """Learn how many examples there are, once a model says what they must be; on a thread, as loaders may be slow."""
+        workshop = self._workshop
+        if self._job is not None or (model := workshop.store.active()) is None:
+            return
+
+        def count() -> None:
+            with self._data_in_use:
+                try:
+                    found, problem = len(data.load(workshop.runtime.data, model.manifest).train), ""
+                except DataError as error:
+                    found, problem = 0, str(error)
+            self._loop.post(lambda: self._counted(found, problem))
+
+        threading.Thread(target=count, name="count", daemon=True).start()
+
+    def _counted(self, examples: int, problem: str) -> None:
+        if (examples, problem) != (self._status.examples, self._data_problem):
+            self._data_problem = problem
+            self._status = self._status.model_copy(update={"examples": examples})
+            self._publish_status()

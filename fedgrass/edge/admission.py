@@ -1,0 +1,147 @@
+"""Whether a new model may become the active one on this device.
+
+In order: every file's digest; the graph loads and has its signatures; the application's model loads, takes the input it
+says it takes and gives finite outputs; on this device's validation examples it is not worse than the active model by more
+than the tolerance. The first model, and any model on a device without data, is let in on soundness alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedgrass.bundle import INFERENCE, Bundle, Manifest
+from fedgrass.data import Split
+from fedgrass.engines.base import Dataset, Engine, Metrics
+from fedgrass.errors import AdmissionError, DataError, FedgrassError
+
+_LOOKED_AT = 32
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a model was let in, and what was measured."""
+
+    reason: str
+    metrics: Metrics
+
+
+def judge(
+    candidate: Bundle,
+    active: Bundle | None,
+    *,
+    tolerance: float,
+    load: Callable[[Manifest], Split],
+    open_engine: Callable[[Bundle], Engine],
+) -> Verdict:
+    """Examine a model.
+
+    Parameters
+    ----------
+    candidate
+        The new model.
+    active
+        The model to compare with; None for the first one, or if the active one is damaged.
+    tolerance
+        By how much the accuracy may be lower (0.05 = five points). Where a model has no accuracy, by what share its loss
+        may be higher.
+    load
+        Reads this device's examples; raises `DataError` if there are none.
+
+    Raises
+    ------
+    FedgrassError
+        If the model is refused: `BundleError` if it is damaged, `EngineError` if it does not run, `AdmissionError` if it is
+        worse than the active one, or does not fit data that the active one fits.
+    """
+    candidate.verify()
+    _require_finite(candidate)
+    engine = open_engine(candidate)
+    try:
+        validation = load(candidate.manifest).validation
+        if len(validation) == 0:
+            raise DataError("no examples are held back for validation (validationFraction)")
+        metrics = engine.evaluate(validation)
+    except DataError as error:
+        _require_unfit_for_active_too(error, active, load)
+        _require_inference_works(candidate, None)
+        return Verdict(f"sound; not compared, as this device has no data to judge by ({error})", {})
+    _require_inference_works(candidate, validation)
+    if not np.isfinite(metrics["loss"]):
+        raise AdmissionError(f"model {candidate.manifest.version}: its loss on this device's data is {metrics['loss']}")
+    if active is None:
+        return Verdict("sound; there is no active model to compare with", metrics)
+    try:
+        before = open_engine(active).evaluate(load(active.manifest).validation)
+    except FedgrassError as error:
+        return Verdict(f"sound; the active model {active.manifest.version} cannot be judged ({error})", metrics)
+    metrics |= {f"active_{name}": before[name] for name in ("loss", "accuracy") if name in before}
+    _require_not_worse(candidate.manifest.version, active.manifest.version, metrics, tolerance)
+    return Verdict("", metrics)
+
+
+def _require_finite(bundle: Bundle) -> None:
+    for name, value in bundle.parameters().items():
+        if not np.isfinite(value).all():
+            raise AdmissionError(f"model {bundle.manifest.version}: parameter {name!r} is not finite")
+
+
+def _require_not_worse(version: str, active: str, metrics: Metrics, tolerance: float) -> None:
+    if "accuracy" in metrics and "active_accuracy" in metrics:
+        if metrics["accuracy"] < metrics["active_accuracy"] - tolerance:
+            raise WorseError(
+                f"model {version}: accuracy {metrics['accuracy']:.4f} on this device's data, {active} has "
+                f"{metrics['active_accuracy']:.4f} and the tolerance is {tolerance}",
+                metrics,
+            )
+    elif metrics["loss"] > metrics["active_loss"] * (1 + tolerance):
+        raise WorseError(
+            f"model {version}: loss {metrics['loss']:.4g} on this device's data, {active} has {metrics['active_loss']:.4g} "
+            f"and the tolerance is {tolerance:.0%}",
+            metrics,
+        )
+
+
+class WorseError(AdmissionError):
+    """The model is sound, but worse than the active one here."""
+
+    def __init__(self, message: str, metrics: Metrics) -> None:
+        super().__init__(message)
+        self.metrics = metrics
+
+
+def _require_unfit_for_active_too(error: DataError, active: Bundle | None, load: Callable[[Manifest], Split]) -> None:
+    """Tell a device without data from a model that does not fit the data of a device that has some."""
+    if active is None:
+        return
+    try:
+        from fedgrass.engines.checks import check_dataset
+
+        check_dataset(load(active.manifest).validation, active.manifest)
+    except DataError:
+        return
+    raise AdmissionError(f"it does not fit this device's data, which the active model fits: {error}") from error
+
+
+def _require_inference_works(bundle: Bundle, validation: Dataset | None) -> None:
+    """Run the application's model on a few examples, or on zeros where there are none."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    manifest, name = bundle.manifest, str(bundle.path(INFERENCE))
+    x = np.zeros((1, *manifest.x.shape), manifest.x.dtype)
+    if validation is not None:
+        x = next(iter(validation.batches(_LOOKED_AT))).x.astype(manifest.x.dtype)
+    try:
+        infer = Interpreter(model_path=name).get_signature_runner("infer")
+        outputs = [infer(x=example[np.newaxis])["y"] for example in x]
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise AdmissionError(f"{name}: does not run ({error})") from error
+    for output in outputs:
+        if output.shape[1:] != manifest.output.shape:
+            raise AdmissionError(
+                f"{name}: gives {list(output.shape[1:])}, the manifest says {list(manifest.output.shape)}"
+            )
+        if not np.isfinite(output).all():
+            raise AdmissionError(f"{name}: gives outputs that are not finite")

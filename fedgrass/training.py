@@ -1,0 +1,188 @@
+"""One device's part in a round: train from the announced base, and write the difference as an update file.
+
+The same code runs wherever a participant runs: on a core device, in a silo's training job, and in simulation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgrass import tensors
+from fedgrass.bundle import Manifest, Parameters
+from fedgrass.data import Split
+from fedgrass.engines.base import Batch, Dataset, Engine, FitSettings, FitState, Hooks, Metrics
+from fedgrass.errors import TensorFileError
+from fedgrass.protocol.messages import Announcement
+from fedgrass.update.header import UpdateHeader
+from fedgrass.update.writer import UpdateInfo, write_update
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A written update. ``seconds`` is the time spent training, over all restarts."""
+
+    info: UpdateInfo
+    num_examples: int
+    metrics: Metrics
+    seconds: float
+
+
+def seed_of(announcement: Announcement, thing: str) -> int:
+    """Seed of a device's training in a round: the first 4 bytes of SHA-256 over ``fleet/round/thing``.
+
+    So a training that is repeated gives the same update, and no two devices shuffle alike.
+    """
+    text = f"{announcement.fleet}/{announcement.round}/{thing}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def train(
+    engine: Engine,
+    base: Parameters,
+    manifest: Manifest,
+    data: Split,
+    announcement: Announcement,
+    thing: str,
+    *,
+    update: Path,
+    checkpoint: Path,
+    hooks: Hooks | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Trained:
+    """Train and write the update file; a training that was killed goes on from its last whole epoch, to the same result.
+
+    Parameters
+    ----------
+    engine
+        Holds the parameters ``base``.
+    update
+        File to write.
+    checkpoint
+        File that is written after each epoch; it is the caller's to delete when the update is safe.
+    hooks
+        Called besides: ``after_batch`` may raise `StopTraining`.
+
+    Raises
+    ------
+    DataError
+        If there are no examples, or they do not fit the model.
+    DivergedError
+        If the training did; the update was not written.
+    StopTraining
+        If a hook did; the checkpoint stays.
+    """
+    hooks = hooks or Hooks()
+    identity = hashlib.sha256(announcement.encode() + thing.encode()).hexdigest()
+    earlier = _load(checkpoint, identity)
+    started = clock() - (earlier.seconds if earlier else 0.0)
+
+    def after_epoch(state: FitState) -> None:
+        _save(checkpoint, identity, state, clock() - started)
+        hooks.after_epoch(state)
+
+    result = engine.fit(
+        _limited(data.train, announcement.fit.max_examples),
+        FitSettings(
+            epochs=announcement.fit.epochs,
+            learning_rate=announcement.fit.learning_rate,
+            proximal_mu=announcement.fit.proximal_mu,
+            clip_norm=announcement.fit.gradient_clip_norm,
+            seed=seed_of(announcement, thing),
+        ),
+        hooks=Hooks(hooks.after_batch, after_epoch),
+        resume=earlier.state if earlier else None,
+    )
+    seconds = clock() - started
+    measured = {**result.metrics, **_validation(engine, data.validation)}
+    metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
+    header = UpdateHeader(
+        fleet=announcement.fleet,
+        round=announcement.round,
+        thing=thing,
+        base_sha256=manifest.parameters_sha256,
+        graph_sha256=manifest.graph_sha256,
+        num_examples=result.num_examples,
+        metrics=metrics,
+    )
+    info = write_update(
+        update,
+        base,
+        result.parameters,
+        header,
+        codec=announcement.update.codec,
+        clip_norm=announcement.update.clip_norm,
+    )
+    return Trained(info, result.num_examples, metrics, seconds)
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    state: FitState
+    seconds: float
+
+
+def _save(path: Path, identity: str, state: FitState, seconds: float) -> None:
+    stored = {f"p/{name}": value for name, value in state.parameters.items()}
+    stored |= {f"o/{index:06d}": value for index, value in enumerate(state.optimizer)}
+    metadata = {
+        "identity": identity,
+        "epoch": str(state.epoch),
+        "losses": json.dumps(state.losses),
+        "seconds": repr(seconds),
+    }
+    tensors.save(path, stored, metadata)
+
+
+def _load(path: Path, identity: str) -> _Checkpoint | None:
+    """Return the checkpoint of this very training; None if there is none, or it is damaged: then training starts over."""
+    if not path.exists():
+        return None
+    with contextlib.suppress(TensorFileError, KeyError, ValueError):
+        stored, metadata = tensors.load(path)
+        if metadata["identity"] == identity:
+            state = FitState(
+                epoch=int(metadata["epoch"]),
+                parameters={name[2:]: value for name, value in stored.items() if name.startswith("p/")},
+                optimizer=[stored[name] for name in sorted(stored) if name.startswith("o/")],
+                losses=[float(loss) for loss in json.loads(metadata["losses"])],
+            )
+            return _Checkpoint(state, float(metadata["seconds"]))
+    return None
+
+
+def _validation(engine: Engine, data: Dataset) -> Metrics:
+    """How the trained model does on this device's own held-back examples, if it has any."""
+    if len(data) == 0:
+        return {}
+    found = engine.evaluate(data)
+    return {f"validation_{name}": found[name] for name in ("loss", "accuracy") if name in found}
+
+
+def _limited(data: Dataset, most: int | None) -> Dataset:
+    return data if most is None or len(data) <= most else _Limited(data, most)
+
+
+class _Limited:
+    """At most so many examples of each pass; with a seed, others in each epoch."""
+
+    def __init__(self, data: Dataset, most: int) -> None:
+        self._data = data
+        self._most = most
+
+    def __len__(self) -> int:
+        return self._most
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        left = self._most
+        for batch in self._data.batches(batch_size, seed=seed):
+            yield Batch(batch.x[:left], batch.y[:left])
+            left -= len(batch.x)
+            if left <= 0:
+                return
