@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from botocore.exceptions import BotoCoreError, ClientError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import FedgrassError, MessageError, ReleaseError, TransferError, UpdateError
@@ -20,7 +20,12 @@ from fedgrass.protocol.names import parse_update_key, update_prefix
 log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
-_ATTEMPTS = 5
+_RETRY = Retrying(
+    retry=retry_if_exception_type((BotoCoreError, OSError)),
+    stop=stop_after_attempt(5),
+    wait=wait_random_exponential(multiplier=0.1, max=5),
+    reraise=True,
+)
 _DIGEST = "sha256"  # user metadata: lets a repeated upload be compared without a download
 
 
@@ -201,24 +206,17 @@ class _ResumingBody(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            for attempt in Retrying(
-                retry=retry_if_exception_type((BotoCoreError, OSError)),
-                stop=stop_after_attempt(_ATTEMPTS),
-                wait=wait_exponential_jitter(initial=0.1, max=5),
-                reraise=True,
-            ):
-                with attempt:
-                    if self._body is None:
-                        self._body = self._open_at(self._position)
-                    return self._take(buffer)
+            count: int = _RETRY(self._take, buffer)
         except (BotoCoreError, OSError) as error:
             raise _failed(f"reading {self._where}", error) from error
-        raise TransferError(f"reading {self._where}: gave up")
+        return count
 
     def _take(self, buffer: Any) -> int:
         if self._position >= self._size:
             return 0
         try:
+            if self._body is None:
+                self._body = self._open_at(self._position)
             count: int = self._body.readinto(buffer)
         except (BotoCoreError, OSError) as error:
             log.warning("reading %s broke at byte %d (%s)", self._where, self._position, error)

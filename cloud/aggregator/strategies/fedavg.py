@@ -33,7 +33,7 @@ class FedAvg:
         weight = float(update.num_examples)
         for start, values in update.blocks():
             product = self._product[: len(values)]
-            np.multiply(values, weight, out=product)
+            np.multiply(values, weight, out=product, dtype=np.float64)
             total = self._sum[start : start + len(values)]
             np.add(total, product, out=total)
         self._examples[update.thing] = update.num_examples

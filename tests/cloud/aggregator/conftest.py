@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+from moto import mock_aws
+
+from cloud.aggregator.job import RoundJob
+from cloud.aggregator.release import FleetClients, upload
+from cloud.aggregator.s3 import Bucket, RoundUpdates
+from fedgrass.bundle import Bundle, Parameters
+from fedgrass.protocol.messages import Base, Cohort
+from fedgrass.protocol.names import evaluation_key, update_key
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.settings import FleetSettings
+from fedgrass.update import UpdateHeader, write_update
+from tests.cloud.aggregator.greengrass import FakeGreengrass
+
+DIGITS = Path(__file__).parents[3] / "examples" / "digits" / "bundle"
+REGION = "us-east-1"
+FLEET = "mill"
+GROUP_ARN = f"arn:aws:iot:{REGION}:123456789012:thinggroup/{FLEET}"
+ROUND = 3
+NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Bundle:
+    return Bundle.open(DIGITS)
+
+
+def header(base: Bundle, thing: str, **changes: Any) -> UpdateHeader:
+    fields = {
+        "fleet": FLEET,
+        "round": ROUND,
+        "thing": thing,
+        "base_sha256": base.manifest.parameters_sha256,
+        "graph_sha256": base.manifest.graph_sha256,
+        "num_examples": 100,
+        "metrics": {"loss": 0.5},
+    }
+    return UpdateHeader.model_validate({**fields, **changes})
+
+
+def trained(base: Parameters, seed: int, scale: float = 1e-3) -> Parameters:
+    """Parameters as a device might have them after training: the base and a small difference."""
+    generator = np.random.default_rng(seed)
+    return {n: v + generator.normal(scale=scale, size=v.shape).astype(np.float32) for n, v in base.items()}
+
+
+def update_bytes(base: Bundle, thing: str, seed: int, folder: Path, codec: str = "float32", **changes: Any) -> bytes:
+    parameters = base.parameters()
+    path = folder / f"{thing}.{seed}"
+    write_update(path, parameters, trained(parameters, seed), header(base, thing, **changes), codec=codec)
+    return path.read_bytes()
+
+
+@dataclass
+class Fleet:
+    """A fleet whose round is collected: bucket with base and updates, tables, Greengrass with one deployment."""
+
+    clients: FleetClients
+    s3: Any
+    greengrass: FakeGreengrass
+    base: Bundle
+    current: Base
+    folder: Path
+    settings: FleetSettings = field(default_factory=FleetSettings)
+
+    def put_update(self, thing: str, seed: int, **changes: Any) -> bytes:
+        content = update_bytes(self.base, thing, seed, self.folder, **changes)
+        self.put(thing, content)
+        return content
+
+    def put(self, thing: str, content: bytes) -> None:
+        self.s3.put_object(Bucket=self.clients.bucket.name, Key=update_key(FLEET, ROUND, thing), Body=content)
+
+    def put_evaluation_set(self, x: Any, y: Any) -> None:
+        file = io.BytesIO()
+        np.savez(file, x=x, y=y)
+        self.s3.put_object(Bucket=self.clients.bucket.name, Key=evaluation_key(FLEET), Body=file.getvalue())
+
+    def record(self) -> RoundRecord:
+        return RoundRecord(
+            fleet=FLEET,
+            round=ROUND,
+            execution="arn:aws:states:us-east-1:123456789012:execution:x:y",
+            settings=self.settings,
+            base=self.current,
+            version=f"1.{ROUND}.0",
+            cohort=Cohort(salt="s"),
+            alive=3,
+            asked=3,
+            quorum=3,
+            opened_at=NOW,
+            deadline=NOW + timedelta(hours=1),
+        )
+
+    def run(self, **replaced: Any) -> RoundReport:
+        scratch = Path(tempfile.mkdtemp(dir=self.folder))
+        clients = replace(self.clients, **replaced)
+        source = RoundUpdates(self.s3, self.clients.bucket.name, FLEET, ROUND)
+        try:
+            return RoundJob(self.record(), clients, source, scratch, clock=lambda: NOW).run()
+        finally:
+            shutil.rmtree(scratch)
+
+    def object(self, key: str) -> bytes | None:
+        return self.clients.bucket.read(key, max_bytes=1 << 30)
+
+    def keys(self, prefix: str) -> set[str]:
+        listed = self.s3.list_objects_v2(Bucket=self.clients.bucket.name, Prefix=prefix)
+        return {entry["Key"] for entry in listed.get("Contents", ())}
+
+
+@pytest.fixture(scope="session")
+def session() -> boto3.Session:
+    return boto3.Session("test", "test", region_name=REGION)
+
+
+@pytest.fixture
+def fleet(digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session: boto3.Session) -> Iterator[Fleet]:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    with mock_aws():
+        s3 = session.client("s3")
+        s3.create_bucket(Bucket="fedgrass-test")
+        s3.put_bucket_versioning(Bucket="fedgrass-test", VersioningConfiguration={"Status": "Enabled"})
+        table = session.resource("dynamodb").create_table(
+            TableName="rounds",
+            KeySchema=[
+                {"AttributeName": "fleet", "KeyType": "HASH"},
+                {"AttributeName": "key", "KeyType": "RANGE"},
+            ],
+            AttributeDefinitions=[
+                {"AttributeName": "fleet", "AttributeType": "S"},
+                {"AttributeName": "key", "AttributeType": "S"},
+            ],
+            BillingMode="PAY_PER_REQUEST",
+        )
+        bucket = Bucket(s3, "fedgrass-test")
+        greengrass = FakeGreengrass()
+        clients = FleetClients(FLEET, bucket, table, greengrass, GROUP_ARN)
+        current = upload(digits, bucket, FLEET)
+        yield Fleet(clients, s3, greengrass, digits, current, tmp_path)

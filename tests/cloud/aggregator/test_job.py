@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from sklearn.datasets import load_digits
+
+from cloud.aggregator.report import summary
+from fedgrass.bundle import Bundle
+from fedgrass.errors import BundleError, DataError, ReleaseError, TransferError
+from fedgrass.protocol.names import GLOBAL_MODEL, model_prefix, report_key, report_prefix
+from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.tables import load_state
+from tests.cloud.aggregator.conftest import FLEET, GROUP_ARN, ROUND, Fleet, trained
+
+VERSION = f"1.{ROUND}.0"
+NEW = model_prefix(FLEET, VERSION)
+
+
+def three_updates(fleet: Fleet) -> None:
+    for seed, thing in enumerate(["press-b", "press-a", "press-c"]):
+        fleet.put_update(thing, seed, num_examples=100 * (seed + 1))
+
+
+def published(fleet: Fleet, folder: Path) -> Bundle:
+    folder.mkdir()
+    for key in fleet.keys(NEW):
+        (folder / key.removeprefix(NEW)).write_bytes(fleet.object(key) or b"")
+    bundle = Bundle.open(folder)
+    bundle.verify()
+    return bundle
+
+
+def test_a_round_releases_the_mean_weighted_by_examples(fleet: Fleet, tmp_path: Path) -> None:
+    three_updates(fleet)
+    report = fleet.run()
+    assert report.outcome == "released"
+    base = fleet.base.parameters()
+    found = published(fleet, tmp_path / "published").parameters()
+    for name, before in base.items():
+        deltas = [np.float64(trained(base, seed)[name] - before) * (seed + 1) / 6 for seed in range(3)]
+        np.testing.assert_allclose(found[name], before + sum(deltas), rtol=1e-6, atol=1e-9)
+    assert [(u.thing, u.num_examples) for u in report.updates] == [("press-a", 200), ("press-b", 100), ("press-c", 300)]
+    assert sum(u.weight for u in report.updates) == pytest.approx(1)
+    assert report.model is not None
+    assert report.model.version == VERSION
+    assert report.bytes_read == sum(u.bytes for u in report.updates) > 0
+
+
+def test_a_released_model_is_deployed_and_is_the_base_of_the_next_round(fleet: Fleet) -> None:
+    fleet.greengrass.deploy(
+        {"targetArn": GROUP_ARN, "components": {"com.fedgrass.Suite": {"componentVersion": "1.0.0"}}}
+    )
+    three_updates(fleet)
+    report = fleet.run()
+    assert fleet.greengrass.latest["components"] == {
+        "com.fedgrass.Suite": {"componentVersion": "1.0.0"},
+        GLOBAL_MODEL: {"componentVersion": VERSION},
+    }
+    assert report.release is not None
+    assert report.release.deployment_id == fleet.greengrass.latest["deploymentId"]
+    assert report.release.component_arn in fleet.greengrass.components
+    current = load_state(fleet.clients.rounds, FLEET).model
+    assert current is not None
+    assert report.model is not None
+    assert (current.version, current.parameters_sha256) == (VERSION, report.model.parameters_sha256)
+
+
+def test_the_report_is_in_the_bucket_and_its_summary_fits_an_exit_message(fleet: Fleet) -> None:
+    three_updates(fleet)
+    report = fleet.run()
+    content = fleet.object(report_key(FLEET, ROUND))
+    assert content is not None
+    assert RoundReport.model_validate_json(content) == report
+    assert set(report.seconds) >= {"base", "list", "aggregate", "write", "evaluate", "release"}
+    line = summary(report.model_copy(update={"reason": "x" * 5000}))
+    assert len(line.encode()) <= 1024
+    assert json.loads(line)["version"] == VERSION
+
+
+def test_bad_updates_leave_no_trace_in_the_model(fleet: Fleet, tmp_path: Path) -> None:
+    three_updates(fleet)
+    clean = fleet.run()
+    assert clean.model is not None
+    good = fleet.base.parameters()
+    spoilt = bytearray(fleet.put_update("press-aa", 9))
+    spoilt[-4:] = np.float32(np.nan).tobytes()  # the very last number: everything before it was read in good faith
+    for key in fleet.keys(report_prefix(FLEET, ROUND)) | fleet.keys(NEW):
+        fleet.s3.delete_object(Bucket="fedgrass-test", Key=key)
+    fleet.greengrass.components.clear()
+    fleet.put("press-aa", bytes(spoilt))
+    fleet.put("press-ab", b"\x00" * 64)
+    again = fleet.run()
+    assert again.model is not None
+    assert again.model.parameters_sha256 == clean.model.parameters_sha256
+    assert [(q.thing, q.reason) for q in again.quarantined] == [
+        ("press-aa", "not_finite"),
+        ("press-ab", "corrupt_header"),
+    ]
+    assert_array_equal(next(iter(good.values())), next(iter(fleet.base.parameters().values())))
+
+
+def test_too_few_good_updates_change_nothing(fleet: Fleet) -> None:
+    fleet.put_update("press-a", 1)
+    fleet.put("press-b", b"rubbish, but long enough to have a header")
+    report = fleet.run()
+    assert report.outcome == "insufficient_updates"
+    assert "minimum is 2" in report.reason
+    assert [q.thing for q in report.quarantined] == ["press-b"]
+    assert report.model is None
+    assert not fleet.keys(NEW)
+    assert not fleet.greengrass.components
+    assert not fleet.greengrass.deployments
+
+
+def test_no_update_at_all_is_an_outcome_not_an_error(fleet: Fleet) -> None:
+    assert fleet.run().outcome == "insufficient_updates"
+
+
+def digits_data(count: int = 200) -> tuple[Any, Any]:
+    found = load_digits()
+    return (found.images[:count, :, :, None] / 16).astype(np.float32), found.target[:count].astype(np.int32)
+
+
+def test_both_models_are_evaluated_on_the_operators_data(fleet: Fleet) -> None:
+    three_updates(fleet)
+    fleet.settings = FleetSettings.model_validate({"gate": {"tolerance": 1.0}})
+    fleet.put_evaluation_set(*digits_data())
+    report = fleet.run()
+    assert report.outcome == "released"
+    assert report.evaluation is not None
+    assert report.evaluation_base is not None
+    assert report.evaluation.examples == 200
+    assert report.evaluation.accuracy is not None
+    assert f"{report.evaluation.accuracy:.4f}" in report.reason
+    assert report.evaluation.loss != report.evaluation_base.loss
+
+
+def test_without_an_evaluation_set_the_gate_passes_and_says_so(fleet: Fleet) -> None:
+    three_updates(fleet)
+    report = fleet.run()
+    assert report.outcome == "released"
+    assert "no evaluation set" in report.reason
+
+
+def test_a_worse_model_is_held_and_kept_for_the_record(fleet: Fleet, tmp_path: Path) -> None:
+    x, _ = digits_data()
+    # The base's own answers are its labels: any other model is worse.
+    from fedgrass.engines.litert import LiteRTEngine
+
+    labels = LiteRTEngine(fleet.base).infer(x).argmax(axis=1).astype(np.int32)
+    fleet.put_evaluation_set(x, labels)
+    parameters = fleet.base.parameters()
+    from fedgrass.update import write_update
+    from tests.cloud.aggregator.conftest import header
+
+    for thing in ("press-a", "press-b"):
+        path = tmp_path / thing
+        write_update(path, parameters, {n: -v + 0.3 for n, v in parameters.items()}, header(fleet.base, thing))
+        fleet.put(thing, path.read_bytes())
+    report = fleet.run()
+    assert report.outcome == "held"
+    assert "accuracy" in report.reason
+    assert report.model is not None
+    assert report.evaluation is not None
+    assert not fleet.keys(NEW)
+    assert not fleet.greengrass.deployments
+    assert load_state(fleet.clients.rounds, FLEET).model is None
+    assert fleet.object(report_prefix(FLEET, ROUND) + "parameters.safetensors") is not None
+
+
+def test_settings_may_hold_every_model_back(fleet: Fleet) -> None:
+    three_updates(fleet)
+    fleet.settings = FleetSettings(release="never")
+    report = fleet.run()
+    assert report.outcome == "held"
+    assert not fleet.greengrass.components
+
+
+def test_finite_updates_whose_sum_is_not_are_held(fleet: Fleet, tmp_path: Path) -> None:
+    parameters = fleet.base.parameters()
+    from fedgrass.update import write_update
+    from tests.cloud.aggregator.conftest import header
+
+    for thing in ("press-a", "press-b"):
+        path = tmp_path / thing
+        name = next(iter(parameters))
+        huge = {n: v.copy() for n, v in parameters.items()}
+        huge[name][...] = 3.4e38 * np.sign(huge[name])
+        write_update(path, parameters, huge, header(fleet.base, thing))
+        fleet.put(thing, path.read_bytes())
+    report = fleet.run()
+    assert report.outcome in {"held", "released"}
+    assert all(np.isfinite(u.norm) for u in report.updates)
+
+
+def test_running_again_returns_the_same_report_and_makes_nothing_new(fleet: Fleet) -> None:
+    three_updates(fleet)
+    first = fleet.run()
+    fleet.put_update("press-d", 8)
+    assert fleet.run() == first
+    assert len(fleet.greengrass.deployments) == 1
+
+
+class KilledError(BaseException):
+    """The process is gone: nothing of ours runs after it."""
+
+
+class KillingS3:
+    """An S3 client that dies at its n-th write, before or after the write is done."""
+
+    def __init__(self, client: Any, writes: int, after: bool) -> None:
+        self._client = client
+        self._writes = writes
+        self._after = after
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def put_object(self, **arguments: Any) -> Any:
+        self._writes -= 1
+        if self._writes < 0 and not self._after:
+            raise KilledError
+        answer = self._client.put_object(**arguments)
+        if self._writes < 0:
+            raise KilledError
+        return answer
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("writes", range(6))
+def test_a_job_killed_at_any_write_gives_the_same_result_when_run_again(fleet: Fleet, writes: int, after: bool) -> None:
+    from cloud.aggregator.s3 import Bucket
+
+    three_updates(fleet)
+    with pytest.raises(KilledError):
+        fleet.run(bucket=Bucket(KillingS3(fleet.s3, writes, after), "fedgrass-test"))
+    assert not fleet.greengrass.deployments or writes >= 5
+    if writes >= 1 or after:
+        fleet.put_update("press-d", 8)  # after the list was pinned: it comes too late
+        fleet.put_update("press-a", 77)  # and what was pinned stays what it was
+    report = fleet.run()
+    assert report.outcome == "released"
+    assert report.model is not None
+    assert report.model.parameters_sha256 == EXPECTED_SHA256(fleet)
+    assert len(fleet.greengrass.deployments) == 1
+    assert len(fleet.greengrass.components) == 1
+
+
+def EXPECTED_SHA256(fleet: Fleet) -> str:  # noqa: N802
+    """Digest of what the three updates give, aggregated on their own in a folder."""
+    from cloud.aggregator.offline import aggregate_folder
+    from tests.cloud.aggregator.conftest import update_bytes
+
+    updates = fleet.folder / "alone"
+    updates.mkdir()
+    for seed, thing in enumerate(["press-b", "press-a", "press-c"]):
+        content = update_bytes(fleet.base, thing, seed, fleet.folder, num_examples=100 * (seed + 1))
+        (updates / f"{thing}.safetensors").write_bytes(content)
+    aggregate_folder(fleet.base.folder, updates, fleet.folder / "out")
+    return Bundle.open(fleet.folder / "out").manifest.parameters_sha256
+
+
+def test_an_altered_base_stops_the_job(fleet: Fleet) -> None:
+    three_updates(fleet)
+    key = model_prefix(FLEET, "1.0.0") + "model.tflite"
+    content = fleet.object(key) or b""
+    fleet.s3.put_object(Bucket="fedgrass-test", Key=key, Body=content[:-1] + b"x")
+    with pytest.raises(TransferError, match=r"model\.tflite"):
+        fleet.run()
+
+
+def test_a_base_of_another_model_stops_the_job(fleet: Fleet) -> None:
+    fleet.current = fleet.current.model_copy(update={"parameters_sha256": "0" * 64})
+    with pytest.raises(BundleError, match="not the model"):
+        fleet.run()
+
+
+def test_an_evaluation_set_that_does_not_fit_stops_the_job_by_name(fleet: Fleet) -> None:
+    three_updates(fleet)
+    fleet.put_evaluation_set(np.zeros((3, 5), np.float32), np.zeros(3, np.int32))
+    with pytest.raises(DataError):
+        fleet.run()
+
+
+def test_a_report_left_by_an_earlier_fleet_of_the_name_is_not_taken_for_this_rounds(fleet: Fleet) -> None:
+    three_updates(fleet)
+    report = fleet.run()
+    other = report.model_copy(update={"base": report.base.model_copy(update={"parameters_sha256": "f" * 64})})
+    fleet.s3.put_object(Bucket="fedgrass-test", Key=report_key(FLEET, ROUND), Body=other.to_json())
+    with pytest.raises(ReleaseError, match="earlier fleet"):
+        fleet.run()
