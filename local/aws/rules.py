@@ -66,7 +66,7 @@ class RuleEngine:
         if not topics.matches(query.topic_filter, topic):
             return
         try:
-            message = sql.Message(topic, json.loads(payload))
+            message = sql.Message(topic, json.loads(payload) if query.reads_json else None, payload)
         except ValueError as error:
             self._fail(rule, sql.Message(topic, None), payload, [("decode", f"The payload is not JSON: {error}")])
             return

@@ -1,18 +1,21 @@
 """The part of AWS IoT SQL (2016-03-23) that topic rules here may use.
 
 ``SELECT item, … FROM 'filter' [WHERE condition]``, where an item is ``*`` or an expression with ``AS name``. Expressions
-are literals, attributes of the JSON payload (``a.b``), the functions below, comparisons, ``AND``, ``OR``, ``NOT`` and
-parentheses. What a message does not have is *Undefined*: it is left out of the result, and no comparison with it holds.
+are literals, attributes of the JSON payload (``a.b``), the functions below, arithmetic, comparisons, ``AND``, ``OR``,
+``NOT`` and parentheses; ``encode(*, 'base64')`` is the payload as it came. What a message does not have is *Undefined*:
+it is left out of the result, and no comparison with it holds.
 Source: "AWS IoT SQL reference" in the IoT Core developer guide.
 """
 
 from __future__ import annotations
 
+import base64
+import math
 import operator
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +26,7 @@ UNDEFINED: Any = object()
 """The value of an attribute that a message does not have."""
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<string>'(?:[^']|'')*')|(?P<number>-?\d+(?:\.\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign><>|!=|<=|>=|[*(),.=<>]))"
+    r"\s*(?:(?P<string>'(?:[^']|'')*')|(?P<number>\d+(?:\.\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign><>|!=|<=|>=|[-+*/%(),.=<>]))"
 )
 _TEMPLATE = re.compile(r"\$\{([^}]*)\}")
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -37,12 +40,17 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
 }
 
 
+_SUMS: dict[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub}
+_PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {"*": operator.mul, "/": operator.truediv, "%": operator.mod}
+
+
 @dataclass(frozen=True)
 class Message:
-    """A publication: its topic, and its payload as parsed JSON."""
+    """A publication: its topic, its payload as parsed JSON, and as it came."""
 
     topic: str
     payload: Any
+    raw: bytes = b""
 
 
 Expression = Callable[[Message], Any]
@@ -63,6 +71,8 @@ class Query:
     items: tuple[Item, ...]
     topic_filter: str
     condition: Expression | None
+    reads_json: bool
+    """Whether it looks into the payload; a statement that does not takes any payload."""
 
     def fires(self, message: Message) -> bool:
         """Tell whether the rule applies to ``message``."""
@@ -121,6 +131,7 @@ class _Parser:
             self._tokens.append((match.lastgroup, match[match.lastgroup]))
             position = match.end()
         self._next = 0
+        self._reads_json = False
 
     def query(self) -> Query:
         self._expect("SELECT")
@@ -131,7 +142,7 @@ class _Parser:
         topic_filter = self._string()
         condition = self._or() if self._take("WHERE") else None
         self._end()
-        return Query(tuple(items), topic_filter, condition)
+        return Query(tuple(items), topic_filter, condition, self._reads_json)
 
     def whole_expression(self) -> Expression:
         value = self._or()
@@ -140,6 +151,7 @@ class _Parser:
 
     def _item(self) -> Item:
         if self._take("*"):
+            self._reads_json = True
             value: Expression = lambda message: message.payload  # noqa: E731 - the shape of every other node
             return Item(self._name() if self._take("AS") else None, value)
         start = self._next
@@ -167,18 +179,29 @@ class _Parser:
         if self._take("NOT"):
             inner = self._not()
             return lambda message: inner(message) is False
+        left = self._sum()
+        sign = self._sign(_COMPARISONS)
+        return _compare(_COMPARISONS[sign], left, self._sum()) if sign else left
+
+    def _sum(self) -> Expression:
+        left = self._product()
+        while sign := self._sign(_SUMS):
+            left = _calculate(_SUMS[sign], left, self._product())
+        return left
+
+    def _product(self) -> Expression:
         left = self._primary()
-        sign = self._tokens[self._next][1] if self._next < len(self._tokens) else ""
-        if sign not in _COMPARISONS:
-            return left
-        self._next += 1
-        return _compare(_COMPARISONS[sign], left, self._primary())
+        while sign := self._sign(_PRODUCTS):
+            left = _calculate(_PRODUCTS[sign], left, self._primary())
+        return left
 
     def _primary(self) -> Expression:
         if self._take("("):
             inner = self._or()
             self._expect(")")
             return inner
+        if self._take("-"):
+            return _calculate(operator.sub, lambda _message: 0, self._primary())
         kind, text = self._advance()
         if kind == "string":
             literal: Any = text[1:-1].replace("''", "'")
@@ -189,6 +212,7 @@ class _Parser:
         elif kind == "name" and self._take("("):
             return self._call(text)
         elif kind == "name":
+            self._reads_json = True
             path = [text]
             while self._take("."):
                 path.append(self._name())
@@ -198,6 +222,8 @@ class _Parser:
         return lambda _message: literal
 
     def _call(self, name: str) -> Expression:
+        if name.lower() == "encode":
+            return self._encode()
         arguments: list[Expression] = []
         if not self._take(")"):
             arguments.append(self._or())
@@ -208,6 +234,23 @@ class _Parser:
         if function is None:
             raise self._error(f"function {name} is not one of {', '.join(sorted(_FUNCTIONS))}")
         return lambda message: function(message, *[argument(message) for argument in arguments])
+
+    def _encode(self) -> Expression:
+        self._expect("*")
+        self._expect(",")
+        encoding = self._string()
+        self._expect(")")
+        if encoding != "base64":
+            raise self._error(f"encode() knows 'base64', not {encoding!r}")
+        return lambda message: base64.b64encode(message.raw).decode()
+
+    def _sign(self, signs: Collection[str]) -> str:
+        if self._next < len(self._tokens) and self._tokens[self._next][0] == "sign":
+            found = self._tokens[self._next][1]
+            if found in signs:
+                self._next += 1
+                return found
+        return ""
 
     def _advance(self) -> tuple[str, str]:
         if self._next >= len(self._tokens):
@@ -237,7 +280,7 @@ class _Parser:
     def _string(self) -> str:
         kind, text = self._advance()
         if kind != "string":
-            raise self._error(f"expected a quoted topic filter, found {text}")
+            raise self._error(f"expected a quoted text, found {text}")
         return text[1:-1]
 
     def _end(self) -> None:
@@ -272,8 +315,21 @@ def _compare(test: Callable[[Any, Any], bool], left: Expression, right: Expressi
 
 
 def _ordered(a: Any, b: Any) -> bool:
-    numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in (a, b))
-    return numbers or (isinstance(a, str) and isinstance(b, str))
+    return (_is_number(a) and _is_number(b)) or (isinstance(a, str) and isinstance(b, str))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _calculate(operation: Callable[[Any, Any], Any], left: Expression, right: Expression) -> Expression:
+    def calculate(message: Message) -> Any:
+        a, b = left(message), right(message)
+        if not (_is_number(a) and _is_number(b)) or (b == 0 and operation in {operator.truediv, operator.mod}):
+            return UNDEFINED
+        return operation(a, b)
+
+    return calculate
 
 
 def _attribute(payload: Any, path: list[str]) -> Any:
@@ -294,6 +350,7 @@ def _topic(message: Message, part: Any = None) -> Any:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "topic": _topic,
     "timestamp": lambda _message: int(time.time() * 1000),
+    "floor": lambda _message, value: math.floor(value) if _is_number(value) else UNDEFINED,
     "newuuid": lambda _message: str(uuid.uuid4()),
     "isundefined": lambda _message, value: value is UNDEFINED,
     "isnull": lambda _message, value: value is None,
