@@ -1,4 +1,4 @@
-"""CloudFormation resource types that moto skips while it reports CREATE_COMPLETE.
+"""CloudFormation resource types that moto skips while it reports CREATE_COMPLETE, or handles wrongly.
 
 Each is made through the service's own API at the endpoint; moto resolves the template around them.
 """
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import moto.cloudformation.parsing  # noqa: F401 - of two classes for one type, moto takes the later
 from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
 from moto.core.common_models import CloudFormationModel
 
@@ -29,32 +30,38 @@ class ResourceType:
     Attributes
     ----------
     name_property
-        The property that names the resource, and what ``Ref`` returns.
+        The property that names the resource.
     put
-        Creates the resource, or updates it if the flag says that it exists.
+        Given a name, properties and the resource's id if it exists: creates or updates it, and returns its id, which
+        is what ``Ref`` returns.
+    delete
+        Given the id.
     arn
-        What ``Fn::GetAtt`` returns for ``Arn``, if the type has it.
+        From the id, what ``Fn::GetAtt`` returns for ``arn_attribute``; None if the type has no ARN.
     """
 
     cloudformation_type: str
     name_property: str
-    put: Callable[[Connect, str, Properties, bool], None]
-    delete: Callable[[Connect, str], None]
+    put: Callable[[Connect, str, Properties, str | None], str]
+    delete: Callable[[Connect, str], object]
     arn: Callable[[str], str] | None = None
+    arn_attribute: str = "Arn"
 
 
-def register(connect: Connect) -> None:
-    """Make the types known to moto; must happen before it reads its first template."""
-    for resource_type in _TYPES:
-        _model(resource_type, connect)
+def register(connect: Connect) -> list[type[Any]]:
+    """Make the types known to moto, which finds them for as long as the result is kept.
+
+    It must happen before moto reads its first template.
+    """
+    return [_model(kind, connect) for kind in _TYPES]
 
 
 def _model(kind: ResourceType, connect: Connect) -> type[Any]:
     """Return a class as moto wants one for each type: a direct subclass, found by that."""
 
     class Resource(CloudFormationModel):  # type: ignore[misc] # moto is not typed here
-        def __init__(self, name: str) -> None:
-            self.physical_resource_id = name
+        def __init__(self, identifier: str) -> None:
+            self.physical_resource_id = identifier
 
         @staticmethod
         def cloudformation_name_type() -> str:
@@ -66,31 +73,34 @@ def _model(kind: ResourceType, connect: Connect) -> type[Any]:
 
         @classmethod
         def has_cfn_attr(cls, attr: str) -> bool:
-            return attr == "Arn" and kind.arn is not None
+            return attr == "Name" or (attr == kind.arn_attribute and kind.arn is not None)
 
         def get_cfn_attribute(self, attribute_name: str) -> str:
-            if attribute_name == "Arn" and kind.arn is not None:
+            if attribute_name == kind.arn_attribute and kind.arn is not None:
                 return kind.arn(self.physical_resource_id)
+            if attribute_name == "Name":
+                return self.physical_resource_id.rpartition(":")[2]
             raise UnformattedGetAttTemplateException
 
         @classmethod
         def create_from_cloudformation_json(
             cls, resource_name: str, cloudformation_json: Any, *_: str, **__: str
         ) -> Resource:
-            kind.put(connect, resource_name, cloudformation_json["Properties"], False)
-            return cls(resource_name)
+            properties = cloudformation_json["Properties"]
+            return cls(kind.put(connect, properties.get(kind.name_property, resource_name), properties, None))
 
         @classmethod
         def update_from_cloudformation_json(
             cls, original_resource: Any, new_resource_name: str, cloudformation_json: Any, *_: str, **__: str
         ) -> Resource:
-            old = original_resource.physical_resource_id
-            same = new_resource_name == old or kind.name_property not in cloudformation_json["Properties"]
-            kind.put(connect, old if same else new_resource_name, cloudformation_json["Properties"], same)
-            if same:
-                return cls(old)
+            old: str = original_resource.physical_resource_id
+            properties = cloudformation_json["Properties"]
+            name = properties.get(kind.name_property)
+            if name is None or name == original_resource.get_cfn_attribute("Name"):
+                return cls(kind.put(connect, old, properties, old))
+            new = kind.put(connect, new_resource_name, properties, None)
             kind.delete(connect, old)
-            return cls(new_resource_name)
+            return cls(new)
 
         @classmethod
         def delete_from_cloudformation_json(cls, resource_name: str, *_: Any) -> None:
@@ -99,42 +109,83 @@ def _model(kind: ResourceType, connect: Connect) -> type[Any]:
     return Resource
 
 
-def _put_thing_group(connect: Connect, name: str, properties: Properties, exists: bool) -> None:
-    given = _camel(
-        {key: value for key, value in properties.items() if key in {"ParentGroupName", "ThingGroupProperties"}}
-    )
-    if not exists:
-        connect("iot").create_thing_group(thingGroupName=name, **given)
-    elif "thingGroupProperties" in given:
-        connect("iot").update_thing_group(thingGroupName=name, thingGroupProperties=given["thingGroupProperties"])
-
-
-def _put_topic_rule(connect: Connect, name: str, properties: Properties, exists: bool) -> None:
+def _put_thing_group(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    allowed = ("thingGroupProperties",) if existing else ("thingGroupProperties", "parentGroupName")
+    given = {key: value for key, value in _camel(properties).items() if key in allowed}
     iot = connect("iot")
-    put = iot.replace_topic_rule if exists else iot.create_topic_rule
-    put(ruleName=_rule_name(name), topicRulePayload=_camel(properties["TopicRulePayload"]))
+    if existing is None:
+        iot.create_thing_group(thingGroupName=name, **given)
+    elif given:
+        iot.update_thing_group(thingGroupName=name, **given)
+    return name
 
 
-def _put_bucket_policy(connect: Connect, name: str, properties: Properties, _exists: bool) -> None:
+def _put_topic_rule(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    iot = connect("iot")
+    name = re.sub(r"\W", "_", name)  # the names that moto makes up have hyphens, which rules may not
+    put = iot.replace_topic_rule if existing else iot.create_topic_rule
+    put(ruleName=name, topicRulePayload=_camel(properties["TopicRulePayload"]))
+    return name
+
+
+def _put_role_alias(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    given: Properties = {"roleAlias": name, "roleArn": properties["RoleArn"]}
+    if "CredentialDurationSeconds" in properties:
+        given["credentialDurationSeconds"] = int(properties["CredentialDurationSeconds"])
+    iot = connect("iot")
+    put = iot.update_role_alias if existing else iot.create_role_alias
+    put(**given)
+    return name
+
+
+def _put_bucket_policy(connect: Connect, name: str, properties: Properties, _existing: str | None) -> str:
     connect("s3").put_bucket_policy(Bucket=name, Policy=json.dumps(properties["PolicyDocument"]))
+    return name
 
 
-def _put_alarm(connect: Connect, name: str, properties: Properties, _exists: bool) -> None:
-    numbers = {"Threshold": float, "Period": int, "EvaluationPeriods": int, "DatapointsToAlarm": int}
-    typed = {key: numbers.get(key, lambda value: value)(value) for key, value in properties.items()}
+def _put_alarm(connect: Connect, name: str, properties: Properties, _existing: str | None) -> str:
+    numbers: dict[str, type] = {
+        "Threshold": float,
+        "Period": int,
+        "EvaluationPeriods": int,
+        "DatapointsToAlarm": int,
+    }
+    typed = {key: numbers[key](value) if key in numbers else value for key, value in properties.items()}
     connect("cloudwatch").put_metric_alarm(**{**typed, "AlarmName": name})
+    return name
 
 
-def _put_model_package_group(connect: Connect, name: str, properties: Properties, exists: bool) -> None:
-    if not exists:
+def _put_model_package_group(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    if existing is None:
         connect("sagemaker").create_model_package_group(
             ModelPackageGroupName=name,
             ModelPackageGroupDescription=properties.get("ModelPackageGroupDescription", ""),
         )
+    return name
 
 
-def _rule_name(name: str) -> str:
-    return re.sub(r"\W", "_", name)  # the names that moto makes up have hyphens, which rules may not
+def _put_state_machine(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    if "DefinitionS3Location" in properties:
+        location = properties["DefinitionS3Location"]
+        stored = connect("s3").get_object(Bucket=location["Bucket"], Key=location["Key"])
+        definition = stored["Body"].read().decode()
+    else:
+        definition = properties.get("DefinitionString") or json.dumps(properties["Definition"])
+    for key, value in properties.get("DefinitionSubstitutions", {}).items():
+        definition = definition.replace(f"${{{key}}}", str(value))
+    step_functions = connect("stepfunctions")
+    if existing:
+        step_functions.update_state_machine(
+            stateMachineArn=existing, definition=definition, roleArn=properties["RoleArn"]
+        )
+        return existing
+    created = step_functions.create_state_machine(
+        name=name,
+        definition=definition,
+        roleArn=properties["RoleArn"],
+        type=properties.get("StateMachineType", "STANDARD"),
+    )
+    return str(created["stateMachineArn"])
 
 
 def _camel(value: Any) -> Any:
@@ -156,8 +207,8 @@ _TYPES = (
         "AWS::IoT::TopicRule",
         "RuleName",
         _put_topic_rule,
-        lambda connect, name: connect("iot").delete_topic_rule(ruleName=_rule_name(name)),
-        lambda name: arn("iot", f"rule/{_rule_name(name)}"),
+        lambda connect, name: connect("iot").delete_topic_rule(ruleName=name),
+        lambda name: arn("iot", f"rule/{name}"),
     ),
     ResourceType(
         "AWS::S3::BucketPolicy",
@@ -178,5 +229,22 @@ _TYPES = (
         _put_model_package_group,
         lambda connect, name: connect("sagemaker").delete_model_package_group(ModelPackageGroupName=name),
         lambda name: arn("sagemaker", f"model-package-group/{name}"),
+    ),
+    # moto's own cannot be deleted if its name comes from an intrinsic function
+    ResourceType(
+        "AWS::IoT::RoleAlias",
+        "RoleAlias",
+        _put_role_alias,
+        lambda connect, name: connect("iot").delete_role_alias(roleAlias=name),
+        lambda name: arn("iot", f"rolealias/{name}"),
+        arn_attribute="RoleAliasArn",
+    ),
+    # moto's own puts it into a backend that runs nothing, and takes its definition as one string only
+    ResourceType(
+        "AWS::StepFunctions::StateMachine",
+        "StateMachineName",
+        _put_state_machine,
+        lambda connect, machine: connect("stepfunctions").delete_state_machine(stateMachineArn=machine),
+        lambda machine: machine,
     ),
 )

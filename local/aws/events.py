@@ -18,6 +18,9 @@ from local.aws.account import ACCOUNT, REGION
 
 logger = logging.getLogger(__name__)
 
+Emit = Callable[[str, str, list[str], dict[str, Any]], None]
+"""Sends an event: source, detail type, resources, detail."""
+
 Target = Callable[[str, bytes], None]
 """Called with the target's ARN and its input."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import time
+import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -14,8 +16,8 @@ from typing import Any
 from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fedgrass.errors import ConfigurationError, FedgrassError
-from local.aws import sql, topics
+from fedgrass.errors import ConfigurationError, FedgrassError, MessageError
+from local.aws import sql
 from local.aws.bus import Bus
 
 logger = logging.getLogger(__name__)
@@ -52,27 +54,25 @@ class RuleEngine:
             self._worker.submit(self._execute, topic, payload)
 
     def _execute(self, topic: str, payload: bytes) -> None:
+        message = sql.Message(topic, payload)
         for rule in self._rules():
-            self._try(rule, topic, payload)
+            self._try(rule, message)
 
-    def _try(self, rule: Any, topic: str, payload: bytes) -> None:
+    def _try(self, rule: Any, message: sql.Message) -> None:
         try:
-            self._apply(rule, topic, payload)
+            self._apply(rule, message)
         except Exception:  # one rule's fault must not stop the others
-            logger.exception("rule=%s topic=%s", rule.rule_name, topic)
+            logger.exception("rule=%s topic=%s", rule.rule_name, message.topic)
 
-    def _apply(self, rule: Any, topic: str, payload: bytes) -> None:
+    def _apply(self, rule: Any, message: sql.Message) -> None:
         query = _parse(rule.sql)
-        if not topics.matches(query.topic_filter, topic):
-            return
-        try:
-            message = sql.Message(topic, json.loads(payload) if query.reads_json else None, payload)
-        except ValueError as error:
-            self._fail(rule, sql.Message(topic, None), payload, [("decode", f"The payload is not JSON: {error}")])
-            return
         if not query.fires(message):
             return
-        selected = query.select(message)
+        try:
+            selected = query.select(message)
+        except MessageError as error:
+            self._fail(rule, message, [("select", str(error))])
+            return
         failures = []
         for action in rule.actions:
             for kind, parameters in action.items():
@@ -80,7 +80,7 @@ class RuleEngine:
                 if reason:
                     failures.append((kind, reason))
         if failures:
-            self._fail(rule, message, payload, failures)
+            self._fail(rule, message, failures)
 
     def _run(self, kind: str, parameters: dict[str, Any], selected: dict[str, Any], message: sql.Message) -> str | None:
         action = self._actions.get(kind)
@@ -92,12 +92,12 @@ class RuleEngine:
             return str(error)
         return None
 
-    def _fail(self, rule: Any, message: sql.Message, payload: bytes, failures: list[tuple[str, str]]) -> None:
+    def _fail(self, rule: Any, message: sql.Message, failures: list[tuple[str, str]]) -> None:
         logger.warning("rule=%s topic=%s failures=%s", rule.rule_name, message.topic, failures)
         report = {
             "ruleName": rule.rule_name,
             "topic": message.topic,
-            "base64OriginalPayload": base64.b64encode(payload).decode(),
+            "base64OriginalPayload": base64.b64encode(message.raw).decode(),
             "failures": [{"failedAction": kind, "errorMessage": reason} for kind, reason in failures],
         }
         for kind, parameters in (rule.error_action or {}).items():
@@ -135,5 +135,17 @@ def republish(bus: Bus) -> Action:
         if "Undefined" in topic.split("/"):
             raise ConfigurationError(f"Topic {parameters['topic']} has a part that the message does not define.")
         bus.publish(topic, selected, qos=int(parameters.get("qos", 0)))
+
+    return act
+
+
+def put_log_event(logs: Any) -> Action:
+    """Return the ``cloudwatchLogs`` action: what was selected becomes one log event."""
+
+    def act(parameters: dict[str, Any], selected: dict[str, Any], _message: sql.Message) -> None:
+        group, stream = parameters["logGroupName"], str(uuid.uuid4())
+        event = {"timestamp": int(time.time() * 1000), "message": json.dumps(selected)}
+        logs.create_log_stream(logGroupName=group, logStreamName=stream)
+        logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=[event])
 
     return act

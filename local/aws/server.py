@@ -95,8 +95,8 @@ class LocalAws:
         os.environ.update(client_environment(endpoint_url))
         os.environ["MOTO_PORT"] = str(server.port)  # moto's state machine interpreter calls services there
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
-        states.keep_stopped()
-        cloudformation.register(partial(client, endpoint_url=endpoint_url))
+        states.repair(events.emit)
+        self._resource_types = cloudformation.register(partial(client, endpoint_url=endpoint_url))
 
         objects = Objects(client("s3", endpoint_url))
         greengrass = Greengrass(
@@ -132,6 +132,7 @@ class LocalAws:
             {
                 "dynamoDBv2": rules.put_item(client("dynamodb", endpoint_url)),
                 "lambda": rules.invoke_function(functions.send),
+                "cloudwatchLogs": rules.put_log_event(client("logs", endpoint_url)),
                 "republish": rules.republish(bus),
             },
         )

@@ -3,13 +3,14 @@
 ``SELECT item, … FROM 'filter' [WHERE condition]``, where an item is ``*`` or an expression with ``AS name``. Expressions
 are literals, attributes of the JSON payload (``a.b``), the functions below, arithmetic, comparisons, ``AND``, ``OR``,
 ``NOT`` and parentheses; ``encode(*, 'base64')`` is the payload as it came. What a message does not have is *Undefined*:
-it is left out of the result, and no comparison with it holds.
+it is left out of the result, and no comparison with it holds. A payload that is not JSON has no attributes.
 Source: "AWS IoT SQL reference" in the IoT Core developer guide.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import math
 import operator
 import re
@@ -17,9 +18,10 @@ import time
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from fedgrass.errors import ConfigurationError
+from fedgrass.errors import ConfigurationError, MessageError
 from local.aws.topics import matches
 
 UNDEFINED: Any = object()
@@ -38,19 +40,24 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-
-
 _SUMS: dict[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub}
 _PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {"*": operator.mul, "/": operator.truediv, "%": operator.mod}
 
 
 @dataclass(frozen=True)
 class Message:
-    """A publication: its topic, its payload as parsed JSON, and as it came."""
+    """A publication: its topic, and its payload as it came."""
 
     topic: str
-    payload: Any
-    raw: bytes = b""
+    raw: bytes
+
+    @cached_property
+    def payload(self) -> Any:
+        """The payload as parsed JSON, `UNDEFINED` if it is none."""
+        try:
+            return json.loads(self.raw)
+        except ValueError:
+            return UNDEFINED
 
 
 Expression = Callable[[Message], Any]
@@ -71,8 +78,6 @@ class Query:
     items: tuple[Item, ...]
     topic_filter: str
     condition: Expression | None
-    reads_json: bool
-    """Whether it looks into the payload; a statement that does not takes any payload."""
 
     def fires(self, message: Message) -> bool:
         """Tell whether the rule applies to ``message``."""
@@ -81,12 +86,20 @@ class Query:
         return self.condition is None or self.condition(message) is True
 
     def select(self, message: Message) -> dict[str, Any]:
-        """Return what the rule's actions get."""
+        """Return what the rule's actions get.
+
+        Raises
+        ------
+        MessageError
+            If the whole payload is selected and is not a JSON object.
+        """
         result: dict[str, Any] = {}
         for item in self.items:
             value = item.value(message)
             if item.name is None:
-                result.update(value if isinstance(value, dict) else {})
+                if not isinstance(value, dict):
+                    raise MessageError(f"The rule selects *, but the payload on {message.topic} is no JSON object.")
+                result.update(value)
             elif value is not UNDEFINED:
                 result[item.name] = value
         return result
@@ -131,7 +144,6 @@ class _Parser:
             self._tokens.append((match.lastgroup, match[match.lastgroup]))
             position = match.end()
         self._next = 0
-        self._reads_json = False
 
     def query(self) -> Query:
         self._expect("SELECT")
@@ -142,7 +154,7 @@ class _Parser:
         topic_filter = self._string()
         condition = self._or() if self._take("WHERE") else None
         self._end()
-        return Query(tuple(items), topic_filter, condition, self._reads_json)
+        return Query(tuple(items), topic_filter, condition)
 
     def whole_expression(self) -> Expression:
         value = self._or()
@@ -151,7 +163,6 @@ class _Parser:
 
     def _item(self) -> Item:
         if self._take("*"):
-            self._reads_json = True
             value: Expression = lambda message: message.payload  # noqa: E731 - the shape of every other node
             return Item(self._name() if self._take("AS") else None, value)
         start = self._next
@@ -212,7 +223,6 @@ class _Parser:
         elif kind == "name" and self._take("("):
             return self._call(text)
         elif kind == "name":
-            self._reads_json = True
             path = [text]
             while self._take("."):
                 path.append(self._name())

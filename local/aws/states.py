@@ -12,11 +12,13 @@ from typing import Any
 
 from moto.stepfunctions.parser.asl.eval.environment import Environment
 from moto.stepfunctions.parser.asl.eval.program_state import ProgramStopped
+from moto.stepfunctions.parser.backend.execution import BaseExecutionWorkerCommunication, Execution
 from moto.stepfunctions.parser.models import stepfunctions_parser_backends
 from werkzeug import Request, Response
 
 from local.aws.account import ACCOUNT, REGION
 from local.aws.api import json_response
+from local.aws.events import Emit
 
 
 def layer(request: Request) -> Response | None:
@@ -29,18 +31,47 @@ def layer(request: Request) -> Response | None:
     return None
 
 
-def keep_stopped() -> None:
-    """Let a stopped execution stay stopped when the task that was under way then fails.
+def repair(emit: Emit) -> None:
+    """Make moto's interpreter report how executions end as the service does.
 
-    moto would call it failed.
+    A stopped execution stays stopped when the task that was under way then fails; each start and end is an event.
     """
     set_error = Environment.set_error
+    run, terminated = Execution.start, BaseExecutionWorkerCommunication.terminated
 
     def set_error_unless_stopped(environment: Any, error: Any) -> None:
         if not isinstance(environment._program_state, ProgramStopped):
             set_error(environment, error)
 
+    def start_and_tell(execution: Any) -> None:
+        run(execution)
+        _tell(emit, execution, "RUNNING")
+
+    def terminate_and_tell(communication: Any) -> None:
+        terminated(communication)
+        _tell(emit, communication.execution, str(communication.execution.exec_status))
+
     Environment.set_error = set_error_unless_stopped
+    Execution.start = start_and_tell
+    BaseExecutionWorkerCommunication.terminated = terminate_and_tell
+
+
+def _tell(emit: Emit, execution: Any, status: str) -> None:
+    """Send "Step Functions Execution Status Change", with the fields that the developer guide shows."""
+    stopped = execution.stop_date
+    detail = {
+        "executionArn": execution.exec_arn,
+        "stateMachineArn": execution.state_machine.arn,
+        "name": execution.name,
+        "status": status,
+        "startDate": int(execution.start_date.timestamp() * 1000),
+        "stopDate": int(stopped.timestamp() * 1000) if stopped else None,
+        "input": json.dumps(execution.input_data),
+        "output": json.dumps(execution.output) if status == "SUCCEEDED" else None,
+        "error": execution.error,
+        "cause": execution.cause,
+    }
+    emit("aws.states", "Step Functions Execution Status Change", [execution.exec_arn], detail)
 
 
 def starter(step_functions: Any) -> Callable[[str, bytes], None]:

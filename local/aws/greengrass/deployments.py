@@ -12,11 +12,9 @@ from typing import Any
 
 from local.aws.account import arn
 from local.aws.api import ApiError, page
+from local.aws.events import Emit
 from local.aws.greengrass.registry import Registry
 from local.aws.jobs import Execution, Job, Jobs, Publish
-
-Emit = Callable[[str, str, list[str], dict[str, Any]], None]
-"""Sends an EventBridge event: source, detail type, resources, detail."""
 
 _FINAL = {"SUCCEEDED", "FAILED", "REJECTED", "CANCELED"}
 _BUILT_IN = "aws.greengrass."  # AWS's own components are in no private registry

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from local.aws.greengrass.deployments import Deployments, Emit
+from local.aws.events import Emit
+from local.aws.greengrass.deployments import Deployments
 from local.aws.greengrass.devices import CoreDevices
 from local.aws.greengrass.registry import ObjectStore, Registry
 from local.aws.jobs import Publish

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable
 from typing import Any
 
 from botocore.loaders import Loader
@@ -15,10 +14,8 @@ from werkzeug import Request, Response
 
 from local.aws.account import arn
 from local.aws.api import ApiError, json_response, page
+from local.aws.events import Emit
 from local.aws.processing.job import ProcessingJob, Surroundings
-
-Emit = Callable[[str, str, list[str], dict[str, Any]], None]
-"""Sends an EventBridge event: source, detail type, resources, detail."""
 
 _TARGET = "SageMaker."
 _CONTENT_TYPE = "application/x-amz-json-1.1"
