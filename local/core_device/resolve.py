@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedgrass.errors import FedgrassError
+from local.aws.greengrass.semver import newest
 from local.core_device.recipe import Manifest, Recipe, parse
 
 BUILTIN = {
@@ -95,7 +96,16 @@ def _requirements(
             continue
         seen.add(name)
         for dependency, details in resolved[name].recipe.dependencies.items():
-            if dependency not in BUILTIN:
+            if dependency in BUILTIN:
+                _check_builtin(dependency, details.version_requirement, name)
+            else:
                 wanted.setdefault(dependency, {})[name] = details.version_requirement
                 queue.append(dependency)
     return wanted
+
+
+def _check_builtin(name: str, requirement: str, dependent: str) -> None:
+    if newest([BUILTIN[name]], [requirement]) is None:
+        raise ResolutionError(
+            f"{dependent} requires {name} {requirement}; this device has {BUILTIN[name]}: widen the requirement"
+        )

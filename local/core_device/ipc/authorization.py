@@ -69,22 +69,23 @@ class Authorizer:
         )
 
 
+_TOKENS = re.compile(
+    r"\$\{(?P<escaped>.)\}|(?P<star>\*)|(?P<below>/\#$)|(?P<all>^\#$)|(?P<level>(?<![^/])\+(?![^/]))|(?P<literal>.)",
+    re.DOTALL,
+)
+_MQTT = {"below": "(/.*)?", "all": ".*", "level": "[^/]*"}
+
+
 @lru_cache(maxsize=1024)
 def _pattern(resource: str, mqtt: bool) -> re.Pattern[str]:
     """Compile an allowed resource: ``*`` matches any text, ``${c}`` is the character c, and MQTT wildcards count."""
     parts: list[str] = []
-    for match in re.finditer(r"\$\{(.)\}|/\#$|^\#$|(?<![^/])\+(?![^/])|\*|.", resource, re.DOTALL):
-        part = match.group()
-        if match.group(1) is not None:
-            parts.append(re.escape(match.group(1)))
-        elif part == "*":
+    for token in _TOKENS.finditer(resource):
+        kind = token.lastgroup or ""
+        if kind == "star":
             parts.append(".*")
-        elif mqtt and part == "/#":
-            parts.append("(/.*)?")
-        elif mqtt and part == "#":
-            parts.append(".*")
-        elif mqtt and part == "+":
-            parts.append("[^/]*")
+        elif mqtt and kind in _MQTT:
+            parts.append(_MQTT[kind])
         else:
-            parts.append(re.escape(part))
+            parts.append(re.escape(token[kind]))
     return re.compile("".join(parts), re.DOTALL)

@@ -153,8 +153,10 @@ class Connection:
     def _receive(self, message: frames.Message) -> bool:
         kind = message.headers.get(":message-type")
         if not self.component:
-            return kind == MessageType.CONNECT and self._connect(message)
-        if kind == MessageType.PING:
+            if kind != MessageType.CONNECT:
+                return False
+            self._connect(message)  # a client that is refused closes the connection itself
+        elif kind == MessageType.PING:
             self._send(_headers(MessageType.PING_RESPONSE), message.payload)
         elif kind == MessageType.APPLICATION_MESSAGE:
             self._application(message)
@@ -162,7 +164,7 @@ class Connection:
             raise MessageError(f"IPC message of type {kind!r} is not expected from a component")
         return True
 
-    def _connect(self, message: frames.Message) -> bool:
+    def _connect(self, message: frames.Message) -> None:
         try:
             token = json.loads(message.payload).get("authToken")
         except (ValueError, AttributeError):
@@ -171,7 +173,6 @@ class Connection:
         flags = _ACCEPTED if self.component else 0
         self._send(_headers(MessageType.CONNECT_ACK, flags))
         event(_log, "ipc-connected" if self.component else "ipc-connection-refused", component=self.component)
-        return bool(self.component)
 
     def _application(self, message: frames.Message) -> None:
         number, flags = message.headers.get(":stream-id"), message.headers.get(":message-flags", 0)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from local import processes
 from local.aws.client import LocalAwsProcess
 
@@ -30,6 +32,14 @@ def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30.0
             raise AssertionError(f"{what}: not within {seconds} s")
         time.sleep(0.02)
     return value
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether a process has ended, reaped by its parent or not."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def zipped(files: Mapping[str, str]) -> bytes:
