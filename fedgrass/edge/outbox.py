@@ -7,12 +7,13 @@ an update once. Everything else (restarts, repeated puts) sends a key once.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedgrass.edge.backoff import Backoff
 from fedgrass.edge.logs import Log
@@ -20,6 +21,17 @@ from fedgrass.errors import IpcError, TransferError
 from fedgrass.files import flush_directory, write_atomically
 
 _DELIVERED = "delivered.json"
+
+
+class _Kept(BaseModel):
+    """A message as it lies on disk."""
+
+    key: str
+    topic: str
+    payload: str
+
+
+_Keys = TypeAdapter(list[str])
 
 
 @dataclass(frozen=True)
@@ -92,9 +104,9 @@ class Outbox:
                     f"outbox {self._folder}: {self._limit} messages wait already; is the device offline?"
                 )
             path = self._folder / f"{self._number:016d}.json"
-            document = json.dumps({"key": key, "topic": topic, "payload": payload.decode()}).encode()
+            kept = _Kept(key=key, topic=topic, payload=payload.decode())
             try:
-                write_atomically(path, document)
+                write_atomically(path, kept.model_dump_json().encode())
             except OSError as error:
                 raise TransferError(
                     f"outbox {self._folder}: cannot keep a message ({error.strerror}); free some disk"
@@ -169,7 +181,7 @@ class Outbox:
                 return
             self._delivered = [*self._delivered, message.key][-self._remembered :]
             try:
-                write_atomically(self._folder / _DELIVERED, json.dumps(self._delivered).encode())
+                write_atomically(self._folder / _DELIVERED, _Keys.dump_json(self._delivered))
             except OSError as error:
                 self._log.once("cannot note what was sent", folder=str(self._folder), error=error.strerror)
             message.path.unlink(missing_ok=True)
@@ -178,24 +190,23 @@ class Outbox:
 
     def _load_delivered(self) -> list[str]:
         try:
-            return [str(key) for key in json.loads((self._folder / _DELIVERED).read_bytes())]
+            return _Keys.validate_json((self._folder / _DELIVERED).read_bytes())
         except FileNotFoundError:
             return []
-        except ValueError:
+        except ValidationError:
             self._log.warning("outbox: the list of sent messages is damaged and starts anew", folder=str(self._folder))
             return []
 
     def _load_queue(self) -> None:
         for path in sorted(self._folder.glob("[0-9]*.json")):
             try:
-                document = json.loads(path.read_bytes())
-                message = _Outgoing(document["key"], document["topic"], document["payload"].encode(), path)
-            except (ValueError, KeyError, TypeError, AttributeError):
+                kept = _Kept.model_validate_json(path.read_bytes())
+            except ValidationError:
                 self._log.error("outbox: a message is damaged and set aside", file=path.name)
                 path.replace(path.with_suffix(".damaged"))
                 continue
             self._number = int(path.stem) + 1
-            if self._knows(message.key):
+            if self._knows(kept.key):
                 path.unlink()
             else:
-                self._queue.append(message)
+                self._queue.append(_Outgoing(kept.key, kept.topic, kept.payload.encode(), path))
