@@ -15,23 +15,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cloud.aggregator.config import Container, JobSettings
+from fedgrass.edge.logs import Log, configure
 from fedgrass.errors import ConfigurationError, FedgrassError, TransferError
 
-log = logging.getLogger("fedgrass.aggregator")
+log = Log("cloud.aggregator")
 
 
 def main(environment: Mapping[str, str]) -> int:
     """Run the job and return its exit code."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    configure()
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     container = Container.of(environment)
     try:
         settings = container.settings(environment)
         if not container.is_first_host():
-            log.info("another host of this job does the work")
+            log.info("idle", reason="another host of this job does the work")
             return 0
         container.say(_run(settings))
     except FedgrassError as error:
-        log.error("%s: %s", error.code, error)
+        log.error("failed", code=error.code, reason=str(error))
         container.say(f"{error.code}: {error}")
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
@@ -55,9 +57,7 @@ def _run(settings: JobSettings) -> str:
             report = RoundJob(record, clients, source, Path(scratch)).run()
     except (ClientError, BotoCoreError) as error:
         raise TransferError(f"AWS refused or did not answer: {error}") from error
-    line = summary(report)
-    log.info("fleet=%s round=%d %s", settings.fleet, settings.round, line)
-    return line
+    return summary(report)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from fedgrass.bundle import Bundle, Parameters
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.report import QuarantinedEntry, UpdateEntry
 from fedgrass.update.header import UpdateHeader
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,6 @@ class _Quarantine:
         try:
             yield
         except UpdateError as error:
-            log.warning("update quarantined: %s", error, extra={"thing": reference.thing, "reason": error.code})
             # What a hostile header holds may not be encodable.
             detail = str(error)[:500].encode("utf-8", "backslashreplace").decode()
             self._entries.append(

@@ -39,7 +39,7 @@ def create_component(greengrass: Any, account: Account, recipe: bytes, *, timeou
     """Create the component version of a JSON recipe and wait until it is DEPLOYABLE; returns its ARN.
 
     A version that exists already is taken if its artifacts are the same ones, so that a job that was killed can be run
-    again; a version whose creation failed is deleted and made anew.
+    again.
 
     Raises
     ------
@@ -49,22 +49,12 @@ def create_component(greengrass: Any, account: Account, recipe: bytes, *, timeou
     document = json.loads(recipe)
     name, version = document["ComponentName"], document["ComponentVersion"]
     arn = account.component_arn(name, version)
-    if _state(greengrass, arn) == "FAILED":
-        greengrass.delete_component(arn=arn)
     try:
         greengrass.create_component_version(inlineRecipe=recipe)
     except greengrass.exceptions.ConflictException:
         _require_same_artifacts(greengrass, arn, document)
     _wait_until_deployable(greengrass, arn, timeout)
     return arn
-
-
-def _state(greengrass: Any, arn: str) -> str | None:
-    try:
-        status: str = greengrass.describe_component(arn=arn)["status"]["componentState"]
-    except greengrass.exceptions.ResourceNotFoundException:
-        return None
-    return status
 
 
 def _require_same_artifacts(greengrass: Any, arn: str, ours: dict[str, Any]) -> None:

@@ -8,15 +8,15 @@ https://docs.aws.amazon.com/greengrass/v2/APIReference/API_CreateDeployment.html
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
+from fedgrass.edge.logs import Log
 from fedgrass.errors import ReleaseError
 from fedgrass.protocol.names import version_order
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _CARRIED_OVER = ("deploymentName", "deploymentPolicies", "iotJobConfiguration", "parentTargetArn", "tags")
 _ATTEMPTS = 10
@@ -75,7 +75,7 @@ def deploy_version(
                 raise SupersededError(f"{component} {wanted} is deployed already; {version} was not put in its place")
             return latest
         if made is not None:
-            log.warning("deployment %s came in between: merging it", theirs)
+            log.warning("deployment_merged", target=target_arn, deployment=theirs)
         made = greengrass.create_deployment(**_changed(base, target_arn, component, wanted))["deploymentId"]
         ours[made] = theirs
     raise ReleaseError(

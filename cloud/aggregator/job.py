@@ -6,7 +6,6 @@ else, publishing can be repeated, and a report that exists ends the job before i
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,12 +18,13 @@ from cloud.aggregator.checks import Expected
 from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.evaluate import Evaluator, load_evaluation_set
 from cloud.aggregator.gate import Verdict, judge
-from cloud.aggregator.release import FleetClients, publish_model
+from cloud.aggregator.release import FleetClients, release_model
 from cloud.aggregator.report import Phases, ReportBuilder
 from cloud.aggregator.s3 import Bucket
 from cloud.aggregator.sources import UpdateReference, UpdateSource
 from cloud.aggregator.strategies import make_strategy
 from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
+from fedgrass.edge.logs import Log
 from fedgrass.errors import BundleError, EngineError, ReleaseError, TransferError
 from fedgrass.files import write_atomically
 from fedgrass.inference import write_bundle
@@ -32,8 +32,6 @@ from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import Outcome, ReleaseEntry, RoundReport
-
-log = logging.getLogger(__name__)
 
 _MAX_REPORT_BYTES = 1 << 30
 
@@ -83,6 +81,7 @@ class RoundJob:
         self._source = source
         self._scratch = scratch
         self._clock = clock
+        self._log = Log(__name__, fleet=record.fleet, round=record.round)
         self._phases = Phases()
         self._report = ReportBuilder(
             record.fleet, record.round, record.settings.strategy.name, clock(), record.base, self._phases
@@ -98,7 +97,7 @@ class RoundJob:
         """
         finished = self._finished_report()
         if finished is not None:
-            log.info("the round has its report already")
+            self._log.info("already_finished", outcome=finished.outcome)
             return finished
         strategy = make_strategy(self._record.settings.strategy)
         with self._phases.timed("base"):
@@ -117,6 +116,8 @@ class RoundJob:
                 base, self._source, references, strategy, expected, min_updates=self._record.settings.min_updates
             )
         self._report.aggregation = result
+        for entry in result.quarantined:
+            self._log.warning("quarantined", thing=entry.thing, reason=entry.reason, detail=entry.detail)
         outcome, reason = self._outcome(base, result)
         return self._finish(outcome, reason)
 
@@ -165,7 +166,7 @@ class RoundJob:
         return "held", reason
 
     def _release(self, new: Bundle) -> None:
-        released = publish_model(new, self._clients, first_deployment=True)
+        released = release_model(new, self._clients, first_deployment=True)
         if released.deployment_id is None:
             raise ReleaseError(f"{released.target_arn}: no deployment was made")
         self._report.release = ReleaseEntry(
@@ -205,6 +206,7 @@ class RoundJob:
     def _finish(self, outcome: Outcome, reason: str) -> RoundReport:
         report = self._report.build(outcome, reason, self._clock())
         self._bucket.write(report_key(report.fleet, report.round), report.to_json())
+        self._log.info("finished", outcome=outcome, reason=reason, updates=len(report.updates), seconds=report.seconds)
         return report
 
 

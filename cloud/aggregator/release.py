@@ -1,7 +1,7 @@
-"""A model bundle made available to a fleet: uploaded, made a component version, deployed, and current from then on.
+"""A model bundle made available to a fleet: uploaded, made a component version, deployed.
 
 Each step can run twice with one effect, and a version is visible only when all of it is there: the manifest is uploaded
-last, the component version exists only after that, and devices hear of it by the deployment, which is the last but one step.
+last, the component version is made after that, and devices hear of it by the deployment.
 """
 
 from __future__ import annotations
@@ -40,7 +40,25 @@ class Release:
     target_arn: str
 
 
-def publish_model(bundle: Bundle, clients: FleetClients, *, first_deployment: bool = False) -> Release:
+def publish_model(bundle: Bundle, clients: FleetClients) -> Release:
+    """Release a bundle of the operator's, and make it the base of the fleet's next round; safe to repeat.
+
+    Raises
+    ------
+    SupersededError
+        If the fleet has a newer version.
+    FedgrassError
+        As `release_model` does.
+    """
+    released = release_model(bundle, clients)
+    if not set_current_model(clients.rounds, clients.fleet, released.base):
+        raise SupersededError(
+            f"fleet {clients.fleet!r}: a newer model than {released.base.version} is current; it stays"
+        )
+    return released
+
+
+def release_model(bundle: Bundle, clients: FleetClients, *, first_deployment: bool = False) -> Release:
     """Publish a bundle as ``com.fedgrass.GlobalModel`` and deploy it to the fleet; safe to repeat.
 
     Parameters
@@ -58,7 +76,7 @@ def publish_model(bundle: Bundle, clients: FleetClients, *, first_deployment: bo
     ReleaseError
         If the version exists with other content, or cannot be made or deployed.
     SupersededError
-        If the fleet has a newer version.
+        If a newer version is deployed.
     """
     check_fleet(clients.fleet)
     bundle.verify()
@@ -70,8 +88,6 @@ def publish_model(bundle: Bundle, clients: FleetClients, *, first_deployment: bo
     deployment_id = deploy_version(
         clients.greengrass, clients.thing_group_arn, GLOBAL_MODEL, bundle.manifest.version, create=first_deployment
     )
-    if not set_current_model(clients.rounds, clients.fleet, base):
-        raise SupersededError(f"fleet {clients.fleet!r}: a newer model than {base.version} is current; it stays")
     return Release(base, arn, deployment_id, clients.thing_group_arn)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,11 +12,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from cloud.aggregator.sources import UpdateReference
+from fedgrass.edge.logs import Log
 from fedgrass.errors import FedgrassError, MessageError, ReleaseError, TransferError, UpdateError
 from fedgrass.files import sha256_of
 from fedgrass.protocol.names import parse_update_key, update_prefix
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 _BLOCK = 1 << 20
 _RETRY = Retrying(
@@ -51,7 +51,7 @@ class Bucket:
         try:
             answer = self._client.get_object(Bucket=self.name, Key=key)
         except ClientError as error:
-            if _code(error) in {"NoSuchKey", "404"}:
+            if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and not self._lists(key)):
                 return None
             raise _failed(f"reading {self.uri(key)}", error) from error
         if answer["ContentLength"] > max_bytes:
@@ -114,6 +114,14 @@ class Bucket:
                 f"{self.uri(key)}: holds other content (SHA-256 {str(found)[:12]}…, ours is {digest[:12]}…). "
                 "Published models are never overwritten: publish under another version"
             )
+
+    def _lists(self, key: str) -> bool:
+        """Whether there is such an object, for a role that may list some prefixes only: S3 then denies what is missing."""
+        try:
+            found = self._client.list_objects_v2(Bucket=self.name, Prefix=key, MaxKeys=1).get("Contents", [])
+        except (ClientError, BotoCoreError) as error:
+            raise _failed(f"listing {self.uri(key)}", error) from error
+        return any(entry["Key"] == key for entry in found)
 
     def _create(self, key: str, body: bytes | BinaryIO, digest: str) -> bool:
         try:
@@ -219,7 +227,7 @@ class _ResumingBody(io.RawIOBase):
                 self._body = self._open_at(self._position)
             count: int = self._body.readinto(buffer)
         except (BotoCoreError, OSError) as error:
-            log.warning("reading %s broke at byte %d (%s)", self._where, self._position, error)
+            log.warning("read_broken", object=self._where, position=self._position, error=str(error))
             self._close_body()
             raise
         self._position += count

@@ -6,17 +6,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
 from sklearn.datasets import load_digits
 
+from cloud.aggregator.offline import aggregate_folder
 from cloud.aggregator.report import summary
+from cloud.aggregator.s3 import Bucket
+from cloud.aggregator.strategies import STRATEGIES, Aggregate, FedAvg
 from fedgrass.bundle import Bundle
+from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import BundleError, DataError, ReleaseError, TransferError
 from fedgrass.protocol.names import GLOBAL_MODEL, model_prefix, report_key, report_prefix
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
-from fedgrass.protocol.tables import load_state
-from tests.cloud.aggregator.conftest import FLEET, GROUP_ARN, ROUND, Fleet, trained
+from fedgrass.update import write_update
+from tests.cloud.aggregator.conftest import FLEET, GROUP_ARN, ROUND, Fleet, header, trained, update_bytes
 
 VERSION = f"1.{ROUND}.0"
 NEW = model_prefix(FLEET, VERSION)
@@ -52,7 +55,7 @@ def test_a_round_releases_the_mean_weighted_by_examples(fleet: Fleet, tmp_path: 
     assert report.bytes_read == sum(u.bytes for u in report.updates) > 0
 
 
-def test_a_released_model_is_deployed_and_is_the_base_of_the_next_round(fleet: Fleet) -> None:
+def test_a_released_model_is_deployed_beside_what_was_there(fleet: Fleet) -> None:
     fleet.greengrass.deploy(
         {"targetArn": GROUP_ARN, "components": {"com.fedgrass.Suite": {"componentVersion": "1.0.0"}}}
     )
@@ -65,10 +68,6 @@ def test_a_released_model_is_deployed_and_is_the_base_of_the_next_round(fleet: F
     assert report.release is not None
     assert report.release.deployment_id == fleet.greengrass.latest["deploymentId"]
     assert report.release.component_arn in fleet.greengrass.components
-    current = load_state(fleet.clients.rounds, FLEET).model
-    assert current is not None
-    assert report.model is not None
-    assert (current.version, current.parameters_sha256) == (VERSION, report.model.parameters_sha256)
 
 
 def test_the_report_is_in_the_bucket_and_its_summary_fits_an_exit_message(fleet: Fleet) -> None:
@@ -87,7 +86,6 @@ def test_bad_updates_leave_no_trace_in_the_model(fleet: Fleet, tmp_path: Path) -
     three_updates(fleet)
     clean = fleet.run()
     assert clean.model is not None
-    good = fleet.base.parameters()
     spoilt = bytearray(fleet.put_update("press-aa", 9))
     spoilt[-4:] = np.float32(np.nan).tobytes()  # the very last number: everything before it was read in good faith
     for key in fleet.keys(report_prefix(FLEET, ROUND)) | fleet.keys(NEW):
@@ -102,7 +100,6 @@ def test_bad_updates_leave_no_trace_in_the_model(fleet: Fleet, tmp_path: Path) -
         ("press-aa", "not_finite"),
         ("press-ab", "corrupt_header"),
     ]
-    assert_array_equal(next(iter(good.values())), next(iter(fleet.base.parameters().values())))
 
 
 def test_too_few_good_updates_change_nothing(fleet: Fleet) -> None:
@@ -151,14 +148,9 @@ def test_without_an_evaluation_set_the_gate_passes_and_says_so(fleet: Fleet) -> 
 def test_a_worse_model_is_held_and_kept_for_the_record(fleet: Fleet, tmp_path: Path) -> None:
     x, _ = digits_data()
     # The base's own answers are its labels: any other model is worse.
-    from fedgrass.engines.litert import LiteRTEngine
-
     labels = LiteRTEngine(fleet.base).infer(x).argmax(axis=1).astype(np.int32)
     fleet.put_evaluation_set(x, labels)
     parameters = fleet.base.parameters()
-    from fedgrass.update import write_update
-    from tests.cloud.aggregator.conftest import header
-
     for thing in ("press-a", "press-b"):
         path = tmp_path / thing
         write_update(path, parameters, {n: -v + 0.3 for n, v in parameters.items()}, header(fleet.base, thing))
@@ -170,7 +162,6 @@ def test_a_worse_model_is_held_and_kept_for_the_record(fleet: Fleet, tmp_path: P
     assert report.evaluation is not None
     assert not fleet.keys(NEW)
     assert not fleet.greengrass.deployments
-    assert load_state(fleet.clients.rounds, FLEET).model is None
     assert fleet.object(report_prefix(FLEET, ROUND) + "parameters.safetensors") is not None
 
 
@@ -182,21 +173,35 @@ def test_settings_may_hold_every_model_back(fleet: Fleet) -> None:
     assert not fleet.greengrass.components
 
 
-def test_finite_updates_whose_sum_is_not_are_held(fleet: Fleet, tmp_path: Path) -> None:
-    parameters = fleet.base.parameters()
-    from fedgrass.update import write_update
-    from tests.cloud.aggregator.conftest import header
+class Exploding(FedAvg):
+    """A strategy whose result is of no use, as a server optimizer's can be."""
 
-    for thing in ("press-a", "press-b"):
-        path = tmp_path / thing
-        name = next(iter(parameters))
-        huge = {n: v.copy() for n, v in parameters.items()}
-        huge[name][...] = 3.4e38 * np.sign(huge[name])
-        write_update(path, parameters, huge, header(fleet.base, thing))
-        fleet.put(thing, path.read_bytes())
+    def finish(self) -> Aggregate:
+        result = super().finish()
+        result.vector[7] = np.inf
+        return result
+
+
+def test_a_result_that_is_not_finite_is_held(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STRATEGIES, "exploding", Exploding)
+    fleet.settings = FleetSettings.model_validate({"strategy": {"name": "exploding"}})
+    three_updates(fleet)
     report = fleet.run()
-    assert report.outcome in {"held", "released"}
+    assert report.outcome == "held"
+    assert "not finite" in report.reason
+    assert not fleet.keys(NEW)
+
+
+def test_the_largest_finite_updates_are_summed_without_overflow(fleet: Fleet) -> None:
+    parameters = fleet.base.parameters()
+    largest = {n: np.full_like(v, 3e38) for n, v in parameters.items()}
+    for thing in ("press-a", "press-b"):
+        write_update(fleet.folder / thing, parameters, largest, header(fleet.base, thing, num_examples=10**9))
+        fleet.put(thing, (fleet.folder / thing).read_bytes())
+    report = fleet.run()
+    assert report.outcome == "released"
     assert all(np.isfinite(u.norm) for u in report.updates)
+    assert [u.num_examples for u in report.updates] == [1_000_000] * 2  # capped
 
 
 def test_running_again_returns_the_same_report_and_makes_nothing_new(fleet: Fleet) -> None:
@@ -235,8 +240,6 @@ class KillingS3:
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("writes", range(6))
 def test_a_job_killed_at_any_write_gives_the_same_result_when_run_again(fleet: Fleet, writes: int, after: bool) -> None:
-    from cloud.aggregator.s3 import Bucket
-
     three_updates(fleet)
     with pytest.raises(KilledError):
         fleet.run(bucket=Bucket(KillingS3(fleet.s3, writes, after), "fedgrass-test"))
@@ -247,16 +250,38 @@ def test_a_job_killed_at_any_write_gives_the_same_result_when_run_again(fleet: F
     report = fleet.run()
     assert report.outcome == "released"
     assert report.model is not None
-    assert report.model.parameters_sha256 == EXPECTED_SHA256(fleet)
+    assert report.model.parameters_sha256 == digest_of_the_three(fleet)
     assert len(fleet.greengrass.deployments) == 1
     assert len(fleet.greengrass.components) == 1
 
 
-def EXPECTED_SHA256(fleet: Fleet) -> str:  # noqa: N802
-    """Digest of what the three updates give, aggregated on their own in a folder."""
-    from cloud.aggregator.offline import aggregate_folder
-    from tests.cloud.aggregator.conftest import update_bytes
+@pytest.mark.parametrize("when", ["before_create", "after_create"])
+def test_a_job_killed_while_deploying_deploys_once_when_run_again(fleet: Fleet, when: str) -> None:
+    def die() -> None:
+        raise KilledError
 
+    three_updates(fleet)
+    setattr(fleet.greengrass, when, die)
+    with pytest.raises(KilledError):
+        fleet.run()
+    setattr(fleet.greengrass, when, lambda: None)
+    report = fleet.run()
+    assert report.outcome == "released"
+    assert len(fleet.greengrass.deployments) == 1
+
+
+def test_a_job_run_late_does_not_put_an_older_model_over_a_newer_one(fleet: Fleet) -> None:
+    three_updates(fleet)
+    newer = {GLOBAL_MODEL: {"componentVersion": "2.0.0"}}
+    fleet.greengrass.deploy({"targetArn": GROUP_ARN, "components": newer})
+    report = fleet.run()
+    assert report.outcome == "held"
+    assert "2.0.0" in report.reason
+    assert fleet.greengrass.latest["components"] == newer
+
+
+def digest_of_the_three(fleet: Fleet) -> str:
+    """Digest of what the three updates give, aggregated on their own in a folder."""
     updates = fleet.folder / "alone"
     updates.mkdir()
     for seed, thing in enumerate(["press-b", "press-a", "press-c"]):
