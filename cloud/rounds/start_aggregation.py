@@ -70,10 +70,7 @@ def _start(services: Services, record: RoundRecord, name: str) -> None:
         services.sagemaker.create_processing_job(
             ProcessingJobName=name,
             RoleArn=services.setting("FEDGRASS_JOB_ROLE_ARN"),
-            AppSpecification={
-                "ImageUri": services.setting("FEDGRASS_IMAGE"),
-                "ContainerEntrypoint": ["python", "-m", "cloud.aggregator"],
-            },
+            AppSpecification={"ImageUri": services.setting("FEDGRASS_IMAGE")},  # its entry point is the aggregator
             Environment={
                 "FEDGRASS_FLEET": record.fleet,
                 "FEDGRASS_ROUND": str(record.round),

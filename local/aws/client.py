@@ -51,7 +51,9 @@ class LocalAwsProcess:
         self.stop()
 
 
-def start(state: Path, *, mqtt: str | None = None, timeout: float = 60.0) -> LocalAwsProcess:
+def start(
+    state: Path, *, mqtt: str | None = None, processing_command: str | None = None, timeout: float = 60.0
+) -> LocalAwsProcess:
     """Start the local AWS and wait until all of it is up.
 
     Parameters
@@ -60,6 +62,8 @@ def start(state: Path, *, mqtt: str | None = None, timeout: float = 60.0) -> Loc
         Folder for its ready file and logs.
     mqtt
         ``HOST:PORT`` of a broker to use; an embedded one if None.
+    processing_command
+        What a Processing job whose request names no entry point runs; the aggregator if None.
     timeout
         Seconds to wait.
 
@@ -73,9 +77,11 @@ def start(state: Path, *, mqtt: str | None = None, timeout: float = 60.0) -> Loc
     ready.unlink(missing_ok=True)
     log = state / "stderr.log"
     argv = [sys.executable, "-m", "local.aws", "--state", str(state.resolve())]
+    argv += ["--mqtt", mqtt] if mqtt else []
+    argv += ["--processing-command", processing_command] if processing_command else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
     with log.open("wb") as stderr:
-        process = spawn(argv + (["--mqtt", mqtt] if mqtt else []), env=environment, stdout=stderr, stderr=stderr)
+        process = spawn(argv, env=environment, stdout=stderr, stderr=stderr)
     deadline = time.monotonic() + timeout
     while not ready.exists():
         if process.poll() is not None or time.monotonic() > deadline:
