@@ -75,6 +75,7 @@ class StreamManagerProcess:
             while not exited.done() and not await self._accepts():
                 await asyncio.sleep(_PROBE_SECONDS)
             if not exited.done():
+                event(_log, "stream-manager-running", port=self.port, pid=self.pid)
                 self._enter(State.RUNNING)
             code = await asyncio.shield(exited)
             if self._child is not None:

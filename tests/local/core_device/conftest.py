@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 import pytest
 
+from local.aws.client import LocalAwsProcess
 from tests.fixtures.local_aws import local_aws, unique
 from tests.local.core_device.harness import DeviceProcess, Fleet
 
-__all__ = ["device", "fleet", "local_aws", "loop", "unique"]
+__all__ = ["device", "fleet", "local_aws", "loop", "own_device", "unique"]
 
 _T = TypeVar("_T")
 
@@ -61,14 +62,26 @@ def loop() -> Iterator[Loop]:
     running.close()
 
 
-@pytest.fixture
-def fleet(local_aws: Any) -> Fleet:
+@pytest.fixture(scope="module")
+def fleet(local_aws: LocalAwsProcess) -> Fleet:
     return Fleet(local_aws)
 
 
-@pytest.fixture
-def device(fleet: Fleet, unique: str, tmp_path: Path) -> Iterator[DeviceProcess]:
-    """A started device in the fleet, with a fresh root."""
-    fleet.add(unique)
-    with DeviceProcess(fleet.aws, tmp_path / "root", unique) as started:
+@pytest.fixture(scope="module")
+def device(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceProcess]:
+    """A started device that the tests of a module share; each deploys its own components over the last one's."""
+    with _started(fleet, tmp_path_factory.mktemp("device") / "root") as started:
         yield started
+
+
+@pytest.fixture
+def own_device(local_aws: LocalAwsProcess, tmp_path: Path) -> Iterator[DeviceProcess]:
+    """A started device for a test that stops or kills it, alone in its fleet."""
+    with _started(Fleet(local_aws), tmp_path / "root") as started:
+        yield started
+
+
+def _started(fleet: Fleet, root: Path) -> DeviceProcess:
+    thing = fleet.name.replace("fleet", "thing")
+    fleet.add(thing)
+    return DeviceProcess(fleet, root, thing)

@@ -139,10 +139,10 @@ class Fleet:
 class DeviceProcess:
     """``python -m local.core_device`` as a child; leaving its ``with`` block stops it."""
 
-    def __init__(self, aws: LocalAwsProcess, root: Path, thing: str, *, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(self, fleet: Fleet, root: Path, thing: str, *, arguments: tuple[str, ...] = ()) -> None:
         self.root = root
         self.thing = thing
-        self._aws = aws
+        self.fleet = fleet
         self._arguments = arguments
         self.child: subprocess.Popen[bytes] | None = None
 
@@ -151,7 +151,7 @@ class DeviceProcess:
         self.root.mkdir(parents=True, exist_ok=True)
         (self.root / "device.json").unlink(missing_ok=True)
         command = [sys.executable, "-m", "local.core_device", "--root", str(self.root), "--thing", self.thing]
-        command += ["--endpoint-url", self._aws.endpoint_url, "--mqtt", self._aws.mqtt, *self._arguments]
+        command += ["--endpoint-url", self.fleet.aws.endpoint_url, "--mqtt", self.fleet.aws.mqtt, *self._arguments]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         with (self.root / "stderr.log").open("ab") as output:
             self.child = processes.spawn(command, env=environment, stdout=output, stderr=output)
