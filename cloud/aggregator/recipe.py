@@ -12,11 +12,15 @@ from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_D
 # A model outlives many releases of the code, so nothing but the command line below binds the two: no upper bound.
 _ANY_RELEASE = ">=1.0.0"
 
-# Any other brace would be taken for a recipe variable, and cut the script short on nucleus lite.
+# Any other brace would be taken for a recipe variable, and cut the script short on nucleus lite. Dependencies are waited for
+# before `run`, not before `install`: on a device's first deployment the venv is being made at the same time.
+_PYTHON = "{kernel:rootPath}/work/" + RUNTIME + "/venv/bin/python"
 _ADMIT = (
-    "{kernel:rootPath}/work/" + RUNTIME + "/venv/bin/python -m fedgrass.edge.admit "
+    f"until [ -x {_PYTHON} ]; do sleep 1; done; "
+    f"exec {_PYTHON} -m fedgrass.edge.admit "
     "--artifacts {artifacts:path} --store {kernel:rootPath}/work/" + MODEL_DEPLOYER
 )
+_ADMIT_SECONDS = 2400  # the venv's own bound, 1800, and time to judge a large model
 
 
 def global_model_recipe(fleet: str, manifest: Manifest, uris: Mapping[str, str]) -> bytes:
@@ -57,7 +61,7 @@ def global_model_recipe(fleet: str, manifest: Manifest, uris: Mapping[str, str])
         "Manifests": [
             {
                 "Platform": {"os": "linux", "runtime": "*"},
-                "Lifecycle": {"install": {"Timeout": 600, "Script": _ADMIT}},
+                "Lifecycle": {"install": {"Timeout": _ADMIT_SECONDS, "Script": _ADMIT}},
                 "Artifacts": [
                     {"Uri": uris[name], "Permission": {"Read": "ALL"}} for name in (*sorted(manifest.files), MANIFEST)
                 ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedgrass.bundle import Bundle
@@ -25,7 +24,7 @@ class Baselines:
         return max(self.alone.values())
 
 
-def measure(bundle: Bundle, data: DemoData, settings: FitSettings, *, report: Callable[[], None]) -> Baselines:
+def measure(bundle: Bundle, data: DemoData, settings: FitSettings) -> Baselines:
     """Train the same model with the same engine on each device's data alone, and on all of them together."""
 
     def accuracy(examples: ArrayDataset) -> float:
@@ -33,9 +32,7 @@ def measure(bundle: Bundle, data: DemoData, settings: FitSettings, *, report: Ca
         engine.set_parameters(bundle.parameters())
         fitted = engine.fit(examples, settings)
         engine.set_parameters(fitted.parameters)
-        reached = engine.evaluate(data.kept)["accuracy"]
-        report()
-        return reached
+        return engine.evaluate(data.kept)["accuracy"]
 
     alone = {thing: accuracy(examples) for thing, examples in data.devices.items()}
     return Baselines(alone, accuracy(data.pooled))
