@@ -165,11 +165,12 @@ class StreamManagerStreams:
 
     def close(self) -> None:
         """See `Streams`."""
-        # Closing a broken connection fails before it stops the SDK's thread; the second call stops it.
-        for _ in range(2):
-            with contextlib.suppress(
-                OSError, AttributeError, RuntimeError, asyncio.TimeoutError, StreamManagerException
-            ):
+        broken = (OSError, RuntimeError, asyncio.TimeoutError, StreamManagerException)
+        try:
+            self._client.close()
+        except broken:
+            # Closing a broken connection fails before it stops the SDK's thread; the second call does just that.
+            with contextlib.suppress(*broken):
                 self._client.close()
 
     def _create(self) -> None:

@@ -1,0 +1,171 @@
+"""IPC through the unmodified SDK, against the local core device's server."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedgrass.edge.ipc import GreengrassIpc
+from fedgrass.edge.logs import Log
+from fedgrass.errors import IpcError, IpcRefusedError, IpcUnauthorizedError
+from local.core_device.configuration import ConfigurationStore
+from local.core_device.ipc.authorization import Authorizer
+from local.core_device.ipc.configuration import ConfigurationService
+from local.core_device.ipc.pubsub import LocalPubSub
+from local.core_device.ipc.server import IpcServer
+from tests.fedgrass.edge.fakes import wait_until
+from tests.local.core_device.conftest import Loop
+
+TRAINER = "com.fedgrass.Trainer"
+ACCESS = {"aws.greengrass.ipc.pubsub": {"x:1": {"operations": ["*"], "resources": ["open/*"]}}}
+
+
+class Nucleus:
+    """The IPC of a core device; ``token`` may be made void."""
+
+    def __init__(self, loop: Loop, folder: Path) -> None:
+        self._loop = loop
+        self.socket = folder / "ipc.socket"
+        self.configuration = ConfigurationStore(folder / "configuration.json")
+        self.configuration.merge(TRAINER, {"accessControl": ACCESS, "niceLevel": "5"}, 1.0)
+        self.tokens = {"token": TRAINER}
+        self.start()
+
+    def start(self) -> None:
+        operations = {
+            **LocalPubSub(Authorizer(self.configuration.get)).operations(),
+            **ConfigurationService(self.configuration).operations(),
+        }
+        self._server = IpcServer(self.socket, self.tokens.get, operations)
+        self._loop.run(self._server.start())
+
+    def stop(self) -> None:
+        self._loop.run(self._server.stop())
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    running = Loop()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def nucleus(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nucleus]:
+    running = Nucleus(loop, tmp_path)
+    monkeypatch.setenv("SVCUID", "token")
+    monkeypatch.setenv("AWS_GG_NUCLEUS_DOMAIN_SOCKET_FILEPATH_FOR_COMPONENT", str(running.socket))
+    yield running
+    running.stop()
+
+
+class Client:
+    """A connected component."""
+
+    def __init__(self, **options: Any) -> None:
+        self.lost: queue.Queue[bool] = queue.Queue()
+        self.heard: queue.Queue[bytes] = queue.Queue()
+        self.ipc = GreengrassIpc(Log("test"), lost=lambda: self.lost.put(True), **options)
+
+
+@pytest.fixture
+def client(nucleus: Nucleus) -> Iterator[Client]:
+    made = Client(patience=1.0)
+    yield made
+    made.ipc.close()
+
+
+def test_local_messages_arrive_as_bytes(client: Client) -> None:
+    client.ipc.on_local("open/t", client.heard.put)
+    client.ipc.publish_local("open/t", b"\x00\xff")
+    assert client.heard.get(timeout=10) == b"\x00\xff"
+
+
+def test_messages_arrive_in_order(client: Client) -> None:
+    client.ipc.on_local("open/t", client.heard.put)
+    for number in range(50):
+        client.ipc.publish_local("open/t", b"%d" % number)
+    assert [client.heard.get(timeout=10) for _ in range(50)] == [b"%d" % number for number in range(50)]
+
+
+def test_what_is_not_allowed_is_told_by_class(client: Client) -> None:
+    with pytest.raises(IpcUnauthorizedError):
+        client.ipc.publish_local("closed", b"")
+    client.ipc.publish_local("open/t", b"")
+
+
+def test_configuration_is_read_and_its_change_is_told(client: Client, nucleus: Nucleus, loop: Loop) -> None:
+    assert client.ipc.get_configuration(TRAINER)["niceLevel"] == "5"
+    assert client.ipc.get_configuration("com.example.Unknown") == {}
+    changed: queue.Queue[bool] = queue.Queue()
+    client.ipc.on_configuration(TRAINER, lambda: changed.put(True))
+    loop.call(lambda: nucleus.configuration.merge(TRAINER, {"niceLevel": "7"}, 2.0))
+    assert changed.get(timeout=10)
+    assert client.ipc.get_configuration(TRAINER)["niceLevel"] == "7"
+
+
+def test_an_unsupported_operation_is_worked_around(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        client.ipc.on_component_update(lambda _deployment: None)
+    client.ipc.publish_local("open/t", b"")
+    assert [r.getMessage() for r in caplog.records if r.name == "test"] == ["operation unsupported by this nucleus"]
+
+
+def test_a_lost_connection_comes_back_with_its_subscriptions(client: Client, nucleus: Nucleus) -> None:
+    client.ipc.on_local("open/t", client.heard.put)
+    nucleus.stop()
+    wait_until(lambda: client.ipc._client is None, "disconnect noticed")
+    with pytest.raises(IpcRefusedError):
+        client.ipc.publish_local("open/t", b"lost")
+    nucleus.start()
+
+    def heard() -> bool:
+        try:
+            client.ipc.publish_local("open/t", b"again")
+        except IpcRefusedError:
+            return False
+        try:
+            return client.heard.get(timeout=0.1) == b"again"
+        except queue.Empty:
+            return False
+
+    wait_until(heard, "subscribed again")
+    assert client.lost.empty()
+
+
+def test_a_void_token_ends_the_process(client: Client, nucleus: Nucleus) -> None:
+    nucleus.stop()
+    nucleus.tokens.clear()
+    nucleus.start()
+    assert client.lost.get(timeout=10)
+
+
+def test_a_nucleus_that_stays_away_ends_the_process(client: Client, nucleus: Nucleus) -> None:
+    nucleus.stop()
+    assert client.lost.get(timeout=10)
+    nucleus.start()
+
+
+def test_without_a_nucleus_connecting_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SVCUID", raising=False)
+    with pytest.raises(IpcError, match="SVCUID"):
+        Client()
+
+
+def test_a_subscription_that_is_refused_is_kept_trying(client: Client, nucleus: Nucleus, loop: Loop) -> None:
+    client.ipc.on_local("later/t", client.heard.put)
+    access = {"aws.greengrass.ipc.pubsub": {"x:1": {"operations": ["*"], "resources": ["open/*", "later/*"]}}}
+    loop.call(lambda: nucleus.configuration.merge(TRAINER, {"accessControl": access}, 2.0))
+
+    def heard() -> bool:
+        client.ipc.publish_local("later/t", b"x")
+        try:
+            return client.heard.get(timeout=0.1) == b"x"
+        except queue.Empty:
+            return False
+
+    wait_until(heard, "subscribed in the end")
