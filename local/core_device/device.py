@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
@@ -137,7 +136,7 @@ class CoreDevice:
         await self.streams.stop()
         await self._ipc.stop()
         await self._credentials.stop()
-        await asyncio.to_thread(self.iot_core.stop)
+        await self.iot_core.stop()
         self._socket.remove()
         (self.layout.root / "device.json").unlink(missing_ok=True)
         event(_log, "device-stopped")

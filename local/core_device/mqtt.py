@@ -8,13 +8,13 @@ away is lost, save retained messages.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo, topic_matches_sub
+from paho.mqtt.client import Client, MQTTMessage, topic_matches_sub
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fedgrass.errors import FedgrassError
@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 SPOOL_BYTES = int(2.5 * 1024 * 1024)
 MAX_MESSAGE_BYTES = 128 * 1024
+_LAST_WORDS_SECONDS = 1.0
 
 
 class SpoolError(FedgrassError):
@@ -55,13 +56,14 @@ class IotCore:
     def __init__(self, client_id: str, host: str, port: int, *, spool_bytes: int = SPOOL_BYTES) -> None:
         self._address = (host, port)
         self._spool_bytes = spool_bytes
-        self._spool: deque[tuple[MQTTMessageInfo, int]] = deque()
+        self._spool: dict[int, int] = {}  # size by message id, until the broker acknowledges
+        self._drained = asyncio.Event()
         self._subscriptions: list[_Subscription] = []
         self._connect_listeners: list[Callable[[], None]] = []
         self.connected = asyncio.Event()
         self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
         self._client.max_queued_messages_set(0)
-        self._client.reconnect_delay_set(min_delay=1, max_delay=8)
+        self._client.reconnect_delay_set(min_delay=1, max_delay=4)
 
     def start(self) -> None:
         """Connect in the background, and again whenever the link is lost."""
@@ -81,16 +83,24 @@ class IotCore:
         def on_message(_client: Client, _data: Any, message: MQTTMessage) -> None:
             soon(self._on_message, Delivery(message.topic, bytes(message.payload), bool(message.retain)))
 
+        def on_publish(_client: Client, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
+            soon(self._on_acknowledged, mid)
+
         self._client.on_connect = on_connect
+        self._client.on_publish = on_publish
         self._client.on_disconnect = on_disconnect
         self._client.on_message = on_message
         self._client.connect_async(*self._address, keepalive=30)
         self._client.loop_start()
 
-    def stop(self) -> None:
-        """Disconnect; what is still spooled is lost, as it is in the nucleus without its disk spooler."""
+    async def stop(self) -> None:
+        """Disconnect; what the broker does not take at once is lost, as in the nucleus without its disk spooler."""
+        if self._spool and self.connected.is_set():
+            self._drained.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._drained.wait(), _LAST_WORDS_SECONDS)
         self._client.disconnect()
-        self._client.loop_stop()
+        await asyncio.to_thread(self._client.loop_stop)
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
         """Spool a message.
@@ -105,13 +115,11 @@ class IotCore:
         if qos == 0 and not self.connected.is_set():
             raise SpoolError("device is offline, and a QoS 0 message is not kept")
         size = len(payload) + len(topic)
-        while self._spool and self._spool[0][0].is_published():
-            self._spool.popleft()
-        if sum(spooled for _, spooled in self._spool) + size > self._spool_bytes:
+        if sum(self._spool.values()) + size > self._spool_bytes:
             raise SpoolError(f"Message cannot be added. Spool is full ({self._spool_bytes} bytes)")
         info = self._client.publish(topic, payload, qos=qos, retain=retain)
         if qos:
-            self._spool.append((info, size))
+            self._spool[info.mid] = size
 
     def subscribe(self, topic: str, listener: Callable[[Delivery], None], *, qos: int = 1) -> Callable[[], None]:
         """Call ``listener`` with what matches ``topic``; returns what ends the subscription.
@@ -148,6 +156,11 @@ class IotCore:
     def _on_disconnect(self, reason: str) -> None:
         self.connected.clear()
         event(_log, "mqtt-disconnected", level=logging.WARNING, reason=reason)
+
+    def _on_acknowledged(self, mid: int) -> None:
+        self._spool.pop(mid, None)
+        if not self._spool:
+            self._drained.set()
 
     def _on_message(self, delivery: Delivery) -> None:
         for subscription in list(self._subscriptions):

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import shutil
+import threading
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +35,7 @@ class ComponentStore:
     def __init__(self, layout: Layout, s3: Any) -> None:
         self._layout = layout
         self._s3 = s3
+        self._fetching = threading.Lock()
 
     def save_recipe(self, recipe: Recipe, content: bytes) -> None:
         """Keep a recipe as it came."""
@@ -44,7 +46,7 @@ class ComponentStore:
         return parse(self._layout.recipe(name, version).read_bytes())
 
     def fetch(self, recipe: Recipe, artifacts: Iterable[Artifact]) -> None:
-        """Download what is missing, check its digest, and unpack archives; blocks.
+        """Download what is missing, check its digest, and unpack archives; blocks, also while another fetch runs.
 
         Raises
         ------
@@ -53,15 +55,9 @@ class ComponentStore:
         botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError
             S3 did not give the object.
         """
-        folder = self._layout.artifacts(recipe.name, recipe.version)
-        for artifact in artifacts:
-            bucket, key = _bucket_and_key(artifact.uri, recipe.name)
-            path = folder / Path(key).name
-            if not path.exists() or _digest(path) != _expected_digest(artifact, recipe.name):
-                self._download(bucket, key, path, artifact, recipe.name)
-            path.chmod(_mode(artifact.permission))
-            if artifact.unarchive == "ZIP":
-                self._unpack(path, self._layout.unarchived(recipe.name, recipe.version) / path.stem, artifact)
+        with self._fetching:  # that of a cancelled deployment goes on to its end
+            for artifact in artifacts:
+                self._fetch(recipe, artifact)
 
     def clean(self, keep: Iterable[tuple[str, str]]) -> None:
         """Remove every component version that is not in ``keep`` (pairs of name and version)."""
@@ -75,6 +71,17 @@ class ComponentStore:
         for path in (packages / "recipes").glob("*.recipe"):
             if path not in recipes:
                 path.unlink(missing_ok=True)
+
+    def _fetch(self, recipe: Recipe, artifact: Artifact) -> None:
+        bucket, key = _bucket_and_key(artifact.uri, recipe.name)
+        path = self._layout.artifacts(recipe.name, recipe.version) / Path(key).name
+        unpacked = self._layout.unarchived(recipe.name, recipe.version) / path.stem
+        if not path.exists() or _digest(path) != _expected_digest(artifact, recipe.name):
+            shutil.rmtree(unpacked, ignore_errors=True)
+            self._download(bucket, key, path, artifact, recipe.name)
+        path.chmod(_mode(artifact.permission))
+        if artifact.unarchive == "ZIP":
+            self._unpack(path, unpacked, artifact)
 
     def _download(self, bucket: str, key: str, path: Path, artifact: Artifact, component: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
