@@ -1,0 +1,181 @@
+"""Admission: only a model that is whole, runs, and is not worse here becomes active."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedgrass.bundle import GRAPH, INFERENCE, MANIFEST, PARAMETERS, Bundle
+from fedgrass.edge.admit import admit
+from fedgrass.edge.logs import Log
+from fedgrass.edge.model_store import Admission, ModelStore
+from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
+from fedgrass.errors import BundleError
+from tests.fedgrass.edge import digits
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+LOG = Log("test")
+
+
+class Place:
+    """A device's model store and data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = ModelStore(folder / "store")
+        self.runtime = RuntimeSettings(fleet="f", data=digits.settings_for(digits.write_data(folder / "data.npz")))
+
+    def admit(self, artifacts: Path, *, tolerance: float = 0.05) -> Admission | None:
+        return admit(artifacts, self.store, self.runtime, ModelDeployerSettings(tolerance=tolerance), LOG)
+
+    @property
+    def active(self) -> str | None:
+        bundle = self.store.active()
+        return bundle.manifest.version if bundle else None
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Bundle:
+    return digits.version(tmp_path / "good", "1.1.0", digits.trained())
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Bundle:
+    return digits.version(tmp_path / "bad", "1.2.0", digits.random())
+
+
+def test_a_first_model_only_needs_to_be_sound(place: Place, bad: Bundle) -> None:
+    admission = place.admit(bad.folder)
+    assert admission is not None
+    assert (admission.outcome, admission.active_version) == ("active", "1.2.0")
+    assert "no active model" in admission.reason
+    assert 0 <= admission.metrics["accuracy"] <= 1
+
+
+def test_a_model_that_is_active_already_is_let_in_at_once(place: Place, good: Bundle) -> None:
+    place.admit(good.folder)
+    assert place.admit(good.folder) is None
+    assert len(place.store.admissions()) == 1
+
+
+def test_a_worse_model_is_refused_and_the_active_one_stays(place: Place, good: Bundle, bad: Bundle) -> None:
+    place.admit(good.folder)
+    place.admit(bad.folder)
+    admission = place.admit(bad.folder)
+    assert admission is not None
+    assert admission.outcome == "refused"
+    assert place.active == "1.1.0"
+    assert "accuracy" in admission.reason
+    assert admission.metrics["accuracy"] < admission.metrics["active_accuracy"]
+    assert [a.outcome for a in place.store.admissions()] == ["active", "refused"]
+
+
+def test_a_better_model_is_let_in(place: Place, good: Bundle, bad: Bundle) -> None:
+    place.admit(bad.folder)
+    admission = place.admit(good.folder)
+    assert admission is not None
+    assert (admission.outcome, admission.reason) == ("active", "")
+    assert place.active == "1.1.0"
+
+
+def test_the_tolerance_decides(place: Place, good: Bundle, bad: Bundle) -> None:
+    place.admit(good.folder)
+    admission = place.admit(bad.folder, tolerance=1.0)
+    assert admission is not None
+    assert admission.outcome == "active"
+
+
+@pytest.mark.parametrize("name", [GRAPH, PARAMETERS, INFERENCE])
+def test_a_corrupted_file_is_refused_by_its_digest(place: Place, good: Bundle, name: str) -> None:
+    content = bytearray(good.path(name).read_bytes())
+    content[len(content) // 2] ^= 1
+    good.path(name).write_bytes(content)
+    admission = place.admit(good.folder)
+    assert admission is not None
+    assert admission.outcome == "refused"
+    assert name in admission.reason
+    assert place.active is None
+
+
+@pytest.mark.parametrize("name", [GRAPH, INFERENCE])
+def test_a_graph_that_does_not_load_is_refused(place: Place, good: Bundle, name: str) -> None:
+    good.path(name).write_bytes(b"\x20\x00\x00\x00TFL3" + b"\xff" * 1000)
+    sealed = Bundle.seal(good.folder, good.manifest)
+    admission = place.admit(sealed.folder)
+    assert admission is not None
+    assert admission.outcome == "refused"
+
+
+def test_parameters_that_are_not_finite_are_refused(place: Place, good: Bundle) -> None:
+    from fedgrass import tensors
+
+    parameters = good.parameters()
+    first = next(iter(parameters))
+    parameters[first].reshape(-1)[0] = np.nan
+    tensors.save(good.path(PARAMETERS), parameters)
+    admission = place.admit(Bundle.seal(good.folder, good.manifest).folder)
+    assert admission is not None
+    assert admission.outcome == "refused"
+    assert first in admission.reason
+
+
+def test_a_device_without_data_lets_a_sound_model_in_and_says_so(place: Place, good: Bundle, bad: Bundle) -> None:
+    place.admit(good.folder)
+    (place.folder / "data.npz").unlink()
+    admission = place.admit(bad.folder)
+    assert admission is not None
+    assert admission.outcome == "active"
+    assert "no data to judge by" in admission.reason
+
+
+def test_a_model_that_does_not_fit_the_data_that_the_active_one_fits_is_refused(place: Place, good: Bundle) -> None:
+    place.admit(good.folder)
+    document = json.loads(good.path(MANIFEST).read_text())
+    document |= {"version": "2.0.0", "x": {**document["x"], "shape": [9, 9, 1]}}
+    good.path(MANIFEST).write_text(json.dumps(document))
+    admission = place.admit(good.folder)
+    assert admission is not None
+    assert admission.outcome == "refused"
+    assert place.active == "1.1.0"
+
+
+def test_a_damaged_active_model_does_not_keep_a_sound_one_out(place: Place, good: Bundle, bad: Bundle) -> None:
+    place.admit(good.folder)
+    (place.store.folder / "active" / PARAMETERS).write_bytes(b"")
+    admission = place.admit(bad.folder)
+    assert admission is not None
+    assert admission.outcome == "active"
+    assert "cannot be judged" in admission.reason
+
+
+def test_a_folder_without_a_bundle_is_an_error(place: Place, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"model\.json"):
+        place.admit(tmp_path)
+
+
+def run_script(artifacts: Path, store: Path) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "SVCUID"} | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "fedgrass.edge.admit", "--artifacts", str(artifacts), "--store", str(store)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_script_tells_its_verdict_by_exit_code_and_one_line_of_json(good: Bundle, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    admitted = run_script(good.folder, store)
+    assert admitted.returncode == 0, admitted.stdout + admitted.stderr
+    assert [json.loads(line)["event"] for line in admitted.stdout.splitlines()][-1] == "model active"
+    good.path(GRAPH).write_bytes(b"")
+    refused = run_script(good.folder, tmp_path / "other")
+    assert refused.returncode == 1
+    assert run_script(tmp_path, store).returncode == 1
