@@ -19,12 +19,15 @@ from cloud.aggregator.release import FleetClients, upload
 from cloud.aggregator.s3 import Bucket, RoundUpdates
 from fedgrass.bundle import Bundle, Parameters
 from fedgrass.protocol.messages import Base, Cohort
-from fedgrass.protocol.names import evaluation_key, update_key
+from fedgrass.protocol.names import evaluation_key, next_version, update_key
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.update import UpdateHeader, write_update
 from tests.cloud.aggregator.greengrass import FakeGreengrass
+from tests.fixtures.local_aws import local_aws, unique
+
+__all__ = ["local_aws", "unique"]
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits" / "bundle"
 REGION = "us-east-1"
@@ -35,8 +38,10 @@ NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
 
 
 @pytest.fixture(scope="session")
-def digits() -> Bundle:
-    return Bundle.open(DIGITS)
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    copied = tmp_path_factory.mktemp("digits") / "bundle"
+    shutil.copytree(DIGITS, copied)
+    return Bundle.open(copied)
 
 
 def header(base: Bundle, thing: str, **changes: Any) -> UpdateHeader:
@@ -65,6 +70,35 @@ def update_bytes(base: Bundle, thing: str, seed: int, folder: Path, codec: str =
     return path.read_bytes()
 
 
+def make_record(fleet: str, base: Base, settings: FleetSettings | None = None) -> RoundRecord:
+    return RoundRecord(
+        fleet=fleet,
+        round=ROUND,
+        execution="arn:aws:states:us-east-1:123456789012:execution:x:y",
+        settings=settings or FleetSettings(),
+        base=base,
+        version=next_version(base.version, ROUND),
+        cohort=Cohort(salt="s"),
+        alive=3,
+        asked=3,
+        quorum=3,
+        opened_at=NOW,
+        deadline=NOW + timedelta(hours=1),
+    )
+
+
+def make_rounds_table(dynamodb: Any, name: str) -> Any:
+    return dynamodb.create_table(
+        TableName=name,
+        KeySchema=[{"AttributeName": "fleet", "KeyType": "HASH"}, {"AttributeName": "key", "KeyType": "RANGE"}],
+        AttributeDefinitions=[
+            {"AttributeName": "fleet", "AttributeType": "S"},
+            {"AttributeName": "key", "AttributeType": "S"},
+        ],
+        BillingMode="PAY_PER_REQUEST",
+    )
+
+
 @dataclass
 class Fleet:
     """A fleet whose round is collected: bucket with base and updates, tables, Greengrass with one deployment."""
@@ -90,28 +124,14 @@ class Fleet:
         np.savez(file, x=x, y=y)
         self.s3.put_object(Bucket=self.clients.bucket.name, Key=evaluation_key(FLEET), Body=file.getvalue())
 
-    def record(self) -> RoundRecord:
-        return RoundRecord(
-            fleet=FLEET,
-            round=ROUND,
-            execution="arn:aws:states:us-east-1:123456789012:execution:x:y",
-            settings=self.settings,
-            base=self.current,
-            version=f"1.{ROUND}.0",
-            cohort=Cohort(salt="s"),
-            alive=3,
-            asked=3,
-            quorum=3,
-            opened_at=NOW,
-            deadline=NOW + timedelta(hours=1),
-        )
-
     def run(self, **replaced: Any) -> RoundReport:
         scratch = Path(tempfile.mkdtemp(dir=self.folder))
         clients = replace(self.clients, **replaced)
         source = RoundUpdates(self.s3, self.clients.bucket.name, FLEET, ROUND)
         try:
-            return RoundJob(self.record(), clients, source, scratch, clock=lambda: NOW).run()
+            return RoundJob(
+                make_record(FLEET, self.current, self.settings), clients, source, scratch, clock=lambda: NOW
+            ).run()
         finally:
             shutil.rmtree(scratch)
 
@@ -135,18 +155,7 @@ def fleet(digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sessi
         s3 = session.client("s3")
         s3.create_bucket(Bucket="fedgrass-test")
         s3.put_bucket_versioning(Bucket="fedgrass-test", VersioningConfiguration={"Status": "Enabled"})
-        table = session.resource("dynamodb").create_table(
-            TableName="rounds",
-            KeySchema=[
-                {"AttributeName": "fleet", "KeyType": "HASH"},
-                {"AttributeName": "key", "KeyType": "RANGE"},
-            ],
-            AttributeDefinitions=[
-                {"AttributeName": "fleet", "AttributeType": "S"},
-                {"AttributeName": "key", "AttributeType": "S"},
-            ],
-            BillingMode="PAY_PER_REQUEST",
-        )
+        table = make_rounds_table(session.resource("dynamodb"), "rounds")
         bucket = Bucket(s3, "fedgrass-test")
         greengrass = FakeGreengrass()
         clients = FleetClients(FLEET, bucket, table, greengrass, GROUP_ARN)

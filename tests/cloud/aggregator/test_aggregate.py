@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import io
+import random
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloud.aggregator.sources import UpdateReference, open_ahead
+from cloud.aggregator.strategies import FedAvg, Update, make_strategy
+from cloud.aggregator.vector import Layout
+from fedgrass import tensors
+from fedgrass.bundle import (
+    GRAPH,
+    INFERENCE,
+    PARAMETERS,
+    Bundle,
+    FileDescription,
+    Manifest,
+    Parameters,
+    TensorDescription,
+)
+from fedgrass.errors import BundleError, ConfigurationError, TransferError, UpdateError
+from fedgrass.protocol.settings import Strategy
+from tests.cloud.aggregator.conftest import header, trained, update_bytes
+from tests.cloud.aggregator.test_checks import Memory, combine
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 10**6), min_size=1, max_size=8),
+    st.integers(0, 2**32 - 1),
+    st.integers(-20, 20),
+)
+def test_fedavg_equals_a_float64_reference(examples: list[int], seed: int, exponent: int) -> None:
+    generator = np.random.default_rng(seed)
+    base = generator.normal(size=33).astype(np.float32)
+    deltas = [(generator.normal(size=33) * 10.0**exponent).astype(np.float32) for _ in examples]
+    strategy = FedAvg()
+    strategy.start(base)
+    for i, (count, delta) in enumerate(zip(examples, deltas, strict=True)):
+        strategy.add(Update(f"t{i}", count, 0.0, delta))
+    result = strategy.finish()
+    mean = np.average(np.array(deltas, np.longdouble), axis=0, weights=np.array(examples, np.longdouble))
+    np.testing.assert_allclose(result.vector, (base + mean).astype(np.float32), rtol=2e-7, atol=1e-30)
+    assert sum(result.weights.values()) == pytest.approx(1)
+    assert base.dtype == np.float32
+
+
+def test_ten_thousand_updates_stay_within_a_millionth_of_the_reference() -> None:
+    generator = np.random.default_rng(5)
+    base = np.zeros(1000, np.float32)
+    strategy = FedAvg()
+    strategy.start(base)
+    reference = np.zeros(1000, np.longdouble)
+    total = 0
+    for i in range(10_000):
+        delta = generator.normal(loc=0.01, size=1000).astype(np.float32)
+        count = int(generator.integers(1, 1000))
+        strategy.add(Update(str(i), count, 0.0, delta))
+        reference += delta.astype(np.longdouble) * count
+        total += count
+    expected = reference / total
+    deviation = np.abs(strategy.finish().vector - expected) / np.abs(expected).max()
+    assert float(deviation.max()) <= 1e-7
+
+
+def test_the_order_in_which_storage_lists_updates_does_not_matter(digits: Bundle, tmp_path: Path) -> None:
+    contents = {f"t{i}": update_bytes(digits, f"t{i}", i, tmp_path, num_examples=1 + i) for i in range(7)}
+    first = combine(digits, Memory(contents))
+    assert first.parameters is not None
+    for seed in range(3):
+        names = list(contents)
+        random.Random(seed).shuffle(names)
+        again = combine(digits, Memory({name: contents[name] for name in names}))
+        assert again.parameters is not None
+        assert again.updates == first.updates
+        assert all(again.parameters[n].tobytes() == v.tobytes() for n, v in first.parameters.items())
+
+
+def test_codecs_can_be_mixed_in_a_round(digits: Bundle, tmp_path: Path) -> None:
+    contents = {
+        "a": update_bytes(digits, "a", 1, tmp_path, codec="float32"),
+        "b": update_bytes(digits, "b", 2, tmp_path, codec="float16"),
+    }
+    found = combine(digits, Memory(contents))
+    assert found.parameters is not None
+    base = digits.parameters()
+    for name, value in found.parameters.items():
+        mean = (trained(base, 1)[name] - base[name] + trained(base, 2)[name] - base[name]) / 2
+        np.testing.assert_allclose(value - base[name], mean, atol=2e-6)
+
+
+def _wide_model(folder: Path) -> Bundle:
+    """A model of a million parameters in 10 tensors; its graphs are of no interest here."""
+    parameters = {f"w{i}": np.zeros((100, 1000), np.float32) for i in range(10)}
+    tensors.save(folder / PARAMETERS, parameters)
+    for name in (GRAPH, INFERENCE):
+        (folder / name).write_bytes(name.encode())
+    x = TensorDescription(name="x", shape=(1,), dtype="float32")
+    unsealed = Manifest(
+        name="wide",
+        batch_size=1,
+        loss="mean_squared_error",
+        x=x,
+        y=x,
+        output=x,
+        parameters=tuple(TensorDescription(name=n, shape=v.shape, dtype="float32") for n, v in parameters.items()),
+        files={n: FileDescription(sha256="0" * 64, bytes=0) for n in (GRAPH, PARAMETERS, INFERENCE)},
+    )
+    return Bundle.seal(folder, unsealed)
+
+
+class Spliced(io.RawIOBase):
+    """A head and a body read as one file, without a copy of the body."""
+
+    def __init__(self, head: bytes, body: bytes) -> None:
+        self._parts = [memoryview(head), memoryview(body)]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self._parts and not self._parts[0]:
+            self._parts.pop(0)
+        if not self._parts:
+            return 0
+        count = min(len(buffer), len(self._parts[0]))
+        memoryview(buffer)[:count] = self._parts[0][:count]
+        self._parts[0] = self._parts[0][count:]
+        return count
+
+
+def test_memory_does_not_grow_with_the_number_of_updates(tmp_path: Path) -> None:
+    wide = _wide_model(tmp_path)
+    body = np.full(wide.manifest.parameter_count, 0.5, np.float32).tobytes()
+    shapes = [(p.name, np.dtype("<f4"), p.shape) for p in wide.manifest.parameters]
+
+    def head(thing: str) -> bytes:
+        return tensors.encode_header(shapes, header(wide, thing).to_metadata())
+
+    class Repeated:
+        def __init__(self, count: int) -> None:
+            self._count = count
+
+        def list(self) -> list[UpdateReference]:
+            things = [f"t{i}" for i in range(self._count)]
+            return [UpdateReference(thing=t, key=t, bytes=len(head(t)) + len(body)) for t in things]
+
+        def open(self, reference: UpdateReference) -> Any:
+            return Spliced(head(reference.thing), body)
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        try:
+            assert len(combine(wide, Repeated(count)).updates) == count
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(2), peak(60)
+    assert many < few + len(body) / 4
+    assert many < 8 * len(body)
+
+
+def test_a_storage_failure_stops_the_round_and_closes_what_was_opened_ahead(digits: Bundle, tmp_path: Path) -> None:
+    content = update_bytes(digits, "t0", 1, tmp_path)
+    opened: list[io.BytesIO] = []
+
+    class Failing(Memory):
+        def open(self, reference: UpdateReference) -> io.BytesIO:
+            if reference.thing == "t1":
+                raise TransferError("the bucket does not answer")
+            opened.append(io.BytesIO(content))
+            return opened[-1]
+
+    with pytest.raises(TransferError, match="does not answer"):
+        combine(digits, Failing({f"t{i}": content for i in range(9)}))
+    assert opened
+    assert all(stream.closed for stream in opened)
+
+
+def test_opening_ahead_keeps_the_order_and_hands_each_failure_to_its_own_update() -> None:
+    class Some:
+        def list(self) -> list[UpdateReference]:
+            return [UpdateReference(thing=str(i), key=str(i), bytes=0) for i in range(30)]
+
+        def open(self, reference: UpdateReference) -> io.BytesIO:
+            if int(reference.thing) % 3 == 0:
+                raise UpdateError("missing", "gone")
+            return io.BytesIO(reference.thing.encode())
+
+    seen = []
+    for reference, opener in open_ahead(Some(), Some().list(), ahead=4):
+        if int(reference.thing) % 3 == 0:
+            with pytest.raises(UpdateError):
+                opener()
+        else:
+            with opener() as stream:
+                assert stream.read() == reference.thing.encode()
+        seen.append(int(reference.thing))
+    assert seen == list(range(30))
+
+
+def test_only_floats_can_be_averaged() -> None:
+    with pytest.raises(BundleError, match="step"):
+        Layout([TensorDescription(name="step", shape=(), dtype="int32")])
+
+
+def test_a_vector_gives_back_the_parameters_it_was_made_of() -> None:
+    layout = Layout(
+        [
+            TensorDescription(name="a", shape=(2, 3), dtype="float32"),
+            TensorDescription(name="b", shape=(), dtype="float16"),
+            TensorDescription(name="c", shape=(0, 4), dtype="float32"),
+        ]
+    )
+    parameters: Parameters = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "b": np.array(0.5, np.float16),
+        "c": np.zeros((0, 4), np.float32),
+    }
+    found = layout.unflatten(layout.flatten(parameters))
+    assert list(found) == list(parameters)
+    for name, value in parameters.items():
+        assert found[name].dtype == value.dtype
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_an_unknown_strategy_or_option_is_named() -> None:
+    assert make_strategy(Strategy()).name == "fedavg"
+    with pytest.raises(ConfigurationError, match="'fedmagic'"):
+        make_strategy(Strategy(name="fedmagic"))
+    with pytest.raises(ConfigurationError, match="option"):
+        make_strategy(Strategy(options={"speed": 11}))

@@ -1,0 +1,205 @@
+"""The job as SageMaker starts it: a process, an ``/opt/ml`` folder, and AWS at an endpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+import typer
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from cloud.aggregator.commands import publish
+from cloud.aggregator.release import FleetClients, publish_model
+from cloud.aggregator.s3 import Bucket
+from fedgrass.bundle import Bundle
+from fedgrass.inference import write_bundle
+from fedgrass.protocol.messages import Base
+from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_DEPLOYER, RUNTIME, evaluation_key, report_key, update_key
+from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.tables import load_state
+from local.aws.client import LocalAwsProcess
+from tests.cloud.aggregator.conftest import ROUND, make_record, make_rounds_table, update_bytes
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass
+class Place:
+    """A fleet of its own in the local AWS, with its first model published."""
+
+    aws: LocalAwsProcess
+    fleet: str
+    clients: FleetClients
+    base: Base
+    folder: Path
+
+    def run(self, **environment: str) -> tuple[int, str]:
+        """Run the job; its exit code and its exit message."""
+        ml = self.folder / "ml"
+        given = {
+            **os.environ,
+            **self.aws.environment(),
+            "FEDGRASS_ML_ROOT": str(ml),
+            "FEDGRASS_FLEET": self.fleet,
+            "FEDGRASS_ROUND": str(ROUND),
+            "FEDGRASS_BUCKET": self.clients.bucket.name,
+            "FEDGRASS_ROUNDS_TABLE": self.clients.rounds.name,
+            "FEDGRASS_THING_GROUP_ARN": self.clients.thing_group_arn,
+            **environment,
+        }
+        argv = [sys.executable, "-m", "cloud.aggregator"]
+        done = subprocess.run(argv, env=given, cwd=ROOT, capture_output=True, timeout=120, check=False)
+        message = ml / "output" / "message"
+        return done.returncode, message.read_text() if message.exists() else done.stderr.decode()
+
+    def report(self) -> RoundReport:
+        content = self.clients.bucket.read(report_key(self.fleet, ROUND), max_bytes=1 << 20)
+        return RoundReport.model_validate_json(content or b"")
+
+    def deployed(self) -> Mapping[str, Any]:
+        arn = self.clients.thing_group_arn
+        (latest,) = self.clients.greengrass.list_deployments(targetArn=arn)["deployments"]
+        found: Mapping[str, Any] = self.clients.greengrass.get_deployment(deploymentId=latest["deploymentId"])
+        return found
+
+
+@pytest.fixture
+def place(local_aws: LocalAwsProcess, unique: str, digits: Bundle, tmp_path: Path) -> Place:
+    s3, greengrass = local_aws.client("s3"), local_aws.client("greengrassv2")
+    s3.create_bucket(Bucket=unique)
+    s3.put_bucket_versioning(Bucket=unique, VersioningConfiguration={"Status": "Enabled"})
+    for name in (RUNTIME, MODEL_DEPLOYER):
+        recipe = {
+            "RecipeFormatVersion": "2020-01-25",
+            "ComponentName": name,
+            "ComponentVersion": "1.0.0",
+            "Manifests": [{"Platform": {"os": "linux"}}],
+        }
+        with contextlib.suppress(greengrass.exceptions.ConflictException):  # another test of this worker made it
+            greengrass.create_component_version(inlineRecipe=json.dumps(recipe).encode())
+    clients = FleetClients(
+        fleet=unique,
+        bucket=Bucket(s3, unique),
+        rounds=make_rounds_table(_dynamodb(local_aws), unique),
+        greengrass=greengrass,
+        thing_group_arn=local_aws.client("iot").create_thing_group(thingGroupName=unique)["thingGroupArn"],
+    )
+    # One component serves the whole account: each test takes versions of its own.
+    first = f"{int(unique[1:], 16) % 899_999 + 100_000}.0.0"
+    bundle = write_bundle(digits, digits.parameters(), tmp_path / "first", version=first)
+    released = publish_model(bundle, clients)
+    clients.rounds.put_item(Item=make_record(unique, released.base).to_item())
+    for seed, thing in enumerate(["press-a", "press-b"]):
+        body = update_bytes(bundle, thing, seed, tmp_path, fleet=unique)
+        s3.put_object(Bucket=unique, Key=update_key(unique, ROUND, thing), Body=body)
+    return Place(local_aws, unique, clients, released.base, tmp_path)
+
+
+def _dynamodb(aws: LocalAwsProcess) -> Any:
+    return boto3.resource(
+        "dynamodb",
+        endpoint_url=aws.endpoint_url,
+        region_name=aws.region,
+        aws_access_key_id="local",
+        aws_secret_access_key="local",
+    )
+
+
+def test_the_job_makes_a_round_of_the_environment_alone(place: Place) -> None:
+    others = {RUNTIME: {"componentVersion": "1.0.0", "configurationUpdate": {"merge": '{"threads": "2"}'}}}
+    place.clients.greengrass.create_deployment(
+        targetArn=place.clients.thing_group_arn,
+        deploymentName="by hand",
+        components=others,
+        deploymentPolicies={"failureHandlingPolicy": "DO_NOTHING"},
+    )
+    digits_x, digits_y = load_digits(return_X_y=True)
+    file = io.BytesIO()
+    np.savez(file, x=(digits_x[:100].reshape(-1, 8, 8, 1) / 16).astype(np.float32), y=digits_y[:100].astype(np.int32))
+    place.clients.bucket.write(evaluation_key(place.fleet), file.getvalue())
+
+    code, message = place.run()
+
+    assert code == 0, message
+    said = json.loads(message)
+    report = place.report()
+    assert (said["outcome"], said["participants"], said["quarantined"]) == ("released", 2, 0)
+    assert report.model is not None
+    assert said["version"] == report.model.version
+    assert report.evaluation is not None
+    assert said["accuracy"] == report.evaluation.accuracy
+    found = place.deployed()
+    assert found["components"] == {**others, GLOBAL_MODEL: {"componentVersion": report.model.version}}
+    assert found["deploymentName"] == "by hand"
+    assert found["deploymentPolicies"]["failureHandlingPolicy"] == "DO_NOTHING"
+    assert report.release is not None
+    assert report.release.deployment_id == found["deploymentId"]
+    described = place.clients.greengrass.describe_component(arn=report.release.component_arn)
+    assert described["status"]["componentState"] == "DEPLOYABLE"
+
+    assert place.run() == (0, message)
+    assert place.deployed()["deploymentId"] == found["deploymentId"]
+
+
+def test_a_round_without_a_record_is_a_failure_that_says_so(place: Place) -> None:
+    code, message = place.run(FEDGRASS_ROUND="77")
+    assert code == 1
+    assert "round 77" in message
+
+
+def test_a_missing_variable_is_told_in_the_exit_message(place: Place) -> None:
+    code, message = place.run(FEDGRASS_THING_GROUP_ARN="nonsense")
+    assert code == 2
+    assert "FEDGRASS_THING_GROUP_ARN" in message
+
+
+def test_aws_that_refuses_is_told_in_the_exit_message(place: Place) -> None:
+    code, message = place.run(FEDGRASS_ROUNDS_TABLE="no-such-table")
+    assert code == 1
+    assert "ResourceNotFoundException" in message
+
+
+def test_other_hosts_leave_the_work_to_the_first(place: Place) -> None:
+    config = place.folder / "ml" / "config"
+    config.mkdir(parents=True)
+    (config / "resourceconfig.json").write_text(json.dumps({"current_host": "algo-2", "hosts": ["algo-1", "algo-2"]}))
+    code, _ = place.run()
+    assert code == 0
+    assert place.clients.bucket.read(report_key(place.fleet, ROUND), max_bytes=1 << 20) is None
+
+
+def test_the_command_publishes_the_operators_model(
+    place: Place, digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in place.aws.environment().items():
+        monkeypatch.setenv(name, value)
+    major = int(place.base.version.split(".")[0])
+    bundle = write_bundle(digits, digits.parameters(), tmp_path / "next", version=f"{major + 1}.0.0")
+    app = typer.Typer()
+    app.command()(publish)
+    arguments = [
+        str(bundle.folder),
+        f"--fleet={place.fleet}",
+        f"--bucket={place.fleet}",
+        f"--rounds-table={place.fleet}",
+        f"--thing-group-arn={place.clients.thing_group_arn}",
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert f"versions:{major + 1}.0.0" in done.output
+    assert "no deployment yet" in done.output
+    current = load_state(place.clients.rounds, place.fleet).model
+    assert current is not None
+    assert current.version == f"{major + 1}.0.0"
