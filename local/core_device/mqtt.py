@@ -43,10 +43,13 @@ class Delivery:
 
 
 @dataclass(eq=False)
-class _Subscription:
+class Subscription:
+    """Interest in a topic; ``confirmed`` is set once the broker has acknowledged it."""
+
     topic: str
     qos: int
     listener: Callable[[Delivery], None] = field(repr=False)
+    confirmed: asyncio.Event = field(default_factory=asyncio.Event)
     awaits_retained: bool = True
 
 
@@ -58,7 +61,8 @@ class IotCore:
         self._spool_bytes = spool_bytes
         self._spool: dict[int, int] = {}  # size by message id, until the broker acknowledges
         self._drained = asyncio.Event()
-        self._subscriptions: list[_Subscription] = []
+        self._unconfirmed: dict[int, str] = {}  # topic by message id of the subscribe
+        self._subscriptions: list[Subscription] = []
         self._connect_listeners: list[Callable[[], None]] = []
         self.connected = asyncio.Event()
         self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
@@ -86,7 +90,11 @@ class IotCore:
         def on_publish(_client: Client, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
             soon(self._on_acknowledged, mid)
 
+        def on_subscribe(_client: Client, _data: Any, mid: int, _reasons: Any, _properties: Any) -> None:
+            soon(self._on_subscribed, mid)
+
         self._client.on_connect = on_connect
+        self._client.on_subscribe = on_subscribe
         self._client.on_publish = on_publish
         self._client.on_disconnect = on_disconnect
         self._client.on_message = on_message
@@ -121,27 +129,38 @@ class IotCore:
         if qos:
             self._spool[info.mid] = size
 
-    def subscribe(self, topic: str, listener: Callable[[Delivery], None], *, qos: int = 1) -> Callable[[], None]:
-        """Call ``listener`` with what matches ``topic``; returns what ends the subscription.
+    def subscribe(self, topic: str, listener: Callable[[Delivery], None], *, qos: int = 1) -> Subscription:
+        """Call ``listener`` with what matches ``topic``, until :meth:`unsubscribe`.
 
         A retained message comes once per connection, and to a subscription without wildcards only. Without a link the
         subscription is made when there is one.
         """
-        subscription = _Subscription(topic, qos, listener)
+        subscription = Subscription(topic, qos, listener)
         self._subscriptions.append(subscription)
         if self.connected.is_set():
-            self._client.subscribe(topic, qos)
+            self._subscribe(topic, qos)
+        return subscription
 
-        def unsubscribe() -> None:
-            self._subscriptions.remove(subscription)
-            if self.connected.is_set() and all(other.topic != topic for other in self._subscriptions):
-                self._client.unsubscribe(topic)
-
-        return unsubscribe
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription."""
+        self._subscriptions.remove(subscription)
+        if self.connected.is_set() and all(other.topic != subscription.topic for other in self._subscriptions):
+            self._client.unsubscribe(subscription.topic)
 
     def on_connected(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` after each connection, once the subscriptions are renewed."""
         self._connect_listeners.append(listener)
+
+    def _subscribe(self, topic: str, qos: int) -> None:
+        _, mid = self._client.subscribe(topic, qos)
+        if mid is not None:
+            self._unconfirmed[mid] = topic
+
+    def _on_subscribed(self, mid: int) -> None:
+        topic = self._unconfirmed.pop(mid, None)
+        for subscription in self._subscriptions:
+            if subscription.topic == topic:
+                subscription.confirmed.set()
 
     def _on_connect(self) -> None:
         self.connected.set()
@@ -149,7 +168,7 @@ class IotCore:
         for subscription in self._subscriptions:
             subscription.awaits_retained = True
         for topic, qos in {(subscription.topic, subscription.qos) for subscription in self._subscriptions}:
-            self._client.subscribe(topic, qos)
+            self._subscribe(topic, qos)
         for listener in self._connect_listeners:
             listener()
 

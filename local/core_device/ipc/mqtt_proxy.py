@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+from functools import partial
 
 from local.core_device.ipc.authorization import Authorizer, Service
 from local.core_device.ipc.errors import InvalidArgumentsError, ServiceError
@@ -14,6 +16,7 @@ from local.core_device.mqtt import Delivery, IotCore, SpoolError
 # AWS IoT Core limits on topics.
 _MAX_TOPIC_BYTES = 256
 _MAX_SLASHES = 7
+_SUBSCRIBE_SECONDS = 30.0
 
 
 class MqttProxy:
@@ -51,7 +54,13 @@ class MqttProxy:
             message = {"topicName": delivery.topic, "payload": base64.b64encode(delivery.payload).decode()}
             stream.send({"message": {**message, "retain": delivery.retain}})
 
-        stream.on_close.append(self._iot_core.subscribe(topic, forward, qos=qos))
+        subscription = self._iot_core.subscribe(topic, forward, qos=qos)
+        stream.on_close.append(partial(self._iot_core.unsubscribe, subscription))
+        if self._iot_core.connected.is_set():
+            try:
+                await asyncio.wait_for(subscription.confirmed.wait(), _SUBSCRIBE_SECONDS)
+            except asyncio.TimeoutError as error:
+                raise ServiceError(f"Subscribe to topic {topic} was not acknowledged by AWS IoT Core") from error
         return {}
 
 

@@ -77,7 +77,9 @@ class Party:
 
     def subscribe(self, topic: str) -> "queue.Queue[Delivery]":
         heard: queue.Queue[Delivery] = queue.Queue()
-        self._loop.call(lambda: self.core.subscribe(topic, heard.put))
+        subscription = self._loop.call(lambda: self.core.subscribe(topic, heard.put))
+        if self.connected():
+            self._loop.run(subscription.confirmed.wait())
         return heard
 
 
@@ -166,9 +168,7 @@ def test_subscriptions_are_renewed_with_the_link(device: Party, cloud: Party, li
     late = device.subscribe(topic + "/late")
     link.up()
     wait_until(device.connected, "the link")
-    ready = device.subscribe(topic + "/ready")  # subscribed after the others, so they are too when it hears
-    device.publish(topic + "/ready", b"")
-    ready.get(timeout=SECONDS)
+    device.subscribe(topic + "/last")  # confirmed after the others
     cloud.publish(topic, b"1")
     cloud.publish(topic + "/late", b"2")
     assert (heard.get(timeout=SECONDS).payload, late.get(timeout=SECONDS).payload) == (b"1", b"2")
