@@ -1,0 +1,55 @@
+"""An engine without a model, for tests of what surrounds training."""
+
+from __future__ import annotations
+
+import time
+
+from fedgrass.bundle import Bundle, Parameters
+from fedgrass.engines.base import Dataset, FitResult, FitSettings, FitState, Hooks, Metrics
+from fedgrass.errors import DivergedError
+
+
+class QuickEngine:
+    """Adds one to every parameter in each epoch.
+
+    Only ``allowed`` epochs are done, what is over waits; ``diverge`` makes training fail; ``epochs`` lists what was done.
+    """
+
+    allowed = 1000
+    diverge = False
+    epochs: list[int] = []  # noqa: RUF012 - reset by each test
+
+    @classmethod
+    def reset(cls) -> None:
+        cls.allowed = 1000
+        cls.diverge = False
+        cls.epochs = []
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+        self._parameters = bundle.parameters()
+
+    def get_parameters(self) -> Parameters:
+        return dict(self._parameters)
+
+    def set_parameters(self, parameters: Parameters) -> None:
+        self._parameters = dict(parameters)
+
+    def fit(
+        self, data: Dataset, settings: FitSettings, *, hooks: Hooks | None = None, resume: FitState | None = None
+    ) -> FitResult:
+        hooks = hooks or Hooks()
+        state = resume or FitState(0, self._parameters)
+        while state.epoch < settings.epochs:
+            hooks.after_batch(state.epoch, 1)
+            while len(self.epochs) >= self.allowed:
+                time.sleep(0.005)
+                hooks.after_batch(state.epoch, 1)
+            if self.diverge:
+                raise DivergedError("the loss is nan")
+            self.epochs.append(state.epoch)
+            state = FitState(state.epoch + 1, {name: value + 1 for name, value in state.parameters.items()})
+            hooks.after_epoch(state)
+        return FitResult(state.parameters, len(data), {"loss": 0.5}, settings.epochs)
+
+    def evaluate(self, data: Dataset) -> Metrics:
+        return {"loss": 0.5, "accuracy": 0.5, "examples": float(len(data))}

@@ -1,0 +1,439 @@
+"""The trainer: one answer to each round, whatever happens on the way."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from fedgrass import tensors
+from fedgrass.edge.ipc import EXIT_RELAUNCH
+from fedgrass.protocol.messages import Cohort
+from fedgrass.protocol.names import RUNTIME, TRAINER, update_key
+from fedgrass.update.header import UpdateHeader
+from tests.components.trainer.engine import QuickEngine
+from tests.components.trainer.place import FLEET, THING, TOPIC, Place
+
+KEY = update_key(FLEET, 1, THING)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    QuickEngine.reset()
+    made = Place(tmp_path)
+    made.have_model()
+    yield made
+    QuickEngine.reset()
+    made.stop()
+
+
+def test_a_round_is_trained_uploaded_and_announced_in_this_order(place: Place) -> None:
+    place.streams.automatic = False
+    place.start()
+    place.open(place.announcement())
+    place.until(lambda: place.streams.tasks, "queued for upload")
+    assert place.notices == []
+    place.streams.export()
+    place.until(lambda: place.notices, "announced")
+    [notice] = place.notices
+    assert (notice.status, notice.round, notice.thing, notice.key) == ("uploaded", 1, THING, KEY)
+    assert notice.bytes == len(place.streams.s3[KEY])
+    assert notice.num_examples == 40
+    assert notice.metrics == {"loss": 0.5, "validation_loss": 0.5, "validation_accuracy": 0.5}
+    place.settle()
+    assert {path.name for path in (place.folder / "work").iterdir()} <= {"round.json", "outbox", "uploads"}
+
+
+def test_the_update_is_readable_and_names_this_device(place: Place, tmp_path: Path) -> None:
+    place.start()
+    place.open(place.announcement())
+    place.settle()
+    (tmp_path / "u").write_bytes(place.streams.s3[KEY])
+    values, metadata = tensors.load(tmp_path / "u")
+    assert UpdateHeader.from_metadata(metadata).thing == THING
+    assert all(np.allclose(value, 3) for value in values.values())
+
+
+def test_the_status_tells_each_step(place: Place) -> None:
+    place.start()
+    place.open(place.announcement(epochs=2))
+    place.settle()
+    said = [(s.state, s.epoch) for s in place.statuses if s.round == 1]
+    states = [state for before, state in itertools.pairwise([None, *said]) if state != before]
+    assert states == [("waiting", 0), ("training", 0), ("training", 1), ("training", 2), ("uploading", 0)]
+    last = place.until(lambda: place.statuses[-1].state == "idle" and place.statuses[-1], "idle again")
+    assert (last.able, last.examples) == (True, 40)
+
+
+def test_a_repeated_announcement_is_answered_once(place: Place) -> None:
+    place.start()
+    for _ in range(3):
+        place.open(place.announcement())
+    place.settle()
+    place.open(place.announcement())
+    place.settle()
+    assert len(place.notices) == 1
+    assert place.streams.uploads == 1
+
+
+def test_a_late_subscriber_gets_the_open_round(place: Place) -> None:
+    place.start()
+    place.stop()
+    place.open(place.announcement())
+    place.start()
+    place.settle()
+    assert len(place.notices) == 1
+
+
+def test_a_device_outside_the_cohort_does_nothing(place: Place) -> None:
+    place.start()
+    place.open(place.announcement(cohort=Cohort(salt="s", fraction=1e-9)))
+    place.settle()
+    assert place.notices == []
+    assert QuickEngine.epochs == []
+
+
+def test_a_round_that_closes_is_dropped_between_batches(place: Place) -> None:
+    QuickEngine.allowed = 0
+    place.start()
+    place.open(place.announcement())
+    place.until(lambda: place.statuses[-1].state == "training", "training")
+    place.close()
+    place.until(lambda: place.statuses[-1].state == "idle", "idle")
+    QuickEngine.allowed = 1000
+    place.settle()
+    assert place.notices == []
+    assert place.streams.tasks == []
+
+
+def test_a_newer_round_replaces_the_one_at_hand(place: Place) -> None:
+    QuickEngine.allowed = 0
+    place.start()
+    place.open(place.announcement(1))
+    place.until(lambda: place.statuses[-1].state == "training", "training")
+    place.open(place.announcement(2))
+    QuickEngine.allowed = 1000
+    place.settle()
+    assert [notice.round for notice in place.notices] == [2]
+
+
+def test_an_update_that_waits_for_upload_does_not_keep_the_next_round_waiting(place: Place) -> None:
+    place.streams.away = True
+    place.start()
+    place.open(place.announcement(1))
+    place.until(lambda: len(place.trainer._uploads) == 1, "first waits")
+    place.open(place.announcement(2))
+    place.until(lambda: len(place.trainer._uploads) == 2, "second waits")
+    place.streams.away = False
+    place.settle()
+    assert [notice.round for notice in place.notices] == [1, 2]
+
+
+def test_a_restart_resumes_from_the_last_epoch_to_the_same_update(place: Place, tmp_path: Path) -> None:
+    (tmp_path / "unbroken").mkdir()
+    other = Place(tmp_path / "unbroken")
+    other.have_model()
+    other.start()
+    other.open(other.announcement(epochs=5))
+    other.settle()
+    other.stop()
+    QuickEngine.reset()
+    QuickEngine.allowed = 2
+    place.start()
+    place.open(place.announcement(epochs=5))
+    place.until(lambda: len(QuickEngine.epochs) == 2, "two epochs")
+    place.stop()
+    QuickEngine.allowed = 1000
+    place.start()
+    place.settle()
+    assert QuickEngine.epochs == [0, 1, 2, 3, 4]
+    assert place.streams.s3[KEY] == other.streams.s3[KEY]
+    assert len(place.notices) == 1
+
+
+def test_after_a_restart_a_round_that_closed_meanwhile_is_dropped(place: Place) -> None:
+    QuickEngine.allowed = 1
+    place.start()
+    place.open(place.announcement(1))
+    place.until(lambda: len(QuickEngine.epochs) == 1, "one epoch")
+    place.stop()
+    place.open(place.announcement(2, cohort=Cohort(salt="s", fraction=1e-9)))
+    place.start()
+    place.until(lambda: place.trainer._job is None, "dropped")
+    QuickEngine.allowed = 1000
+    place.settle()
+    assert place.notices == []
+
+
+@pytest.mark.parametrize("moment", ["before the outbox", "after the outbox", "after the upload was accepted"])
+def test_a_crash_while_answering_leads_to_one_answer(
+    place: Place, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    def crash(*_: object, **__: object) -> None:
+        raise Crash
+
+    trainer = place.start()
+    if moment == "after the upload was accepted":
+        monkeypatch.setattr(trainer._rounds, "answered", crash)
+    elif moment == "after the outbox":
+        QuickEngine.diverge = True
+        monkeypatch.setattr(trainer._rounds, "answered", crash)
+    else:
+        monkeypatch.setattr(trainer._uploads, "submit", crash)
+    place.open(place.announcement())
+    with pytest.raises(Crash):
+        place.settle()
+    place.stop()
+    place.start()
+    place.settle()
+    place.open(place.announcement())
+    place.settle()
+    assert len(place.notices) == 1
+    assert place.streams.uploads == (0 if QuickEngine.diverge else 1)
+
+
+def test_offline_for_the_whole_round_the_update_arrives_late_and_once(place: Place) -> None:
+    place.streams.away = True
+    place.ipc.offline = True
+    place.start()
+    place.open(place.announcement())
+    place.until(lambda: place.statuses[-1].state == "uploading", "trained")
+    place.stop()
+    place.streams.away = False
+    place.start()
+    place.until(lambda: KEY in place.streams.s3, "uploaded")
+    place.stop()
+    place.ipc.offline = False
+    place.start()
+    place.settle()
+    assert [notice.status for notice in place.notices] == ["uploaded"]
+
+
+def test_without_data_a_device_declines_and_says_that_it_is_not_able(place: Place) -> None:
+    (place.folder / "data.npz").unlink()
+    place.start()
+    place.open(place.announcement())
+    place.settle()
+    [notice] = place.notices
+    assert notice.status == "declined"
+    assert "data.npz" in notice.reason
+    place.until(lambda: not place.statuses[-1].able, "not able")
+    assert "data.npz" in place.statuses[-1].reason
+
+
+def test_without_disk_to_spare_a_device_declines(tmp_path: Path) -> None:
+    QuickEngine.reset()
+    place = Place(tmp_path, minFreeDiskMb=str(1 << 30))
+    place.start()
+    place.open(place.announcement())
+    place.settle()
+    place.stop()
+    [notice] = place.notices
+    assert notice.status == "declined"
+    assert "minFreeDiskMb" in notice.reason
+    assert not place.statuses[0].able
+
+
+def test_training_that_diverges_is_reported_as_failed(place: Place) -> None:
+    QuickEngine.diverge = True
+    place.start()
+    place.open(place.announcement())
+    place.settle()
+    assert [(notice.status, notice.reason) for notice in place.notices] == [("failed", "the loss is nan")]
+    assert place.statuses[-1].state == "failed"
+
+
+def test_a_task_of_a_later_version_is_declined(place: Place) -> None:
+    place.start()
+    place.open(place.announcement(task="evaluate"))
+    place.settle()
+    assert [notice.status for notice in place.notices] == ["declined"]
+
+
+def test_a_loader_that_raises_anything_fails_the_round_and_not_the_component(place: Place) -> None:
+    data = {"loader": "tests.components.trainer.test_trainer:broken_loader"}
+    place.ipc.configurations[RUNTIME] = {**place.ipc.configurations[RUNTIME], "data": data}
+    place.store.folder.rename(place.folder / "gone")
+    place.s3.hold(place.bundle)
+    place.start()
+    place.open(place.announcement())
+    place.settle()
+    assert [(notice.status, notice.reason) for notice in place.notices] == [
+        ("failed", "ZeroDivisionError: division by zero")
+    ]
+
+
+def broken_loader(*_: object) -> None:
+    raise ZeroDivisionError("division by zero")
+
+
+def test_a_base_that_is_not_on_the_device_is_downloaded_once(tmp_path: Path) -> None:
+    QuickEngine.reset()
+    place = Place(tmp_path)
+    place.s3.hold(place.bundle)
+    place.s3.failures = 1
+    place.start()
+    for number in (1, 2):
+        place.open(place.announcement(number))
+        place.settle()
+    place.stop()
+    assert [notice.status for notice in place.notices] == ["uploaded", "uploaded"]
+    assert sum(key.endswith("model.tflite") for key in place.s3.reads) == 1
+
+
+def test_a_base_that_is_not_what_was_announced_fails_the_round(tmp_path: Path) -> None:
+    QuickEngine.reset()
+    place = Place(tmp_path)
+    place.s3.hold(place.bundle)
+    key = place.announcement().base.parameters_key
+    place.s3.objects[key] = place.s3.objects[key][:-1] + b"\x01"
+    place.start()
+    place.open(place.announcement())
+    place.settle()
+    place.stop()
+    [notice] = place.notices
+    assert notice.status == "failed"
+    assert "digest" in notice.reason
+
+
+def test_component_updates_wait_for_training_within_the_bound(place: Place) -> None:
+    place.start()
+    place.ipc.update_components("d1")
+    place.until(lambda: place.ipc.deferred == [("d1", 0)], "accepted at once")
+    QuickEngine.allowed = 0
+    place.open(place.announcement())
+    place.until(lambda: place.statuses[-1].state == "training", "training")
+    place.ipc.update_components("d2")
+    place.until(lambda: place.ipc.deferred[1:] == [("d2", 10_000)], "deferred")
+    place.now += 595
+    place.ipc.update_components("d2")
+    place.until(lambda: place.ipc.deferred[2:] == [("d2", 5_000)], "deferred to the bound")
+    place.now += 6
+    place.ipc.update_components("d2")
+    place.until(lambda: place.ipc.deferred[3:] == [("d2", 0)], "accepted at the bound")
+
+
+def test_changed_settings_are_taken_over_without_a_restart(place: Place) -> None:
+    place.start()
+    place.until(lambda: place.statuses[-1].examples == 40, "counted")
+    configuration = place.ipc.configurations[RUNTIME]
+    place.ipc.change(RUNTIME, {**configuration, "data": {**configuration["data"], "validationFraction": "0.5"}})
+    place.until(lambda: place.statuses[-1].examples == 25, "counted anew")
+    place.ipc.change(TRAINER, {"niceLevel": "loud"})
+    place.settle()
+    place.open(place.announcement())
+    place.settle()
+    assert place.notices[0].num_examples == 25
+
+
+def test_another_fleet_needs_a_fresh_start(place: Place) -> None:
+    place.start()
+    place.ipc.change(RUNTIME, {**place.ipc.configurations[RUNTIME], "fleet": "other"})
+    assert place.loop.run() == EXIT_RELAUNCH
+
+
+def test_examples_are_counted_once_a_model_is_there(tmp_path: Path) -> None:
+    QuickEngine.reset()
+    place = Place(tmp_path)
+    place.start()
+    assert place.statuses[-1].examples == 0
+    place.have_model()
+    place.say_model_is_active()
+    place.until(lambda: place.statuses[-1].examples == 40, "counted")
+    place.stop()
+
+
+class TrainerMachine(RuleBasedStateMachine):
+    """Rounds opening, closing and repeating, the link and Stream Manager going, crashes: one answer a round, none lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        QuickEngine.reset()
+        self._folder = TemporaryDirectory()
+        self.place = Place(Path(self._folder.name))
+        self.place.have_model()
+        self.place.start()
+        self.open_round: int | None = None
+        self.newest = 0
+
+    def teardown(self) -> None:
+        QuickEngine.allowed = 1000_000
+        self.place.ipc.offline = self.place.streams.away = False
+        self.place.stop()
+        self.place.start()  # no pause of a backoff is left to wait for
+        self.place.settle()
+        self.place.stop()
+        answered = [notice.round for notice in self.place.notices]
+        assert len(answered) == len(set(answered))
+        assert len(self.place.streams.s3) == len(answered) == self.place.streams.uploads
+        if self.open_round is not None:
+            assert self.open_round in answered
+        self._folder.cleanup()
+
+    @rule(number=st.integers(1, 4))
+    def announce(self, number: int) -> None:
+        if number >= self.newest:
+            self.open_round = self.newest = number
+            self.place.open(self.place.announcement(number, epochs=2))
+        else:
+            self.place.ipc.from_cloud(TOPIC, self.place.announcement(number, epochs=2).encode())
+
+    @rule()
+    def close(self) -> None:
+        if self.open_round is not None:
+            self.open_round = None
+            self.place.close()
+
+    @rule(steps=st.integers(1, 5))
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.place.loop.step()
+
+    @rule()
+    def settle(self) -> None:
+        if not (self.place.ipc.offline or self.place.streams.away):
+            QuickEngine.allowed = 1000_000
+            self.place.stop()
+            self.place.start()
+            self.place.settle()
+
+    @rule(more=st.integers(0, 2))
+    def allow(self, more: int) -> None:
+        QuickEngine.allowed = len(QuickEngine.epochs) + more
+
+    @rule(offline=st.booleans(), away=st.booleans())
+    def outage(self, offline: bool, away: bool) -> None:
+        self.place.ipc.offline, self.place.streams.away = offline, away
+
+    @rule()
+    def restart(self) -> None:
+        self.place.stop()
+        self.place.start()
+
+
+TestTrainerMachine = TrainerMachine.TestCase
+TestTrainerMachine.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+
+
+def test_with_the_real_engine_a_device_learns(tmp_path: Path) -> None:
+    place = Place(tmp_path, engine="litert")
+    place.have_model()
+    place.start()
+    place.open(place.announcement(epochs=8))
+    place.settle()
+    place.stop()
+    [notice] = place.notices
+    assert notice.metrics["loss"] < 2
+    (tmp_path / "update").write_bytes(place.streams.s3[KEY])
+    values, _ = tensors.load(tmp_path / "update")
+    assert values.keys() == place.bundle.parameters().keys()

@@ -1,0 +1,224 @@
+"""Which round a device works on, whatever arrives in whatever order."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from components.trainer.rounds import Rounds, answer_key
+from fedgrass.edge.logs import Log
+from fedgrass.protocol.cohort import draw
+from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
+from fedgrass.protocol.names import update_prefix
+
+FLEET, THING = "f", "thing"
+EPOCH = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+def announcement(number: int, *, hours: float | None = None, fleet: str = FLEET, fraction: float = 1.0) -> Announcement:
+    opened = EPOCH + timedelta(hours=number if hours is None else hours)
+    return Announcement(
+        fleet=fleet,
+        round=number,
+        opened_at=opened,
+        deadline=opened + timedelta(seconds=100),
+        base=Base(
+            version="1.0.0",
+            parameters_key=f"models/{fleet}/1.0.0/parameters.safetensors",
+            parameters_sha256="a" * 64,
+            graph_sha256="b" * 64,
+        ),
+        cohort=Cohort(salt="salt", fraction=fraction),
+        upload=Upload(bucket="bucket", prefix=update_prefix(fleet, number)),
+    )
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def rounds(folder: Path, clock: Clock | None = None) -> Rounds:
+    return Rounds(folder / "round.json", fleet=FLEET, thing=THING, log=Log("test"), clock=clock or Clock())
+
+
+def test_a_new_round_is_worked_on_and_a_repeated_announcement_names_the_same(tmp_path: Path) -> None:
+    known, round_1 = rounds(tmp_path), announcement(1)
+    assert known.announced(round_1.encode()) == round_1
+    assert known.announced(round_1.encode()) == round_1
+    known.answered(round_1)
+    assert known.announced(round_1.encode()) is None
+
+
+def test_an_answered_round_stays_answered_after_a_restart(tmp_path: Path) -> None:
+    known, round_1 = rounds(tmp_path), announcement(1)
+    known.announced(round_1.encode())
+    known.answered(round_1)
+    assert rounds(tmp_path).announced(round_1.encode()) is None
+    assert rounds(tmp_path).unfinished() is None
+
+
+def test_an_older_round_is_stale_even_if_it_comes_last(tmp_path: Path) -> None:
+    known = rounds(tmp_path)
+    assert known.announced(announcement(2).encode())
+    assert known.announced(announcement(1).encode()) is None
+    assert known.phase == "open"
+
+
+def test_a_fleet_that_was_made_anew_starts_at_round_one_again(tmp_path: Path) -> None:
+    known = rounds(tmp_path)
+    known.announced(announcement(7).encode())
+    reborn = announcement(1, hours=100)
+    assert known.announced(reborn.encode()) == reborn
+    assert answer_key(reborn) != answer_key(announcement(1))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"{",
+        b"\xff",
+        b"[]",
+        b"x" * 5000,
+        announcement(1, fleet="other").encode(),
+        announcement(1).encode().replace(b"updates/f/000001/", b"updates/f/000002/"),
+        announcement(1).encode().replace(b"models/f/1.0.0/", b"models/g/1.0.0/"),
+    ],
+)
+def test_what_is_malformed_or_foreign_is_ignored_and_logged_once(
+    tmp_path: Path, payload: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = rounds(tmp_path)
+    assert known.announced(payload) is None
+    assert known.announced(payload) is None
+    assert known.phase is None
+    assert [record.getMessage() for record in caplog.records] == ["announcement ignored"]
+
+
+def test_a_device_outside_the_cohort_passes(tmp_path: Path) -> None:
+    lot = draw("salt", THING)
+    known = rounds(tmp_path)
+    assert known.announced(announcement(1, fraction=lot / 2).encode()) is None
+    assert known.phase == "passed"
+    assert known.announced(announcement(2, fraction=(1 + lot) / 2).encode())
+
+
+def test_a_closed_round_is_not_resumed_unless_it_is_announced_again(tmp_path: Path) -> None:
+    known, round_1 = rounds(tmp_path), announcement(1)
+    known.announced(round_1.encode())
+    known.closed()
+    assert rounds(tmp_path).unfinished() is None
+    assert rounds(tmp_path).announced(round_1.encode()) == round_1
+
+
+def test_a_close_does_not_undo_an_answer(tmp_path: Path) -> None:
+    known, round_1 = rounds(tmp_path), announcement(1)
+    known.announced(round_1.encode())
+    known.answered(round_1)
+    known.closed()
+    assert known.phase == "answered"
+
+
+@pytest.mark.parametrize("years_wrong", [-10, 0, 10])
+def test_a_wrong_clock_does_not_keep_a_device_from_resuming(tmp_path: Path, clock: Clock, years_wrong: int) -> None:
+    clock.now += years_wrong * 365 * 86_400
+    round_1 = announcement(1)
+    rounds(tmp_path, clock).announced(round_1.encode())
+    clock.now += 50
+    assert rounds(tmp_path, clock).unfinished() == round_1
+
+
+def test_a_round_whose_time_is_up_waits_for_the_cloud_to_say_it_is_open(tmp_path: Path, clock: Clock) -> None:
+    round_1 = announcement(1)
+    rounds(tmp_path, clock).announced(round_1.encode())
+    clock.now += 101
+    known = rounds(tmp_path, clock)
+    assert known.unfinished() is None
+    assert known.announced(round_1.encode()) == round_1
+
+
+def test_a_damaged_record_starts_anew(tmp_path: Path) -> None:
+    rounds(tmp_path).announced(announcement(1).encode())
+    (tmp_path / "round.json").write_bytes(b"{")
+    assert rounds(tmp_path).announced(announcement(1).encode())
+
+
+class RoundsMachine(RuleBasedStateMachine):
+    """Any interleaving of announcements (new, repeated, old), closes, crashes and restarts: at most one answer a round.
+
+    The worker is modelled as the trainer does it: an answer is handed on by its key first, and noted second; a crash may
+    come between.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = TemporaryDirectory()
+        self.rounds = rounds(Path(self._folder.name))
+        self.working: Announcement | None = None
+        self.handed_on: list[str] = []
+        self.newest = 0
+
+    def teardown(self) -> None:
+        self._folder.cleanup()
+
+    @rule(number=st.integers(1, 6))
+    def announce(self, number: int) -> None:
+        found = self.rounds.announced(announcement(number).encode())
+        if found is not None:
+            assert found.round == number >= self.newest
+            self.working = found
+        elif number > self.newest:
+            raise AssertionError("a newer round was not taken up")
+        if number >= self.newest:
+            self.newest = number
+            if found is None:
+                assert answer_key(announcement(number)) in self.handed_on
+
+    @rule()
+    def close(self) -> None:
+        self.rounds.closed()
+        self.working = None
+
+    @rule(crash=st.booleans())
+    def finish(self, crash: bool) -> None:
+        if self.working is None:
+            return
+        key = answer_key(self.working)
+        if key not in self.handed_on:  # as outbox and uploads know a key
+            self.handed_on.append(key)
+        if crash:
+            self.restart()
+        else:
+            self.rounds.answered(self.working)
+            self.working = None
+
+    @rule()
+    def restart(self) -> None:
+        self.rounds = rounds(Path(self._folder.name))
+        self.working = None
+        unfinished = self.rounds.unfinished()
+        if unfinished is not None and answer_key(unfinished) in self.handed_on:
+            self.rounds.answered(unfinished)
+        elif unfinished is not None:
+            self.working = unfinished
+
+    @invariant()
+    def each_round_is_answered_at_most_once(self) -> None:
+        assert len(self.handed_on) == len(set(self.handed_on))
+
+
+TestRoundsMachine = RoundsMachine.TestCase
+TestRoundsMachine.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)

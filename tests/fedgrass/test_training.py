@@ -1,0 +1,191 @@
+"""A device's part in a round: repeatable, resumable, and honest about its data."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedgrass import tensors
+from fedgrass.bundle import Bundle
+from fedgrass.data import ArrayDataset, Split, split
+from fedgrass.engines.base import FitState, Hooks, StopTraining
+from fedgrass.engines.litert import LiteRTEngine
+from fedgrass.errors import DataError, DivergedError
+from fedgrass.protocol.messages import Announcement, Cohort, FitTask, Upload
+from fedgrass.protocol.names import update_prefix
+from fedgrass.training import Trained, seed_of, train
+from fedgrass.update.header import UpdateHeader
+from tests.fedgrass.edge import digits
+
+
+def announcement(**fit: Any) -> Announcement:
+    opened = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    return Announcement(
+        fleet="f",
+        round=3,
+        opened_at=opened,
+        deadline=opened + timedelta(hours=1),
+        base=digits.base_of(Bundle.open(digits.BUNDLE), "f"),
+        cohort=Cohort(salt="s"),
+        fit=FitTask(**{"epochs": 3, "learning_rate": 0.2, **fit}),
+        upload=Upload(bucket="bucket", prefix=update_prefix("f", 3)),
+    )
+
+
+def examples() -> Split:
+    x, y = digits.examples()
+    return split(x[:200], y[:200], validation_fraction=0.2, seed=0)
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing catches it."""
+
+
+def run(
+    folder: Path, *, hooks: Hooks | None = None, data: Split | None = None, thing: str = "t", **fit: Any
+) -> Trained:
+    bundle = Bundle.open(digits.BUNDLE)
+    return train(
+        LiteRTEngine(bundle),
+        bundle.parameters(),
+        bundle.manifest,
+        data or examples(),
+        announcement(**fit),
+        thing,
+        update=folder / "update.safetensors",
+        checkpoint=folder / "checkpoint.safetensors",
+        hooks=hooks,
+    )
+
+
+def test_the_update_is_the_difference_from_the_base_with_its_header(tmp_path: Path) -> None:
+    trained = run(tmp_path)
+    stored, metadata = tensors.load(tmp_path / "update.safetensors")
+    header = UpdateHeader.from_metadata(metadata)
+    base = Bundle.open(digits.BUNDLE)
+    assert (header.fleet, header.round, header.thing, header.num_examples) == ("f", 3, "t", 160)
+    assert (header.base_sha256, header.graph_sha256) == (base.manifest.parameters_sha256, base.manifest.graph_sha256)
+    assert header.metrics == pytest.approx(trained.metrics)
+    assert {"loss", "validation_loss", "validation_accuracy"} <= trained.metrics.keys()
+    assert stored.keys() == base.parameters().keys()
+    assert any(np.abs(value).max() > 0 for value in stored.values())
+
+
+def test_training_again_gives_the_same_bytes_and_another_device_other_ones(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+    assert run(tmp_path / "a").info.sha256 == run(tmp_path / "b").info.sha256
+    other = run(tmp_path / "c", thing="u")
+    assert (
+        tensors.load(tmp_path / "a" / "update.safetensors")[0].keys()
+        == tensors.load(tmp_path / "c" / "update.safetensors")[0].keys()
+    )
+    assert other.metrics["loss"] != run(tmp_path / "a").metrics["loss"]
+
+
+@pytest.mark.parametrize("epochs_done", [1, 2, 3])
+def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path: Path, epochs_done: int) -> None:
+    (tmp_path / "unbroken").mkdir()
+    unbroken = run(tmp_path / "unbroken")
+    epochs: list[int] = []
+
+    def kill(state: FitState) -> None:
+        if state.epoch == epochs_done:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path, hooks=Hooks(after_epoch=kill))
+    resumed = run(tmp_path, hooks=Hooks(after_epoch=lambda state: epochs.append(state.epoch)))
+    assert epochs == list(range(epochs_done + 1, 4))
+    assert resumed.info.sha256 == unbroken.info.sha256
+    assert resumed.metrics == unbroken.metrics
+
+
+def test_seconds_count_over_restarts(tmp_path: Path) -> None:
+    now = iter(range(0, 1000, 10))
+    bundle = Bundle.open(digits.BUNDLE)
+
+    def once(hooks: Hooks | None) -> Trained:
+        return train(
+            LiteRTEngine(bundle),
+            bundle.parameters(),
+            bundle.manifest,
+            examples(),
+            announcement(),
+            "t",
+            update=tmp_path / "u",
+            checkpoint=tmp_path / "c",
+            hooks=hooks,
+            clock=lambda: float(next(now)),
+        )
+
+    def kill(_state: FitState) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        once(Hooks(after_epoch=kill))
+    assert once(None).seconds == 10 + 30
+
+
+def test_a_damaged_or_foreign_checkpoint_starts_over(tmp_path: Path) -> None:
+    (tmp_path / "clean").mkdir()
+    clean = run(tmp_path / "clean")
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_bytes((tmp_path / "clean" / "checkpoint.safetensors").read_bytes()[:-5])
+    assert run(tmp_path).info.sha256 == clean.info.sha256
+    run(tmp_path, thing="other")
+    assert run(tmp_path).info.sha256 == clean.info.sha256
+
+
+def test_stopping_keeps_the_checkpoint_and_writes_no_update(tmp_path: Path) -> None:
+    def stop(epoch: int, _step: int) -> None:
+        if epoch == 1:
+            raise StopTraining
+
+    with pytest.raises(StopTraining):
+        run(tmp_path, hooks=Hooks(after_batch=stop))
+    assert (tmp_path / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "update.safetensors").exists()
+
+
+def test_at_most_so_many_examples_are_used(tmp_path: Path) -> None:
+    seen = 0
+
+    def count(_epoch: int, _step: int) -> None:
+        nonlocal seen
+        seen += 1
+
+    trained = run(tmp_path, hooks=Hooks(after_batch=count), max_examples=20, epochs=2)
+    assert trained.num_examples == 20
+    assert seen == 4
+
+
+def test_without_examples_there_is_no_training(tmp_path: Path) -> None:
+    x, y = digits.examples()
+    nothing = ArrayDataset(x[:0], y[:0])
+    with pytest.raises(DataError):
+        run(tmp_path, data=Split(nothing, nothing))
+
+
+def test_without_validation_examples_training_is_not_judged(tmp_path: Path) -> None:
+    x, y = digits.examples()
+    trained = run(tmp_path, data=Split(ArrayDataset(x[:50], y[:50]), ArrayDataset(x[:0], y[:0])))
+    assert trained.metrics.keys() == {"loss"}
+
+
+def test_a_training_that_diverges_writes_no_update(tmp_path: Path) -> None:
+    x, y = digits.examples()
+    with pytest.raises(DivergedError):
+        run(tmp_path, data=split(x[:200] * np.float32(1e30), y[:200], validation_fraction=0.2, seed=0))
+    assert not (tmp_path / "update.safetensors").exists()
+
+
+def test_seeds_differ_by_fleet_round_and_thing() -> None:
+    here = announcement()
+    other = here.model_copy(update={"round": 4})
+    assert len({seed_of(here, "a"), seed_of(here, "b"), seed_of(other, "a")}) == 3
+    assert seed_of(here, "a") == seed_of(here, "a")
