@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedgrass.update.codecs import BLOCK, Floats
+from fedgrass.update.codecs import Floats
+
+BLOCK = 1 << 16  # scalars: as float64 they are half a megabyte, which stays in a core's cache
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.aggregator.strategies.base import Aggregate, Update
-from fedgrass.update.codecs import BLOCK, Floats
+from cloud.aggregator.strategies.base import BLOCK, Aggregate, Update
+from fedgrass.update.codecs import Floats
 
 
 class FedAvg:
