@@ -33,7 +33,7 @@ Reason = Literal[
     "not_finite",
     "norm_exceeded",
 ]
-"""Why an update is refused: stable codes, counted in reports. docs list each with its cause and cure."""
+"""Why an update is refused: stable codes, counted in reports; docs/reference/quarantine.md tells the cause of each."""
 
 MAX_EXAMPLES = 1 << 53
 MAX_METADATA_BYTES = 8192

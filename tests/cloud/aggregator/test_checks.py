@@ -5,7 +5,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from cloud.aggregator.strategies import FedAvg
 from fedgrass import tensors
 from fedgrass.bundle import Bundle
 from fedgrass.protocol.settings import Checks
+from fedgrass.update.header import Reason
 from tests.cloud.aggregator.conftest import FLEET, ROUND, header, update_bytes
 
 
@@ -171,3 +172,11 @@ def test_a_hostile_header_cannot_make_the_report_unreadable(digits: Bundle, tmp_
     found = combine(digits, Memory({"a": content}))
     assert found.quarantined[0].reason == "wrong_parameters"
     assert len(found.quarantined[0].model_dump_json()) < 2000
+
+
+def test_every_reason_is_tried_here_and_told_in_the_docs() -> None:
+    reasons = set(get_args(Reason))
+    elsewhere = {"unexpected_key", "duplicate", "missing"}  # above, and in test_s3
+    assert {reason for reason, _ in BAD} | elsewhere == reasons
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "quarantine.md").read_text()
+    assert {reason for reason in reasons if f"`{reason}`" in page} == reasons

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,21 +49,22 @@ class Place:
     def run(self, **environment: str) -> tuple[int, str]:
         """Run the job; its exit code and its exit message."""
         ml = self.folder / "ml"
-        given = {
-            **os.environ,
-            **self.aws.environment(),
-            "FEDGRASS_ML_ROOT": str(ml),
+        aws = self.aws.environment()
+        given = {**os.environ, **aws, "FEDGRASS_ML_ROOT": str(ml), **self.environment(), **environment}
+        argv = [sys.executable, "-m", "cloud.aggregator"]
+        done = subprocess.run(argv, env=given, cwd=ROOT, capture_output=True, timeout=120, check=False)
+        message = ml / "output" / "message"
+        return done.returncode, message.read_text() if message.exists() else done.stderr.decode()
+
+    def environment(self) -> dict[str, str]:
+        """What the state machine tells the job."""
+        return {
             "FEDGRASS_FLEET": self.fleet,
             "FEDGRASS_ROUND": str(ROUND),
             "FEDGRASS_BUCKET": self.clients.bucket.name,
             "FEDGRASS_ROUNDS_TABLE": self.clients.rounds.name,
             "FEDGRASS_THING_GROUP_ARN": self.clients.thing_group_arn,
-            **environment,
         }
-        argv = [sys.executable, "-m", "cloud.aggregator"]
-        done = subprocess.run(argv, env=given, cwd=ROOT, capture_output=True, timeout=120, check=False)
-        message = ml / "output" / "message"
-        return done.returncode, message.read_text() if message.exists() else done.stderr.decode()
 
     def report(self) -> RoundReport:
         content = self.clients.bucket.read(report_key(self.fleet, ROUND), max_bytes=1 << 20)
@@ -203,3 +205,27 @@ def test_the_command_publishes_the_operators_model(
     current = load_state(place.clients.rounds, place.fleet).model
     assert current is not None
     assert current.version == f"{major + 1}.0.0"
+
+
+def test_sagemaker_runs_the_job_and_keeps_its_last_word(place: Place) -> None:
+    sagemaker = place.aws.client("sagemaker")
+    sagemaker.create_processing_job(
+        ProcessingJobName=f"round-{place.fleet}",
+        RoleArn="arn:aws:iam::123456789012:role/processing",
+        AppSpecification={"ImageUri": "fedgrass-aggregator"},
+        Environment=place.environment(),
+        ProcessingResources={
+            "ClusterConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 30}
+        },
+    )
+    deadline = time.monotonic() + 60
+    while (job := sagemaker.describe_processing_job(ProcessingJobName=f"round-{place.fleet}"))[
+        "ProcessingJobStatus"
+    ] == "InProgress":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert job["ProcessingJobStatus"] == "Completed", job
+    report = place.report()
+    assert report.outcome == "released"
+    assert report.model is not None
+    assert json.loads(job["ExitMessage"])["version"] == report.model.version
