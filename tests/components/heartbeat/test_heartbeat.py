@@ -1,0 +1,180 @@
+"""The heartbeat: whether a device is alive, and whether it would train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedgrass
+from components.heartbeat.heartbeat import Heartbeat
+from fedgrass.bundle import Bundle
+from fedgrass.edge.component import Device, version_of
+from fedgrass.edge.ipc import EXIT_RELAUNCH
+from fedgrass.edge.logs import Log
+from fedgrass.edge.loop import Loop
+from fedgrass.edge.model_store import ModelStore
+from fedgrass.protocol import messages
+from fedgrass.protocol.messages import ActiveModel, TrainerStatus
+from fedgrass.protocol.names import (
+    HEARTBEAT,
+    MODEL_ACTIVE_TOPIC,
+    MODEL_DEPLOYER,
+    RUNTIME,
+    TRAINER,
+    TRAINER_STATUS_TOPIC,
+)
+from tests.fedgrass.edge import digits
+from tests.fedgrass.edge.fakes import FakeIpc, wait_until
+
+
+class Place:
+    """A device with a heartbeat on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ipc = FakeIpc({RUNTIME: {"fleet": "f"}, HEARTBEAT: {"intervalSeconds": "30"}})
+        self.now = 0.0
+        self.loop = Loop(lambda: self.now)
+        (folder / "work").mkdir()
+        self.device = Device("thing-1", folder / "work", folder / "store", self.ipc, self.loop, Log("test"))
+        self.heartbeat = Heartbeat(self.device, clock=lambda: self.now)
+        self.heartbeat._outbox._gap = 0.0
+        self.heartbeat._outbox._clock = lambda: self.now
+
+    @property
+    def beats(self) -> list[messages.Heartbeat]:
+        assert all(topic == "fedgrass/f/devices/thing-1/heartbeat" for topic, _ in self.ipc.cloud)
+        return [messages.Heartbeat.decode(payload) for _, payload in self.ipc.cloud]
+
+    def until(self, condition: Any, what: str) -> Any:
+        def stepped() -> Any:
+            while self.loop.step():
+                pass
+            return condition()
+
+        return wait_until(stepped, what)
+
+    def trainer_says(self, **status: Any) -> None:
+        self.ipc.publish_local(TRAINER_STATUS_TOPIC, TrainerStatus(**status).encode())
+
+    def beat(self) -> messages.Heartbeat:
+        """Wait for the next beat."""
+        self.until(lambda: len(self.heartbeat._outbox) == 0, "what is under way")
+        before = len(self.ipc.cloud)
+        self.now += 34
+        self.until(lambda: len(self.ipc.cloud) > before, "beat")
+        return self.beats[-1]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    made.heartbeat.stop()
+
+
+def test_the_first_beat_comes_at_once(place: Place) -> None:
+    place.heartbeat.start()
+    [beat] = place.until(lambda: place.beats, "beat")
+    assert (beat.fleet, beat.thing, beat.interval_seconds) == ("f", "thing-1", 30)
+    assert (beat.able, beat.reason) == (False, "the trainer has not reported yet")
+    assert beat.disk_free_bytes > 0
+    assert beat.memory_percent > 0
+
+
+def test_beats_come_at_the_interval_less_or_more_a_tenth(place: Place) -> None:
+    place.heartbeat.start()
+    place.until(lambda: len(place.beats) == 1, "first")
+    place.now = 26.9
+    while place.loop.step():
+        pass
+    assert len(place.beats) == 1
+    for count in range(2, 20):
+        place.now += 33.1
+        place.until(lambda count=count: len(place.beats) == count, "next")
+
+
+def test_a_change_of_ability_is_told_at_once_and_other_changes_wait(place: Place) -> None:
+    place.heartbeat.start()
+    place.until(lambda: len(place.beats) == 1, "first")
+    place.trainer_says(examples=40)
+    beat = place.until(lambda: len(place.beats) == 2 and place.beats[-1], "able")
+    assert (beat.able, beat.reason, beat.examples) == (True, "", 40)
+    place.trainer_says(state="training", round=3, epoch=1, epochs=5, examples=40)
+    place.trainer_says(able=False, reason="no disk", examples=40)
+    beat = place.until(lambda: len(place.beats) == 3 and place.beats[-1], "unable")
+    assert (beat.able, beat.reason) == (False, "no disk")
+    place.trainer_says(state="training", round=3, epoch=2, epochs=5, examples=40, able=False, reason="no disk")
+    assert place.beat().trainer.epoch == 2
+    assert len(place.beats) == 4
+
+
+def test_a_trainer_that_falls_silent_is_not_able(place: Place) -> None:
+    place.heartbeat.start()
+    place.trainer_says(examples=40)
+    place.until(lambda: place.beats[-1].able, "able")
+    for _ in range(4):
+        place.beat()
+    assert not place.beats[-1].able
+    assert "silent" in place.beats[-1].reason
+
+
+def test_the_active_model_and_the_components_versions_are_told(place: Place) -> None:
+    place.heartbeat.start()
+    store = ModelStore(place.folder / "store")
+    with store.lock():
+        store.activate(Bundle.open(digits.BUNDLE))
+    place.trainer_says(component_version="1.2.3")
+    active = ActiveModel(version="1.0.0", path="/x", parameters_sha256="0" * 64, component_version="1.4.0")
+    place.ipc.publish_local(MODEL_ACTIVE_TOPIC, active.encode())
+    beat = place.beat()
+    assert beat.model_version == "1.0.0"
+    assert beat.components == {
+        RUNTIME: fedgrass.__version__,
+        HEARTBEAT: fedgrass.__version__,
+        TRAINER: "1.2.3",
+        MODEL_DEPLOYER: "1.4.0",
+    }
+
+
+def test_what_is_no_status_is_ignored(place: Place) -> None:
+    place.heartbeat.start()
+    for payload in (b"", b"{", b'{"state": "dancing"}', b"\xff" * 5000):
+        place.ipc.publish_local(TRAINER_STATUS_TOPIC, payload)
+        place.ipc.publish_local(MODEL_ACTIVE_TOPIC, payload)
+    assert not place.beat().able
+
+
+def test_offline_only_the_newest_beat_waits(place: Place) -> None:
+    place.ipc.offline = True
+    place.heartbeat.start()
+    for _ in range(5):
+        place.now += 34
+        while place.loop.step():
+            pass
+    place.trainer_says(examples=7)
+    while place.loop.step():
+        pass
+    place.ipc.offline = False
+    place.now += 20
+    place.heartbeat._outbox.send_next()
+    assert [beat.examples for beat in place.beats] == [7]
+
+
+def test_settings_change_without_a_restart_but_not_the_fleet(place: Place) -> None:
+    place.heartbeat.start()
+    place.ipc.change(HEARTBEAT, {"intervalSeconds": "5"})
+    assert place.beat().interval_seconds == 5
+    place.ipc.change(RUNTIME, {"fleet": "g"})
+    assert place.loop.run() == EXIT_RELAUNCH
+
+
+def test_a_component_knows_its_version_from_where_the_nucleus_unpacked_it() -> None:
+    path = (
+        "/greengrass/v2/packages/artifacts-unarchived/com.fedgrass.Trainer/1.4.2/trainer/components/trainer/trainer.py"
+    )
+    assert version_of(TRAINER, path) == "1.4.2"
+    assert version_of(TRAINER, "/checkout/components/trainer/trainer.py") == fedgrass.__version__
