@@ -12,6 +12,8 @@ from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.strategies.base import Update
 from cloud.aggregator.vector import Layout
 from fedgrass.errors import UpdateError
+from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
 from fedgrass.update.codecs import Buffers, Floats
 from fedgrass.update.header import UpdateHeader
@@ -20,12 +22,13 @@ from fedgrass.update.reader import UpdateReader
 
 @dataclass(frozen=True)
 class Expected:
-    """What an update of this round must say of itself. Without fleet or round (offline use) these are not checked."""
+    """What an update of this round must say of itself. What is None (offline use) is not checked."""
 
     base_sha256: str
     graph_sha256: str
     fleet: str | None = None
     round: int | None = None
+    cohort: Cohort | None = None
     checks: Checks = field(default_factory=Checks)
 
 
@@ -70,6 +73,9 @@ class Examiner:
             raise UpdateError("unexpected_key", f"{reference.key!r} is not the key of an update")
         if reference.thing in self._seen:
             raise UpdateError("duplicate", f"thing {reference.thing!r} has another update in this round")
+        cohort = self._expected.cohort
+        if cohort is not None and not is_member(cohort.salt, cohort.fraction, reference.thing):
+            raise UpdateError("uninvited", f"thing {reference.thing!r} is not in the round's cohort")
         self._seen.add(reference.thing)
 
     def _read_values(self, reader: UpdateReader) -> float:

@@ -110,6 +110,7 @@ class RoundJob:
                 graph_sha256=base.manifest.graph_sha256,
                 fleet=self._record.fleet,
                 round=self._record.round,
+                cohort=self._record.cohort,
                 checks=self._record.settings.checks,
             )
             result = aggregate(

@@ -25,6 +25,7 @@ Reason = Literal[
     "wrong_fleet",
     "wrong_round",
     "foreign_thing",
+    "uninvited",
     "wrong_base",
     "wrong_graph",
     "wrong_parameters",

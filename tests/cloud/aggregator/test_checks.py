@@ -16,6 +16,8 @@ from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.strategies import FedAvg
 from fedgrass import tensors
 from fedgrass.bundle import Bundle
+from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
 from fedgrass.update.header import Reason
 from tests.cloud.aggregator.conftest import FLEET, ROUND, header, update_bytes
@@ -39,7 +41,9 @@ class Memory:
 
 
 def combine(base: Bundle, source: Any, checks: Checks | None = None) -> Aggregation:
-    expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, FLEET, ROUND, checks or Checks())
+    expected = Expected(
+        base.manifest.parameters_sha256, base.manifest.graph_sha256, FLEET, ROUND, checks=checks or Checks()
+    )
     return aggregate(base, source, source.list(), FedAvg(), expected)
 
 
@@ -156,6 +160,18 @@ def test_a_thing_has_one_update_whatever_else_lies_there(digits: Bundle, tmp_pat
     ]
 
 
+def test_only_the_cohort_is_heard(digits: Bundle, tmp_path: Path) -> None:
+    cohort = Cohort(salt="pepper", fraction=0.5)
+    things = [f"press-{i}" for i in range(20)]
+    source = Memory({thing: update_bytes(digits, thing, 1, tmp_path) for thing in things})
+    expected = Expected(digits.manifest.parameters_sha256, digits.manifest.graph_sha256, FLEET, ROUND, cohort, Checks())
+    found = aggregate(digits, source, source.list(), FedAvg(), expected)
+    invited = {thing for thing in things if is_member("pepper", 0.5, thing)}
+    assert {u.thing for u in found.updates} == invited
+    assert 0 < len(invited) < 20
+    assert {(q.thing, q.reason) for q in found.quarantined} == {(t, "uninvited") for t in things if t not in invited}
+
+
 def test_a_claim_of_many_examples_counts_as_the_cap(digits: Bundle, tmp_path: Path) -> None:
     contents = {
         "a": update_bytes(digits, "a", 1, tmp_path, num_examples=100),
@@ -176,7 +192,7 @@ def test_a_hostile_header_cannot_make_the_report_unreadable(digits: Bundle, tmp_
 
 def test_every_reason_is_tried_here_and_told_in_the_docs() -> None:
     reasons = set(get_args(Reason))
-    elsewhere = {"unexpected_key", "duplicate", "missing"}  # above, and in test_s3
+    elsewhere = {"unexpected_key", "duplicate", "uninvited", "missing"}  # above, and in test_s3
     assert {reason for reason, _ in BAD} | elsewhere == reasons
     page = (Path(__file__).parents[3] / "docs" / "reference" / "quarantine.md").read_text()
     assert {reason for reason in reasons if f"`{reason}`" in page} == reasons
