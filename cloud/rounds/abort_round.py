@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from cloud.rounds.closing import close
 from cloud.rounds.events import tell
 from cloud.rounds.record_report import adopt, find_report
-from cloud.rounds.services import Services, own_services
+from cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import AggregationError
 from fedgrass.protocol.records import RoundOutcome, RoundRecord
 from fedgrass.protocol.tables import load_round, load_state
@@ -24,7 +24,7 @@ class Failure(BaseModel):
     """What a Catch of the state machine passes."""
 
     error: str = Field(alias="Error")
-    cause: str = Field(default="", alias="Cause")
+    cause: str | None = Field(default=None, alias="Cause")
 
 
 class AbortRequest(BaseModel):
@@ -43,6 +43,9 @@ class ExecutionEnd(BaseModel):
     cause: str | None = None
 
 
+connect("rounds", "iot_data")
+
+
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Entry point, called by the state machine or by EventBridge."""
     if "detail" in event:
@@ -53,7 +56,7 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
 
 def abort_round(services: Services, request: AbortRequest) -> dict[str, Any]:
     """End the execution's round, if it has one, and return what went wrong in words."""
-    cause = in_words(request.failure.cause)
+    cause = in_words(request.failure.cause or "no cause was given")
     abort(services, request.execution, outcome="failed", reason=f"{request.failure.error}: {cause}")
     return {"error": request.failure.error, "cause": cause}
 

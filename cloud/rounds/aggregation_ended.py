@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cloud.rounds.events import tell
-from cloud.rounds.services import Services, own_services
+from cloud.rounds.services import Services, connect, own_services
 from cloud.rounds.tokens import fail, succeed
 from fedgrass.errors import AggregationError
 from fedgrass.protocol.records import RoundRecord
@@ -18,6 +18,9 @@ class JobEvent(BaseModel):
     """EventBridge's word on a job; the detail is what DescribeProcessingJob answers."""
 
     detail: dict[str, Any]
+
+
+connect("rounds", "step_functions")
 
 
 def handler(event: dict[str, Any], _context: object) -> None:

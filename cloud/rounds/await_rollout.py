@@ -6,10 +6,12 @@ from typing import Any
 
 from cloud.rounds.await_updates import TokenRequest
 from cloud.rounds.changes import change_round
-from cloud.rounds.services import Services, own_services
+from cloud.rounds.services import Services, connect, own_services
 from cloud.rounds.tokens import succeed
 from fedgrass.errors import RecordError
 from fedgrass.protocol.records import RoundRecord
+
+connect("rounds", "step_functions")
 
 
 def handler(event: dict[str, Any], _context: object) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cloud.rounds.changes import change_round
-from cloud.rounds.services import Services, own_services
+from cloud.rounds.services import Services, connect, own_services
 from cloud.rounds.tokens import succeed
 from fedgrass.errors import RecordError
 from fedgrass.protocol.names import RoundNumber
@@ -19,6 +19,9 @@ class TokenRequest(BaseModel):
 
     round: RoundNumber
     token: str
+
+
+connect("rounds", "step_functions")
 
 
 def handler(event: dict[str, Any], _context: object) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from cloud.rounds.closing import close
-from cloud.rounds.services import Services, own_services
+from cloud.rounds.services import Services, connect, own_services
 from fedgrass.protocol.names import RoundNumber
 
 
@@ -17,6 +17,9 @@ class CloseRequest(BaseModel):
     round: RoundNumber
     rounds: int
     results: list[dict[str, Any]] = Field(default_factory=list)
+
+
+connect("rounds", "iot_data")
 
 
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:

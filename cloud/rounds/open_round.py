@@ -15,7 +15,7 @@ from cloud.rounds.abort_round import abort
 from cloud.rounds.announcement import announce
 from cloud.rounds.changes import change, transact
 from cloud.rounds.events import tell
-from cloud.rounds.services import Services, own_services
+from cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Base, Cohort
@@ -34,6 +34,9 @@ class OpenRequest(BaseModel):
     execution: str
     overrides: dict[str, Any] = Field(default_factory=dict)
     results: list[dict[str, Any]] = Field(default_factory=list)
+
+
+connect("rounds", "devices", "iot_data")
 
 
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from cloud.rounds.await_rollout import complete_rollout
 from cloud.rounds.changes import change, transact
 from cloud.rounds.events import tell
 from cloud.rounds.notices import Delivery, read_notice
-from cloud.rounds.services import Services, own_services
+from cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import MessageError, RecordError
 from fedgrass.protocol.messages import ModelNotice
 from fedgrass.protocol.names import version_order
@@ -18,6 +18,8 @@ from fedgrass.protocol.tables import load_round
 
 _KEPT_SECONDS = 400 * 86_400
 _ATTEMPTS = 5
+
+connect("rounds", "devices", "step_functions")
 
 
 def handler(event: dict[str, Any], _context: object) -> None:

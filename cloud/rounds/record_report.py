@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from cloud.rounds.changes import change_round
 from cloud.rounds.events import tell
-from cloud.rounds.services import Services, own_services
+from cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import AggregationError
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import RoundNumber, parameters_key, report_key
@@ -21,6 +21,9 @@ class RoundRequest(BaseModel):
     """What the state machine passes."""
 
     round: RoundNumber
+
+
+connect("rounds", "s3")
 
 
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from cloud.rounds.await_updates import complete_collecting
 from cloud.rounds.changes import change, transact
 from cloud.rounds.events import tell
 from cloud.rounds.notices import Delivery, read_notice
-from cloud.rounds.services import Services, own_services
+from cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import MessageError, RecordError
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import UpdateNotice
@@ -19,6 +19,8 @@ from fedgrass.protocol.tables import load_round
 Counted = Literal["counted", "late", "duplicate", "ignored"]
 
 _NOTICE, _ROUND = range(2)  # the transaction's actions
+
+connect("rounds", "step_functions")
 
 
 def handler(event: dict[str, Any], _context: object) -> None:

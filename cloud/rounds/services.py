@@ -103,3 +103,13 @@ _CONFIG = Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeou
 def own_services() -> Services:
     """Return the services of this function's own environment, once per process."""
     return Services(boto3.Session(), os.environ)
+
+
+def connect(*names: str) -> None:
+    """Make the named clients while Lambda initialises the function, so that no event waits for them.
+
+    Elsewhere nothing happens: whoever imports a function's module passes services of their own.
+    """
+    if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+        for name in names:
+            getattr(own_services(), name)

@@ -12,11 +12,13 @@ from cloud.rounds.announcement import withdraw
 from cloud.rounds.await_updates import TokenRequest
 from cloud.rounds.changes import change_round
 from cloud.rounds.events import tell
-from cloud.rounds.services import Services, own_services
+from cloud.rounds.services import Services, connect, own_services
 from cloud.rounds.tokens import succeed
 from fedgrass.errors import RecordError
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import load_round
+
+connect("rounds", "iot_data", "sagemaker", "step_functions")
 
 
 def handler(event: dict[str, Any], _context: object) -> None:
