@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,19 @@ from fedgrass.errors import ConfigurationError, FedgrassError
 from local.core_device import clients, logs
 from local.core_device.device import CoreDevice, Settings
 from local.core_device.layout import sole_owner
+from local.core_device.nucleus import CLASSIC, LITE
 
 _ROLE = "arn:aws:iam::123456789012:role/GreengrassV2TokenExchangeRole"
+
+
+class Kind(str, Enum):
+    """Names of the nuclei on the command line."""
+
+    CLASSIC = "classic"
+    LITE = "lite"
+
+
+_NUCLEI = {Kind.CLASSIC: CLASSIC, Kind.LITE: LITE}
 
 
 def main(
@@ -24,6 +36,7 @@ def main(
     endpoint_url: Annotated[str, typer.Option(help="Endpoint that serves the AWS APIs.", envvar="AWS_ENDPOINT_URL")],
     mqtt: Annotated[str, typer.Option(help="HOST:PORT of the MQTT broker that stands for AWS IoT Core.")],
     role_arn: Annotated[str, typer.Option(help="Role whose credentials the components get.")] = _ROLE,
+    nucleus: Annotated[Kind, typer.Option(help="Nucleus whose features and limits to imitate.")] = Kind.CLASSIC,
     region: Annotated[str, typer.Option(help="AWS Region.", envvar="AWS_REGION")] = "us-east-1",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log to stderr too, and more.")] = False,
 ) -> None:
@@ -36,7 +49,7 @@ def main(
         host, _, port = mqtt.rpartition(":")
         if not host or not port.isdigit():
             raise ConfigurationError(f"--mqtt: expected HOST:PORT, found {mqtt!r}")
-        settings = Settings(root.resolve(), thing, endpoint_url, host, int(port), region)
+        settings = Settings(root.resolve(), thing, endpoint_url, host, int(port), region, _NUCLEI[nucleus])
         logs.configure(settings.root / "logs" / "greengrass.log", thing=thing, verbose=verbose)
         with sole_owner(settings.root):
             asyncio.run(_serve(settings, role_arn))

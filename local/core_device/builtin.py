@@ -19,7 +19,6 @@ from local.core_device.logs import event
 
 STREAM_MANAGER = "aws.greengrass.StreamManager"
 TOKEN_EXCHANGE = "aws.greengrass.TokenExchangeService"  # noqa: S105 - a component's name
-NUCLEUS = "aws.greengrass.Nucleus"
 
 _log = logging.getLogger(__name__)
 _CHECKOUT = Path(processes.__file__).parents[1]

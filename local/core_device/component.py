@@ -56,12 +56,16 @@ class Request(Enum):
 
 @dataclass(frozen=True)
 class Specification:
-    """A component version with all variables resolved: what decides whether a deployment changes it."""
+    """A component version with all variables resolved: what decides whether a deployment changes it.
+
+    ``configuration`` is empty unless the nucleus restarts a component for a change of that alone.
+    """
 
     name: str
     version: str
     scripts: Mapping[str, Script] = field(default_factory=dict)
     dependencies: Mapping[str, DependencyType] = field(default_factory=dict)
+    configuration: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ the nucleus merges (KernelConfigResolver).
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -47,8 +48,9 @@ class Subscription:
 class ConfigurationStore:
     """The configuration of every component, persisted at each change."""
 
-    def __init__(self, file: FilePath) -> None:
+    def __init__(self, file: FilePath, *, max_leaf: int | None = None) -> None:
         self._file = file
+        self._max_leaf = max_leaf
         self._state = Snapshot()
         self._subscriptions: list[Subscription] = []
         if file.exists():
@@ -76,10 +78,14 @@ class ConfigurationStore:
         ------
         OutdatedError
             ``strict``, and something that would be overwritten was set later: nothing is changed then.
+        ConfigurationError
+            The nucleus limits leaves, and one is too large or would become a map: nothing is changed then.
         """
         self._state.values.setdefault(component, {})
         modified = self._state.modified.setdefault(component, {})
         leaves = list(_leaves(values, path))
+        if self._max_leaf is not None:
+            self._check(component, leaves, self._max_leaf)
         if strict and any(_set_at(modified, leaf) > time_ms for leaf, _ in leaves):
             raise OutdatedError(
                 f"configuration of {component}: proposed timestamp is older than the config's latest modified timestamp"
@@ -118,6 +124,21 @@ class ConfigurationStore:
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription."""
         self._subscriptions.remove(subscription)
+
+    def _check(self, component: str, leaves: Iterable[tuple[Path, Any]], max_leaf: int) -> None:
+        for leaf, value in leaves:
+            size = len(json.dumps(value))
+            if size > max_leaf:
+                raise ConfigurationError(
+                    f"configuration of {component}: {_pointer(leaf)} has {size} bytes as JSON, of at most {max_leaf}"
+                )
+            node: Any = self._state.values[component]
+            for key in leaf:
+                if not isinstance(node, dict):
+                    raise ConfigurationError(
+                        f"configuration of {component}: {_pointer(leaf)} would make a map of a value; reset that first"
+                    )
+                node = node.get(key, {})
 
     def _set(self, component: str, leaf: Path, value: Any, time_ms: float) -> bool:
         modified = self._state.modified[component]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -23,7 +23,7 @@ from local.core_device.configuration import DEFAULTS_TIME, ConfigurationStore, S
 from local.core_device.ipc.lifecycle import ComponentUpdates
 from local.core_device.layout import Layout
 from local.core_device.logs import event
-from local.core_device.recipe import Manifest, Recipe
+from local.core_device.recipe import Recipe
 from local.core_device.resolve import Resolved, Resolver
 from local.core_device.store import ComponentStore
 from local.core_device.supervisor import Outcome, Supervisor
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 _KEPT_RESULTS = 20
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
 
-Specify = Callable[[Mapping[str, tuple[Recipe, Manifest]]], dict[str, Specification]]
+Specify = Callable[[Sequence[Recipe]], dict[str, Specification]]
 
 
 class _Document(BaseModel):
@@ -107,7 +107,6 @@ class Parts:
     supervisor: Supervisor
     updates: ComponentUpdates
     specify: Specify
-    attributes: Mapping[str, str]
     start_builtin: Callable[[frozenset[str]], Awaitable[None]]
 
 
@@ -199,10 +198,7 @@ class Deployer:
             store.merge(name, update.merge, document.creation_timestamp)
 
     def _specify(self, components: Mapping[str, str]) -> dict[str, Specification]:
-        recipes = {name: self._parts.store.recipe(name, version) for name, version in components.items()}
-        return self._parts.specify(
-            {name: (recipe, recipe.manifest(self._parts.attributes)) for name, recipe in recipes.items()}
-        )
+        return self._parts.specify([self._parts.store.recipe(name, version) for name, version in components.items()])
 
     async def _start(self, specifications: Mapping[str, Specification]) -> Outcome:
         await self._begin(specifications)

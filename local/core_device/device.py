@@ -6,12 +6,12 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedgrass.files import write_atomically
-from local.core_device.builtin import NUCLEUS, STREAM_MANAGER, TOKEN_EXCHANGE, StreamManagerProcess
+from local.core_device.builtin import STREAM_MANAGER, TOKEN_EXCHANGE, StreamManagerProcess
 from local.core_device.clients import Clients
 from local.core_device.component import Specification, State
 from local.core_device.configuration import ConfigurationStore
@@ -28,7 +28,8 @@ from local.core_device.jobs import JobChannel
 from local.core_device.layout import Layout, SocketPlace
 from local.core_device.logs import event
 from local.core_device.mqtt import IotCore
-from local.core_device.recipe import Manifest, Recipe, platform_attributes
+from local.core_device.nucleus import CLASSIC, Nucleus
+from local.core_device.recipe import Recipe, platform_attributes
 from local.core_device.resolve import Resolver
 from local.core_device.scripts import kill_leftovers, read_lifecycle
 from local.core_device.status import FleetStatus
@@ -37,7 +38,6 @@ from local.core_device.supervisor import Supervisor
 from local.core_device.variables import Places, Variables
 
 _log = logging.getLogger(__name__)
-RUNTIME = "aws_nucleus_classic"
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Settings:
     mqtt_host: str
     mqtt_port: int
     region: str
+    nucleus: Nucleus = CLASSIC
 
 
 class Tokens:
@@ -79,15 +80,22 @@ class CoreDevice:
         self.layout.create()
         self._socket = SocketPlace(settings.root)
         self._tokens = Tokens()
+        nucleus = self._nucleus = settings.nucleus
         self._environment = Environment(
-            inherited, settings.thing, settings.region, settings.endpoint_url, self._socket.path, settings.root
+            inherited,
+            nucleus.version,
+            settings.thing,
+            settings.region,
+            settings.endpoint_url,
+            self._socket.path,
+            settings.root,
         )
-        self._attributes = platform_attributes(RUNTIME)
-        self.configuration = ConfigurationStore(self.layout.configuration)
+        self._attributes = platform_attributes(nucleus.runtime)
+        self.configuration = ConfigurationStore(self.layout.configuration, max_leaf=nucleus.max_leaf)
         self.supervisor = Supervisor(
             self.layout, environment=self._environment_of, builtin=self._builtin_state, changed=self._changed
         )
-        self.iot_core = IotCore(settings.thing, settings.mqtt_host, settings.mqtt_port)
+        self.iot_core = IotCore(settings.thing, settings.mqtt_host, settings.mqtt_port, nucleus=nucleus)
         self.updates = ComponentUpdates()
         self._credentials = TokenExchangeService(clients.credentials.get, self._tokens.component)
         self.streams = StreamManagerProcess(
@@ -99,19 +107,20 @@ class CoreDevice:
         self.deployer = Deployer(
             Parts(
                 layout=self.layout,
-                resolver=Resolver(clients.greengrass, self._attributes),
-                store=ComponentStore(self.layout, clients.s3),
+                resolver=Resolver(clients.greengrass, self._attributes, nucleus),
+                store=ComponentStore(self.layout, clients.s3, nucleus),
                 configuration=self.configuration,
                 supervisor=self.supervisor,
                 updates=self.updates,
                 specify=self._specify,
-                attributes=self._attributes,
                 start_builtin=self._start_builtin,
             )
         )
-        self._status = FleetStatus(settings.thing, self.iot_core, self.supervisor, active=lambda: self.deployer.active)
+        self._status = FleetStatus(
+            settings.thing, self.iot_core, self.supervisor, nucleus=nucleus, active=lambda: self.deployer.active
+        )
         self._jobs = JobChannel(settings.thing, self.iot_core, self.deployer, finished=self._deployed)
-        self._ipc = IpcServer(self._socket.path, self._tokens.component, self._operations())
+        self._ipc = IpcServer(self._socket.path, self._tokens.component, self._operations(), nucleus)
 
     async def start(self) -> None:
         """Serve components, start those of the last deployment, and take part in the fleet."""
@@ -142,36 +151,46 @@ class CoreDevice:
         event(_log, "device-stopped")
 
     def _operations(self) -> dict[str, Operation]:
-        authorizer = Authorizer(self.configuration.get)
+        nucleus = self._nucleus
+        authorizer = Authorizer(self.configuration.get, max_bytes=nucleus.max_access_control)
         return {
-            **LocalPubSub(authorizer).operations(),
-            **MqttProxy(authorizer, self.iot_core).operations(),
+            **LocalPubSub(authorizer, nucleus).operations(),
+            **MqttProxy(authorizer, self.iot_core, nucleus).operations(),
             **ConfigurationService(self.configuration).operations(),
             **LifecycleService(self.supervisor, self.configuration).operations(),
             **self.updates.operations(),
         }
 
-    def _specify(self, recipes: Mapping[str, tuple[Recipe, Manifest]]) -> dict[str, Specification]:
+    def _specify(self, recipes: Sequence[Recipe]) -> dict[str, Specification]:
+        versions = {recipe.name: recipe.version for recipe in recipes}
+
         def places(name: str) -> Places:
-            version = recipes[name][0].version if name in recipes else ""
+            version = versions.get(name, "")
             return Places(
                 self.layout.artifacts(name, version), self.layout.unarchived(name, version), self.layout.work(name)
             )
 
-        specifications = {}
-        for name, (recipe, manifest) in recipes.items():
-            variables = Variables(
-                name,
-                self._settings.thing,
-                self.layout.root,
-                frozenset(recipe.dependencies),
-                places,
-                self.configuration.get,
-            )
-            scripts = read_lifecycle(variables.interpolate(manifest.lifecycle))
-            dependencies = {dependency: details.type for dependency, details in recipe.dependencies.items()}
-            specifications[name] = Specification(name, recipe.version, scripts, dependencies)
-        return specifications
+        return {recipe.name: self._specify_one(recipe, places) for recipe in recipes}
+
+    def _specify_one(self, recipe: Recipe, places: Callable[[str], Places]) -> Specification:
+        nucleus, configuration = self._nucleus, self.configuration.get
+        variables = Variables(
+            component=recipe.name,
+            thing=self._settings.thing,
+            root=self.layout.root,
+            dependencies=frozenset(recipe.dependencies if nucleus.cross_component_variables else ()),
+            places=places,
+            configuration_of=configuration,
+            truncates=nucleus.truncates_scripts,
+        )
+        manifest = recipe.manifest(self._attributes, requires_runtime=nucleus.requires_runtime)
+        return Specification(
+            recipe.name,
+            recipe.version,
+            read_lifecycle(variables.interpolate(manifest.lifecycle), nucleus),
+            {name: dependency.type for name, dependency in recipe.dependencies.items()},
+            json.dumps(configuration(recipe.name), sort_keys=True) if nucleus.restarts_on_configuration else "",
+        )
 
     def _environment_of(self, component: str) -> dict[str, str]:
         environment = self._environment.of(self._tokens.of(component))
@@ -202,7 +221,7 @@ class CoreDevice:
     def _builtin_state(self, name: str) -> State | None:
         if name == STREAM_MANAGER:
             return self.streams.state
-        return State.RUNNING if name in (NUCLEUS, TOKEN_EXCHANGE) else None
+        return State.RUNNING if name in (self._nucleus.name, TOKEN_EXCHANGE) else None
 
     async def _start_builtin(self, needed: frozenset[str]) -> None:
         if STREAM_MANAGER in needed:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from local.core_device.scripts import ROOT_MARK
 
-NUCLEUS_VERSION = "2.16.0"
-
 # A venv is built by pip in install scripts, behind whatever proxy, mirror and certificates this machine has.
 _PASSED = {
     *("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"),
@@ -24,6 +22,7 @@ class Environment:
     """What all components of the device have in common."""
 
     inherited: Mapping[str, str]
+    nucleus_version: str
     thing: str
     region: str
     endpoint_url: str
@@ -42,7 +41,7 @@ class Environment:
             "AWS_REGION": self.region,
             "AWS_DEFAULT_REGION": self.region,
             "AWS_ENDPOINT_URL": self.endpoint_url,
-            "GGC_VERSION": NUCLEUS_VERSION,
+            "GGC_VERSION": self.nucleus_version,
             ROOT_MARK: str(self.root),
         }
 

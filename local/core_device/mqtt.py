@@ -19,6 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from fedgrass.errors import FedgrassError
 from local.core_device.logs import event
+from local.core_device.nucleus import CLASSIC, Nucleus
 
 _log = logging.getLogger(__name__)
 
@@ -54,11 +55,17 @@ class Subscription:
 
 
 class IotCore:
-    """Publishes and subscribes; its callbacks run in the event loop that called :meth:`start`."""
+    """Publishes and subscribes; its callbacks run in the event loop that called :meth:`start`.
 
-    def __init__(self, client_id: str, host: str, port: int, *, spool_bytes: int = SPOOL_BYTES) -> None:
+    A device that ``nucleus`` gives no spooler refuses what it cannot send at once.
+    """
+
+    def __init__(
+        self, client_id: str, host: str, port: int, *, spool_bytes: int = SPOOL_BYTES, nucleus: Nucleus = CLASSIC
+    ) -> None:
         self._address = (host, port)
         self._spool_bytes = spool_bytes
+        self._nucleus = nucleus
         self._spool: dict[int, int] = {}  # size by message id, until the broker acknowledges
         self._drained = asyncio.Event()
         self._unconfirmed: dict[int, str] = {}  # topic by message id of the subscribe
@@ -116,12 +123,15 @@ class IotCore:
         Raises
         ------
         SpoolError
-            It is over 128 KB; it is QoS 0 and there is no link; or the spool is full.
+            It is over 128 KB; there is no link, and it is QoS 0 or there is no spooler; or the spool is full.
         """
         if len(payload) > MAX_MESSAGE_BYTES:
             raise SpoolError(f"message of {len(payload)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
-        if qos == 0 and not self.connected.is_set():
-            raise SpoolError("device is offline, and a QoS 0 message is not kept")
+        if not self.connected.is_set() and (qos == 0 or not self._nucleus.spools):
+            raise SpoolError("device is offline, and this message is not kept")
+        limit = self._nucleus.max_unacknowledged
+        if qos and limit is not None and len(self._spool) >= limit:
+            raise SpoolError(f"{limit} messages are not acknowledged as yet")
         size = len(payload) + len(topic)
         if sum(self._spool.values()) + size > self._spool_bytes:
             raise SpoolError(f"Message cannot be added. Spool is full ({self._spool_bytes} bytes)")

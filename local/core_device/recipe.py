@@ -91,8 +91,10 @@ class Recipe(BaseModel):
     manifests: list[Manifest] = Field(default_factory=list, alias="Manifests")
     lifecycle: dict[str, Any] = Field(default_factory=dict, alias="Lifecycle")
 
-    def manifest(self, attributes: Mapping[str, str]) -> Manifest:
+    def manifest(self, attributes: Mapping[str, str], *, requires_runtime: bool = False) -> Manifest:
         """Return the first manifest that fits, with the lifecycle that applies to it.
+
+        With ``requires_runtime``, a manifest that names no ``runtime`` does not fit.
 
         Raises
         ------
@@ -102,7 +104,7 @@ class Recipe(BaseModel):
         if not self.manifests:
             return Manifest(Lifecycle=_select(self.lifecycle, []))
         for manifest in self.manifests:
-            if manifest.fits(attributes):
+            if manifest.fits(attributes) and ("runtime" in manifest.platform or not requires_runtime):
                 lifecycle = manifest.lifecycle or _select(self.lifecycle, manifest.selections)
                 return manifest.model_copy(update={"lifecycle": lifecycle})
         found = ", ".join(str(manifest.platform) for manifest in self.manifests)
@@ -111,8 +113,8 @@ class Recipe(BaseModel):
         )
 
 
-def parse(content: bytes) -> Recipe:
-    """Parse a recipe in either format.
+def parse(content: bytes, *, yaml_is_strings: bool = False) -> Recipe:
+    """Parse a recipe in either format; with ``yaml_is_strings``, every scalar of a YAML recipe becomes a string.
 
     Raises
     ------
@@ -121,8 +123,10 @@ def parse(content: bytes) -> Recipe:
     """
     try:
         text = content.decode()
-        data = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
-        return Recipe.model_validate(data)
+        if text.lstrip().startswith("{"):
+            return Recipe.model_validate(json.loads(text))
+        loader = yaml.BaseLoader if yaml_is_strings else yaml.SafeLoader
+        return Recipe.model_validate(loader(text).get_single_data())
     except (ValueError, yaml.YAMLError, ValidationError) as error:
         raise RecipeError(f"recipe is not valid: {error}") from error
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from fedgrass.errors import FedgrassError
 from local.aws.greengrass.semver import newest
+from local.core_device.nucleus import CLASSIC, Nucleus
 from local.core_device.recipe import Manifest, Recipe, parse
 
-BUILTIN = {
-    "aws.greengrass.Nucleus": "2.16.0",
+_SERVICES = {
     "aws.greengrass.TokenExchangeService": "2.0.3",
     "aws.greengrass.StreamManager": "2.2.1",
 }
@@ -36,9 +36,11 @@ class Resolved:
 class Resolver:
     """Asks ``greengrass``, a boto3 ``greengrassv2`` client, for candidates."""
 
-    def __init__(self, greengrass: Any, attributes: Mapping[str, str]) -> None:
+    def __init__(self, greengrass: Any, attributes: Mapping[str, str], nucleus: Nucleus = CLASSIC) -> None:
         self._greengrass = greengrass
         self._attributes = dict(attributes)
+        self._nucleus = nucleus
+        self._builtin = {**_SERVICES, nucleus.name: nucleus.version}
 
     def resolve(self, roots: Mapping[str, Mapping[str, str]]) -> dict[str, Resolved]:
         """Return every component that ``roots`` need, themselves included; blocks.
@@ -58,7 +60,7 @@ class Resolver:
         resolved: dict[str, Resolved] = {}
         asked: dict[str, dict[str, str]] = {}
         for _ in range(_MAX_PASSES):
-            wanted = _requirements(roots, resolved)
+            wanted = self._requirements(roots, resolved)
             resolved = {name: found for name, found in resolved.items() if name in wanted}
             pending = {name: needs for name, needs in wanted.items() if asked.get(name) != needs}
             asked = wanted
@@ -76,36 +78,36 @@ class Resolver:
         )
         found: dict[str, Resolved] = {}
         for version in answer["resolvedComponentVersions"]:
-            recipe = parse(version["recipe"])
-            found[recipe.name] = Resolved(recipe, recipe.manifest(self._attributes), version["recipe"])
+            recipe = parse(version["recipe"], yaml_is_strings=self._nucleus.yaml_is_strings)
+            manifest = recipe.manifest(self._attributes, requires_runtime=self._nucleus.requires_runtime)
+            found[recipe.name] = Resolved(recipe, manifest, version["recipe"])
         if missing := pending.keys() - found.keys():
             raise ResolutionError(f"the cloud named no version of {sorted(missing)}")
         return found
 
+    def _requirements(
+        self, roots: Mapping[str, Mapping[str, str]], resolved: Mapping[str, Resolved]
+    ) -> dict[str, dict[str, str]]:
+        """Return what is required of each component that is reachable from the roots, by who requires it."""
+        wanted = {name: dict(versions) for name, versions in roots.items() if name not in self._builtin}
+        queue = list(wanted)
+        seen: set[str] = set()
+        while queue:
+            name = queue.pop()
+            if name in seen or name not in resolved:
+                continue
+            seen.add(name)
+            for dependency, details in resolved[name].recipe.dependencies.items():
+                if dependency in self._builtin:
+                    self._check_builtin(dependency, details.version_requirement, name)
+                else:
+                    wanted.setdefault(dependency, {})[name] = details.version_requirement
+                    queue.append(dependency)
+        return wanted
 
-def _requirements(
-    roots: Mapping[str, Mapping[str, str]], resolved: Mapping[str, Resolved]
-) -> dict[str, dict[str, str]]:
-    """Return what is required of each component that is reachable from the roots, by who requires it."""
-    wanted = {name: dict(versions) for name, versions in roots.items() if name not in BUILTIN}
-    queue = list(wanted)
-    seen: set[str] = set()
-    while queue:
-        name = queue.pop()
-        if name in seen or name not in resolved:
-            continue
-        seen.add(name)
-        for dependency, details in resolved[name].recipe.dependencies.items():
-            if dependency in BUILTIN:
-                _check_builtin(dependency, details.version_requirement, name)
-            else:
-                wanted.setdefault(dependency, {})[name] = details.version_requirement
-                queue.append(dependency)
-    return wanted
-
-
-def _check_builtin(name: str, requirement: str, dependent: str) -> None:
-    if newest([BUILTIN[name]], [requirement]) is None:
-        raise ResolutionError(
-            f"{dependent} requires {name} {requirement}; this device has {BUILTIN[name]}: widen the requirement"
-        )
+    def _check_builtin(self, name: str, requirement: str, dependent: str) -> None:
+        version = self._builtin[name]
+        if newest([version], [requirement]) is None:
+            raise ResolutionError(
+                f"{dependent} requires {name} {requirement}; this device has {version}: widen the requirement"
+            )

@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 
 from local import processes
+from local.core_device.nucleus import CLASSIC, Nucleus
 from local.core_device.recipe import RecipeError
 
 ROOT_MARK = "FEDGRASS_CORE_DEVICE_ROOT"
 DEFAULT_TIMEOUTS = {"install": 120.0, "startup": 120.0, "shutdown": 15.0, "recover": 60.0}
-PHASES = ("install", "startup", "run", "shutdown", "recover")
 _KILL_AFTER = 5.0
 
 
@@ -43,21 +43,26 @@ class Script:
         return kind == "exists" and Path(operand.strip()).exists()
 
 
-def read_lifecycle(lifecycle: Mapping[str, Any]) -> dict[str, Script]:
-    """Return the scripts of an interpolated lifecycle by phase; keys in any case, as in the classic nucleus.
+def read_lifecycle(lifecycle: Mapping[str, Any], nucleus: Nucleus = CLASSIC) -> dict[str, Script]:
+    """Return the scripts of an interpolated lifecycle by phase.
+
+    Phases that exist, but not in this nucleus, are left out; it also decides whether keys may be in any case.
 
     Raises
     ------
     RecipeError
         Both ``run`` and ``startup``; a phase that this device lacks; or a phase without a script.
     """
-    phases = {key.lower(): value for key, value in lifecycle.items()}
+    phases = {key.lower() if nucleus.keys_in_any_case else key: value for key, value in lifecycle.items()}
     common = _environment(phases.pop("setenv", None))
-    if unknown := phases.keys() - set(PHASES):
-        raise RecipeError(f"lifecycle: this device has {', '.join(PHASES)}; the recipe asks for {sorted(unknown)}")
+    if unknown := phases.keys() - CLASSIC.phases:
+        known = ", ".join(sorted(CLASSIC.phases))
+        raise RecipeError(f"lifecycle: this device has {known}; the recipe asks for {sorted(unknown)}")
     if "run" in phases and "startup" in phases:
         raise RecipeError("lifecycle: a recipe has either run or startup; found both, keep one")
-    return {phase: _script(phase, value, common) for phase, value in phases.items() if value}
+    return {
+        phase: _script(phase, value, common) for phase, value in phases.items() if value and phase in nucleus.phases
+    }
 
 
 class ScriptProcess:

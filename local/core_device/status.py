@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from local.core_device.component import State
 from local.core_device.deployment import Active
-from local.core_device.environment import NUCLEUS_VERSION
 from local.core_device.mqtt import IotCore, SpoolError
+from local.core_device.nucleus import Nucleus
 from local.core_device.recipe import platform_attributes
 from local.core_device.supervisor import Supervisor
 
@@ -22,7 +22,16 @@ _QUIET_SECONDS = 0.2
 class FleetStatus:
     """Publishes to ``$aws/things/<thing>/greengrassv2/health/json``; changes that follow closely share a message."""
 
-    def __init__(self, thing: str, iot_core: IotCore, supervisor: Supervisor, active: Callable[[], Active]) -> None:
+    def __init__(
+        self,
+        thing: str,
+        iot_core: IotCore,
+        supervisor: Supervisor,
+        *,
+        nucleus: Nucleus,
+        active: Callable[[], Active],
+    ) -> None:
+        self._nucleus = nucleus
         self._thing = thing
         self._iot_core = iot_core
         self._supervisor = supervisor
@@ -62,10 +71,10 @@ class FleetStatus:
         self._reported |= states
         components = self._supervisor.components
         roots = self._active().roots()
-        attributes = platform_attributes("aws_nucleus_classic")
+        attributes = platform_attributes(self._nucleus.runtime)
         healthy = all(component.state is not State.BROKEN for component in components.values())
         message: dict[str, object] = {
-            "ggcVersion": NUCLEUS_VERSION,
+            "ggcVersion": self._nucleus.version,
             "platform": attributes["os"],
             "architecture": attributes["architecture"],
             "osVersion": platform.release(),

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from fedgrass.errors import FedgrassError
 from fedgrass.files import write_atomically
 from local.core_device.layout import Layout
+from local.core_device.nucleus import CLASSIC, Nucleus
 from local.core_device.recipe import Artifact, Permission, Recipe, parse
 
 _BLOCK = 1 << 20
@@ -32,9 +33,10 @@ class ArtifactError(FedgrassError):
 class ComponentStore:
     """Keeps component versions; ``s3`` is a boto3 S3 client with the device's credentials."""
 
-    def __init__(self, layout: Layout, s3: Any) -> None:
+    def __init__(self, layout: Layout, s3: Any, nucleus: Nucleus = CLASSIC) -> None:
         self._layout = layout
         self._s3 = s3
+        self._nucleus = nucleus
         self._fetching = threading.Lock()
 
     def save_recipe(self, recipe: Recipe, content: bytes) -> None:
@@ -43,7 +45,8 @@ class ComponentStore:
 
     def recipe(self, name: str, version: str) -> Recipe:
         """Return a kept recipe."""
-        return parse(self._layout.recipe(name, version).read_bytes())
+        content = self._layout.recipe(name, version).read_bytes()
+        return parse(content, yaml_is_strings=self._nucleus.yaml_is_strings)
 
     def fetch(self, recipe: Recipe, artifacts: Iterable[Artifact]) -> None:
         """Download what is missing, check its digest, and unpack archives; blocks, also while another fetch runs.

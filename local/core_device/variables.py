@@ -1,6 +1,7 @@
 """Recipe variables in lifecycle scripts: ``{artifacts:path}`` and the like.
 
-A variable that cannot be resolved is left as it is, as the classic nucleus does (KernelConfigResolver).
+A variable that cannot be resolved is left as it is by the classic nucleus (KernelConfigResolver); nucleus lite cuts the
+script off there, and runs it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class Places:
 class Variables:
     """Resolves the variables in one component's recipe.
 
-    ``places`` and ``configuration_of`` answer for the component itself and, in the classic nucleus, for its direct
-    dependencies.
+    ``places`` and ``configuration_of`` answer for the component itself and for those in ``dependencies``; with
+    ``truncates``, text is cut off at the first brace that is no variable.
     """
 
     component: str
@@ -42,6 +43,7 @@ class Variables:
     dependencies: frozenset[str]
     places: Callable[[str], Places]
     configuration_of: Callable[[str], Mapping[str, Any]]
+    truncates: bool = False
 
     def interpolate(self, value: Any) -> Any:
         """Replace the variables in every string of ``value``, maps and lists included."""
@@ -51,8 +53,21 @@ class Variables:
             return [self.interpolate(item) for item in value]
         if not isinstance(value, str):
             return value
+        if self.truncates:
+            return self._up_to_the_first_unresolved(value)
         crossed = _CROSS.sub(self._cross, value)
         return _OWN.sub(lambda match: self._resolve(self.component, match[1], match[2], match[0]), crossed)
+
+    def _up_to_the_first_unresolved(self, text: str) -> str:
+        done, position = "", 0
+        while (brace := text.find("{", position)) >= 0:
+            done += text[position:brace]
+            variable = _OWN.match(text, brace)
+            resolved = variable and self._resolve(self.component, variable[1], variable[2], variable[0])
+            if variable is None or resolved is None or resolved == variable[0]:
+                return done
+            done, position = done + resolved, variable.end()
+        return done + text[position:]
 
     def _cross(self, match: re.Match[str]) -> str:
         component, namespace, key = match.groups()

@@ -5,6 +5,7 @@ Source: "Authorize components to perform IPC operations" in the Greengrass v2 de
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -43,8 +44,9 @@ class Policy(BaseModel):
 class Authorizer:
     """Decides from the configuration as it is at the time of the request."""
 
-    def __init__(self, configuration_of: ConfigurationOf) -> None:
+    def __init__(self, configuration_of: ConfigurationOf, *, max_bytes: int | None = None) -> None:
         self._configuration_of = configuration_of
+        self._max_bytes = max_bytes
 
     def require(self, component: str, service: Service, operation: str, resource: str) -> None:
         """Return if ``component`` may do it.
@@ -55,6 +57,8 @@ class Authorizer:
             None of its policies for ``service`` covers the operation on the resource.
         """
         access = self._configuration_of(component).get("accessControl")
+        if self._max_bytes is not None and len(json.dumps(access)) > self._max_bytes:
+            access = None  # nucleus lite cannot read it, and grants nothing
         policies = access.get(service.value) if isinstance(access, Mapping) else None
         for raw in policies.values() if isinstance(policies, Mapping) else ():
             try:

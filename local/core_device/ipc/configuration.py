@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from fedgrass.errors import ConfigurationError
 from local.core_device.configuration import ConfigurationStore, OutdatedError, Path
 from local.core_device.ipc.errors import (
     FailedUpdateConditionCheckError,
     InvalidArgumentsError,
     ResourceNotFoundError,
+    ServiceError,
 )
 from local.core_device.ipc.server import Operation, Payload, Stream
 
@@ -50,6 +52,8 @@ class ConfigurationService:
             self._store.merge(stream.component, values, moment * 1000, path=path, strict=True)
         except OutdatedError as error:
             raise FailedUpdateConditionCheckError(str(error)) from error
+        except ConfigurationError as error:
+            raise ServiceError(str(error)) from error
         return {}
 
     async def _subscribe(self, stream: Stream, request: Payload) -> Payload:

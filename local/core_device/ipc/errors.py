@@ -12,9 +12,9 @@ class IpcError(FedgrassError):
     shape = "ServiceError"
     fields: dict[str, str] = {}  # noqa: RUF012 - overridden as a whole, never changed in place
 
-    def payload(self) -> dict[str, str]:
-        """Return the members of the shape."""
-        return {"message": str(self), **self.fields}
+    def payload(self, *, with_text: bool) -> dict[str, str]:
+        """Return the members of the shape, or none of them."""
+        return {"message": str(self), **self.fields} if with_text else {}
 
 
 class ServiceError(IpcError):

@@ -12,6 +12,7 @@ from local.core_device.ipc.errors import InvalidArgumentsError, ServiceError
 from local.core_device.ipc.pubsub import required_topic
 from local.core_device.ipc.server import Operation, Payload, Stream
 from local.core_device.mqtt import Delivery, IotCore, SpoolError
+from local.core_device.nucleus import CLASSIC, Nucleus
 
 # AWS IoT Core limits on topics.
 _MAX_TOPIC_BYTES = 256
@@ -22,9 +23,10 @@ _SUBSCRIBE_SECONDS = 30.0
 class MqttProxy:
     """PublishToIoTCore and SubscribeToIoTCore."""
 
-    def __init__(self, authorizer: Authorizer, iot_core: IotCore) -> None:
+    def __init__(self, authorizer: Authorizer, iot_core: IotCore, nucleus: Nucleus = CLASSIC) -> None:
         self._authorizer = authorizer
         self._iot_core = iot_core
+        self._nucleus = nucleus
 
     def operations(self) -> dict[str, Operation]:
         """Return the operations by name."""
@@ -41,7 +43,8 @@ class MqttProxy:
         except (KeyError, TypeError, binascii.Error) as error:
             raise InvalidArgumentsError("payload is required, as base64") from error
         try:
-            self._iot_core.publish(topic, payload, qos=qos, retain=bool(request.get("retain", False)))
+            retain = bool(request.get("retain", False)) and self._nucleus.retains
+            self._iot_core.publish(topic, payload, qos=qos, retain=retain)
         except SpoolError as error:
             raise ServiceError(f"Publish to topic {topic} failed: {error}") from error
         return {}
@@ -50,7 +53,12 @@ class MqttProxy:
         topic, qos = _topic(request), _qos(request)
         self._authorizer.require(stream.component, Service.MQTT_PROXY, "SubscribeToIoTCore", topic)
 
+        if not self._nucleus.spools and not self._iot_core.connected.is_set():
+            raise ServiceError(f"Subscribe to topic {topic} failed: the device is offline")
+
         def forward(delivery: Delivery) -> None:
+            if self._nucleus.max_delivery is not None and len(delivery.payload) > self._nucleus.max_delivery:
+                return
             message = {"topicName": delivery.topic, "payload": base64.b64encode(delivery.payload).decode()}
             stream.send({"message": {**message, "retain": delivery.retain}})
 

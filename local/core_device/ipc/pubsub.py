@@ -11,6 +11,7 @@ from paho.mqtt.client import topic_matches_sub
 from local.core_device.ipc.authorization import Authorizer, Service
 from local.core_device.ipc.errors import InvalidArgumentsError
 from local.core_device.ipc.server import Operation, Payload, Stream
+from local.core_device.nucleus import CLASSIC, Nucleus
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +24,9 @@ class _Subscription:
 class LocalPubSub:
     """PublishToTopic and SubscribeToTopic; subscriptions may hold the MQTT wildcards, as since nucleus 2.6."""
 
-    def __init__(self, authorizer: Authorizer) -> None:
+    def __init__(self, authorizer: Authorizer, nucleus: Nucleus = CLASSIC) -> None:
         self._authorizer = authorizer
+        self._nucleus = nucleus
         self._subscriptions: list[_Subscription] = []
 
     def operations(self) -> dict[str, Operation]:
@@ -40,9 +42,15 @@ class LocalPubSub:
             raise InvalidArgumentsError(f"Publish topic {topic!r} must not contain a wildcard")
         self._authorizer.require(stream.component, Service.PUBSUB, "PublishToTopic", topic)
         message = _message(request.get("publishMessage"), topic)
+        limit = self._nucleus.max_list_items
+        deadly = limit is not None and _longest_list(message) > limit
         for subscription in list(self._subscriptions):
             own = subscription.stream.component == stream.component
-            if topic_matches_sub(subscription.topic, topic) and not (own and subscription.from_others_only):
+            if not topic_matches_sub(subscription.topic, topic) or (own and subscription.from_others_only):
+                continue
+            if deadly:
+                self._subscriptions.remove(subscription)  # it hears no more, and nobody is told
+            else:
                 subscription.stream.send(message)
         return {}
 
@@ -50,10 +58,14 @@ class LocalPubSub:
         topic = required_topic(request, "topic")
         self._authorizer.require(stream.component, Service.PUBSUB, "SubscribeToTopic", topic)
         others = request.get("receiveMode") == "RECEIVE_MESSAGES_FROM_OTHERS"
-        subscription = _Subscription(stream, topic, others)
+        subscription = _Subscription(stream, topic, others and self._nucleus.honours_receive_mode)
         self._subscriptions.append(subscription)
-        stream.on_close.append(partial(self._subscriptions.remove, subscription))
+        stream.on_close.append(partial(self._unsubscribe, subscription))
         return {"topicName": topic}
+
+    def _unsubscribe(self, subscription: _Subscription) -> None:
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
 
 
 def required_topic(request: Payload, member: str) -> str:
@@ -62,6 +74,14 @@ def required_topic(request: Payload, member: str) -> str:
     if not isinstance(topic, str) or not topic:
         raise InvalidArgumentsError(f"{member} is required, found {topic!r}")
     return topic
+
+
+def _longest_list(value: Any) -> int:
+    if isinstance(value, dict):
+        return max(map(_longest_list, value.values()), default=0)
+    if isinstance(value, list):
+        return max(len(value), *map(_longest_list, value), 0)
+    return 0
 
 
 def _message(message: Any, topic: str) -> Payload:

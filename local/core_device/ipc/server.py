@@ -20,6 +20,7 @@ from fedgrass.errors import MessageError
 from local.core_device.ipc import frames
 from local.core_device.ipc.errors import IpcError, ServiceError
 from local.core_device.logs import event
+from local.core_device.nucleus import CLASSIC, Nucleus
 
 Payload = dict[str, Any]
 Handler = Callable[["Stream", Payload], Awaitable[Payload]]
@@ -88,7 +89,11 @@ class Stream:
     def fail(self, error: IpcError) -> None:
         """Answer with an error, which ends the stream."""
         self.connection.send_application(
-            self.number, error.shape, error.payload(), kind=MessageType.APPLICATION_ERROR, flags=_TERMINATE
+            self.number,
+            error.shape,
+            error.payload(with_text=self.connection.error_texts),
+            kind=MessageType.APPLICATION_ERROR,
+            flags=_TERMINATE,
         )
 
     def closed(self) -> None:
@@ -109,11 +114,16 @@ class Connection:
         self._streams: dict[int, Stream] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
+    @property
+    def error_texts(self) -> bool:
+        """Whether errors say why."""
+        return self._server.nucleus.error_texts
+
     async def serve(self) -> None:
         """Read messages until the peer goes away or breaks the protocol."""
         try:
             while (message := await frames.read(self._reader)) is not None:
-                if not self._receive(message):
+                if self._too_large(message) or not self._receive(message):
                     break
         except MessageError as error:
             event(_log, "ipc-protocol-error", level=logging.WARNING, component=self.component, error=str(error))
@@ -149,6 +159,13 @@ class Connection:
     def abort(self) -> None:
         """Drop the connection without a word."""
         self._writer.transport.abort()
+
+    def _too_large(self, message: frames.Message) -> bool:
+        limit, size = self._server.nucleus.max_request, len(message.payload)
+        if limit is None or size <= limit:
+            return False
+        event(_log, "ipc-request-too-large", level=logging.WARNING, component=self.component, bytes=size)
+        return True
 
     def _receive(self, message: frames.Message) -> bool:
         kind = message.headers.get(":message-type")
@@ -241,12 +258,19 @@ def _headers(kind: MessageType, flags: int = 0, stream: int = 0) -> dict[str, fr
 
 
 class IpcServer:
-    """Serves ``operations`` on a Unix socket to the components that hold a token."""
+    """Serves ``operations``, save those that the nucleus lacks, on a Unix socket to components that hold a token."""
 
-    def __init__(self, path: Path, authenticate: Authenticate, operations: Mapping[str, Operation]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        authenticate: Authenticate,
+        operations: Mapping[str, Operation],
+        nucleus: Nucleus = CLASSIC,
+    ) -> None:
         self.path = path
         self.authenticate = authenticate
-        self.operations = operations
+        self.operations = {name: one for name, one in operations.items() if name not in nucleus.unsupported}
+        self.nucleus = nucleus
         self._server: asyncio.Server | None = None
         self._connections: dict[Connection, asyncio.Task[Any] | None] = {}
 
