@@ -34,7 +34,7 @@ def test_noise_is_refused_and_nothing_else_happens(noise: bytes) -> None:
 
 
 def test_a_frame_of_the_specification_is_understood() -> None:
-    # Made by aws-c-event-stream (awscrt 0.36): CONNECT with ":version" and an empty payload.
+    # The empty message among the encoding's published test vectors.
     empty = bytes.fromhex("000000100000000005c248eb7d98c8ff")
     assert frames.decode(empty) == Message({}, b"")
     assert frames.encode(Message({}, b"")) == empty
