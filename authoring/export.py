@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,6 @@ def export(
     variables = [variable.value for variable in model.trainable_variables]
     x = tf.TensorSpec([batch_size, *model.inputs[0].shape[1:]], tf.float32, name="x")
     y = _label(model, loss, batch_size)
-    # Weights are what the user gave; tracing and probing change none of them.
     parameters = {
         _name(variable, model): np.array(variable.numpy(), dtype=np.float32) for variable in model.trainable_variables
     }
@@ -78,14 +76,17 @@ def export(
         parameters=tuple(TensorDescription(name=k, shape=v.shape, dtype="float32") for k, v in parameters.items()),
     )
 
-    with _logits(model, loss) as logits:
-        owner, signatures = graph.module(
-            graph.Forward(logits, lambda x: model(x, training=False), variables),
-            LOSSES[loss],
-            OPTIMIZERS[optimizer.name](variables, optimizer),
-            x=x,
-            y=y,
-        )
+    owner, signatures = graph.module(
+        graph.Forward(
+            logits=_without_final_activation(model, loss),
+            output=lambda x: model(x, training=False),
+            parameters=variables,
+        ),
+        LOSSES[loss],
+        OPTIMIZERS[optimizer.name](variables, optimizer),
+        x=x,
+        y=y,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / bundle.GRAPH).write_bytes(_convert(owner, signatures))
     content, constants = inference.convert(model, parameters)
@@ -122,26 +123,27 @@ def _name(variable: Any, model: Any) -> str:
     return str(variable.path.removeprefix(f"{model.name}/"))
 
 
-@contextmanager
-def _logits(model: Any, loss: bundle.Loss) -> Iterator[Any]:
-    """Give the model without its final softmax or sigmoid, which the loss contains."""
+def _without_final_activation(model: Any, loss: bundle.Loss) -> Callable[[Any, bool], Any]:
+    """Give the model as a function that leaves out the final softmax or sigmoid, which the loss contains."""
     expected = _FINAL_ACTIVATION.get(loss)
     last = model.outputs[0]._keras_history.operation
-    if expected is None or not hasattr(last, "activation"):
-        yield lambda x, training: model(x, training=training)
-        return
-    activation = last.activation
-    if activation.__name__ not in ("linear", expected):
+    if expected is None:
+        return lambda x, training: model(x, training=training)
+    if not hasattr(last, "activation") or last.activation.__name__ not in ("linear", expected):
         raise UnsupportedModelError(
             last.name,
-            f"activation {activation.__name__} before {loss}",
-            f"end the model with {expected} or with logits",
+            f"this layer before {loss}",
+            f"end the model with a Dense layer of activation {expected} or linear",
         )
-    last.activation = keras.activations.linear
-    try:
-        yield lambda x, training: model(x, training=training)
-    finally:
-        last.activation = activation
+
+    def logits(x: Any, training: bool) -> Any:
+        activation, last.activation = last.activation, keras.activations.linear
+        try:
+            return model(x, training=training)
+        finally:
+            last.activation = activation
+
+    return logits
 
 
 def _convert(owner: Any, signatures: dict[str, Any]) -> bytes:

@@ -30,11 +30,14 @@ def without_initializer(content: bytes) -> bytes:
             "expected the last one only. Use the TensorFlow version of constraints.txt"
         )
     model.subgraphs.pop()
-    used = {tensor.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors}
-    used.update(metadata.buffer for metadata in model.metadata)
-    for index, buffer in enumerate(model.buffers):
-        if index not in used:
-            buffer.data = None
+    # It has a hash of the input, weights included.
+    model.metadata = [entry for entry in model.metadata if entry.name != b"CONVERSION_METADATA"]
+    users = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors] + model.metadata
+    # Buffer 0 is the format's empty one.
+    kept = sorted({0} | {user.buffer for user in users})
+    for user in users:
+        user.buffer = kept.index(user.buffer)
+    model.buffers = [model.buffers[index] for index in kept]
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
     return bytes(builder.Output())

@@ -89,10 +89,10 @@ def module(forward: Forward, loss: LossFunction, optimizer: Optimizer, *, x: Any
     weight = tf.TensorSpec([batch], tf.float32, name="sample_weight")
     scalars = [tf.TensorSpec([], tf.float32, name=name) for name in _SCALARS]
     signatures = {
-        "train": tf.function(train, input_signature=[x, y, weight, *scalars]),
-        "evaluate": tf.function(evaluate, input_signature=[x, y, weight]),
-        "infer": tf.function(lambda x: {"y": forward.output(x)}, input_signature=[x]),
-        "begin_round": tf.function(begin_round, input_signature=[]),
+        "train": _function(train, [x, y, weight, *scalars]),
+        "evaluate": _function(evaluate, [x, y, weight]),
+        "infer": _function(lambda x: {"y": forward.output(x)}, [x]),
+        "begin_round": _function(begin_round, []),
         **_access(parameters, "parameters", "p"),
         **(_access(optimizer.state, "optimizer", "s") if optimizer.state else {}),
     }
@@ -124,9 +124,14 @@ def _access(variables: Sequence[Variable], what: str, prefix: str) -> dict[str, 
 
     specs = [tf.TensorSpec(v.shape, v.dtype, name=f"{prefix}{i}") for i, v in enumerate(variables)]
     return {
-        f"read_{what}": tf.function(read, input_signature=[]),
-        f"write_{what}": tf.function(write, input_signature=specs),
+        f"read_{what}": _function(read, []),
+        f"write_{what}": _function(write, specs),
     }
+
+
+def _function(function: Callable[..., Any], specs: Sequence[Any]) -> Any:
+    # Autograph would wrap our errors in its own.
+    return tf.function(function, input_signature=specs, autograph=False)
 
 
 def _ok() -> dict[str, Tensor]:

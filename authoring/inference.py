@@ -56,7 +56,7 @@ def _convert(model: Any, parameters: Parameters) -> bytes:
         return {"y": model.stateless_call(trainable, frozen, x, training=False)[0]}
 
     spec = tf.TensorSpec([1, *model.inputs[0].shape[1:]], tf.float32, name="x")
-    traced = tf.function(infer, input_signature=[spec]).get_concrete_function()
+    traced = tf.function(infer, input_signature=[spec], autograph=False).get_concrete_function()
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(tf.Module(), folder, signatures={"infer": traced})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["infer"])

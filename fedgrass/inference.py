@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from fedgrass import tensors
-from fedgrass.bundle import GRAPH, INFERENCE, INFERENCE_INT8, PARAMETERS, Bundle, Constant, Parameters, check_parameters
+from fedgrass.bundle import (
+    GRAPH,
+    INFERENCE,
+    INFERENCE_INT8,
+    PARAMETERS,
+    Bundle,
+    Constant,
+    Parameters,
+    check_parameters,
+    parse_manifest,
+)
 from fedgrass.errors import BundleError
 from fedgrass.files import write_atomically
 
@@ -56,14 +65,19 @@ def write_bundle(base: Bundle, parameters: Parameters, folder: Path, *, version:
         raise BundleError(
             f"{base.folder}: the manifest does not say where {min(missing)!r} lies in {INFERENCE}; export the bundle again"
         )
-    manifest = base.manifest.model_validate(base.manifest.model_dump(by_alias=True) | {"version": version})
+    manifest = parse_manifest(base.manifest.model_copy(update={"version": version}).to_json())
+    inference = with_parameters(_read(base.path(INFERENCE)), base.manifest.constants, parameters)
+    graph = _read(base.path(GRAPH))
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copyfile(base.path(GRAPH), folder / GRAPH)
-        inference = base.path(INFERENCE).read_bytes()
-    except OSError as error:
-        raise BundleError(f"{base.folder}: cannot be read ({error.strerror})") from error
-    write_atomically(folder / INFERENCE, with_parameters(inference, base.manifest.constants, parameters))
+    write_atomically(folder / GRAPH, graph)
+    write_atomically(folder / INFERENCE, inference)
     (folder / INFERENCE_INT8).unlink(missing_ok=True)
     tensors.save(folder / PARAMETERS, parameters)
     return Bundle.seal(folder, manifest)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); fetch the bundle again") from error

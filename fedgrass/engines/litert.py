@@ -162,14 +162,12 @@ class LiteRTEngine:
 
     def _restore(self, state: FitState) -> None:
         self.set_parameters(state.parameters)
+        expected = self._signatures["write_optimizer"].get_input_details() if self._has_optimizer else {}
+        shapes = [tuple(expected[f"s{i}"]["shape"]) for i in range(len(expected))]
+        if shapes != [value.shape for value in state.optimizer]:
+            raise EngineError("checkpoint: its optimizer state is another model's; delete the checkpoint")
         if self._has_optimizer:
-            write = self._signatures["write_optimizer"]
-            expected = write.get_input_details()
-            if len(expected) != len(state.optimizer) or any(
-                tuple(expected[f"s{i}"]["shape"]) != value.shape for i, value in enumerate(state.optimizer)
-            ):
-                raise EngineError("checkpoint: its optimizer state is another model's; delete the checkpoint")
-            write(**{f"s{i}": value for i, value in enumerate(state.optimizer)})
+            self._signatures["write_optimizer"](**{f"s{i}": value for i, value in enumerate(state.optimizer)})
 
     def _padded(self, batch: Batch) -> dict[str, Array]:
         """Fill a short batch up with zeros that weigh nothing."""

@@ -1,0 +1,216 @@
+"""One training step on the device equals TensorFlow's, for every layer, loss and optimizer that authoring offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from fedgrass import bundle
+from fedgrass.bundle import Bundle
+from fedgrass.data import ArrayDataset
+from fedgrass.engines.base import FitSettings, FitState, Hooks
+from fedgrass.engines.litert import LiteRTEngine
+from fedgrass.tensors import Array
+
+pytestmark = pytest.mark.authoring
+
+keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
+layers = keras.layers
+
+from authoring.export import export  # noqa: E402 - only where TensorFlow is
+
+BATCH = 4
+CLASSES = 3
+TOLERANCE = 1e-5
+
+
+def network(shape: Sequence[int], *hidden: Any, activation: str = "softmax", units: int = CLASSES) -> Any:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input(shape), *hidden, layers.Flatten(), layers.Dense(units, activation=activation)]
+    )
+    generator = np.random.default_rng(0)
+    for variable in model.trainable_variables:  # biases too must not be zero
+        variable.assign(generator.normal(0, 0.3, variable.shape))
+    return model
+
+
+def examples(model: Any, loss: bundle.Loss, count: int) -> ArrayDataset:
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=(count, *model.input_shape[1:])).astype(np.float32)
+    labels = generator.integers(0, CLASSES, count)
+    y: Array
+    if loss == "sparse_categorical_crossentropy":
+        y = labels.astype(np.int32)
+    elif loss == "categorical_crossentropy":
+        y = np.eye(CLASSES, dtype=np.float32)[labels]
+    elif loss == "binary_crossentropy":
+        y = generator.integers(0, 2, (count, model.output_shape[-1])).astype(np.float32)
+    else:
+        y = generator.normal(0, 2, (count, model.output_shape[-1])).astype(np.float32)
+    return ArrayDataset(x, y)
+
+
+REFERENCE: dict[bundle.Loss, Callable[[Any, Any], Any]] = {
+    "sparse_categorical_crossentropy": keras.losses.sparse_categorical_crossentropy,
+    "categorical_crossentropy": keras.losses.categorical_crossentropy,
+    "binary_crossentropy": keras.losses.binary_crossentropy,
+    "mean_squared_error": keras.losses.mean_squared_error,
+    "mean_absolute_error": keras.losses.mean_absolute_error,
+    "huber": keras.losses.huber,
+}
+
+
+def reference_steps(
+    model: Any,
+    loss: bundle.Loss,
+    data: ArrayDataset,
+    optimizer: Any,
+    settings: FitSettings,
+) -> float:
+    """Train ``model`` itself with TensorFlow's gradients on the batches that the engine sees; return the last epoch's loss."""
+    variables = [variable.value for variable in model.trainable_variables]
+    anchors = [variable.numpy() for variable in variables]
+    losses: list[float] = []
+    for epoch in range(settings.epochs):
+        losses.clear()
+        for batch in data.batches(BATCH, seed=settings.epoch_seed(epoch)):
+            with tf.GradientTape() as tape:
+                value = tf.reduce_mean(REFERENCE[loss](batch.y, model(batch.x, training=True)))
+            gradients = [
+                gradient + settings.proximal_mu * (variable - anchor)
+                for gradient, variable, anchor in zip(tape.gradient(value, variables), variables, anchors, strict=True)
+            ]
+            if settings.clip_norm:
+                gradients, _ = tf.clip_by_global_norm(gradients, settings.clip_norm)
+            optimizer.apply(gradients, model.trainable_variables)
+            losses += [float(value)] * len(batch.x)
+    return float(np.mean(losses))
+
+
+def assert_parity(
+    folder: Path,
+    model: Any,
+    *,
+    loss: bundle.Loss = "sparse_categorical_crossentropy",
+    optimizer: bundle.Optimizer | None = None,
+    keras_optimizer: Any = None,
+    count: int = BATCH,
+    settings: FitSettings | None = None,
+) -> None:
+    settings = settings or FitSettings(learning_rate=0.1)
+    written = export(model, folder, loss=loss, batch_size=BATCH, optimizer=optimizer)
+    engine = LiteRTEngine(written)
+    data = examples(model, loss, count)
+    np.testing.assert_allclose(engine.infer(data.x), model.predict(data.x, verbose=0), atol=TOLERANCE)
+    result = engine.fit(data, settings)
+    expected = reference_steps(
+        model, loss, data, keras_optimizer or keras.optimizers.SGD(settings.learning_rate), settings
+    )
+    assert result.metrics["loss"] == pytest.approx(expected, abs=TOLERANCE)
+    for found, variable in zip(result.parameters.values(), model.trainable_variables, strict=True):
+        np.testing.assert_allclose(found, variable.numpy(), atol=TOLERANCE, err_msg=variable.path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "strides", "padding"),
+    [
+        ((6, 6, 2), 3, 1, "same"),
+        ((6, 5, 2), (3, 2), 1, "valid"),
+        ((7, 6, 2), 3, 2, "same"),
+        ((8, 7, 1), 3, 2, "valid"),
+        ((7, 7, 2), 2, (3, 1), "same"),
+        ((6, 6, 3), 1, 1, "valid"),
+    ],
+)
+def test_convolution(tmp_path: Path, shape: tuple[int, ...], kernel: Any, strides: Any, padding: str) -> None:
+    # Two in a row, so that the gradient by the second one's input is used.
+    first = layers.Conv2D(3, 3, padding="same", activation="relu")
+    model = network(shape, first, layers.Conv2D(4, kernel, strides=strides, padding=padding, activation="relu"))
+    assert_parity(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    ("size", "pool", "padding"), [((6, 6), 2, "valid"), ((7, 5), 2, "valid"), ((7, 5), 2, "same"), ((8, 7), 3, "same")]
+)
+def test_max_pooling(tmp_path: Path, size: tuple[int, int], pool: int, padding: str) -> None:
+    first = layers.Conv2D(3, 3, padding="same")
+    assert_parity(tmp_path, network((*size, 2), first, layers.MaxPooling2D(pool, padding=padding)))
+
+
+def test_max_pooling_gives_the_gradient_of_a_tie_to_the_first_as_tensorflow_does(tmp_path: Path) -> None:
+    model = network((4, 4, 1), layers.Conv2D(2, 3, padding="same"), layers.MaxPooling2D(2))
+    model.layers[0].kernel.assign(np.zeros(model.layers[0].kernel.shape))  # every place of a window is the bias
+    assert_parity(tmp_path, model)
+
+
+@pytest.mark.parametrize("loss", get_args(bundle.Loss))
+def test_losses(tmp_path: Path, loss: bundle.Loss) -> None:
+    activation = {"sparse_categorical_crossentropy": "softmax", "categorical_crossentropy": "softmax"}.get(
+        loss, "linear"
+    )
+    if loss == "binary_crossentropy":
+        activation = "sigmoid"
+    model = network((5,), layers.Dense(6, activation="relu"), activation=activation)
+    assert_parity(tmp_path, model, loss=loss, count=2 * BATCH + 1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "keras_optimizer"),
+    [
+        (bundle.Optimizer(name="sgd"), lambda rate: keras.optimizers.SGD(rate)),
+        (bundle.Optimizer(name="momentum", momentum=0.8), lambda rate: keras.optimizers.SGD(rate, momentum=0.8)),
+        (bundle.Optimizer(name="adam", beta_1=0.8), lambda rate: keras.optimizers.Adam(rate, beta_1=0.8)),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_optimizers_with_proximal_term_and_clipping(
+    tmp_path: Path, optimizer: bundle.Optimizer, keras_optimizer: Callable[[float], Any]
+) -> None:
+    settings = FitSettings(epochs=3, learning_rate=0.02, proximal_mu=0.5, clip_norm=0.7)
+    assert_parity(
+        tmp_path,
+        network((5,), layers.Dense(6, activation="relu")),
+        optimizer=optimizer,
+        keras_optimizer=keras_optimizer(0.02),
+        count=2 * BATCH + 3,
+        settings=settings,
+    )
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_an_optimizers_state_survives_in_a_checkpoint_and_not_in_the_next_round(tmp_path: Path, name: Any) -> None:
+    model = network((5,))
+    written = export(
+        model, tmp_path, loss="sparse_categorical_crossentropy", batch_size=BATCH, optimizer=bundle.Optimizer(name=name)
+    )
+    data, settings = examples(model, "sparse_categorical_crossentropy", 10), FitSettings(epochs=3)
+    states: list[FitState] = []
+    hooks = Hooks(after_epoch=states.append)
+    engine = LiteRTEngine(written)
+    unbroken = engine.fit(data, settings, hooks=hooks).parameters
+    resumed = LiteRTEngine(written).fit(data, settings, resume=states[0]).parameters
+    engine.set_parameters(written.parameters())
+    next_round = engine.fit(data, settings).parameters
+    assert any(np.any(value) for value in states[0].optimizer)
+    forgotten = FitState(1, states[0].parameters, [np.zeros_like(value) for value in states[0].optimizer])
+    forgetful = LiteRTEngine(written).fit(data, settings, resume=forgotten).parameters
+    for key, value in unbroken.items():
+        np.testing.assert_array_equal(value, resumed[key])
+        np.testing.assert_array_equal(value, next_round[key])
+        assert not np.array_equal(value, forgetful[key])
+
+
+def test_the_bundle_is_written_from_the_models_weights_and_leaves_the_model_alone(tmp_path: Path) -> None:
+    model = network((5,))
+    weights = model.get_weights()
+    written = Bundle.open(export(model, tmp_path, loss="sparse_categorical_crossentropy", batch_size=BATCH).folder)
+    for value, before, after in zip(written.parameters().values(), weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, before)
+        np.testing.assert_array_equal(value, after)
+    assert model.layers[-1].activation.__name__ == "softmax"
