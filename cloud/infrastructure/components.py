@@ -119,7 +119,7 @@ class ComponentPublisher:
     def _wait_until_deployable(self, arn: str) -> None:
         @retry(
             retry=retry_if_exception(lambda error: isinstance(error, _NotYetDeployableError)),
-            wait=wait_exponential_jitter(initial=0.1, max=2, jitter=0.1),
+            wait=wait_exponential_jitter(multiplier=0.1, max=2, jitter=0.1),
             stop=stop_after_delay(120),
             reraise=True,
         )

@@ -21,7 +21,7 @@ from local.demo.run import Demo, DemoOptions
 from local.locks import sole_user
 
 _ROOT = Path(__file__).resolve().parents[2]
-_STATE = _ROOT / ".fedgrass"
+_STATE = Path(os.environ.get("FEDGRASS_STATE", _ROOT / ".fedgrass"))
 _BEFORE_SETUP = "FEDGRASS_SETUP_STARTED"
 
 

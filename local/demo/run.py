@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -84,16 +85,16 @@ class Demo:
     def run(self, *, setup_seconds: float) -> DemoReport:
         """Run it all and return what it found. ``setup_seconds`` is what the script spent before."""
         began = time.monotonic()
-        self._start()
+        self.start()
         start_seconds = time.monotonic() - began
         execution = self.fleet.aws.client("stepfunctions").start_execution(
             stateMachineArn=self.fleet.outputs.state_machine_arn, input=json.dumps({"rounds": self._options.rounds})
         )
         self._follow(execution["executionArn"])
-        rounds = [self._summarise(record) for record in reversed(tables.recent_rounds(self._rounds, _FLEET, 100))]
+        rounds = [self._summarise(record) for record in reversed(tables.recent_rounds(self.rounds_table, _FLEET, 100))]
         measured = self._measure_baselines()
         last = rounds[-1]
-        first_report = self._report_of(1)
+        first_report = self.report_of(1)
         return DemoReport(
             devices=len(self._things),
             seed=self._options.seed,
@@ -111,7 +112,8 @@ class Demo:
             total_seconds=round(time.monotonic() - began, 1),
         )
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Bring up the account and the devices, until each could train."""
         fleet = self.fleet
         with self._step("Local AWS, with the stack deployed"):
             fleet.start_account()
@@ -122,15 +124,8 @@ class Demo:
             data.save(self._data.kept, kept)
             s3 = fleet.aws.client("s3")
             s3.upload_file(str(kept), fleet.outputs.bucket, evaluation_key(_FLEET))
-            clients = FleetClients(
-                fleet=_FLEET,
-                bucket=Bucket(s3, fleet.outputs.bucket),
-                rounds=self._rounds,
-                greengrass=fleet.aws.client("greengrassv2"),
-                thing_group_arn=fleet.outputs.thing_group_arn,
-            )
-            publish_model(self._bundle, clients)
-            tables.save_settings(self._rounds, _FLEET, self.settings)
+            publish_model(self._bundle, self.clients())
+            tables.save_settings(self.rounds_table, _FLEET, self.settings)
         with self._step(f"{len(self._things)} core devices, the suite deployed to their thing group"):
             for thing, examples in self._data.devices.items():
                 data.save(examples, fleet.folder / "devices" / thing / "data" / "data.npz")
@@ -146,7 +141,7 @@ class Demo:
         deadline = time.monotonic() + _FIRST_DEPLOYMENT_SECONDS
         while True:
             self.fleet.check_devices()
-            members = tables.fleet_members(self._devices, _FLEET)
+            members = tables.fleet_members(self.devices_table, _FLEET)
             ready = [m for m in members if m.heartbeat and m.heartbeat.able and m.heartbeat.model_version]
             if len(ready) == len(self._things):
                 return
@@ -164,7 +159,7 @@ class Demo:
         with Live(console=self._console, refresh_per_second=8, transient=True) as live:
             while True:
                 described = client.describe_execution(executionArn=execution)
-                records = list(reversed(tables.recent_rounds(self._rounds, _FLEET, 100)))
+                records = list(reversed(tables.recent_rounds(self.rounds_table, _FLEET, 100)))
                 for record in records[closed:]:
                     if record.phase != "closed":
                         live.update(render.round_line(record))
@@ -187,26 +182,39 @@ class Demo:
         with self._step(f"For comparison: each device alone, and all data in one place, for {epochs} epochs"):
             return baselines.measure(self._bundle, self._data, fit)
 
-    def _report_of(self, number: int) -> RoundReport:
+    def report_of(self, number: int) -> RoundReport:
+        """Return the aggregator's report of a round."""
         stored = self.fleet.aws.client("s3").get_object(
             Bucket=self.fleet.outputs.bucket, Key=report_key(_FLEET, number)
         )
         return RoundReport.model_validate_json(stored["Body"].read())
 
     def _summarise(self, record: RoundRecord) -> RoundSummary:
-        parts = list(tables.participations(self._rounds, _FLEET, record.round))
-        return summarise_round(record, self._report_of(record.round), parts)
+        parts = list(tables.participations(self.rounds_table, _FLEET, record.round))
+        return summarise_round(record, self.report_of(record.round), parts)
 
     def _active_on(self, version: str) -> int:
-        members = tables.fleet_members(self._devices, _FLEET)
+        members = tables.fleet_members(self.devices_table, _FLEET)
         return sum(member.model is not None and member.model.active_version == version for member in members)
 
-    @property
-    def _rounds(self) -> Any:
+    def clients(self) -> FleetClients:
+        """Return what the fleet is published to with."""
+        return FleetClients(
+            fleet=_FLEET,
+            bucket=Bucket(self.fleet.aws.client("s3"), self.fleet.outputs.bucket),
+            rounds=self.rounds_table,
+            greengrass=self.fleet.aws.client("greengrassv2"),
+            thing_group_arn=self.fleet.outputs.thing_group_arn,
+        )
+
+    @cached_property
+    def rounds_table(self) -> Any:
+        """The table of rounds."""
         return self.fleet.table(self.fleet.outputs.rounds_table)
 
-    @property
-    def _devices(self) -> Any:
+    @cached_property
+    def devices_table(self) -> Any:
+        """The table of devices."""
         return self.fleet.table(self.fleet.outputs.devices_table)
 
     def show(self, result: DemoReport) -> None:

@@ -26,8 +26,8 @@ class RoundSummary(_Part):
     """One round. Seconds are by the cloud's clock.
 
     ``seconds_train`` runs from the opening to the last upload, ``seconds_aggregate`` is the Processing job's, from its
-    start to its end, ``seconds_release_to_active`` from the job's end to the last device's word on the new model, and
-    ``seconds_last_upload_to_active`` spans the last two and what lies between.
+    start to its end, which is when the deployment exists; ``seconds_release_to_active`` from there to the last device's word
+    on the new model; ``seconds_last_upload_to_active`` spans both and what lies between.
     """
 
     round: int
@@ -72,7 +72,6 @@ class DemoReport(_Part):
 
 def summarise_round(record: RoundRecord, report: RoundReport, parts: list[Participation]) -> RoundSummary:
     """Join what the tables and the aggregator's report say of a closed round."""
-    aggregated = (record.aggregated_at or record.opened_at).timestamp()
     uploaded = (record.last_upload_at or 0) / 1000
     admitted = (record.last_model_at or 0) / 1000
     used = [
@@ -95,7 +94,7 @@ def summarise_round(record: RoundRecord, report: RoundReport, parts: list[Partic
         quarantined=len(refused),
         seconds_train=round(uploaded - record.opened_at.timestamp(), 3),
         seconds_aggregate=round((report.finished_at - report.started_at).total_seconds(), 3),
-        seconds_release_to_active=round(admitted - aggregated, 3),
+        seconds_release_to_active=round(admitted - report.finished_at.timestamp(), 3),
         seconds_last_upload_to_active=round(admitted - uploaded, 3),
         bytes_uploaded=record.bytes_uploaded,
         parameters_sha256=report.model.parameters_sha256 if report.model else report.base.parameters_sha256,

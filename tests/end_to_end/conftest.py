@@ -1,0 +1,77 @@
+"""One fleet of two local core devices for a file's tests: each test runs a round of its own on it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from fedgrass.protocol import tables
+from fedgrass.protocol.records import RoundRecord
+from local.demo.run import Demo, DemoOptions
+from tests.fixtures.waiting import eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+ROUND_SECONDS = 90
+
+
+class Operator:
+    """Drives a running fleet the way the console does."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.demo = demo
+        self.fleet = demo.fleet
+        self._step_functions = demo.fleet.aws.client("stepfunctions")
+
+    def start(self, **overrides: Any) -> str:
+        started = self._step_functions.start_execution(
+            stateMachineArn=self.fleet.outputs.state_machine_arn, input=json.dumps(overrides)
+        )
+        return str(started["executionArn"])
+
+    def wait(self, execution: str) -> dict[str, Any]:
+        def ended() -> dict[str, Any] | None:
+            described: dict[str, Any] = self._step_functions.describe_execution(executionArn=execution)
+            return None if described["status"] == "RUNNING" else described
+
+        return eventually(ended, timeout=ROUND_SECONDS) or {}
+
+    def run_round(self, **overrides: Any) -> RoundRecord:
+        """Run one round to its end and return its record."""
+        number = self.next_round
+        described = self.wait(self.start(**overrides))
+        assert described["status"] == "SUCCEEDED", described
+        return tables.load_round(self.demo.rounds_table, self.fleet.fleet, number)
+
+    @property
+    def next_round(self) -> int:
+        return tables.load_state(self.demo.rounds_table, self.fleet.fleet).last + 1
+
+    @property
+    def model(self) -> str:
+        current = tables.load_state(self.demo.rounds_table, self.fleet.fleet).model
+        assert current is not None
+        return current.version
+
+    def active_versions(self) -> set[str]:
+        """What each device's application would load now."""
+        return {
+            json.loads((device.store / "active" / "model.json").read_text())["version"]
+            for device in self.fleet.devices.values()
+        }
+
+
+@pytest.fixture(scope="module")
+def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    folder = tmp_path_factory.mktemp("fleet")
+    console = Console(file=io.StringIO())
+    with Demo(
+        DemoOptions(devices=2, rounds=1, seed=1), folder, cache=ROOT / ".fedgrass/wheels", console=console
+    ) as demo:
+        demo.start()
+        yield Operator(demo)

@@ -1,0 +1,89 @@
+"""The main job from its two commands, and that nothing of it stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fixtures.waiting import eventually
+
+pytestmark = pytest.mark.end_to_end
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(state: Path, *arguments: str) -> subprocess.Popen[str]:
+    # The wheels are shared with other tests and the demo itself: they are downloaded once.
+    (state / "wheels").parent.mkdir(exist_ok=True, parents=True)
+    (ROOT / ".fedgrass" / "wheels").mkdir(parents=True, exist_ok=True)
+    (state / "wheels").symlink_to(ROOT / ".fedgrass" / "wheels")
+    return subprocess.Popen(
+        [sys.executable, "-m", "local.demo", "--report", str(state / "report"), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "FEDGRASS_STATE": str(state)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def left_behind(state: Path) -> list[str]:
+    """Processes that carry this run's folder in their command line or environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = [*process.cmdline(), *process.environ().values()]
+            if process.pid != os.getpid() and any(str(state) in word for word in words):
+                found.append(" ".join(process.cmdline()))
+    return found
+
+
+def test_the_default_demo_learns_and_every_device_ends_on_the_last_version(tmp_path: Path) -> None:
+    demo = start(tmp_path)
+    output, _ = demo.communicate(timeout=280)
+    assert demo.returncode == 0, output
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["final_accuracy"] >= 0.92
+    assert report["final_accuracy"] >= report["best_single_device_accuracy"] + 0.05
+    assert report["devices"] == report["devices_active_on_final"] == 3
+    assert [entry["round"] for entry in report["rounds"]] == [1, 2, 3, 4, 5]
+    for entry in report["rounds"]:
+        assert entry["participants"] == 3
+        assert entry["quarantined"] == 0
+        assert entry["bytes_uploaded"] > 0
+        assert entry["version"] == f"1.{entry['round']}.0"
+        assert len(entry["updates"]) == len(entry["devices_active"]) == 3
+    assert report["final_version"] == "1.5.0"
+    assert (tmp_path / "report" / "chart.png").stat().st_size > 10_000
+    assert "http" not in (tmp_path / "report" / "index.html").read_text().replace("http-equiv", "")
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_at_any_moment_leaves_nothing_and_the_next_run_is_not_hindered(tmp_path: Path, number: int) -> None:
+    moment = random.SystemRandom().choice(("Packages", "stack deployed", "built and published", "evaluation set"))
+    demo = start(tmp_path, "--devices", "2", "--rounds", "1")
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if moment in line:
+            break
+    demo.send_signal(number)
+    output, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130, output
+    eventually(lambda: left_behind(tmp_path) == [], timeout=10)
+    (tmp_path / "wheels").unlink()
+    again = start(tmp_path, "--devices", "2", "--rounds", "1")
+    assert again.stdout is not None
+    assert any("stack deployed" in line for line in again.stdout)
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=60)
+    assert left_behind(tmp_path) == []

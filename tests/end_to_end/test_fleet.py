@@ -1,0 +1,140 @@
+"""What a fleet of real processes does when things go wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cloud.aggregator.release import release_model
+from fedgrass import tensors
+from fedgrass.bundle import Bundle
+from fedgrass.inference import write_bundle
+from fedgrass.protocol import tables
+from fedgrass.protocol.names import GLOBAL_MODEL, update_key
+from fedgrass.update.header import UpdateHeader
+from fedgrass.update.writer import write_update
+from tests.end_to_end.conftest import Operator
+from tests.fixtures.waiting import eventually
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("fleet")]
+
+
+def base_bundle(operator: Operator, folder: Path) -> Bundle:
+    """The model that the next round starts from, as a device holds it."""
+    [device, *_] = operator.fleet.devices.values()
+    return Bundle.open((device.store / "active").resolve())
+
+
+def test_bad_updates_are_quarantined_and_the_round_completes(operator: Operator, tmp_path: Path) -> None:
+    bundle, number = base_bundle(operator, tmp_path), operator.next_round
+    base = bundle.parameters()
+    honest = UpdateHeader(
+        fleet=operator.fleet.fleet,
+        round=number,
+        thing="mallory",
+        base_sha256=bundle.manifest.parameters_sha256,
+        graph_sha256=bundle.manifest.graph_sha256,
+        num_examples=100,
+        metrics={},
+        codec="float32",
+    )
+    path = tmp_path / "update"
+    local = {name: array + np.float32(0.01) for name, array in base.items()}
+
+    def upload(thing: str, content: bytes) -> None:
+        key = update_key(operator.fleet.fleet, number, thing)
+        operator.fleet.aws.client("s3").put_object(Bucket=operator.fleet.outputs.bucket, Key=key, Body=content)
+
+    def written(thing: str, **changes: object) -> bytes:
+        write_update(path, base, local, honest.model_copy(update={"thing": thing, **changes}))
+        return path.read_bytes()
+
+    upload("corrupt", b"\xff" * 200)
+    upload("truncated", written("truncated")[:-100])
+    upload("foreign", written("device-1"))
+    upload("late-round", written("late-round", round=number + 1))
+    upload("other-base", written("other-base", base_sha256="0" * 64))
+    content = bytearray(written("not-a-number"))
+    content[-4:] = np.float32(np.nan).tobytes()
+    upload("not-a-number", bytes(content))
+    loaded, metadata = tensors.load(path)
+    first = next(iter(loaded))
+    tensors.save(path, {**loaded, first: loaded[first].reshape(-1)}, {**metadata, "thing": "wrong-shape"})
+    upload("wrong-shape", path.read_bytes())
+
+    record = operator.run_round()
+
+    report = operator.demo.report_of(number)
+    assert {entry.thing: entry.reason for entry in report.quarantined} == {
+        "corrupt": "corrupt_header",
+        "truncated": "truncated",
+        "foreign": "foreign_thing",
+        "late-round": "wrong_round",
+        "other-base": "wrong_base",
+        "not-a-number": "not_finite",
+        "wrong-shape": "wrong_shape",
+    }
+    assert [entry.thing for entry in report.updates] == ["device-1", "device-2"]
+    assert record.outcome == "released"
+    assert record.quarantined == 7
+    assert operator.active_versions() == {record.version}
+
+
+def test_too_few_good_updates_leave_the_model_as_it_is(operator: Operator) -> None:
+    before = operator.model
+    record = operator.run_round(checks={"max_norm": 1e-9})
+    assert record.outcome == "insufficient_updates"
+    assert operator.model == before
+    assert operator.active_versions() == {before}
+
+
+def test_a_second_round_is_refused_while_one_is_open_and_the_refusal_names_it(operator: Operator) -> None:
+    number = operator.next_round
+    first = operator.start()
+    eventually(lambda: tables.load_state(operator.demo.rounds_table, operator.fleet.fleet).open)
+    second = operator.wait(operator.start())
+    assert second["status"] == "FAILED"
+    assert f"round {number}" in second["cause"]
+    assert operator.wait(first)["status"] == "SUCCEEDED"
+
+
+def test_a_model_that_fails_admission_is_rolled_back_and_the_cloud_is_told(operator: Operator, tmp_path: Path) -> None:
+    before = operator.active_versions()
+    good = base_bundle(operator, tmp_path)
+    noise = np.random.default_rng(0)
+    poisoned = {name: noise.normal(size=array.shape).astype(np.float32) for name, array in good.parameters().items()}
+    bundle = write_bundle(good, poisoned, tmp_path / "poisoned", version="1.900.0")
+    greengrass = operator.fleet.aws.client("greengrassv2")
+    released = release_model(bundle, operator.demo.clients())
+
+    def told() -> bool:
+        members = tables.fleet_members(operator.demo.devices_table, operator.fleet.fleet)
+        return all(
+            m.model is not None and (m.model.version, m.model.outcome) == ("1.900.0", "refused") for m in members
+        )
+
+    def statuses() -> set[str]:
+        effective = [
+            deployment
+            for thing in operator.fleet.devices
+            for deployment in greengrass.list_effective_deployments(coreDeviceThingName=thing)["effectiveDeployments"]
+            if deployment["deploymentId"] == released.deployment_id
+        ]
+        return {deployment["coreDeviceExecutionStatus"] for deployment in effective}
+
+    eventually(told, timeout=60)
+    eventually(lambda: statuses() == {"FAILED"}, timeout=60)
+    assert operator.active_versions() == before
+    members = tables.fleet_members(operator.demo.devices_table, operator.fleet.fleet)
+    assert all(m.model is not None and "accuracy" in m.model.reason for m in members)
+    # The operator withdraws the bad version; the fleet goes on.
+    latest = greengrass.list_deployments(targetArn=operator.fleet.outputs.thing_group_arn, historyFilter="LATEST_ONLY")
+    current = greengrass.get_deployment(deploymentId=latest["deployments"][0]["deploymentId"])
+    components = current["components"]
+    components[GLOBAL_MODEL]["componentVersion"] = operator.model
+    greengrass.create_deployment(targetArn=operator.fleet.outputs.thing_group_arn, components=components)
+    record = operator.run_round()
+    assert record.outcome == "released"
+    assert operator.active_versions() == {record.version}
