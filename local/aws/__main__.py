@@ -6,8 +6,8 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -33,18 +33,36 @@ def main(
     When STATE/endpoint.json appears, all is up. SIGTERM or Ctrl-C stops it and everything it started. What was
     created is in memory only.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stopping = _catch(signal.SIGTERM, signal.SIGINT)
     _log(state, verbose=verbose)
-    account = LocalAws(state, port=port, mqtt=_address(mqtt), processing_command=shlex.split(processing_command))
+    account = LocalAws(state, port=port, mqtt=parse_address(mqtt), processing_command=shlex.split(processing_command))
     ready = account.start()
     logging.getLogger(__name__).info("ready %s", " ".join(f"{name}={value}" for name, value in ready.items()))
-    stop.wait()
+    stopping.recv(1)
     account.stop()
 
 
-def _address(text: str) -> tuple[str, int] | None:
+def _catch(*numbers: signal.Signals) -> socket.socket:
+    """Return a socket from which a byte can be read when one of the signals has come.
+
+    Whichever thread the kernel gives the signal to: a handler would wait until the main thread wakes up.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+    return reader
+
+
+def parse_address(text: str) -> tuple[str, int] | None:
+    """Return host and port of ``HOST:PORT``, or None if the text is empty.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is something else.
+    """
     if not text:
         return None
     host, _, port = text.rpartition(":")

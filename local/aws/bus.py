@@ -18,7 +18,7 @@ from local.aws.broker import LAYER_CLIENT
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[str, bytes], None]
+Handler = Callable[[str, bytes], object]
 """Called with topic and payload, on the connection's thread: it must not wait for the broker."""
 
 _TIMEOUT_S = 10.0

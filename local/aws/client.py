@@ -23,8 +23,9 @@ _ROOT = Path(__file__).resolve().parents[2]
 class LocalAwsProcess:
     """A running ``python -m local.aws``; leaving its ``with`` block stops it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], ready: Mapping[str, Any]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], state: Path, ready: Mapping[str, Any]) -> None:
         self.process = process
+        self.state = state
         self.endpoint_url = str(ready["endpoint_url"])
         self.mqtt = f"{ready['mqtt_host']}:{ready['mqtt_port']}"
         self.region = str(ready["region"])
@@ -91,4 +92,4 @@ def start(
                 f"The local AWS {state_of} after {timeout:.0f} s or less. It wrote: {log.read_text()[-2000:]}"
             )
         time.sleep(0.02)
-    return LocalAwsProcess(process, json.loads(ready.read_text()))
+    return LocalAwsProcess(process, state, json.loads(ready.read_text()))

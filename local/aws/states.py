@@ -49,7 +49,7 @@ def repair(emit: Emit) -> None:
 
     def terminate_and_tell(communication: Any) -> None:
         terminated(communication)
-        _tell(emit, communication.execution, str(communication.execution.exec_status))
+        _tell(emit, communication.execution, communication.execution.exec_status.value)
 
     Environment.set_error = set_error_unless_stopped
     Execution.start = start_and_tell

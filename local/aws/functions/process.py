@@ -160,7 +160,7 @@ class Worker:
         self._ready = False
         with self._log.open("ab") as log:
             return self._children.start(
-                [sys.executable, str(_WORKER)],
+                [sys.executable, "-u", str(_WORKER)],
                 env=self._environment,
                 cwd=self._root,
                 stdin=subprocess.PIPE,

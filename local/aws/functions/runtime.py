@@ -129,12 +129,18 @@ class LambdaRuntime:
 
     def _refresh(self) -> None:
         functions = self._functions()
-        for name in functions:
-            self._worker(name)
         with self._lock:
             gone = [self._workers.pop(name) for name in list(self._workers) if name not in functions]
         for worker in gone:
             worker.stop()
+        for name in functions:
+            self._start_ahead(name)
+
+    def _start_ahead(self, name: str) -> None:
+        try:
+            self._worker(name)
+        except ApiError as error:  # whoever invokes it is told
+            logger.warning("function=%s cannot start: %s", name, error)
 
     def _worker(self, name: str) -> Worker:
         function, code = self._find(name)
