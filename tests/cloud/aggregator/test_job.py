@@ -12,7 +12,7 @@ from cloud.aggregator.offline import aggregate_folder
 from cloud.aggregator.report import summary
 from cloud.aggregator.s3 import Bucket
 from cloud.aggregator.strategies import STRATEGIES, Aggregate, FedAvg
-from fedgrass.bundle import Bundle
+from fedgrass.bundle import MANIFEST, Bundle
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import BundleError, DataError, ReleaseError, TransferError
 from fedgrass.protocol.names import GLOBAL_MODEL, model_prefix, report_key, report_prefix
@@ -243,6 +243,8 @@ def test_a_job_killed_at_any_write_gives_the_same_result_when_run_again(fleet: F
     three_updates(fleet)
     with pytest.raises(KilledError):
         fleet.run(bucket=Bucket(KillingS3(fleet.s3, writes, after), "fedgrass-test"))
+    uploaded = {key.removeprefix(NEW) for key in fleet.keys(NEW)}
+    assert MANIFEST not in uploaded or uploaded == {*fleet.base.manifest.files, MANIFEST}
     assert not fleet.greengrass.deployments or writes >= 5
     if writes >= 1 or after:
         fleet.put_update("press-d", 8)  # after the list was pinned: it comes too late
