@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cfnlint import decode
+from cfnlint.api import lint_file
+
+from cloud.infrastructure.deploy import TEMPLATE
+from cloud.infrastructure.package import DEFINITION, ROOT
+
+HANDLERS = sorted(path.stem for path in (ROOT / "cloud/rounds").glob("*.py") if "\ndef handler(" in path.read_text())
+
+
+@pytest.fixture(scope="module")
+def template() -> Any:
+    document, problems = decode.decode(str(TEMPLATE))
+    assert not problems
+    return json.loads(json.dumps(document))
+
+
+@pytest.fixture(scope="module")
+def resources(template: Any) -> dict[str, Any]:
+    found: dict[str, Any] = template["Resources"]
+    return found
+
+
+def of_type(resources: dict[str, Any], kind: str) -> dict[str, Any]:
+    return {name: resource["Properties"] for name, resource in resources.items() if resource["Type"] == kind}
+
+
+def statements(role: Any) -> list[Any]:
+    return [statement for policy in role.get("Policies", []) for statement in policy["PolicyDocument"]["Statement"]]
+
+
+def test_cfn_lint_finds_nothing() -> None:
+    assert [str(match) for match in lint_file(Path(TEMPLATE))] == []
+
+
+def test_the_template_is_small_enough_to_be_passed_by_value() -> None:
+    assert TEMPLATE.stat().st_size <= 51_200
+
+
+def test_every_handler_is_a_function_and_every_function_a_handler(resources: dict[str, Any]) -> None:
+    functions = of_type(resources, "AWS::Lambda::Function")
+    assert sorted(properties["Handler"] for properties in functions.values()) == [
+        f"cloud.rounds.{name}.handler" for name in HANDLERS
+    ]
+
+
+def test_every_function_has_a_role_of_its_own(resources: dict[str, Any]) -> None:
+    functions = of_type(resources, "AWS::Lambda::Function")
+    roles = [json.dumps(properties["Role"]) for properties in functions.values()]
+    assert len(set(roles)) == len(roles) == len(HANDLERS)
+
+
+def test_the_state_machine_calls_only_functions_that_it_is_given_and_may_invoke(resources: dict[str, Any]) -> None:
+    (machine,) = of_type(resources, "AWS::StepFunctions::StateMachine").values()
+    named = set(re.findall(r"\$\{(\w+)\}", DEFINITION.read_text()))
+    assert named == set(machine["DefinitionSubstitutions"])
+    allowed = statements(resources["StateMachineRole"]["Properties"])[0]["Resource"]
+    assert {entry["Fn::GetAtt"][0] for entry in allowed} == named
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_a_function_has_each_setting_that_its_code_reads(resources: dict[str, Any], name: str) -> None:
+    (function,) = [
+        properties
+        for properties in of_type(resources, "AWS::Lambda::Function").values()
+        if properties["Handler"] == f"cloud.rounds.{name}.handler"
+    ]
+    code = reachable_code(name)
+    needs = {"FEDGRASS_FLEET", "FEDGRASS_ROUNDS_TABLE", *re.findall(r'setting\("(FEDGRASS_\w+)"\)', code)}
+    needs |= {"FEDGRASS_BUCKET"} if "services.bucket" in code else set()
+    needs |= {"FEDGRASS_DEVICES_TABLE"} if "services.devices" in code else set()
+    assert needs <= set(function["Environment"]["Variables"])
+
+
+def reachable_code(name: str) -> str:
+    """Return the code of a handler's module and of the package's modules that it imports, however far."""
+    seen: dict[str, str] = {}
+    waiting = [name]
+    while waiting:
+        module = waiting.pop()
+        if module not in seen and module != "services":
+            seen[module] = (ROOT / f"cloud/rounds/{module}.py").read_text()
+            waiting += re.findall(r"from cloud\.rounds\.(\w+) import", seen[module])
+    return "\n".join(seen.values())
+
+
+def test_no_policy_allows_every_action_or_is_wide_open_without_need(resources: dict[str, Any]) -> None:
+    for name, role in of_type(resources, "AWS::IAM::Role").items():
+        for statement in statements(role):
+            actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+            assert not any("*" in action for action in actions), name
+            if statement["Resource"] == "*":
+                assert (name, statement["Sid"]) in {
+                    ("ProcessingRole", "Deployments"),
+                    ("ProcessingRole", "Metrics"),
+                    ("ProcessingRole", "ImageLogin"),
+                }
+
+
+def test_a_device_writes_only_under_its_own_name(resources: dict[str, Any]) -> None:
+    writes = [
+        statement
+        for statement in statements(resources["TokenExchangeRole"]["Properties"])
+        if "s3:PutObject" in statement["Action"]
+    ]
+    assert [statement["Resource"] for statement in writes] == [
+        {"Fn::Sub": "${Bucket.Arn}/updates/${Fleet}/*/${!credentials-iot:ThingName}/*"}
+    ]
+
+
+def test_every_log_group_forgets_and_every_bucket_is_private_encrypted_and_versioned(resources: dict[str, Any]) -> None:
+    assert all("RetentionInDays" in group for group in of_type(resources, "AWS::Logs::LogGroup").values())
+    (bucket,) = of_type(resources, "AWS::S3::Bucket").values()
+    assert all(bucket["PublicAccessBlockConfiguration"].values())
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+    assert "BucketEncryption" in bucket
+
+
+def test_every_topic_rule_says_where_its_errors_go(resources: dict[str, Any]) -> None:
+    rules = of_type(resources, "AWS::IoT::TopicRule")
+    assert len(rules) == 3
+    assert all("ErrorAction" in rule["TopicRulePayload"] for rule in rules.values())

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cloud.rounds.abort_round import AbortRequest, ExecutionEnd, abort_round, execution_ended, in_words
+from cloud.rounds.await_rollout import await_rollout
+from cloud.rounds.await_updates import TokenRequest
+from cloud.rounds.close_round import CloseRequest, close_round
+from cloud.rounds.record_model import record_model
+from cloud.rounds.record_report import RoundRequest, record_report
+from cloud.rounds.record_update import record_update
+from cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.errors import RecordError
+from fedgrass.protocol.tables import fleet_members, load_state
+from tests.cloud.rounds.harness import EXECUTION, FLEET, Fleet
+
+ROLLOUT = TokenRequest(round=1, token="rollout")
+CLOSE = CloseRequest(round=1, rounds=1)
+
+
+def aggregate(fleet: Fleet, number: int = 1, **overrides: Any) -> Fleet:
+    fleet.open(**overrides)
+    for thing in "abc":
+        record_update(fleet.services, fleet.update(thing, number))
+    start_aggregation(fleet.services, TokenRequest(round=number, token=f"job{number}"))
+    return fleet
+
+
+def release(fleet: Fleet, number: int = 1, **overrides: Any) -> Fleet:
+    aggregate(fleet, number, **overrides)
+    fleet.write_report(number=number)
+    record_report(fleet.services, RoundRequest(round=number))
+    return fleet
+
+
+def failure(error: str = "AggregationError", cause: str = "the job failed") -> AbortRequest:
+    return AbortRequest.model_validate({"execution": EXECUTION, "failure": {"Error": error, "Cause": cause}})
+
+
+def test_the_last_device_s_word_ends_the_waiting_whatever_it_says(fleet: Fleet) -> None:
+    release(fleet)
+    await_rollout(fleet.services, ROLLOUT)
+    record_model(fleet.services, fleet.model("a"))
+    record_model(fleet.services, fleet.model("b", "refused", reason="ten points worse here"))
+    assert "rollout" not in fleet.step_functions.answers
+    record_model(fleet.services, fleet.model("c", "rolled_back"))
+    assert fleet.step_functions.answers["rollout"] == ("success", {"active": 1})
+    record = fleet.round()
+    assert (record.active, record.refused, record.rolled_back) == (1, 1, 1)
+
+
+def test_devices_that_report_before_the_token_are_not_missed(fleet: Fleet) -> None:
+    aggregate(fleet)
+    for thing in "abc":
+        record_model(fleet.services, fleet.model(thing))  # the deployment is faster than the job's end
+    fleet.write_report()
+    record_report(fleet.services, RoundRequest(round=1))
+    await_rollout(fleet.services, ROLLOUT)
+    assert fleet.step_functions.answers["rollout"] == ("success", {"active": 3})
+
+
+def test_a_device_s_word_counts_once_and_its_last_word_counts(fleet: Fleet) -> None:
+    release(fleet)
+    record_model(fleet.services, fleet.model("a", "refused"))
+    record_model(fleet.services, fleet.model("a", "refused"))
+    fleet.pass_time(1)
+    record_model(fleet.services, fleet.model("a", "active"))
+    assert (fleet.round().active, fleet.round().refused) == (1, 0)
+
+
+def test_an_older_word_does_not_replace_a_newer_one(fleet: Fleet) -> None:
+    release(fleet)
+    older = fleet.model("a", "refused")
+    fleet.pass_time(1)
+    record_model(fleet.services, fleet.model("a", "active"))
+    record_model(fleet.services, older)
+    assert (fleet.round().active, fleet.round().refused) == (1, 0)
+    (member,) = [member for member in fleet_members(fleet.services.devices, FLEET) if member.thing == "a"]
+    assert member.model is not None
+    assert member.model.outcome == "active"
+
+
+def test_a_fleet_that_waits_for_nobody_goes_on_at_once(fleet: Fleet) -> None:
+    release(fleet, rollout={"wait_seconds": 0})
+    await_rollout(fleet.services, ROLLOUT)
+    assert "rollout" in fleet.step_functions.answers
+
+
+def test_the_operator_s_own_model_is_recorded_with_the_device_only(fleet: Fleet) -> None:
+    record_model(fleet.services, fleet.model("a", version="1.0.0", active_version="1.0.0"))
+    (member,) = [member for member in fleet_members(fleet.services.devices, FLEET) if member.model]
+    assert (member.thing, member.model and member.model.active_version) == ("a", "1.0.0")
+    assert member.heartbeat is not None
+
+
+def test_a_model_of_another_line_does_not_count_for_the_round_of_that_number(fleet: Fleet) -> None:
+    release(fleet)
+    record_model(fleet.services, fleet.model("a", version="2.1.0"))
+    assert fleet.round().active == 0
+
+
+def test_a_malformed_model_notice_is_ignored(fleet: Fleet) -> None:
+    record_model(fleet.services, fleet.delivery("a", "model", b"nonsense"))
+    assert all(member.model is None for member in fleet_members(fleet.services.devices, FLEET))
+
+
+def test_waiting_for_a_roll_out_that_is_none_is_an_error(fleet: Fleet) -> None:
+    aggregate(fleet)
+    with pytest.raises(RecordError, match="not rolling out"):
+        await_rollout(fleet.services, ROLLOUT)
+
+
+def test_a_closed_round_has_its_figures_and_frees_the_fleet(fleet: Fleet) -> None:
+    release(fleet)
+    fleet.pass_time(4)
+    for thing in "abc":
+        record_model(fleet.services, fleet.model(thing))
+    closed = close_round(fleet.services, CLOSE)
+    assert closed == {
+        "results": [
+            {
+                "round": 1,
+                "outcome": "released",
+                "reason": "",
+                "version": "1.1.0",
+                "participants": 1,
+                "quarantined": 0,
+                "accuracy": 0.9,
+                "active": 3,
+            }
+        ],
+        "more": False,
+    }
+    record = fleet.round()
+    assert record.seconds_release_to_active == 4.0
+    assert record.closed_at == fleet.now
+    assert (record.collect_token, record.job_token, record.rollout_token) == (None, None, None)
+    assert fleet.open_round is None
+
+
+def test_closing_twice_gives_the_same_answer(fleet: Fleet) -> None:
+    release(fleet)
+    first = close_round(fleet.services, CLOSE)
+    fleet.pass_time(60)
+    assert close_round(fleet.services, CLOSE) == first
+
+
+def test_closing_again_does_not_touch_the_next_round(fleet: Fleet) -> None:
+    release(fleet)
+    close_round(fleet.services, CLOSE)
+    fleet.open()
+    announcement = fleet.announcement
+    close_round(fleet.services, CLOSE)
+    assert fleet.announcement == announcement is not None
+    assert fleet.open_round == 2
+
+
+def test_results_add_up_until_all_rounds_are_run(fleet: Fleet) -> None:
+    release(fleet)
+    first = close_round(fleet.services, CloseRequest(round=1, rounds=2))
+    assert first["more"]
+    release(fleet, 2)
+    second = close_round(fleet.services, CloseRequest(round=2, rounds=2, results=first["results"]))
+    assert [result["round"] for result in second["results"]] == [1, 2]
+    assert not second["more"]
+    assert fleet.round(2).base.version == "1.1.0"
+
+
+def test_a_late_word_after_the_close_is_kept_and_does_not_change_how_long_it_took(fleet: Fleet) -> None:
+    release(fleet)
+    record_model(fleet.services, fleet.model("a"))
+    close_round(fleet.services, CLOSE)
+    before = fleet.round().seconds_release_to_active
+    fleet.pass_time(3600)
+    record_model(fleet.services, fleet.model("b"))
+    assert fleet.round().active == 2
+    assert fleet.round().seconds_release_to_active == before
+
+
+def test_a_failure_frees_the_fleet_and_is_told_in_words(fleet: Fleet) -> None:
+    fleet.open()
+    cause = '{"errorMessage": "table is gone", "errorType": "RecordError", "stackTrace": []}'
+    assert abort_round(fleet.services, failure("RecordError", cause)) == {
+        "error": "RecordError",
+        "cause": "table is gone",
+    }
+    record = fleet.round()
+    assert (record.phase, record.outcome, record.reason) == ("closed", "failed", "RecordError: table is gone")
+    assert fleet.open_round is None
+    assert fleet.announcement is None
+
+
+def test_a_refused_execution_does_not_end_the_round_of_another(fleet: Fleet) -> None:
+    fleet.open(EXECUTION.replace("one", "other"))
+    abort_round(fleet.services, failure("RoundRefusedError", "round 1 is open"))
+    assert fleet.open_round == 1
+    assert fleet.announcement is not None
+
+
+def test_a_stopped_execution_cancels_its_round_and_stops_its_job(fleet: Fleet) -> None:
+    aggregate(fleet)
+    stopped = ExecutionEnd(executionArn=EXECUTION, status="ABORTED", cause="by hand")
+    execution_ended(fleet.services, stopped)
+    execution_ended(fleet.services, stopped)
+    assert len(fleet.sagemaker.stopped) == 1
+    assert (fleet.round().outcome, fleet.round().reason) == ("cancelled", "by hand")
+    assert fleet.open_round is None
+
+
+@pytest.mark.parametrize("status", ["FAILED", "TIMED_OUT"])
+def test_an_execution_that_fails_on_its_way_out_still_frees_the_fleet(fleet: Fleet, status: str) -> None:
+    fleet.open()
+    execution_ended(fleet.services, ExecutionEnd(executionArn=EXECUTION, status=status, error="States.Runtime"))
+    assert fleet.round().outcome == "failed"
+    assert "States.Runtime" in fleet.round().reason
+    assert fleet.open_round is None
+
+
+def test_an_execution_that_succeeds_or_goes_on_changes_nothing(fleet: Fleet) -> None:
+    fleet.open()
+    for status in ("RUNNING", "SUCCEEDED"):
+        execution_ended(fleet.services, ExecutionEnd(executionArn=EXECUTION, status=status))
+    assert fleet.open_round == 1
+
+
+def test_a_job_that_has_ended_need_not_be_stopped(fleet: Fleet) -> None:
+    aggregate(fleet)
+    (job,) = fleet.sagemaker.jobs.values()
+    job["ProcessingJobStatus"] = "Failed"
+    abort_round(fleet.services, failure())
+    assert fleet.open_round is None
+
+
+def test_a_model_that_was_released_before_the_cancellation_is_the_current_one(fleet: Fleet) -> None:
+    aggregate(fleet)
+    fleet.write_report()
+    execution_ended(fleet.services, ExecutionEnd(executionArn=EXECUTION, status="ABORTED"))
+    model = load_state(fleet.rounds, FLEET).model
+    assert model is not None
+    assert model.version == "1.1.0"
+
+
+def test_a_round_cancelled_while_it_rolls_out_stays_released(fleet: Fleet) -> None:
+    release(fleet)
+    execution_ended(fleet.services, ExecutionEnd(executionArn=EXECUTION, status="ABORTED"))
+    record = fleet.round()
+    assert (record.outcome, record.reason) == ("released", "the execution was stopped")
+
+
+def test_an_unreadable_report_does_not_keep_the_fleet_locked(fleet: Fleet) -> None:
+    aggregate(fleet)
+    fleet.services.s3.put_object(Bucket="fedgrass-digits", Key="reports/digits/000001/report.json", Body=b"{}")
+    abort_round(fleet.services, failure())
+    assert fleet.open_round is None
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        ('{"errorMessage": "no"}', "no"),
+        ("plain", "plain"),
+        ("", ""),
+        ("[1]", "[1]"),
+        ("3", "3"),
+        ('{"a": 1}', '{"a": 1}'),
+    ],
+)
+def test_a_cause_is_put_in_words(cause: str, words: str) -> None:
+    assert in_words(cause) == words
