@@ -10,10 +10,12 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
+from moto.core.responses import EmptyResult
 from moto.stepfunctions.parser.asl.eval.environment import Environment
 from moto.stepfunctions.parser.asl.eval.program_state import ProgramStopped
 from moto.stepfunctions.parser.backend.execution import BaseExecutionWorkerCommunication, Execution
 from moto.stepfunctions.parser.models import stepfunctions_parser_backends
+from moto.stepfunctions.responses import StepFunctionResponse
 from werkzeug import Request, Response
 
 from local.aws.account import ACCOUNT, REGION
@@ -34,7 +36,8 @@ def layer(request: Request) -> Response | None:
 def repair(emit: Emit) -> None:
     """Make moto's interpreter report how executions end as the service does.
 
-    A stopped execution stays stopped when the task that was under way then fails; each start and end is an event.
+    A stopped execution stays stopped when the task that was under way then fails; each start and end is an event; a task
+    that is failed by its token keeps the cause.
     """
     set_error = Environment.set_error
     run, terminated = Execution.start, BaseExecutionWorkerCommunication.terminated
@@ -51,6 +54,12 @@ def repair(emit: Emit) -> None:
         terminated(communication)
         _tell(emit, communication.execution, communication.execution.exec_status.value)
 
+    def fail_with_cause(response: Any) -> EmptyResult:
+        given = {name: response._get_param(name) for name in ("error", "cause")}
+        response.stepfunction_backend.send_task_failure(response._get_param("taskToken"), **given)
+        return EmptyResult()
+
+    StepFunctionResponse.send_task_failure = fail_with_cause
     Environment.set_error = set_error_unless_stopped
     Execution.start = start_and_tell
     BaseExecutionWorkerCommunication.terminated = terminate_and_tell

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import sys
 import time
@@ -102,4 +103,5 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.path[0] = os.environ["LAMBDA_TASK_ROOT"]
+    logging.getLogger().addHandler(logging.StreamHandler())  # Lambda's root logger has one too
     serve(sys.stdin.buffer, answers)
