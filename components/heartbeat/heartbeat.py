@@ -13,13 +13,13 @@ from datetime import datetime, timezone
 from typing import TypeVar
 
 import fedgrass
-from fedgrass.edge import settings, system
+from fedgrass.edge import system
 from fedgrass.edge.component import Device, version_of
-from fedgrass.edge.ipc import EXIT_RELAUNCH
+from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox
-from fedgrass.edge.settings import HeartbeatSettings, RuntimeSettings
-from fedgrass.errors import ConfigurationError, IpcError, MessageError
+from fedgrass.edge.settings import HeartbeatSettings
+from fedgrass.errors import MessageError
 from fedgrass.protocol import messages
 from fedgrass.protocol.messages import ActiveModel, Message, TrainerStatus
 from fedgrass.protocol.names import (
@@ -52,8 +52,9 @@ class Heartbeat:
         self._ipc = device.ipc
         self._clock = clock
         self._rng = rng or random.Random(device.thing)  # noqa: S311 - spreads load, keeps no secret
-        self._runtime, self._settings = self._read_settings()
-        self._log = device.log.bind(fleet=self._runtime.fleet)
+        self._settings = Configuration(device, HEARTBEAT, HeartbeatSettings)
+        self._fleet = self._settings.runtime.fleet
+        self._log = device.log.bind(fleet=self._fleet)
         self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
         self._store = ModelStore(device.store)
         self._trainer: TrainerStatus | None = None
@@ -67,8 +68,7 @@ class Heartbeat:
         post = self._device.loop.post
         self._ipc.on_local(TRAINER_STATUS_TOPIC, lambda payload: post(lambda: self.trainer_said(payload)))
         self._ipc.on_local(MODEL_ACTIVE_TOPIC, lambda payload: post(lambda: self.deployer_said(payload)))
-        for component in (RUNTIME, HEARTBEAT):
-            self._ipc.on_configuration(component, lambda: post(self.reload))
+        self._settings.follow()
         self._outbox.start()
         self.beat()
         self._device.loop.every(self._interval, self.beat)
@@ -85,10 +85,10 @@ class Heartbeat:
         active = self._store.active()
         trainer = self._trainer or TrainerStatus()
         heartbeat = messages.Heartbeat(
-            fleet=self._runtime.fleet,
+            fleet=self._fleet,
             thing=self._device.thing,
             sent_at=datetime.now(timezone.utc),
-            interval_seconds=self._settings.interval_seconds,
+            interval_seconds=self._settings.own.interval_seconds,
             able=able,
             reason=reason,
             cpu_percent=reading.cpu_percent,
@@ -100,7 +100,7 @@ class Heartbeat:
             trainer=trainer,
             components=self._components(),
         )
-        topic = device_topic(self._runtime.fleet, self._device.thing, "heartbeat")
+        topic = device_topic(self._fleet, self._device.thing, "heartbeat")
         self._outbox.put_newest("heartbeat", topic, heartbeat.encode())
 
     def trainer_said(self, payload: bytes) -> None:
@@ -118,27 +118,8 @@ class Heartbeat:
         if active is not None:
             self._deployer_version = active.component_version
 
-    def reload(self) -> None:
-        """Take over changed settings, from the next beat on."""
-        try:
-            runtime, heartbeat = self._read_settings()
-        except (ConfigurationError, IpcError) as error:
-            self._log.error("new configuration is not taken over", reason=str(error))
-            return
-        if runtime.fleet != self._runtime.fleet:
-            self._log.info("the fleet changed, leaving to be relaunched", to=runtime.fleet)
-            self._device.loop.stop(EXIT_RELAUNCH)
-            return
-        self._runtime, self._settings = runtime, heartbeat
-
-    def _read_settings(self) -> tuple[RuntimeSettings, HeartbeatSettings]:
-        return (
-            settings.read(self._ipc, RUNTIME, RuntimeSettings),
-            settings.read(self._ipc, HEARTBEAT, HeartbeatSettings),
-        )
-
     def _interval(self) -> float:
-        return self._settings.interval_seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
+        return self._settings.own.interval_seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
 
     def _ability(self) -> tuple[bool, str]:
         if self._trainer is None:

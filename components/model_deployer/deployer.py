@@ -9,20 +9,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedgrass.bundle import INFERENCE
-from fedgrass.edge import settings
 from fedgrass.edge.component import Device, version_of
-from fedgrass.edge.ipc import EXIT_RELAUNCH
+from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.model_store import Admission, ModelStore
 from fedgrass.edge.outbox import Outbox
-from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
-from fedgrass.errors import AdmissionError, ConfigurationError, IpcError, TransferError
+from fedgrass.edge.settings import ModelDeployerSettings
+from fedgrass.errors import AdmissionError, IpcError, TransferError
 from fedgrass.files import write_atomically
 from fedgrass.protocol.messages import ActiveModel, ModelNotice
 from fedgrass.protocol.names import (
     MODEL_ACTIVE_TOPIC,
     MODEL_ADMISSION_TOPIC,
     MODEL_DEPLOYER,
-    RUNTIME,
     device_topic,
 )
 
@@ -37,8 +35,9 @@ class ModelDeployer:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._ipc = device.ipc
-        self._runtime, self._settings = self._read_settings()
-        self._log = device.log.bind(fleet=self._runtime.fleet)
+        self._settings = Configuration(device, MODEL_DEPLOYER, ModelDeployerSettings)
+        self._fleet = self._settings.runtime.fleet
+        self._log = device.log.bind(fleet=self._fleet)
         self._store = ModelStore(device.store)
         self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
         self._reported = _Cursor(device.work / "reported")
@@ -50,9 +49,8 @@ class ModelDeployer:
         self.scan()
         post = self._device.loop.post
         self._ipc.on_local(MODEL_ADMISSION_TOPIC, lambda _payload: post(self.scan))
-        for component in (RUNTIME, MODEL_DEPLOYER):
-            self._ipc.on_configuration(component, lambda: post(self.reload))
-        self._device.loop.every(lambda: self._settings.rescan_seconds, self.scan)
+        self._settings.follow()
+        self._device.loop.every(lambda: self._settings.own.rescan_seconds, self.scan)
 
     def stop(self) -> None:
         """Stop; what was not sent is on disk."""
@@ -68,28 +66,9 @@ class ModelDeployer:
         if new:
             self._prune()
 
-    def reload(self) -> None:
-        """Take over changed settings."""
-        try:
-            runtime, deployer = self._read_settings()
-        except (ConfigurationError, IpcError) as error:
-            self._log.error("new configuration is not taken over", reason=str(error))
-            return
-        if runtime.fleet != self._runtime.fleet:
-            self._log.info("the fleet changed, leaving to be relaunched", to=runtime.fleet)
-            self._device.loop.stop(EXIT_RELAUNCH)
-            return
-        self._runtime, self._settings = runtime, deployer
-
-    def _read_settings(self) -> tuple[RuntimeSettings, ModelDeployerSettings]:
-        return (
-            settings.read(self._ipc, RUNTIME, RuntimeSettings),
-            settings.read(self._ipc, MODEL_DEPLOYER, ModelDeployerSettings),
-        )
-
     def _report(self, admission: Admission) -> bool:
         """Hand one outcome on, then note that; in this order, so that a crash between repeats it by its key."""
-        fleet, thing = self._runtime.fleet, self._device.thing
+        fleet, thing = self._fleet, self._device.thing
         notice = ModelNotice(
             fleet=fleet,
             thing=thing,
@@ -129,7 +108,7 @@ class ModelDeployer:
     def _prune(self) -> None:
         try:
             with self._store.lock():
-                gone = self._store.prune(self._settings.keep)
+                gone = self._store.prune(self._settings.own.keep)
         except AdmissionError as error:
             self._log.once("old models stay", reason=str(error))
         else:

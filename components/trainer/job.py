@@ -108,7 +108,9 @@ class Job:
         outcome: Outcome
         try:
             # Of this thread and those it starts only: the component itself stays responsive.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._workshop.settings.nice_level)
+            thread = threading.get_native_id()
+            nice = os.getpriority(os.PRIO_PROCESS, thread) + self._workshop.settings.nice_level
+            os.setpriority(os.PRIO_PROCESS, thread, min(nice, 19))
             outcome = self._work()
         except StopTraining:
             outcome = None
@@ -170,7 +172,9 @@ class Job:
             return fetch_bundle(shop.s3(), bucket, base, folder, max_bytes=most)
 
         bundle = retried(download, self._cancelled, self._log)
-        keep_newest(folder.parent, _BUNDLES_KEPT)
+        if bundle is not None:
+            os.utime(folder)
+            keep_newest(folder.parent, _BUNDLES_KEPT)
         return bundle
 
     def _after_batch(self, _epoch: int, _step: int) -> None:

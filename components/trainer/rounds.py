@@ -121,8 +121,12 @@ class Rounds:
             self._keep(self._record.model_copy(update={"phase": phase}))
 
     def _keep(self, record: _Record) -> None:
-        write_atomically(self._path, record.model_dump_json(by_alias=True).encode())
         self._record = record
+        try:
+            write_atomically(self._path, record.model_dump_json(by_alias=True).encode())
+        except OSError as error:
+            # A restart then sees the earlier state, and an answer that is repeated is known by its key.
+            self._log.once("the round's record cannot be written", reason=error.strerror)
 
     def _load(self) -> _Record | None:
         try:

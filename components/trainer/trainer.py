@@ -15,20 +15,19 @@ from typing import Literal
 from components.trainer.job import Job, Outcome, Refusal, Workshop
 from components.trainer.rounds import Rounds, answer_key
 from fedgrass import data
-from fedgrass.edge import settings, system
+from fedgrass.edge import system
 from fedgrass.edge.component import Device, version_of
+from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.downloads import ObjectStore, s3_client
-from fedgrass.edge.ipc import EXIT_RELAUNCH
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox
-from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
+from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.uploads import Upload, Uploads
-from fedgrass.errors import ConfigurationError, DataError, IpcError, TransferError
+from fedgrass.errors import DataError, IpcError, TransferError
 from fedgrass.protocol.messages import Announcement, TrainerStatus, UpdateNotice
 from fedgrass.protocol.names import (
     MODEL_ACTIVE_TOPIC,
-    RUNTIME,
     TRAINER,
     TRAINER_STATUS_TOPIC,
     device_topic,
@@ -56,7 +55,8 @@ class Trainer:
         self._loop = device.loop
         self._ipc = device.ipc
         self._clock = clock
-        runtime, trainer = self._read_settings()
+        self._settings = Configuration(device, TRAINER, TrainerSettings)
+        runtime, trainer = self._settings.runtime, self._settings.own
         self._log = device.log.bind(fleet=runtime.fleet)
         self._topic = device_topic(runtime.fleet, device.thing, "update")
         self._workshop = Workshop(device.thing, device.work, ModelStore(device.store), runtime, trainer, s3, self._log)
@@ -85,14 +85,13 @@ class Trainer:
         if (unfinished := self._rounds.unfinished()) is not None:
             self._log.info("resuming", round=unfinished.round)
             self._work_on(unfinished)
-        post, fleet = self._loop.post, self._workshop.runtime.fleet
+        post, fleet = self._loop.post, self._settings.runtime.fleet
         self._ipc.on_cloud(round_topic(fleet), lambda payload: post(lambda: self.announced(payload)))
         self._ipc.on_local(MODEL_ACTIVE_TOPIC, lambda _payload: post(self._count_examples))
         self._ipc.on_component_update(lambda deployment: post(lambda: self.update_requested(deployment)))
-        for component in (RUNTIME, TRAINER):
-            self._ipc.on_configuration(component, lambda: post(self.reload))
+        self._settings.follow(self._settings_changed)
         self._publish_status()
-        self._loop.every(lambda: self._workshop.settings.status_seconds, self._publish_status)
+        self._loop.every(lambda: self._settings.own.status_seconds, self._publish_status)
 
     def stop(self) -> None:
         """Stop training; the last whole epoch is on disk."""
@@ -120,7 +119,7 @@ class Trainer:
     def update_requested(self, deployment: str) -> None:
         """Answer a component update: later while training, within the bound; at once otherwise."""
         since = self._deferred_since.setdefault(deployment, self._clock())
-        left = self._workshop.settings.defer_seconds - (self._clock() - since)
+        left = self._settings.own.defer_seconds - (self._clock() - since)
         wait = min(left, _RECHECK_SECONDS) if self._job is not None and left > 0 else 0.0
         if wait == 0:
             self._deferred_since.pop(deployment, None)
@@ -130,27 +129,10 @@ class Trainer:
         except IpcError as error:
             self._log.once("cannot answer a component update", error=str(error))
 
-    def reload(self) -> None:
-        """Take over changed settings; they hold from the next round on."""
-        try:
-            runtime, trainer = self._read_settings()
-        except (ConfigurationError, IpcError) as error:
-            self._log.error("new configuration is not taken over", reason=str(error))
-            return
-        if runtime.fleet != self._workshop.runtime.fleet:
-            self._log.info("the fleet changed, leaving to be relaunched", to=runtime.fleet)
-            self._loop.stop(EXIT_RELAUNCH)
-            return
-        if (runtime, trainer) != (self._workshop.runtime, self._workshop.settings):
-            self._workshop = replace(self._workshop, runtime=runtime, settings=trainer)
-            self._log.info("configuration taken over")
-            self._count_examples()
-
-    def _read_settings(self) -> tuple[RuntimeSettings, TrainerSettings]:
-        return (
-            settings.read(self._ipc, RUNTIME, RuntimeSettings),
-            settings.read(self._ipc, TRAINER, TrainerSettings),
-        )
+    def _settings_changed(self) -> None:
+        """Use changed settings from the next round on."""
+        self._workshop = replace(self._workshop, runtime=self._settings.runtime, settings=self._settings.own)
+        self._count_examples()
 
     def _reconcile(self) -> None:
         """A crash may come between handing an answer on and noting it: look where the answer went."""
@@ -262,8 +244,8 @@ class Trainer:
 
     def _objection(self) -> str:
         limits = system.Limits(
-            disk_bytes=self._workshop.settings.min_free_disk_mb << 20,
-            memory_bytes=self._workshop.settings.min_free_memory_mb << 20,
+            disk_bytes=self._settings.own.min_free_disk_mb << 20,
+            memory_bytes=self._settings.own.min_free_memory_mb << 20,
         )
         return limits.objection(system.read(self._device.work)) or self._uploads.room()
 

@@ -59,8 +59,11 @@ def admit(
 
     with store.lock():
         if store.holds(candidate):
-            log.info("model is active already", version=version)
-            return None
+            told = [a for a in store.admissions() if a.outcome == "active"]
+            if told and told[-1].version == version:
+                log.info("model is active already", version=version)
+                return None
+            return store.record(version, "active", reason="an earlier admission was cut short after it")
         try:
             verdict = judge(candidate, store.active(), tolerance=deployer.tolerance, load=examples, open_engine=engine)
             store.activate(candidate)
@@ -85,6 +88,9 @@ def main() -> int:
     except FedgrassError as error:
         log.error(str(error), code=error.code)
         return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_REFUSED
+    except OSError as error:
+        log.error(f"{error.filename or arguments.store}: {error.strerror}", code="admission")
+        return EXIT_REFUSED
     if admission is None:
         return 0
     say = log.info if admission.outcome == "active" else log.error

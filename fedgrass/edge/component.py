@@ -83,9 +83,9 @@ def _run(work: Path, store: Path, log: Log, start: Callable[[Device], Component]
         if isinstance(error, ConfigurationError):
             return EXIT_CONFIGURATION
         return EXIT_RELAUNCH if isinstance(error, IpcError) else 1
-    except Exception:
+    except Exception:  # noqa: BLE001 - the last resort; the trace is in the log
         log.error("unexpected failure", trace=True)
-        raise
+        return 1
     return code
 
 

@@ -37,7 +37,7 @@ from tests.local.core_device.harness import BUCKET, DeviceProcess, Fleet, wait_u
 
 __all__ = ["unique"]
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("components_on_a_device")]
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
@@ -190,10 +190,12 @@ def test_a_bad_model_is_rolled_back_and_the_cloud_is_told(suite: Suite, aws: Loc
         mqtt.subscribe(suite.topic("model"))
         assert suite.deploy(model="2.0.0")["coreDeviceExecutionStatus"] == "SUCCEEDED"
         assert ModelNotice.decode(mqtt.next(SECONDS).payload).outcome == "active"
+        wait_until(lambda: '"started"' in suite.device.log(TRAINER), "trainer started", seconds=SECONDS)
         assert suite.deploy(model="2.1.0")["coreDeviceExecutionStatus"] == "FAILED"
         refused = ModelNotice.decode(mqtt.next(SECONDS).payload)
         assert (refused.version, refused.outcome, refused.active_version) == ("2.1.0", "refused", "2.0.0")
         assert "accuracy" in refused.reason
+    assert '"component update"' in suite.device.log(TRAINER)
     active = suite.store.active()
     assert active is not None
     assert active.manifest.version == "2.0.0"

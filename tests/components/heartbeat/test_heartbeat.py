@@ -115,7 +115,7 @@ def test_a_change_of_ability_is_told_at_once_and_other_changes_wait(place: Place
 def test_a_trainer_that_falls_silent_is_not_able(place: Place) -> None:
     place.heartbeat.start()
     place.trainer_says(examples=40)
-    place.until(lambda: place.beats[-1].able, "able")
+    place.until(lambda: place.beats and place.beats[-1].able, "able")
     for _ in range(4):
         place.beat()
     assert not place.beats[-1].able

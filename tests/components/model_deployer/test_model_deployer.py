@@ -157,9 +157,9 @@ def test_only_the_last_models_stay_on_the_device(place: Place) -> None:
 def test_settings_change_without_a_restart_but_not_the_fleet(place: Place) -> None:
     place.start()
     place.ipc.change(MODEL_DEPLOYER, {"keep": "1"})
-    place.until(lambda: place.deployer._settings.keep == 1, "taken over")
+    place.until(lambda: place.deployer._settings.own.keep == 1, "taken over")
     place.ipc.change(MODEL_DEPLOYER, {"keep": "none"})
-    place.until(lambda: place.deployer._settings.keep == 1, "kept what was good")
+    place.until(lambda: place.deployer._settings.own.keep == 1, "kept what was good")
     place.ipc.change(MODEL_DEPLOYER, {"keep": "2"})
     place.ipc.change(RUNTIME, {"fleet": "g"})
     assert place.loop.run() == EXIT_RELAUNCH

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from fedgrass import tensors
 from fedgrass.edge.ipc import EXIT_RELAUNCH
+from fedgrass.errors import TransferError
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.names import RUNTIME, TRAINER, update_key
 from fedgrass.update.header import UpdateHeader
@@ -304,6 +305,23 @@ def test_a_base_that_is_not_what_was_announced_fails_the_round(tmp_path: Path) -
     [notice] = place.notices
     assert notice.status == "failed"
     assert "digest" in notice.reason
+
+
+def test_on_a_full_disk_the_answer_waits_for_room(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = place.start()
+    real = trainer._uploads.submit
+
+    def full(*_: object, **__: object) -> None:
+        raise TransferError("free some disk")
+
+    monkeypatch.setattr(trainer._uploads, "submit", full)
+    place.open(place.announcement())
+    place.until(lambda: place.statuses[-1].reason == "free some disk", "told")
+    monkeypatch.setattr(trainer._uploads, "submit", real)
+    trainer._answer_again(place.announcement())
+    place.settle()
+    assert QuickEngine.epochs == [0, 1, 2]
+    assert len(place.notices) == 1
 
 
 def test_component_updates_wait_for_training_within_the_bound(place: Place) -> None:

@@ -69,6 +69,15 @@ def test_a_model_that_is_active_already_is_let_in_at_once(place: Place, good: Bu
     assert len(place.store.admissions()) == 1
 
 
+def test_an_activation_that_was_cut_short_before_its_note_is_noted(place: Place, good: Bundle) -> None:
+    with place.store.lock():
+        place.store.activate(good)
+    admission = place.admit(good.folder)
+    assert admission is not None
+    assert (admission.version, admission.outcome) == ("1.1.0", "active")
+    assert place.admit(good.folder) is None
+
+
 def test_a_worse_model_is_refused_and_the_active_one_stays(place: Place, good: Bundle, bad: Bundle) -> None:
     place.admit(good.folder)
     place.admit(bad.folder)
