@@ -19,10 +19,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fedgrass.errors import ConfigurationError, FedgrassError, MessageError
 from local.aws import sql
 from local.aws.bus import Bus
+from local.aws.sql_values import Message
 
 logger = logging.getLogger(__name__)
 
-Action = Callable[[dict[str, Any], dict[str, Any], sql.Message], None]
+Action = Callable[[dict[str, Any], dict[str, Any], Message], None]
 """Called with the action's parameters, what the rule selected, and the message."""
 
 _parse = lru_cache(maxsize=256)(sql.parse)
@@ -54,17 +55,17 @@ class RuleEngine:
             self._worker.submit(self._execute, topic, payload)
 
     def _execute(self, topic: str, payload: bytes) -> None:
-        message = sql.Message(topic, payload)
+        message = Message(topic, payload)
         for rule in self._rules():
             self._try(rule, message)
 
-    def _try(self, rule: Any, message: sql.Message) -> None:
+    def _try(self, rule: Any, message: Message) -> None:
         try:
             self._apply(rule, message)
         except Exception:  # one rule's fault must not stop the others
             logger.exception("rule=%s topic=%s", rule.rule_name, message.topic)
 
-    def _apply(self, rule: Any, message: sql.Message) -> None:
+    def _apply(self, rule: Any, message: Message) -> None:
         query = _parse(rule.sql)
         if not query.fires(message):
             return
@@ -82,7 +83,7 @@ class RuleEngine:
         if failures:
             self._fail(rule, message, failures)
 
-    def _run(self, kind: str, parameters: dict[str, Any], selected: dict[str, Any], message: sql.Message) -> str | None:
+    def _run(self, kind: str, parameters: dict[str, Any], selected: dict[str, Any], message: Message) -> str | None:
         action = self._actions.get(kind)
         if action is None:
             return f"Action {kind} is not executed here; these are: {', '.join(sorted(self._actions))}"
@@ -92,7 +93,7 @@ class RuleEngine:
             return str(error)
         return None
 
-    def _fail(self, rule: Any, message: sql.Message, failures: list[tuple[str, str]]) -> None:
+    def _fail(self, rule: Any, message: Message, failures: list[tuple[str, str]]) -> None:
         logger.warning("rule=%s topic=%s failures=%s", rule.rule_name, message.topic, failures)
         report = {
             "ruleName": rule.rule_name,
@@ -110,7 +111,7 @@ def put_item(dynamodb: Any) -> Action:
     """Return the ``dynamoDBv2`` action: each selected attribute becomes one of the item."""
     serialize = TypeSerializer().serialize
 
-    def act(parameters: dict[str, Any], selected: dict[str, Any], message: sql.Message) -> None:
+    def act(parameters: dict[str, Any], selected: dict[str, Any], message: Message) -> None:
         table = sql.substitute(parameters["putItem"]["tableName"], message)
         item = json.loads(json.dumps(selected), parse_float=Decimal)
         dynamodb.put_item(TableName=table, Item={name: serialize(value) for name, value in item.items()})
@@ -121,7 +122,7 @@ def put_item(dynamodb: Any) -> Action:
 def invoke_function(send: Callable[[str, bytes], None]) -> Action:
     """Return the ``lambda`` action: an asynchronous invocation."""
 
-    def act(parameters: dict[str, Any], selected: dict[str, Any], message: sql.Message) -> None:
+    def act(parameters: dict[str, Any], selected: dict[str, Any], message: Message) -> None:
         send(sql.substitute(parameters["functionArn"], message), json.dumps(selected).encode())
 
     return act
@@ -130,7 +131,7 @@ def invoke_function(send: Callable[[str, bytes], None]) -> Action:
 def republish(bus: Bus) -> Action:
     """Return the ``republish`` action; ``$$`` begins a topic of AWS's own."""
 
-    def act(parameters: dict[str, Any], selected: dict[str, Any], message: sql.Message) -> None:
+    def act(parameters: dict[str, Any], selected: dict[str, Any], message: Message) -> None:
         topic = sql.substitute(parameters["topic"].replace("$$", "$", 1), message)
         if "Undefined" in topic.split("/"):
             raise ConfigurationError(f"Topic {parameters['topic']} has a part that the message does not define.")
@@ -142,7 +143,7 @@ def republish(bus: Bus) -> Action:
 def put_log_event(logs: Any) -> Action:
     """Return the ``cloudwatchLogs`` action: what was selected becomes one log event."""
 
-    def act(parameters: dict[str, Any], selected: dict[str, Any], _message: sql.Message) -> None:
+    def act(parameters: dict[str, Any], selected: dict[str, Any], _message: Message) -> None:
         group, stream = parameters["logGroupName"], str(uuid.uuid4())
         event = {"timestamp": int(time.time() * 1000), "message": json.dumps(selected)}
         logs.create_log_stream(logGroupName=group, logStreamName=stream)

@@ -10,57 +10,21 @@ Source: "AWS IoT SQL reference" in the IoT Core developer guide.
 from __future__ import annotations
 
 import base64
-import json
-import math
 import operator
 import re
-import time
-import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from fedgrass.errors import ConfigurationError, MessageError
+from local.aws import sql_values as values
+from local.aws.sql_values import UNDEFINED, Expression, Message
 from local.aws.topics import matches
-
-UNDEFINED: Any = object()
-"""The value of an attribute that a message does not have."""
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<string>'(?:[^']|'')*')|(?P<number>\d+(?:\.\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign><>|!=|<=|>=|[-+*/%(),.=<>]))"
 )
 _TEMPLATE = re.compile(r"\$\{([^}]*)\}")
-_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "=": operator.eq,
-    "<>": operator.ne,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
-_SUMS: dict[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub}
-_PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {"*": operator.mul, "/": operator.truediv, "%": operator.mod}
-
-
-@dataclass(frozen=True)
-class Message:
-    """A publication: its topic, and its payload as it came."""
-
-    topic: str
-    raw: bytes
-
-    @cached_property
-    def payload(self) -> Any:
-        """The payload as parsed JSON, `UNDEFINED` if it is none."""
-        try:
-            return json.loads(self.raw)
-        except ValueError:
-            return UNDEFINED
-
-
-Expression = Callable[[Message], Any]
 
 
 @dataclass(frozen=True)
@@ -177,13 +141,13 @@ class _Parser:
     def _or(self) -> Expression:
         left = self._and()
         while self._take("OR"):
-            left = _either(left, self._and())
+            left = values.either(left, self._and())
         return left
 
     def _and(self) -> Expression:
         left = self._not()
         while self._take("AND"):
-            left = _both(left, self._not())
+            left = values.both(left, self._not())
         return left
 
     def _not(self) -> Expression:
@@ -191,19 +155,19 @@ class _Parser:
             inner = self._not()
             return lambda message: inner(message) is False
         left = self._sum()
-        sign = self._sign(_COMPARISONS)
-        return _compare(_COMPARISONS[sign], left, self._sum()) if sign else left
+        sign = self._sign(values.COMPARISONS)
+        return values.compare(values.COMPARISONS[sign], left, self._sum()) if sign else left
 
     def _sum(self) -> Expression:
         left = self._product()
-        while sign := self._sign(_SUMS):
-            left = _calculate(_SUMS[sign], left, self._product())
+        while sign := self._sign(values.SUMS):
+            left = values.calculate(values.SUMS[sign], left, self._product())
         return left
 
     def _product(self) -> Expression:
         left = self._primary()
-        while sign := self._sign(_PRODUCTS):
-            left = _calculate(_PRODUCTS[sign], left, self._primary())
+        while sign := self._sign(values.PRODUCTS):
+            left = values.calculate(values.PRODUCTS[sign], left, self._primary())
         return left
 
     def _primary(self) -> Expression:
@@ -212,21 +176,21 @@ class _Parser:
             self._expect(")")
             return inner
         if self._take("-"):
-            return _calculate(operator.sub, lambda _message: 0, self._primary())
+            return values.calculate(operator.sub, lambda _message: 0, self._primary())
         kind, text = self._advance()
         if kind == "string":
             literal: Any = text[1:-1].replace("''", "'")
         elif kind == "number":
             literal = float(text) if "." in text else int(text)
-        elif kind == "name" and text.lower() in _LITERALS:
-            literal = _LITERALS[text.lower()]
+        elif kind == "name" and text.lower() in values.LITERALS:
+            literal = values.LITERALS[text.lower()]
         elif kind == "name" and self._take("("):
             return self._call(text)
         elif kind == "name":
             path = [text]
             while self._take("."):
                 path.append(self._name())
-            return lambda message: _attribute(message.payload, path)
+            return lambda message: values.attribute(message.payload, path)
         else:
             raise self._error(f"{text!r} is not a value")
         return lambda _message: literal
@@ -240,9 +204,9 @@ class _Parser:
             while self._take(","):
                 arguments.append(self._or())
             self._expect(")")
-        function = _FUNCTIONS.get(name.lower())
+        function = values.FUNCTIONS.get(name.lower())
         if function is None:
-            raise self._error(f"function {name} is not one of {', '.join(sorted(_FUNCTIONS))}")
+            raise self._error(f"function {name} is not one of {', '.join(sorted(values.FUNCTIONS))}")
         return lambda message: function(message, *[argument(message) for argument in arguments])
 
     def _encode(self) -> Expression:
@@ -299,71 +263,3 @@ class _Parser:
 
     def _error(self, reason: str) -> ConfigurationError:
         return ConfigurationError(f"IoT SQL {self._text!r} cannot be used here: {reason}.")
-
-
-_LITERALS = {"true": True, "false": False, "null": None}
-
-
-def _either(left: Expression, right: Expression) -> Expression:
-    return lambda message: left(message) is True or right(message) is True
-
-
-def _both(left: Expression, right: Expression) -> Expression:
-    return lambda message: left(message) is True and right(message) is True
-
-
-def _compare(test: Callable[[Any, Any], bool], left: Expression, right: Expression) -> Expression:
-    def compare(message: Message) -> Any:
-        a, b = left(message), right(message)
-        if a is UNDEFINED or b is UNDEFINED:
-            return UNDEFINED
-        if test not in {operator.eq, operator.ne} and not _ordered(a, b):
-            return UNDEFINED
-        return test(a, b) if isinstance(a, bool) == isinstance(b, bool) else test is operator.ne
-
-    return compare
-
-
-def _ordered(a: Any, b: Any) -> bool:
-    return (_is_number(a) and _is_number(b)) or (isinstance(a, str) and isinstance(b, str))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _calculate(operation: Callable[[Any, Any], Any], left: Expression, right: Expression) -> Expression:
-    def calculate(message: Message) -> Any:
-        a, b = left(message), right(message)
-        if not (_is_number(a) and _is_number(b)) or (b == 0 and operation in {operator.truediv, operator.mod}):
-            return UNDEFINED
-        return operation(a, b)
-
-    return calculate
-
-
-def _attribute(payload: Any, path: list[str]) -> Any:
-    for name in path:
-        if not isinstance(payload, dict) or name not in payload:
-            return UNDEFINED
-        payload = payload[name]
-    return payload
-
-
-def _topic(message: Message, part: Any = None) -> Any:
-    if part is None:
-        return message.topic
-    parts = message.topic.split("/")
-    return parts[part - 1] if isinstance(part, int) and 1 <= part <= len(parts) else UNDEFINED
-
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "topic": _topic,
-    "timestamp": lambda _message: int(time.time() * 1000),
-    "floor": lambda _message, value: math.floor(value) if _is_number(value) else UNDEFINED,
-    "newuuid": lambda _message: str(uuid.uuid4()),
-    "isundefined": lambda _message, value: value is UNDEFINED,
-    "isnull": lambda _message, value: value is None,
-    "lower": lambda _message, text: text.lower() if isinstance(text, str) else UNDEFINED,
-    "startswith": lambda _message, text, prefix: text.startswith(prefix) if isinstance(text, str) else UNDEFINED,
-}

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from werkzeug import Request, Response
+
+from local.aws.api import ApiError
 from local.aws.events import Emit
 from local.aws.greengrass.deployments import Deployments
 from local.aws.greengrass.devices import CoreDevices
@@ -44,7 +47,7 @@ class Greengrass:
         )
         self._things_of = things_of
         registry, devices, deployments = self.registry, self.devices, self.deployments
-        self.layer = RestJsonService(
+        self._operations = RestJsonService(
             "greengrassv2",
             {
                 "CreateComponentVersion": registry.create_component_version,
@@ -66,6 +69,14 @@ class Greengrass:
                 "ListInstalledComponents": devices.list_installed_components,
             },
         )
+
+    def layer(self, request: Request) -> Response:
+        """Answer a request for Greengrass, if only to say that the operation is not here."""
+        answer = self._operations(request)
+        if answer is not None:
+            return answer
+        message = f"The local AWS has no {request.method} {request.path} of Greengrass."
+        return ApiError("NotImplementedException", message, status=501).response()
 
     def handle(self, topic: str, payload: bytes) -> None:
         """Take a message that a device published."""

@@ -218,6 +218,11 @@ def test_an_artifact_can_be_had_by_its_presigned_url(
         assert response.read() == b"content"
 
 
+def test_an_operation_that_is_not_here_says_so(greengrass: Greengrass) -> None:
+    with pytest.raises(greengrass.exceptions.ClientError, match="local AWS has no GET /greengrass/servicerole"):
+        greengrass.client.get_service_role_for_account()
+
+
 # Deployments
 
 

@@ -1,0 +1,129 @@
+"""What IoT SQL computes with: a message's values, operators and functions."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+UNDEFINED: Any = object()
+"""The value of an attribute that a message does not have."""
+
+COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "<>": operator.ne,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+SUMS: dict[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub}
+PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {"*": operator.mul, "/": operator.truediv, "%": operator.mod}
+"""Operators by sign, in the order of their binding: `COMPARISONS` least, then `SUMS`, then these."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A publication: its topic, and its payload as it came."""
+
+    topic: str
+    raw: bytes
+
+    @cached_property
+    def payload(self) -> Any:
+        """The payload as parsed JSON, `UNDEFINED` if it is none."""
+        try:
+            return json.loads(self.raw)
+        except ValueError:
+            return UNDEFINED
+
+
+Expression = Callable[[Message], Any]
+"""A value yet to be computed from a message; `UNDEFINED` if the message lacks what it needs."""
+
+
+LITERALS = {"true": True, "false": False, "null": None}
+"""Words that are values, in lower case."""
+
+
+def either(left: Expression, right: Expression) -> Expression:
+    """Hold if one of the two does."""
+    return lambda message: left(message) is True or right(message) is True
+
+
+def both(left: Expression, right: Expression) -> Expression:
+    """Hold if both do."""
+    return lambda message: left(message) is True and right(message) is True
+
+
+def compare(test: Callable[[Any, Any], bool], left: Expression, right: Expression) -> Expression:
+    """Compare two values; with Undefined, or in order across types, the result is Undefined."""
+
+    def compare(message: Message) -> Any:
+        a, b = left(message), right(message)
+        if a is UNDEFINED or b is UNDEFINED:
+            return UNDEFINED
+        if test not in {operator.eq, operator.ne} and not _ordered(a, b):
+            return UNDEFINED
+        return test(a, b) if isinstance(a, bool) == isinstance(b, bool) else test is operator.ne
+
+    return compare
+
+
+def _ordered(a: Any, b: Any) -> bool:
+    return (_is_number(a) and _is_number(b)) or (isinstance(a, str) and isinstance(b, str))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def calculate(operation: Callable[[Any, Any], Any], left: Expression, right: Expression) -> Expression:
+    """Calculate with two numbers; anything else, and what has no result, is Undefined."""
+
+    def calculate(message: Message) -> Any:
+        a, b = left(message), right(message)
+        if not (_is_number(a) and _is_number(b)) or (b == 0 and operation in {operator.truediv, operator.mod}):
+            return UNDEFINED
+        try:
+            return operation(a, b)
+        except OverflowError:
+            return UNDEFINED
+
+    return calculate
+
+
+def attribute(payload: Any, path: list[str]) -> Any:
+    """Return what is at ``path`` in the payload."""
+    for name in path:
+        if not isinstance(payload, dict) or name not in payload:
+            return UNDEFINED
+        payload = payload[name]
+    return payload
+
+
+def _topic(message: Message, part: Any = None) -> Any:
+    if part is None:
+        return message.topic
+    parts = message.topic.split("/")
+    return parts[part - 1] if isinstance(part, int) and 1 <= part <= len(parts) else UNDEFINED
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "topic": _topic,
+    "timestamp": lambda _message: int(time.time() * 1000),
+    "floor": lambda _message, value: math.floor(value) if _is_number(value) and math.isfinite(value) else UNDEFINED,
+    "newuuid": lambda _message: str(uuid.uuid4()),
+    "isundefined": lambda _message, value: value is UNDEFINED,
+    "isnull": lambda _message, value: value is None,
+    "lower": lambda _message, text: text.lower() if isinstance(text, str) else UNDEFINED,
+    "startswith": lambda _message, text, prefix: text.startswith(prefix) if isinstance(text, str) else UNDEFINED,
+}
+"""Functions by name in lower case, called with the message and their arguments."""
