@@ -65,7 +65,8 @@ class Rollout(_Settings):
 class FleetSettings(_Settings):
     """All of it. Defaults suit a first round; an execution's input is laid over them."""
 
-    rounds: int = Field(default=1, ge=1, le=1000, description="Rounds to run one after the other")
+    # An execution's history holds 25,000 events, and a round writes some forty.
+    rounds: int = Field(default=1, ge=1, le=500, description="Rounds to run one after the other")
     fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the fleet that is asked")
     min_devices: int = Field(default=2, ge=1, description="Devices that must be able to train for a round to open")
     min_updates: int = Field(default=2, ge=1, description="Updates without which the round changes nothing")

@@ -302,6 +302,9 @@ def test_rounds_follow_one_another_each_from_the_model_of_the_one_before(stack: 
     assert [result["outcome"] for result in results] == ["released"] * 3
     assert versions[1][0] == versions[0][1]
     assert versions[2][0] == versions[1][1]
+    pages = stack.step_functions.get_paginator("get_execution_history").paginate(executionArn=execution)
+    events = sum(len(page["events"]) for page in pages)
+    assert events / 3 * 500 < 25_000, "the most rounds that settings allow would not fit into an execution's history"
     record = stack.round(results[-1]["round"])
     assert record.closed_at is not None
     assert record.collected_at is not None
@@ -312,3 +315,28 @@ def test_rounds_follow_one_another_each_from_the_model_of_the_one_before(stack: 
         f"aggregate {(record.aggregated_at - record.collected_at).total_seconds():.3f} s, "
         f"close {(record.closed_at - record.aggregated_at).total_seconds():.3f} s"
     )
+
+
+def test_a_heartbeat_is_kept_under_the_name_of_its_topic_only(stack: Stack) -> None:
+    liar = Heartbeat(fleet="another", thing="a", sent_at=datetime.now(timezone.utc), interval_seconds=5)
+    before = time.time()
+    stack.mqtt.publish(device_topic(FLEET, "liar", "heartbeat"), liar.encode())
+    item = eventually(lambda: stack.devices.get_item(Key={"fleet": FLEET, "thing": "liar"}).get("Item"))
+    honest = stack.devices.get_item(Key={"fleet": FLEET, "thing": "a"})["Item"]
+    stack.devices.delete_item(Key={"fleet": FLEET, "thing": "liar"})
+    assert item["interval_seconds"] == 5
+    assert honest["interval_seconds"] == 600
+    assert before * 1000 - 1 <= item["received_at"] <= time.time() * 1000
+    assert before + 2_592_000 - 1 <= item["expires"] <= time.time() + 2_592_000
+    assert item["trainer"]["state"] == "idle"
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff", b"[]", b"{}", b'{"interval_seconds": "soon"}'], ids=repr)
+def test_a_heartbeat_that_is_none_is_not_kept(stack: Stack, payload: bytes) -> None:
+    stack.mqtt.publish(device_topic(FLEET, "odd", "heartbeat"), payload)
+    # Rules are executed in the order of messages: when this one is there, the other was looked at.
+    beat = Heartbeat(fleet=FLEET, thing="marker", sent_at=datetime.now(timezone.utc), interval_seconds=1)
+    stack.mqtt.publish(device_topic(FLEET, "marker", "heartbeat"), beat.encode())
+    eventually(lambda: stack.devices.get_item(Key={"fleet": FLEET, "thing": "marker"}).get("Item"))
+    stack.devices.delete_item(Key={"fleet": FLEET, "thing": "marker"})
+    assert "Item" not in stack.devices.get_item(Key={"fleet": FLEET, "thing": "odd"})
