@@ -28,7 +28,7 @@ _BEFORE_SETUP = "FEDGRASS_SETUP_STARTED"
 def main(
     devices: Annotated[int, typer.Option(min=2, max=20, help="Local core devices, each a process of its own.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Federated rounds.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the division of the data and of nothing else.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the division of the data and of nothing else.")] = 0,
     report_folder: Annotated[
         Path, typer.Option("--report", help="Where report.json, chart.png and index.html go.")
     ] = Path("demo-report"),

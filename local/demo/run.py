@@ -68,7 +68,7 @@ class Demo:
                 "min_devices": options.devices,
                 "min_updates": min(2, options.devices),
                 "deadline_seconds": 120,
-                "fit": {"epochs": 5, "learning_rate": 0.1},
+                "fit": {"epochs": 5, "learning_rate": 0.2},
                 "rollout": {"wait_seconds": 60},
             }
         )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedgrass.bundle import GRAPH, INFERENCE, MANIFEST, PARAMETERS, Bundle
+from fedgrass.edge.admission import chance
 from fedgrass.edge.admit import admit
 from fedgrass.edge.logs import Log
 from fedgrass.edge.model_store import Admission, ModelStore
@@ -188,3 +189,10 @@ def test_the_script_tells_its_verdict_by_exit_code_and_one_line_of_json(good: Bu
     refused = run_script(good.folder, tmp_path / "other")
     assert refused.returncode == 1
     assert run_script(tmp_path, store).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "examples", "points"), [(0.9333, 45, 0.08), (0.9, 1000, 0.019), (1.0, 10, 0.16), (0.5, 0, 0.71)]
+)
+def test_few_examples_excuse_more_than_many(accuracy: float, examples: int, points: float) -> None:
+    assert chance(accuracy, examples) == pytest.approx(points, abs=0.005)
