@@ -16,10 +16,11 @@ from typing import Any
 import boto3
 
 from cloud.infrastructure.components import ComponentPublisher, Published
-from cloud.infrastructure.deploy import StackOutputs, deploy
+from cloud.infrastructure.deploy import deploy
 from components.build import build, projects
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.names import HEARTBEAT, RUNTIME, SUITE
+from fedgrass.stack import StackOutputs
 from local.aws.client import LocalAwsProcess
 from local.aws.client import start as start_aws
 from local.processes import spawn, stop

@@ -6,7 +6,7 @@ Works against AWS, and against the local stand-in through AWS_ENDPOINT_URL. Runn
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,31 +17,12 @@ from botocore.exceptions import ClientError, WaiterError
 from cloud.infrastructure.package import DEFINITION, functions_archive
 from fedgrass.errors import FedgrassError, InfrastructureError
 from fedgrass.protocol.names import check_fleet, round_topic
+from fedgrass.stack import StackOutputs, stack_name, stack_outputs
 
 TEMPLATE = Path(__file__).with_name("template.yaml")
 
 _FINISHED = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE"}
 _BEGUN = {"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}
-
-
-@dataclass(frozen=True)
-class StackOutputs:
-    """What a deployed fleet consists of."""
-
-    fleet: str
-    bucket: str
-    devices_table: str
-    rounds_table: str
-    state_machine_arn: str
-    processing_role_arn: str
-    token_exchange_role_arn: str
-    token_exchange_role_alias: str
-    thing_group_arn: str
-
-
-def stack_name(fleet: str) -> str:
-    """Name of the fleet's stack; CloudFormation allows no underscores."""
-    return f"fedgrass-{fleet.replace('_', '-')}"
 
 
 def deploy(
@@ -94,27 +75,6 @@ def deploy(
         else:
             _wait(cloudformation, name, "stack_update_complete")
     return stack_outputs(session, fleet)
-
-
-def stack_outputs(session: Any, fleet: str) -> StackOutputs:
-    """Return what the fleet's stack consists of; raises `InfrastructureError` if it is not deployed."""
-    name = stack_name(check_fleet(fleet))
-    try:
-        stack = session.client("cloudformation").describe_stacks(StackName=name)["Stacks"][0]
-    except ClientError as error:
-        if "does not exist" not in str(error):
-            raise
-        raise InfrastructureError(f"fleet {fleet!r}: there is no stack {name}; deploy it first") from error
-    found = {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
-    wanted = {
-        field.name: field.name.title().replace("_", "") for field in fields(StackOutputs) if field.name != "fleet"
-    }
-    missing = sorted(set(wanted.values()) - found.keys())
-    if missing:
-        raise InfrastructureError(
-            f"stack {name} ({stack['StackStatus']}) lacks the outputs {', '.join(missing)}; deploy it again"
-        )
-    return StackOutputs(fleet=fleet, **{field: found[output] for field, output in wanted.items()})
 
 
 def destroy(session: Any, *, fleet: str) -> bool:

@@ -1,4 +1,4 @@
-"""A fleet's resources in the account that the environment names: found by their names, which the template fixes."""
+"""A fleet's resources in the account that the environment names, found through its stack."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.names import check_fleet
+from fedgrass.stack import StackOutputs, stack_outputs
 
 FleetOption = Annotated[
     str,
@@ -38,22 +39,21 @@ class Account:
         return cls(check_fleet(fleet), session)
 
     @cached_property
+    def stack(self) -> StackOutputs:
+        """What the fleet's stack consists of; raises `InfrastructureError` if it is not deployed."""
+        return stack_outputs(self.session, self.fleet)
+
+    @cached_property
     def rounds_table(self) -> Any:
         """The table of rounds."""
-        return self.session.resource("dynamodb").Table(f"fedgrass-{self.fleet}-rounds")
+        return self.session.resource("dynamodb").Table(self.stack.rounds_table)
 
     @cached_property
     def devices_table(self) -> Any:
         """The table of devices."""
-        return self.session.resource("dynamodb").Table(f"fedgrass-{self.fleet}-devices")
+        return self.session.resource("dynamodb").Table(self.stack.devices_table)
 
     @cached_property
     def step_functions(self) -> Any:
         """Client of Step Functions."""
         return self.session.client("stepfunctions")
-
-    @cached_property
-    def state_machine_arn(self) -> str:
-        """The state machine that runs rounds."""
-        account = self.session.client("sts").get_caller_identity()["Account"]
-        return f"arn:aws:states:{self.session.region_name}:{account}:stateMachine:fedgrass-{self.fleet}-round"

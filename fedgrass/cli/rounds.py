@@ -72,7 +72,7 @@ def start(
             "wait for it, or end it with `fedgrass round cancel`"
         )
     started = account.step_functions.start_execution(
-        stateMachineArn=account.state_machine_arn, input=json.dumps(overrides)
+        stateMachineArn=account.stack.state_machine_arn, input=json.dumps(overrides)
     )
     console = Console()
     console.print(f"Started: round {state.last + 1} of fleet [bold]{fleet}[/], {_plan(settings)}.")
