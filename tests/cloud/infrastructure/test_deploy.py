@@ -6,8 +6,9 @@ from typing import Any
 import boto3
 import pytest
 
-from cloud.infrastructure.deploy import StackOutputs, deploy, destroy, stack_name, stack_outputs
+from cloud.infrastructure.deploy import deploy, destroy
 from fedgrass.errors import ConfigurationError, InfrastructureError
+from fedgrass.stack import StackOutputs, stack_name, stack_outputs
 from local.aws.client import LocalAwsProcess
 from tests.fixtures.local_aws import local_aws, unique
 

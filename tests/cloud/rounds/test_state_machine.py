@@ -17,11 +17,12 @@ from typing import Any
 import boto3
 import pytest
 
-from cloud.infrastructure.deploy import StackOutputs, deploy
+from cloud.infrastructure.deploy import deploy
 from fedgrass.protocol.messages import Announcement, Base, Heartbeat, ModelNotice, UpdateNotice
 from fedgrass.protocol.names import device_topic, parameters_key, round_topic, update_key
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import fleet_members, load_round, load_state, participations, set_current_model
+from fedgrass.stack import StackOutputs
 from local.aws.client import LocalAwsProcess, start
 from tests.fixtures.mqtt import MqttClient
 from tests.fixtures.waiting import eventually
