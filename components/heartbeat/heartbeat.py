@@ -97,7 +97,9 @@ class Heartbeat:
             disk_free_bytes=reading.disk_free_bytes,
             examples=trainer.examples,
             model_version=active.manifest.version if active else None,
-            trainer=trainer,
+            trainer=trainer
+            if able
+            else trainer.model_copy(update={"reason": ""}),  # said above; keeps within the bound
             components=self._components(),
         )
         topic = device_topic(self._fleet, self._device.thing, "heartbeat")

@@ -25,7 +25,7 @@ from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import DataError, IpcError, TransferError
-from fedgrass.protocol.messages import Announcement, TrainerStatus, UpdateNotice
+from fedgrass.protocol.messages import Announcement, TrainerStatus, UpdateNotice, as_reason
 from fedgrass.protocol.names import (
     MODEL_ACTIVE_TOPIC,
     TRAINER,
@@ -211,7 +211,7 @@ class Trainer:
         fleet, number, thing = announcement.fleet, announcement.round, self._device.thing
         if isinstance(outcome, Refusal):
             return UpdateNotice(
-                fleet=fleet, round=number, thing=thing, status=outcome.status, reason=outcome.reason[:500]
+                fleet=fleet, round=number, thing=thing, status=outcome.status, reason=as_reason(outcome.reason)
             )
         return UpdateNotice(
             fleet=fleet,
@@ -264,7 +264,7 @@ class Trainer:
             epoch=epoch,
             epochs=announcement.fit.epochs if announcement else 0,
             examples=self._status.examples if examples is None else examples,
-            reason=reason[:500],
+            reason=as_reason(reason),
             component_version=self._version,
         )
         self._publish_status()
@@ -273,7 +273,7 @@ class Trainer:
         problem = self._objection() or self._data_problem
         status = self._status
         if problem:
-            status = status.model_copy(update={"able": False, "reason": problem[:500]})
+            status = status.model_copy(update={"able": False, "reason": as_reason(problem)})
         try:
             self._ipc.publish_local(TRAINER_STATUS_TOPIC, status.encode())
         except IpcError as error:

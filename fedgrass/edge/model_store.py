@@ -135,7 +135,7 @@ class ModelStore:
             number=earlier[-1].number + 1 if earlier else 1,
             version=version,
             outcome=outcome,
-            reason=reason[:500],
+            reason=reason,
             active_version=active.manifest.version if active else None,
             metrics=metrics or {},
             at=datetime.now(timezone.utc),

@@ -25,6 +25,11 @@ ComponentVersion = Annotated[str, Field(max_length=64)]
 ObjectKey = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
+def as_reason(text: str) -> str:
+    """Cut a text to what a `Reason` holds; bytes of a file name that are no text become question marks."""
+    return text.encode(errors="replace").decode()[:500]
+
+
 class Part(BaseModel):
     """A piece of a message."""
 

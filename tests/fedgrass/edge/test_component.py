@@ -21,6 +21,7 @@ from fedgrass.edge.logs import Log
 from fedgrass.edge.loop import Loop
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import EngineError
+from fedgrass.protocol.messages import as_reason
 from local.core_device.configuration import ConfigurationStore
 from local.core_device.ipc.configuration import ConfigurationService
 from local.core_device.ipc.server import IpcServer
@@ -98,6 +99,11 @@ def test_a_log_line_is_one_json_object_with_its_fields(capsys: pytest.CaptureFix
     first, second = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert first.items() >= {"event": "trained", "thing": "t", "fleet": "f", "round": 3, "level": "info"}.items()
     assert second["event"] == "ignored"
+
+
+def test_a_reason_can_always_be_sent() -> None:
+    assert as_reason("/data/\udcff.npz") == "/data/?.npz"
+    assert len(as_reason("x" * 1000)) == 500
 
 
 def test_a_device_short_of_disk_or_memory_objects_and_names_the_setting(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -139,20 +140,25 @@ def test_the_notes_are_bounded_and_a_damaged_one_is_left_out(store: ModelStore) 
     assert len(store.admissions()) == 99
 
 
-def _note(folder: str, version: str) -> None:
-    store = ModelStore(Path(folder))
-    for number in range(10):
-        with store.lock():
-            store.record(version, "active", reason=str(number))
+NOTE_TEN = """
+import sys
+from pathlib import Path
+from fedgrass.edge.model_store import ModelStore
+
+store = ModelStore(Path(sys.argv[1]))
+for number in range(10):
+    with store.lock():
+        store.record(sys.argv[2], "active", reason=str(number))
+"""
 
 
 def test_processes_do_not_overwrite_each_other(store: ModelStore) -> None:
-    context = multiprocessing.get_context("spawn")
-    children = [context.Process(target=_note, args=(str(store.folder), f"1.{n}.0")) for n in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(60)
+    root = Path(__file__).resolve().parents[3]
+    children = [
+        subprocess.Popen([sys.executable, "-c", NOTE_TEN, str(store.folder), version], cwd=root)
+        for version in ("1.1.0", "1.2.0")
+    ]
+    assert [child.wait(60) for child in children] == [0, 0]
     assert [admission.number for admission in store.admissions()] == list(range(1, 21))
 
 
