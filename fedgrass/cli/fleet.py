@@ -6,7 +6,6 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from fedgrass.cli import render
 from fedgrass.cli.account import DEFAULT_FLEET, Account, FleetOption
@@ -20,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at the devices; change the se
 def list_devices(fleet: FleetOption = DEFAULT_FLEET) -> None:
     """List the devices: alive or silent, able to train or why not, and their model."""
     members = tables.fleet_members(Account.of(fleet).devices_table, fleet)
-    Console().print(render.fleet_table(members, now_ms=time.time() * 1000))
+    render.console().print(render.fleet_table(members, now_ms=time.time() * 1000))
 
 
 @app.command()
@@ -36,4 +35,4 @@ def settings(
     if setting:
         current = current.overridden(merge(setting))
         tables.save_settings(account.rounds_table, fleet, current)
-    Console().print_json(current.model_dump_json())
+    render.console().print_json(current.model_dump_json())

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fedgrass.bundle import Bundle
+from fedgrass.cli import render
 
 app = typer.Typer(no_args_is_help=True, help="Look at model bundles, and publish them.")
 
@@ -23,7 +23,7 @@ def inspect(
     bundle = Bundle.open(folder)
     bundle.verify()
     manifest = bundle.manifest
-    console = Console()
+    console = render.console()
     console.print(f"[bold]{manifest.name}[/] {manifest.version}: every file matches its digest")
     facts = Table(show_header=False, box=None)
     facts.add_row("input", f"{manifest.x.dtype}{list(manifest.x.shape)}, batches of {manifest.batch_size}")

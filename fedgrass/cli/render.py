@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
+from rich import box
+from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +27,19 @@ _OUTCOME_STYLES = {
     "declined": "yellow",
 }
 _NOTHING = "–"
+_WIDE = 160  # columns where there is no terminal to ask: a log or a pipe should not be folded
+
+
+def console() -> Console:
+    """Return the console that commands print to."""
+    return Console(width=None if sys.stdout.isatty() else _WIDE)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=heading != "why")
+    return table
 
 
 def outcome_text(outcome: str | None) -> Text:
@@ -59,10 +75,8 @@ def round_line(record: RoundRecord) -> Text:
 
 
 def rounds_table(records: Sequence[RoundRecord]) -> Table:
-    """Return rounds as a table, the newest first."""
-    table = Table(
-        "round", "outcome", "model", "accuracy", "used", "quarantined", "active", "uploaded", "last upload → active"
-    )
+    """Return rounds as a table, the newest first; ``to active`` is from the last upload to the last device's word."""
+    table = _table("round", "outcome", "model", "accuracy", "used", "quarantined", "active", "uploaded", "to active")
     for record in records:
         seconds = record.seconds_release_to_active
         table.add_row(
@@ -101,7 +115,7 @@ def round_panel(record: RoundRecord) -> Panel:
 
 def participants_table(participants: Sequence[Participation]) -> Table:
     """Return what each device did in a round."""
-    table = Table("device", "update", "examples", "bytes", "trained", "model", "why")
+    table = _table("device", "update", "examples", "bytes", "trained", "model", "why")
     for entry in participants:
         status = outcome_text(entry.status)
         if entry.late:
@@ -120,7 +134,7 @@ def participants_table(participants: Sequence[Participation]) -> Table:
 
 def fleet_table(members: Sequence[FleetMember], *, now_ms: float) -> Table:
     """Return the devices as a table."""
-    table = Table("device", "state", "able to train", "model", "examples", "trainer", "cpu", "memory", "disk free")
+    table = _table("device", "state", "able to train", "model", "examples", "trainer", "cpu", "memory", "disk free")
     for member in members:
         beat = member.heartbeat
         model = member.model.active_version if member.model else None

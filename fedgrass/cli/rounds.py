@@ -74,7 +74,7 @@ def start(
     started = account.step_functions.start_execution(
         stateMachineArn=account.stack.state_machine_arn, input=json.dumps(overrides)
     )
-    console = Console()
+    console = render.console()
     console.print(f"Started: round {state.last + 1} of fleet [bold]{fleet}[/], {_plan(settings)}.")
     console.print(f"[dim]{started['executionArn']}[/]", soft_wrap=True)
     if wait:
@@ -117,7 +117,7 @@ def status(
 ) -> None:
     """Show one round: its phase, its devices, its result."""
     account = Account.of(fleet)
-    console = Console()
+    console = render.console()
     if number is None:
         number = tables.load_state(account.rounds_table, fleet).last
         if number == 0:
@@ -136,7 +136,7 @@ def list_rounds(
 ) -> None:
     """List the last rounds."""
     records = tables.recent_rounds(Account.of(fleet).rounds_table, fleet, limit)
-    console = Console()
+    console = render.console()
     if as_json:
         for record in records:
             secret = {"collect_token", "job_token", "rollout_token"}
@@ -156,4 +156,4 @@ def cancel(
     if state.open is None:
         raise RoundRefusedError(f"fleet {fleet!r} has no open round to cancel")
     account.step_functions.stop_execution(executionArn=state.open.execution, error="Cancelled", cause=reason[:256])
-    Console().print(f"Round {state.open.round} of fleet [bold]{fleet}[/] is cancelled.")
+    render.console().print(f"Round {state.open.round} of fleet [bold]{fleet}[/] is cancelled.")

@@ -103,7 +103,8 @@ class FleetSettings(_Settings):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "settings"
-            raise ConfigurationError(f"{where}: {first['msg']} (found {str(first.get('input'))[:60]})") from error
+            problem = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+            raise ConfigurationError(f"{where}: {problem} (found {str(first.get('input'))[:60]})") from error
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

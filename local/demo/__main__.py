@@ -13,8 +13,8 @@ from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from fedgrass.cli import render
 from fedgrass.errors import FedgrassError
 from local.demo import report
 from local.demo.run import Demo, DemoOptions
@@ -41,7 +41,7 @@ def main(
     travels through Stream Manager to S3, a Processing job averages the updates, and the new model comes back as a
     component version. Everything stops when it is done.
     """
-    console = Console()
+    console = render.console()
     signal.signal(signal.SIGTERM, _interrupt)
     setup_seconds = time.time() - float(os.environ.get(_BEFORE_SETUP, time.time()))
     try:
