@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,11 @@ def arn(service: str, resource: str) -> str:
 
 
 def client_environment(endpoint_url: str) -> Mapping[str, str]:
-    """Return the variables with which any AWS SDK, the AWS CLI and the GDK use the local endpoint."""
+    """Return the variables with which any AWS SDK, the AWS CLI and the GDK use the local endpoint, past any proxy."""
+    direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost,127.0.0.1"]))
     return {
+        "NO_PROXY": direct,
+        "no_proxy": direct,
         "AWS_ENDPOINT_URL": endpoint_url,
         "AWS_REGION": REGION,
         "AWS_DEFAULT_REGION": REGION,

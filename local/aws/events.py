@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -37,12 +40,14 @@ def emit(source: str, detail_type: str, resources: list[str], detail: dict[str, 
     events_backends[ACCOUNT][REGION].put_events([event])
 
 
-def deliver_to(targets: dict[str, Target]) -> None:
-    """Make moto's rules deliver to ``targets`` as well, by service name in the target's ARN.
+def deliver_to(targets: dict[str, Target]) -> Callable[[], None]:
+    """Make moto's rules deliver to ``targets`` as well, by service name in the target's ARN, until the result is called.
 
     moto itself delivers to log groups, queues and buses, and raises on everything else. It also takes a rule with a
-    schedule for one that matches every event.
+    schedule for one that matches every event. Delivery is in the background, as on AWS: whoever causes an event may
+    hold locks that a target needs.
     """
+    worker = ThreadPoolExecutor(1, "events")
     send_to_others = Rule.send_to_targets
 
     def send_to_targets(rule: Any, event: dict[str, Any], transform_input: bool = True) -> None:
@@ -50,13 +55,15 @@ def deliver_to(targets: dict[str, Target]) -> None:
             return
         ours = [target for target in rule.targets if target["Arn"].split(":")[2] in targets]
         for target in ours:
-            _deliver(targets[target["Arn"].split(":")[2]], target, event)
+            with contextlib.suppress(RuntimeError):  # the account is stopping
+                worker.submit(_deliver, targets[target["Arn"].split(":")[2]], target, event)
         others = copy.copy(rule)
         others.targets = [target for target in rule.targets if target not in ours]
         if others.targets:
             send_to_others(others, event, transform_input)
 
     Rule.send_to_targets = send_to_targets
+    return partial(worker.shutdown, wait=False, cancel_futures=True)
 
 
 def _deliver(send: Target, target: dict[str, Any], event: dict[str, Any]) -> None:

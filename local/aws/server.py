@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -116,7 +117,7 @@ class LocalAws:
         cleanup.callback(functions.stop)
         iot_data = IotData(bus)
         step_functions = client("stepfunctions", endpoint_url)
-        events.deliver_to({"lambda": functions.send, "states": states.starter(step_functions)})
+        cleanup.callback(events.deliver_to({"lambda": functions.send, "states": states.starter(step_functions)}))
         processing = Processing(
             Surroundings(
                 state=self.state,
@@ -163,6 +164,8 @@ class LocalAws:
             raise ConfigurationError(
                 f"Another local AWS owns {self.state}. Stop it, or give --state another folder."
             ) from error
+        for folder in ("functions", "processing"):  # of functions and jobs that an earlier process knew
+            shutil.rmtree(self.state / folder, ignore_errors=True)
 
     def _embedded_broker(self, cleanup: contextlib.ExitStack) -> tuple[str, int]:
         broker = EmbeddedBroker()

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import sys
 import threading
@@ -97,11 +98,17 @@ class Worker:
             message = f"The code of function {function.name} is not a zip archive: {error}."
             raise ApiError("InvalidZipFileException", message, status=502) from error
         self._ready = False
+        self._stopped = False
         self._process = self._start()
 
-    def invoke(self, event: bytes, request_id: str) -> Outcome:
-        """Run the handler, in turn; start a new process if it does not answer within the function's timeout."""
+    def invoke(self, event: bytes, request_id: str) -> Outcome | None:
+        """Run the handler, in turn; start a new process if it does not answer within the function's timeout.
+
+        Return None if the worker was stopped meanwhile: the function has another one, or is gone.
+        """
         with self._lock:
+            if self._stopped:
+                return None
             if self._process.poll() is not None:
                 self._process = self._start()
             try:
@@ -119,9 +126,11 @@ class Worker:
         return Outcome(reply["result"].encode())
 
     def stop(self) -> None:
-        """End the process when the event under way, if any, is answered."""
+        """End the process when the event under way, if any, is answered, and remove its code."""
         with self._lock:
+            self._stopped = True
             stop(self._process, grace=0.5)
+            shutil.rmtree(self._root, ignore_errors=True)
 
     def _ask(self, event: bytes, request_id: str) -> dict[str, Any]:
         if self._process.stdin is None:

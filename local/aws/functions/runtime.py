@@ -69,7 +69,10 @@ class LambdaRuntime:
         ApiError
             ``ResourceNotFoundException`` if there is no such function.
         """
-        return self._worker(_name(name_or_arn)).invoke(event, str(uuid.uuid4()))
+        outcome = None
+        while outcome is None:
+            outcome = self._worker(_name(name_or_arn)).invoke(event, str(uuid.uuid4()))
+        return outcome
 
     def send(self, name_or_arn: str, event: bytes) -> None:
         """Invoke a function asynchronously, as Lambda does for events: on an error, twice more.

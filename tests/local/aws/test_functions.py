@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -106,6 +107,21 @@ def test_new_code_and_new_settings_take_effect_at_once(local_aws: LocalAwsProces
     assert invoke(local_aws, unique)[0] == "new"
     client.update_function_configuration(FunctionName=unique, Environment={"Variables": {"V": "newer"}})
     assert invoke(local_aws, unique)[0] == "newer"
+
+
+def test_no_event_is_lost_while_the_code_changes(local_aws: LocalAwsProcess, unique: str) -> None:
+    def source(version: int) -> str:
+        return f"def handler(event, context): return {version}"
+
+    function(local_aws, unique, source(0))
+    client = local_aws.client("lambda")
+    with ThreadPoolExecutor(4) as callers:
+        answers = [callers.submit(invoke, local_aws, unique) for _ in range(40)]
+        for version in (1, 2, 3):
+            client.update_function_code(FunctionName=unique, ZipFile=archive(app=source(version)))
+    assert {answer.result()[1] for answer in answers} == {None}
+    assert {answer.result()[0] for answer in answers} <= {0, 1, 2, 3}
+    assert invoke(local_aws, unique)[0] == 3
 
 
 def test_a_package_in_the_archive_wins_over_the_installed_one(local_aws: LocalAwsProcess, unique: str) -> None:

@@ -61,6 +61,16 @@ def test_a_signal_ends_the_process_and_its_children_quickly(tmp_path: Path, numb
         account.stop()
 
 
+def test_killing_the_process_takes_its_children_along(tmp_path: Path) -> None:
+    with start(tmp_path) as account:
+        function(account, "worker", "import os\ndef handler(e, c): return os.getpid()")
+        worker = json.loads(account.client("lambda").invoke(FunctionName="worker")["Payload"].read())
+        account.process.kill()
+        eventually(lambda: not alive(worker))
+    with start(tmp_path) as account:  # what the dead one left does not disturb
+        assert account.client("lambda").list_functions()["Functions"] == []
+
+
 def test_a_second_one_on_the_same_folder_is_refused(local_aws: LocalAwsProcess) -> None:
     with pytest.raises(ConfigurationError, match="Another local AWS owns"):
         LocalAws(local_aws.state).start()
