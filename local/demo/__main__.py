@@ -42,7 +42,8 @@ def main(
     component version. Everything stops when it is done.
     """
     console = render.console()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job inherits it ignored
+        signal.signal(number, _interrupt)
     setup_seconds = time.time() - float(os.environ.get(_BEFORE_SETUP, time.time()))
     try:
         with sole_user(_STATE / "demo.lock", "the demo"), contextlib.ExitStack() as stack:

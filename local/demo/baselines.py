@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from fedgrass.bundle import Bundle
 from fedgrass.data import ArrayDataset
@@ -26,13 +31,21 @@ class Baselines:
 
 def measure(bundle: Bundle, data: DemoData, settings: FitSettings) -> Baselines:
     """Train the same model with the same engine on each device's data alone, and on all of them together."""
+    examples = [*data.devices.values(), data.pooled]
+    # Processes of their own: all cores are used, and LiteRT's greeting on stderr does not reach the terminal.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(len(examples), os.cpu_count() or 1), context, initializer=_silence) as pool:
+        *alone, centralised = pool.map(
+            partial(_accuracy, folder=bundle.folder, kept=data.kept, settings=settings), examples
+        )
+    return Baselines(dict(zip(data.devices, alone, strict=True)), centralised)
 
-    def accuracy(examples: ArrayDataset) -> float:
-        engine = LiteRTEngine(bundle)
-        engine.set_parameters(bundle.parameters())
-        fitted = engine.fit(examples, settings)
-        engine.set_parameters(fitted.parameters)
-        return engine.evaluate(data.kept)["accuracy"]
 
-    alone = {thing: accuracy(examples) for thing, examples in data.devices.items()}
-    return Baselines(alone, accuracy(data.pooled))
+def _silence() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _accuracy(examples: ArrayDataset, *, folder: Path, kept: ArrayDataset, settings: FitSettings) -> float:
+    engine = LiteRTEngine(Bundle.open(folder))
+    engine.set_parameters(engine.fit(examples, settings).parameters)
+    return engine.evaluate(kept)["accuracy"]
