@@ -18,6 +18,7 @@ from authoring.losses import LOSSES
 from authoring.optimizers import OPTIMIZERS
 from fedgrass import bundle, tensors
 from fedgrass.bundle import Bundle, Manifest, TensorDescription
+from fedgrass.inference import application_models
 
 _FINAL_ACTIVATION = {
     "sparse_categorical_crossentropy": "softmax",
@@ -90,8 +91,9 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / bundle.GRAPH).write_bytes(_convert(owner, signatures))
     content, constants = inference.convert(model, parameters)
-    (folder / bundle.INFERENCE).write_bytes(content)
     (folder / bundle.INFERENCE_INT8).unlink(missing_ok=True)
+    for file, model_content in application_models(content).items():
+        (folder / file).write_bytes(model_content)
     tensors.save(folder / bundle.PARAMETERS, parameters)
     return Bundle.seal(folder, manifest.model_copy(update={"constants": constants}))
 

@@ -8,6 +8,8 @@
 ``model.json``           the manifest: everything needed to feed the graph, and a digest of each file
 ======================== =====================================================================================
 
+A model of another engine than LiteRT has ``architecture.json`` in place of the three ``.tflite`` files (`fedgrass.architecture`).
+
 Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called ``p0 … pN`` in the manifest's order):
 
 - ``train(x, y, sample_weight, learning_rate, proximal_mu, clip_norm) -> loss``: one optimizer step on one batch.
@@ -39,6 +41,7 @@ GRAPH = "model.tflite"
 PARAMETERS = "parameters.safetensors"
 INFERENCE = "inference.tflite"
 INFERENCE_INT8 = "inference_int8.tflite"
+ARCHITECTURE = "architecture.json"
 MANIFEST = "model.json"
 
 MAX_MANIFEST_BYTES = 4 << 20
@@ -126,7 +129,8 @@ class Manifest(_Model):
         names = [parameter.name for parameter in self.parameters]
         if len(set(names)) != len(names):
             raise ValueError("parameter names must be unique")
-        missing = {GRAPH, PARAMETERS, INFERENCE} - self.files.keys()
+        needed = {ARCHITECTURE} if ARCHITECTURE in self.files else {GRAPH, INFERENCE}
+        missing = {PARAMETERS, *needed} - self.files.keys()
         if missing:
             raise ValueError(f"files lacks {', '.join(sorted(missing))}")
         if any("/" in name or name.startswith(".") for name in self.files):
@@ -134,9 +138,14 @@ class Manifest(_Model):
         return self
 
     @property
+    def graph_file(self) -> str:
+        """Name of the file that says what the model computes."""
+        return GRAPH if GRAPH in self.files else ARCHITECTURE
+
+    @property
     def graph_sha256(self) -> str:
         """Digest of the training graph: two models with the same one can be averaged."""
-        return self.files[GRAPH].sha256
+        return self.files[self.graph_file].sha256
 
     @property
     def parameters_sha256(self) -> str:
@@ -181,7 +190,8 @@ class Bundle:
     @classmethod
     def seal(cls, folder: Path, manifest: Manifest) -> Bundle:
         """Write ``model.json`` last, with the digests of the files that lie in ``folder``."""
-        present = [name for name in (GRAPH, PARAMETERS, INFERENCE, INFERENCE_INT8) if (folder / name).exists()]
+        known = (GRAPH, ARCHITECTURE, PARAMETERS, INFERENCE, INFERENCE_INT8)
+        present = [name for name in known if (folder / name).exists()]
         files = {
             name: FileDescription(sha256=sha256_of(folder / name), bytes=(folder / name).stat().st_size)
             for name in present

@@ -1,4 +1,4 @@
-"""New parameters into a model bundle, without TensorFlow."""
+"""New parameters into a model bundle, and the application's models made of them, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 
 from fedgrass import tensors
 from fedgrass.bundle import (
-    GRAPH,
     INFERENCE,
     INFERENCE_INT8,
     PARAMETERS,
@@ -19,8 +18,12 @@ from fedgrass.bundle import (
     check_parameters,
     parse_manifest,
 )
+from fedgrass.engines.base import Dataset
+from fedgrass.engines.metrics import CLASSIFIERS, correct
 from fedgrass.errors import BundleError
 from fedgrass.files import write_atomically
+from fedgrass.quantization import quantized
+from fedgrass.tensors import Array
 
 
 def with_parameters(content: bytes, constants: Iterable[Constant], parameters: Parameters) -> bytes:
@@ -40,16 +43,83 @@ def with_parameters(content: bytes, constants: Iterable[Constant], parameters: P
     return bytes(patched)
 
 
-def write_bundle(base: Bundle, parameters: Parameters, folder: Path, *, version: str) -> Bundle:
+def pruned(parameters: Parameters, sparsity: float) -> Parameters:
+    """Set the smallest values of each weight matrix or kernel to zero (magnitude pruning; Han et al. 2015, arXiv:1506.02626).
+
+    Parameters
+    ----------
+    sparsity
+        Share of its values that become zero, from 0 to below 1. Biases and other vectors are left alone.
+    """
+
+    def prune(value: Array) -> Array:
+        count = int(value.size * sparsity)
+        if value.ndim < 2 or count == 0:
+            return value
+        kept: Array = value.copy()
+        kept.reshape(-1)[np.argpartition(np.abs(value), count - 1, axis=None)[:count]] = 0
+        return kept
+
+    return {name: prune(value) for name, value in parameters.items()}
+
+
+def application_models(content: bytes, *, int8: bool = True) -> dict[str, bytes]:
+    """Return the application's models by file name: the float one, and the quantized one if that makes it much smaller."""
+    small = quantized(content) if int8 else None
+    return {INFERENCE: content} | ({} if small is None else {INFERENCE_INT8: small})
+
+
+def inference_accuracy(bundle: Bundle, data: Dataset) -> dict[str, float]:
+    """Return the share of right answers of each of the application's models, by file name; none for a regression.
+
+    Raises
+    ------
+    BundleError
+        If LiteRT cannot run a model.
+    """
+    manifest = bundle.manifest
+    if manifest.loss not in CLASSIFIERS:
+        return {}
+    from ai_edge_litert.interpreter import Interpreter
+
+    found = {}
+    for name in (INFERENCE, INFERENCE_INT8):
+        if name not in manifest.files:
+            continue
+        try:
+            infer = Interpreter(model_path=str(bundle.path(name))).get_signature_runner("infer")
+            right = 0.0
+            for batch in data.batches(manifest.batch_size):
+                x = np.asarray(batch.x, manifest.x.dtype)
+                outputs = np.concatenate([infer(x=example[np.newaxis])["y"] for example in x])
+                right += float(correct(manifest.loss, outputs, batch.y).sum())
+        except (ValueError, RuntimeError) as error:
+            raise BundleError(f"{bundle.path(name)}: LiteRT cannot run it ({error})") from error
+        found[name] = right / len(data)
+    return found
+
+
+def write_bundle(
+    base: Bundle,
+    parameters: Parameters,
+    folder: Path,
+    *,
+    version: str,
+    int8: bool = True,
+    sparsity: float = 0.0,
+) -> Bundle:
     """Write a complete bundle that differs from ``base`` in its parameters and version only.
 
-    The training graph is the same file, so both bundles' updates can be averaged. The quantized model is not carried
-    over: it would hold the old parameters.
+    The training graph is the same file, so both bundles' updates can be averaged.
 
     Parameters
     ----------
     folder
         Made if absent; a bundle in it is replaced.
+    int8
+        Whether to make the application's quantized model too. A model that this would hardly make smaller goes without.
+    sparsity
+        `pruned` by this share, the application's models only: training goes on from the dense parameters.
 
     Raises
     ------
@@ -60,20 +130,27 @@ def write_bundle(base: Bundle, parameters: Parameters, folder: Path, *, version:
     for name, value in parameters.items():
         if not np.isfinite(value).all():
             raise BundleError(f"parameters: {name!r} has values that are not finite; a model with it is useless")
+    manifest = parse_manifest(base.manifest.model_copy(update={"version": version}).to_json())
+    graph = _read(base.path(manifest.graph_file))
+    application: dict[str, bytes] = {}
+    if INFERENCE in manifest.files:
+        application = application_models(_patched(base, pruned(parameters, sparsity)), int8=int8)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (INFERENCE, INFERENCE_INT8):
+        (folder / name).unlink(missing_ok=True)
+    for name, content in {manifest.graph_file: graph, **application}.items():
+        write_atomically(folder / name, content)
+    tensors.save(folder / PARAMETERS, parameters)
+    return Bundle.seal(folder, manifest)
+
+
+def _patched(base: Bundle, parameters: Parameters) -> bytes:
     missing = {p.name for p in base.manifest.parameters} - {c.parameter for c in base.manifest.constants}
     if missing:
         raise BundleError(
             f"{base.folder}: the manifest does not say where {min(missing)!r} lies in {INFERENCE}; export the bundle again"
         )
-    manifest = parse_manifest(base.manifest.model_copy(update={"version": version}).to_json())
-    inference = with_parameters(_read(base.path(INFERENCE)), base.manifest.constants, parameters)
-    graph = _read(base.path(GRAPH))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / GRAPH, graph)
-    write_atomically(folder / INFERENCE, inference)
-    (folder / INFERENCE_INT8).unlink(missing_ok=True)
-    tensors.save(folder / PARAMETERS, parameters)
-    return Bundle.seal(folder, manifest)
+    return with_parameters(_read(base.path(INFERENCE)), base.manifest.constants, parameters)
 
 
 def _read(path: Path) -> bytes:

@@ -22,7 +22,7 @@ def judge(base: Evaluation | None, new: Evaluation | None, *, tolerance: float) 
     itself. Without an evaluation set every model passes: each device's own admission is then the only check.
     """
     if base is None or new is None:
-        return Verdict(True, "no evaluation set: the gate did not look")
+        return Verdict(True, "no evaluation set for this model: the gate did not look")
     if new.accuracy is None or base.accuracy is None:
         passed = new.loss <= base.loss + tolerance * abs(base.loss)
         figures = f"loss {new.loss:.4f} after {base.loss:.4f}"

@@ -23,11 +23,11 @@ from cloud.aggregator.report import Phases, ReportBuilder
 from cloud.aggregator.s3 import Bucket
 from cloud.aggregator.sources import UpdateReference, UpdateSource
 from cloud.aggregator.strategies import make_strategy
-from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
+from fedgrass.bundle import GRAPH, MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
 from fedgrass.edge.logs import Log
 from fedgrass.errors import BundleError, EngineError, ReleaseError, TransferError
 from fedgrass.files import write_atomically
-from fedgrass.inference import write_bundle
+from fedgrass.inference import inference_accuracy, write_bundle
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
@@ -132,7 +132,15 @@ class RoundJob:
                 "the sum of the updates is not finite; set checks.max_norm to refuse the update that causes it",
             )
         with self._phases.timed("write"):
-            new = write_bundle(base, result.parameters, self._scratch / "new", version=self._record.version)
+            application = self._record.settings.inference
+            new = write_bundle(
+                base,
+                result.parameters,
+                self._scratch / "new",
+                version=self._record.version,
+                int8=application.int8,
+                sparsity=application.sparsity,
+            )
         self._report.model = new
         with self._phases.timed("evaluate"):
             verdict = self._judge(base, new)
@@ -149,12 +157,13 @@ class RoundJob:
 
     def _judge(self, base: Bundle, new: Bundle) -> Verdict:
         data = load_evaluation_set(self._bucket, self._record.fleet, self._scratch)
-        if data is None:
+        if data is None or new.manifest.graph_file != GRAPH:
             return judge(None, None, tolerance=self._record.settings.gate.tolerance)
         evaluator = Evaluator(new, data)
         self._report.evaluation_base = evaluator.evaluate(base.parameters())
         try:
             self._report.evaluation = evaluator.evaluate(new.parameters())
+            self._report.inference_accuracy = inference_accuracy(new, data)
         except EngineError as error:
             return Verdict(False, f"{error}: the base stays")
         return judge(

@@ -47,6 +47,7 @@ class ReportBuilder:
     model: Bundle | None = None
     evaluation_base: Evaluation | None = None
     evaluation: Evaluation | None = None
+    inference_accuracy: dict[str, float] = field(default_factory=dict)
     release: ReleaseEntry | None = None
 
     def build(self, outcome: Outcome, reason: str, finished_at: datetime) -> RoundReport:
@@ -70,6 +71,7 @@ class ReportBuilder:
             quarantined=result.quarantined if result else (),
             evaluation_base=self.evaluation_base,
             evaluation=self.evaluation,
+            inference_accuracy=self.inference_accuracy,
             release=self.release,
             bytes_read=result.bytes_read if result else 0,
             seconds=self.phases.seconds,

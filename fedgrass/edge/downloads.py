@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from fedgrass.bundle import GRAPH, MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
+from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
 from fedgrass.edge.backoff import Backoff
 from fedgrass.edge.logs import Log
 from fedgrass.errors import BundleError, FedgrassError, TransferError
@@ -61,7 +61,7 @@ def fetch_bundle(store: ObjectStore, bucket: str, base: Base, folder: Path, *, m
         base.graph_sha256,
     ):
         raise BundleError(f"s3://{bucket}/{prefix}: is not the model {base.version} that the round announces")
-    wanted = {name: manifest.files[name] for name in manifest.files if name in (GRAPH, PARAMETERS)}
+    wanted = {name: manifest.files[name] for name in manifest.files if name in (manifest.graph_file, PARAMETERS)}
     total = sum(description.bytes for description in wanted.values())
     if total > max_bytes:
         raise BundleError(f"s3://{bucket}/{prefix}: {total} bytes; this device takes at most {max_bytes} (maxBundleMb)")

@@ -8,11 +8,9 @@ import numpy as np
 
 from fedgrass.bundle import Manifest, TensorDescription
 from fedgrass.engines.base import Batch, Dataset
+from fedgrass.engines.metrics import CLASSIFIERS as CLASSIFIERS
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
-
-CLASSIFIERS = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
-"""Losses for which accuracy means something."""
 
 
 def check_dataset(data: Dataset, manifest: Manifest) -> None:

@@ -47,6 +47,13 @@ class Gate(_Settings):
     tolerance: float = Field(default=0.02, ge=0, le=1)
 
 
+class Inference(_Settings):
+    """What is made for the application, beside the float model."""
+
+    int8: bool = Field(default=True, description="A model with 8-bit weights too")
+    sparsity: float = Field(default=0.0, ge=0, lt=1, description="Share of each weight matrix that is pruned to zero")
+
+
 class Aggregation(_Settings):
     """The Processing job."""
 
@@ -78,6 +85,7 @@ class FleetSettings(_Settings):
     strategy: Strategy = Strategy()
     checks: Checks = Checks()
     gate: Gate = Gate()
+    inference: Inference = Inference()
     aggregation: Aggregation = Aggregation()
     rollout: Rollout = Rollout()
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
+from sklearn.datasets import load_digits
 
 from fedgrass import bundle
 from fedgrass.bundle import Bundle, Parameters
+from fedgrass.data import ArrayDataset
+from fedgrass.engines.base import FitSettings
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import BundleError
-from fedgrass.inference import write_bundle
+from fedgrass.inference import inference_accuracy, pruned, write_bundle
 from fedgrass.tensors import Array
 
 BASE = Bundle.open(Path(__file__).parents[2] / "examples" / "digits" / "bundle")
@@ -64,9 +68,49 @@ def test_a_written_bundle_is_a_base_for_the_next(tmp_path: Path) -> None:
     assert second.manifest == direct.manifest
 
 
-def test_a_quantized_model_with_the_old_parameters_is_not_carried_over(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parameters, ArrayDataset]:
+    """Parameters that know the digits, and digits that they were not trained on."""
+    loaded = load_digits()
+    digits = ArrayDataset((loaded.images[..., None] / 16).astype(np.float32), loaded.target.astype(np.int32))
+    result = LiteRTEngine(BASE).fit(digits.take(1400), FitSettings(epochs=5, learning_rate=0.2))
+    return result.parameters, ArrayDataset(digits.x[1400:], digits.y[1400:])
+
+
+def test_the_int8_model_takes_at_most_30_percent_and_loses_at_most_a_point(
+    trained: tuple[Parameters, ArrayDataset], tmp_path: Path
+) -> None:
+    parameters, kept = trained
+    written = write_bundle(BASE, parameters, tmp_path, version="1.1.0")
+    files, accuracy = written.manifest.files, inference_accuracy(written, kept)
+    assert files[bundle.INFERENCE_INT8].bytes <= 0.30 * files[bundle.INFERENCE].bytes
+    assert accuracy[bundle.INFERENCE] > 0.9
+    assert accuracy[bundle.INFERENCE_INT8] >= accuracy[bundle.INFERENCE] - 0.01
+    engine = LiteRTEngine(written)
+    assert accuracy[bundle.INFERENCE] == pytest.approx(engine.evaluate(kept)["accuracy"])
+
+
+def test_pruning_empties_the_smallest_weights_of_the_applications_models_only(
+    trained: tuple[Parameters, ArrayDataset], tmp_path: Path
+) -> None:
+    parameters, kept = trained
+    written = write_bundle(BASE, parameters, tmp_path, version="1.1.0", sparsity=0.3)
+    for name, value in pruned(parameters, 0.3).items():
+        zeroed = value == 0 if value.ndim > 1 else np.zeros(value.shape, bool)
+        assert zeroed.mean() == pytest.approx(0.3 if value.ndim > 1 else 0.0, abs=0.01)
+        np.testing.assert_array_equal(value[~zeroed], parameters[name][~zeroed])
+        assert np.abs(parameters[name][zeroed]).max(initial=0) <= np.abs(parameters[name][~zeroed]).min(initial=1)
+        np.testing.assert_array_equal(written.parameters()[name], parameters[name])
+    packed = [len(zlib.compress(written.path(name).read_bytes())) for name in (bundle.INFERENCE, bundle.INFERENCE_INT8)]
+    dense = write_bundle(BASE, parameters, tmp_path / "dense", version="1.1.0")
+    assert packed[0] < 0.9 * len(zlib.compress(dense.path(bundle.INFERENCE).read_bytes()))
+    assert packed[1] < 0.9 * len(zlib.compress(dense.path(bundle.INFERENCE_INT8).read_bytes()))
+    assert min(inference_accuracy(written, kept).values()) > inference_accuracy(dense, kept)[bundle.INFERENCE] - 0.03
+
+
+def test_a_quantized_model_that_is_not_wanted_is_not_left_over(tmp_path: Path) -> None:
     (tmp_path / bundle.INFERENCE_INT8).write_bytes(b"old")
-    written = write_bundle(BASE, some_parameters(), tmp_path, version="1.1.0")
+    written = write_bundle(BASE, some_parameters(), tmp_path, version="1.1.0", int8=False)
     assert bundle.INFERENCE_INT8 not in written.manifest.files
     assert not (tmp_path / bundle.INFERENCE_INT8).exists()
 
