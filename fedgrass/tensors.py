@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,11 +152,19 @@ def load(path: Path, *, max_bytes: int = 4 << 30) -> tuple[dict[str, Array], dic
     return tensors, dict(header.metadata)
 
 
-def read_into(stream: BinaryIO, array: Array, *, name: str) -> None:
+class Readable(Protocol):
+    """What is read from, where it is no file."""
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        """Fill the buffer from its start and return how many bytes came; 0 at the end."""
+        ...
+
+
+def read_into(stream: BinaryIO | Readable, array: Array, *, name: str) -> None:
     """Fill a C-contiguous array from the stream, which must hold that many bytes still."""
     view = array.reshape(-1).view(np.uint8).data
     while view:
-        count = stream.readinto(view)  # type: ignore[attr-defined]
+        count = stream.readinto(view)  # type: ignore[union-attr]
         if not count:
             raise TruncatedFileError(f"{name}: truncated, {len(view)} bytes are missing")
         view = view[count:]

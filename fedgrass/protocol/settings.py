@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.messages import FitTask, UpdateTask
 
 
@@ -25,6 +26,12 @@ class Update(UpdateTask):
     """Encoding of updates, strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("codec")
+    @classmethod
+    def _codec_exists(cls, name: str) -> str:
+        CodecName.parse(name)
+        return name
 
 
 class Strategy(_Settings):

@@ -31,6 +31,7 @@ Reason = Literal[
     "wrong_parameters",
     "wrong_shape",
     "wrong_dtype",
+    "corrupt_data",
     "not_finite",
     "norm_exceeded",
 ]

@@ -10,12 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import numpy as np
+
 from fedgrass import tensors
 from fedgrass.bundle import TensorDescription
 from fedgrass.errors import TensorFileError, TruncatedFileError, UpdateError
 from fedgrass.tensors import TensorSpec
-from fedgrass.update.codecs import Buffers, Codec, Floats, StoredTensor, codec_named
+from fedgrass.update.codecs import Buffers, Floats, StoredTensor
+from fedgrass.update.entropy import TENSOR, Decompressor
 from fedgrass.update.header import MAX_METADATA_BYTES, UpdateHeader
+from fedgrass.update.registry import codec_named
 
 _HEADER_BYTES_PER_TENSOR = 256  # dtype, shape and offsets at their longest
 
@@ -60,9 +64,15 @@ class UpdateReader:
         self._buffers = buffers
         header = _read_header(stream, file_bytes, parameters)
         self.header = UpdateHeader.from_metadata(header.metadata)
-        self._codec: Codec = codec_named(self.header.codec)
-        expected = [tensor for parameter in parameters for tensor in self._codec.layout(parameter)]
-        _require_layout(header.tensors, expected)
+        codec = codec_named(self.header.codec)
+        self._codec = codec.parameters
+        self._frame: Decompressor | None = None
+        if codec.compressed:
+            size = file_bytes - header.data_offset
+            _require_layout(header.tensors, [StoredTensor(TENSOR, np.dtype("<u1"), (size,))])
+            self._frame = Decompressor(stream, size)
+        else:
+            _require_layout(header.tensors, [t for parameter in parameters for t in self._codec.layout(parameter)])
 
     def blocks(self) -> Iterator[Block]:
         """Yield the difference of every parameter, once, in the manifest's order.
@@ -70,24 +80,31 @@ class UpdateReader:
         Raises
         ------
         UpdateError
-            Coded ``truncated`` if the stream ends early.
+            Coded ``truncated`` if the stream ends early; ``corrupt_data`` if the bytes are not what the codec makes, which
+            may show at the very end.
         """
         for parameter in self._parameters:
             offset = 0
             for values in self._codec.decode(parameter, self._read, self._buffers):
                 yield Block(parameter, offset, values)
                 offset += len(values)
+        if self._frame is not None:
+            self._frame.require_end()
 
     def _read(self, array: tensors.Array) -> None:
         try:
-            tensors.read_into(self._stream, array, name="update")
+            tensors.read_into(self._frame or self._stream, array, name="update")
         except TruncatedFileError as error:
             raise UpdateError("truncated", str(error)) from error
 
 
 def max_update_bytes(parameters: Sequence[TensorDescription]) -> int:
-    """Return the size that no update of this model exceeds, whatever its codec: float32 is the longest."""
-    return 8 + _max_header_bytes(parameters) + 4 * sum(parameter.size for parameter in parameters)
+    """Return the size that no update of this model exceeds, whatever its codec.
+
+    float32 is the longest, but for a few bytes of scales and masks, and what a frame adds to data that cannot be compressed.
+    """
+    longest = sum(4 * parameter.size + 16 for parameter in parameters)
+    return 8 + _max_header_bytes(parameters) + longest + longest // 128 + 1024
 
 
 def _max_header_bytes(parameters: Sequence[TensorDescription]) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +14,13 @@ import numpy as np
 
 from fedgrass import tensors
 from fedgrass.bundle import Parameters, TensorDescription
-from fedgrass.errors import BundleError, DivergedError
+from fedgrass.errors import BundleError, ConfigurationError, DivergedError
 from fedgrass.tensors import Array
-from fedgrass.update.codecs import Codec, Floats, codec_named
+from fedgrass.update.codecs import Buffers, Codec, Floats
+from fedgrass.update.entropy import TENSOR, compress
+from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
+from fedgrass.update.registry import codec_named
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,10 @@ def write_update(
     *,
     codec: str = "float32",
     clip_norm: float = 0.0,
+    noise_multiplier: float = 0.0,
+    feedback: ErrorFeedback | None = None,
 ) -> UpdateInfo:
-    """Write ``local - base`` as an update file, whole or not at all; the same input gives the same bytes.
+    """Write ``local - base`` as an update file, whole or not at all; the same input gives the same bytes, but for noise.
 
     Parameters
     ----------
@@ -43,11 +52,17 @@ def write_update(
     base, local
         Float parameters by name, in the manifest's order, with equal names, shapes and dtypes.
     header
-        What the update says about itself; its ``codec`` is set from the argument.
+        What the update says about itself; its ``codec`` is set from the argument. It seeds stochastic rounding.
     codec
-        How differences are stored (`fedgrass.update.codecs.CODECS`).
+        How differences are stored (`fedgrass.protocol.codec_name`).
     clip_norm
-        If positive, a difference with a larger L2 norm is scaled down to it.
+        If positive, a difference with a larger L2 norm is scaled down to it. What error feedback adds is clipped with it.
+    noise_multiplier
+        If positive, Gaussian noise of standard deviation ``noise_multiplier * clip_norm`` is added to every scalar of the
+        clipped difference: local differential privacy (docs/privacy.md). Error feedback is then off: it would carry
+        this round's noise, taken back, into the next.
+    feedback
+        Where the residual of a lossy codec is kept.
 
     Raises
     ------
@@ -57,24 +72,76 @@ def write_update(
         If the difference is not finite; nothing is written.
     UpdateError
         If the codec is unknown.
+    ConfigurationError
+        If there is to be noise, but nothing bounds the difference.
     """
-    encoder: Codec = codec_named(codec)
+    encoder = codec_named(codec)
     _require_alike(base, local)
-    norm = math.sqrt(sum(_squares(_difference(base[name], local[name])) for name in base))
+    noise = _noise_source(noise_multiplier, clip_norm)
+    if noise is not None:
+        feedback = None
+    residual = feedback.before() if feedback else {}
+
+    def difference(name: str) -> Floats:
+        delta = _difference(base[name], local[name])
+        return delta + residual[name].ravel() if name in residual else delta
+
+    norm = math.sqrt(sum(_squares(difference(name)) for name in base))
     if not math.isfinite(norm):
         raise DivergedError("the trained parameters are not finite: no update was written. Lower the learning rate")
     scale = clip_norm / norm if 0 < clip_norm < norm else 1.0
+    rounding = np.random.default_rng(_seed(header))
+    buffers = Buffers()
     stored: dict[str, Array] = {}
+    left_out: Parameters = {}
     for name, before in base.items():
         parameter = TensorDescription(name=name, shape=before.shape, dtype=before.dtype.name)
-        delta = _difference(before, local[name])
+        delta = difference(name)
         if scale != 1.0:
             delta *= np.float32(scale)
-        for tensor, values in zip(encoder.layout(parameter), encoder.encode(parameter, delta), strict=True):
+        if noise is not None:
+            delta += noise.standard_normal(delta.shape, np.float32) * np.float32(noise_multiplier * clip_norm)
+        encoded = encoder.parameters.encode(parameter, delta, rounding)
+        for tensor, values in zip(encoder.parameters.layout(parameter), encoded, strict=True):
+            if tensor.name in stored:
+                raise BundleError(f"parameter {name!r}: another one's name is its own and a codec's suffix; rename it")
             stored[tensor.name] = values
+        if feedback is not None and not encoder.parameters.lossless:
+            delta -= _decoded(encoder.parameters, parameter, encoded, buffers)
+            left_out[name] = delta.astype(before.dtype, copy=False).reshape(before.shape)
+    if feedback is not None:
+        feedback.keep(residual, left_out)
+    if encoder.compressed:
+        stored = {TENSOR: compress(stored.values())}
     metadata = header.model_copy(update={"codec": encoder.name}).to_metadata()
     sha256 = tensors.save(path, stored, metadata)
     return UpdateInfo(sha256, path.stat().st_size, norm * scale)
+
+
+def _noise_source(multiplier: float, clip_norm: float) -> np.random.Generator | None:
+    """Return a generator that nobody can repeat: noise that can be guessed can be taken off again."""
+    if multiplier <= 0:
+        return None
+    if clip_norm <= 0:
+        raise ConfigurationError(
+            "update.noise_multiplier is set without update.clip_norm: noise protects only what is bounded"
+        )
+    return np.random.default_rng(secrets.randbits(256))
+
+
+def _seed(header: UpdateHeader) -> int:
+    text = f"{header.fleet}/{header.round}/{header.thing}/{header.base_sha256}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+
+
+def _decoded(codec: Codec, parameter: TensorDescription, encoded: Sequence[Array], buffers: Buffers) -> Floats:
+    stream = io.BytesIO(b"".join(values.tobytes() for values in encoded))
+    found = np.empty(parameter.size, np.float32)
+    done = 0
+    for values in codec.decode(parameter, lambda array: tensors.read_into(stream, array, name="residual"), buffers):
+        found[done : done + len(values)] = values
+        done += len(values)
+    return found
 
 
 def _difference(before: Array, after: Array) -> Floats:

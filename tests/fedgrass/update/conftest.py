@@ -9,8 +9,19 @@ import pytest
 from fedgrass.bundle import Parameters, TensorDescription
 from fedgrass.update import UpdateHeader, write_update
 
+CODECS = (
+    "float32",
+    "float16",
+    "int8",
+    "int4",
+    "topk:0.05",
+    "topk:0.1+int8",
+    "topk:0.3+int4+zstd",
+    "float32+zstd",
+    "int8+zstd",
+)
 DESCRIPTIONS = (
-    TensorDescription(name="dense/kernel", shape=(5, 7), dtype="float32"),
+    TensorDescription(name="dense/kernel", shape=(301, 7), dtype="float32"),
     TensorDescription(name="dense/bias", shape=(7,), dtype="float32"),
     TensorDescription(name="empty", shape=(0, 3), dtype="float32"),
     TensorDescription(name="scale", shape=(), dtype="float32"),

@@ -1,0 +1,41 @@
+"""Names of codecs: ``[topk:FRACTION+]VALUES[+zstd]``, as ``int8``, ``topk:0.05`` or ``topk:0.02+int4+zstd``.
+
+The grammar is here, apart from the codecs themselves, because settings are checked where NumPy is not installed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, cast
+
+Values = Literal["float32", "float16", "int8", "int4"]
+
+_NAME = re.compile(
+    r"^(?:topk:(?P<fraction>0\.\d{1,6}))?(?:(?:^|\+)(?P<values>float32|float16|int8|int4))?(?P<zstd>\+zstd)?$"
+)
+
+
+@dataclass(frozen=True)
+class CodecName:
+    """A codec's name taken apart. ``fraction`` is the share of scalars that is sent; None sends all."""
+
+    fraction: float | None
+    values: Values
+    zstd: bool
+
+    @classmethod
+    def parse(cls, name: str) -> CodecName:
+        """Take a name apart; raises `ValueError` with what was expected."""
+        match = _NAME.match(name)
+        if (
+            match is None
+            or not (match["values"] or match["fraction"])
+            or (match["fraction"] and not float(match["fraction"]))
+        ):
+            raise ValueError(
+                f"codec {name[:40]!r}: expected float32, float16, int8 or int4, with topk:FRACTION+ (0 < FRACTION < 1) "
+                "before it or +zstd after it where wanted, as in topk:0.02+int8+zstd"
+            )
+        fraction = float(match["fraction"]) if match["fraction"] else None
+        return cls(fraction, cast(Values, match["values"] or "float32"), bool(match["zstd"]))

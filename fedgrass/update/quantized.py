@@ -1,0 +1,128 @@
+"""Blockwise integers: groups of scalars share a scale, and each becomes a code of 8 or 4 bits.
+
+Rounding is stochastic, so that the mean of many devices' codes is the mean of their differences (Alistarh et al., "QSGD",
+NeurIPS 2017, https://arxiv.org/abs/1610.02132).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgrass.bundle import TensorDescription
+from fedgrass.tensors import Array
+from fedgrass.update.codecs import Buffers, Floats, ReadInto, StoredTensor, block_sizes
+
+_SCALE = np.dtype("<f4")
+
+
+class Int8:
+    """One byte per scalar, -127 to 127 times the scale of its group of 1,024."""
+
+    lossless = False
+    group = 1024
+
+    def layout(self, parameter: TensorDescription) -> tuple[StoredTensor, ...]:
+        """Return the scales, then the codes in the parameter's shape."""
+        return (
+            StoredTensor(f"{parameter.name}#scales", _SCALE, (_groups(parameter.size, self.group),)),
+            StoredTensor(parameter.name, np.dtype("<i1"), parameter.shape),
+        )
+
+    def encode(self, parameter: TensorDescription, delta: Floats, rng: np.random.Generator) -> tuple[Array, ...]:
+        """Return scales and codes."""
+        scales, codes = _quantize(delta, 127, self.group, rng)
+        return scales, codes.reshape(parameter.shape)
+
+    def decode(self, parameter: TensorDescription, read: ReadInto, buffers: Buffers) -> Iterator[Floats]:
+        """Widen and scale block by block."""
+        scales = _read_scales(parameter.size, self.group, read)
+        codes = buffers.raw.view("<i1")
+        done = 0
+        for count in block_sizes(parameter.size, buffers.block):
+            read(codes[:count])
+            values = buffers.floats[:count]
+            values[...] = codes[:count]  # apart from scaling: a plain widening runs at the speed of memory
+            _scale(values, scales[done // self.group :], self.group)
+            done += count
+            yield values
+
+
+class Int4:
+    """Half a byte per scalar, -7 to 7 times the scale of its group of 256; the first of two is in the low bits."""
+
+    lossless = False
+    group = 256
+
+    def layout(self, parameter: TensorDescription) -> tuple[StoredTensor, ...]:
+        """Return the scales, then the packed codes as a flat tensor."""
+        return (
+            StoredTensor(f"{parameter.name}#scales", _SCALE, (_groups(parameter.size, self.group),)),
+            StoredTensor(parameter.name, np.dtype("<u1"), ((parameter.size + 1) // 2,)),
+        )
+
+    def encode(self, parameter: TensorDescription, delta: Floats, rng: np.random.Generator) -> tuple[Array, ...]:
+        """Return scales and packed codes."""
+        scales, codes = _quantize(delta, 7, self.group, rng)
+        nibbles = np.zeros((parameter.size + 1) // 2 * 2, np.uint8)
+        nibbles[: parameter.size] = codes.view(np.uint8) & 15
+        return scales, nibbles[0::2] | nibbles[1::2] << 4
+
+    def decode(self, parameter: TensorDescription, read: ReadInto, buffers: Buffers) -> Iterator[Floats]:
+        """Unpack and scale block by block."""
+        scales = _read_scales(parameter.size, self.group, read)
+        pairs = buffers.floats.view("<u8")
+        done = 0
+        for count in block_sizes(parameter.size, buffers.block):
+            packed = buffers.raw[: (count + 1) // 2]
+            read(packed)
+            np.take(_PAIRS, packed, out=pairs[: len(packed)], mode="clip")
+            values = buffers.floats[:count]
+            _scale(values, scales[done // self.group :], self.group)
+            done += count
+            yield values
+
+
+def _nibble_pairs() -> NDArray[np.uint64]:
+    """Return, for each byte, the two float32 that its codes are, as one word: unpacking is then a single look-up."""
+    signed = ((np.arange(16) + 8) % 16 - 8).astype("<f4")
+    low, high = np.arange(256) & 15, np.arange(256) >> 4
+    return np.stack([signed[low], signed[high]], axis=1).view("<u8").ravel()
+
+
+_PAIRS = _nibble_pairs()
+
+
+def _quantize(delta: Floats, levels: int, group: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int8]]:
+    padded = np.zeros((_groups(len(delta), group), group), np.float32)
+    padded.reshape(-1)[: len(delta)] = delta
+    scales = np.abs(padded).max(axis=1) / np.float32(levels)
+    scales[scales < np.finfo(np.float32).tiny] = 0  # what is below has no inverse
+    inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
+    padded *= inverse[:, None]
+    padded += rng.random(padded.shape, np.float32)
+    np.floor(padded, out=padded)
+    np.clip(padded, -levels, levels, out=padded)
+    return scales.astype(_SCALE, copy=False), padded.reshape(-1)[: len(delta)].astype(np.int8)
+
+
+def _groups(size: int, group: int) -> int:
+    return -(-size // group)
+
+
+def _read_scales(size: int, group: int, read: ReadInto) -> Floats:
+    scales = np.empty(_groups(size, group), _SCALE)
+    read(scales)
+    return scales
+
+
+def _scale(values: Floats, scales: Floats, group: int) -> None:
+    """Multiply each group by its scale, in place. A hostile scale gives what is not finite, which the reader's user refuses."""
+    whole = len(values) // group
+    with np.errstate(all="ignore"):
+        groups = values[: whole * group].reshape(whole, group)
+        np.multiply(groups, scales[:whole, None], out=groups)
+        if len(values) > whole * group:
+            values[whole * group :] *= scales[whole]

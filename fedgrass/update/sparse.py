@@ -1,0 +1,92 @@
+"""Top-k sparsification: of each parameter only the largest scalars are sent, and the rest is zero.
+
+What is left out is not lost: error feedback adds it to the device's next update (Stich et al., "Sparsified SGD with Memory",
+NeurIPS 2018, https://arxiv.org/abs/1809.07599). Which scalars were chosen is a mask of one bit each, not a list of indices: its
+size is known beforehand, it cannot point outside, and entropy coding brings it close to the shorter of the two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgrass.bundle import TensorDescription
+from fedgrass.errors import UpdateError
+from fedgrass.tensors import Array
+from fedgrass.update.codecs import Buffers, Codec, Floats, ReadInto, StoredTensor, block_sizes
+
+
+class TopK:
+    """The largest ``fraction`` of each parameter's scalars, at least one, stored by another codec.
+
+    Decoding holds one parameter's mask: a 32nd of its size in float32.
+    """
+
+    lossless = False
+
+    def __init__(self, fraction: float, values: Codec) -> None:
+        self._fraction = fraction
+        self._values = values
+
+    def layout(self, parameter: TensorDescription) -> tuple[StoredTensor, ...]:
+        """Return the mask, then what the other codec makes of the chosen scalars."""
+        mask = StoredTensor(f"{parameter.name}#mask", np.dtype("<u1"), ((parameter.size + 7) // 8,))
+        return (mask, *self._values.layout(self._chosen(parameter)))
+
+    def encode(self, parameter: TensorDescription, delta: Floats, rng: np.random.Generator) -> tuple[Array, ...]:
+        """Return the mask and the encoded chosen scalars, in the order of their places."""
+        chosen = self._chosen(parameter)
+        mask = np.zeros(parameter.size, np.bool_)
+        if chosen.size:
+            mask[np.argpartition(np.abs(delta), -chosen.size)[-chosen.size :]] = True
+        return (np.packbits(mask, bitorder="little"), *self._values.encode(chosen, delta[mask], rng))
+
+    def decode(self, parameter: TensorDescription, read: ReadInto, buffers: Buffers) -> Iterator[Floats]:
+        """Put the chosen scalars into their places, block by block.
+
+        Raises
+        ------
+        UpdateError
+            Coded ``corrupt_data`` if the mask marks another number of scalars than are sent.
+        """
+        mask = np.empty((parameter.size + 7) // 8, np.uint8)
+        read(mask)
+        chosen = self._chosen(parameter)
+        marked = int(np.unpackbits(mask, count=parameter.size, bitorder="little").sum()) if parameter.size else 0
+        if marked != chosen.size:
+            raise UpdateError(
+                "corrupt_data", f"{parameter.name!r}: the mask marks {marked} scalars, {chosen.size} are sent"
+            )
+        sent = _Stream(self._values.decode(chosen, read, buffers.inner))
+        done = 0
+        for count in block_sizes(parameter.size, buffers.block):
+            part = np.unpackbits(mask[done // 8 : (done + count + 7) // 8], count=count, bitorder="little")
+            values = buffers.floats[:count]
+            values.fill(0)
+            sent.scatter(values, np.flatnonzero(part))
+            done += count
+            yield values
+
+    def _chosen(self, parameter: TensorDescription) -> TensorDescription:
+        count = min(parameter.size, max(1, math.ceil(self._fraction * parameter.size)))
+        return TensorDescription(name=parameter.name, shape=(count,), dtype="float32")
+
+
+class _Stream:
+    """Blocks of scalars, taken in other portions than they come in."""
+
+    def __init__(self, blocks: Iterator[Floats]) -> None:
+        self._blocks = blocks
+        self._rest: Floats = np.empty(0, np.float32)
+
+    def scatter(self, values: Floats, places: NDArray[np.intp]) -> None:
+        """Put the next scalars into ``places`` of ``values``."""
+        while len(places):
+            if not len(self._rest):
+                self._rest = next(self._blocks)
+            count = min(len(places), len(self._rest))
+            values[places[:count]] = self._rest[:count]
+            places, self._rest = places[count:], self._rest[count:]
