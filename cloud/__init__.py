@@ -1,1 +1,1 @@
-
+"""What runs in AWS: the aggregator, the rounds, the infrastructure."""
