@@ -17,9 +17,10 @@ from pathlib import Path
 from fedgrass import tensors
 from fedgrass.bundle import Manifest, Parameters
 from fedgrass.data import Split
-from fedgrass.engines.base import Batch, Dataset, Engine, FitSettings, FitState, Hooks, Metrics
+from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Metrics
 from fedgrass.errors import TensorFileError
 from fedgrass.protocol.messages import Announcement
+from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import UpdateInfo, write_update
 
@@ -53,6 +54,7 @@ def train(
     *,
     update: Path,
     checkpoint: Path,
+    residual: Path | None = None,
     hooks: Hooks | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trained:
@@ -66,6 +68,8 @@ def train(
         File to write.
     checkpoint
         File that is written after each epoch; it is the caller's to delete when the update is safe.
+    residual
+        File that keeps what a lossy codec leaves out for this device's next update (`ErrorFeedback`); None keeps nothing.
     hooks
         Called besides: ``after_batch`` may raise `StopTraining`.
 
@@ -100,15 +104,17 @@ def train(
         resume=earlier.state if earlier else None,
     )
     seconds = clock() - started
-    measured = {**result.metrics, **_validation(engine, data.validation)}
-    metrics = {name: value for name, value in measured.items() if math.isfinite(value)}
+    metrics, num_examples = _measured(engine, data, result), result.num_examples
+    if announcement.update.noise_multiplier > 0:
+        # The noise hides the update; exact figures beside it would give away what it hides.
+        metrics, num_examples = {}, 1
     header = UpdateHeader(
         fleet=announcement.fleet,
         round=announcement.round,
         thing=thing,
         base_sha256=manifest.parameters_sha256,
         graph_sha256=manifest.graph_sha256,
-        num_examples=result.num_examples,
+        num_examples=num_examples,
         metrics=metrics,
     )
     info = write_update(
@@ -118,8 +124,10 @@ def train(
         header,
         codec=announcement.update.codec,
         clip_norm=announcement.update.clip_norm,
+        noise_multiplier=announcement.update.noise_multiplier,
+        feedback=ErrorFeedback(residual, manifest, identity) if residual else None,
     )
-    return Trained(info, result.num_examples, metrics, seconds)
+    return Trained(info, num_examples, metrics, seconds)
 
 
 @dataclass(frozen=True)
@@ -157,12 +165,13 @@ def _load(path: Path, identity: str) -> _Checkpoint | None:
     return None
 
 
-def _validation(engine: Engine, data: Dataset) -> Metrics:
-    """How the trained model does on this device's own held-back examples, if it has any."""
-    if len(data) == 0:
-        return {}
-    found = engine.evaluate(data)
-    return {f"validation_{name}": found[name] for name in ("loss", "accuracy") if name in found}
+def _measured(engine: Engine, data: Split, result: FitResult) -> Metrics:
+    """How the training went, and how the trained model does on the held-back examples, if the device has any."""
+    found = dict(result.metrics)
+    if len(data.validation):
+        judged = engine.evaluate(data.validation)
+        found |= {f"validation_{name}": judged[name] for name in ("loss", "accuracy") if name in judged}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _limited(data: Dataset, most: int | None) -> Dataset:

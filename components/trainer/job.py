@@ -58,6 +58,11 @@ class Workshop:
         """File that holds a training between two epochs."""
         return self.work / "checkpoint.safetensors"
 
+    @property
+    def residual(self) -> Path:
+        """File that holds what a lossy codec left out of this device's updates."""
+        return self.work / "residual.safetensors"
+
 
 class Job:
     """Training for one announcement.
@@ -155,6 +160,7 @@ class Job:
             shop.thing,
             update=shop.update,
             checkpoint=shop.checkpoint,
+            residual=shop.residual,
             hooks=Hooks(self._after_batch, self._after_epoch),
         )
 

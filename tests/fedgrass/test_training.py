@@ -15,24 +15,25 @@ from fedgrass.data import ArrayDataset, Split, split
 from fedgrass.engines.base import FitState, Hooks, StopTraining
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import DataError, DivergedError
-from fedgrass.protocol.messages import Announcement, Cohort, FitTask, Upload
+from fedgrass.protocol.messages import Announcement, Cohort, FitTask, UpdateTask, Upload
 from fedgrass.protocol.names import update_prefix
 from fedgrass.training import Trained, seed_of, train
 from fedgrass.update.header import UpdateHeader
 from tests.fedgrass.edge import digits
 
 
-def announcement(**fit: Any) -> Announcement:
+def announcement(number: int = 3, update: UpdateTask | None = None, **fit: Any) -> Announcement:
     opened = datetime(2026, 1, 1, tzinfo=timezone.utc)
     return Announcement(
         fleet="f",
-        round=3,
+        round=number,
         opened_at=opened,
         deadline=opened + timedelta(hours=1),
         base=digits.base_of(Bundle.open(digits.BUNDLE), "f"),
         cohort=Cohort(salt="s"),
         fit=FitTask(**{"epochs": 3, "learning_rate": 0.2, **fit}),
-        upload=Upload(bucket="bucket", prefix=update_prefix("f", 3)),
+        update=update or UpdateTask(),
+        upload=Upload(bucket="bucket", prefix=update_prefix("f", number)),
     )
 
 
@@ -58,6 +59,7 @@ def run(
         thing,
         update=folder / "update.safetensors",
         checkpoint=folder / "checkpoint.safetensors",
+        residual=folder / "residual.safetensors",
         hooks=hooks,
     )
 
@@ -103,6 +105,26 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path: Path, epochs_done
     assert epochs == list(range(epochs_done + 1, 4))
     assert resumed.info.sha256 == unbroken.info.sha256
     assert resumed.metrics == unbroken.metrics
+
+
+def test_what_a_codec_leaves_out_is_carried_to_the_next_round_once(tmp_path: Path) -> None:
+    lossy, plain = UpdateTask(codec="topk:0.02+int8+zstd"), tmp_path / "plain"
+    plain.mkdir()
+    first = run(tmp_path, update=lossy).info
+    assert first.bytes * 16 < run(plain, update=UpdateTask()).info.bytes
+    alone = run(tmp_path, number=4, update=lossy).info  # with what round 3 left
+    for _ in range(2):  # killed before its answer was safe
+        assert run(tmp_path, number=4, update=lossy).info == alone
+    (tmp_path / "residual.safetensors").unlink()
+    assert run(tmp_path, number=4, update=lossy).info.sha256 != alone.sha256
+
+
+def test_a_device_that_adds_noise_says_nothing_else_about_its_data(tmp_path: Path) -> None:
+    trained = run(tmp_path, update=UpdateTask(clip_norm=1.0, noise_multiplier=1.0))
+    _, metadata = tensors.load(tmp_path / "update.safetensors")
+    assert trained.metrics == {}
+    assert UpdateHeader.from_metadata(metadata).metrics == {}
+    assert (UpdateHeader.from_metadata(metadata).num_examples, trained.num_examples) == (1, 1)
 
 
 def test_seconds_count_over_restarts(tmp_path: Path) -> None:

@@ -83,6 +83,11 @@ def _stored(change: Callable[[dict[str, tensors.Array]], dict[str, tensors.Array
     return lambda base, _: stored(base, "b", change)
 
 
+def _damaged_frame(base: Bundle, folder: Path) -> bytes:
+    content = update_bytes(base, "b", 1, folder, codec="int8+zstd")
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 BAD: list[tuple[str, Maker]] = [
     ("truncated", lambda base, folder: update_bytes(base, "b", 1, folder)[:-1]),
     ("truncated", lambda base, folder: b""),
@@ -103,6 +108,7 @@ BAD: list[tuple[str, Maker]] = [
     ("foreign_thing", _metadata(thing="a")),
     ("wrong_base", _metadata(base_sha256="1" * 64)),
     ("wrong_graph", _metadata(graph_sha256="1" * 64)),
+    ("corrupt_data", _damaged_frame),
     ("not_finite", _last(float("nan"))),
     ("not_finite", _last(float("inf"))),
     ("norm_exceeded", _last(1e9)),
