@@ -143,6 +143,11 @@ class Manifest(_Model):
         return GRAPH if GRAPH in self.files else ARCHITECTURE
 
     @property
+    def application_file(self) -> str:
+        """Name of the file that an application takes."""
+        return INFERENCE if INFERENCE in self.files else PARAMETERS
+
+    @property
     def graph_sha256(self) -> str:
         """Digest of the training graph: two models with the same one can be averaged."""
         return self.files[self.graph_file].sha256

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedgrass.bundle import INFERENCE
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.model_store import Admission, ModelStore
@@ -96,7 +95,7 @@ class ModelDeployer:
             return
         message = ActiveModel(
             version=active.manifest.version,
-            path=str((self._store.folder / "active" / INFERENCE).absolute()),
+            path=str((self._store.folder / "active" / active.manifest.application_file).absolute()),
             parameters_sha256=active.manifest.parameters_sha256,
             component_version=self._version,
         )

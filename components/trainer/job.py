@@ -146,7 +146,7 @@ class Job:
 
     def _train(self, bundle: Bundle) -> Trained:
         shop = self._workshop
-        engine = open_engine(shop.runtime.engine, bundle, threads=shop.runtime.threads)
+        engine = open_engine(shop.runtime.engine, bundle, threads=shop.runtime.threads, builder=shop.runtime.builder)
         split = data.load(shop.runtime.data, bundle.manifest)
         self._examples = len(split.train)
         self._log.info("training", examples=self._examples, base=bundle.manifest.version)

@@ -55,7 +55,7 @@ def admit(
         return load(runtime.data, manifest)
 
     def engine(bundle: Bundle) -> Engine:
-        return open_engine(runtime.engine, bundle, threads=runtime.threads)
+        return open_engine(runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder)
 
     with store.lock():
         if store.holds(candidate):

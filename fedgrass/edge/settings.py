@@ -28,7 +28,15 @@ class RuntimeSettings(Settings):
 
     fleet: FleetName
     data: DataSettings = DataSettings()
-    engine: str = Field(default="litert", min_length=1, max_length=200, description="'litert', or module:Class")
+    engine: str = Field(
+        default="litert",
+        min_length=1,
+        max_length=200,
+        description="litert, keras, torch, sklearn, flower, or module:Class",
+    )
+    builder: str = Field(
+        default="", max_length=200, description="module:function that builds the model, for others than litert"
+    )
     threads: int = Field(default=1, ge=1, le=256)
 
 

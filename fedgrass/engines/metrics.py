@@ -67,4 +67,4 @@ def sigmoid(logits: Array) -> Array:
 
 
 def _per_example(values: Array) -> Array:
-    return np.asarray(values, np.float64).reshape(len(values), -1).mean(axis=1)
+    return np.asarray(np.asarray(values, np.float64).reshape(len(values), -1).mean(axis=1))

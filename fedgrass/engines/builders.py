@@ -1,0 +1,39 @@
+"""Models and clients of the user's own, named as ``module:object``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from fedgrass.errors import EngineError
+
+
+def named(reference: str, *, setting: str) -> Any:
+    """Import an object.
+
+    Raises
+    ------
+    EngineError
+        If there is no such object; the message names the ``setting`` it came from.
+    """
+    module_name, colon, object_name = reference.partition(":")
+    if not colon:
+        raise EngineError(f"{setting} {reference!r}: expected module:object")
+    try:
+        return getattr(importlib.import_module(module_name), object_name)
+    except (ImportError, AttributeError) as error:
+        raise EngineError(f"{setting} {reference!r}: cannot be imported ({error})") from error
+
+
+def builder_of(engine: str, builder: str | Callable[[], Any]) -> Callable[[], Any]:
+    """Return the function that builds an engine's model; raises `EngineError` if none is named, or it is none."""
+    if not builder:
+        raise EngineError(
+            f"engine {engine}: 'builder' is not set; name the function that builds the model as module:function "
+            "in the configuration of com.fedgrass.Runtime"
+        )
+    function = named(builder, setting="builder") if isinstance(builder, str) else builder
+    if not callable(function):
+        raise EngineError(f"builder {builder!r}: is not a function")
+    return function

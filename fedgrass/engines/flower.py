@@ -1,0 +1,138 @@
+"""Training with the user's own Flower client: any object with the methods of ``flwr.client.NumPyClient``.
+
+``builder`` names, as ``module:object``, either a client, which has its data already, or a function (or class) that makes one
+from a `Dataset`: it is called anew for each training and each evaluation. Flower itself need not be installed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fedgrass.bundle import Bundle, Parameters, check_parameters
+from fedgrass.engines.base import Dataset, FitResult, FitSettings, FitState, Hooks, Metrics
+from fedgrass.engines.builders import named
+from fedgrass.engines.checks import check_dataset
+from fedgrass.errors import DataError, DivergedError, EngineError
+from fedgrass.tensors import Array
+
+_METHODS = ("fit", "evaluate")
+
+Client = Any
+
+
+def initial_parameters(client: Client, names: list[str] | None = None) -> Parameters:
+    """Return a client's own parameters, called ``0000``, ``0001``, … if no names are given."""
+    arrays = [np.asarray(array) for array in client.get_parameters({})]
+    return dict(zip(names or [f"{index:04d}" for index in range(len(arrays))], arrays, strict=True))
+
+
+class FlowerEngine:
+    """A Flower client that is given the bundle's parameters, and the round's settings as its ``config``.
+
+    ``config`` holds ``epochs``, ``batch_size``, ``learning_rate``, ``proximal_mu``, ``clip_norm`` and ``seed``. A client trains
+    all epochs in one call: it cannot be paused or checkpointed between them.
+
+    Parameters
+    ----------
+    threads
+        Not used: a client looks after its own.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1, builder: str | Client = "") -> None:
+        del threads
+        bundle.verify()
+        self.manifest = bundle.manifest
+        self._client = named(builder, setting="builder") if isinstance(builder, str) else builder
+        self._makes_clients = isinstance(self._client, type) or not hasattr(self._client, "fit")
+        if self._makes_clients and not callable(self._client):
+            raise EngineError(f"builder {builder!r}: is neither a Flower NumPyClient nor a function that makes one")
+        self._parameters = bundle.parameters()
+
+    def get_parameters(self) -> Parameters:
+        """Return a copy of the trainable parameters, in the manifest's order."""
+        return {name: value.copy() for name, value in self._parameters.items()}
+
+    def set_parameters(self, parameters: Parameters) -> None:
+        """Replace the trainable parameters; raises `BundleError` if they are another model's."""
+        self._parameters = {name: value.copy() for name, value in check_parameters(parameters, self.manifest).items()}
+
+    def fit(
+        self,
+        data: Dataset,
+        settings: FitSettings,
+        *,
+        hooks: Hooks | None = None,
+        resume: FitState | None = None,
+    ) -> FitResult:
+        """Train from the present parameters; see `fedgrass.engines.base.Engine.fit`. The client says how many examples."""
+        client = self._client_for(data)
+        if resume is not None and resume.epoch >= settings.epochs:
+            self.set_parameters(resume.parameters)
+            return FitResult(resume.parameters, len(data), {"loss": resume.losses[-1]} if resume.losses else {}, 0)
+        config = {
+            "epochs": settings.epochs,
+            "batch_size": self.manifest.batch_size,
+            "learning_rate": settings.learning_rate,
+            "proximal_mu": settings.proximal_mu,
+            "clip_norm": settings.clip_norm,
+            "seed": settings.seed,
+        }
+        arrays, examples, metrics = client.fit(self._arrays(), config)
+        parameters = self._named(arrays)
+        found = _floats(metrics)
+        for name, value in parameters.items():
+            if not np.isfinite(value).all():
+                raise DivergedError(
+                    f"model {self.manifest.name!r}: {name!r} is no longer finite; the base parameters are kept. "
+                    "Use a smaller learning_rate or a clip_norm"
+                )
+        if examples < 1:
+            raise DataError(f"model {self.manifest.name!r}: its Flower client trained on {examples} examples")
+        if hooks is not None:
+            hooks.after_epoch(FitState(settings.epochs, parameters, losses=[found[k] for k in ("loss",) if k in found]))
+        self.set_parameters(parameters)
+        return FitResult(parameters, int(examples), found, settings.epochs)
+
+    def evaluate(self, data: Dataset) -> Metrics:
+        """Return the client's ``loss``, ``examples``, and its own metrics (``accuracy`` among them, if it gives one)."""
+        loss, examples, metrics = self._client_for(data).evaluate(
+            self._arrays(), {"batch_size": self.manifest.batch_size}
+        )
+        if examples < 1:
+            raise DataError(f"no examples to evaluate model {self.manifest.name!r} on")
+        return {**_floats(metrics), "loss": float(loss), "examples": float(examples)}
+
+    def _client_for(self, data: Dataset) -> Client:
+        if not self._makes_clients:
+            return self._client
+        check_dataset(data, self.manifest)
+        maker: Callable[[Dataset], Client] = self._client
+        client = maker(data)
+        missing = [method for method in _METHODS if not callable(getattr(client, method, None))]
+        if missing:
+            raise EngineError(
+                f"builder: gave {type(client).__name__} without {missing[0]}(); expected a Flower NumPyClient"
+            )
+        return client
+
+    def _arrays(self) -> list[Array]:
+        return [value.copy() for value in self._parameters.values()]
+
+    def _named(self, arrays: list[Array]) -> Parameters:
+        expected = self.manifest.parameters
+        if len(arrays) != len(expected):
+            raise EngineError(
+                f"model {self.manifest.name!r}: its Flower client gave {len(arrays)} arrays, the model has {len(expected)}"
+            )
+        named_arrays = {p.name: np.asarray(array, p.dtype) for p, array in zip(expected, arrays, strict=True)}
+        return check_parameters(named_arrays, self.manifest, name="Flower client")
+
+
+def _floats(metrics: Any) -> Metrics:
+    """Keep what is a finite number: a client's metrics may be strings and bytes too."""
+    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (bool, int, float))}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -1,0 +1,158 @@
+"""Training with Keras on TensorFlow: for participants that have the room, such as silos.
+
+A Keras model whose variables are named as a LiteRT bundle's parameters trains that bundle too, in one fleet with LiteRT devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedgrass.bundle import Bundle, Parameters, check_parameters
+from fedgrass.engines.base import Batch, FitSettings
+from fedgrass.engines.builders import builder_of
+from fedgrass.engines.loop import BatchEngine, check_state
+from fedgrass.engines.metrics import CLASSIFIERS, sigmoid, softmax
+from fedgrass.errors import BundleError, EngineError
+from fedgrass.tensors import Array
+
+try:
+    import keras
+    import tensorflow as tf
+except ImportError as error:
+    raise EngineError("engine keras: tensorflow is not installed; pip install 'fedgrass[keras]'") from error
+
+Builder = str | Callable[[], Any]
+
+_LOSSES = {
+    "sparse_categorical_crossentropy": keras.losses.SparseCategoricalCrossentropy,
+    "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
+    "binary_crossentropy": keras.losses.BinaryCrossentropy,
+    "mean_squared_error": keras.losses.MeanSquaredError,
+    "mean_absolute_error": keras.losses.MeanAbsoluteError,
+    "huber": keras.losses.Huber,
+}
+
+
+def initial_parameters(builder: Builder) -> Parameters:
+    """Return every float variable of the model that the builder makes, moving statistics included."""
+    return {name: np.array(variable.numpy()) for name, variable in _variables(_build(builder)).items()}
+
+
+class KerasEngine(BatchEngine):
+    """A Keras model that holds the bundle's parameters at first.
+
+    Parameters
+    ----------
+    builder
+        Makes a built model; its variables are called as the manifest's parameters are, without the model's own name.
+    threads
+        For TensorFlow's kernels, if none has run yet in this process.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
+        super().__init__(bundle)
+        _use_threads(threads)
+        self._model = _build(builder)
+        known = _variables(self._model)
+        missing = [p.name for p in self.manifest.parameters if p.name not in known]
+        if missing:
+            raise BundleError(
+                f"builder {builder!r}: its model has no variable {missing[0]!r}, as model {self.manifest.name!r} has; "
+                f"it has {', '.join(sorted(known)[:6])}"
+            )
+        self._variables = {p.name: known[p.name] for p in self.manifest.parameters}
+        self._logits = getattr(self._model.layers[-1], "activation", None) not in (
+            keras.activations.softmax,
+            keras.activations.sigmoid,
+        )
+        options = {"from_logits": self._logits} if self.manifest.loss in CLASSIFIERS else {}
+        self._loss = _LOSSES[self.manifest.loss](**options)
+        self._anchor = [tf.Variable(variable) for variable in self._trained()]
+        self._scalars = [tf.Variable(0.0) for _ in range(2)]
+        self.set_parameters(bundle.parameters())
+
+    def get_parameters(self) -> Parameters:
+        """Return a copy of the trainable parameters, in the manifest's order."""
+        return {name: np.array(variable.numpy()) for name, variable in self._variables.items()}
+
+    def set_parameters(self, parameters: Parameters) -> None:
+        """Replace the trainable parameters; raises `BundleError` if they are another model's."""
+        for name, value in check_parameters(parameters, self.manifest).items():
+            self._variables[name].assign(value)
+
+    def _trained(self) -> list[Any]:
+        return [v for v in self._model.trainable_variables if any(v is known for known in self._variables.values())]
+
+    def _begin(self, settings: FitSettings) -> None:
+        trained = self._trained()
+        for anchor, variable in zip(self._anchor, trained, strict=True):
+            anchor.assign(variable)
+        for scalar, value in zip(self._scalars, (settings.proximal_mu, settings.clip_norm), strict=True):
+            scalar.assign(value)
+        self._optimizer = _optimizer(self.manifest.optimizer, settings.learning_rate)
+        self._optimizer.build(trained)
+        self._compiled = tf.function(self._train, reduce_retracing=True)
+
+    def _train(self, x: Any, y: Any) -> Any:
+        mu, clip = self._scalars
+        trained = self._trained()
+        with tf.GradientTape() as tape:
+            loss = self._loss(y, self._model(x, training=True))
+        gradients = [
+            gradient + mu * (variable - anchor)
+            for gradient, variable, anchor in zip(tape.gradient(loss, trained), trained, self._anchor, strict=True)
+        ]
+        norm = tf.linalg.global_norm(gradients)
+        scale = tf.where((clip > 0) & (norm > clip), clip / norm, 1.0)
+        self._optimizer.apply([gradient * scale for gradient in gradients])
+        return loss
+
+    def _step(self, batch: Batch) -> float:
+        x, y = np.asarray(batch.x, self.manifest.x.dtype), np.asarray(batch.y, self.manifest.y.dtype)
+        return float(self._compiled(tf.constant(x), tf.constant(y)))
+
+    def _outputs(self, x: Array) -> Array:
+        outputs = np.asarray(self._model(np.asarray(x, self.manifest.x.dtype), training=False))
+        if self.manifest.loss not in CLASSIFIERS or not self._logits:
+            return outputs
+        return sigmoid(outputs) if self.manifest.loss == "binary_crossentropy" else softmax(outputs)
+
+    def _optimizer_state(self) -> list[Array]:
+        return [np.array(variable.numpy()) for variable in self._optimizer.variables]
+
+    def _set_optimizer_state(self, state: Sequence[Array]) -> None:
+        check_state(state, [tuple(variable.shape) for variable in self._optimizer.variables])
+        for variable, value in zip(self._optimizer.variables, state, strict=True):
+            variable.assign(value)
+
+
+def _build(builder: Builder) -> Any:
+    if keras.backend.backend() != "tensorflow":
+        raise EngineError(f"engine keras: backend {keras.backend.backend()!r} is in use; set KERAS_BACKEND=tensorflow")
+    # Layers without a name of their own are numbered through the process: start anew, so that every build is called alike.
+    keras.utils.clear_session(free_memory=False)
+    model = builder_of("keras", builder)()
+    if not isinstance(model, keras.Model) or not model.built:
+        raise EngineError(f"builder {builder!r}: gave {type(model).__name__}, expected a built Keras model")
+    return model
+
+
+def _variables(model: Any) -> dict[str, Any]:
+    floats = [variable for variable in model.weights if str(variable.dtype) == "float32"]
+    return {str(variable.path.removeprefix(f"{model.name}/")): variable for variable in floats}
+
+
+def _optimizer(settings: Any, learning_rate: float) -> Any:
+    if settings.name == "adam":
+        return keras.optimizers.Adam(learning_rate, settings.beta_1, settings.beta_2, settings.epsilon)
+    return keras.optimizers.SGD(learning_rate, settings.momentum if settings.name == "momentum" else 0.0)
+
+
+def _use_threads(threads: int) -> None:
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    except RuntimeError:
+        return  # TensorFlow runs already: another engine of this process has set them

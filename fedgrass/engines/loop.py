@@ -1,0 +1,145 @@
+"""The training loop of engines that are fed batch by batch: checks, epochs, hooks, resuming, and what happens on failure."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedgrass.bundle import Bundle, Manifest, Parameters
+from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Metrics
+from fedgrass.engines.checks import check_batch, check_dataset
+from fedgrass.engines.metrics import CLASSIFIERS, correct, losses
+from fedgrass.errors import DataError, DivergedError, EngineError
+from fedgrass.tensors import Array
+
+
+class BatchEngine(ABC):
+    """An engine made of one step on one batch; the rest of `fedgrass.engines.base.Engine` is here.
+
+    Raises
+    ------
+    BundleError
+        If a file of the bundle differs from the manifest.
+    """
+
+    manifest: Manifest
+
+    def __init__(self, bundle: Bundle) -> None:
+        bundle.verify()
+        self.manifest = bundle.manifest
+
+    @abstractmethod
+    def get_parameters(self) -> Parameters:
+        """Return a copy of the trainable parameters, in the manifest's order."""
+
+    @abstractmethod
+    def set_parameters(self, parameters: Parameters) -> None:
+        """Replace the trainable parameters; raises `BundleError` if they are another model's."""
+
+    @abstractmethod
+    def _begin(self, settings: FitSettings) -> None:
+        """Take the present parameters as the proximal term's anchor, and clear the optimizer's state."""
+
+    @abstractmethod
+    def _step(self, batch: Batch) -> float:
+        """Take one optimizer step; return the mean loss before it."""
+
+    @abstractmethod
+    def _outputs(self, x: Array) -> Array:
+        """Return probabilities of classifiers, plain outputs of others [n, …]."""
+
+    @abstractmethod
+    def _optimizer_state(self) -> list[Array]:
+        """Return a copy of the optimizer's state."""
+
+    @abstractmethod
+    def _set_optimizer_state(self, state: Sequence[Array]) -> None:
+        """Put back what `_optimizer_state` gave; raises `EngineError` if it is another model's."""
+
+    def fit(
+        self,
+        data: Dataset,
+        settings: FitSettings,
+        *,
+        hooks: Hooks | None = None,
+        resume: FitState | None = None,
+    ) -> FitResult:
+        """Train from the present parameters; see `fedgrass.engines.base.Engine.fit`."""
+        hooks = hooks or Hooks()
+        check_dataset(data, self.manifest)
+        base = self.get_parameters()
+        self._begin(settings)
+        state, steps = resume or FitState(0, base), 0
+        try:
+            if resume is not None:
+                self.set_parameters(resume.parameters)
+                self._set_optimizer_state(resume.optimizer)
+            while state.epoch < settings.epochs:
+                loss, done = self._epoch(data, settings, state.epoch, hooks)
+                steps += done
+                state = FitState(
+                    state.epoch + 1, self._finite_parameters(), self._optimizer_state(), [*state.losses, loss]
+                )
+                hooks.after_epoch(state)
+        except BaseException:
+            # Whatever ended the training, what comes next starts from parameters that are known to be good.
+            self.set_parameters(base)
+            raise
+        metrics = {"loss": state.losses[-1]} if state.losses else {}
+        return FitResult(state.parameters, len(data), metrics, steps)
+
+    def evaluate(self, data: Dataset) -> Metrics:
+        """Return ``loss`` (mean), ``accuracy`` for classifiers, and ``examples``.
+
+        Raises
+        ------
+        DataError
+            If the data are empty or do not fit the model.
+        """
+        loss = right = examples = 0.0
+        for batch in data.batches(self.manifest.batch_size):
+            check_batch(batch, self.manifest, first=int(examples))
+            outputs = self._outputs(batch.x)
+            loss += float(losses(self.manifest.loss, outputs, batch.y).sum())
+            right += float(correct(self.manifest.loss, outputs, batch.y).sum())
+            examples += len(batch.x)
+        if examples == 0:
+            raise DataError(f"no examples to evaluate model {self.manifest.name!r} on")
+        metrics = {"loss": loss / examples, "examples": examples}
+        if self.manifest.loss in CLASSIFIERS:
+            metrics["accuracy"] = right / examples
+        return metrics
+
+    def _epoch(self, data: Dataset, settings: FitSettings, epoch: int, hooks: Hooks) -> tuple[float, int]:
+        total, examples, steps = 0.0, 0, 0
+        for batch in data.batches(self.manifest.batch_size, seed=settings.epoch_seed(epoch)):
+            loss = self._step(batch)
+            if not math.isfinite(loss):
+                raise self._diverged(f"loss is {loss} in epoch {epoch + 1}, step {steps + 1}")
+            total += loss * len(batch.x)
+            examples += len(batch.x)
+            steps += 1
+            hooks.after_batch(epoch, steps)
+        return total / max(examples, 1), steps
+
+    def _finite_parameters(self) -> Parameters:
+        parameters = self.get_parameters()
+        for name, value in parameters.items():
+            if not np.isfinite(value).all():
+                raise self._diverged(f"{name!r} is no longer finite")
+        return parameters
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"model {self.manifest.name!r}: {what}; the base parameters are kept. "
+            "Use a smaller learning_rate or a clip_norm"
+        )
+
+
+def check_state(state: Sequence[Array], expected: Sequence[tuple[int, ...]]) -> None:
+    """Raise `EngineError` unless a checkpoint's optimizer state has these shapes."""
+    if [tuple(value.shape) for value in state] != [tuple(shape) for shape in expected]:
+        raise EngineError("checkpoint: its optimizer state is another model's; delete the checkpoint")

@@ -1,0 +1,155 @@
+"""Training with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedgrass.bundle import Bundle, Parameters, check_parameters
+from fedgrass.engines.base import Batch, FitSettings
+from fedgrass.engines.builders import builder_of
+from fedgrass.engines.loop import BatchEngine, check_state
+from fedgrass.engines.metrics import CLASSIFIERS, sigmoid, softmax
+from fedgrass.errors import BundleError, EngineError
+from fedgrass.tensors import Array
+
+try:
+    import torch
+except ImportError as error:
+    raise EngineError("engine torch: torch is not installed; pip install 'fedgrass[torch]'") from error
+
+Builder = str | Callable[[], Any]
+
+_functional = torch.nn.functional
+_LOSSES: dict[str, Callable[[Any, Any], Any]] = {
+    "sparse_categorical_crossentropy": lambda output, y: _functional.cross_entropy(output, y.long()),
+    "categorical_crossentropy": _functional.cross_entropy,
+    "binary_crossentropy": _functional.binary_cross_entropy_with_logits,
+    "mean_squared_error": _functional.mse_loss,
+    "mean_absolute_error": _functional.l1_loss,
+    "huber": _functional.huber_loss,
+}
+
+
+def initial_parameters(builder: Builder) -> Parameters:
+    """Return every float entry of the module's ``state_dict``, running statistics included, as float32."""
+    return {name: _array(tensor) for name, tensor in _entries(_build(builder)).items()}
+
+
+class TorchEngine(BatchEngine):
+    """A module that holds the bundle's parameters at first.
+
+    Parameters
+    ----------
+    builder
+        Makes an ``nn.Module`` that takes x as the data loader gives it, [n, …], and gives logits of classifiers. Its
+        ``state_dict`` has the manifest's parameters.
+    threads
+        For PyTorch's kernels, in the whole process.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
+        super().__init__(bundle)
+        torch.set_num_threads(threads)
+        self._module = _build(builder)
+        known = _entries(self._module)
+        missing = [p.name for p in self.manifest.parameters if p.name not in known]
+        if missing:
+            raise BundleError(
+                f"builder {builder!r}: its module has no {missing[0]!r}, as model {self.manifest.name!r} has; "
+                f"it has {', '.join(sorted(known)[:6])}"
+            )
+        self._entries = {p.name: known[p.name] for p in self.manifest.parameters}
+        names = {name for name, parameter in self._module.named_parameters() if parameter.requires_grad}
+        for name, parameter in self._module.named_parameters():
+            parameter.requires_grad_(name in names and name in self._entries)
+        self._trained = [p for p in self._module.parameters() if p.requires_grad]
+        self.set_parameters(bundle.parameters())
+
+    def get_parameters(self) -> Parameters:
+        """Return a copy of the trainable parameters, in the manifest's order."""
+        return {name: _array(tensor) for name, tensor in self._entries.items()}
+
+    def set_parameters(self, parameters: Parameters) -> None:
+        """Replace the trainable parameters; raises `BundleError` if they are another model's."""
+        for name, value in check_parameters(parameters, self.manifest).items():
+            self._entries[name].copy_(torch.from_numpy(np.array(value)))
+
+    def _begin(self, settings: FitSettings) -> None:
+        self._settings = settings
+        self._anchor = [parameter.detach().clone() for parameter in self._trained]
+        self._optimizer = _optimizer(self.manifest.optimizer, self._trained, settings.learning_rate)
+
+    def _step(self, batch: Batch) -> float:
+        self._module.train()
+        self._optimizer.zero_grad()
+        loss = _LOSSES[self.manifest.loss](self._forward(batch.x), self._tensor(batch.y, self.manifest.y.dtype))
+        loss.backward()
+        if self._settings.proximal_mu:
+            for parameter, anchor in zip(self._trained, self._anchor, strict=True):
+                parameter.grad += self._settings.proximal_mu * (parameter.detach() - anchor)
+        if self._settings.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self._trained, self._settings.clip_norm)
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def _outputs(self, x: Array) -> Array:
+        self._module.eval()
+        with torch.no_grad():
+            outputs: Array = self._forward(x).numpy()
+        if self.manifest.loss not in CLASSIFIERS:
+            return outputs
+        return sigmoid(outputs) if self.manifest.loss == "binary_crossentropy" else softmax(outputs)
+
+    def _forward(self, x: Array) -> Any:
+        return self._module(self._tensor(x, self.manifest.x.dtype))
+
+    def _tensor(self, array: Array, dtype: str) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype))
+
+    def _optimizer_state(self) -> list[Array]:
+        return [_array(value) for entry in self._optimizer.state_dict()["state"].values() for value in _values(entry)]
+
+    def _set_optimizer_state(self, state: Sequence[Array]) -> None:
+        if not state:
+            return
+        # The state comes into being at the first step: take one with no gradient, whose effect is overwritten.
+        parameters = [parameter.detach().clone() for parameter in self._trained]
+        for parameter in self._trained:
+            parameter.grad = torch.zeros_like(parameter)
+        self._optimizer.step()
+        held = [value for entry in self._optimizer.state.values() for value in _values(entry)]
+        check_state(state, [tuple(value.shape) for value in held])
+        with torch.no_grad():
+            for target, value in zip(
+                [*held, *self._trained], [*map(torch.from_numpy, state), *parameters], strict=True
+            ):
+                target.copy_(value)
+
+
+def _build(builder: Builder) -> Any:
+    module = builder_of("torch", builder)()
+    if not isinstance(module, torch.nn.Module):
+        raise EngineError(f"builder {builder!r}: gave {type(module).__name__}, expected a torch.nn.Module")
+    return module
+
+
+def _entries(module: Any) -> dict[str, Any]:
+    return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+
+
+def _values(entry: dict[str, Any]) -> list[Any]:
+    return [value for _, value in sorted(entry.items()) if isinstance(value, torch.Tensor)]
+
+
+def _array(tensor: Any) -> Array:
+    return np.array(tensor.detach().numpy(), np.float32)
+
+
+def _optimizer(settings: Any, parameters: list[Any], learning_rate: float) -> Any:
+    if settings.name == "adam":
+        betas = (settings.beta_1, settings.beta_2)
+        return torch.optim.Adam(parameters, learning_rate, betas, settings.epsilon)
+    return torch.optim.SGD(parameters, learning_rate, settings.momentum if settings.name == "momentum" else 0.0)
