@@ -1,7 +1,7 @@
 """The heartbeat: tells the cloud that this device is alive, how it is, and whether it would train now.
 
 accessControl: pubsub SubscribeToTopic ``fedgrass/trainer/status`` and ``fedgrass/model/active``; mqttproxy PublishToIoTCore
-``fedgrass/<fleet>/devices/<thing>/heartbeat``.
+``fedgrass/<fleet>/devices/<thing>/heartbeat`` and ``$aws/things/<thing>/defender/metrics/json``.
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ from datetime import datetime, timezone
 from typing import TypeVar
 
 import fedgrass
-from fedgrass.edge import system
+from fedgrass.edge import defender
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox
 from fedgrass.edge.settings import HeartbeatSettings
+from fedgrass.edge.system import Sensors
 from fedgrass.errors import MessageError
 from fedgrass.protocol import messages
-from fedgrass.protocol.messages import ActiveModel, Message, TrainerStatus
+from fedgrass.protocol.messages import ActiveModel, Message, TrainerStatus, as_reason
 from fedgrass.protocol.names import (
     HEARTBEAT,
     MODEL_ACTIVE_TOPIC,
@@ -29,6 +30,7 @@ from fedgrass.protocol.names import (
     RUNTIME,
     TRAINER,
     TRAINER_STATUS_TOPIC,
+    defender_topic,
     device_topic,
 )
 
@@ -59,7 +61,11 @@ class Heartbeat:
         self._store = ModelStore(device.store)
         self._trainer: TrainerStatus | None = None
         self._trainer_heard = 0.0
-        self._deployer_version = ""
+        self._deployer: ActiveModel | None = None
+        self._deployer_heard = 0.0
+        self._began = clock()
+        self._sensors = Sensors(device.work)
+        self._defender_sensors = Sensors(device.work)  # CPU use is over each one's own interval
         self._said_able: bool | None = None
         self._version = version_of(HEARTBEAT, __file__)
 
@@ -72,6 +78,8 @@ class Heartbeat:
         self._outbox.start()
         self.beat()
         self._device.loop.every(self._interval, self.beat)
+        if self._settings.own.defender_seconds:
+            self._device.loop.every(lambda: self._settings.own.defender_seconds, self.report)
 
     def stop(self) -> None:
         """Stop."""
@@ -81,7 +89,7 @@ class Heartbeat:
         """Send a heartbeat; one that could not be sent yet is replaced by it."""
         able, reason = self._ability()
         self._said_able = able
-        reading = system.read(self._device.work)
+        reading = self._sensors.read()
         active = self._store.active()
         trainer = self._trainer or TrainerStatus()
         heartbeat = messages.Heartbeat(
@@ -97,13 +105,20 @@ class Heartbeat:
             disk_free_bytes=reading.disk_free_bytes,
             examples=trainer.examples,
             model_version=active.manifest.version if active else None,
-            trainer=trainer
-            if able
-            else trainer.model_copy(update={"reason": ""}),  # said above; keeps within the bound
+            # What is said elsewhere in the message is left out, which keeps it within the bound.
+            trainer=trainer.model_copy(update={"last_error": "", "reason": trainer.reason if able else ""}),
             components=self._components(),
+            silent=self._silent(),
+            errors=self._errors(),
         )
         topic = device_topic(self._fleet, self._device.thing, "heartbeat")
         self._outbox.put_newest("heartbeat", topic, heartbeat.encode())
+
+    def report(self) -> None:
+        """Send Device Defender its metrics; a report that could not be sent yet is replaced by it."""
+        trainer = self._trainer or TrainerStatus()
+        payload = defender.report(self._fleet, self._defender_sensors.read(), trainer.tally)
+        self._outbox.put_newest("defender", defender_topic(self._device.thing), payload)
 
     def trainer_said(self, payload: bytes) -> None:
         """Take in the trainer's status; a change of ability is told at once, for it decides whether a round can open."""
@@ -118,7 +133,7 @@ class Heartbeat:
         """Take in which version of the model deployer is at work."""
         active = self._decoded(ActiveModel, payload)
         if active is not None:
-            self._deployer_version = active.component_version
+            self._deployer, self._deployer_heard = active, self._clock()
 
     def _interval(self) -> float:
         return self._settings.own.interval_seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
@@ -136,9 +151,24 @@ class Heartbeat:
             RUNTIME: fedgrass.__version__,
             HEARTBEAT: self._version,
             TRAINER: self._trainer.component_version if self._trainer else "",
-            MODEL_DEPLOYER: self._deployer_version,
+            MODEL_DEPLOYER: self._deployer.component_version if self._deployer else "",
         }
         return {name: version for name, version in versions.items() if version}
+
+    def _silent(self) -> tuple[str, ...]:
+        """Components not heard for two minutes. ModelDeployer speaks of the active model only: without one it may be silent."""
+        heard = {TRAINER: self._trainer_heard if self._trainer else self._began}
+        if self._store.active() is not None:
+            heard[MODEL_DEPLOYER] = self._deployer_heard if self._deployer else self._began
+        return tuple(name for name, at in heard.items() if self._clock() - at > _SILENCE_SECONDS)
+
+    def _errors(self) -> dict[str, str]:
+        errors = {
+            TRAINER: self._trainer.last_error if self._trainer else "",
+            MODEL_DEPLOYER: self._deployer.last_error if self._deployer else "",
+            HEARTBEAT: as_reason(self._log.last_error)[:200],
+        }
+        return {name: error for name, error in errors.items() if error}
 
     def _decoded(self, kind: type[M], payload: bytes) -> M | None:
         try:

@@ -1,25 +1,29 @@
 """The model deployer: says on the device and to the cloud which model is active, and keeps the store small.
 
-accessControl: pubsub PublishToTopic ``fedgrass/model/active``, SubscribeToTopic ``fedgrass/model/admission``; mqttproxy
-PublishToIoTCore ``fedgrass/<fleet>/devices/<thing>/model``.
+accessControl: pubsub PublishToTopic ``fedgrass/model/active``, SubscribeToTopic ``fedgrass/model/admission`` and
+``fedgrass/application/status``; mqttproxy, of this device's topics, PublishToIoTCore ``…/model`` and ``…/reply``,
+SubscribeToIoTCore ``…/command``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from fedgrass.edge.commands import Commands
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.model_store import Admission, ModelStore
 from fedgrass.edge.outbox import Outbox
 from fedgrass.edge.settings import ModelDeployerSettings
-from fedgrass.errors import AdmissionError, IpcError, TransferError
+from fedgrass.errors import AdmissionError, FedgrassError, IpcError, MessageError, TransferError
 from fedgrass.files import write_atomically
-from fedgrass.protocol.messages import ActiveModel, ModelNotice
+from fedgrass.protocol.messages import ActiveModel, ApplicationStatus, Command, ModelNotice, as_reason
 from fedgrass.protocol.names import (
+    APPLICATION_TOPIC,
     MODEL_ACTIVE_TOPIC,
     MODEL_ADMISSION_TOPIC,
     MODEL_DEPLOYER,
+    MODEL_DEPLOYER_COMMANDS,
     device_topic,
 )
 
@@ -39,6 +43,14 @@ class ModelDeployer:
         self._log = device.log.bind(fleet=self._fleet)
         self._store = ModelStore(device.store)
         self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
+        self._commands = Commands(
+            device.work / "commands",
+            self._outbox,
+            self._log,
+            fleet=self._fleet,
+            thing=device.thing,
+            kinds=MODEL_DEPLOYER_COMMANDS,
+        )
         self._reported = _Cursor(device.work / "reported")
         self._version = version_of(MODEL_DEPLOYER, __file__)
 
@@ -48,12 +60,58 @@ class ModelDeployer:
         self.scan()
         post = self._device.loop.post
         self._ipc.on_local(MODEL_ADMISSION_TOPIC, lambda _payload: post(self.scan))
+        self._ipc.on_local(APPLICATION_TOPIC, lambda payload: post(lambda: self.application_said(payload)))
+        for command in self._commands.waiting():
+            self._do(command)
+        topic = device_topic(self._fleet, self._device.thing, "command")
+        self._ipc.on_cloud(topic, lambda payload: post(lambda: self.commanded(payload)))
         self._settings.follow()
         self._device.loop.every(lambda: self._settings.own.rescan_seconds, self.scan)
 
     def stop(self) -> None:
         """Stop; what was not sent is on disk."""
         self._outbox.stop()
+
+    def application_said(self, payload: bytes) -> None:
+        """Go back to the model before if the application says that the active one does it harm."""
+        try:
+            status = ApplicationStatus.decode(payload)
+        except MessageError as error:
+            self._log.once("local message ignored", reason=str(error))
+            return
+        active = self._store.active()
+        if status.healthy or active is None or status.model_version != active.manifest.version:
+            return
+        try:
+            self._roll_back(f"the application: {status.reason or 'it gave no reason'}")
+        except FedgrassError as error:
+            self._log.once("the application is not well, but its model stays", reason=str(error))
+
+    def commanded(self, payload: bytes) -> None:
+        """Take in a command from the operator."""
+        command = self._commands.received(payload)
+        if command is not None:
+            self._do(command)
+
+    def _do(self, command: Command) -> None:
+        try:
+            if self._store.active() is None or self._rolled_back_by(command) is None:
+                self._roll_back(f"command {command.id}: {command.reason}", to=command.version)
+            active = self._store.active()
+            reply = self._commands.reply(command, "done", version=active.manifest.version if active else None)
+        except FedgrassError as error:
+            reply = self._commands.reply(command, "refused", str(error))
+        self._commands.answer(reply)
+
+    def _rolled_back_by(self, command: Command) -> Admission | None:
+        """What this very command did before a crash."""
+        mark = f"command {command.id}:"
+        return next((a for a in self._store.admissions() if a.reason.startswith(mark)), None)
+
+    def _roll_back(self, reason: str, *, to: str | None = None) -> None:
+        with self._store.lock():
+            self._store.roll_back(as_reason(reason), to=to)
+        self.scan()
 
     def scan(self) -> None:
         """Report every admission that was not reported, say which model is active, and delete old ones."""
@@ -98,6 +156,7 @@ class ModelDeployer:
             path=str((self._store.folder / "active" / active.manifest.application_file).absolute()),
             parameters_sha256=active.manifest.parameters_sha256,
             component_version=self._version,
+            last_error=as_reason(self._log.last_error)[:200],
         )
         try:
             self._ipc.publish_local(MODEL_ACTIVE_TOPIC, message.encode())

@@ -12,13 +12,14 @@ from typing import Literal
 from fedgrass import data
 from fedgrass.bundle import Bundle
 from fedgrass.edge.downloads import ObjectStore, fetch_bundle, keep_newest, retried
+from fedgrass.edge.guard import Guard, HeldError, Pause
 from fedgrass.edge.logs import Log
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
 from fedgrass.engines.base import FitState, Hooks, StopTraining
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError
-from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.messages import Announcement, Base
 from fedgrass.training import Trained, train
 
 _BUNDLES_KEPT = 2
@@ -45,6 +46,7 @@ class Workshop:
     store: ModelStore
     runtime: RuntimeSettings
     settings: TrainerSettings
+    guard: Guard
     s3: Callable[[], ObjectStore]
     log: Log
 
@@ -57,6 +59,29 @@ class Workshop:
     def checkpoint(self) -> Path:
         """File that holds a training between two epochs."""
         return self.work / "checkpoint.safetensors"
+
+    def bundle(self, base: Base, bucket: str, cancelled: threading.Event) -> Bundle | None:
+        """Return a model: from the model store if it holds it, else downloaded; None once cancelled.
+
+        Raises
+        ------
+        BundleError
+            If what is found is another model, or too large.
+        """
+        stored = self.store.find(base.version, parameters_sha256=base.parameters_sha256, graph_sha256=base.graph_sha256)
+        if stored is not None:
+            return stored
+        folder = self.work / "bundles" / f"{base.version}-{base.parameters_sha256[:16]}"
+        self.log.info("base model is not on this device, downloading it", base=base.version)
+
+        def download() -> Bundle:
+            return fetch_bundle(self.s3(), bucket, base, folder, max_bytes=self.settings.max_bundle_mb << 20)
+
+        bundle = retried(download, cancelled, self.log)
+        if bundle is not None:
+            os.utime(folder)
+            keep_newest(folder.parent, _BUNDLES_KEPT)
+        return bundle
 
     @property
     def residual(self) -> Path:
@@ -72,7 +97,9 @@ class Job:
     data_in_use
         Held while data and engine are: a job that was cancelled may still be at its last batch.
     progressed
-        Called on the job's thread: with 0 when training starts, then with the number of epochs done.
+        Called on the job's thread: with 0 when training starts, then with the number of epochs done, and when it goes on.
+    paused
+        Called on the job's thread with the reason for which it waits.
     ended
         Called on the job's thread, last.
     """
@@ -84,13 +111,17 @@ class Job:
         data_in_use: threading.Lock,
         *,
         progressed: Callable[[int, int], None],
+        paused: Callable[[str], None],
         ended: Callable[[Outcome], None],
     ) -> None:
         self.announcement = announcement
         self._examples = 0
+        self._epoch: int | None = None
         self._workshop = workshop
         self._data_in_use = data_in_use
         self._progressed = progressed
+        self._paused = paused
+        self._pause = Pause(workshop.guard, workshop.settings.wait_seconds, self._waits)
         self._ended = ended
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"round-{announcement.round}", daemon=True)
@@ -112,14 +143,11 @@ class Job:
     def _run(self) -> None:
         outcome: Outcome
         try:
-            # Of this thread and those it starts only: the component itself stays responsive.
-            thread = threading.get_native_id()
-            nice = os.getpriority(os.PRIO_PROCESS, thread) + self._workshop.settings.nice_level
-            os.setpriority(os.PRIO_PROCESS, thread, min(nice, 19))
+            be_nice(self._workshop.settings.nice_level)
             outcome = self._work()
         except StopTraining:
             outcome = None
-        except DataError as error:
+        except (DataError, HeldError) as error:
             outcome = Refusal("declined", str(error))
         except FedgrassError as error:
             outcome = Refusal("failed", str(error))
@@ -133,7 +161,9 @@ class Job:
     def _work(self) -> Outcome:
         if self.announcement.task != "fit":
             return Refusal("declined", f"task {self.announcement.task!r} is not known to this version")
-        bundle = self._base()
+        self._pause(self._cancelled)
+        announced = self.announcement
+        bundle = self._workshop.bundle(announced.base, announced.upload.bucket, self._cancelled)
         if bundle is None:
             return None
         while not self._data_in_use.acquire(timeout=0.2):
@@ -150,6 +180,7 @@ class Job:
         split = data.load(shop.runtime.data, bundle.manifest)
         self._examples = len(split.train)
         self._log.info("training", examples=self._examples, base=bundle.manifest.version)
+        self._epoch = 0
         self._progressed(0, self._examples)
         return train(
             engine,
@@ -164,28 +195,25 @@ class Job:
             hooks=Hooks(self._after_batch, self._after_epoch),
         )
 
-    def _base(self) -> Bundle | None:
-        """Return the announced base: from the model store if it holds it, else downloaded; None once cancelled."""
-        base, shop = self.announcement.base, self._workshop
-        stored = shop.store.find(base.version, parameters_sha256=base.parameters_sha256, graph_sha256=base.graph_sha256)
-        if stored is not None:
-            return stored
-        folder = shop.work / "bundles" / f"{base.version}-{base.parameters_sha256[:16]}"
-        self._log.info("base model is not on this device, downloading it", base=base.version)
-
-        def download() -> Bundle:
-            bucket, most = self.announcement.upload.bucket, shop.settings.max_bundle_mb << 20
-            return fetch_bundle(shop.s3(), bucket, base, folder, max_bytes=most)
-
-        bundle = retried(download, self._cancelled, self._log)
-        if bundle is not None:
-            os.utime(folder)
-            keep_newest(folder.parent, _BUNDLES_KEPT)
-        return bundle
+    def _waits(self, reason: str) -> None:
+        if reason:
+            self._log.info("training waits", reason=reason)
+            self._paused(reason)
+        elif self._epoch is not None:
+            self._progressed(self._epoch, self._examples)
 
     def _after_batch(self, _epoch: int, _step: int) -> None:
+        self._pause(self._cancelled)
         if self._cancelled.is_set():
             raise StopTraining
 
     def _after_epoch(self, state: FitState) -> None:
+        self._epoch = state.epoch
         self._progressed(state.epoch, self._examples)
+
+
+def be_nice(level: int) -> None:
+    """Lower the priority of this thread and of those it starts: the component itself stays responsive."""
+    thread = threading.get_native_id()
+    nice = os.getpriority(os.PRIO_PROCESS, thread) + level
+    os.setpriority(os.PRIO_PROCESS, thread, min(nice, 19))

@@ -1,7 +1,8 @@
 """The trainer: from a round's announcement to this device's one answer to it.
 
-accessControl: pubsub PublishToTopic ``fedgrass/trainer/status``, SubscribeToTopic ``fedgrass/model/active``; mqttproxy
-SubscribeToIoTCore ``fedgrass/<fleet>/round``, PublishToIoTCore ``fedgrass/<fleet>/devices/<thing>/update``.
+accessControl: pubsub PublishToTopic ``fedgrass/trainer/status``, SubscribeToTopic ``fedgrass/model/active`` and
+``fedgrass/application/status``; mqttproxy SubscribeToIoTCore ``fedgrass/<fleet>/round`` and, of this device's topics,
+``…/command``, PublishToIoTCore ``…/update`` and ``…/reply``.
 """
 
 from __future__ import annotations
@@ -12,24 +13,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+from components.trainer.desk import CommandDesk
 from components.trainer.job import Job, Outcome, Refusal, Workshop
 from components.trainer.rounds import Rounds, answer_key
+from components.trainer.status import StatusBoard
 from fedgrass import data
-from fedgrass.edge import system
+from fedgrass.edge.commands import Commands
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.downloads import ObjectStore, s3_client
+from fedgrass.edge.guard import Guard
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox
 from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.streams import StreamManagerStreams, Streams
+from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
-from fedgrass.errors import DataError, IpcError, TransferError
-from fedgrass.protocol.messages import Announcement, TrainerStatus, UpdateNotice, as_reason
+from fedgrass.errors import DataError, IpcError, MessageError, TransferError
+from fedgrass.protocol.messages import Announcement, ApplicationStatus, UpdateNotice, as_reason
 from fedgrass.protocol.names import (
+    APPLICATION_TOPIC,
     MODEL_ACTIVE_TOPIC,
+    MODEL_DEPLOYER_COMMANDS,
     TRAINER,
-    TRAINER_STATUS_TOPIC,
+    TRAINER_COMMANDS,
     device_topic,
     round_topic,
     update_key,
@@ -59,7 +66,10 @@ class Trainer:
         runtime, trainer = self._settings.runtime, self._settings.own
         self._log = device.log.bind(fleet=runtime.fleet)
         self._topic = device_topic(runtime.fleet, device.thing, "update")
-        self._workshop = Workshop(device.thing, device.work, ModelStore(device.store), runtime, trainer, s3, self._log)
+        self._guard = Guard(lambda: self._settings.own, Sensors(device.work).read)
+        self._workshop = Workshop(
+            device.thing, device.work, ModelStore(device.store), runtime, trainer, self._guard, s3, self._log
+        )
         self._rounds = Rounds(device.work / "round.json", fleet=runtime.fleet, thing=device.thing, log=self._log)
         self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
         self._uploads = Uploads(
@@ -71,16 +81,32 @@ class Trainer:
         )
         self._job: Job | None = None
         self._deferred_since: dict[str, float] = {}
-        self._version = version_of(TRAINER, __file__)
-        self._status = TrainerStatus(component_version=self._version)
         self._data_problem = ""
         self._data_in_use = threading.Lock()
+        self._status = StatusBoard(
+            device.work / "tally.json",
+            device.ipc,
+            self._log,
+            version=version_of(TRAINER, __file__),
+            problem=lambda: self._objection() or self._data_problem,
+        )
+        commands = Commands(
+            device.work / "commands",
+            self._outbox,
+            self._log,
+            fleet=runtime.fleet,
+            thing=device.thing,
+            kinds=TRAINER_COMMANDS,
+            elsewhere=MODEL_DEPLOYER_COMMANDS,
+        )
+        self._desk = CommandDesk(commands, lambda: self._workshop, self._uploads, self._data_in_use)
 
     def start(self) -> None:
         """Take up what a former process left, and listen."""
         self._reconcile()
         self._outbox.start()
         self._uploads.start()
+        self._desk.start()
         self._count_examples()
         if (unfinished := self._rounds.unfinished()) is not None:
             self._log.info("resuming", round=unfinished.round)
@@ -88,15 +114,21 @@ class Trainer:
         post, fleet = self._loop.post, self._settings.runtime.fleet
         self._ipc.on_cloud(round_topic(fleet), lambda payload: post(lambda: self.announced(payload)))
         self._ipc.on_local(MODEL_ACTIVE_TOPIC, lambda _payload: post(self._count_examples))
+        self._ipc.on_cloud(
+            device_topic(fleet, self._device.thing, "command"),
+            lambda payload: post(lambda: self._desk.received(payload)),
+        )
+        self._ipc.on_local(APPLICATION_TOPIC, lambda payload: post(lambda: self.application_said(payload)))
         self._ipc.on_component_update(lambda deployment: post(lambda: self.update_requested(deployment)))
         self._settings.follow(self._settings_changed)
-        self._publish_status()
-        self._loop.every(lambda: self._settings.own.status_seconds, self._publish_status)
+        self._status.publish()
+        self._loop.every(lambda: self._settings.own.status_seconds, self._status.publish)
 
     def stop(self) -> None:
         """Stop training; the last whole epoch is on disk."""
         self._outbox.stop()
         self._uploads.stop()
+        self._desk.stop()
         if self._job is not None:
             self._job.cancel()
             self._job.join(_STOP_SECONDS)
@@ -107,14 +139,21 @@ class Trainer:
             self._rounds.closed()
             self._drop_job()
             if self._status.state in ("training", "waiting"):
-                self._say("idle", None)
+                self._status.say("idle", None)
             return
         announcement = self._rounds.announced(payload)
         if announcement is not None:
             self._work_on(announcement)
         elif self._job is not None and self._rounds.phase != "open":
             self._drop_job()  # a newer round that this device is not part of has begun
-            self._say("idle", None)
+            self._status.say("idle", None)
+
+    def application_said(self, payload: bytes) -> None:
+        """Take in whether the application is busy."""
+        try:
+            self._guard.application_said(ApplicationStatus.decode(payload))
+        except MessageError as error:
+            self._log.once("local message ignored", reason=str(error))
 
     def update_requested(self, deployment: str) -> None:
         """Answer a component update: later while training, within the bound; at once otherwise."""
@@ -146,19 +185,22 @@ class Trainer:
             if self._job.announcement == announcement:
                 return
             self._drop_job()
-        if objection := self._objection():
+        if objection := self._uploads.room() or self._shortage():
             self._answer(announcement, Refusal("declined", objection))
             return
-        self._say("waiting", announcement)
+        self._status.say("waiting", announcement)
         job: Job
 
         def progressed(epoch: int, examples: int) -> None:
             self._loop.post(lambda: self._progressed(job, epoch, examples))
 
+        def paused(reason: str) -> None:
+            self._loop.post(lambda: self._paused(job, reason))
+
         def ended(outcome: Outcome) -> None:
             self._loop.post(lambda: self._job_ended(job, outcome))
 
-        job = Job(announcement, self._workshop, self._data_in_use, progressed=progressed, ended=ended)
+        job = Job(announcement, self._workshop, self._data_in_use, progressed=progressed, paused=paused, ended=ended)
         self._job = job
         job.start()
 
@@ -172,7 +214,11 @@ class Trainer:
     def _progressed(self, job: Job, epoch: int, examples: int) -> None:
         if job is self._job:
             self._data_problem = ""
-            self._say("training", job.announcement, epoch=epoch, examples=examples)
+            self._status.say("training", job.announcement, epoch=epoch, examples=examples)
+
+    def _paused(self, job: Job, reason: str) -> None:
+        if job is self._job:
+            self._status.say("waiting", job.announcement, reason=reason)
 
     def _job_ended(self, job: Job, outcome: Outcome) -> None:
         if job is not self._job:
@@ -195,17 +241,19 @@ class Trainer:
         except TransferError as error:
             # Kept open: the checkpoint is whole, so the answer is had again soon without training again.
             self._log.error("the answer cannot be kept now", round=announcement.round, reason=str(error))
-            self._say("waiting", announcement, reason=str(error))
+            self._status.say("waiting", announcement, reason=str(error))
             self._loop.later(_RECHECK_SECONDS, lambda: self._answer_again(announcement))
             return
         self._rounds.answered(announcement)
         self._workshop.checkpoint.unlink(missing_ok=True)
         if isinstance(outcome, Refusal):
             self._log.warning("round " + outcome.status, round=announcement.round, reason=outcome.reason)
-            self._say(outcome.status, announcement, reason=outcome.reason)
+            self._status.counted(outcome.status)
+            self._status.say(outcome.status, announcement, reason=outcome.reason)
         else:
+            self._status.counted("taken", outcome.seconds)
             self._log.info("trained", round=announcement.round, seconds=outcome.seconds, metrics=outcome.metrics)
-            self._say("uploading", announcement)
+            self._status.say("uploading", announcement)
 
     def _notice(self, announcement: Announcement, outcome: Trained | Refusal) -> UpdateNotice:
         fleet, number, thing = announcement.fleet, announcement.round, self._device.thing
@@ -232,6 +280,9 @@ class Trainer:
 
     def _upload_ended(self, upload: Upload, outcome: Literal["uploaded", "failed"], reason: str) -> None:
         """Runs on the uploads' thread."""
+        if upload.name.startswith("command-"):
+            self._desk.uploaded(upload, outcome, reason)
+            return
         notice = UpdateNotice.decode(upload.message.encode())
         if outcome == "failed":
             notice = notice.model_copy(update={"status": "failed", "reason": reason, "key": None})
@@ -240,44 +291,15 @@ class Trainer:
 
     def _uploaded(self, notice: UpdateNotice) -> None:
         if self._status.state == "uploading" and self._status.round == notice.round:
-            self._say("idle", None)
+            self._status.say("idle", None)
 
     def _objection(self) -> str:
-        limits = system.Limits(
-            disk_bytes=self._settings.own.min_free_disk_mb << 20,
-            memory_bytes=self._settings.own.min_free_memory_mb << 20,
-        )
-        return limits.objection(system.read(self._device.work)) or self._uploads.room()
+        hold = self._guard.hold()
+        return hold.reason if hold is not None else self._uploads.room()
 
-    def _say(
-        self,
-        state: Literal["idle", "waiting", "training", "uploading", "declined", "failed"],
-        announcement: Announcement | None,
-        *,
-        epoch: int = 0,
-        examples: int | None = None,
-        reason: str = "",
-    ) -> None:
-        self._status = TrainerStatus(
-            state=state,
-            round=announcement.round if announcement else None,
-            epoch=epoch,
-            epochs=announcement.fit.epochs if announcement else 0,
-            examples=self._status.examples if examples is None else examples,
-            reason=as_reason(reason),
-            component_version=self._version,
-        )
-        self._publish_status()
-
-    def _publish_status(self) -> None:
-        problem = self._objection() or self._data_problem
-        status = self._status
-        if problem:
-            status = status.model_copy(update={"able": False, "reason": as_reason(problem)})
-        try:
-            self._ipc.publish_local(TRAINER_STATUS_TOPIC, status.encode())
-        except IpcError as error:
-            self._log.once("status not published", error=str(error))
+    def _shortage(self) -> str:
+        hold = self._guard.hold()
+        return hold.reason if hold is not None and hold.action == "decline" else ""
 
     def _count_examples(self) -> None:
         """Learn how many examples there are, once a model says what they must be; on a thread, as loaders may be slow."""
@@ -298,5 +320,4 @@ class Trainer:
     def _counted(self, examples: int, problem: str) -> None:
         if (examples, problem) != (self._status.examples, self._data_problem):
             self._data_problem = problem
-            self._status = self._status.model_copy(update={"examples": examples})
-            self._publish_status()
+            self._status.has_examples(examples)

@@ -1,22 +1,28 @@
 """Whether a new model may become the active one on this device.
 
-In order: every file's digest; the graph loads and has its signatures; the application's model loads, takes the input it
-says it takes and gives finite outputs; on this device's validation examples it is not worse than the active model by more
-than the tolerance. The first model, and any model on a device without data, is let in on soundness alone.
+In order: every file's digest; finite parameters; the application's model loads, takes the input it says it takes, and keeps
+the limits on memory and time; the graph loads and has its signatures; on this device's validation examples the application's
+model gives finite outputs, and the model is not worse than the active one by more than the tolerance. The first model, and
+any model on a device without data, is let in on soundness alone.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import psutil
 
 from fedgrass.bundle import INFERENCE, Bundle, Manifest
 from fedgrass.data import Split
 from fedgrass.engines.base import Dataset, Engine, Metrics
 from fedgrass.errors import AdmissionError, DataError, FedgrassError
+from fedgrass.tensors import Array
 
 _LOOKED_AT = 32
 
@@ -36,6 +42,8 @@ def judge(
     tolerance: float,
     load: Callable[[Manifest], Split],
     open_engine: Callable[[Bundle], Engine],
+    max_latency_ms: float = 0.0,
+    max_memory_mb: float = 0.0,
 ) -> Verdict:
     """Examine a model.
 
@@ -48,6 +56,8 @@ def judge(
     tolerance
         By how much the accuracy may be lower (0.05 = five points), beyond what chance explains (`chance`). Where a model
         has no accuracy, by what share its loss may be higher.
+    max_latency_ms, max_memory_mb
+        What one inference may take, and the application's model in memory; 0 is no limit.
     load
         Reads this device's examples; raises `DataError` if there are none.
 
@@ -59,6 +69,7 @@ def judge(
     """
     candidate.verify()
     _require_finite(candidate)
+    cost = _require_affordable(candidate, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb)
     engine = open_engine(candidate)
     try:
         validation = load(candidate.manifest).validation
@@ -67,8 +78,8 @@ def judge(
         metrics = engine.evaluate(validation)
     except DataError as error:
         _require_unfit_for_active_too(error, active, load)
-        _require_inference_works(candidate, None)
-        return Verdict(f"sound; not compared, as this device has no data to judge by ({error})", {})
+        return Verdict(f"sound; not compared, as this device has no data to judge by ({error})", cost)
+    metrics |= cost
     _require_inference_works(candidate, validation)
     if not np.isfinite(metrics["loss"]):
         raise AdmissionError(f"model {candidate.manifest.version}: its loss on this device's data is {metrics['loss']}")
@@ -138,23 +149,54 @@ def _require_unfit_for_active_too(error: DataError, active: Bundle | None, load:
     raise AdmissionError(f"it does not fit this device's data, which the active model fits: {error}") from error
 
 
-def _require_inference_works(bundle: Bundle, validation: Dataset | None) -> None:
-    """Run the application's model on a few examples, or on zeros where there are none."""
+def _require_affordable(bundle: Bundle, *, max_latency_ms: float, max_memory_mb: float) -> Metrics:
+    """Run the application's model on zeros; returns its median latency and what the process grew by."""
+    import ai_edge_litert.interpreter  # noqa: F401 - the library's own memory is not the model's
+
+    process = psutil.Process()
+    before = process.memory_info().rss
+    infer = _application_model(bundle)
+    x = np.zeros((1, *bundle.manifest.x.shape), bundle.manifest.x.dtype)
+    spent = []
+    for _ in range(_LOOKED_AT):
+        began = time.perf_counter()
+        _infer(bundle, infer, x)
+        spent.append(time.perf_counter() - began)
+    latency, memory = 1000 * statistics.median(spent), (process.memory_info().rss - before) / (1 << 20)
+    for name, found, most, unit in (
+        ("latency", latency, max_latency_ms, "ms, maxLatencyMs"),
+        ("memory", memory, max_memory_mb, "MB, maxMemoryMb"),
+    ):
+        if 0 < most < found:
+            raise AdmissionError(f"model {bundle.manifest.version}: {name} is {found:.3g} {unit} is {most:g}")
+    return {"latency_ms": round(latency, 4), "memory_mb": round(max(memory, 0.0), 2)}
+
+
+def _require_inference_works(bundle: Bundle, validation: Dataset) -> None:
+    """Run the application's model on a few examples."""
+    infer = _application_model(bundle)
+    x = next(iter(validation.batches(_LOOKED_AT))).x.astype(bundle.manifest.x.dtype)
+    for example in x:
+        _infer(bundle, infer, example[np.newaxis])
+
+
+def _application_model(bundle: Bundle) -> Any:
     from ai_edge_litert.interpreter import Interpreter
 
-    manifest, name = bundle.manifest, str(bundle.path(INFERENCE))
-    x = np.zeros((1, *manifest.x.shape), manifest.x.dtype)
-    if validation is not None:
-        x = next(iter(validation.batches(_LOOKED_AT))).x.astype(manifest.x.dtype)
+    name = str(bundle.path(INFERENCE))
     try:
-        infer = Interpreter(model_path=name).get_signature_runner("infer")
-        outputs = [infer(x=example[np.newaxis])["y"] for example in x]
+        return Interpreter(model_path=name).get_signature_runner("infer")
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise AdmissionError(f"{name}: does not load ({error})") from error
+
+
+def _infer(bundle: Bundle, infer: Any, x: Array) -> None:
+    name, expected = bundle.path(INFERENCE), bundle.manifest.output.shape
+    try:
+        output = infer(x=x)["y"]
     except (ValueError, RuntimeError, KeyError) as error:
         raise AdmissionError(f"{name}: does not run ({error})") from error
-    for output in outputs:
-        if output.shape[1:] != manifest.output.shape:
-            raise AdmissionError(
-                f"{name}: gives {list(output.shape[1:])}, the manifest says {list(manifest.output.shape)}"
-            )
-        if not np.isfinite(output).all():
-            raise AdmissionError(f"{name}: gives outputs that are not finite")
+    if output.shape[1:] != expected:
+        raise AdmissionError(f"{name}: gives {list(output.shape[1:])}, the manifest says {list(expected)}")
+    if not np.isfinite(output).all():
+        raise AdmissionError(f"{name}: gives outputs that are not finite")

@@ -39,7 +39,7 @@ _PATIENCE_SECONDS = 10.0
 def admit(
     artifacts: Path, store: ModelStore, runtime: RuntimeSettings, deployer: ModelDeployerSettings, log: Log
 ) -> Admission | None:
-    """Judge the model in ``artifacts`` and make it active, or note why not; None if it was active already.
+    """Judge the model in ``artifacts`` and make it active, or note why not; None if that was decided before.
 
     Raises
     ------
@@ -64,8 +64,19 @@ def admit(
                 log.info("model is active already", version=version)
                 return None
             return store.record(version, "active", reason="an earlier admission was cut short after it")
+        if store.is_taken_back(version):
+            log.warning("model was rolled back on this device and stays out", version=version)
+            return None
         try:
-            verdict = judge(candidate, store.active(), tolerance=deployer.tolerance, load=examples, open_engine=engine)
+            verdict = judge(
+                candidate,
+                store.active(),
+                tolerance=deployer.tolerance,
+                max_latency_ms=deployer.max_latency_ms,
+                max_memory_mb=deployer.max_memory_mb,
+                load=examples,
+                open_engine=engine,
+            )
             store.activate(candidate)
         except FedgrassError as error:
             metrics = error.metrics if isinstance(error, WorseError) else {}

@@ -44,10 +44,18 @@ class Log:
         self._fields = fields
         self._said: set[str] = set()
         self._lock = threading.Lock()
+        self._last_error = [""]  # shared with the logs bound from this one
 
     def bind(self, **fields: Any) -> Log:
         """Return a log whose events also carry these fields."""
-        return Log(self._logger.name, **{**self._fields, **fields})
+        bound = Log(self._logger.name, **{**self._fields, **fields})
+        bound._last_error = self._last_error
+        return bound
+
+    @property
+    def last_error(self) -> str:
+        """The last warning or error said through this log and those bound from it, with its reason."""
+        return self._last_error[0]
 
     def info(self, event: str, **fields: Any) -> None:
         """Say what happened."""
@@ -73,4 +81,7 @@ class Log:
         self.warning(event, **fields)
 
     def _say(self, level: int, event: str, fields: dict[str, Any], *, trace: bool = False) -> None:
+        if level >= logging.WARNING:
+            cause = fields.get("reason") or fields.get("error")
+            self._last_error[0] = f"{event}: {cause}" if cause else event
         self._logger.log(level, event, extra={"fields": {**self._fields, **fields}}, exc_info=trace)

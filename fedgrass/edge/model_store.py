@@ -114,6 +114,44 @@ class ModelStore:
         flush_directory(self.folder)
         return Bundle.open(target)
 
+    def roll_back(self, reason: str, *, to: str | None = None) -> Admission:
+        """Make an earlier model the active one, and note that the present one was taken back. Needs the lock.
+
+        A model that was taken back stays out: its lifecycle script lets it be, and no other roll-back leads to it, until
+        it is asked for by name.
+
+        Parameters
+        ----------
+        to
+            Version to make active; None means the last activated of those that were not taken back.
+
+        Raises
+        ------
+        AdmissionError
+            If there is no such model here.
+        """
+        active = self.active()
+        present = active.manifest.version if active is not None else "none"
+        others = [bundle for bundle in self.models() if bundle.manifest.version != present]
+        found = [b for b in others if (b.manifest.version == to if to else not self.is_taken_back(b.manifest.version))]
+        if not found:
+            have = ", ".join(bundle.manifest.version for bundle in others) or "none"
+            raise AdmissionError(
+                f"roll-back from {present}: no model {to or 'before it'} is kept here (others: {have})"
+            )
+        found[0].verify()
+        self.activate(found[0])
+        if active is None:
+            return self.record(found[0].manifest.version, "active", reason=reason)
+        if to is not None and self.is_taken_back(to):
+            self.record(to, "active", reason=reason)
+        return self.record(present, "rolled_back", reason=reason)
+
+    def is_taken_back(self, version: str) -> bool:
+        """Whether the last word on this model is that it was rolled back."""
+        outcomes = [admission.outcome for admission in self.admissions() if admission.version == version]
+        return bool(outcomes) and outcomes[-1] == "rolled_back"
+
     def record(
         self,
         version: str,

@@ -7,9 +7,10 @@ camelCase in recipes and deployments, snake_case here. Nucleus lite turns every 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import time
 from typing import Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
 from fedgrass.data import DataSettings
@@ -40,7 +41,51 @@ class RuntimeSettings(Settings):
     threads: int = Field(default=1, ge=1, le=256)
 
 
-class TrainerSettings(Settings):
+class Window(BaseModel):
+    """A time of day in the device's own zone: from ``start``, up to and without ``end``; over midnight if that is earlier."""
+
+    model_config = ConfigDict(frozen=True)
+
+    start: time
+    end: time
+
+    def includes(self, now: time) -> bool:
+        """Whether ``now`` lies in it."""
+        if self.start <= self.end:
+            return self.start <= now < self.end
+        return now >= self.start or now < self.end
+
+    def __str__(self) -> str:
+        return f"{self.start:%H:%M}-{self.end:%H:%M}"
+
+
+class GuardSettings(Settings):
+    """When a device is not to be had for training: see `fedgrass.edge.guard`."""
+
+    min_free_disk_mb: int = Field(default=100, ge=0)
+    min_free_memory_mb: int = Field(default=50, ge=0)
+    max_cpu_percent: float = Field(
+        default=100, gt=0, le=100, description="What other programs may use of all processors; 100 is no limit"
+    )
+    max_temperature: float = Field(default=85, gt=0, le=200, description="°C of the hottest sensor")
+    min_battery_percent: float = Field(default=30, ge=0, le=100, description="While not on mains")
+    only_on_mains: bool = False
+    only_when_idle: bool = Field(default=True, description="Wait while the application says that it is busy")
+    window: Window | None = Field(default=None, description="'22:00-06:00', by the device's own clock")
+    wait_seconds: float = Field(
+        default=3600, ge=0, le=604_800, description="Longest wait for any of it in a round; then the device declines"
+    )
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _window_from_text(cls, value: object) -> object:
+        if not isinstance(value, str) or "-" not in value:
+            return value or None
+        start, _, end = value.partition("-")
+        return {"start": start.strip(), "end": end.strip()}
+
+
+class TrainerSettings(GuardSettings):
     """Configuration of ``com.fedgrass.Trainer``."""
 
     nice_level: int = Field(default=10, ge=0, le=19, description="Added to the training thread's niceness")
@@ -50,9 +95,8 @@ class TrainerSettings(Settings):
     status_seconds: float = Field(
         default=30, gt=0, le=3600, description="How often the status is repeated on the device"
     )
-    min_free_disk_mb: int = Field(default=100, ge=0)
-    min_free_memory_mb: int = Field(default=50, ge=0)
     max_waiting_uploads_mb: int = Field(default=512, ge=1, description="Updates kept while there is no link")
+    allow_commands: bool = Field(default=True, description="Whether the operator may direct this device alone")
     max_bundle_mb: int = Field(default=2048, ge=1, description="Largest model that is downloaded")
 
 
@@ -60,6 +104,8 @@ class ModelDeployerSettings(Settings):
     """Configuration of ``com.fedgrass.ModelDeployer``; the admission of models reads it too."""
 
     tolerance: float = Field(default=0.05, ge=0, le=1, description="By how much a new model's accuracy may be lower")
+    max_latency_ms: float = Field(default=0, ge=0, description="Of one inference, the median; 0 is no limit")
+    max_memory_mb: float = Field(default=0, ge=0, description="That the application's model takes; 0 is no limit")
     keep: int = Field(default=3, ge=1, le=100, description="Models kept on the device, the active one included")
     rescan_seconds: float = Field(default=30, gt=0, le=3600)
 
@@ -68,6 +114,9 @@ class HeartbeatSettings(Settings):
     """Configuration of ``com.fedgrass.Heartbeat``."""
 
     interval_seconds: float = Field(default=30, ge=1, le=86_400)
+    defender_seconds: float = Field(
+        default=300, ge=0, le=86_400, description="Between two reports to Device Defender, which takes one in 5 minutes"
+    )
 
 
 S = TypeVar("S", bound=Settings)

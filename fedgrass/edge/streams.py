@@ -66,11 +66,12 @@ class TaskStatus:
 
 @dataclass(frozen=True)
 class Extent:
-    """How far the streams have come; -1 is before the first message."""
+    """How far the streams have come; -1 is before the first message. ``fill`` is the share of the task stream in use."""
 
     newest_task: int
     exported_task: int
     newest_status: int
+    fill: float = 0.0
 
 
 class Streams(Protocol):
@@ -107,13 +108,19 @@ class Streams(Protocol):
 class StreamManagerStreams:
     """`Streams` over the SDK; connecting makes the streams if need be, the status stream first.
 
+    Parameters
+    ----------
+    tasks_bytes
+        Size of the task stream when it is made.
+
     Raises
     ------
     TransferError
         If Stream Manager cannot be reached.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, tasks_bytes: int = _TASKS_BYTES) -> None:
+        self._tasks_bytes = tasks_bytes
         self._client: Any = StreamManagerClient.__new__(StreamManagerClient)
         try:
             # The SDK connects while it is made and leaves its thread behind when that fails, so the object is had first.
@@ -130,7 +137,12 @@ class StreamManagerStreams:
             tasks = self._client.describe_message_stream(TASKS)
             statuses = self._client.describe_message_stream(STATUSES)
         exported = [s.last_exported_sequence_number for s in tasks.export_statuses or []]
-        return Extent(_newest(tasks), _number(exported[0] if exported else None), _newest(statuses))
+        return Extent(
+            newest_task=_newest(tasks),
+            exported_task=_number(exported[0] if exported else None),
+            newest_status=_newest(statuses),
+            fill=_number(tasks.storage_status.total_bytes) / tasks.definition.max_size,
+        )
 
     def append(self, task: Task) -> int:
         """See `Streams`."""
@@ -175,7 +187,7 @@ class StreamManagerStreams:
 
     def _create(self) -> None:
         present = set(self._client.list_streams())
-        for definition in _definitions():
+        for definition in _definitions(self._tasks_bytes):
             if definition.name not in present:
                 with contextlib.suppress(InvalidRequestException):  # another process was first
                     self._client.create_message_stream(definition)
@@ -202,7 +214,7 @@ def _translated(action: str) -> Any:
         raise TransferError(f"Stream Manager: cannot {action} ({type(error).__name__}: {error})") from error
 
 
-def _definitions() -> tuple[MessageStreamDefinition, MessageStreamDefinition]:
+def _definitions(tasks_bytes: int) -> tuple[MessageStreamDefinition, MessageStreamDefinition]:
     statuses = MessageStreamDefinition(
         name=STATUSES,
         max_size=_STATUSES_BYTES,
@@ -216,7 +228,7 @@ def _definitions() -> tuple[MessageStreamDefinition, MessageStreamDefinition]:
     )
     tasks = MessageStreamDefinition(
         name=TASKS,
-        max_size=_TASKS_BYTES,
+        max_size=tasks_bytes,
         stream_segment_size=_SEGMENT_BYTES,
         strategy_on_full=StrategyOnFull.RejectNewData,
         persistence=Persistence.File,

@@ -1,50 +1,89 @@
-"""What a device has to spare, and when that is too little to train."""
+"""What a device has to spare, as far as its platform tells."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 
 @dataclass(frozen=True)
 class Reading:
-    """The device now. ``load`` is the one-minute load average per processor."""
+    """The device now.
+
+    ``load`` is the one-minute load average per processor. ``others_percent`` is the share of all processors in use by what
+    runs at normal priority, the trainer therefore not included. ``temperature`` is the hottest sensor's in °C. What the
+    platform does not tell is None.
+    """
 
     cpu_percent: float
+    others_percent: float
     load: float
     memory_percent: float
     memory_free_bytes: int
     disk_free_bytes: int
+    temperature: float | None = None
+    battery_percent: float | None = None
+    on_mains: bool | None = None
 
 
-def read(folder: Path) -> Reading:
-    """Measure; the disk is the one that holds ``folder``, and CPU use is since the last call."""
-    memory = psutil.virtual_memory()
-    return Reading(
-        cpu_percent=psutil.cpu_percent(interval=None),
-        load=os.getloadavg()[0] / (os.cpu_count() or 1),
-        memory_percent=memory.percent,
-        memory_free_bytes=memory.available,
-        disk_free_bytes=psutil.disk_usage(str(folder)).free,
-    )
+class Sensors:
+    """Measures; CPU use is over the time since this object last measured.
+
+    Parameters
+    ----------
+    folder
+        On the disk that is measured.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._times = psutil.cpu_times()
+
+    def read(self) -> Reading:
+        """Measure now."""
+        cpu, others = self._cpu()
+        memory = psutil.virtual_memory()
+        battery = _told(psutil, "sensors_battery")
+        return Reading(
+            cpu_percent=cpu,
+            others_percent=others,
+            load=os.getloadavg()[0] / (os.cpu_count() or 1),
+            memory_percent=memory.percent,
+            memory_free_bytes=memory.available,
+            disk_free_bytes=psutil.disk_usage(str(self._folder)).free,
+            temperature=_hottest(_told(psutil, "sensors_temperatures") or {}),
+            battery_percent=None if battery is None else float(battery.percent),
+            on_mains=None if battery is None else battery.power_plugged,
+        )
+
+    def _cpu(self) -> tuple[float, float]:
+        before, self._times = self._times, psutil.cpu_times()
+        spent = {name: getattr(self._times, name) - getattr(before, name) for name in self._times._fields}
+        # The kernel counts a guest's time twice: as its own and as user time.
+        total = sum(value for name, value in spent.items() if not name.startswith("guest"))
+        if total <= 0:
+            return 0.0, 0.0
+        idle = spent["idle"] + spent.get("iowait", 0.0)
+        niced = spent.get("nice", 0.0)
+        return _percent(total - idle, total), _percent(total - idle - niced, total)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What must be free for a training to start."""
+def _percent(part: float, whole: float) -> float:
+    return round(min(100.0, max(0.0, 100 * part / whole)), 1)
 
-    disk_bytes: int
-    memory_bytes: int
 
-    def objection(self, reading: Reading) -> str:
-        """Return why the device should not train now, or nothing."""
-        if reading.disk_free_bytes < self.disk_bytes:
-            return f"{reading.disk_free_bytes >> 20} MB of disk are free, minFreeDiskMb is {self.disk_bytes >> 20}"
-        if reading.memory_free_bytes < self.memory_bytes:
-            return (
-                f"{reading.memory_free_bytes >> 20} MB of memory are free, minFreeMemoryMb is {self.memory_bytes >> 20}"
-            )
-        return ""
+def _told(module: Any, name: str) -> Any:
+    """Ask psutil for what not every platform has; None where it has not."""
+    ask = getattr(module, name, None)
+    try:
+        return ask() if ask is not None else None
+    except (OSError, ValueError, NotImplementedError):
+        return None
+
+
+def _hottest(sensors: dict[str, list[Any]]) -> float | None:
+    return max((float(sensor.current) for group in sensors.values() for sensor in group), default=None)

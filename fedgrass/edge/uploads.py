@@ -23,6 +23,7 @@ from fedgrass.files import flush_directory, write_atomically
 
 _RECORD = "upload.json"
 _SILENCE_SECONDS = 60.0
+_FULL = 0.5
 
 Outcome = Literal["uploaded", "failed"]
 
@@ -177,7 +178,7 @@ class Uploads:
         position = self._reconcile(streams.extent(), None)
         heard = self._clock()
         while self._pending and not self._stopping:
-            self._append_due(streams, position)
+            position = self._append_due(streams, position)
             statuses, position = streams.ended(position, self._wait)
             for status in statuses:
                 self._apply(status)
@@ -185,8 +186,10 @@ class Uploads:
             if self._clock() - heard > _SILENCE_SECONDS:
                 position = self._reconcile(streams.extent(), position)
                 heard = self._clock()
+        if not self._stopping:
+            self._empty(streams)
 
-    def _append_due(self, streams: Streams, position: int) -> None:
+    def _append_due(self, streams: Streams, position: int) -> int:
         for upload in self._appendable():
             task = Task(self._folder_of(upload.name) / upload.file, upload.bucket, upload.key)
             if not task.file.is_file():
@@ -200,11 +203,11 @@ class Uploads:
                 self._write(upload)
                 try:
                     upload.sequence = streams.append(task)
-                except TransferError:
-                    self._make_room(streams, upload)
-                    raise
+                except TransferError as error:
+                    return 0 if self._refused(streams, upload, error) else position
             self._write(upload)
             self._log.info("upload queued", upload=upload.name, sequence=upload.sequence)
+        return position
 
     def _appendable(self) -> list[Upload]:
         now = self._clock()
@@ -215,18 +218,42 @@ class Uploads:
                 if u.sequence is None and self._retries.get(u.name, (None, 0.0))[1] <= now
             ]
 
-    def _make_room(self, streams: Streams, refused: Upload) -> None:
-        """Make the streams anew if all they hold is finished: a stream that is full of the past refuses for ever."""
+    def _refused(self, streams: Streams, upload: Upload, error: TransferError) -> bool:
+        """Try this one again later, and go on hearing how the others end: that is what makes room.
+
+        Returns whether the streams were made anew. ``after`` stays: the task may be queued for all we know.
+        """
+        streams.extent()  # raises if it was the connection
+        self._log.once("the task stream refuses, uploads wait", error=str(error))
+        if self._empty(streams, but=upload):
+            upload.after = None
+            self._write(upload)
+            return True
+        self._postpone(upload)
+        return False
+
+    def _postpone(self, upload: Upload) -> float:
+        backoff = self._retries.get(upload.name, (Backoff(first=5, most=300), 0.0))[0]
+        delay = backoff.failed()
+        self._retries[upload.name] = (backoff, self._clock() + delay)
+        return delay
+
+    def _empty(self, streams: Streams, *, but: Upload | None = None) -> bool:
+        """Make the streams anew if they are half full of tasks that are all done; returns whether they were.
+
+        Stream Manager keeps exported messages: a stream that refuses when full would in the end refuse for ever, and one
+        that forgets with time would forget tasks that are not done.
+        """
         with self._changed:
-            queued = any(
-                u.sequence is not None or u.after is not None for u in self._pending.values() if u is not refused
-            )
+            others = [upload for upload in self._pending.values() if upload is not but]
+        if any(upload.sequence is not None or upload.after is not None for upload in others):
+            return False
         extent = streams.extent()
-        if not queued and extent.newest_task > 1000 and extent.exported_task >= extent.newest_task:
-            self._log.warning("the task stream is full of finished uploads and is made anew")
-            streams.clear()
-            refused.after = None
-            self._write(refused)
+        if extent.fill < _FULL or extent.exported_task < extent.newest_task:
+            return False
+        self._log.info("the task stream is full of finished uploads and is made anew")
+        streams.clear()
+        return True
 
     def _apply(self, status: TaskStatus) -> None:
         with self._changed:
@@ -237,9 +264,7 @@ class Uploads:
             if status.outcome == "success":
                 self._end(upload, "uploaded", "")
             else:
-                backoff = self._retries.get(upload.name, (Backoff(first=5, most=300), 0.0))[0]
-                delay = backoff.failed()
-                self._retries[upload.name] = (backoff, self._clock() + delay)
+                delay = self._postpone(upload)
                 self._log.warning(
                     "upload failed, trying again", upload=upload.name, seconds=delay, reason=status.message
                 )

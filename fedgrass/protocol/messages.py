@@ -22,6 +22,8 @@ Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metrics = Annotated[dict[Annotated[str, Field(max_length=40)], Finite], Field(max_length=16)]
 ComponentVersion = Annotated[str, Field(max_length=64)]
+LastError = Annotated[str, Field(max_length=200)]
+CommandId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 ObjectKey = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -153,6 +155,52 @@ class ModelNotice(Message):
     metrics: Metrics = {}
 
 
+class Command(Message):
+    """An order to one device, on its ``command`` topic. Each id is answered once, on ``reply``; see docs/reference/device.md.
+
+    ``get_parameters`` and ``fit`` upload what they give; ``set_parameters`` takes ``base``, ``fit`` and ``evaluate`` may;
+    ``roll_back`` takes ``version`` or means the model before. A kind that a device does not know is refused.
+    """
+
+    fleet: FleetName
+    thing: ThingName
+    id: CommandId
+    kind: Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
+    bucket: Annotated[str, Field(max_length=63)] = ""
+    base: Base | None = None
+    fit: FitTask = FitTask()
+    version: Version | None = None
+    reason: Reason = ""
+
+
+class Reply(Message):
+    """A device's one answer to a command. ``key`` names the safetensors file of parameters, where the command gives some."""
+
+    fleet: FleetName
+    thing: ThingName
+    id: CommandId
+    kind: Annotated[str, Field(max_length=40)]
+    status: Literal["done", "refused", "failed"]
+    reason: Reason = ""
+    version: Version | None = None
+    bucket: Annotated[str, Field(max_length=63)] | None = None
+    key: ObjectKey | None = None
+    sha256: Sha256 | None = None
+    bytes: Count = 0
+    num_examples: Count = 0
+    metrics: Metrics = {}
+    seconds_train: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class Tally(Part):
+    """What a device's trainer has done since it was installed."""
+
+    taken: Count = 0
+    declined: Count = 0
+    failed: Count = 0
+    training_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
 class TrainerStatus(Message):
     """The trainer's state, said on the device on ``fedgrass/trainer/status`` and repeated in the heartbeat.
 
@@ -167,10 +215,16 @@ class TrainerStatus(Message):
     able: bool = True
     reason: Reason = ""
     component_version: ComponentVersion = ""
+    tally: Tally = Tally()
+    last_error: LastError = ""
 
 
 class Heartbeat(Message):
-    """A device's health. ``able`` says whether it would train now, ``reason`` why not."""
+    """A device's health. ``able`` says whether it would train now, ``reason`` why not.
+
+    ``silent`` are the components that should have been heard on the device and were not; ``errors`` the last error or
+    warning of those that had one.
+    """
 
     fleet: FleetName
     thing: ThingName
@@ -186,6 +240,8 @@ class Heartbeat(Message):
     model_version: Version | None = None
     trainer: TrainerStatus = TrainerStatus()
     components: Annotated[dict[Annotated[str, Field(max_length=128)], ComponentVersion], Field(max_length=16)] = {}
+    silent: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=16)] = ()
+    errors: Annotated[dict[Annotated[str, Field(max_length=128)], LastError], Field(max_length=16)] = {}
 
 
 class ActiveModel(Message):
@@ -195,6 +251,21 @@ class ActiveModel(Message):
     path: Annotated[str, Field(max_length=1024)]
     parameters_sha256: Sha256
     component_version: ComponentVersion = ""
+    last_error: LastError = ""
+
+
+class ApplicationStatus(Message):
+    """Said on the device by the application on ``fedgrass/application/status``: how it is, and how its model does.
+
+    ``busy`` asks the trainer to keep away, for ``valid_seconds`` at most, so that an application that died does not keep it
+    away for ever. ``healthy`` is about the model of ``model_version``: False has ModelDeployer go back to the one before.
+    """
+
+    busy: bool = False
+    valid_seconds: float = Field(default=60, gt=0, le=86_400)
+    model_version: Version | None = None
+    healthy: bool = True
+    reason: Reason = ""
 
 
 class AdmissionNotice(Message):

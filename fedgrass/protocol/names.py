@@ -27,6 +27,10 @@ SUITE = "com.fedgrass.Suite"
 MODEL_ACTIVE_TOPIC = "fedgrass/model/active"
 MODEL_ADMISSION_TOPIC = "fedgrass/model/admission"
 TRAINER_STATUS_TOPIC = "fedgrass/trainer/status"
+APPLICATION_TOPIC = "fedgrass/application/status"
+
+TRAINER_COMMANDS = frozenset({"get_parameters", "set_parameters", "fit", "evaluate"})
+MODEL_DEPLOYER_COMMANDS = frozenset({"roll_back"})
 
 DeviceChannel = Literal["heartbeat", "update", "model", "reply", "command"]
 
@@ -76,6 +80,11 @@ def parse_device_topic(topic: str) -> DeviceTopic:
     return DeviceTopic(*match.groups())
 
 
+def defender_topic(thing: str) -> str:
+    """Topic of a thing's own metrics report to AWS IoT Device Defender."""
+    return f"$aws/things/{thing}/defender/metrics/json"
+
+
 def update_prefix(fleet: str, number: int) -> str:
     """Return the prefix under which a round's updates arrive."""
     return f"updates/{fleet}/{number:06d}/"
@@ -102,6 +111,11 @@ def parse_update_key(key: str) -> UpdateKey:
         raise MessageError(f"key {key!r}: expected updates/<fleet>/<round>/<thing>/{UPDATE_FILE}")
     fleet, number, thing = match.groups()
     return UpdateKey(fleet, int(number), thing)
+
+
+def command_key(fleet: str, thing: str, command: str) -> str:
+    """Object key of the parameters that a command gives: where a device may write anyway, and no round looks."""
+    return f"updates/{fleet}/commands/{thing}/{command}/{PARAMETERS_FILE}"
 
 
 def model_prefix(fleet: str, version: str) -> str:

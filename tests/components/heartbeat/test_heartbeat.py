@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fedgrass.edge.logs import Log
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.protocol import messages
-from fedgrass.protocol.messages import ActiveModel, TrainerStatus
+from fedgrass.protocol.messages import ActiveModel, Tally, TrainerStatus
 from fedgrass.protocol.names import (
     HEARTBEAT,
     MODEL_ACTIVE_TOPIC,
@@ -29,13 +30,15 @@ from fedgrass.protocol.names import (
 from tests.fedgrass.edge import digits
 from tests.fedgrass.edge.fakes import FakeIpc, wait_until
 
+DEFENDER = "$aws/things/thing-1/defender/metrics/json"
+
 
 class Place:
     """A device with a heartbeat on it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.ipc = FakeIpc({RUNTIME: {"fleet": "f"}, HEARTBEAT: {"intervalSeconds": "30"}})
+        self.ipc = FakeIpc({RUNTIME: {"fleet": "f"}, HEARTBEAT: {"intervalSeconds": "30", "defenderSeconds": "300"}})
         self.now = 0.0
         self.loop = Loop(lambda: self.now)
         (folder / "work").mkdir()
@@ -46,8 +49,12 @@ class Place:
 
     @property
     def beats(self) -> list[messages.Heartbeat]:
-        assert all(topic == "fedgrass/f/devices/thing-1/heartbeat" for topic, _ in self.ipc.cloud)
-        return [messages.Heartbeat.decode(payload) for _, payload in self.ipc.cloud]
+        assert {topic for topic, _ in self.ipc.cloud} <= {"fedgrass/f/devices/thing-1/heartbeat", DEFENDER}
+        return [messages.Heartbeat.decode(payload) for topic, payload in self.ipc.cloud if topic != DEFENDER]
+
+    @property
+    def reports(self) -> list[dict[str, Any]]:
+        return [json.loads(payload) for topic, payload in self.ipc.cloud if topic == DEFENDER]
 
     def until(self, condition: Any, what: str) -> Any:
         def stepped() -> Any:
@@ -184,3 +191,40 @@ def test_a_component_knows_its_version_from_where_the_nucleus_unpacked_it() -> N
     )
     assert version_of(TRAINER, path) == "1.4.2"
     assert version_of(TRAINER, "/checkout/components/trainer/trainer.py") == fedgrass.__version__
+
+
+def test_device_defender_hears_of_load_network_and_training(place: Place) -> None:
+    place.heartbeat.start()
+    tally = Tally(taken=7, declined=2, failed=1, training_seconds=12.5)
+    place.trainer_says(tally=tally)
+    place.now = 299.0
+    place.until(lambda: len(place.heartbeat._outbox) == 0, "beats")
+    assert place.reports == []
+    place.now = 301.0
+    [report] = place.until(lambda: place.reports, "a report")
+    assert report["header"]["version"] == "1.0"
+    assert set(report["metrics"]["network_stats"]) == {"bytes_in", "bytes_out", "packets_in", "packets_out"}
+    custom = {name: value for name, [value] in report["custom_metrics"].items()}
+    assert 0 <= custom.pop("f_cpu_percent")["number"] <= 100
+    assert 0 < custom.pop("f_memory_percent")["number"] <= 100
+    assert custom == {
+        "f_training_seconds": {"number": 12.5},
+        "f_rounds_taken": {"number": 7},
+        "f_rounds_declined": {"number": 2},
+        "f_rounds_failed": {"number": 1},
+    }
+    place.now += 300
+    later = place.until(lambda: len(place.reports) == 2 and place.reports[1], "another")
+    assert later["header"]["report_id"] > report["header"]["report_id"]
+
+
+def test_a_beat_names_the_components_that_are_silent_and_what_went_wrong(place: Place) -> None:
+    with ModelStore(place.folder / "store").lock():
+        ModelStore(place.folder / "store").activate(Bundle.open(digits.BUNDLE))
+    place.heartbeat.start()
+    place.trainer_says(last_error="upload failed, trying again: AccessDenied")
+    beat = place.beat()
+    assert beat.silent == ()
+    assert beat.errors == {TRAINER: "upload failed, trying again: AccessDenied"}
+    place.now += 121
+    place.until(lambda: set(place.beats[-1].silent) == {TRAINER, MODEL_DEPLOYER}, "silence noticed")

@@ -16,11 +16,18 @@ from fedgrass.edge.ipc import EXIT_RELAUNCH
 from fedgrass.edge.logs import Log
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
-from fedgrass.protocol.messages import ActiveModel, ModelNotice
-from fedgrass.protocol.names import MODEL_ACTIVE_TOPIC, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME
+from fedgrass.protocol.messages import ActiveModel, ApplicationStatus, Command, ModelNotice, Reply
+from fedgrass.protocol.names import (
+    APPLICATION_TOPIC,
+    MODEL_ACTIVE_TOPIC,
+    MODEL_ADMISSION_TOPIC,
+    MODEL_DEPLOYER,
+    RUNTIME,
+)
 from tests.fedgrass.edge import digits
 from tests.fedgrass.edge.fakes import FakeIpc, wait_until
 
+TOPIC = "fedgrass/f/devices/thing-1"
 BASE = Bundle.open(digits.BUNDLE).parameters()
 
 
@@ -66,8 +73,24 @@ class Place:
 
     @property
     def notices(self) -> list[ModelNotice]:
-        assert all(topic == "fedgrass/f/devices/thing-1/model" for topic, _ in self.ipc.cloud)
-        return [ModelNotice.decode(payload) for _, payload in self.ipc.cloud]
+        return [ModelNotice.decode(payload) for topic, payload in self.ipc.cloud if topic == f"{TOPIC}/model"]
+
+    @property
+    def replies(self) -> list[Reply]:
+        return [Reply.decode(payload) for topic, payload in self.ipc.cloud if topic == f"{TOPIC}/reply"]
+
+    @property
+    def active(self) -> str:
+        bundle = self.store.active()
+        assert bundle is not None
+        return bundle.manifest.version
+
+    def command(self, number: str, **fields: Any) -> None:
+        command = Command(fleet="f", thing="thing-1", id=number, kind="roll_back", **fields)
+        self.ipc.from_cloud(f"{TOPIC}/command", command.encode())
+
+    def application_says(self, **fields: Any) -> None:
+        self.ipc.publish_local(APPLICATION_TOPIC, ApplicationStatus(**fields).encode())
 
     @property
     def announced(self) -> list[ActiveModel]:
@@ -163,3 +186,57 @@ def test_settings_change_without_a_restart_but_not_the_fleet(place: Place) -> No
     place.ipc.change(MODEL_DEPLOYER, {"keep": "2"})
     place.ipc.change(RUNTIME, {"fleet": "g"})
     assert place.loop.run() == EXIT_RELAUNCH
+
+
+def test_an_application_that_is_unwell_with_its_model_gets_the_one_before(place: Place) -> None:
+    place.admit("1.1.0")
+    place.admit("1.2.0")
+    place.start()
+    place.application_says(healthy=False, model_version="1.1.0", reason="an old word, about another model")
+    place.application_says(healthy=True, model_version="1.2.0")
+    place.until(lambda: len(place.notices) == 2, "told of both")
+    assert place.active == "1.2.0"
+    for _ in range(2):
+        place.application_says(healthy=False, model_version="1.2.0", reason="latency tripled")
+    place.until(lambda: len(place.notices) == 3, "told of the roll-back")
+    last = place.notices[-1]
+    assert (last.version, last.outcome, last.active_version) == ("1.2.0", "rolled_back", "1.1.0")
+    assert "latency tripled" in last.reason
+    assert (place.active, place.announced[-1].version) == ("1.1.0", "1.1.0")
+    # There is nothing left to go back to: 1.2.0 stays out.
+    place.application_says(healthy=False, model_version="1.1.0")
+    place.until(lambda: "stays" in place.deployer._log.last_error, "said why not")
+    assert place.active == "1.1.0"
+
+
+def test_a_command_rolls_the_model_back_once_and_is_answered_once(place: Place) -> None:
+    place.admit("1.1.0")
+    place.admit("1.2.0")
+    place.start()
+    for _ in range(3):
+        place.command("a", reason="too many false alarms")
+    [reply] = place.until(lambda: place.replies, "answered")
+    assert (reply.id, reply.status, reply.version) == ("a", "done", "1.1.0")
+    place.command("b", version="1.2.0")  # named, it comes back
+    place.until(lambda: len(place.replies) == 2, "answered")
+    assert place.active == "1.2.0"
+    place.command("c", version="1.0.9")
+    place.until(lambda: len(place.replies) == 3, "answered")
+    assert place.replies[-1].status == "refused"
+    assert "1.0.9" in place.replies[-1].reason
+    assert place.active == "1.2.0"
+    assert [reply.id for reply in place.replies] == ["a", "b", "c"]
+
+
+def test_a_command_that_a_crash_cut_short_is_finished_and_not_repeated(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in ("1.1.0", "1.2.0"):
+        place.admit(version)
+    place.start()
+    monkeypatch.setattr(place.deployer._commands, "answer", lambda _reply: None)
+    place.command("a")
+    place.until(lambda: place.active == "1.1.0", "rolled back")
+    place.start()
+    [reply] = place.until(lambda: place.replies, "answered")
+    assert (reply.status, reply.version, place.active) == ("done", "1.1.0", "1.1.0")

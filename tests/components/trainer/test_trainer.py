@@ -49,7 +49,13 @@ def test_a_round_is_trained_uploaded_and_announced_in_this_order(place: Place) -
     assert notice.num_examples == 40
     assert notice.metrics == {"loss": 0.5, "validation_loss": 0.5, "validation_accuracy": 0.5}
     place.settle()
-    assert {path.name for path in (place.folder / "work").iterdir()} <= {"round.json", "outbox", "uploads"}
+    assert {path.name for path in (place.folder / "work").iterdir()} <= {
+        "round.json",
+        "tally.json",
+        "commands",
+        "outbox",
+        "uploads",
+    }
 
 
 def test_the_update_is_readable_and_names_this_device(place: Place, tmp_path: Path) -> None:

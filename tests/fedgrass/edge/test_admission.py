@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,8 +33,8 @@ class Place:
         self.store = ModelStore(folder / "store")
         self.runtime = RuntimeSettings(fleet="f", data=digits.settings_for(digits.write_data(folder / "data.npz")))
 
-    def admit(self, artifacts: Path, *, tolerance: float = 0.05) -> Admission | None:
-        return admit(artifacts, self.store, self.runtime, ModelDeployerSettings(tolerance=tolerance), LOG)
+    def admit(self, artifacts: Path, *, tolerance: float = 0.05, **limits: Any) -> Admission | None:
+        return admit(artifacts, self.store, self.runtime, ModelDeployerSettings(tolerance=tolerance, **limits), LOG)
 
     @property
     def active(self) -> str | None:
@@ -196,3 +197,28 @@ def test_the_script_tells_its_verdict_by_exit_code_and_one_line_of_json(good: Bu
 )
 def test_few_examples_excuse_more_than_many(accuracy: float, examples: int, points: float) -> None:
     assert chance(accuracy, examples) == pytest.approx(points, abs=0.005)
+
+
+def test_a_model_that_is_too_slow_or_too_large_for_the_device_is_refused(place: Place, good: Bundle) -> None:
+    for limits, word in (({"max_latency_ms": 1e-6}, "maxLatencyMs"), ({"max_memory_mb": 1e-6}, "maxMemoryMb")):
+        admission = place.admit(good.folder, **limits)
+        assert admission is not None
+        assert admission.outcome == "refused"
+        assert word in admission.reason
+    admission = place.admit(good.folder, max_latency_ms=10_000, max_memory_mb=10_000)
+    assert admission is not None
+    assert admission.outcome == "active"
+    assert admission.metrics["latency_ms"] > 0
+
+
+def test_a_model_that_was_rolled_back_stays_out_when_its_script_runs_again(
+    place: Place, tmp_path: Path, good: Bundle
+) -> None:
+    better = digits.version(tmp_path / "better", "1.3.0", digits.trained())
+    place.admit(good.folder)
+    place.admit(better.folder)
+    with place.store.lock():
+        place.store.roll_back("the application: it is slow")
+    assert place.active == "1.1.0"
+    assert place.admit(better.folder) is None
+    assert place.active == "1.1.0"

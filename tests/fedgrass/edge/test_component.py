@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fedgrass.bundle import Bundle
-from fedgrass.edge import logs, system
+from fedgrass.edge import logs
 from fedgrass.edge.backoff import Backoff
 from fedgrass.edge.logs import Log
 from fedgrass.edge.loop import Loop
@@ -104,14 +104,6 @@ def test_a_log_line_is_one_json_object_with_its_fields(capsys: pytest.CaptureFix
 def test_a_reason_can_always_be_sent() -> None:
     assert as_reason("/data/\udcff.npz") == "/data/?.npz"
     assert len(as_reason("x" * 1000)) == 500
-
-
-def test_a_device_short_of_disk_or_memory_objects_and_names_the_setting(tmp_path: Path) -> None:
-    reading = system.read(tmp_path)
-    assert reading.disk_free_bytes > 0
-    assert system.Limits(0, 0).objection(reading) == ""
-    assert "minFreeDiskMb" in system.Limits(1 << 60, 0).objection(reading)
-    assert "minFreeMemoryMb" in system.Limits(0, 1 << 60).objection(reading)
 
 
 def test_engines_are_found_by_name() -> None:

@@ -199,3 +199,27 @@ def test_the_streams_refuse_when_full_and_lie_on_disk(streams: StreamManagerStre
         True,
     )
     assert statuses.persistence.name == "File"
+
+
+def test_a_full_stream_takes_new_uploads_and_its_disk_use_stays_bounded(server: Server, tmp_path: Path) -> None:
+    size = 4096
+
+    def connect() -> StreamManagerStreams:
+        return StreamManagerStreams(tasks_bytes=size)
+
+    outcomes: list[str] = []
+    uploads = Uploads(
+        tmp_path / "waiting", connect, lambda _upload, outcome, _reason: outcomes.append(outcome), Log("t"), wait=0.05
+    )
+    uploads.start()
+    tasks = tmp_path / "streams" / f"stream-{TASKS}"
+    for number in range(80):  # some 200 bytes each: four times what the stream holds
+        content = str(number).encode()
+        uploads.submit(f"u{number}", file_with(tmp_path / "f", content), bucket="bucket", key=f"updates/{number}")
+        if number % 3 == 2:  # several are under way when the stream is full
+            wait_until(lambda: len(uploads) == 0, f"{number + 1} uploads ended")
+            assert sum(path.stat().st_size for path in tasks.glob("*.segment")) <= size
+    wait_until(lambda: len(uploads) == 0, "all ended")
+    uploads.stop()
+    assert outcomes == ["uploaded"] * 80
+    assert server.bucket.objects == {f"bucket/updates/{number}": str(number).encode() for number in range(80)}

@@ -1,0 +1,111 @@
+"""What the trainer says of itself on the device, and the count of what it has done, which survives restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from fedgrass.edge.ipc import Ipc
+from fedgrass.edge.logs import Log
+from fedgrass.errors import IpcError
+from fedgrass.files import write_atomically
+from fedgrass.protocol.messages import Announcement, Tally, TrainerStatus, as_reason
+from fedgrass.protocol.names import TRAINER_STATUS_TOPIC
+
+State = Literal["idle", "waiting", "training", "uploading", "declined", "failed"]
+
+
+class StatusBoard:
+    """The trainer's status; its methods run on the device's loop.
+
+    Parameters
+    ----------
+    path
+        File of the tally.
+    problem
+        Asked each time for what keeps the device from training now, or nothing.
+    """
+
+    def __init__(self, path: Path, ipc: Ipc, log: Log, *, version: str, problem: Callable[[], str]) -> None:
+        self._path = path
+        self._ipc = ipc
+        self._log = log
+        self._problem = problem
+        self._status = TrainerStatus(component_version=version, tally=self._load())
+
+    @property
+    def state(self) -> State:
+        """What was said last."""
+        return self._status.state
+
+    @property
+    def round(self) -> int | None:
+        """The round that was spoken of last."""
+        return self._status.round
+
+    @property
+    def examples(self) -> int:
+        """Number of local examples, as far as is known."""
+        return self._status.examples
+
+    def say(
+        self,
+        state: State,
+        announcement: Announcement | None,
+        *,
+        epoch: int | None = None,
+        examples: int | None = None,
+        reason: str = "",
+    ) -> None:
+        """Change what is said, and say it."""
+        kept = self._status
+        self._status = kept.model_copy(
+            update={
+                "state": state,
+                "round": announcement.round if announcement else None,
+                "epoch": epoch or 0,
+                "epochs": announcement.fit.epochs if announcement else 0,
+                "examples": kept.examples if examples is None else examples,
+                "reason": as_reason(reason),
+            }
+        )
+        self.publish()
+
+    def has_examples(self, examples: int) -> None:
+        """Change the number of local examples, and say it."""
+        self._status = self._status.model_copy(update={"examples": examples})
+        self.publish()
+
+    def publish(self) -> None:
+        """Say it again."""
+        status = self._status.model_copy(update={"last_error": as_reason(self._log.last_error)[:200]})
+        if problem := self._problem():
+            status = status.model_copy(update={"able": False, "reason": as_reason(problem)})
+        try:
+            self._ipc.publish_local(TRAINER_STATUS_TOPIC, status.encode())
+        except IpcError as error:
+            self._log.once("status not published", error=str(error))
+
+    def counted(self, outcome: Literal["taken", "declined", "failed"], seconds: float = 0.0) -> None:
+        """Count a round that was answered."""
+        tally = self._status.tally
+        tally = tally.model_copy(
+            update={
+                outcome: getattr(tally, outcome) + 1,
+                "training_seconds": round(tally.training_seconds + seconds, 3),
+            }
+        )
+        self._status = self._status.model_copy(update={"tally": tally})
+        try:
+            write_atomically(self._path, tally.model_dump_json().encode())
+        except OSError as error:
+            self._log.once("the tally cannot be written", reason=error.strerror)
+
+    def _load(self) -> Tally:
+        try:
+            return Tally.model_validate_json(self._path.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return Tally()
