@@ -1,6 +1,6 @@
 """Training data on a device: loaders by name, and the split that keeps some for admission."""
 
-from fedgrass.data.arrays import ArrayDataset, Split, split
+from fedgrass.data.arrays import ArrayDataset, Source, Split, divide, split
 from fedgrass.data.loaders import DataSettings, load
 
-__all__ = ["ArrayDataset", "DataSettings", "Split", "load", "split"]
+__all__ = ["ArrayDataset", "DataSettings", "Source", "Split", "divide", "load", "split"]

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedgrass.engines.base import Batch, Dataset
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
 
+Indices = NDArray[np.intp]
+
+
+class Source(Protocol):
+    """Examples that can be read by number, so that order and division cost no copy of them."""
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        ...
+
+    def read(self, indices: Indices) -> Batch:
+        """Return these examples, in this order."""
+        ...
+
 
 class ArrayDataset:
-    """Examples as two arrays with one first axis: ``x`` [n, …] and ``y`` [n, …]."""
+    """Examples as two arrays with one first axis: ``x`` [n, …] and ``y`` [n, …]; they may be memory-mapped."""
 
     def __init__(self, x: Array, y: Array) -> None:
         if len(x) != len(y):
@@ -24,16 +40,38 @@ class ArrayDataset:
     def __len__(self) -> int:
         return len(self.x)
 
+    def read(self, indices: Indices) -> Batch:
+        """Return these examples; see `Source`."""
+        return Batch(self.x[indices], self.y[indices])
+
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield every example once; see `fedgrass.engines.base.Dataset`."""
-        order = None if seed is None else np.random.default_rng(seed).permutation(len(self))
+        if seed is not None:
+            yield from Part(self, np.arange(len(self))).batches(batch_size, seed=seed)
+            return
         for start in range(0, len(self), batch_size):
-            chosen = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
-            yield Batch(self.x[chosen], self.y[chosen])
+            yield Batch(self.x[start : start + batch_size], self.y[start : start + batch_size])
 
     def take(self, count: int) -> ArrayDataset:
         """Return the first ``count`` examples (all, if there are fewer)."""
         return ArrayDataset(self.x[:count], self.y[:count])
+
+
+class Part:
+    """Some examples of a source as a `Dataset`; only a batch of them is in memory at a time."""
+
+    def __init__(self, source: Source, indices: Indices) -> None:
+        self._source = source
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        """Yield every example once; see `fedgrass.engines.base.Dataset`."""
+        order = self._indices if seed is None else self._indices[np.random.default_rng(seed).permutation(len(self))]
+        for start in range(0, len(order), batch_size):
+            yield self._source.read(order[start : start + batch_size])
 
 
 @dataclass(frozen=True)
@@ -45,13 +83,17 @@ class Split:
 
 
 def split(x: Array, y: Array, *, validation_fraction: float, seed: int) -> Split:
+    """Divide examples as `divide` does."""
+    return divide(ArrayDataset(x, y), validation_fraction=validation_fraction, seed=seed)
+
+
+def divide(source: Source, *, validation_fraction: float, seed: int) -> Split:
     """Divide examples by a seeded shuffle, so that the same data always divide alike.
 
     Both parts get at least one example where there are two or more.
     """
-    order = np.random.default_rng(seed).permutation(len(x))
+    order = np.random.default_rng(seed).permutation(len(source))
     held = 0
-    if validation_fraction > 0 and len(x) > 1:
-        held = min(max(1, round(len(x) * validation_fraction)), len(x) - 1)
-    judging, training = order[:held], order[held:]
-    return Split(ArrayDataset(x[training], y[training]), ArrayDataset(x[judging], y[judging]))
+    if validation_fraction > 0 and len(source) > 1:
+        held = min(max(1, round(len(source) * validation_fraction)), len(source) - 1)
+    return Split(train=Part(source, order[held:]), validation=Part(source, order[:held]))

@@ -1,4 +1,14 @@
-"""Loaders by name: ``npz``, or a function of the user's own as ``module:function``."""
+"""Loaders by name, or a function of the user's own as ``module:function``.
+
+========== ======================================================================== ============================
+loader     ``path``                                                                 memory
+========== ======================================================================== ============================
+``npz``    an archive of the arrays ``x`` and ``y``                                 all of it
+``npy``    a folder with ``x.npy`` and ``y.npy``                                    a batch (they are mapped)
+``csv``    a CSV file; see `fedgrass.data.tables.Table`                             a batch, from 64 MB on
+``images`` a folder with one folder of images for each class                        a batch
+========== ======================================================================== ============================
+"""
 
 from __future__ import annotations
 
@@ -6,6 +16,7 @@ import importlib
 import os
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from fedgrass.bundle import Manifest
-from fedgrass.data.arrays import Split, split
+from fedgrass.data.arrays import ArrayDataset, Source, Split, divide
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
 
@@ -24,11 +35,12 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
 
-    loader: str = Field(default="npz", max_length=200)
+    loader: str = Field(default="npz", max_length=200, description="npz, npy, csv, images, or module:function")
     path: str = Field(default="", max_length=1024)
+    label: str = Field(default="", max_length=200, description="The csv loader's label column; else the last")
     validation_fraction: float = Field(default=0.2, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
-    max_bytes: int = Field(default=1 << 30, ge=1, description="Larger data are refused before memory is taken")
+    max_bytes: int = Field(default=1 << 30, ge=1, description="Larger npz and csv data are refused")
 
     @property
     def file(self) -> Path:
@@ -36,7 +48,8 @@ class DataSettings(BaseModel):
         return Path(os.path.expandvars(self.path)).expanduser()
 
 
-Loader = Callable[[DataSettings, Manifest], tuple[Array, Array]]
+Loader = Callable[[DataSettings, Manifest], tuple[Array, Array] | Source]
+"""What a function of the user's own is: it returns x and y, or something that can be read by example number."""
 
 
 def load(settings: DataSettings, manifest: Manifest) -> Split:
@@ -49,12 +62,11 @@ def load(settings: DataSettings, manifest: Manifest) -> Split:
         by the engine.
     """
     loader = _BUILT_IN.get(settings.loader) or _custom(settings.loader)
-    x, y = loader(settings, manifest)
-    if len(x) == 0:
+    found = loader(settings, manifest)
+    source = ArrayDataset(*found) if isinstance(found, tuple) else found
+    if len(source) == 0:
         raise DataError(f"data {settings.path or settings.loader!r}: no examples")
-    if len(x) != len(y):
-        raise DataError(f"data {settings.path or settings.loader!r}: x has {len(x)} examples and y {len(y)}")
-    return split(x, y, validation_fraction=settings.validation_fraction, seed=settings.seed)
+    return divide(source, validation_fraction=settings.validation_fraction, seed=settings.seed)
 
 
 def load_npz(path: Path, *, max_bytes: int) -> tuple[Array, Array]:
@@ -81,12 +93,43 @@ def load_npz(path: Path, *, max_bytes: int) -> tuple[Array, Array]:
 
 
 def _npz(settings: DataSettings, _manifest: Manifest) -> tuple[Array, Array]:
-    if not settings.path:
-        raise DataError("data: the npz loader needs 'path' in the configuration of com.fedgrass.Runtime")
     return load_npz(settings.file, max_bytes=settings.max_bytes)
 
 
-_BUILT_IN: dict[str, Loader] = {"npz": _npz}
+def _npy(settings: DataSettings, _manifest: Manifest) -> tuple[Array, Array]:
+    x, y = (_mapped(settings.file / f"{name}.npy") for name in "xy")
+    return x, y
+
+
+def _mapped(path: Path) -> Array:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except OSError as error:
+        raise DataError(f"data {path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError) as error:
+        raise DataError(f"data {path}: not a NumPy file of a plain array ({error})") from error
+
+
+def _csv(settings: DataSettings, manifest: Manifest) -> Source:
+    from fedgrass.data.tables import Table
+
+    return Table(settings.file, manifest, label=settings.label, max_bytes=settings.max_bytes)
+
+
+def _images(settings: DataSettings, manifest: Manifest) -> Source:
+    from fedgrass.data.images import ImageFolder
+
+    return ImageFolder(settings.file, manifest)
+
+
+def _from_path(loader: Loader, settings: DataSettings, manifest: Manifest) -> tuple[Array, Array] | Source:
+    if not settings.path:
+        raise DataError(f"data: the {settings.loader} loader needs 'path' in the configuration of com.fedgrass.Runtime")
+    return loader(settings, manifest)
+
+
+_FROM_PATH: dict[str, Loader] = {"npz": _npz, "npy": _npy, "csv": _csv, "images": _images}
+_BUILT_IN: dict[str, Loader] = {name: partial(_from_path, loader) for name, loader in _FROM_PATH.items()}
 
 
 def _custom(name: str) -> Loader:
