@@ -16,6 +16,7 @@ from fedgrass.edge.guard import Guard, HeldError, Pause
 from fedgrass.edge.logs import Log
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
+from fedgrass.edge.throttle import CpuBudget
 from fedgrass.engines.base import FitState, Hooks, StopTraining
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError
@@ -180,6 +181,7 @@ class Job:
         split = data.load(shop.runtime.data, bundle.manifest)
         self._examples = len(split.train)
         self._log.info("training", examples=self._examples, base=bundle.manifest.version)
+        budget = CpuBudget(shop.settings.cpu_budget, shop.runtime.threads, self._cancelled.wait)
         self._epoch = 0
         self._progressed(0, self._examples)
         return train(
@@ -192,7 +194,7 @@ class Job:
             update=shop.update,
             checkpoint=shop.checkpoint,
             residual=shop.residual,
-            hooks=Hooks(self._after_batch, self._after_epoch),
+            hooks=Hooks(lambda _epoch, _step: self._after_batch(budget), self._after_epoch),
         )
 
     def _waits(self, reason: str) -> None:
@@ -202,8 +204,9 @@ class Job:
         elif self._epoch is not None:
             self._progressed(self._epoch, self._examples)
 
-    def _after_batch(self, _epoch: int, _step: int) -> None:
+    def _after_batch(self, budget: CpuBudget) -> None:
         self._pause(self._cancelled)
+        budget.after_batch()
         if self._cancelled.is_set():
             raise StopTraining
 

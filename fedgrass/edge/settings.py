@@ -89,6 +89,12 @@ class TrainerSettings(GuardSettings):
     """Configuration of ``com.fedgrass.Trainer``."""
 
     nice_level: int = Field(default=10, ge=0, le=19, description="Added to the training thread's niceness")
+    cpu_budget: float = Field(
+        default=1,
+        gt=0,
+        le=1,
+        description="Share of the processor time that the training threads may take; 1 is no bound",
+    )
     defer_seconds: float = Field(
         default=600, ge=0, le=86_400, description="Longest wait of a component update for a training"
     )
