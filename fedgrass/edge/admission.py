@@ -69,7 +69,10 @@ def judge(
     """
     candidate.verify()
     _require_finite(candidate)
-    cost = _require_affordable(candidate, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb)
+    for_application = INFERENCE in candidate.manifest.files
+    cost: Metrics = {}
+    if for_application:
+        cost = _require_affordable(candidate, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb)
     engine = open_engine(candidate)
     try:
         validation = load(candidate.manifest).validation
@@ -80,7 +83,8 @@ def judge(
         _require_unfit_for_active_too(error, active, load)
         return Verdict(f"sound; not compared, as this device has no data to judge by ({error})", cost)
     metrics |= cost
-    _require_inference_works(candidate, validation)
+    if for_application:
+        _require_inference_works(candidate, validation)
     if not np.isfinite(metrics["loss"]):
         raise AdmissionError(f"model {candidate.manifest.version}: its loss on this device's data is {metrics['loss']}")
     if active is None:

@@ -13,13 +13,19 @@ import numpy as np
 import pytest
 
 from fedgrass.bundle import GRAPH, INFERENCE, MANIFEST, PARAMETERS, Bundle
+from fedgrass.data import load
 from fedgrass.edge.admission import chance
 from fedgrass.edge.admit import admit
 from fedgrass.edge.logs import Log
 from fedgrass.edge.model_store import Admission, ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
+from fedgrass.engines.base import FitSettings
+from fedgrass.engines.registry import open_engine
+from fedgrass.engines.sklearn import initial_parameters
 from fedgrass.errors import BundleError
+from fedgrass.inference import write_bundle
 from tests.fedgrass.edge import digits
+from tests.fedgrass.engines.models import digits_bundle
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 LOG = Log("test")
@@ -209,6 +215,23 @@ def test_a_model_that_is_too_slow_or_too_large_for_the_device_is_refused(place: 
     assert admission is not None
     assert admission.outcome == "active"
     assert admission.metrics["latency_ms"] > 0
+
+
+def test_a_model_of_another_engine_is_judged_by_that_engine(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    builder = "tests.fedgrass.engines.models:logistic"
+    place.runtime = place.runtime.model_copy(update={"engine": "sklearn", "builder": builder})
+    base = initial_parameters(builder, features=64, classes=10)
+    first = digits_bundle(tmp_path / "first", "sklearn", base)
+    engine = open_engine("sklearn", first, builder=builder)
+    learnt = engine.fit(load(place.runtime.data, first.manifest).train, FitSettings(learning_rate=0.01)).parameters
+    good = write_bundle(first, learnt, tmp_path / "good", version="1.1.0")
+    bad = write_bundle(first, base, tmp_path / "bad", version="1.2.0")
+    assert place.admit(good.folder) is not None
+    refused = place.admit(bad.folder)
+    assert refused is not None
+    assert (refused.outcome, place.active) == ("refused", "1.1.0")
+    assert "accuracy" in refused.reason
 
 
 def test_a_model_that_was_rolled_back_stays_out_when_its_script_runs_again(
