@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
 
 from cloud.aggregator.checks import Examiner, Expected
-from cloud.aggregator.sources import UpdateReference, UpdateSource, open_ahead
-from cloud.aggregator.strategies import Strategy, Update
+from cloud.aggregator.combination import Mean, Share, combine, with_noise
+from cloud.aggregator.intake import Good, Intake
+from cloud.aggregator.scan import BLOCK
+from cloud.aggregator.sources import UpdateReference, UpdateSource
+from cloud.aggregator.strategies.base import Noise, ServerOptimizer, State, Strategy
 from cloud.aggregator.vector import Layout
-from fedgrass.bundle import Bundle, Parameters
-from fedgrass.errors import UpdateError
+from fedgrass.bundle import PARAMETERS, Bundle, Parameters
 from fedgrass.protocol.report import QuarantinedEntry, UpdateEntry
-from fedgrass.update.header import UpdateHeader
+from fedgrass.update.codecs import Floats
 
 
 @dataclass(frozen=True)
 class Aggregation:
-    """What became of the updates. ``parameters`` is None if fewer than the minimum were good."""
+    """What became of the updates. ``parameters`` is None if fewer than the minimum were good.
+
+    ``state`` is the server optimizer's: it belongs to these parameters, and the next round starts from it.
+    """
 
     parameters: Parameters | None
     updates: tuple[UpdateEntry, ...]
     quarantined: tuple[QuarantinedEntry, ...]
+    state: State = field(default_factory=dict)
 
     @property
     def bytes_read(self) -> int:
@@ -38,77 +46,112 @@ def aggregate(
     expected: Expected,
     *,
     min_updates: int = 1,
+    state: State | None = None,
+    noise: Noise | None = None,
+    share: Share | None = None,
+    scratch: Path | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Aggregation:
-    """Combine the good ones among the updates; the same updates give the same bytes, whatever bad ones lie among them.
+    """Combine the good ones among the updates.
+
+    The same updates give the same bytes, whatever bad ones lie among them, in whatever order they are listed, and however many
+    instances share the work.
 
     Parameters
     ----------
     base
         The model that the updates are differences from.
     source, references
-        Where the updates are, and which. They are taken in the order of their things' names.
+        Where the updates are, and which.
+    strategy
+        How they are combined.
     expected
         What an update must be.
     min_updates
         Good updates without which there is no result.
+    state
+        The server optimizer's, as the round that made ``base`` left it.
+    noise
+        Central privacy: clips every update, counts all alike, and adds noise to their mean.
+    share
+        The job's instances, if there are several; this must be the first. Others call `contribute`.
+    scratch
+        Folder for temporary files: up to 8 bytes per parameter, or 4 per parameter and update if the strategy must see all
+        of them at once.
+    progress
+        Told of the bytes of each update that is done with.
 
     Raises
     ------
     TransferError
         If the storage fails. A bad update raises nothing: it is quarantined.
+    AggregationError
+        If the updates are too few for the strategy.
+    ConfigurationError
+        If the strategy does not go with ``noise``.
     """
     layout = Layout(base.manifest.parameters)
-    examiner = Examiner(expected, layout)
-    strategy.start(layout.flatten(base.parameters()))
-    used: list[UpdateEntry] = []
-    quarantine = _Quarantine()
-    candidates: list[UpdateReference] = []
-    for reference in sorted(references, key=lambda reference: (reference.thing, reference.key)):
-        with quarantine.of(reference):
-            examiner.check_reference(reference)
-            candidates.append(reference)
-    for reference, opener in open_ahead(source, candidates):
-        with quarantine.of(reference), opener() as stream:
-            header, update = examiner.examine(reference, stream)
-            strategy.add(update)
-            used.append(_entry(reference, header, update))
-    if len(used) < max(1, min_updates):
-        return Aggregation(None, tuple(used), quarantine.in_order())
-    result = strategy.finish()
-    weighted = tuple(entry.model_copy(update={"weight": result.weights.get(entry.thing, 0.0)}) for entry in used)
-    return Aggregation(layout.unflatten(result.vector), weighted, quarantine.in_order())
+    examiner = Examiner(expected)
+    strategy = with_noise(strategy, noise)
+    intake = Intake(layout, source, examiner, weight=strategy.weigh.weight, progress=progress)
+    candidates = intake.admit(references)
+    if strategy.combine is not None:
+        combined = combine(strategy.combine, strategy.clip, base, intake, examiner, candidates, min_updates, scratch)
+    else:
+        combined = Mean(strategy, intake, examiner, share, scratch).of(candidates, min_updates)
+    shares = combined.shares or [0.0] * len(combined.found.good)
+    used = sorted(map(_entry, combined.found.good, shares), key=lambda entry: (entry.thing, entry.key))
+    refused = tuple(sorted(combined.found.refused, key=lambda entry: (entry.thing, entry.key)))
+    if combined.difference is None:
+        return Aggregation(None, tuple(used), refused)
+    if noise is not None:
+        noise.add_noise(combined.difference, len(used))
+    vector, following = _step(base, layout, strategy.server, combined.difference, state or {})
+    return Aggregation(layout.unflatten(vector), tuple(used), refused, following)
 
 
-class _Quarantine:
-    def __init__(self) -> None:
-        self._entries: list[QuarantinedEntry] = []
+def contribute(
+    base: Bundle,
+    source: UpdateSource,
+    references: Sequence[UpdateReference],
+    strategy: Strategy,
+    expected: Expected,
+    share: Share,
+    *,
+    noise: Noise | None = None,
+    scratch: Path | None = None,
+) -> None:
+    """Do the part of an instance that is not the first; parameters as of `aggregate`."""
+    if strategy.combine is not None:
+        return  # it takes all updates in one place
+    examiner = Examiner(expected)
+    strategy = with_noise(strategy, noise)
+    layout = Layout(base.manifest.parameters)
+    intake = Intake(layout, source, examiner, weight=strategy.weigh.weight, progress=lambda _: None)
+    Mean(strategy, intake, examiner, share, scratch).contribute(intake.admit(references), share)
 
-    @contextmanager
-    def of(self, reference: UpdateReference) -> Iterator[None]:
-        """Keep an update's refusal, and go on with the next."""
-        try:
-            yield
-        except UpdateError as error:
-            # What a hostile header holds may not be encodable.
-            detail = str(error)[:500].encode("utf-8", "backslashreplace").decode()
-            self._entries.append(
-                QuarantinedEntry(
-                    thing=reference.thing, key=reference.key, bytes=reference.bytes, reason=error.code, detail=detail
-                )
-            )
 
-    def in_order(self) -> tuple[QuarantinedEntry, ...]:
-        return tuple(sorted(self._entries, key=lambda entry: (entry.thing, entry.key)))
+def _step(
+    base: Bundle, layout: Layout, server: ServerOptimizer, difference: Floats, earlier: State
+) -> tuple[Floats, State]:
+    """Return the next parameters, in the place of the difference, and the server optimizer's new state."""
+    state = {slot: earlier[slot].copy() if slot in earlier else np.zeros_like(difference) for slot in server.slots}
+    with np.errstate(all="ignore"):  # a result that is not finite is caught where the model is written
+        for span, values in layout.base_tiles(base.path(PARAMETERS), BLOCK):
+            tile = {slot: vector[span] for slot, vector in state.items()}
+            values += server.step(difference[span], tile)
+            difference[span] = values
+    return difference, state
 
 
-def _entry(reference: UpdateReference, header: UpdateHeader, update: Update) -> UpdateEntry:
+def _entry(good: Good, weight: float) -> UpdateEntry:
     return UpdateEntry(
-        thing=reference.thing,
-        key=reference.key,
-        etag=reference.etag,
-        bytes=reference.bytes,
-        num_examples=update.num_examples,
-        weight=0.0,
-        norm=float(f"{update.norm:.6g}"),  # further digits depend on the processor
-        metrics=dict(header.metrics),
+        thing=good.facts.thing,
+        key=good.reference.key,
+        etag=good.reference.etag,
+        bytes=good.reference.bytes,
+        num_examples=good.facts.num_examples,
+        weight=weight,
+        norm=good.facts.norm or 0.0,
+        metrics=dict(good.facts.metrics),
     )

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from statistics import median
 
 import numpy as np
 
 from cloud.aggregator.sources import UpdateReference
-from cloud.aggregator.strategies.base import Update
-from cloud.aggregator.vector import Layout
+from cloud.aggregator.strategies.base import Facts
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
-from fedgrass.update.codecs import Buffers, Floats
+from fedgrass.update.codecs import Floats
 from fedgrass.update.header import UpdateHeader
-from fedgrass.update.reader import UpdateReader
+
+_ROW = 4096  # scalars: so short a dot product is not worth a second thread to BLAS, which would be in the reader's way
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What an update of this round must say of itself. What is None (offline use) is not checked."""
+    """What an update of this round must say of itself. What is None (offline use) is not checked.
+
+    ``earlier`` holds, by round, the base of earlier rounds whose late updates are taken too, with their age.
+    """
 
     base_sha256: str
     graph_sha256: str
@@ -30,42 +34,24 @@ class Expected:
     round: int | None = None
     cohort: Cohort | None = None
     checks: Checks = field(default_factory=Checks)
+    earlier: Mapping[int, EarlierRound] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EarlierRound:
+    """A round that is over: its base and cohort, and how many models came after that base."""
+
+    base_sha256: str
+    age: int
+    cohort: Cohort | None = None
 
 
 class Examiner:
-    """Reads one update after the other into one vector, and hands out only what passed.
+    """Judges updates by what storage, their headers and their norms say."""
 
-    The whole update is read before any of it is used, because its last block may be the bad one: an update is added
-    entirely or not at all, and a refused one leaves no trace in the result. That costs 4 bytes per parameter, once.
-    """
-
-    def __init__(self, expected: Expected, layout: Layout) -> None:
+    def __init__(self, expected: Expected) -> None:
         self._expected = expected
-        self._layout = layout
-        self._buffers = Buffers()
-        self._values: Floats = np.empty(layout.size, np.float32)
         self._seen: set[str] = set()
-
-    def examine(self, reference: UpdateReference, stream: BinaryIO) -> tuple[UpdateHeader, Update]:
-        """Read and check one update. Its values stay valid until the next call.
-
-        Raises
-        ------
-        UpdateError
-            With the reason for which it must not be used.
-        """
-        reader = UpdateReader(
-            stream, file_bytes=reference.bytes, parameters=self._layout.parameters, buffers=self._buffers
-        )
-        header = reader.header
-        _check_identity(header, reference.thing, self._expected)
-        norm = self._read_values(reader)
-        bound = self._expected.checks.max_norm
-        if 0 < bound < norm:
-            raise UpdateError("norm_exceeded", f"the difference's L2 norm is {norm:.6g}; the bound is {bound:.6g}")
-        # An honest device with much data is not refused, it only does not outvote the others.
-        examples = min(header.num_examples, self._expected.checks.max_examples)
-        return header, Update(header.thing, examples, norm, self._values)
 
     def check_reference(self, reference: UpdateReference) -> None:
         """Check what storage says of an update, before it is opened: a thing has one update per round."""
@@ -73,43 +59,82 @@ class Examiner:
             raise UpdateError("unexpected_key", f"{reference.key!r} is not the key of an update")
         if reference.thing in self._seen:
             raise UpdateError("duplicate", f"thing {reference.thing!r} has another update in this round")
-        cohort = self._expected.cohort
+        earlier = self._expected.earlier.get(reference.round or 0)
+        cohort = earlier.cohort if earlier else self._expected.cohort
         if cohort is not None and not is_member(cohort.salt, cohort.fraction, reference.thing):
             raise UpdateError("uninvited", f"thing {reference.thing!r} is not in the round's cohort")
         self._seen.add(reference.thing)
 
-    def _read_values(self, reader: UpdateReader) -> float:
-        squares = 0.0
-        for block in reader.blocks():
-            squares += _sum_of_squares(block.values, block.parameter.name)
-            start = self._layout.starts[block.parameter.name] + block.offset
-            self._values[start : start + len(block.values)] = block.values
-        return math.sqrt(squares)
+    def check_header(self, reference: UpdateReference, header: UpdateHeader) -> Facts:
+        """Check what an update says of itself, and return what may be believed; its norm is not known yet."""
+        expected = self._expected
+        earlier = expected.earlier.get(reference.round or 0)
+        number = reference.round if earlier else expected.round
+        base = earlier.base_sha256 if earlier else expected.base_sha256
+        if header.thing != reference.thing:
+            raise UpdateError(
+                "foreign_thing", f"it says it is of thing {header.thing!r}, but {reference.thing!r} wrote it"
+            )
+        if expected.fleet is not None and header.fleet != expected.fleet:
+            raise UpdateError("wrong_fleet", f"it is for fleet {header.fleet!r}, not {expected.fleet!r}")
+        if number is not None and header.round != number:
+            raise UpdateError("wrong_round", f"it is for round {header.round}, not {number}")
+        if header.graph_sha256 != expected.graph_sha256:
+            raise UpdateError(
+                "wrong_graph", f"it is of graph {header.graph_sha256[:12]}…, not {expected.graph_sha256[:12]}…"
+            )
+        if header.base_sha256 != base:
+            raise UpdateError("wrong_base", f"it is a difference from {header.base_sha256[:12]}…, not {base[:12]}…")
+        # An honest device with much data is not refused, it only does not outvote the others.
+        examples = min(header.num_examples, expected.checks.max_examples)
+        return Facts(header.thing, examples, dict(header.metrics), earlier.age if earlier else 0)
+
+    def check_norm(self, norm: float) -> None:
+        """Hold an update's norm against the fixed bound."""
+        bound = self._expected.checks.max_norm
+        if 0 < bound < norm:
+            raise _too_long(norm, bound, "the bound")
+
+    @property
+    def compares_norms(self) -> bool:
+        """Whether `too_long` can refuse any."""
+        return self._expected.checks.max_norm_over_median > 0
+
+    def too_long(self, norms: Sequence[float]) -> dict[int, UpdateError]:
+        """Return which of the cohort's norms are too far above their median, by position."""
+        factor = self._expected.checks.max_norm_over_median
+        if factor == 0 or len(norms) < _MIN_COHORT:
+            return {}
+        bound = factor * median(norms)
+        what = f"{factor:g} times the cohort's median"
+        return {position: _too_long(norm, bound, what) for position, norm in enumerate(norms) if norm > bound}
 
 
-def _check_identity(header: UpdateHeader, thing: str, expected: Expected) -> None:
-    if header.thing != thing:
-        raise UpdateError("foreign_thing", f"it says it is of thing {header.thing!r}, but {thing!r} wrote it")
-    if expected.fleet is not None and header.fleet != expected.fleet:
-        raise UpdateError("wrong_fleet", f"it is for fleet {header.fleet!r}, not {expected.fleet!r}")
-    if expected.round is not None and header.round != expected.round:
-        raise UpdateError("wrong_round", f"it is for round {header.round}, not {expected.round}")
-    if header.graph_sha256 != expected.graph_sha256:
-        raise UpdateError(
-            "wrong_graph", f"it is of graph {header.graph_sha256[:12]}…, not {expected.graph_sha256[:12]}…"
-        )
-    if header.base_sha256 != expected.base_sha256:
-        raise UpdateError(
-            "wrong_base", f"it is a difference from {header.base_sha256[:12]}…, not {expected.base_sha256[:12]}…"
-        )
+_MIN_COHORT = 3
+"""Of fewer norms the median says nothing about which is odd."""
 
 
-def _sum_of_squares(values: Floats, name: str) -> float:
+def _too_long(norm: float, bound: float, what: str) -> UpdateError:
+    return UpdateError("norm_exceeded", f"the difference's L2 norm is {norm:.6g}; {what} is {bound:.6g}")
+
+
+def sum_of_squares(values: Floats) -> float:
+    """Return the sum of the squares of finite values.
+
+    One pass says both things: what is not finite makes the sum so too.
+
+    Raises
+    ------
+    UpdateError
+        Coded ``not_finite``.
+    """
+    whole = len(values) // _ROW * _ROW
+    rows, rest = values[:whole].reshape(-1, _ROW), values[whole:]
     with np.errstate(all="ignore"):
-        squares = float(np.dot(values, values))
+        squares = float(np.vecdot(rows, rows).sum(dtype=np.float64)) + float(np.vecdot(rest, rest))
     if math.isfinite(squares):
         return squares
     # Infinite also when finite values are too large for a float32 square: only then look closer.
     if not np.isfinite(values).all():
-        raise UpdateError("not_finite", f"{name!r} has values that are not finite")
+        raise UpdateError("not_finite", "among its values are some that are not finite")
     return float(np.square(values, dtype=np.float64).sum())

@@ -7,7 +7,7 @@ from pathlib import Path
 from cloud.aggregator.aggregate import Aggregation, aggregate
 from cloud.aggregator.checks import Expected
 from cloud.aggregator.sources import Folder
-from cloud.aggregator.strategies import FedAvg, Strategy
+from cloud.aggregator.strategies import Strategy, strategy_named
 from fedgrass.bundle import Bundle
 from fedgrass.errors import ConfigurationError
 from fedgrass.inference import write_bundle
@@ -53,7 +53,7 @@ def aggregate_folder(
     base.verify()
     source = Folder(updates_dir)
     expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, checks=checks or Checks())
-    result = aggregate(base, source, source.list(), strategy or FedAvg(), expected)
+    result = aggregate(base, source, source.list(), strategy or strategy_named("fedavg"), expected)
     if result.parameters is not None:
         minor = int(base.manifest.version.split(".")[1])
         write_bundle(

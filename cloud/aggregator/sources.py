@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -28,6 +28,7 @@ class UpdateReference(BaseModel):
     bytes: int = Field(ge=0)
     etag: str = ""
     version_id: str | None = None
+    round: int | None = Field(default=None, description="Earlier round under whose prefix it lies, if not this one")
 
 
 class UpdateSource(Protocol):
@@ -78,7 +79,7 @@ class Folder:
 
 def open_ahead(
     source: UpdateSource, references: Sequence[UpdateReference], *, ahead: int = _AHEAD
-) -> Iterator[tuple[UpdateReference, Callable[[], BinaryIO]]]:
+) -> Generator[tuple[UpdateReference, Callable[[], BinaryIO]], None, None]:
     """Yield each reference, in order, with what opens it, while the next few are being opened in the background.
 
     Opening costs a request's latency, reading does not need one: with thousands of small updates that is most of the time.

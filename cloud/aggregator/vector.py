@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from fedgrass import tensors
 from fedgrass.bundle import Parameters, TensorDescription
 from fedgrass.errors import BundleError
+from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
 
 
@@ -28,13 +31,38 @@ class Layout:
             self.starts[parameter.name] = self.size
             self.size += parameter.size
 
-    def flatten(self, parameters: Parameters) -> Floats:
-        """Return a new float32 vector of the parameters."""
-        vector = np.empty(self.size, np.float32)
-        for name, start in self.starts.items():
-            values = parameters[name]
-            vector[start : start + values.size] = values.ravel()
-        return vector
+    def tiles(self, block: int) -> Iterator[slice]:
+        """Yield the vector piece by piece: each lies in one parameter and has at most ``block`` scalars."""
+        for parameter in self.parameters:
+            start = self.starts[parameter.name]
+            for offset in range(0, parameter.size, block):
+                yield slice(start + offset, start + min(parameter.size, offset + block))
+
+    def base_tiles(self, path: Path, block: int) -> Iterator[tuple[slice, Array]]:
+        """Yield a parameter file of this model tile by tile, as float64; each is overwritten by the next.
+
+        Raises
+        ------
+        TensorFileError
+            If the file is malformed.
+        BundleError
+            If it holds other tensors.
+        """
+        wide = np.empty(block, np.float64)
+        with path.open("rb") as stream:
+            header = tensors.read_header(stream, file_bytes=path.stat().st_size, name=str(path))
+            found = [(tensor.name, tensor.dtype.name, tensor.shape) for tensor in header.tensors]
+            if found != [(p.name, p.dtype, p.shape) for p in self.parameters]:
+                raise BundleError(f"{path}: holds other parameters than the manifest names, or in another order")
+            for parameter in self.parameters:
+                raw = np.empty(min(block, parameter.size), parameter.dtype)
+                for span in Layout([parameter]).tiles(block):
+                    piece = raw[: span.stop - span.start]
+                    tensors.read_into(stream, piece, name=str(path))
+                    values = wide[: len(piece)]
+                    values[...] = piece
+                    start = self.starts[parameter.name] + span.start
+                    yield slice(start, start + len(piece)), values
 
     def unflatten(self, vector: Floats) -> Parameters:
         """Return the parameters in their own shapes and dtypes; float32 ones are views of the vector."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.messages import FitTask, UpdateTask
+from fedgrass.protocol.strategies import parse_options
 
 
 class _Settings(BaseModel):
@@ -40,12 +41,27 @@ class Strategy(_Settings):
     name: str = Field(default="fedavg", max_length=200)
     options: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _exists_and_takes_the_options(self) -> Strategy:
+        if ":" not in self.name:  # what Flower's strategies take only they know
+            try:
+                parse_options(self.name, self.options)
+            except ConfigurationError as error:
+                raise ValueError(str(error)) from error
+        return self
+
 
 class Checks(_Settings):
     """Bounds that an update must keep. 0 switches a bound off."""
 
     max_examples: int = Field(default=1_000_000, ge=1, description="An update's example count is capped here")
     max_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="L2 norm over which one is refused")
+    max_norm_over_median: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Multiple of the cohort's median norm over which one is refused",
+    )
 
 
 class Gate(_Settings):

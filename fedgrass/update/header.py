@@ -34,6 +34,7 @@ Reason = Literal[
     "corrupt_data",
     "not_finite",
     "norm_exceeded",
+    "missing_metric",
 ]
 """Why an update is refused: stable codes, counted in reports; docs/reference/quarantine.md tells the cause of each."""
 

@@ -1,59 +1,130 @@
-"""What a strategy is: started with the base, fed one known-good update at a time, asked for the result."""
+"""What a strategy is made of: clip → weigh → combine → server optimizer, each a small object."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
+from fedgrass.bundle import Bundle
 from fedgrass.update.codecs import Floats
 
-BLOCK = 1 << 16  # scalars: as float64 they are half a megabyte, which stays in a core's cache
+State = dict[str, Floats]
+"""A server optimizer's vectors, by name: all zeros before the first round."""
 
 
 @dataclass(frozen=True)
-class Update:
-    """An update that passed every check.
+class Facts:
+    """What is known of an update beside its values. ``age`` counts the models that came after its base.
 
-    ``values`` is the difference as one flat vector. It is valid until the next update is examined: a strategy that
-    needs it later must copy it.
+    ``norm`` is the L2 norm of the difference; None while it has not been read yet.
     """
 
     thing: str
     num_examples: int
-    norm: float
-    values: Floats
+    metrics: Mapping[str, float]
+    age: int = 0
+    norm: float | None = None
 
-    def blocks(self) -> Iterator[tuple[int, Floats]]:
-        """Yield (first scalar, values) in blocks that fit a core's cache."""
-        for start in range(0, len(self.values), BLOCK):
-            yield start, self.values[start : start + BLOCK]
+    def measured(self, norm: float) -> Facts:
+        """Return the same with the norm."""
+        return replace(self, norm=norm)
+
+
+class Clip(Protocol):
+    """Bounds how far one update can pull."""
+
+    def bound(self, norms: Sequence[float]) -> float:
+        """Return the L2 norm to which longer updates are scaled down."""
+        ...
+
+
+class Weigh(Protocol):
+    """How much each update counts."""
+
+    def weight(self, facts: Facts) -> float:
+        """Return what the update's values are multiplied by in the sum; the norm may be missing.
+
+        Raises
+        ------
+        UpdateError
+            Coded ``missing_metric`` if the update does not say what the weight depends on.
+        """
+        ...
+
+    def scale(self, facts: Sequence[Facts]) -> float:
+        """Return what the sum is multiplied by in the end."""
+        ...
+
+
+class Rows(Protocol):
+    """The good updates as a matrix in storage, one row each, and the model that they are differences from."""
+
+    @property
+    def base(self) -> Bundle:
+        """Return the model."""
+        ...
+
+    @property
+    def facts(self) -> Sequence[Facts]:
+        """Return what is known of each row."""
+        ...
+
+    def tiles(self) -> Sequence[slice]:
+        """Return the columns' division, made so that a tile of all rows fits the memory bound."""
+        ...
+
+    def read(self, columns: slice) -> Floats:
+        """Return all rows of these columns; overwritten by the next call."""
+        ...
+
+
+class Combine(Protocol):
+    """A combination that needs to see all updates at once."""
+
+    def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
+        """Write the combined difference to ``out``; returns each row's share in it.
+
+        Raises
+        ------
+        AggregationError
+            If there are too few rows for the number of attackers that is to be withstood.
+        """
+        ...
+
+
+class ServerOptimizer(Protocol):
+    """Turns the combined difference (a pseudo-gradient) into the next parameters."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Return the names of its state's vectors."""
+        ...
+
+    def step(self, delta: Floats, state: State) -> Floats:
+        """Return the change of the parameters for a tile; ``state`` holds the same tile of each slot, changed in place."""
+        ...
+
+
+class Noise(Protocol):
+    """Central differential privacy."""
+
+    @property
+    def clip_norm(self) -> float:
+        """Return the L2 norm that no update may exceed."""
+        ...
+
+    def add_noise(self, mean: Floats, count: int) -> None:
+        """Add noise to the mean of ``count`` clipped differences, in place."""
+        ...
 
 
 @dataclass(frozen=True)
-class Aggregate:
-    """A strategy's result: the new parameters as a flat vector, and each thing's share in them (summing to 1)."""
+class Strategy:
+    """How a round's updates become the next parameters. Without ``combine`` it is the weighted mean, which streams."""
 
-    vector: Floats
-    weights: Mapping[str, float]
-
-
-class Strategy(Protocol):
-    """Combines updates in memory that does not grow with their number. Updates come in the order of thing names."""
-
-    @property
-    def name(self) -> str:
-        """Name in settings and reports."""
-        ...
-
-    def start(self, base: Floats) -> None:
-        """Begin a round from these parameters (a flat float32 vector, not changed)."""
-        ...
-
-    def add(self, update: Update) -> None:
-        """Take one update in."""
-        ...
-
-    def finish(self) -> Aggregate:
-        """Return the new parameters; at least one update was added."""
-        ...
+    name: str
+    weigh: Weigh
+    server: ServerOptimizer
+    clip: Clip | None = None
+    combine: Combine | None = None

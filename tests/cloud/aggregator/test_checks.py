@@ -13,7 +13,7 @@ import pytest
 from cloud.aggregator.aggregate import Aggregation, aggregate
 from cloud.aggregator.checks import Expected
 from cloud.aggregator.sources import UpdateReference
-from cloud.aggregator.strategies import FedAvg
+from cloud.aggregator.strategies import Strategy, strategy_named
 from fedgrass import tensors
 from fedgrass.bundle import Bundle
 from fedgrass.protocol.cohort import is_member
@@ -40,11 +40,13 @@ class Memory:
         return io.BytesIO(self._contents[reference.thing])
 
 
-def combine(base: Bundle, source: Any, checks: Checks | None = None) -> Aggregation:
+def combine(
+    base: Bundle, source: Any, checks: Checks | None = None, strategy: Strategy | None = None, **options: Any
+) -> Aggregation:
     expected = Expected(
         base.manifest.parameters_sha256, base.manifest.graph_sha256, FLEET, ROUND, checks=checks or Checks()
     )
-    return aggregate(base, source, source.list(), FedAvg(), expected)
+    return aggregate(base, source, source.list(), strategy or strategy_named("fedavg"), expected, **options)
 
 
 def rewritten(content: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
@@ -171,7 +173,7 @@ def test_only_the_cohort_is_heard(digits: Bundle, tmp_path: Path) -> None:
     things = [f"press-{i}" for i in range(20)]
     source = Memory({thing: update_bytes(digits, thing, 1, tmp_path) for thing in things})
     expected = Expected(digits.manifest.parameters_sha256, digits.manifest.graph_sha256, FLEET, ROUND, cohort, Checks())
-    found = aggregate(digits, source, source.list(), FedAvg(), expected)
+    found = aggregate(digits, source, source.list(), strategy_named("fedavg"), expected)
     invited = {thing for thing in things if is_member("pepper", 0.5, thing)}
     assert {u.thing for u in found.updates} == invited
     assert 0 < len(invited) < 20
@@ -198,7 +200,8 @@ def test_a_hostile_header_cannot_make_the_report_unreadable(digits: Bundle, tmp_
 
 def test_every_reason_is_tried_here_and_told_in_the_docs() -> None:
     reasons = set(get_args(Reason))
-    elsewhere = {"unexpected_key", "duplicate", "uninvited", "missing"}  # above, and in test_s3
+    # Above, in test_s3 and in test_strategies
+    elsewhere = {"unexpected_key", "duplicate", "uninvited", "missing", "missing_metric"}
     assert {reason for reason, _ in BAD} | elsewhere == reasons
     page = (Path(__file__).parents[3] / "docs" / "reference" / "quarantine.md").read_text()
     assert {reason for reason in reasons if f"`{reason}`" in page} == reasons

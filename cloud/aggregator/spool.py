@@ -1,0 +1,75 @@
+"""Updates as a matrix on the scratch disk, for strategies that need to see all of them at once."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cloud.aggregator.scan import OpenUpdate, scan
+from cloud.aggregator.strategies.base import Facts
+from cloud.aggregator.vector import Layout
+from fedgrass.bundle import Bundle
+from fedgrass.tensors import read_into
+from fedgrass.update.codecs import Floats
+
+_TILE_BYTES = 32 << 20
+
+
+class Spool:
+    """Rows of float32 in one file, read a tile of all rows at a time; a context manager.
+
+    Disk: 4 bytes per parameter and update. Memory: 32 MiB, whatever their number and size.
+    """
+
+    def __init__(self, base: Bundle, layout: Layout, scratch: Path | None = None) -> None:
+        self.base = base
+        self._layout = layout
+        self._scratch = scratch
+        self._places: dict[str, int] = {}
+        self._rows: list[tuple[int, Facts, float]] = []
+
+    def add(self, updates: Sequence[OpenUpdate]) -> None:
+        """Write the values of the updates, whether good or bad."""
+        for update in updates:
+            self._places[update.reference.key] = len(self._places)
+        for span, update, values in scan(updates, self._layout):
+            position = (self._places[update.reference.key] * self._layout.size + span.start) * 4
+            rest = values.view(np.uint8).data
+            while rest:
+                written = os.pwrite(self._file.fileno(), rest, position)
+                rest, position = rest[written:], position + written
+
+    def choose(self, rows: Sequence[tuple[str, Facts, float]]) -> None:
+        """Make a matrix of these updates: key, facts, and what the values are multiplied by."""
+        self._rows = [(self._places[key], facts, factor) for key, facts, factor in rows]
+
+    @property
+    def facts(self) -> Sequence[Facts]:
+        """What is known of each row."""
+        return [facts for _, facts, _ in self._rows]
+
+    def tiles(self) -> Sequence[slice]:
+        """Return the columns' division."""
+        width = max(1, _TILE_BYTES // (4 * max(1, len(self._rows))))
+        return [slice(start, min(start + width, self._layout.size)) for start in range(0, self._layout.size, width)]
+
+    def read(self, columns: slice) -> Floats:
+        """Return a new array [rows, columns]."""
+        values = np.empty((len(self._rows), columns.stop - columns.start), np.float32)
+        for row, (place, _, factor) in zip(values, self._rows, strict=True):
+            self._file.seek((place * self._layout.size + columns.start) * 4)
+            read_into(self._file, row, name="spooled updates")
+            if factor != 1.0:
+                np.multiply(row, np.float32(factor), out=row)
+        return values
+
+    def __enter__(self) -> Spool:
+        self._file = tempfile.TemporaryFile(dir=self._scratch, buffering=0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

@@ -1,0 +1,29 @@
+"""Bounds on the length of a single update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True)
+class ClipToNorm:
+    """Scale updates down to a fixed L2 norm."""
+
+    norm: float
+
+    def bound(self, _norms: Sequence[float]) -> float:
+        """Return the fixed norm."""
+        return self.norm
+
+
+@dataclass(frozen=True)
+class ClipToMedian:
+    """Scale updates down to a multiple of the cohort's median norm: less than half of the devices cannot move it far."""
+
+    factor: float
+
+    def bound(self, norms: Sequence[float]) -> float:
+        """Return the multiple."""
+        return self.factor * median(norms)

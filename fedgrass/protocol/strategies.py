@@ -1,0 +1,142 @@
+"""The aggregation strategies that settings can name, and their options: checked when a round is asked for, not when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedgrass.errors import ConfigurationError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Options(BaseModel):
+    """Base of all options: a misspelt one must not pass silently."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Clipping(Options):
+    """Longer updates are scaled down: to the L2 norm ``norm``, or to ``over_median`` times the cohort's median norm."""
+
+    norm: Positive | None = None
+    over_median: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Clipping:
+        if (self.norm is None) == (self.over_median is None):
+            raise ValueError("expected either 'norm' or 'over_median'")
+        return self
+
+
+class Clipped(Options):
+    """What every built-in strategy takes."""
+
+    clip: Clipping | None = None
+
+
+class FedAvg(Clipped):
+    """Weighted mean; also FedProx, whose proximal term is the device's (``fit.proximal_mu``)."""
+
+    weighting: Literal["examples", "equal"] = "examples"
+
+
+class FedAvgM(FedAvg):
+    """Server momentum."""
+
+    learning_rate: Positive = 1.0
+    momentum: Decay = 0.9
+
+
+class FedAdagrad(FedAvg):
+    """Adaptive server optimizer with a growing denominator."""
+
+    learning_rate: Positive = 0.1
+    beta_1: Decay = 0.0
+    tau: Positive = 1e-3
+
+
+class FedAdam(FedAvg):
+    """Adaptive server optimizer; also FedYogi."""
+
+    learning_rate: Positive = 0.1
+    beta_1: Decay = 0.9
+    beta_2: Decay = 0.99
+    tau: Positive = 1e-3
+
+
+class QFedAvg(Clipped):
+    """Devices with a high loss count more; ``learning_rate`` is the device's."""
+
+    q: float = Field(default=1.0, ge=0, le=10)
+    learning_rate: Positive = 0.1
+    max_loss: Positive = 10.0
+
+
+class FedBuff(Clipped):
+    """Late updates are used too, for up to ``max_age`` rounds, with weight 1 / (1 + age) ** ``exponent``."""
+
+    exponent: float = Field(default=0.5, ge=0, le=10)
+    max_age: int = Field(default=5, ge=1, le=50)
+
+
+class GeometricMedian(Clipped):
+    """Smoothed Weiszfeld steps."""
+
+    iterations: int = Field(default=100, ge=1, le=10_000)
+
+
+class Withstanding(Clipped):
+    """``attackers`` is the share of the updates that may lie."""
+
+    attackers: float = Field(default=0.2, ge=0, lt=0.5)
+
+
+class MultiKrum(Withstanding):
+    """``chosen`` is the share of the updates that is averaged; all but the attackers if not given."""
+
+    chosen: float | None = Field(default=None, gt=0, le=1)
+
+
+OPTIONS: Mapping[str, type[Options]] = {
+    "fedavg": FedAvg,
+    "fedprox": FedAvg,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedAdam,
+    "fednova": Clipped,
+    "qfedavg": QFedAvg,
+    "fedbuff": FedBuff,
+    "median": Clipped,
+    "trimmed_mean": Withstanding,
+    "geometric_median": GeometricMedian,
+    "krum": Withstanding,
+    "multi_krum": MultiKrum,
+    "bulyan": Withstanding,
+}
+"""By name. A name with a colon is a Flower strategy, ``module:Class``, and its options are that class's arguments."""
+
+
+def parse_options(name: str, options: Mapping[str, Any]) -> Options:
+    """Return the checked options of a built-in strategy.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none of that name, or an option is unknown or out of range.
+    """
+    kind = OPTIONS.get(name)
+    if kind is None:
+        raise ConfigurationError(
+            f"strategy {name!r}: expected one of {', '.join(OPTIONS)}, or a Flower strategy's module:Class"
+        )
+    try:
+        return kind.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "options"
+        raise ConfigurationError(f"strategy {name!r}: option {where}: {first['msg']}") from error
