@@ -14,6 +14,7 @@ from cloud.aggregator.aggregate import Aggregation
 from fedgrass.bundle import Bundle
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key
+from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.report import Evaluation, ModelEntry, Outcome, ReleaseEntry, RoundReport
 
 
@@ -49,6 +50,7 @@ class ReportBuilder:
     evaluation: Evaluation | None = None
     inference_accuracy: dict[str, float] = field(default_factory=dict)
     release: ReleaseEntry | None = None
+    privacy: PrivacyLedger | None = None
 
     def build(self, outcome: Outcome, reason: str, finished_at: datetime) -> RoundReport:
         """Return the report."""
@@ -73,6 +75,7 @@ class ReportBuilder:
             evaluation=self.evaluation,
             inference_accuracy=self.inference_accuracy,
             release=self.release,
+            privacy=self.privacy,
             bytes_read=result.bytes_read if result else 0,
             seconds=self.phases.seconds,
         )

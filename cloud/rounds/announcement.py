@@ -19,7 +19,7 @@ def announce(services: Services, record: RoundRecord) -> None:
         base=record.base,
         cohort=record.cohort,
         fit=record.settings.fit,
-        update=record.settings.update,
+        update=record.settings.announced_update,
         upload=Upload(bucket=services.bucket, prefix=update_prefix(record.fleet, record.round)),
     )
     _publish(services, announcement.encode())

@@ -20,6 +20,7 @@ from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import next_version
+from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import FleetMember, fleet_members, load_round, load_settings, load_state
@@ -125,6 +126,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         quorum=max(settings.min_updates, math.ceil(settings.quorum * asked)),
         opened_at=now,
         deadline=now + timedelta(seconds=settings.deadline_seconds),
+        privacy=_charged(fleet, state.privacy, settings),
     )
     if not _take_lock(services, state, state.model, record):
         holder = load_state(services.rounds, fleet).open
@@ -134,6 +136,21 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
             else f"fleet {fleet!r}: its state changed while a round opened; start again"
         )
     return record
+
+
+def _charged(fleet: str, ledger: PrivacyLedger, settings: FleetSettings) -> PrivacyLedger | None:
+    """Return what is spent with one more round; None without privacy. Raises `RoundRefusedError` if that is too much."""
+    privacy = settings.privacy
+    if privacy.mode == "none":
+        return None
+    projected = ledger.projected(privacy, settings.fraction)
+    if projected is not None and 0 < privacy.epsilon_budget < projected:
+        raise RoundRefusedError(
+            f"fleet {fleet!r}: with this round ε would be {projected:.4g} at δ = {privacy.delta:g}, the budget is "
+            f"{privacy.epsilon_budget:g} (privacy.epsilon_budget; {ledger.rounds} rounds are spent). "
+            "Keep the model as it is, or decide on a larger budget"
+        )
+    return ledger.charged(privacy, settings.fraction)
 
 
 def _take_lock(services: Services, state: FleetState, model: Base, record: RoundRecord) -> bool:
@@ -146,7 +163,10 @@ def _take_lock(services: Services, state: FleetState, model: Base, record: Round
         values[":last"] = state.last
     else:
         condition += "attribute_not_exists(#last)"
-    take = change(put={"open": lock.model_dump(mode="json"), "last": record.round}, condition=condition, values=values)
+    put = {"open": lock.model_dump(mode="json"), "last": record.round}
+    if record.privacy is not None:
+        put["privacy"] = record.privacy.model_dump(mode="json")
+    take = change(put=put, condition=condition, values=values)
     table = services.rounds
     refused = transact(
         table,

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from cloud.rounds.changes import change_round
+from cloud.rounds.changes import change, change_round
 from cloud.rounds.events import tell
 from cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import AggregationError
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import RoundNumber, parameters_key, report_key
-from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.records import STATE_KEY, RoundRecord
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.tables import load_round, set_current_model
 
@@ -94,7 +95,9 @@ def find_report(services: Services, record: RoundRecord) -> RoundReport | None:
 
 
 def adopt(services: Services, report: RoundReport) -> None:
-    """Make a released model the base of the next round."""
+    """Make a released model the base of the next round, and keep the accountant's word on what is spent."""
+    if report.privacy is not None:
+        _keep_privacy(services, report)
     if report.outcome != "released" or report.model is None:
         return
     model = Base(
@@ -104,3 +107,15 @@ def adopt(services: Services, report: RoundReport) -> None:
         graph_sha256=report.model.graph_sha256,
     )
     set_current_model(services.rounds, report.fleet, model)
+
+
+def _keep_privacy(services: Services, report: RoundReport) -> None:
+    table = services.rounds
+    words = {"privacy": report.privacy.model_dump(mode="json")} if report.privacy else {}
+    change_round(table, report.fleet, report.round, put=words)
+    # A later round has spent more than this report knows of; its own report will tell.
+    with contextlib.suppress(table.meta.client.exceptions.ConditionalCheckFailedException):
+        table.update_item(
+            Key={"fleet": report.fleet, "key": STATE_KEY},
+            **change(put=words, condition="#last = :round", values={":round": report.round}),
+        )

@@ -26,6 +26,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from fedgrass.errors import RecordError
 from fedgrass.protocol.messages import Base, Cohort, Count, Finite, Heartbeat, Metrics, Reason
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
+from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.settings import FleetSettings
 
 SETTINGS_KEY = "settings"
@@ -105,6 +106,7 @@ class FleetState(Record):
     last: int = Field(default=0, ge=0, description="Number of the last round that was opened")
     open: OpenRound | None = None
     model: Base | None = None
+    privacy: PrivacyLedger = PrivacyLedger()
 
 
 class RoundRecord(Record):
@@ -147,6 +149,7 @@ class RoundRecord(Record):
     quarantined: int | None = None
     accuracy: Finite | None = None
     loss: Finite | None = None
+    privacy: PrivacyLedger | None = Field(default=None, description="What is spent with this round, if it has noise")
 
     job: str | None = None
     collect_token: str | None = None

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
+from fedgrass.protocol.privacy import PrivacyLedger
 
 Outcome = Literal["released", "held", "insufficient_updates"]
 
@@ -81,6 +82,7 @@ class RoundReport(_Part):
     evaluation: Evaluation | None = None
     inference_accuracy: dict[str, float] = {}
     release: ReleaseEntry | None = None
+    privacy: PrivacyLedger | None = None
     bytes_read: int = 0
     seconds: dict[str, float] = {}
 

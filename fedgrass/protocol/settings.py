@@ -64,6 +64,27 @@ class Checks(_Settings):
     )
 
 
+class Privacy(_Settings):
+    """Differential privacy of each device's part in the model; docs/privacy.md says what it protects and what not.
+
+    ``central``: the aggregator clips every update to ``clip_norm``, counts all alike, and adds noise to their mean.
+    ``local``: each device clips its update and adds noise to it before it leaves.
+    """
+
+    mode: Literal["none", "central", "local"] = "none"
+    clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="L2 norm that an update is clipped to")
+    noise_multiplier: float = Field(
+        default=1.0, ge=0.01, le=1e6, description="Standard deviation of the noise, in units of clip_norm"
+    )
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="Less than one over the number of devices")
+    epsilon_budget: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="A round that would pass it is refused. 0 sets no bound"
+    )
+    secret_cohort: bool = Field(
+        default=False, description="Count on it that nobody learns who was asked: less is spent with a small fraction"
+    )
+
+
 class Gate(_Settings):
     """When a new model is good enough: its accuracy may fall by at most ``tolerance`` (0.02 = two points)."""
 
@@ -107,6 +128,7 @@ class FleetSettings(_Settings):
     update: Update = Update()
     strategy: Strategy = Strategy()
     checks: Checks = Checks()
+    privacy: Privacy = Privacy()
     gate: Gate = Gate()
     inference: Inference = Inference()
     aggregation: Aggregation = Aggregation()
@@ -119,7 +141,21 @@ class FleetSettings(_Settings):
                 f"min_updates ({self.min_updates}) is more than min_devices ({self.min_devices}): "
                 "a round could open that can never succeed"
             )
+        if self.update.noise_multiplier > 0:
+            raise ValueError(
+                "update.noise_multiplier: set privacy.mode to local instead, so that what is spent is counted"
+            )
         return self
+
+    @property
+    def announced_update(self) -> UpdateTask:
+        """What devices are told of encoding: with privacy, to clip, and to add noise if it is theirs to add."""
+        privacy = self.privacy
+        if privacy.mode == "none":
+            return self.update
+        clip_norm = min(privacy.clip_norm, self.update.clip_norm or privacy.clip_norm)
+        noise_multiplier = privacy.noise_multiplier if privacy.mode == "local" else 0.0
+        return self.update.model_copy(update={"clip_norm": clip_norm, "noise_multiplier": noise_multiplier})
 
     def overridden(self, changes: dict[str, Any]) -> FleetSettings:
         """Return these settings with ``changes`` laid over them, objects merged key by key.

@@ -20,13 +20,14 @@ TENSOR = "zstd"
 """Name of the one tensor of a file that is so encoded."""
 
 _LEVEL = 9  # beyond it, updates get no smaller
-_WINDOW = 1 << 23
+_WINDOW_LOG = 20  # what a decoder holds, and the aggregator has several at work
 _READ = 1 << 17
 
 
 def compress(arrays: Iterable[Array]) -> NDArray[np.uint8]:
     """Return the frame; the same arrays give the same bytes."""
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj()
+    parameters = zstandard.ZstdCompressionParameters.from_level(_LEVEL, window_log=_WINDOW_LOG, write_checksum=True)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     parts = [compressor.compress(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) for array in arrays]
     return np.frombuffer(b"".join([*parts, compressor.flush()]), np.uint8)
 
@@ -42,7 +43,7 @@ class Decompressor:
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._source = _Portion(stream, size)
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
         self._reader = decompressor.stream_reader(cast(BinaryIO, self._source), read_size=_READ)
 
     def readinto(self, buffer: memoryview) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 from fedgrass import tensors
 from fedgrass.bundle import Parameters, TensorDescription
 from fedgrass.errors import BundleError, ConfigurationError, DivergedError
+from fedgrass.noise import SEED_BYTES, add_gaussian
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import Buffers, Codec, Floats
 from fedgrass.update.entropy import TENSOR, compress
@@ -77,8 +78,11 @@ def write_update(
     """
     encoder = codec_named(codec)
     _require_alike(base, local)
-    noise = _noise_source(noise_multiplier, clip_norm)
-    if noise is not None:
+    if noise_multiplier > 0 and clip_norm <= 0:
+        raise ConfigurationError(
+            "update.noise_multiplier is set without update.clip_norm: noise protects only what is bounded"
+        )
+    if noise_multiplier > 0:
         feedback = None
     residual = feedback.before() if feedback else {}
 
@@ -99,8 +103,8 @@ def write_update(
         delta = difference(name)
         if scale != 1.0:
             delta *= np.float32(scale)
-        if noise is not None:
-            delta += noise.standard_normal(delta.shape, np.float32) * np.float32(noise_multiplier * clip_norm)
+        if noise_multiplier > 0:
+            add_gaussian(delta, noise_multiplier * clip_norm, secrets.token_bytes(SEED_BYTES))
         encoded = encoder.parameters.encode(parameter, delta, rounding)
         for tensor, values in zip(encoder.parameters.layout(parameter), encoded, strict=True):
             if tensor.name in stored:
@@ -116,17 +120,6 @@ def write_update(
     metadata = header.model_copy(update={"codec": encoder.name}).to_metadata()
     sha256 = tensors.save(path, stored, metadata)
     return UpdateInfo(sha256, path.stat().st_size, norm * scale)
-
-
-def _noise_source(multiplier: float, clip_norm: float) -> np.random.Generator | None:
-    """Return a generator that nobody can repeat: noise that can be guessed can be taken off again."""
-    if multiplier <= 0:
-        return None
-    if clip_norm <= 0:
-        raise ConfigurationError(
-            "update.noise_multiplier is set without update.clip_norm: noise protects only what is bounded"
-        )
-    return np.random.default_rng(secrets.randbits(256))
 
 
 def _seed(header: UpdateHeader) -> int:

@@ -1,0 +1,67 @@
+"""Central differential privacy: noise on the mean of clipped updates, and the account of what all rounds have spent."""
+
+from __future__ import annotations
+
+from fedgrass.noise import add_gaussian
+from fedgrass.protocol.privacy import PrivacyLedger, Spend
+from fedgrass.protocol.settings import Privacy
+from fedgrass.update.codecs import Floats
+
+
+class Gaussian:
+    """The Gaussian mechanism on the sum of updates of norm ``clip_norm`` at most.
+
+    McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018, https://arxiv.org/abs/1710.06963
+
+    Parameters
+    ----------
+    noise_multiplier
+        Standard deviation of the noise on the sum, in units of ``clip_norm``.
+    seed
+        The same one gives the same noise: a job that is started again must give the same model.
+    """
+
+    def __init__(self, *, clip_norm: float, noise_multiplier: float, seed: bytes) -> None:
+        self.clip_norm = clip_norm
+        self._multiplier = noise_multiplier
+        self._seed = seed
+
+    def add_noise(self, mean: Floats, count: int) -> None:
+        """Add noise to the mean of ``count`` clipped differences, in place."""
+        add_gaussian(mean, self._multiplier * self.clip_norm / count, self._seed)
+
+
+def noise_of(privacy: Privacy, seed: str) -> Gaussian | None:
+    """Return the aggregator's part in the fleet's privacy; ``seed`` is hexadecimal."""
+    if privacy.mode != "central":
+        return None
+    return Gaussian(clip_norm=privacy.clip_norm, noise_multiplier=privacy.noise_multiplier, seed=bytes.fromhex(seed))
+
+
+def judged(ledger: PrivacyLedger) -> PrivacyLedger:
+    """Return the ledger with the accountant's word on it: what is spent, and what one more round like the last would make it."""
+    last = ledger.spends[-1]
+    return ledger.model_copy(
+        update={
+            "judged": ledger.rounds,
+            "epsilon": epsilon(ledger.spends, ledger.delta),
+            "next_epsilon": epsilon((*ledger.spends, last.model_copy(update={"rounds": 1})), ledger.delta),
+        }
+    )
+
+
+def epsilon(spends: tuple[Spend, ...], delta: float) -> float:
+    """Return ε at δ of all these rounds together, by Rényi accounting (Mironov, CSF 2017, https://arxiv.org/abs/1702.07476).
+
+    Two fleets are neighbours if one device's updates are all zero in one of them. The library is Google's ``dp-accounting``.
+    """
+    import dp_accounting  # takes seconds, which other rounds should not pay
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+    for spend in spends:
+        event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(spend.noise_multiplier)
+        if spend.fraction < 1:
+            event = dp_accounting.PoissonSampledDpEvent(spend.fraction, event)
+        accountant.compose(event, spend.rounds)
+    return float(accountant.get_epsilon(delta))
