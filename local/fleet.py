@@ -135,8 +135,7 @@ class LocalFleet:
         iot.add_thing_to_thing_group(thingName=thing, thingGroupName=self.fleet)
         folder = self.folder / "devices" / thing
         folder.mkdir(parents=True, exist_ok=True)
-        argv = [sys.executable, "-m", "local.core_device", "--root", str(folder / "greengrass"), "--thing", thing]
-        argv += ["--endpoint-url", self.aws.endpoint_url, "--mqtt", self.aws.mqtt]
+        argv = [*self.device_command(thing), "--root", str(folder / "greengrass"), "--thing", thing]
         argv += ["--role-arn", self.outputs.token_exchange_role_arn]
         environment = {**os.environ, **self.aws.environment(), **self._device_environment, "PYTHONPATH": str(_ROOT)}
         with (folder / "core_device.log").open("ab") as log:
@@ -144,6 +143,11 @@ class LocalFleet:
         self.devices[thing] = device = LocalDevice(thing, folder, process)
         self._stack.callback(stop, process)
         return device
+
+    def device_command(self, thing: str) -> list[str]:  # noqa: ARG002 - for those who override it
+        """Return the command that runs a core device: which module, where it finds the account, which nucleus."""
+        where = ["--endpoint-url", self.aws.endpoint_url, "--mqtt", self.aws.mqtt]
+        return [sys.executable, "-m", "local.core_device", *where]
 
     def check_devices(self) -> None:
         """Raise `ConfigurationError` with a core device's last words if one has ended."""

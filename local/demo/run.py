@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,9 +49,23 @@ class DemoOptions:
 
 
 class Demo:
-    """One run; leaving its ``with`` block stops every process."""
+    """One run; leaving its ``with`` block stops every process.
 
-    def __init__(self, options: DemoOptions, folder: Path, *, cache: Path, console: Console) -> None:
+    Parameters
+    ----------
+    make_fleet
+        Makes the fleet; tests give one that can be disturbed.
+    """
+
+    def __init__(
+        self,
+        options: DemoOptions,
+        folder: Path,
+        *,
+        cache: Path,
+        console: Console,
+        make_fleet: Callable[..., LocalFleet] = LocalFleet,
+    ) -> None:
         self._options = options
         self._console = console
         self._started = time.monotonic()
@@ -61,7 +75,7 @@ class Demo:
             environment = wheels.fill(cache)
         self._wheel_seconds = time.monotonic() - self._started
         self._data = data.digits(self._things, shape=self._bundle.manifest.x.shape, seed=options.seed)
-        self.fleet = LocalFleet(folder, fleet=_FLEET, device_environment=environment)
+        self.fleet = make_fleet(folder, fleet=_FLEET, device_environment=environment)
         self.settings = FleetSettings().overridden(
             {
                 "rounds": options.rounds,
