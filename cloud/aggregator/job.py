@@ -6,6 +6,7 @@ else, publishing can be repeated, and a report that exists ends the job before i
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +19,7 @@ from cloud.aggregator.checks import Expected
 from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.evaluate import Evaluator, load_evaluation_set
 from cloud.aggregator.gate import Verdict, judge
+from cloud.aggregator.privacy import beyond_budget, judged, noise_of
 from cloud.aggregator.release import FleetClients, release_model
 from cloud.aggregator.report import Phases, ReportBuilder
 from cloud.aggregator.s3 import Bucket
@@ -28,6 +30,7 @@ from fedgrass.edge.logs import Log
 from fedgrass.errors import BundleError, EngineError, ReleaseError, TransferError
 from fedgrass.files import write_atomically
 from fedgrass.inference import inference_accuracy, write_bundle
+from fedgrass.noise import SEED_BYTES
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
@@ -41,12 +44,13 @@ def _now() -> datetime:
 
 
 class UpdateList(BaseModel):
-    """``updates.json``: the updates that count for a round, fixed by the first job that looked."""
+    """``updates.json``: what a round's result depends on, fixed by the first job that looked."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     schema_: int = Field(default=1, alias="schema")
     updates: tuple[UpdateReference, ...]
+    noise_seed: str = Field(pattern="^[0-9a-f]{64}$", description="Of central privacy: the same noise after a restart")
 
 
 class RoundJob:
@@ -103,7 +107,12 @@ class RoundJob:
         with self._phases.timed("base"):
             base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
         with self._phases.timed("list"):
-            references = self._pinned_updates()
+            pinned = self._pinned()
+        if self._record.privacy is not None:
+            with self._phases.timed("privacy"):
+                self._report.privacy = judged(self._record.privacy)
+            if passed := beyond_budget(self._report.privacy, self._record.settings.privacy):
+                return self._finish("held", passed)
         with self._phases.timed("aggregate"):
             expected = Expected(
                 base_sha256=base.manifest.parameters_sha256,
@@ -114,7 +123,13 @@ class RoundJob:
                 checks=self._record.settings.checks,
             )
             result = aggregate(
-                base, self._source, references, strategy, expected, min_updates=self._record.settings.min_updates
+                base,
+                self._source,
+                pinned.updates,
+                strategy,
+                expected,
+                min_updates=self._record.settings.min_updates,
+                noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
             )
         self._report.aggregation = result
         for entry in result.quarantined:
@@ -185,13 +200,13 @@ class RoundJob:
             target_arn=released.target_arn,
         )
 
-    def _pinned_updates(self) -> tuple[UpdateReference, ...]:
+    def _pinned(self) -> UpdateList:
         key = report_prefix(self._record.fleet, self._record.round) + "updates.json"
         found = sorted(self._source.list(), key=lambda reference: reference.key)
-        ours = UpdateList(updates=tuple(found)).model_dump_json(by_alias=True, indent=1).encode()
-        pinned = self._bucket.write_first(key, ours)
+        ours = UpdateList(updates=tuple(found), noise_seed=secrets.token_hex(SEED_BYTES))
+        pinned = self._bucket.write_first(key, ours.model_dump_json(by_alias=True, indent=1).encode())
         try:
-            return UpdateList.model_validate_json(pinned).updates
+            return UpdateList.model_validate_json(pinned)
         except ValidationError as error:
             raise TransferError(
                 f"{self._bucket.uri(key)}: is no update list; move it away to make a new one"

@@ -50,6 +50,16 @@ def judged(ledger: PrivacyLedger) -> PrivacyLedger:
     )
 
 
+def beyond_budget(ledger: PrivacyLedger, privacy: Privacy) -> str:
+    """Return why a round must not be aggregated; empty if it may be.
+
+    What the opening could not tell, because it has no accountant, is told here, before anything leaves the aggregator.
+    """
+    if ledger.epsilon is None or not 0 < privacy.epsilon_budget < ledger.epsilon:
+        return ""
+    return f"with this round ε would be {ledger.epsilon:.4g} at δ = {ledger.delta:g}; the budget is {privacy.epsilon_budget:g}"
+
+
 def epsilon(spends: tuple[Spend, ...], delta: float) -> float:
     """Return ε at δ of all these rounds together, by Rényi accounting (Mironov, CSF 2017, https://arxiv.org/abs/1702.07476).
 

@@ -145,6 +145,11 @@ class FleetSettings(_Settings):
             raise ValueError(
                 "update.noise_multiplier: set privacy.mode to local instead, so that what is spent is counted"
             )
+        if self.privacy.mode == "central" and self.checks.max_norm_over_median > 0:
+            raise ValueError(
+                "checks.max_norm_over_median: with privacy.mode central one device's norm must not decide over another's "
+                "update; use checks.max_norm"
+            )
         return self
 
     @property

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from cloud.aggregator.job import RoundJob
 from cloud.aggregator.privacy import Gaussian, epsilon, judged, noise_of
+from cloud.aggregator.s3 import RoundUpdates
+from fedgrass import tensors
+from fedgrass.errors import ConfigurationError
 from fedgrass.noise import gaussian
+from fedgrass.protocol.names import parameters_key, report_key
 from fedgrass.protocol.privacy import PrivacyLedger, Spend
-from fedgrass.protocol.settings import Privacy
+from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.settings import FleetSettings, Privacy
+from tests.cloud.aggregator.conftest import FLEET, ROUND, Fleet, make_record
 
 SEED = "5a" * 32
 
@@ -60,3 +69,64 @@ def test_the_projection_is_what_the_next_round_will_find() -> None:
     second = judged(first.charged(privacy, 1.0))
     assert first.epsilon < first.next_epsilon == second.epsilon
     assert (first.judged, second.judged) == (1, 2)
+
+
+def run(fleet: Fleet, folder: Path, **privacy: object) -> RoundReport:
+    """The job of a round with privacy."""
+    settings = FleetSettings.model_validate({"privacy": {"mode": "central", **privacy}})
+    record = make_record(FLEET, fleet.current, settings).model_copy(
+        update={"phase": "aggregating", "privacy": PrivacyLedger().charged(settings.privacy, 1.0)}
+    )
+    fleet.clients.rounds.put_item(Item=record.to_item())
+    folder.mkdir()
+    return RoundJob(
+        record, fleet.clients, RoundUpdates(fleet.s3, fleet.clients.bucket.name, FLEET, ROUND), folder
+    ).run()
+
+
+def updates(fleet: Fleet) -> None:
+    for seed, thing in enumerate(["press-a", "press-b", "press-c"]):
+        fleet.put_update(thing, seed, num_examples=10 ** (seed + 1))
+
+
+def test_a_round_s_model_is_the_equal_mean_of_clipped_updates_with_noise_and_the_report_says_what_it_cost(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    updates(fleet)
+    report = run(fleet, tmp_path / "job", clip_norm=0.01, noise_multiplier=5.0)
+    assert report.outcome == "released"
+    assert [entry.weight for entry in report.updates] == pytest.approx([1 / 3] * 3)
+    assert report.privacy is not None
+    assert report.privacy.epsilon == epsilon(report.privacy.spends, 1e-5)
+    content = fleet.object(parameters_key(FLEET, make_record(FLEET, fleet.current).version))
+    assert content is not None
+    (tmp_path / "new").write_bytes(content)
+    found, base = tensors.load(tmp_path / "new")[0], fleet.base.parameters()
+    change = np.concatenate([(found[name] - base[name]).ravel() for name in base]).astype(np.float64)
+    assert change.std() == pytest.approx(0.01 * 5.0 / 3, rel=0.05)  # each update's own part is far below
+
+
+def test_a_job_killed_before_its_report_gives_the_same_model_again(fleet: Fleet, tmp_path: Path) -> None:
+    updates(fleet)
+    first = run(fleet, tmp_path / "first")
+    fleet.s3.delete_object(Bucket=fleet.clients.bucket.name, Key=report_key(FLEET, ROUND))
+    again = run(fleet, tmp_path / "again")
+    assert first.model is not None
+    assert again.model == first.model
+    assert again.outcome == "released"
+
+
+def test_a_round_beyond_the_budget_touches_no_update(fleet: Fleet, tmp_path: Path) -> None:
+    updates(fleet)
+    before = fleet.keys("models/")
+    report = run(fleet, tmp_path / "job", noise_multiplier=1.0, epsilon_budget=2.0)
+    assert report.outcome == "held"
+    assert "the budget is 2" in report.reason
+    assert report.model is None
+    assert report.updates == ()
+    assert fleet.keys("models/") == before
+
+
+def test_one_device_s_norm_does_not_decide_over_another_s_update() -> None:
+    with pytest.raises(ConfigurationError, match="max_norm_over_median"):
+        FleetSettings().overridden({"privacy": {"mode": "central"}, "checks": {"max_norm_over_median": 3.0}})
