@@ -35,6 +35,7 @@ def deploy_version(
     version: str,
     *,
     create: bool = True,
+    job: dict[str, Any] | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> str | None:
     """Make ``target_arn``'s latest deployment hold ``component`` at ``version``; returns that deployment's id.
@@ -46,6 +47,8 @@ def deploy_version(
     ----------
     create
         Whether to make the target's first deployment, with this component alone, if it has none; returns None otherwise.
+    job
+        ``iotJobConfiguration`` of a deployment that is made; None keeps that of the latest.
     pause
         Waits that many seconds until a new deployment shows in the list.
 
@@ -59,12 +62,12 @@ def deploy_version(
     ours: dict[str, str | None] = {}  # a deployment we made -> the one it was made from
     made: str | None = None
     for attempt in range(_ATTEMPTS):
-        history = _history(greengrass, target_arn)
-        if made is not None and made not in history:
+        deployments = history(greengrass, target_arn)
+        if made is not None and made not in deployments:
             pause(0.1 * 2**attempt)
             continue
-        latest = history[0] if history else None
-        theirs = next((one for one in history if one not in ours), None)
+        latest = deployments[0] if deployments else None
+        theirs = next((one for one in deployments if one not in ours), None)
         if theirs is None and not create:
             return None
         base = greengrass.get_deployment(deploymentId=theirs) if theirs is not None else {}
@@ -76,7 +79,7 @@ def deploy_version(
             return latest
         if made is not None:
             log.warning("deployment_merged", target=target_arn, deployment=theirs)
-        made = greengrass.create_deployment(**_changed(base, target_arn, component, wanted))["deploymentId"]
+        made = greengrass.create_deployment(**_changed(base, target_arn, component, wanted, job))["deploymentId"]
         ours[made] = theirs
     raise ReleaseError(
         f"{target_arn}: others kept deploying to it while {component} {version} was being deployed. "
@@ -84,7 +87,7 @@ def deploy_version(
     )
 
 
-def _history(greengrass: Any, target_arn: str) -> list[str]:
+def history(greengrass: Any, target_arn: str) -> list[str]:
     """Ids of the target's deployments, the newest first."""
     pages = greengrass.get_paginator("list_deployments").paginate(targetArn=target_arn, historyFilter="ALL")
     deployments = sorted(
@@ -95,8 +98,12 @@ def _history(greengrass: Any, target_arn: str) -> list[str]:
     return [entry["deploymentId"] for entry in deployments]
 
 
-def _changed(base: dict[str, Any], target_arn: str, component: str, version: str) -> dict[str, Any]:
+def _changed(
+    base: dict[str, Any], target_arn: str, component: str, version: str, job: dict[str, Any] | None
+) -> dict[str, Any]:
     components = dict(base.get("components", {}))
     components[component] = {**components.get(component, {}), "componentVersion": version}
     carried = {name: base[name] for name in _CARRIED_OVER if base.get(name)}
+    if job is not None:
+        carried["iotJobConfiguration"] = job
     return {"targetArn": target_arn, "components": components, **carried}

@@ -154,12 +154,7 @@ def _require_unfit_for_active_too(error: DataError, active: Bundle | None, load:
 
 
 def _require_affordable(bundle: Bundle, *, max_latency_ms: float, max_memory_mb: float) -> Metrics:
-    """Run the application's model on zeros; returns its median latency and what the process grew by.
-
-    Other engines' bundles hold no such model: their applications take the parameters, and nothing is measured.
-    """
-    if INFERENCE not in bundle.manifest.files:
-        return {}
+    """Run the application's model on zeros; returns its median latency and what the process grew by."""
     import ai_edge_litert.interpreter  # noqa: F401 - the library's own memory is not the model's
 
     process = psutil.Process()
@@ -182,9 +177,7 @@ def _require_affordable(bundle: Bundle, *, max_latency_ms: float, max_memory_mb:
 
 
 def _require_inference_works(bundle: Bundle, validation: Dataset) -> None:
-    """Run the application's model, where there is one, on a few examples."""
-    if INFERENCE not in bundle.manifest.files:
-        return
+    """Run the application's model on a few examples."""
     infer = _application_model(bundle)
     x = next(iter(validation.batches(_LOOKED_AT))).x.astype(bundle.manifest.x.dtype)
     for example in x:

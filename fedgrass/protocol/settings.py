@@ -99,18 +99,33 @@ class Inference(_Settings):
 
 
 class Aggregation(_Settings):
-    """The Processing job."""
+    """The Processing job. Machines that are None are those of the fleet's stack."""
 
-    instance_type: str = Field(default="ml.m5.large", max_length=40)
-    instance_count: int = Field(default=1, ge=1, le=100)
+    instance_type: str | None = Field(default=None, max_length=40)
+    instance_count: int | None = Field(default=None, ge=1, le=100)
     volume_gb: int = Field(default=30, ge=1, le=16384)
     timeout_seconds: int = Field(default=3600, ge=10, le=432_000)
 
 
 class Rollout(_Settings):
-    """How long the round waits to see the new model active on the devices that are alive."""
+    """How a new model goes out: to the canaries first, if there are any, and then to the fleet at a rate."""
 
-    wait_seconds: int = Field(default=600, ge=0, le=86_400)
+    wait_seconds: int = Field(
+        default=600,
+        ge=0,
+        le=86_400,
+        description="How long the round waits to see it active on the devices that are alive",
+    )
+    canary_group: str = Field(
+        default="", pattern=r"^[a-zA-Z0-9:_-]{0,128}$", description="Thing group of some of the fleet's devices"
+    )
+    canary_seconds: int = Field(default=300, ge=1, le=86_400, description="How long the canaries' word is waited for")
+    abort_share: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of refusals beyond which it goes no further: canaries, then fleet"
+    )
+    per_minute: int | None = Field(
+        default=None, ge=1, le=1000, description="Devices of the fleet that begin in a minute"
+    )
 
 
 class FleetSettings(_Settings):

@@ -66,6 +66,7 @@ class DeploymentDocument(_Document):
 
     deployment_id: str
     target_arn: str
+    parent_target_arn: str | None = None
     creation_timestamp: float
     components: dict[str, DeployedComponent]
     failure_handling_policy: Literal["ROLLBACK", "DO_NOTHING"] = "ROLLBACK"
@@ -134,7 +135,9 @@ class Deployer:
         """Carry out a deployment; it can be cancelled until :attr:`applying` is true."""
         event(_log, "deployment-started", deployment=document.deployment_id, components=sorted(document.components))
         target = self.active.model_copy(deep=True)
-        target.targets[document.target_arn] = {name: item.version for name, item in document.components.items()}
+        # A subdeployment takes the place of its parent's on the few devices that it is for.
+        group = document.parent_target_arn or document.target_arn
+        target.targets[group] = {name: item.version for name, item in document.components.items()}
         try:
             resolved = await self._with_retries(lambda: self._parts.resolver.resolve(target.roots()))
             await self._with_retries(lambda: self._download(resolved))

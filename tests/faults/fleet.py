@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -31,6 +32,8 @@ class FaultyFleet(LocalFleet):
         super().__init__(*arguments, **options)
         self.endpoint_of: dict[str, Proxy] = {}
         self.broker_of: dict[str, Proxy] = {}
+        # A child ends with the thread that started it, so that must be one that lives as long as the fleet.
+        self._starter = ThreadPoolExecutor(1)
 
     def device_command(self, thing: str) -> list[str]:
         if thing not in self.endpoint_of:
@@ -80,13 +83,14 @@ class FaultyFleet(LocalFleet):
         device = self.devices[thing]
         device.process.kill()
         device.process.wait()
-        return self.start_device(thing)
+        return self._starter.submit(self.start_device, thing).result()
 
     def drop_ipc(self, thing: str) -> None:
         os.kill(self.devices[thing].process.pid, signal.SIGUSR1)
 
     def stop(self) -> None:
         super().stop()
+        self._starter.shutdown()
         for proxy in (*self.endpoint_of.values(), *self.broker_of.values()):
             proxy.close()
 

@@ -250,6 +250,8 @@ def _document(deployment: Deployment, components: dict[str, Any]) -> dict[str, A
             "timeout": update.get("timeoutInSeconds", 60),
         },
     }
+    if parent := deployment.parameters.get("parentTargetArn"):
+        document["parentTargetArn"] = parent
     return {**document, "thingGroupName": group} if group else document
 
 

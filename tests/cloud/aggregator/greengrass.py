@@ -33,6 +33,7 @@ class FakeGreengrass:
         self.before_create: Callable[[], None] = lambda: None
         self.after_create: Callable[[], None] = lambda: None
         self.hidden_lists = 0
+        self.core_devices: dict[str, list[str]] = {}
 
     def create_component_version(self, *, inlineRecipe: bytes) -> dict[str, Any]:  # noqa: N803
         recipe = json.loads(inlineRecipe)
@@ -59,9 +60,8 @@ class FakeGreengrass:
     def delete_component(self, *, arn: str) -> None:
         del self.components[arn]
 
-    def get_paginator(self, operation: str) -> FakeGreengrass:
-        assert operation == "list_deployments"
-        return self
+    def get_paginator(self, operation: str) -> Any:
+        return self if operation == "list_deployments" else _CoreDevices(self.core_devices)
 
     def paginate(self, *, targetArn: str, historyFilter: str) -> Iterator[dict[str, Any]]:  # noqa: N803
         found = [d for d in self.deployments if d["targetArn"] == targetArn]
@@ -107,3 +107,11 @@ class FakeGreengrass:
     def _error(self, code: str, operation: str) -> Exception:
         error: Exception = getattr(self.exceptions, code)({"Error": {"Code": code, "Message": "as said"}}, operation)
         return error
+
+
+class _CoreDevices:
+    def __init__(self, groups: dict[str, list[str]]) -> None:
+        self._groups = groups
+
+    def paginate(self, *, thingGroupArn: str) -> Iterator[dict[str, Any]]:  # noqa: N803
+        yield {"coreDevices": [{"coreDeviceThingName": name} for name in self._groups.get(thingGroupArn, [])]}

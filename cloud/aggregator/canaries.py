@@ -1,0 +1,145 @@
+"""A new model on a few devices first: the fleet gets it only if they do not refuse it.
+
+The canaries are a thing group of some of the fleet's devices. They get a subdeployment of the fleet's deployment, which on
+them takes its place; the next deployment to the fleet takes its place in turn. The job waits for their word meanwhile: a
+minute of its instance costs less than another path through the state machine would to understand.
+https://docs.aws.amazon.com/greengrass/v2/developerguide/create-deployments.html (subdeployments)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cloud.aggregator.deployment import history
+from fedgrass.edge.logs import Log
+from fedgrass.errors import ReleaseError
+from fedgrass.protocol.settings import Rollout
+
+log = Log(__name__)
+
+_LOOK_SECONDS = 1.0
+_FEWEST = 10
+"""Devices of the fleet that must have ended before the share of failures among them stops the rest."""
+
+
+class CanaryError(ReleaseError):
+    """The canaries refuse a model, or say nothing of it; the fleet does not get it."""
+
+    code = "canaries"
+
+
+@dataclass(frozen=True)
+class Heard:
+    """How many canaries said what of the new model."""
+
+    active: int
+    refused: int
+
+
+class Canaries:
+    """The canaries of a fleet.
+
+    Parameters
+    ----------
+    heard
+        Asked again and again for what they said.
+    """
+
+    def __init__(
+        self,
+        rollout: Rollout,
+        heard: Callable[[], Heard],
+        *,
+        pause: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rollout = rollout
+        self._heard = heard
+        self._pause = pause
+        self._clock = clock
+
+    def try_out(self, greengrass: Any, fleet_arn: str, component: str, version: str) -> None:
+        """Deploy the component's version to the canaries, and wait for their word; safe to repeat.
+
+        Where the fleet has no deployment yet there is nothing to compare a model with, so all devices get the first one.
+
+        Raises
+        ------
+        CanaryError
+            If too many refuse it, or none answers in time. They are then given what the fleet has.
+        """
+        fleet = _latest(greengrass, fleet_arn)
+        if fleet is None:
+            return
+        group_arn = f"{fleet_arn.rpartition('/')[0]}/{self._rollout.canary_group}"
+        pages = greengrass.get_paginator("list_core_devices").paginate(thingGroupArn=group_arn)
+        count = sum(len(page["coreDevices"]) for page in pages)
+        if count == 0:
+            raise CanaryError(
+                f"canary group {group_arn}: holds no core device; add some, or clear rollout.canary_group"
+            )
+        _deploy(greengrass, fleet, fleet_arn, group_arn, component, version)
+        reason = self._await(count)
+        if reason:
+            had = fleet["components"].get(component, {}).get("componentVersion")
+            if had is not None:
+                _deploy(greengrass, fleet, fleet_arn, group_arn, component, had)
+            raise CanaryError(f"{component} {version}: {reason}; it went no further than {group_arn}")
+
+    def _await(self, count: int) -> str:
+        """Return why the fleet must not get it, or nothing."""
+        deadline = self._clock() + self._rollout.canary_seconds
+        while True:
+            heard = self._heard()
+            answered = heard.active + heard.refused
+            if heard.refused > self._rollout.abort_share * count:
+                return f"{heard.refused} of {count} canaries refused it"
+            if answered >= count:
+                return ""
+            if self._clock() >= deadline:
+                seconds = self._rollout.canary_seconds
+                return "" if heard.active else f"no canary made it active within {seconds} s"
+            self._pause(_LOOK_SECONDS)
+
+
+def job_configuration(rollout: Rollout) -> dict[str, Any] | None:
+    """Return the ``iotJobConfiguration`` of the fleet's deployment; None where the settings ask for nothing."""
+    found: dict[str, Any] = {}
+    if rollout.per_minute is not None:
+        found["jobExecutionsRolloutConfig"] = {"maximumPerMinute": rollout.per_minute}
+    if rollout.abort_share > 0:
+        criterion = {
+            "failureType": "FAILED",
+            "action": "CANCEL",
+            "thresholdPercentage": round(100 * rollout.abort_share, 2),
+            "minNumberOfExecutedThings": _FEWEST,
+        }
+        found["abortConfig"] = {"criteriaList": [criterion]}
+    return found or None
+
+
+def _latest(greengrass: Any, target_arn: str) -> dict[str, Any] | None:
+    listed = history(greengrass, target_arn)
+    return dict(greengrass.get_deployment(deploymentId=listed[0])) if listed else None
+
+
+def _deploy(
+    greengrass: Any, fleet: dict[str, Any], fleet_arn: str, group_arn: str, component: str, version: str
+) -> None:
+    """Give the canaries the fleet's components with one version changed, unless they have just that."""
+    components = dict(fleet["components"])
+    components[component] = {**components.get(component, {}), "componentVersion": version}
+    present = _latest(greengrass, group_arn)
+    if present is not None and present["components"] == components:
+        return
+    made = greengrass.create_deployment(
+        targetArn=group_arn,
+        parentTargetArn=fleet_arn,
+        deploymentName=f"{fleet.get('deploymentName') or 'fedgrass'}-canaries",
+        components=components,
+        **({"deploymentPolicies": fleet["deploymentPolicies"]} if fleet.get("deploymentPolicies") else {}),
+    )
+    log.info("canaries", target=group_arn, version=version, deployment=made["deploymentId"])
