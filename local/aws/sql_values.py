@@ -116,10 +116,16 @@ def _topic(message: Message, part: Any = None) -> Any:
     return parts[part - 1] if isinstance(part, int) and 1 <= part <= len(parts) else UNDEFINED
 
 
+def _floor(value: Any) -> Any:
+    if isinstance(value, float):
+        return math.floor(value) if math.isfinite(value) else UNDEFINED
+    return value if _is_number(value) else UNDEFINED
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "topic": _topic,
     "timestamp": lambda _message: int(time.time() * 1000),
-    "floor": lambda _message, value: math.floor(value) if _is_number(value) and math.isfinite(value) else UNDEFINED,
+    "floor": lambda _message, value: _floor(value),
     "newuuid": lambda _message: str(uuid.uuid4()),
     "isundefined": lambda _message, value: value is UNDEFINED,
     "isnull": lambda _message, value: value is None,
