@@ -8,7 +8,7 @@ import numpy as np
 
 from fedgrass.bundle import Manifest, TensorDescription
 from fedgrass.engines.base import Batch, Dataset
-from fedgrass.engines.metrics import CLASSIFIERS as CLASSIFIERS
+from fedgrass.engines.metrics import CLASSIFIERS
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
 

@@ -13,7 +13,7 @@ import numpy as np
 from fedgrass.bundle import Bundle, Parameters, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.builders import builder_of
-from fedgrass.engines.loop import BatchEngine, check_state
+from fedgrass.engines.loop import OutputEngine, check_state
 from fedgrass.engines.metrics import CLASSIFIERS, sigmoid, softmax
 from fedgrass.errors import BundleError, EngineError
 from fedgrass.tensors import Array
@@ -41,7 +41,7 @@ def initial_parameters(builder: Builder) -> Parameters:
     return {name: np.array(variable.numpy()) for name, variable in _variables(_build(builder)).items()}
 
 
-class KerasEngine(BatchEngine):
+class KerasEngine(OutputEngine):
     """A Keras model that holds the bundle's parameters at first.
 
     Parameters

@@ -48,8 +48,8 @@ class BatchEngine(ABC):
         """Take one optimizer step; return the mean loss before it."""
 
     @abstractmethod
-    def _outputs(self, x: Array) -> Array:
-        """Return probabilities of classifiers, plain outputs of others [n, …]."""
+    def _sums(self, batch: Batch) -> tuple[float, float]:
+        """Return the sums over the batch of the losses, and of how right each example is."""
 
     @abstractmethod
     def _optimizer_state(self) -> list[Array]:
@@ -102,9 +102,9 @@ class BatchEngine(ABC):
         loss = right = examples = 0.0
         for batch in data.batches(self.manifest.batch_size):
             check_batch(batch, self.manifest, first=int(examples))
-            outputs = self._outputs(batch.x)
-            loss += float(losses(self.manifest.loss, outputs, batch.y).sum())
-            right += float(correct(self.manifest.loss, outputs, batch.y).sum())
+            sums = self._sums(batch)
+            loss += sums[0]
+            right += sums[1]
             examples += len(batch.x)
         if examples == 0:
             raise DataError(f"no examples to evaluate model {self.manifest.name!r} on")
@@ -137,6 +137,18 @@ class BatchEngine(ABC):
             f"model {self.manifest.name!r}: {what}; the base parameters are kept. "
             "Use a smaller learning_rate or a clip_norm"
         )
+
+
+class OutputEngine(BatchEngine):
+    """An engine whose framework gives outputs; losses and right answers are counted here."""
+
+    @abstractmethod
+    def _outputs(self, x: Array) -> Array:
+        """Return probabilities of classifiers, plain outputs of others [n, …]."""
+
+    def _sums(self, batch: Batch) -> tuple[float, float]:
+        outputs, loss = self._outputs(batch.x), self.manifest.loss
+        return float(losses(loss, outputs, batch.y).sum()), float(correct(loss, outputs, batch.y).sum())
 
 
 def check_state(state: Sequence[Array], expected: Sequence[tuple[int, ...]]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from fedgrass.bundle import Bundle, Manifest, Optimizer, Parameters, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.builders import builder_of
-from fedgrass.engines.loop import BatchEngine, check_state
+from fedgrass.engines.loop import OutputEngine, check_state
 from fedgrass.engines.metrics import losses
 from fedgrass.errors import BundleError, EngineError
 from fedgrass.tensors import Array
@@ -55,7 +55,7 @@ def initial_parameters(builder: Builder, *, features: int, classes: int = 0, out
     return {name: np.array(value, np.float32) for name, value in _arrays(model).items()}
 
 
-class SklearnEngine(BatchEngine):
+class SklearnEngine(OutputEngine):
     """An estimator that holds the bundle's parameters at first.
 
     Parameters

@@ -10,7 +10,7 @@ import numpy as np
 from fedgrass.bundle import Bundle, Parameters, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.builders import builder_of
-from fedgrass.engines.loop import BatchEngine, check_state
+from fedgrass.engines.loop import OutputEngine, check_state
 from fedgrass.engines.metrics import CLASSIFIERS, sigmoid, softmax
 from fedgrass.errors import BundleError, EngineError
 from fedgrass.tensors import Array
@@ -38,7 +38,7 @@ def initial_parameters(builder: Builder) -> Parameters:
     return {name: _array(tensor) for name, tensor in _entries(_build(builder)).items()}
 
 
-class TorchEngine(BatchEngine):
+class TorchEngine(OutputEngine):
     """A module that holds the bundle's parameters at first.
 
     Parameters
