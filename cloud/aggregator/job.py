@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloud.aggregator.aggregate import Aggregation, aggregate
+from cloud.aggregator.canaries import Canaries, CanaryError, Heard
 from cloud.aggregator.checks import Expected
 from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.evaluate import Evaluator, load_evaluation_set
@@ -35,6 +36,7 @@ from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import Outcome, ReleaseEntry, RoundReport
+from fedgrass.protocol.tables import load_round
 
 _MAX_REPORT_BYTES = 1 << 30
 
@@ -166,7 +168,7 @@ class RoundJob:
         try:
             with self._phases.timed("release"):
                 self._release(new)
-        except SupersededError as error:
+        except (SupersededError, CanaryError) as error:
             return self._hold(new, str(error))
         return "released", verdict.reason
 
@@ -191,7 +193,14 @@ class RoundJob:
         return "held", reason
 
     def _release(self, new: Bundle) -> None:
-        released = release_model(new, self._clients, first_deployment=True)
+        rollout = self._record.settings.rollout
+        released = release_model(
+            new,
+            self._clients,
+            first_deployment=True,
+            rollout=rollout,
+            canaries=Canaries(rollout, self._heard) if rollout.canary_group else None,
+        )
         if released.deployment_id is None:
             raise ReleaseError(f"{released.target_arn}: no deployment was made")
         self._report.release = ReleaseEntry(
@@ -199,6 +208,11 @@ class RoundJob:
             deployment_id=released.deployment_id,
             target_arn=released.target_arn,
         )
+
+    def _heard(self) -> Heard:
+        """What the canaries said of the new model: it is nowhere else yet."""
+        record = load_round(self._clients.rounds, self._record.fleet, self._record.round)
+        return Heard(active=record.active, refused=record.refused + record.rolled_back)
 
     def _pinned(self) -> UpdateList:
         key = report_prefix(self._record.fleet, self._record.round) + "updates.json"

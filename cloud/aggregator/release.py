@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cloud.aggregator.canaries import Canaries, job_configuration
 from cloud.aggregator.component import Account, create_component
 from cloud.aggregator.deployment import SupersededError, deploy_version
 from cloud.aggregator.recipe import global_model_recipe
@@ -16,6 +17,7 @@ from cloud.aggregator.s3 import Bucket
 from fedgrass.bundle import MANIFEST, PARAMETERS, Bundle
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, model_prefix
+from fedgrass.protocol.settings import Rollout
 from fedgrass.protocol.tables import Table, set_current_model
 
 
@@ -58,7 +60,14 @@ def publish_model(bundle: Bundle, clients: FleetClients) -> Release:
     return released
 
 
-def release_model(bundle: Bundle, clients: FleetClients, *, first_deployment: bool = False) -> Release:
+def release_model(
+    bundle: Bundle,
+    clients: FleetClients,
+    *,
+    first_deployment: bool = False,
+    rollout: Rollout | None = None,
+    canaries: Canaries | None = None,
+) -> Release:
     """Publish a bundle as ``com.fedgrass.GlobalModel`` and deploy it to the fleet; safe to repeat.
 
     Parameters
@@ -68,11 +77,17 @@ def release_model(bundle: Bundle, clients: FleetClients, *, first_deployment: bo
     first_deployment
         Whether to make the thing group's first deployment if it has none. Without one, devices get the model with the
         deployment that brings the other components.
+    rollout
+        At which rate, and when to stop.
+    canaries
+        Who gets it first; the fleet does not get what they refuse.
 
     Raises
     ------
     BundleError
         If the bundle was altered.
+    CanaryError
+        If the canaries refuse the model.
     ReleaseError
         If the version exists with other content, or cannot be made or deployed.
     SupersededError
@@ -85,8 +100,16 @@ def release_model(bundle: Bundle, clients: FleetClients, *, first_deployment: bo
     uris = {name: clients.bucket.uri(prefix + name) for name in (*bundle.manifest.files, MANIFEST)}
     recipe = global_model_recipe(clients.fleet, bundle.manifest, uris)
     arn = create_component(clients.greengrass, Account.of(clients.thing_group_arn), recipe)
+    version = bundle.manifest.version
+    if canaries is not None:
+        canaries.try_out(clients.greengrass, clients.thing_group_arn, GLOBAL_MODEL, version)
     deployment_id = deploy_version(
-        clients.greengrass, clients.thing_group_arn, GLOBAL_MODEL, bundle.manifest.version, create=first_deployment
+        clients.greengrass,
+        clients.thing_group_arn,
+        GLOBAL_MODEL,
+        version,
+        create=first_deployment,
+        job=job_configuration(rollout) if rollout is not None else None,
     )
     return Release(base, arn, deployment_id, clients.thing_group_arn)
 
