@@ -18,7 +18,7 @@ from fedgrass import tensors
 from fedgrass.bundle import Manifest, Parameters
 from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Metrics
-from fedgrass.errors import TensorFileError
+from fedgrass.errors import DataError, EngineError, TensorFileError
 from fedgrass.protocol.messages import Announcement
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
@@ -163,6 +163,34 @@ def _load(path: Path, identity: str) -> _Checkpoint | None:
             )
             return _Checkpoint(state, float(metadata["seconds"]))
     return None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """How a model does on the examples that a device keeps back."""
+
+    num_examples: int
+    metrics: Metrics
+
+
+def evaluate(engine: Engine, data: Split) -> Evaluated:
+    """Evaluate the engine's model.
+
+    Raises
+    ------
+    DataError
+        If no examples are kept back, or they do not fit the model.
+    EngineError
+        If the loss is not finite.
+    """
+    if len(data.validation) == 0:
+        raise DataError(
+            "no examples are kept back to evaluate on; set validationFraction of com.fedgrass.Runtime's data"
+        )
+    found = engine.evaluate(data.validation)
+    if not math.isfinite(found["loss"]):
+        raise EngineError(f"the loss of the evaluated model is {found['loss']}")
+    return Evaluated(len(data.validation), {name: found[name] for name in ("loss", "accuracy") if name in found})
 
 
 def _measured(engine: Engine, data: Split, result: FitResult) -> Metrics:

@@ -14,6 +14,7 @@ def announce(services: Services, record: RoundRecord) -> None:
     announcement = Announcement(
         fleet=record.fleet,
         round=record.round,
+        task=record.settings.task,
         opened_at=record.opened_at,
         deadline=record.deadline,
         base=record.base,

@@ -18,7 +18,7 @@ _ATTEMPTS = 12
 def change(
     *,
     put: Mapping[str, Any] | None = None,
-    add: Mapping[str, int] | None = None,
+    add: Mapping[str, float] | None = None,
     remove: Iterable[str] = (),
     condition: str = "",
     values: Mapping[str, Any] | None = None,

@@ -139,9 +139,9 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
 
 
 def _charged(fleet: str, ledger: PrivacyLedger, settings: FleetSettings) -> PrivacyLedger | None:
-    """Return what is spent with one more round; None without privacy. Raises `RoundRefusedError` if that is too much."""
+    """Return what is spent with one more round; None without noise. Raises `RoundRefusedError` if that is too much."""
     privacy = settings.privacy
-    if privacy.mode == "none":
+    if privacy.mode == "none" or settings.task == "evaluate":
         return None
     projected = ledger.projected(privacy, settings.fraction)
     if projected is not None and 0 < privacy.epsilon_budget < projected:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from cloud.rounds.await_updates import complete_collecting
 from cloud.rounds.changes import change, transact
+from cloud.rounds.evaluation import check_figures, sums
 from cloud.rounds.events import tell
 from cloud.rounds.notices import Delivery, read_notice
 from cloud.rounds.services import Services, connect, own_services
@@ -19,6 +20,7 @@ from fedgrass.protocol.tables import load_round
 Counted = Literal["counted", "late", "duplicate", "ignored"]
 
 _NOTICE, _ROUND = range(2)  # the transaction's actions
+_DONE = {"fit": "uploaded", "evaluate": "evaluated"}
 
 connect("rounds", "step_functions")
 
@@ -38,10 +40,11 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
         tell("update_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
         return "ignored"
     late = record.phase != "collecting"
-    refused = _write(services, notice, delivery, late=late)
+    most = record.settings.checks.max_examples
+    refused = _write(services, notice, delivery, late=late, most=most)
     if refused == _ROUND:  # collecting ended between the reading and the writing
         late = True
-        refused = _write(services, notice, delivery, late=late)
+        refused = _write(services, notice, delivery, late=late, most=most)
     counted: Counted = "duplicate" if refused == _NOTICE else "late" if late else "counted"
     tell(
         "update_notice",
@@ -61,12 +64,16 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
 def _check(notice: UpdateNotice, record: RoundRecord) -> None:
     if not is_member(record.cohort.salt, record.cohort.fraction, notice.thing):
         raise MessageError(f"{notice.thing!r} is not in the cohort of round {record.round}")
+    if notice.status in _DONE.values() and notice.status != _DONE[record.settings.task]:
+        raise MessageError(f"{notice.thing!r} has {notice.status}; round {record.round} is to {record.settings.task}")
+    if notice.status == "evaluated":
+        check_figures(notice)
     expected = update_key(notice.fleet, notice.round, notice.thing)
     if notice.key is not None and notice.key != expected:
         raise MessageError(f"{notice.thing!r} names key {notice.key!r}; its own is {expected!r}")
 
 
-def _write(services: Services, notice: UpdateNotice, delivery: Delivery, *, late: bool) -> int | None:
+def _write(services: Services, notice: UpdateNotice, delivery: Delivery, *, late: bool, most: int) -> int | None:
     part = Participation(
         **notice.model_dump(include=set(Participation.model_fields) & set(UpdateNotice.model_fields)),
         object_key=notice.key,
@@ -80,10 +87,11 @@ def _write(services: Services, notice: UpdateNotice, delivery: Delivery, *, late
     write = change(put=attributes, condition="attribute_not_exists(#status)")
     if late:
         count = change(add={"late": 1})
-    elif notice.status == "uploaded":
+    elif notice.status in _DONE.values():
+        figures = sums(notice, most) if notice.status == "evaluated" else {}
         count = change(
             put={"last_upload_at": delivery.received_at},
-            add={"uploaded": 1, "bytes_uploaded": notice.bytes},
+            add={"uploaded": 1, "bytes_uploaded": notice.bytes, **figures},
             condition="#phase = :collecting",
             values={":collecting": "collecting"},
         )

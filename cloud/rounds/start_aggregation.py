@@ -11,6 +11,7 @@ from cloud.rounds.aggregation_ended import settle
 from cloud.rounds.announcement import withdraw
 from cloud.rounds.await_updates import TokenRequest
 from cloud.rounds.changes import change_round
+from cloud.rounds.evaluation import record_evaluation
 from cloud.rounds.events import tell
 from cloud.rounds.services import Services, connect, own_services
 from cloud.rounds.tokens import succeed
@@ -29,7 +30,8 @@ def handler(event: dict[str, Any], _context: object) -> None:
 def start_aggregation(services: Services, request: TokenRequest) -> None:
     """Take no more updates, and start the job under the state machine's token.
 
-    With fewer updates than ``min_updates`` no job is started: the round's outcome is ``insufficient_updates``.
+    With fewer updates than ``min_updates`` no job is started: the round's outcome is ``insufficient_updates``. None is started
+    either where devices evaluated only.
     """
     fleet = services.fleet
     withdraw(services, load_round(services.rounds, fleet, request.round))
@@ -47,6 +49,10 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
     if record.uploaded < record.settings.min_updates:
         reason = f"{record.uploaded} of {record.asked} devices sent an update, {record.settings.min_updates} are needed"
         change_round(services.rounds, fleet, record.round, put={"outcome": "insufficient_updates", "reason": reason})
+        succeed(services.step_functions, request.token, {"job": "not_needed"})
+        return
+    if record.settings.task == "evaluate":
+        record_evaluation(services, record)
         succeed(services.step_functions, request.token, {"job": "not_needed"})
         return
     name = job_name(record)

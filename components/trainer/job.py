@@ -17,11 +17,11 @@ from fedgrass.edge.logs import Log
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
 from fedgrass.edge.throttle import CpuBudget
-from fedgrass.engines.base import FitState, Hooks, StopTraining
+from fedgrass.engines.base import Engine, FitState, Hooks, StopTraining
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError
 from fedgrass.protocol.messages import Announcement, Base
-from fedgrass.training import Trained, train
+from fedgrass.training import Evaluated, Trained, evaluate, train
 
 _BUNDLES_KEPT = 2
 
@@ -34,7 +34,7 @@ class Refusal:
     reason: str
 
 
-Outcome = Trained | Refusal | None
+Outcome = Trained | Evaluated | Refusal | None
 """None: the job was cancelled, and may be done again."""
 
 
@@ -91,7 +91,7 @@ class Workshop:
 
 
 class Job:
-    """Training for one announcement.
+    """Training, or evaluating, for one announcement.
 
     Parameters
     ----------
@@ -160,8 +160,6 @@ class Job:
         self._ended(None if self._cancelled.is_set() and not isinstance(outcome, Trained) else outcome)
 
     def _work(self) -> Outcome:
-        if self.announcement.task != "fit":
-            return Refusal("declined", f"task {self.announcement.task!r} is not known to this version")
         self._pause(self._cancelled)
         announced = self.announcement
         bundle = self._workshop.bundle(announced.base, announced.upload.bucket, self._cancelled)
@@ -171,13 +169,22 @@ class Job:
             if self._cancelled.is_set():
                 return None
         try:
-            return self._train(bundle)
+            return self._evaluate(bundle) if announced.task == "evaluate" else self._train(bundle)
         finally:
             self._data_in_use.release()
 
+    def _evaluate(self, bundle: Bundle) -> Evaluated:
+        split = data.load(self._workshop.runtime.data, bundle.manifest)
+        self._log.info("evaluating", examples=len(split.validation), model=bundle.manifest.version)
+        return evaluate(self._engine(bundle), split)
+
+    def _engine(self, bundle: Bundle) -> Engine:
+        runtime = self._workshop.runtime
+        return open_engine(runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder)
+
     def _train(self, bundle: Bundle) -> Trained:
         shop = self._workshop
-        engine = open_engine(shop.runtime.engine, bundle, threads=shop.runtime.threads, builder=shop.runtime.builder)
+        engine = self._engine(bundle)
         split = data.load(shop.runtime.data, bundle.manifest)
         self._examples = len(split.train)
         self._log.info("training", examples=self._examples, base=bundle.manifest.version)

@@ -41,7 +41,7 @@ from fedgrass.protocol.names import (
     round_topic,
     update_key,
 )
-from fedgrass.training import Trained
+from fedgrass.training import Evaluated, Trained
 
 _RECHECK_SECONDS = 10.0
 _STOP_SECONDS = 3.0
@@ -228,11 +228,11 @@ class Trainer:
             self._answer(job.announcement, outcome)
             self._count_examples()
 
-    def _answer(self, announcement: Announcement, outcome: Trained | Refusal) -> None:
+    def _answer(self, announcement: Announcement, outcome: Trained | Evaluated | Refusal) -> None:
         """Hand the round's one answer on, then note that; in this order, so that a crash between repeats it by its key."""
         key, notice = answer_key(announcement), self._notice(announcement, outcome).encode()
         try:
-            if isinstance(outcome, Refusal):
+            if not isinstance(outcome, Trained):
                 self._outbox.put(key, self._topic, notice)
             else:
                 where = update_key(announcement.fleet, announcement.round, self._device.thing)
@@ -250,16 +250,29 @@ class Trainer:
             self._log.warning("round " + outcome.status, round=announcement.round, reason=outcome.reason)
             self._status.counted(outcome.status)
             self._status.say(outcome.status, announcement, reason=outcome.reason)
+        elif isinstance(outcome, Evaluated):
+            self._log.info("evaluated", round=announcement.round, metrics=outcome.metrics)
+            self._status.counted("taken", 0.0)
+            self._status.say("idle", None)
         else:
             self._status.counted("taken", outcome.seconds)
             self._log.info("trained", round=announcement.round, seconds=outcome.seconds, metrics=outcome.metrics)
             self._status.say("uploading", announcement)
 
-    def _notice(self, announcement: Announcement, outcome: Trained | Refusal) -> UpdateNotice:
+    def _notice(self, announcement: Announcement, outcome: Trained | Evaluated | Refusal) -> UpdateNotice:
         fleet, number, thing = announcement.fleet, announcement.round, self._device.thing
         if isinstance(outcome, Refusal):
             return UpdateNotice(
                 fleet=fleet, round=number, thing=thing, status=outcome.status, reason=as_reason(outcome.reason)
+            )
+        if isinstance(outcome, Evaluated):
+            return UpdateNotice(
+                fleet=fleet,
+                round=number,
+                thing=thing,
+                status="evaluated",
+                num_examples=outcome.num_examples,
+                metrics=outcome.metrics,
             )
         return UpdateNotice(
             fleet=fleet,

@@ -24,6 +24,7 @@ _OUTCOME_STYLES = {
     "refused": "red",
     "rolled_back": "red",
     "uploaded": "green",
+    "evaluated": "green",
     "declined": "yellow",
 }
 _NOTHING = "–"

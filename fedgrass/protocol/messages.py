@@ -128,12 +128,12 @@ class Announcement(Message):
 
 
 class UpdateNotice(Message):
-    """A device's word on a round: ``uploaded`` (the object is in S3), or why there will be none."""
+    """A device's word on a round: ``uploaded`` (the object is in S3), ``evaluated`` (see the metrics), or why there is none."""
 
     fleet: FleetName
     round: RoundNumber
     thing: ThingName
-    status: Literal["uploaded", "declined", "failed"]
+    status: Literal["uploaded", "evaluated", "declined", "failed"]
     reason: Reason = ""
     key: ObjectKey | None = None
     sha256: Sha256 | None = None

@@ -34,7 +34,7 @@ STATE_KEY = "state"
 MODEL_SUFFIX = "#model"
 
 Phase = Literal["collecting", "aggregating", "rolling_out", "closed"]
-RoundOutcome = Literal["released", "held", "insufficient_updates", "failed", "cancelled"]
+RoundOutcome = Literal["released", "held", "evaluated", "insufficient_updates", "failed", "cancelled"]
 ModelOutcome = Literal["active", "refused", "rolled_back"]
 
 ALIVE_INTERVALS = 3
@@ -133,11 +133,16 @@ class RoundRecord(Record):
     closed_at: AwareDatetime | None = None
     announced: bool = True
 
-    uploaded: int = 0
+    uploaded: int = Field(default=0, description="Devices that did what was asked: sent an update, or their figures")
     declined: int = 0
     failed: int = 0
     late: int = 0
     bytes_uploaded: int = 0
+    evaluated_examples: int = Field(
+        default=0, description="Of a round that evaluates: examples of all devices together"
+    )
+    evaluated_loss: Finite | None = Field(default=None, description="Sum over them")
+    evaluated_correct: Finite | None = Field(default=None, description="How many of them a classifier got right")
     last_upload_at: int | None = Field(default=None, description="Epoch milliseconds")
 
     active: int = 0
@@ -198,7 +203,7 @@ class Participation(Record):
     fleet: FleetName
     round: RoundNumber
     thing: ThingName
-    status: Literal["uploaded", "declined", "failed"] | None = None
+    status: Literal["uploaded", "evaluated", "declined", "failed"] | None = None
     late: bool = Field(default=False, description="The notice came when collecting was over; it is not counted")
     reason: Reason = ""
     object_key: str | None = None

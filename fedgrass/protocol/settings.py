@@ -133,6 +133,9 @@ class FleetSettings(_Settings):
 
     # An execution's history holds 25,000 events, and a round writes some forty.
     rounds: int = Field(default=1, ge=1, le=500, description="Rounds to run one after the other")
+    task: Literal["fit", "evaluate"] = Field(
+        default="fit", description="evaluate: devices judge the current model on their own data, and nothing changes"
+    )
     fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the fleet that is asked")
     min_devices: int = Field(default=2, ge=1, description="Devices that must be able to train for a round to open")
     min_updates: int = Field(default=2, ge=1, description="Updates without which the round changes nothing")
@@ -160,6 +163,8 @@ class FleetSettings(_Settings):
             raise ValueError(
                 "update.noise_multiplier: set privacy.mode to local instead, so that what is spent is counted"
             )
+        if self.privacy.mode == "local" and self.task == "evaluate":
+            raise ValueError("task evaluate: with privacy.mode local no device may send exact figures of its data")
         if self.privacy.mode == "central" and self.checks.max_norm_over_median > 0:
             raise ValueError(
                 "checks.max_norm_over_median: with privacy.mode central one device's norm must not decide over another's "

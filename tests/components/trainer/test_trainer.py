@@ -260,11 +260,25 @@ def test_training_that_diverges_is_reported_as_failed(place: Place) -> None:
     assert place.statuses[-1].state == "failed"
 
 
-def test_a_task_of_a_later_version_is_declined(place: Place) -> None:
+def test_a_round_that_evaluates_is_answered_with_the_figures_of_the_kept_back_examples(place: Place) -> None:
+    place.start()
+    place.open(place.announcement(task="evaluate"))
+    place.settle()
+    (notice,) = place.notices
+    assert (notice.status, notice.key) == ("evaluated", None)
+    assert notice.num_examples > 0
+    assert 0 <= notice.metrics["accuracy"] <= 1
+    assert place.statuses[-1].state == "idle"
+
+
+def test_a_device_that_keeps_no_examples_back_declines_to_evaluate(place: Place) -> None:
+    settings = place.ipc.configurations[RUNTIME]
+    place.ipc.configurations[RUNTIME] = {**settings, "data": {**settings["data"], "validationFraction": 0}}
     place.start()
     place.open(place.announcement(task="evaluate"))
     place.settle()
     assert [notice.status for notice in place.notices] == ["declined"]
+    assert "validationFraction" in place.notices[0].reason
 
 
 def test_a_loader_that_raises_anything_fails_the_round_and_not_the_component(place: Place) -> None:
