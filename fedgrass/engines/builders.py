@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from fedgrass.errors import EngineError
+from fedgrass.bundle import Manifest
+from fedgrass.errors import BundleError, EngineError
+
+T = TypeVar("T")
 
 
 def named(reference: str, *, setting: str) -> Any:
@@ -37,3 +40,14 @@ def builder_of(engine: str, builder: str | Callable[[], Any]) -> Callable[[], An
     if not callable(function):
         raise EngineError(f"builder {builder!r}: is not a function")
     return function
+
+
+def the_manifests(known: Mapping[str, T], manifest: Manifest, builder: object) -> dict[str, T]:
+    """Return those of a built model's variables that the manifest names, in its order; raises `BundleError` if one is missing."""
+    missing = [p.name for p in manifest.parameters if p.name not in known]
+    if missing:
+        raise BundleError(
+            f"builder {builder!r}: its model has no {missing[0]!r}, as model {manifest.name!r} has; "
+            f"it has {', '.join(sorted(known)[:6])}"
+        )
+    return {p.name: known[p.name] for p in manifest.parameters}

@@ -12,10 +12,10 @@ import numpy as np
 
 from fedgrass.bundle import Bundle, Parameters, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
-from fedgrass.engines.builders import builder_of
+from fedgrass.engines.builders import builder_of, the_manifests
 from fedgrass.engines.loop import OutputEngine, check_state
 from fedgrass.engines.metrics import CLASSIFIERS, sigmoid, softmax
-from fedgrass.errors import BundleError, EngineError
+from fedgrass.errors import EngineError
 from fedgrass.tensors import Array
 
 try:
@@ -56,14 +56,7 @@ class KerasEngine(OutputEngine):
         super().__init__(bundle)
         _use_threads(threads)
         self._model = _build(builder)
-        known = _variables(self._model)
-        missing = [p.name for p in self.manifest.parameters if p.name not in known]
-        if missing:
-            raise BundleError(
-                f"builder {builder!r}: its model has no variable {missing[0]!r}, as model {self.manifest.name!r} has; "
-                f"it has {', '.join(sorted(known)[:6])}"
-            )
-        self._variables = {p.name: known[p.name] for p in self.manifest.parameters}
+        self._variables = the_manifests(_variables(self._model), self.manifest, builder)
         self._logits = getattr(self._model.layers[-1], "activation", None) not in (
             keras.activations.softmax,
             keras.activations.sigmoid,

@@ -9,10 +9,10 @@ import numpy as np
 
 from fedgrass.bundle import Bundle, Parameters, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
-from fedgrass.engines.builders import builder_of
+from fedgrass.engines.builders import builder_of, the_manifests
 from fedgrass.engines.loop import OutputEngine, check_state
 from fedgrass.engines.metrics import CLASSIFIERS, sigmoid, softmax
-from fedgrass.errors import BundleError, EngineError
+from fedgrass.errors import EngineError
 from fedgrass.tensors import Array
 
 try:
@@ -54,14 +54,7 @@ class TorchEngine(OutputEngine):
         super().__init__(bundle)
         torch.set_num_threads(threads)
         self._module = _build(builder)
-        known = _entries(self._module)
-        missing = [p.name for p in self.manifest.parameters if p.name not in known]
-        if missing:
-            raise BundleError(
-                f"builder {builder!r}: its module has no {missing[0]!r}, as model {self.manifest.name!r} has; "
-                f"it has {', '.join(sorted(known)[:6])}"
-            )
-        self._entries = {p.name: known[p.name] for p in self.manifest.parameters}
+        self._entries = the_manifests(_entries(self._module), self.manifest, builder)
         names = {name for name, parameter in self._module.named_parameters() if parameter.requires_grad}
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(name in names and name in self._entries)

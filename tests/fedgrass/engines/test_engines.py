@@ -67,7 +67,7 @@ def distance(left: Parameters, right: Parameters) -> float:
 
 def test_it_learns_the_digits_and_the_same_seed_gives_the_same_parameters(make: Maker, digits: ArrayDataset) -> None:
     train, kept = digits.take(1400), ArrayDataset(digits.x[1400:], digits.y[1400:])
-    engine, again = make(), make()
+    engine = make()
     before = engine.evaluate(kept)
     result = engine.fit(train, SETTINGS)
     after = engine.evaluate(kept)
@@ -77,7 +77,8 @@ def test_it_learns_the_digits_and_the_same_seed_gives_the_same_parameters(make: 
     assert (result.num_examples, result.steps, after["examples"]) == (1400, 176, 397)
     assert same(result.parameters, engine.get_parameters())
     assert all(value.dtype == np.float32 for value in result.parameters.values())
-    assert same(again.fit(train, SETTINGS).parameters, result.parameters)
+    few = [make().fit(digits.take(100), SETTINGS).parameters for _ in range(2)]
+    assert same(*few)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
