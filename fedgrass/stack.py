@@ -22,6 +22,10 @@ class StackOutputs:
     token_exchange_role_arn: str
     token_exchange_role_alias: str
     thing_group_arn: str
+    model_component: str
+    model_package_group: str
+    repository_uri: str
+    image_build_project: str
 
 
 def stack_name(fleet: str) -> str:

@@ -8,14 +8,15 @@ import boto3
 from botocore.config import Config
 
 from cloud.aggregator.component import Account
-from cloud.aggregator.config import FleetPlace
+from cloud.aggregator.config import JobSettings
+from cloud.aggregator.registry import Registry
 from cloud.aggregator.release import FleetClients
 from cloud.aggregator.s3 import Bucket
 
 _CONFIG = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=16)
 
 
-def connect(place: FleetPlace) -> tuple[FleetClients, Any]:
+def connect(place: JobSettings) -> tuple[FleetClients, Any]:
     """Return what the fleet is reached through, and the S3 client beneath it.
 
     Credentials and endpoint are those of the environment; the region is the thing group's.
@@ -28,5 +29,9 @@ def connect(place: FleetPlace) -> tuple[FleetClients, Any]:
         rounds=session.resource("dynamodb", config=_CONFIG).Table(place.rounds_table),
         greengrass=session.client("greengrassv2", config=_CONFIG),
         thing_group_arn=place.thing_group_arn,
+        model_component=place.model_component,
+        registry=Registry(session.client("sagemaker", config=_CONFIG), place.model_package_group, place.image)
+        if place.model_package_group and place.image
+        else None,
     )
     return clients, s3

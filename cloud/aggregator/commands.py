@@ -17,7 +17,7 @@ def publish(
 ) -> None:
     """Publish a model bundle to a fleet: its first model, or a new graph.
 
-    Uploads it, makes it a version of com.fedgrass.GlobalModel, deploys it if the fleet has a deployment, and makes it the
+    Uploads it, makes it a version of its model component, deploys it if the fleet has a deployment, and makes it the
     base of the next round. Running it again changes nothing.
     """
     from cloud.aggregator.release import FleetClients, publish_model
@@ -30,6 +30,7 @@ def publish(
         rounds=account.rounds_table,
         greengrass=account.session.client("greengrassv2"),
         thing_group_arn=account.stack.thing_group_arn,
+        model_component=account.stack.model_component,
     )
     released = publish_model(Bundle.open(folder), clients)
     typer.echo(f"{released.component_arn} is the current model of fleet {fleet}")

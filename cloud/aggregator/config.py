@@ -13,8 +13,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedgrass.edge.logs import Log
 from fedgrass.errors import ConfigurationError
-from fedgrass.protocol.names import FleetName, RoundNumber
+from fedgrass.protocol.names import GLOBAL_MODEL, FleetName, RoundNumber
+
+log = Log(__name__)
 
 ML_ROOT = "FEDGRASS_ML_ROOT"
 _PREFIX = "FEDGRASS_"
@@ -30,6 +33,7 @@ class FleetPlace(BaseModel):
     bucket: str = Field(min_length=3, max_length=63)
     rounds_table: str = Field(min_length=3, max_length=255)
     thing_group_arn: str = Field(pattern=r"^arn:[^:]+:iot:[^:]+:\d{12}:thinggroup/.+$")
+    model_component: str = Field(default=GLOBAL_MODEL, pattern=r"^[a-zA-Z0-9-_.]{1,128}$")
 
     @classmethod
     def checked(cls: type[P], **fields: object) -> P:
@@ -49,6 +53,8 @@ class JobSettings(FleetPlace):
     """The job's environment: every variable is prefixed with ``FEDGRASS_``."""
 
     round: RoundNumber
+    model_package_group: str | None = Field(default=None, min_length=1, max_length=63)
+    image: str | None = Field(default=None, min_length=1, max_length=255)
 
 
 P = TypeVar("P", bound=FleetPlace)
@@ -84,10 +90,14 @@ class Container:
         return not hosts or resources.get("current_host") == hosts[0]
 
     def say(self, message: str) -> None:
-        """Leave the job's last word, of which SageMaker keeps 1 KB."""
+        """Leave the job's last word, of which SageMaker keeps 1 KB; it is in the log in any case."""
+        log.info("said", message=message)
         path = self.root / "output" / "message"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode())
+        except OSError as error:  # the image's user is not root; a word that cannot be left is no failure of the round
+            log.warning("message_not_left", path=str(path), reason=str(error))
 
     def _config(self, name: str) -> dict[str, Any]:
         path = self.root / "config" / name

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloud.aggregator.aggregate import Aggregation, aggregate
@@ -165,6 +166,11 @@ class RoundJob:
             return self._hold(new, verdict.reason)
         if self._record.settings.release == "never":
             return self._hold(new, f"the fleet's settings release no model; {verdict.reason}")
+        phase = load_round(self._clients.rounds, self._record.fleet, self._record.round).phase
+        if phase != "aggregating":
+            return self._hold(
+                new, f"the round is not aggregating any more, but {phase}: nothing is released after its end"
+            )
         try:
             with self._phases.timed("release"):
                 self._release(new)
@@ -207,7 +213,21 @@ class RoundJob:
             component_arn=released.component_arn,
             deployment_id=released.deployment_id,
             target_arn=released.target_arn,
+            model_package_arn=self._register(new),
         )
+
+    def _register(self, new: Bundle) -> str | None:
+        """Register the model where there is a registry: a service for people, so its failure is no failure of the round."""
+        if self._clients.registry is None:
+            return None
+        used = self._report.aggregation.updates if self._report.aggregation else ()
+        try:
+            return self._clients.registry.register(
+                new, self._bucket, self._record, participants=len(used), evaluation=self._report.evaluation
+            )
+        except (ClientError, BotoCoreError, TransferError) as error:
+            self._log.error("not_registered", version=new.manifest.version, reason=str(error))
+            return None
 
     def _heard(self) -> Heard:
         """What the canaries said of the new model: it is nowhere else yet."""

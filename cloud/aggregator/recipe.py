@@ -23,7 +23,9 @@ _ADMIT = (
 _ADMIT_SECONDS = 2400  # the venv's own bound, 1800, and time to judge a large model
 
 
-def global_model_recipe(fleet: str, manifest: Manifest, uris: Mapping[str, str]) -> bytes:
+def global_model_recipe(
+    fleet: str, manifest: Manifest, uris: Mapping[str, str], *, component: str = GLOBAL_MODEL
+) -> bytes:
     """Return the recipe as JSON; the same model gives the same bytes.
 
     Parameters
@@ -34,10 +36,12 @@ def global_model_recipe(fleet: str, manifest: Manifest, uris: Mapping[str, str])
         The sealed bundle's: its version is the component's, its files are the artifacts.
     uris
         Address of each file, ``model.json`` included.
+    component
+        The component's name, where the account has several fleets.
     """
     recipe: dict[str, Any] = {
         "RecipeFormatVersion": "2020-01-25",
-        "ComponentName": GLOBAL_MODEL,
+        "ComponentName": component,
         "ComponentVersion": manifest.version,
         "ComponentDescription": f"Model {manifest.name} of fleet {fleet}, parameters {manifest.parameters_sha256[:12]}.",
         "ComponentPublisher": "fedgrass",
@@ -45,7 +49,7 @@ def global_model_recipe(fleet: str, manifest: Manifest, uris: Mapping[str, str])
             "DefaultConfiguration": {
                 "accessControl": {
                     "aws.greengrass.ipc.pubsub": {
-                        f"{GLOBAL_MODEL}:pubsub:1": {
+                        f"{component}:pubsub:1": {
                             "policyDescription": "Tells ModelDeployer what became of this model.",
                             "operations": ["aws.greengrass#PublishToTopic"],
                             "resources": [MODEL_ADMISSION_TOPIC],

@@ -13,6 +13,7 @@ from cloud.aggregator.canaries import Canaries, job_configuration
 from cloud.aggregator.component import Account, create_component
 from cloud.aggregator.deployment import SupersededError, deploy_version
 from cloud.aggregator.recipe import global_model_recipe
+from cloud.aggregator.registry import Registry
 from cloud.aggregator.s3 import Bucket
 from fedgrass.bundle import MANIFEST, PARAMETERS, Bundle
 from fedgrass.protocol.messages import Base
@@ -23,13 +24,18 @@ from fedgrass.protocol.tables import Table, set_current_model
 
 @dataclass(frozen=True)
 class FleetClients:
-    """What a fleet is reached through: its bucket, its rounds table, a ``greengrassv2`` client, its thing group."""
+    """What a fleet is reached through: its bucket, its rounds table, a ``greengrassv2`` client, its thing group.
+
+    Released models are registered where there is a ``registry``.
+    """
 
     fleet: str
     bucket: Bucket
     rounds: Table
     greengrass: Any
     thing_group_arn: str
+    model_component: str = GLOBAL_MODEL
+    registry: Registry | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def release_model(
     rollout: Rollout | None = None,
     canaries: Canaries | None = None,
 ) -> Release:
-    """Publish a bundle as ``com.fedgrass.GlobalModel`` and deploy it to the fleet; safe to repeat.
+    """Publish a bundle as a version of the fleet's model component and deploy it to the fleet; safe to repeat.
 
     Parameters
     ----------
@@ -98,15 +104,15 @@ def release_model(
     base = upload(bundle, clients.bucket, clients.fleet)
     prefix = model_prefix(clients.fleet, bundle.manifest.version)
     uris = {name: clients.bucket.uri(prefix + name) for name in (*bundle.manifest.files, MANIFEST)}
-    recipe = global_model_recipe(clients.fleet, bundle.manifest, uris)
+    recipe = global_model_recipe(clients.fleet, bundle.manifest, uris, component=clients.model_component)
     arn = create_component(clients.greengrass, Account.of(clients.thing_group_arn), recipe)
     version = bundle.manifest.version
     if canaries is not None:
-        canaries.try_out(clients.greengrass, clients.thing_group_arn, GLOBAL_MODEL, version)
+        canaries.try_out(clients.greengrass, clients.thing_group_arn, clients.model_component, version)
     deployment_id = deploy_version(
         clients.greengrass,
         clients.thing_group_arn,
-        GLOBAL_MODEL,
+        clients.model_component,
         version,
         create=first_deployment,
         job=job_configuration(rollout) if rollout is not None else None,

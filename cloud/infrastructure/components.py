@@ -41,15 +41,16 @@ class ComponentPublisher:
     ----------
     greengrass, s3
         boto3 clients of ``greengrassv2`` and ``s3``.
-    account, region
+    account, region, partition
         Where components live; part of their ARNs and of the bucket's name.
     """
 
-    def __init__(self, *, greengrass: Any, s3: Any, account: str, region: str) -> None:
+    def __init__(self, *, greengrass: Any, s3: Any, account: str, region: str, partition: str = "aws") -> None:
         self._greengrass = greengrass
         self._s3 = s3
         self._account = account
         self._region = region
+        self._partition = partition
 
     def publish(self, build: Path, *, bucket: str) -> Published:
         """Publish the component in a ``greengrass-build`` folder.
@@ -92,7 +93,7 @@ class ComponentPublisher:
         return Published(name, version, created["arn"], fresh=True)
 
     def _newest(self, name: str) -> dict[str, Any] | None:
-        arn = f"arn:aws:greengrass:{self._region}:{self._account}:components:{name}"
+        arn = f"arn:{self._partition}:greengrass:{self._region}:{self._account}:components:{name}"
         try:
             pages = self._greengrass.get_paginator("list_component_versions").paginate(arn=arn)
             versions = [version for page in pages for version in page["componentVersions"]]
@@ -107,7 +108,12 @@ class ComponentPublisher:
     def _ensure_bucket(self, bucket: str) -> None:
         try:
             self._s3.head_bucket(Bucket=bucket)
-        except self._s3.exceptions.ClientError:
+        except self._s3.exceptions.ClientError as error:
+            if error.response["Error"]["Code"] not in {"404", "NoSuchBucket"}:
+                raise ConfigurationError(
+                    f"bucket {bucket}, for components, cannot be opened: it exists in another account, or these "
+                    "credentials lack s3:ListBucket on it; name another in every gdk-config.json"
+                ) from error
             # The first region takes no constraint: naming it is an error.
             place = (
                 {}

@@ -1,4 +1,4 @@
-"""Deploy a fleet's stack, and remove it: ``python -m cloud.infrastructure.deploy up|down --fleet NAME``.
+"""Deploy a fleet's stack: functions, state machine, roles, tables, alarms, and the aggregator's image by CodeBuild.
 
 Works against AWS, and against the local stand-in through AWS_ENDPOINT_URL. Running it again changes only what differs.
 """
@@ -6,23 +6,52 @@ Works against AWS, and against the local stand-in through AWS_ENDPOINT_URL. Runn
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields
+import re
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-import boto3
 import typer
 from botocore.exceptions import ClientError, WaiterError
 
-from cloud.infrastructure.package import DEFINITION, functions_archive
-from fedgrass.errors import FedgrassError, InfrastructureError
-from fedgrass.protocol.names import check_fleet, round_topic
+from cloud.infrastructure import script
+from cloud.infrastructure.image import build_image, image_exists
+from cloud.infrastructure.package import DEFINITION, functions_archive, image_source
+from fedgrass.errors import ConfigurationError, InfrastructureError
+from fedgrass.protocol.names import check_fleet
 from fedgrass.stack import StackOutputs, stack_name, stack_outputs
 
 TEMPLATE = Path(__file__).with_name("template.yaml")
 
 _FINISHED = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE"}
 _BEGUN = {"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}
+
+
+@dataclass(frozen=True)
+class Code:
+    """What is uploaded before the stack: each under its digest, so that CloudFormation sees when it changes."""
+
+    dependencies: bool = True
+
+    @cached_property
+    def files(self) -> dict[str, tuple[str, bytes]]:
+        """Key and content of each, by the template's parameter."""
+        contents = {
+            "CodeKey": ("rounds", "zip", functions_archive(dependencies=self.dependencies)),
+            "DefinitionKey": ("rounds", "asl.json", DEFINITION.read_bytes()),
+            "SourceKey": ("source", "zip", image_source()),
+            "Template": ("templates", "yaml", TEMPLATE.read_bytes()),
+        }
+        return {
+            name: (f"{folder}/{hashlib.sha256(content).hexdigest()}.{suffix}", content)
+            for name, (folder, suffix, content) in contents.items()
+        }
+
+    @property
+    def image_tag(self) -> str:
+        """Tag of the image that is made of the source."""
+        return self.files["SourceKey"][0].removeprefix("source/")[:16]
 
 
 def deploy(
@@ -39,33 +68,73 @@ def deploy(
     session
         A boto3 session.
     parameters
-        Parameters of the template beyond the fleet and the code, such as ``AggregatorImage``.
+        Parameters of the template beyond the fleet and the code, such as ``AlarmMail``. Those that are left out stay
+        as they are.
     dependencies
         See `functions_archive`.
 
     Raises
     ------
     ConfigurationError
-        If the fleet's name is not valid.
+        If the fleet's name is not valid, or the template has no such parameter.
     InfrastructureError
         If the stack is in no state to be changed, or could not be; the message has CloudFormation's own reason.
     """
+    check(session, fleet, parameters or {})
+    return _apply(session, fleet, parameters or {}, Code(dependencies=dependencies))
+
+
+def check(session: Any, fleet: str, parameters: dict[str, str]) -> bool:
+    """Look before changing anything; returns whether there is a stack. Raises as `deploy` does."""
     check_fleet(fleet)
+    unknown = sorted(parameters.keys() - template_parameters())
+    if unknown:
+        raise ConfigurationError(
+            f"the template has no parameter {unknown[0]!r}; it has {', '.join(sorted(template_parameters()))}"
+        )
+    cloudformation = session.client("cloudformation")
+    status = _status(cloudformation, stack_name(fleet))
+    _check_changeable(stack_name(fleet), status)
+    if status is None and parameters.get("BucketName"):
+        _check_bucket_is_free(session.client("s3"), parameters["BucketName"])
+    return status is not None
+
+
+def template_parameters() -> set[str]:
+    """Names of the template's parameters."""
+    section = TEMPLATE.read_text().split("\nParameters:\n")[1].split("\nConditions:\n")[0]
+    return set(re.findall(r"^  (\w+):$", section, re.MULTILINE))
+
+
+def _apply(session: Any, fleet: str, parameters: dict[str, str], code: Code) -> StackOutputs:
     cloudformation = session.client("cloudformation")
     name = stack_name(fleet)
-    status = _status(cloudformation, name)
-    _check_changeable(name, status)
-    given = {"Fleet": fleet, **_upload_code(session, dependencies=dependencies), **(parameters or {})}
+    bucket, template_url = _upload(session, code)
+    given = {
+        "Fleet": fleet,
+        "CodeBucket": bucket,
+        "ImageTag": code.image_tag,
+        **{key: code.files[key][0] for key in ("CodeKey", "DefinitionKey", "SourceKey")},
+        **parameters,
+    }
+    existing = _parameters(cloudformation, name)
     arguments = {
         "StackName": name,
-        "TemplateBody": TEMPLATE.read_text(),
-        "Parameters": [{"ParameterKey": key, "ParameterValue": value} for key, value in given.items()],
-        "Capabilities": ["CAPABILITY_IAM"],
+        "TemplateURL": template_url,
+        "Parameters": [
+            *({"ParameterKey": key, "ParameterValue": value} for key, value in given.items()),
+            *(
+                {"ParameterKey": key, "UsePreviousValue": True}
+                for key in sorted((existing or set()) & template_parameters() - given.keys())
+            ),
+        ],
+        # Named: the role that silos assume has a name that other accounts can know.
+        "Capabilities": ["CAPABILITY_NAMED_IAM"],
         "Tags": [{"Key": "fedgrass:fleet", "Value": fleet}],
     }
-    if status is None:
+    if existing is None:
         cloudformation.create_stack(**arguments)
-        _wait(cloudformation, name, "stack_create_complete")
+        wait(cloudformation, name, "stack_create_complete")
     else:
         try:
             cloudformation.update_stack(**arguments)
@@ -73,30 +142,16 @@ def deploy(
             if "No updates are to be performed" not in str(error):
                 raise
         else:
-            _wait(cloudformation, name, "stack_update_complete")
+            wait(cloudformation, name, "stack_update_complete")
     return stack_outputs(session, fleet)
 
 
-def destroy(session: Any, *, fleet: str) -> bool:
-    """Remove the fleet's stack with all its data; returns whether there was one.
-
-    Raises
-    ------
-    InfrastructureError
-        If CloudFormation could not delete everything.
-    """
-    cloudformation = session.client("cloudformation")
-    name = stack_name(check_fleet(fleet))
+def _parameters(cloudformation: Any, name: str) -> set[str] | None:
+    """Names of the stack's parameters; None if there is no stack."""
     if _status(cloudformation, name) is None:
-        return False
-    session.client("iot-data").publish(topic=round_topic(fleet), qos=1, retain=True, payload=b"")
-    found = cloudformation.describe_stacks(StackName=name)["Stacks"][0].get("Outputs", [])
-    bucket = next((output["OutputValue"] for output in found if output["OutputKey"] == "Bucket"), None)
-    if bucket is not None:
-        session.resource("s3").Bucket(bucket).object_versions.delete()  # CloudFormation deletes only empty ones
-    cloudformation.delete_stack(StackName=name)
-    _wait(cloudformation, name, "stack_delete_complete")
-    return True
+        return None
+    stack = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
+    return {parameter["ParameterKey"] for parameter in stack.get("Parameters", [])}
 
 
 def _status(cloudformation: Any, name: str) -> str | None:
@@ -115,25 +170,35 @@ def _check_changeable(name: str, status: str | None) -> None:
     if status.endswith("_IN_PROGRESS"):
         raise InfrastructureError(f"stack {name} is being changed ({status}); wait until that is done, then try again")
     raise InfrastructureError(
-        f"stack {name} cannot be updated in state {status}; remove it (`down`), then deploy again"
+        f"stack {name} cannot be updated in state {status}; remove it with scripts/destroy, then deploy again"
     )
 
 
-def _upload_code(session: Any, *, dependencies: bool) -> dict[str, str]:
-    """Upload the code under its digest, so that CloudFormation sees when it changes; returns the template's parameters."""
-    account = session.client("sts").get_caller_identity()["Account"]
-    bucket = f"fedgrass-deploy-{account}-{session.region_name}"
+def _check_bucket_is_free(s3: Any, bucket: str) -> None:
+    try:
+        s3.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if error.response["Error"]["Code"] in {"404", "NoSuchBucket"}:
+            return
+        raise InfrastructureError(
+            f"bucket {bucket!r} exists in another account: names are unique in all of AWS, choose another"
+        ) from error
+    raise InfrastructureError(
+        f"bucket {bucket!r} exists in this account, outside the stack: choose another name, or delete it (a fleet that was "
+        "removed with --keep-models leaves its bucket)"
+    )
+
+
+def _upload(session: Any, code: Code) -> tuple[str, str]:
+    """Upload what is not there yet; returns the bucket and the template's address."""
+    caller = script.identify(session)
+    bucket = f"fedgrass-deploy-{caller.account}-{caller.region}"
     s3 = session.client("s3")
-    _ensure_bucket(s3, bucket, session.region_name)
-    code = functions_archive(dependencies=dependencies)
-    definition = DEFINITION.read_bytes()
-    keys = {
-        "CodeKey": f"rounds/{hashlib.sha256(code).hexdigest()}.zip",
-        "DefinitionKey": f"rounds/{hashlib.sha256(definition).hexdigest()}.asl.json",
-    }
-    s3.put_object(Bucket=bucket, Key=keys["CodeKey"], Body=code)
-    s3.put_object(Bucket=bucket, Key=keys["DefinitionKey"], Body=definition)
-    return {"CodeBucket": bucket, **keys}
+    _ensure_bucket(s3, bucket, caller.region)
+    for key, content in code.files.values():
+        s3.put_object(Bucket=bucket, Key=key, Body=content)
+    suffix = "amazonaws.com.cn" if caller.partition == "aws-cn" else "amazonaws.com"
+    return bucket, f"https://{bucket}.s3.{caller.region}.{suffix}/{code.files['Template'][0]}"
 
 
 def _ensure_bucket(s3: Any, bucket: str, region: str) -> None:
@@ -161,7 +226,8 @@ def _ensure_bucket(s3: Any, bucket: str, region: str) -> None:
     )
 
 
-def _wait(cloudformation: Any, name: str, condition: str) -> None:
+def wait(cloudformation: Any, name: str, condition: str) -> None:
+    """Wait for a stack; raises `InfrastructureError` with CloudFormation's own reason if it fails."""
     try:
         cloudformation.get_waiter(condition).wait(StackName=name, WaiterConfig={"Delay": 5, "MaxAttempts": 240})
     except WaiterError as error:
@@ -183,38 +249,59 @@ def _first_failure(cloudformation: Any, name: str) -> str | None:
     return first
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-
-_Fleet = Annotated[str, typer.Option(help="Name of the fleet.")]
-
-
-@app.command()
-def up(
-    fleet: _Fleet,
-    parameter: Annotated[list[str] | None, typer.Option(help="NAME=VALUE of the template; may be repeated.")] = None,
+def main(
+    fleet: script.Fleet,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of the template, such as AlarmMail=me@example.org; may be repeated."),
+    ] = None,
+    image: Annotated[
+        bool, typer.Option(help="Also have CodeBuild make the aggregator's image, if it is not there.")
+    ] = True,
     dependencies: Annotated[bool, typer.Option(help="Pack third-party libraries; not needed locally.")] = True,
+    dry_run: script.DryRun = False,
 ) -> None:
-    """Deploy the fleet's stack, or bring it up to date, and print what it consists of."""
-    parameters = dict(text.split("=", 1) for text in parameter or [] if "=" in text)
-    try:
-        outputs = deploy(boto3.Session(), fleet=fleet, parameters=parameters, dependencies=dependencies)
-    except FedgrassError as error:
-        raise typer.BadParameter(str(error)) from error
-    for field in fields(outputs):
+    """Deploy a fleet's stack to the AWS account of the environment, or bring it up to date.
+
+    Running it again changes only what differs, and parameters keep their values.
+    """
+    session = script.own_session()
+    caller = script.identify(session)
+    parameters = dict(_parameter(text) for text in parameter or [])
+    exists = check(session, fleet, parameters)
+    code = Code(dependencies=dependencies and not dry_run)
+    steps = script.Steps(dry_run=dry_run)
+    verb = "update" if exists else "create"
+    outputs = steps.do(
+        f"{verb} stack {stack_name(fleet)} in account {caller.account}, {caller.region} {parameters or ''}".rstrip(),
+        _apply,
+        session,
+        fleet,
+        parameters,
+        code,
+    )
+    own = outputs or (stack_outputs(session, fleet) if exists else None)
+    if image and (own is None or not image_exists(session, own, code.image_tag)):
+        steps.do(
+            f"make the aggregator's image {code.image_tag} by CodeBuild",
+            _build,
+            session,
+            fleet,
+        )
+    for field in fields(outputs) if outputs else ():
         typer.echo(f"{field.name}={getattr(outputs, field.name)}")
 
 
-@app.command()
-def down(
-    fleet: _Fleet,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Remove the fleet's stack with all its models, updates and reports."""
-    if not yes:
-        typer.confirm(f"Remove fleet {fleet} with all its models, updates and reports?", abort=True)
-    removed = destroy(boto3.Session(), fleet=fleet)
-    typer.echo("removed" if removed else "there was no such stack")
+def _build(session: Any, fleet: str) -> None:
+    build_image(session, stack_outputs(session, fleet), tell=typer.echo)
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigurationError(f"--parameter {text!r}: expected NAME=VALUE")
+    return name, value
 
 
 if __name__ == "__main__":
-    app()
+    script.run(main)

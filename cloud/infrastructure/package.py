@@ -1,4 +1,4 @@
-"""The functions' zip archive: the same sources give the same bytes, so that its digest can name it."""
+"""Zip archives of our code: the same sources give the same bytes, so that a digest can name them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fedgrass.errors import InfrastructureError
@@ -14,13 +15,14 @@ from fedgrass.errors import InfrastructureError
 ROOT = Path(__file__).resolve().parents[2]
 DEFINITION = ROOT / "cloud/rounds/state_machine.asl.json"
 
-_SOURCES = (
+_FUNCTIONS = (
     "cloud/__init__.py",
     "cloud/rounds/*.py",
     "fedgrass/__init__.py",
     "fedgrass/errors.py",
     "fedgrass/protocol/*.py",
 )
+_IMAGE = ("cloud/__init__.py", "cloud/aggregator/**/*", "cloud/silo/**/*", "fedgrass/**/*.py")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
 
 # As in the template; boto3 is part of Lambda's runtime.
@@ -30,7 +32,7 @@ _PLATFORM = "manylinux2014_aarch64"
 
 
 def functions_archive(*, dependencies: bool = True) -> bytes:
-    """Return the archive.
+    """Return the archive of the functions.
 
     Parameters
     ----------
@@ -43,11 +45,24 @@ def functions_archive(*, dependencies: bool = True) -> bytes:
     InfrastructureError
         If pip cannot get the wheels.
     """
-    files = {
-        path.relative_to(ROOT).as_posix(): path.read_bytes() for pattern in _SOURCES for path in ROOT.glob(pattern)
+    return _archive(_sources(_FUNCTIONS) | (_dependencies() if dependencies else {}))
+
+
+def image_source() -> bytes:
+    """Return the archive that CodeBuild makes the aggregator's image of."""
+    return _archive(_sources(_IMAGE))
+
+
+def _sources(patterns: Iterable[str]) -> dict[str, bytes]:
+    return {
+        path.relative_to(ROOT).as_posix(): path.read_bytes()
+        for pattern in patterns
+        for path in ROOT.glob(pattern)
+        if path.is_file() and "__pycache__" not in path.parts
     }
-    if dependencies:
-        files |= _dependencies()
+
+
+def _archive(files: Mapping[str, bytes]) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name in sorted(files):

@@ -7,6 +7,7 @@ import contextlib
 from cloud.rounds.announcement import withdraw
 from cloud.rounds.changes import change, change_round
 from cloud.rounds.events import tell
+from cloud.rounds.metrics import measure_closed
 from cloud.rounds.services import Services
 from fedgrass.protocol.records import STATE_KEY, RoundOutcome, RoundRecord
 from fedgrass.protocol.tables import load_round, load_state
@@ -47,6 +48,7 @@ def close(
     if closed is None:
         return load_round(services.rounds, services.fleet, number)
     tell("round_closed", fleet=closed.fleet, round=closed.round, outcome=closed.outcome, reason=closed.reason or None)
+    measure_closed(services, closed)
     return closed
 
 

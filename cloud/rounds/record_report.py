@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from botocore.exceptions import ClientError
 from pydantic import BaseModel, ValidationError
 
 from cloud.rounds.changes import change, change_round
 from cloud.rounds.events import tell
+from cloud.rounds.metrics import measure_report
 from cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import AggregationError
 from fedgrass.protocol.messages import Base
@@ -50,7 +52,7 @@ def record_report(services: Services, request: RoundRequest) -> dict[str, Any]:
             f"s3://{services.bucket}/{report_key(record.fleet, record.round)}; see the job's log"
         )
     adopt(services, report)
-    change_round(
+    changed = change_round(
         services.rounds,
         record.fleet,
         record.round,
@@ -69,6 +71,8 @@ def record_report(services: Services, request: RoundRequest) -> dict[str, Any]:
         values={":aggregating": "aggregating"},
     )
     tell("report", fleet=record.fleet, round=record.round, outcome=report.outcome, reason=report.reason or None)
+    if changed is not None:
+        measure_report(services, report)
     return {"outcome": report.outcome}
 
 
@@ -77,8 +81,11 @@ def find_report(services: Services, record: RoundRecord) -> RoundReport | None:
     key = report_key(record.fleet, record.round)
     try:
         content = services.s3.get_object(Bucket=services.bucket, Key=key)["Body"].read()
-    except services.s3.exceptions.NoSuchKey:
-        return None
+    except ClientError as error:
+        code = error.response["Error"]["Code"]
+        if code == "NoSuchKey" or (code == "AccessDenied" and not _exists(services, key)):
+            return None
+        raise
     try:
         report = RoundReport.model_validate_json(content)
     except ValidationError as error:
@@ -92,6 +99,12 @@ def find_report(services: Services, record: RoundRecord) -> RoundReport | None:
             f"{report.base.version}, expected round {record.round} of {record.fleet!r} from {record.base.version}"
         )
     return report
+
+
+def _exists(services: Services, key: str) -> bool:
+    """Whether there is such an object: what is missing S3 denies to a role that may list some prefixes only."""
+    listed = services.s3.list_objects_v2(Bucket=services.bucket, Prefix=key, MaxKeys=1)
+    return any(entry["Key"] == key for entry in listed.get("Contents", ()))
 
 
 def adopt(services: Services, report: RoundReport) -> None:

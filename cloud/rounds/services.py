@@ -28,7 +28,9 @@ class Services:
         A boto3 session; clients follow AWS_ENDPOINT_URL like any other.
     environment
         ``FEDGRASS_FLEET``, ``_BUCKET``, ``_ROUNDS_TABLE``, ``_DEVICES_TABLE``, and for the Processing job
-        ``_JOB_ROLE_ARN``, ``_IMAGE`` and ``_THING_GROUP_ARN``. A function is given only those that it needs.
+        ``_JOB_ROLE_ARN``, ``_IMAGE``, ``_THING_GROUP_ARN``, ``_MODEL_COMPONENT``, ``_MODEL_PACKAGE_GROUP``,
+        ``_INSTANCE_TYPE``, ``_INSTANCE_COUNT``, and, where it runs in a VPC, ``_SUBNETS`` and ``_SECURITY_GROUPS``. A
+        function is given only those that it needs.
     clock
         Returns the present time, with its zone.
     """
@@ -44,6 +46,10 @@ class Services:
         if not value:
             raise ConfigurationError(f"{name} is not set for this function; deploy the fleet's stack again")
         return value
+
+    def names(self, name: str) -> list[str]:
+        """Return the names that an environment variable lists, separated by commas; none if it is not set."""
+        return [entry for entry in self._environment.get(name, "").split(",") if entry]
 
     @cached_property
     def fleet(self) -> str:

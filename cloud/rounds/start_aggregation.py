@@ -74,26 +74,31 @@ def job_name(record: RoundRecord) -> str:
 
 def _start(services: Services, record: RoundRecord, name: str) -> None:
     wanted = record.settings.aggregation
+    image = services.setting("FEDGRASS_IMAGE")
     try:
         services.sagemaker.create_processing_job(
             ProcessingJobName=name,
             RoleArn=services.setting("FEDGRASS_JOB_ROLE_ARN"),
-            AppSpecification={"ImageUri": services.setting("FEDGRASS_IMAGE")},  # its entry point is the aggregator
+            AppSpecification={"ImageUri": image},  # its entry point is the aggregator
             Environment={
                 "FEDGRASS_FLEET": record.fleet,
                 "FEDGRASS_ROUND": str(record.round),
                 "FEDGRASS_BUCKET": services.bucket,
                 "FEDGRASS_ROUNDS_TABLE": services.rounds.name,
                 "FEDGRASS_THING_GROUP_ARN": services.setting("FEDGRASS_THING_GROUP_ARN"),
+                "FEDGRASS_MODEL_COMPONENT": services.setting("FEDGRASS_MODEL_COMPONENT"),
+                "FEDGRASS_MODEL_PACKAGE_GROUP": services.setting("FEDGRASS_MODEL_PACKAGE_GROUP"),
+                "FEDGRASS_IMAGE": image,
             },
             ProcessingResources={
                 "ClusterConfig": {
-                    "InstanceType": wanted.instance_type,
-                    "InstanceCount": wanted.instance_count,
+                    "InstanceType": wanted.instance_type or services.setting("FEDGRASS_INSTANCE_TYPE"),
+                    "InstanceCount": wanted.instance_count or int(services.setting("FEDGRASS_INSTANCE_COUNT")),
                     "VolumeSizeInGB": wanted.volume_gb,
                 }
             },
             StoppingCondition={"MaxRuntimeInSeconds": wanted.timeout_seconds},
+            **_network(services),
             Tags=[{"Key": "fedgrass:fleet", "Value": record.fleet}],
         )
     except ClientError as error:
@@ -103,3 +108,11 @@ def _start(services: Services, record: RoundRecord, name: str) -> None:
         settle(services, record, services.sagemaker.describe_processing_job(ProcessingJobName=name))
         return
     tell("aggregation_started", fleet=record.fleet, round=record.round, job=name, updates=record.uploaded)
+
+
+def _network(services: Services) -> dict[str, Any]:
+    subnets = services.names("FEDGRASS_SUBNETS")
+    if not subnets:
+        return {}
+    groups = services.names("FEDGRASS_SECURITY_GROUPS")
+    return {"NetworkConfig": {"VpcConfig": {"Subnets": subnets, "SecurityGroupIds": groups}}}

@@ -61,6 +61,7 @@ class ReleaseEntry(_Part):
     component_arn: str
     deployment_id: str
     target_arn: str
+    model_package_arn: str | None = None
 
 
 class RoundReport(_Part):

@@ -99,10 +99,10 @@ class Inference(_Settings):
 
 
 class Aggregation(_Settings):
-    """The Processing job."""
+    """The Processing job. Machines that are None are those of the fleet's stack."""
 
-    instance_type: str = Field(default="ml.m5.large", max_length=40)
-    instance_count: int = Field(default=1, ge=1, le=100)
+    instance_type: str | None = Field(default=None, max_length=40)
+    instance_count: int | None = Field(default=None, ge=1, le=100)
     volume_gb: int = Field(default=30, ge=1, le=16384)
     timeout_seconds: int = Field(default=3600, ge=10, le=432_000)
 

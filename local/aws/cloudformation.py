@@ -240,6 +240,7 @@ _TYPES = (
         _put_model_package_group,
         lambda _connect, name: sagemaker_backends[ACCOUNT][REGION].model_package_groups.pop(name, None),
         lambda name: arn("sagemaker", f"model-package-group/{name}"),
+        arn_attribute="ModelPackageGroupArn",
     ),
     # moto's own cannot be deleted if its name comes from an intrinsic function
     ResourceType(

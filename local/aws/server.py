@@ -16,7 +16,7 @@ from typing import Any
 from moto.core.config import default_user_config
 
 from fedgrass.errors import ConfigurationError
-from local.aws import cloudformation, events, moto_state, rules, states
+from local.aws import cloudformation, events, model_registry, moto_state, rules, states
 from local.aws.account import ACCOUNT, REGION, client, client_environment
 from local.aws.broker import EmbeddedBroker
 from local.aws.bus import Bus
@@ -144,7 +144,7 @@ class LocalAws:
             "greengrass": greengrass.layer,
             "iotdata": iot_data.layer,
             "lambda": functions.layer,
-            "sagemaker": processing.layer,
+            "sagemaker": lambda request: model_registry.layer(request) or processing.layer(request),
             "states": states.layer,
         }
         application.on_change("iot", "cloudformation", call=greengrass.deployments.jobs.refresh)

@@ -75,6 +75,7 @@ def make_record(fleet: str, base: Base, settings: FleetSettings | None = None) -
         fleet=fleet,
         round=ROUND,
         execution="arn:aws:states:us-east-1:123456789012:execution:x:y",
+        phase="aggregating",
         settings=settings or FleetSettings(),
         base=base,
         version=next_version(base.version, ROUND),
@@ -110,6 +111,7 @@ class Fleet:
     current: Base
     folder: Path
     settings: FleetSettings = field(default_factory=FleetSettings)
+    phase: str = "aggregating"
 
     def put_update(self, thing: str, seed: int, **changes: Any) -> bytes:
         content = update_bytes(self.base, thing, seed, self.folder, **changes)
@@ -127,11 +129,11 @@ class Fleet:
     def run(self, **replaced: Any) -> RoundReport:
         scratch = Path(tempfile.mkdtemp(dir=self.folder))
         clients = replace(self.clients, **replaced)
+        record = make_record(FLEET, self.current, self.settings).model_copy(update={"phase": self.phase})
+        self.clients.rounds.put_item(Item=record.to_item())
         source = RoundUpdates(self.s3, self.clients.bucket.name, FLEET, ROUND)
         try:
-            return RoundJob(
-                make_record(FLEET, self.current, self.settings), clients, source, scratch, clock=lambda: NOW
-            ).run()
+            return RoundJob(record, clients, source, scratch, clock=lambda: NOW).run()
         finally:
             shutil.rmtree(scratch)
 

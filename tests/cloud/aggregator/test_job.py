@@ -173,7 +173,9 @@ def test_settings_may_hold_every_model_back(fleet: Fleet) -> None:
 
 
 def test_a_result_that_is_not_finite_is_held(fleet: Fleet) -> None:
-    fleet.settings = FleetSettings.model_validate({"strategy": {"name": "fedavgm", "options": {"learning_rate": 1e300}}})
+    fleet.settings = FleetSettings.model_validate(
+        {"strategy": {"name": "fedavgm", "options": {"learning_rate": 1e300}}}
+    )
     three_updates(fleet)
     report = fleet.run()
     assert report.outcome == "held"
@@ -311,3 +313,13 @@ def test_a_report_left_by_an_earlier_fleet_of_the_name_is_not_taken_for_this_rou
     fleet.s3.put_object(Bucket="fedgrass-test", Key=report_key(FLEET, ROUND), Body=other.to_json())
     with pytest.raises(ReleaseError, match="earlier fleet"):
         fleet.run()
+
+
+def test_a_round_that_was_cancelled_meanwhile_releases_nothing(fleet: Fleet) -> None:
+    three_updates(fleet)
+    fleet.phase = "closed"
+    report = fleet.run()
+    assert report.outcome == "held"
+    assert "closed" in report.reason
+    assert not fleet.greengrass.deployments
+    assert not fleet.keys(NEW)

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from cloud.aggregator.commands import publish
 from cloud.aggregator.release import FleetClients, publish_model
 from cloud.aggregator.s3 import Bucket
+from cloud.infrastructure.deploy import deploy
 from fedgrass.bundle import Bundle
 from fedgrass.inference import write_bundle
 from fedgrass.protocol.messages import Base
@@ -191,18 +192,14 @@ def test_the_command_publishes_the_operators_model(
     bundle = write_bundle(digits, digits.parameters(), tmp_path / "next", version=f"{major + 1}.0.0")
     app = typer.Typer()
     app.command()(publish)
-    arguments = [
-        str(bundle.folder),
-        f"--fleet={place.fleet}",
-        f"--bucket={place.fleet}",
-        f"--rounds-table={place.fleet}",
-        f"--thing-group-arn={place.clients.thing_group_arn}",
-    ]
-    done = CliRunner().invoke(app, arguments)
+    fleet = f"{place.fleet}-2"
+    component = f"com.example.{place.fleet}"
+    outputs = deploy(boto3.Session(), fleet=fleet, parameters={"ModelComponent": component}, dependencies=False)
+    done = CliRunner().invoke(app, [str(bundle.folder), f"--fleet={fleet}"])
     assert done.exit_code == 0, done.output
-    assert f"versions:{major + 1}.0.0" in done.output
+    assert f"components:{component}:versions:{major + 1}.0.0" in done.output
     assert "no deployment yet" in done.output
-    current = load_state(place.clients.rounds, place.fleet).model
+    current = load_state(_dynamodb(place.aws).Table(outputs.rounds_table), fleet).model
     assert current is not None
     assert current.version == f"{major + 1}.0.0"
 

@@ -6,7 +6,8 @@ from typing import Any
 import boto3
 import pytest
 
-from cloud.infrastructure.deploy import deploy, destroy
+from cloud.infrastructure.deploy import deploy
+from cloud.infrastructure.destroy import destroy
 from fedgrass.errors import ConfigurationError, InfrastructureError
 from fedgrass.stack import StackOutputs, stack_name, stack_outputs
 from local.aws.client import LocalAwsProcess
@@ -91,4 +92,8 @@ def test_outputs_are_what_the_demo_and_the_command_line_need() -> None:
         "token_exchange_role_arn",
         "token_exchange_role_alias",
         "thing_group_arn",
+        "model_component",
+        "model_package_group",
+        "repository_uri",
+        "image_build_project",
     }

@@ -124,7 +124,7 @@ class Session:
 class Fleet:
     """The fleet under test. Must be made where moto is active."""
 
-    def __init__(self, settings: FleetSettings | None = None) -> None:
+    def __init__(self, settings: FleetSettings | None = None, *, subnets: str = "", groups: str = "") -> None:
         self.step_functions = StepFunctions()
         self.iot = IotData()
         self.sagemaker = SageMaker()
@@ -138,6 +138,12 @@ class Fleet:
             "FEDGRASS_JOB_ROLE_ARN": "arn:aws:iam::123456789012:role/aggregator",
             "FEDGRASS_IMAGE": "aggregator",
             "FEDGRASS_THING_GROUP_ARN": "arn:aws:iot:us-east-1:123456789012:thinggroup/digits",
+            "FEDGRASS_MODEL_COMPONENT": "com.fedgrass.GlobalModel",
+            "FEDGRASS_MODEL_PACKAGE_GROUP": "fedgrass-digits",
+            "FEDGRASS_INSTANCE_TYPE": "ml.m5.large",
+            "FEDGRASS_INSTANCE_COUNT": "1",
+            "FEDGRASS_SUBNETS": subnets,
+            "FEDGRASS_SECURITY_GROUPS": groups,
         }
         self.services = Services(Session(stand_ins), environment, clock=lambda: self.now)
         self.rounds = self.services.rounds

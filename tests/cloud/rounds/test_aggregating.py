@@ -12,7 +12,7 @@ from cloud.rounds.start_aggregation import job_name, start_aggregation
 from fedgrass.errors import AggregationError, RecordError
 from fedgrass.protocol.names import report_key
 from fedgrass.protocol.tables import load_state
-from tests.cloud.rounds.harness import FLEET, Fleet
+from tests.cloud.rounds.harness import FLEET, Fleet, FleetFactory
 
 START = TokenRequest(round=1, token="job")
 
@@ -40,11 +40,28 @@ def test_the_job_gets_the_round_and_nothing_secret(collected: Fleet) -> None:
         "FEDGRASS_BUCKET": "fedgrass-digits",
         "FEDGRASS_ROUNDS_TABLE": "rounds",
         "FEDGRASS_THING_GROUP_ARN": "arn:aws:iot:us-east-1:123456789012:thinggroup/digits",
+        "FEDGRASS_MODEL_COMPONENT": "com.fedgrass.GlobalModel",
+        "FEDGRASS_MODEL_PACKAGE_GROUP": "fedgrass-digits",
+        "FEDGRASS_IMAGE": "aggregator",
     }
+    assert "NetworkConfig" not in job
     assert re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", job["ProcessingJobName"])
     assert job["ProcessingResources"]["ClusterConfig"]["InstanceCount"] == 1
     assert collected.announcement is None
     assert collected.round().phase == "aggregating"
+
+
+def test_the_job_runs_in_the_stack_s_network_and_on_the_round_s_own_machines(make_fleet: FleetFactory) -> None:
+    fleet = make_fleet(subnets="subnet-1,subnet-2", groups="sg-1")
+    fleet.heartbeats("a", "b", "c")
+    fleet.open(aggregation={"instance_type": "ml.c5.xlarge", "instance_count": 2})
+    for thing in "abc":
+        record_update(fleet.services, fleet.update(thing))
+    start_aggregation(fleet.services, START)
+    (job,) = fleet.sagemaker.jobs.values()
+    assert job["NetworkConfig"] == {"VpcConfig": {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]}}
+    machines = job["ProcessingResources"]["ClusterConfig"]
+    assert (machines["InstanceType"], machines["InstanceCount"]) == ("ml.c5.xlarge", 2)
 
 
 @pytest.mark.parametrize("fleet_name", ["d", "_-_", "x" * 64, "under_score", "-a-"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from cloud.rounds.abort_round import AbortRequest, ExecutionEnd, abort_round, execution_ended, in_words
 from cloud.rounds.await_rollout import await_rollout
@@ -12,9 +13,9 @@ from cloud.rounds.record_model import record_model
 from cloud.rounds.record_report import RoundRequest, record_report
 from cloud.rounds.record_update import record_update
 from cloud.rounds.start_aggregation import start_aggregation
-from fedgrass.errors import RecordError
+from fedgrass.errors import AggregationError, RecordError
 from fedgrass.protocol.tables import fleet_members, load_state
-from tests.cloud.rounds.harness import EXECUTION, FLEET, Fleet
+from tests.cloud.rounds.harness import EXECUTION, FLEET, Fleet, client_error
 
 ROLLOUT = TokenRequest(round=1, token="rollout")
 CLOSE = CloseRequest(round=1, rounds=1)
@@ -269,3 +270,19 @@ def test_an_unreadable_report_does_not_keep_the_fleet_locked(fleet: Fleet) -> No
 )
 def test_a_cause_is_put_in_words(cause: str, words: str) -> None:
     assert in_words(cause) == words
+
+
+def test_a_report_that_s3_denies_because_it_is_missing_counts_as_missing(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aggregate(fleet)
+    monkeypatch.setattr(fleet.services.s3, "get_object", denied)
+    with pytest.raises(AggregationError, match="left no report"):
+        record_report(fleet.services, RoundRequest(round=1))
+    fleet.write_report()
+    with pytest.raises(ClientError, match="AccessDenied"):  # there, and not to be read: a fault of the role
+        record_report(fleet.services, RoundRequest(round=1))
+
+
+def denied(**_arguments: Any) -> None:
+    raise client_error("AccessDenied")

@@ -34,6 +34,11 @@ THINGS = ("a", "b", "c")
 _AGGREGATOR = Path(__file__).with_name("scripted_aggregator.py")
 
 
+def scripted(script: str) -> dict[str, Any]:
+    """A strategy's settings that only scripted_aggregator.py reads; the name is of the kind whose options nobody checks."""
+    return {"name": "scripted:Aggregator", "options": {"script": script}}
+
+
 class Stack:
     """A deployed fleet, its operator and its devices."""
 
@@ -216,7 +221,7 @@ def test_nobody_is_waited_for_who_has_declined(stack: Stack) -> None:
 
 def test_a_model_that_the_gate_holds_is_not_waited_for(stack: Stack) -> None:
     before = load_state(stack.rounds, FLEET).model
-    execution = stack.start(strategy={"options": {"script": "held"}}, rollout={"wait_seconds": 3600})
+    execution = stack.start(strategy=scripted("held"), rollout={"wait_seconds": 3600})
     stack.upload(stack.announced(), *THINGS)
     (result,) = stack.results(execution)
     assert result["outcome"] == "held"
@@ -238,7 +243,7 @@ def test_a_device_that_stays_silent_does_not_hold_up_the_close(stack: Stack) -> 
     [("fail", "the evaluation set is not readable"), ("no_report", "left no report")],
 )
 def test_a_failed_aggregator_fails_the_round_with_its_own_words(stack: Stack, script: str, cause: str) -> None:
-    execution = stack.start(strategy={"options": {"script": script}})
+    execution = stack.start(strategy=scripted(script))
     announcement = stack.announced()
     stack.upload(announcement, *THINGS)
     ended = stack.ended(execution)
@@ -262,7 +267,7 @@ def test_a_round_cancelled_while_it_collects_is_withdrawn(stack: Stack) -> None:
 
 
 def test_a_round_cancelled_while_it_aggregates_stops_the_job(stack: Stack) -> None:
-    execution = stack.start(strategy={"options": {"script": "hang"}})
+    execution = stack.start(strategy=scripted("hang"))
     announcement = stack.announced()
     stack.upload(announcement, *THINGS)
     stack.in_phase(announcement.round, "aggregating")

@@ -1,0 +1,46 @@
+"""The aggregator's image, made by CodeBuild: nobody needs Docker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fedgrass.errors import InfrastructureError
+from fedgrass.stack import StackOutputs
+
+_POLL_SECONDS = 5.0
+
+
+def image_exists(session: Any, outputs: StackOutputs, tag: str) -> bool:
+    """Whether the fleet's repository has the image."""
+    ecr = session.client("ecr")
+    try:
+        ecr.describe_images(repositoryName=outputs.repository_uri.partition("/")[2], imageIds=[{"imageTag": tag}])
+    except ecr.exceptions.ImageNotFoundException:
+        return False
+    return True
+
+
+def build_image(
+    session: Any, outputs: StackOutputs, *, tell: Callable[[str], object], pause: Callable[[float], None] = time.sleep
+) -> None:
+    """Have CodeBuild make the image, and wait until it is there; takes some three minutes.
+
+    Raises
+    ------
+    InfrastructureError
+        If the build fails; the message names its log.
+    """
+    codebuild = session.client("codebuild")
+    build = codebuild.start_build(projectName=outputs.image_build_project)["build"]
+    phase = ""
+    while build["buildStatus"] == "IN_PROGRESS":
+        if build.get("currentPhase", "") != phase:
+            phase = build["currentPhase"]
+            tell(f"  {phase.lower().replace('_', ' ')}")
+        pause(_POLL_SECONDS)
+        [build] = codebuild.batch_get_builds(ids=[build["id"]])["builds"]
+    if build["buildStatus"] != "SUCCEEDED":
+        log = build.get("logs", {}).get("deepLink", "the log group /fedgrass/<fleet>/image")
+        raise InfrastructureError(f"the image's build {build['id']} ended as {build['buildStatus']}; see {log}")

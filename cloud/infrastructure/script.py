@@ -1,0 +1,109 @@
+"""What the scripts have in common: looking before changing, telling each step, and errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import boto3
+import typer
+from botocore.exceptions import BotoCoreError, ClientError
+
+from fedgrass.errors import ConfigurationError, FedgrassError
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+Fleet = Annotated[str, typer.Option("--fleet", "-f", envvar="FEDGRASS_FLEET", help="Name of the fleet.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Look, and tell what would be done; change nothing.")]
+
+_ADVICE = {
+    "Throttling": "AWS is asked too often: wait a minute and run it again, it goes on where it stopped",
+    "LimitExceeded": "a quota of the account is reached: free some, or ask for more in the Service Quotas console",
+    "AccessDenied": "these credentials may not do it: use others, or have the action allowed",
+    "ExpiredToken": "the credentials have expired: sign in again",
+    "ValidationError": "see the parameter that it names",
+    "BucketAlreadyExists": "the bucket's name is taken, names are unique in all of AWS: choose another",
+    "BucketAlreadyOwnedByYou": "the bucket exists in this account, outside this stack: choose another name, or delete it",
+    "TooManyTagsException": "remove tags",
+}
+_ALIKE = {
+    "ThrottlingException": "Throttling",
+    "TooManyRequestsException": "Throttling",
+    "RequestLimitExceeded": "Throttling",
+    "SlowDown": "Throttling",
+    "LimitExceededException": "LimitExceeded",
+    "ServiceQuotaExceededException": "LimitExceeded",
+    "ResourceLimitExceeded": "LimitExceeded",
+    "AccountLimitExceededException": "LimitExceeded",
+    "AccessDeniedException": "AccessDenied",
+    "UnauthorizedException": "AccessDenied",
+    "UnauthorizedOperation": "AccessDenied",
+    "ExpiredTokenException": "ExpiredToken",
+    "InvalidClientTokenId": "ExpiredToken",
+    "UnrecognizedClientException": "ExpiredToken",
+}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who runs a script, and where."""
+
+    account: str
+    region: str
+    partition: str
+
+
+def identify(session: Any) -> Caller:
+    """Return who calls; raises `ConfigurationError` without a region or valid credentials."""
+    if not session.region_name:
+        raise ConfigurationError("no AWS region: set AWS_REGION, or a region in the profile that AWS_PROFILE names")
+    if session.get_credentials() is None:
+        raise ConfigurationError("no AWS credentials: run `aws configure` or `aws sso login`, or set AWS_PROFILE")
+    arn = session.client("sts").get_caller_identity()["Arn"].split(":")
+    return Caller(account=arn[4], region=session.region_name, partition=arn[1])
+
+
+def own_session() -> Any:
+    """Return a boto3 session of the environment."""
+    # AWS_REGION is what Greengrass, Lambda and the console's shell set; boto3 itself reads only AWS_DEFAULT_REGION.
+    return boto3.Session(region_name=os.environ.get("AWS_REGION"))
+
+
+class Steps:
+    """Does a script's steps one by one, or only tells them."""
+
+    def __init__(self, *, dry_run: bool, tell: Callable[[str], object] = typer.echo) -> None:
+        self.dry_run = dry_run
+        self.tell = tell
+
+    def do(self, what: str, action: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
+        """Tell what is done, and call ``action``; in a dry run only tell it, and return None."""
+        self.tell(f"would {what}" if self.dry_run else what)
+        return None if self.dry_run else action(*arguments, **named)
+
+
+def advice(error: ClientError) -> str:
+    """Return what AWS said and what to do about it."""
+    code, message = error.response["Error"]["Code"], error.response["Error"].get("Message", "")
+    what = _ADVICE.get(_ALIKE.get(code, code))
+    return f"{error.operation_name}: {code}: {message}" + (f" - {what}" if what else "")
+
+
+def run(main: Callable[..., None]) -> None:
+    """Run a script's main function as a command; every failure that a user can meet is one message and exit code 1."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        app()
+    except FedgrassError as error:
+        reason = str(error)
+    except ClientError as error:
+        reason = advice(error)
+    except BotoCoreError as error:
+        reason = f"AWS could not be asked: {error}; check credentials, region and network"
+    sys.stderr.write(f"{reason}\n")
+    sys.exit(1)

@@ -1,0 +1,1 @@
+"""A participant that is no device: a training job, in whatever AWS account the data are."""

@@ -1,0 +1,42 @@
+"""What moto lacks of SageMaker's model registry: removing packages and groups."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from moto.sagemaker.models import sagemaker_backends
+from werkzeug import Request, Response
+
+from local.aws.account import ACCOUNT, REGION
+from local.aws.api import ApiError, json_response
+
+
+def layer(request: Request) -> Response | None:
+    """Answer DeleteModelPackage and DeleteModelPackageGroup."""
+    operation = _OPERATIONS.get(request.headers.get("X-Amz-Target", "").removeprefix("SageMaker."))
+    if operation is None:
+        return None
+    try:
+        operation(sagemaker_backends[ACCOUNT][REGION], json.loads(request.get_data()))
+    except ApiError as error:
+        return error.response()
+    return json_response({}, content_type="application/x-amz-json-1.1")
+
+
+def _delete_package(registry: Any, parameters: dict[str, Any]) -> None:
+    name = parameters["ModelPackageName"]
+    arn = registry.model_package_name_mapping.pop(name, name)
+    if registry.model_packages.pop(arn, None) is None:
+        raise ApiError("ValidationException", f"ModelPackage {name} does not exist.")
+
+
+def _delete_group(registry: Any, parameters: dict[str, Any]) -> None:
+    name = parameters["ModelPackageGroupName"]
+    if any(package.model_package_group_name == name for package in registry.model_packages.values()):
+        raise ApiError("ConflictException", f"Model Package Group {name} contains model packages.")
+    if registry.model_package_groups.pop(name, None) is None:
+        raise ApiError("ValidationException", f"Model Package Group {name} does not exist.")
+
+
+_OPERATIONS = {"DeleteModelPackage": _delete_package, "DeleteModelPackageGroup": _delete_group}

@@ -1,0 +1,204 @@
+"""Least privilege: who may do what, and that nobody may do what their code does not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cloud.infrastructure.package import ROOT
+from cloud.infrastructure.provision import device_policy
+from cloud.infrastructure.script import Caller
+from fedgrass.errors import ConfigurationError
+from tests.cloud.infrastructure.calls import actions_of_function, actions_of_modules
+from tests.cloud.infrastructure.resolved import ACCOUNT, BUCKET, REGION, Template, actions, allows
+
+HANDLERS = sorted(path.stem for path in (ROOT / "cloud/rounds").glob("*.py") if "\ndef handler(" in path.read_text())
+IOT = f"arn:aws:iot:{REGION}:{ACCOUNT}"
+# What AWS does in the role's name, and no line of our code: reading the image, writing the log, deployments as IoT jobs.
+OF_THE_PLATFORM = {
+    "cloudwatch:PutMetricData",
+    "ecr:BatchCheckLayerAvailability",
+    "ecr:BatchGetImage",
+    "ecr:GetAuthorizationToken",
+    "ecr:GetDownloadUrlForLayer",
+    "greengrass:TagResource",
+    "iot:CancelJob",
+    "iot:CreateJob",
+    "iot:DeleteThingShadow",
+    "iot:DescribeJob",
+    "iot:DescribeThing",
+    "iot:DescribeThingGroup",
+    "iot:GetThingShadow",
+    "iot:UpdateJob",
+    "iot:UpdateThingShadow",
+    "logs:CreateLogGroup",
+    "logs:CreateLogStream",
+    "logs:DescribeLogStreams",
+    "logs:PutLogEvents",
+    "s3:GetObjectVersion",  # GetObject with a version
+}
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    return Template()
+
+
+def device(template: Template, action: str, key: str, thing: str = "a") -> bool:
+    resource = f"{BUCKET}/{key}" if key else BUCKET
+    context = {"credentials-iot:ThingName": thing}
+    return allows(template.statements("TokenExchangeRole"), action, resource, context)
+
+
+def test_a_device_writes_its_own_updates_and_nobody_else_s(template: Template) -> None:
+    assert device(template, "s3:PutObject", "updates/digits/000001/a/update.safetensors")
+    assert not device(template, "s3:PutObject", "updates/digits/000001/b/update.safetensors")
+    assert not device(template, "s3:PutObject", "updates/other/000001/a/update.safetensors")
+    assert not device(template, "s3:PutObject", "updates/digits/000001/ab/update.safetensors")
+    # A device whose name holds a wildcard gains nothing by it.
+    assert not device(template, "s3:PutObject", "updates/digits/000001/b/update.safetensors", thing="*")
+
+
+@pytest.mark.parametrize("action", ["s3:GetObject", "s3:DeleteObject", "s3:GetObjectVersion"])
+@pytest.mark.parametrize("owner", ["a", "b"])
+def test_a_device_reads_and_deletes_no_update_not_even_its_own(template: Template, action: str, owner: str) -> None:
+    assert not device(template, action, f"updates/digits/000001/{owner}/update.safetensors")
+
+
+def test_a_device_reads_its_fleet_s_models_and_changes_none(template: Template) -> None:
+    model = "models/digits/1.0.0/model.tflite"
+    assert device(template, "s3:GetObject", model)
+    assert not device(template, "s3:GetObject", "models/other/1.0.0/model.tflite")
+    assert not any(device(template, action, model) for action in ("s3:PutObject", "s3:DeleteObject"))
+
+
+@pytest.mark.parametrize("key", ["reports/digits/000001/report.json", "evaluation/digits/data.npz"])
+def test_a_device_sees_neither_reports_nor_the_evaluation_set(template: Template, key: str) -> None:
+    assert not any(device(template, action, key) for action in ("s3:GetObject", "s3:PutObject"))
+
+
+def test_a_device_lists_nothing(template: Template) -> None:
+    assert not any(device(template, action, "") for action in ("s3:ListBucket", "s3:ListBucketVersions"))
+
+
+def iot_policy(thing: str) -> list[dict[str, Any]]:
+    policy = device_policy("digits", thing, "fedgrass-digits", Caller(ACCOUNT, REGION, "aws"))
+    return list(policy["Statement"])
+
+
+def test_a_device_s_iot_policy_is_refused_before_iot_core_refuses_it() -> None:
+    caller = Caller(ACCOUNT, "ap-southeast-2", "aws")
+    policy = device_policy("f" * 40, "t" * 64, "fedgrass-" + "f" * 40, caller)
+    assert len(json.dumps(policy, separators=(",", ":"))) <= 2048
+    with pytest.raises(ConfigurationError, match="too long"):
+        device_policy("f" * 40, "t" * 128, "fedgrass-" + "f" * 40, caller)
+
+
+def test_a_device_speaks_on_its_own_topics_only() -> None:
+    policy = iot_policy("a")
+    for channel in ("heartbeat", "update", "model", "reply"):
+        assert allows(policy, "iot:Publish", f"{IOT}:topic/fedgrass/digits/devices/a/{channel}")
+        assert not allows(policy, "iot:Publish", f"{IOT}:topic/fedgrass/digits/devices/b/{channel}")
+    assert not allows(policy, "iot:Publish", f"{IOT}:topic/fedgrass/digits/round")
+    assert not allows(policy, "iot:RetainPublish", f"{IOT}:topic/fedgrass/digits/devices/a/update")
+
+
+def test_a_device_hears_its_round_and_its_own_commands_only() -> None:
+    policy = iot_policy("a")
+    for topic in ("fedgrass/digits/round", "fedgrass/digits/devices/a/command", "$aws/things/a/jobs/notify-next"):
+        assert allows(policy, "iot:Receive", f"{IOT}:topic/{topic}")
+        assert allows(policy, "iot:Subscribe", f"{IOT}:topicfilter/{topic}")
+    for topic in ("fedgrass/digits/devices/b/command", "fedgrass/digits/#", "$aws/things/b/jobs/notify-next", "#"):
+        assert not allows(policy, "iot:Receive", f"{IOT}:topic/{topic}")
+        assert not allows(policy, "iot:Subscribe", f"{IOT}:topicfilter/{topic}")
+
+
+def test_a_device_connects_as_itself_only_and_its_name_is_no_prefix_of_another_s() -> None:
+    policy = iot_policy("a")
+    assert allows(policy, "iot:Connect", f"{IOT}:client/a")
+    assert allows(policy, "iot:Connect", f"{IOT}:client/a#2")  # the nucleus' second connection
+    assert not allows(policy, "iot:Connect", f"{IOT}:client/ab")
+    assert not allows(policy, "iot:Publish", f"{IOT}:topic/$aws/things/ab/jobs/x/update")
+    assert allows(policy, "iot:AssumeRoleWithCertificate", f"{IOT}:rolealias/fedgrass-digits")
+    assert not allows(policy, "iot:AssumeRoleWithCertificate", f"{IOT}:rolealias/fedgrass-other")
+
+
+@pytest.mark.parametrize("handler", HANDLERS)
+def test_a_function_may_do_what_its_code_does_and_nothing_else(template: Template, handler: str) -> None:
+    [function] = [
+        found
+        for found in template.of_type("AWS::Lambda::Function").values()
+        if found["Handler"] == f"cloud.rounds.{handler}.handler"
+    ]
+    role = function["Role"].rpartition(":")[2]
+    logs = {"logs:CreateLogStream", "logs:PutLogEvents"}
+    assert actions(template.statements(role)) - logs == actions_of_function(f"cloud.rounds.{handler}", "handler")
+
+
+def test_the_job_may_do_what_its_code_does_and_nothing_else(template: Template) -> None:
+    # dynamodb's only call is in the tables' helpers, which other code uses for more.
+    called = actions_of_modules(
+        "cloud/aggregator",
+        leave_out={"commands.py", "offline.py"},
+        services=("s3", "greengrassv2", "sagemaker"),
+    ) | actions_of_function("fedgrass.protocol.tables", "load_round")
+    assert actions(template.statements("ProcessingRole")) - OF_THE_PLATFORM == called
+
+
+def test_the_job_touches_its_own_fleet_only(template: Template) -> None:
+    role = template.statements("ProcessingRole")
+    assert allows(role, "s3:PutObject", f"{BUCKET}/models/digits/1.1.0/model.json")
+    assert not allows(role, "s3:PutObject", f"{BUCKET}/models/other/1.1.0/model.json")
+    assert not allows(role, "s3:PutObject", f"{BUCKET}/updates/digits/000001/a/update.safetensors")
+    assert allows(role, "s3:ListBucket", BUCKET, {"s3:prefix": "updates/digits/000001/"})
+    assert not allows(role, "s3:ListBucket", BUCKET, {"s3:prefix": "updates/other/000001/"})
+    assert not allows(role, "s3:ListBucket", BUCKET)
+
+
+def test_every_statement_without_a_resource_is_one_that_can_have_none(template: Template) -> None:
+    wide = {
+        (name, statement["Sid"])
+        for name in template.of_type("AWS::IAM::Role")
+        for statement in template.statements(name)
+        if "*" in (statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]])
+    }
+    assert wide == {
+        ("ProcessingRole", "Deployments"),  # deployments and jobs get their ids when they are made
+        ("ProcessingRole", "Metrics"),
+        ("ProcessingRole", "ImageLogin"),
+        ("ImageBuildRole", "Login"),
+    }
+
+
+def test_no_role_has_wildcard_actions(template: Template) -> None:
+    for name in template.of_type("AWS::IAM::Role"):
+        assert not any("*" in action for action in actions(template.statements(name))), name
+
+
+def test_a_network_is_allowed_only_where_there_is_one() -> None:
+    def network(template: Template) -> bool:
+        return "ec2:CreateNetworkInterface" in actions(template.statements("ProcessingRole"))
+
+    assert network(Template(Subnets="subnet-1", SecurityGroups="sg-1"))
+    assert not network(Template())
+
+
+def test_a_silo_writes_under_its_own_name_which_begins_with_its_account() -> None:
+    template = Template(SiloAccounts="210987654321")
+    role = template.resources["SiloRole"]
+    [trust] = role["AssumeRolePolicyDocument"]["Statement"]
+    assert trust["Principal"] == {"AWS": ["210987654321"]}
+    trusted = [{**trust, "Resource": "*"}]
+    account = {"aws:PrincipalAccount": "210987654321"}
+    assert allows(trusted, "sts:AssumeRole", "r", {**account, "aws:RequestTag/silo": "210987654321-clinic"})
+    assert not allows(trusted, "sts:AssumeRole", "r", {**account, "aws:RequestTag/silo": "111111111111-clinic"})
+    assert not allows(trusted, "sts:AssumeRole", "r", account)
+    own = {"aws:PrincipalTag/silo": "210987654321-clinic"}
+    statements = template.statements("SiloRole")
+    assert allows(statements, "s3:PutObject", f"{BUCKET}/updates/digits/000001/210987654321-clinic/u", own)
+    assert not allows(statements, "s3:PutObject", f"{BUCKET}/updates/digits/000001/a/u", own)
+    assert not allows(statements, "s3:GetObject", f"{BUCKET}/updates/digits/000001/210987654321-clinic/u", own)
+    assert allows(statements, "s3:GetObject", f"{BUCKET}/models/digits/1.0.0/model.json", own)
+    assert "SiloRole" not in Template().resources
