@@ -28,10 +28,9 @@ def main(environment: Mapping[str, str]) -> int:
     container = Container.of(environment)
     try:
         settings = container.settings(environment)
-        if not container.is_first_host():
-            log.info("idle", reason="another host of this job does the work")
-            return 0
-        container.say(_run(settings))
+        said = _run(settings, *container.instance())
+        if said is not None:
+            container.say(said)
     except FedgrassError as error:
         log.error("failed", code=error.code, reason=str(error))
         container.say(f"{error.code}: {error}")
@@ -39,7 +38,7 @@ def main(environment: Mapping[str, str]) -> int:
     return 0
 
 
-def _run(settings: JobSettings) -> str:
+def _run(settings: JobSettings, instance: int, instances: int) -> str | None:
     # Imported late: a wrong environment is told at once.
     from botocore.exceptions import BotoCoreError, ClientError
 
@@ -54,7 +53,11 @@ def _run(settings: JobSettings) -> str:
         record = load_round(clients.rounds, settings.fleet, settings.round)
         source = RoundUpdates(s3, settings.bucket, settings.fleet, settings.round)
         with tempfile.TemporaryDirectory(prefix="fedgrass-") as scratch:
-            report = RoundJob(record, clients, source, Path(scratch)).run()
+            job = RoundJob(record, clients, source, Path(scratch), instance=instance, instances=instances)
+            if instance > 0:
+                job.contribute()
+                return None
+            report = job.run()
     except (ClientError, BotoCoreError) as error:
         raise TransferError(f"AWS refused or did not answer: {error}") from error
     return summary(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from fedgrass.bundle import Bundle
 from fedgrass.cli.account import DEFAULT_FLEET, Account, FleetOption
+from fedgrass.errors import ConfigurationError, DataError
 
 
 def publish(
@@ -38,3 +40,59 @@ def publish(
         typer.echo(f"{clients.thing_group_arn} has no deployment yet: devices get the model with their first one")
     else:
         typer.echo(f"deployed by {released.deployment_id}")
+
+
+def aggregate(
+    base: Annotated[Path, typer.Option(help="The model bundle that the updates are differences from.", exists=True)],
+    updates: Annotated[
+        Path, typer.Option(help="A folder of THING.safetensors or THING/update.safetensors.", exists=True)
+    ],
+    output: Annotated[Path, typer.Option(help="Where the new bundle is written.")],
+    strategy: Annotated[
+        str, typer.Option(help="fedavg, fedadam, median, krum, …, or a Flower strategy's module:Class.")
+    ] = "fedavg",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="An option of the strategy as NAME=JSON; may be repeated.", metavar="NAME=JSON"),
+    ] = None,
+    max_norm: Annotated[float, typer.Option(help="L2 norm over which an update is refused; 0 sets no bound.")] = 0.0,
+) -> None:
+    """Aggregate a folder of updates without AWS: the same checks, the same strategies, the same bytes.
+
+    A server optimizer's state is read from the base's folder and written beside the new model, so that rounds can follow one
+    another.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from cloud.aggregator.offline import aggregate_folder
+    from cloud.aggregator.sources import Folder
+    from cloud.aggregator.strategies import strategy_named
+    from fedgrass.protocol.settings import Checks
+
+    chosen = strategy_named(strategy, **dict(map(_parsed, option or ())))
+    total = sum(reference.bytes for reference in Folder(updates).list())
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("aggregating", total=total)
+        result = aggregate_folder(
+            base,
+            updates,
+            output,
+            chosen,
+            checks=Checks(max_norm=max_norm),
+            progress=lambda done: bar.advance(task, done),
+        )
+    for entry in result.quarantined:
+        typer.echo(f"refused {entry.key}: {entry.reason}: {entry.detail}", err=True)
+    if result.parameters is None:
+        raise DataError(f"{updates}: no good update among {len(result.quarantined)}; nothing was written")
+    typer.echo(f"{len(result.updates)} updates, {len(result.quarantined)} refused; the new model is in {output}")
+
+
+def _parsed(option: str) -> tuple[str, object]:
+    name, _, value = option.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError as error:
+        raise ConfigurationError(f"--option {option!r}: expected NAME=JSON, such as learning_rate=0.5") from error

@@ -83,11 +83,21 @@ class Container:
         fields = {name: given.get(_PREFIX + name.upper()) for name in JobSettings.model_fields}
         return JobSettings.checked(**{name: value for name, value in fields.items() if value is not None})
 
-    def is_first_host(self) -> bool:
-        """Whether this is the host that does the work, where a job has several."""
+    def instance(self) -> tuple[int, int]:
+        """Return which of the job's instances this is, from 0, and how many there are.
+
+        Raises
+        ------
+        ConfigurationError
+            If ``resourceconfig.json`` does not name this instance among its hosts.
+        """
         resources = self._config("resourceconfig.json")
-        hosts = sorted(resources.get("hosts", []))
-        return not hosts or resources.get("current_host") == hosts[0]
+        hosts, own = sorted(resources.get("hosts", [])), resources.get("current_host")
+        if not hosts:
+            return 0, 1
+        if own not in hosts:
+            raise ConfigurationError(f"resourceconfig.json: expected current_host among {hosts}, found {own!r}")
+        return hosts.index(own), len(hosts)
 
     def say(self, message: str) -> None:
         """Leave the job's last word, of which SageMaker keeps 1 KB; it is in the log in any case."""

@@ -30,3 +30,13 @@ def judge(base: Evaluation | None, new: Evaluation | None, *, tolerance: float) 
         passed = new.accuracy >= base.accuracy - tolerance - 1e-12  # 0.9 - 0.02 is not quite 0.88 in binary
         figures = f"accuracy {new.accuracy:.4f} after {base.accuracy:.4f}"
     return Verdict(passed, f"{figures}, tolerance {tolerance:g}" + ("" if passed else ": the base stays"))
+
+
+def improved(base: Evaluation | None, new: Evaluation | None) -> Verdict:
+    """Say whether the new model is better than its base: more accurate, or else of smaller loss. Without figures it is not."""
+    if base is None or new is None:
+        return Verdict(False, "no evaluation set: whether the model is better is not known, and the base stays")
+    if new.accuracy is None or base.accuracy is None:
+        return Verdict(new.loss < base.loss, f"loss {new.loss:.4f} after {base.loss:.4f}: released on improvement only")
+    passed = new.accuracy > base.accuracy
+    return Verdict(passed, f"accuracy {new.accuracy:.4f} after {base.accuracy:.4f}: released on improvement only")

@@ -56,7 +56,7 @@ class Intake:
         self._examiner = examiner
         self._weight = weight
         self._progress = progress
-        self._buffers: list[Buffers] = []
+        self._buffers = Buffers(BLOCK)
         self._refused: dict[str, QuarantinedEntry] = {}
         self.passes = 1  # how often the updates are read, for the progress
 
@@ -132,10 +132,8 @@ class Intake:
         except UpdateError as error:
             self.refuse(reference, error)
             return
-        if len(into) == len(self._buffers):
-            self._buffers.append(Buffers(BLOCK))
         try:
-            update = OpenUpdate(reference, stream, self.layout, self._buffers[len(into)], self._examiner)
+            update = OpenUpdate(reference, stream, self.layout, self._buffers.beside(), self._examiner)
             self._weight(update.facts)
             into.append(update)
         except UpdateError as error:

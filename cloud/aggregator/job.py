@@ -6,6 +6,7 @@ else, publishing can be repeated, and a report that exists ends the job before i
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -15,16 +16,18 @@ import numpy as np
 from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cloud.aggregator.aggregate import Aggregation, aggregate
+from cloud.aggregator.aggregate import Aggregation, aggregate, contribute
 from cloud.aggregator.canaries import Canaries, CanaryError, Heard
 from cloud.aggregator.checks import Expected
 from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.evaluate import Evaluator, load_evaluation_set
-from cloud.aggregator.gate import Verdict, judge
+from cloud.aggregator.gate import Verdict, improved, judge
+from cloud.aggregator.hosts import BucketShare
 from cloud.aggregator.privacy import beyond_budget, judged, noise_of
 from cloud.aggregator.release import FleetClients, release_model
 from cloud.aggregator.report import Phases, ReportBuilder
 from cloud.aggregator.s3 import Bucket
+from cloud.aggregator.server_state import load_state, publish_state
 from cloud.aggregator.sources import UpdateReference, UpdateSource
 from cloud.aggregator.strategies import make_strategy
 from fedgrass.bundle import GRAPH, MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
@@ -69,6 +72,10 @@ class RoundJob:
         Where the round's updates are.
     scratch
         An empty folder for the two bundles.
+    instance, instances
+        Which of the job's instances this is, from 0, and how many there are.
+    patience
+        Seconds to wait for other instances; the job's time limit if not given.
     clock
         The time, for the report.
     """
@@ -80,9 +87,15 @@ class RoundJob:
         source: UpdateSource,
         scratch: Path,
         *,
+        instance: int = 0,
+        instances: int = 1,
+        patience: float | None = None,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._record = record
+        self._instance = instance
+        self._instances = instances
+        self._patience = patience
         self._clients = clients
         self._bucket = clients.bucket
         self._source = source
@@ -117,28 +130,67 @@ class RoundJob:
             if passed := beyond_budget(self._report.privacy, self._record.settings.privacy):
                 return self._finish("held", passed)
         with self._phases.timed("aggregate"):
-            expected = Expected(
-                base_sha256=base.manifest.parameters_sha256,
-                graph_sha256=base.manifest.graph_sha256,
-                fleet=self._record.fleet,
-                round=self._record.round,
-                cohort=self._record.cohort,
-                checks=self._record.settings.checks,
-            )
             result = aggregate(
                 base,
                 self._source,
                 pinned.updates,
                 strategy,
-                expected,
+                self._expected(base),
                 min_updates=self._record.settings.min_updates,
+                state=load_state(self._bucket, self._record.base, strategy, self._scratch),
                 noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
+                share=self._share(pinned) if self._instances > 1 and strategy.combine is None else None,
+                scratch=self._scratch,
             )
         self._report.aggregation = result
         for entry in result.quarantined:
             self._log.warning("quarantined", thing=entry.thing, reason=entry.reason, detail=entry.detail)
         outcome, reason = self._outcome(base, result)
         return self._finish(outcome, reason)
+
+    def contribute(self) -> None:
+        """Do the part of an instance that is not the first: nothing, if the round has its report already."""
+        if self._finished_report() is not None:
+            return
+        privacy = self._record.privacy
+        if privacy is not None and beyond_budget(judged(privacy), self._record.settings.privacy):
+            return
+        strategy = make_strategy(self._record.settings.strategy)
+        base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
+        pinned = self._pinned()
+        contribute(
+            base,
+            self._source,
+            pinned.updates,
+            strategy,
+            self._expected(base),
+            self._share(pinned),
+            noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
+            scratch=self._scratch,
+        )
+
+    def _expected(self, base: Bundle) -> Expected:
+        return Expected(
+            base_sha256=base.manifest.parameters_sha256,
+            graph_sha256=base.manifest.graph_sha256,
+            fleet=self._record.fleet,
+            round=self._record.round,
+            cohort=self._record.cohort,
+            checks=self._record.settings.checks,
+        )
+
+    def _share(self, pinned: UpdateList) -> BucketShare:
+        settings = self._record.settings
+        what = pinned.model_dump_json() + settings.strategy.model_dump_json() + self._record.base.parameters_sha256
+        prefix = report_prefix(self._record.fleet, self._record.round)
+        return BucketShare(
+            self._instance,
+            self._instances,
+            self._bucket,
+            f"{prefix}parts/{hashlib.sha256(what.encode()).hexdigest()[:16]}/",
+            self._scratch,
+            patience=settings.aggregation.timeout_seconds if self._patience is None else self._patience,
+        )
 
     def _outcome(self, base: Bundle, result: Aggregation) -> tuple[Outcome, str]:
         if result.parameters is None:
@@ -166,6 +218,10 @@ class RoundJob:
             return self._hold(new, verdict.reason)
         if self._record.settings.release == "never":
             return self._hold(new, f"the fleet's settings release no model; {verdict.reason}")
+        if self._record.settings.release == "on_improvement":
+            better = improved(self._report.evaluation_base, self._report.evaluation)
+            if not better.passed:
+                return self._hold(new, better.reason)
         phase = load_round(self._clients.rounds, self._record.fleet, self._record.round).phase
         if phase != "aggregating":
             return self._hold(
@@ -199,6 +255,15 @@ class RoundJob:
         return "held", reason
 
     def _release(self, new: Bundle) -> None:
+        if self._report.aggregation is not None and self._report.aggregation.state:
+            self._report.server_state_sha256 = publish_state(
+                self._bucket,
+                self._record.fleet,
+                new,
+                self._report.aggregation.state,
+                self._report.strategy,
+                self._scratch,
+            )
         rollout = self._record.settings.rollout
         released = release_model(
             new,
@@ -216,6 +281,11 @@ class RoundJob:
             model_package_arn=self._register(new),
         )
 
+    def _heard(self) -> Heard:
+        """What the canaries said of the new model: it is nowhere else yet."""
+        record = load_round(self._clients.rounds, self._record.fleet, self._record.round)
+        return Heard(active=record.active, refused=record.refused + record.rolled_back)
+
     def _register(self, new: Bundle) -> str | None:
         """Register the model where there is a registry: a service for people, so its failure is no failure of the round."""
         if self._clients.registry is None:
@@ -228,11 +298,6 @@ class RoundJob:
         except (ClientError, BotoCoreError, TransferError) as error:
             self._log.error("not_registered", version=new.manifest.version, reason=str(error))
             return None
-
-    def _heard(self) -> Heard:
-        """What the canaries said of the new model: it is nowhere else yet."""
-        record = load_round(self._clients.rounds, self._record.fleet, self._record.round)
-        return Heard(active=record.active, refused=record.refused + record.rolled_back)
 
     def _pinned(self) -> UpdateList:
         key = report_prefix(self._record.fleet, self._record.round) + "updates.json"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cloud.aggregator.aggregate import Aggregation, aggregate
 from cloud.aggregator.checks import Expected
+from cloud.aggregator.server_state import STATE, read_state, write_state
 from cloud.aggregator.sources import Folder
 from cloud.aggregator.strategies import Strategy, strategy_named
 from fedgrass.bundle import Bundle
@@ -23,6 +25,7 @@ def aggregate_folder(
     *,
     checks: Checks | None = None,
     version: str | None = None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Aggregation:
     """Combine the updates in a folder and write the new model's bundle.
 
@@ -39,6 +42,8 @@ def aggregate_folder(
         Federated averaging if not given.
     version
         Of the new bundle; the base's minor version plus one if not given.
+    progress
+        Told of the bytes of each update that is done with.
 
     Raises
     ------
@@ -53,10 +58,13 @@ def aggregate_folder(
     base.verify()
     source = Folder(updates_dir)
     expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, checks=checks or Checks())
-    result = aggregate(base, source, source.list(), strategy or strategy_named("fedavg"), expected)
+    strategy = strategy or strategy_named("fedavg")
+    state = read_state(base_dir / STATE, base.manifest.parameters_sha256, strategy)
+    result = aggregate(base, source, source.list(), strategy, expected, state=state, progress=progress)
     if result.parameters is not None:
         minor = int(base.manifest.version.split(".")[1])
-        write_bundle(
-            base, result.parameters, output_dir, version=version or next_version(base.manifest.version, minor + 1)
-        )
+        version = version or next_version(base.manifest.version, minor + 1)
+        new = write_bundle(base, result.parameters, output_dir, version=version)
+        if result.state:
+            write_state(output_dir / STATE, new, result.state, strategy.name)
     return result

@@ -49,6 +49,7 @@ class ReportBuilder:
     evaluation_base: Evaluation | None = None
     evaluation: Evaluation | None = None
     inference_accuracy: dict[str, float] = field(default_factory=dict)
+    server_state_sha256: str | None = None
     release: ReleaseEntry | None = None
     privacy: PrivacyLedger | None = None
 
@@ -74,6 +75,7 @@ class ReportBuilder:
             evaluation_base=self.evaluation_base,
             evaluation=self.evaluation,
             inference_accuracy=self.inference_accuracy,
+            server_state_sha256=self.server_state_sha256,
             release=self.release,
             privacy=self.privacy,
             bytes_read=result.bytes_read if result else 0,

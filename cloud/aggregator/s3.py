@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
@@ -83,6 +84,17 @@ class Bucket:
             self._client.put_object(Bucket=self.name, Key=key, Body=content)
         except (ClientError, BotoCoreError) as error:
             raise _failed(f"writing {self.uri(key)}", error) from error
+
+    def write_file(self, key: str, path: Path) -> None:
+        """Write a file's content, in parts if it is large, replacing what is there."""
+        try:
+            self._client.upload_file(str(path), self.name, key)
+        except (ClientError, BotoCoreError, S3UploadFailedError) as error:
+            raise _failed(f"writing {self.uri(key)}", error) from error
+
+    def open(self, key: str, size: int) -> BinaryIO:
+        """Open an object of known size for ``readinto``; a broken connection is taken up where it stopped."""
+        return _body(self._client, self.name, UpdateReference(thing="", key=key, bytes=size))
 
     def write_first(self, key: str, content: bytes) -> bytes:
         """Write an object unless there is one, and return what is there then: the first writer's content."""

@@ -65,18 +65,17 @@ class LaneSum:
         carried = following is not None and bool(lanes) and lane_of(following) == lanes[-1]
         if carried and self._partial is None:
             self._partial = np.zeros(self._layout.size, self._dtype)
-        factors = {id(u): (lane, np.float32(weights[u.reference.key])) for u, lane in zip(updates, lanes, strict=True)}
+        lane_by_key = {update.reference.key: lane for update, lane in zip(updates, lanes, strict=True)}
         with _Notes(self._scratch, self._vectors(), enabled=not self._untouched) as notes:
             tile: _Tile | None = None
-            for span, update, values in scan(updates, self._layout):
+            for span, update, values in scan(updates, self._layout, weights):
                 if tile is None or tile.span != span:
                     if tile is not None:
                         tile.end(carried)
                     notes.take(span)
                     partial = self._spare[: span.stop - span.start] if self._partial is None else self._partial[span]
                     tile = _Tile(span, self.total[span], partial, self._lane)
-                lane, factor = factors[id(update)]
-                tile.add(lane, np.multiply(values, factor, out=values))
+                tile.add(lane_by_key[update.reference.key], values)
             if tile is not None:
                 tile.end(carried)
             if any(update.error for update in updates):

@@ -141,7 +141,7 @@ class FleetSettings(_Settings):
     min_updates: int = Field(default=2, ge=1, description="Updates without which the round changes nothing")
     quorum: float = Field(default=1.0, gt=0, le=1, description="Share of the asked devices that ends the waiting")
     deadline_seconds: int = Field(default=3600, ge=1, le=31_536_000)
-    release: Literal["every_round", "never"] = "every_round"
+    release: Literal["every_round", "on_improvement", "never"] = "every_round"
     fit: Fit = Fit()
     update: Update = Update()
     strategy: Strategy = Strategy()

@@ -9,6 +9,7 @@ model alone, so a reader knows what an update decodes to before it reads a byte.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -52,6 +53,15 @@ class Buffers:
             raise ValueError(f"block {self.block}: expected a whole number of {GRAIN} scalars")
         object.__setattr__(self, "floats", np.empty(self.block, np.float32))
         object.__setattr__(self, "raw", np.empty(self.block * 4, np.uint8))
+
+    def beside(self) -> Buffers:
+        """Return buffers for an update that is read side by side with others, block by block in turns.
+
+        A codec keeps nothing in ``floats`` and ``raw`` from one block to the next, so all can share them; ``inner`` is its own.
+        """
+        buffers = copy(self)
+        buffers.__dict__.pop("inner", None)
+        return buffers
 
     @cached_property
     def inner(self) -> Buffers:

@@ -4,6 +4,7 @@ import io
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -126,14 +127,22 @@ class Fleet:
         np.savez(file, x=x, y=y)
         self.s3.put_object(Bucket=self.clients.bucket.name, Key=evaluation_key(FLEET), Body=file.getvalue())
 
-    def run(self, **replaced: Any) -> RoundReport:
+    def run(self, *, instances: int = 1, patience: float | None = None, **replaced: Any) -> RoundReport:
+        with self._job(replace(self.clients, **replaced), instances=instances, patience=patience) as job:
+            return job.run()
+
+    def contribute(self, instance: int, instances: int) -> None:
+        with self._job(self.clients, instance=instance, instances=instances) as job:
+            job.contribute()
+
+    @contextmanager
+    def _job(self, clients: FleetClients, **options: Any) -> Iterator[RoundJob]:
         scratch = Path(tempfile.mkdtemp(dir=self.folder))
-        clients = replace(self.clients, **replaced)
         record = make_record(FLEET, self.current, self.settings).model_copy(update={"phase": self.phase})
         self.clients.rounds.put_item(Item=record.to_item())
         source = RoundUpdates(self.s3, self.clients.bucket.name, FLEET, ROUND)
         try:
-            return RoundJob(record, clients, source, scratch, clock=lambda: NOW).run()
+            yield RoundJob(record, clients, source, scratch, clock=lambda: NOW, **options)
         finally:
             shutil.rmtree(scratch)
 

@@ -49,13 +49,17 @@ def test_a_wrong_variable_is_named(tmp_path: Path, name: str, value: str) -> Non
         container(tmp_path).settings({**ENVIRONMENT, name: value})
 
 
-def test_the_first_host_does_the_work(tmp_path: Path) -> None:
-    hosts = ["algo-1", "algo-2"]
-    assert container(tmp_path, resourceconfig={"current_host": "algo-1", "hosts": hosts}).is_first_host()
-    (tmp_path / "config" / "resourceconfig.json").write_text(json.dumps({"current_host": "algo-2", "hosts": hosts}))
-    assert not Container(tmp_path).is_first_host()
-    (tmp_path / "config" / "resourceconfig.json").unlink()
-    assert Container(tmp_path).is_first_host()
+def test_an_instance_knows_its_place(tmp_path: Path) -> None:
+    hosts = ["algo-2", "algo-1"]
+    assert container(tmp_path, resourceconfig={"current_host": "algo-1", "hosts": hosts}).instance() == (0, 2)
+    config = tmp_path / "config" / "resourceconfig.json"
+    config.write_text(json.dumps({"current_host": "algo-2", "hosts": hosts}))
+    assert Container(tmp_path).instance() == (1, 2)
+    config.write_text(json.dumps({"current_host": "algo-3", "hosts": hosts}))
+    with pytest.raises(ConfigurationError, match="algo-3"):
+        Container(tmp_path).instance()
+    config.unlink()
+    assert Container(tmp_path).instance() == (0, 1)
 
 
 def test_the_last_word_fits_a_kilobyte_and_stays_text(tmp_path: Path) -> None:

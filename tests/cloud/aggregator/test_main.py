@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from cloud.aggregator.commands import publish
+from cloud.aggregator.offline import aggregate_folder
 from cloud.aggregator.release import FleetClients, publish_model
 from cloud.aggregator.s3 import Bucket
 from cloud.infrastructure.deploy import deploy
@@ -174,15 +175,6 @@ def test_aws_that_refuses_is_told_in_the_exit_message(place: Place) -> None:
     assert "ResourceNotFoundException" in message
 
 
-def test_other_hosts_leave_the_work_to_the_first(place: Place) -> None:
-    config = place.folder / "ml" / "config"
-    config.mkdir(parents=True)
-    (config / "resourceconfig.json").write_text(json.dumps({"current_host": "algo-2", "hosts": ["algo-1", "algo-2"]}))
-    code, _ = place.run()
-    assert code == 0
-    assert place.clients.bucket.read(report_key(place.fleet, ROUND), max_bytes=1 << 20) is None
-
-
 def test_the_command_publishes_the_operators_model(
     place: Place, digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +196,7 @@ def test_the_command_publishes_the_operators_model(
     assert current.version == f"{major + 1}.0.0"
 
 
-def test_sagemaker_runs_the_job_and_keeps_its_last_word(place: Place) -> None:
+def test_sagemaker_runs_the_job_on_two_instances_and_keeps_its_last_word(place: Place, tmp_path: Path) -> None:
     sagemaker = place.aws.client("sagemaker")
     sagemaker.create_processing_job(
         ProcessingJobName=f"round-{place.fleet}",
@@ -212,7 +204,7 @@ def test_sagemaker_runs_the_job_and_keeps_its_last_word(place: Place) -> None:
         AppSpecification={"ImageUri": "fedgrass-aggregator"},
         Environment=place.environment(),
         ProcessingResources={
-            "ClusterConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 30}
+            "ClusterConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 30}
         },
     )
     deadline = time.monotonic() + 60
@@ -226,3 +218,10 @@ def test_sagemaker_runs_the_job_and_keeps_its_last_word(place: Place) -> None:
     assert report.outcome == "released"
     assert report.model is not None
     assert json.loads(job["ExitMessage"])["version"] == report.model.version
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for thing in ("press-a", "press-b"):
+        content = place.clients.bucket.read(update_key(place.fleet, ROUND, thing), max_bytes=1 << 30)
+        (alone / f"{thing}.safetensors").write_bytes(content or b"")
+    aggregate_folder(tmp_path / "first", alone, tmp_path / "out")
+    assert Bundle.open(tmp_path / "out").manifest.parameters_sha256 == report.model.parameters_sha256

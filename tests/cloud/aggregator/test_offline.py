@@ -3,7 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from cloud.aggregator.commands import aggregate
 from cloud.aggregator.offline import aggregate_folder
 from fedgrass.bundle import Bundle
 from fedgrass.errors import ConfigurationError
@@ -37,3 +40,21 @@ def test_without_a_good_update_nothing_is_written(digits: Bundle, tmp_path: Path
 def test_a_missing_folder_is_named(digits: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nowhere"):
         aggregate_folder(digits.folder, tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_the_command_does_the_same_and_names_what_it_refused(digits: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "u").mkdir()
+    for seed, thing in enumerate("abc"):
+        (tmp_path / "u" / f"{thing}.safetensors").write_bytes(update_bytes(digits, thing, seed, tmp_path))
+    (tmp_path / "u" / "d.safetensors").write_bytes(b"no update")
+    app = typer.Typer()
+    app.command()(aggregate)
+    places = ["--base", str(digits.folder), "--updates", str(tmp_path / "u"), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*places, "--strategy", "fedadam", "--option", "learning_rate=0.5"])
+    assert done.exit_code == 0, done.output
+    assert "3 updates, 1 refused" in done.output
+    assert "d.safetensors: corrupt_header" in done.output
+    assert (tmp_path / "out" / "server.safetensors").exists()
+    Bundle.open(tmp_path / "out").verify()
+    wrong = CliRunner().invoke(app, [*places, "--option", "speed"])
+    assert isinstance(wrong.exception, ConfigurationError)

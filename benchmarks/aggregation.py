@@ -1,0 +1,278 @@
+"""Federated averaging of many updates from the page cache, against the least that it can cost and against peers.
+
+``python -m benchmarks.aggregation`` writes 50 updates of 20 million float32 parameters in 40 tensors (4 GB, removed afterwards),
+then runs each contender in fresh processes, in turns, and keeps the fastest run of each:
+
+- ours: `cloud.aggregator.aggregate`, from the list of files to the new parameters, every check on;
+- floor: one ``readinto`` of 1 MiB after the other and BLAS ``saxpy``, nothing checked (SciPy);
+- int8: ours, of the same updates in 8 bits;
+- sha256: what it costs to read and hash the same files;
+- peers, if ``--peers-python`` names an interpreter that has them (``pip install flwr nvflare``): Flower's default from its wire
+  format to its arrays, and NVFlare's weighted helper with reading. Null where one is missing.
+
+``--updates 10000 --parameters 100000`` shows small models and many devices; the deviation is from a float64 reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloud.aggregator.aggregate import aggregate
+from cloud.aggregator.checks import Expected
+from cloud.aggregator.sources import Folder
+from cloud.aggregator.strategies import strategy_named
+from fedgrass import tensors
+from fedgrass.bundle import (
+    GRAPH,
+    INFERENCE,
+    PARAMETERS,
+    Bundle,
+    FileDescription,
+    Manifest,
+    TensorDescription,
+)
+from fedgrass.tensors import Array
+from fedgrass.update import UpdateHeader, write_update
+from fedgrass.update.codecs import Floats
+
+_BODIES = 4  # distinct differences; what is in the other files are copies of them
+_PEERS = Path(__file__).with_name("aggregation_peers.py")
+
+
+def main() -> None:
+    """Run what the arguments ask for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--updates", type=int, default=50)
+    parser.add_argument("--parameters", type=int, default=20_000_000)
+    parser.add_argument("--tensors", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peers-python", type=Path, help="an interpreter with flwr and nvflare")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        print(json.dumps(CONTENDERS[arguments.contender](arguments.folder)))
+        return
+    with tempfile.TemporaryDirectory(prefix="fedgrass-benchmark-") as folder:
+        print(json.dumps(measure(Path(folder), arguments)))
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures."""
+    count, parameters = arguments.updates, arguments.parameters
+    _say(f"writing {count} updates of {parameters} parameters")
+    base = make_model(folder / "base", parameters, min(arguments.tensors, parameters))
+    make_updates(base, folder / "updates", count, "float32")
+    ours = ["ours", "floor"]
+    peers = ["flower", "nvflare"] if arguments.peers_python else []
+    best: dict[str, dict[str, Any]] = {}
+    for repeat in range(arguments.repeats):
+        for name in ours:
+            _keep(best, name, _run([sys.executable, "-m", "benchmarks.aggregation", "--contender", name], folder))
+        for name in peers if repeat == 0 else ():  # they need minutes and gigabytes
+            if name == "flower":
+                _run([str(arguments.peers_python), str(_PEERS), "--contender", "flower-write"], folder)
+            _keep(best, name, _run([str(arguments.peers_python), str(_PEERS), "--contender", name], folder))
+            shutil.rmtree(folder / "flower", ignore_errors=True)
+    _keep(best, "sha256", _run([sys.executable, "-m", "benchmarks.aggregation", "--contender", "sha256"], folder))
+    shutil.rmtree(folder / "updates")
+    make_updates(base, folder / "updates", count, "int8")
+    for _ in range(arguments.repeats):
+        _keep(best, "int8", _run([sys.executable, "-m", "benchmarks.aggregation", "--contender", "ours"], folder))
+    return _figures(best, count, parameters)
+
+
+def _figures(best: dict[str, dict[str, Any]], count: int, parameters: int) -> dict[str, Any]:
+    seconds = {name: found["seconds"] for name, found in best.items()}
+    gigabytes = 4e-9 * count * parameters
+
+    def ratio(name: str) -> float | None:
+        return round(seconds[name] / seconds["ours"], 2) if name in seconds else None
+
+    if "flower" not in seconds:
+        _say("no figures of peers: name an interpreter with --peers-python (pip install flwr; pip install nvflare)")
+    return {
+        "benchmark": "aggregation",
+        "updates": count,
+        "parameters": parameters,
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "cpu_seconds": round(best["ours"]["cpu_seconds"], 3),
+        "peak_rss_mb": best["ours"]["peak_rss_mb"],
+        "peak_rss_mb_of_peers": {name: best[name]["peak_rss_mb"] for name in ("flower", "nvflare") if name in best},
+        "updates_per_second": round(count / seconds["ours"], 1),
+        "gb_per_second": round(gigabytes / seconds["ours"], 2),
+        "ratio_to_floor": round(seconds["ours"] / seconds["floor"], 2),
+        "cpu_ratio_to_floor": round(best["ours"]["cpu_seconds"] / best["floor"]["cpu_seconds"], 2),
+        "ratio_flower_end_to_end": ratio("flower"),
+        "ratio_nvflare": ratio("nvflare"),
+        "max_deviation_from_float64": best["ours"]["deviation"],
+        "sha256_would_add_seconds": round(seconds["sha256"], 3),
+        "int8_gb_per_second_float32_equivalent": round(gigabytes / seconds["int8"], 2),
+        "int8_ratio_to_float32": round(seconds["ours"] / seconds["int8"], 2),
+    }
+
+
+def make_model(folder: Path, parameters: int, count: int) -> Bundle:
+    """Write a bundle of zeros; its graphs are of no interest here."""
+    folder.mkdir()
+    sizes = [len(part) for part in np.array_split(np.empty(parameters, np.bool_), count)]
+    tensors.save(folder / PARAMETERS, {f"layer{i:02d}": np.zeros(size, np.float32) for i, size in enumerate(sizes)})
+    for name in (GRAPH, INFERENCE):
+        (folder / name).write_bytes(name.encode())
+    x = TensorDescription(name="x", shape=(1,), dtype="float32")
+    described = (
+        TensorDescription(name=f"layer{i:02d}", shape=(size,), dtype="float32") for i, size in enumerate(sizes)
+    )
+    files = {name: FileDescription(sha256="0" * 64, bytes=0) for name in (GRAPH, PARAMETERS, INFERENCE)}
+    return Bundle.seal(
+        folder,
+        Manifest(
+            name="wide",
+            batch_size=1,
+            loss="mean_squared_error",
+            x=x,
+            y=x,
+            output=x,
+            parameters=tuple(described),
+            files=files,
+        ),
+    )
+
+
+def make_updates(base: Bundle, folder: Path, count: int, codec: str) -> None:
+    """Write ``count`` updates: a few distinct ones, and copies of them under other names."""
+    folder.mkdir()
+    zeros = base.parameters()
+    bodies = []
+    for body in range(_BODIES):
+        path = folder / "body"
+        write_update(path, zeros, _local(zeros, body), _header(base, "body"), codec=codec)
+        with path.open("rb") as file:
+            head = tensors.read_header(file, file_bytes=path.stat().st_size)
+            specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in head.tensors]
+            bodies.append((specs, file.read()))
+        path.unlink()
+    for index in range(count):
+        thing = f"thing-{index:05d}"
+        specs, content = bodies[index % _BODIES]
+        header = _header(base, thing).model_copy(update={"codec": codec, "num_examples": 1 + index % 7})
+        with (folder / f"{thing}.safetensors").open("wb") as file:
+            file.write(tensors.encode_header(specs, header.to_metadata()))
+            file.write(content)
+
+
+def _local(zeros: dict[str, Array], body: int) -> dict[str, Array]:
+    generator = np.random.default_rng(body)
+    return {name: generator.standard_normal(value.size, np.float32) * np.float32(1e-2) for name, value in zeros.items()}
+
+
+def _header(base: Bundle, thing: str) -> UpdateHeader:
+    manifest = base.manifest
+    return UpdateHeader(
+        fleet="benchmark",
+        round=1,
+        thing=thing,
+        base_sha256=manifest.parameters_sha256,
+        graph_sha256=manifest.graph_sha256,
+        num_examples=1,
+    )
+
+
+def run_ours(folder: Path) -> dict[str, Any]:
+    """Aggregate, and compare with a float64 reference made of the few distinct updates."""
+    base = Bundle.open(folder / "base")
+    source = Folder(folder / "updates")
+    expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, fleet="benchmark", round=1)
+    start, cpu = time.perf_counter(), time.process_time()
+    result = aggregate(base, source, source.list(), strategy_named("fedavg"), expected)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    peak = peak_rss_mb()
+    if result.parameters is None or result.quarantined:
+        raise SystemExit(f"expected all updates to be good: {result.quarantined[:1]}")
+    weights = np.zeros(_BODIES)
+    for entry in result.updates:
+        weights[int(entry.thing.removeprefix("thing-")) % _BODIES] += entry.num_examples
+    zeros = base.parameters()
+    reference: dict[str, Array] = {name: np.zeros(value.size) for name, value in zeros.items()}
+    for body, weight in enumerate(weights):
+        for name, values in _local(zeros, body).items():
+            reference[name] += weight / weights.sum() * values
+    largest = max(float(np.abs(values).max()) for values in reference.values())
+    deviation = max(float(np.abs(result.parameters[name] - values).max()) for name, values in reference.items())
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_rss_mb": peak,
+        "deviation": float(f"{deviation / largest:.2e}"),
+    }
+
+
+def run_floor(folder: Path) -> dict[str, Any]:
+    """Read and add, and nothing else."""
+    from scipy.linalg.blas import saxpy  # type: ignore[import-untyped]
+
+    size = sum(p.size for p in Bundle.open(folder / "base").manifest.parameters)
+    total: Floats = np.zeros(size, np.float32)
+    buffer = np.empty(1 << 18, np.float32)
+    start, cpu = time.perf_counter(), time.process_time()
+    for path in sorted((folder / "updates").iterdir()):
+        with path.open("rb", buffering=0) as file:
+            file.seek(path.stat().st_size - 4 * size)
+            at = 0
+            while count := file.readinto(buffer.view(np.uint8).data) // 4:
+                saxpy(buffer[:count], total[at : at + count], a=0.5)
+                at += count
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_rss_mb": peak_rss_mb()}
+
+
+def run_sha256(folder: Path) -> dict[str, Any]:
+    """Read and hash."""
+    from fedgrass.files import sha256_of
+
+    start = time.perf_counter()
+    for path in sorted((folder / "updates").iterdir()):
+        sha256_of(path)
+    return {"seconds": time.perf_counter() - start, "peak_rss_mb": peak_rss_mb()}
+
+
+def peak_rss_mb() -> float:
+    """Return this process's peak resident memory; unlike getrusage's, it is not inherited from the parent."""
+    with Path("/proc/self/status").open() as status:
+        return next(round(int(line.split()[1]) * 1024 / 1e6, 1) for line in status if line.startswith("VmHWM"))
+
+
+CONTENDERS = {"ours": run_ours, "floor": run_floor, "sha256": run_sha256}
+
+
+def _run(command: list[str], folder: Path) -> dict[str, Any] | None:
+    done = subprocess.run([*command, "--folder", str(folder)], stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        _say(f"{command[-1]}: failed; is it installed?")
+        return None
+    found: dict[str, Any] = json.loads(done.stdout)
+    _say(f"{command[-1]}: {found}")
+    return found
+
+
+def _keep(best: dict[str, dict[str, Any]], name: str, found: dict[str, Any] | None) -> None:
+    if found is not None and (name not in best or found["seconds"] < best[name]["seconds"]):
+        best[name] = found
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The instances of one job: each sums lanes of its own, the first adds the lanes up.
+
+What they tell each other lies under the round's report prefix, below the digest of the pinned update list: an instance that is
+started again finds or rewrites the very same bytes. Nothing is published before the first instance has every lane.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cloud.aggregator.combination import Found, merged
+from cloud.aggregator.intake import Good
+from cloud.aggregator.s3 import Bucket
+from cloud.aggregator.scan import BLOCK
+from cloud.aggregator.sources import UpdateReference
+from cloud.aggregator.strategies.base import Facts
+from cloud.aggregator.summation import Sums
+from fedgrass.errors import AggregationError, TransferError
+from fedgrass.protocol.report import QuarantinedEntry
+from fedgrass.tensors import read_into
+
+_MAX_NOTE_BYTES = 1 << 30
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    good: tuple[tuple[UpdateReference, Facts], ...]
+    refused: tuple[QuarantinedEntry, ...]
+
+    @classmethod
+    def of(cls, found: Found) -> _Told:
+        return cls(good=tuple((one.reference, one.facts) for one in found.good), refused=tuple(found.refused))
+
+    @property
+    def found(self) -> Found:
+        return Found([Good(reference, facts) for reference, facts in self.good], self.refused)
+
+
+class BucketShare:
+    """A `cloud.aggregator.combination.Share` by way of the fleet's bucket.
+
+    Parameters
+    ----------
+    index, count
+        Which instance this is, and how many there are.
+    bucket, prefix
+        Where to leave what the others need.
+    scratch
+        Folder for a lane on its way.
+    patience
+        Seconds to wait for another instance before the job fails. SageMaker ends the job sooner if one of them dies.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        count: int,
+        bucket: Bucket,
+        prefix: str,
+        scratch: Path,
+        *,
+        patience: float,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.index = index
+        self.count = count
+        self._bucket = bucket
+        self._prefix = prefix
+        self._scratch = scratch
+        self._sleep = sleep
+        self._clock = clock
+        self._deadline = clock() + patience
+
+    def exchange(self, found: Found) -> Found:
+        """Tell the others of one's own updates, and return what all instances found, in their order."""
+        self._bucket.write(self._survey(self.index), _Told.of(found).model_dump_json().encode())
+        everything = Found((), ())
+        for index in range(self.count):
+            everything = merged(everything, self._await(self._survey(index)).found)
+        return everything
+
+    def give(self, lane: int, total: Sums, found: Found) -> None:
+        """Leave a lane's sum; its note comes last, and says that the sum is there."""
+        if found.good:
+            path = self._scratch / "lane"
+            total.tofile(path)
+            self._bucket.write_file(self._sum(lane), path)
+            path.unlink()
+        self._bucket.write(self._note(lane), _Told.of(found).model_dump_json().encode())
+
+    def add(self, lane: int, total: Sums) -> Found:
+        """Wait for another instance's lane and add its sum, block by block."""
+        found = self._await(self._note(lane)).found
+        if found.good:
+            buffer = np.empty(BLOCK, total.dtype)
+            with self._bucket.open(self._sum(lane), total.nbytes) as stream:
+                for start in range(0, len(total), BLOCK):
+                    piece = total[start : start + BLOCK]
+                    read_into(stream, buffer[: len(piece)], name=self._bucket.uri(self._sum(lane)))
+                    np.add(piece, buffer[: len(piece)], out=piece)
+        return found
+
+    def _await(self, key: str) -> _Told:
+        pause = 0.05
+        while (content := self._bucket.read(key, max_bytes=_MAX_NOTE_BYTES)) is None:
+            if self._clock() > self._deadline:
+                raise AggregationError(
+                    f"{self._bucket.uri(key)}: another instance of the job has not written it in time. Run the job again"
+                )
+            self._sleep(pause)
+            pause = min(2.0, pause * 1.5)
+        try:
+            return _Told.model_validate_json(content)
+        except ValidationError as error:
+            raise TransferError(f"{self._bucket.uri(key)}: is no note of another instance ({error})") from error
+
+    def _survey(self, index: int) -> str:
+        return f"{self._prefix}survey-{self.count:03d}-{index:03d}.json"
+
+    def _sum(self, lane: int) -> str:
+        return f"{self._prefix}lane-{lane:02d}.bin"
+
+    def _note(self, lane: int) -> str:
+        return f"{self._prefix}lane-{lane:02d}.json"
