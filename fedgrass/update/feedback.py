@@ -10,6 +10,8 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fedgrass import tensors
 from fedgrass.bundle import Manifest, Parameters, check_parameters
 from fedgrass.errors import BundleError, TensorFileError
@@ -47,7 +49,8 @@ class ErrorFeedback:
                 residual = {
                     name.removeprefix(f"{kept}/"): v for name, v in stored.items() if name.startswith(f"{kept}/")
                 }
-                return check_parameters(residual, self.manifest, name=str(self.path)) if residual else {}
+                if residual and all(np.isfinite(value).all() for value in residual.values()):
+                    return check_parameters(residual, self.manifest, name=str(self.path))
         return {}
 
     def keep(self, before: Parameters, after: Parameters) -> None:

@@ -87,7 +87,7 @@ def test_a_damaged_residual_counts_as_none(tmp_path: Path) -> None:
     expected = send(tmp_path / "fresh", 2, seed=2)
     send(tmp_path, 1, seed=1)
     whole = (tmp_path / "residual").read_bytes()
-    for damaged in (b"", whole[: len(whole) // 2], b"\0" * len(whole)):
+    for damaged in (b"", whole[: len(whole) // 2], b"\0" * len(whole), whole[:-4] + b"\xff" * 4):
         (tmp_path / "residual").write_bytes(damaged)
         for name, value in send(tmp_path, 2, seed=2).items():
             np.testing.assert_array_equal(value, expected[name])
