@@ -1,4 +1,4 @@
-"""One fleet of two local core devices for a file's tests: each test runs a round of its own on it."""
+"""One fleet of two local core devices for a file's tests, one of either nucleus: each test runs a round of its own on it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from fedgrass.protocol import tables
-from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.records import Participation, RoundRecord
 from local.demo.run import Demo, DemoOptions
+from tests.faults.fleet import FaultyFleet
 from tests.fixtures.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,10 @@ class Operator:
         assert described["status"] == "SUCCEEDED", described
         return tables.load_round(self.demo.rounds_table, self.fleet.fleet, number)
 
+    def parts(self, record: RoundRecord) -> list[Participation]:
+        """Every device's part in a round."""
+        return list(tables.participations(self.demo.rounds_table, self.fleet.fleet, record.round))
+
     @property
     def next_round(self) -> int:
         return tables.load_state(self.demo.rounds_table, self.fleet.fleet).last + 1
@@ -70,8 +75,7 @@ class Operator:
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     folder = tmp_path_factory.mktemp("fleet")
     console = Console(file=io.StringIO())
-    with Demo(
-        DemoOptions(devices=2, rounds=1, seed=1), folder, cache=ROOT / ".fedgrass/wheels", console=console
-    ) as demo:
+    options = DemoOptions(devices=2, rounds=1, seed=1)
+    with Demo(options, folder, cache=ROOT / ".fedgrass/wheels", console=console, make_fleet=FaultyFleet) as demo:
         demo.start()
         yield Operator(demo)

@@ -16,7 +16,23 @@ from fedgrass.protocol.names import GLOBAL_MODEL, update_key
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import write_update
 from tests.end_to_end.conftest import Operator
+from tests.faults import campaign
 from tests.fixtures.waiting import eventually
+
+# `python -m tests.faults` puts in all of them, and often.
+SHORT_CAMPAIGN = {
+    "kill -9 of the trainer": 2,
+    "kill -9 of the model deployer": 1,
+    "kill -9 of Stream Manager": 1,
+    "kill -9 of the core device": 1,
+    "network cut during upload": 1,
+    "S3 and others throttle (503)": 1,
+    "IPC connections dropped": 2,
+    "disk full (no write succeeds)": 1,
+    "clock jumps": 1,
+    "MQTT messages repeated, reordered, replayed": 2,
+    "checkpoint corrupted": 1,
+}
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("fleet")]
 
@@ -25,6 +41,18 @@ def base_bundle(operator: Operator, folder: Path) -> Bundle:
     """The model that the next round starts from, as a device holds it."""
     [device, *_] = operator.fleet.devices.values()
     return Bundle.open((device.store / "active").resolve())
+
+
+def test_devices_of_both_nuclei_take_part_in_a_round(operator: Operator) -> None:
+    record = operator.run_round()
+    assert (record.outcome, record.uploaded, record.active) == ("released", 2, 2)
+    assert {part.thing for part in operator.parts(record)} == {"device-1", "device-2"}
+    logs = {
+        thing: (device.greengrass_root / "logs" / "com.fedgrass.Trainer.log").read_text()
+        for thing, device in operator.fleet.devices.items()
+    }
+    unsupported = {thing for thing, log in logs.items() if "operation unsupported by this nucleus" in log}
+    assert unsupported == {"device-2"}
 
 
 def test_bad_updates_are_quarantined_and_the_round_completes(operator: Operator, tmp_path: Path) -> None:
@@ -138,3 +166,56 @@ def test_a_model_that_fails_admission_is_rolled_back_and_the_cloud_is_told(opera
     record = operator.run_round()
     assert record.outcome == "released"
     assert operator.active_versions() == {record.version}
+
+
+def test_a_poisoned_model_reaches_the_canaries_only_and_a_good_one_the_fleet(
+    operator: Operator, tmp_path: Path
+) -> None:
+    iot = operator.fleet.aws.client("iot")
+    iot.create_thing_group(thingGroupName="canaries")
+    iot.add_thing_to_thing_group(thingGroupName="canaries", thingName="device-1")
+    staged = {"canary_group": "canaries", "canary_seconds": 60, "wait_seconds": 60}
+    before, number = operator.model, operator.next_round
+    bundle = base_bundle(operator, tmp_path)
+    header = UpdateHeader(
+        fleet=operator.fleet.fleet,
+        round=number,
+        thing="mallory",
+        base_sha256=bundle.manifest.parameters_sha256,
+        graph_sha256=bundle.manifest.graph_sha256,
+        num_examples=1_000_000,
+        metrics={},
+    )
+    base, noise = bundle.parameters(), np.random.default_rng(0)
+    poison = {name: array + noise.normal(size=array.shape).astype(np.float32) for name, array in base.items()}
+    write_update(tmp_path / "update", base, poison, header)
+    operator.fleet.aws.client("s3").put_object(
+        Bucket=operator.fleet.outputs.bucket,
+        Key=update_key(operator.fleet.fleet, number, "mallory"),
+        Body=(tmp_path / "update").read_bytes(),
+    )
+
+    record = operator.run_round(gate={"tolerance": 1}, rollout=staged)
+
+    assert record.outcome == "held"
+    assert "1 of 1 canaries refused" in record.reason
+    assert {part.thing: part.model_outcome for part in operator.parts(record) if part.model_outcome} == {
+        "device-1": "refused"
+    }
+    assert operator.model == before
+    assert operator.active_versions() == {before}
+
+    record = operator.run_round(rollout=staged)
+
+    assert (record.outcome, record.active) == ("released", 2)
+    assert operator.active_versions() == {record.version}
+
+
+def test_faults_lose_no_update_count_none_twice_and_leave_every_device_with_a_model(
+    operator: Operator, tmp_path: Path
+) -> None:
+    findings = campaign.run(operator.demo, tmp_path, SHORT_CAMPAIGN, seed=0)
+    assert sum(outcomes.total() for outcomes in findings.outcomes.values()) == sum(SHORT_CAMPAIGN.values())
+    assert findings.accepted > 0
+    assert findings.looks > 0
+    assert findings.clean, findings
