@@ -31,7 +31,8 @@ class Table:
     """Rows of a CSV file as examples of one model.
 
     A first row that is not all numbers names the columns. ``label`` names the column of y; without it, y are the last columns.
-    All other columns, in their order, make up x in row-major order. A label may be one of the manifest's class names.
+    All other columns, in their order, make up x in row-major order. A label may be one of the manifest's class names; one
+    that reads as a number is that number.
 
     Raises
     ------

@@ -36,11 +36,6 @@ def stripes(count: int) -> tuple[Array, Array]:
     return x, y
 
 
-def rings(count: int) -> tuple[Array, Array]:
-    x = GENERATOR.normal(size=(count, 4))
-    return x, (np.linalg.norm(x, axis=1) > 1.83).astype(int)
-
-
 def product(count: int) -> tuple[Array, Array]:
     x = GENERATOR.uniform(-1, 1, (count, 3))
     return x, np.stack([x[:, 0] * x[:, 1], x[:, 2] ** 2], axis=1)
@@ -57,7 +52,6 @@ def waves(count: int) -> tuple[Array, Array]:
     ("task", "shape", "classes", "outputs", "make"),
     [
         ("image-classifier", (12, 12, 1), ("rows", "columns", "none"), 1, stripes),
-        ("tabular-classifier", (4,), ("in", "out"), 1, rings),
         ("regressor", (3,), (), 2, product),
         ("time-series", (40, 2), ("slow", "fast"), 1, waves),
     ],
