@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +186,6 @@ def announce(bundle: Bundle, number: int, fit: FitTask, codec: str) -> Announcem
     )
 
 
-@cache
 def linear_accuracy(task: str, seed: int, cache_dir: Path) -> float:
     """Accuracy of a linear model that sees all devices' data in one place."""
     from sklearn.linear_model import LogisticRegression
