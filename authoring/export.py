@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from authoring import graph, inference
 from authoring.errors import UnsupportedModelError
 from authoring.flatbuffer import without_initializer
 from authoring.losses import LOSSES
+from authoring.model import KerasModel
 from authoring.optimizers import OPTIMIZERS
 from fedgrass import bundle, tensors
 from fedgrass.bundle import Bundle, Manifest, TensorDescription
@@ -34,6 +35,7 @@ def export(
     loss: bundle.Loss,
     batch_size: int,
     optimizer: bundle.Optimizer | None = None,
+    freeze: Sequence[str] = (),
     class_names: Sequence[str] = (),
     name: str | None = None,
     version: str = "1.0.0",
@@ -44,58 +46,97 @@ def export(
     ----------
     model
         Sequential or functional. A classifier ends in softmax (sigmoid for binary cross-entropy) or in logits. Its
-        present weights are the bundle's parameters; variables that are not trainable are frozen into the graph.
+        present weights are the bundle's parameters: those that are trained, then the moving statistics of its batch
+        normalizations. Other weights are frozen into the graph.
     folder
         Made if absent; a bundle in it is replaced.
     batch_size
         Examples per training step, fixed in the graph.
+    freeze
+        Names of layers that are not to be trained, besides those whose ``trainable`` is false.
 
     Raises
     ------
     UnsupportedModelError
         If a layer cannot be trained with LiteRT's built-in operators.
     """
-    optimizer = optimizer or bundle.Optimizer()
+    with _frozen(model, freeze):
+        return _export(
+            model,
+            folder,
+            loss,
+            batch_size,
+            optimizer or bundle.Optimizer(),
+            {"name": name or model.name, "version": version, "class_names": tuple(class_names)},
+        )
+
+
+def _export(
+    model: Any,
+    folder: Path,
+    loss: bundle.Loss,
+    batch_size: int,
+    optimizer: bundle.Optimizer,
+    description: dict[str, Any],
+) -> Bundle:
     _check(model)
-    variables = [variable.value for variable in model.trainable_variables]
-    x = tf.TensorSpec([batch_size, *model.inputs[0].shape[1:]], tf.float32, name="x")
+    keras_model = KerasModel(model)
+    parameters = keras_model.values()
+    x = tf.TensorSpec([batch_size, *model.inputs[0].shape[1:]], model.inputs[0].dtype, name="x")
     y = _label(model, loss, batch_size)
-    parameters = {
-        _name(variable, model): np.array(variable.numpy(), dtype=np.float32) for variable in model.trainable_variables
-    }
     output = model.outputs[0]
     manifest = Manifest.model_construct(
-        name=name or model.name,
-        version=version,
+        **description,
         batch_size=batch_size,
-        x=TensorDescription(name="x", shape=tuple(x.shape[1:]), dtype="float32"),
+        x=TensorDescription(name="x", shape=tuple(x.shape[1:]), dtype=x.dtype.name),
         y=TensorDescription(name="y", shape=tuple(y.shape[1:]), dtype=y.dtype.name),
         output=TensorDescription(name="y", shape=tuple(output.shape[1:]), dtype="float32"),
-        class_names=tuple(class_names),
         loss=loss,
         optimizer=optimizer,
         parameters=tuple(TensorDescription(name=k, shape=v.shape, dtype="float32") for k, v in parameters.items()),
+        frozen=keras_model.frozen_names,
     )
-
+    variables = [tf.Variable(value) for value in parameters.values()]
+    trained = variables[: len(model.trainable_variables)]
     owner, signatures = graph.module(
         graph.Forward(
-            logits=_without_final_activation(model, loss),
-            output=lambda x: model(x, training=False),
-            parameters=variables,
+            logits=_without_final_activation(keras_model, loss),
+            output=lambda x, values: keras_model.call(x, values)[0],
+            counts_steps=keras_model.draws_masks,
         ),
         LOSSES[loss],
-        OPTIMIZERS[optimizer.name](variables, optimizer),
+        OPTIMIZERS[optimizer.name](trained, optimizer),
+        trained,
+        variables[len(trained) :],
         x=x,
         y=y,
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / bundle.GRAPH).write_bytes(_convert(owner, signatures))
-    content, constants = inference.convert(model, parameters)
+    content, constants = inference.convert(keras_model, parameters)
     (folder / bundle.INFERENCE_INT8).unlink(missing_ok=True)
     for file, model_content in application_models(content).items():
         (folder / file).write_bytes(model_content)
     tensors.save(folder / bundle.PARAMETERS, parameters)
     return Bundle.seal(folder, manifest.model_copy(update={"constants": constants}))
+
+
+@contextmanager
+def _frozen(model: Any, names: Sequence[str]) -> Iterator[None]:
+    layers = {layer.name: layer for layer in model._flatten_layers() if layer is not model}
+    unknown = sorted(set(names) - layers.keys())
+    if unknown:
+        raise UnsupportedModelError(
+            model.name, f"freezing {unknown[0]!r}, which it does not have,", f"choose among {', '.join(layers)}"
+        )
+    before = {layer: layer.trainable for layer in layers.values()}
+    try:
+        for name in names:
+            layers[name].trainable = False
+        yield
+    finally:
+        for layer, trainable in before.items():
+            layer.trainable = trainable
 
 
 def _check(model: Any) -> None:
@@ -121,27 +162,23 @@ def _label(model: Any, loss: bundle.Loss, batch_size: int) -> Any:
     return tf.TensorSpec([batch_size, *model.outputs[0].shape[1:]], tf.float32, name="y")
 
 
-def _name(variable: Any, model: Any) -> str:
-    return str(variable.path.removeprefix(f"{model.name}/"))
-
-
-def _without_final_activation(model: Any, loss: bundle.Loss) -> Callable[[Any, bool], Any]:
+def _without_final_activation(model: KerasModel, loss: bundle.Loss) -> Callable[..., tuple[Any, list[Any]]]:
     """Give the model as a function that leaves out the final softmax or sigmoid, which the loss contains."""
     expected = _FINAL_ACTIVATION.get(loss)
-    last = model.outputs[0]._keras_history.operation
+    last = model.keras.outputs[0]._keras_history.operation
     if expected is None:
-        return lambda x, training: model(x, training=training)
+        return model.call
     if not hasattr(last, "activation") or last.activation.__name__ not in ("linear", expected):
         raise UnsupportedModelError(
             last.name,
             f"this layer before {loss}",
-            f"end the model with a Dense layer of activation {expected} or linear",
+            f"end the model with a Dense or Activation layer of activation {expected} or linear",
         )
 
-    def logits(x: Any, training: bool) -> Any:
+    def logits(x: Any, values: Sequence[Any], step: Any | None) -> tuple[Any, list[Any]]:
         activation, last.activation = last.activation, keras.activations.linear
         try:
-            return model(x, training=training)
+            return model.call(x, values, step)
         finally:
             last.activation = activation
 

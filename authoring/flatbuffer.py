@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flatbuffers
+import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from fedgrass.errors import EngineError
@@ -32,12 +36,35 @@ def without_initializer(content: bytes) -> bytes:
     model.subgraphs.pop()
     # It has a hash of the input, weights included.
     model.metadata = [entry for entry in model.metadata if entry.name != b"CONVERSION_METADATA"]
+    # Names of tensors inside the graph, which nothing reads, are a third of it.
+    for subgraph in model.subgraphs:
+        for tensor in subgraph.tensors:
+            tensor.name = None
     users = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors] + model.metadata
     # Buffer 0 is the format's empty one.
     kept = sorted({0} | {user.buffer for user in users})
     for user in users:
         user.buffer = kept.index(user.buffer)
     model.buffers = [model.buffers[index] for index in kept]
-    builder = flatbuffers.Builder(len(content))
+    return _packed(model)
+
+
+def with_constant_inputs(content: bytes, values: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+    """Turn inputs of a model's only signature, by name, into constants."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    (signature,) = model.signatureDefs
+    subgraph = model.subgraphs[signature.subgraphIndex]
+    for entry in [entry for entry in signature.inputs if entry.name.decode() in values]:
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(values[entry.name.decode()].tobytes(), np.uint8)
+        subgraph.tensors[entry.tensorIndex].buffer = len(model.buffers)
+        model.buffers.append(buffer)
+        subgraph.inputs = [index for index in subgraph.inputs if index != entry.tensorIndex]
+        signature.inputs.remove(entry)
+    return _packed(model)
+
+
+def _packed(model: Any) -> bytes:
+    builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
     return bytes(builder.Output())

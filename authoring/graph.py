@@ -8,7 +8,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from authoring import gradients
 from authoring.errors import UnsupportedModelError
 from authoring.losses import LossFunction
 from authoring.optimizers import Optimizer
@@ -21,22 +20,37 @@ _SCALARS = ("learning_rate", "proximal_mu", "clip_norm")
 
 @dataclass(frozen=True)
 class Forward:
-    """A model as functions of its input.
+    """A model as functions of its input and its values: the parameters first, then the statistics.
 
-    ``logits`` maps x [B, …] and whether this is training to what the loss takes; ``output`` maps x to what the
-    application sees.
+    ``logits`` maps x [B, …], the values and the number of the training step (none outside training) to what the loss
+    takes, and new statistics; ``output`` maps x and the values to what the application sees. ``counts_steps``: whether the
+    step's number matters.
     """
 
-    logits: Callable[[Tensor, bool], Tensor]
-    output: Callable[[Tensor], Tensor]
-    parameters: Sequence[Variable]
+    logits: Callable[[Tensor, Sequence[Tensor], Tensor | None], tuple[Tensor, Sequence[Tensor]]]
+    output: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    counts_steps: bool
 
 
-def module(forward: Forward, loss: LossFunction, optimizer: Optimizer, *, x: Any, y: Any) -> tuple[Any, dict[str, Any]]:
+def module(
+    forward: Forward,
+    loss: LossFunction,
+    optimizer: Optimizer,
+    parameters: Sequence[Variable],
+    statistics: Sequence[Variable],
+    *,
+    x: Any,
+    y: Any,
+) -> tuple[Any, dict[str, Any]]:
     """Trace every signature.
 
     Parameters
     ----------
+    parameters
+        What the optimizer changes.
+    statistics
+        What the forward pass itself changes in training, such as the moving averages of batch normalization. They are
+        read and written with the parameters, after them.
     x, y
         ``tf.TensorSpec`` of a batch, the batch axis included: shapes in the graph are fixed, because LiteRT's gradients
         of reshapes and convolutions need them.
@@ -51,28 +65,45 @@ def module(forward: Forward, loss: LossFunction, optimizer: Optimizer, *, x: Any
     UnsupportedModelError
         If a layer's gradient needs an operator that LiteRT lacks.
     """
-    parameters = list(forward.parameters)
+    values = [*parameters, *statistics]
     anchors = [tf.Variable(tf.zeros(parameter.shape)) for parameter in parameters]
+    step = tf.Variable(tf.zeros([]))
     batch = x.shape[0]
 
     def train(
-        x: Tensor, y: Tensor, sample_weight: Tensor, learning_rate: Tensor, proximal_mu: Tensor, clip_norm: Tensor
+        x: Tensor,
+        y: Tensor,
+        sample_weight: Tensor,
+        learning_rate: Tensor,
+        proximal_mu: Tensor | None = None,
+        clip_norm: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        with gradients.overridden():
-            logits = forward.logits(x, True)
+        present = [value.read_value() for value in values]
+        trained = present[: len(parameters)]
+        number = tf.constant(0)
+        if forward.counts_steps:
+            step.assign_add(1.0)
+            number = tf.cast(step, tf.int32)
+        logits, new_statistics = forward.logits(x, present, number)
         result = loss(logits, y)
         share = sample_weight / tf.maximum(tf.reduce_sum(sample_weight), 1e-12)
         upstream = result.gradient * tf.reshape(share, [batch] + [1] * (logits.shape.rank - 1))
-        found = tf.gradients(logits, parameters, grad_ys=upstream)
+        found = tf.gradients(logits, trained, grad_ys=upstream)
         for parameter, gradient in zip(parameters, found, strict=True):
             if gradient is None:
                 raise UnsupportedModelError(parameter.name, "a parameter that does not reach the output", "freeze it")
-        pulled = [g + proximal_mu * (p - a) for g, p, a in zip(found, parameters, anchors, strict=True)]
-        optimizer.step(_clipped(pulled, clip_norm), learning_rate)
+        if proximal_mu is not None:
+            found = [g + proximal_mu * (p - a) for g, p, a in zip(found, trained, anchors, strict=True)]
+        if clip_norm is not None:
+            found = _clipped(found, clip_norm)
+        optimizer.step(trained, found, learning_rate)
+        for variable, value in zip(statistics, new_statistics, strict=True):
+            variable.assign(value)
         return {"loss": tf.reduce_sum(result.loss * share)}
 
     def evaluate(x: Tensor, y: Tensor, sample_weight: Tensor) -> dict[str, Tensor]:
-        result = loss(forward.logits(x, False), y)
+        logits, _ = forward.logits(x, values, None)
+        result = loss(logits, y)
         return {
             "loss": tf.reduce_sum(result.loss * sample_weight),
             "correct": tf.reduce_sum(result.correct * sample_weight),
@@ -82,22 +113,27 @@ def module(forward: Forward, loss: LossFunction, optimizer: Optimizer, *, x: Any
     def begin_round() -> dict[str, Tensor]:
         for anchor, parameter in zip(anchors, parameters, strict=True):
             anchor.assign(parameter)
-        for variable, initial in zip(optimizer.state, optimizer.initial, strict=True):
+        for variable, initial in zip(state, initials, strict=True):
             variable.assign(tf.fill(variable.shape, initial))
         return _ok()
 
+    # The step's number is kept, restored and reset with the optimizer's state.
+    state, initials = list(optimizer.state), list(optimizer.initial)
+    if forward.counts_steps:
+        state, initials = [*state, step], [*initials, 0.0]
     weight = tf.TensorSpec([batch], tf.float32, name="sample_weight")
     scalars = [tf.TensorSpec([], tf.float32, name=name) for name in _SCALARS]
     signatures = {
         "train": _function(train, [x, y, weight, *scalars]),
+        "train_plain": _function(train, [x, y, weight, scalars[0]]),
         "evaluate": _function(evaluate, [x, y, weight]),
-        "infer": _function(lambda x: {"y": forward.output(x)}, [x]),
+        "infer": _function(lambda x: {"y": forward.output(x, values)}, [x]),
         "begin_round": _function(begin_round, []),
-        **_access(parameters, "parameters", "p"),
-        **(_access(optimizer.state, "optimizer", "s") if optimizer.state else {}),
+        **_access(values, "parameters", "p"),
+        **(_access(state, "optimizer", "s") if state else {}),
     }
     owner = tf.Module()
-    owner.variables_of_graph = [*parameters, *anchors, *optimizer.state]
+    owner.variables_of_graph = [*values, *anchors, *state]
     concrete = {name: function.get_concrete_function() for name, function in signatures.items()}
     for function in concrete.values():
         _check_operators(function.graph)
@@ -142,17 +178,28 @@ def _check_operators(graph: Any) -> None:
     for op in graph.get_operations():
         if op.type not in _CONVERTIBLE:
             layer = op.name.removeprefix("gradients/")
-            raise UnsupportedModelError(
-                layer, f"operator {op.type}", "supported layers and activations are listed in docs/models.md"
-            )
+            advice = next((text for start, text in _INSTEAD.items() if op.type.startswith(start)), "choose another")
+            raise UnsupportedModelError(layer, f"operator {op.type}", f"{advice}; docs/models.md lists what can be")
 
+
+_INSTEAD = {
+    "PartitionedCall": "use groups=1 or DepthwiseConv2D",
+    "Selu": "use elu or gelu",
+    "Softplus": "use relu or swish",
+    "SpaceToBatchND": "use dilation_rate=1",
+    "Stateless": "use Dropout",
+    "While": "unroll the loop",
+    "Conv3D": "use Conv2D",
+}
 
 _OPERATORS = """
-    Abs Add AddN AddV2 ArgMax AssignAddVariableOp AssignSubVariableOp AssignVariableOp BiasAdd BroadcastGradientArgs
-    BroadcastTo Cast ConcatV2 Const Conv2D Conv2DBackpropInput Cumsum DepthToSpace DivNoNan Equal Exp ExpandDims Fill
-    FloorDiv Greater GreaterEqual Identity IdentityN Less LessEqual Log LogSoftmax MatMul Max MaxPool Maximum Mean Min
-    Minimum Mul Neg NoOp OneHot OnesLike Pack Pad PadV2 Placeholder Pow Prod Range ReadVariableOp RealDiv Relu Reshape
-    Rsqrt Select SelectV2 Shape Sigmoid Sign Slice Softmax SpaceToDepth Sqrt Square SquaredDifference Squeeze
-    StopGradient StridedSlice Sub Sum Tanh Tile Transpose Unpack ZerosLike
+    Abs Add AddN AddV2 ArgMax AssignAddVariableOp AssignSubVariableOp AssignVariableOp AvgPool BatchMatMulV2 BiasAdd
+    BitwiseXor BroadcastGradientArgs BroadcastTo Cast ConcatV2 Const Conv2D Conv2DBackpropInput Cumsum DepthToSpace
+    DepthwiseConv2dNative DivNoNan Elu Equal Erf Erfc Exp ExpandDims Fill FloorDiv FloorMod GatherV2 Greater
+    GreaterEqual Identity IdentityN LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul
+    Max MaxPool Maximum Mean Min Minimum Mul Neg NoOp OneHot OnesLike Pack Pad PadV2 Placeholder Pow Prod Range
+    ReadVariableOp RealDiv Relu Relu6 Reshape ReverseV2 RightShift Rsqrt Select SelectV2 Shape Sigmoid Sign Slice
+    Softmax SpaceToDepth Split SplitV Sqrt Square SquaredDifference Squeeze StopGradient StridedSlice Sub Sum Tanh
+    Tile Transpose Unpack UnsortedSegmentSum ZerosLike
 """
 _CONVERTIBLE = frozenset(_OPERATORS.split())

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import Set
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from authoring.errors import UnsupportedModelError
+from authoring.flatbuffer import with_constant_inputs
+from authoring.model import KerasModel
 from fedgrass.bundle import Constant, Parameters
 from fedgrass.inference import with_parameters
 
 
-def convert(model: Any, parameters: Parameters) -> tuple[bytes, tuple[Constant, ...]]:
+def convert(model: KerasModel, parameters: Parameters) -> tuple[bytes, tuple[Constant, ...]]:
     """Convert a Keras model to a LiteRT model for one example with signature ``infer(x) -> y``.
 
     Parameters
     ----------
     parameters
-        The trainable parameters by name, in the order of ``model.trainable_variables``.
+        As `KerasModel.values` gives them.
 
     Returns
     -------
@@ -34,13 +37,16 @@ def convert(model: Any, parameters: Parameters) -> tuple[bytes, tuple[Constant, 
     Raises
     ------
     UnsupportedModelError
-        If the converter computed something out of a parameter, so that it cannot be replaced.
+        If a parameter cannot be found again, so that it cannot be replaced.
     """
     generator = np.random.default_rng(0)
     probes = {key: generator.uniform(0.5, 1.5, value.shape).astype(np.float32) for key, value in parameters.items()}
-    content = _convert(model, probes)
-    constants = tuple(itertools.chain.from_iterable(_locate(content, key, probe) for key, probe in probes.items()))
-    missing = parameters.keys() - {constant.parameter for constant in constants}
+    content = _convert(model, probes, apart=frozenset())
+    constants = _locate_all(content, probes)
+    if merged := probes.keys() - {constant.parameter for constant in constants}:
+        content = _convert(model, probes, apart=merged)
+        constants = _locate_all(content, probes)
+    missing = probes.keys() - {constant.parameter for constant in constants}
     if missing:
         raise UnsupportedModelError(
             min(missing), "a parameter that LiteRT's converter merges with others", "leave it out or freeze it"
@@ -48,19 +54,28 @@ def convert(model: Any, parameters: Parameters) -> tuple[bytes, tuple[Constant, 
     return with_parameters(content, constants, parameters), constants
 
 
-def _convert(model: Any, parameters: Parameters) -> bytes:
-    trainable = [tf.constant(value) for value in parameters.values()]
-    frozen = [tf.constant(variable.numpy()) for variable in model.non_trainable_variables]
+def _convert(model: KerasModel, parameters: Parameters, *, apart: Set[str]) -> bytes:
+    """Convert; parameters of ``apart`` are inputs to the converter, so that it cannot merge them (batch normalization)."""
 
-    def infer(x: Any) -> dict[str, Any]:
-        return {"y": model.stateless_call(trainable, frozen, x, training=False)[0]}
+    def infer(x: Any, *inputs: Any) -> dict[str, Any]:
+        given = iter(inputs)
+        values = [next(given) if key in apart else tf.constant(value) for key, value in parameters.items()]
+        return {"y": model.infer(x, values)}
 
-    spec = tf.TensorSpec([1, *model.inputs[0].shape[1:]], tf.float32, name="x")
-    traced = tf.function(infer, input_signature=[spec], autograph=False).get_concrete_function()
+    shape, dtype = model.keras.inputs[0].shape[1:], model.keras.inputs[0].dtype
+    separate = {f"parameter_{i}": value for i, (key, value) in enumerate(parameters.items()) if key in apart}
+    specs = [tf.TensorSpec([1, *shape], dtype, name="x")]
+    specs += [tf.TensorSpec(value.shape, tf.float32, name=key) for key, value in separate.items()]
+    traced = tf.function(infer, input_signature=specs, autograph=False).get_concrete_function()
     with tempfile.TemporaryDirectory() as folder:
         tf.saved_model.save(tf.Module(), folder, signatures={"infer": traced})
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["infer"])
-        return bytes(converter.convert())
+        content = bytes(converter.convert())
+    return with_constant_inputs(content, separate) if separate else content
+
+
+def _locate_all(content: bytes, probes: Parameters) -> tuple[Constant, ...]:
+    return tuple(itertools.chain.from_iterable(_locate(content, key, probe) for key, probe in probes.items()))
 
 
 def _locate(content: bytes, name: str, probe: np.ndarray[Any, Any]) -> list[Constant]:

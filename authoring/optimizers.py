@@ -19,8 +19,8 @@ class Optimizer(Protocol):
     state: list[Variable]
     initial: list[float]
 
-    def step(self, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
-        """Change the parameters by one step."""
+    def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+        """Change the parameters, which have these values now, by one step."""
         ...
 
 
@@ -30,9 +30,9 @@ class _SGD:
         self.state: list[Variable] = []
         self.initial: list[float] = []
 
-    def step(self, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.assign_sub(learning_rate * gradient)
+    def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+        for parameter, value, gradient in zip(self.parameters, values, gradients, strict=True):
+            parameter.assign(value - learning_rate * gradient)
 
 
 class _Momentum:
@@ -42,11 +42,11 @@ class _Momentum:
         self.state = [_zeros_like(parameter) for parameter in parameters]
         self.initial = [0.0] * len(self.state)
 
-    def step(self, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
-        for parameter, velocity, gradient in zip(self.parameters, self.state, gradients, strict=True):
+    def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+        for parameter, value, velocity, gradient in zip(self.parameters, values, self.state, gradients, strict=True):
             change = self.momentum * velocity - learning_rate * gradient
             velocity.assign(change)
-            parameter.assign_add(change)
+            parameter.assign(value + change)
 
 
 class _Adam:
@@ -61,17 +61,20 @@ class _Adam:
         self.state = [*self.first, *self.second, self.powers]
         self.initial = [0.0] * (2 * len(parameters)) + [1.0]
 
-    def step(self, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+    def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
         settings = self.settings
         powers = self.powers * tf.constant([settings.beta_1, settings.beta_2])
         self.powers.assign(powers)
         rate = learning_rate * tf.sqrt(1.0 - powers[1]) / (1.0 - powers[0])
-        for parameter, first, second, gradient in zip(self.parameters, self.first, self.second, gradients, strict=True):
+        moments = zip(self.first, self.second, strict=True)
+        for parameter, value, (first, second), gradient in zip(
+            self.parameters, values, moments, gradients, strict=True
+        ):
             mean = first + (gradient - first) * (1.0 - settings.beta_1)
             square = second + (tf.square(gradient) - second) * (1.0 - settings.beta_2)
             first.assign(mean)
             second.assign(square)
-            parameter.assign_sub(rate * mean / (tf.sqrt(square) + settings.epsilon))
+            parameter.assign(value - rate * mean / (tf.sqrt(square) + settings.epsilon))
 
 
 def _zeros_like(parameter: Variable) -> Variable:

@@ -15,6 +15,7 @@ Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called
 - ``train(x, y, sample_weight, learning_rate, proximal_mu, clip_norm) -> loss``: one optimizer step on one batch.
   ``sample_weight`` [B] float32 is 0 for the padding of a short last batch; the three scalars are float32, and 0 switches
   the last two off.
+- ``train_plain(x, y, sample_weight, learning_rate) -> loss``: the same with both off, at less cost (optional).
 - ``evaluate(x, y, sample_weight) -> loss, correct, weight``: weighted sums over the batch.
 - ``infer(x) -> y``.
 - ``read_parameters() -> p0 …``, ``write_parameters(p0 …) -> ok``. Resource variables start uninitialised: write first.

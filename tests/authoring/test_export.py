@@ -13,7 +13,7 @@ import pytest
 from fedgrass import bundle
 from fedgrass.bundle import Bundle
 from fedgrass.data import ArrayDataset
-from fedgrass.engines.base import FitSettings
+from fedgrass.engines.base import FitSettings, FitState, Hooks
 from fedgrass.engines.litert import LiteRTEngine
 
 pytestmark = pytest.mark.authoring
@@ -92,6 +92,30 @@ def test_logits_and_softmax_train_alike_and_infer_as_the_model_does(tmp_path: Pa
     assert np.abs(logits.sum(axis=1) - 1).max() > 0.01
 
 
+def test_frozen_layers_do_not_move_or_travel_and_dropout_draws_the_same_masks_after_a_restart(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    body = [layers.Dense(64, activation="relu", name="body"), layers.Dropout(0.5), layers.Dense(3, name="head")]
+    model = keras.Sequential([keras.Input((4,)), *body], name="net")
+    written = export(model, tmp_path, loss="sparse_categorical_crossentropy", batch_size=4, freeze=["body"])
+    assert written.manifest.frozen == ("body/kernel", "body/bias")
+    assert [p.name for p in written.manifest.parameters] == ["head/kernel", "head/bias"]
+    assert all(layer.trainable for layer in model.layers)
+
+    data = ArrayDataset(np.ones((4, 4), np.float32), np.array([0, 1, 2, 0], np.int32))
+    engine, settings = LiteRTEngine(written), FitSettings(epochs=2)
+    np.testing.assert_allclose(engine.infer(data.x), model.predict(data.x, verbose=0), atol=1e-5)
+    states: list[FitState] = []
+    moved = engine.fit(data, settings, hooks=Hooks(after_epoch=states.append)).parameters["head/kernel"]
+    resumed = LiteRTEngine(written).fit(data, settings, resume=states[0]).parameters["head/kernel"]
+    np.testing.assert_array_equal(moved, resumed)
+
+    # The same examples without dropout would move every row of an active unit by the same amount of its activation.
+    active = np.maximum(model.layers[0](data.x[:1]).numpy()[0], 0)
+    change = (states[0].parameters["head/kernel"] - written.parameters()["head/kernel"])[active > 0.1]
+    ratio = (change / active[active > 0.1, None])[:, 0]
+    assert len(np.unique(ratio.round(4))) > 4
+
+
 def image() -> Any:
     return keras.Input((8, 8, 2))
 
@@ -104,21 +128,15 @@ def dense(**options: Any) -> Any:
     ("build", "message"),
     [
         (
-            lambda: [
-                image(),
-                layers.Conv2D(2, 3),
-                layers.MaxPooling2D(3, strides=2, name="p"),
-                layers.Flatten(),
-                dense(),
-            ],
-            "p_.*MaxPool",
+            lambda: [image(), layers.Conv2D(2, 3), layers.SpatialDropout2D(0.5, name="d"), layers.Flatten(), dense()],
+            "d_.*StatelessRandom.*use Dropout",
         ),
         (
             lambda: [image(), layers.Conv2D(2, 3, dilation_rate=2, name="c"), layers.Flatten(), dense()],
             "c_.*SpaceToBatchND",
         ),
         (lambda: [image(), layers.Conv2D(2, 3, groups=2, name="c"), layers.Flatten(), dense()], "c_.*PartitionedCall"),
-        (lambda: [keras.Input((4,)), layers.Dense(3, activation="selu", name="s"), dense()], "s_.*Selu"),
+        (lambda: [keras.Input((4,)), layers.Dense(3, activation="selu", name="s"), dense()], "s_.*Selu.*use elu"),
         (lambda: [keras.Input((4,)), layers.Dense(3, activation="tanh", name="out")], "out.*end the model with"),
         (lambda: [keras.Input((4,)), dense(kernel_regularizer="l2")], "regularization"),
         (lambda: [keras.Input((None, 4)), dense()], "input shape"),
@@ -126,7 +144,7 @@ def dense(**options: Any) -> Any:
         (lambda: [keras.Input((4,)), dense(trainable=False)], "without trainable"),
     ],
     ids=[
-        "overlapping pool",
+        "spatial dropout",
         "dilation",
         "groups",
         "activation",

@@ -1,4 +1,4 @@
-"""One training step on the device equals TensorFlow's, for every layer, loss and optimizer that authoring offers."""
+"""Training on the device equals TensorFlow's, for every loss and optimizer that authoring offers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 layers = keras.layers
 
-from authoring.export import export  # noqa: E402 - only where TensorFlow is
+from authoring import convolution  # noqa: E402 - only where TensorFlow is
+from authoring.export import export  # noqa: E402
 
 BATCH = 4
 CLASSES = 3
@@ -117,36 +118,16 @@ def assert_parity(
         np.testing.assert_allclose(found, variable.numpy(), atol=TOLERANCE, err_msg=variable.path)
 
 
-@pytest.mark.parametrize(
-    ("shape", "kernel", "strides", "padding"),
-    [
-        ((6, 6, 2), 3, 1, "same"),
-        ((6, 5, 2), (3, 2), 1, "valid"),
-        ((7, 6, 2), 3, 2, "same"),
-        ((8, 7, 1), 3, 2, "valid"),
-        ((7, 7, 2), 2, (3, 1), "same"),
-        ((6, 6, 3), 1, 1, "valid"),
-    ],
-)
-def test_convolution(tmp_path: Path, shape: tuple[int, ...], kernel: Any, strides: Any, padding: str) -> None:
-    # Two in a row, so that the gradient by the second one's input is used.
-    first = layers.Conv2D(3, 3, padding="same", activation="relu")
-    model = network(shape, first, layers.Conv2D(4, kernel, strides=strides, padding=padding, activation="relu"))
-    assert_parity(tmp_path, model)
-
-
-@pytest.mark.parametrize(
-    ("size", "pool", "padding"), [((6, 6), 2, "valid"), ((7, 5), 2, "valid"), ((7, 5), 2, "same"), ((8, 7), 3, "same")]
-)
-def test_max_pooling(tmp_path: Path, size: tuple[int, int], pool: int, padding: str) -> None:
-    first = layers.Conv2D(3, 3, padding="same")
-    assert_parity(tmp_path, network((*size, 2), first, layers.MaxPooling2D(pool, padding=padding)))
-
-
 def test_max_pooling_gives_the_gradient_of_a_tie_to_the_first_as_tensorflow_does(tmp_path: Path) -> None:
     model = network((4, 4, 1), layers.Conv2D(2, 3, padding="same"), layers.MaxPooling2D(2))
     model.layers[0].kernel.assign(np.zeros(model.layers[0].kernel.shape))  # every place of a window is the bias
     assert_parity(tmp_path, model)
+
+
+def test_images_too_large_for_patches_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "MAX_PATCH_BYTES", 0)
+    convolutions = [layers.Conv2D(3, 3, padding="same"), layers.Conv2D(4, (3, 2), strides=2, padding="same")]
+    assert_parity(tmp_path, network((7, 6, 2), *convolutions, layers.Conv2D(2, 2, activation="relu")))
 
 
 @pytest.mark.parametrize("loss", get_args(bundle.Loss))

@@ -1,0 +1,130 @@
+"""Sliding windows over images, in slices, pads and concatenations that LiteRT's XNNPACK runs at the speed of memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+Tensor = Any
+Pair = tuple[int, int]
+
+# XNNPACK takes no more; a longer concatenation would fall back to a slow kernel.
+_MAX_PARTS = 5
+
+
+def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """``tf.concat`` of any number of tensors, a few at a time."""
+    found = list(parts)
+    while len(found) > 1:
+        groups = [found[i : i + _MAX_PARTS] for i in range(0, len(found), _MAX_PARTS)]
+        found = [tf.concat(group, axis) if len(group) > 1 else group[0] for group in groups]
+    return found[0]
+
+
+def output_and_padding(size: int, kernel: int, stride: int, padding: str) -> Pair:
+    """Number of windows along an axis, and of zeros before it, by TensorFlow's rules for VALID and SAME."""
+    if padding == "VALID":
+        return (size - kernel) // stride + 1, 0
+    count = -(-size // stride)
+    return count, max((count - 1) * stride + kernel - size, 0) // 2
+
+
+class Windows:
+    """The windows of a kernel over [B, H, W, C].
+
+    A window's *tap* (a, b) is its element in row a and column b; over all windows it is a tensor [B, windows down,
+    windows across, C].
+
+    Parameters
+    ----------
+    shape
+        [B, H, W, C].
+    kernel, strides
+        Rows and columns.
+    padding
+        ``"VALID"`` or ``"SAME"``.
+    """
+
+    def __init__(self, shape: Sequence[int], kernel: Pair, strides: Pair, padding: str) -> None:
+        self._shape = tuple(shape)
+        self._kernel, self._strides = kernel, strides
+        axes = zip(self._shape[1:3], kernel, strides, strict=True)
+        self._counts, self._before = zip(*(output_and_padding(*axis, padding) for axis in axes), strict=True)
+        self._padded = tuple(
+            (count + -(-k // s) - 1) * s for count, k, s in zip(self._counts, kernel, strides, strict=True)
+        )
+
+    def taps(self, x: Tensor, outside: float = 0.0) -> list[Tensor]:
+        """Every tap of ``x``, row by row; places in the padding hold ``outside``."""
+        (down, across), (rows, columns) = self._counts, self._strides
+        batch, channels = self._shape[0], self._shape[3]
+        x = self._resize(x, self._shape[1:3], self._padded, self._before, outside)
+        grid = [batch, self._padded[0] // rows, self._padded[1] // columns, channels]
+        if self._strides == (1, 1):
+            phases = {(0, 0): x}
+        else:
+            x = tf.reshape(x, [batch, grid[1], rows, grid[2], columns * channels])
+            phases = {
+                (i, j): tf.reshape(x[:, :, i : i + 1, :, j * channels : (j + 1) * channels], grid)
+                for i, j in itertools.product(range(rows), range(columns))
+            }
+        found = []
+        for a, b in self._places():
+            phase, top, left = phases[a % rows, b % columns], a // rows, b // columns
+            found.append(phase[:, top : top + down, left : left + across, :])
+        return found
+
+    def scatter(self, parts: Sequence[Tensor]) -> Tensor:
+        """Add each tap of ``parts`` to its place in zeros of the image's shape: the adjoint of `taps`."""
+        (down, across), (rows, columns) = self._counts, self._strides
+        batch, channels = self._shape[0], self._shape[3]
+        height, width = self._padded[0] // rows, self._padded[1] // columns
+        phases: dict[Pair, Tensor] = {}
+        for (a, b), part in zip(self._places(), parts, strict=True):
+            top, left = a // rows, b // columns
+            placed = _pad(part, [[0, 0], [top, height - down - top], [left, width - across - left], [0, 0]])
+            key = (a % rows, b % columns)
+            phases[key] = phases[key] + placed if key in phases else placed
+        if self._strides == (1, 1):
+            x = phases[0, 0]
+        else:
+            empty = tf.zeros([batch, height, width, channels])
+            lines = []
+            for i in range(rows):
+                line = concat([phases.get((i, j), empty) for j in range(columns)], 3)
+                lines.append(tf.reshape(line, [batch, height, 1, width * columns * channels]))
+            x = tf.reshape(concat(lines, 2), [batch, *self._padded, channels])
+        before = (-self._before[0], -self._before[1])
+        return self._resize(x, self._padded, self._shape[1:3], before, 0.0)
+
+    def dilated(self, y: Tensor) -> Tensor:
+        """``y`` [B, windows down, windows across, C] with zeros between, around which a kernel fits as often as x is large."""
+        sizes = [(count - 1) * stride + 1 for count, stride in zip(self._counts, self._strides, strict=True)]
+        shape = [self._shape[0], *sizes, self._shape[3]]
+        y = Windows(shape, (1, 1), self._strides, "VALID").scatter([y])
+        pads = [[0, 0]]
+        for axis, size in enumerate(sizes):
+            before = self._kernel[axis] - 1 - self._before[axis]
+            pads.append([before, self._shape[axis + 1] + self._kernel[axis] - 1 - before - size])
+        return _pad(y, [*pads, [0, 0]])
+
+    def _places(self) -> list[Pair]:
+        return list(itertools.product(range(self._kernel[0]), range(self._kernel[1])))
+
+    @staticmethod
+    def _resize(x: Tensor, size: Sequence[int], wanted: Sequence[int], before: Sequence[int], outside: float) -> Tensor:
+        """Shift rows and columns by ``before`` (negative: drop them), and cut or pad at the end."""
+        slices, pads = [slice(None)], [[0, 0]]
+        for have, want, shift in zip(size, wanted, before, strict=True):
+            slices.append(slice(max(-shift, 0), min(have, want - shift)))
+            pads.append([max(shift, 0), max(want - shift - have, 0)])
+        if any(cut != slice(0, have) for cut, have in zip(slices[1:], size, strict=True)):
+            x = x[tuple(slices)]
+        return _pad(x, [*pads, [0, 0]], outside)
+
+
+def _pad(x: Tensor, pads: list[list[int]], value: float = 0.0) -> Tensor:
+    return tf.pad(x, pads, constant_values=value) if any(sum(pad) for pad in pads) else x
