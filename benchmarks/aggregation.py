@@ -149,22 +149,22 @@ def make_model(folder: Path, parameters: int, count: int) -> Bundle:
     )
 
 
-def make_updates(base: Bundle, folder: Path, count: int, codec: str) -> None:
+def make_updates(base: Bundle, folder: Path, count: int, codec: str, *, bodies: int = _BODIES) -> None:
     """Write ``count`` updates: a few distinct ones, and copies of them under other names."""
     folder.mkdir()
     zeros = base.parameters()
-    bodies = []
-    for body in range(_BODIES):
+    written = []
+    for body in range(bodies):
         path = folder / "body"
         write_update(path, zeros, _local(zeros, body), _header(base, "body"), codec=codec)
         with path.open("rb") as file:
             head = tensors.read_header(file, file_bytes=path.stat().st_size)
             specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in head.tensors]
-            bodies.append((specs, file.read()))
+            written.append((specs, file.read()))
         path.unlink()
     for index in range(count):
         thing = f"thing-{index:05d}"
-        specs, content = bodies[index % _BODIES]
+        specs, content = written[index % bodies]
         header = _header(base, thing).model_copy(update={"codec": codec, "num_examples": 1 + index % 7})
         with (folder / f"{thing}.safetensors").open("wb") as file:
             file.write(tensors.encode_header(specs, header.to_metadata()))

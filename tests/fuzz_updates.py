@@ -1,0 +1,144 @@
+"""``python -m tests.fuzz_updates``: mutated update files through the aggregator's reader.
+
+Every file must be accepted, or refused with one of the known reasons, in bounded memory and time. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import resource
+import struct
+import time
+from collections import Counter
+from typing import Any, get_args
+
+import numpy as np
+
+from cloud.aggregator.checks import sum_of_squares
+from fedgrass import tensors
+from fedgrass.bundle import TensorDescription
+from fedgrass.errors import UpdateError
+from fedgrass.update.codecs import GRAIN, Buffers
+from fedgrass.update.header import Reason, UpdateHeader
+from fedgrass.update.reader import UpdateReader
+from fedgrass.update.registry import codec_named
+
+PARAMETERS = (
+    TensorDescription(name="conv/kernel", shape=(3, 3, 8), dtype="float32"),
+    TensorDescription(name="conv/bias", shape=(8,), dtype="float32"),
+    TensorDescription(name="dense/kernel", shape=(60, 50), dtype="float32"),
+)
+CODECS = ("float32", "float16", "int8", "int4", "topk:0.1", "topk:0.1+int8", "int8+zstd", "topk:0.1+int4+zstd")
+ODD = (
+    b"\xff" * 8,
+    b"\x00" * 8,
+    b"1e999",
+    b'"',
+    b"{",
+    b"}",
+    b"[" * 50,
+    b"-1",
+    b"9" * 30,
+    struct.pack("<f", float("nan")),
+)
+SLOW_SECONDS = 1.0
+
+
+def seeds() -> list[bytes]:
+    """Return a good update in each codec."""
+    generator = np.random.default_rng(0)
+    made = []
+    for name in CODECS:
+        codec = codec_named(name)
+        stored: dict[str, tensors.Array] = {}
+        for parameter in PARAMETERS:
+            delta = generator.normal(size=parameter.size).astype(np.float32)
+            encoded = codec.parameters.encode(parameter, delta, generator)
+            for tensor, values in zip(codec.parameters.layout(parameter), encoded, strict=True):
+                stored[tensor.name] = values
+        if codec.compressed:
+            from fedgrass.update.entropy import TENSOR, compress
+
+            stored = {TENSOR: compress(stored.values())}
+        header = UpdateHeader(
+            fleet="f", round=1, thing="t", base_sha256="0" * 64, graph_sha256="0" * 64, num_examples=9, codec=name
+        )
+        specs = [(n, v.dtype, v.shape) for n, v in stored.items()]
+        made.append(tensors.encode_header(specs, header.to_metadata()) + b"".join(v.tobytes() for v in stored.values()))
+    return made
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """Return the file with one to four things wrong with it, more often in the header than elsewhere."""
+    file = bytearray(content)
+    (length,) = struct.unpack("<Q", content[:8])
+    for _ in range(chance.randint(1, 4)):
+        end = min(len(file), length + 8) if chance.random() < 0.4 else len(file)
+        at = chance.randrange(max(1, end))
+        match chance.randrange(7):
+            case 0:
+                file[at : at + 1] = bytes([chance.randrange(256)])
+            case 1:
+                del file[at : at + chance.randint(1, 40)]
+            case 2:
+                file[at:at] = chance.choice(ODD)
+            case 3:
+                file[at : at + 8] = chance.choice(ODD)
+            case 4:
+                file[:8] = struct.pack("<Q", chance.choice([0, 1, length - 1, length + 8, 1 << 31, (1 << 64) - 1]))
+            case 5:
+                del file[chance.randrange(len(file) + 1) :]
+            case _:
+                other = chance.randrange(max(1, end))
+                file[at : at + 20] = file[other : other + 20]
+    return bytes(file)
+
+
+def read(content: bytes, buffers: Buffers) -> str:
+    """Read a file as the aggregator does; returns ``accepted``, or the reason."""
+    try:
+        reader = UpdateReader(io.BytesIO(content), file_bytes=len(content), parameters=PARAMETERS, buffers=buffers)
+        for block in reader.blocks():
+            sum_of_squares(block.values)
+    except UpdateError as error:
+        return error.code
+    return "accepted"
+
+
+def fuzz(files: int, seed: int = 0) -> dict[str, Any]:
+    """Read so many mutated files; whatever is neither accepted nor refused with a reason is raised."""
+    chance = random.Random(seed)
+    good = seeds()
+    buffers = Buffers(GRAIN)
+    for content in good:
+        if (verdict := read(content, buffers)) != "accepted":
+            raise AssertionError(f"an unharmed update was refused: {verdict}")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    reasons: Counter[str] = Counter()
+    slowest, start = 0.0, time.perf_counter()
+    for _ in range(files):
+        content = mutated(chance.choice(good), chance)
+        began = time.process_time()
+        reasons[read(content, buffers)] += 1
+        slowest = max(slowest, time.process_time() - began)
+    unknown = set(reasons) - {"accepted", *get_args(Reason)}
+    if unknown or slowest > SLOW_SECONDS:
+        raise AssertionError(f"unknown reasons {sorted(unknown)}, slowest file {slowest:.3f} s of CPU")
+    return {
+        "files": files,
+        "seconds": round(time.perf_counter() - start, 2),
+        "slowest_file_seconds": round(slowest, 4),
+        "memory_grew_mb": round((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, 1),
+        "verdicts": dict(reasons.most_common()),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(json.dumps(fuzz(arguments.files, arguments.seed)))
