@@ -86,9 +86,7 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
 def _run(options: list[str]) -> str:
     command = [sys.executable, "-m", "benchmarks.training", *options]
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.run(
-        command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=quiet, text=True
-    ).stdout
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, env=quiet, text=True).stdout
 
 
 def _data(net: str, steps: int) -> ArrayDataset:
