@@ -24,6 +24,7 @@ def main(
     kills: Annotated[int, typer.Option(help="How often each process is killed.")] = 100,
     times: Annotated[int, typer.Option(help="How often each other fault is put in.")] = 10,
     devices: Annotated[int, typer.Option(help="Core devices; every second one runs nucleus lite.", min=2)] = 2,
+    between: Annotated[float, typer.Option(help="Longest pause before a device's next fault, in seconds.")] = 4.0,
     only: Annotated[str, typer.Option(help="Only faults whose name holds this text.")] = "",
     seed: Annotated[int, typer.Option(help="Fixes order and moments, as far as processes allow.")] = 0,
     folder: Annotated[Path | None, typer.Option(help="Keep the fleet's folder here, logs included.")] = None,
@@ -37,7 +38,7 @@ def main(
         with Demo(options, place / "fleet", cache=_WHEELS, console=console, make_fleet=FaultyFleet) as demo:
             demo.start()
             (place / "models").mkdir(exist_ok=True)
-            findings = campaign.run(demo, place / "models", plan, seed=seed)
+            findings = campaign.run(demo, place / "models", plan, seed=seed, between=between)
     show(findings, Console())
     sys.exit(0 if findings.clean else 1)
 

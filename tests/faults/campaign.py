@@ -38,8 +38,8 @@ class Findings:
         return not (self.lost or self.counted_twice or self.without_model or self.hung)
 
 
-def run(demo: Demo, folder: Path, times: Mapping[str, int], *, seed: int, clean_round: bool = True) -> Findings:
-    """Inject each fault so many times, spread over the devices, in random order."""
+def run(demo: Demo, folder: Path, times: Mapping[str, int], *, seed: int, between: float = 0.5) -> Findings:
+    """Inject each fault so many times, spread over the devices, in random order, at most ``between`` seconds apart."""
     fleet = demo.fleet
     if not isinstance(fleet, FaultyFleet):
         raise TypeError("a campaign needs a FaultyFleet")
@@ -57,7 +57,7 @@ def run(demo: Demo, folder: Path, times: Mapping[str, int], *, seed: int, clean_
                 if not order:
                     return
                 name, left = order.pop(), len(order)
-            place.moment()
+            place.moment(between)
             try:
                 outcome = FAULTS[name](place, thing)
             except AssertionError as error:
@@ -77,7 +77,7 @@ def run(demo: Demo, folder: Path, times: Mapping[str, int], *, seed: int, clean_
                 thread.start()
             for thread in threads:
                 thread.join()
-        _rest(demo, rounds, findings, clean_round=clean_round)
+        _rest(demo, rounds, findings)
     place.close()
     audit = Audit(demo, rounds)
     findings.rounds = len(rounds.records())
@@ -88,12 +88,10 @@ def run(demo: Demo, folder: Path, times: Mapping[str, int], *, seed: int, clean_
     return findings
 
 
-def _rest(demo: Demo, rounds: Rounds, findings: Findings, *, clean_round: bool) -> None:
+def _rest(demo: Demo, rounds: Rounds, findings: Findings) -> None:
     """Let the fleet come to rest, and have it show that everything works: a hung process would be missed in a round."""
     if not drained(demo):
         findings.hung.append("an update or a message never left its device")
-    if not clean_round:
-        return
 
     def all_in() -> bool:
         wanted = {

@@ -127,7 +127,7 @@ def link(
 
 def drop_ipc(place: Place, thing: str) -> str:
     place.fleet.drop_ipc(thing)
-    return "reconnected or relaunched"
+    return "dropped"
 
 
 def fill_the_disk(place: Place, thing: str) -> str:
@@ -163,7 +163,7 @@ def repeat_messages(place: Place, thing: str) -> str:
     place.random.shuffle(again)
     for topic, payload in again:
         place.publish(topic, payload)
-    return "ignored or counted once"
+    return "sent"
 
 
 def spoil_the_checkpoint(place: Place, thing: str) -> str:
@@ -204,6 +204,19 @@ def _current(place: Place) -> str:
     return model.version
 
 
+def _outcomes(place: Place, version: str) -> str:
+    """Wait for a device's word on a version, and say what it was."""
+
+    def told() -> set[str]:
+        members = tables.fleet_members(place.rounds.demo.devices_table, place.fleet.fleet)
+        return {m.model.outcome for m in members if m.model is not None and m.model.version == version}
+
+    try:
+        return " and ".join(sorted(eventually(told, timeout=40)))
+    except AssertionError:
+        return "superseded before a device took it up"
+
+
 def deploy_a_bad_model(place: Place, thing: str) -> str:
     """One that knows nothing, deployed past the gate; its operator then takes it back."""
     with place.deploying:
@@ -211,15 +224,10 @@ def deploy_a_bad_model(place: Place, thing: str) -> str:
         with suppress(FedgrassError):
             release_model(bundle, place.rounds.demo.clients())
 
-        def refused() -> bool:
-            members = tables.fleet_members(place.rounds.demo.devices_table, place.fleet.fleet)
-            return any(m.model is not None and m.model.version == bundle.manifest.version for m in members)
-
-        with suppress(AssertionError):
-            eventually(refused, timeout=40)
+        outcomes = _outcomes(place, bundle.manifest.version)
         greengrass, components = _deployed_model(place, _current(place))
         greengrass.create_deployment(targetArn=place.fleet.outputs.thing_group_arn, components=components)
-    return "refused, rolled back"
+    return outcomes
 
 
 def spoil_an_artifact(place: Place, thing: str) -> str:
@@ -240,7 +248,9 @@ def spoil_an_artifact(place: Place, thing: str) -> str:
         place.moment(3.0)
         greengrass, components = _deployed_model(place, _current(place))
         greengrass.create_deployment(targetArn=place.fleet.outputs.thing_group_arn, components=components)
-    return "deployment failed, taken back"
+    members = tables.fleet_members(place.rounds.demo.devices_table, place.fleet.fleet)
+    reached = any(m.model is not None and m.model.active_version == bundle.manifest.version for m in members)
+    return "became active" if reached else "became active nowhere"
 
 
 def deploy_twice(place: Place, thing: str) -> str:
@@ -256,7 +266,7 @@ def deploy_twice(place: Place, thing: str) -> str:
             thread.start()
         for thread in threads:
             thread.join()
-    return "the last one holds"
+    return "made"
 
 
 def stop_stream_manager(place: Place, thing: str) -> str:
