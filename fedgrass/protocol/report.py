@@ -82,7 +82,9 @@ class RoundReport(_Part):
     evaluation_base: Evaluation | None = None
     evaluation: Evaluation | None = None
     inference_accuracy: dict[str, float] = {}
-    server_state_sha256: Sha256 | None = Field(default=None, description="Of the server optimizer's state beside the model")
+    server_state_sha256: Sha256 | None = Field(
+        default=None, description="Of the server optimizer's state beside the model"
+    )
     release: ReleaseEntry | None = None
     privacy: PrivacyLedger | None = None
     bytes_read: int = 0

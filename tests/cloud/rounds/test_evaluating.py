@@ -60,7 +60,7 @@ def test_a_model_without_an_accuracy_has_a_loss_only(fleet: Fleet) -> None:
     ("examples", "metrics"),
     [(0, {"loss": 1.0}), (5, {}), (5, {"accuracy": 0.5}), (5, {"loss": 1.0, "accuracy": 1.5}), (5, {"loss": 1e300})],
 )
-def test_figures_that_cannot_be_are_not_counted(fleet: Fleet, examples: int, metrics: dict[str, float]) -> None:
+def test_figures_that_cannot_be_are_not_counted(fleet: Fleet, examples: int, metrics: dict[str, Any]) -> None:
     fleet.open(task="evaluate")
     assert record_update(fleet.services, evaluated(fleet, "a", examples, **metrics)) == "ignored"
     assert fleet.round().uploaded == 0
