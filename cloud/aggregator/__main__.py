@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cloud.aggregator.config import Container, JobSettings
-from fedgrass.edge.logs import Log, configure
 from fedgrass.errors import ConfigurationError, FedgrassError, TransferError
+from fedgrass.logs import Log, configure
 
 log = Log("cloud.aggregator")
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloud.aggregator.deployment import history
-from fedgrass.edge.logs import Log
 from fedgrass.errors import ReleaseError
+from fedgrass.logs import Log
 from fedgrass.protocol.settings import Rollout
 
 log = Log(__name__)

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedgrass.edge.logs import Log
 from fedgrass.errors import ConfigurationError
+from fedgrass.logs import Log
 from fedgrass.protocol.names import GLOBAL_MODEL, FleetName, RoundNumber
 
 log = Log(__name__)

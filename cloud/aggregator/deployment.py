@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fedgrass.edge.logs import Log
 from fedgrass.errors import ReleaseError
+from fedgrass.logs import Log
 from fedgrass.protocol.names import version_order
 
 log = Log(__name__)

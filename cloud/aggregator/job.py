@@ -31,10 +31,10 @@ from cloud.aggregator.server_state import load_state, publish_state
 from cloud.aggregator.sources import UpdateReference, UpdateSource
 from cloud.aggregator.strategies import make_strategy
 from fedgrass.bundle import GRAPH, MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
-from fedgrass.edge.logs import Log
 from fedgrass.errors import BundleError, EngineError, ReleaseError, TransferError
 from fedgrass.files import write_atomically
 from fedgrass.inference import inference_accuracy, write_bundle
+from fedgrass.logs import Log
 from fedgrass.noise import SEED_BYTES
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key, report_prefix

@@ -13,9 +13,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from cloud.aggregator.sources import UpdateReference
-from fedgrass.edge.logs import Log
 from fedgrass.errors import FedgrassError, MessageError, ReleaseError, TransferError, UpdateError
 from fedgrass.files import sha256_of
+from fedgrass.logs import Log
 from fedgrass.protocol.names import parse_update_key, update_prefix
 
 log = Log(__name__)

@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloud.silo.participant import FleetAccess, Participant
 from fedgrass.data import DataSettings
-from fedgrass.edge.logs import Log, configure
 from fedgrass.errors import ConfigurationError, FedgrassError, TransferError
+from fedgrass.logs import Log, configure
 from fedgrass.protocol.names import FleetName, ThingName
 
 log = Log("cloud.silo")

@@ -19,9 +19,9 @@ from fedgrass import data as loaders
 from fedgrass.bundle import MANIFEST
 from fedgrass.data import DataSettings
 from fedgrass.edge.downloads import fetch_bundle
-from fedgrass.edge.logs import Log
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError, TransferError
+from fedgrass.logs import Log
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice, UpdateNotice
 from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, round_topic, update_key

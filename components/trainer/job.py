@@ -13,13 +13,13 @@ from fedgrass import data
 from fedgrass.bundle import Bundle
 from fedgrass.edge.downloads import ObjectStore, fetch_bundle, keep_newest, retried
 from fedgrass.edge.guard import Guard, HeldError, Pause
-from fedgrass.edge.logs import Log
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
 from fedgrass.edge.throttle import CpuBudget
 from fedgrass.engines.base import Engine, FitState, Hooks, StopTraining
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError
+from fedgrass.logs import Log
 from fedgrass.protocol.messages import Announcement, Base
 from fedgrass.training import Evaluated, Trained, evaluate, train
 

@@ -13,9 +13,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fedgrass.edge.logs import Log
 from fedgrass.errors import MessageError
 from fedgrass.files import write_atomically
+from fedgrass.logs import Log
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.names import model_prefix, update_prefix

@@ -9,9 +9,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from fedgrass.edge.ipc import Ipc
-from fedgrass.edge.logs import Log
 from fedgrass.errors import IpcError
 from fedgrass.files import write_atomically
+from fedgrass.logs import Log
 from fedgrass.protocol.messages import Announcement, Tally, TrainerStatus, as_reason
 from fedgrass.protocol.names import TRAINER_STATUS_TOPIC
 

@@ -15,15 +15,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedgrass import logs
 from fedgrass.bundle import Bundle, Manifest
 from fedgrass.data import DataSettings, Split, load
-from fedgrass.edge import logs, settings
-from fedgrass.edge.logs import Log
+from fedgrass.edge import settings
 from fedgrass.edge.model_store import Admission, ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.base import Engine
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, FedgrassError, IpcError
+from fedgrass.logs import Log
 from fedgrass.protocol.messages import AdmissionNotice
 from fedgrass.protocol.names import MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME
 

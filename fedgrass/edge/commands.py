@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedgrass.edge.logs import Log
 from fedgrass.edge.outbox import Outbox
 from fedgrass.errors import MessageError, TransferError
 from fedgrass.files import write_atomically
+from fedgrass.logs import Log
 from fedgrass.protocol.messages import Command, Reply, as_reason
 from fedgrass.protocol.names import device_topic
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Protocol
 
 import fedgrass
-from fedgrass.edge import logs
+from fedgrass import logs
 from fedgrass.edge.ipc import EXIT_RELAUNCH, GreengrassIpc, Ipc
-from fedgrass.edge.logs import Log
 from fedgrass.edge.loop import Loop
 from fedgrass.errors import ConfigurationError, FedgrassError, IpcError
+from fedgrass.logs import Log
 
 EXIT_CONFIGURATION = 78
 

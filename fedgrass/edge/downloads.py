@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
 from fedgrass.edge.backoff import Backoff
-from fedgrass.edge.logs import Log
 from fedgrass.errors import BundleError, FedgrassError, TransferError
 from fedgrass.files import flush_directory, sha256_of
+from fedgrass.logs import Log
 from fedgrass.protocol.messages import Base
 
 _BLOCK = 1 << 20

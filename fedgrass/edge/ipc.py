@@ -23,8 +23,8 @@ from awsiot.greengrasscoreipc import model
 from awsiot.greengrasscoreipc.clientv2 import GreengrassCoreIPCClientV2
 
 from fedgrass.edge.backoff import Backoff
-from fedgrass.edge.logs import Log
 from fedgrass.errors import IpcError, IpcRefusedError, IpcUnauthorizedError
+from fedgrass.logs import Log
 
 EXIT_RELAUNCH = 75
 """Exit code when IPC is gone for good: this process's token is void and only the nucleus can start one with a new token."""

@@ -16,9 +16,9 @@ from pathlib import Path
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from fedgrass.edge.backoff import Backoff
-from fedgrass.edge.logs import Log
 from fedgrass.errors import IpcError, TransferError
 from fedgrass.files import flush_directory, write_atomically
+from fedgrass.logs import Log
 
 _DELIVERED = "delivered.json"
 

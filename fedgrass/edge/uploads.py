@@ -16,10 +16,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedgrass.edge.backoff import Backoff
-from fedgrass.edge.logs import Log
 from fedgrass.edge.streams import Extent, Streams, Task, TaskStatus
 from fedgrass.errors import TransferError
 from fedgrass.files import flush_directory, write_atomically
+from fedgrass.logs import Log
 
 _RECORD = "upload.json"
 _SILENCE_SECONDS = 60.0

@@ -12,9 +12,9 @@ from components.model_deployer.deployer import ModelDeployer
 from examples.application import application
 from examples.application.application import Application
 from fedgrass.edge.component import Device
-from fedgrass.edge.logs import Log
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
+from fedgrass.logs import Log
 from fedgrass.protocol.messages import ApplicationStatus
 from fedgrass.protocol.names import APPLICATION_TOPIC, MODEL_DEPLOYER, RUNTIME
 from tests.fedgrass.edge import digits

@@ -14,9 +14,9 @@ from components.heartbeat.heartbeat import Heartbeat
 from fedgrass.bundle import Bundle
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.ipc import EXIT_RELAUNCH
-from fedgrass.edge.logs import Log
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
+from fedgrass.logs import Log
 from fedgrass.protocol import messages
 from fedgrass.protocol.messages import ActiveModel, Tally, TrainerStatus
 from fedgrass.protocol.names import (

@@ -13,9 +13,9 @@ from components.model_deployer.deployer import ModelDeployer
 from fedgrass.bundle import INFERENCE, Bundle
 from fedgrass.edge.component import Device
 from fedgrass.edge.ipc import EXIT_RELAUNCH
-from fedgrass.edge.logs import Log
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
+from fedgrass.logs import Log
 from fedgrass.protocol.messages import ActiveModel, ApplicationStatus, Command, ModelNotice, Reply
 from fedgrass.protocol.names import (
     APPLICATION_TOPIC,

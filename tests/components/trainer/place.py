@@ -13,9 +13,9 @@ from botocore.exceptions import ClientError
 from components.trainer.trainer import Trainer
 from fedgrass.bundle import GRAPH, MANIFEST, PARAMETERS, Bundle
 from fedgrass.edge.component import Device
-from fedgrass.edge.logs import Log
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
+from fedgrass.logs import Log
 from fedgrass.protocol.messages import Announcement, Cohort, FitTask, TrainerStatus, UpdateNotice, Upload
 from fedgrass.protocol.names import (
     MODEL_ACTIVE_TOPIC,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from components.trainer.rounds import Rounds, answer_key
-from fedgrass.edge.logs import Log
+from fedgrass.logs import Log
 from fedgrass.protocol.cohort import draw
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import update_prefix

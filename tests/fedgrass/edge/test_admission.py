@@ -16,7 +16,6 @@ from fedgrass.bundle import GRAPH, INFERENCE, MANIFEST, PARAMETERS, Bundle
 from fedgrass.data import load
 from fedgrass.edge.admission import chance
 from fedgrass.edge.admit import admit
-from fedgrass.edge.logs import Log
 from fedgrass.edge.model_store import Admission, ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.base import FitSettings
@@ -24,6 +23,7 @@ from fedgrass.engines.registry import open_engine
 from fedgrass.engines.sklearn import initial_parameters
 from fedgrass.errors import BundleError
 from fedgrass.inference import write_bundle
+from fedgrass.logs import Log
 from tests.fedgrass.edge import digits
 from tests.fedgrass.engines.models import digits_bundle
 

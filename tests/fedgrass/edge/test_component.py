@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from fedgrass import logs
 from fedgrass.bundle import Bundle
-from fedgrass.edge import logs
 from fedgrass.edge.backoff import Backoff
-from fedgrass.edge.logs import Log
 from fedgrass.edge.loop import Loop
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import EngineError
+from fedgrass.logs import Log
 from fedgrass.protocol.messages import as_reason
 from local.core_device.configuration import ConfigurationStore
 from local.core_device.ipc.configuration import ConfigurationService

@@ -10,9 +10,9 @@ import pytest
 
 from fedgrass.bundle import GRAPH, INFERENCE, MANIFEST, PARAMETERS, Bundle
 from fedgrass.edge.downloads import fetch_bundle, keep_newest, retried
-from fedgrass.edge.logs import Log
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import BundleError, TransferError
+from fedgrass.logs import Log
 from tests.components.trainer.place import FLEET, FakeS3
 from tests.fedgrass.edge import digits
 

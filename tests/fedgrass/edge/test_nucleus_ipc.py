@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from fedgrass.edge.ipc import GreengrassIpc
-from fedgrass.edge.logs import Log
 from fedgrass.errors import IpcError, IpcRefusedError, IpcUnauthorizedError
+from fedgrass.logs import Log
 from local.core_device.configuration import ConfigurationStore
 from local.core_device.ipc.authorization import Authorizer
 from local.core_device.ipc.configuration import ConfigurationService

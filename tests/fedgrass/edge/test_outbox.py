@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from fedgrass.edge.logs import Log
 from fedgrass.edge.outbox import Outbox
 from fedgrass.errors import IpcRefusedError, TransferError
+from fedgrass.logs import Log
 from tests.fedgrass.edge.fakes import FakeIpc, wait_until
 
 LOG = Log("test")

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 import pytest
 from botocore.exceptions import ClientError
 
-from fedgrass.edge.logs import Log
 from fedgrass.edge.streams import STATUSES, TASKS, StreamManagerStreams, Task
 from fedgrass.edge.uploads import Uploads
 from fedgrass.errors import TransferError
+from fedgrass.logs import Log
 from local.core_device.stream_manager.server import StreamManagerServer
 from local.core_device.stream_manager.store import StreamStore
 from tests.fedgrass.edge.fakes import file_with, wait_until

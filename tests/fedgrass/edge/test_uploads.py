@@ -12,9 +12,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from fedgrass.edge.logs import Log
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import TransferError
+from fedgrass.logs import Log
 from tests.fedgrass.edge.fakes import FakeStreamManager, file_with, wait_until
 
 LOG = Log("test")
