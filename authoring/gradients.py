@@ -19,7 +19,6 @@ from authoring.errors import UnsupportedModelError
 from authoring.windows import Windows, concat, output_and_padding
 
 Tensor = Any
-Gradient = Callable[[Any, Tensor], Any]
 
 _PREFIX = "Fedgrass"
 

@@ -99,12 +99,6 @@ class RecordError(FedgrassError):
     code = "record"
 
 
-class InsufficientUpdatesError(FedgrassError):
-    """A round's deadline came with fewer updates than the settings ask for; the model is unchanged."""
-
-    code = "insufficient_updates"
-
-
 class AggregationError(FedgrassError):
     """The Processing job of a round could not be started, failed, or left no report."""
 

@@ -5,33 +5,40 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 _BLOCK = 1 << 20
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` so that a reader, or a power cut, sees the old file or the new one and nothing between."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write what becomes ``path`` when the block ends, and nothing if it raises.
+
+    A reader, or a power cut, sees the old file or the new one and nothing between.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as stream:
-        stream.write(content)
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
     flush_directory(path.parent)
 
 
+def write_atomically(path: Path, content: bytes) -> None:
+    """Make ``path`` hold ``content``, whole or not at all."""
+    with replacing(path) as stream:
+        stream.write(content)
+
+
 def copy_atomically(source: Path, path: Path) -> None:
     """Copy a file in blocks, so that ``path`` is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with source.open("rb") as reader, partial.open("wb") as writer:
+    with source.open("rb") as reader, replacing(path) as writer:
         shutil.copyfileobj(reader, writer, _BLOCK)
-        writer.flush()
-        os.fsync(writer.fileno())
-    partial.replace(path)
-    flush_directory(path.parent)
 
 
 def flush_directory(path: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgrass.errors import TensorFileError, TruncatedFileError
+from fedgrass.files import replacing
 
 Array = NDArray[Any]
 
@@ -192,17 +192,13 @@ def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] |
     """
     arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     digest = hashlib.sha256()
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as stream:
-        specs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
-        blocks: list[bytes | memoryview] = [encode_header(specs, metadata or {})]
-        blocks += [_bytes(array) for array in arrays.values()]
+    specs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
+    blocks: list[bytes | memoryview] = [encode_header(specs, metadata or {})]
+    blocks += [_bytes(array) for array in arrays.values()]
+    with replacing(path) as stream:
         for block in blocks:
             digest.update(block)
             stream.write(block)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
     return digest.hexdigest()
 
 

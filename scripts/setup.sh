@@ -19,7 +19,8 @@ ensure_venv() {
   stamp=.venv/.fedgrass-$(cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)-$extras
   if [ ! -e "$stamp" ]; then
     echo "Setting up .venv with $extras (once; takes a few minutes on a slow link) …" >&2
-    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    # An interrupted set-up may have left a .venv without pip.
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]" 2> >(grep -v '^WARNING' >&2)
     touch "$stamp"
   fi

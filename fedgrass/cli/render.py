@@ -79,7 +79,7 @@ def rounds_table(records: Sequence[RoundRecord]) -> Table:
     """Return rounds as a table, the newest first; ``to active`` is from the last upload to the last device's word."""
     table = _table("round", "outcome", "model", "accuracy", "used", "quarantined", "active", "uploaded", "to active")
     for record in records:
-        seconds = record.seconds_release_to_active
+        seconds = record.seconds_last_upload_to_active
         table.add_row(
             str(record.round),
             outcome_text(record.outcome) if record.outcome else Text(record.phase, style="cyan"),

@@ -87,7 +87,12 @@ def _plan(settings: FleetSettings) -> str:
 
 
 def _running(account: Account, execution: str) -> bool:
-    return bool(account.step_functions.describe_execution(executionArn=execution)["status"] == "RUNNING")
+    """Whether the execution runs; one that Step Functions has forgotten does not."""
+    client = account.step_functions
+    try:
+        return bool(client.describe_execution(executionArn=execution)["status"] == "RUNNING")
+    except client.exceptions.ExecutionDoesNotExist:
+        return False
 
 
 def watch(account: Account, execution: str, console: Console) -> None:
@@ -155,5 +160,12 @@ def cancel(
     state = tables.load_state(account.rounds_table, fleet)
     if state.open is None:
         raise RoundRefusedError(f"fleet {fleet!r} has no open round to cancel")
+    if not _running(account, state.open.execution):
+        raise RoundRefusedError(
+            f"round {state.open.round} of fleet {fleet!r} is left over from an execution that has ended; "
+            "the next `fedgrass round start` takes its place"
+        )
     account.step_functions.stop_execution(executionArn=state.open.execution, error="Cancelled", cause=reason[:256])
-    render.console().print(f"Round {state.open.round} of fleet [bold]{fleet}[/] is cancelled.")
+    render.console().print(
+        f"Round {state.open.round} of fleet [bold]{fleet}[/] is being cancelled; see `fedgrass round status`."
+    )

@@ -190,7 +190,7 @@ class RoundRecord(Record):
         return self.active + self.refused + self.rolled_back >= self.alive
 
     @property
-    def seconds_release_to_active(self) -> float | None:
+    def seconds_last_upload_to_active(self) -> float | None:
         """Seconds from the last upload to the last device's word on the new model."""
         if self.last_upload_at is None or self.last_model_at is None:
             return None

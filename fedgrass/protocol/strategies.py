@@ -77,10 +77,12 @@ class QFedAvg(Clipped):
 
 
 class FedBuff(Clipped):
-    """Late updates are used too, for up to ``max_age`` rounds, with weight 1 / (1 + age) ** ``exponent``."""
+    """An update's weight falls with the age of its base: 1 / (1 + age) ** ``exponent``.
+
+    The round's job does not list late updates yet, so every age is 0 and this is the mean.
+    """
 
     exponent: float = Field(default=0.5, ge=0, le=10)
-    max_age: int = Field(default=5, ge=1, le=50)
 
 
 class GeometricMedian(Clipped):

@@ -28,10 +28,17 @@ _BEFORE_SETUP = "FEDGRASS_SETUP_STARTED"
 def main(
     devices: Annotated[int, typer.Option(min=2, max=20, help="Local core devices, each a process of its own.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Federated rounds.")] = 5,
-    seed: Annotated[int, typer.Option(min=0, help="Of the division of the data and of nothing else.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, help="Of the data's division, and of the trainings to compare with."),
+    ] = 0,
     report_folder: Annotated[
         Path, typer.Option("--report", help="Where report.json, chart.png and index.html go.")
     ] = Path("demo-report"),
+    mqtt: Annotated[
+        str | None,
+        typer.Option(envvar="FEDGRASS_MQTT", help="HOST:PORT of a broker, such as mosquitto, to use as IoT Core."),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything up afterwards, until Ctrl-C.")] = False,
 ) -> None:
     """Run a federated fleet on this machine, on real images, with every part real in kind.
@@ -50,7 +57,7 @@ def main(
             folder = _STATE / "demo"
             shutil.rmtree(folder, ignore_errors=True)
             demo = stack.enter_context(
-                Demo(DemoOptions(devices, rounds, seed), folder, cache=_STATE / "wheels", console=console)
+                Demo(DemoOptions(devices, rounds, seed, mqtt), folder, cache=_STATE / "wheels", console=console)
             )
             result = demo.run(setup_seconds=setup_seconds)
             report.write(result, report_folder)
@@ -69,6 +76,8 @@ def main(
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not cut the orderly end short
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,9 +33,9 @@ def measure(bundle: Bundle, data: DemoData, settings: FitSettings) -> Baselines:
     examples = [*data.devices.values(), data.pooled]
     # Processes of their own: all cores are used, and LiteRT's greeting on stderr does not reach the terminal.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(len(examples), os.cpu_count() or 1), context, initializer=_silence) as pool:
+    with context.Pool(min(len(examples), os.cpu_count() or 1), _silence) as pool:  # leaving it ends what still runs
         *alone, centralised = pool.map(
-            partial(_accuracy, folder=bundle.folder, kept=data.kept, settings=settings), examples
+            partial(_accuracy, folder=bundle.folder, kept=data.kept, settings=settings), examples, chunksize=1
         )
     return Baselines(dict(zip(data.devices, alone, strict=True)), centralised)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from pathlib import Path
 
 import jinja2
 
+from fedgrass.cli import render
 from fedgrass.files import write_atomically
 from local.demo.summary import DemoReport
 
@@ -20,12 +22,17 @@ def write(report: DemoReport, folder: Path) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters |= {"percent": render.percent, "seconds": _seconds}
     page = environment.get_template("report.html.j2").render(
         report=report, chart=base64.b64encode(chart).decode(), last=report.rounds[-1]
     )
     write_atomically(folder / "report.json", (report.model_dump_json(indent=2) + "\n").encode())
     write_atomically(folder / "chart.png", chart)
     write_atomically(folder / "index.html", page.encode())
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} s"
 
 
 def draw(report: DemoReport) -> bytes:
@@ -37,7 +44,7 @@ def draw(report: DemoReport) -> bytes:
 
     numbers = [entry.round for entry in report.rounds]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), width_ratios=(3, 2), layout="constrained")
-    steps, accuracies = numbers, [entry.accuracy for entry in report.rounds]
+    steps, accuracies = numbers, [entry.accuracy or math.nan for entry in report.rounds]
     if report.initial_accuracy is not None:
         steps, accuracies = [0, *steps], [report.initial_accuracy, *accuracies]
     left.plot(steps, [100 * value for value in accuracies], "o-", color=_BLUE, label="fleet", linewidth=2)
@@ -52,9 +59,9 @@ def draw(report: DemoReport) -> bytes:
     left.grid(alpha=0.3)
     bottom = [0.0] * len(numbers)
     phases = (
-        ("train and upload", _BLUE, [entry.seconds_train for entry in report.rounds]),
-        ("aggregate", _ORANGE, [entry.seconds_aggregate for entry in report.rounds]),
-        ("release to active", _GREY, [entry.seconds_release_to_active for entry in report.rounds]),
+        ("train and upload", _BLUE, [entry.seconds_train or 0 for entry in report.rounds]),
+        ("aggregate", _ORANGE, [entry.seconds_aggregate or 0 for entry in report.rounds]),
+        ("release to active", _GREY, [entry.seconds_release_to_active or 0 for entry in report.rounds]),
     )
     for label, colour, seconds in phases:
         right.bar(numbers, seconds, bottom=bottom, color=colour, label=label)

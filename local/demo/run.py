@@ -21,7 +21,7 @@ from cloud.aggregator.s3 import Bucket
 from fedgrass.bundle import Bundle
 from fedgrass.cli import render
 from fedgrass.engines.base import FitSettings
-from fedgrass.errors import ConfigurationError, FedgrassError
+from fedgrass.errors import FedgrassError
 from fedgrass.protocol import tables
 from fedgrass.protocol.names import GLOBAL_MODEL, evaluation_key, report_key
 from fedgrass.protocol.records import RoundRecord
@@ -46,6 +46,7 @@ class DemoOptions:
     devices: int
     rounds: int
     seed: int
+    mqtt: str | None = None
 
 
 class Demo:
@@ -75,7 +76,7 @@ class Demo:
             environment = wheels.fill(cache)
         self._wheel_seconds = time.monotonic() - self._started
         self._data = data.digits(self._things, shape=self._bundle.manifest.x.shape, seed=options.seed)
-        self.fleet = make_fleet(folder, fleet=_FLEET, device_environment=environment)
+        self.fleet = make_fleet(folder, fleet=_FLEET, device_environment=environment, mqtt=options.mqtt)
         self.settings = FleetSettings().overridden(
             {
                 "rounds": options.rounds,
@@ -108,14 +109,14 @@ class Demo:
         rounds = [self._summarise(record) for record in reversed(tables.recent_rounds(self.rounds_table, _FLEET, 100))]
         measured = self._measure_baselines()
         last = rounds[-1]
-        first_report = self.report_of(1)
+        first = self.report_of(1)
         return DemoReport(
             devices=len(self._things),
             seed=self._options.seed,
             rounds=rounds,
             final_version=last.version,
             final_accuracy=last.accuracy,
-            initial_accuracy=first_report.evaluation_base.accuracy if first_report.evaluation_base else None,
+            initial_accuracy=first.evaluation_base.accuracy if first and first.evaluation_base else None,
             best_single_device_accuracy=measured.best_alone,
             single_device_accuracy=measured.alone,
             centralised_accuracy=measured.centralised,
@@ -160,7 +161,7 @@ class Demo:
             if len(ready) == len(self._things):
                 return
             if time.monotonic() > deadline:
-                raise ConfigurationError(
+                raise FedgrassError(
                     f"{len(ready)} of {len(self._things)} devices were able to train after {_FIRST_DEPLOYMENT_SECONDS} s; "
                     f"see the logs under {self.fleet.folder / 'devices'}"
                 )
@@ -196,11 +197,13 @@ class Demo:
         with self._step(f"For comparison: each device alone, and all data in one place, for {epochs} epochs"):
             return baselines.measure(self._bundle, self._data, fit)
 
-    def report_of(self, number: int) -> RoundReport:
-        """Return the aggregator's report of a round."""
-        stored = self.fleet.aws.client("s3").get_object(
-            Bucket=self.fleet.outputs.bucket, Key=report_key(_FLEET, number)
-        )
+    def report_of(self, number: int) -> RoundReport | None:
+        """Return the aggregator's report of a round; None if that had too few updates to be aggregated."""
+        s3 = self.fleet.aws.client("s3")
+        try:
+            stored = s3.get_object(Bucket=self.fleet.outputs.bucket, Key=report_key(_FLEET, number))
+        except s3.exceptions.NoSuchKey:
+            return None
         return RoundReport.model_validate_json(stored["Body"].read())
 
     def _summarise(self, record: RoundRecord) -> RoundSummary:
@@ -272,7 +275,7 @@ class Demo:
 
 
 def _closed_line(record: RoundRecord) -> str:
-    seconds = record.seconds_release_to_active
+    seconds = record.seconds_last_upload_to_active
     active = f"active on {record.active}/{record.alive}" + (
         f" {seconds:.1f} s after the last upload" if seconds else ""
     )

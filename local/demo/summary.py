@@ -34,14 +34,14 @@ class RoundSummary(_Part):
     outcome: str
     base_version: str
     version: str
-    accuracy: float
+    accuracy: float | None
     loss: float | None
     participants: int
     quarantined: int
-    seconds_train: float
-    seconds_aggregate: float
-    seconds_release_to_active: float
-    seconds_last_upload_to_active: float
+    seconds_train: float | None
+    seconds_aggregate: float | None
+    seconds_release_to_active: float | None
+    seconds_last_upload_to_active: float | None
     bytes_uploaded: int
     parameters_sha256: str
     component_arn: str
@@ -58,7 +58,7 @@ class DemoReport(_Part):
     seed: int
     rounds: list[RoundSummary]
     final_version: str
-    final_accuracy: float
+    final_accuracy: float | None
     initial_accuracy: float | None
     best_single_device_accuracy: float
     single_device_accuracy: dict[str, float]
@@ -70,37 +70,48 @@ class DemoReport(_Part):
     total_seconds: float
 
 
-def summarise_round(record: RoundRecord, report: RoundReport, parts: list[Participation]) -> RoundSummary:
-    """Join what the tables and the aggregator's report say of a closed round."""
-    uploaded = (record.last_upload_at or 0) / 1000
-    admitted = (record.last_model_at or 0) / 1000
+def summarise_round(record: RoundRecord, report: RoundReport | None, parts: list[Participation]) -> RoundSummary:
+    """Join what the tables and the aggregator's report say of a closed round.
+
+    A round that released nothing leaves the fleet on its base: that is then the version, and the accuracy is the base's.
+    Without enough updates there is no report at all.
+    """
+    released = report is not None and report.outcome == "released"
+    evaluation = report and (report.evaluation if released else report.evaluation_base)
+    model = report and (report.model if released else report.base)
+    uploaded = record.last_upload_at and record.last_upload_at / 1000
+    admitted = record.last_model_at and record.last_model_at / 1000 if released else None
+    made = report.finished_at.timestamp() if report else None
     used = [
         Contribution(thing=entry.thing, key=entry.key, num_examples=entry.num_examples, used=True)
-        for entry in report.updates
+        for entry in (report.updates if report else ())
     ]
     refused = [
         Contribution(thing=entry.thing, key=entry.key, num_examples=0, used=False, reason=entry.reason)
-        for entry in report.quarantined
+        for entry in (report.quarantined if report else ())
     ]
-    accuracy = report.evaluation.accuracy if report.evaluation else None
     return RoundSummary(
         round=record.round,
-        outcome=report.outcome,
-        base_version=report.base.version,
-        version=report.model.version if report.model else report.base.version,
-        accuracy=accuracy or 0.0,
-        loss=report.evaluation.loss if report.evaluation else None,
+        outcome=record.outcome or record.phase,
+        base_version=record.base.version,
+        version=model.version if model else record.base.version,
+        accuracy=evaluation.accuracy if evaluation else None,
+        loss=evaluation.loss if evaluation else None,
         participants=len(used),
         quarantined=len(refused),
-        seconds_train=round(uploaded - record.opened_at.timestamp(), 3),
-        seconds_aggregate=round((report.finished_at - report.started_at).total_seconds(), 3),
-        seconds_release_to_active=round(admitted - report.finished_at.timestamp(), 3),
-        seconds_last_upload_to_active=round(admitted - uploaded, 3),
+        seconds_train=_between(record.opened_at.timestamp(), uploaded),
+        seconds_aggregate=_between(report.started_at.timestamp(), made) if report else None,
+        seconds_release_to_active=_between(made, admitted),
+        seconds_last_upload_to_active=_between(uploaded, admitted),
         bytes_uploaded=record.bytes_uploaded,
-        parameters_sha256=report.model.parameters_sha256 if report.model else report.base.parameters_sha256,
-        component_arn=report.release.component_arn if report.release else "",
-        deployment_id=report.release.deployment_id if report.release else "",
+        parameters_sha256=model.parameters_sha256 if model else record.base.parameters_sha256,
+        component_arn=report.release.component_arn if report and report.release else "",
+        deployment_id=report.release.deployment_id if report and report.release else "",
         updates=used + refused,
         devices_active=sorted(part.thing for part in parts if part.model_outcome == "active"),
-        inference_accuracy=report.inference_accuracy,
+        inference_accuracy=report.inference_accuracy if report else {},
     )
+
+
+def _between(start: float | None, end: float | None) -> float | None:
+    return None if start is None or end is None else round(end - start, 3)

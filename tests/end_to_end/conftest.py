@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,12 @@ class Operator:
     def parts(self, record: RoundRecord) -> list[Participation]:
         """Every device's part in a round."""
         return list(tables.participations(self.demo.rounds_table, self.fleet.fleet, record.round))
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run ``fedgrass``, as a person would."""
+        environment = {**os.environ, **self.fleet.aws.environment(), "FEDGRASS_FLEET": self.fleet.fleet}
+        argv = [sys.executable, "-c", "from fedgrass.cli import app; app()", *words]
+        return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     @property
     def next_round(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,7 @@ def test_bad_updates_are_quarantined_and_the_round_completes(operator: Operator,
     record = operator.run_round()
 
     report = operator.demo.report_of(number)
+    assert report is not None
     assert {entry.thing: entry.reason for entry in report.quarantined} == {
         "corrupt": "corrupt_header",
         "truncated": "truncated",
@@ -122,10 +124,42 @@ def test_a_second_round_is_refused_while_one_is_open_and_the_refusal_names_it(op
     number = operator.next_round
     first = operator.start()
     eventually(lambda: tables.load_state(operator.demo.rounds_table, operator.fleet.fleet).open)
+    refused = operator.command("round", "start")
+    assert refused.returncode == 1
+    assert f"round {number}" in refused.stderr
     second = operator.wait(operator.start())
     assert second["status"] == "FAILED"
     assert f"round {number}" in second["cause"]
     assert operator.wait(first)["status"] == "SUCCEEDED"
+
+
+def test_the_command_line_drives_a_round_and_shows_it(operator: Operator) -> None:
+    number = operator.next_round
+    started = operator.command("round", "start", "--set", "fit.epochs=1", "--wait")
+    assert started.returncode == 0, started.stderr
+    listed = operator.command("round", "list", "--json", "--limit", "1")
+    record = json.loads(listed.stdout)
+    assert (record["round"], record["outcome"]) == (number, "released")
+    assert not [name for name in record if name.endswith("token")]
+    shown = operator.command("round", "status").stdout
+    assert all(thing in shown for thing in operator.fleet.devices)
+    devices = operator.command("fleet", "list").stdout
+    assert devices.count("alive") == len(operator.fleet.devices)
+    misspelt = operator.command("round", "start", "--set", "fit.epoch=1")
+    assert misspelt.returncode == 1
+    assert "fit.epoch: there is no such setting" in misspelt.stderr
+
+
+def test_a_cancelled_round_leaves_the_model_and_frees_the_fleet(operator: Operator) -> None:
+    before, number = operator.model, operator.next_round
+    execution = operator.start()
+    eventually(lambda: tables.load_state(operator.demo.rounds_table, operator.fleet.fleet).open)
+    assert operator.command("round", "cancel").returncode == 0
+    assert operator.wait(execution)["status"] == "ABORTED"
+    eventually(lambda: tables.load_state(operator.demo.rounds_table, operator.fleet.fleet).open is None)
+    assert tables.load_round(operator.demo.rounds_table, operator.fleet.fleet, number).outcome == "cancelled"
+    assert operator.model == before
+    assert operator.command("round", "cancel").returncode == 1
 
 
 def test_a_model_that_fails_admission_is_rolled_back_and_the_cloud_is_told(operator: Operator, tmp_path: Path) -> None:

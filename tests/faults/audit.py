@@ -91,7 +91,7 @@ class Audit:
             self.told |= {(record.round, part.thing) for part in uploads}
             in_time = sum(not part.late for part in uploads)
             self.counted_twice += max(0, record.uploaded - in_time) + max(0, record.late - (len(parts) - in_time))
-            if record.outcome == "released":
-                names = Counter(entry.thing for entry in demo.report_of(record.round).updates)
+            if (report := demo.report_of(record.round)) is not None and report.outcome == "released":
+                names = Counter(entry.thing for entry in report.updates)
                 self.counted_twice += sum(count - 1 for count in names.values())
         self.lost = sorted(self.accepted - self.told)

@@ -24,11 +24,11 @@ def test_the_archive_holds_what_the_functions_import_and_nothing_else(tmp_path: 
         "import sys, importlib, pathlib\n"
         "for path in sorted(pathlib.Path('cloud/rounds').glob('*.py')):\n"
         "    importlib.import_module(f'cloud.rounds.{path.stem}')\n"
-        "foreign = {'numpy', 'typer', 'moto'} & set(sys.modules)\n"
+        "foreign = {'numpy', 'typer', 'moto', 'awsiot', 'stream_manager', 'tensorflow'} & set(sys.modules)\n"
         "assert not foreign, foreign\n"
         "import cloud.rounds; print(cloud.rounds.__file__)\n"
     )
-    # -P keeps this checkout off the path, so that what the archive lacks is missed.
+    # Run elsewhere than in this checkout, so that what the archive lacks is missed.
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -135,7 +135,7 @@ def test_a_closed_round_has_its_figures_and_frees_the_fleet(fleet: Fleet) -> Non
         "more": False,
     }
     record = fleet.round()
-    assert record.seconds_release_to_active == 4.0
+    assert record.seconds_last_upload_to_active == 4.0
     assert record.closed_at == fleet.now
     assert (record.collect_token, record.job_token, record.rollout_token) == (None, None, None)
     assert fleet.open_round is None
@@ -173,11 +173,11 @@ def test_a_late_word_after_the_close_is_kept_and_does_not_change_how_long_it_too
     release(fleet)
     record_model(fleet.services, fleet.model("a"))
     close_round(fleet.services, CLOSE)
-    before = fleet.round().seconds_release_to_active
+    before = fleet.round().seconds_last_upload_to_active
     fleet.pass_time(3600)
     record_model(fleet.services, fleet.model("b"))
     assert fleet.round().active == 2
-    assert fleet.round().seconds_release_to_active == before
+    assert fleet.round().seconds_last_upload_to_active == before
 
 
 def test_a_failure_frees_the_fleet_and_is_told_in_words(fleet: Fleet) -> None:

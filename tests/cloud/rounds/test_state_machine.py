@@ -175,7 +175,7 @@ def test_a_round_ends_on_quorum_and_waits_for_the_devices(stack: Stack) -> None:
     }
     record = stack.round(announcement.round)
     assert (record.uploaded, record.active, record.refused, record.bytes_uploaded) == (3, 2, 1, 18)
-    assert record.seconds_release_to_active is not None
+    assert record.seconds_last_upload_to_active is not None
     parts = {part.thing: part.model_outcome for part in participations(stack.rounds, FLEET, announcement.round)}
     assert parts == {"a": "active", "b": "active", "c": "refused"}
     state = load_state(stack.rounds, FLEET)

@@ -1,0 +1,77 @@
+"""The command line: settings read from words, and failures as one clear message."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fedgrass.bundle import GRAPH
+from fedgrass.cli import app, cli
+from fedgrass.cli.rounds import merge, parse_setting
+from fedgrass.errors import ConfigurationError
+
+BUNDLE = Path(__file__).resolve().parents[3] / "examples" / "digits" / "bundle"
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("rounds=5", {"rounds": 5}),
+        ("fit.epochs=3", {"fit": {"epochs": 3}}),
+        ("strategy.name=median", {"strategy": {"name": "median"}}),
+        ('strategy.options={"clip": {"norm": 1}}', {"strategy": {"options": {"clip": {"norm": 1}}}}),
+        ("reason=a=b", {"reason": "a=b"}),
+    ],
+)
+def test_a_setting_is_read_from_a_word(text: str, parsed: dict[str, Any]) -> None:
+    assert parse_setting(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["", "rounds", "=5"])
+def test_a_word_that_is_no_setting_is_named(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="name=value"):
+        parse_setting(text)
+
+
+def test_several_settings_are_joined_and_the_last_one_counts() -> None:
+    assert merge(["fit.epochs=3", "fit.learning_rate=0.5", "fit.epochs=4", "rounds=2"]) == {
+        "fit": {"epochs": 4, "learning_rate": 0.5},
+        "rounds": 2,
+    }
+
+
+def test_inspecting_a_model_shows_what_it_holds() -> None:
+    shown = CliRunner().invoke(cli, ["model", "inspect", str(BUNDLE)])
+    assert shown.exit_code == 0
+    assert "every file matches its digest" in shown.output
+    assert "conv/kernel" in shown.output
+
+
+def test_a_damaged_model_ends_in_one_message_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(BUNDLE, folder)
+    (folder / GRAPH).write_bytes(b"damaged")
+    monkeypatch.setattr("sys.argv", ["fedgrass", "model", "inspect", str(folder)])
+    with pytest.raises(SystemExit) as ended:
+        app()
+    assert ended.value.code == 1
+    message = capsys.readouterr().err
+    assert GRAPH in message.replace("\n", "")
+    assert "Traceback" not in message
+
+
+def test_without_a_region_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    monkeypatch.setattr("sys.argv", ["fedgrass", "fleet", "list"])
+    with pytest.raises(SystemExit) as ended:
+        app()
+    assert ended.value.code == 1
+    assert "no AWS region" in capsys.readouterr().err
