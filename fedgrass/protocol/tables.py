@@ -1,4 +1,4 @@
-"""Questions to the two tables that more than one part asks: handlers, the aggregator, the command line, the console.
+"""Questions to the two tables that more than one part asks: handlers, the aggregator, the command line.
 
 Tables are boto3's ``Table`` resources, passed in: this package does without boto3.
 """
