@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fedgrass.edge.backoff import Backoff
 from fedgrass.edge.streams import Extent, Streams, Task, TaskStatus
 from fedgrass.errors import TransferError
-from fedgrass.files import flush_directory, write_atomically
+from fedgrass.files import bytes_below, flush_directory, write_atomically
 from fedgrass.logs import Log
 
 _RECORD = "upload.json"
@@ -96,7 +96,7 @@ class Uploads:
 
     def room(self) -> str:
         """Return why nothing more is accepted, or nothing."""
-        waiting = sum(path.stat().st_size for path in self._folder.glob("*/*") if path.is_file())
+        waiting = bytes_below(self._folder)
         if waiting >= self._max_bytes or len(self._pending) >= self._max_count:
             return f"{len(self._pending)} updates ({waiting} bytes) wait for upload already"
         return ""

@@ -191,7 +191,11 @@ def test_a_deleted_stack_leaves_nothing(stack: Stack, unique: str) -> None:
     assert outputs["MachineArn"] not in machines
 
 
-def test_the_fleets_own_template_holds_no_type_that_is_skipped() -> None:
+SKIPPED = {"AWS::CodeBuild::Project", "AWS::IoT::CustomMetric", "AWS::IoT::SecurityProfile", "AWS::SNS::Subscription"}
+"""What docs/local.md says is not made: the image's build, alarms' mail, and what Device Defender compares."""
+
+
+def test_of_the_fleets_own_template_only_what_the_docs_name_is_skipped() -> None:
     from local.aws import cloudformation
 
     kept = cloudformation.register(lambda service: pytest.fail(f"{service} was called"))
@@ -200,5 +204,5 @@ def test_the_fleets_own_template_holds_no_type_that_is_skipped() -> None:
     text = (Path(__file__).parents[3] / "cloud" / "infrastructure" / "template.yaml").read_text()
     types = {line.split(":", 1)[1].strip() for line in text.splitlines() if line.strip().startswith("Type: AWS::")}
     assert len(types) > 5
-    assert types - set(get_model_map()) == set()
+    assert types - set(get_model_map()) == SKIPPED
     assert kept
