@@ -34,7 +34,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedgrass import tensors
-from fedgrass.errors import BundleError
+from fedgrass.errors import BundleError, first_problem
 from fedgrass.files import sha256_of, write_atomically
 from fedgrass.tensors import Array
 
@@ -245,9 +245,7 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST) -> Manifest:
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise BundleError(f"{name}: {where}: {first['msg']}") from error
+        raise BundleError(f"{name}: {first_problem(error)}") from error
 
 
 def load_parameters(path: Path, manifest: Manifest) -> Parameters:

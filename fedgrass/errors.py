@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+
+def first_problem(error: ValidationError, whole: str = "document") -> str:
+    """Return the first field that is wrong and why; ``whole`` stands for a document that is wrong as such."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or whole
+    return f"{where}: {first['msg']}"
+
 
 class FedgrassError(Exception):
     """Base of all errors raised on purpose.

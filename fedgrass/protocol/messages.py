@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from fedgrass.errors import MessageError
+from fedgrass.errors import MessageError, first_problem
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
 
 MAX_MESSAGE_BYTES = 4096
@@ -61,9 +61,7 @@ class Message(Part):
         try:
             return cls.model_validate_json(payload)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "document"
-            raise MessageError(f"{cls.__name__}: {where}: {first['msg']}") from error
+            raise MessageError(f"{cls.__name__}: {first_problem(error)}") from error
 
 
 class Base(Part):

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from fedgrass.errors import ConfigurationError, RecordError
+from fedgrass.errors import ConfigurationError, RecordError, first_problem
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.records import (
@@ -83,9 +83,7 @@ def load_settings(rounds: Table, fleet: str) -> FleetSettings:
     try:
         return FleetSettings.model_validate_json(item["json"])
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise ConfigurationError(f"settings of fleet {fleet!r}: {where}: {first['msg']}. Save them again") from error
+        raise ConfigurationError(f"settings of fleet {fleet!r}: {first_problem(error)}. Save them again") from error
 
 
 def save_settings(rounds: Table, fleet: str, settings: FleetSettings) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fedgrass.errors import FedgrassError
-from fedgrass.files import write_atomically
+from fedgrass.files import sha256_of, write_atomically
 from local.core_device.layout import Layout
 from local.core_device.nucleus import CLASSIC, Nucleus
 from local.core_device.recipe import Artifact, Permission, Recipe, parse
@@ -79,7 +79,7 @@ class ComponentStore:
         bucket, key = _bucket_and_key(artifact.uri, recipe.name)
         path = self._layout.artifacts(recipe.name, recipe.version) / Path(key).name
         unpacked = self._layout.unarchived(recipe.name, recipe.version) / path.stem
-        if not path.exists() or _digest(path) != _expected_digest(artifact, recipe.name):
+        if not path.exists() or bytes.fromhex(sha256_of(path)) != _expected_digest(artifact, recipe.name):
             shutil.rmtree(unpacked, ignore_errors=True)
             self._download(bucket, key, path, artifact, recipe.name)
         path.chmod(_mode(artifact.permission))
@@ -131,14 +131,6 @@ def _expected_digest(artifact: Artifact, component: str) -> bytes:
             f"{component}: artifact {artifact.uri} needs a base64 SHA-256 digest, found {artifact.digest!r}"
         )
     return digest
-
-
-def _digest(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.digest()
 
 
 def _bucket_and_key(uri: str, component: str) -> tuple[str, str]:
