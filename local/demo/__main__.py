@@ -49,10 +49,9 @@ def main(
     component version. Everything stops when it is done.
     """
     console = render.console()
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job inherits it ignored
-        signal.signal(number, _interrupt)
     setup_seconds = time.time() - float(os.environ.get(_BEFORE_SETUP, time.time()))
     try:
+        _be_interruptible()
         with sole_user(_STATE / "demo.lock", "the demo"), contextlib.ExitStack() as stack:
             folder = _STATE / "demo"
             shutil.rmtree(folder, ignore_errors=True)
@@ -75,10 +74,26 @@ def main(
         sys.exit(130)
 
 
+def _be_interruptible() -> None:
+    """Make SIGINT and SIGTERM raise `KeyboardInterrupt` here, once."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job inherits it ignored
+        signal.signal(number, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt)
+    sys.unraisablehook = _unraisable
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # a second one must not cut the orderly end short
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+def _unraisable(found: sys.UnraisableHookArgs) -> None:
+    """Raise an interrupt again that came while a finalizer ran: Python drops what is raised there."""
+    if issubclass(found.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(found)
 
 
 if __name__ == "__main__":

@@ -110,9 +110,9 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path, moment: str, number: int
         if moment in line:
             break
     demo.send_signal(number)
-    output, _ = demo.communicate(timeout=60)
+    output, _ = demo.communicate(timeout=120)
     assert demo.returncode == 130, output
-    eventually(lambda: left_behind(tmp_path) == [], timeout=10)
+    eventually(lambda: left_behind(tmp_path) == [], timeout=60)
     assert [path for name in ("device.json", "ipc.socket", "endpoint.json") for path in tmp_path.rglob(name)] == []
     with sole_user(tmp_path / "demo.lock", "the demo"):
         pass  # nobody holds it: the next run is not hindered
