@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -253,16 +255,18 @@ class Demo:
         )
 
     def show_around(self) -> None:
-        """Print how to look at what runs."""
+        """Write the variables that lead to the account, and print how to look at what runs."""
+        file = self.fleet.folder / "environment"
+        variables = {**self.fleet.aws.environment(), "FEDGRASS_FLEET": _FLEET}
+        file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())))
         self._console.rule("Everything is up until Ctrl-C. In another terminal:")
-        for name, value in sorted(self.fleet.aws.environment().items()):
-            self._console.print(f"export {name}={value}", highlight=False, soft_wrap=True)
+        shown = os.path.relpath(file)
         for line in (
-            f"export FEDGRASS_FLEET={_FLEET}",
+            f". {shown}     # where the account is, and the fleet's name",
             ".venv/bin/fedgrass fleet list",
             ".venv/bin/fedgrass round start --wait",
             f"aws s3 ls --recursive s3://{self.fleet.outputs.bucket}/     # if you have the AWS command line",
-            f"ls {self.fleet.folder}/devices/*/greengrass/logs/",
+            f"ls {os.path.relpath(self.fleet.folder)}/devices/*/greengrass/logs/",
         ):
             self._console.print(line, highlight=False, soft_wrap=True)
 
