@@ -185,18 +185,21 @@ def encode_header(tensors: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]],
     return struct.pack("<Q", len(text)) + text
 
 
+def encode(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
+    """Return a file's bytes in pieces, the arrays' own memory among them where it lies as the file has it."""
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    specs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
+    return [encode_header(specs, metadata or {}), *(_bytes(array) for array in arrays.values())]
+
+
 def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> str:
     """Write a file durably (other name, flush, rename) and return its SHA-256 as hex.
 
     The same tensors in the same order with the same metadata give the same bytes.
     """
-    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     digest = hashlib.sha256()
-    specs = [(name, array.dtype, array.shape) for name, array in arrays.items()]
-    blocks: list[bytes | memoryview] = [encode_header(specs, metadata or {})]
-    blocks += [_bytes(array) for array in arrays.values()]
     with replacing(path) as stream:
-        for block in blocks:
+        for block in encode(tensors, metadata):
             digest.update(block)
             stream.write(block)
     return digest.hexdigest()

@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,19 @@ class UpdateInfo:
     norm: float
 
 
+@dataclass(frozen=True)
+class EncodedUpdate:
+    """An update file's content. ``norm`` is as in `UpdateInfo`."""
+
+    tensors: Parameters
+    metadata: dict[str, str]
+    norm: float
+
+    def to_bytes(self) -> bytes:
+        """Return what the file would hold."""
+        return b"".join(tensors.encode(self.tensors, self.metadata))
+
+
 def write_update(
     path: Path,
     base: Parameters,
@@ -46,10 +59,37 @@ def write_update(
 ) -> UpdateInfo:
     """Write ``local - base`` as an update file, whole or not at all; the same input gives the same bytes, but for noise.
 
+    ``path`` is the file to write; its folder exists. The rest is `encode_update`'s, whose errors are raised before anything is
+    written.
+    """
+    encoded = encode_update(
+        base,
+        local,
+        header,
+        codec=codec,
+        clip_norm=clip_norm,
+        noise_multiplier=noise_multiplier,
+        feedback=feedback,
+    )
+    sha256 = tensors.save(path, encoded.tensors, encoded.metadata)
+    return UpdateInfo(sha256, path.stat().st_size, encoded.norm)
+
+
+def encode_update(
+    base: Parameters,
+    local: Parameters,
+    header: UpdateHeader,
+    *,
+    codec: str = "float32",
+    clip_norm: float = 0.0,
+    noise_multiplier: float = 0.0,
+    feedback: ErrorFeedback | None = None,
+    noise_seed: Callable[[], bytes] = lambda: secrets.token_bytes(SEED_BYTES),
+) -> EncodedUpdate:
+    """Return ``local - base`` as an update file's content; the same input gives the same bytes, but for noise.
+
     Parameters
     ----------
-    path
-        The file to write; its folder exists.
     base, local
         Float parameters by name, in the manifest's order, with equal names, shapes and dtypes.
     header
@@ -64,13 +104,15 @@ def write_update(
         this round's noise, taken back, into the next.
     feedback
         Where the residual of a lossy codec is kept.
+    noise_seed
+        Gives the noise of each parameter its seed. Only a simulation may have one that can be repeated.
 
     Raises
     ------
     BundleError
         If the two sets of parameters are not of the same model.
     DivergedError
-        If the difference is not finite; nothing is written.
+        If the difference is not finite.
     UpdateError
         If the codec is unknown.
     ConfigurationError
@@ -95,7 +137,6 @@ def write_update(
         raise DivergedError("the trained parameters are not finite: no update was written. Lower the learning rate")
     scale = clip_norm / norm if 0 < clip_norm < norm else 1.0
     rounding = np.random.default_rng(_seed(header))
-    buffers = Buffers()
     stored: dict[str, Array] = {}
     left_out: Parameters = {}
     for name, before in base.items():
@@ -104,22 +145,21 @@ def write_update(
         if scale != 1.0:
             delta *= np.float32(scale)
         if noise_multiplier > 0:
-            add_gaussian(delta, noise_multiplier * clip_norm, secrets.token_bytes(SEED_BYTES))
+            add_gaussian(delta, noise_multiplier * clip_norm, noise_seed())
         encoded = encoder.parameters.encode(parameter, delta, rounding)
         for tensor, values in zip(encoder.parameters.layout(parameter), encoded, strict=True):
             if tensor.name in stored:
                 raise BundleError(f"parameter {name!r}: another one's name is its own and a codec's suffix; rename it")
             stored[tensor.name] = values
         if feedback is not None and not encoder.parameters.lossless:
-            delta -= _decoded(encoder.parameters, parameter, encoded, buffers)
+            delta -= _decoded(encoder.parameters, parameter, encoded)
             left_out[name] = delta.astype(before.dtype, copy=False).reshape(before.shape)
     if feedback is not None:
         feedback.keep(residual, left_out)
     if encoder.compressed:
         stored = {TENSOR: compress(stored.values())}
     metadata = header.model_copy(update={"codec": encoder.name}).to_metadata()
-    sha256 = tensors.save(path, stored, metadata)
-    return UpdateInfo(sha256, path.stat().st_size, norm * scale)
+    return EncodedUpdate(stored, metadata, norm * scale)
 
 
 def _seed(header: UpdateHeader) -> int:
@@ -127,7 +167,8 @@ def _seed(header: UpdateHeader) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
 
 
-def _decoded(codec: Codec, parameter: TensorDescription, encoded: Sequence[Array], buffers: Buffers) -> Floats:
+def _decoded(codec: Codec, parameter: TensorDescription, encoded: Sequence[Array]) -> Floats:
+    buffers = Buffers()
     stream = io.BytesIO(b"".join(values.tobytes() for values in encoded))
     found = np.empty(parameter.size, np.float32)
     done = 0
