@@ -8,6 +8,10 @@ from fedgrass.errors import FedgrassError
 class UnsupportedModelError(FedgrassError):
     """The model has something that cannot be trained with LiteRT's built-in operators.
 
+    Cause: A layer, activation or loss that is not in the list of [models](../models.md).
+
+    Remedy: The message names the layer and what to use instead; `--freeze` it if it need not be trained.
+
     Parameters
     ----------
     where

@@ -26,7 +26,14 @@ _FEWEST = 10
 
 
 class CanaryError(ReleaseError):
-    """The canaries refuse a model, or say nothing of it; the fleet does not get it."""
+    """The canaries refuse a model, or say nothing of it; the fleet does not get it.
+
+    Cause: The new model is worse on the canaries' data, or the canaries were off or silent for
+    `rollout.canary_seconds`.
+
+    Remedy: The round's record has their reasons. If they were silent, wake them or name other canaries, and
+    start a round again.
+    """
 
     code = "canaries"
 

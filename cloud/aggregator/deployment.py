@@ -23,7 +23,12 @@ _ATTEMPTS = 10
 
 
 class SupersededError(ReleaseError):
-    """The target has a newer version of the component already; that one stays."""
+    """The target has a newer version of the component already; that one stays.
+
+    Cause: Another round or `fedgrass model publish` released a newer version meanwhile.
+
+    Remedy: Nothing: the newer version stays, and the next round starts from it.
+    """
 
     code = "superseded"
 

@@ -32,7 +32,13 @@ class Hold:
 
 
 class HeldError(FedgrassError):
-    """The device was not to be had for training for as long as its owner lets the trainer wait."""
+    """The device was not to be had for training for as long as its owner lets the trainer wait.
+
+    Cause: The device was busy, hot, off its mains, or outside its `window` for longer than `waitSeconds`.
+
+    Remedy: Nothing, if that is so; else widen the limits of com.fedgrass.Trainer
+    ([device](device.md#when-a-device-trains)).
+    """
 
     code = "held"
 
