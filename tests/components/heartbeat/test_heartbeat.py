@@ -28,7 +28,8 @@ from fedgrass.protocol.names import (
     TRAINER_STATUS_TOPIC,
 )
 from tests.fedgrass.edge import digits
-from tests.fedgrass.edge.fakes import FakeIpc, wait_until
+from tests.fedgrass.edge.fakes import FakeIpc
+from tests.fixtures.waiting import run_until
 
 DEFENDER = "$aws/things/thing-1/defender/metrics/json"
 
@@ -57,12 +58,7 @@ class Place:
         return [json.loads(payload) for topic, payload in self.ipc.cloud if topic == DEFENDER]
 
     def until(self, condition: Any, what: str) -> Any:
-        def stepped() -> Any:
-            while self.loop.step():
-                pass
-            return condition()
-
-        return wait_until(stepped, what)
+        return run_until(self.loop, condition, what)
 
     def trainer_says(self, **status: Any) -> None:
         self.ipc.publish_local(TRAINER_STATUS_TOPIC, TrainerStatus(**status).encode())

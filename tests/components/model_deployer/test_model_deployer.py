@@ -25,7 +25,8 @@ from fedgrass.protocol.names import (
     RUNTIME,
 )
 from tests.fedgrass.edge import digits
-from tests.fedgrass.edge.fakes import FakeIpc, wait_until
+from tests.fedgrass.edge.fakes import FakeIpc
+from tests.fixtures.waiting import run_until
 
 TOPIC = "fedgrass/f/devices/thing-1"
 BASE = Bundle.open(digits.BUNDLE).parameters()
@@ -64,12 +65,7 @@ class Place:
             self.store.record(version, "refused", reason="worse")
 
     def until(self, condition: Any, what: str) -> Any:
-        def stepped() -> Any:
-            while self.loop.step():
-                pass
-            return condition()
-
-        return wait_until(stepped, what)
+        return run_until(self.loop, condition, what)
 
     @property
     def notices(self) -> list[ModelNotice]:

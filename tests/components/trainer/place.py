@@ -26,7 +26,8 @@ from fedgrass.protocol.names import (
     update_prefix,
 )
 from tests.fedgrass.edge import digits
-from tests.fedgrass.edge.fakes import FakeIpc, FakeStreamManager, wait_until
+from tests.fedgrass.edge.fakes import FakeIpc, FakeStreamManager
+from tests.fixtures.waiting import run_until
 
 FLEET, THING = "f", "thing-1"
 TOPIC = round_topic(FLEET)
@@ -99,12 +100,7 @@ class Place:
     def until(self, condition: Any, what: str) -> Any:
         """Run the trainer's loop until a condition holds."""
 
-        def stepped() -> Any:
-            while self.loop.step():
-                pass
-            return condition()
-
-        return wait_until(stepped, what)
+        return run_until(self.loop, condition, what)
 
     def settle(self) -> None:
         """Run until the trainer has nothing more to do."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +11,6 @@ from typing import Any, Literal
 from fedgrass.edge.ipc import Received
 from fedgrass.edge.streams import Extent, Task, TaskStatus
 from fedgrass.errors import IpcRefusedError, TransferError
-
-
-def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 20.0) -> Any:
-    """Return the first true value of ``condition``; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds} s")
-        time.sleep(0.005)
-    return value
 
 
 class FakeIpc:

@@ -17,7 +17,7 @@ from local.core_device.ipc.authorization import Authorizer
 from local.core_device.ipc.configuration import ConfigurationService
 from local.core_device.ipc.pubsub import LocalPubSub
 from local.core_device.ipc.server import IpcServer
-from tests.fedgrass.edge.fakes import wait_until
+from tests.fixtures.waiting import eventually
 from tests.local.core_device.conftest import Loop
 
 TRAINER = "com.fedgrass.Trainer"
@@ -118,7 +118,7 @@ def test_an_unsupported_operation_is_worked_around(client: Client, caplog: pytes
 def test_a_lost_connection_comes_back_with_its_subscriptions(client: Client, nucleus: Nucleus) -> None:
     client.ipc.on_local("open/t", client.heard.put)
     nucleus.stop()
-    wait_until(lambda: client.ipc._client is None, "disconnect noticed")
+    eventually(lambda: client.ipc._client is None, "disconnect noticed")
     with pytest.raises(IpcRefusedError):
         client.ipc.publish_local("open/t", b"lost")
     nucleus.start()
@@ -133,7 +133,7 @@ def test_a_lost_connection_comes_back_with_its_subscriptions(client: Client, nuc
         except queue.Empty:
             return False
 
-    wait_until(heard, "subscribed again")
+    eventually(heard, "subscribed again")
     assert client.lost.empty()
 
 
@@ -168,4 +168,4 @@ def test_a_subscription_that_is_refused_is_kept_trying(client: Client, nucleus: 
         except queue.Empty:
             return False
 
-    wait_until(heard, "subscribed in the end")
+    eventually(heard, "subscribed in the end")

@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from fedgrass.edge.outbox import Outbox
 from fedgrass.errors import IpcRefusedError, TransferError
 from fedgrass.logs import Log
-from tests.fedgrass.edge.fakes import FakeIpc, wait_until
+from tests.fedgrass.edge.fakes import FakeIpc
+from tests.fixtures.waiting import eventually
 
 LOG = Log("test")
 
@@ -179,7 +180,7 @@ def test_the_thread_sends_what_is_put_and_ends_when_stopped(tmp_path: Path) -> N
     try:
         for number in range(20):
             box.put(f"k{number}", "topic", b"%d" % number)
-        wait_until(lambda: len(ipc.cloud) == 20, "all sent")
+        eventually(lambda: len(ipc.cloud) == 20, "all sent")
         assert [payload for _, payload in ipc.cloud] == [b"%d" % number for number in range(20)]
     finally:
         box.stop()

@@ -16,7 +16,8 @@ from fedgrass.errors import TransferError
 from fedgrass.logs import Log
 from local.core_device.stream_manager.server import StreamManagerServer
 from local.core_device.stream_manager.store import StreamStore
-from tests.fedgrass.edge.fakes import file_with, wait_until
+from tests.fedgrass.edge.fakes import file_with
+from tests.fixtures.waiting import eventually
 from tests.local.core_device.conftest import Loop
 
 
@@ -60,7 +61,7 @@ class Server:
 
 
 def sdk_threads() -> int:
-    """Number of connections whose thread still runs."""
+    """Number of connections whose thread still runs, those of other tests included."""
     return sum("run_event_loop" in thread.name for thread in threading.enumerate())
 
 
@@ -102,7 +103,7 @@ def test_a_task_is_found_again_and_its_end_is_told(
     assert server.bucket.objects == {f"bucket/{task.key}": b"hello"}
     after = streams.extent()
     assert (after.newest_task, after.newest_status) == (sequence, position - 1)
-    wait_until(lambda: streams.extent().exported_task == sequence, "progress noted")
+    eventually(lambda: streams.extent().exported_task == sequence, "progress noted")
 
 
 def test_connecting_twice_keeps_the_streams(streams: StreamManagerStreams, tmp_path: Path) -> None:
@@ -132,14 +133,16 @@ def test_without_stream_manager_connecting_fails_and_leaves_no_thread_behind(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STREAM_MANAGER_SERVER_PORT", "1")
+    before = sdk_threads()
     for _ in range(5):
         with pytest.raises(TransferError, match="cannot connect"):
             StreamManagerStreams()
-    wait_until(lambda: sdk_threads() == 0, "threads ended")
+    eventually(lambda: sdk_threads() <= before, "threads ended")
 
 
 def test_an_upload_survives_a_restart_of_stream_manager(server: Server, tmp_path: Path) -> None:
     ended: list[tuple[str, str]] = []
+    before = sdk_threads()
     uploads = Uploads(
         tmp_path / "uploads",
         StreamManagerStreams,
@@ -150,15 +153,15 @@ def test_an_upload_survives_a_restart_of_stream_manager(server: Server, tmp_path
     uploads.start()
     try:
         uploads.submit("one", file_with(tmp_path / "f", b"1"), bucket="bucket", key="one")
-        wait_until(lambda: ended == [("one", "uploaded")], "first upload")
+        eventually(lambda: ended == [("one", "uploaded")], "first upload")
         server.stop()
         uploads.submit("two", file_with(tmp_path / "f", b"2"), bucket="bucket", key="two")
         server.start()
-        wait_until(lambda: ended[1:] == [("two", "uploaded")], "second upload")
+        eventually(lambda: ended[1:] == [("two", "uploaded")], "second upload")
     finally:
         uploads.stop()
     assert server.bucket.objects == {"bucket/one": b"1", "bucket/two": b"2"}
-    wait_until(lambda: sdk_threads() == 0, "connections closed")
+    eventually(lambda: sdk_threads() <= before, "connections closed")
 
 
 def test_a_refused_upload_is_tried_again(server: Server, tmp_path: Path) -> None:
@@ -182,10 +185,10 @@ def test_a_refused_upload_is_tried_again(server: Server, tmp_path: Path) -> None
     uploads.start()
     try:
         uploads.submit("one", file_with(tmp_path / "f", b"1"), bucket="bucket", key="one")
-        wait_until(lambda: "one" in uploads._retries, "failure told")
+        eventually(lambda: "one" in uploads._retries, "failure told")
         server.bucket.refuse = False
         clock.now += 10
-        wait_until(lambda: ended == ["uploaded"], "uploaded in the end")
+        eventually(lambda: ended == ["uploaded"], "uploaded in the end")
     finally:
         uploads.stop()
 
@@ -217,9 +220,9 @@ def test_a_full_stream_takes_new_uploads_and_its_disk_use_stays_bounded(server: 
         content = str(number).encode()
         uploads.submit(f"u{number}", file_with(tmp_path / "f", content), bucket="bucket", key=f"updates/{number}")
         if number % 3 == 2:  # several are under way when the stream is full
-            wait_until(lambda: len(uploads) == 0, f"{number + 1} uploads ended")
+            eventually(lambda: len(uploads) == 0, f"{number + 1} uploads ended")
             assert sum(path.stat().st_size for path in tasks.glob("*.segment")) <= size
-    wait_until(lambda: len(uploads) == 0, "all ended")
+    eventually(lambda: len(uploads) == 0, "all ended")
     uploads.stop()
     assert outcomes == ["uploaded"] * 80
     assert server.bucket.objects == {f"bucket/updates/{number}": str(number).encode() for number in range(80)}

@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import TransferError
 from fedgrass.logs import Log
-from tests.fedgrass.edge.fakes import FakeStreamManager, file_with, wait_until
+from tests.fedgrass.edge.fakes import FakeStreamManager, file_with
+from tests.fixtures.waiting import eventually
 
 LOG = Log("test")
 
@@ -241,7 +242,7 @@ def test_the_thread_waits_while_stream_manager_is_away(tmp_path: Path, manager: 
         uploads.submit("a", file_with(tmp_path / "f", b"x"), bucket="b", key="k")
         assert ended == []
         manager.away = False
-        wait_until(lambda: ended == ["a"], "uploaded once Stream Manager is back")
+        eventually(lambda: ended == ["a"], "uploaded once Stream Manager is back")
     finally:
         uploads.stop()
 

@@ -7,10 +7,9 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,10 @@ import psutil
 
 from local import processes
 from local.aws.client import LocalAwsProcess
+from tests.fixtures.waiting import eventually
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 BUCKET = "core-device-tests"
-
-
-def wait_until(condition: Callable[[], Any], what: str, *, seconds: float = 30.0) -> Any:
-    """Return the first true value of ``condition``; fail after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds} s")
-        time.sleep(0.02)
-    return value
 
 
 def is_gone(pid: int) -> bool:
@@ -109,7 +99,7 @@ class Fleet:
             assert state["componentState"] != "FAILED", state
             return bool(state["componentState"] == "DEPLOYABLE")
 
-        wait_until(deployable, f"{name} {version} deployable")
+        eventually(deployable, f"{name} {version} deployable")
 
     def deploy(self, components: Mapping[str, Any], **policies: Any) -> str:
         """Deploy to the group; a component is a version, or a mapping as the API has it."""
@@ -133,7 +123,7 @@ class Fleet:
                     return dict(one)
             return None
 
-        return dict(wait_until(ended, f"deployment {deployment} on {thing}", seconds=seconds))
+        return eventually(ended, f"deployment {deployment} on {thing}", timeout=seconds) or {}
 
 
 class DeviceProcess:
@@ -161,7 +151,7 @@ class DeviceProcess:
             assert child.poll() is None, self.text("stderr.log")
             return (self.root / "device.json").exists()
 
-        wait_until(ready, f"device {self.thing} started")
+        eventually(ready, f"device {self.thing} started")
         return self
 
     def kill(self) -> None:

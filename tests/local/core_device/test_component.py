@@ -10,7 +10,8 @@ from local.core_device.layout import Layout
 from local.core_device.recipe import DependencyType
 from local.core_device.scripts import read_lifecycle
 from local.core_device.supervisor import Supervisor
-from tests.local.core_device.harness import is_gone, wait_until
+from tests.fixtures.waiting import eventually
+from tests.local.core_device.harness import is_gone
 
 PATH = {"PATH": "/usr/bin:/bin"}
 SECONDS = 20.0
@@ -176,7 +177,7 @@ def test_nothing_of_a_component_outlives_its_stop(tmp_path: Path) -> None:
         await bench.reaches(State.RUNNING)
 
     live(tmp_path, {"startup": "sleep 100 & echo $! > pid"}, scenario)
-    wait_until(lambda: is_gone(int((tmp_path / "pid").read_text())), "end of the background process")
+    eventually(lambda: is_gone(int((tmp_path / "pid").read_text())), "end of the background process")
 
 
 def test_run_waits_for_hard_dependencies_but_install_does_not(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 from local.aws.client import LocalAwsProcess
+from tests.fixtures.waiting import eventually
 from tests.local.core_device.components import echo, python
-from tests.local.core_device.harness import BUCKET, DeviceProcess, Fleet, is_gone, wait_until
+from tests.local.core_device.harness import BUCKET, DeviceProcess, Fleet, is_gone
 
 FOREVER = {"run": "exec sleep 1000"}
 
@@ -71,7 +72,7 @@ def test_a_deployed_component_talks_to_the_cloud(
         device,
         {f"{unique}.Echo": {"componentVersion": "1.0.0", "configurationUpdate": {"merge": merge}}},
     )
-    wait_until(lambda: "ready" in device.log(f"{unique}.Echo"), "component ready")
+    eventually(lambda: "ready" in device.log(f"{unique}.Echo"), "component ready")
     assert '{"greeting": "overridden", "more": 1}' in device.log(f"{unique}.Echo")
     cloud.subscribe(f"said/{device.thing}", 1)
     cloud.publish(f"tell/{device.thing}", b"ping", qos=1)
@@ -86,7 +87,7 @@ def test_a_retained_message_waits_for_its_subscriber(
     cloud.publish(f"tell/{device.thing}", b"kept", qos=1, retain=True).wait_for_publish(10)
     fleet.publish(f"{unique}.Echo", **echo())
     succeeds(device, {f"{unique}.Echo": "1.0.0"})
-    wait_until(lambda: f"told tell/{device.thing} kept" in device.log(f"{unique}.Echo"), "retained message")
+    eventually(lambda: f"told tell/{device.thing} kept" in device.log(f"{unique}.Echo"), "retained message")
     cloud.publish(f"tell/{device.thing}", b"", qos=1, retain=True).wait_for_publish(10)
 
 
@@ -102,7 +103,7 @@ def test_dependencies_are_found_in_the_cloud_and_what_is_left_out_is_removed(
     assert versions(device) == {base: "1.2.0", top: "1.0.0", other: "1.0.0"}
     assert (device.root / "packages" / "artifacts-unarchived" / other / "1.0.0" / "code" / "x").read_text() == "y"
     succeeds(device, {top: "1.0.0"})
-    wait_until(lambda: versions(device) == {base: "1.2.0", top: "1.0.0"}, "removal reported")
+    eventually(lambda: versions(device) == {base: "1.2.0", top: "1.0.0"}, "removal reported")
     assert not (device.root / "packages" / "artifacts" / other / "1.0.0").exists()
 
 
@@ -144,7 +145,7 @@ def test_a_failed_deployment_stays_if_that_is_asked_for(fleet: Fleet, device: De
     succeeds(device, {name: "1.0.0"})
     result = fails(device, {name: "1.1.0"}, failureHandlingPolicy="DO_NOTHING")
     assert "FAILED_ROLLBACK_NOT_REQUESTED" in str(result)
-    wait_until(lambda: states(device) == {name: "BROKEN"}, "broken component reported")
+    eventually(lambda: states(device) == {name: "BROKEN"}, "broken component reported")
     fleet.publish(name, FOREVER, version="1.2.0")
     succeeds(device, {name: "1.2.0"})
 
@@ -168,11 +169,11 @@ def test_a_deployment_waits_while_a_component_defers_it(fleet: Fleet, device: De
     fleet.publish(busy, **component)
     fleet.publish(other, FOREVER)
     succeeds(device, {busy: "1.0.0"})
-    wait_until(lambda: "ready" in device.log(busy), "component ready")
+    eventually(lambda: "ready" in device.log(busy), "component ready")
     deployment = succeeds(device, {busy: "1.0.0", other: "1.0.0"})
     deferred = [event for event in device.events("deployment-deferred") if event["deployment"] == deployment]
     assert [event["seconds"] for event in deferred] == [0.7]
-    wait_until(lambda: f"updated {deployment}" in device.log(busy), "post-update event")
+    eventually(lambda: f"updated {deployment}" in device.log(busy), "post-update event")
     assert device.log(busy).count(f"asked {deployment}") == 2
     assert "bye" not in device.log(busy)
 
@@ -182,7 +183,7 @@ def test_components_are_not_asked_if_the_policy_says_so(fleet: Fleet, device: De
     fleet.publish(busy, **echo())
     fleet.publish(other, FOREVER)
     succeeds(device, {busy: "1.0.0"})
-    wait_until(lambda: "ready" in device.log(busy), "component ready")
+    eventually(lambda: "ready" in device.log(busy), "component ready")
     skip = {"action": "SKIP_NOTIFY_COMPONENTS", "timeoutInSeconds": 60}
     succeeds(device, {busy: "1.0.0", other: "1.0.0"}, componentUpdatePolicy=skip)
     assert "asked" not in device.log(busy)
@@ -194,11 +195,11 @@ def test_a_restarted_device_resumes_its_components_and_installs_again(own_device
     fleet.publish(name, {"install": "echo install", **echo()["lifecycle"]}, files=echo()["files"],
                   configuration=echo(x=1)["configuration"])  # fmt: skip
     succeeds(device, {name: "1.0.0"})
-    wait_until(lambda: "ready" in device.log(name), "component ready")
+    eventually(lambda: "ready" in device.log(name), "component ready")
     assert device.stop() == 0
     assert "bye" in device.log(name)
     device.start()
-    wait_until(lambda: device.log(name).count("ready") == 2, "component ready again")
+    eventually(lambda: device.log(name).count("ready") == 2, "component ready again")
     assert device.log(name).count("install") == 2
     succeeds(device, {name: "1.0.0"})
     assert device.log(name).count("ready") == 2  # nothing changed, so nothing restarts
@@ -213,14 +214,14 @@ def test_nothing_is_left_of_a_stopped_device_but_its_root(own_device: DeviceProc
         dependencies={"aws.greengrass.StreamManager": {"VersionRequirement": "^2.0.0", "DependencyType": "SOFT"}},
     )
     succeeds(device, {name: "1.0.0"})
-    wait_until(lambda: "me" in device.log(name), "component running")
+    eventually(lambda: "me" in device.log(name), "component running")
     assert device.child is not None
     family = psutil.Process(device.child.pid).children(recursive=True)
     assert len(family) >= 3  # the shell, its child, and Stream Manager
     socket = Path(json.loads(device.text("device.json"))["ipc_socket"])
     assert socket.is_socket()
     assert device.stop() == 0
-    wait_until(lambda: all(is_gone(process.pid) for process in family), "end of all processes")
+    eventually(lambda: all(is_gone(process.pid) for process in family), "end of all processes")
     assert not socket.exists()
     assert not (device.root / "device.json").exists()
 
@@ -230,12 +231,12 @@ def test_a_killed_device_leaves_nothing_running_once_it_is_back(own_device: Devi
     name = f"{unique}.A"
     fleet.publish(name, {"run": "sleep 1000 & echo child $!; wait"})
     succeeds(device, {name: "1.0.0"})
-    wait_until(lambda: "child" in device.log(name), "component running")
+    eventually(lambda: "child" in device.log(name), "component running")
     orphan = int(device.log(name).split()[1])
     device.kill()
     device.start()
-    wait_until(lambda: is_gone(orphan), "end of the orphan")
-    wait_until(lambda: device.log(name).count("child") == 2, "component running again")
+    eventually(lambda: is_gone(orphan), "end of the orphan")
+    eventually(lambda: device.log(name).count("child") == 2, "component running again")
     succeeds(device, {name: "1.0.0"})
 
 
@@ -247,7 +248,7 @@ def test_a_deployment_cut_off_by_a_power_cut_is_undone_and_done_again(own_device
     fleet.publish(name, slow, version="1.1.0", configuration={"v": "two"})
     succeeds(device, {name: "1.0.0"})
     deployment = fleet.deploy({name: "1.1.0"})
-    wait_until(lambda: "two" in device.log(name), "new version starting")
+    eventually(lambda: "two" in device.log(name), "new version starting")
     device.kill()
     (device.root / "work" / name / "go").touch()
     device.start()
@@ -271,7 +272,7 @@ def test_a_long_root_still_has_a_usable_socket(local_aws: LocalAwsProcess, uniqu
     fleet.publish(f"{unique}.Echo", **echo())
     with DeviceProcess(fleet, root, unique) as device:
         succeeds(device, {f"{unique}.Echo": "1.0.0"})
-        wait_until(lambda: "ready" in device.log(f"{unique}.Echo"), "component ready")
+        eventually(lambda: "ready" in device.log(f"{unique}.Echo"), "component ready")
         socket = Path(json.loads(device.text("device.json"))["ipc_socket"])
     assert not socket.parent.exists()
 
@@ -357,11 +358,11 @@ def test_a_component_uploads_through_stream_manager_which_comes_back_when_killed
     def uploaded() -> bool:
         return bool(fleet.s3.list_objects_v2(Bucket=BUCKET, Prefix=f"updates/{device.thing}").get("Contents"))
 
-    wait_until(uploaded, "upload")
+    eventually(uploaded, "upload")
     assert fleet.s3.get_object(**key)["Body"].read() == f"update of {device.thing}".encode()
     fleet.s3.delete_object(**key)
     before = device.events("stream-manager-running")
     psutil.Process(before[-1]["pid"]).kill()
-    wait_until(lambda: len(device.events("stream-manager-running")) > len(before), "Stream Manager back")
+    eventually(lambda: len(device.events("stream-manager-running")) > len(before), "Stream Manager back")
     succeeds(device, {name: "1.1.0"})
-    wait_until(uploaded, "upload after the restart")
+    eventually(uploaded, "upload after the restart")

@@ -33,8 +33,9 @@ from local.core_device.nucleus import LITE
 from local.core_device.recipe import RecipeError, parse, platform_attributes
 from local.core_device.scripts import read_lifecycle
 from local.core_device.variables import Places, Variables
+from tests.fixtures.waiting import eventually
 from tests.local.core_device.conftest import Loop
-from tests.local.core_device.harness import DeviceProcess, Fleet, wait_until
+from tests.local.core_device.harness import DeviceProcess, Fleet
 
 C = "com.example.C"
 SECONDS = 10.0
@@ -76,7 +77,7 @@ class Device:
         self.server = IpcServer(self.socket, {"token": C}.get, operations, LITE)
         loop.run(self.server.start())
         if broker:
-            wait_until(self.iot_core.connected.is_set, "connection to the broker")
+            eventually(self.iot_core.connected.is_set, "connection to the broker")
         self._clients: list[GreengrassCoreIPCClientV2] = []
 
     def connect(self) -> GreengrassCoreIPCClientV2:

@@ -10,8 +10,8 @@ import pytest
 
 from local.aws.broker import EmbeddedBroker
 from local.core_device.mqtt import MAX_MESSAGE_BYTES, Delivery, IotCore, SpoolError
+from tests.fixtures.waiting import eventually
 from tests.local.core_device.conftest import Loop
-from tests.local.core_device.harness import wait_until
 
 SECONDS = 20.0
 
@@ -102,7 +102,7 @@ def link(loop: Loop, broker: EmbeddedBroker) -> Iterator[Link]:
 @pytest.fixture
 def device(loop: Loop, link: Link) -> Iterator[Party]:
     party = Party(loop, "127.0.0.1", link.port)
-    wait_until(party.connected, "connection")
+    eventually(party.connected, "connection")
     yield party
     party.stop()
 
@@ -110,7 +110,7 @@ def device(loop: Loop, link: Link) -> Iterator[Party]:
 @pytest.fixture
 def cloud(loop: Loop, broker: EmbeddedBroker) -> Iterator[Party]:
     party = Party(loop, broker.host, broker.port)
-    wait_until(party.connected, "connection")
+    eventually(party.connected, "connection")
     yield party
     party.stop()
 
@@ -125,7 +125,7 @@ def test_what_is_published_offline_arrives_in_order_when_the_link_is_back(
 ) -> None:
     heard = cloud.subscribe(topic)
     link.down()
-    wait_until(lambda: not device.connected(), "loss of the link")
+    eventually(lambda: not device.connected(), "loss of the link")
     for i in range(30):
         device.publish(topic, b"%d" % i)
     link.up()
@@ -137,7 +137,7 @@ def test_a_full_spool_refuses_and_has_room_again_after_the_link_is_back(
 ) -> None:
     heard = cloud.subscribe(topic)
     link.down()
-    wait_until(lambda: not device.connected(), "loss of the link")
+    eventually(lambda: not device.connected(), "loss of the link")
     device.publish(topic, bytes(60_000))
     with pytest.raises(SpoolError, match="full"):
         device.publish(topic, bytes(60_000))
@@ -151,7 +151,7 @@ def test_a_full_spool_refuses_and_has_room_again_after_the_link_is_back(
 def test_qos_0_is_refused_offline(device: Party, link: Link, topic: str) -> None:
     device.publish(topic, b"x", qos=0)
     link.down()
-    wait_until(lambda: not device.connected(), "loss of the link")
+    eventually(lambda: not device.connected(), "loss of the link")
     with pytest.raises(SpoolError, match="offline"):
         device.publish(topic, b"x", qos=0)
 
@@ -164,10 +164,10 @@ def test_a_message_over_128_kb_is_refused(device: Party, topic: str) -> None:
 def test_subscriptions_are_renewed_with_the_link(device: Party, cloud: Party, link: Link, topic: str) -> None:
     heard = device.subscribe(topic)
     link.down()
-    wait_until(lambda: not device.connected(), "loss of the link")
+    eventually(lambda: not device.connected(), "loss of the link")
     late = device.subscribe(topic + "/late")
     link.up()
-    wait_until(device.connected, "the link")
+    eventually(device.connected, "the link")
     device.subscribe(topic + "/last")  # confirmed after the others
     cloud.publish(topic, b"1")
     cloud.publish(topic + "/late", b"2")
@@ -197,7 +197,7 @@ def test_last_words_are_sent_before_the_connection_is_closed(
 ) -> None:
     heard = cloud.subscribe(topic)
     party = Party(loop, broker.host, broker.port)
-    wait_until(party.connected, "connection")
+    eventually(party.connected, "connection")
     for i in range(50):
         party.publish(topic, b"%d" % i)
     party.stop()
