@@ -58,7 +58,7 @@ def train(
     hooks: Hooks | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trained:
-    """Train and write the update file; a training that was killed goes on from its last whole epoch, to the same result.
+    """Train and write the update file; a training that was ended goes on from its checkpoint, to the same result.
 
     Parameters
     ----------
@@ -67,7 +67,8 @@ def train(
     update
         File to write.
     checkpoint
-        File that is written after each epoch; it is the caller's to delete when the update is safe.
+        File that is written after each epoch, and where a hook stopped the training; it is the caller's to delete when the
+        update is safe.
     residual
         File that keeps what a lossy codec leaves out for this device's next update (`ErrorFeedback`); None keeps nothing.
     hooks
@@ -87,9 +88,12 @@ def train(
     earlier = _load(checkpoint, identity)
     started = clock() - (earlier.seconds if earlier else 0.0)
 
-    def after_epoch(state: FitState) -> None:
-        _save(checkpoint, identity, state, clock() - started)
-        hooks.after_epoch(state)
+    def saved_then(hook: Callable[[FitState], None]) -> Callable[[FitState], None]:
+        def save(state: FitState) -> None:
+            _save(checkpoint, identity, state, clock() - started)
+            hook(state)
+
+        return save
 
     result = engine.fit(
         _limited(data.train, announcement.fit.max_examples),
@@ -100,7 +104,7 @@ def train(
             clip_norm=announcement.fit.gradient_clip_norm,
             seed=seed_of(announcement, thing),
         ),
-        hooks=Hooks(hooks.after_batch, after_epoch),
+        hooks=Hooks(hooks.after_batch, saved_then(hooks.after_epoch), saved_then(hooks.stopped)),
         resume=earlier.state if earlier else None,
     )
     seconds = clock() - started
@@ -143,6 +147,9 @@ def _save(path: Path, identity: str, state: FitState, seconds: float) -> None:
         "identity": identity,
         "epoch": str(state.epoch),
         "losses": json.dumps(state.losses),
+        "step": str(state.step),
+        "loss_sum": repr(state.loss_sum),
+        "steps": str(state.steps),
         "seconds": repr(seconds),
     }
     tensors.save(path, stored, metadata)
@@ -160,6 +167,9 @@ def _load(path: Path, identity: str) -> _Checkpoint | None:
                 parameters={name[2:]: value for name, value in stored.items() if name.startswith("p/")},
                 optimizer=[stored[name] for name in sorted(stored) if name.startswith("o/")],
                 losses=[float(loss) for loss in json.loads(metadata["losses"])],
+                step=int(metadata["step"]),
+                loss_sum=float(metadata["loss_sum"]),
+                steps=int(metadata["steps"]),
             )
             return _Checkpoint(state, float(metadata["seconds"]))
     return None

@@ -58,7 +58,7 @@ class Workshop:
 
     @property
     def checkpoint(self) -> Path:
-        """File that holds a training between two epochs."""
+        """File that holds a training between two batches."""
         return self.work / "checkpoint.safetensors"
 
     def bundle(self, base: Base, bucket: str, cancelled: threading.Event) -> Bundle | None:
@@ -125,6 +125,7 @@ class Job:
         self._pause = Pause(workshop.guard, workshop.settings.wait_seconds, self._waits)
         self._ended = ended
         self._cancelled = threading.Event()
+        self._dropped = False
         self._thread = threading.Thread(target=self._run, name=f"round-{announcement.round}", daemon=True)
         self._log = workshop.log.bind(round=announcement.round)
 
@@ -133,8 +134,13 @@ class Job:
         self._thread.start()
 
     def cancel(self) -> None:
-        """End after the batch at hand; the checkpoint stays."""
+        """End after the batch at hand, and keep what was done in the checkpoint."""
         self._cancelled.set()
+
+    def drop(self) -> None:
+        """End after the batch at hand, and keep nothing."""
+        self._dropped = True
+        self.cancel()
 
     def join(self, timeout: float) -> bool:
         """Wait for the end; returns whether it came."""
@@ -191,18 +197,22 @@ class Job:
         budget = CpuBudget(shop.settings.cpu_budget, shop.runtime.threads, self._cancelled.wait)
         self._epoch = 0
         self._progressed(0, self._examples)
-        return train(
-            engine,
-            bundle.parameters(),
-            bundle.manifest,
-            split,
-            self.announcement,
-            shop.thing,
-            update=shop.update,
-            checkpoint=shop.checkpoint,
-            residual=shop.residual,
-            hooks=Hooks(lambda _epoch, _step: self._after_batch(budget), self._after_epoch),
-        )
+        try:
+            return train(
+                engine,
+                bundle.parameters(),
+                bundle.manifest,
+                split,
+                self.announcement,
+                shop.thing,
+                update=shop.update,
+                checkpoint=shop.checkpoint,
+                residual=shop.residual,
+                hooks=Hooks(lambda _epoch, _step: self._after_batch(budget), self._after_epoch),
+            )
+        finally:
+            if self._dropped:
+                shop.checkpoint.unlink(missing_ok=True)
 
     def _waits(self, reason: str) -> None:
         if reason:

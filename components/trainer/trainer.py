@@ -125,12 +125,13 @@ class Trainer:
         self._loop.every(lambda: self._settings.own.status_seconds, self._status.publish)
 
     def stop(self) -> None:
-        """Stop training; the last whole epoch is on disk."""
+        """Stop training after the batch at hand, with all that was done on disk; a batch that takes too long is lost."""
+        if self._job is not None:
+            self._job.cancel()
         self._outbox.stop()
         self._uploads.stop()
         self._desk.stop()
         if self._job is not None:
-            self._job.cancel()
             self._job.join(_STOP_SECONDS)
 
     def announced(self, payload: bytes) -> None:
@@ -208,7 +209,7 @@ class Trainer:
         """Let go of the job at hand. Its thread ends after the batch; what it still says is not listened to."""
         if self._job is not None:
             self._log.info("training dropped", round=self._job.announcement.round)
-            self._job.cancel()
+            self._job.drop()
             self._job = None
 
     def _progressed(self, job: Job, epoch: int, examples: int) -> None:

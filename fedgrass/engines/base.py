@@ -55,17 +55,24 @@ class FitSettings:
 
 @dataclass
 class FitState:
-    """Where a training stands between two epochs: enough to go on after a restart."""
+    """Where a training stands between two batches: enough to go on after a restart.
+
+    ``epoch`` counts the whole epochs done, ``losses`` has one entry for each. Of the epoch that has begun, ``step`` batches are
+    done, over whose examples ``loss_sum`` sums the loss. ``steps`` counts the batches of all epochs.
+    """
 
     epoch: int
     parameters: Parameters
     optimizer: list[Array] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    step: int = 0
+    loss_sum: float = 0.0
+    steps: int = 0
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training gave. ``metrics`` holds at least ``loss`` (mean over the last epoch)."""
+    """What a training gave. ``metrics`` holds at least ``loss`` (mean over the last epoch); ``steps`` counts over restarts."""
 
     parameters: Parameters
     num_examples: int
@@ -74,19 +81,20 @@ class FitResult:
 
 
 class StopTraining(Exception):  # noqa: N818 - control flow, not a failure
-    """Raised by a hook to end a training between two batches; what was learnt since the last epoch is dropped."""
+    """Raised by a hook to end a training between two batches; see `Hooks.stopped`."""
 
 
 @dataclass(frozen=True)
 class Hooks:
     """Called by `Engine.fit` on its own thread.
 
-    ``after_batch(epoch, step)`` may sleep (throttling, pausing) or raise `StopTraining`; ``after_epoch(state)`` is where
-    checkpoints are written.
+    ``after_batch(epoch, step)`` may sleep (throttling, pausing) or raise `StopTraining`. ``after_epoch(state)`` is where
+    checkpoints are written, and so is ``stopped(state)``, which follows a `StopTraining`.
     """
 
     after_batch: Callable[[int, int], None] = lambda epoch, step: None
     after_epoch: Callable[[FitState], None] = lambda state: None
+    stopped: Callable[[FitState], None] = lambda state: None
 
 
 class Engine(Protocol):
@@ -110,8 +118,8 @@ class Engine(Protocol):
     ) -> FitResult:
         """Train from the present parameters; the result is the parameters after the last epoch.
 
-        ``resume`` continues a training that began from the present parameters: its state is taken over and the epochs
-        already done are skipped.
+        ``resume`` continues a training that began from the present parameters: its state is taken over, and the epochs and
+        batches already done are skipped.
 
         Raises
         ------

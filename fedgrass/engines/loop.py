@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from fedgrass.bundle import Bundle, Manifest, Parameters
-from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Metrics
+from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Metrics, StopTraining
 from fedgrass.engines.checks import check_batch, check_dataset
 from fedgrass.engines.metrics import CLASSIFIERS, correct, losses
 from fedgrass.errors import DataError, DivergedError, EngineError
@@ -72,24 +74,20 @@ class BatchEngine(ABC):
         check_dataset(data, self.manifest)
         base = self.get_parameters()
         self._begin(settings)
-        state, steps = resume or FitState(0, base), 0
+        state = resume or FitState(0, base)
         try:
             if resume is not None:
                 self.set_parameters(resume.parameters)
                 self._set_optimizer_state(resume.optimizer)
             while state.epoch < settings.epochs:
-                loss, done = self._epoch(data, settings, state.epoch, hooks)
-                steps += done
-                state = FitState(
-                    state.epoch + 1, self._finite_parameters(), self._optimizer_state(), [*state.losses, loss]
-                )
+                state = self._epoch(data, settings, state, hooks)
                 hooks.after_epoch(state)
         except BaseException:
             # Whatever ended the training, what comes next starts from parameters that are known to be good.
             self.set_parameters(base)
             raise
         metrics = {"loss": state.losses[-1]} if state.losses else {}
-        return FitResult(state.parameters, len(data), metrics, steps)
+        return FitResult(state.parameters, len(data), metrics, state.steps)
 
     def evaluate(self, data: Dataset) -> Metrics:
         """Return ``loss`` (mean), ``accuracy`` for classifiers, and ``examples``.
@@ -113,24 +111,44 @@ class BatchEngine(ABC):
             metrics["accuracy"] = right / examples
         return metrics
 
-    def _epoch(self, data: Dataset, settings: FitSettings, epoch: int, hooks: Hooks) -> tuple[float, int]:
-        total, examples, steps = 0.0, 0, 0
+    def _epoch(self, data: Dataset, settings: FitSettings, begun: FitState, hooks: Hooks) -> FitState:
+        """Do the rest of an epoch."""
+        epoch, total, examples, step = begun.epoch, begun.loss_sum, 0, 0
         for batch in data.batches(self.manifest.batch_size, seed=settings.epoch_seed(epoch)):
+            examples += len(batch.x)
+            step += 1
+            if step <= begun.step:
+                continue
             loss = self._step(batch)
             if not math.isfinite(loss):
-                raise self._diverged(f"loss is {loss} in epoch {epoch + 1}, step {steps + 1}")
+                raise self._diverged(f"loss is {loss} in epoch {epoch + 1}, step {step}")
             total += loss * len(batch.x)
-            examples += len(batch.x)
-            steps += 1
-            hooks.after_batch(epoch, steps)
-        return total / max(examples, 1), steps
+            try:
+                hooks.after_batch(epoch, step)
+            except StopTraining:
+                hooks.stopped(self._state(begun, step - begun.step, step=step, loss_sum=total))
+                raise
+        mean = total / max(examples, 1)
+        state = self._state(
+            begun, step - begun.step, epoch=epoch + 1, losses=[*begun.losses, mean], step=0, loss_sum=0.0
+        )
+        self._require_finite(state.parameters)
+        return state
 
-    def _finite_parameters(self) -> Parameters:
-        parameters = self.get_parameters()
+    def _state(self, begun: FitState, more: int, **changes: Any) -> FitState:
+        """Return where the training stands after so many steps more."""
+        return replace(
+            begun,
+            parameters=self.get_parameters(),
+            optimizer=self._optimizer_state(),
+            steps=begun.steps + more,
+            **changes,
+        )
+
+    def _require_finite(self, parameters: Parameters) -> None:
         for name, value in parameters.items():
             if not np.isfinite(value).all():
                 raise self._diverged(f"{name!r} is no longer finite")
-        return parameters
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(

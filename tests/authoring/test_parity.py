@@ -12,7 +12,7 @@ import pytest
 from fedgrass import bundle
 from fedgrass.bundle import Bundle
 from fedgrass.data import ArrayDataset
-from fedgrass.engines.base import FitSettings, FitState, Hooks
+from fedgrass.engines.base import FitSettings, FitState, Hooks, StopTraining
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.tensors import Array
 
@@ -164,6 +164,19 @@ def test_optimizers_with_proximal_term_and_clipping(
     )
 
 
+def stopped(engine: LiteRTEngine, data: ArrayDataset, settings: FitSettings, *, after: tuple[int, int]) -> FitState:
+    """Stop a training after this batch of this epoch."""
+    states: list[FitState] = []
+
+    def stop(epoch: int, step: int) -> None:
+        if (epoch, step) == after:
+            raise StopTraining
+
+    with pytest.raises(StopTraining):
+        engine.fit(data, settings, hooks=Hooks(stop, stopped=states.append))
+    return states[0]
+
+
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_an_optimizers_state_survives_in_a_checkpoint_and_not_in_the_next_round(tmp_path: Path, name: Any) -> None:
     model = network((5,))
@@ -176,6 +189,9 @@ def test_an_optimizers_state_survives_in_a_checkpoint_and_not_in_the_next_round(
     engine = LiteRTEngine(written)
     unbroken = engine.fit(data, settings, hooks=hooks).parameters
     resumed = LiteRTEngine(written).fit(data, settings, resume=states[0]).parameters
+    within = stopped(LiteRTEngine(written), data, settings, after=(1, 1))
+    resumed_within = LiteRTEngine(written).fit(data, settings, resume=within).parameters
+    assert (within.epoch, within.step) == (1, 1)
     engine.set_parameters(written.parameters())
     next_round = engine.fit(data, settings).parameters
     assert any(np.any(value) for value in states[0].optimizer)
@@ -183,6 +199,7 @@ def test_an_optimizers_state_survives_in_a_checkpoint_and_not_in_the_next_round(
     forgetful = LiteRTEngine(written).fit(data, settings, resume=forgotten).parameters
     for key, value in unbroken.items():
         np.testing.assert_array_equal(value, resumed[key])
+        np.testing.assert_array_equal(value, resumed_within[key])
         np.testing.assert_array_equal(value, next_round[key])
         assert not np.array_equal(value, forgetful[key])
 

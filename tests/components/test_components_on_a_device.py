@@ -33,7 +33,8 @@ from local.aws.client import LocalAwsProcess, start
 from tests.fedgrass.edge import digits
 from tests.fixtures.local_aws import unique
 from tests.fixtures.mqtt import MqttClient
-from tests.local.core_device.harness import BUCKET, DeviceProcess, Fleet, wait_until
+from tests.fixtures.waiting import eventually
+from tests.local.core_device.harness import BUCKET, DeviceProcess, Fleet
 
 __all__ = ["unique"]
 
@@ -174,7 +175,7 @@ def test_a_round_on_a_device_and_a_kill_in_the_middle_of_another(
 
         suite.open_round(mqtt, 2, epochs=150)
         checkpoint = suite.device.root / "work" / TRAINER / "checkpoint.safetensors"
-        wait_until(checkpoint.exists, "a checkpoint", seconds=SECONDS)
+        eventually(checkpoint.exists, "a checkpoint", timeout=SECONDS)
         trainer = suite.process(TRAINER)
         assert trainer is not None
         os.kill(trainer.pid, signal.SIGKILL)
@@ -190,7 +191,7 @@ def test_a_bad_model_is_rolled_back_and_the_cloud_is_told(suite: Suite, aws: Loc
         mqtt.subscribe(suite.topic("model"))
         assert suite.deploy(model="2.0.0")["coreDeviceExecutionStatus"] == "SUCCEEDED"
         assert ModelNotice.decode(mqtt.next(SECONDS).payload).outcome == "active"
-        wait_until(lambda: '"started"' in suite.device.log(TRAINER), "trainer started", seconds=SECONDS)
+        eventually(lambda: '"started"' in suite.device.log(TRAINER), "trainer started", timeout=SECONDS)
         assert suite.deploy(model="2.1.0")["coreDeviceExecutionStatus"] == "FAILED"
         refused = ModelNotice.decode(mqtt.next(SECONDS).payload)
         assert (refused.version, refused.outcome, refused.active_version) == ("2.1.0", "refused", "2.0.0")
@@ -201,13 +202,24 @@ def test_a_bad_model_is_rolled_back_and_the_cloud_is_told(suite: Suite, aws: Loc
     assert active.manifest.version == "2.0.0"
 
 
-def test_components_stop_quickly_and_leave_nothing(suite: Suite) -> None:
+def test_components_stop_quickly_and_go_on_where_they_were(suite: Suite, aws: LocalAwsProcess, tmp_path: Path) -> None:
+    suite.bundle = digits.version(tmp_path / "model", "3.0.0", suite.bundle.parameters())
+    suite.publish_model(suite.bundle)
     assert suite.deploy()["coreDeviceExecutionStatus"] == "SUCCEEDED"
-    wait_until(lambda: all('"started"' in suite.device.log(name) for name in MODULES), "all started")
+    eventually(lambda: all('"started"' in suite.device.log(name) for name in MODULES), "all started")
     processes = [process for name in MODULES if (process := suite.process(name))]
     assert len(processes) == len(MODULES)
-    suite.device.stop()
-    assert not any(process.is_running() for process in processes)
-    for name in MODULES:
-        assert '"stopped"' in suite.device.log(name)
-        assert "Traceback" not in suite.device.log(name)
+    with MqttClient(aws.mqtt) as mqtt:
+        mqtt.subscribe(suite.topic("update"))
+        suite.open_round(mqtt, 1, epochs=150)
+        checkpoint = suite.device.root / "work" / TRAINER / "checkpoint.safetensors"
+        eventually(checkpoint.exists, "a checkpoint", timeout=2 * SECONDS)
+        suite.device.stop()
+        assert not any(process.is_running() for process in processes)
+        for name in MODULES:
+            assert '"stopped"' in suite.device.log(name)
+            assert "Traceback" not in suite.device.log(name)
+        suite.device.start()
+        notice = UpdateNotice.decode(mqtt.next(2 * SECONDS).payload)
+        assert (notice.status, notice.round) == ("uploaded", 1)
+        assert '"resuming"' in suite.device.log(TRAINER)

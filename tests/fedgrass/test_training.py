@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedgrass import tensors
 from fedgrass.bundle import Bundle
@@ -107,6 +112,41 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path: Path, epochs_done
     assert resumed.metrics == unbroken.metrics
 
 
+BATCHES = 3 * 10
+"""Of the training that `run` does: epochs times batches of 16 among 160 examples."""
+
+
+@settings(max_examples=20, deadline=None)
+@given(stops=st.lists(st.integers(1, BATCHES), max_size=4, unique=True), killed=st.booleans())
+def test_a_training_stopped_and_killed_anywhere_goes_on_to_the_same_bytes(stops: list[int], killed: bool) -> None:
+    """Stopped between two batches nothing is done twice; killed there, at most what was done since the last checkpoint."""
+    done: list[tuple[int, int]] = []
+    left = sorted(stops)
+
+    def end(epoch: int, step: int) -> None:
+        done.append((epoch, step))
+        if left and epoch * 10 + step == left[0]:
+            left.pop(0)
+            raise Killed if killed and len(left) % 2 else StopTraining
+
+    with TemporaryDirectory() as folder:
+        for _ in stops:
+            with suppress(StopTraining, Killed):
+                run(Path(folder), hooks=Hooks(after_batch=end))
+        resumed = run(Path(folder), hooks=Hooks(after_batch=end))
+    assert resumed.info.sha256 == unbroken().info.sha256
+    assert resumed.metrics == unbroken().metrics
+    assert len(set(done)) == BATCHES
+    if not killed:
+        assert len(done) == BATCHES
+
+
+@cache
+def unbroken() -> Trained:
+    with TemporaryDirectory() as folder:
+        return run(Path(folder))
+
+
 def test_what_a_codec_leaves_out_is_carried_to_the_next_round_once(tmp_path: Path) -> None:
     lossy, plain = UpdateTask(codec="topk:0.02+int8+zstd"), tmp_path / "plain"
     plain.mkdir()
@@ -164,9 +204,8 @@ def test_a_damaged_or_foreign_checkpoint_starts_over(tmp_path: Path) -> None:
 
 
 def test_stopping_keeps_the_checkpoint_and_writes_no_update(tmp_path: Path) -> None:
-    def stop(epoch: int, _step: int) -> None:
-        if epoch == 1:
-            raise StopTraining
+    def stop(_epoch: int, _step: int) -> None:
+        raise StopTraining
 
     with pytest.raises(StopTraining):
         run(tmp_path, hooks=Hooks(after_batch=stop))

@@ -1,11 +1,13 @@
-"""An engine without a model, for tests of what surrounds training."""
+"""Engines for tests of what surrounds training: one without a model, and one that can be halted within an epoch."""
 
 from __future__ import annotations
 
+import threading
 import time
 
 from fedgrass.bundle import Bundle, Parameters
-from fedgrass.engines.base import Dataset, FitResult, FitSettings, FitState, Hooks, Metrics
+from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Metrics
+from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import DivergedError
 
 
@@ -53,3 +55,21 @@ class QuickEngine:
 
     def evaluate(self, data: Dataset) -> Metrics:
         return {"loss": 0.5, "accuracy": 0.5, "examples": float(len(data))}
+
+
+class HaltingEngine(LiteRTEngine):
+    """Halts in batch ``halt`` of all that were done, counted from 1, until ``go`` is set; ``done`` counts them."""
+
+    halt = 0
+    done = 0
+    go = threading.Event()
+
+    @classmethod
+    def reset(cls, halt: int = 0) -> None:
+        cls.halt, cls.done, cls.go = halt, 0, threading.Event()
+
+    def _step(self, batch: Batch) -> float:
+        type(self).done += 1
+        if self.done == self.halt:
+            self.go.wait(60)
+        return super()._step(batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,6 @@ from tests.components.trainer.place import FLEET, THING, Place
 from tests.fedgrass.edge import digits
 
 TOPIC = device_topic(FLEET, THING, "command")
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    QuickEngine.reset()
-    made = Place(tmp_path)
-    made.have_model()
-    yield made
-    QuickEngine.reset()
-    made.stop()
 
 
 def command(place: Place, number: str, kind: str, **fields: Any) -> None:

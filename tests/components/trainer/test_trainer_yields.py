@@ -51,6 +51,8 @@ APPLICATION = "while True: pass"
 def test_an_application_at_full_load_keeps_most_of_a_processor_that_it_shares_with_a_training(
     tmp_path: Path, nice: str, most: str, said: str
 ) -> None:
+    if said == "maxCpuPercent" and os.getpriority(os.PRIO_PROCESS, 0) > 0:
+        pytest.skip("these tests run at a niceness above 0, and what does so is not counted among other programs")
     data = digits.write_data(tmp_path / "data.npz", 500)
     training_command = [sys.executable, "-c", TRAINING, str(digits.BUNDLE), str(data), nice, most]
     with (tmp_path / "out").open("wb") as out:

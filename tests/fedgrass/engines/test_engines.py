@@ -91,7 +91,32 @@ def test_a_resumed_training_equals_an_unbroken_one(make: Maker, digits: ArrayDat
     for key, value in unbroken.parameters.items():
         np.testing.assert_allclose(resumed.parameters[key], value, atol=1e-6)
     assert resumed.metrics["loss"] == pytest.approx(unbroken.metrics["loss"], rel=1e-5)
-    assert resumed.steps == 6
+    assert resumed.steps == unbroken.steps == 12
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_a_training_stopped_between_batches_equals_an_unbroken_one(
+    make: Maker, digits: ArrayDataset, optimizer: str
+) -> None:
+    settings = FitSettings(epochs=2, learning_rate=0.01, proximal_mu=0.5, clip_norm=5, seed=3)
+    unbroken = make(optimizer).fit(digits.take(40), settings)
+    state: FitState | None = None
+    stopped: list[FitState] = []
+    for batch in (1, 3, 5):  # 3 ends an epoch
+
+        def stop(epoch: int, step: int, *, at: int = batch) -> None:
+            if epoch * 3 + step == at:
+                raise StopTraining
+
+        with pytest.raises(StopTraining):
+            make(optimizer).fit(digits.take(40), settings, hooks=Hooks(stop, stopped=stopped.append), resume=state)
+        state = stopped[-1]
+        assert (state.epoch * 3 + state.step, state.steps) == (batch, batch)
+    resumed = make(optimizer).fit(digits.take(40), settings, resume=state)
+    for key, value in unbroken.parameters.items():
+        np.testing.assert_allclose(resumed.parameters[key], value, atol=1e-6)
+    assert resumed.metrics["loss"] == pytest.approx(unbroken.metrics["loss"], rel=1e-5)
+    assert resumed.steps == unbroken.steps == 6
 
 
 def test_the_proximal_term_and_clipping_hold_the_parameters_near_the_base(make: Maker, digits: ArrayDataset) -> None:
