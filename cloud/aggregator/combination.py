@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +11,7 @@ import numpy as np
 
 from cloud.aggregator.checks import Examiner
 from cloud.aggregator.intake import Good, Intake
-from cloud.aggregator.lanes import LANES, lane_of, lane_order, lanes_of
+from cloud.aggregator.lanes import LANES, lane_of, lane_order
 from cloud.aggregator.scan import OpenUpdate, scan
 from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.spool import Spool
@@ -49,13 +49,8 @@ class Share(Protocol):
     """The instances of a job, seen from one of them."""
 
     @property
-    def index(self) -> int:
-        """Which of the instances this is, from 0."""
-        ...
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
+    def own(self) -> Collection[int]:
+        """The lanes of this instance, in order; the first instance's are the first lanes."""
         ...
 
     def exchange(self, found: Found) -> Found:
@@ -109,7 +104,7 @@ class Mean:
             vector, good = self._sum(candidates, factors)
         found = Found(good, self._intake.refused)
         if self._share is not None:
-            for lane in range(lanes_of(0, self._share.count).stop, LANES):
+            for lane in range(len(self._share.own), LANES):
                 found = merged(found, self._share.add(lane, vector))
         good = sorted(found.good, key=lambda one: one.facts.thing)
         if len(good) < max(1, min_updates):
@@ -125,7 +120,7 @@ class Mean:
     def contribute(self, candidates: Sequence[UpdateReference], share: Share) -> None:
         """Leave this instance's lanes for the first instance."""
         candidates, factors = self._surveyed(candidates)
-        for lane in lanes_of(share.index, share.count):
+        for lane in share.own:
             vector, good = self._sum([r for r in candidates if lane_of(r.thing) == lane], factors)
             share.give(lane, vector, Found(good, self._intake.refused))
 
@@ -148,8 +143,7 @@ class Mean:
     def _own(self, candidates: Sequence[UpdateReference]) -> Sequence[UpdateReference]:
         if self._share is None:
             return candidates
-        own = lanes_of(self._share.index, self._share.count)
-        return [reference for reference in candidates if lane_of(reference.thing) in own]
+        return [reference for reference in candidates if lane_of(reference.thing) in self._share.own]
 
     def _refuse_odd(self, good: Sequence[Good]) -> set[str]:
         odd = self._examiner.too_long([one.facts.norm or 0.0 for one in good])

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cloud.aggregator.combination import Found, merged
 from cloud.aggregator.intake import Good
+from cloud.aggregator.lanes import lanes_of
 from cloud.aggregator.s3 import Bucket
 from cloud.aggregator.scan import BLOCK
 from cloud.aggregator.sources import UpdateReference
@@ -69,8 +70,9 @@ class BucketShare:
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.index = index
-        self.count = count
+        self.own = lanes_of(index, count)
+        self._index = index
+        self._count = count
         self._bucket = bucket
         self._prefix = prefix
         self._scratch = scratch
@@ -80,9 +82,9 @@ class BucketShare:
 
     def exchange(self, found: Found) -> Found:
         """Tell the others of one's own updates, and return what all instances found, in their order."""
-        self._bucket.write(self._survey(self.index), _Told.of(found).model_dump_json().encode())
+        self._bucket.write(self._survey(self._index), _Told.of(found).model_dump_json().encode())
         everything = Found((), ())
-        for index in range(self.count):
+        for index in range(self._count):
             everything = merged(everything, self._await(self._survey(index)).found)
         return everything
 
@@ -122,7 +124,7 @@ class BucketShare:
             raise TransferError(f"{self._bucket.uri(key)}: is no note of another instance ({error})") from error
 
     def _survey(self, index: int) -> str:
-        return f"{self._prefix}survey-{self.count:03d}-{index:03d}.json"
+        return f"{self._prefix}survey-{self._count:03d}-{index:03d}.json"
 
     def _sum(self, lane: int) -> str:
         return f"{self._prefix}lane-{lane:02d}.bin"
