@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from scripts.pages.__main__ import FOLDER, PAGES, page
 
 
-def test_the_configuration_page_is_the_one_that_the_code_gives() -> None:
-    code = "import runpy; print(runpy.run_path('scripts/reference')['page'](), end='')"
-    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert made.stdout == (ROOT / "docs/reference/configuration.md").read_text(), "run scripts/reference"
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_the_one_that_the_code_gives(name: str) -> None:
+    assert page(name) == (FOLDER / f"{name}.md").read_text(), "run scripts/reference"
