@@ -28,8 +28,17 @@ def main(
     only: Annotated[str, typer.Option(help="Only faults whose name holds this text.")] = "",
     seed: Annotated[int, typer.Option(help="Fixes order and moments, as far as processes allow.")] = 0,
     folder: Annotated[Path | None, typer.Option(help="Keep the fleet's folder here, logs included.")] = None,
+    merge: Annotated[
+        list[Path] | None, typer.Option(help="Run nothing: add up the JSON lines that earlier runs printed.")
+    ] = None,
 ) -> None:
-    """Put faults into a local fleet that runs rounds all the while; exit code 1 if a promise was broken."""
+    """Put faults into a local fleet that runs rounds all the while; exit code 1 if a promise was broken.
+
+    A long campaign can be run in parts, each with a seed of its own, whose lines --merge adds up.
+    """
+    if merge:
+        lines = [line for file in merge for line in file.read_text().splitlines() if line.startswith("{")]
+        report(campaign.merged(lines))
     plan = {name: kills if name in KILLS else times for name in FAULTS if only in name}
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -39,7 +48,13 @@ def main(
             demo.start()
             (place / "models").mkdir(exist_ok=True)
             findings = campaign.run(demo, place / "models", plan, seed=seed, between=between)
+    report(findings)
+
+
+def report(findings: Findings) -> None:
+    """Print the table and one line of JSON, and end the process."""
     show(findings, Console())
+    print(findings.line)
     sys.exit(0 if findings.clean else 1)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from local.demo.run import Demo
@@ -36,6 +37,34 @@ class Findings:
     @property
     def clean(self) -> bool:
         return not (self.lost or self.counted_twice or self.without_model or self.hung)
+
+    @property
+    def line(self) -> str:
+        """One line of JSON."""
+        return json.dumps(vars(self))
+
+    def __add__(self, other: Findings) -> Findings:
+        outcomes = {
+            name: self.outcomes.get(name, Counter()) + other.outcomes.get(name, Counter())
+            for name in (*self.outcomes, *(name for name in other.outcomes if name not in self.outcomes))
+        }
+        added = {one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)[1:]}
+        return Findings(outcomes, **added)
+
+
+def merged(lines: Iterable[str]) -> Findings:
+    """Add up the findings of several campaigns, from their lines."""
+    total = Findings()
+    for line in lines:
+        found = json.loads(line)
+        total += Findings(
+            **{
+                **found,
+                "outcomes": {name: Counter(counts) for name, counts in found["outcomes"].items()},
+                "lost": [(number, thing) for number, thing in found["lost"]],
+            }
+        )
+    return total
 
 
 def run(demo: Demo, folder: Path, times: Mapping[str, int], *, seed: int, between: float = 0.5) -> Findings:

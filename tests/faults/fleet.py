@@ -22,7 +22,7 @@ MODULES = {
     HEARTBEAT: "components.heartbeat",
     "Stream Manager": "local.core_device.stream_manager",
 }
-RECOVERY_SECONDS = 60.0
+RECOVERY_SECONDS = 120.0
 
 
 class FaultyFleet(LocalFleet):
