@@ -95,6 +95,49 @@ def train(
 
         return save
 
+    fitted = fit(
+        engine,
+        manifest,
+        data,
+        announcement,
+        thing,
+        hooks=Hooks(hooks.after_batch, saved_then(hooks.after_epoch), saved_then(hooks.stopped)),
+        resume=earlier.state if earlier else None,
+    )
+    seconds = clock() - started
+    header = fitted.header
+    info = write_update(
+        update,
+        base,
+        fitted.parameters,
+        header,
+        codec=announcement.update.codec,
+        clip_norm=announcement.update.clip_norm,
+        noise_multiplier=announcement.update.noise_multiplier,
+        feedback=ErrorFeedback(residual, manifest, identity) if residual else None,
+    )
+    return Trained(info, header.num_examples, header.metrics, seconds)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a device has learnt, and what its update will say of itself."""
+
+    parameters: Parameters
+    header: UpdateHeader
+
+
+def fit(
+    engine: Engine,
+    manifest: Manifest,
+    data: Split,
+    announcement: Announcement,
+    thing: str,
+    *,
+    hooks: Hooks | None = None,
+    resume: FitState | None = None,
+) -> Fitted:
+    """Train as announced, from the base that the engine holds; nothing is written. Parameters and errors as of `train`."""
     result = engine.fit(
         _limited(data.train, announcement.fit.max_examples),
         FitSettings(
@@ -104,10 +147,9 @@ def train(
             clip_norm=announcement.fit.gradient_clip_norm,
             seed=seed_of(announcement, thing),
         ),
-        hooks=Hooks(hooks.after_batch, saved_then(hooks.after_epoch), saved_then(hooks.stopped)),
-        resume=earlier.state if earlier else None,
+        hooks=hooks,
+        resume=resume,
     )
-    seconds = clock() - started
     metrics, num_examples = _measured(engine, data, result), result.num_examples
     if announcement.update.noise_multiplier > 0:
         # The noise hides the update; exact figures beside it would give away what it hides.
@@ -121,17 +163,7 @@ def train(
         num_examples=num_examples,
         metrics=metrics,
     )
-    info = write_update(
-        update,
-        base,
-        result.parameters,
-        header,
-        codec=announcement.update.codec,
-        clip_norm=announcement.update.clip_norm,
-        noise_multiplier=announcement.update.noise_multiplier,
-        feedback=ErrorFeedback(residual, manifest, identity) if residual else None,
-    )
-    return Trained(info, num_examples, metrics, seconds)
+    return Fitted(result.parameters, header)
 
 
 @dataclass(frozen=True)
