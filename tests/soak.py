@@ -1,4 +1,4 @@
-"""``python -m tests.soak``: many rounds under random faults, and what each process holds meanwhile.
+"""``python -m tests.soak``: many rounds under random faults, and what each process holds meanwhile; a table and a JSON line.
 
 Memory, files, sockets and threads of every long-lived process are taken after each round. A process that was killed begins
 anew, so slopes are those of its longest life, and its first tenth, in which caches fill, is left out.
@@ -6,10 +6,12 @@ anew, so slopes are those of its longest life, and its first tenth, in which cac
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import tempfile
 import threading
+import time
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -74,26 +76,46 @@ def sample(fleet: FaultyFleet) -> dict[str, Sample]:
     return found
 
 
-def longest_life(samples: list[tuple[int, Sample]]) -> list[tuple[int, Sample]]:
-    """Return the samples of the process that lived through most rounds, without its first tenth."""
+@dataclass(frozen=True)
+class Life:
+    """The longest life of a process: what it held when its caches were full, and at its end."""
+
+    lives: int
+    rounds: int
+    rss_mb: float
+    mb_per_100_rounds: float | None
+    files: tuple[int, int]
+    sockets: tuple[int, int]
+    threads: tuple[int, int]
+
+
+def life_of(samples: list[tuple[int, Sample]]) -> Life:
+    """Look at the process that lived through most rounds, without its first tenth.
+
+    Its growth is by least squares; None over fewer than ten rounds.
+    """
     lives: dict[int, list[tuple[int, Sample]]] = defaultdict(list)
     for number, one in samples:
         lives[one.pid].append((number, one))
     longest = max(lives.values(), key=len)
-    return longest[len(longest) // 10 :]
-
-
-def slope(life: list[tuple[int, Sample]]) -> float | None:
-    """Return the growth in MB per 100 rounds by least squares; None over fewer than ten rounds."""
-    if len(life) < 10:
-        return None
-    numbers, sizes = zip(*((number, one.rss_mb) for number, one in life), strict=True)
-    return float(np.polyfit(numbers, sizes, 1)[0] * 100)
+    longest = longest[len(longest) // 10 :]
+    numbers, sizes = zip(*((number, one.rss_mb) for number, one in longest), strict=True)
+    first, last = longest[0][1], longest[-1][1]
+    return Life(
+        len(lives),
+        len(longest),
+        round(last.rss_mb, 1),
+        round(float(np.polyfit(numbers, sizes, 1)[0] * 100), 2) if len(longest) >= 10 else None,
+        (first.files, last.files),
+        (first.sockets, last.sockets),
+        (first.threads, last.threads),
+    )
 
 
 def main(
     rounds: Annotated[int, typer.Option(help="Rounds to run.")] = 200,
     devices: Annotated[int, typer.Option(help="Core devices; every second one runs nucleus lite.", min=2)] = 5,
+    minutes: Annotated[float, typer.Option(help="Begin no round after so long.")] = float("inf"),
     every: Annotated[float, typer.Option(help="Mean seconds between two faults.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Fixes which faults come in which order.")] = 0,
     folder: Annotated[Path | None, typer.Option(help="Keep the fleet's folder here, logs included.")] = None,
@@ -114,7 +136,8 @@ def main(
             injected = threading.Thread(target=_disturb, args=(harm, stopping, every, seed), name="harm")
             with ModelWatch(demo) as watch:
                 injected.start()
-                while driver.ended < rounds:
+                last = time.monotonic() + 60 * minutes
+                while driver.ended < rounds and time.monotonic() < last:
                     driver.run(**UNDER_FAULTS)
                     for name, one in sample(fleet).items():
                         samples[name].append((driver.ended, one))
@@ -124,12 +147,19 @@ def main(
                 rest = drained(demo)
             harm.close()
             audit = Audit(demo, driver)
-    show(samples, Console())
-    print(
-        f"{driver.ended} rounds, {len(audit.accepted)} updates accepted, {len(audit.lost)} lost, {audit.counted_twice} counted "
-        f"twice; {watch.looks} looks for the active model, {watch.missing.total()} in vain; "
-        f"{len(driver.hung)} rounds hung; all uploads gone: {rest}"
-    )
+    figures = {
+        "rounds": driver.ended,
+        "updates_accepted": len(audit.accepted),
+        "updates_lost": len(audit.lost),
+        "counted_twice": audit.counted_twice,
+        "looks_for_the_active_model": watch.looks,
+        "looks_in_vain": watch.missing.total(),
+        "rounds_hung": len(driver.hung),
+        "all_uploads_gone": rest,
+    }
+    lives = {name: life_of(taken) for name, taken in sorted(samples.items())}
+    show(lives, Console(width=140))
+    print(json.dumps({**figures, "processes": {name: vars(life) for name, life in lives.items()}}))
     sys.exit(bool(audit.lost or audit.counted_twice or watch.missing or driver.hung or not rest))
 
 
@@ -145,24 +175,15 @@ def _disturb(place: Place, stopping: threading.Event, every: float, seed: int) -
             print(f"  {name} on {thing}: {error}", file=sys.stderr)
 
 
-def show(samples: Samples, console: Console) -> None:
+def show(lives: dict[str, Life], console: Console) -> None:
     """Print the table."""
     table = Table(
         "process", "lives", "rounds of the longest", "MB at its end", "MB per 100 rounds", "files", "sockets", "threads"
     )
-    for name, taken in sorted(samples.items()):
-        life = longest_life(taken)
-        first, last, growth = life[0][1], life[-1][1], slope(life)
-        table.add_row(
-            name,
-            str(len({one.pid for _, one in taken})),
-            str(len(life)),
-            f"{last.rss_mb:.1f}",
-            "-" if growth is None else f"{growth:+.2f}",
-            f"{first.files} → {last.files}",
-            f"{first.sockets} → {last.sockets}",
-            f"{first.threads} → {last.threads}",
-        )
+    for name, life in lives.items():
+        growth = "-" if life.mb_per_100_rounds is None else f"{life.mb_per_100_rounds:+.2f}"
+        held = (f"{first} → {last}" for first, last in (life.files, life.sockets, life.threads))
+        table.add_row(name, str(life.lives), str(life.rounds), f"{life.rss_mb:.1f}", growth, *held)
     console.print(table)
 
 

@@ -53,7 +53,7 @@ def main(
 
 def report(findings: Findings) -> None:
     """Print the table and one line of JSON, and end the process."""
-    show(findings, Console())
+    show(findings, Console(width=120))
     print(findings.line)
     sys.exit(0 if findings.clean else 1)
 
