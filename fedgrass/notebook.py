@@ -1,0 +1,88 @@
+"""One device's part by hand: what a notebook needs between a bundle and an aggregation."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from fedgrass.bundle import Bundle
+from fedgrass.data import ArrayDataset, split
+from fedgrass.engines.base import Metrics
+from fedgrass.engines.registry import open_engine
+from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, UpdateTask, Upload
+from fedgrass.protocol.names import parameters_key, update_prefix
+from fedgrass.tensors import Array
+from fedgrass.training import Trained
+from fedgrass.training import train as take_part
+
+_FLEET = "notebook"
+
+
+def evaluate(bundle: Bundle, x: Array, y: Array) -> Metrics:
+    """Return loss and, for a classifier, accuracy of a LiteRT bundle on examples as the model takes them.
+
+    Raises
+    ------
+    DataError
+        If the examples do not fit the model.
+    """
+    return open_engine("litert", bundle).evaluate(ArrayDataset(x, y))
+
+
+def train(
+    bundle: Bundle,
+    x: Array,
+    y: Array,
+    update: Path,
+    *,
+    thing: str,
+    epochs: int = 1,
+    learning_rate: float = 0.1,
+    codec: str = "float32",
+) -> Trained:
+    """Train from a LiteRT bundle as a device does in a round, and write its update; `fedgrass.aggregate` takes it.
+
+    Parameters
+    ----------
+    update
+        File to write, such as ``updates/press-1.safetensors``.
+    thing
+        The device's name; the training's seed follows from it.
+
+    Raises
+    ------
+    DataError
+        If the examples do not fit the model.
+    DivergedError
+        If the loss did not stay finite.
+    """
+    manifest, now = bundle.manifest, datetime.now(timezone.utc)
+    announcement = Announcement(
+        fleet=_FLEET,
+        round=1,
+        opened_at=now,
+        deadline=now + timedelta(days=1),
+        base=Base(
+            version=manifest.version,
+            parameters_key=parameters_key(_FLEET, manifest.version),
+            parameters_sha256=manifest.parameters_sha256,
+            graph_sha256=manifest.graph_sha256,
+        ),
+        cohort=Cohort(salt="all"),
+        fit=FitTask(epochs=epochs, learning_rate=learning_rate),
+        update=UpdateTask(codec=codec),
+        upload=Upload(bucket="notebook", prefix=update_prefix(_FLEET, 1)),
+    )
+    update.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        return take_part(
+            open_engine("litert", bundle),
+            bundle.parameters(),
+            manifest,
+            split(x, y, validation_fraction=0.2, seed=0),
+            announcement,
+            thing,
+            update=update,
+            checkpoint=Path(scratch) / "checkpoint",
+        )

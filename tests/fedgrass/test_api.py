@@ -1,0 +1,68 @@
+"""The Python API: light to import, the same functions as the commands, reports as tables."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fedgrass
+from fedgrass.errors import DataError, RecordError
+from fedgrass.reports import UpdateRow
+
+BUNDLE = Path(__file__).resolve().parents[2] / "examples" / "digits" / "bundle"
+
+
+def test_importing_it_imports_no_other_package() -> None:
+    code = "import sys; before = set(sys.modules); import fedgrass; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {name.partition(".")[0] for name in done.stdout.split()} - sys.stdlib_module_names == {"fedgrass"}
+
+
+def test_each_name_has_an_entry_point_and_each_entry_point_a_name() -> None:
+    assert sorted(entry.name for entry in entry_points(group="fedgrass.api")) == sorted(fedgrass.API)
+    assert set(fedgrass.API) <= set(dir(fedgrass))
+
+
+def test_a_misspelt_name_is_told_with_those_there_are() -> None:
+    with pytest.raises(AttributeError, match=r"'agregate'; the API is aggregate"):
+        _ = fedgrass.agregate
+
+
+def test_devices_train_by_hand_and_their_updates_are_aggregated_into_a_better_model(tmp_path: Path) -> None:
+    bundle = fedgrass.open_bundle(BUNDLE)
+    random = np.random.default_rng(0)
+    y = np.arange(100, dtype=np.int32) % 10
+    x = (random.random((100, 8, 8, 1)) * 0.1 + (y / 10)[:, None, None, None]).astype(np.float32)
+    for number in range(2):
+        part = slice(50 * number, 50 * number + 50)
+        fedgrass.train(bundle, x[part], y[part], tmp_path / "updates" / f"d{number}.safetensors", thing=f"d{number}")
+    (tmp_path / "updates" / "mallory.safetensors").write_bytes(b"nonsense")
+
+    result = fedgrass.aggregate(BUNDLE, tmp_path / "updates", tmp_path / "next", fedgrass.strategy("fedavg"))
+
+    table = fedgrass.rows(result)
+    assert [(row.thing, row.used) for row in table] == [("d0", True), ("d1", True), ("mallory", False)]
+    assert all(isinstance(row, UpdateRow) for row in table)
+    assert sum(row.weight for row in table) == pytest.approx(1)
+    assert table[-1].reason == "corrupt_header"
+    after = fedgrass.evaluate(fedgrass.open_bundle(tmp_path / "next"), x, y)
+    assert after["loss"] < fedgrass.evaluate(bundle, x, y)["loss"]
+
+
+def test_examples_that_do_not_fit_the_model_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        fedgrass.evaluate(fedgrass.open_bundle(BUNDLE), np.zeros((4, 7), np.float32), np.zeros(4, np.int32))
+
+
+def test_a_file_that_is_no_report_is_named_with_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    with pytest.raises(RecordError, match="cannot be read"):
+        fedgrass.read_report(path)
+    path.write_text('{"schema": 1}')
+    with pytest.raises(RecordError, match=r"report.json: no report of a round: fleet"):
+        fedgrass.read_report(path)
