@@ -46,10 +46,14 @@ def _options(
 
 
 def _add_plugins() -> None:
-    """Add each entry point: ``group.name`` joins a group above, a plain name the top level."""
+    """Add each entry point: ``group.name`` joins a group above, a plain name the top level; a group may come whole."""
     for plugin in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
         group, _, name = plugin.name.rpartition(".")
-        _GROUPS.get(group, cli).command(name)(plugin.load())
+        loaded = plugin.load()
+        if isinstance(loaded, typer.Typer):
+            cli.add_typer(loaded, name=name)
+        else:
+            _GROUPS.get(group, cli).command(name)(loaded)
 
 
 def app() -> None:
