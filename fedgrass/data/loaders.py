@@ -52,8 +52,8 @@ Loader = Callable[[DataSettings, Manifest], tuple[Array, Array] | Source]
 """What a function of the user's own is: it returns x and y, or something that can be read by example number."""
 
 
-def load(settings: DataSettings, manifest: Manifest) -> Split:
-    """Read a device's examples for this model and split them.
+def open_source(settings: DataSettings, manifest: Manifest) -> Source:
+    """Open the examples that the settings name, for this model.
 
     Raises
     ------
@@ -66,6 +66,12 @@ def load(settings: DataSettings, manifest: Manifest) -> Split:
     source = ArrayDataset(*found) if isinstance(found, tuple) else found
     if len(source) == 0:
         raise DataError(f"data {settings.path or settings.loader!r}: no examples")
+    return source
+
+
+def load(settings: DataSettings, manifest: Manifest) -> Split:
+    """Read a device's examples for this model and split them; raises `DataError` as `open_source` does."""
+    source = open_source(settings, manifest)
     return divide(source, validation_fraction=settings.validation_fraction, seed=settings.seed)
 
 

@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from fedgrass.data import ArrayDataset
+from fedgrass.data.digits import digits as all_digits
 from fedgrass.data.partition import dirichlet
-from fedgrass.tensors import Array
 
 ALPHA = 0.3
 KEPT_FRACTION = 0.2
-_WHITE = 16.0  # the data set's pixels are whole numbers from 0 to 16
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,11 @@ def digits(things: list[str], *, shape: tuple[int, ...], seed: int) -> DemoData:
     shape
         What the model takes for one image, holding 64 values.
     """
-    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    loaded = load_digits()
-    x: Array = (loaded.data / _WHITE).astype(np.float32).reshape(-1, *shape)
-    y: Array = loaded.target.astype(np.int32)
+    every = all_digits(shape)
     x_devices, x_kept, y_devices, y_kept = train_test_split(
-        x, y, test_size=KEPT_FRACTION, random_state=seed, stratify=y
+        every.x, every.y, test_size=KEPT_FRACTION, random_state=seed, stratify=every.y
     )
     parts = dirichlet(y_devices, len(things), alpha=ALPHA, seed=seed)
     return DemoData(

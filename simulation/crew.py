@@ -1,0 +1,141 @@
+"""The processes that train, seen from the one that leads them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from cloud.aggregator.checks import Expected
+from cloud.aggregator.combination import Found, merged
+from cloud.aggregator.lanes import LANES, lane_of
+from cloud.aggregator.summation import Sums
+from fedgrass.errors import EngineError
+from fedgrass.protocol.messages import Announcement
+from simulation import worker
+from simulation.updates import VirtualUpdates
+from simulation.worker import Done, Failed, LaneTotal, Setup, Surveyed, Task
+from simulation.world import thing_name
+
+_PATIENCE = 10.0
+
+
+class Crew:
+    """A `cloud.aggregator.combination.Share` whose other instances are processes; leaving its ``with`` block ends them.
+
+    Each process has some lanes in each round, such that all have about as many devices; the order in which lanes are added
+    does not depend on it.
+    """
+
+    own: Sequence[int] = ()
+
+    def __init__(self, setup: Setup, workers: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._processes = []
+        self._pipes: list[Connection] = []
+        self._owners: dict[int, Connection] = {}
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=worker.main, args=(theirs, setup), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def __enter__(self) -> Crew:
+        for pipe in self._pipes:
+            _receive(pipe)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            if error is None:
+                pipe.send(None)
+            else:
+                process.terminate()
+            pipe.close()
+        for process in self._processes:
+            process.join(_PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    @property
+    def process_ids(self) -> list[int]:
+        """The processes."""
+        return [process.pid for process in self._processes if process.pid is not None]
+
+    def begin(self, announcement: Announcement, expected: Expected, devices: Sequence[int]) -> None:
+        """Have the devices trained."""
+        lanes = {device: lane_of(thing_name(device)) for device in devices}
+        for pipe, own in zip(self._pipes, shared_out(Counter(lanes.values()), len(self._pipes)), strict=True):
+            self._owners |= dict.fromkeys(own, pipe)
+            pipe.send(Task(announcement, expected, [device for device in devices if lanes[device] in own], own))
+
+    def exchange(self, found: Found) -> Found:
+        """Gather what the processes found in a first pass, and tell all of them."""
+        everything = found
+        for pipe in self._pipes:
+            everything = merged(everything, _expect(pipe, Surveyed).found)
+        for pipe in self._pipes:
+            pipe.send(everything)
+        return everything
+
+    def give(self, lane: int, total: Sums, found: Found) -> None:
+        """Not for the leading process, which has no lanes of its own."""
+        raise NotImplementedError
+
+    def add(self, lane: int, total: Sums) -> Found:
+        """Wait for a lane and add its sum."""
+        result = _expect(self._owners[lane], LaneTotal)
+        if result.total is not None:
+            np.add(total, result.total, out=total)
+        found: Found = result.found
+        return found
+
+    def end(self) -> tuple[dict[str, str], VirtualUpdates | None]:
+        """Wait until every process is done; return why devices failed, and the updates if they were not added up."""
+        failures: dict[str, str] = {}
+        together: VirtualUpdates | None = None
+        for pipe in self._pipes:
+            done = _expect(pipe, Done)
+            failures |= done.failures
+            if done.updates is not None:
+                together = done.updates.joined(together)
+        return failures, together
+
+
+def shared_out(devices_by_lane: Counter[int], workers: int) -> list[list[int]]:
+    """Return the lanes of each worker: the fullest first, each to the one that has least to do."""
+    loads, own = [0] * workers, [[] for _ in range(workers)]  # type: tuple[list[int], list[list[int]]]
+    for lane in sorted(range(LANES), key=lambda lane: (-devices_by_lane[lane], lane)):
+        least = loads.index(min(loads))
+        loads[least] += devices_by_lane[lane]
+        own[least].append(lane)
+    return [sorted(lanes) for lanes in own]
+
+
+def _expect(pipe: Connection, kind: type[Any]) -> Any:
+    message = _receive(pipe)
+    if not isinstance(message, kind):
+        raise EngineError(f"a process of the simulation sent {type(message).__name__}, expected {kind.__name__}")
+    return message
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
+        message = pipe.recv()
+    except (EOFError, ConnectionResetError) as error:
+        raise EngineError(
+            "a process of the simulation has died; is there enough memory for --workers as many?"
+        ) from error
+    if isinstance(message, Failed):
+        raise EngineError(f"a process of the simulation: {message.reason}")
+    return message

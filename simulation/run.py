@@ -1,0 +1,113 @@
+"""A simulation from its options to its report: what the command line and the Python API call."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedgrass.bundle import Bundle
+from fedgrass.errors import ConfigurationError
+from fedgrass.inference import write_bundle
+from simulation import report
+from simulation.records import SimulatedRound, SimulationReport, Timing
+from simulation.settings import Simulation
+from simulation.simulator import Simulator
+from simulation.store import Store
+
+DIGITS = Path(__file__).resolve().parents[1] / "examples" / "digits" / "bundle"
+
+
+def simulate(
+    output: Path,
+    *,
+    bundle: Path = DIGITS,
+    resume: bool = False,
+    workers: int | None = None,
+    done: Callable[[SimulatedRound], None] = lambda _: None,
+    **options: Any,
+) -> SimulationReport:
+    """Simulate federated rounds and write the report, and the model that came of them, into a folder.
+
+    Parameters
+    ----------
+    output
+        The folder; made if absent.
+    bundle
+        The model to start from; the digits example if not given.
+    resume
+        Whether to go on with what the folder holds. More rounds may be asked for than before; the rest must be the same.
+    workers
+        Processes; as many as there are processors if not given. The result does not depend on it.
+    done
+        Told of each round.
+    options
+        Fields of `simulation.settings.Simulation`.
+
+    Returns
+    -------
+    SimulationReport
+        Of all rounds, those before a resumption too.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option is wrong, or the folder holds another simulation.
+    DataError
+        If the data are missing or do not fit.
+    KeyboardInterrupt
+        If it was interrupted: what is whole is saved, the report written.
+    """
+    opened = Bundle.open(bundle)
+    opened.verify()
+    manifest = opened.manifest
+    digests = {"parameters_sha256": manifest.parameters_sha256, "graph_sha256": manifest.graph_sha256}
+    simulation = Simulation.checked({**options, **digests})
+    batch_size = simulation.fleet.fit.batch_size
+    if batch_size not in (None, manifest.batch_size):
+        raise ConfigurationError(
+            f"batch size {batch_size}: the graph of model {manifest.name!r} fixes it at {manifest.batch_size}; "
+            "export the model again for another"
+        )
+    store = Store(output)
+    standing = store.resume(simulation) if resume else None
+    if not resume:
+        store.begin(simulation)
+    workers = workers or os.cpu_count() or 1
+    began = time.monotonic()
+    with Simulator(simulation, opened, store, workers=workers, standing=standing) as simulator:
+        started = time.monotonic()
+        before = len(simulator.standing.rounds)
+        try:
+            simulator.run(done)
+        finally:
+            rounds = simulator.standing.rounds
+            seconds = time.monotonic() - started
+            asked = sum(r.asked - r.dropped - r.late for r in rounds[before:])
+            timing = Timing(
+                workers=workers,
+                start_seconds=round(started - began, 2),
+                rounds=len(rounds) - before,
+                seconds=round(seconds, 4),
+                device_rounds=asked,
+                device_rounds_per_second=round(asked / seconds, 1),
+                peak_rss_mb=round(sum(map(_peak_rss_mb, [os.getpid(), *simulator.process_ids])), 1),
+            )
+            if rounds:
+                write_bundle(
+                    opened, simulator.standing.parameters, output / "model", version=simulator.standing.version
+                )
+                found = report.summarise(simulation, manifest, rounds, timing)
+                report.write(found, rounds, output)
+    return found
+
+
+def _peak_rss_mb(process: int) -> float:
+    """Return a process's peak resident memory; 0 where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)

@@ -1,0 +1,240 @@
+"""The rounds of a simulation, from opening to gate."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from cloud.aggregator.aggregate import Aggregation, aggregate
+from cloud.aggregator.checks import Expected
+from cloud.aggregator.gate import improved, judge
+from cloud.aggregator.privacy import noise_of
+from cloud.aggregator.report import ReportBuilder
+from cloud.aggregator.strategies import make_strategy
+from fedgrass.bundle import Bundle, Parameters
+from fedgrass.data.arrays import ArrayDataset
+from fedgrass.engines.base import Engine
+from fedgrass.engines.registry import open_engine
+from fedgrass.errors import EngineError
+from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
+from fedgrass.protocol.names import model_prefix, next_version, update_prefix
+from fedgrass.protocol.report import Evaluation, Outcome
+from fedgrass.update.registry import codec_named
+from simulation.crew import Crew
+from simulation.examples import prepare
+from simulation.model import in_folder
+from simulation.records import SimulatedRound
+from simulation.settings import Simulation
+from simulation.store import Standing, Store
+from simulation.updates import VirtualUpdates
+from simulation.worker import Setup
+from simulation.world import FLEET, Plan, World
+
+_BEGINNING = datetime(2000, 1, 1, tzinfo=timezone.utc)  # of the simulated clock
+_SAVE_SECONDS = 1.0
+
+
+class Simulator:
+    """One run: processes are up within its ``with`` block, and what was done is in the store when it is left.
+
+    Parameters
+    ----------
+    bundle
+        The model to start from.
+    standing
+        Where an earlier run came to, if this one resumes it.
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        bundle: Bundle,
+        store: Store,
+        *,
+        workers: int,
+        standing: Standing | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._simulation = simulation
+        self._store = store
+        self._clock = clock
+        self._manifest = bundle.manifest
+        self._world = World(simulation)
+        self._strategy = make_strategy(simulation.fleet.strategy)
+        self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
+        try:
+            examples = prepare(simulation, bundle.manifest, self._scratch)
+            self._crew = Crew(
+                Setup(simulation, bundle.folder.resolve(), self._scratch, store.residuals.resolve()), workers
+            )
+            kept = next(examples.kept.batches(len(examples.kept)))
+            self._kept = ArrayDataset(kept.x, kept.y)
+            self._engine: Engine = open_engine(simulation.engine, bundle, builder=simulation.builder)
+        except BaseException:
+            shutil.rmtree(self._scratch)
+            raise
+        self.standing = standing or Standing((), bundle.manifest.version, bundle.parameters(), {})
+        self._saved_at = -math.inf
+        self._save_each = not codec_named(simulation.fleet.update.codec).parameters.lossless
+        self._base = self._publish(self.standing)
+        self.evaluation = self._evaluate(self.standing.parameters)
+        self._opened = self._open(len(self.standing.rounds) + 1)
+
+    def __enter__(self) -> Simulator:
+        self._crew.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if len(self.standing.rounds):
+                self._store.save(self.standing)
+            self._crew.__exit__(kind, error, trace)
+        finally:
+            shutil.rmtree(self._scratch)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """The processes that train."""
+        return self._crew.process_ids
+
+    def run(self, done: Callable[[SimulatedRound], None] = lambda _: None) -> None:
+        """Simulate the rounds that are left; ``done`` is told of each."""
+        while len(self.standing.rounds) < self._simulation.rounds:
+            simulated = self._round(len(self.standing.rounds) + 1)
+            if self._save_each or self._clock() - self._saved_at > _SAVE_SECONDS:
+                self._store.save(self.standing)
+                self._saved_at = self._clock()
+            done(simulated)
+
+    def _round(self, number: int) -> SimulatedRound:
+        cohort, plan = self._opened
+        fleet, base = self._simulation.fleet, self._base
+        now = self._now()
+        announced = self._announcement(number, cohort, now)
+        expected = Expected(
+            base_sha256=base.manifest.parameters_sha256,
+            graph_sha256=base.manifest.graph_sha256,
+            fleet=FLEET,
+            round=number,
+            cohort=cohort,
+            checks=fleet.checks,
+        )
+        self._crew.begin(announced, expected, plan.answers)
+        if number < self._simulation.rounds:
+            self._opened = self._open(number + 1)  # while the devices train: it does not depend on what they learn
+        failures, updates = self._crew.end() if self._strategy.combine is not None else ({}, None)
+        updates = updates or VirtualUpdates(self._scratch)
+        result = aggregate(
+            base,
+            updates,
+            updates.list(),
+            self._strategy,
+            expected,
+            min_updates=fleet.min_updates,
+            state=self.standing.server,
+            noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
+            share=self._crew if self._strategy.combine is None else None,
+            scratch=self._scratch,
+        )
+        updates.clear()
+        if self._strategy.combine is None:
+            failures, _ = self._crew.end()
+        return self._conclude(number, plan, announced, result, failures, now)
+
+    def _conclude(
+        self,
+        number: int,
+        plan: Plan,
+        announced: Announcement,
+        result: Aggregation,
+        failures: dict[str, str],
+        now: datetime,
+    ) -> SimulatedRound:
+        report = ReportBuilder(FLEET, number, self._strategy.name, now, announced.base)
+        report.aggregation = result
+        report.evaluation_base = before = self.evaluation
+        standing = self.standing
+        version, parameters, server = standing.version, standing.parameters, standing.server
+        outcome, reason, evaluation = self._judged(result)
+        report.evaluation = evaluation
+        if outcome == "released" and result.parameters is not None and evaluation is not None:
+            version, parameters, server = next_version(version, number), result.parameters, result.state
+            self.evaluation = evaluation
+            self._base = self._publish(Standing((), version, parameters, server))
+            report.model = self._base
+        simulated = SimulatedRound(
+            asked=len(plan.asked),
+            dropped=plan.dropped,
+            late=len(plan.late),
+            failed=failures,
+            seconds=plan.seconds,
+            before=before,
+            report=report.build(outcome, reason, now + timedelta(seconds=plan.seconds)),
+        )
+        self.standing = Standing((*standing.rounds, simulated), version, parameters, server)
+        return simulated
+
+    def _judged(self, result: Aggregation) -> tuple[Outcome, str, Evaluation | None]:
+        fleet = self._simulation.fleet
+        if result.parameters is None:
+            reason = f"{len(result.updates)} good updates; the minimum is {fleet.min_updates}"
+            return "insufficient_updates", reason, None
+        if not all(np.isfinite(values).all() for values in result.parameters.values()):
+            return "held", "the sum of the updates is not finite; bound them with checks.max_norm", None
+        try:
+            evaluation = self._evaluate(result.parameters)
+        except EngineError as error:
+            return "held", f"{error}: the base stays", None
+        verdict = judge(self.evaluation, evaluation, tolerance=fleet.gate.tolerance)
+        if verdict.passed and fleet.release == "on_improvement":
+            verdict = improved(self.evaluation, evaluation)
+        if verdict.passed and fleet.release == "never":
+            return "held", "the settings release no model", evaluation
+        return ("released" if verdict.passed else "held"), verdict.reason, evaluation
+
+    def _evaluate(self, parameters: Parameters) -> Evaluation:
+        self._engine.set_parameters(parameters)
+        metrics = self._engine.evaluate(self._kept)
+        if not math.isfinite(metrics["loss"]):
+            raise EngineError(f"the loss on the examples that were kept back is {metrics['loss']}")
+        return Evaluation(loss=metrics["loss"], accuracy=metrics.get("accuracy"), examples=len(self._kept))
+
+    def _publish(self, standing: Standing) -> Bundle:
+        return in_folder(self._manifest, standing.parameters, self._scratch, version=standing.version)
+
+    def _open(self, number: int) -> tuple[Cohort, Plan]:
+        cohort, asked = self._world.cohort(number)
+        return cohort, self._world.plan(number, asked)
+
+    def _now(self) -> datetime:
+        return self.standing.rounds[-1].report.finished_at if self.standing.rounds else _BEGINNING
+
+    def _announcement(self, number: int, cohort: Cohort, now: datetime) -> Announcement:
+        fleet, manifest = self._simulation.fleet, self._base.manifest
+        return Announcement(
+            fleet=FLEET,
+            round=number,
+            opened_at=now,
+            deadline=now + timedelta(seconds=fleet.deadline_seconds),
+            base=Base(
+                version=manifest.version,
+                parameters_key=f"{model_prefix(FLEET, manifest.version)}parameters.safetensors",
+                parameters_sha256=manifest.parameters_sha256,
+                graph_sha256=manifest.graph_sha256,
+            ),
+            cohort=cohort,
+            fit=fleet.fit,
+            update=fleet.announced_update,
+            upload=Upload(bucket=FLEET, prefix=update_prefix(FLEET, number)),
+        )

@@ -1,0 +1,97 @@
+"""A virtual device's part in a round: the trainer's core and the codec, without the files."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fedgrass import tensors
+from fedgrass.bundle import Manifest, Parameters
+from fedgrass.data import Split
+from fedgrass.data.arrays import ArrayDataset
+from fedgrass.engines.base import Dataset, Engine
+from fedgrass.protocol.messages import Announcement
+from fedgrass.training import fit
+from fedgrass.update.feedback import ErrorFeedback
+from fedgrass.update.registry import codec_named
+from fedgrass.update.writer import encode_update
+from simulation.attacks import MirroredLabels, attacked_bytes, attacked_parameters
+from simulation.settings import Attack
+from simulation.world import thing_name
+
+_NOTHING = np.empty(0, np.float32)
+
+
+class VirtualDevices:
+    """Trains one device after the other with one engine.
+
+    Parameters
+    ----------
+    residuals
+        Folder for what lossy codecs leave out, a file for each device.
+    """
+
+    def __init__(self, engine: Engine, manifest: Manifest, residuals: Path) -> None:
+        self._engine = engine
+        self._residuals = residuals
+        self._classes = manifest.output.shape[-1] if manifest.output.shape else 1
+
+    def update(
+        self,
+        device: int,
+        data: Dataset,
+        base: Parameters,
+        manifest: Manifest,
+        announcement: Announcement,
+        attack: Attack | None,
+    ) -> bytes:
+        """Return the device's update file.
+
+        Raises
+        ------
+        FedgrassError
+            If the device fails: its examples do not fit the model, or its training diverges.
+        """
+        thing = thing_name(device)
+        if attack is not None and attack.kind == "label_flip":
+            data = MirroredLabels(data, self._classes)
+        self._engine.set_parameters(base)
+        fitted = fit(self._engine, manifest, Split(data, ArrayDataset(_NOTHING, _NOTHING)), announcement, thing)
+        local = fitted.parameters if attack is None else attacked_parameters(base, fitted.parameters, attack)
+        task = announcement.update
+        encoded = encode_update(
+            base,
+            local,
+            fitted.header,
+            codec=task.codec,
+            clip_norm=task.clip_norm,
+            noise_multiplier=task.noise_multiplier,
+            feedback=self._feedback(thing, manifest, announcement),
+            noise_seed=_seeds(f"{announcement.cohort.salt}/{thing}"),
+        )
+        content = encoded.to_bytes()
+        return content if attack is None else attacked_bytes(content, attack)
+
+    def _feedback(self, thing: str, manifest: Manifest, announcement: Announcement) -> ErrorFeedback | None:
+        if codec_named(announcement.update.codec).parameters.lossless:
+            return None
+        return _Residual(self._residuals / f"{thing}.safetensors", manifest, str(announcement.round))
+
+
+class _Residual(ErrorFeedback):
+    """As on a device, but not flushed to the disk: a power cut costs a simulation its last rounds only."""
+
+    def keep(self, before: Parameters, after: Parameters) -> None:
+        stored = {f"before/{name}": value for name, value in before.items()}
+        stored |= {f"after/{name}": value for name, value in after.items()}
+        metadata = {"graph_sha256": self.manifest.graph_sha256, "round": self.round_identity}
+        self.path.write_bytes(b"".join(tensors.encode(stored, metadata)))
+
+
+def _seeds(text: str) -> Callable[[], bytes]:
+    numbers = itertools.count()
+    return lambda: hashlib.sha256(f"{text}/{next(numbers)}".encode()).digest()

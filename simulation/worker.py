@@ -1,0 +1,178 @@
+"""A process that trains virtual devices, and adds their updates up as one instance of the aggregation job would.
+
+An update is read, checked and added where it was made; what goes to the leading process is a sum for each lane. A strategy that
+must see all updates at once gets them as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from cloud.aggregator.aggregate import contribute
+from cloud.aggregator.checks import Expected
+from cloud.aggregator.combination import Found
+from cloud.aggregator.privacy import noise_of
+from cloud.aggregator.strategies import make_strategy
+from cloud.aggregator.summation import Sums
+from fedgrass import tensors
+from fedgrass.bundle import PARAMETERS, Bundle
+from fedgrass.engines.registry import open_engine
+from fedgrass.errors import FedgrassError
+from fedgrass.protocol.messages import Announcement
+from simulation.examples import mapped
+from simulation.model import rebased
+from simulation.settings import Attack, Simulation
+from simulation.updates import VirtualUpdates
+from simulation.virtual_device import VirtualDevices
+from simulation.world import World, thing_name
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every process of a simulation is told when it starts."""
+
+    simulation: Simulation
+    bundle: Path
+    scratch: Path
+    residuals: Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """A process's part of a round; the base's parameter file is in the scratch folder."""
+
+    announcement: Announcement
+    expected: Expected
+    devices: Sequence[int]
+    lanes: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What a first pass over the updates found: asks for what all processes found."""
+
+    found: Found
+
+
+@dataclass(frozen=True)
+class LaneTotal:
+    """A lane's sum; ``total`` is None if it has no good update."""
+
+    lane: int
+    total: Sums | None
+    found: Found
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of a process's part. ``failures`` are by thing; ``updates`` are there if they were not added up."""
+
+    failures: dict[str, str]
+    updates: VirtualUpdates | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The process cannot go on."""
+
+    reason: str
+
+
+def main(connection: Connection, setup: Setup) -> None:
+    """Do what comes through the connection, until None does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the leading one decides
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LiteRT greets on stderr
+    try:
+        worker = Worker(connection, setup)
+        connection.send(None)
+        while (task := connection.recv()) is not None:
+            worker.run(task)
+    except FedgrassError as error:
+        connection.send(Failed(f"{error.code}: {error}"))
+    except (EOFError, BrokenPipeError):
+        return  # the leading process is gone
+
+
+class Worker:
+    """One engine, kept warm."""
+
+    def __init__(self, connection: Connection, setup: Setup) -> None:
+        self._connection = connection
+        self._simulation = setup.simulation
+        self._scratch = setup.scratch
+        bundle = Bundle.open(setup.bundle)
+        engine = open_engine(setup.simulation.engine, bundle, builder=setup.simulation.builder)
+        self._manifest = bundle.manifest
+        self._devices = VirtualDevices(engine, bundle.manifest, setup.residuals)
+        self._examples = mapped(setup.simulation, bundle.manifest, setup.scratch)
+        self._world = World(setup.simulation)
+        self._strategy = make_strategy(setup.simulation.fleet.strategy)
+
+    def run(self, task: Task) -> None:
+        """Train the devices, and hand over what came of it."""
+        base = Bundle(self._scratch, rebased(self._manifest, task.expected.base_sha256))
+        updates = VirtualUpdates(self._scratch)
+        failures = self._train(base, task, updates)
+        if self._strategy.combine is not None:
+            self._connection.send(Done(failures, updates))
+            return
+        contribute(
+            base,
+            updates,
+            updates.list(),
+            self._strategy,
+            task.expected,
+            _Pipe(self._connection, task.lanes),
+            noise=noise_of(self._simulation.fleet.privacy, "00"),
+            scratch=self._scratch,
+        )
+        updates.clear()
+        self._connection.send(Done(failures, None))
+
+    def _train(self, base: Bundle, task: Task, updates: VirtualUpdates) -> dict[str, str]:
+        parameters, _ = tensors.load(self._scratch / PARAMETERS)
+        failures: dict[str, str] = {}
+        for device in task.devices:
+            thing, attack = thing_name(device), self._attack(device)
+            with _noted(failures, thing):
+                content = self._devices.update(
+                    device, self._examples.of(device), parameters, base.manifest, task.announcement, attack
+                )
+                updates.put(task.announcement.round, thing, content)
+        return failures
+
+    def _attack(self, device: int) -> Attack | None:
+        return self._world.attack if device in self._world.attackers else None
+
+
+@contextmanager
+def _noted(failures: dict[str, str], thing: str) -> Iterator[None]:
+    try:
+        yield
+    except FedgrassError as error:
+        failures[thing] = f"{error.code}: {error}"
+
+
+class _Pipe:
+    """A `cloud.aggregator.combination.Share` that leads to the leading process."""
+
+    def __init__(self, connection: Connection, lanes: Collection[int]) -> None:
+        self.own = lanes
+        self._connection = connection
+
+    def exchange(self, found: Found) -> Found:
+        self._connection.send(Surveyed(found))
+        everything: Found = self._connection.recv()
+        return everything
+
+    def give(self, lane: int, total: Sums, found: Found) -> None:
+        self._connection.send(LaneTotal(lane, total if found.good else None, found))
+
+    def add(self, lane: int, total: Sums) -> Found:
+        raise NotImplementedError("the leading process adds the lanes up")

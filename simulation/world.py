@@ -1,0 +1,96 @@
+"""The devices that are not there: who is asked, who is slow, who lies, and when each would answer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgrass.protocol.cohort import draw
+from fedgrass.protocol.messages import Cohort
+from simulation.settings import Attack, Simulation, Stragglers
+
+FLEET = "simulation"
+TYPICAL_SECONDS = 60.0
+"""Simulated seconds that a device needs, in the middle, from hearing of a round to its update in the cloud."""
+
+_SPREAD = 0.25  # standard deviation of the logarithm of what devices need
+_ATTACKERS, _SLOW, _ANSWERS = 1, 2, 3  # streams of random numbers that do not depend on one another
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of those asked in a round. ``seconds`` is how long the round waits, by the simulated clock."""
+
+    asked: tuple[int, ...]
+    answers: tuple[int, ...]
+    late: tuple[int, ...]
+    dropped: int
+    seconds: float
+
+
+class World:
+    """Virtual devices: each is a number. What they are follows from the seed, so none of it is kept."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self.attack = Attack.parse(simulation.attack) if simulation.attack else None
+
+    @cached_property
+    def attackers(self) -> frozenset[int]:
+        """The devices that attack."""
+        return self._some(self.attack.share if self.attack else 0.0, _ATTACKERS)
+
+    def cohort(self, number: int) -> tuple[Cohort, list[int]]:
+        """Return who is asked in a round: by the real lots, with a fraction that takes exactly as many as wanted."""
+        simulation = self._simulation
+        salt = hashlib.sha256(f"{simulation.seed}/{number}".encode()).hexdigest()[:16]
+        lots = np.array([draw(salt, thing_name(device)) for device in range(simulation.devices)])
+        if simulation.cohort == simulation.devices:
+            return Cohort(salt=salt), list(range(simulation.devices))
+        fraction = float(np.partition(lots, simulation.cohort)[simulation.cohort])
+        return Cohort(salt=salt, fraction=fraction), [int(device) for device in np.flatnonzero(lots < fraction)]
+
+    def plan(self, number: int, asked: list[int]) -> Plan:
+        """Return who answers when: the round ends when the quorum has, or at the deadline."""
+        fleet = self._simulation.fleet
+        rng = np.random.default_rng((self._simulation.seed, _ANSWERS, number))
+        alive = rng.random(len(asked)) >= self._simulation.dropout
+        slower = np.array([self._stragglers.factor if device in self._slow else 1.0 for device in asked])
+        seconds = TYPICAL_SECONDS * np.exp(_SPREAD * rng.standard_normal(len(asked))) * slower
+        seconds[~alive] = math.inf
+        quorum = max(1, math.ceil(fleet.quorum * len(asked) - 1e-9))
+        end = min(float(np.partition(seconds, quorum - 1)[quorum - 1]), float(fleet.deadline_seconds))
+        return Plan(
+            asked=tuple(asked),
+            answers=_chosen(asked, seconds <= end),
+            late=_chosen(asked, alive & (seconds > end)),
+            dropped=int((~alive).sum()),
+            seconds=end,
+        )
+
+    @cached_property
+    def _stragglers(self) -> Stragglers:
+        return Stragglers.parse(self._simulation.stragglers or "0:1x")
+
+    @cached_property
+    def _slow(self) -> frozenset[int]:
+        return self._some(self._stragglers.share, _SLOW)
+
+    def _some(self, share: float, stream: int) -> frozenset[int]:
+        rng = np.random.default_rng((self._simulation.seed, stream))
+        devices = self._simulation.devices
+        return frozenset(int(device) for device in rng.permutation(devices)[: round(share * devices)])
+
+
+def thing_name(device: int) -> str:
+    """Return a virtual device's thing name."""
+    return f"device-{device:07d}"
+
+
+def _chosen(asked: list[int], which: NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(device for device, chosen in zip(asked, which, strict=True) if chosen)
