@@ -7,7 +7,7 @@ import math
 import operator
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -122,10 +122,15 @@ def _floor(value: Any) -> Any:
     return value if _is_number(value) else UNDEFINED
 
 
+def _concat(texts: Sequence[Any]) -> Any:
+    return "".join(texts) if all(isinstance(text, str) for text in texts) else UNDEFINED
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "topic": _topic,
     "timestamp": lambda _message: int(time.time() * 1000),
     "floor": lambda _message, value: _floor(value),
+    "concat": lambda _message, *texts: _concat(texts),
     "newuuid": lambda _message: str(uuid.uuid4()),
     "isundefined": lambda _message, value: value is UNDEFINED,
     "isnull": lambda _message, value: value is None,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Literal
@@ -16,6 +15,7 @@ import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.errors import FedgrassError
+from local.platforms import fits
 
 _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "aarch64", "arm64": "aarch64"}
 
@@ -67,7 +67,7 @@ class Manifest(BaseModel):
 
     def fits(self, attributes: Mapping[str, str]) -> bool:
         """Tell whether every platform requirement is met; ``*`` asks for nothing, ``/…/`` is a pattern."""
-        return all(_fits(wanted, attributes.get(key)) for key, wanted in self.platform.items())
+        return all(fits(wanted, attributes.get(key)) for key, wanted in self.platform.items())
 
 
 class ComponentConfiguration(BaseModel):
@@ -139,16 +139,6 @@ def platform_attributes(runtime: str) -> dict[str, str]:
         "architecture": _ARCHITECTURES.get(machine, machine),
         "runtime": runtime,
     }
-
-
-def _fits(wanted: str, found: str | None) -> bool:
-    if wanted == "*":
-        return True
-    if found is None:
-        return False
-    if len(wanted) > 1 and wanted.startswith("/") and wanted.endswith("/"):
-        return re.fullmatch(wanted[1:-1], found) is not None
-    return wanted == found or found in wanted.split("|")
 
 
 def _select(lifecycle: Mapping[str, Any], selections: list[str]) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fedgrass.errors import FedgrassError
 from fedgrass.files import sha256_of, write_atomically
 from local.core_device.layout import Layout
 from local.core_device.nucleus import CLASSIC, Nucleus
 from local.core_device.recipe import Artifact, Permission, Recipe, parse
+from local.s3_uri import split_uri
 
 _BLOCK = 1 << 20
 _READ_BITS = {"NONE": 0o000, "OWNER": 0o400, "ALL": 0o444}
@@ -54,7 +54,9 @@ class ComponentStore:
         Raises
         ------
         ArtifactError
-            A digest does not match, an archive is malformed, or a URI is not ``s3://bucket/key``.
+            A digest does not match, or an archive is malformed.
+        ConfigurationError
+            A URI is not ``s3://bucket/key``.
         botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError
             S3 did not give the object.
         """
@@ -76,7 +78,7 @@ class ComponentStore:
                 path.unlink(missing_ok=True)
 
     def _fetch(self, recipe: Recipe, artifact: Artifact) -> None:
-        bucket, key = _bucket_and_key(artifact.uri, recipe.name)
+        bucket, key = split_uri(artifact.uri)
         path = self._layout.artifacts(recipe.name, recipe.version) / Path(key).name
         unpacked = self._layout.unarchived(recipe.name, recipe.version) / path.stem
         if not path.exists() or bytes.fromhex(sha256_of(path)) != _expected_digest(artifact, recipe.name):
@@ -131,14 +133,6 @@ def _expected_digest(artifact: Artifact, component: str) -> bytes:
             f"{component}: artifact {artifact.uri} needs a base64 SHA-256 digest, found {artifact.digest!r}"
         )
     return digest
-
-
-def _bucket_and_key(uri: str, component: str) -> tuple[str, str]:
-    parts = urlsplit(uri)
-    key = parts.path.lstrip("/")
-    if parts.scheme != "s3" or not parts.netloc or not key:
-        raise ArtifactError(f"{component}: artifact URI {uri!r} is not s3://bucket/key, the only kind served here")
-    return parts.netloc, key
 
 
 def _mode(permission: Permission) -> int:

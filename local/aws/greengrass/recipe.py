@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from typing import Any
 
 import yaml
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedgrass.errors import ConfigurationError
 from local.aws.api import ApiError
 from local.aws.greengrass.semver import Requirement, Version
+from local.platforms import fits
 
 MAX_RECIPE_BYTES = 16_000
 _MAX_VERSION = 64
@@ -40,7 +40,7 @@ class Manifest(_Part):
         ``*`` fits anything, ``/…/`` is a regular expression; ``runtime`` is the nucleus, which the service leaves to
         the device.
         """
-        return all(_fits(wanted, attributes.get(name)) for name, wanted in self.platform.items() if name != "runtime")
+        return all(fits(wanted, attributes.get(name)) for name, wanted in self.platform.items() if name != "runtime")
 
 
 class Dependency(_Part):
@@ -128,13 +128,3 @@ def dump(whole: dict[str, Any], output_format: str = "JSON") -> bytes:
     """Write a recipe as ``JSON`` or ``YAML``."""
     text = yaml.safe_dump(whole, sort_keys=False) if output_format == "YAML" else json.dumps(whole, indent=2)
     return text.encode()
-
-
-def _fits(wanted: str, found: str | None) -> bool:
-    if wanted == "*":
-        return True
-    if found is None:
-        return False
-    if len(wanted) > 1 and wanted[0] == wanted[-1] == "/":
-        return re.fullmatch(wanted[1:-1], found) is not None
-    return wanted == found

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from fedgrass.errors import ConfigurationError, FedgrassError
 from local.aws.account import arn
 from local.aws.api import ApiError, page
 from local.aws.greengrass.recipe import Recipe, dump, load
 from local.aws.greengrass.semver import Version, newest
+from local.s3_uri import split_uri
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Registry:
         for manifest in version.recipe.manifests:
             for artifact in manifest.artifacts:
                 if artifact.uri == wanted or artifact.uri.endswith(f"/{wanted}"):
-                    return {"preSignedUrl": self._objects.presign(*_bucket_and_key(artifact.uri))}
+                    return {"preSignedUrl": self._objects.presign(*split_uri(artifact.uri))}
         raise _not_found(wanted, "artifact")
 
     def resolve_component_candidates(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -259,20 +259,13 @@ class Registry:
     def _add_digest(self, version: ComponentVersion, artifact: dict[str, Any]) -> None:
         digest = hashlib.sha256()
         try:
-            for block in self._objects.read(*_bucket_and_key(artifact["Uri"])):
+            for block in self._objects.read(*split_uri(artifact["Uri"])):
                 digest.update(block)
         except FedgrassError as error:
             version.errors[artifact["Uri"]] = str(error)
         else:
             artifact["Digest"] = base64.b64encode(digest.digest()).decode()
             artifact["Algorithm"] = "SHA-256"
-
-
-def _bucket_and_key(uri: str) -> tuple[str, str]:
-    parts = urlsplit(uri)
-    if parts.scheme != "s3" or not parts.netloc:
-        raise ConfigurationError(f"Artifact {uri} is not an s3://bucket/key URI.")
-    return parts.netloc, parts.path.lstrip("/")
 
 
 def _parse(text: str) -> tuple[str, str | None]:

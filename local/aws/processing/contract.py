@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from fedgrass.errors import ConfigurationError
+from local.s3_uri import split_uri
 
 _MAX_EXIT_MESSAGE = 1024
 
@@ -117,20 +117,6 @@ class Host:
             return None
         with path.open("rb") as file:
             return file.read(_MAX_EXIT_MESSAGE).decode(errors="replace") or None
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """Return bucket and key of an S3 URI.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is not one.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme != "s3" or not parts.netloc:
-        raise ConfigurationError(f"{uri!r} is not an S3 URI, such as s3://bucket/prefix.")
-    return parts.netloc, parts.path.lstrip("/")
 
 
 def _listed(source: dict[str, Any], objects: Objects) -> tuple[str, list[tuple[str, str]]]:
