@@ -154,4 +154,6 @@ def _entry(good: Good, weight: float) -> UpdateEntry:
         weight=weight,
         norm=good.facts.norm or 0.0,
         metrics=dict(good.facts.metrics),
+        late_for=good.reference.round,
+        age=good.facts.age,
     )

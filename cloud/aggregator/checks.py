@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -39,11 +39,15 @@ class Expected:
 
 @dataclass(frozen=True)
 class EarlierRound:
-    """A round that is over: its base and cohort, and how many models came after that base."""
+    """A round that is over: its base and cohort, and how many models came after that base.
+
+    ``spent`` holds, by key, the ETags of the updates that were used or refused in some round already.
+    """
 
     base_sha256: str
     age: int
     cohort: Cohort | None = None
+    spent: Mapping[str, Container[str]] = field(default_factory=dict)
 
 
 class Examiner:
@@ -51,19 +55,24 @@ class Examiner:
 
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, int | None]] = set()
 
     def check_reference(self, reference: UpdateReference) -> None:
         """Check what storage says of an update, before it is opened: a thing has one update per round."""
         if not reference.thing:
             raise UpdateError("unexpected_key", f"{reference.key!r} is not the key of an update")
-        if reference.thing in self._seen:
+        if (reference.thing, reference.round) in self._seen:
             raise UpdateError("duplicate", f"thing {reference.thing!r} has another update in this round")
         earlier = self._expected.earlier.get(reference.round or 0)
+        if earlier is not None and reference.key in earlier.spent:
+            raise UpdateError(
+                "replayed",
+                f"thing {reference.thing!r} had its turn for round {reference.round}, and sent another since",
+            )
         cohort = earlier.cohort if earlier else self._expected.cohort
         if cohort is not None and not is_member(cohort.salt, cohort.fraction, reference.thing):
             raise UpdateError("uninvited", f"thing {reference.thing!r} is not in the round's cohort")
-        self._seen.add(reference.thing)
+        self._seen.add((reference.thing, reference.round))
 
     def check_header(self, reference: UpdateReference, header: UpdateHeader) -> Facts:
         """Check what an update says of itself, and return what may be believed; its norm is not known yet."""

@@ -109,7 +109,13 @@ class Intake:
         # What a hostile header holds may not be encodable.
         detail = str(error)[:500].encode("utf-8", "backslashreplace").decode()
         self._refused[reference.key] = QuarantinedEntry(
-            thing=reference.thing, key=reference.key, bytes=reference.bytes, reason=error.code, detail=detail
+            thing=reference.thing,
+            key=reference.key,
+            etag=reference.etag,
+            bytes=reference.bytes,
+            reason=error.code,
+            detail=detail,
+            late_for=reference.round,
         )
         self._progress(reference.bytes)
 

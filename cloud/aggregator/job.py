@@ -7,56 +7,42 @@ else, publishing can be repeated, and a report that exists ends the job before i
 from __future__ import annotations
 
 import hashlib
-import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 from botocore.exceptions import BotoCoreError, ClientError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from cloud.aggregator.aggregate import Aggregation, aggregate, contribute
 from cloud.aggregator.canaries import Canaries, CanaryError, Heard
-from cloud.aggregator.checks import Expected
+from cloud.aggregator.checks import EarlierRound, Expected
+from cloud.aggregator.collected import UpdateList, pin
 from cloud.aggregator.deployment import SupersededError
+from cloud.aggregator.download import download_bundle
 from cloud.aggregator.evaluate import Evaluator, load_evaluation_set
 from cloud.aggregator.gate import Verdict, improved, judge
 from cloud.aggregator.hosts import BucketShare
+from cloud.aggregator.late import earlier_rounds, late_updates
 from cloud.aggregator.privacy import beyond_budget, judged, noise_of
 from cloud.aggregator.release import FleetClients, release_model
 from cloud.aggregator.report import Phases, ReportBuilder
-from cloud.aggregator.s3 import Bucket
+from cloud.aggregator.s3 import RoundUpdates
 from cloud.aggregator.server_state import load_state, publish_state
-from cloud.aggregator.sources import UpdateReference, UpdateSource
-from cloud.aggregator.strategies import make_strategy
-from fedgrass.bundle import GRAPH, MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
-from fedgrass.errors import BundleError, EngineError, ReleaseError, TransferError
-from fedgrass.files import write_atomically
+from cloud.aggregator.strategies import Strategy, make_strategy
+from fedgrass.bundle import GRAPH, PARAMETERS, Bundle
+from fedgrass.errors import EngineError, ReleaseError, TransferError
 from fedgrass.inference import inference_accuracy, write_bundle
 from fedgrass.logs import Log
-from fedgrass.noise import SEED_BYTES
-from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
-from fedgrass.protocol.report import Outcome, ReleaseEntry, RoundReport
+from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, ReleaseEntry, RoundReport
 from fedgrass.protocol.tables import load_round
-
-_MAX_REPORT_BYTES = 1 << 30
 
 
 def _now() -> datetime:
     return datetime.now(timezone.utc)
-
-
-class UpdateList(BaseModel):
-    """``updates.json``: what a round's result depends on, fixed by the first job that looked."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
-
-    schema_: int = Field(default=1, alias="schema")
-    updates: tuple[UpdateReference, ...]
-    noise_seed: str = Field(pattern="^[0-9a-f]{64}$", description="Of central privacy: the same noise after a restart")
 
 
 class RoundJob:
@@ -84,7 +70,7 @@ class RoundJob:
         self,
         record: RoundRecord,
         clients: FleetClients,
-        source: UpdateSource,
+        source: RoundUpdates,
         scratch: Path,
         *,
         instance: int = 0,
@@ -123,7 +109,8 @@ class RoundJob:
         with self._phases.timed("base"):
             base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
         with self._phases.timed("list"):
-            pinned = self._pinned()
+            earlier = self._earlier(strategy)
+            pinned = self._pinned(earlier)
         if self._record.privacy is not None:
             with self._phases.timed("privacy"):
                 self._report.privacy = judged(self._record.privacy)
@@ -135,7 +122,7 @@ class RoundJob:
                 self._source,
                 pinned.updates,
                 strategy,
-                self._expected(base),
+                self._expected(base, earlier),
                 min_updates=self._record.settings.min_updates,
                 state=load_state(self._bucket, self._record.base, strategy, self._scratch),
                 noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
@@ -157,19 +144,27 @@ class RoundJob:
             return
         strategy = make_strategy(self._record.settings.strategy)
         base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
-        pinned = self._pinned()
+        earlier = self._earlier(strategy)
+        pinned = self._pinned(earlier)
         contribute(
             base,
             self._source,
             pinned.updates,
             strategy,
-            self._expected(base),
+            self._expected(base, earlier),
             self._share(pinned),
             noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
             scratch=self._scratch,
         )
 
-    def _expected(self, base: Bundle) -> Expected:
+    def _earlier(self, strategy: Strategy) -> dict[int, EarlierRound]:
+        return earlier_rounds(self._clients.rounds, self._bucket, self._record, strategy.staleness)
+
+    def _pinned(self, earlier: Mapping[int, EarlierRound]) -> UpdateList:
+        found = [*self._source.list(), *late_updates(self._source, earlier)]
+        return pin(self._bucket, self._record.fleet, self._record.round, found)
+
+    def _expected(self, base: Bundle, earlier: Mapping[int, EarlierRound]) -> Expected:
         return Expected(
             base_sha256=base.manifest.parameters_sha256,
             graph_sha256=base.manifest.graph_sha256,
@@ -177,6 +172,7 @@ class RoundJob:
             round=self._record.round,
             cohort=self._record.cohort,
             checks=self._record.settings.checks,
+            earlier=earlier,
         )
 
     def _share(self, pinned: UpdateList) -> BucketShare:
@@ -299,21 +295,9 @@ class RoundJob:
             self._log.error("not_registered", version=new.manifest.version, reason=str(error))
             return None
 
-    def _pinned(self) -> UpdateList:
-        key = report_prefix(self._record.fleet, self._record.round) + "updates.json"
-        found = sorted(self._source.list(), key=lambda reference: reference.key)
-        ours = UpdateList(updates=tuple(found), noise_seed=secrets.token_hex(SEED_BYTES))
-        pinned = self._bucket.write_first(key, ours.model_dump_json(by_alias=True, indent=1).encode())
-        try:
-            return UpdateList.model_validate_json(pinned)
-        except ValidationError as error:
-            raise TransferError(
-                f"{self._bucket.uri(key)}: is no update list; move it away to make a new one"
-            ) from error
-
     def _finished_report(self) -> RoundReport | None:
         key = report_key(self._record.fleet, self._record.round)
-        content = self._bucket.read(key, max_bytes=_MAX_REPORT_BYTES)
+        content = self._bucket.read(key, max_bytes=MAX_REPORT_BYTES)
         if content is None:
             return None
         try:
@@ -332,27 +316,3 @@ class RoundJob:
         self._bucket.write(report_key(report.fleet, report.round), report.to_json())
         self._log.info("finished", outcome=outcome, reason=reason, updates=len(report.updates), seconds=report.seconds)
         return report
-
-
-def download_bundle(bucket: Bucket, base: Base, folder: Path) -> Bundle:
-    """Fetch the bundle that lies beside ``base.parameters_key``, every file compared with its digest.
-
-    Raises
-    ------
-    TransferError
-        If a file is missing or differs.
-    BundleError
-        If the manifest is not that of ``base``.
-    """
-    prefix = base.parameters_key.removesuffix(PARAMETERS)
-    content = bucket.read(prefix + MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
-    if content is None:
-        raise TransferError(f"{bucket.uri(prefix + MANIFEST)}: missing; publish the model again")
-    manifest = parse_manifest(content, name=bucket.uri(prefix + MANIFEST))
-    if (manifest.parameters_sha256, manifest.graph_sha256) != (base.parameters_sha256, base.graph_sha256):
-        raise BundleError(f"{bucket.uri(prefix)}: is not the model {base.version} that the round was opened with")
-    folder.mkdir(parents=True)
-    for name, description in manifest.files.items():
-        bucket.download(prefix + name, folder / name, size=description.bytes, sha256=description.sha256)
-    write_atomically(folder / MANIFEST, content)
-    return Bundle.open(folder)

@@ -153,7 +153,12 @@ class RoundUpdates:
     def __init__(self, client: Any, bucket: str, fleet: str, number: int) -> None:
         self._client = client
         self._bucket = bucket
+        self._fleet = fleet
         self._prefix = update_prefix(fleet, number)
+
+    def of_round(self, number: int) -> RoundUpdates:
+        """Return the updates of another round of the fleet."""
+        return RoundUpdates(self._client, self._bucket, self._fleet, number)
 
     def list(self) -> list[UpdateReference]:
         """Return the newest version of every object under the round's prefix."""

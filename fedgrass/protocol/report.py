@@ -11,13 +11,18 @@ from fedgrass.protocol.privacy import PrivacyLedger
 
 Outcome = Literal["released", "held", "insufficient_updates"]
 
+MAX_REPORT_BYTES = 1 << 30
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 class UpdateEntry(_Part):
-    """An update that was used. ``weight`` is its share of the sum, ``norm`` the L2 norm of its difference."""
+    """An update that was used. ``weight`` is its share of the sum, ``norm`` the L2 norm of its difference.
+
+    A late one has the earlier round that it is of, and the number of models that came after its base.
+    """
 
     thing: ThingName
     key: str
@@ -27,6 +32,8 @@ class UpdateEntry(_Part):
     weight: float
     norm: float
     metrics: dict[str, float] = {}
+    late_for: RoundNumber | None = None
+    age: int = 0
 
 
 class QuarantinedEntry(_Part):
@@ -34,9 +41,11 @@ class QuarantinedEntry(_Part):
 
     thing: str
     key: str
+    etag: str = ""
     bytes: int
     reason: str
     detail: str
+    late_for: RoundNumber | None = None
 
 
 class Evaluation(_Part):

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.messages import FitTask, UpdateTask
-from fedgrass.protocol.strategies import parse_options
+from fedgrass.protocol.strategies import NEED_METRICS, FedBuff, parse_options
 
 
 class _Settings(BaseModel):
@@ -49,6 +49,11 @@ class Strategy(_Settings):
             except ConfigurationError as error:
                 raise ValueError(str(error)) from error
         return self
+
+    @property
+    def staleness(self) -> int:
+        """Number of earlier rounds whose late updates are taken."""
+        return FedBuff.model_validate(self.options).staleness if self.name == "fedbuff" else 0
 
 
 class Checks(_Settings):
@@ -165,6 +170,15 @@ class FleetSettings(_Settings):
             )
         if self.privacy.mode == "local" and self.task == "evaluate":
             raise ValueError("task evaluate: with privacy.mode local no device may send exact figures of its data")
+        if self.privacy.mode == "central" and self.strategy.staleness > 0:
+            raise ValueError(
+                "strategy fedbuff: with privacy.mode central a device counts once in a round, so late updates cannot be taken; "
+                "set its option staleness to 0"
+            )
+        if self.privacy.mode == "local" and self.strategy.name in NEED_METRICS:
+            raise ValueError(
+                f"strategy {self.strategy.name}: it weighs by a metric, and with privacy.mode local updates carry none"
+            )
         if self.privacy.mode == "central" and self.checks.max_norm_over_median > 0:
             raise ValueError(
                 "checks.max_norm_over_median: with privacy.mode central one device's norm must not decide over another's "

@@ -79,10 +79,11 @@ class QFedAvg(Clipped):
 class FedBuff(Clipped):
     """An update's weight falls with the age of its base: 1 / (1 + age) ** ``exponent``.
 
-    The round's job does not list late updates yet, so every age is 0 and this is the mean.
+    ``staleness`` is the number of earlier rounds whose late updates are taken too.
     """
 
     exponent: float = Field(default=0.5, ge=0, le=10)
+    staleness: int = Field(default=5, ge=0, le=100)
 
 
 class GeometricMedian(Clipped):
@@ -121,6 +122,9 @@ OPTIONS: Mapping[str, type[Options]] = {
     "bulyan": Withstanding,
 }
 """By name. A name with a colon is a Flower strategy, ``module:Class``, and its options are that class's arguments."""
+
+NEED_METRICS = frozenset({"fednova", "qfedavg"})
+"""Strategies that weigh by what a device measured."""
 
 
 def parse_options(name: str, options: Mapping[str, Any]) -> Options:

@@ -15,6 +15,7 @@ from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName
 Reason = Literal[
     "unexpected_key",
     "duplicate",
+    "replayed",
     "missing",
     "too_large",
     "truncated",

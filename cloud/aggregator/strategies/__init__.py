@@ -47,6 +47,8 @@ def strategy_named(name: str, **given: Any) -> Strategy:
             return Strategy(name, weigh, Adam(**chosen), clip)
         case "fedyogi":
             return Strategy(name, weigh, Yogi(**chosen), clip)
+        case "fedbuff":
+            return Strategy(name, weigh, Step(), clip, staleness=chosen["staleness"])
     return Strategy(name, weigh, Step(), clip)
 
 

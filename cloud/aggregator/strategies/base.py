@@ -121,10 +121,14 @@ class Noise(Protocol):
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a round's updates become the next parameters. Without ``combine`` it is the weighted mean, which streams."""
+    """How a round's updates become the next parameters. Without ``combine`` it is the weighted mean, which streams.
+
+    ``staleness`` is the number of earlier rounds whose late updates are wanted too.
+    """
 
     name: str
     weigh: Weigh
     server: ServerOptimizer
     clip: Clip | None = None
     combine: Combine | None = None
+    staleness: int = 0

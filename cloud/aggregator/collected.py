@@ -1,0 +1,42 @@
+"""What a round's job combines, fixed by the first job that looked."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cloud.aggregator.s3 import Bucket
+from cloud.aggregator.sources import UpdateReference
+from fedgrass.errors import TransferError
+from fedgrass.noise import SEED_BYTES
+from fedgrass.protocol.names import report_prefix
+
+
+class UpdateList(BaseModel):
+    """``updates.json``: what a round's result depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    schema_: int = Field(default=1, alias="schema")
+    updates: tuple[UpdateReference, ...]
+    noise_seed: str = Field(pattern="^[0-9a-f]{64}$", description="Of central privacy: the same noise after a restart")
+
+
+def pin(bucket: Bucket, fleet: str, number: int, found: Sequence[UpdateReference]) -> UpdateList:
+    """Return the round's list: the one that is there, or else this one.
+
+    Raises
+    ------
+    TransferError
+        If what is there is no list.
+    """
+    key = report_prefix(fleet, number) + "updates.json"
+    ordered = tuple(sorted(found, key=lambda reference: reference.key))
+    ours = UpdateList(updates=ordered, noise_seed=secrets.token_hex(SEED_BYTES))
+    pinned = bucket.write_first(key, ours.model_dump_json(by_alias=True, indent=1).encode())
+    try:
+        return UpdateList.model_validate_json(pinned)
+    except ValidationError as error:
+        raise TransferError(f"{bucket.uri(key)}: is no update list; move it away to make a new one") from error
