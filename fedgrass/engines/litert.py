@@ -46,6 +46,8 @@ class LiteRTEngine(BatchEngine):
             raise BundleError(f"{bundle.path(GRAPH)}: LiteRT cannot load it ({error})") from error
         self._signatures = self._runners(str(bundle.path(GRAPH)))
         self._has_optimizer = _OPTIMIZER[0] in self._signatures
+        # Of as many ones as a batch has examples, and as many zeros, the weights of n examples begin n before the middle.
+        self._weights = np.repeat(np.array([1, 0], np.float32), self.manifest.batch_size)
         self.set_parameters(bundle.parameters())
 
     def get_parameters(self) -> Parameters:
@@ -92,8 +94,8 @@ class LiteRTEngine(BatchEngine):
         return [found[f"s{i}"] for i in range(len(found))]
 
     def _set_optimizer_state(self, state: Sequence[Array]) -> None:
-        expected = self._signatures["write_optimizer"].get_input_details() if self._has_optimizer else {}
-        check_state(state, [tuple(expected[f"s{i}"]["shape"]) for i in range(len(expected))])
+        expected = self._signatures["write_optimizer"].input_shapes if self._has_optimizer else {}
+        check_state(state, [expected[f"s{i}"] for i in range(len(expected))])
         if self._has_optimizer:
             self._signatures["write_optimizer"](**{f"s{i}": value for i, value in enumerate(state)})
 
@@ -103,28 +105,59 @@ class LiteRTEngine(BatchEngine):
         return {
             "x": _pad(batch.x, size, self.manifest.x.dtype),
             "y": _pad(batch.y, size, self.manifest.y.dtype),
-            "sample_weight": (np.arange(size) < len(batch.x)).astype(np.float32),
+            "sample_weight": self._weights[size - len(batch.x) :][:size],
         }
 
-    def _runners(self, name: str) -> dict[str, Any]:
+    def _runners(self, name: str) -> dict[str, _Signature]:
         found = self._interpreter.get_signature_list()
         missing = sorted(set(_SIGNATURES) - found.keys())
         if missing:
             raise BundleError(
                 f"{name}: the graph lacks signature {missing[0]!r}; export the model with `fedgrass model export`"
             )
-        runners = {key: self._interpreter.get_signature_runner(key) for key in found}
-        inputs = runners["write_parameters"].get_input_details()
-        shapes = [tuple(inputs[f"p{i}"]["shape"]) if f"p{i}" in inputs else None for i in range(len(inputs))]
+        runners = {key: _Signature(self._interpreter.get_signature_runner(key)) for key in found}
+        inputs = runners["write_parameters"].input_shapes
+        shapes = [inputs.get(f"p{i}") for i in range(len(inputs))]
         if shapes != [p.shape for p in self.manifest.parameters]:
             raise BundleError(f"{name}: the graph's parameters are not the manifest's; export the model again")
         return runners
 
 
+class _Signature:
+    """A signature that is always called with inputs of one shape, so that its tensors are allocated once.
+
+    The interpreter's own runner resizes and allocates at each call, which takes longer than a step of a small model. What is
+    used of it here is private: tests hold both against each other.
+    """
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+        self._allocated = False
+        self._interpreter = runner._interpreter_wrapper
+        self._subgraph = runner._subgraph_index
+        self.inputs: dict[str, int] = dict(runner._inputs)
+        self._outputs: dict[str, int] = dict(runner._outputs)
+
+    def __call__(self, **inputs: Array | np.generic) -> dict[str, Array]:
+        if not self._allocated:
+            found: dict[str, Array] = self._runner(**inputs)
+            self._allocated = True
+            return found
+        for name, value in inputs.items():
+            self._interpreter.SetTensor(self.inputs[name], value, self._subgraph)
+        self._interpreter.Invoke(self._subgraph)
+        return {name: self._interpreter.GetTensor(index, self._subgraph) for name, index in self._outputs.items()}
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs by name."""
+        return {name: tuple(details["shape"]) for name, details in self._runner.get_input_details().items()}
+
+
 def _pad(array: Array, size: int, dtype: str) -> Array:
-    if len(array) == size:
-        return np.ascontiguousarray(array, dtype)
-    return np.resize(array, (size, *array.shape[1:])).astype(dtype)
+    if len(array) < size:
+        array = array.take(np.arange(size) % len(array), axis=0)
+    return np.ascontiguousarray(array, dtype)
 
 
 def _split(x: Array, size: int) -> Iterator[Array]:

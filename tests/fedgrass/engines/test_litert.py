@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from sklearn.datasets import load_digits
 
 from fedgrass.bundle import GRAPH, Bundle, Parameters
@@ -268,3 +269,19 @@ def test_training_imports_no_tensorflow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_signature_that_is_called_again_gives_what_the_interpreters_own_runner_gives(digits: ArrayDataset) -> None:
+    ours = LiteRTEngine(Bundle.open(BUNDLE))
+    interpreter = Interpreter(model_path=str(BUNDLE / "model.tflite"))
+    own = {name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()}
+    own["write_parameters"](**{f"p{i}": v for i, v in enumerate(Bundle.open(BUNDLE).parameters().values())})
+    weight, rate = np.ones(16, np.float32), np.float32(0.2)
+    for start in range(0, 64, 16):
+        x, y = digits.x[start : start + 16], digits.y[start : start + 16]
+        step = own["train_plain"](x=x, y=y, sample_weight=weight, learning_rate=rate)
+        result = ours.fit(ArrayDataset(x, y), FitSettings(learning_rate=0.2))
+        assert result.metrics["loss"] == pytest.approx(float(step["loss"]), rel=1e-6)
+    found = own["read_parameters"]()
+    for i, value in enumerate(ours.get_parameters().values()):
+        np.testing.assert_allclose(value, found[f"p{i}"], rtol=1e-5, atol=1e-7)  # fit shuffles the batch
