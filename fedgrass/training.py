@@ -24,6 +24,9 @@ from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import UpdateInfo, write_update
 
+_MOST_METRICS, _LONGEST_NAME = 16, 40
+"""What a message holds of them (`fedgrass.protocol.messages.Metrics`)."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -236,12 +239,17 @@ def evaluate(engine: Engine, data: Split) -> Evaluated:
 
 
 def _measured(engine: Engine, data: Split, result: FitResult) -> Metrics:
-    """How the training went, and how the trained model does on the held-back examples, if the device has any."""
-    found = dict(result.metrics)
+    """How the training went, and how the trained model does on the held-back examples, if the device has any.
+
+    ``steps`` are those of the whole training, over restarts: FedNova weighs by them.
+    """
+    found = {"steps": float(result.steps)}
     if len(data.validation):
         judged = engine.evaluate(data.validation)
         found |= {f"validation_{name}": judged[name] for name in ("loss", "accuracy") if name in judged}
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+    found |= {name: value for name, value in result.metrics.items() if name not in found and len(name) <= _LONGEST_NAME}
+    finite = [(name, value) for name, value in found.items() if math.isfinite(value)]
+    return dict(finite[:_MOST_METRICS])  # a Flower client may have any number of its own
 
 
 def _limited(data: Dataset, most: int | None) -> Dataset:

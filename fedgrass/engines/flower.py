@@ -72,7 +72,8 @@ class FlowerEngine:
         client = self._client_for(data)
         if resume is not None and resume.epoch >= settings.epochs:
             self.set_parameters(resume.parameters)
-            return FitResult(resume.parameters, len(data), {"loss": resume.losses[-1]} if resume.losses else {}, 0)
+            metrics = {"loss": resume.losses[-1]} if resume.losses else {}
+            return FitResult(resume.parameters, len(data), metrics, resume.steps)
         config = {
             "epochs": settings.epochs,
             "batch_size": self.manifest.batch_size,
@@ -92,10 +93,13 @@ class FlowerEngine:
                 )
         if examples < 1:
             raise DataError(f"model {self.manifest.name!r}: its Flower client trained on {examples} examples")
+        # A client that counts its steps knows better.
+        steps = int(found.get("steps", settings.epochs * math.ceil(examples / self.manifest.batch_size)))
         if hooks is not None:
-            hooks.after_epoch(FitState(settings.epochs, parameters, losses=[found[k] for k in ("loss",) if k in found]))
+            losses = [found["loss"]] if "loss" in found else []
+            hooks.after_epoch(FitState(settings.epochs, parameters, losses=losses, steps=steps))
         self.set_parameters(parameters)
-        return FitResult(parameters, int(examples), found, settings.epochs)
+        return FitResult(parameters, int(examples), found, steps)
 
     def evaluate(self, data: Dataset) -> Metrics:
         """Return the client's ``loss``, ``examples``, and its own metrics (``accuracy`` among them, if it gives one)."""

@@ -235,7 +235,7 @@ def test_without_examples_there_is_no_training(tmp_path: Path) -> None:
 def test_without_validation_examples_training_is_not_judged(tmp_path: Path) -> None:
     x, y = digits.examples()
     trained = run(tmp_path, data=Split(ArrayDataset(x[:50], y[:50]), ArrayDataset(x[:0], y[:0])))
-    assert trained.metrics.keys() == {"loss"}
+    assert trained.metrics.keys() == {"steps", "loss"}
 
 
 def test_a_training_that_diverges_writes_no_update(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_round_is_trained_uploaded_and_announced_in_this_order(place: Place) -
     assert (notice.status, notice.round, notice.thing, notice.key) == ("uploaded", 1, THING, KEY)
     assert notice.bytes == len(place.streams.s3[KEY])
     assert notice.num_examples == 40
-    assert notice.metrics == {"loss": 0.5, "validation_loss": 0.5, "validation_accuracy": 0.5}
+    assert notice.metrics == {"steps": 3, "loss": 0.5, "validation_loss": 0.5, "validation_accuracy": 0.5}
     place.settle()
     assert {path.name for path in (place.folder / "work").iterdir()} <= {
         "round.json",

@@ -247,11 +247,13 @@ def test_a_flower_client_is_trained_with_the_rounds_settings(tmp_path: Path, dig
         digits.take(1400), FitSettings(epochs=3, learning_rate=0.5), hooks=Hooks(after_epoch=states.append)
     )
     assert engine.evaluate(kept)["accuracy"] > 0.85
-    assert result.num_examples == 1400
+    assert (result.num_examples, result.steps) == (1400, 3 * 88)
     assert set(result.metrics) == {"loss"}  # its text stays at home
     assert same(result.parameters, engine.get_parameters())
     again = open_engine("flower", bundle, builder=f"{MODELS}:NumPyLogistic")
-    assert same(again.fit(digits, FitSettings(epochs=3), resume=states[-1]).parameters, result.parameters)
+    resumed = again.fit(digits, FitSettings(epochs=3), resume=states[-1])
+    assert same(resumed.parameters, result.parameters)
+    assert resumed.steps == result.steps
     with pytest.raises(DivergedError), np.errstate(all="ignore"):
         again.fit(ArrayDataset(digits.x * np.float32(1e30), digits.y), FitSettings(learning_rate=1e30))
     assert same(again.get_parameters(), result.parameters)
