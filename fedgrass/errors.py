@@ -155,6 +155,18 @@ class RoundRefusedError(FedgrassError):
     code = "round_refused"
 
 
+class CommandError(FedgrassError):
+    """A command to one device was not done.
+
+    Cause: The device refused it or failed at it, and the message has its reason; or it has not answered yet.
+
+    Remedy: Do what the reason says. A device that is offline is reached by sending the command again once
+    `fedgrass fleet list` shows it alive.
+    """
+
+    code = "command"
+
+
 class UpdateError(FedgrassError):
     """An update is refused. ``code`` is the reason that reports and figures count (`fedgrass.update.header.Reason`)."""
 

@@ -28,6 +28,8 @@ from fedgrass.files import copy_atomically, sha256_of, write_atomically
 from fedgrass.protocol.messages import Base, Command, Reply
 from fedgrass.protocol.names import command_key, model_prefix
 
+_TELL_OF_THE_DATA = frozenset({"fit", "evaluate"})
+
 
 class _Set(BaseModel):
     """The model that the operator set, in force until another is."""
@@ -47,15 +49,24 @@ class CommandDesk:
         Asked for each command, as settings change.
     data_in_use
         Held while data and engine are.
+    privacy
+        Says why nothing exact about the data may be told, or nothing.
     """
 
     def __init__(
-        self, commands: Commands, workshop: Callable[[], Workshop], uploads: Uploads, data_in_use: threading.Lock
+        self,
+        commands: Commands,
+        workshop: Callable[[], Workshop],
+        uploads: Uploads,
+        data_in_use: threading.Lock,
+        *,
+        privacy: Callable[[], str],
     ) -> None:
         self._commands = commands
         self._workshop = workshop
         self._uploads = uploads
         self._data_in_use = data_in_use
+        self._privacy = privacy
         self._stopping = threading.Event()
         self._todo: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="commands", daemon=True)
@@ -115,6 +126,10 @@ class CommandDesk:
         shop = self._workshop()
         if command.kind == "set_parameters":
             return self._set_parameters(command, shop)
+        if command.kind in _TELL_OF_THE_DATA and (reason := self._privacy()):
+            return self._commands.reply(
+                command, "refused", f"{reason}; {command.kind} would tell of this device's data without noise"
+            )
         bundle = self._model(command, shop)
         if command.kind == "get_parameters":
             copy = shop.work / f"{answer_name(command.id)}.safetensors"

@@ -57,6 +57,11 @@ class Rounds:
         """Phase of the newest round."""
         return self._record.phase if self._record else None
 
+    @property
+    def newest(self) -> Announcement | None:
+        """The newest announcement that was taken in, whatever became of it."""
+        return self._record.announcement if self._record else None
+
     def announced(self, payload: bytes) -> Announcement | None:
         """Take an announcement in; returns it if this device is to work on it (again), None if there is nothing to do."""
         try:

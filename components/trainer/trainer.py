@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+from components.trainer.answer import notice_of
 from components.trainer.desk import CommandDesk
 from components.trainer.job import Job, Outcome, Refusal, Workshop
+from components.trainer.privacy import against_exact_answers, against_round
 from components.trainer.rounds import Rounds, answer_key
 from components.trainer.status import StatusBoard
 from fedgrass import data
@@ -30,7 +32,7 @@ from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import DataError, IpcError, MessageError, TransferError
-from fedgrass.protocol.messages import Announcement, ApplicationStatus, UpdateNotice, as_reason
+from fedgrass.protocol.messages import Announcement, ApplicationStatus, UpdateNotice
 from fedgrass.protocol.names import (
     APPLICATION_TOPIC,
     MODEL_ACTIVE_TOPIC,
@@ -99,7 +101,13 @@ class Trainer:
             kinds=TRAINER_COMMANDS,
             elsewhere=MODEL_DEPLOYER_COMMANDS,
         )
-        self._desk = CommandDesk(commands, lambda: self._workshop, self._uploads, self._data_in_use)
+        self._desk = CommandDesk(
+            commands,
+            lambda: self._workshop,
+            self._uploads,
+            self._data_in_use,
+            privacy=lambda: against_exact_answers(self._rounds.newest, least=self._settings.own.min_noise_multiplier),
+        )
 
     def start(self) -> None:
         """Take up what a former process left, and listen."""
@@ -186,7 +194,8 @@ class Trainer:
             if self._job.announcement == announcement:
                 return
             self._drop_job()
-        if objection := self._uploads.room() or self._shortage():
+        exposure = against_round(announcement, least=self._settings.own.min_noise_multiplier)
+        if objection := exposure or self._uploads.room() or self._shortage():
             self._answer(announcement, Refusal("declined", objection))
             return
         self._status.say("waiting", announcement)
@@ -231,7 +240,7 @@ class Trainer:
 
     def _answer(self, announcement: Announcement, outcome: Trained | Evaluated | Refusal) -> None:
         """Hand the round's one answer on, then note that; in this order, so that a crash between repeats it by its key."""
-        key, notice = answer_key(announcement), self._notice(announcement, outcome).encode()
+        key, notice = answer_key(announcement), notice_of(announcement, self._device.thing, outcome).encode()
         try:
             if not isinstance(outcome, Trained):
                 self._outbox.put(key, self._topic, notice)
@@ -259,34 +268,6 @@ class Trainer:
             self._status.counted("taken", outcome.seconds)
             self._log.info("trained", round=announcement.round, seconds=outcome.seconds, metrics=outcome.metrics)
             self._status.say("uploading", announcement)
-
-    def _notice(self, announcement: Announcement, outcome: Trained | Evaluated | Refusal) -> UpdateNotice:
-        fleet, number, thing = announcement.fleet, announcement.round, self._device.thing
-        if isinstance(outcome, Refusal):
-            return UpdateNotice(
-                fleet=fleet, round=number, thing=thing, status=outcome.status, reason=as_reason(outcome.reason)
-            )
-        if isinstance(outcome, Evaluated):
-            return UpdateNotice(
-                fleet=fleet,
-                round=number,
-                thing=thing,
-                status="evaluated",
-                num_examples=outcome.num_examples,
-                metrics=outcome.metrics,
-            )
-        return UpdateNotice(
-            fleet=fleet,
-            round=number,
-            thing=thing,
-            status="uploaded",
-            key=update_key(fleet, number, thing),
-            sha256=outcome.info.sha256,
-            bytes=outcome.info.bytes,
-            num_examples=outcome.num_examples,
-            metrics=outcome.metrics,
-            seconds_train=round(outcome.seconds, 3),
-        )
 
     def _answer_again(self, announcement: Announcement) -> None:
         if self._job is None and self._rounds.unfinished() == announcement:

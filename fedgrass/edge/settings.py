@@ -103,6 +103,11 @@ class TrainerSettings(GuardSettings):
     )
     max_waiting_uploads_mb: int = Field(default=512, ge=1, description="Updates kept while there is no link")
     allow_commands: bool = Field(default=True, description="Whether the operator may direct this device alone")
+    min_noise_multiplier: float = Field(
+        default=0,
+        ge=0,
+        description="Decline rounds whose updates carry less noise, and commands whose answers would tell of the data",
+    )
     max_bundle_mb: int = Field(default=2048, ge=1, description="Largest model that is downloaded")
 
 

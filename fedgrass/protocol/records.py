@@ -9,6 +9,7 @@ rounds    fleet,key   ``settings``                      the fleet's settings
 rounds    fleet,key   ``state``                         `FleetState`: the lock, the last number, the current model
 rounds    fleet,key   ``round#000007``                  `RoundRecord`
 rounds    fleet,key   ``round#000007#<thing>``          `Participation`: one device's part in the round
+rounds    fleet,key   ``reply#<thing>#<id>``            a device's `Reply` to a command, as it came, by the topic rule
 ========= =========== ================================= ==========================================================
 
 DynamoDB has no floats: numbers travel as decimals. Times that the cloud takes of a device's message are epoch
@@ -232,6 +233,11 @@ def round_key(number: int) -> str:
 def participation_key(number: int, thing: str) -> str:
     """Range key of one device's part in a round."""
     return f"{round_key(number)}#{thing}"
+
+
+def reply_key(thing: str, command: str) -> str:
+    """Range key of a device's reply to a command; the stack's ReplyRule writes it."""
+    return f"reply#{thing}#{command}"
 
 
 def to_attribute(value: Any) -> Any:

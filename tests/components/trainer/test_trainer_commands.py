@@ -12,7 +12,7 @@ from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS
 from fedgrass.edge.commands import MAX_WAITING
 from fedgrass.files import sha256_of
-from fedgrass.protocol.messages import ApplicationStatus, Command, FitTask, Reply
+from fedgrass.protocol.messages import ApplicationStatus, Command, FitTask, Reply, UpdateTask
 from fedgrass.protocol.names import APPLICATION_TOPIC, command_key, device_topic
 from tests.components.trainer.engine import QuickEngine
 from tests.components.trainer.place import FLEET, THING, Place
@@ -158,6 +158,50 @@ def test_an_owner_may_switch_commands_off(tmp_path: Path) -> None:
     place.start()
     command(place, "a", "fit")
     assert "allowCommands" in answer(place).reason
+    place.stop()
+
+
+NOISY = UpdateTask(clip_norm=1.0, noise_multiplier=1.0)
+
+
+@pytest.mark.parametrize("kind", ["fit", "evaluate"])
+def test_a_device_whose_rounds_add_noise_tells_nothing_exact_about_its_data(place: Place, kind: str) -> None:
+    place.start()
+    place.open(place.announcement(update=NOISY))
+    place.settle()
+    place.stop()
+    place.start()
+    command(place, "a", kind)
+    reply = answer(place)
+    assert (reply.status, reply.metrics, reply.num_examples, reply.key) == ("refused", {}, 0, None)
+    assert "noise" in reply.reason
+    command(place, "b", "get_parameters")  # the model is the fleet's, and tells nothing of this device's data
+    assert answer(place, 2).status == "done"
+
+
+@pytest.mark.parametrize(
+    ("asked", "declined"),
+    [
+        ({}, True),
+        ({"update": UpdateTask(clip_norm=1.0, noise_multiplier=0.5)}, True),
+        ({"update": NOISY, "task": "evaluate"}, True),
+        ({"update": NOISY}, False),
+    ],
+)
+def test_an_owner_may_ask_for_noise_whatever_the_cloud_wants(
+    tmp_path: Path, asked: dict[str, Any], declined: bool
+) -> None:
+    QuickEngine.reset()
+    place = Place(tmp_path, minNoiseMultiplier="0.8")
+    place.have_model()
+    place.start()
+    place.open(place.announcement(**asked))
+    place.settle()
+    [notice] = place.notices
+    assert notice.status == ("declined" if declined else "uploaded")
+    assert ("minNoiseMultiplier" in notice.reason) == declined
+    command(place, "a", "fit")
+    assert "minNoiseMultiplier" in answer(place).reason
     place.stop()
 
 

@@ -49,6 +49,11 @@ def test_timestamps_are_milliseconds() -> None:
     assert select("floor(timestamp() / 1000) AS s")["s"] > 1_700_000_000
 
 
+def test_texts_are_joined_and_with_what_is_missing_nothing_is() -> None:
+    assert select("concat('reply#', a, '#', b) AS k", {"a": "t", "b": "1"}) == {"k": "reply#t#1"}
+    assert select("concat(a, b) AS k", {"a": "t"}) == {}
+
+
 def test_the_payload_as_it_came_can_be_encoded_even_if_it_is_no_json() -> None:
     query = parse("SELECT encode(*, 'base64') AS p FROM 'a'")
     assert query.select(Message("a", b"\xff{")) == {"p": base64.b64encode(b"\xff{").decode()}
