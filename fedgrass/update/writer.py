@@ -8,7 +8,9 @@ import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from fedgrass.update.entropy import TENSOR, compress
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.registry import codec_named
+
+_NO_CHANCE = np.random.default_rng(0)  # for codecs that leave nothing to it
 
 
 @dataclass(frozen=True)
@@ -132,34 +136,39 @@ def encode_update(
         delta = _difference(base[name], local[name])
         return delta + residual[name].ravel() if name in residual else delta
 
-    norm = math.sqrt(sum(_squares(difference(name)) for name in base))
-    if not math.isfinite(norm):
-        raise DivergedError("the trained parameters are not finite: no update was written. Lower the learning rate")
-    scale = clip_norm / norm if 0 < clip_norm < norm else 1.0
-    rounding = np.random.default_rng(_seed(header))
-    stored: dict[str, Array] = {}
-    left_out: Parameters = {}
-    for name, before in base.items():
-        parameter = TensorDescription(name=name, shape=before.shape, dtype=before.dtype.name)
-        delta = difference(name)
-        if scale != 1.0:
-            delta *= np.float32(scale)
-        if noise_multiplier > 0:
-            add_gaussian(delta, noise_multiplier * clip_norm, noise_seed())
-        encoded = encoder.parameters.encode(parameter, delta, rounding)
-        for tensor, values in zip(encoder.parameters.layout(parameter), encoded, strict=True):
-            if tensor.name in stored:
-                raise BundleError(f"parameter {name!r}: another one's name is its own and a codec's suffix; rename it")
-            stored[tensor.name] = values
-        if feedback is not None and not encoder.parameters.lossless:
-            delta -= _decoded(encoder.parameters, parameter, encoded)
-            left_out[name] = delta.astype(before.dtype, copy=False).reshape(before.shape)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by its norm
+        norm = math.sqrt(sum(_squares(difference(name)) for name in base)) if clip_norm > 0 else 0.0
+        scale = clip_norm / norm if 0 < clip_norm < norm else 1.0
+        squares = 0.0
+        rounding = _NO_CHANCE if encoder.parameters.lossless else np.random.default_rng(_seed(header))
+        stored: dict[str, Array] = {}
+        left_out: Parameters = {}
+        for name, before in base.items():
+            parameter = _description(name, before.shape, before.dtype)
+            delta = difference(name)
+            squares += _squares(delta)
+            if not math.isfinite(squares):
+                raise DivergedError("the trained parameters are not finite. Lower the learning rate")
+            if scale != 1.0:
+                delta *= np.float32(scale)
+            if noise_multiplier > 0:
+                add_gaussian(delta, noise_multiplier * clip_norm, noise_seed())
+            encoded = encoder.parameters.encode(parameter, delta, rounding)
+            for tensor, values in zip(encoder.parameters.layout(parameter), encoded, strict=True):
+                if tensor.name in stored:
+                    raise BundleError(
+                        f"parameter {name!r}: another one's name is its own and a codec's suffix; rename it"
+                    )
+                stored[tensor.name] = values
+            if feedback is not None and not encoder.parameters.lossless:
+                delta -= _decoded(encoder.parameters, parameter, encoded)
+                left_out[name] = delta.astype(before.dtype, copy=False).reshape(before.shape)
     if feedback is not None:
         feedback.keep(residual, left_out)
     if encoder.compressed:
         stored = {TENSOR: compress(stored.values())}
     metadata = header.model_copy(update={"codec": encoder.name}).to_metadata()
-    return EncodedUpdate(stored, metadata, norm * scale)
+    return EncodedUpdate(stored, metadata, math.sqrt(squares) * scale)
 
 
 def _seed(header: UpdateHeader) -> int:
@@ -178,9 +187,14 @@ def _decoded(codec: Codec, parameter: TensorDescription, encoded: Sequence[Array
     return found
 
 
+@lru_cache(maxsize=4096)
+def _description(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> TensorDescription:
+    return TensorDescription.model_validate({"name": name, "shape": shape, "dtype": dtype.name})
+
+
 def _difference(before: Array, after: Array) -> Floats:
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by its norm
-        return after.astype(np.float32).ravel() - before.astype(np.float32).ravel()
+    found: Floats = np.subtract(after, before, dtype=np.float32).ravel()
+    return found
 
 
 def _squares(delta: Floats) -> float:
