@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -11,7 +11,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from fedgrass.protocol.messages import Heartbeat
 from fedgrass.protocol.records import Participation, RoundRecord
+from fedgrass.protocol.refusals import Refusals
 from fedgrass.protocol.tables import FleetMember
 
 _OUTCOME_STYLES = {
@@ -133,14 +135,28 @@ def participants_table(participants: Sequence[Participation]) -> Table:
     return table
 
 
-def fleet_table(members: Sequence[FleetMember], *, now_ms: float) -> Table:
-    """Return the devices as a table."""
-    table = _table("device", "state", "able to train", "model", "examples", "trainer", "cpu", "memory", "disk free")
+def fleet_table(members: Sequence[FleetMember], refused: Mapping[str, Refusals], *, now_ms: float) -> Table:
+    """Return the devices as a table; ``refused`` says of some how often their updates were."""
+    table = _table(
+        "device",
+        "state",
+        "able to train",
+        "model",
+        "examples",
+        "refused",
+        "trainer",
+        "cpu",
+        "memory",
+        "disk free",
+        "trouble",
+    )
     for member in members:
         beat = member.heartbeat
         model = member.model.active_version if member.model else None
         if beat is None:
-            table.add_row(member.thing, Text("never heard", style="yellow"), _NOTHING, model or _NOTHING)
+            never = Text("never heard", style="yellow")
+            refusal = refusals_text(refused.get(member.thing))
+            table.add_row(member.thing, never, _NOTHING, model or _NOTHING, _NOTHING, refusal)
             continue
         alive = beat.alive(now_ms)
         silence = f"silent for {(now_ms - beat.received_at) / 1000:.0f} s"
@@ -150,9 +166,29 @@ def fleet_table(members: Sequence[FleetMember], *, now_ms: float) -> Table:
             Text("yes", style="green") if beat.able else Text(f"no: {beat.reason}", style="yellow"),
             beat.model_version or model or _NOTHING,
             f"{beat.examples:,}",
+            refusals_text(refused.get(member.thing)),
             beat.trainer.state,
             f"{beat.cpu_percent:.0f} %",
             f"{beat.memory_percent:.0f} %",
             size(beat.disk_free_bytes),
+            _trouble(beat),
         )
     return table
+
+
+def refusals_text(refused: Refusals | None) -> Text:
+    """Return how often a device's updates were refused, and why the last time."""
+    if refused is None:
+        return Text("0")
+    return Text(f"{refused.count}, last {refused.reason} in round {refused.round}", style="red")
+
+
+def _trouble(beat: Heartbeat) -> Text:
+    """Return which components of a device are silent, and the last error of those that had one."""
+    lines = [f"{_short(name)} is silent" for name in beat.silent]
+    lines += [f"{_short(name)}: {error}" for name, error in beat.errors.items()]
+    return Text("\n".join(lines), style="yellow") if lines else Text("")
+
+
+def _short(component: str) -> str:
+    return component.rpartition(".")[2]

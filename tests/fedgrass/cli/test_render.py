@@ -1,0 +1,47 @@
+"""What the tables of the command line say."""
+
+from __future__ import annotations
+
+import io
+from datetime import datetime, timezone
+
+from rich.console import Console
+
+from fedgrass.cli import render
+from fedgrass.protocol.names import HEARTBEAT, TRAINER
+from fedgrass.protocol.records import Device
+from fedgrass.protocol.tables import FleetMember
+
+
+def test_the_fleet_shows_at_a_glance_who_can_train_and_why_not() -> None:
+    common = {"fleet": "f", "sent_at": datetime.now(timezone.utc), "interval_seconds": 30, "received_at": 1_000_000}
+    members = [
+        FleetMember("well", Device.model_validate({**common, "thing": "well"})),
+        FleetMember(
+            "unwell",
+            Device.model_validate(
+                {
+                    **common,
+                    "thing": "unwell",
+                    "able": False,
+                    "reason": "the trainer has been silent for 130 s",
+                    "silent": [TRAINER],
+                    "errors": {HEARTBEAT: "disk full"},
+                }
+            ),
+        ),
+        FleetMember("away", Device.model_validate({**common, "thing": "away", "received_at": 1})),
+        FleetMember("new"),
+    ]
+    shown = io.StringIO()
+    Console(file=shown, width=250).print(render.fleet_table(members, now_ms=1_001_000))
+    text = shown.getvalue()
+    for said in (
+        "alive",
+        "no: the trainer has been silent for 130 s",
+        "Trainer is silent",
+        "Heartbeat: disk full",
+        "silent for 1001 s",
+        "never heard",
+    ):
+        assert said in text
