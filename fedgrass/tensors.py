@@ -44,6 +44,7 @@ _DTYPES = {
     "I64": np.dtype("<i8"),
     "F64": np.dtype("<f8"),
 }
+_COMPACT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -180,7 +181,7 @@ def encode_header(tensors: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]],
         end = position + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = _COMPACT.encode(header).encode()
     text += b" " * (-len(text) % 8)  # keeps the data aligned, as the format asks
     return struct.pack("<Q", len(text)) + text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,12 +22,28 @@ def check_dataset(data: Dataset, manifest: Manifest) -> None:
     DataError
         If there are no examples, or as in `check_batch`; the message says which example.
     """
+    if isinstance(data, Checked) and len(data):
+        return
     first = 0
     for batch in data.batches(manifest.batch_size):
         check_batch(batch, manifest, first=first)
         first += len(batch.x)
     if first == 0:
         raise DataError(f"no examples for model {manifest.name!r}; check the data loader's path and filters")
+
+
+class Checked:
+    """Examples that passed `check_dataset` as part of a larger set: a simulation checks all devices' at once."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        """Yield every example once; see `fedgrass.engines.base.Dataset`."""
+        return self._data.batches(batch_size, seed=seed)
 
 
 def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0) -> None:

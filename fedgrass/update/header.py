@@ -42,6 +42,8 @@ Reason = Literal[
 MAX_EXAMPLES = 1 << 53
 MAX_METADATA_BYTES = 8192
 
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+
 # A field that is wrong has its own code where that helps to find the cause.
 _REASONS: dict[str, Reason] = {
     "schema": "wrong_schema",
@@ -68,7 +70,7 @@ class UpdateHeader(BaseModel):
     def to_metadata(self) -> dict[str, str]:
         """Return the safetensors metadata; the same header gives the same strings."""
         fields = self.model_dump(by_alias=True, exclude={"metrics"})
-        metrics = json.dumps(dict(sorted(self.metrics.items())), separators=(",", ":"))
+        metrics = _COMPACT.encode(dict(sorted(self.metrics.items())))
         return {name: str(value) for name, value in fields.items()} | {"metrics": metrics}
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.codec_name import CodecName, Values
@@ -23,6 +24,7 @@ class UpdateCodec:
     compressed: bool
 
 
+@lru_cache(maxsize=64)
 def codec_named(name: str) -> UpdateCodec:
     """Return the codec; raises `UpdateError` (``unknown_codec``) if the name is none (`CodecName`)."""
     try:

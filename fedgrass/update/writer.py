@@ -198,7 +198,8 @@ def _difference(before: Array, after: Array) -> Floats:
 
 
 def _squares(delta: Floats) -> float:
-    return float(np.square(delta, dtype=np.float64).sum())
+    wide = delta.astype(np.float64)
+    return float(wide @ wide)
 
 
 def _require_alike(base: Parameters, local: Parameters) -> None:
