@@ -7,7 +7,9 @@ else, publishing can be repeated, and a report that exists ends the job before i
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from fedgrass.inference import inference_accuracy, write_bundle
 from fedgrass.logs import Log
 from fedgrass.protocol.names import report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.refusals import refusals_before
 from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, ReleaseEntry, RoundReport
 from fedgrass.protocol.tables import load_round
 
@@ -129,9 +132,12 @@ class RoundJob:
                 share=self._share(pinned) if self._instances > 1 and strategy.combine is None else None,
                 scratch=self._scratch,
             )
+        result = self._counted(result)
         self._report.aggregation = result
         for entry in result.quarantined:
-            self._log.warning("quarantined", thing=entry.thing, reason=entry.reason, detail=entry.detail)
+            self._log.warning(
+                "quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
+            )
         outcome, reason = self._outcome(base, result)
         return self._finish(outcome, reason)
 
@@ -174,6 +180,17 @@ class RoundJob:
             checks=self._record.settings.checks,
             earlier=earlier,
         )
+
+    def _counted(self, result: Aggregation) -> Aggregation:
+        """Say of each refusal how many the device has had by now."""
+        things = [entry.thing for entry in result.quarantined if entry.thing]
+        before = refusals_before(self._clients.rounds, self._record.fleet, self._record.round, things)
+        now = Counter(things)
+        counted = (
+            entry.model_copy(update={"times": before.get(entry.thing, 0) + max(1, now[entry.thing])})
+            for entry in result.quarantined
+        )
+        return replace(result, quarantined=tuple(counted))
 
     def _share(self, pinned: UpdateList) -> BucketShare:
         settings = self._record.settings

@@ -16,6 +16,7 @@ from fedgrass.errors import AggregationError
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import RoundNumber, parameters_key, report_key
 from fedgrass.protocol.records import STATE_KEY, RoundRecord
+from fedgrass.protocol.refusals import count_refusals
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.tables import load_round, set_current_model
 
@@ -52,6 +53,7 @@ def record_report(services: Services, request: RoundRequest) -> dict[str, Any]:
             f"s3://{services.bucket}/{report_key(record.fleet, record.round)}; see the job's log"
         )
     adopt(services, report)
+    count_refusals(services.rounds, report)
     changed = change_round(
         services.rounds,
         record.fleet,

@@ -11,15 +11,18 @@ from fedgrass.cli import render
 from fedgrass.cli.account import DEFAULT_FLEET, Account, FleetOption
 from fedgrass.cli.rounds import merge
 from fedgrass.protocol import tables
+from fedgrass.protocol.refusals import refusals
 
 app = typer.Typer(no_args_is_help=True, help="Look at the devices; change the settings.")
 
 
 @app.command("list")
 def list_devices(fleet: FleetOption = DEFAULT_FLEET) -> None:
-    """List the devices: alive or silent, able to train or why not, and their model."""
-    members = tables.fleet_members(Account.of(fleet).devices_table, fleet)
-    render.console().print(render.fleet_table(members, now_ms=time.time() * 1000))
+    """List the devices: alive or silent, able to train or why not, their model, and how often their updates were refused."""
+    account = Account.of(fleet)
+    members = tables.fleet_members(account.devices_table, fleet)
+    refused = refusals(account.rounds_table, fleet)
+    render.console().print(render.fleet_table(members, refused, now_ms=time.time() * 1000))
 
 
 @app.command()

@@ -9,6 +9,7 @@ rounds    fleet,key   ``settings``                      the fleet's settings
 rounds    fleet,key   ``state``                         `FleetState`: the lock, the last number, the current model
 rounds    fleet,key   ``round#000007``                  `RoundRecord`
 rounds    fleet,key   ``round#000007#<thing>``          `Participation`: one device's part in the round
+rounds    fleet,key   ``refused#<thing>``               `fedgrass.protocol.refusals.Refusals`: what was refused of a device
 rounds    fleet,key   ``reply#<thing>#<id>``            a device's `Reply` to a command, as it came, by the topic rule
 ========= =========== ================================= ==========================================================
 

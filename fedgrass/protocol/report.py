@@ -37,7 +37,10 @@ class UpdateEntry(_Part):
 
 
 class QuarantinedEntry(_Part):
-    """An update that was refused. ``reason`` is a stable code, ``detail`` a sentence."""
+    """An update that was refused. ``reason`` is a stable code, ``detail`` a sentence.
+
+    ``times`` is how often the device was refused by the end of this round, over all rounds.
+    """
 
     thing: str
     key: str
@@ -46,6 +49,7 @@ class QuarantinedEntry(_Part):
     reason: str
     detail: str
     late_for: RoundNumber | None = None
+    times: int = Field(default=1, ge=1)
 
 
 class Evaluation(_Part):

@@ -77,7 +77,7 @@ def load_settings(rounds: Table, fleet: str) -> FleetSettings:
     ConfigurationError
         If what is stored is not valid.
     """
-    item = _get(rounds, fleet, SETTINGS_KEY)
+    item = get_item(rounds, fleet, SETTINGS_KEY)
     if item is None:
         return FleetSettings()
     try:
@@ -94,7 +94,7 @@ def save_settings(rounds: Table, fleet: str, settings: FleetSettings) -> None:
 
 def load_state(rounds: Table, fleet: str) -> FleetState:
     """Return what the fleet is at; nothing yet if no model was ever published."""
-    return FleetState.from_item(_get(rounds, fleet, STATE_KEY) or {})
+    return FleetState.from_item(get_item(rounds, fleet, STATE_KEY) or {})
 
 
 def set_current_model(rounds: Table, fleet: str, model: Base) -> bool:
@@ -130,7 +130,7 @@ def set_current_model(rounds: Table, fleet: str, model: Base) -> bool:
 
 def load_round(rounds: Table, fleet: str, number: int) -> RoundRecord:
     """Return a round's record; raises `RecordError` if there is none."""
-    item = _get(rounds, fleet, round_key(number))
+    item = get_item(rounds, fleet, round_key(number))
     if item is None:
         raise RecordError(f"round {number} of fleet {fleet!r}: there is no record of it; see `fedgrass round list`")
     return RoundRecord.from_item(item)
@@ -139,13 +139,13 @@ def load_round(rounds: Table, fleet: str, number: int) -> RoundRecord:
 def recent_rounds(rounds: Table, fleet: str, limit: int = 20) -> list[RoundRecord]:
     """Return the last rounds, the newest first."""
     last = load_state(rounds, fleet).last
-    items = (_get(rounds, fleet, round_key(number)) for number in range(last, max(0, last - limit), -1))
+    items = (get_item(rounds, fleet, round_key(number)) for number in range(last, max(0, last - limit), -1))
     return [RoundRecord.from_item(item) for item in items if item is not None]
 
 
 def participations(rounds: Table, fleet: str, number: int) -> Iterator[Participation]:
     """Return what is known of each device's part in a round, in the order of thing names."""
-    for item in _query(rounds, "key", fleet, f"{round_key(number)}#"):
+    for item in items_below(rounds, "key", fleet, f"{round_key(number)}#"):
         yield Participation.from_item(item)
 
 
@@ -157,7 +157,7 @@ def fleet_members(devices: Table, fleet: str) -> list[FleetMember]:
     now = time.time()
     heartbeats: dict[str, Device] = {}
     models: dict[str, DeviceModel] = {}
-    for item in _query(devices, "thing", fleet, ""):
+    for item in items_below(devices, "thing", fleet, ""):
         if item.get("expires", now) < now:
             continue
         thing = str(item["thing"])
@@ -174,13 +174,15 @@ def fleet_members(devices: Table, fleet: str) -> list[FleetMember]:
     ]
 
 
-def _get(table: Table, fleet: str, key: str) -> dict[str, Any] | None:
+def get_item(table: Table, fleet: str, key: str) -> dict[str, Any] | None:
+    """Return an item of the rounds' table, or None."""
     # Consistent: a round that opened a moment ago must be seen.
     item: dict[str, Any] | None = table.get_item(Key={"fleet": fleet, "key": key}, ConsistentRead=True).get("Item")
     return item
 
 
-def _query(table: Table, range_name: str, fleet: str, prefix: str) -> Iterator[dict[str, Any]]:
+def items_below(table: Table, range_name: str, fleet: str, prefix: str) -> Iterator[dict[str, Any]]:
+    """Yield a fleet's items whose range key begins with ``prefix``, in order."""
     condition = "#fleet = :fleet"
     names = {"#fleet": "fleet"}
     values = {":fleet": fleet}

@@ -23,6 +23,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import model_prefix, next_version, parameters_key, report_key, report_prefix, update_key
+from fedgrass.protocol.refusals import count_refusals
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
 from tests.cloud.aggregator.conftest import FLEET, NOW, Fleet, make_record
@@ -171,6 +172,16 @@ def test_what_had_its_turn_and_is_sent_again_is_refused_once_and_then_passed_ove
     for thing in "ab":
         rounds.put(3, thing, ord(thing))
     assert rounds.run(3).quarantined == ()
+
+
+def test_a_report_says_how_often_a_device_was_refused_by_then(rounds: Rounds) -> None:
+    for number in (1, 2, 3):
+        for thing in "ab":
+            rounds.put(number, thing, ord(thing))
+        rounds.put_bytes(number, "e", b"no update, but long enough for a header")
+        report = rounds.run(number)
+        assert [(q.thing, q.times) for q in report.quarantined] == [("e", number)]
+        count_refusals(rounds.fleet.clients.rounds, report)  # as the state machine does with each report
 
 
 def test_an_old_file_under_a_new_key_and_a_late_one_in_anothers_name_are_refused(rounds: Rounds) -> None:

@@ -1,0 +1,63 @@
+"""How often each device's updates were refused, over all rounds: an item ``refused#<thing>`` in the table of rounds.
+
+A round's own refusals are in its report. What is counted here is what one report cannot show: a device that is refused again and
+again, broken or hostile.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+
+from pydantic import Field
+
+from fedgrass.protocol.names import FleetName, RoundNumber, ThingName
+from fedgrass.protocol.records import Record
+from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.tables import Table, get_item, items_below
+
+_PREFIX = "refused#"
+
+
+class Refusals(Record):
+    """A device's refused updates: how many, and round and reason of the last."""
+
+    fleet: FleetName
+    thing: ThingName
+    count: int = Field(ge=1)
+    round: RoundNumber
+    reason: str
+
+
+def refusals(rounds: Table, fleet: str) -> dict[str, Refusals]:
+    """Return the refusals of all devices that had any, by thing."""
+    found = (Refusals.from_item(item) for item in items_below(rounds, "key", fleet, _PREFIX))
+    return {one.thing: one for one in found}
+
+
+def refusals_before(rounds: Table, fleet: str, number: int, things: Iterable[str]) -> dict[str, int]:
+    """Return how often each of some devices was refused before round ``number``."""
+    items = {thing: get_item(rounds, fleet, _PREFIX + thing) for thing in sorted(set(things))}
+    found = {thing: Refusals.from_item(item) for thing, item in items.items() if item is not None}
+    return {thing: one.count for thing, one in found.items() if one.round < number}
+
+
+def count_refusals(rounds: Table, report: RoundReport) -> None:
+    """Add a report's refusals to what is counted of each device; a report that was counted before changes nothing."""
+    reasons = {entry.thing: entry.reason for entry in report.quarantined if entry.thing}
+    counts = Counter(entry.thing for entry in report.quarantined if entry.thing)
+    for thing, count in counts.items():
+        with suppress(rounds.meta.client.exceptions.ConditionalCheckFailedException):
+            rounds.update_item(
+                Key={"fleet": report.fleet, "key": _PREFIX + thing},
+                UpdateExpression="SET #thing = :thing, #round = :round, #reason = :reason ADD #count :count",
+                ConditionExpression="attribute_not_exists(#round) OR #round < :round",
+                ExpressionAttributeNames={f"#{name}": name for name in ("thing", "round", "reason", "count")},
+                ExpressionAttributeValues={
+                    ":thing": thing,
+                    ":round": report.round,
+                    ":reason": reasons[thing],
+                    ":count": count,
+                },
+            )
