@@ -14,6 +14,7 @@ from fedgrass.bundle import Manifest, Parameters
 from fedgrass.data import Split
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Dataset, Engine
+from fedgrass.engines.checks import Checked
 from fedgrass.protocol.messages import Announcement
 from fedgrass.training import fit
 from fedgrass.update.feedback import ErrorFeedback
@@ -58,7 +59,7 @@ class VirtualDevices:
         """
         thing = thing_name(device)
         if attack is not None and attack.kind == "label_flip":
-            data = MirroredLabels(data, self._classes)
+            data = Checked(MirroredLabels(data, self._classes))
         self._engine.set_parameters(base)
         fitted = fit(self._engine, manifest, Split(data, ArrayDataset(_NOTHING, _NOTHING)), announcement, thing)
         local = fitted.parameters if attack is None else attacked_parameters(base, fitted.parameters, attack)
