@@ -28,7 +28,7 @@ from cloud.aggregator.gate import Verdict, improved, judge
 from cloud.aggregator.hosts import BucketShare
 from cloud.aggregator.late import earlier_rounds, late_updates
 from cloud.aggregator.privacy import beyond_budget, judged, noise_of
-from cloud.aggregator.release import FleetClients, release_model
+from cloud.aggregator.release import FleetClients, release_model, upload
 from cloud.aggregator.report import Phases, ReportBuilder
 from cloud.aggregator.s3 import RoundUpdates
 from cloud.aggregator.server_state import load_state, publish_state
@@ -229,9 +229,10 @@ class RoundJob:
             verdict = self._judge(base, new)
         if not verdict.passed:
             return self._hold(new, verdict.reason)
-        if self._record.settings.release == "never":
+        settings = self._record.settings
+        if settings.release == "never":
             return self._hold(new, f"the fleet's settings release no model; {verdict.reason}")
-        if self._record.settings.release == "on_improvement":
+        if settings.release == "on_improvement" and self._record.round % settings.release_every == 0:
             better = improved(self._report.evaluation_base, self._report.evaluation)
             if not better.passed:
                 return self._hold(new, better.reason)
@@ -240,6 +241,13 @@ class RoundJob:
             return self._hold(
                 new, f"the round is not aggregating any more, but {phase}: nothing is released after its end"
             )
+        every = settings.release_every
+        if self._record.round % every:
+            with self._phases.timed("release"):
+                self._publish_state(new)
+                upload(new, self._bucket, self._record.fleet)
+            following = self._record.round + every - self._record.round % every
+            return "advanced", f"{verdict.reason}; the next release is round {following}'s"
         try:
             with self._phases.timed("release"):
                 self._release(new)
@@ -267,7 +275,7 @@ class RoundJob:
         self._bucket.write(key, new.path(PARAMETERS).read_bytes())
         return "held", reason
 
-    def _release(self, new: Bundle) -> None:
+    def _publish_state(self, new: Bundle) -> None:
         if self._report.aggregation is not None and self._report.aggregation.state:
             self._report.server_state_sha256 = publish_state(
                 self._bucket,
@@ -277,6 +285,9 @@ class RoundJob:
                 self._report.strategy,
                 self._scratch,
             )
+
+    def _release(self, new: Bundle) -> None:
+        self._publish_state(new)
         rollout = self._record.settings.rollout
         released = release_model(
             new,

@@ -110,10 +110,10 @@ def _exists(services: Services, key: str) -> bool:
 
 
 def adopt(services: Services, report: RoundReport) -> None:
-    """Make a released model the base of the next round, and keep the accountant's word on what is spent."""
+    """Make a released or advanced model the base of the next round, and keep the accountant's word on what is spent."""
     if report.privacy is not None:
         _keep_privacy(services, report)
-    if report.outcome != "released" or report.model is None:
+    if report.outcome not in ("released", "advanced") or report.model is None:
         return
     model = Base(
         version=report.model.version,

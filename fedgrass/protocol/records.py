@@ -36,7 +36,7 @@ STATE_KEY = "state"
 MODEL_SUFFIX = "#model"
 
 Phase = Literal["collecting", "aggregating", "rolling_out", "closed"]
-RoundOutcome = Literal["released", "held", "evaluated", "insufficient_updates", "failed", "cancelled"]
+RoundOutcome = Literal["released", "advanced", "held", "evaluated", "insufficient_updates", "failed", "cancelled"]
 ModelOutcome = Literal["active", "refused", "rolled_back"]
 
 ALIVE_INTERVALS = 3

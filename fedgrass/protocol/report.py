@@ -9,7 +9,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
 
-Outcome = Literal["released", "held", "insufficient_updates"]
+Outcome = Literal["released", "advanced", "held", "insufficient_updates"]
+"""``advanced``: the model is the base of the next round, and devices do not get it otherwise."""
 
 MAX_REPORT_BYTES = 1 << 30
 

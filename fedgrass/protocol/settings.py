@@ -147,6 +147,11 @@ class FleetSettings(_Settings):
     quorum: float = Field(default=1.0, gt=0, le=1, description="Share of the asked devices that ends the waiting")
     deadline_seconds: int = Field(default=3600, ge=1, le=31_536_000)
     release: Literal["every_round", "on_improvement", "never"] = "every_round"
+    release_every: int = Field(
+        default=1,
+        ge=1,
+        description="Rounds whose number is no multiple of it release nothing: their model is the next round's base only",
+    )
     fit: Fit = Fit()
     update: Update = Update()
     strategy: Strategy = Strategy()

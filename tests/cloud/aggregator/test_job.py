@@ -172,6 +172,47 @@ def test_settings_may_hold_every_model_back(fleet: Fleet) -> None:
     assert not fleet.greengrass.components
 
 
+@pytest.mark.parametrize("release", ["every_round", "on_improvement"])
+def test_between_two_releases_the_model_is_published_for_the_next_round_and_for_nobody_else(
+    fleet: Fleet, tmp_path: Path, release: str
+) -> None:
+    three_updates(fleet)
+    fleet.settings = FleetSettings.model_validate(
+        {"release": release, "release_every": 2, "strategy": {"name": "fedavgm"}}
+    )
+    report = fleet.run()
+    assert report.outcome == "advanced"
+    assert f"the next release is round {ROUND + 1}'s" in report.reason
+    assert report.model is not None
+    assert report.server_state_sha256 is not None
+    assert {"model.json", "server.safetensors"} <= {key.removeprefix(NEW) for key in fleet.keys(NEW)}
+    assert published(fleet, tmp_path / "published").manifest.parameters_sha256 == report.model.parameters_sha256
+    assert not fleet.greengrass.components
+    assert not fleet.greengrass.deployments
+
+
+def test_every_nth_round_releases_its_model(fleet: Fleet) -> None:
+    three_updates(fleet)
+    fleet.settings = FleetSettings(release_every=ROUND)
+    assert fleet.run().outcome == "released"
+    assert len(fleet.greengrass.deployments) == 1
+
+
+def test_a_worse_model_does_not_become_the_next_base_between_releases(fleet: Fleet) -> None:
+    three_updates(fleet)
+    x, _ = digits_data()
+    labels = LiteRTEngine(fleet.base).infer(x).argmax(axis=1).astype(np.int32)
+    fleet.put_evaluation_set(x, labels)
+    fleet.settings = FleetSettings.model_validate({"release_every": 2, "gate": {"tolerance": 0}})
+    for thing in ("press-a", "press-b", "press-c"):
+        parameters = fleet.base.parameters()
+        path = fleet.folder / thing
+        write_update(path, parameters, {n: -v for n, v in parameters.items()}, header(fleet.base, thing))
+        fleet.put(thing, path.read_bytes())
+    assert fleet.run().outcome == "held"
+    assert not fleet.keys(NEW)
+
+
 def test_a_result_that_is_not_finite_is_held(fleet: Fleet) -> None:
     fleet.settings = FleetSettings.model_validate(
         {"strategy": {"name": "fedavgm", "options": {"learning_rate": 1e300}}}

@@ -11,6 +11,7 @@ from cloud.rounds.record_update import record_update
 from cloud.rounds.start_aggregation import job_name, start_aggregation
 from fedgrass.errors import AggregationError, RecordError
 from fedgrass.protocol.names import report_key
+from fedgrass.protocol.report import Outcome
 from fedgrass.protocol.tables import load_state
 from tests.cloud.rounds.harness import FLEET, Fleet, FleetFactory
 
@@ -139,12 +140,13 @@ def test_a_closed_round_is_not_aggregated_again(collected: Fleet) -> None:
     assert collected.sagemaker.jobs == {}
 
 
-def test_a_released_model_becomes_the_base_of_the_next_round(collected: Fleet) -> None:
+@pytest.mark.parametrize("outcome", ["released", "advanced"])
+def test_a_released_or_advanced_model_becomes_the_base_of_the_next_round(collected: Fleet, outcome: Outcome) -> None:
     start_aggregation(collected.services, START)
-    collected.write_report()
-    assert record_report(collected.services, RoundRequest(round=1)) == {"outcome": "released"}
+    collected.write_report(outcome)
+    assert record_report(collected.services, RoundRequest(round=1)) == {"outcome": outcome}
     record = collected.round()
-    assert (record.phase, record.outcome, record.participants, record.accuracy) == ("rolling_out", "released", 1, 0.9)
+    assert (record.phase, record.outcome, record.participants, record.accuracy) == ("rolling_out", outcome, 1, 0.9)
     model = load_state(collected.rounds, FLEET).model
     assert model is not None
     assert (model.version, model.parameters_key) == ("1.1.0", "models/digits/1.1.0/parameters.safetensors")
