@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.bundle import Bundle
-from fedgrass.cli.account import DEFAULT_FLEET, Account, FleetOption
+from fedgrass.cli.account import FleetOption
 from fedgrass.errors import ConfigurationError, DataError
+
+if TYPE_CHECKING:
+    from cloud.aggregator.release import Release
 
 
 def publish(
@@ -22,22 +26,38 @@ def publish(
     Uploads it, makes it a version of its model component, deploys it if the fleet has a deployment, and makes it the
     base of the next round. Running it again changes nothing.
     """
-    from cloud.aggregator.release import FleetClients, publish_model
-    from cloud.aggregator.s3 import Bucket
+    from cloud.aggregator.by_hand import fleet_clients
+    from cloud.aggregator.release import publish_model
 
-    account = Account.of(fleet)
-    clients = FleetClients(
-        fleet=fleet,
-        bucket=Bucket(account.session.client("s3"), account.stack.bucket),
-        rounds=account.rounds_table,
-        greengrass=account.session.client("greengrassv2"),
-        thing_group_arn=account.stack.thing_group_arn,
-        model_component=account.stack.model_component,
-    )
+    clients = fleet_clients(Account.of(fleet))
     released = publish_model(Bundle.open(folder), clients)
+    _tell(released, fleet)
+
+
+def release(
+    version: Annotated[str, typer.Argument(help="The version that a round made and held, such as 1.7.0.")],
+    fleet: FleetOption = DEFAULT_FLEET,
+) -> None:
+    """Release a model after all that a round held: its gate, its settings or its canaries kept it back."""
+    from cloud.aggregator.by_hand import release_held
+
+    _tell(release_held(Account.of(fleet), version), fleet)
+
+
+def roll_back(
+    version: Annotated[str, typer.Argument(help="A version that the fleet had, such as 1.5.0.")],
+    fleet: FleetOption = DEFAULT_FLEET,
+) -> None:
+    """Bring an earlier version back: to the devices, and as the base of the next round."""
+    from cloud.aggregator import by_hand
+
+    _tell(by_hand.roll_back(Account.of(fleet), version), fleet)
+
+
+def _tell(released: Release, fleet: str) -> None:
     typer.echo(f"{released.component_arn} is the current model of fleet {fleet}")
     if released.deployment_id is None:
-        typer.echo(f"{clients.thing_group_arn} has no deployment yet: devices get the model with their first one")
+        typer.echo(f"{released.target_arn} has no deployment yet: devices get the model with their first one")
     else:
         typer.echo(f"deployed by {released.deployment_id}")
 

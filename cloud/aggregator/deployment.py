@@ -40,6 +40,7 @@ def deploy_version(
     version: str,
     *,
     create: bool = True,
+    exact: bool = False,
     job: dict[str, Any] | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> str | None:
@@ -52,6 +53,8 @@ def deploy_version(
     ----------
     create
         Whether to make the target's first deployment, with this component alone, if it has none; returns None otherwise.
+    exact
+        Whether a newer version makes way for this one: a person's decision, never a round's.
     job
         ``iotJobConfiguration`` of a deployment that is made; None keeps that of the latest.
     pause
@@ -60,7 +63,7 @@ def deploy_version(
     Raises
     ------
     SupersededError
-        If a newer version is deployed.
+        If a newer version is deployed, unless ``exact``.
     ReleaseError
         If others keep deploying to the target at the same time.
     """
@@ -77,7 +80,7 @@ def deploy_version(
             return None
         base = greengrass.get_deployment(deploymentId=theirs) if theirs is not None else {}
         found = base.get("components", {}).get(component, {}).get("componentVersion")
-        wanted = version if found is None else max(found, version, key=version_order)
+        wanted = version if found is None or exact else max(found, version, key=version_order)
         if latest is not None and (ours[latest] == theirs if latest in ours else found == wanted):
             if wanted != version:
                 raise SupersededError(f"{component} {wanted} is deployed already; {version} was not put in its place")

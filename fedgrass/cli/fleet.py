@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.cli import render
-from fedgrass.cli.account import DEFAULT_FLEET, Account, FleetOption
+from fedgrass.cli.account import FleetOption
 from fedgrass.cli.rounds import merge
 from fedgrass.protocol import tables
 from fedgrass.protocol.refusals import refusals

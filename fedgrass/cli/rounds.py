@@ -10,9 +10,11 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.cli import render
-from fedgrass.cli.account import DEFAULT_FLEET, Account, FleetOption
+from fedgrass.cli.account import FleetOption
 from fedgrass.errors import ConfigurationError, RoundRefusedError
+from fedgrass.operations import cancel_round, is_running, start_rounds
 from fedgrass.protocol import tables
 from fedgrass.protocol.settings import FleetSettings
 
@@ -63,22 +65,12 @@ def start(
     overrides = merge(setting or [])
     if rounds is not None:
         overrides["rounds"] = rounds
-    # Refused here already, where the message can name the setting.
-    settings = tables.load_settings(account.rounds_table, fleet).overridden(overrides)
-    state = tables.load_state(account.rounds_table, fleet)
-    if state.open is not None and _running(account, state.open.execution):
-        raise RoundRefusedError(
-            f"round {state.open.round} of fleet {fleet!r} is open since {state.open.opened_at:%Y-%m-%d %H:%M:%S}; "
-            "wait for it, or end it with `fedgrass round cancel`"
-        )
-    started = account.step_functions.start_execution(
-        stateMachineArn=account.stack.state_machine_arn, input=json.dumps(overrides)
-    )
+    started = start_rounds(account, overrides)
     console = render.console()
-    console.print(f"Started: round {state.last + 1} of fleet [bold]{fleet}[/], {_plan(settings)}.")
-    console.print(f"[dim]{started['executionArn']}[/]", soft_wrap=True)
+    console.print(f"Started: round {started.round} of fleet [bold]{fleet}[/], {_plan(started.settings)}.")
+    console.print(f"[dim]{started.execution}[/]", soft_wrap=True)
     if wait:
-        watch(account, started["executionArn"], console)
+        watch(account, started.execution, console)
 
 
 def _plan(settings: FleetSettings) -> str:
@@ -86,20 +78,11 @@ def _plan(settings: FleetSettings) -> str:
     return f"{count} of {settings.fit.epochs} local epochs, strategy {settings.strategy.name}"
 
 
-def _running(account: Account, execution: str) -> bool:
-    """Whether the execution runs; one that Step Functions has forgotten does not."""
-    client = account.step_functions
-    try:
-        return bool(client.describe_execution(executionArn=execution)["status"] == "RUNNING")
-    except client.exceptions.ExecutionDoesNotExist:
-        return False
-
-
 def watch(account: Account, execution: str, console: Console) -> None:
     """Show the open round until the execution ends; Ctrl-C stops watching, not the round."""
     try:
         with Live(console=console, refresh_per_second=4) as live:
-            while _running(account, execution):
+            while is_running(account, execution):
                 recent = tables.recent_rounds(account.rounds_table, account.fleet, limit=1)
                 if recent:
                     live.update(render.round_line(recent[0]))
@@ -156,16 +139,7 @@ def cancel(
     reason: Annotated[str, typer.Option(help="Kept in the round's record.")] = "cancelled by the operator",
 ) -> None:
     """End the open round; the model stays as it is."""
-    account = Account.of(fleet)
-    state = tables.load_state(account.rounds_table, fleet)
-    if state.open is None:
-        raise RoundRefusedError(f"fleet {fleet!r} has no open round to cancel")
-    if not _running(account, state.open.execution):
-        raise RoundRefusedError(
-            f"round {state.open.round} of fleet {fleet!r} is left over from an execution that has ended; "
-            "the next `fedgrass round start` takes its place"
-        )
-    account.step_functions.stop_execution(executionArn=state.open.execution, error="Cancelled", cause=reason[:256])
+    cancelled = cancel_round(Account.of(fleet), reason)
     render.console().print(
-        f"Round {state.open.round} of fleet [bold]{fleet}[/] is being cancelled; see `fedgrass round status`."
+        f"Round {cancelled.round} of fleet [bold]{fleet}[/] is being cancelled; see `fedgrass round status`."
     )

@@ -5,10 +5,11 @@ Tables are boto3's ``Table`` resources, passed in: this package does without bot
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from fedgrass.protocol.records import (
     FleetState,
     Participation,
     RoundRecord,
+    participation_key,
     round_key,
 )
 from fedgrass.protocol.settings import FleetSettings
@@ -128,6 +130,47 @@ def set_current_model(rounds: Table, fleet: str, model: Base) -> bool:
     raise RecordError(f"state of fleet {fleet!r}: the current model keeps changing under this writer; try again")
 
 
+def return_to_model(rounds: Table, fleet: str, seen: FleetState, model: Base) -> bool:
+    """Make ``model`` the base of the next round, whether older or newer, if the fleet is still at what was ``seen``.
+
+    Returns
+    -------
+    bool
+        Whether it is; it is not if another model became current, or a round opened.
+    """
+    if seen.model is None:
+        raise RecordError(f"state of fleet {fleet!r}: no model is current, so there is none to return from")
+    values: dict[str, Any] = {":model": model.model_dump(), ":version": seen.model.version}
+    names = {"#model": "model", "#version": "version", "#last": "last"}
+    condition = "#model.#version = :version AND attribute_not_exists(#last)"
+    if seen.last:
+        condition = "#model.#version = :version AND #last = :last"
+        values[":last"] = seen.last
+    try:
+        rounds.update_item(
+            Key={"fleet": fleet, "key": STATE_KEY},
+            UpdateExpression="SET #model = :model",
+            ConditionExpression=condition,
+            ExpressionAttributeNames=names,
+            ExpressionAttributeValues=values,
+        )
+    except rounds.meta.client.exceptions.ConditionalCheckFailedException:
+        return False
+    return True
+
+
+def mark_released(rounds: Table, record: RoundRecord, reason: str) -> None:
+    """Note on a closed round that its model was released after all. Safe to repeat: the first note stays."""
+    with contextlib.suppress(rounds.meta.client.exceptions.ConditionalCheckFailedException):
+        rounds.update_item(
+            Key={"fleet": record.fleet, "key": round_key(record.round)},
+            UpdateExpression="SET #outcome = :released, #reason = :reason",
+            ConditionExpression="#outcome = :held",
+            ExpressionAttributeNames={"#outcome": "outcome", "#reason": "reason"},
+            ExpressionAttributeValues={":released": "released", ":held": "held", ":reason": reason},
+        )
+
+
 def load_round(rounds: Table, fleet: str, number: int) -> RoundRecord:
     """Return a round's record; raises `RecordError` if there is none."""
     item = get_item(rounds, fleet, round_key(number))
@@ -139,8 +182,19 @@ def load_round(rounds: Table, fleet: str, number: int) -> RoundRecord:
 def recent_rounds(rounds: Table, fleet: str, limit: int = 20) -> list[RoundRecord]:
     """Return the last rounds, the newest first."""
     last = load_state(rounds, fleet).last
-    items = (get_item(rounds, fleet, round_key(number)) for number in range(last, max(0, last - limit), -1))
-    return [RoundRecord.from_item(item) for item in items if item is not None]
+    return rounds_between(rounds, fleet, last - limit + 1, last)
+
+
+def rounds_between(rounds: Table, fleet: str, first: int, last: int) -> list[RoundRecord]:
+    """Return rounds ``first`` to ``last``, the newest first; numbers without a record are left out."""
+    return rounds_numbered(rounds, fleet, range(last, max(0, first - 1), -1))
+
+
+def rounds_numbered(rounds: Table, fleet: str, numbers: Iterable[int]) -> list[RoundRecord]:
+    """Return rounds in the order in which they are asked for; numbers without a record are left out."""
+    keys = [round_key(number) for number in numbers]
+    found = {item["key"]: item for item in _batch(rounds, "key", fleet, keys)}
+    return [RoundRecord.from_item(found[key]) for key in keys if key in found]
 
 
 def participations(rounds: Table, fleet: str, number: int) -> Iterator[Participation]:
@@ -149,15 +203,46 @@ def participations(rounds: Table, fleet: str, number: int) -> Iterator[Participa
         yield Participation.from_item(item)
 
 
-def fleet_members(devices: Table, fleet: str) -> list[FleetMember]:
-    """Return the fleet's devices in the order of their names. An item that cannot be read is logged and left out.
+def participations_after(
+    rounds: Table, fleet: str, number: int, thing: str = "", limit: int = 25
+) -> tuple[list[Participation], str]:
+    """Return the next parts in a round after a thing's, at most ``limit``, and the thing to go on after; "" at the end."""
+    prefix = f"{round_key(number)}#"
+    arguments: dict[str, Any] = {
+        "KeyConditionExpression": "#fleet = :fleet AND begins_with(#range, :prefix)",
+        "ExpressionAttributeNames": {"#fleet": "fleet", "#range": "key"},
+        "ExpressionAttributeValues": {":fleet": fleet, ":prefix": prefix},
+        "Limit": limit,
+    }
+    if thing:
+        arguments["ExclusiveStartKey"] = {"fleet": fleet, "key": participation_key(number, thing)}
+    page = rounds.query(**arguments)
+    found = [Participation.from_item(item) for item in page["Items"]]
+    return found, str(page["LastEvaluatedKey"]["key"]).removeprefix(prefix) if "LastEvaluatedKey" in page else ""
 
-    TTL removes an item up to days after it expired, so that is looked at here as well.
-    """
+
+def participations_at(rounds: Table, fleet: str, places: Iterable[tuple[int, str]]) -> list[Participation]:
+    """Return the parts of some devices in some rounds, each given as ``(round, thing)``, in no order."""
+    keys = [participation_key(number, thing) for number, thing in places]
+    return [Participation.from_item(item) for item in _batch(rounds, "key", fleet, keys)]
+
+
+def fleet_members(devices: Table, fleet: str) -> list[FleetMember]:
+    """Return the fleet's devices in the order of their names. An item that cannot be read is logged and left out."""
+    return _members(items_below(devices, "thing", fleet, ""))
+
+
+def members_named(devices: Table, fleet: str, things: Sequence[str]) -> list[FleetMember]:
+    """Return those of the fleet's devices, in the order of their names; unknown ones are left out."""
+    return _members(_batch(devices, "thing", fleet, [*things, *(thing + MODEL_SUFFIX for thing in things)]))
+
+
+def _members(items: Iterable[dict[str, Any]]) -> list[FleetMember]:
+    # TTL removes an item up to days after it expired, so that is looked at here as well.
     now = time.time()
     heartbeats: dict[str, Device] = {}
     models: dict[str, DeviceModel] = {}
-    for item in items_below(devices, "thing", fleet, ""):
+    for item in items:
         if item.get("expires", now) < now:
             continue
         thing = str(item["thing"])
@@ -201,3 +286,16 @@ def items_below(table: Table, range_name: str, fleet: str, prefix: str) -> Itera
         if "LastEvaluatedKey" not in page:
             return
         arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+
+def _batch(table: Table, range_name: str, fleet: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Read the items under some range keys, a hundred at a time, which is what BatchGetItem takes."""
+    for first in range(0, len(keys), 100):
+        wanted = [{"fleet": fleet, range_name: key} for key in keys[first : first + 100]]
+        while wanted:
+            answer = table.meta.client.batch_get_item(
+                RequestItems={table.name: {"Keys": wanted, "ConsistentRead": True}}
+            )
+            yield from answer["Responses"].get(table.name, ())
+            # DynamoDB gives back the keys that it had no time for, or no room in its answer.
+            wanted = answer.get("UnprocessedKeys", {}).get(table.name, {}).get("Keys", [])

@@ -1,0 +1,106 @@
+"""The devices: alive or silent, able to train or why not, and what each did last."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import get_args
+
+from flask import Blueprint, abort, render_template, request
+
+from cloud.console.desk import Desk
+from cloud.console.index import Look, State
+from cloud.console.paging import Page
+from cloud.console.round_page import live_panel
+from fedgrass.protocol import tables
+from fedgrass.protocol.records import Participation
+from fedgrass.protocol.tables import FleetMember
+
+_PER_PAGE = 25
+_LAST_ROUNDS = 25
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many devices are in which state, and have which model."""
+
+    devices: int
+    states: dict[State, int]
+    versions: list[tuple[str, int]]
+
+    @classmethod
+    def of(cls, look: Look, now_ms: float) -> Counts:
+        """Count the devices of a look."""
+        alive = [brief for brief in look.devices if brief.alive(now_ms)]
+        able = sum(brief.able for brief in alive)
+        versions = Counter(brief.version or "none" for brief in look.devices)
+        states: dict[State, int] = {
+            "alive": len(alive),
+            "able": able,
+            "unable": len(alive) - able,
+            "silent": len(look.devices) - len(alive),
+        }
+        return cls(len(look.devices), states, versions.most_common())
+
+
+def pages(desk: Desk) -> Blueprint:
+    """Return the pages."""
+    blueprint = Blueprint("fleet", __name__)
+    fleet = desk.account.fleet
+
+    @blueprint.get("/")
+    def devices() -> str:
+        look = desk.index.look()
+        now_ms = desk.now_ms
+        name, state, version = (request.args.get(word, "") for word in ("name", "state", "version"))
+        known = state if state in get_args(State) else ""
+        found = [
+            brief.thing
+            for brief in look.devices
+            if name.casefold() in brief.thing.casefold()
+            and (not known or brief.is_(known, now_ms))  # type: ignore[arg-type]
+            and (not version or (brief.version or "none") == version)
+        ]
+        page = Page.of(len(found), _PER_PAGE)
+        shown = tables.members_named(desk.account.devices_table, fleet, found[page.first : page.end])
+        return render_template(
+            "fleet.html",
+            look=look,
+            counts=Counts.of(look, now_ms),
+            page=page,
+            found=len(found),
+            members=shown,
+            parts=_last_parts(desk, shown),
+            chosen={"name": name, "state": known, "version": version},
+            states=get_args(State),
+            now_ms=now_ms,
+            panel=live_panel(desk),
+        )
+
+    @blueprint.get("/devices/<thing>")
+    def device(thing: str) -> str:
+        members = tables.members_named(desk.account.devices_table, fleet, [thing])
+        if not members:
+            abort(404, f"Fleet {fleet} knows no device {thing}.")
+        last = tables.load_state(desk.account.rounds_table, fleet).last
+        places = [(number, thing) for number in range(max(1, last - _LAST_ROUNDS + 1), last + 1)]
+        parts = tables.participations_at(desk.account.rounds_table, fleet, places)
+        return render_template(
+            "device.html",
+            member=members[0],
+            parts=sorted(parts, key=lambda part: -part.round),
+            looked_at=_LAST_ROUNDS,
+            now_ms=desk.now_ms,
+        )
+
+    return blueprint
+
+
+def _last_parts(desk: Desk, members: list[FleetMember]) -> dict[str, Participation]:
+    """Return what each device did in the fleet's last round."""
+    last = tables.load_state(desk.account.rounds_table, desk.account.fleet).last
+    if not last:
+        return {}
+    places = [(last, member.thing) for member in members]
+    found = tables.participations_at(desk.account.rounds_table, desk.account.fleet, places)
+    return {part.thing: part for part in found}

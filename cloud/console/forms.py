@@ -1,0 +1,216 @@
+"""A form made from the settings' own model, and read back by it: names, bounds, help and errors have one source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from fedgrass.protocol.settings import FleetSettings
+
+Kind = Literal["text", "number", "choice", "switch", "json"]
+
+_SCHEMA = FleetSettings.model_json_schema()
+_GENERAL = "general"
+_BOUNDS = (
+    ("minimum", "at least {}"),
+    ("exclusiveMinimum", "more than {}"),
+    ("maximum", "at most {}"),
+    ("exclusiveMaximum", "less than {}"),
+)
+
+
+@dataclass
+class Field:
+    """One setting: ``name`` is its path, such as ``fit.epochs``."""
+
+    name: str
+    label: str
+    kind: Kind
+    value: str
+    default: str
+    help: str
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    whole: bool = False
+    error: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """Whether it differs from the default."""
+        return self.value != self.default
+
+
+@dataclass
+class Section:
+    """The settings of one object; those of the outermost come first."""
+
+    name: str
+    title: str
+    help: str
+    fields: list[Field] = field(default_factory=list)
+    error: str = ""
+
+
+@dataclass
+class Form:
+    """All settings, with what was wrong with what was typed."""
+
+    sections: list[Section]
+    error: str = ""
+
+    @property
+    def fields(self) -> Iterator[Field]:
+        """Every field."""
+        return (one for section in self.sections for one in section.fields)
+
+    @property
+    def wrong(self) -> list[Field]:
+        """Fields with an error."""
+        return [one for one in self.fields if one.error]
+
+
+def form_of(settings: FleetSettings) -> Form:
+    """Return the form that shows these settings."""
+    values = settings.model_dump(mode="json")
+    defaults = FleetSettings().model_dump(mode="json")
+    general = Section(_GENERAL, "Rounds", "What a round does unless its start says otherwise.")
+    sections = [general]
+    for name, described in _SCHEMA["properties"].items():
+        target = _resolved(described)
+        if target.get("type") != "object" or "properties" not in target:
+            general.fields.append(_field(name, name, target, values[name], defaults[name]))
+            continue
+        section = Section(name, name.replace("_", " ").capitalize(), _first_paragraph(target.get("description", "")))
+        for inner, schema in target["properties"].items():
+            path = f"{name}.{inner}"
+            section.fields.append(_field(path, inner, _resolved(schema), values[name][inner], defaults[name][inner]))
+        sections.append(section)
+    return Form(sections)
+
+
+def read(typed: Mapping[str, str]) -> tuple[Form, FleetSettings | None]:
+    """Read what was typed; returns the form with it, and the settings unless something in it is wrong."""
+    form = form_of(FleetSettings())
+    document: dict[str, Any] = {}
+    for one in form.fields:
+        one.value = _typed(one, typed)
+        section, _, name = one.name.rpartition(".")
+        below = document.setdefault(section, {}) if section else document
+        try:
+            below[name] = _parsed(one)
+        except ValueError as error:
+            one.error = f"Is no JSON: {error}"
+    if form.wrong:
+        return form, None
+    try:
+        return form, FleetSettings.model_validate(document)
+    except ValidationError as error:
+        for problem in error.errors():
+            _place(form, [str(part) for part in problem["loc"]], problem["msg"].removeprefix("Value error, "))
+        return form, None
+
+
+def differences(before: FleetSettings, after: FleetSettings) -> dict[str, Any]:
+    """Return what an execution's input must say to have ``after`` where the fleet's settings are ``before``."""
+    return _different(before.model_dump(mode="json"), after.model_dump(mode="json"))
+
+
+def _different(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in after.items():
+        if value == before.get(name):
+            continue
+        below = before.get(name)
+        found[name] = _different(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return found
+
+
+def _typed(one: Field, typed: Mapping[str, str]) -> str:
+    if one.kind == "switch":
+        return "true" if one.name in typed else "false"
+    return typed.get(one.name, "").strip()
+
+
+def _parsed(one: Field) -> object:
+    if one.kind == "switch":
+        return one.value == "true"
+    if one.kind == "json":
+        return json.loads(one.value or "{}")
+    if one.optional and not one.value:
+        return None
+    return one.value
+
+
+def _place(form: Form, where: list[str], message: str) -> None:
+    """Put a message at the field that is meant; at its section or the whole form, if it is about several."""
+    path = ".".join(where)
+    for one in form.fields:
+        if path == one.name or path.startswith(one.name + "."):
+            one.error = message
+            return
+    for section in form.sections:
+        if where and where[0] == section.name:
+            section.error = message
+            return
+    form.error = message
+
+
+def _resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    """Follow a reference; what a reference adds beside it, such as a description, wins."""
+    if "$ref" in schema:
+        name = schema["$ref"].rsplit("/", 1)[-1]
+        return {**_SCHEMA["$defs"][name], **{key: value for key, value in schema.items() if key != "$ref"}}
+    return schema
+
+
+def _field(path: str, name: str, schema: dict[str, Any], value: object, default: object) -> Field:
+    options = schema.get("anyOf", ())
+    optional = any(option.get("type") == "null" for option in options)
+    if optional:
+        schema = {**schema, **next(option for option in options if option.get("type") != "null")}
+    kind: Kind = "text"
+    if "enum" in schema:
+        kind = "choice"
+    elif schema.get("type") in {"integer", "number"}:
+        kind = "number"
+    elif schema.get("type") == "boolean":
+        kind = "switch"
+    elif schema.get("type") == "object":
+        kind = "json"
+    return Field(
+        name=path,
+        label=name.replace("_", " ").capitalize(),
+        kind=kind,
+        value=_as_text(value),
+        default=_as_text(default),
+        help=_help(schema, optional),
+        choices=tuple(schema.get("enum", ())),
+        optional=optional,
+        whole=schema.get("type") == "integer",
+    )
+
+
+def _help(schema: dict[str, Any], optional: bool) -> str:
+    bounds = " and ".join(words.format(_number(schema[name])) for name, words in _BOUNDS if name in schema)
+    parts = [schema.get("description", ""), bounds[:1].upper() + bounds[1:], "Empty: not set" if optional else ""]
+    return " ".join(part.rstrip(".") + "." for part in parts if part)
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else str(value)
+
+
+def _first_paragraph(text: str) -> str:
+    return text.split("\n\n", 1)[0].replace("\n", " ").replace("``", "")
+
+
+def _as_text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, (dict, list)) else str(value)

@@ -1,0 +1,157 @@
+"""Every device in brief, kept in memory: what a page of a large fleet is counted, filtered and cut from.
+
+Reading ten thousand devices takes seconds, which no page should wait for. So they are read in the background while someone
+looks, and what a page shows of each device is read again by name.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from fedgrass.protocol.records import ALIVE_INTERVALS, MODEL_SUFFIX
+
+State = Literal["alive", "able", "unable", "silent"]
+
+_LEAST_SECONDS = 3.0
+_SHARE = 20  # at most a twentieth of the time goes into reading
+
+
+class Brief(NamedTuple):
+    """A device in brief; ``received_at`` is in epoch milliseconds, 0 if no heartbeat ever came."""
+
+    thing: str
+    received_at: int
+    interval_seconds: float
+    able: bool
+    version: str
+
+    def alive(self, now_ms: float) -> bool:
+        """Whether it was heard within three of its own intervals."""
+        return now_ms - self.received_at <= ALIVE_INTERVALS * self.interval_seconds * 1000
+
+    def is_(self, state: State, now_ms: float) -> bool:
+        """Whether it is in a state: ``able`` and ``unable`` are of those that are alive."""
+        alive = self.alive(now_ms)
+        return {"alive": alive, "silent": not alive, "able": alive and self.able, "unable": alive and not self.able}[
+            state
+        ]
+
+
+@dataclass
+class Look:
+    """What was read, in the order of names, and when (epoch seconds); ``complete`` is False while it is being read."""
+
+    at: float
+    devices: list[Brief] = field(default_factory=list)
+    complete: bool = False
+    seconds: float = 0.0
+
+
+class FleetIndex:
+    """The last look at a fleet.
+
+    Parameters
+    ----------
+    devices
+        The devices' table, as boto3's ``Table``.
+    clock
+        Epoch seconds.
+    """
+
+    def __init__(self, devices: Callable[[], Any], fleet: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._devices = devices
+        self._fleet = fleet
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._look: Look | None = None
+        self._reading: threading.Event | None = None
+        self._failure: ClientError | BotoCoreError | None = None
+
+    def look(self, patience: float = 0.1) -> Look:
+        """Return the last look, at the latest after ``patience`` seconds; an old one is renewed meanwhile.
+
+        Raises
+        ------
+        ClientError, BotoCoreError
+            If nothing could be read yet.
+        """
+        with self._lock:
+            look = self._look
+            old = look is None or self._clock() - look.at > max(_LEAST_SECONDS, _SHARE * look.seconds)
+            if old and self._reading is None:
+                self._reading = threading.Event()
+                threading.Thread(target=self._read, args=(self._reading,), name="fleet index", daemon=True).start()
+            reading = self._reading
+        if old and reading is not None:
+            reading.wait(patience)
+        with self._lock:
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            return self._look or Look(self._clock())
+
+    def _read(self, done: threading.Event) -> None:
+        began = self._clock()
+        look = Look(began)
+        with self._lock:
+            if self._look is None:
+                self._look = look  # as far as it goes: names come in order, so its beginning is right
+        try:
+            look.devices.extend(self._briefs())
+            look.complete = True
+            look.seconds = self._clock() - began
+            with self._lock:
+                self._look = look
+        except (ClientError, BotoCoreError) as error:
+            with self._lock:
+                self._failure = error
+                if self._look is look:
+                    self._look = None
+        finally:
+            with self._lock:
+                self._reading = None
+            done.set()
+
+    def _briefs(self) -> Iterator[Brief]:
+        latest: dict[str, Any] = {}
+        for item in self._items():
+            thing = str(item["thing"]).removesuffix(MODEL_SUFFIX)
+            # A device's two items are neighbours: '#' sorts before everything else that a name can hold.
+            if latest and latest["thing"] != thing:
+                yield _brief(latest)
+                latest = {}
+            latest = {**item, **latest, "thing": thing}
+        if latest:
+            yield _brief(latest)
+
+    def _items(self) -> Iterator[dict[str, Any]]:
+        arguments: dict[str, Any] = {
+            "KeyConditionExpression": "fleet = :fleet",
+            "ExpressionAttributeValues": {":fleet": self._fleet},
+            "ProjectionExpression": "thing, received_at, interval_seconds, able, model_version, active_version, expires",
+        }
+        table = self._devices()
+        now = self._clock()
+        while True:
+            page = table.query(**arguments)
+            yield from (item for item in page["Items"] if item.get("expires", now) >= now)
+            if "LastEvaluatedKey" not in page:
+                return
+            arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
+
+
+def _brief(item: dict[str, Any]) -> Brief:
+    heard = "interval_seconds" in item
+    return Brief(
+        thing=item["thing"],
+        received_at=int(item["received_at"]) if heard else 0,
+        interval_seconds=float(item["interval_seconds"]) if heard else 0.0,
+        able=bool(item.get("able", True)),
+        version=str(item.get("model_version") or item.get("active_version") or ""),
+    )

@@ -1,0 +1,68 @@
+"""A fleet's resources in the account that the environment names, found through its stack."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.names import check_fleet
+from fedgrass.stack import StackOutputs, stack_outputs
+
+DEFAULT_FLEET = "fedgrass"
+
+
+@dataclass(frozen=True)
+class Account:
+    """The caller's AWS account, seen from one fleet."""
+
+    fleet: str
+    session: Any
+
+    @classmethod
+    def of(cls, fleet: str, config: Any = None) -> Account:
+        """Return the account of the environment; raises `ConfigurationError` without a region.
+
+        Parameters
+        ----------
+        config
+            A ``botocore.config.Config`` for every client; botocore's defaults if None.
+        """
+        import boto3
+        import botocore.session
+
+        core = botocore.session.Session()
+        if config is not None:
+            core.set_default_client_config(config)
+        # AWS_REGION is what Greengrass and Lambda set; boto3 itself reads only AWS_DEFAULT_REGION.
+        session = boto3.session.Session(region_name=os.environ.get("AWS_REGION"), botocore_session=core)
+        if session.region_name is None:
+            raise ConfigurationError("no AWS region: set AWS_REGION, or a region in the profile")
+        return cls(check_fleet(fleet), session)
+
+    @cached_property
+    def stack(self) -> StackOutputs:
+        """What the fleet's stack consists of; raises `InfrastructureError` if it is not deployed."""
+        return stack_outputs(self.session, self.fleet)
+
+    @cached_property
+    def rounds_table(self) -> Any:
+        """The table of rounds."""
+        return self.session.resource("dynamodb").Table(self.stack.rounds_table)
+
+    @cached_property
+    def devices_table(self) -> Any:
+        """The table of devices."""
+        return self.session.resource("dynamodb").Table(self.stack.devices_table)
+
+    @cached_property
+    def step_functions(self) -> Any:
+        """Client of Step Functions."""
+        return self.session.client("stepfunctions")
+
+    @cached_property
+    def s3(self) -> Any:
+        """Client of S3."""
+        return self.session.client("s3")
