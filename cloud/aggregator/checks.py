@@ -130,7 +130,7 @@ def _too_long(norm: float, bound: float, what: str) -> UpdateError:
 def sum_of_squares(values: Floats) -> float:
     """Return the sum of the squares of finite values.
 
-    One pass says both things: what is not finite makes the sum so too.
+    One pass says both things: what is not finite makes the sum so too. Run it under ``np.errstate(all="ignore")``.
 
     Raises
     ------
@@ -139,8 +139,9 @@ def sum_of_squares(values: Floats) -> float:
     """
     whole = len(values) // _ROW * _ROW
     rows, rest = values[:whole].reshape(-1, _ROW), values[whole:]
-    with np.errstate(all="ignore"):
-        squares = float(np.vecdot(rows, rows).sum(dtype=np.float64)) + float(np.vecdot(rest, rest))
+    squares = float(np.add.reduce(np.vecdot(rows, rows), dtype=np.float64))
+    if len(rest):
+        squares += float(np.vecdot(rest, rest))
     if math.isfinite(squares):
         return squares
     # Infinite also when finite values are too large for a float32 square: only then look closer.

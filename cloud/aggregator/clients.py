@@ -13,7 +13,7 @@ from cloud.aggregator.registry import Registry
 from cloud.aggregator.release import FleetClients
 from cloud.aggregator.s3 import Bucket
 
-_CONFIG = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=48)
+_CONFIG = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=96)
 
 
 def connect(place: JobSettings) -> tuple[FleetClients, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from cloud.aggregator.checks import Examiner
 from cloud.aggregator.intake import Good, Intake
 from cloud.aggregator.lanes import LANES, lane_of, lane_order
-from cloud.aggregator.scan import OpenUpdate, scan
+from cloud.aggregator.scan import OpenUpdate, Tiles, scan
 from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.spool import Spool
 from cloud.aggregator.strategies.base import Clip, Combine, Facts, Noise, Strategy
@@ -131,8 +131,7 @@ class Mean:
         self._intake.passes = 2
         good: list[Good] = []
         for updates, _ in self._intake.windows(self._own(candidates)):
-            for _ in scan(updates, self._intake.layout):
-                pass
+            scan(updates, self._intake.layout, _read_all)
             good += self._intake.settle(updates)
         if self._share is not None:
             good = list(self._share.exchange(Found(good, self._intake.refused)).good)
@@ -163,6 +162,12 @@ class Mean:
 
     def _weight(self, update: OpenUpdate, factors: Factors) -> float:
         return self._weigh.weight(update.facts) * factors.get(update.reference.key, 1.0) * _UNIT
+
+
+def _read_all(tiles: Tiles) -> None:
+    for _, blocks in tiles:
+        for _ in blocks:
+            pass
 
 
 def combine(

@@ -9,15 +9,14 @@ from typing import BinaryIO
 
 from cloud.aggregator.checks import Examiner
 from cloud.aggregator.lanes import lane_order
-from cloud.aggregator.scan import BLOCK, OpenUpdate
+from cloud.aggregator.scan import OpenUpdate
 from cloud.aggregator.sources import UpdateReference, UpdateSource, open_ahead
 from cloud.aggregator.strategies.base import Facts
 from cloud.aggregator.vector import Layout
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.report import QuarantinedEntry
-from fedgrass.update.codecs import Buffers
 
-TOGETHER = 16
+TOGETHER = 64
 """Updates that are read side by side."""
 
 
@@ -56,7 +55,6 @@ class Intake:
         self._examiner = examiner
         self._weight = weight
         self._progress = progress
-        self._buffers = Buffers(BLOCK)
         self._refused: dict[str, QuarantinedEntry] = {}
         self.passes = 1  # how often the updates are read, for the progress
 
@@ -67,7 +65,7 @@ class Intake:
 
     def windows(self, references: Sequence[UpdateReference]) -> Iterator[tuple[list[OpenUpdate], str | None]]:
         """Yield updates with good headers, opened, some at a time, and the thing whose update comes after them."""
-        opening = open_ahead(self._source, references, ahead=TOGETHER)
+        opening = open_ahead(self._source, references)
         try:
             for start in range(0, len(references), TOGETHER):
                 updates: list[OpenUpdate] = []
@@ -101,7 +99,7 @@ class Intake:
         """
         good = self.settle(updates)
         updates.clear()
-        for reference, opener in open_ahead(self._source, [one.reference for one in good], ahead=TOGETHER):
+        for reference, opener in open_ahead(self._source, [one.reference for one in good]):
             self._open(reference, opener, updates)
 
     def refuse(self, reference: UpdateReference, error: UpdateError) -> None:
@@ -139,7 +137,7 @@ class Intake:
             self.refuse(reference, error)
             return
         try:
-            update = OpenUpdate(reference, stream, self.layout, self._buffers.beside(), self._examiner)
+            update = OpenUpdate(reference, stream, self.layout, self._examiner)
             self._weight(update.facts)
             into.append(update)
         except UpdateError as error:

@@ -1,16 +1,16 @@
-"""Reading several updates side by side, tile by tile, while what was read is being worked on.
+"""Reading several updates side by side, tile by tile, each of a few threads with a tile of its own.
 
 Side by side, because then a tile of the sum is fetched from memory once for all of them, and because each of several S3
-connections fills while another one is read. A thread of its own does all that can be done with one block, while that is in its
-core's cache; `readinto` and NumPy release the GIL.
+connections fills while another one is read. A thread does all that is to be done with a block while that is in its core's
+cache. The threads follow one another through the updates: a block is read when the one before it was.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from queue import SimpleQueue
-from threading import Thread
+import os
+from collections.abc import Callable, Iterator, Sequence
+from threading import Condition, Thread
 from typing import BinaryIO
 
 import numpy as np
@@ -18,32 +18,24 @@ import numpy as np
 from cloud.aggregator.checks import Examiner, sum_of_squares
 from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.strategies.base import Facts
-from cloud.aggregator.vector import Layout
-from fedgrass.errors import FedgrassError, UpdateError
-from fedgrass.update.codecs import Buffers, Floats
-from fedgrass.update.reader import Block, UpdateReader
+from cloud.aggregator.vector import Layout, aligned
+from fedgrass.errors import UpdateError
+from fedgrass.update.codecs import Floats
+from fedgrass.update.reader import UpdateReader
 
-BLOCK = 1 << 17  # scalars: half a megabyte; a tile of the sum and a block of an update stay in a core's cache
+BLOCK = 1 << 16  # scalars: a tile of the sum, one of a lane and a block of an update stay in a core's cache
+_THREADS = min(4, os.cpu_count() or 1)
 
 
 class OpenUpdate:
     """An update whose header is good. Its values are still evidence: ``error`` tells what is wrong with them."""
 
-    def __init__(
-        self,
-        reference: UpdateReference,
-        stream: BinaryIO,
-        layout: Layout,
-        buffers: Buffers,
-        examiner: Examiner,
-    ) -> None:
+    def __init__(self, reference: UpdateReference, stream: BinaryIO, layout: Layout, examiner: Examiner) -> None:
         self._stream = stream
         self._examiner = examiner
-        reader = UpdateReader(stream, file_bytes=reference.bytes, parameters=layout.parameters, buffers=buffers)
-        self.facts: Facts = examiner.check_header(reference, reader.header)
+        self._reader = UpdateReader(stream, file_bytes=reference.bytes, parameters=layout.parameters)
+        self.facts: Facts = examiner.check_header(reference, self._reader.header)
         self.reference = reference
-        self.header = reader.header
-        self.blocks: Iterator[Block] = reader.blocks()
         self.squares = 0.0
         self.error: UpdateError | None = None
 
@@ -52,10 +44,21 @@ class OpenUpdate:
         """L2 norm of what was read, to six digits: further ones depend on the processor."""
         return float(f"{math.sqrt(self.squares):.6g}")
 
-    def conclude(self) -> None:
-        """Judge the norm, when all was read."""
+    def fill(self, values: Floats) -> bool:
+        """Read the next values; whether they are good."""
         try:
             if self.error is None:
+                self._reader.fill(values)
+                self.squares += sum_of_squares(values)
+        except UpdateError as error:
+            self.error = error
+        return self.error is None
+
+    def conclude(self) -> None:
+        """Judge what shows only when all was read: the end of the file, and the norm."""
+        try:
+            if self.error is None:
+                self._reader.require_end()
                 self._examiner.check_norm(self.norm)
         except UpdateError as error:
             self.error = error
@@ -65,97 +68,73 @@ class OpenUpdate:
         self._stream.close()
 
 
-_SLOTS = 4  # blocks between the two threads
-_Item = tuple[slice, OpenUpdate, Floats, Floats] | BaseException | None
+Blocks = Iterator[tuple[OpenUpdate, Floats]]
+Tiles = Iterator[tuple[slice, Blocks]]
 
 
-def scan(
-    updates: Sequence[OpenUpdate], layout: Layout, factors: Mapping[str, float] | None = None
-) -> Iterator[tuple[slice, OpenUpdate, Floats]]:
-    """Yield each tile of each update: tile by tile, and within a tile in the order given.
+def scan(updates: Sequence[OpenUpdate], layout: Layout, work: Callable[[Tiles], None]) -> None:
+    """Read the updates, and have each of a few threads work on some of the tiles.
 
-    The values are finite, are multiplied by the update's factor if there are factors (by key), and are overwritten later. An
-    update found to be bad gets its ``error`` and is not heard of again; what it gave before must then be undone by the caller.
+    ``work`` is called once by each thread. It gets tiles, to be used up one after the other; of each tile it gets the values
+    of each update in the order given: finite, its own to change, and overwritten by the next. An update found to be bad gets its
+    ``error`` and is not heard of again; what it gave before must then be undone by the caller.
 
     Raises
     ------
     TransferError
         If the storage fails.
     """
-    reader = _Reader(updates, layout, factors or {})
-    reader.start()
-    try:
-        while (item := reader.ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            span, update, values, slot = item
-            yield span, update, values
-            reader.free.put(slot)
-        for update in updates:
-            update.conclude()
-    finally:
-        reader.stop()
+    passage = _Passage(updates, layout)
+    others = [Thread(target=passage.run, args=(work,), name="scan", daemon=True) for _ in range(_THREADS - 1)]
+    for thread in others:
+        thread.start()
+    passage.run(work)
+    for thread in others:
+        thread.join()
+    if passage.failure is not None:
+        raise passage.failure
+    for update in updates:
+        update.conclude()
 
 
-class _Reader(Thread):
-    """Reads, decodes, checks and scales: all that can be done while a block is still in this core's cache."""
+class _Passage:
+    """The order in which threads may pass through the updates."""
 
-    def __init__(self, updates: Sequence[OpenUpdate], layout: Layout, factors: Mapping[str, float]) -> None:
-        super().__init__(name="read-updates", daemon=True)
-        self.ready: SimpleQueue[_Item] = SimpleQueue()
-        self.free: SimpleQueue[Floats | None] = SimpleQueue()
-        for _ in range(_SLOTS):
-            self.free.put(np.empty(BLOCK, np.float32))
+    def __init__(self, updates: Sequence[OpenUpdate], layout: Layout) -> None:
+        self.failure: BaseException | None = None
         self._updates = updates
-        self._layout = layout
-        self._factors = {id(u): np.float32(factors.get(u.reference.key, 1.0)) for u in updates}
+        self._tiles = enumerate(layout.tiles(BLOCK))
+        self._read = [0] * len(updates)  # tiles that were read of each update
+        self._changed = Condition()
 
-    def stop(self) -> None:
-        self.free.put(None)
-        self.join()
-
-    def run(self) -> None:
+    def run(self, work: Callable[[Tiles], None]) -> None:
         try:
-            for span in self._layout.tiles(BLOCK):
-                for update in self._updates:
-                    if update.error is None and not self._pass_on(update, span):
-                        return
-            for update in self._updates:
-                _require_end(update)
-            self.ready.put(None)
-        except BaseException as error:  # noqa: BLE001 - is raised again where the values are awaited
-            self.ready.put(error)
+            with np.errstate(all="ignore"):
+                work(self._own_tiles())
+        except BaseException as error:  # noqa: BLE001 - is raised again where all threads have ended
+            with self._changed:
+                self.failure = self.failure or error
+                self._changed.notify_all()
 
-    def _pass_on(self, update: OpenUpdate, span: slice) -> bool:
-        """Hand over the update's next block; False if nobody waits for it any more."""
-        try:
-            values = self._block(update, span)
-        except UpdateError as error:
-            update.error = error
-            return True
-        slot = self.free.get()
-        if slot is None:
-            return False
-        scaled = slot[: len(values)]
-        np.multiply(values, self._factors[id(update)], out=scaled)
-        self.ready.put((span, update, scaled, slot))
-        return True
+    def _own_tiles(self) -> Tiles:
+        buffer: Floats = aligned(BLOCK, np.dtype(np.float32))
+        while self.failure is None:
+            with self._changed:
+                number, span = next(self._tiles, (0, None))
+            if span is None:
+                return
+            yield span, self._blocks(number, buffer[: span.stop - span.start])
 
-    def _block(self, update: OpenUpdate, span: slice) -> Floats:
-        block = next(update.blocks)
-        values = block.values
-        start = self._layout.starts[block.parameter.name] + block.offset
-        if (start, start + len(values)) != (span.start, span.stop):
-            raise FedgrassError(
-                f"codec {update.header.codec!r}: gave another block than the {BLOCK} scalars that were due"
-            )
-        update.squares += sum_of_squares(values)
-        return values
-
-
-def _require_end(update: OpenUpdate) -> None:
-    try:
-        if update.error is None:
-            next(update.blocks, None)  # a codec may notice only at the end that something is wrong
-    except UpdateError as error:
-        update.error = error
+    def _blocks(self, number: int, values: Floats) -> Blocks:
+        for position, update in enumerate(self._updates):
+            if self._read[position] != number:
+                with self._changed:
+                    self._changed.wait_for(lambda p=position: self._read[p] == number or self.failure)  # type: ignore[misc]
+            if self.failure is not None:
+                return
+            good = update.fill(values)
+            with self._changed:
+                self._read[position] += 1
+                self._changed.notify_all()
+            if good:
+                yield update, values

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fedgrass.errors import UpdateError
 
-_AHEAD = 8
+_AHEAD = 16
 
 
 class UpdateReference(BaseModel):

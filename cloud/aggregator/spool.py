@@ -6,14 +6,15 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from cloud.aggregator.scan import OpenUpdate, scan
+from cloud.aggregator.scan import OpenUpdate, Tiles, scan
 from cloud.aggregator.strategies.base import Facts
 from cloud.aggregator.vector import Layout
 from fedgrass.bundle import Bundle
-from fedgrass.tensors import read_into
+from fedgrass.tensors import Array, read_into
 from fedgrass.update.codecs import Floats
 
 _TILE_BYTES = 32 << 20
@@ -36,12 +37,14 @@ class Spool:
         """Write the values of the updates, whether good or bad."""
         for update in updates:
             self._places[update.reference.key] = len(self._places)
-        for span, update, values in scan(updates, self._layout):
-            position = (self._places[update.reference.key] * self._layout.size + span.start) * 4
-            rest = values.view(np.uint8).data
-            while rest:
-                written = os.pwrite(self._file.fileno(), rest, position)
-                rest, position = rest[written:], position + written
+
+        def work(tiles: Tiles) -> None:
+            for span, blocks in tiles:
+                for update, values in blocks:
+                    place = self._places[update.reference.key]
+                    write_at(self._file, values, (place * self._layout.size + span.start) * 4)
+
+        scan(updates, self._layout, work)
 
     def choose(self, rows: Sequence[tuple[str, Facts, float]]) -> None:
         """Make a matrix of these updates: key, facts, and what the values are multiplied by."""
@@ -73,3 +76,11 @@ class Spool:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def write_at(file: BinaryIO, values: Array, position: int) -> None:
+    """Write an array's bytes to a place in an unbuffered file; threads may do so at the same time."""
+    rest = values.view(np.uint8).data
+    while rest:
+        written = os.pwrite(file.fileno(), rest, position)
+        rest, position = rest[written:], position + written

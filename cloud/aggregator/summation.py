@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.aggregator.lanes import lane_of
-from cloud.aggregator.scan import BLOCK, OpenUpdate, scan
-from cloud.aggregator.vector import Layout
+from cloud.aggregator.scan import BLOCK, OpenUpdate, Tiles, scan
+from cloud.aggregator.spool import write_at
+from cloud.aggregator.vector import Layout, aligned
 from fedgrass.tensors import read_into
 from fedgrass.update.codecs import Floats
 
@@ -42,7 +43,6 @@ class LaneSum:
         self._lane: int | None = None  # the lane whose sum so far is in _partial
         self._partial: Sums | None = None
         self._untouched = True
-        self._spare: Sums = np.empty(BLOCK, self._dtype)
 
     def add(self, updates: Sequence[OpenUpdate], weights: Mapping[str, float], *, following: str | None) -> bool:
         """Add the updates, unless one of them turns out to be bad.
@@ -65,19 +65,23 @@ class LaneSum:
         carried = following is not None and bool(lanes) and lane_of(following) == lanes[-1]
         if carried and self._partial is None:
             self._partial = np.zeros(self._layout.size, self._dtype)
-        lane_by_key = {update.reference.key: lane for update, lane in zip(updates, lanes, strict=True)}
+        place = {
+            id(update): (lane, np.float32(weights[update.reference.key]))
+            for update, lane in zip(updates, lanes, strict=True)
+        }
         with _Notes(self._scratch, self._vectors(), enabled=not self._untouched) as notes:
-            tile: _Tile | None = None
-            for span, update, values in scan(updates, self._layout, weights):
-                if tile is None or tile.span != span:
-                    if tile is not None:
-                        tile.end(carried)
+
+            def work(tiles: Tiles) -> None:
+                spare: Sums = aligned(BLOCK, self._dtype)
+                for span, blocks in tiles:
                     notes.take(span)
-                    partial = self._spare[: span.stop - span.start] if self._partial is None else self._partial[span]
-                    tile = _Tile(span, self.total[span], partial, self._lane)
-                tile.add(lane_by_key[update.reference.key], values)
-            if tile is not None:
-                tile.end(carried)
+                    partial = spare[: span.stop - span.start] if self._partial is None else self._partial[span]
+                    tile = _Tile(self.total[span], partial, self._lane)
+                    for update, values in blocks:
+                        tile.add(values, *place[id(update)])
+                    tile.end(carried)
+
+            scan(updates, self._layout, work)
             if any(update.error for update in updates):
                 notes.put_back()
                 return False
@@ -100,19 +104,19 @@ class LaneSum:
 class _Tile:
     """The work on one tile, which stays in a core's cache meanwhile."""
 
-    def __init__(self, span: slice, total: Sums, partial: Sums, lane: int | None) -> None:
-        self.span = span
+    def __init__(self, total: Sums, partial: Sums, lane: int | None) -> None:
         self._total = total
         self._partial = partial
         self._lane = lane
 
-    def add(self, lane: int, product: Floats) -> None:
+    def add(self, values: Floats, lane: int, weight: np.float32) -> None:
         if lane == self._lane:
-            np.add(self._partial, product, out=self._partial)
+            np.multiply(values, weight, out=values)
+            np.add(self._partial, values, out=self._partial)
             return
         if self._lane is not None:
             np.add(self._total, self._partial, out=self._total)
-        self._partial[...] = product
+        np.multiply(values, weight, out=self._partial)
         self._lane = lane
 
     def end(self, carried: bool) -> None:
@@ -140,23 +144,21 @@ class _Notes:
             self._file.close()
 
     def take(self, span: slice) -> None:
+        """Note a tile; threads may do so at the same time."""
         self._spans.append(span)
-        for vector in self._vectors:
-            if self._file is not None:
-                _write_all(self._file, vector[span])
+        if self._file is not None:
+            for number, vector in enumerate(self._vectors):
+                write_at(self._file, vector[span], self._position(number, span))
 
     def put_back(self) -> None:
-        if self._file is not None:
-            self._file.seek(0)
         for span in self._spans:
-            for vector in self._vectors:
+            for number, vector in enumerate(self._vectors):
                 if self._file is None:
                     vector[span] = 0
                 else:
+                    self._file.seek(self._position(number, span))
                     read_into(self._file, vector[span], name="notes on the sum")
 
-
-def _write_all(file: BinaryIO, values: Sums) -> None:
-    rest = values.view(np.uint8).data
-    while rest:
-        rest = rest[file.write(rest) :]
+    def _position(self, number: int, span: slice) -> int:
+        vector = self._vectors[number]
+        return int(number * vector.nbytes + span.start * vector.itemsize)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,17 @@ from fedgrass.bundle import Parameters, TensorDescription
 from fedgrass.errors import BundleError
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
+
+
+def aligned(count: int, dtype: np.dtype[Any]) -> Array:
+    """Return an uninitialised vector on whole cache lines: vector instructions are then up to twice as fast on it."""
+    size = count * dtype.itemsize
+    room = np.empty(size + _LINE, np.uint8)
+    start = -room.ctypes.data % _LINE
+    return room[start : start + size].view(dtype)
+
+
+_LINE = 64
 
 
 class Layout:
@@ -32,11 +44,21 @@ class Layout:
             self.size += parameter.size
 
     def tiles(self, block: int) -> Iterator[slice]:
-        """Yield the vector piece by piece: each lies in one parameter and has at most ``block`` scalars."""
+        """Yield the vector piece by piece, at most ``block`` scalars each: part of one parameter, or several of them.
+
+        A piece begins with a parameter or whole blocks after its start, and ends so too: what `UpdateReader.fill` takes.
+        """
+        start = end = 0
         for parameter in self.parameters:
-            start = self.starts[parameter.name]
-            for offset in range(0, parameter.size, block):
-                yield slice(start + offset, start + min(parameter.size, offset + block))
+            if end - start + parameter.size > block and end > start:
+                yield slice(start, end)
+                start = end
+            end += parameter.size
+            while end - start > block:
+                yield slice(start, start + block)
+                start += block
+        if end > start:
+            yield slice(start, end)
 
     def base_tiles(self, path: Path, block: int) -> Iterator[tuple[slice, Array]]:
         """Yield a parameter file of this model tile by tile, as float64; each is overwritten by the next.

@@ -1,17 +1,15 @@
 """How the difference of one parameter is stored in an update file.
 
-A codec sees one parameter at a time, as a flat float32 array, and never more than one block of it when decoding, so that
+A codec sees one parameter at a time, as a flat float32 array, and decodes as much of it at once as the reader asks for, so that
 the reader's memory does not depend on the model. It may store a parameter as several tensors (codes and scales, say):
-``layout`` names them in the order of their bytes, and ``decode`` reads them in that order. Their sizes follow from the
+``layout`` names them in the order of their bytes, and ``decoder`` reads them in that order. Their sizes follow from the
 model alone, so a reader knows what an update decodes to before it reads a byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from copy import copy
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,9 +21,10 @@ from fedgrass.tensors import Array
 Floats = NDArray[np.float32]
 ReadInto = Callable[[Array], None]
 """Fills an array with the next bytes of the update, or raises."""
+Fill = Callable[[Floats], None]
+"""Fills arrays with the scalars of a parameter, one after the other. Each but the last takes a whole number of `GRAIN`."""
 
-GRAIN = 1024  # scalars: scales and bytes of masks never straddle two blocks
-BLOCK = 1 << 18  # scalars; 1 MiB of float32 stays in a core's cache between decoding, checking and adding
+GRAIN = 1024  # scalars: scales and bytes of masks never straddle two arrays
 
 
 @dataclass(frozen=True)
@@ -35,38 +34,6 @@ class StoredTensor:
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Buffers:
-    """The memory that decoding uses, taken once and reused for every update. Blocks are views of it.
-
-    ``block`` is a whole number of `GRAIN`.
-    """
-
-    block: int = BLOCK
-    floats: Floats = field(init=False)
-    raw: NDArray[np.uint8] = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.block < 1 or self.block % GRAIN:
-            raise ValueError(f"block {self.block}: expected a whole number of {GRAIN} scalars")
-        object.__setattr__(self, "floats", np.empty(self.block, np.float32))
-        object.__setattr__(self, "raw", np.empty(self.block * 4, np.uint8))
-
-    def beside(self) -> Buffers:
-        """Return buffers for an update that is read side by side with others, block by block in turns.
-
-        A codec keeps nothing in ``floats`` and ``raw`` from one block to the next, so all can share them; ``inner`` is its own.
-        """
-        buffers = copy(self)
-        buffers.__dict__.pop("inner", None)
-        return buffers
-
-    @cached_property
-    def inner(self) -> Buffers:
-        """More of the same, for a codec that decodes by way of another."""
-        return Buffers(self.block)
 
 
 class Codec(Protocol):
@@ -85,8 +52,8 @@ class Codec(Protocol):
         """Return the tensors of ``layout`` for a finite, flat difference; ``rng`` is for what is rounded by chance."""
         ...
 
-    def decode(self, parameter: TensorDescription, read: ReadInto, buffers: Buffers) -> Iterator[Floats]:
-        """Yield the difference in blocks of at most ``buffers.block`` scalars; each is overwritten by the next."""
+    def decoder(self, parameter: TensorDescription, read: ReadInto) -> Fill:
+        """Return what decodes the parameter, when its bytes are the next to come."""
         ...
 
 
@@ -103,12 +70,9 @@ class Float32:
         """Return the difference itself."""
         return (delta.astype("<f4", copy=False).reshape(parameter.shape),)
 
-    def decode(self, parameter: TensorDescription, read: ReadInto, buffers: Buffers) -> Iterator[Floats]:
-        """Read straight into the float buffer."""
-        for count in block_sizes(parameter.size, buffers.block):
-            values = buffers.floats[:count]
-            read(values)
-            yield values
+    def decoder(self, _parameter: TensorDescription, read: ReadInto) -> Fill:
+        """Return what reads straight into the arrays."""
+        return read
 
 
 class Float16:
@@ -125,17 +89,12 @@ class Float16:
         limit = np.float32(np.finfo(np.float16).max)
         return (np.clip(delta, -limit, limit).astype("<f2").reshape(parameter.shape),)
 
-    def decode(self, parameter: TensorDescription, read: ReadInto, buffers: Buffers) -> Iterator[Floats]:
-        """Widen block by block."""
-        halves = buffers.raw.view("<f2")
-        for count in block_sizes(parameter.size, buffers.block):
-            read(halves[:count])
-            values = buffers.floats[:count]
-            values[...] = halves[:count]
-            yield values
+    def decoder(self, _parameter: TensorDescription, read: ReadInto) -> Fill:
+        """Return what widens."""
 
+        def fill(values: Floats) -> None:
+            halves = np.empty(len(values), "<f2")
+            read(halves)
+            values[...] = halves
 
-def block_sizes(size: int, block: int) -> Iterator[int]:
-    """Yield the sizes of the blocks that ``size`` scalars make: all of ``block``, but for the last."""
-    for start in range(0, size, block):
-        yield min(block, size - start)
+        return fill

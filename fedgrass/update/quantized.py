@@ -6,14 +6,12 @@ NeurIPS 2017, https://arxiv.org/abs/1610.02132).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 from fedgrass.bundle import TensorDescription
 from fedgrass.tensors import Array
-from fedgrass.update.codecs import Buffers, Floats, ReadInto, StoredTensor, block_sizes
+from fedgrass.update.codecs import Fill, Floats, ReadInto, StoredTensor
 
 _SCALE = np.dtype("<f4")
 
@@ -36,18 +34,17 @@ class Int8:
         scales, codes = _quantize(delta, 127, self.group, rng)
         return scales, codes.reshape(parameter.shape)
 
-    def decode(self, parameter: TensorDescription, read: ReadInto, buffers: Buffers) -> Iterator[Floats]:
-        """Widen and scale block by block."""
-        scales = _read_scales(parameter.size, self.group, read)
-        codes = buffers.raw.view("<i1")
-        done = 0
-        for count in block_sizes(parameter.size, buffers.block):
-            read(codes[:count])
-            values = buffers.floats[:count]
-            values[...] = codes[:count]  # apart from scaling: a plain widening runs at the speed of memory
-            _scale(values, scales[done // self.group :], self.group)
-            done += count
-            yield values
+    def decoder(self, parameter: TensorDescription, read: ReadInto) -> Fill:
+        """Return what widens and scales."""
+        scales = _Scales(parameter.size, self.group, read)
+
+        def fill(values: Floats) -> None:
+            codes = np.empty(len(values), "<i1")
+            read(codes)
+            values[...] = codes  # apart from scaling: a plain widening runs at the speed of memory
+            scales.apply(values)
+
+        return fill
 
 
 class Int4:
@@ -70,19 +67,17 @@ class Int4:
         nibbles[: parameter.size] = codes.view(np.uint8) & 15
         return scales, nibbles[0::2] | nibbles[1::2] << 4
 
-    def decode(self, parameter: TensorDescription, read: ReadInto, buffers: Buffers) -> Iterator[Floats]:
-        """Unpack and scale block by block."""
-        scales = _read_scales(parameter.size, self.group, read)
-        pairs = buffers.floats.view("<u8")
-        done = 0
-        for count in block_sizes(parameter.size, buffers.block):
-            packed = buffers.raw[: (count + 1) // 2]
+    def decoder(self, parameter: TensorDescription, read: ReadInto) -> Fill:
+        """Return what unpacks and scales."""
+        scales = _Scales(parameter.size, self.group, read)
+
+        def fill(values: Floats) -> None:
+            packed = np.empty((len(values) + 1) // 2, "<u1")
             read(packed)
-            np.take(_PAIRS, packed, out=pairs[: len(packed)], mode="clip")
-            values = buffers.floats[:count]
-            _scale(values, scales[done // self.group :], self.group)
-            done += count
-            yield values
+            values[...] = _PAIRS[packed].view("<f4")[: len(values)]
+            scales.apply(values)
+
+        return fill
 
 
 def _nibble_pairs() -> NDArray[np.uint64]:
@@ -112,17 +107,23 @@ def _groups(size: int, group: int) -> int:
     return -(-size // group)
 
 
-def _read_scales(size: int, group: int, read: ReadInto) -> Floats:
-    scales = np.empty(_groups(size, group), _SCALE)
-    read(scales)
-    return scales
+class _Scales:
+    """The scales of a parameter's groups, used one after the other."""
 
+    def __init__(self, size: int, group: int, read: ReadInto) -> None:
+        self._group = group
+        self._left = np.empty(_groups(size, group), _SCALE)
+        read(self._left)
 
-def _scale(values: Floats, scales: Floats, group: int) -> None:
-    """Multiply each group by its scale, in place. A hostile scale gives what is not finite, which the reader's user refuses."""
-    whole = len(values) // group
-    with np.errstate(all="ignore"):
-        groups = values[: whole * group].reshape(whole, group)
-        np.multiply(groups, scales[:whole, None], out=groups)
-        if len(values) > whole * group:
-            values[whole * group :] *= scales[whole]
+    def apply(self, values: Floats) -> None:
+        """Multiply each group by its scale, in place.
+
+        A hostile scale gives what is not finite, which the reader's user refuses.
+        """
+        whole = len(values) // self._group
+        with np.errstate(all="ignore"):
+            groups = values[: whole * self._group].reshape(whole, self._group)
+            np.multiply(groups, self._left[:whole, None], out=groups)
+            if len(values) > whole * self._group:
+                values[whole * self._group :] *= self._left[whole]
+        self._left = self._left[whole:]

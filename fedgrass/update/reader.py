@@ -6,8 +6,7 @@ caller is to judge the claims (fleet, round, base, …) and the values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -16,21 +15,12 @@ from fedgrass import tensors
 from fedgrass.bundle import TensorDescription
 from fedgrass.errors import TensorFileError, TruncatedFileError, UpdateError
 from fedgrass.tensors import TensorSpec
-from fedgrass.update.codecs import Buffers, Floats, StoredTensor
+from fedgrass.update.codecs import Fill, Float32, Floats, StoredTensor
 from fedgrass.update.entropy import TENSOR, Decompressor
 from fedgrass.update.header import MAX_METADATA_BYTES, UpdateHeader
 from fedgrass.update.registry import codec_named
 
 _HEADER_BYTES_PER_TENSOR = 256  # dtype, shape and offsets at their longest
-
-
-@dataclass(frozen=True)
-class Block:
-    """Part of a parameter's difference: ``values`` start at scalar ``offset``, and are overwritten by the next block."""
-
-    parameter: TensorDescription
-    offset: int
-    values: Floats
 
 
 class UpdateReader:
@@ -44,8 +34,6 @@ class UpdateReader:
         The object's whole size, as storage says.
     parameters
         The model's parameters, in the manifest's order.
-    buffers
-        Memory for decoding, shared by all updates that are read one after the other.
 
     Raises
     ------
@@ -54,18 +42,17 @@ class UpdateReader:
         ``wrong_parameters``, ``wrong_dtype`` or ``wrong_shape``.
     """
 
-    def __init__(
-        self, stream: BinaryIO, *, file_bytes: int, parameters: Sequence[TensorDescription], buffers: Buffers
-    ) -> None:
+    def __init__(self, stream: BinaryIO, *, file_bytes: int, parameters: Sequence[TensorDescription]) -> None:
         if file_bytes > (bound := max_update_bytes(parameters)):
             raise UpdateError("too_large", f"{file_bytes} bytes; an update of this model has at most {bound}")
         self._stream = stream
-        self._parameters = parameters
-        self._buffers = buffers
         header = _read_header(stream, file_bytes, parameters)
         self.header = UpdateHeader.from_metadata(header.metadata)
         codec = codec_named(self.header.codec)
         self._codec = codec.parameters
+        self._parameters = iter(parameters)
+        self._left = 0  # scalars of the parameter that is being decoded
+        self._decode: Fill = self._read
         self._frame: Decompressor | None = None
         if codec.compressed:
             size = file_bytes - header.data_offset
@@ -74,20 +61,30 @@ class UpdateReader:
         else:
             _require_layout(header.tensors, [t for parameter in parameters for t in self._codec.layout(parameter)])
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield the difference of every parameter, once, in the manifest's order.
+    def fill(self, values: Floats) -> None:
+        """Fill an array with the next scalars of the difference: all parameters in a row, in the manifest's order.
+
+        An array ends where a parameter does, or a whole number of `GRAIN` scalars after a parameter's start.
 
         Raises
         ------
         UpdateError
-            Coded ``truncated`` if the stream ends early; ``corrupt_data`` if the bytes are not what the codec makes, which
-            may show at the very end.
+            Coded ``truncated`` if the stream ends early; ``corrupt_data`` if the bytes are not what the codec makes.
         """
-        for parameter in self._parameters:
-            offset = 0
-            for values in self._codec.decode(parameter, self._read, self._buffers):
-                yield Block(parameter, offset, values)
-                offset += len(values)
+        if isinstance(self._codec, Float32):  # then the file's bytes are that row itself
+            self._read(values)
+            return
+        while len(values):
+            if not self._left:
+                parameter = next(self._parameters)
+                self._left = parameter.size
+                self._decode = self._codec.decoder(parameter, self._read)
+            part, values = values[: self._left], values[self._left :]
+            self._decode(part)
+            self._left -= len(part)
+
+    def require_end(self) -> None:
+        """Raise `UpdateError` (``corrupt_data``) if there is more behind the last scalar; call it when all were read."""
         if self._frame is not None:
             self._frame.require_end()
 

@@ -8,7 +8,6 @@ size is known beforehand, it cannot point outside, and entropy coding brings it 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,9 @@ from numpy.typing import NDArray
 from fedgrass.bundle import TensorDescription
 from fedgrass.errors import UpdateError
 from fedgrass.tensors import Array
-from fedgrass.update.codecs import Buffers, Codec, Floats, ReadInto, StoredTensor, block_sizes
+from fedgrass.update.codecs import GRAIN, Codec, Fill, Floats, ReadInto, StoredTensor
+
+_PORTION = 16 * GRAIN
 
 
 class TopK:
@@ -44,8 +45,8 @@ class TopK:
             mask[np.argpartition(np.abs(delta), -chosen.size)[-chosen.size :]] = True
         return (np.packbits(mask, bitorder="little"), *self._values.encode(chosen, delta[mask], rng))
 
-    def decode(self, parameter: TensorDescription, read: ReadInto, buffers: Buffers) -> Iterator[Floats]:
-        """Put the chosen scalars into their places, block by block.
+    def decoder(self, parameter: TensorDescription, read: ReadInto) -> Fill:
+        """Return what puts the chosen scalars into their places.
 
         Raises
         ------
@@ -60,33 +61,39 @@ class TopK:
             raise UpdateError(
                 "corrupt_data", f"{parameter.name!r}: the mask marks {marked} scalars, {chosen.size} are sent"
             )
-        sent = _Stream(self._values.decode(chosen, read, buffers.inner))
-        done = 0
-        for count in block_sizes(parameter.size, buffers.block):
-            part = np.unpackbits(mask[done // 8 : (done + count + 7) // 8], count=count, bitorder="little")
-            values = buffers.floats[:count]
+        sent = _Sent(self._values.decoder(chosen, read), chosen.size)
+        left = mask
+
+        def fill(values: Floats) -> None:
+            nonlocal left
+            part = np.unpackbits(left[: (len(values) + 7) // 8], count=len(values), bitorder="little")
+            left = left[len(values) // 8 :]
             values.fill(0)
             sent.scatter(values, np.flatnonzero(part))
-            done += count
-            yield values
+
+        return fill
 
     def _chosen(self, parameter: TensorDescription) -> TensorDescription:
         count = min(parameter.size, max(1, math.ceil(self._fraction * parameter.size)))
         return TensorDescription(name=parameter.name, shape=(count,), dtype="float32")
 
 
-class _Stream:
-    """Blocks of scalars, taken in other portions than they come in."""
+class _Sent:
+    """The scalars that were sent, taken in other portions than they are decoded in."""
 
-    def __init__(self, blocks: Iterator[Floats]) -> None:
-        self._blocks = blocks
-        self._rest: Floats = np.empty(0, np.float32)
+    def __init__(self, fill: Fill, count: int) -> None:
+        self._fill = fill
+        self._count = count  # that are still to be decoded
+        self._buffer: Floats = np.empty(min(_PORTION, count), np.float32)
+        self._rest = self._buffer[:0]
 
     def scatter(self, values: Floats, places: NDArray[np.intp]) -> None:
         """Put the next scalars into ``places`` of ``values``."""
         while len(places):
             if not len(self._rest):
-                self._rest = next(self._blocks)
+                self._rest = self._buffer[: self._count]
+                self._fill(self._rest)
+                self._count -= len(self._rest)
             count = min(len(places), len(self._rest))
             values[places[:count]] = self._rest[:count]
             places, self._rest = places[count:], self._rest[count:]

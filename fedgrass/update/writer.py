@@ -19,7 +19,7 @@ from fedgrass.bundle import Parameters, TensorDescription
 from fedgrass.errors import BundleError, ConfigurationError, DivergedError
 from fedgrass.noise import SEED_BYTES, add_gaussian
 from fedgrass.tensors import Array
-from fedgrass.update.codecs import Buffers, Codec, Floats
+from fedgrass.update.codecs import Codec, Floats
 from fedgrass.update.entropy import TENSOR, compress
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
@@ -177,13 +177,9 @@ def _seed(header: UpdateHeader) -> int:
 
 
 def _decoded(codec: Codec, parameter: TensorDescription, encoded: Sequence[Array]) -> Floats:
-    buffers = Buffers()
     stream = io.BytesIO(b"".join(values.tobytes() for values in encoded))
     found = np.empty(parameter.size, np.float32)
-    done = 0
-    for values in codec.decode(parameter, lambda array: tensors.read_into(stream, array, name="residual"), buffers):
-        found[done : done + len(values)] = values
-        done += len(values)
+    codec.decoder(parameter, lambda array: tensors.read_into(stream, array, name="residual"))(found)
     return found
 
 

@@ -10,7 +10,6 @@ from fedgrass.bundle import FileDescription, Manifest, Parameters, TensorDescrip
 from fedgrass.errors import ConfigurationError
 from fedgrass.files import sha256_of
 from fedgrass.update import write_update
-from fedgrass.update.codecs import Buffers
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.reader import UpdateReader
 from tests.fedgrass.update.conftest import DESCRIPTIONS, HEADER, draw_parameters
@@ -38,10 +37,10 @@ def send(folder: Path, number: int, seed: int, codec: str = "topk:0.05+int4+zstd
     header = HEADER.model_copy(update={"round": number})
     write_update(path, draw_parameters(0), draw_parameters(seed), header, codec=codec, feedback=feedback)
     with path.open("rb") as stream:
-        reader = UpdateReader(stream, file_bytes=path.stat().st_size, parameters=DESCRIPTIONS, buffers=Buffers(1024))
+        reader = UpdateReader(stream, file_bytes=path.stat().st_size, parameters=DESCRIPTIONS)
         found = {d.name: np.empty(d.size, np.float32) for d in DESCRIPTIONS}
-        for block in reader.blocks():
-            found[block.parameter.name][block.offset : block.offset + len(block.values)] = block.values
+        for values in found.values():
+            reader.fill(values)
     return {d.name: found[d.name].reshape(d.shape) for d in DESCRIPTIONS}
 
 

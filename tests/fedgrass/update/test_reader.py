@@ -6,6 +6,7 @@ import json
 import math
 import random
 import struct
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -15,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud.aggregator.vector import Layout
 from fedgrass import tensors
 from fedgrass.bundle import Parameters, TensorDescription
 from fedgrass.errors import UpdateError
-from fedgrass.update import UpdateHeader
-from fedgrass.update.codecs import Buffers
+from fedgrass.update import UpdateHeader, write_update
 from fedgrass.update.header import Reason
 from fedgrass.update.reader import UpdateReader, max_update_bytes
 from fedgrass.update.registry import codec_named
@@ -28,12 +29,13 @@ from tests.fedgrass.update.conftest import CODECS, DESCRIPTIONS, HEADER, draw_pa
 
 def read_all(content: bytes, block: int = 1024, file_bytes: int | None = None) -> tuple[UpdateHeader, Parameters]:
     size = len(content) if file_bytes is None else file_bytes
-    reader = UpdateReader(io.BytesIO(content), file_bytes=size, parameters=DESCRIPTIONS, buffers=Buffers(block))
-    flat = {d.name: np.full(d.size, np.nan, np.float32) for d in DESCRIPTIONS}
-    for part in reader.blocks():
-        assert len(part.values) <= block
-        flat[part.parameter.name][part.offset : part.offset + len(part.values)] = part.values
-    return reader.header, {d.name: flat[d.name].reshape(d.shape) for d in DESCRIPTIONS}
+    reader = UpdateReader(io.BytesIO(content), file_bytes=size, parameters=DESCRIPTIONS)
+    layout = Layout(DESCRIPTIONS)
+    flat = np.full(layout.size, np.nan, np.float32)
+    for span in layout.tiles(block):
+        reader.fill(flat[span])
+    reader.require_end()
+    return reader.header, layout.unflatten(flat)
 
 
 def refusal(content: bytes, file_bytes: int | None = None) -> str:
@@ -72,11 +74,21 @@ def test_what_was_written_is_read_alike_in_blocks_of_any_size(written: Callable[
             np.testing.assert_array_equal(found[name], expected)
 
 
-def test_reading_takes_no_memory_that_grows_with_the_update(written: Callable[..., Path]) -> None:
-    buffers = Buffers(1024)
-    content = written().read_bytes()
-    reader = UpdateReader(io.BytesIO(content), file_bytes=len(content), parameters=DESCRIPTIONS, buffers=buffers)
-    assert all(np.shares_memory(block.values, buffers.floats) for block in reader.blocks())
+@pytest.mark.parametrize("codec", ["float32", "int8", "int4+zstd"])
+def test_reading_takes_no_memory_that_grows_with_the_update(tmp_path: Path, codec: str) -> None:
+    described = (TensorDescription(name="w", shape=(1 << 20,), dtype="float32"),)
+    zeros: Parameters = {"w": np.zeros(1 << 20, np.float32)}
+    write_update(tmp_path / "update", zeros, {"w": np.arange(1 << 20, dtype=np.float32)}, HEADER, codec=codec)
+    values = np.empty(1 << 14, np.float32)
+    with (tmp_path / "update").open("rb") as stream:
+        tracemalloc.start()
+        reader = UpdateReader(stream, file_bytes=(tmp_path / "update").stat().st_size, parameters=described)
+        for _ in range(64):
+            reader.fill(values)
+        reader.require_end()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 1 << 20  # of 4 MiB
 
 
 def test_a_stream_that_gives_a_byte_at_a_time_is_read_alike(written: Callable[..., Path]) -> None:
@@ -88,11 +100,10 @@ def test_a_stream_that_gives_a_byte_at_a_time_is_read_alike(written: Callable[..
             return super().readinto(memoryview(buffer)[:1])
 
     content = written().read_bytes()
-    reader = UpdateReader(Dripping(content), file_bytes=len(content), parameters=DESCRIPTIONS, buffers=Buffers(1024))
-    np.testing.assert_array_equal(
-        np.concatenate([block.values.copy() for block in reader.blocks()]),
-        np.concatenate([v.ravel() for v in read_all(content)[1].values()]),
-    )
+    reader = UpdateReader(Dripping(content), file_bytes=len(content), parameters=DESCRIPTIONS)
+    found = np.empty(sum(d.size for d in DESCRIPTIONS), np.float32)
+    reader.fill(found)
+    np.testing.assert_array_equal(found, np.concatenate([v.ravel() for v in read_all(content)[1].values()]))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +167,6 @@ def test_a_size_beyond_any_update_of_the_model_is_refused_before_a_byte_is_read(
             Unreadable(),  # type: ignore[arg-type]
             file_bytes=max_update_bytes(DESCRIPTIONS) + 1,
             parameters=DESCRIPTIONS,
-            buffers=Buffers(1024),
         )
     assert raised.value.code == "too_large"
 
