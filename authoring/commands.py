@@ -1,4 +1,4 @@
-"""``fedgrass model export``: a Keras model in a file becomes a model bundle."""
+"""``fedgrass model export``: a model in a file becomes a model bundle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from fedgrass.errors import ConfigurationError
 def export(
     model: Annotated[
         Path,
-        typer.Argument(help="A .keras file, or a .py file with build_model() and, optionally, EXPORT.", exists=True),
+        typer.Argument(
+            help="A .keras file, a .py file with build_model() and, optionally, EXPORT, or the folder of a SavedModel.",
+            exists=True,
+        ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the model bundle; made if absent.", file_okay=False)],
     loss: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Loss))}.")] = "",
@@ -27,13 +30,14 @@ def export(
         int, typer.Option(min=0, max=65536, help="Examples in a training step; fixed in the graph.")
     ] = 0,
     freeze: Annotated[
-        list[str] | None, typer.Option(help="Name of a layer that is not trained and does not travel; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Layer (SavedModel: or variable) that is not trained and does not travel; may be repeated."),
     ] = None,
     classes: Annotated[str, typer.Option(help="Names of the classes, with commas.")] = "",
-    name: Annotated[str, typer.Option(help="The model's name; else that of the Keras model.")] = "",
+    name: Annotated[str, typer.Option(help="The model's name; else that of the Keras model or of the folder.")] = "",
     version: Annotated[str, typer.Option(help="Of the bundle.")] = "1.0.0",
 ) -> None:
-    """Export a Keras model as a bundle that devices can train without TensorFlow.
+    """Export a Keras model or a SavedModel as a bundle that devices can train without TensorFlow.
 
     What is not given is taken from EXPORT of a .py file: a dictionary with loss, batch_size, optimizer, class_names, freeze.
     """
@@ -62,7 +66,7 @@ def export(
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Return the Keras model in ``path`` and the options that come with it."""
+    """Return the Keras model in ``path``, or ``path`` if it is a SavedModel's, and the options that come with it."""
     try:
         import keras
     except ImportError as error:
@@ -82,8 +86,7 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
                 f"{path}: Keras cannot load it ({str(error).splitlines()[0]}); a model with custom layers goes into a .py file"
             ) from error
     if (path / "saved_model.pb").exists():
-        raise ConfigurationError(
-            f"{path}: a SavedModel holds one traced call and no layers, so its training behaviour is lost; save the model "
-            "as .keras, or give a .py file whose build_model() builds it and loads the weights"
-        )
-    raise ConfigurationError(f"{path}: expected a .keras file, or a .py file with build_model()")
+        return path, {}
+    raise ConfigurationError(
+        f"{path}: expected a .keras file, a .py file with build_model(), or the folder of a SavedModel"
+    )

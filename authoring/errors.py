@@ -15,7 +15,7 @@ class UnsupportedModelError(FedgrassError):
     Parameters
     ----------
     where
-        Layer, or graph node with the layer's name in its path.
+        Layer or, while a graph is traced, its node; `authoring.export` puts the layer there.
     what
         The operator or property.
     instead
@@ -25,4 +25,9 @@ class UnsupportedModelError(FedgrassError):
     code = "unsupported_model"
 
     def __init__(self, where: str, what: str, instead: str) -> None:
+        self.where, self.what, self.instead = where, what, instead
         super().__init__(f"{where}: {what} cannot be trained on a device; {instead}")
+
+    def at(self, where: str) -> UnsupportedModelError:
+        """Return the same error of another place."""
+        return UnsupportedModelError(where, self.what, self.instead)

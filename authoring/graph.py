@@ -23,13 +23,14 @@ class Forward:
     """A model as functions of its input and its values: the parameters first, then the statistics.
 
     ``logits`` maps x [B, …], the values and the number of the training step (none outside training) to what the loss
-    takes, and new statistics; ``output`` maps x and the values to what the application sees. ``counts_steps``: whether the
-    step's number matters.
+    takes, and new statistics; ``output`` maps x and the values to what the application sees. ``names`` are the parameters'.
+    ``draws_masks``: whether the step's number matters.
     """
 
     logits: Callable[[Tensor, Sequence[Tensor], Tensor | None], tuple[Tensor, Sequence[Tensor]]]
     output: Callable[[Tensor, Sequence[Tensor]], Tensor]
-    counts_steps: bool
+    names: tuple[str, ...]
+    draws_masks: bool
 
 
 def module(
@@ -68,6 +69,7 @@ def module(
     values = [*parameters, *statistics]
     anchors = [tf.Variable(tf.zeros(parameter.shape)) for parameter in parameters]
     step = tf.Variable(tf.zeros([]))
+    seed = tf.Variable(0) if forward.draws_masks else None
     batch = x.shape[0]
 
     def train(
@@ -81,17 +83,17 @@ def module(
         present = [value.read_value() for value in values]
         trained = present[: len(parameters)]
         number = tf.constant(0)
-        if forward.counts_steps:
+        if seed is not None:
             step.assign_add(1.0)
-            number = tf.cast(step, tf.int32)
+            number = seed + tf.cast(step, tf.int32)
         logits, new_statistics = forward.logits(x, present, number)
         result = loss(logits, y)
         share = sample_weight / tf.maximum(tf.reduce_sum(sample_weight), 1e-12)
         upstream = result.gradient * tf.reshape(share, [batch] + [1] * (logits.shape.rank - 1))
         found = tf.gradients(logits, trained, grad_ys=upstream)
-        for parameter, gradient in zip(parameters, found, strict=True):
+        for name, gradient in zip(forward.names, found, strict=True):
             if gradient is None:
-                raise UnsupportedModelError(parameter.name, "a parameter that does not reach the output", "freeze it")
+                raise UnsupportedModelError(name, "a parameter that does not reach the output", "freeze it")
         if proximal_mu is not None:
             found = [g + proximal_mu * (p - a) for g, p, a in zip(found, trained, anchors, strict=True)]
         if clip_norm is not None:
@@ -110,7 +112,9 @@ def module(
             "weight": tf.reduce_sum(sample_weight),
         }
 
-    def begin_round() -> dict[str, Tensor]:
+    def begin_round(drawn: Tensor | None = None) -> dict[str, Tensor]:
+        if seed is not None:
+            seed.assign(drawn)
         for anchor, parameter in zip(anchors, parameters, strict=True):
             anchor.assign(parameter)
         for variable, initial in zip(state, initials, strict=True):
@@ -119,7 +123,7 @@ def module(
 
     # The step's number is kept, restored and reset with the optimizer's state.
     state, initials = list(optimizer.state), list(optimizer.initial)
-    if forward.counts_steps:
+    if seed is not None:
         state, initials = [*state, step], [*initials, 0.0]
     weight = tf.TensorSpec([batch], tf.float32, name="sample_weight")
     scalars = [tf.TensorSpec([], tf.float32, name=name) for name in _SCALARS]
@@ -128,12 +132,12 @@ def module(
         "train_plain": _function(train, [x, y, weight, scalars[0]]),
         "evaluate": _function(evaluate, [x, y, weight]),
         "infer": _function(lambda x: {"y": forward.output(x, values)}, [x]),
-        "begin_round": _function(begin_round, []),
+        "begin_round": _function(begin_round, [tf.TensorSpec([], tf.int32, name="seed")] if seed is not None else []),
         **_access(values, "parameters", "p"),
         **(_access(state, "optimizer", "s") if state else {}),
     }
     owner = tf.Module()
-    owner.variables_of_graph = [*values, *anchors, *state]
+    owner.variables_of_graph = [*values, *anchors, *state, *([] if seed is None else [seed])]
     concrete = {name: function.get_concrete_function() for name, function in signatures.items()}
     for function in concrete.values():
         _check_operators(function.graph)

@@ -16,18 +16,18 @@ import tensorflow as tf
 
 from authoring.errors import UnsupportedModelError
 from authoring.flatbuffer import with_constant_inputs
-from authoring.model import KerasModel
+from authoring.model import Model
 from fedgrass.bundle import Constant, Parameters
 from fedgrass.inference import with_parameters
 
 
-def convert(model: KerasModel, parameters: Parameters) -> tuple[bytes, tuple[Constant, ...]]:
-    """Convert a Keras model to a LiteRT model for one example with signature ``infer(x) -> y``.
+def convert(model: Model, parameters: Parameters) -> tuple[bytes, tuple[Constant, ...]]:
+    """Convert a model to a LiteRT model for one example with signature ``infer(x) -> y``.
 
     Parameters
     ----------
     parameters
-        As `KerasModel.values` gives them.
+        As `Model.values` gives them.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def convert(model: KerasModel, parameters: Parameters) -> tuple[bytes, tuple[Con
     return with_parameters(content, constants, parameters), constants
 
 
-def _convert(model: KerasModel, parameters: Parameters, *, apart: Set[str]) -> bytes:
+def _convert(model: Model, parameters: Parameters, *, apart: Set[str]) -> bytes:
     """Convert; parameters of ``apart`` are inputs to the converter, so that it cannot merge them (batch normalization)."""
 
     def infer(x: Any, *inputs: Any) -> dict[str, Any]:
@@ -62,9 +62,8 @@ def _convert(model: KerasModel, parameters: Parameters, *, apart: Set[str]) -> b
         values = [next(given) if key in apart else tf.constant(value) for key, value in parameters.items()]
         return {"y": model.infer(x, values)}
 
-    shape, dtype = model.keras.inputs[0].shape[1:], model.keras.inputs[0].dtype
     separate = {f"parameter_{i}": value for i, (key, value) in enumerate(parameters.items()) if key in apart}
-    specs = [tf.TensorSpec([1, *shape], dtype, name="x")]
+    specs = [tf.TensorSpec([1, *model.x.shape[1:]], model.x.dtype, name="x")]
     specs += [tf.TensorSpec(value.shape, tf.float32, name=key) for key, value in separate.items()]
     traced = tf.function(infer, input_signature=specs, autograph=False).get_concrete_function()
     with tempfile.TemporaryDirectory() as folder:

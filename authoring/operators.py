@@ -7,7 +7,7 @@ so the names are pointed elsewhere for the time of the trace.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,11 +22,13 @@ Tensor = Any
 
 
 @contextmanager
-def exchanged(model: Any, step: Tensor | None) -> Iterator[None]:
-    """Trace ``model`` inside this.
+def exchanged(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
+    """Trace a model inside this.
 
     Parameters
     ----------
+    layers
+        Keras' layers in the model.
     step
         Number of the training step, int32, from which Dropout draws its masks; none outside training.
     """
@@ -43,24 +45,25 @@ def exchanged(model: Any, step: Tensor | None) -> Iterator[None]:
             (tf.nn, "gelu", _gelu),
             (keras.layers.Dropout, "call", dropout),
         ):
-            stack.enter_context(_pointed(owner, name, function))
-        stack.enter_context(unrolled(model))
+            stack.enter_context(pointed(owner, name, function))
+        stack.enter_context(unrolled(layers))
         stack.enter_context(gradients.overridden())
         yield
 
 
 @contextmanager
-def unrolled(model: Any) -> Iterator[None]:
+def unrolled(layers: Iterable[Any]) -> Iterator[None]:
     """Trace recurrent layers as one copy of the cell for each time step, without a loop."""
     with ExitStack() as stack:
-        for layer in model._flatten_layers():
+        for layer in layers:
             if isinstance(layer, keras.layers.RNN):
-                stack.enter_context(_pointed(layer, "unroll", True))
+                stack.enter_context(pointed(layer, "unroll", True))
         yield
 
 
 @contextmanager
-def _pointed(owner: Any, name: str, elsewhere: Any) -> Iterator[None]:
+def pointed(owner: Any, name: str, elsewhere: Any) -> Iterator[None]:
+    """Let an attribute have another value for a time."""
     before = getattr(owner, name)
     setattr(owner, name, elsewhere)
     try:

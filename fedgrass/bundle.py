@@ -20,6 +20,7 @@ Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called
 - ``infer(x) -> y``.
 - ``read_parameters() -> p0 …``, ``write_parameters(p0 …) -> ok``. Resource variables start uninitialised: write first.
 - ``begin_round() -> ok``: takes the present parameters as the proximal term's anchor and zeroes the optimizer's state.
+  Where the model has Dropout: ``begin_round(seed)``, int32, from which and the step's number the masks are drawn.
 - ``read_optimizer() -> s0 …`` and ``write_optimizer(s0 …) -> ok``, where the optimizer has state: for checkpoints.
 """
 

@@ -52,6 +52,10 @@ class FitSettings:
         """Seed of one epoch's order of examples; every engine takes it from here."""
         return int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
 
+    def masks_seed(self) -> int:
+        """Where the numbers that Dropout draws from begin, so that they are others in each round and on each device."""
+        return int(np.random.SeedSequence(self.seed).generate_state(1)[0]) >> 1
+
 
 @dataclass
 class FitState:

@@ -69,7 +69,8 @@ class LiteRTEngine(BatchEngine):
         return output[: len(x)]
 
     def _begin(self, settings: FitSettings) -> None:
-        self._signatures["begin_round"]()
+        begin = self._signatures["begin_round"]
+        begin(**({"seed": np.int32(settings.masks_seed())} if begin.inputs else {}))
         self._train = self._signatures["train"]
         self._scalars = {
             "learning_rate": np.float32(settings.learning_rate),
