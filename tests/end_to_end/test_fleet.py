@@ -10,9 +10,10 @@ import pytest
 
 from cloud.aggregator.release import release_model
 from fedgrass import tensors
-from fedgrass.bundle import Bundle
+from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.inference import write_bundle
 from fedgrass.protocol import tables
+from fedgrass.protocol.messages import Reply
 from fedgrass.protocol.names import GLOBAL_MODEL, update_key
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import write_update
@@ -54,6 +55,27 @@ def test_devices_of_both_nuclei_take_part_in_a_round(operator: Operator) -> None
     }
     unsupported = {thing for thing, log in logs.items() if "operation unsupported by this nucleus" in log}
     assert unsupported == {"device-2"}
+
+
+@pytest.mark.parametrize("thing", ["device-1", "device-2"])
+def test_an_operator_directs_one_device_of_either_nucleus(operator: Operator, tmp_path: Path, thing: str) -> None:
+    base, file = base_bundle(operator, tmp_path), tmp_path / "parameters.safetensors"
+    got = operator.command("device", "get-parameters", thing, "--output", str(file))
+    assert got.returncode == 0, got.stderr
+    assert file.read_bytes() == base.path(PARAMETERS).read_bytes()
+    judged = operator.command("device", "evaluate", thing, "--model", base.manifest.version, "--json")
+    assert judged.returncode == 0, judged.stderr
+    reply = Reply.model_validate_json(judged.stdout)
+    assert (reply.status, reply.version) == ("done", base.manifest.version)
+    assert reply.metrics["accuracy"] > 0
+    assert operator.command("device", "reply", thing, reply.id, "--json").stdout == judged.stdout
+    assert operator.command("device", "set-parameters", thing, base.manifest.version).returncode == 0
+    trained = operator.command("device", "fit", thing, "--epochs", "1", "--output", str(file))
+    assert trained.returncode == 0, trained.stderr
+    assert file.read_bytes() != base.path(PARAMETERS).read_bytes()
+    refused = operator.command("device", "roll-back", thing, "--to", "9.9.9")
+    assert refused.returncode == 1
+    assert "roll_back refused" in refused.stderr
 
 
 def test_bad_updates_are_quarantined_and_the_round_completes(operator: Operator, tmp_path: Path) -> None:

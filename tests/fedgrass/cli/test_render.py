@@ -34,7 +34,7 @@ def test_the_fleet_shows_at_a_glance_who_can_train_and_why_not() -> None:
         FleetMember("new"),
     ]
     shown = io.StringIO()
-    Console(file=shown, width=250).print(render.fleet_table(members, now_ms=1_001_000))
+    Console(file=shown, width=250).print(render.fleet_table(members, {}, now_ms=1_001_000))
     text = shown.getvalue()
     for said in (
         "alive",
