@@ -185,7 +185,7 @@ def test_memory_does_not_grow_with_the_number_of_updates(tmp_path: Path) -> None
         finally:
             tracemalloc.stop()
 
-    few, many = peak(70), peak(150)
+    few, many = peak(80), peak(160)  # either has a lane that is carried on
     assert many < few + len(body) / 4
     assert many < 16 * len(body)  # of which most are the blocks that are read side by side
 
