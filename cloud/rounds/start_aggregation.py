@@ -75,6 +75,9 @@ def job_name(record: RoundRecord) -> str:
 def _start(services: Services, record: RoundRecord, name: str) -> None:
     wanted = record.settings.aggregation
     image = services.setting("FEDGRASS_IMAGE")
+    instances = wanted.instance_count or int(services.setting("FEDGRASS_INSTANCE_COUNT"))
+    if record.settings.strategy.uses_one_instance:
+        instances = 1
     try:
         services.sagemaker.create_processing_job(
             ProcessingJobName=name,
@@ -93,7 +96,7 @@ def _start(services: Services, record: RoundRecord, name: str) -> None:
             ProcessingResources={
                 "ClusterConfig": {
                     "InstanceType": wanted.instance_type or services.setting("FEDGRASS_INSTANCE_TYPE"),
-                    "InstanceCount": wanted.instance_count or int(services.setting("FEDGRASS_INSTANCE_COUNT")),
+                    "InstanceCount": instances,
                     "VolumeSizeInGB": wanted.volume_gb,
                 }
             },
@@ -107,7 +110,14 @@ def _start(services: Services, record: RoundRecord, name: str) -> None:
         # An earlier attempt started it, and its end may have passed before this attempt's token was known.
         settle(services, record, services.sagemaker.describe_processing_job(ProcessingJobName=name))
         return
-    tell("aggregation_started", fleet=record.fleet, round=record.round, job=name, updates=record.uploaded)
+    tell(
+        "aggregation_started",
+        fleet=record.fleet,
+        round=record.round,
+        job=name,
+        updates=record.uploaded,
+        instances=instances,
+    )
 
 
 def _network(services: Services) -> dict[str, Any]:

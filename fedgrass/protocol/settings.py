@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.messages import FitTask, UpdateTask
-from fedgrass.protocol.strategies import NEED_METRICS, FedBuff, parse_options
+from fedgrass.protocol.strategies import NEED_ALL_AT_ONCE, NEED_METRICS, FedBuff, parse_options
 
 
 class _Settings(BaseModel):
@@ -54,6 +54,11 @@ class Strategy(_Settings):
     def staleness(self) -> int:
         """Number of earlier rounds whose late updates are taken."""
         return FedBuff.model_validate(self.options).staleness if self.name == "fedbuff" else 0
+
+    @property
+    def uses_one_instance(self) -> bool:
+        """Whether more instances than one would have nothing to do."""
+        return ":" in self.name or self.name in NEED_ALL_AT_ONCE
 
 
 class Checks(_Settings):

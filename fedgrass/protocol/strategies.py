@@ -123,6 +123,9 @@ OPTIONS: Mapping[str, type[Options]] = {
 }
 """By name. A name with a colon is a Flower strategy, ``module:Class``, and its options are that class's arguments."""
 
+NEED_ALL_AT_ONCE = frozenset({"median", "trimmed_mean", "geometric_median", "krum", "multi_krum", "bulyan"})
+"""Strategies that are no means: several instances have nothing to share there."""
+
 NEED_METRICS = frozenset({"fednova", "qfedavg"})
 """Strategies that weigh by what a device measured."""
 

@@ -193,7 +193,9 @@ def test_a_server_optimizer_goes_on_from_the_state_that_lies_beside_the_model(
 def test_every_strategy_that_can_be_named_is_tried_here() -> None:
     assert {name for name, _, _ in REFERENCES} | {name for name, _, _ in OPTIMIZERS} == set(OPTIONS)
     for name in OPTIONS:
-        assert FleetSettings.model_validate({"strategy": {"name": name}}).strategy.name == name
+        settings = FleetSettings.model_validate({"strategy": {"name": name}})
+        assert settings.strategy.name == name
+        assert settings.strategy.uses_one_instance == (strategy_named(name).combine is not None)
 
 
 def test_norms_far_above_the_cohorts_median_are_refused(cohort: Cohort) -> None:

@@ -65,6 +65,16 @@ def test_the_job_runs_in_the_stack_s_network_and_on_the_round_s_own_machines(mak
     assert (machines["InstanceType"], machines["InstanceCount"]) == ("ml.c5.xlarge", 2)
 
 
+@pytest.mark.parametrize(("strategy", "instances"), [("fedadam", 4), ("median", 1), ("flwr.server.strategy:FedAvg", 1)])
+def test_instances_that_would_have_nothing_to_do_are_not_started(fleet: Fleet, strategy: str, instances: int) -> None:
+    fleet.open(aggregation={"instance_count": 4}, strategy={"name": strategy})
+    for thing in "abc":
+        record_update(fleet.services, fleet.update(thing))
+    start_aggregation(fleet.services, START)
+    (job,) = fleet.sagemaker.jobs.values()
+    assert job["ProcessingResources"]["ClusterConfig"]["InstanceCount"] == instances
+
+
 @pytest.mark.parametrize("fleet_name", ["d", "_-_", "x" * 64, "under_score", "-a-"])
 def test_a_job_s_name_is_one_that_sagemaker_takes(collected: Fleet, fleet_name: str) -> None:
     name = job_name(collected.round().model_copy(update={"fleet": fleet_name, "round": 999_999}))
