@@ -95,6 +95,9 @@ class StatusBoard:
         tally = tally.model_copy(
             update={
                 outcome: getattr(tally, outcome) + 1,
+                "failed_in_a_row": {"taken": 0, "failed": tally.failed_in_a_row + 1}.get(
+                    outcome, tally.failed_in_a_row
+                ),
                 "training_seconds": round(tally.training_seconds + seconds, 3),
             }
         )

@@ -32,6 +32,7 @@ def report(fleet: str, reading: Reading, tally: Tally, *, now: float | None = No
         "rounds_taken": tally.taken,
         "rounds_declined": tally.declined,
         "rounds_failed": tally.failed,
+        "rounds_failed_in_a_row": tally.failed_in_a_row,
     }
     document = {
         "header": {"report_id": int((time.time() if now is None else now) * 1000), "version": "1.0"},

@@ -109,6 +109,8 @@ class Upload(Part):
 class Announcement(Message):
     """The open round: retained on ``fedgrass/<fleet>/round``; an empty payload means that no round is open.
 
+    An evaluation may name a second model to ``compare`` with, to be evaluated on the same examples.
+
     ``opened_at`` and ``deadline`` are the cloud's clock. A device whose own clock is wrong takes part all the same: the
     cloud judges lateness.
     """
@@ -119,6 +121,7 @@ class Announcement(Message):
     opened_at: AwareDatetime
     deadline: AwareDatetime
     base: Base
+    compare: Base | None = None
     cohort: Cohort
     fit: FitTask = FitTask()
     update: UpdateTask = UpdateTask()
@@ -191,11 +194,12 @@ class Reply(Message):
 
 
 class Tally(Part):
-    """What a device's trainer has done since it was installed."""
+    """What a device's trainer has done since it was installed; ``failed_in_a_row`` counts since it last took a round."""
 
     taken: Count = 0
     declined: Count = 0
     failed: Count = 0
+    failed_in_a_row: Count = 0
     training_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 

@@ -191,7 +191,7 @@ def test_a_component_knows_its_version_from_where_the_nucleus_unpacked_it() -> N
 
 def test_device_defender_hears_of_load_network_and_training(place: Place) -> None:
     place.heartbeat.start()
-    tally = Tally(taken=7, declined=2, failed=1, training_seconds=12.5)
+    tally = Tally(taken=7, declined=2, failed=3, failed_in_a_row=1, training_seconds=12.5)
     place.trainer_says(tally=tally)
     place.now = 299.0
     place.until(lambda: len(place.heartbeat._outbox) == 0, "beats")
@@ -207,7 +207,8 @@ def test_device_defender_hears_of_load_network_and_training(place: Place) -> Non
         "f_training_seconds": {"number": 12.5},
         "f_rounds_taken": {"number": 7},
         "f_rounds_declined": {"number": 2},
-        "f_rounds_failed": {"number": 1},
+        "f_rounds_failed": {"number": 3},
+        "f_rounds_failed_in_a_row": {"number": 1},
     }
     place.now += 300
     later = place.until(lambda: len(place.reports) == 2 and place.reports[1], "another")

@@ -162,6 +162,16 @@ def test_training_that_diverges_is_reported_as_failed(place: Place) -> None:
     assert place.statuses[-1].state == "failed"
 
 
+def test_failures_are_counted_in_all_and_since_the_last_round_that_was_taken(place: Place) -> None:
+    place.start()
+    for number, diverge in enumerate([True, False, True, True], 1):
+        QuickEngine.diverge = diverge
+        place.open(place.announcement(number))
+        place.settle()
+    tally = place.until(lambda: place.statuses[-1].tally.failed == 3 and place.statuses[-1].tally, "counted")
+    assert (tally.taken, tally.failed_in_a_row) == (1, 2)
+
+
 def test_a_round_that_evaluates_is_answered_with_the_figures_of_the_kept_back_examples(place: Place) -> None:
     place.start()
     place.open(place.announcement(task="evaluate"))
