@@ -34,9 +34,13 @@ class SimulatedRound(_Part):
 
 
 class Timing(_Part):
-    """What the machine took; everything else in a report follows from the settings."""
+    """What the machine took; everything else in a report follows from the settings.
+
+    ``ready_at`` is the Unix time at which the first round began.
+    """
 
     workers: int
+    ready_at: float
     start_seconds: float
     rounds: int
     seconds: float

@@ -78,7 +78,7 @@ def simulate(
     workers = workers or os.cpu_count() or 1
     began = time.monotonic()
     with Simulator(simulation, opened, store, workers=workers, standing=standing) as simulator:
-        started = time.monotonic()
+        started, ready_at = time.monotonic(), time.time()
         before = len(simulator.standing.rounds)
         try:
             simulator.run(done)
@@ -88,6 +88,7 @@ def simulate(
             asked = sum(r.asked - r.dropped - r.late for r in rounds[before:])
             timing = Timing(
                 workers=workers,
+                ready_at=ready_at,
                 start_seconds=round(started - began, 2),
                 rounds=len(rounds) - before,
                 seconds=round(seconds, 4),
