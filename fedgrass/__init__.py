@@ -13,11 +13,13 @@ API = (
     "create",
     "evaluate",
     "export",
+    "load_data",
     "open_bundle",
     "read_report",
     "reports",
     "rounds",
     "rows",
+    "simulate",
     "strategy",
     "train",
 )

@@ -5,35 +5,52 @@ from __future__ import annotations
 import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 from fedgrass.bundle import Bundle
-from fedgrass.data import ArrayDataset, split
-from fedgrass.engines.base import Metrics
+from fedgrass.data import DataSettings, Split, load
+from fedgrass.engines.base import Dataset, Metrics
 from fedgrass.engines.registry import open_engine
 from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, UpdateTask, Upload
 from fedgrass.protocol.names import parameters_key, update_prefix
-from fedgrass.tensors import Array
 from fedgrass.training import Trained
 from fedgrass.training import train as take_part
 
 _FLEET = "notebook"
 
 
-def evaluate(bundle: Bundle, x: Array, y: Array) -> Metrics:
-    """Return loss and, for a classifier, accuracy of a LiteRT bundle on examples as the model takes them.
+def load_data(bundle: Bundle, path: str | Path, loader: str = "npz", **settings: Any) -> Split:
+    """Read examples as a device does, divided into those that train and those that judge.
+
+    Parameters
+    ----------
+    loader
+        ``npz``, ``npy``, ``csv``, ``images``, or ``module:function``.
+    settings
+        The rest of `fedgrass.data.DataSettings`, such as ``label`` or ``validation_fraction``.
+
+    Raises
+    ------
+    DataError
+        If there are none, or they cannot be read for this model.
+    """
+    return load(DataSettings(loader=loader, path=str(path), **settings), bundle.manifest)
+
+
+def evaluate(bundle: Bundle, data: Dataset) -> Metrics:
+    """Return loss and, for a classifier, accuracy of a LiteRT bundle.
 
     Raises
     ------
     DataError
         If the examples do not fit the model.
     """
-    return open_engine("litert", bundle).evaluate(ArrayDataset(x, y))
+    return open_engine("litert", bundle).evaluate(data)
 
 
 def train(
     bundle: Bundle,
-    x: Array,
-    y: Array,
+    data: Split,
     update: Path,
     *,
     thing: str,
@@ -80,7 +97,7 @@ def train(
             open_engine("litert", bundle),
             bundle.parameters(),
             manifest,
-            split(x, y, validation_fraction=0.2, seed=0),
+            data,
             announcement,
             thing,
             update=update,

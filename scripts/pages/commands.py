@@ -46,7 +46,8 @@ def _sections(path: str, command: Any) -> Iterator[str]:
     groups = sorted(below, key=lambda name: (hasattr(below[name], "commands"), name))
     for name in groups:
         if hasattr(below[name], "commands"):
-            yield f"## `{path} {name}`\n\n{_plain(below[name].help)}\n"
+            options = _table(below[name].params) if below[name].invoke_without_command else ""
+            yield f"## `{path} {name}`\n\n{_plain(below[name].help)}\n\n{options}".rstrip() + "\n"
         yield from _sections(f"{path} {name}", below[name])
 
 

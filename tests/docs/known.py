@@ -35,6 +35,7 @@ _SHELL = {
     "tail",
     "systemctl",
     "java",
+    "python",
     "source",
     ".",
 }

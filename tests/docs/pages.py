@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _MARKER = re.compile(r"^<!-- ([a-z ]+): (.+) -->$")
 _FENCE = re.compile(r"^```(\w*)\s*$")
-_SPAN = re.compile(r"`((?:\.venv/bin/)?(?:fedgrass|\.?/?scripts/\w+|python -m)(?: [^`]+)?)`")
+_SPAN = re.compile(r"`((?:\.venv/bin/)?(?:fedgrass|\.?/?scripts/\w+|python -m)(?: [^`|]+)?)`")
 _FENCE_MARKERS = {"not run", "run by", "stays up", "file"}
 _PAGE_MARKERS = {"fleet", "after"}
 LANGUAGES = {"sh", "console", "python", "json", "text", "yaml"}

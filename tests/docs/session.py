@@ -152,7 +152,9 @@ class Session:
     def _python(self, page: Page, script: str) -> None:
         path = self.folder / f"{page.name.replace('/', '_')}.py"
         path.write_text(script)
-        self._check(page, [str(self.folder / ".venv/bin/python"), str(path)])
+        # As a notebook has it: no file that the processes of a simulation would run again.
+        run = f"exec(compile(open({str(path)!r}).read(), {page.name!r}, 'exec'))"
+        self._check(page, [str(self.folder / ".venv/bin/python"), "-c", run])
 
     def _check(self, page: Page, argv: list[str]) -> None:
         done = subprocess.run(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import fedgrass
+from fedgrass.data import ArrayDataset
 from fedgrass.errors import DataError, RecordError
 from fedgrass.reports import UpdateRow
 
@@ -40,7 +41,9 @@ def test_devices_train_by_hand_and_their_updates_are_aggregated_into_a_better_mo
     x = (random.random((100, 8, 8, 1)) * 0.1 + (y / 10)[:, None, None, None]).astype(np.float32)
     for number in range(2):
         part = slice(50 * number, 50 * number + 50)
-        fedgrass.train(bundle, x[part], y[part], tmp_path / "updates" / f"d{number}.safetensors", thing=f"d{number}")
+        np.savez(tmp_path / "data.npz", x=x[part], y=y[part])
+        data = fedgrass.load_data(bundle, tmp_path / "data.npz")
+        fedgrass.train(bundle, data, tmp_path / "updates" / f"d{number}.safetensors", thing=f"d{number}")
     (tmp_path / "updates" / "mallory.safetensors").write_bytes(b"nonsense")
 
     result = fedgrass.aggregate(BUNDLE, tmp_path / "updates", tmp_path / "next", fedgrass.strategy("fedavg"))
@@ -50,13 +53,16 @@ def test_devices_train_by_hand_and_their_updates_are_aggregated_into_a_better_mo
     assert all(isinstance(row, UpdateRow) for row in table)
     assert sum(row.weight for row in table) == pytest.approx(1)
     assert table[-1].reason == "corrupt_header"
-    after = fedgrass.evaluate(fedgrass.open_bundle(tmp_path / "next"), x, y)
-    assert after["loss"] < fedgrass.evaluate(bundle, x, y)["loss"]
+    everything = ArrayDataset(x, y)
+    after = fedgrass.evaluate(fedgrass.open_bundle(tmp_path / "next"), everything)
+    assert after["loss"] < fedgrass.evaluate(bundle, everything)["loss"]
 
 
 def test_examples_that_do_not_fit_the_model_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError):
-        fedgrass.evaluate(fedgrass.open_bundle(BUNDLE), np.zeros((4, 7), np.float32), np.zeros(4, np.int32))
+        fedgrass.evaluate(
+            fedgrass.open_bundle(BUNDLE), ArrayDataset(np.zeros((4, 7), np.float32), np.zeros(4, np.int32))
+        )
 
 
 def test_a_file_that_is_no_report_is_named_with_what_is_wrong(tmp_path: Path) -> None:
