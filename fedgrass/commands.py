@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fedgrass.account import Account
 from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest
-from fedgrass.edge.downloads import fetch
+from fedgrass.downloads import fetch
 from fedgrass.errors import CommandError
 from fedgrass.protocol import tables
 from fedgrass.protocol.messages import Base, Command, FitTask, Reply

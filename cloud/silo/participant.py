@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 from fedgrass import data as loaders
 from fedgrass.bundle import MANIFEST
 from fedgrass.data import DataSettings
-from fedgrass.edge.downloads import fetch_bundle
+from fedgrass.downloads import fetch_bundle
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError, TransferError
 from fedgrass.logs import Log

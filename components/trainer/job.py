@@ -11,7 +11,8 @@ from typing import Literal
 
 from fedgrass import data
 from fedgrass.bundle import Bundle
-from fedgrass.edge.downloads import ObjectStore, fetch_bundle, keep_newest, retried
+from fedgrass.downloads import ObjectStore, fetch_bundle
+from fedgrass.edge.downloads import keep_newest, retried
 from fedgrass.edge.guard import Guard, HeldError, Pause
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings

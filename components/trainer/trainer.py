@@ -20,10 +20,11 @@ from components.trainer.privacy import against_exact_answers, against_round
 from components.trainer.rounds import Rounds, answer_key
 from components.trainer.status import StatusBoard
 from fedgrass import data
+from fedgrass.downloads import ObjectStore
 from fedgrass.edge.commands import Commands
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
-from fedgrass.edge.downloads import ObjectStore, s3_client
+from fedgrass.edge.downloads import s3_client
 from fedgrass.edge.guard import Guard
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox

@@ -20,7 +20,7 @@ from fedgrass.bundle import Bundle, Manifest
 from fedgrass.data import DataSettings, Split, load
 from fedgrass.edge import settings
 from fedgrass.edge.model_store import Admission, ModelStore
-from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
+from fedgrass.edge.settings import EXIT_CONFIGURATION, ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.base import Engine
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, FedgrassError, IpcError
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from fedgrass.edge.ipc import Ipc
 
 EXIT_REFUSED = 1
-EXIT_CONFIGURATION = 78
 
 _PATIENCE_SECONDS = 10.0
 

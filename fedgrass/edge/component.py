@@ -20,10 +20,9 @@ import fedgrass
 from fedgrass import logs
 from fedgrass.edge.ipc import EXIT_RELAUNCH, GreengrassIpc, Ipc
 from fedgrass.edge.loop import Loop
+from fedgrass.edge.settings import EXIT_CONFIGURATION
 from fedgrass.errors import ConfigurationError, FedgrassError, IpcError
 from fedgrass.logs import Log
-
-EXIT_CONFIGURATION = 78
 
 
 @dataclass(frozen=True)

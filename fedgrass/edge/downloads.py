@@ -1,31 +1,17 @@
-"""Model bundles from S3, with the device's token-exchange credentials: bounded, checked by digest, whole or absent."""
+"""A device's downloads: with its token-exchange credentials, patiently, and only the newest kept."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import threading
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from pathlib import Path
 
-from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
+from fedgrass.bundle import Bundle
+from fedgrass.downloads import ObjectStore
 from fedgrass.edge.backoff import Backoff
-from fedgrass.errors import BundleError, FedgrassError, TransferError
-from fedgrass.files import flush_directory, sha256_of
+from fedgrass.errors import TransferError
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import Base
-
-_BLOCK = 1 << 20
-
-
-class ObjectStore(Protocol):
-    """The one S3 call that is used, as boto3's client has it."""
-
-    def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
-        """Return an object whose ``Body`` can be read."""
-        ...
 
 
 def s3_client() -> ObjectStore:
@@ -37,76 +23,6 @@ def s3_client() -> ObjectStore:
         "s3", config=Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "max_attempts": 2})
     )
     return client
-
-
-def fetch_bundle(store: ObjectStore, bucket: str, base: Base, folder: Path, *, max_bytes: int) -> Bundle:
-    """Return the announced bundle from ``folder``, downloading what is missing there.
-
-    Only what training needs is fetched: manifest, graph and parameters; the manifest in ``folder`` names just these.
-
-    Raises
-    ------
-    TransferError
-        If an object cannot be read now; trying again may help.
-    BundleError
-        If the objects are not what the announcement says, or too large; trying again will not help.
-    """
-    prefix = str(PurePosixPath(base.parameters_key).parent)
-    manifest = parse_manifest(
-        _read(store, bucket, f"{prefix}/{MANIFEST}", MAX_MANIFEST_BYTES), name=f"{prefix}/{MANIFEST}"
-    )
-    if (manifest.version, manifest.parameters_sha256, manifest.graph_sha256) != (
-        base.version,
-        base.parameters_sha256,
-        base.graph_sha256,
-    ):
-        raise BundleError(f"s3://{bucket}/{prefix}: is not the model {base.version} that the round announces")
-    wanted = {name: manifest.files[name] for name in manifest.files if name in (manifest.graph_file, PARAMETERS)}
-    total = sum(description.bytes for description in wanted.values())
-    if total > max_bytes:
-        raise BundleError(f"s3://{bucket}/{prefix}: {total} bytes; this device takes at most {max_bytes} (maxBundleMb)")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, description in wanted.items():
-        fetch(store, bucket, f"{prefix}/{name}", folder / name, sha256=description.sha256, size=description.bytes)
-    return Bundle(folder, manifest.model_copy(update={"files": wanted}))
-
-
-def fetch(store: ObjectStore, bucket: str, key: str, path: Path, *, sha256: str, size: int) -> None:
-    """Download one object of known size and digest, unless ``path`` holds it.
-
-    Raises
-    ------
-    TransferError
-        If it cannot be read.
-    BundleError
-        If it is another object.
-    """
-    if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    digest, count = hashlib.sha256(), 0
-    body = _open(store, bucket, key)
-    try:
-        with partial.open("wb") as stream:
-            while block := _next(body, key):
-                count += len(block)
-                if count > size:
-                    break
-                digest.update(block)
-                stream.write(block)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if count < size:
-            raise TransferError(f"s3://{bucket}/{key}: ended after {count} of {size} bytes")
-        if count > size or digest.hexdigest() != sha256:
-            raise BundleError(f"s3://{bucket}/{key}: differs from its digest {sha256[:12]}…")
-        partial.replace(path)
-        flush_directory(path.parent)
-    except OSError as error:
-        raise TransferError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        body.close()
-        partial.unlink(missing_ok=True)
 
 
 def retried(
@@ -134,42 +50,3 @@ def keep_newest(folder: Path, count: int) -> None:
     folders = sorted((f for f in folder.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime_ns, reverse=True)
     for old in folders[count:]:
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _read(store: ObjectStore, bucket: str, key: str, most: int) -> bytes:
-    body = _open(store, bucket, key)
-    try:
-        parts, count = [], 0
-        while count <= most and (block := _next(body, key)):
-            parts.append(block)
-            count += len(block)
-        return b"".join(parts)
-    finally:
-        body.close()
-
-
-def _open(store: ObjectStore, bucket: str, key: str) -> Any:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        return store.get_object(Bucket=bucket, Key=key)["Body"]
-    except (ClientError, BotoCoreError) as error:
-        raise _translated(f"s3://{bucket}/{key}", error) from error
-
-
-def _next(body: Any, key: str) -> bytes:
-    from botocore.exceptions import BotoCoreError
-    from urllib3.exceptions import HTTPError
-
-    try:
-        block: bytes = body.read(_BLOCK)
-    except (BotoCoreError, HTTPError, OSError) as error:
-        raise TransferError(f"{key}: reading broke off ({type(error).__name__})") from error
-    return block
-
-
-def _translated(name: str, error: Exception) -> FedgrassError:
-    code = getattr(error, "response", {}).get("Error", {}).get("Code", type(error).__name__)
-    if code in ("NoSuchKey", "NoSuchBucket", "404"):
-        return BundleError(f"{name}: does not exist")
-    return TransferError(f"{name}: cannot be read ({code})")

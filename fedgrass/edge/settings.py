@@ -17,6 +17,9 @@ from fedgrass.data import DataSettings
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.names import FleetName
 
+EXIT_CONFIGURATION = 78
+"""Exit code of a process whose configuration is wrong: EX_CONFIG of sysexits.h."""
+
 
 class Settings(BaseModel):
     """Base of a component's configuration. Unknown keys (``accessControl`` among them) are ignored."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fedgrass.bundle import GRAPH, INFERENCE, MANIFEST, PARAMETERS, Bundle
-from fedgrass.edge.downloads import fetch_bundle, keep_newest, retried
+from fedgrass.downloads import fetch_bundle
+from fedgrass.edge.downloads import keep_newest, retried
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import BundleError, TransferError
 from fedgrass.logs import Log
