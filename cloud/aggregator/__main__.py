@@ -13,10 +13,17 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloud.aggregator.config import Container, JobSettings
 from fedgrass.errors import ConfigurationError, FedgrassError, TransferError
 from fedgrass.logs import Log, configure
+from fedgrass.protocol.names import report_key
+
+if TYPE_CHECKING:
+    from cloud.aggregator.s3 import Bucket
+    from fedgrass.protocol.records import RoundRecord
+    from fedgrass.protocol.report import RoundReport
 
 log = Log("cloud.aggregator")
 
@@ -58,9 +65,29 @@ def _run(settings: JobSettings, instance: int, instances: int) -> str | None:
                 job.contribute()
                 return None
             report = job.run()
+            _track(record, report, clients.bucket)
     except (ClientError, BotoCoreError) as error:
         raise TransferError(f"AWS refused or did not answer: {error}") from error
     return summary(report)
+
+
+def _track(record: RoundRecord, report: RoundReport, bucket: Bucket) -> None:
+    """Tell the tracking server, where there is one: a service for people, so its failure is no failure of the round."""
+    tracking = record.settings.tracking
+    if not tracking.uri:
+        return
+    import boto3
+
+    from cloud.aggregator.tracking import Tracking
+
+    server = Tracking(tracking.uri, boto3.Session().get_credentials())
+    report_uri = bucket.uri(report_key(record.fleet, record.round))
+    try:
+        run = server.follow(record, report, experiment=tracking.experiment or record.fleet, report_uri=report_uri)
+    except TransferError as error:
+        log.error("not_tracked", round=record.round, reason=str(error))
+    else:
+        log.info("tracked", round=record.round, run=run)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,18 @@ class Rollout(_Settings):
     )
 
 
+class Tracking(_Settings):
+    """An MLflow tracking server that is told of each round."""
+
+    uri: str = Field(
+        default="",
+        max_length=300,
+        pattern=r"^(https?://[^\s@]+|arn:[a-z-]+:sagemaker:[a-z0-9-]+:\d{12}:mlflow-[a-z-]+/\S+)?$",
+        description="Its address, or the ARN of SageMaker's; empty: none",
+    )
+    experiment: str = Field(default="", max_length=200, description="Name of the experiment; else the fleet's")
+
+
 class FleetSettings(_Settings):
     """All of it. Defaults suit a first round; an execution's input is laid over them."""
 
@@ -166,6 +178,7 @@ class FleetSettings(_Settings):
     inference: Inference = Inference()
     aggregation: Aggregation = Aggregation()
     rollout: Rollout = Rollout()
+    tracking: Tracking = Tracking()
 
     @model_validator(mode="after")
     def _can_be_met(self) -> FleetSettings:

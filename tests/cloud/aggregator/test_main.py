@@ -31,9 +31,14 @@ from fedgrass.inference import write_bundle
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_DEPLOYER, RUNTIME, evaluation_key, report_key, update_key
 from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_state
 from local.aws.client import LocalAwsProcess
 from tests.cloud.aggregator.conftest import ROUND, make_record, make_rounds_table, update_bytes
+from tests.cloud.aggregator.test_tracking import runs as tracked_runs
+from tests.fixtures.mlflow_server import mlflow_server
+
+__all__ = ["mlflow_server"]
 
 ROOT = Path(__file__).parents[3]
 
@@ -155,6 +160,19 @@ def test_the_job_makes_a_round_of_the_environment_alone(place: Place) -> None:
 
     assert place.run() == (0, message)
     assert place.deployed()["deploymentId"] == found["deploymentId"]
+
+
+def test_a_round_is_tracked_where_its_settings_say_and_does_not_fail_with_the_server(
+    place: Place, mlflow_server: str
+) -> None:
+    for server in ("http://127.0.0.1:9", mlflow_server):
+        settings = FleetSettings.model_validate({"tracking": {"uri": server}})
+        place.clients.rounds.put_item(Item=make_record(place.fleet, place.base, settings).to_item())
+        code, message = place.run()
+        assert (code, json.loads(message)["outcome"]) == (0, "released")
+    [run] = tracked_runs(mlflow_server, place.fleet)
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    assert tags["fedgrass.parameters_sha256"] == getattr(place.report().model, "parameters_sha256", None)
 
 
 def test_a_round_without_a_record_is_a_failure_that_says_so(place: Place) -> None:
