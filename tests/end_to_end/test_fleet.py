@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from cloud.aggregator.release import release_model
 from fedgrass import tensors
@@ -15,9 +16,11 @@ from fedgrass.inference import write_bundle
 from fedgrass.protocol import tables
 from fedgrass.protocol.messages import Reply
 from fedgrass.protocol.names import GLOBAL_MODEL, update_key
+from fedgrass.protocol.records import MODEL_SUFFIX
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import write_update
 from tests.end_to_end.conftest import Operator
+from tests.end_to_end.silos import silo_jobs
 from tests.faults import campaign
 from tests.fixtures.waiting import eventually
 
@@ -131,6 +134,35 @@ def test_bad_updates_are_quarantined_and_the_round_completes(operator: Operator,
     assert [entry.thing for entry in report.updates] == ["device-1", "device-2"]
     assert record.outcome == "released"
     assert record.quarantined == 7
+    assert operator.active_versions() == {record.version}
+
+
+def test_two_silos_and_two_devices_take_part_in_one_round(operator: Operator, tmp_path: Path) -> None:
+    x, y = load_digits(return_X_y=True)
+    images, labels = (x.reshape(-1, 8, 8, 1) / 16).astype(np.float32), y.astype(np.int32)
+    data = {
+        "111111111111-north": (images[:300], labels[:300]),
+        "222222222222-south": (images[300:500], labels[300:500]),
+    }
+    everyone = {*operator.fleet.devices, *data}
+
+    def alive() -> bool:
+        found = tables.fleet_members(operator.demo.devices_table, operator.fleet.fleet)
+        return {member.thing for member in found if member.heartbeat is not None} >= everyone
+
+    with silo_jobs(operator.fleet, tmp_path, data) as jobs:
+        eventually(alive, timeout=120)
+        record = operator.run_round()
+        assert [job.wait(timeout=120) for job in jobs] == [0, 0]
+    for item in (f"{silo}{suffix}" for silo in data for suffix in ("", MODEL_SUFFIX)):
+        operator.demo.devices_table.delete_item(Key={"fleet": operator.fleet.fleet, "thing": item})
+
+    assert (record.outcome, record.uploaded, record.active) == ("released", 4, 4)
+    report = operator.demo.report_of(record.round)
+    assert report is not None
+    assert {update.thing for update in report.updates} == everyone
+    examples = {update.thing: update.num_examples for update in report.updates}
+    assert (examples["111111111111-north"], examples["222222222222-south"]) == (240, 160)
     assert operator.active_versions() == {record.version}
 
 

@@ -26,7 +26,7 @@ def session(local_aws: LocalAwsProcess, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_fleet_is_deployed_updated_and_removed(session: Any, unique: str) -> None:
-    outputs = deploy(session, fleet=unique, dependencies=False)
+    outputs = deploy(session, fleet=unique, parameters={"LogRetentionDays": "30"}, dependencies=False)
     assert outputs == stack_outputs(session, unique)
     assert outputs.state_machine_arn.endswith(f":stateMachine:fedgrass-{unique}-round")
     assert outputs.thing_group_arn.endswith(f":thinggroup/{unique}")
@@ -37,6 +37,9 @@ def test_a_fleet_is_deployed_updated_and_removed(session: Any, unique: str) -> N
     assert json.loads(machine["definition"])["StartAt"] == "Begin"
 
     assert deploy(session, fleet=unique, dependencies=False) == outputs
+    [stack] = session.client("cloudformation").describe_stacks(StackName=stack_name(unique))["Stacks"]
+    kept = {parameter["ParameterKey"]: parameter["ParameterValue"] for parameter in stack["Parameters"]}
+    assert kept["LogRetentionDays"] == "30"  # the template's own is 90
 
     session.client("s3").put_object(Bucket=outputs.bucket, Key=f"models/{unique}/x", Body=b"x")
     assert destroy(session, fleet=unique)
