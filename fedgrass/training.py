@@ -218,8 +218,8 @@ class Evaluated:
     metrics: Metrics
 
 
-def evaluate(engine: Engine, data: Split) -> Evaluated:
-    """Evaluate the engine's model.
+def evaluate(engine: Engine, data: Split, compare: Parameters | None = None) -> Evaluated:
+    """Evaluate the engine's model, and other parameters of it on the same examples: their figures begin with ``base_``.
 
     Raises
     ------
@@ -232,10 +232,18 @@ def evaluate(engine: Engine, data: Split) -> Evaluated:
         raise DataError(
             "no examples are kept back to evaluate on; set validationFraction of com.fedgrass.Runtime's data"
         )
+    metrics = _figures(engine, data)
+    if compare is not None:
+        engine.set_parameters(compare)
+        metrics |= {f"base_{name}": value for name, value in _figures(engine, data).items()}
+    return Evaluated(len(data.validation), metrics)
+
+
+def _figures(engine: Engine, data: Split) -> Metrics:
     found = engine.evaluate(data.validation)
     if not math.isfinite(found["loss"]):
         raise EngineError(f"the loss of the evaluated model is {found['loss']}")
-    return Evaluated(len(data.validation), {name: found[name] for name in ("loss", "accuracy") if name in found})
+    return {name: found[name] for name in ("loss", "accuracy") if name in found}
 
 
 def _measured(engine: Engine, data: Split, result: FitResult) -> Metrics:

@@ -28,6 +28,7 @@ def connect(place: JobSettings) -> tuple[FleetClients, Any]:
         bucket=Bucket(s3, place.bucket),
         rounds=session.resource("dynamodb", config=_CONFIG).Table(place.rounds_table),
         greengrass=session.client("greengrassv2", config=_CONFIG),
+        iot_data=session.client("iot-data", config=_CONFIG),
         thing_group_arn=place.thing_group_arn,
         model_component=place.model_component,
         registry=Registry(session.client("sagemaker", config=_CONFIG), place.model_package_group, place.image)

@@ -26,6 +26,7 @@ from cloud.aggregator.download import download_bundle
 from cloud.aggregator.evaluate import Evaluator, load_evaluation_set
 from cloud.aggregator.gate import Verdict, improved, judge
 from cloud.aggregator.hosts import BucketShare
+from cloud.aggregator.jury import Jury, verdicts
 from cloud.aggregator.late import earlier_rounds, late_updates
 from cloud.aggregator.privacy import beyond_budget, judged, noise_of
 from cloud.aggregator.release import FleetClients, release_model, upload
@@ -258,7 +259,7 @@ class RoundJob:
     def _judge(self, base: Bundle, new: Bundle) -> Verdict:
         data = load_evaluation_set(self._bucket, self._record.fleet, self._scratch)
         if data is None or new.manifest.graph_file != GRAPH:
-            return judge(None, None, tolerance=self._record.settings.gate.tolerance)
+            return self._judge_by_devices(new)
         evaluator = Evaluator(new, data)
         self._report.evaluation_base = evaluator.evaluate(base.parameters())
         try:
@@ -270,9 +271,26 @@ class RoundJob:
             self._report.evaluation_base, self._report.evaluation, tolerance=self._record.settings.gate.tolerance
         )
 
+    def _judge_by_devices(self, new: Bundle) -> Verdict:
+        settings = self._record.settings
+        if not settings.gate.devices_seconds:
+            return judge(None, None, tolerance=settings.gate.tolerance)
+        model = upload(new, self._bucket, self._record.fleet)
+        heard = Jury(
+            self._record, self._clients.rounds, self._clients.iot_data, self._bucket.name, now=self._clock
+        ).hear(model)
+        found = verdicts(heard)
+        self._report.evaluated_by_devices = heard.judged
+        if found is None or heard.judged < settings.min_updates:
+            needed = f"{heard.judged} devices evaluated the model, {settings.min_updates} are needed"
+            return Verdict(False, f"{needed}: the base stays")
+        self._report.evaluation_base, self._report.evaluation = found
+        verdict = judge(*found, tolerance=settings.gate.tolerance)
+        return Verdict(verdict.passed, f"{verdict.reason}; on {found[1].examples} examples of {heard.judged} devices")
+
     def _hold(self, new: Bundle, reason: str) -> tuple[Outcome, str]:
         key = report_prefix(self._record.fleet, self._record.round) + PARAMETERS
-        self._bucket.write(key, new.path(PARAMETERS).read_bytes())
+        self._bucket.write_file(key, new.path(PARAMETERS))
         return "held", reason
 
     def _publish_state(self, new: Bundle) -> None:

@@ -26,7 +26,7 @@ from fedgrass.protocol.tables import Table, set_current_model
 class FleetClients:
     """What a fleet is reached through: its bucket, its rounds table, a ``greengrassv2`` client, its thing group.
 
-    Released models are registered where there is a ``registry``.
+    Released models are registered where there is a ``registry``; devices are asked through ``iot_data``, an ``iot-data`` client.
     """
 
     fleet: str
@@ -36,6 +36,7 @@ class FleetClients:
     thing_group_arn: str
     model_component: str = GLOBAL_MODEL
     registry: Registry | None = None
+    iot_data: Any = None
 
 
 @dataclass(frozen=True)

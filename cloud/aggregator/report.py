@@ -48,6 +48,7 @@ class ReportBuilder:
     model: Bundle | None = None
     evaluation_base: Evaluation | None = None
     evaluation: Evaluation | None = None
+    evaluated_by_devices: int = 0
     inference_accuracy: dict[str, float] = field(default_factory=dict)
     server_state_sha256: str | None = None
     release: ReleaseEntry | None = None
@@ -74,6 +75,7 @@ class ReportBuilder:
             quarantined=result.quarantined if result else (),
             evaluation_base=self.evaluation_base,
             evaluation=self.evaluation,
+            evaluated_by_devices=self.evaluated_by_devices,
             inference_accuracy=self.inference_accuracy,
             server_state_sha256=self.server_state_sha256,
             release=self.release,

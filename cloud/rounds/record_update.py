@@ -8,6 +8,7 @@ from cloud.rounds.await_updates import complete_collecting
 from cloud.rounds.changes import change, transact
 from cloud.rounds.evaluation import check_figures, sums
 from cloud.rounds.events import tell
+from cloud.rounds.judging import is_judgement, record_judgement
 from cloud.rounds.notices import Delivery, read_notice
 from cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import MessageError, RecordError
@@ -35,6 +36,8 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
     try:
         notice = read_notice(delivery, UpdateNotice, services.fleet)
         record = load_round(services.rounds, services.fleet, notice.round)
+        if is_judgement(notice, record):
+            return _judged(services, notice, delivery, record)
         _check(notice, record)
     except (MessageError, RecordError) as error:
         tell("update_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
@@ -61,9 +64,20 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
     return counted
 
 
-def _check(notice: UpdateNotice, record: RoundRecord) -> None:
+def _judged(services: Services, notice: UpdateNotice, delivery: Delivery, record: RoundRecord) -> Counted:
+    _check_member(notice, record)
+    counted: Counted = "counted" if record_judgement(services, notice, delivery, record) else "duplicate"
+    tell("judgement", fleet=notice.fleet, round=notice.round, thing=notice.thing, status=notice.status, counted=counted)
+    return counted
+
+
+def _check_member(notice: UpdateNotice, record: RoundRecord) -> None:
     if not is_member(record.cohort.salt, record.cohort.fraction, notice.thing):
         raise MessageError(f"{notice.thing!r} is not in the cohort of round {record.round}")
+
+
+def _check(notice: UpdateNotice, record: RoundRecord) -> None:
+    _check_member(notice, record)
     if notice.status in _DONE.values() and notice.status != _DONE[record.settings.task]:
         raise MessageError(f"{notice.thing!r} has {notice.status}; round {record.round} is to {record.settings.task}")
     if notice.status == "evaluated":

@@ -180,10 +180,16 @@ class Job:
         finally:
             self._data_in_use.release()
 
-    def _evaluate(self, bundle: Bundle) -> Evaluated:
+    def _evaluate(self, bundle: Bundle) -> Evaluated | None:
         split = data.load(self._workshop.runtime.data, bundle.manifest)
         self._log.info("evaluating", examples=len(split.validation), model=bundle.manifest.version)
-        return evaluate(self._engine(bundle), split)
+        announced = self.announcement
+        compared: Bundle | None = None
+        if announced.compare is not None:
+            compared = self._workshop.bundle(announced.compare, announced.upload.bucket, self._cancelled)
+            if compared is None:
+                return None
+        return evaluate(self._engine(bundle), split, compared.parameters() if compared else None)
 
     def _engine(self, bundle: Bundle) -> Engine:
         runtime = self._workshop.runtime

@@ -117,9 +117,10 @@ class Rounds:
         prefix = update_prefix(self._fleet, announcement.round)
         if announcement.upload.prefix != prefix:
             raise MessageError(f"upload.prefix is {announcement.upload.prefix!r}, expected {prefix!r}")
-        folder = model_prefix(self._fleet, announcement.base.version)
-        if not announcement.base.parameters_key.startswith(folder):
-            raise MessageError(f"base.parameters_key is not under {folder!r}")
+        for model in filter(None, (announcement.base, announcement.compare)):
+            folder = model_prefix(self._fleet, model.version)
+            if not model.parameters_key.startswith(folder):
+                raise MessageError(f"{model.parameters_key!r} is not under {folder!r}")
 
     def _move(self, phase: Phase) -> None:
         if self._record is not None and self._record.phase != phase:

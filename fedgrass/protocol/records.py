@@ -147,6 +147,15 @@ class RoundRecord(Record):
     evaluated_correct: Finite | None = Field(default=None, description="How many of them a classifier got right")
     last_upload_at: int | None = Field(default=None, description="Epoch milliseconds")
 
+    judging: bool = Field(default=False, description="Devices were asked to evaluate the new model before its release")
+    judged: int = Field(default=0, description="Devices that did")
+    not_judged: int = Field(default=0, description="Devices that would or could not")
+    judged_examples: int = Field(default=0, description="Examples of all devices together; below: sums over them")
+    judged_loss: Finite | None = None
+    judged_correct: Finite | None = None
+    judged_base_loss: Finite | None = None
+    judged_base_correct: Finite | None = None
+
     active: int = 0
     refused: int = 0
     rolled_back: int = 0
@@ -215,6 +224,9 @@ class Participation(Record):
     metrics: Metrics = {}
     seconds_train: float = 0.0
     received_at: Count | None = None
+
+    judged_at: Count | None = Field(default=None, description="When it judged the new model before its release")
+    judged_metrics: Metrics = {}
 
     model_outcome: ModelOutcome | None = None
     model_reason: Reason = ""

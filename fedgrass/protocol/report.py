@@ -54,7 +54,7 @@ class QuarantinedEntry(_Part):
 
 
 class Evaluation(_Part):
-    """A model on the operator's evaluation set."""
+    """A model on the operator's evaluation set, or on the examples that devices keep back."""
 
     loss: float
     accuracy: float | None = None
@@ -95,6 +95,7 @@ class RoundReport(_Part):
     quarantined: tuple[QuarantinedEntry, ...] = ()
     evaluation_base: Evaluation | None = None
     evaluation: Evaluation | None = None
+    evaluated_by_devices: int = Field(default=0, description="Devices whose figures these are; 0: the operator's set")
     inference_accuracy: dict[str, float] = {}
     server_state_sha256: Sha256 | None = Field(
         default=None, description="Of the server optimizer's state beside the model"

@@ -99,6 +99,13 @@ class Gate(_Settings):
     """When a new model is good enough: its accuracy may fall by at most ``tolerance`` (0.02 = two points)."""
 
     tolerance: float = Field(default=0.02, ge=0, le=1)
+    devices_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="Without an evaluation set: how long the devices have to evaluate the new model and its base before it "
+        "is released; 0 does not ask them",
+    )
 
 
 class Inference(_Settings):
@@ -193,6 +200,10 @@ class FleetSettings(_Settings):
             )
         if self.privacy.mode == "local" and self.task == "evaluate":
             raise ValueError("task evaluate: with privacy.mode local no device may send exact figures of its data")
+        if self.privacy.mode == "local" and self.gate.devices_seconds > 0:
+            raise ValueError("gate.devices_seconds: with privacy.mode local no device may send exact figures of its data")
+        if self.gate.devices_seconds >= self.aggregation.timeout_seconds:
+            raise ValueError("gate.devices_seconds: the job waits for them, so less than aggregation.timeout_seconds")
         if self.privacy.mode == "central" and self.strategy.staleness > 0:
             raise ValueError(
                 "strategy fedbuff: with privacy.mode central a device counts once in a round, so late updates cannot be taken; "

@@ -143,7 +143,9 @@ def test_the_job_may_do_what_its_code_does_and_nothing_else(template: Template) 
         "cloud/aggregator",
         leave_out={"commands.py", "offline.py"},
         services=("s3", "greengrassv2", "sagemaker"),
-    ) | actions_of_function("fedgrass.protocol.tables", "load_round")
+    )
+    called |= actions_of_function("fedgrass.protocol.tables", "load_round")
+    called |= actions_of_function("cloud.aggregator.jury", "Jury")
     assert actions(template.statements("ProcessingRole")) - OF_THE_PLATFORM == called
 
 
@@ -155,6 +157,9 @@ def test_the_job_touches_its_own_fleet_only(template: Template) -> None:
     assert allows(role, "s3:ListBucket", BUCKET, {"s3:prefix": "updates/digits/000001/"})
     assert not allows(role, "s3:ListBucket", BUCKET, {"s3:prefix": "updates/other/000001/"})
     assert not allows(role, "s3:ListBucket", BUCKET)
+    assert allows(role, "iot:Publish", f"{IOT}:topic/fedgrass/digits/round")
+    assert not allows(role, "iot:Publish", f"{IOT}:topic/fedgrass/other/round")
+    assert not allows(role, "iot:Publish", f"{IOT}:topic/fedgrass/digits/devices/a/command")
 
 
 def test_every_statement_without_a_resource_is_one_that_can_have_none(template: Template) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedgrass.protocol.names import RUNTIME, TRAINER, update_key
 from fedgrass.update.header import UpdateHeader
 from tests.components.trainer.engine import QuickEngine
 from tests.components.trainer.place import FLEET, THING, Place
+from tests.fedgrass.edge import digits
 
 KEY = update_key(FLEET, 1, THING)
 
@@ -181,6 +183,25 @@ def test_a_round_that_evaluates_is_answered_with_the_figures_of_the_kept_back_ex
     assert notice.num_examples > 0
     assert 0 <= notice.metrics["accuracy"] <= 1
     assert place.statuses[-1].state == "idle"
+
+
+def test_a_device_that_has_trained_in_a_round_judges_its_new_model_beside_the_base(
+    place: Place, tmp_path: Path
+) -> None:
+    place.ipc.configurations[RUNTIME] = {**place.ipc.configurations[RUNTIME], "engine": "litert"}
+    better = digits.version(tmp_path / "better", "1.1.0", digits.trained())
+    place.s3.hold(better)
+    place.start()
+    place.open(place.announcement())
+    place.settle()
+    place.close()
+    asked = place.announcement(task="evaluate", base=digits.base_of(better, FLEET), compare=place.announcement().base)
+    place.open(asked.model_copy(update={"opened_at": asked.opened_at + timedelta(minutes=5)}))
+    place.settle()
+    trained, judged = place.notices
+    assert (trained.status, judged.status) == ("uploaded", "evaluated")
+    assert judged.metrics["accuracy"] > judged.metrics["base_accuracy"] + 0.3
+    assert judged.metrics["loss"] < judged.metrics["base_loss"]
 
 
 def test_a_device_that_keeps_no_examples_back_declines_to_evaluate(place: Place) -> None:
