@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Sequence
@@ -14,10 +15,10 @@ from cloud.aggregator.scan import OpenUpdate, Tiles, scan
 from cloud.aggregator.strategies.base import Facts
 from cloud.aggregator.vector import Layout
 from fedgrass.bundle import Bundle
-from fedgrass.tensors import Array, read_into
+from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
 
-_TILE_BYTES = 32 << 20
+_TILE_BYTES = 8 << 20  # a tile is in work in each of a few threads
 
 
 class Spool:
@@ -60,12 +61,12 @@ class Spool:
         width = max(1, _TILE_BYTES // (4 * max(1, len(self._rows))))
         return [slice(start, min(start + width, self._layout.size)) for start in range(0, self._layout.size, width)]
 
-    def read(self, columns: slice) -> Floats:
-        """Return a new array [rows, columns]."""
-        values = np.empty((len(self._rows), columns.stop - columns.start), np.float32)
-        for row, (place, _, factor) in zip(values, self._rows, strict=True):
-            self._file.seek((place * self._layout.size + columns.start) * 4)
-            read_into(self._file, row, name="spooled updates")
+    def read(self, columns: slice, chosen: Sequence[int] | None = None) -> Floats:
+        """Return a new array [rows, columns] of all rows or the chosen ones; threads may call it at the same time."""
+        rows = self._rows if chosen is None else [self._rows[row] for row in chosen]
+        values = np.empty((len(rows), columns.stop - columns.start), np.float32)
+        for row, (place, _, factor) in zip(values, rows, strict=True):
+            read_at(self._file, row, (place * self._layout.size + columns.start) * 4)
             if factor != 1.0:
                 np.multiply(row, np.float32(factor), out=row)
         return values
@@ -84,3 +85,13 @@ def write_at(file: BinaryIO, values: Array, position: int) -> None:
     while rest:
         written = os.pwrite(file.fileno(), rest, position)
         rest, position = rest[written:], position + written
+
+
+def read_at(file: BinaryIO, values: Array, position: int) -> None:
+    """Fill an array from a place in an unbuffered file; threads may do so at the same time."""
+    rest = values.view(np.uint8).data
+    while rest:
+        count = os.preadv(file.fileno(), [rest], position)
+        if not count:
+            raise OSError(errno.EIO, "a scratch file is shorter than what was written to it")
+        rest, position = rest[count:], position + count

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from cloud.aggregator.lanes import lane_of
 from cloud.aggregator.scan import BLOCK, OpenUpdate, Tiles, scan
-from cloud.aggregator.spool import write_at
+from cloud.aggregator.spool import read_at, write_at
 from cloud.aggregator.vector import Layout, aligned
-from fedgrass.tensors import read_into
 from fedgrass.update.codecs import Floats
 
 Sums = NDArray[np.float32] | NDArray[np.float64]
@@ -156,8 +155,7 @@ class _Notes:
                 if self._file is None:
                     vector[span] = 0
                 else:
-                    self._file.seek(self._position(number, span))
-                    read_into(self._file, vector[span], name="notes on the sum")
+                    read_at(self._file, vector[span], self._position(number, span))
 
     def _position(self, number: int, span: slice) -> int:
         vector = self._vectors[number]

@@ -74,8 +74,8 @@ class Rows(Protocol):
         """Return the columns' division, made so that a tile of all rows fits the memory bound."""
         ...
 
-    def read(self, columns: slice) -> Floats:
-        """Return all rows of these columns; overwritten by the next call."""
+    def read(self, columns: slice, chosen: Sequence[int] | None = None) -> Floats:
+        """Return a new array [rows, columns] of all rows or the chosen ones; threads may call it at the same time."""
         ...
 
 

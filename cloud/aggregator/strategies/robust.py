@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.aggregator.strategies.base import Rows
+from cloud.aggregator.strategies.columns import in_order, middle, over_tiles
 from fedgrass.errors import AggregationError
 from fedgrass.update.codecs import Floats
 
@@ -29,11 +30,12 @@ class Median:
     def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
         """Write the medians; no row has more of a share than another."""
         count = len(rows.facts)
-        middle = [(count - 1) // 2, count // 2]
-        for columns in rows.tiles():
-            ordered = rows.read(columns)
-            ordered.partition(sorted(set(middle)), axis=0)
-            out[columns] = ordered[middle].mean(axis=0, dtype=np.float64)
+
+        def work(columns: slice, values: Floats) -> None:
+            for part, ordered in in_order(values):
+                out[columns][part] = middle(ordered)
+
+        over_tiles(rows, work)
         return [1 / count] * count
 
 
@@ -47,8 +49,12 @@ class TrimmedMean:
         """Write the trimmed means."""
         count = len(rows.facts)
         cut = _attackers(self.attackers, count, room=2)
-        for columns in rows.tiles():
-            _trimmed(rows.read(columns), cut, out[columns])
+
+        def work(columns: slice, values: Floats) -> None:
+            for part, ordered in in_order(values):
+                out[columns][part] = ordered[:, cut : count - cut].mean(axis=1, dtype=np.float64)
+
+        over_tiles(rows, work)
         return [1 / count] * count
 
 
@@ -127,8 +133,12 @@ class Bulyan:
             chosen.append(left.pop(int(scores.argmin())))
         chosen.sort()
         kept = len(chosen) - 2 * attackers
-        for columns in rows.tiles():
-            _nearest_median(rows.read(columns)[chosen], kept, out[columns])
+
+        def work(columns: slice, values: Floats) -> None:
+            for part, ordered in in_order(values):
+                out[columns][part] = _nearest_median(ordered, kept)
+
+        over_tiles(rows, work, chosen)
         shares = np.zeros(count)
         shares[chosen] = 1 / len(chosen)
         return [float(share) for share in shares]
@@ -166,31 +176,26 @@ def krum_scores(distances: Doubles, attackers: int) -> Doubles:
 
 def weighted_mean(rows: Rows, shares: Doubles, out: Floats) -> list[float]:
     """Write the mean of the rows by ``shares``, which sum to 1."""
-    for columns in rows.tiles():
-        values = rows.read(columns)
+    chosen = [int(row) for row in np.flatnonzero(shares)]
+
+    def work(columns: slice, values: Floats) -> None:
         total = np.zeros(values.shape[1])
-        for row in np.flatnonzero(shares):
-            total += shares[row] * values[row].astype(np.float64)
+        for row, share in zip(values, shares[chosen], strict=True):
+            total += share * row.astype(np.float64)
         out[columns] = total
+
+    over_tiles(rows, work, chosen)
     return [float(share) for share in shares]
 
 
-def _trimmed(values: Floats, cut: int, out: Floats) -> None:
-    count = len(values)
-    if cut:
-        values.partition((cut, count - cut - 1), axis=0)
-    out[...] = values[cut : count - cut].mean(axis=0, dtype=np.float64)
-
-
-def _nearest_median(values: Floats, kept: int, out: Floats) -> None:
-    values.sort(axis=0)
-    count = len(values)
-    middle = (values[(count - 1) // 2].astype(np.float64) + values[count // 2]) / 2
+def _nearest_median(ordered: Floats, kept: int) -> Doubles:
+    """Return of each row the mean of the ``kept`` values nearest its median."""
+    count = ordered.shape[1]
+    centred = ordered - middle(ordered)[:, None]
     # The values nearest the median are neighbours in order: of all such runs, take the one whose farther end is nearest.
-    ends = np.stack([np.maximum(middle - values[i], values[i + kept - 1] - middle) for i in range(count - kept + 1)])
-    first = ends.argmin(axis=0)
-    runs = np.take_along_axis(values, first[None, :] + np.arange(kept)[:, None], axis=0)
-    out[...] = runs.mean(axis=0, dtype=np.float64)
+    ends = np.maximum(-centred[:, : count - kept + 1], centred[:, kept - 1 :])
+    runs = np.take_along_axis(ordered, ends.argmin(axis=1)[:, None] + np.arange(kept), axis=1)
+    return np.asarray(runs.mean(axis=1, dtype=np.float64))
 
 
 def _attackers(share: float, count: int, *, room: int, more: int = 1) -> int:
