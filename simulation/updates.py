@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import BinaryIO
 
-from cloud.aggregator.sources import UpdateReference
+from cloud.aggregator.sources import Near, UpdateReference
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.names import update_key
 from simulation.world import FLEET
@@ -14,7 +14,7 @@ from simulation.world import FLEET
 _IN_MEMORY = 256 << 20
 
 
-class VirtualUpdates:
+class VirtualUpdates(Near):
     """An `UpdateSource`. Beyond 256 MB in memory, updates become files in ``scratch``."""
 
     def __init__(self, scratch: Path) -> None:

@@ -25,6 +25,7 @@ from fedgrass.update.reader import UpdateReader
 
 BLOCK = 1 << 16  # scalars: a tile of the sum, one of a lane and a block of an update stay in a core's cache
 _THREADS = min(4, os.cpu_count() or 1)
+_WORTH = 1 << 20  # scalars: with less to read, a thread takes longer to begin than it saves
 
 
 class OpenUpdate:
@@ -85,7 +86,8 @@ def scan(updates: Sequence[OpenUpdate], layout: Layout, work: Callable[[Tiles], 
         If the storage fails.
     """
     passage = _Passage(updates, layout)
-    others = [Thread(target=passage.run, args=(work,), name="scan", daemon=True) for _ in range(_THREADS - 1)]
+    count = min(_THREADS, 1 + layout.size * len(updates) // _WORTH)
+    others = [Thread(target=passage.run, args=(work,), name="scan", daemon=True) for _ in range(count - 1)]
     for thread in others:
         thread.start()
     passage.run(work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -51,7 +52,11 @@ class UpdateSource(Protocol):
         ...
 
 
-class Folder:
+class Near:
+    """A source of which an update is opened at once: there is nothing to gain from opening the next meanwhile."""
+
+
+class Folder(Near):
     """Updates in a folder: ``<thing>.safetensors``, or ``<thing>/update.safetensors`` as in the bucket."""
 
     def __init__(self, folder: Path) -> None:
@@ -84,6 +89,9 @@ def open_ahead(
 
     Opening costs a request's latency, reading does not need one: with thousands of small updates that is most of the time.
     """
+    if isinstance(source, Near):
+        yield from ((reference, partial(source.open, reference)) for reference in references)
+        return
     waiting: deque[tuple[UpdateReference, Future[BinaryIO]]] = deque()
     rest = iter(references)
     with ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="open") as pool:
