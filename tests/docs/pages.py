@@ -6,7 +6,7 @@ the page. Of a fence:
 =========================  ============================================================================================
 none                       run as it is
 ``not run: WHY``           only checked: its programs, subcommands and options exist
-``run by: PATH``           a test of that path runs it, or another page has the same command and runs it
+``run by: PATH``           another page has the same command and runs it, or a test of that path does what it does
 ``stays up: TEXT``         started in the background, ready when it has written TEXT, stopped at the end
 ``file: NAME``             not a command: written to NAME, for the commands after it
 =========================  ============================================================================================
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 _MARKER = re.compile(r"^<!-- ([a-z ]+): (.+) -->$")
 _FENCE = re.compile(r"^```(\w*)\s*$")
-_SPAN = re.compile(r"`((?:\.venv/bin/)?(?:fedgrass|\.?/?scripts/\w+|python -m)(?: [^`|]+)?)`")
+_SPAN = re.compile(r"`((?:\.venv/bin/)?(?:fedgrass|\.?/?scripts/\w+|python -m|aws)(?: [^`|]+)?)`")
 _FENCE_MARKERS = {"not run", "run by", "stays up", "file"}
 _PAGE_MARKERS = {"fleet", "after"}
 LANGUAGES = {"sh", "console", "python", "json", "text", "yaml"}
@@ -77,7 +77,7 @@ class Block:
             if joined.endswith("\\"):
                 joined = joined[:-1].rstrip()
                 continue
-            found.append(Command(self.page, began, joined))
+            found.append(Command(self.page, began, re.sub(r"\s+# .*$", "", joined)))
             joined = ""
         return found
 
