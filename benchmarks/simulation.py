@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import uuid
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ _MARK = "FEDGRASS_BENCHMARK"
 _EPOCHS, _RATE = 2, 0.1
 _NORM_TOLERANCE = 1e-4
 _MANY = 100_000
+_PATIENCE = 180.0  # seconds for one contender
 
 
 def main() -> None:
@@ -88,7 +91,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 str(arguments.workers),
             ]
             _keep(best, "pfl", _run([*torchrun, str(_PEERS), "--contender", "pfl"], folder))
-        _keep(best, "flower", _run([python, str(_PEERS), "--contender", "flower"], folder))
+        for _ in range(2):
+            _keep(best, "flower", _run([python, str(_PEERS), "--contender", "flower"], folder))
     else:
         _say("no figures of peers: name an interpreter with --peers-python")
     few, many = (_run([*ours, "--devices", str(n), "--contender", "rest"], folder) for n in (1000, 1000 + _MANY))
@@ -253,8 +257,15 @@ def _run(command: list[str], folder: Path) -> dict[str, Any] | None:
     )
     memory = _PeakMemory(mark)
     memory.start()
-    process.wait()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.terminate()
     memory.stop()
+    for left in memory.processes():  # Ray's outlive what started them
+        with suppress(ProcessLookupError):
+            os.kill(left, signal.SIGKILL)
+    process.wait()
     if not (folder / "result.json").exists():
         _say(f"{command}: failed with {process.returncode}")
         return None
@@ -275,8 +286,11 @@ class _PeakMemory(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.2):
-            ids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-            self.peak_mb = max(self.peak_mb, sum(_status_mb(i, "VmRSS") for i in ids if self._is_ours(i)))
+            self.peak_mb = max(self.peak_mb, sum(_status_mb(process, "VmRSS") for process in self.processes()))
+
+    def processes(self) -> list[int]:
+        ids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return [process for process in ids if self._is_ours(process)]
 
     def stop(self) -> None:
         self._ended.set()

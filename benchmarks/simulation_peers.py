@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib
 import json
 import os
 import time
@@ -249,6 +250,9 @@ if __name__ == "__main__":
     parser.add_argument("--contender", required=True)
     parser.add_argument("--folder", type=Path, required=True)
     arguments = parser.parse_args()
-    contender = {"flower": run_flower, "pfl": run_pfl}[arguments.contender]
+    # Ray's processes must be able to import what they are sent, and what is in __main__ they cannot.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    peers: Any = importlib.import_module(Path(__file__).stem)
+    contender = {"flower": peers.run_flower, "pfl": peers.run_pfl}[arguments.contender]
     outcome = contender(str(arguments.folder))
     (arguments.folder / "result.json").write_text(json.dumps(outcome))
