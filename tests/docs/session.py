@@ -15,7 +15,7 @@ from local.aws.client import LocalAwsProcess, start
 from local.processes import spawn, stop
 from tests.docs.pages import ROOT, Block, Command, Page, pages
 
-SEGMENT_SECONDS = 280
+SEGMENT_SECONDS = 600
 READY_SECONDS = 280
 FLEET = "mill"  # of docs/aws.md
 
