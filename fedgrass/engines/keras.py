@@ -65,6 +65,7 @@ class KerasEngine(OutputEngine):
         self._loss = _LOSSES[self.manifest.loss](**options)
         self._anchor = [tf.Variable(variable) for variable in self._trained()]
         self._scalars = [tf.Variable(0.0) for _ in range(2)]
+        self._draws = [v for v in self._model.variables if v.path.endswith("seed_generator_state")]
         self.set_parameters(bundle.parameters())
 
     def get_parameters(self) -> Parameters:
@@ -85,6 +86,8 @@ class KerasEngine(OutputEngine):
             anchor.assign(variable)
         for scalar, value in zip(self._scalars, (settings.proximal_mu, settings.clip_norm), strict=True):
             scalar.assign(value)
+        for index, draw in enumerate(self._draws):
+            draw.assign([settings.masks_seed(), index])
         self._optimizer = _optimizer(self.manifest.optimizer, settings.learning_rate)
         self._optimizer.build(trained)
         self._compiled = tf.function(self._train, reduce_retracing=True)
@@ -114,12 +117,16 @@ class KerasEngine(OutputEngine):
         return sigmoid(outputs) if self.manifest.loss == "binary_crossentropy" else softmax(outputs)
 
     def _optimizer_state(self) -> list[Array]:
-        return [np.array(variable.numpy()) for variable in self._optimizer.variables]
+        return [np.array(variable.numpy()) for variable in self._state_variables()]
 
     def _set_optimizer_state(self, state: Sequence[Array]) -> None:
-        check_state(state, [tuple(variable.shape) for variable in self._optimizer.variables])
-        for variable, value in zip(self._optimizer.variables, state, strict=True):
+        variables = self._state_variables()
+        check_state(state, [tuple(variable.shape) for variable in variables])
+        for variable, value in zip(variables, state, strict=True):
             variable.assign(value)
+
+    def _state_variables(self) -> list[Any]:
+        return [*self._optimizer.variables, *self._draws]
 
 
 def _build(builder: Builder) -> Any:

@@ -55,7 +55,7 @@ class BatchEngine(ABC):
 
     @abstractmethod
     def _optimizer_state(self) -> list[Array]:
-        """Return a copy of the optimizer's state."""
+        """Return a copy of the optimizer's state, and of what random layers draw from."""
 
     @abstractmethod
     def _set_optimizer_state(self, state: Sequence[Array]) -> None:

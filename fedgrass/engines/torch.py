@@ -71,6 +71,7 @@ class TorchEngine(OutputEngine):
             self._entries[name].copy_(torch.from_numpy(np.array(value)))
 
     def _begin(self, settings: FitSettings) -> None:
+        torch.manual_seed(settings.masks_seed())
         self._settings = settings
         self._anchor = [parameter.detach().clone() for parameter in self._trained]
         self._optimizer = _optimizer(self.manifest.optimizer, self._trained, settings.learning_rate)
@@ -103,23 +104,24 @@ class TorchEngine(OutputEngine):
         return torch.from_numpy(np.ascontiguousarray(array, dtype))
 
     def _optimizer_state(self) -> list[Array]:
-        return [_array(value) for entry in self._optimizer.state_dict()["state"].values() for value in _values(entry)]
+        values = (value for entry in self._optimizer.state_dict()["state"].values() for value in _values(entry))
+        return [torch.get_rng_state().numpy().copy(), *map(_array, values)]
 
     def _set_optimizer_state(self, state: Sequence[Array]) -> None:
-        if not state:
-            return
-        # The state comes into being at the first step: take one with no gradient, whose effect is overwritten.
+        # What the optimizer keeps comes into being at the first step: take one with no gradient, and overwrite its effect.
         parameters = [parameter.detach().clone() for parameter in self._trained]
         for parameter in self._trained:
             parameter.grad = torch.zeros_like(parameter)
         self._optimizer.step()
         held = [value for entry in self._optimizer.state.values() for value in _values(entry)]
-        check_state(state, [tuple(value.shape) for value in held])
+        draws = torch.get_rng_state()
+        check_state(state, [tuple(value.shape) for value in (draws, *held)])
         with torch.no_grad():
             for target, value in zip(
-                [*held, *self._trained], [*map(torch.from_numpy, state), *parameters], strict=True
+                [draws, *held, *self._trained], [*map(torch.from_numpy, state), *parameters], strict=True
             ):
                 target.copy_(value)
+        torch.set_rng_state(draws)
 
 
 def _build(builder: Builder) -> Any:

@@ -97,8 +97,8 @@ def run(demo: Demo, folder: Path, times: Mapping[str, int], *, seed: int, betwee
             print(f"  {time.monotonic() - began:6.0f} s, {left:4d} left: {name} on {thing}: {outcome}", file=sys.stderr)
 
     place = Place(fleet, rounds, folder, seed)
-    # A model that knows nothing must be worse than the active one, or there is nothing to refuse.
-    rounds.run()
+    if times.get("bad model"):
+        rounds.run()  # a model that knows nothing must be worse than the active one, or there is nothing to refuse
     with ModelWatch(demo) as watch:
         with rounds.going_on():
             threads = [threading.Thread(target=harm, args=(thing,), name=f"harm-{thing}") for thing in things]

@@ -39,7 +39,12 @@ def torch_module() -> Any:
     torch.manual_seed(1)
     layers = torch.nn
     return layers.Sequential(
-        layers.Flatten(), layers.Linear(64, 32), layers.BatchNorm1d(32), layers.ReLU(), layers.Linear(32, 10)
+        layers.Flatten(),
+        layers.Linear(64, 32),
+        layers.BatchNorm1d(32),
+        layers.ReLU(),
+        layers.Dropout(0.1),
+        layers.Linear(32, 10),
     )
 
 
@@ -54,6 +59,7 @@ def keras_model() -> Any:
             layers.Flatten(),
             layers.Dense(32, "relu"),
             layers.BatchNormalization(),
+            layers.Dropout(0.1),
             layers.Dense(10),
         ]
     )
