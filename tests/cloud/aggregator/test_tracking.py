@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import urllib.request
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ from botocore.awsrequest import AWSPreparedRequest
 from botocore.credentials import Credentials
 from pydantic import ValidationError
 
+from cloud.aggregator import tracking
 from cloud.aggregator.tracking import Tracking, lineage, metrics, parameters
 from fedgrass.errors import TransferError
 from fedgrass.protocol.messages import Base
@@ -19,6 +22,7 @@ from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
 from tests.cloud.aggregator.conftest import FLEET, NOW, ROUND, make_record
+from tests.cloud.infrastructure.resolved import Template, actions, allows
 from tests.fixtures.mlflow_server import mlflow_server
 
 __all__ = ["mlflow_server"]
@@ -74,10 +78,10 @@ def by_name(entries: list[dict[str, Any]]) -> dict[str, Any]:
 def test_each_round_is_one_run_of_the_fleets_experiment_however_often_its_job_runs(
     mlflow_server: str, record: RoundRecord, report: RoundReport
 ) -> None:
-    tracking = Tracking(mlflow_server + "/")
+    server = Tracking(mlflow_server + "/")
     again = record.model_copy(update={"round": ROUND + 1})
     for told in (record, record, again):
-        tracking.follow(told, report, experiment="press shop", report_uri=REPORT)
+        server.follow(told, report, experiment="press shop", report_uri=REPORT)
     found = {run["info"]["run_name"]: run for run in runs(mlflow_server, "press%20shop")}
     assert found.keys() == {f"round {ROUND}", f"round {ROUND + 1}"}
     run = found[f"round {ROUND}"]
@@ -119,15 +123,37 @@ def test_requests_to_sagemakers_server_are_signed_for_it(record: RoundRecord, re
             content = b'{"experiment": {"experiment_id": "1"}, "runs": [{"info": {"run_id": "r"}}]}'
             return SimpleNamespace(status_code=200, content=content)
 
-    server = Sagemaker()
-    tracking = Tracking(ARN, Credentials("id", "secret", "token"), server)
-    assert tracking.follow(record, report, experiment=FLEET, report_uri=REPORT) == "r"
-    for request in server.asked:
+    http = Sagemaker()
+    server = Tracking(ARN, Credentials("id", "secret", "token"), http)
+    assert server.follow(record, report, experiment=FLEET, report_uri=REPORT) == "r"
+    for request in http.asked:
         assert request.url.startswith("https://eu-central-1.experiments.sagemaker.aws/api/2.0/mlflow/")
         assert request.headers["x-mlflow-sm-tracking-server-arn"] in (ARN, ARN.encode())
         signature = str(request.headers["Authorization"])
         assert "/eu-central-1/sagemaker-mlflow/aws4_request" in signature
         assert "x-mlflow-sm-tracking-server-arn" in signature
+
+
+ACTIONS = {
+    "experiments/create": "sagemaker-mlflow:CreateExperiment",
+    "experiments/get-by-name": "sagemaker-mlflow:GetExperimentByName",
+    "runs/create": "sagemaker-mlflow:CreateRun",
+    "runs/log-batch": "sagemaker-mlflow:LogBatch",
+    "runs/search": "sagemaker-mlflow:SearchRuns",
+    "runs/update": "sagemaker-mlflow:UpdateRun",
+}
+
+
+def test_the_job_may_ask_the_server_that_the_stack_names_what_it_asks_and_nothing_more() -> None:
+    assert "TrackingPolicy" not in Template().resources
+    template = Template(TrackingServer=ARN)
+    policy = template.resources["TrackingPolicy"]
+    statements = policy["PolicyDocument"]["Statement"]
+    assert policy["RoleName"] == template.resolve({"Ref": "ProcessingRole"})
+    asked = set(re.findall(r'"((?:experiments|runs)/[a-z-]+)', inspect.getsource(tracking)))
+    assert {ACTIONS[path] for path in asked} == actions(statements)
+    assert allows(statements, "sagemaker-mlflow:LogBatch", ARN)
+    assert not allows(statements, "sagemaker-mlflow:LogBatch", ARN.replace("lab", "other"))
 
 
 @pytest.mark.parametrize("uri", ["mlflow.example.com", "file:///tmp/runs", "http://name:word@host", "arn:aws:s3:::b"])
