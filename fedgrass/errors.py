@@ -8,11 +8,21 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 
-def first_problem(error: ValidationError, whole: str = "document") -> str:
-    """Return the first field that is wrong and why; ``whole`` stands for a document that is wrong as such."""
+def first_problem(error: ValidationError, whole: str = "document", *, prefix: str = "", found: bool = False) -> str:
+    """Return the first field that is wrong and why, and what was ``found`` there if that may be told.
+
+    ``whole`` stands for a document that is wrong as such; ``prefix`` comes before a field's name.
+    """
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or whole
-    return f"{where}: {first['msg']}"
+    where = prefix + ".".join(str(part) for part in first["loc"]) if first["loc"] else whole
+    problem = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+    return f"{where}: {problem}" + (f" (found {str(first.get('input'))[:80]})" if found else "")
+
+
+def first_field(error: ValidationError) -> str:
+    """Return the name of the first field that is wrong; empty if the document is wrong as such."""
+    place = error.errors()[0]["loc"]
+    return str(place[0]) if place else ""
 
 
 class FedgrassError(Exception):

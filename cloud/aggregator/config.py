@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedgrass.errors import ConfigurationError
+from fedgrass.errors import ConfigurationError, first_field, first_problem
 from fedgrass.logs import Log
 from fedgrass.protocol.names import GLOBAL_MODEL, FleetName, RoundNumber
 
@@ -41,11 +41,10 @@ class FleetPlace(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = _PREFIX + str(first["loc"][0]).upper()
+            name = first_field(error)
             raise ConfigurationError(
-                f"{name}: {first['msg']} (found {str(fields.get(str(first['loc'][0])))[:80]!r}). The state machine gives it to "
-                "the job; to run a round's job by hand, clone the round's own"
+                f"{_PREFIX}{name.upper()}: found {str(fields.get(name))[:80]!r} ({first_problem(error)}). The state machine "
+                "gives it to the job; to run a round's job by hand, clone the round's own"
             ) from error
 
 

@@ -12,7 +12,7 @@ from cloud.rounds.changes import change, change_round
 from cloud.rounds.events import tell
 from cloud.rounds.metrics import measure_report
 from cloud.rounds.services import Services, connect, own_services
-from fedgrass.errors import AggregationError
+from fedgrass.errors import AggregationError, first_problem
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import RoundNumber, parameters_key, report_key
 from fedgrass.protocol.records import STATE_KEY, RoundRecord
@@ -91,9 +91,7 @@ def find_report(services: Services, record: RoundRecord) -> RoundReport | None:
     try:
         report = RoundReport.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise AggregationError(f"s3://{services.bucket}/{key}: {where}: {first['msg']}") from error
+        raise AggregationError(f"s3://{services.bucket}/{key}: {first_problem(error)}") from error
     expected = (record.fleet, record.round, record.base.parameters_sha256)
     if (report.fleet, report.round, report.base.parameters_sha256) != expected:
         raise AggregationError(

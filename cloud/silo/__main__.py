@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloud.silo.participant import FleetAccess, Participant
 from fedgrass.data import DataSettings
-from fedgrass.errors import ConfigurationError, FedgrassError, TransferError
+from fedgrass.errors import ConfigurationError, FedgrassError, TransferError, first_problem
 from fedgrass.logs import Log, configure
 from fedgrass.protocol.names import FleetName, ThingName
 
@@ -50,8 +50,7 @@ def read_settings(root: Path) -> SiloSettings:
         return SiloSettings.model_validate(json.loads(path.read_bytes()))
     except (OSError, ValueError) as error:
         if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            raise ConfigurationError(f"hyperparameter {first['loc'][0]}: {first['msg']}") from error
+            raise ConfigurationError(first_problem(error, "hyperparameters", prefix="hyperparameter ")) from error
         raise ConfigurationError(f"{path}: cannot be read ({error})") from error
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.alias_generators import to_camel
 
 from fedgrass.data import DataSettings
-from fedgrass.errors import ConfigurationError
+from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.names import FleetName
 
 EXIT_CONFIGURATION = 78
@@ -156,11 +156,9 @@ def parse(model: type[S], document: Mapping[str, Any], component: str) -> S:
     try:
         return model.model_validate(_without_nulls(document))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "configuration"
-        found = str(first.get("input"))[:60]
+        problem = first_problem(error, "configuration", found=True)
         raise ConfigurationError(
-            f"{component}: {where}: {first['msg']} (found {found}). Correct the deployment's configuration of {component}"
+            f"{component}: {problem}. Correct the deployment's configuration of {component}"
         ) from error
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
-from fedgrass.errors import RecordError
+from fedgrass.errors import RecordError, first_problem
 from fedgrass.protocol.messages import Base, Cohort, Count, Finite, Heartbeat, Metrics, Reason
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
@@ -61,13 +61,9 @@ class Record(BaseModel):
         try:
             return cls.model_validate(dict(item))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "item"
             name = item.get("key") or item.get("thing")
-            raise RecordError(
-                f"{cls.__name__} {name!r} of fleet {item.get('fleet')!r}: {where}: {first['msg']} "
-                f"(found {str(first.get('input'))[:60]})"
-            ) from error
+            problem = first_problem(error, "item", found=True)
+            raise RecordError(f"{cls.__name__} {name!r} of fleet {item.get('fleet')!r}: {problem}") from error
 
 
 class Device(Heartbeat, Record):

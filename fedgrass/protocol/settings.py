@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedgrass.errors import ConfigurationError
+from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.strategies import NEED_ALL_AT_ONCE, NEED_METRICS, FedBuff, parse_options
@@ -201,7 +201,9 @@ class FleetSettings(_Settings):
         if self.privacy.mode == "local" and self.task == "evaluate":
             raise ValueError("task evaluate: with privacy.mode local no device may send exact figures of its data")
         if self.privacy.mode == "local" and self.gate.devices_seconds > 0:
-            raise ValueError("gate.devices_seconds: with privacy.mode local no device may send exact figures of its data")
+            raise ValueError(
+                "gate.devices_seconds: with privacy.mode local no device may send exact figures of its data"
+            )
         if self.gate.devices_seconds >= self.aggregation.timeout_seconds:
             raise ValueError("gate.devices_seconds: the job waits for them, so less than aggregation.timeout_seconds")
         if self.privacy.mode == "central" and self.strategy.staleness > 0:
@@ -241,10 +243,7 @@ class FleetSettings(_Settings):
         try:
             return FleetSettings.model_validate(_merge(self.model_dump(), changes))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "settings"
-            problem = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-            raise ConfigurationError(f"{where}: {problem} (found {str(first.get('input'))[:60]})") from error
+            raise ConfigurationError(first_problem(error, "settings", found=True)) from error
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedgrass.errors import ConfigurationError
+from fedgrass.errors import ConfigurationError, first_problem
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -146,6 +146,4 @@ def parse_options(name: str, options: Mapping[str, Any]) -> Options:
     try:
         return kind.model_validate(dict(options))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "options"
-        raise ConfigurationError(f"strategy {name!r}: option {where}: {first['msg']}") from error
+        raise ConfigurationError(f"strategy {name!r}: {first_problem(error, 'options', prefix='option ')}") from error

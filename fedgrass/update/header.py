@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedgrass.errors import UpdateError
+from fedgrass.errors import UpdateError, first_field, first_problem
 from fedgrass.protocol.messages import Metrics
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName
 
@@ -89,10 +89,7 @@ class UpdateHeader(BaseModel):
             document["metrics"] = json.loads(metadata.get("metrics", "{}"))
             return cls.model_validate(document)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = str(first["loc"][0]) if first["loc"] else ""
-            raise UpdateError(
-                _REASONS.get(field, "corrupt_header"), f"header field {field!r}: {first['msg']}"
-            ) from error
+            reason = _REASONS.get(first_field(error), "corrupt_header")
+            raise UpdateError(reason, first_problem(error, "header", prefix="header field ")) from error
         except (ValueError, RecursionError) as error:
             raise UpdateError("corrupt_header", f"header field 'metrics' is not JSON ({error})") from error
