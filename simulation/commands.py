@@ -85,6 +85,12 @@ def simulate(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that train.", show_default="one for each processor")
     ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="INDEX/COUNT", help="Which of several machines this is, such as 0/2; or sagemaker.")
+    ] = "",
+    exchange: Annotated[
+        str, typer.Option(help="Where the machines meet: a folder that all see, or s3://BUCKET/PREFIX.")
+    ] = "",
     output: Annotated[Path, typer.Option(help="Folder of the report and the model.", file_okay=False)] = Path(
         "simulation-report"
     ),
@@ -97,9 +103,10 @@ def simulate(
     Ctrl-C keeps the rounds that are done.
     """
     if context.invoked_subcommand is not None:
-        return
+        return None
     from fedgrass.protocol.settings import FleetSettings
-    from simulation.run import DIGITS, simulate
+    from simulation.hosts import position
+    from simulation.run import DIGITS, assist, simulate
     from simulation.settings import parse_strategy
 
     fleet: dict[str, Any] = {
@@ -112,7 +119,9 @@ def simulate(
     settings = FleetSettings().overridden(fleet)
     for text in setting or ():
         settings = settings.overridden(_nested(text))
-    options = {
+    options: dict[str, Any] = {
+        "bundle": bundle or DIGITS,
+        "workers": workers,
         "data": data,
         "loader": loader,
         "label": label,
@@ -131,15 +140,16 @@ def simulate(
         "fleet": settings,
     }
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    index, hosts = position(host)
+    if index:
+        return assist(index, hosts, exchange, **options)
     with _Live(rounds) as live:
         try:
-            report = simulate(
-                output, bundle=bundle or DIGITS, resume=resume, workers=workers, done=live.done, **options
-            )
+            report = simulate(output, resume=resume, hosts=hosts, exchange=exchange, done=live.done, **options)
         except KeyboardInterrupt:
             live.say(f"interrupted after round {live.round}; go on with the same command and --resume")
             raise typer.Exit(_INTERRUPTED) from None
-    _show(report, output)
+    return _show(report, output)
 
 
 @app.command()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import reduce
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cloud.aggregator.checks import Expected
-from cloud.aggregator.combination import Found, merged
+from cloud.aggregator.combination import Found, Share, merged
 from cloud.aggregator.lanes import LANES, lane_of
 from cloud.aggregator.summation import Sums
 from fedgrass.errors import EngineError
@@ -23,6 +24,7 @@ from simulation.worker import Done, Failed, LaneTotal, Setup, Surveyed, Task
 from simulation.world import thing_name
 
 _PATIENCE = 10.0
+_NOTHING = np.empty(0, np.float64)
 
 
 class Crew:
@@ -39,6 +41,7 @@ class Crew:
         self._processes = []
         self._pipes: list[Connection] = []
         self._owners: dict[int, Connection] = {}
+        self._elsewhere: Share | None = None
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=worker.main, args=(theirs, setup), daemon=True)
@@ -72,33 +75,56 @@ class Crew:
         """The processes."""
         return [process.pid for process in self._processes if process.pid is not None]
 
-    def begin(self, announcement: Announcement, expected: Expected, devices: Sequence[int]) -> None:
-        """Have the devices trained."""
-        lanes = {device: lane_of(thing_name(device)) for device in devices}
-        for pipe, own in zip(self._pipes, shared_out(Counter(lanes.values()), len(self._pipes)), strict=True):
+    def begin(
+        self, announcement: Announcement, expected: Expected, devices: Sequence[int], elsewhere: Share | None = None
+    ) -> None:
+        """Have the devices trained; those of lanes that are other hosts' are trained by these."""
+        self._elsewhere = elsewhere
+        here = range(LANES) if elsewhere is None else elsewhere.own
+        lanes = {device: lane for device in devices if (lane := lane_of(thing_name(device))) in here}
+        self._owners = {}
+        for pipe, own in zip(self._pipes, shared_out(Counter(lanes.values()), here, len(self._pipes)), strict=True):
             self._owners |= dict.fromkeys(own, pipe)
-            pipe.send(Task(announcement, expected, [device for device in devices if lanes[device] in own], own))
+            pipe.send(Task(announcement, expected, [device for device in lanes if lanes[device] in own], own))
 
     def exchange(self, found: Found) -> Found:
         """Gather what the processes found in a first pass, and tell all of them."""
-        everything = found
         for pipe in self._pipes:
-            everything = merged(everything, _expect(pipe, Surveyed).found)
+            found = merged(found, _expect(pipe, Surveyed).found)
+        everything = found if self._elsewhere is None else self._elsewhere.exchange(found)
         for pipe in self._pipes:
             pipe.send(everything)
         return everything
 
     def give(self, lane: int, total: Sums, found: Found) -> None:
-        """Not for the leading process, which has no lanes of its own."""
+        """Not for a leading process, which has no lanes of its own."""
         raise NotImplementedError
 
     def add(self, lane: int, total: Sums) -> Found:
         """Wait for a lane and add its sum."""
+        if self._elsewhere is not None and lane not in self._elsewhere.own:
+            return self._elsewhere.add(lane, total)
         result = _expect(self._owners[lane], LaneTotal)
         if result.total is not None:
             np.add(total, result.total, out=total)
         found: Found = result.found
         return found
+
+    def relay(self, share: Share) -> dict[str, str]:
+        """Hand the processes' sums on to the leading host; return why devices failed."""
+        messages = [_receive(pipe) for pipe in self._pipes]
+        if isinstance(messages[0], Surveyed):
+            everything = share.exchange(reduce(merged, (message.found for message in messages)))
+            for pipe in self._pipes:
+                pipe.send(everything)
+            messages = [_receive(pipe) for pipe in self._pipes]
+        failures: dict[str, str] = {}
+        for pipe, message in zip(self._pipes, messages, strict=True):
+            while isinstance(message, LaneTotal):
+                share.give(message.lane, _NOTHING if message.total is None else message.total, message.found)
+                message = _receive(pipe)
+            failures |= message.failures
+        return failures
 
     def end(self) -> tuple[dict[str, str], VirtualUpdates | None]:
         """Wait until every process is done; return why devices failed, and the updates if they were not added up."""
@@ -112,14 +138,14 @@ class Crew:
         return failures, together
 
 
-def shared_out(devices_by_lane: Counter[int], workers: int) -> list[list[int]]:
+def shared_out(devices_by_lane: Counter[int], lanes: Collection[int], workers: int) -> list[list[int]]:
     """Return the lanes of each worker: the fullest first, each to the one that has least to do."""
     loads, own = [0] * workers, [[] for _ in range(workers)]  # type: tuple[list[int], list[list[int]]]
-    for lane in sorted(range(LANES), key=lambda lane: (-devices_by_lane[lane], lane)):
+    for lane in sorted(lanes, key=lambda lane: (-devices_by_lane[lane], lane)):
         least = loads.index(min(loads))
         loads[least] += devices_by_lane[lane]
         own[least].append(lane)
-    return [sorted(lanes) for lanes in own]
+    return [sorted(some) for some in own]
 
 
 def _expect(pipe: Connection, kind: type[Any]) -> Any:

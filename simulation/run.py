@@ -26,6 +26,8 @@ def simulate(
     bundle: Path = DIGITS,
     resume: bool = False,
     workers: int | None = None,
+    hosts: int = 1,
+    exchange: str = "",
     done: Callable[[SimulatedRound], None] = lambda _: None,
     **options: Any,
 ) -> SimulationReport:
@@ -41,6 +43,9 @@ def simulate(
         Whether to go on with what the folder holds. More rounds may be asked for than before; the rest must be the same.
     workers
         Processes; as many as there are processors if not given. The result does not depend on it.
+    hosts, exchange
+        How many machines share the work, of which this one leads, and where they meet (`simulation.hosts`); the others call
+        `assist`.
     done
         Told of each round.
     options
@@ -60,24 +65,17 @@ def simulate(
     KeyboardInterrupt
         If it was interrupted: what is whole is saved, the report written.
     """
-    opened = Bundle.open(bundle)
-    opened.verify()
+    opened, simulation = _opened(bundle, options)
     manifest = opened.manifest
-    digests = {"parameters_sha256": manifest.parameters_sha256, "graph_sha256": manifest.graph_sha256}
-    simulation = Simulation.checked({**options, **digests})
-    batch_size = simulation.fleet.fit.batch_size
-    if batch_size not in (None, manifest.batch_size):
-        raise ConfigurationError(
-            f"batch size {batch_size}: the graph of model {manifest.name!r} fixes it at {manifest.batch_size}; "
-            "export the model again for another"
-        )
     store = Store(output)
     standing = store.resume(simulation) if resume else None
     if not resume:
         store.begin(simulation)
     workers = workers or os.cpu_count() or 1
     began = time.monotonic()
-    with Simulator(simulation, opened, store, workers=workers, standing=standing) as simulator:
+    with Simulator(
+        simulation, opened, store, workers=workers, standing=standing, hosts=hosts, exchange=exchange
+    ) as simulator:
         started, ready_at = time.monotonic(), time.time()
         before = len(simulator.standing.rounds)
         try:
@@ -103,6 +101,31 @@ def simulate(
                 found = report.summarise(simulation, manifest, rounds, timing)
                 report.write(found, rounds, output)
     return found
+
+
+def assist(
+    host: int, hosts: int, exchange: str, *, bundle: Path = DIGITS, workers: int | None = None, **options: Any
+) -> None:
+    """Do the part of a host that does not lead; parameters and errors as of `simulate`, ``host`` from 1."""
+    opened, simulation = _opened(bundle, options)
+    count = workers or os.cpu_count() or 1
+    with Simulator(simulation, opened, None, workers=count, host=host, hosts=hosts, exchange=exchange) as simulator:
+        simulator.help()
+
+
+def _opened(bundle: Path, options: dict[str, Any]) -> tuple[Bundle, Simulation]:
+    opened = Bundle.open(bundle)
+    opened.verify()
+    manifest = opened.manifest
+    digests = {"parameters_sha256": manifest.parameters_sha256, "graph_sha256": manifest.graph_sha256}
+    simulation = Simulation.checked({**options, **digests})
+    batch_size = simulation.fleet.fit.batch_size
+    if batch_size not in (None, manifest.batch_size):
+        raise ConfigurationError(
+            f"batch size {batch_size}: the graph of model {manifest.name!r} fixes it at {manifest.batch_size}; "
+            "export the model again for another"
+        )
+    return opened, simulation
 
 
 def _peak_rss_mb(process: int) -> float:

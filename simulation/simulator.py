@@ -24,13 +24,14 @@ from fedgrass.bundle import Bundle, Parameters
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Engine
 from fedgrass.engines.registry import open_engine
-from fedgrass.errors import EngineError
+from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import model_prefix, next_version, update_prefix
 from fedgrass.protocol.report import Evaluation, Outcome
 from fedgrass.update.registry import codec_named
 from simulation.crew import Crew
 from simulation.examples import prepare
+from simulation.hosts import Opening, hosts_of
 from simulation.model import in_folder
 from simulation.records import SimulatedRound
 from simulation.settings import Simulation
@@ -50,18 +51,25 @@ class Simulator:
     ----------
     bundle
         The model to start from.
+    store
+        Where rounds are kept; None on a host that does not lead.
     standing
         Where an earlier run came to, if this one resumes it.
+    host, hosts, exchange
+        Which of the hosts this is, from 0, how many there are, and where they meet (`simulation.hosts`).
     """
 
     def __init__(
         self,
         simulation: Simulation,
         bundle: Bundle,
-        store: Store,
+        store: Store | None,
         *,
         workers: int,
         standing: Standing | None = None,
+        host: int = 0,
+        hosts: int = 1,
+        exchange: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._simulation = simulation
@@ -72,15 +80,15 @@ class Simulator:
         self._strategy = make_strategy(simulation.fleet.strategy)
         self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
         try:
+            self._hosts = hosts_of(host, hosts, exchange, simulation, self._scratch)
+            residuals = self._scratch if store is None else store.residuals.resolve()
             examples = prepare(simulation, bundle.manifest, self._scratch)
-            self._crew = Crew(
-                Setup(simulation, bundle.folder.resolve(), self._scratch, store.residuals.resolve()), workers
-            )
+            self._crew = Crew(Setup(simulation, bundle.folder.resolve(), self._scratch, residuals), workers)
             kept = next(examples.kept.batches(len(examples.kept)))
             self._kept = ArrayDataset(kept.x, kept.y)
             self._engine: Engine = open_engine(simulation.engine, bundle, builder=simulation.builder)
         except BaseException:
-            shutil.rmtree(self._scratch)
+            shutil.rmtree(self._scratch)  # processes that have been started end when their pipes do
             raise
         self.standing = standing or Standing((), bundle.manifest.version, bundle.parameters(), {})
         self._saved_at = -math.inf
@@ -97,7 +105,7 @@ class Simulator:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if len(self.standing.rounds):
+            if self._store is not None and self.standing.rounds:
                 self._store.save(self.standing)
             self._crew.__exit__(kind, error, trace)
         finally:
@@ -112,25 +120,45 @@ class Simulator:
         """Simulate the rounds that are left; ``done`` is told of each."""
         while len(self.standing.rounds) < self._simulation.rounds:
             simulated = self._round(len(self.standing.rounds) + 1)
-            if self._save_each or self._clock() - self._saved_at > _SAVE_SECONDS:
+            if self._store is not None and (self._save_each or self._clock() - self._saved_at > _SAVE_SECONDS):
                 self._store.save(self.standing)
                 self._saved_at = self._clock()
             done(simulated)
+
+    def help(self) -> None:
+        """Do the part of a host that does not lead, in all rounds."""
+        if self._hosts is None:
+            raise ConfigurationError("a host that helps needs one that leads: expected more than one")
+        for number in range(1, self._simulation.rounds + 1):
+            opening, parameters = self._hosts.opening(number)
+            self._base = self._publish(Standing((), opening.version, parameters, {}))
+            cohort, plan = self._open(number)
+            share = self._hosts.share(number)
+            self._crew.begin(*self._task(number, cohort, opening.opened_at), plan.answers, share)
+            self._hosts.tell_failures(number, self._crew.relay(share))
+
+    def _task(self, number: int, cohort: Cohort, now: datetime) -> tuple[Announcement, Expected]:
+        manifest = self._base.manifest
+        expected = Expected(
+            base_sha256=manifest.parameters_sha256,
+            graph_sha256=manifest.graph_sha256,
+            fleet=FLEET,
+            round=number,
+            cohort=cohort,
+            checks=self._simulation.fleet.checks,
+        )
+        return self._announcement(number, cohort, now), expected
 
     def _round(self, number: int) -> SimulatedRound:
         cohort, plan = self._opened
         fleet, base = self._simulation.fleet, self._base
         now = self._now()
-        announced = self._announcement(number, cohort, now)
-        expected = Expected(
-            base_sha256=base.manifest.parameters_sha256,
-            graph_sha256=base.manifest.graph_sha256,
-            fleet=FLEET,
-            round=number,
-            cohort=cohort,
-            checks=fleet.checks,
-        )
-        self._crew.begin(announced, expected, plan.answers)
+        announced, expected = self._task(number, cohort, now)
+        if self._hosts is not None:
+            opening = Opening(version=self.standing.version, opened_at=now)
+            self._hosts.announce(number, opening, self.standing.parameters)
+        share = self._hosts.share(number) if self._hosts is not None else None
+        self._crew.begin(announced, expected, plan.answers, share)
         if number < self._simulation.rounds:
             self._opened = self._open(number + 1)  # while the devices train: it does not depend on what they learn
         failures, updates = self._crew.end() if self._strategy.combine is not None else ({}, None)
@@ -150,6 +178,8 @@ class Simulator:
         updates.clear()
         if self._strategy.combine is None:
             failures, _ = self._crew.end()
+        if self._hosts is not None:
+            failures |= self._hosts.all_failures(number)
         return self._conclude(number, plan, announced, result, failures, now)
 
     def _conclude(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cloud.aggregator.combination import Found, merged
 from cloud.aggregator.intake import Good
 from cloud.aggregator.lanes import lanes_of
-from cloud.aggregator.s3 import Bucket
 from cloud.aggregator.scan import BLOCK
 from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.strategies.base import Facts
@@ -26,6 +26,30 @@ from fedgrass.protocol.report import QuarantinedEntry
 from fedgrass.tensors import read_into
 
 _MAX_NOTE_BYTES = 1 << 30
+
+
+class Place(Protocol):
+    """Where instances meet: a `cloud.aggregator.s3.Bucket`, or what has the same keys."""
+
+    def uri(self, key: str) -> str:
+        """Return the object's address, for messages."""
+        ...
+
+    def read(self, key: str, *, max_bytes: int) -> bytes | None:
+        """Return an object; None if there is none yet."""
+        ...
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write an object, whole."""
+        ...
+
+    def write_file(self, key: str, path: Path) -> None:
+        """Write a file's content as an object, whole."""
+        ...
+
+    def open(self, key: str, size: int) -> BinaryIO:
+        """Open an object of that size."""
+        ...
 
 
 class _Told(BaseModel):
@@ -62,7 +86,7 @@ class BucketShare:
         self,
         index: int,
         count: int,
-        bucket: Bucket,
+        bucket: Place,
         prefix: str,
         scratch: Path,
         *,

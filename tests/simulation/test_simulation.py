@@ -1,0 +1,187 @@
+"""What a simulation promises about its result."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedgrass.bundle import Bundle
+from fedgrass.errors import DataError
+from simulation.records import SimulatedRound
+from simulation.run import DIGITS, assist, simulate
+from simulation.store import Store, open_report
+from tests.simulation.conftest import SMALL, fleet, refused, result, run
+
+
+def test_a_simulation_learns_and_leaves_a_report_and_a_model_that_can_be_published(plain: Path) -> None:
+    report, rounds = open_report(plain)
+    assert report.final.accuracy is not None
+    assert report.first.accuracy is not None
+    assert report.final.accuracy > report.first.accuracy + 0.1
+    assert [r.report.round for r in rounds] == [1, 2, 3]
+    assert all(len(r.report.updates) == r.asked == 8 for r in rounds)
+    model = Bundle.open(plain / "model")
+    model.verify()
+    assert model.manifest.version == report.final_version == "1.3.0"
+    assert model.manifest.parameters_sha256 == report.final_parameters_sha256
+    assert (plain / "index.html").read_text().count("<tr>") >= 3
+    assert (plain / "chart.png").read_bytes().startswith(b"\x89PNG")
+    lines = (plain / "rounds.csv").read_text().splitlines()
+    assert lines[0].startswith("round,outcome,version,accuracy")
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        ({"update": {"codec": "int8"}, "strategy": {"name": "fedadam", "options": {"clip": {"over_median": 0.9}}}}, {}),
+        ({"strategy": {"name": "median"}, "checks": {"max_norm": 50}}, {"attack": "nan:0.2", "dropout": 0.2}),
+    ],
+    ids=["server state, clipping, error feedback", "robust, attacked, dropouts"],
+)
+def test_the_number_of_processes_does_not_change_a_byte(
+    tmp_path: Path, settings: dict[str, Any], options: dict[str, Any]
+) -> None:
+    run(tmp_path / "one", settings, **options, workers=1)
+    run(tmp_path / "three", settings, **options, workers=3)
+    assert result(tmp_path / "one") == result(tmp_path / "three")
+
+
+def test_several_hosts_give_the_same_bytes_as_one(tmp_path: Path) -> None:
+    settings = {"strategy": {"name": "fedavg", "options": {"clip": {"over_median": 0.9}}}}
+    run(tmp_path / "one", settings, attack="nan:0.2")
+    options = {**SMALL, "fleet": fleet(settings), "attack": "nan:0.2"}
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(assist, host, 3, str(tmp_path / "meet"), workers=1, **options) for host in (1, 2)]
+        simulate(tmp_path / "three", workers=2, hosts=3, exchange=str(tmp_path / "meet"), **options)
+        for other in others:
+            other.result()
+    assert result(tmp_path / "three") == result(tmp_path / "one")
+    with refused("one place"):
+        run(tmp_path / "robust", {"strategy": {"name": "median"}}, hosts=2, exchange=str(tmp_path / "meet"))
+    with refused("--exchange"):
+        run(tmp_path / "nowhere", hosts=2)
+
+
+def test_another_seed_gives_another_result_and_the_same_seed_the_same(plain: Path, tmp_path: Path) -> None:
+    run(tmp_path / "same", workers=2)
+    run(tmp_path / "other", seed=1)
+    assert result(tmp_path / "same") == result(plain)
+    assert result(tmp_path / "other")[1] != result(plain)[1]
+
+
+def test_an_interrupted_simulation_that_is_resumed_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+    settings = {"update": {"codec": "int4"}, "strategy": {"name": "fedavgm"}}
+
+    def interrupt(simulated: SimulatedRound) -> None:
+        if simulated.report.round == 2:
+            raise KeyboardInterrupt
+
+    run(tmp_path / "whole", settings, rounds=4)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", settings, rounds=4, done=interrupt)
+    assert open_report(tmp_path / "broken")[0].rounds == 2
+    with (tmp_path / "broken" / "rounds.jsonl").open("ab") as file:
+        file.write(b'{"asked": 1')  # as a power cut might leave it
+    report = run(tmp_path / "broken", settings, rounds=4, resume=True, workers=2)
+    assert (report.rounds, report.timing.rounds) == (4, 2)
+    assert result(tmp_path / "broken") == result(tmp_path / "whole")
+
+
+def test_more_rounds_can_be_asked_for_when_resuming_and_nothing_else(plain: Path, tmp_path: Path) -> None:
+    run(tmp_path / "a", rounds=1)
+    with refused("another partition"):
+        run(tmp_path / "a", partition="iid", resume=True)
+    with refused("--resume"):
+        run(tmp_path / "a")
+    run(tmp_path / "a", resume=True)
+    assert result(tmp_path / "a") == result(plain)
+    with refused("holds no simulation"):
+        run(tmp_path / "b", resume=True)
+
+
+def test_a_robust_strategy_holds_against_attackers_that_ruin_the_mean(tmp_path: Path) -> None:
+    attacked: dict[str, Any] = {"attack": "sign_flip:0.2", "rounds": 5, "partition": "iid", "cohort": 12}
+    mean = run(tmp_path / "mean", {"fit": {"epochs": 4}}, **attacked)
+    robust = run(tmp_path / "median", {"fit": {"epochs": 4}, "strategy": {"name": "median"}}, **attacked)
+    assert mean.final.accuracy is not None
+    assert robust.final.accuracy is not None
+    assert robust.final.accuracy > mean.final.accuracy + 0.15
+
+
+def test_the_gate_keeps_the_base_when_attackers_make_the_model_worse(plain: Path, tmp_path: Path) -> None:
+    settings = {"gate": {"tolerance": 0.02}}
+    report = run(tmp_path / "gate", settings, bundle=plain / "model", attack="scale:0.3:-100", rounds=2)
+    assert report.outcomes == {"held": 2}
+    assert report.final == report.first == open_report(plain)[0].final
+    assert result(tmp_path / "gate")[1] == result(plain)[1]
+
+
+def test_values_that_are_no_numbers_are_quarantined_and_the_others_are_used(tmp_path: Path) -> None:
+    run(tmp_path / "nan", attack="nan:0.3", cohort=30, rounds=1)
+    [simulated] = Store(tmp_path / "nan").rounds()
+    assert {entry.reason for entry in simulated.report.quarantined} == {"not_finite"}
+    assert (len(simulated.report.quarantined), len(simulated.report.updates)) == (9, 21)
+
+
+def test_dropouts_and_stragglers_are_counted_and_the_clock_goes_to_the_deadline(tmp_path: Path) -> None:
+    settings = {"deadline_seconds": 180}
+    run(tmp_path / "slow", settings, cohort=30, rounds=1, dropout=0.2, stragglers="0.3:10x")
+    [simulated] = Store(tmp_path / "slow").rounds()
+    assert simulated.late == 9 or simulated.late + simulated.dropped > 9
+    assert simulated.dropped > 0
+    assert len(simulated.report.updates) == simulated.asked - simulated.late - simulated.dropped
+    assert simulated.seconds == 180
+    assert (simulated.report.finished_at - simulated.report.started_at).total_seconds() == 180
+
+
+def test_a_round_without_enough_updates_changes_nothing(tmp_path: Path) -> None:
+    settings = {"deadline_seconds": 1}
+    report = run(tmp_path / "none", settings, rounds=2)
+    assert report.outcomes == {"insufficient_updates": 2}
+    assert result(tmp_path / "none")[1] == (DIGITS / "parameters.safetensors").read_bytes()
+
+
+def test_privacy_noise_can_be_repeated(tmp_path: Path) -> None:
+    settings = {"privacy": {"mode": "local", "clip_norm": 1.0, "noise_multiplier": 0.01}}
+    for name in ("a", "b"):
+        run(tmp_path / name, settings, rounds=1)
+    assert result(tmp_path / "a") == result(tmp_path / "b")
+    central = {"privacy": {"mode": "central", "clip_norm": 1.0, "noise_multiplier": 0.01}}
+    run(tmp_path / "c", central, rounds=1, workers=2)
+    assert result(tmp_path / "c")[1] != result(tmp_path / "a")[1]
+
+
+def test_a_device_that_cannot_train_fails_alone(tmp_path: Path) -> None:
+    run(tmp_path / "diverged", {"fit": {"learning_rate": 100, "epochs": 20}}, rounds=1)
+    [simulated] = Store(tmp_path / "diverged").rounds()
+    assert simulated.failed
+    assert all(reason.startswith("diverged") for reason in simulated.failed.values())
+    assert len(simulated.failed) + len(simulated.report.updates) + len(simulated.report.quarantined) == simulated.asked
+
+
+def test_your_own_examples_are_taken_from_a_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "mine.npz", x=rng.random((100, 8, 8, 1), np.float32), y=rng.integers(0, 10, 100).astype(np.int32)
+    )
+    report = run(tmp_path / "mine", data=str(tmp_path / "mine.npz"), rounds=1, partition="shards:2")
+    assert report.final.examples == 20
+    with pytest.raises(DataError, match="labels"):
+        run(tmp_path / "few", data=str(tmp_path / "mine.npz"), partition="shards:11")
+    np.savez(tmp_path / "wide.npz", x=np.zeros((100, 9), np.float32), y=np.zeros(100, np.int32))
+    with pytest.raises(DataError, match="shape"):
+        run(tmp_path / "wide", data=str(tmp_path / "wide.npz"))
+
+
+def test_a_report_is_the_same_document_as_a_real_rounds(plain: Path) -> None:
+    line = json.loads((plain / "rounds.jsonl").read_text().splitlines()[-1])
+    entry = line["report"]["updates"][0]
+    assert set(entry) >= {"thing", "key", "bytes", "num_examples", "weight", "norm", "metrics"}
+    assert entry["key"].startswith("updates/simulation/000003/device-")
+    assert line["report"]["evaluation"]["accuracy"] == open_report(plain)[0].final.accuracy
