@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -33,6 +34,8 @@ class Application:
         self.layers: dict[str, Layer] = {}
         self._on_change: dict[str, list[Callable[[], None]]] = {}
         self._moto = DomainDispatcherApplication(create_backend_app)
+        # A transaction that moto cancels puts its tables back as they were before it: what others wrote meanwhile would go.
+        self._one_by_one = {"dynamodb": threading.Lock()}
 
     def on_change(self, *services: str, call: Callable[[], None]) -> None:
         """Call ``call`` when moto has answered a request for a service which may have changed something."""
@@ -54,7 +57,8 @@ class Application:
             response = layer(Request(environ))
             if response is not None:
                 return response(environ, start_response)
-        answer: Iterable[bytes] = self._moto(environ, start_response)
+        with self._one_by_one.get(service, contextlib.nullcontext()):
+            answer: Iterable[bytes] = self._moto(environ, start_response)
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
             for call in self._on_change.get(service, ()):
                 call()
