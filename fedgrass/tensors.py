@@ -113,20 +113,12 @@ def read_header(
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise TensorFileError(f"{name}: __metadata__ must map strings to strings")
-    if len(header) > MAX_TENSORS:
-        raise TensorFileError(f"{name}: {len(header)} tensors; at most {MAX_TENSORS} are accepted")
-    tensors = sorted((_spec(key, entry, name) for key, entry in header.items()), key=lambda t: (t.begin, t.end))
-    position = 0
-    for tensor in tensors:
-        if tensor.begin != position:
-            raise TensorFileError(
-                f"{name}: tensor {tensor.name!r} begins at {tensor.begin}, expected {position} (holes and overlaps are refused)"
-            )
-        position = tensor.end
+    tensors = _specs(header, name)
+    position = tensors[-1].end if tensors else 0
     if 8 + length + position != file_bytes:
         kind = TruncatedFileError if 8 + length + position > file_bytes else TensorFileError
         raise kind(f"{name}: header and tensors make {8 + length + position} bytes, the file has {file_bytes}")
-    return Header(tuple(tensors), metadata, 8 + length, file_bytes)
+    return Header(tensors, metadata, 8 + length, file_bytes)
 
 
 def load(path: Path, *, max_bytes: int = 4 << 30) -> tuple[dict[str, Array], dict[str, str]]:
@@ -208,6 +200,30 @@ def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] |
 
 def _bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
+
+
+_Specs = tuple[TensorSpec, ...]
+_last: tuple[dict[str, Any], _Specs] = ({}, ())
+"""The tensors described last: an aggregator opens thousands of files whose headers differ in their metadata only."""
+
+
+def _specs(header: dict[str, Any], name: str) -> _Specs:
+    global _last
+    known, specs = _last
+    if header == known:
+        return specs
+    if len(header) > MAX_TENSORS:
+        raise TensorFileError(f"{name}: {len(header)} tensors; at most {MAX_TENSORS} are accepted")
+    specs = tuple(sorted((_spec(key, entry, name) for key, entry in header.items()), key=lambda t: (t.begin, t.end)))
+    position = 0
+    for tensor in specs:
+        if tensor.begin != position:
+            raise TensorFileError(
+                f"{name}: tensor {tensor.name!r} begins at {tensor.begin}, expected {position} (holes and overlaps are refused)"
+            )
+        position = tensor.end
+    _last = header, specs
+    return specs
 
 
 def _spec(key: str, entry: Any, name: str) -> TensorSpec:

@@ -7,6 +7,7 @@ caller is to judge the claims (fleet, round, base, …) and the values.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import BinaryIO
 
 import numpy as np
@@ -18,7 +19,7 @@ from fedgrass.tensors import TensorSpec
 from fedgrass.update.codecs import Fill, Float32, Floats, StoredTensor
 from fedgrass.update.entropy import TENSOR, Decompressor
 from fedgrass.update.header import MAX_METADATA_BYTES, UpdateHeader
-from fedgrass.update.registry import codec_named
+from fedgrass.update.registry import UpdateCodec, codec_named
 
 _HEADER_BYTES_PER_TENSOR = 256  # dtype, shape and offsets at their longest
 
@@ -43,10 +44,11 @@ class UpdateReader:
     """
 
     def __init__(self, stream: BinaryIO, *, file_bytes: int, parameters: Sequence[TensorDescription]) -> None:
-        if file_bytes > (bound := max_update_bytes(parameters)):
-            raise UpdateError("too_large", f"{file_bytes} bytes; an update of this model has at most {bound}")
+        form = _form(tuple(parameters))
+        if file_bytes > form.max_bytes:
+            raise UpdateError("too_large", f"{file_bytes} bytes; an update of this model has at most {form.max_bytes}")
         self._stream = stream
-        header = _read_header(stream, file_bytes, parameters)
+        header = _read_header(stream, file_bytes, form.max_header_bytes)
         self.header = UpdateHeader.from_metadata(header.metadata)
         codec = codec_named(self.header.codec)
         self._codec = codec.parameters
@@ -59,7 +61,7 @@ class UpdateReader:
             _require_layout(header.tensors, [StoredTensor(TENSOR, np.dtype("<u1"), (size,))])
             self._frame = Decompressor(stream, size)
         else:
-            _require_layout(header.tensors, [t for parameter in parameters for t in self._codec.layout(parameter)])
+            _require_layout(header.tensors, form.layout(codec))
 
     def fill(self, values: Floats) -> None:
         """Fill an array with the next scalars of the difference: all parameters in a row, in the manifest's order.
@@ -110,11 +112,30 @@ def _max_header_bytes(parameters: Sequence[TensorDescription]) -> int:
     return min(tensors.MAX_HEADER_BYTES, MAX_METADATA_BYTES + 4 * names)
 
 
-def _read_header(stream: BinaryIO, file_bytes: int, parameters: Sequence[TensorDescription]) -> tensors.Header:
+class _Form:
+    """What update files of a model look like: found once, not for each of thousands."""
+
+    def __init__(self, parameters: tuple[TensorDescription, ...]) -> None:
+        self.max_bytes = max_update_bytes(parameters)
+        self.max_header_bytes = _max_header_bytes(parameters)
+        self._parameters = parameters
+        self._layouts: dict[str, list[StoredTensor]] = {}
+
+    def layout(self, codec: UpdateCodec) -> list[StoredTensor]:
+        if codec.name not in self._layouts:
+            if len(self._layouts) == _KEPT:  # a device chooses its codec's name
+                self._layouts.clear()
+            self._layouts[codec.name] = [t for one in self._parameters for t in codec.parameters.layout(one)]
+        return self._layouts[codec.name]
+
+
+_KEPT = 8
+_form = lru_cache(maxsize=_KEPT)(_Form)
+
+
+def _read_header(stream: BinaryIO, file_bytes: int, max_header_bytes: int) -> tensors.Header:
     try:
-        return tensors.read_header(
-            stream, file_bytes=file_bytes, name="update", max_header_bytes=_max_header_bytes(parameters)
-        )
+        return tensors.read_header(stream, file_bytes=file_bytes, name="update", max_header_bytes=max_header_bytes)
     except TruncatedFileError as error:
         raise UpdateError("truncated", str(error)) from error
     except TensorFileError as error:
