@@ -24,7 +24,7 @@ from cloud.aggregator.lanes import LANES, lanes_of
 from cloud.aggregator.strategies import make_strategy
 from fedgrass import tensors
 from fedgrass.bundle import Parameters
-from fedgrass.errors import AggregationError, ConfigurationError
+from fedgrass.errors import AggregationError, ConfigurationError, TransferError
 from fedgrass.files import copy_atomically, write_atomically
 from simulation.settings import Simulation
 
@@ -61,9 +61,11 @@ class Folder:
 
     def read(self, key: str, *, max_bytes: int) -> bytes | None:
         """Return what is there; None if it is not there yet."""
+        path = self._folder / key
         try:
-            with (self._folder / key).open("rb") as file:
-                return file.read(max_bytes)
+            if path.stat().st_size > max_bytes:
+                raise TransferError(f"{path}: larger than {max_bytes} bytes; did a host of another version write it?")
+            return path.read_bytes()
         except FileNotFoundError:
             return None
 
