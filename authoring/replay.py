@@ -12,6 +12,8 @@ from tensorflow.python.framework.function_def_to_graph import function_def_to_gr
 from authoring.errors import UnsupportedModelError
 
 Tensor = Any
+_LOOPS = ("While", "StatelessWhile", "If", "StatelessIf", "TensorList")
+
 Value = Any
 """A tensor of the present graph, a NumPy array that is known already, or the key of a resource."""
 
@@ -50,6 +52,12 @@ class _Replay:
     def _make(self, op: Any, inputs: list[Value], graph: Any) -> Sequence[Value]:
         if op.type in ("PartitionedCall", "StatefulPartitionedCall"):
             return self.play(self._called(op.get_attr("f").name, graph), inputs)
+        if op.type.startswith(_LOOPS):
+            raise UnsupportedModelError(
+                op.name,
+                f"operator {op.type} of a SavedModel",
+                "save recurrent layers with unroll=True, or give the .keras file",
+            )
         if op.type == "ReadVariableOp":
             return [self._resources[inputs[0]]]
         if op.type == "Const":

@@ -125,9 +125,15 @@ def save_function(folder: Path, function: Callable[[Any, Any], Any], shape: tupl
         (lambda x, kernel: x @ kernel, (None, 4), ["head"], "freezing 'head'.*choose among dense/kernel"),
         (lambda x, kernel: x @ kernel, (None, 4), ["dense"], "without trainable variables"),
         (lambda x, kernel: tf.nn.tanh(x @ kernel), (None, 4), [], "Tanh.*Tanh before .*end the model with softmax"),
+        (
+            lambda x, kernel: tf.while_loop(lambda y: True, tf.nn.relu, [x @ kernel], maximum_iterations=3)[0],
+            (None, 4),
+            [],
+            "While.*unroll=True",
+        ),
         (lambda x, kernel: tf.nn.selu(x @ kernel) + 1, (None, 4), [], "Selu.*operator Selu.*use elu"),
     ],
-    ids=["fixed batch", "unknown layer", "all frozen", "final activation", "operator"],
+    ids=["fixed batch", "unknown layer", "all frozen", "final activation", "loop", "operator"],
 )
 def test_a_saved_model_that_cannot_be_trained_is_refused_with_what_to_do(
     tmp_path: Path, function: Any, shape: Any, freeze: list[str], message: str
