@@ -35,6 +35,8 @@ _SHELL = {
     "tail",
     "systemctl",
     "java",
+    "openssl",
+    "wait",
     "python",
     "source",
     ".",

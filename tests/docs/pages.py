@@ -24,8 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_MARKER = re.compile(r"^<!-- ([a-z ]+): (.+) -->$")
-_FENCE = re.compile(r"^```(\w*)\s*$")
+_MARKER = re.compile(r"^\s*<!-- ([a-z ]+): (.+) -->$")
+_FENCE = re.compile(r"^(\s*)```(\w*)\s*$")
 _SPAN = re.compile(r"`((?:\.venv/bin/)?(?:fedgrass|\.?/?scripts/\w+|python -m|aws)(?: [^`|]+)?)`")
 _FENCE_MARKERS = {"not run", "run by", "stays up", "file"}
 _PAGE_MARKERS = {"fleet", "after"}
@@ -97,16 +97,16 @@ class Page:
 def read(path: Path) -> Page:
     """Take a page apart."""
     page = Page(path.relative_to(ROOT).as_posix())
-    marker, fence, language, text = ("", ""), 0, "", list[str]()
+    marker, fence, indent, language, text = ("", ""), 0, "", "", list[str]()
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if fence:
-            if line == "```":
+            if line == f"{indent}```":
                 page.blocks.append(Block(page.name, fence, language, "\n".join(text) + "\n", marker))
                 marker, fence, text = ("", ""), 0, []
             else:
-                text.append(line)
+                text.append(line.removeprefix(indent))
         elif found := _FENCE.match(line):
-            fence, language = number, found[1]
+            fence, indent, language = number, found[1], found[2]
             if language not in LANGUAGES:
                 page.problems.append(f"{page.name}:{number}: a fence of {language or 'no language'}: {LANGUAGES}")
         elif found := _MARKER.match(line):

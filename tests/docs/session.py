@@ -177,7 +177,7 @@ class Session:
             return
         self._up.add(block.text)
         log = self.folder / f"stays-up-{len(self._up)}.log"
-        script = f"{self._preamble(page) if not block.text.startswith('./scripts/demo') else ''}exec {block.text}"
+        script = block.text if block.text.startswith("./scripts/demo") else self._preamble(page) + block.text
         with log.open("wb") as stream:
             process = spawn(
                 ["bash", "-c", script], cwd=self.folder, env=self._environment(page), stdout=stream, stderr=stream
