@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from authoring.windows import Pair, Windows, concat, output_and_padding
+from authoring.windows import Pair, Windows, concat, output_and_padding, pad
 
 Tensor = Any
 
@@ -28,7 +28,8 @@ _COPY_COST = 40
 
 _MAX_BLOCK = 8
 
-_DEPTHWISE = tf.raw_ops.DepthwiseConv2dNative
+_MAX_PARTS, _MIN_ROWS = 4, 200
+"""Into how many products one of many rows is cut, and how many rows each has at least (measured)."""
 
 MAX_PATCH_BYTES = 64 << 20
 """Above this, patches would cost a device too much memory."""
@@ -36,10 +37,14 @@ MAX_PATCH_BYTES = 64 << 20
 
 def product(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
     """Multiply two matrices. In three dimensions, lest LiteRT's converter choose its slow FULLY_CONNECTED."""
-    found = tf.matmul(
-        tf.reshape(a, [1, *a.shape]), tf.reshape(b, [1, *b.shape]), transpose_a=transpose_a, transpose_b=transpose_b
-    )
-    return tf.reshape(found, found.shape[1:])
+    parts = 1
+    if transpose_a:
+        # Of aᵀ · b with many rows, parts fit the cache and keep several threads busy; their sum is the product.
+        rows = a.shape[0]
+        parts = max(n for n in range(1, _MAX_PARTS + 1) if n == 1 or (rows % n == 0 and rows >= n * _MIN_ROWS))
+    a, b = (tf.reshape(m, [parts, -1, m.shape[1]]) for m in (a, b))
+    found = tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+    return tf.reduce_sum(found, axis=0) if parts > 1 else tf.reshape(found, found.shape[1:])
 
 
 class _Blocks:
@@ -87,8 +92,7 @@ class _Blocks:
         """[depth, block · N]: column block v is the kernel moved by v strides."""
         columns = self.per_patch * self.stride * self.block
         moved = [
-            tf.pad(kernel, [[0, 0], [shift, columns - self.kernel[1] - shift], [0, 0], [0, 0]])
-            for shift in self._shifts()
+            pad(kernel, [[0, 0], [shift, columns - self.kernel[1] - shift], [0, 0], [0, 0]]) for shift in self._shifts()
         ]
         return tf.reshape(concat(moved, 3), [self.depth, self.block * self.kernel[3]])
 
@@ -107,7 +111,7 @@ class _Blocks:
     def unoutputs(self, dy: Tensor) -> Tensor:
         """Adjoint of `outputs`."""
         missing = self.blocks * self.block - self.across
-        dy = tf.pad(dy, [[0, 0], [0, 0], [0, missing], [0, 0]]) if missing else dy
+        dy = pad(dy, [[0, 0], [0, 0], [0, missing], [0, 0]])
         return tf.reshape(dy, [self.rows, self.block * self.kernel[3]])
 
     def _shifts(self) -> list[int]:
@@ -118,7 +122,7 @@ class _Blocks:
         after = columns - x.shape[2] - max(before, 0)
         x = x[:, :, :after, :] if after < 0 else x
         if before > 0 or after > 0:
-            x = tf.pad(x, [[0, 0], [0, 0], [max(before, 0), max(after, 0)], [0, 0]])
+            x = pad(x, [[0, 0], [0, 0], [max(before, 0), max(after, 0)], [0, 0]])
         return x
 
 
@@ -143,30 +147,26 @@ def convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tenso
     return found
 
 
-def depthwise_convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tensor:
-    """Convolve each channel of x [B, H, W, C] with its own filters [kh, kw, C, M]; the result has C · M channels.
+def bias_add(x: Tensor, bias: Tensor, data_format: str = "NHWC") -> Tensor:
+    """Add bias [C] to x [B, …, C]; few channels in rows as long as the last two axes, since XNNPACK adds row by row."""
+    if data_format != "NHWC" or x.shape.rank < 3 or x.shape[-1] >= _LANES:
+        return _tf_bias_add(x, bias, data_format)
+    width, channels = x.shape[-2:]
 
-    LiteRT's own operator is fast with a variable filter. The gradient by the input is that operator too: over dy dilated
-    by the strides, with the filter turned round.
-    """
-    height, width, channels, multiplier = kernel.shape
-    total = channels * multiplier
-    repeated = tf.reshape(concat([tf.expand_dims(x, 4)] * multiplier, 4), [*x.shape[:3], total])
-    windows = Windows(repeated.shape, (height, width), strides, padding)
-
-    def convolve(x: Tensor, kernel: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        y = _DEPTHWISE(input=x, filter=kernel, strides=[1, *strides, 1], padding=padding)
+    def add(x: Tensor, bias: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        row = tf.reshape(bias * tf.ones([width, 1]), [width * channels])
 
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-            sums = [tf.reduce_sum(tap * dy, axis=[0, 1, 2]) for tap in windows.taps(x)]
-            turned = tf.reverse(kernel, [0, 1])
-            dx = _DEPTHWISE(input=windows.dilated(dy), filter=turned, strides=[1, 1, 1, 1], padding="VALID")
-            return dx, tf.reshape(concat(sums, 0), kernel.shape)
+            summed = tf.reduce_sum(tf.reshape(dy, [-1, width * channels]), axis=0)
+            return dy, tf.reduce_sum(tf.reshape(summed, [width, channels]), axis=0)
 
-        return y, gradient
+        return tf.reshape(tf.reshape(x, [-1, width * channels]) + row, x.shape), gradient
 
-    found: Tensor = tf.custom_gradient(convolve)(repeated, tf.reshape(kernel, [height, width, total, 1]))
+    found: Tensor = tf.custom_gradient(add)(x, bias)
     return found
+
+
+_tf_bias_add = tf.nn.bias_add
 
 
 def _split(x: Tensor, parts: int) -> list[Tensor]:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from authoring.convolution import product
 from authoring.errors import UnsupportedModelError
-from authoring.windows import Windows, concat, output_and_padding
+from authoring.windows import Windows, concat, output_and_padding, pad
 
 Tensor = Any
 
@@ -111,7 +111,7 @@ def _conv2d(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
 
     rows = _padding(x.shape[1], kernel.shape[0], strides[1], padding)
     columns = _padding(x.shape[2], kernel.shape[1], strides[2], padding)
-    images_last = tf.transpose(tf.pad(x, [[0, 0], rows, columns, [0, 0]]), [3, 1, 2, 0])
+    images_last = tf.transpose(pad(x, [[0, 0], rows, columns, [0, 0]]), [3, 1, 2, 0])
     taps = tf.nn.conv2d(
         images_last, tf.transpose(dy, [1, 2, 0, 3]), strides=1, padding="VALID", dilations=[strides[1], strides[2]]
     )
@@ -186,13 +186,13 @@ def _strided_slice(op: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
             last = first + 1
         pads.append([first, size - last])
         kept.append(last - first)
-    return tf.pad(tf.reshape(dy, kept), pads), None, None, None
+    return pad(tf.reshape(dy, kept), pads), None, None, None
 
 
 def _slice(op: Any, dy: Tensor) -> tuple[Tensor, None, None]:
     begin = tf.get_static_value(op.inputs[1])
     pads = [[b, n - b - k] for b, n, k in zip(begin, op.inputs[0].shape, dy.shape, strict=True)]
-    return tf.pad(dy, pads), None, None
+    return pad(dy, pads), None, None
 
 
 def _transpose(op: Any, dy: Tensor) -> tuple[Tensor, None]:

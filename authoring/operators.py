@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from authoring import convolution, gradients
-from authoring.convolution import depthwise_convolution
+from authoring.depthwise import depthwise_convolution
 
 Tensor = Any
 
@@ -39,6 +39,7 @@ def exchanged(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
 
     with ExitStack() as stack:
         for owner, name, function in (
+            (tf.nn, "bias_add", convolution.bias_add),
             (tf.nn, "convolution", _convolution),
             (tf.nn, "depthwise_conv2d", _depthwise_conv2d),
             (tf.nn, "separable_conv2d", _separable_conv2d),

@@ -24,6 +24,19 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
     return found[0]
 
 
+def pad(x: Tensor, pads: Sequence[Sequence[int]], value: float = 0.0) -> Tensor:
+    """``tf.pad``, with the last axes joined where they can be: XNNPACK pads row by row, and short rows are slow."""
+    sizes, widths = list(x.shape), [list(width) for width in pads]
+    if not any(sum(width) for width in widths):
+        return x
+    shape = [size + sum(width) for size, width in zip(sizes, widths, strict=True)]
+    while not any(widths[-1]):
+        inner = sizes.pop()
+        sizes[-1] *= inner
+        widths = [*widths[:-2], [inner * width for width in widths[-2]]]
+    return tf.reshape(tf.pad(tf.reshape(x, sizes), widths, constant_values=value), shape)
+
+
 def output_and_padding(size: int, kernel: int, stride: int, padding: str) -> Pair:
     """Number of windows along an axis, and of zeros before it, by TensorFlow's rules for VALID and SAME."""
     if padding == "VALID":
@@ -85,7 +98,7 @@ class Windows:
         phases: dict[Pair, Tensor] = {}
         for (a, b), part in zip(self._places(), parts, strict=True):
             top, left = a // rows, b // columns
-            placed = _pad(part, [[0, 0], [top, height - down - top], [left, width - across - left], [0, 0]])
+            placed = pad(part, [[0, 0], [top, height - down - top], [left, width - across - left], [0, 0]])
             key = (a % rows, b % columns)
             phases[key] = phases[key] + placed if key in phases else placed
         if self._strides == (1, 1):
@@ -109,7 +122,7 @@ class Windows:
         for axis, size in enumerate(sizes):
             before = self._kernel[axis] - 1 - self._before[axis]
             pads.append([before, self._shape[axis + 1] + self._kernel[axis] - 1 - before - size])
-        return _pad(y, [*pads, [0, 0]])
+        return pad(y, [*pads, [0, 0]])
 
     def _places(self) -> list[Pair]:
         return list(itertools.product(range(self._kernel[0]), range(self._kernel[1])))
@@ -123,8 +136,4 @@ class Windows:
             pads.append([max(shift, 0), max(want - shift - have, 0)])
         if any(cut != slice(0, have) for cut, have in zip(slices[1:], size, strict=True)):
             x = x[tuple(slices)]
-        return _pad(x, [*pads, [0, 0]], outside)
-
-
-def _pad(x: Tensor, pads: list[list[int]], value: float = 0.0) -> Tensor:
-    return tf.pad(x, pads, constant_values=value) if any(sum(pad) for pad in pads) else x
+        return pad(x, [*pads, [0, 0]], outside)
