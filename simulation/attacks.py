@@ -33,7 +33,7 @@ def attacked_parameters(base: Parameters, local: Parameters, attack: Attack) -> 
     factor = {"sign_flip": -attack.factor, "scale": attack.factor}.get(attack.kind)
     if factor is None:
         return local
-    with np.errstate(over="ignore"):  # what is not finite fails on the device, as it would there
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite fails on the device, as it would there
         return {name: (base[name] + factor * (value - base[name])).astype(value.dtype) for name, value in local.items()}
 
 
