@@ -12,6 +12,7 @@ from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.bundle import Bundle
 from fedgrass.cli.account import FleetOption
 from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.protocol.strategies import OPTIONS
 
 if TYPE_CHECKING:
     from cloud.aggregator.release import Release
@@ -63,19 +64,34 @@ def _tell(released: Release, fleet: str) -> None:
 
 
 def aggregate(
-    base: Annotated[Path, typer.Option(help="The model bundle that the updates are differences from.", exists=True)],
-    updates: Annotated[
-        Path, typer.Option(help="A folder of THING.safetensors or THING/update.safetensors.", exists=True)
+    base: Annotated[
+        Path,
+        typer.Option(help="The model bundle that the updates are differences from.", exists=True, file_okay=False),
     ],
-    output: Annotated[Path, typer.Option(help="Where the new bundle is written.")],
+    updates: Annotated[
+        Path,
+        typer.Option(help="A folder of THING.safetensors or THING/update.safetensors.", exists=True, file_okay=False),
+    ],
+    output: Annotated[
+        Path, typer.Option(help="Where the new bundle is written: another folder than the base.", file_okay=False)
+    ],
     strategy: Annotated[
-        str, typer.Option(help="fedavg, fedadam, median, krum, …, or a Flower strategy's module:Class.")
+        str, typer.Option(help=f"One of {', '.join(OPTIONS)}, or a Flower strategy's module:Class.")
     ] = "fedavg",
     option: Annotated[
         list[str] | None,
-        typer.Option(help="An option of the strategy as NAME=JSON; may be repeated.", metavar="NAME=JSON"),
+        typer.Option(
+            help="An option of the strategy as NAME=JSON, such as learning_rate=0.5; may be repeated.",
+            metavar="NAME=JSON",
+        ),
     ] = None,
-    max_norm: Annotated[float, typer.Option(help="L2 norm over which an update is refused; 0 sets no bound.")] = 0.0,
+    max_norm: Annotated[
+        float, typer.Option(min=0, help="L2 norm over which an update is refused; 0 sets no bound.")
+    ] = 0.0,
+    max_norm_over_median: Annotated[
+        float,
+        typer.Option(min=0, help="Multiple of the updates' median norm over which one is refused; 0 sets no bound."),
+    ] = 0.0,
 ) -> None:
     """Aggregate a folder of updates without AWS: the same checks, the same strategies, the same bytes.
 
@@ -83,7 +99,7 @@ def aggregate(
     another.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from cloud.aggregator.offline import aggregate_folder
     from cloud.aggregator.sources import Folder
@@ -91,16 +107,25 @@ def aggregate(
     from fedgrass.protocol.settings import Checks
 
     chosen = strategy_named(strategy, **dict(map(_parsed, option or ())))
-    total = sum(reference.bytes for reference in Folder(updates).list())
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("aggregating", total=total)
+    found = Folder(updates).list()
+    if not found:
+        raise DataError(f"{updates}: holds no update; expected THING.safetensors or THING/update.safetensors")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"{len(found)} updates", total=sum(reference.bytes for reference in found))
         result = aggregate_folder(
             base,
             updates,
             output,
             chosen,
-            checks=Checks(max_norm=max_norm),
+            checks=Checks(max_norm=max_norm, max_norm_over_median=max_norm_over_median),
             progress=lambda done: bar.advance(task, done),
         )
     for entry in result.quarantined:

@@ -50,8 +50,10 @@ def aggregate_folder(
     BundleError
         If ``base_dir`` holds no sound bundle.
     ConfigurationError
-        If there is no such folder of updates.
+        If there is no such folder of updates, or the new bundle cannot be written to its place.
     """
+    if output_dir.resolve() == base_dir.resolve():
+        raise ConfigurationError(f"{output_dir}: is the base's own folder; the new model goes to another one")
     if not updates_dir.is_dir():
         raise ConfigurationError(f"{updates_dir}: expected a folder of updates")
     base = Bundle.open(base_dir)
@@ -64,7 +66,12 @@ def aggregate_folder(
     if result.parameters is not None:
         minor = int(base.manifest.version.split(".")[1])
         version = version or next_version(base.manifest.version, minor + 1)
-        new = write_bundle(base, result.parameters, output_dir, version=version)
-        if result.state:
-            write_state(output_dir / STATE, new, result.state, strategy.name)
+        try:
+            new = write_bundle(base, result.parameters, output_dir, version=version)
+            if result.state:
+                write_state(output_dir / STATE, new, result.state, strategy.name)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{output_dir}: cannot be written ({error.strerror}); choose another place"
+            ) from error
     return result

@@ -146,4 +146,7 @@ def parse_options(name: str, options: Mapping[str, Any]) -> Options:
     try:
         return kind.model_validate(dict(options))
     except ValidationError as error:
-        raise ConfigurationError(f"strategy {name!r}: {first_problem(error, 'options', prefix='option ')}") from error
+        problem = first_problem(error, "options", prefix="option ")
+        raise ConfigurationError(
+            f"strategy {name!r}: {problem}. Its options are {', '.join(kind.model_fields)}"
+        ) from error

@@ -41,7 +41,8 @@ class FlowerStrategy:
             made = getattr(importlib.import_module(module), attribute)(**options)
         except ImportError as error:
             raise ConfigurationError(
-                f"strategy {name!r}: cannot be imported ({error}); install it and 'flwr' in the aggregator's image"
+                f"strategy {name!r}: cannot be imported ({error}); install it and 'flwr' where this runs: for rounds, in the "
+                "aggregator's image"
             ) from error
         except (AttributeError, TypeError) as error:
             raise ConfigurationError(f"strategy {name!r}: cannot be made with {dict(options)} ({error})") from error
