@@ -14,7 +14,7 @@ from aggregation_peers import peak_rss_mb, read_updates  # type: ignore[import-n
 
 
 def run(folder: Path, name: str) -> dict[str, Any]:
-    """Load every update and aggregate, a fifth of the updates (Bulyan: what it can bear) taken for attackers."""
+    """Load every update and aggregate, a fifth of the updates taken for attackers."""
     from flwr.server.strategy import aggregate as flower
 
     start = time.perf_counter()
@@ -26,10 +26,8 @@ def run(folder: Path, name: str) -> dict[str, Any]:
         flower.aggregate_trimmed_avg(results, 0.2)
     elif name == "krum":
         flower.aggregate_krum(results, attackers, 0)
-    elif name == "multi_krum":
-        flower.aggregate_krum(results, attackers, len(results) - attackers)
     else:
-        flower.aggregate_bulyan(results, attackers, flower.aggregate_krum, to_keep=0)
+        flower.aggregate_krum(results, attackers, len(results) - attackers)
     return {"seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": peak_rss_mb()}
 
 

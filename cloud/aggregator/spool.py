@@ -24,7 +24,7 @@ _TILE_BYTES = 8 << 20  # a tile is in work in each of a few threads
 class Spool:
     """Rows of float32 in one file, read a tile of all rows at a time; a context manager.
 
-    Disk: 4 bytes per parameter and update. Memory: 32 MiB, whatever their number and size.
+    Disk: 4 bytes per parameter and update. Memory: 8 MiB a thread, whatever their number and size.
     """
 
     def __init__(self, base: Bundle, layout: Layout, scratch: Path | None = None) -> None:
