@@ -1,6 +1,7 @@
 """Which model a fleet has, decided by a person: a held model released after all, an earlier one brought back.
 
-Devices judge a model that comes this way as any other: one on which it is clearly worse keeps what it has, and says so.
+Devices judge a newer model that comes this way as any other: one on which it is clearly worse keeps what it has, and says so.
+An older one they only check for soundness (`fedgrass.edge.admission`).
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 In order: every file's digest; finite parameters; the application's model loads, takes the input it says it takes, and keeps
 the limits on memory and time; the graph loads and has its signatures; on this device's validation examples the application's
-model gives finite outputs, and the model is not worse than the active one by more than the tolerance. The first model, and
-any model on a device without data, is let in on soundness alone.
+model gives finite outputs, and the model is not worse than the active one by more than the tolerance. The first model, any
+model on a device without data, and one that is older than the active one, are let in on soundness alone: rounds never bring
+an older model, only a person or a nucleus that rolls back does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fedgrass.bundle import INFERENCE, Bundle, Manifest
 from fedgrass.data import Split
 from fedgrass.engines.base import Dataset, Engine, Metrics
 from fedgrass.errors import AdmissionError, DataError, FedgrassError
+from fedgrass.protocol.names import version_order
 from fedgrass.tensors import Array
 
 _LOOKED_AT = 32
@@ -94,6 +96,10 @@ def judge(
     except FedgrassError as error:
         return Verdict(f"sound; the active model {active.manifest.version} cannot be judged ({error})", metrics)
     metrics |= {f"active_{name}": before[name] for name in ("loss", "accuracy") if name in before}
+    if version_order(candidate.manifest.version) < version_order(active.manifest.version):
+        return Verdict(
+            f"sound; older than {active.manifest.version}, so brought back by decision, not compared", metrics
+        )
     _require_not_worse(candidate.manifest.version, active.manifest.version, metrics, tolerance)
     return Verdict("", metrics)
 

@@ -1,13 +1,15 @@
-"""One fleet of two local core devices for a file's tests, one of either nucleus: each test runs a round of its own on it."""
+"""One fleet of two local core devices for these tests, one of either nucleus: each test runs rounds of its own on it."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tests.fixtures.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUND_SECONDS = 90
+_FEDGRASS = (sys.executable, "-c", "from fedgrass.cli import app; app()")
 
 
 class Operator:
@@ -58,9 +61,33 @@ class Operator:
 
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run ``fedgrass``, as a person would."""
-        environment = {**os.environ, **self.fleet.aws.environment(), "FEDGRASS_FLEET": self.fleet.fleet}
-        argv = [sys.executable, "-c", "from fedgrass.cli import app; app()", *words]
-        return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(
+            [*_FEDGRASS, *words],
+            cwd=ROOT,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    @contextmanager
+    def console(self) -> Iterator[str]:
+        """Run ``fedgrass console`` and give its address."""
+        argv = [*_FEDGRASS, "console", "--port", "0"]
+        with subprocess.Popen(argv, cwd=ROOT, env=self._environment, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                said = process.stdout.readline() if process.stdout else ""
+                address = re.search(r"http://\S+", said)
+                assert address, f"the console said {said!r} and ended with code {process.poll()}"
+                yield address[0]
+            finally:
+                process.terminate()
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        own = {"FEDGRASS_FLEET": self.fleet.fleet, "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, **self.fleet.aws.environment(), **own}
 
     @property
     def next_round(self) -> int:
@@ -80,7 +107,7 @@ class Operator:
         }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     folder = tmp_path_factory.mktemp("fleet")
     console = Console(file=io.StringIO())

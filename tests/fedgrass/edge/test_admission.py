@@ -98,12 +98,30 @@ def test_a_worse_model_is_refused_and_the_active_one_stays(place: Place, good: B
     assert [a.outcome for a in place.store.admissions()] == ["active", "refused"]
 
 
-def test_a_better_model_is_let_in(place: Place, good: Bundle, bad: Bundle) -> None:
-    place.admit(bad.folder)
+def test_a_better_model_is_let_in(place: Place, good: Bundle, tmp_path: Path) -> None:
+    place.admit(digits.version(tmp_path / "bad", "1.0.0", digits.random()).folder)
     admission = place.admit(good.folder)
     assert admission is not None
     assert (admission.outcome, admission.reason) == ("active", "")
     assert place.active == "1.1.0"
+
+
+def test_an_older_model_is_brought_back_even_if_it_is_worse_but_not_if_it_is_damaged(
+    place: Place, good: Bundle, tmp_path: Path
+) -> None:
+    place.admit(good.folder)
+    older = digits.version(tmp_path / "older", "1.0.0", digits.random())
+    admission = place.admit(older.folder)
+    assert admission is not None
+    assert (admission.outcome, place.active) == ("active", "1.0.0")
+    assert "older than 1.1.0" in admission.reason
+    assert admission.metrics["accuracy"] < admission.metrics["active_accuracy"]
+    place.admit(good.folder)
+    damaged = digits.version(tmp_path / "damaged", "1.0.1", digits.random())
+    damaged.path(PARAMETERS).write_bytes(b"x")
+    refused = place.admit(damaged.folder)
+    assert refused is not None
+    assert (refused.outcome, place.active) == ("refused", "1.1.0")
 
 
 def test_the_tolerance_decides(place: Place, good: Bundle, bad: Bundle) -> None:

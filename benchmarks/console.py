@@ -1,0 +1,127 @@
+"""``python -m benchmarks.console``: how long the web console's pages take, with a large fleet in the tables.
+
+The tables are those of the local stand-in for AWS, a process of its own, which answers far slower than DynamoDB does: of a
+page's time, ``aws`` is what passed in calls to it. Milliseconds of one request after another, without the browser's part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from flask.testing import FlaskClient
+
+from cloud.console.access import Access
+from cloud.console.app import create_app
+from cloud.console.desk import Desk
+from cloud.infrastructure.deploy import deploy
+from fedgrass.account import Account
+from local.aws.client import start
+from local.sample import Sample, now
+
+_FLEET = "large"
+
+
+class Stopwatch:
+    """Seconds that one thread spends in calls of AWS."""
+
+    def __init__(self, session: Any) -> None:
+        self.seconds = 0.0
+        self._thread = threading.get_ident()
+        self._began = 0.0
+        session.events.register("before-call", self._begin)
+        session.events.register("after-call", self._end)
+
+    def _begin(self, **_: object) -> None:
+        if threading.get_ident() == self._thread:
+            self._began = time.perf_counter()
+
+    def _end(self, **_: object) -> None:
+        if threading.get_ident() == self._thread:
+            self.seconds += time.perf_counter() - self._began
+
+
+def main() -> None:
+    """Fill the tables, load each page again and again, and print one line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=1_000)
+    parser.add_argument("--times", type=int, default=20, help="loads of each page that are measured")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fedgrass-") as folder, start(Path(folder)) as aws:
+        os.environ.update(aws.environment())
+        account = Account.of(_FLEET)
+        deploy(account.session, fleet=_FLEET, dependencies=False)
+        began = time.perf_counter()
+        sample = Sample(account, devices=arguments.devices, rounds=arguments.rounds, now=now())
+        sample.write()
+        filled = time.perf_counter() - began
+        stopwatch = Stopwatch(account.session)
+        app = create_app(account, Access())
+        desk: Desk = app.extensions["desk"]
+        began = time.perf_counter()
+        desk.prepare()
+        client = app.test_client()
+        cold = _load(client, "/")
+        while not desk.index.look(60).complete:
+            pass
+        read = time.perf_counter() - began
+        pages = {
+            "fleet": "/",
+            "fleet, last page": f"/?page={arguments.devices}",
+            "fleet, silent ones": "/?state=silent&name=press",
+            "device": f"/devices/{sample.things[0]}",
+            "rounds": "/rounds/",
+            "rounds, last page": f"/rounds/?page={arguments.rounds}",
+            "round": f"/rounds/{arguments.rounds}",
+            "models": "/models/",
+            "settings": "/settings/",
+            "live panel": "/rounds/live?round=0",
+        }
+        measured = {name: _measure(client, address, arguments.times, stopwatch) for name, address in pages.items()}
+    print(
+        json.dumps(
+            {
+                "devices": arguments.devices,
+                "rounds": arguments.rounds,
+                "loads": arguments.times,
+                "pages_ms": measured,
+                "slowest_median_ms": max(entry["median"] for entry in measured.values()),
+                "slowest_p95_ms": max(entry["p95"] for entry in measured.values()),
+                "first_fleet_page_ms": round(1000 * cold, 1),
+                "all_devices_read_seconds": round(read, 1),
+                "tables_filled_seconds": round(filled, 1),
+            }
+        )
+    )
+
+
+def _load(client: FlaskClient, address: str) -> float:
+    began = time.perf_counter()
+    status = client.get(address).status_code
+    if status not in {200, 204, 205}:
+        raise SystemExit(f"{address}: status {status}")
+    return time.perf_counter() - began
+
+
+def _measure(client: FlaskClient, address: str, times: int, stopwatch: Stopwatch) -> dict[str, float]:
+    first = _load(client, address)
+    stopwatch.seconds = 0.0
+    loads = [_load(client, address) for _ in range(times)]
+    return {
+        "median": round(1000 * statistics.median(loads), 1),
+        "p95": round(1000 * statistics.quantiles(loads, n=20)[-1], 1),
+        "aws": round(1000 * stopwatch.seconds / times, 1),
+        "first": round(1000 * first, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
