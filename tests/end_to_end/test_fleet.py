@@ -15,7 +15,7 @@ from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.inference import write_bundle
 from fedgrass.protocol import tables
 from fedgrass.protocol.messages import Reply
-from fedgrass.protocol.names import GLOBAL_MODEL, update_key
+from fedgrass.protocol.names import GLOBAL_MODEL, evaluation_key, update_key
 from fedgrass.protocol.records import MODEL_SUFFIX
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import write_update
@@ -58,6 +58,26 @@ def test_devices_of_both_nuclei_take_part_in_a_round(operator: Operator) -> None
     }
     unsupported = {thing for thing, log in logs.items() if "operation unsupported by this nucleus" in log}
     assert unsupported == {"device-2"}
+
+
+def test_without_an_evaluation_set_the_devices_judge_a_model_before_it_is_released(operator: Operator) -> None:
+    s3, bucket, key = (
+        operator.fleet.aws.client("s3"),
+        operator.fleet.outputs.bucket,
+        evaluation_key(operator.fleet.fleet),
+    )
+    kept = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    s3.delete_object(Bucket=bucket, Key=key)
+    try:
+        record = operator.run_round(gate={"devices_seconds": 60})
+    finally:
+        s3.put_object(Bucket=bucket, Key=key, Body=kept)
+    report = operator.demo.report_of(record.round)
+    assert report is not None
+    assert (report.outcome, report.evaluated_by_devices, record.judged) == ("released", 2, 2), report.reason
+    assert report.evaluation is not None
+    assert report.evaluation.examples == record.judged_examples > 0
+    assert {part.thing for part in operator.parts(record) if part.judged_metrics} == {"device-1", "device-2"}
 
 
 @pytest.mark.parametrize("thing", ["device-1", "device-2"])
