@@ -23,10 +23,9 @@ from cloud.aggregator.checks import EarlierRound, Expected
 from cloud.aggregator.collected import UpdateList, pin
 from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.download import download_bundle
-from cloud.aggregator.evaluate import Evaluator, load_evaluation_set
-from cloud.aggregator.gate import Verdict, improved, judge
+from cloud.aggregator.gate import improved
 from cloud.aggregator.hosts import BucketShare
-from cloud.aggregator.jury import Jury, verdicts
+from cloud.aggregator.judgement import judged_model
 from cloud.aggregator.late import earlier_rounds, late_updates
 from cloud.aggregator.privacy import beyond_budget, judged, noise_of
 from cloud.aggregator.release import FleetClients, release_model, upload
@@ -34,9 +33,9 @@ from cloud.aggregator.report import Phases, ReportBuilder
 from cloud.aggregator.s3 import RoundUpdates
 from cloud.aggregator.server_state import load_state, publish_state
 from cloud.aggregator.strategies import Strategy, make_strategy
-from fedgrass.bundle import GRAPH, PARAMETERS, Bundle
-from fedgrass.errors import EngineError, ReleaseError, TransferError
-from fedgrass.inference import inference_accuracy, write_bundle
+from fedgrass.bundle import PARAMETERS, Bundle
+from fedgrass.errors import ReleaseError, TransferError
+from fedgrass.inference import write_bundle
 from fedgrass.logs import Log
 from fedgrass.protocol.names import report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
@@ -227,7 +226,7 @@ class RoundJob:
             )
         self._report.model = new
         with self._phases.timed("evaluate"):
-            verdict = self._judge(base, new)
+            verdict = judged_model(self._record, self._clients, self._report, base, new, self._scratch, self._clock)
         if not verdict.passed:
             return self._hold(new, verdict.reason)
         settings = self._record.settings
@@ -255,38 +254,6 @@ class RoundJob:
         except (SupersededError, CanaryError) as error:
             return self._hold(new, str(error))
         return "released", verdict.reason
-
-    def _judge(self, base: Bundle, new: Bundle) -> Verdict:
-        data = load_evaluation_set(self._bucket, self._record.fleet, self._scratch)
-        if data is None or new.manifest.graph_file != GRAPH:
-            return self._judge_by_devices(new)
-        evaluator = Evaluator(new, data)
-        self._report.evaluation_base = evaluator.evaluate(base.parameters())
-        try:
-            self._report.evaluation = evaluator.evaluate(new.parameters())
-            self._report.inference_accuracy = inference_accuracy(new, data)
-        except EngineError as error:
-            return Verdict(False, f"{error}: the base stays")
-        return judge(
-            self._report.evaluation_base, self._report.evaluation, tolerance=self._record.settings.gate.tolerance
-        )
-
-    def _judge_by_devices(self, new: Bundle) -> Verdict:
-        settings = self._record.settings
-        if not settings.gate.devices_seconds:
-            return judge(None, None, tolerance=settings.gate.tolerance)
-        model = upload(new, self._bucket, self._record.fleet)
-        heard = Jury(
-            self._record, self._clients.rounds, self._clients.iot_data, self._bucket.name, now=self._clock
-        ).hear(model)
-        found = verdicts(heard)
-        self._report.evaluated_by_devices = heard.judged
-        if found is None or heard.judged < settings.min_updates:
-            needed = f"{heard.judged} devices evaluated the model, {settings.min_updates} are needed"
-            return Verdict(False, f"{needed}: the base stays")
-        self._report.evaluation_base, self._report.evaluation = found
-        verdict = judge(*found, tolerance=settings.gate.tolerance)
-        return Verdict(verdict.passed, f"{verdict.reason}; on {found[1].examples} examples of {heard.judged} devices")
 
     def _hold(self, new: Bundle, reason: str) -> tuple[Outcome, str]:
         key = report_prefix(self._record.fleet, self._record.round) + PARAMETERS
