@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 640, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 28
+WIDTH, HEIGHT = 480, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 12, 12, 30
 
 
 @dataclass(frozen=True)
@@ -97,5 +97,5 @@ def _scale(low: float, high: float) -> tuple[float, float, float]:
 
 
 def _rounds(first: int, last: int) -> list[int]:
-    step = max(1, math.ceil((last - first) / 8))
+    step = max(1, math.ceil((last - first) / 7))
     return [*range(first, last + 1, step)]

@@ -63,7 +63,9 @@ def console_of_a_busy_fleet() -> Iterator[tuple[str, Fleet]]:
         held = sample.record(41).model_copy(
             update={
                 "outcome": "held",
-                "reason": "accuracy 0.9312 after 0.9678, tolerance 0.02: the base stays",
+                "reason": "accuracy 0.9312 after 0.9664, tolerance 0.02: the base stays",
+                "accuracy": 0.9312,
+                "loss": 0.2411,
                 "active": 0,
             }
         )
@@ -85,6 +87,7 @@ def console_of_a_busy_fleet() -> Iterator[tuple[str, Fleet]]:
             "aggregated_at": None,
             "closed_at": None,
             "active": 0,
+            "base": held.base,
         }
         fleet.open(sample.record(42).model_copy(update=going_on))
         settings = FleetSettings().overridden({"fit": {"epochs": 3}, "min_devices": 20, "min_updates": 20})
