@@ -7,10 +7,9 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 
 from botocore.exceptions import BotoCoreError, ClientError
-from flask import Flask, redirect, render_template, session
+from flask import Flask, render_template, session
 from jinja2 import StrictUndefined
 from werkzeug.exceptions import HTTPException
-from werkzeug.wrappers import Response
 
 from cloud.console import fleet_page, model_page, round_page, settings_page
 from cloud.console.access import Access, guard
@@ -73,10 +72,8 @@ def _unreachable(error: BotoCoreError) -> tuple[str, int]:
     return _error_page(503, "AWS could not be asked", f"{error}. {advice}", type(error).__name__)
 
 
-def _not_served(error: HTTPException) -> tuple[str, int] | Response:
-    if error.code is None or error.code < 400:
-        return redirect("/") if error.response is None else error.response  # type: ignore[return-value]
-    return _error_page(error.code, error.name, error.description or "", "")
+def _not_served(error: HTTPException) -> tuple[str, int]:
+    return _error_page(error.code or 500, error.name, error.description or "", "")
 
 
 def _error_page(status: int, title: str, message: str, code: str) -> tuple[str, int]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import get_args
 
 from flask import Blueprint, abort, render_template, request
 
 from cloud.console.desk import Desk
-from cloud.console.index import Look, State
+from cloud.console.index import STATES, Look, State
 from cloud.console.paging import Page
 from cloud.console.round_page import live_panel
 from fedgrass.protocol import tables
@@ -52,13 +51,13 @@ def pages(desk: Desk) -> Blueprint:
     def devices() -> str:
         look = desk.index.look()
         now_ms = desk.now_ms
-        name, state, version = (request.args.get(word, "") for word in ("name", "state", "version"))
-        known = state if state in get_args(State) else ""
+        name, version = request.args.get("name", ""), request.args.get("version", "")
+        state = next((state for state in STATES if state == request.args.get("state")), None)
         found = [
             brief.thing
             for brief in look.devices
             if name.casefold() in brief.thing.casefold()
-            and (not known or brief.is_(known, now_ms))  # type: ignore[arg-type]
+            and (state is None or brief.is_(state, now_ms))
             and (not version or (brief.version or "none") == version)
         ]
         page = Page.of(len(found), _PER_PAGE)
@@ -71,8 +70,8 @@ def pages(desk: Desk) -> Blueprint:
             found=len(found),
             members=shown,
             parts=_last_parts(desk, shown),
-            chosen={"name": name, "state": known, "version": version},
-            states=get_args(State),
+            chosen={"name": name, "state": state or "", "version": version},
+            states=STATES,
             now_ms=now_ms,
             panel=live_panel(desk),
         )

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fedgrass.protocol.records import ALIVE_INTERVALS, MODEL_SUFFIX
 
 State = Literal["alive", "able", "unable", "silent"]
+STATES: tuple[State, ...] = get_args(State)
 
 _LEAST_SECONDS = 3.0
 _SHARE = 20  # at most a twentieth of the time goes into reading
@@ -83,7 +84,11 @@ class FleetIndex:
         """
         with self._lock:
             look = self._look
-            old = look is None or self._clock() - look.at > max(_LEAST_SECONDS, _SHARE * look.seconds)
+            old = (
+                look is None
+                or not look.complete
+                or self._clock() - look.at > max(_LEAST_SECONDS, _SHARE * look.seconds)
+            )
             if old and self._reading is None:
                 self._reading = threading.Event()
                 threading.Thread(target=self._read, args=(self._reading,), name="fleet index", daemon=True).start()
