@@ -61,9 +61,15 @@ class SavedModel:
                 "save one with one of each",
             )
         (x,), (output,) = inputs.values(), outputs.values()
-        if x.shape.rank is None or x.shape[0] is not None or None in x.shape[1:] or None in output.shape[1:]:
+        if (
+            None in (x.shape.rank, output.shape.rank)
+            or x.shape[0] is not None
+            or None in [*x.shape[1:], *output.shape[1:]]
+        ):
             raise UnsupportedModelError(
-                self.name, f"a SavedModel of input shape {x.shape}", "fix every axis but the first, and only those"
+                self.name,
+                f"a SavedModel of input shape {x.shape} and output shape {output.shape}",
+                "fix every axis but the first, and only those",
             )
         self.x = tf.TensorSpec(x.shape, x.dtype, name="x")
         self.output_shape = tuple(output.shape[1:])
