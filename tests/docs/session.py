@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from importlib.metadata import metadata
@@ -87,7 +88,7 @@ class Session:
             (self.folder / name).symlink_to(ROOT / name)
         venv = self.folder / ".venv"
         venv.mkdir()
-        for path in (ROOT / ".venv").iterdir():
+        for path in Path(sys.prefix).iterdir():
             if not path.name.startswith(".fedgrass"):
                 (venv / path.name).symlink_to(path)
         # scripts/setup.sh would install what is there already, under other tests' feet.
