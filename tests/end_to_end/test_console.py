@@ -70,7 +70,7 @@ def test_a_model_that_was_held_is_released_by_hand(operator: Operator, page: Pag
     before, number = operator.model, operator.next_round
     page.goto("/rounds/")
     page.get_by_role("link", name="Start with other settings").click()
-    page.get_by_label("Release").select_option("never")
+    page.get_by_label("Release", exact=True).select_option("never")
     page.get_by_role("button", name="Start").click()
     outcome_of(page, number, "held")
     assert operator.model == before
