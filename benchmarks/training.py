@@ -8,7 +8,10 @@ with the same data, batch of 32 and threads, and keeps the fastest run of each:
 - ``rss_mb``: peak resident memory, data included; ``startup_seconds``: from the import to the end of the first step;
 - ``loss_difference``: of the loss after ``--check`` steps of SGD from the same weights, over all of their data.
 
-One step of every layer and loss is compared in ``tests/authoring``. Needs the extra ``authoring``.
+- ``parity_max_abs``: largest difference after one step of every layer and loss (`benchmarks.parity`; ``--no-parity`` leaves
+  it out).
+
+Needs the extra ``authoring``.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--check", type=int, default=100, help="steps for loss_difference")
+    parser.add_argument("--parity", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--contender", choices=("litert", "keras", "export"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -80,11 +84,13 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 key: round(min(run["startup_seconds"] for run in found), 2) for key, found in runs.items()
             }
             report["loss_difference"][net] = abs(ours["loss"] - keras["loss"])
+    if arguments.parity:
+        report |= json.loads(_run([], module="benchmarks.parity"))
     return report
 
 
-def _run(options: list[str]) -> str:
-    command = [sys.executable, "-m", "benchmarks.training", *options]
+def _run(options: list[str], module: str = "benchmarks.training") -> str:
+    command = [sys.executable, "-m", module, *options]
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, env=quiet, text=True).stdout
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +14,6 @@ from fedgrass.bundle import Bundle
 from fedgrass.data import ArrayDataset
 from fedgrass.engines.base import FitSettings, FitState, Hooks, StopTraining
 from fedgrass.engines.litert import LiteRTEngine
-from fedgrass.tensors import Array
 
 pytestmark = pytest.mark.authoring
 
@@ -24,47 +23,9 @@ layers = keras.layers
 
 from authoring import convolution  # noqa: E402 - only where TensorFlow is
 from authoring.export import export  # noqa: E402
+from tests.authoring.nets import BATCH, REFERENCE, examples, for_loss, network  # noqa: E402
 
-BATCH = 4
-CLASSES = 3
 TOLERANCE = 1e-5
-
-
-def network(shape: Sequence[int], *hidden: Any, activation: str = "softmax", units: int = CLASSES) -> Any:
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential(
-        [keras.Input(shape), *hidden, layers.Flatten(), layers.Dense(units, activation=activation)]
-    )
-    generator = np.random.default_rng(0)
-    for variable in model.trainable_variables:  # biases too must not be zero
-        variable.assign(generator.normal(0, 0.3, variable.shape))
-    return model
-
-
-def examples(model: Any, loss: bundle.Loss, count: int) -> ArrayDataset:
-    generator = np.random.default_rng(1)
-    x = generator.normal(size=(count, *model.input_shape[1:])).astype(np.float32)
-    labels = generator.integers(0, CLASSES, count)
-    y: Array
-    if loss == "sparse_categorical_crossentropy":
-        y = labels.astype(np.int32)
-    elif loss == "categorical_crossentropy":
-        y = np.eye(CLASSES, dtype=np.float32)[labels]
-    elif loss == "binary_crossentropy":
-        y = generator.integers(0, 2, (count, model.output_shape[-1])).astype(np.float32)
-    else:
-        y = generator.normal(0, 2, (count, model.output_shape[-1])).astype(np.float32)
-    return ArrayDataset(x, y)
-
-
-REFERENCE: dict[bundle.Loss, Callable[[Any, Any], Any]] = {
-    "sparse_categorical_crossentropy": keras.losses.sparse_categorical_crossentropy,
-    "categorical_crossentropy": keras.losses.categorical_crossentropy,
-    "binary_crossentropy": keras.losses.binary_crossentropy,
-    "mean_squared_error": keras.losses.mean_squared_error,
-    "mean_absolute_error": keras.losses.mean_absolute_error,
-    "huber": keras.losses.huber,
-}
 
 
 def reference_steps(
@@ -132,13 +93,7 @@ def test_images_too_large_for_patches_train_alike(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("loss", get_args(bundle.Loss))
 def test_losses(tmp_path: Path, loss: bundle.Loss) -> None:
-    activation = {"sparse_categorical_crossentropy": "softmax", "categorical_crossentropy": "softmax"}.get(
-        loss, "linear"
-    )
-    if loss == "binary_crossentropy":
-        activation = "sigmoid"
-    model = network((5,), layers.Dense(6, activation="relu"), activation=activation)
-    assert_parity(tmp_path, model, loss=loss, count=2 * BATCH + 1)
+    assert_parity(tmp_path, for_loss(loss), loss=loss, count=2 * BATCH + 1)
 
 
 @pytest.mark.parametrize(
