@@ -59,7 +59,7 @@ def test_a_round_is_started_watched_and_taken_back(operator: Operator, page: Pag
 
     page.goto("/models/")
     row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=before, exact=True))
-    row.get_by_text("Roll back").click()
+    row.get_by_text("Roll back", exact=True).click()
     row.get_by_role("button", name=f"Deploy {before} to the fleet").click()
     expect(page.get_by_role("status")).to_contain_text(f"Model {before} is the fleet's model again")
     eventually(lambda: operator.active_versions() == {before}, timeout=ROUND_SECONDS)
@@ -78,7 +78,7 @@ def test_a_model_that_was_held_is_released_by_hand(operator: Operator, page: Pag
 
     page.goto("/models/")
     row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name=version, exact=True))
-    row.get_by_text("Release").click()
+    row.get_by_text("Release", exact=True).click()
     row.get_by_role("button", name=f"Deploy {version} to the fleet").click()
     expect(page.get_by_role("status")).to_contain_text(f"Model {version} is released")
     eventually(lambda: operator.active_versions() == {version}, timeout=ROUND_SECONDS)
