@@ -7,6 +7,7 @@ for us. Callbacks run on the SDK's network thread: they may only hand over, neve
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -278,6 +279,7 @@ class GreengrassIpc:
                 pass
             else:
                 self._client = GreengrassCoreIPCClientV2(client=connection, executor=None)
+                gc.collect()  # a connection that is over is a cycle of objects, and holds a thread and two files until then
                 if not lifecycle.is_over:
                     return True
                 self._client = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fedgrass.edge.ipc import GreengrassIpc
@@ -135,6 +137,28 @@ def test_a_lost_connection_comes_back_with_its_subscriptions(client: Client, nuc
 
     eventually(heard, "subscribed again")
     assert client.lost.empty()
+
+
+def test_connections_that_were_lost_hold_no_threads_and_no_files(nucleus: Nucleus) -> None:
+    process, client = psutil.Process(), Client(patience=60.0)
+    client.ipc.on_local("open/t", client.heard.put)
+
+    def lose() -> None:
+        nucleus.stop()
+        eventually(lambda: client.ipc._client is None, "disconnect noticed")
+        nucleus.start()
+        eventually(lambda: client.ipc._client is not None, "connected again")
+
+    lose()
+    threads, files = process.num_threads(), process.num_fds()
+    gc.disable()  # not by chance
+    try:
+        for _ in range(4):
+            lose()
+        eventually(lambda: process.num_threads() <= threads + 1 and process.num_fds() <= files + 2, "let go of")
+    finally:
+        gc.enable()
+        client.ipc.close()
 
 
 def test_a_void_token_ends_the_process(client: Client, nucleus: Nucleus) -> None:
