@@ -31,6 +31,7 @@ _OUTCOME_STYLES = {
     "declined": "yellow",
 }
 _NOTHING = "–"
+_SENTENCES = {"able to train", "refused", "trouble", "why"}  # columns that give way where there is not room for all
 _WIDE = 160  # columns where there is no terminal to ask: a log or a pipe should not be folded
 
 
@@ -42,7 +43,7 @@ def console() -> Console:
 def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, no_wrap=heading != "why")
+        table.add_column(heading, no_wrap=heading not in _SENTENCES)
     return table
 
 

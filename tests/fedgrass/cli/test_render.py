@@ -45,3 +45,20 @@ def test_the_fleet_shows_at_a_glance_who_can_train_and_why_not() -> None:
         "never heard",
     ):
         assert said in text
+
+
+def test_a_long_error_takes_no_other_columns_place() -> None:
+    device = Device.model_validate(
+        {
+            "fleet": "f",
+            "thing": "unwell",
+            "sent_at": datetime.now(timezone.utc),
+            "interval_seconds": 30,
+            "received_at": 1_000_000,
+            "errors": {HEARTBEAT: "no room on the disk " * 10, TRAINER: "no data " * 20},
+        }
+    )
+    shown = io.StringIO()
+    Console(file=shown, width=120).print(render.fleet_table([FleetMember("unwell", device)], {}, now_ms=1_001_000))
+    assert "unwell" in shown.getvalue()
+    assert "alive" in shown.getvalue()

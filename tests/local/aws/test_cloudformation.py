@@ -191,8 +191,14 @@ def test_a_deleted_stack_leaves_nothing(stack: Stack, unique: str) -> None:
     assert outputs["MachineArn"] not in machines
 
 
-SKIPPED = {"AWS::CodeBuild::Project", "AWS::IoT::CustomMetric", "AWS::IoT::SecurityProfile", "AWS::SNS::Subscription"}
-"""What docs/local.md says is not made: the image's build, alarms' mail, and what Device Defender compares."""
+SKIPPED = {
+    "AWS::CodeBuild::Project",
+    "AWS::IAM::RolePolicy",
+    "AWS::IoT::CustomMetric",
+    "AWS::IoT::SecurityProfile",
+    "AWS::SNS::Subscription",
+}
+"""What docs/local.md says is not made: the image's build, the right to a tracking server, alarms' mail, Device Defender's."""
 
 
 def test_of_the_fleets_own_template_only_what_the_docs_name_is_skipped() -> None:
@@ -201,6 +207,7 @@ def test_of_the_fleets_own_template_only_what_the_docs_name_is_skipped() -> None
     kept = cloudformation.register(lambda service: pytest.fail(f"{service} was called"))
     from moto.cloudformation.parsing import get_model_map
 
+    get_model_map.cache_clear()  # another test of this process may have read a template before
     text = (Path(__file__).parents[3] / "cloud" / "infrastructure" / "template.yaml").read_text()
     types = {line.split(":", 1)[1].strip() for line in text.splitlines() if line.strip().startswith("Type: AWS::")}
     assert len(types) > 5
