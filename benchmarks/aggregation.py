@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.side_by_side import keep, say
 from cloud.aggregator.aggregate import aggregate
 from cloud.aggregator.checks import Expected
 from cloud.aggregator.sources import Folder
@@ -71,7 +72,7 @@ def main() -> None:
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures."""
     count, parameters = arguments.updates, arguments.parameters
-    _say(f"writing {count} updates of {parameters} parameters")
+    say(f"writing {count} updates of {parameters} parameters")
     base = make_model(folder / "base", parameters, min(arguments.tensors, parameters))
     make_updates(base, folder / "updates", count, "float32")
     peers = ["flower", "nvflare"] if arguments.peers_python else []
@@ -79,17 +80,17 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     for repeat in range(arguments.repeats):
         for name, threads in (("ours", None), ("floor", "1"), ("floor", None)):  # BLAS is not always faster with more
             command = [sys.executable, "-m", "benchmarks.aggregation", "--contender", name]
-            _keep(best, name, _run(command, folder, {"OPENBLAS_NUM_THREADS": threads} if threads else {}))
+            keep(best, name, _run(command, folder, {"OPENBLAS_NUM_THREADS": threads} if threads else {}))
         for name in peers if repeat == 0 else ():  # they need minutes and gigabytes
             if name == "flower":
                 _run([str(arguments.peers_python), str(_PEERS), "--contender", "flower-write"], folder)
-            _keep(best, name, _run([str(arguments.peers_python), str(_PEERS), "--contender", name], folder))
+            keep(best, name, _run([str(arguments.peers_python), str(_PEERS), "--contender", name], folder))
             shutil.rmtree(folder / "flower", ignore_errors=True)
-    _keep(best, "sha256", _run([sys.executable, "-m", "benchmarks.aggregation", "--contender", "sha256"], folder))
+    keep(best, "sha256", _run([sys.executable, "-m", "benchmarks.aggregation", "--contender", "sha256"], folder))
     shutil.rmtree(folder / "updates")
     make_updates(base, folder / "updates", count, "int8")
     for _ in range(arguments.repeats):
-        _keep(best, "int8", _run([sys.executable, "-m", "benchmarks.aggregation", "--contender", "ours"], folder))
+        keep(best, "int8", _run([sys.executable, "-m", "benchmarks.aggregation", "--contender", "ours"], folder))
     return _figures(best, count, parameters)
 
 
@@ -101,7 +102,7 @@ def _figures(best: dict[str, dict[str, Any]], count: int, parameters: int) -> di
         return round(seconds[name] / seconds["ours"], 2) if name in seconds else None
 
     if "flower" not in seconds:
-        _say("no figures of peers: name an interpreter with --peers-python (pip install flwr; pip install nvflare)")
+        say("no figures of peers: name an interpreter with --peers-python (pip install flwr; pip install nvflare)")
     return {
         "benchmark": "aggregation",
         "updates": count,
@@ -260,20 +261,11 @@ def _run(command: list[str], folder: Path, environment: dict[str, str] | None = 
     given = {**os.environ, **(environment or {})}
     done = subprocess.run([*command, "--folder", str(folder)], stdout=subprocess.PIPE, env=given, check=False)
     if done.returncode:
-        _say(f"{command[-1]}: failed; is it installed?")
+        say(f"{command[-1]}: failed; is it installed?")
         return None
     found: dict[str, Any] = json.loads(done.stdout)
-    _say(f"{command[-1]}: {found}")
+    say(f"{command[-1]}: {found}")
     return found
-
-
-def _keep(best: dict[str, dict[str, Any]], name: str, found: dict[str, Any] | None) -> None:
-    if found is not None and (name not in best or found["seconds"] < best[name]["seconds"]):
-        best[name] = found
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

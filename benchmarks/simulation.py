@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.side_by_side import keep, say
 from fedgrass.bundle import Bundle
 from fedgrass.engines.base import FitSettings
 from fedgrass.protocol.messages import Announcement, Base, Upload
@@ -76,12 +77,12 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     usual = ["--devices", str(arguments.devices), "--cohort", str(arguments.cohort), "--rounds", str(arguments.rounds)]
     best: dict[str, dict[str, Any]] = {}
     for _ in range(arguments.repeats):
-        _keep(best, "ours", _run([*ours, *usual, "--contender", "ours"], folder))
+        keep(best, "ours", _run([*ours, *usual, "--contender", "ours"], folder))
     if arguments.peers_python:
         write_work(folder, arguments)
         python = str(arguments.peers_python)
         for _ in range(arguments.repeats):
-            _keep(best, "pfl", _run([python, str(_PEERS), "--contender", "pfl"], folder))
+            keep(best, "pfl", _run([python, str(_PEERS), "--contender", "pfl"], folder))
             torchrun = [
                 python,
                 "-m",
@@ -90,11 +91,11 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 "--nproc-per-node",
                 str(arguments.workers),
             ]
-            _keep(best, "pfl", _run([*torchrun, str(_PEERS), "--contender", "pfl"], folder))
+            keep(best, "pfl", _run([*torchrun, str(_PEERS), "--contender", "pfl"], folder))
         for _ in range(2):
-            _keep(best, "flower", _run([python, str(_PEERS), "--contender", "flower"], folder))
+            keep(best, "flower", _run([python, str(_PEERS), "--contender", "flower"], folder))
     else:
-        _say("no figures of peers: name an interpreter with --peers-python")
+        say("no figures of peers: name an interpreter with --peers-python")
     few, many = (_run([*ours, "--devices", str(n), "--contender", "rest"], folder) for n in (1000, 1000 + _MANY))
     large = _run([*ours, "--devices", str(_MANY), "--cohort", "100", "--rounds", "5", "--contender", "ours"], folder)
     device_rounds = arguments.cohort * arguments.rounds
@@ -102,7 +103,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     norms = [found["norm"] for found in best.values()]
     deviation = (max(norms) - min(norms)) / norms[0]
     if deviation > _NORM_TOLERANCE:
-        _say(f"the norms differ by {deviation:.1e}: the contenders did not do the same work")
+        say(f"the norms differ by {deviation:.1e}: the contenders did not do the same work")
     return {
         "benchmark": "simulation",
         "devices": arguments.devices,
@@ -267,11 +268,11 @@ def _run(command: list[str], folder: Path) -> dict[str, Any] | None:
             os.kill(left, signal.SIGKILL)
     process.wait()
     if not (folder / "result.json").exists():
-        _say(f"{command}: failed with {process.returncode}")
+        say(f"{command}: failed with {process.returncode}")
         return None
     found: dict[str, Any] = json.loads((folder / "result.json").read_text())
     found |= {"peak_rss_mb": memory.peak_mb, "start_seconds": found["ready_at"] - began}
-    _say(f"{command[-1]}: {found}")
+    say(f"{command[-1]}: {found}")
     return found
 
 
@@ -309,15 +310,6 @@ def _status_mb(process: int, name: str) -> float:
     except OSError:
         return 0.0
     return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name)), 0.0)
-
-
-def _keep(best: dict[str, dict[str, Any]], name: str, found: dict[str, Any] | None) -> None:
-    if found is not None and (name not in best or found["seconds"] < best[name]["seconds"]):
-        best[name] = found
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedgrass.errors import ConfigurationError
+from fedgrass.cli.rounds import parse_setting
 
 if TYPE_CHECKING:
     from simulation.records import SimulatedRound, SimulationReport
@@ -118,7 +117,7 @@ def simulate(
     }
     settings = FleetSettings().overridden(fleet)
     for text in setting or ():
-        settings = settings.overridden(_nested(text))
+        settings = settings.overridden(parse_setting(text))
     options: dict[str, Any] = {
         "bundle": bundle or DIGITS,
         "workers": workers,
@@ -244,20 +243,6 @@ def _show(report: SimulationReport, output: Path) -> None:
         highlight=False,
     )
     console.print(f"Report: [bold]{output / 'index.html'}[/]; model: {output / 'model'}", highlight=False)
-
-
-def _nested(text: str) -> dict[str, Any]:
-    """Return ``a.b=1`` as ``{"a": {"b": 1}}``."""
-    name, separator, value = text.partition("=")
-    if not separator or not name:
-        raise ConfigurationError(f"--set {text!r}: expected NAME=JSON, such as update.clip_norm=1")
-    try:
-        found: Any = json.loads(value)
-    except ValueError:
-        found = value
-    for part in reversed(name.split(".")):
-        found = {part: found}
-    return dict(found)
 
 
 def _names(folders: list[Path]) -> dict[str, Path]:
