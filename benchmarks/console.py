@@ -64,6 +64,7 @@ def main() -> None:
         sample = Sample(account, devices=arguments.devices, rounds=arguments.rounds, now=now())
         sample.write()
         filled = time.perf_counter() - began
+        account = Account.of(_FLEET)  # a client takes the session's listeners when it is made
         stopwatch = Stopwatch(account.session)
         app = create_app(account, Access())
         desk: Desk = app.extensions["desk"]

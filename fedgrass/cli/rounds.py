@@ -27,7 +27,7 @@ def parse_setting(text: str) -> dict[str, Any]:
     """Read ``fit.epochs=3`` as ``{"fit": {"epochs": 3}}``; what is not JSON is taken as text."""
     path, equals, value = text.partition("=")
     if not equals or not path:
-        raise ConfigurationError(f"--set {text!r}: expected NAME=JSON, such as fit.epochs=3")
+        raise ConfigurationError(f"--set {text!r}: expected name=value (NAME=JSON), for example fit.epochs=3")
     try:
         result: Any = json.loads(value)
     except ValueError:

@@ -27,6 +27,7 @@ from fedgrass.protocol.settings import FleetSettings
 from fedgrass.stack import StackOutputs, stack_name
 from local.sample import Sample
 from tests.cloud.aggregator.greengrass import FakeGreengrass
+from tests.fixtures.tables import create_tables
 
 FLEET = "mill"
 GROUP_ARN = f"arn:aws:iot:us-east-1:123456789012:thinggroup/{FLEET}"
@@ -69,20 +70,7 @@ class Fleet:
         template = {"Resources": {"Topic": {"Type": "AWS::SNS::Topic"}}, "Outputs": outputs}
         session.client("cloudformation").create_stack(StackName=stack_name(FLEET), TemplateBody=json.dumps(template))
         self.account.s3.create_bucket(Bucket=f"fedgrass-{FLEET}")
-        dynamodb = session.client("dynamodb")
-        for name, range_key in (("rounds_table", "key"), ("devices_table", "thing")):
-            dynamodb.create_table(
-                TableName=name,
-                BillingMode="PAY_PER_REQUEST",
-                KeySchema=[
-                    {"AttributeName": "fleet", "KeyType": "HASH"},
-                    {"AttributeName": range_key, "KeyType": "RANGE"},
-                ],
-                AttributeDefinitions=[
-                    {"AttributeName": "fleet", "AttributeType": "S"},
-                    {"AttributeName": range_key, "AttributeType": "S"},
-                ],
-            )
+        create_tables(session.client("dynamodb"), rounds="rounds_table", devices="devices_table")
 
     def fill(self, *, devices: int, rounds: int) -> Sample:
         sample = Sample(self.account, devices=devices, rounds=rounds, now=NOW)

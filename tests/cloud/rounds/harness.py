@@ -22,6 +22,7 @@ from fedgrass.protocol.records import RoundRecord, to_attribute
 from fedgrass.protocol.report import Evaluation, ModelEntry, Outcome, RoundReport, UpdateEntry
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_round, load_state, save_settings, set_current_model
+from tests.fixtures.tables import create_tables
 
 FLEET = "digits"
 EXECUTION = "arn:aws:states:us-east-1:123456789012:execution:fedgrass-digits-round:one"
@@ -148,20 +149,7 @@ class Fleet:
         self.services = Services(Session(stand_ins), environment, clock=lambda: self.now)
         self.rounds = self.services.rounds
         self.services.s3.create_bucket(Bucket="fedgrass-digits")
-        dynamodb = _session().client("dynamodb")
-        for name, range_key in (("rounds", "key"), ("devices", "thing")):
-            dynamodb.create_table(
-                TableName=name,
-                BillingMode="PAY_PER_REQUEST",
-                KeySchema=[
-                    {"AttributeName": "fleet", "KeyType": "HASH"},
-                    {"AttributeName": range_key, "KeyType": "RANGE"},
-                ],
-                AttributeDefinitions=[
-                    {"AttributeName": "fleet", "AttributeType": "S"},
-                    {"AttributeName": range_key, "AttributeType": "S"},
-                ],
-            )
+        create_tables(_session().client("dynamodb"), rounds="rounds", devices="devices")
         set_current_model(self.rounds, FLEET, BASE)
         save_settings(self.rounds, FLEET, settings or FleetSettings())
 
