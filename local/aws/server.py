@@ -16,7 +16,7 @@ from typing import Any
 from moto.core.config import default_user_config
 
 from fedgrass.errors import ConfigurationError
-from local.aws import cloudformation, events, model_registry, moto_state, rules, states
+from local.aws import cloudformation, dynamodb, events, model_registry, moto_state, rules, states
 from local.aws.account import ACCOUNT, REGION, client, client_environment
 from local.aws.broker import EmbeddedBroker
 from local.aws.bus import Bus
@@ -97,6 +97,7 @@ class LocalAws:
         os.environ["MOTO_PORT"] = str(server.port)  # moto's state machine interpreter calls services there
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
         states.repair(events.emit)
+        dynamodb.repair()
         self._resource_types = cloudformation.register(partial(client, endpoint_url=endpoint_url))
 
         objects = Objects(client("s3", endpoint_url))

@@ -1,4 +1,4 @@
-"""DynamoDB with several writers at once, as the fleet's functions are."""
+"""DynamoDB as the fleet uses it: values of every type, whole or in part, and several writers at once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,52 @@ import pytest
 from local.aws.client import LocalAwsProcess
 
 
-def test_a_cancelled_transaction_takes_back_no_other_writer_s_change(local_aws: LocalAwsProcess, unique: str) -> None:
-    dynamodb = local_aws.client("dynamodb")
+def create_table(dynamodb: Any, name: str) -> None:
     dynamodb.create_table(
-        TableName=unique,
+        TableName=name,
         BillingMode="PAY_PER_REQUEST",
         AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}],
         KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
     )
+
+
+EVERY_TYPE: dict[str, Any] = {
+    "id": {"S": "all"},
+    "text": {"S": ""},
+    "number": {"N": "-1.5"},
+    "bytes": {"B": b"\x00\xff"},
+    "flag": {"BOOL": False},
+    "nothing": {"NULL": True},
+    "texts": {"SS": ["a", "b"]},
+    "numbers": {"NS": ["1", "2"]},
+    "blobs": {"BS": [b"\x01", b"\x02"]},
+    "list": {"L": [{"N": "1"}, {"M": {"deep": {"B": b"\x03"}}}, {"L": []}]},
+    "map": {"M": {"S": {"S": "a name that is a type's"}, "left": {"N": "1"}, "right": {"M": {}}}},
+}
+
+
+def test_an_item_comes_back_as_it_was_put_whole_or_in_part(local_aws: LocalAwsProcess, unique: str) -> None:
+    dynamodb = local_aws.client("dynamodb")
+    create_table(dynamodb, unique)
+    dynamodb.put_item(TableName=unique, Item=EVERY_TYPE)
+    answer = dynamodb.get_item(TableName=unique, Key={"id": {"S": "all"}})
+    assert answer["Item"] == EVERY_TYPE
+    some = {"Keys": [{"id": {"S": "all"}}], "ProjectionExpression": "id, #map.#left, bytes, list[1].deep, nowhere"}
+    names = {"#map": "map", "#left": "left"}
+    answer = dynamodb.batch_get_item(RequestItems={unique: {**some, "ExpressionAttributeNames": names}})
+    assert answer["Responses"][unique] == [
+        {
+            "id": {"S": "all"},
+            "bytes": {"B": b"\x00\xff"},
+            "list": {"L": [{"M": {"deep": {"B": b"\x03"}}}]},
+            "map": {"M": {"left": {"N": "1"}}},
+        }
+    ]
+
+
+def test_a_cancelled_transaction_takes_back_no_other_writer_s_change(local_aws: LocalAwsProcess, unique: str) -> None:
+    dynamodb = local_aws.client("dynamodb")
+    create_table(dynamodb, unique)
     increment: dict[str, Any] = {
         "TableName": unique,
         "Key": {"id": {"S": "counter"}},
