@@ -7,8 +7,9 @@ then runs each contender in fresh processes, in turns, and keeps the fastest run
 - floor: one ``readinto`` of 1 MiB after the other and BLAS ``saxpy``, nothing checked (SciPy);
 - int8: ours, of the same updates in 8 bits;
 - sha256: what it costs to read and hash the same files;
-- peers, if ``--peers-python`` names an interpreter that has them (``pip install flwr nvflare``): Flower's default from its wire
-  format to its arrays, and NVFlare's weighted helper with reading. Null where one is missing.
+- peers, if ``--peers-python`` names an interpreter that has them (``pip install flwr nvflare``): Flower's default, its grid and
+  its ``FedAvg``, from the answers of its SuperLink to its arrays, and NVFlare's weighted helper with reading. Null where one
+  is missing.
 
 ``--updates 10000 --parameters 100000`` shows small models and many devices; the deviation is from a float64 reference.
 """
@@ -76,16 +77,16 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     base = make_model(folder / "base", parameters, min(arguments.tensors, parameters))
     make_updates(base, folder / "updates", count, "float32")
     peers = ["flower", "nvflare"] if arguments.peers_python else []
+    if peers:
+        _run([str(arguments.peers_python), str(_PEERS), "--contender", "flower-write"], folder)
     best: dict[str, dict[str, Any]] = {}
-    for repeat in range(arguments.repeats):
+    for _ in range(arguments.repeats):
         for name, threads in (("ours", None), ("floor", "1"), ("floor", None)):  # BLAS is not always faster with more
             command = [sys.executable, "-m", "benchmarks.aggregation", "--contender", name]
             keep(best, name, _run(command, folder, {"OPENBLAS_NUM_THREADS": threads} if threads else {}))
-        for name in peers if repeat == 0 else ():  # they need minutes and gigabytes
-            if name == "flower":
-                _run([str(arguments.peers_python), str(_PEERS), "--contender", "flower-write"], folder)
+        for name in peers:
             keep(best, name, _run([str(arguments.peers_python), str(_PEERS), "--contender", name], folder))
-            shutil.rmtree(folder / "flower", ignore_errors=True)
+    shutil.rmtree(folder / "flower", ignore_errors=True)
     keep(best, "sha256", _run([sys.executable, "-m", "benchmarks.aggregation", "--contender", "sha256"], folder))
     shutil.rmtree(folder / "updates")
     make_updates(base, folder / "updates", count, "int8")

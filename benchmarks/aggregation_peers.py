@@ -1,6 +1,6 @@
 """Flower and NVFlare for `benchmarks.aggregation`: run by an interpreter that has them, and needs nothing of ours.
 
-Flower's server gets each reply as a protobuf message: that is what it starts from here, and the messages are made beforehand.
+Flower's server pulls each reply from its SuperLink as a tree of objects, each named by its SHA-256; they are made beforehand.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+_RUN = 1
+
 
 def read_updates(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield arrays and example count of each float32 update file."""
@@ -27,31 +29,71 @@ def read_updates(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def write_for_flower(folder: Path) -> dict[str, Any]:
-    """Write each update as the message that Flower's server gets."""
+    """Write the replies as Flower keeps them for its server: a tree of objects each, named by their SHA-256."""
     from flwr.app import Array as FlowerArray
-    from flwr.app import ArrayRecord, MetricRecord, RecordDict
-    from flwr.common.serde import recorddict_to_proto
+    from flwr.app import ArrayRecord, Metadata, MetricRecord, RecordDict
+    from flwr.app.message import make_message, remove_content_from_message
+    from flwr.common.serde import message_to_proto
+    from flwr.proto.message_pb2 import PullObjectResponse
+    from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_all_nested_objects,
+        get_object_tree,
+        no_object_id_recompute,
+    )
 
     (folder / "flower").mkdir()
+    listed = PullAppMessagesResponse()
     for index, (arrays, examples) in enumerate(read_updates(folder)):
         record = ArrayRecord({name: FlowerArray(values) for name, values in arrays.items()})
-        reply = RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": examples})})
-        (folder / "flower" / f"{index:05d}").write_bytes(recorddict_to_proto(reply).SerializeToString())
+        content = RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": examples})})
+        described = Metadata(_RUN, "", index + 1, 1, f"asked-{index}", "1", time.time(), 3600.0, "train")
+        reply = make_message(metadata=described, content=content)
+        with no_object_id_recompute():
+            described.__dict__["_message_id"] = reply.object_id
+            listed.messages_list.append(message_to_proto(remove_content_from_message(reply)))
+            listed.message_object_trees.append(get_object_tree(reply))
+            for name, value in get_all_nested_objects(reply).items():
+                if not (path := folder / "flower" / name).exists():
+                    answer = PullObjectResponse(
+                        object_found=True, object_available=True, object_content=value.deflate()
+                    )
+                    path.write_bytes(answer.SerializeToString())
+    (folder / "flower" / "messages").write_bytes(listed.SerializeToString())
     return {}
 
 
 def run_flower(folder: Path) -> dict[str, Any]:
-    """Aggregate as Flower does by default: all messages at once, then ``aggregate_arrayrecords``."""
-    from flwr.common.serde import recorddict_from_proto
-    from flwr.proto.recorddict_pb2 import RecordDict
-    from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+    """Aggregate as Flower does by default: its grid pulls all replies, object by object, and its ``FedAvg`` takes their mean.
 
+    The answers to the grid's requests are read from files: HTTP and the SuperLink behind it cost nothing here.
+    """
+    from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, PullObjectResponse
+    from flwr.proto.runtime_pb2 import PullAppMessagesResponse
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.supercore.run import Run
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    class FromFiles:
+        def PullMessages(self, _: object) -> Any:  # noqa: N802 - Flower's name
+            return PullAppMessagesResponse.FromString((folder / "flower" / "messages").read_bytes())
+
+        def PullObject(self, request: Any) -> Any:  # noqa: N802
+            return PullObjectResponse.FromString((folder / "flower" / request.object_id).read_bytes())
+
+        def ConfirmMessageReceived(self, _: object) -> Any:  # noqa: N802
+            return ConfirmMessageReceivedResponse()
+
+    grid = HttpGrid(token="none")
+    grid.set_run(Run.create_empty(_RUN))
+    grid._client = FromFiles()
     start = time.perf_counter()
-    paths = sorted((folder / "flower").iterdir())
-    replies = [recorddict_from_proto(RecordDict.FromString(path.read_bytes())) for path in paths]
+    replies = list(grid.pull_messages([]))
     loaded = time.perf_counter()
-    aggregate_arrayrecords(replies, "num-examples").to_numpy_ndarrays()
+    arrays, _ = FedAvg().aggregate_train(1, replies)
     end = time.perf_counter()
+    if len(replies) < 1 or arrays is None:
+        raise SystemExit("Flower made no model of the replies")
     return {"seconds": end - start, "load_seconds": loaded - start, "peak_rss_mb": peak_rss_mb()}
 
 
