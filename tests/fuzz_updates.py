@@ -72,8 +72,44 @@ def seeds() -> list[bytes]:
     return made
 
 
+ODD_VALUES: tuple[object, ...] = (
+    None, True, -1, 0, 1, 7, 1 << 31, 1 << 64, 0.5, "", "x", "1e999", "nan", "F32", "I8", "U8", "float16", "topk:2", "../t",
+    "\ud800", "9" * 5000, [], [0], [1, 2], [-1], [1 << 62], [0, 1 << 62], {}, {"dtype": "F32"}, "t" * 300,
+)  # fmt: skip
+
+
 def mutated(content: bytes, chance: random.Random) -> bytes:
-    """Return the file with one to four things wrong with it, more often in the header than elsewhere."""
+    """Return the file with something wrong with it: in its header's meaning, or in its bytes."""
+    return _header_mutated(content, chance) if chance.random() < 0.5 else _bytes_mutated(content, chance)
+
+
+def _header_mutated(content: bytes, chance: random.Random) -> bytes:
+    """Return the file with one to three entries of its header changed, added, renamed or gone; it stays good JSON."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    for _ in range(chance.choice((1, 1, 1, 2, 3))):
+        place = header.get("__metadata__") if chance.random() < 0.5 else chance.choice([header, *header.values()])
+        if not isinstance(place, dict) or not place:
+            continue
+        key = chance.choice(list(place))
+        value = chance.choice(ODD_VALUES)
+        if place is header.get("__metadata__") and chance.random() < 0.9:
+            value = str(value)  # as all metadata must be: what it says is then judged
+        match chance.randrange(4):
+            case 0:
+                del place[key]
+            case 1:
+                place[str(chance.choice(ODD_VALUES))] = place.pop(key)
+            case 2:
+                place[str(chance.choice(ODD_VALUES))] = value
+            case _:
+                place[key] = value
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+
+def _bytes_mutated(content: bytes, chance: random.Random) -> bytes:
+    """Return the file with one to four pieces of it changed, more often in the header than elsewhere."""
     file = bytearray(content)
     (length,) = struct.unpack("<Q", content[:8])
     for _ in range(chance.randint(1, 4)):
