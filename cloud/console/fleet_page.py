@@ -62,6 +62,7 @@ def pages(desk: Desk) -> Blueprint:
         ]
         page = Page.of(len(found), _PER_PAGE)
         shown = tables.members_named(desk.account.devices_table, fleet, found[page.first : page.end])
+        fleet_state = tables.load_state(desk.account.rounds_table, fleet)
         return render_template(
             "fleet.html",
             look=look,
@@ -69,11 +70,11 @@ def pages(desk: Desk) -> Blueprint:
             page=page,
             found=len(found),
             members=shown,
-            parts=_last_parts(desk, shown),
+            parts=_parts(desk, fleet_state.last, shown),
             chosen={"name": name, "state": state or "", "version": version},
             states=STATES,
             now_ms=now_ms,
-            panel=live_panel(desk),
+            panel=live_panel(desk, fleet_state),
         )
 
     @blueprint.get("/devices/<thing>")
@@ -95,11 +96,10 @@ def pages(desk: Desk) -> Blueprint:
     return blueprint
 
 
-def _last_parts(desk: Desk, members: list[FleetMember]) -> dict[str, Participation]:
-    """Return what each device did in the fleet's last round."""
-    last = tables.load_state(desk.account.rounds_table, desk.account.fleet).last
-    if not last:
+def _parts(desk: Desk, number: int, members: list[FleetMember]) -> dict[str, Participation]:
+    """Return what each device did in a round, by its name."""
+    if not number:
         return {}
-    places = [(last, member.thing) for member in members]
+    places = [(number, member.thing) for member in members]
     found = tables.participations_at(desk.account.rounds_table, desk.account.fleet, places)
     return {part.thing: part for part in found}

@@ -17,7 +17,7 @@ from cloud.console.paging import Page
 from fedgrass.errors import FedgrassError
 from fedgrass.operations import Started, cancel_round, is_running, start_rounds
 from fedgrass.protocol import tables
-from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.records import FleetState, RoundRecord
 from fedgrass.protocol.settings import FleetSettings
 
 _PER_PAGE = 25
@@ -52,13 +52,12 @@ class Panel:
         )
 
 
-def live_panel(desk: Desk) -> Panel:
+def live_panel(desk: Desk, state: FleetState) -> Panel:
     """Return what is going on, following the execution that the request names, if any."""
     account = desk.account
     execution = request.args.get("execution", "")
     if not _EXECUTION.match(execution):
         execution = ""
-    state = tables.load_state(account.rounds_table, account.fleet)
     if state.open is not None:
         record = tables.load_round(account.rounds_table, account.fleet, state.open.round)
         return Panel(record, not is_running(account, state.open.execution), execution)
@@ -84,13 +83,13 @@ def pages(desk: Desk) -> Blueprint:
 
     @blueprint.get("/")
     def rounds() -> str:
-        last = tables.load_state(account.rounds_table, account.fleet).last
-        page = Page.of(last, _PER_PAGE)
-        newest = last - page.first
+        state = tables.load_state(account.rounds_table, account.fleet)
+        page = Page.of(state.last, _PER_PAGE)
+        newest = state.last - page.first
         records = tables.rounds_between(account.rounds_table, account.fleet, newest - _CHARTED + 1, newest)
         return render_template(
             "rounds.html",
-            panel=live_panel(desk),
+            panel=live_panel(desk, state),
             page=page,
             records=[record for record in records if record.round > newest - _PER_PAGE],
             charts=drawn(records),
@@ -100,7 +99,7 @@ def pages(desk: Desk) -> Blueprint:
     @blueprint.get("/live")
     def live() -> str | tuple[str, int]:
         """Give the panel's next state: 205 has the whole page loaded again, 204 leaves the panel as it is."""
-        panel = live_panel(desk)
+        panel = live_panel(desk, tables.load_state(account.rounds_table, account.fleet))
         shown = request.args.get("round", type=int)
         if (panel.record.round if panel.record else None) != shown or panel.failure:
             return "", _RESET_CONTENT
