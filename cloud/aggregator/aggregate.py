@@ -139,8 +139,7 @@ def _step(
     with np.errstate(all="ignore"):  # a result that is not finite is caught where the model is written
         for span, values in layout.base_tiles(base.path(PARAMETERS), BLOCK):
             tile = {slot: vector[span] for slot, vector in state.items()}
-            values += server.step(difference[span], tile)
-            difference[span] = values
+            np.add(values, server.step(difference[span], tile), out=difference[span], casting="same_kind")
     return difference, state
 
 

@@ -61,7 +61,7 @@ class Layout:
             yield slice(start, end)
 
     def base_tiles(self, path: Path, block: int) -> Iterator[tuple[slice, Array]]:
-        """Yield a parameter file of this model tile by tile, as float64; each is overwritten by the next.
+        """Yield a parameter file of this model tile by tile, in the parameters' own dtype; each is overwritten by the next.
 
         Raises
         ------
@@ -70,7 +70,6 @@ class Layout:
         BundleError
             If it holds other tensors.
         """
-        wide = np.empty(block, np.float64)
         with path.open("rb") as stream:
             header = tensors.read_header(stream, file_bytes=path.stat().st_size, name=str(path))
             found = [(tensor.name, tensor.dtype.name, tensor.shape) for tensor in header.tensors]
@@ -81,10 +80,8 @@ class Layout:
                 for span in Layout([parameter]).tiles(block):
                     piece = raw[: span.stop - span.start]
                     tensors.read_into(stream, piece, name=str(path))
-                    values = wide[: len(piece)]
-                    values[...] = piece
                     start = self.starts[parameter.name] + span.start
-                    yield slice(start, start + len(piece)), values
+                    yield slice(start, start + len(piece)), piece
 
     def unflatten(self, vector: Floats) -> Parameters:
         """Return the parameters in their own shapes and dtypes; float32 ones are views of the vector."""
