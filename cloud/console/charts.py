@@ -88,7 +88,8 @@ def line(title: str, values: Sequence[tuple[int, float | None]], *, percent: boo
 
 def _scale(low: float, high: float) -> tuple[float, float, float]:
     """Return a step of 1, 2 or 5 times a power of ten, and the multiples of it around the values."""
-    span = (high - low) or abs(high) / 10 or 1.0
+    low = low if low < high else high - (abs(high) / 10 or 1.0)
+    span = high - low
     rough = span / 4
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough)

@@ -1,16 +1,11 @@
-"""The console of a made-up fleet on a port of this machine; ``python -m tests.cloud.console.served FOLDER`` photographs it.
-
-The pictures in docs/console/ are from there.
-"""
+"""The console of a made-up fleet on a port of this machine."""
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 
 from flask import Flask
 from werkzeug.serving import make_server
@@ -20,7 +15,6 @@ from cloud.console.app import create_app
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import save_settings
 from tests.cloud.console.conftest import NOW, Fleet, fresh_fleet
-from tests.fixtures.browser import chromium
 
 PAGES = {
     "fleet": "/",
@@ -30,15 +24,6 @@ PAGES = {
     "start": "/rounds/new",
     "models": "/models/",
     "settings": "/settings/",
-}
-PHOTOGRAPHED = {
-    "fleet": ("fleet", "light", 1280, 800),
-    "rounds": ("rounds", "light", 1280, 900),
-    "rounds-dark": ("rounds", "dark", 1280, 900),
-    "round": ("round", "light", 1280, 900),
-    "models": ("models", "light", 1280, 800),
-    "settings": ("settings", "light", 1280, 800),
-    "phone": ("rounds", "light", 390, 844),
 }
 
 
@@ -96,22 +81,3 @@ def console_of_a_busy_fleet() -> Iterator[tuple[str, Fleet]]:
         app.extensions["desk"].index.look(60)
         with served(app) as address:
             yield address, fleet
-
-
-def main() -> None:
-    """Photograph the pages into the folder that is named."""
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    with console_of_a_busy_fleet() as (address, _), chromium() as browser:
-        for name, (page, scheme, width, height) in PHOTOGRAPHED.items():
-            context = browser.new_context(
-                viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
-            )
-            shown = context.new_page()
-            shown.goto(address + PAGES[page])
-            shown.screenshot(path=folder / f"{name}.png")
-            context.close()
-
-
-if __name__ == "__main__":
-    main()

@@ -41,3 +41,9 @@ def test_shares_have_round_percentages() -> None:
     chart = charts.line("Accuracy", [(1, 0.62), (2, 0.97)], percent=True)
     assert chart is not None
     assert [tick.word for tick in chart.up] == ["60 %", "70 %", "80 %", "90 %", "100 %"]
+
+
+def test_shares_that_are_all_whole_have_nothing_above_them() -> None:
+    chart = charts.line("Devices", [(1, 1.0), (2, 1.0)], percent=True)
+    assert chart is not None
+    assert [tick.word for tick in chart.up] == ["90 %", "95 %", "100 %"]
