@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -34,6 +35,8 @@ class Application:
         self.layers: dict[str, Layer] = {}
         self._on_change: dict[str, list[Callable[[], None]]] = {}
         self._moto = DomainDispatcherApplication(create_backend_app)
+        # It would list its own folder at each request
+        self._moto.get_backend_for_host = lru_cache(self._moto.get_backend_for_host)
         # A transaction that moto cancels puts its tables back as they were before it: what others wrote meanwhile would go.
         self._one_by_one = {"dynamodb": threading.Lock()}
 

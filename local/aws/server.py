@@ -16,7 +16,7 @@ from typing import Any
 from moto.core.config import default_user_config
 
 from fedgrass.errors import ConfigurationError
-from local.aws import cloudformation, dynamodb, events, model_registry, moto_state, rules, states
+from local.aws import cloudformation, dynamodb, events, memory, model_registry, moto_state, rules, states
 from local.aws.account import ACCOUNT, REGION, client, client_environment
 from local.aws.broker import EmbeddedBroker
 from local.aws.bus import Bus
@@ -96,6 +96,7 @@ class LocalAws:
         os.environ.update(client_environment(endpoint_url))
         os.environ["MOTO_PORT"] = str(server.port)  # moto's state machine interpreter calls services there
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
+        memory.repair(self.state / "objects")
         states.repair(events.emit)
         dynamodb.repair()
         self._resource_types = cloudformation.register(partial(client, endpoint_url=endpoint_url))
@@ -165,7 +166,7 @@ class LocalAws:
             raise ConfigurationError(
                 f"Another local AWS owns {self.state}. Stop it, or give --state another folder."
             ) from error
-        for folder in ("functions", "processing"):  # of functions and jobs that an earlier process knew
+        for folder in ("functions", "processing", "objects"):  # of what an earlier process knew
             shutil.rmtree(self.state / folder, ignore_errors=True)
 
     def _embedded_broker(self, cleanup: contextlib.ExitStack) -> tuple[str, int]:

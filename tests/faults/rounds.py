@@ -45,7 +45,7 @@ class Rounds:
             return None if found == "RUNNING" else found
 
         try:
-            found = eventually(status, timeout=ROUND_SECONDS) or ""
+            found = eventually(status, timeout=ROUND_SECONDS, every=0.1) or ""
         except AssertionError:
             self.hung.append(arn)
             found = "HUNG"

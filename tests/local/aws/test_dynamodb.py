@@ -87,3 +87,42 @@ def test_a_cancelled_transaction_takes_back_no_other_writer_s_change(local_aws: 
     found = dynamodb.get_item(TableName=unique, Key={"id": {"S": "counter"}}, ConsistentRead=True)["Item"]
     assert cancelled > 0
     assert found["n"] == {"N": "201"}
+
+
+def test_a_cancelled_transaction_leaves_nothing_of_itself(local_aws: LocalAwsProcess, unique: str) -> None:
+    dynamodb = local_aws.client("dynamodb")
+    names = {"fleet": "HASH", "what": "RANGE"}
+    dynamodb.create_table(
+        TableName=unique,
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in names],
+        KeySchema=[{"AttributeName": name, "KeyType": kind} for name, kind in names.items()],
+    )
+
+    def key(what: str) -> dict[str, Any]:
+        return {"fleet": {"S": "one"}, "what": {"S": what}}
+
+    for what in ("changed", "deleted", "other"):
+        dynamodb.put_item(TableName=unique, Item={**key(what), "n": {"N": "1"}})
+    before = dynamodb.scan(TableName=unique)["Items"]
+    values = {"ExpressionAttributeValues": {":one": {"N": "1"}}}
+    actions: list[dict[str, Any]] = [
+        {"Update": {"TableName": unique, "Key": key("changed"), "UpdateExpression": "ADD n :one", **values}},
+        {"Delete": {"TableName": unique, "Key": key("deleted")}},
+        {"Put": {"TableName": unique, "Item": key("new")}},
+    ]
+    refused = {"TableName": unique, "Key": key("other"), "ConditionExpression": "attribute_not_exists(n)"}
+    with pytest.raises(dynamodb.exceptions.TransactionCanceledException):
+        dynamodb.transact_write_items(TransactItems=[*actions, {"ConditionCheck": refused}])
+
+    def by_name(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(items, key=lambda item: str(item["what"]["S"]))
+
+    assert by_name(dynamodb.scan(TableName=unique)["Items"]) == by_name(before)
+    dynamodb.transact_write_items(TransactItems=actions)
+    after = by_name(dynamodb.scan(TableName=unique)["Items"])
+    assert [(item["what"]["S"], item.get("n")) for item in after] == [
+        ("changed", {"N": "2"}),
+        ("new", None),
+        ("other", {"N": "1"}),
+    ]

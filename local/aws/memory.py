@@ -1,0 +1,61 @@
+"""What moto would hold in memory for as long as the process runs: here it is let go, or kept on disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import moto.s3.models
+from moto.core.common_models import BaseModel
+
+
+def repair(bodies: Path) -> None:
+    """Have moto forget what was deleted or replaced, and keep the objects of S3 in files of the folder ``bodies``.
+
+    moto lists every instance that it ever made, for a dashboard that is not served here: each item of each copy of a
+    table that a transaction took, each object that was written over.
+    """
+    bodies.mkdir(parents=True, exist_ok=True)
+    BaseModel.__new__ = lambda kind, *_, **__: object.__new__(kind)
+    moto.s3.models.tempfile = SimpleNamespace(SpooledTemporaryFile=partial(_Body, bodies))
+
+
+class _Body:
+    """Takes the place of a ``SpooledTemporaryFile``, but is an open file only while it is read or written.
+
+    An account has more objects than a process may have open files.
+    """
+
+    def __init__(self, folder: Path, max_size: int = 0) -> None:  # noqa: ARG002 - in memory up to there, says moto
+        handle, name = tempfile.mkstemp(dir=folder)
+        os.close(handle)
+        self._path = Path(name)
+        self._position = 0
+        self._remove = weakref.finalize(self, self._path.unlink, missing_ok=True)
+
+    def seek(self, position: int) -> None:
+        self._position = position
+
+    def truncate(self) -> None:
+        os.truncate(self._path, self._position)
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._remove.alive:
+            raise ValueError("I/O operation on closed file")
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            content = file.read(size)
+        self._position += len(content)
+        return content
+
+    def write(self, content: bytes) -> None:
+        with self._path.open("r+b") as file:
+            file.seek(self._position)
+            self._position += file.write(content)
+
+    def close(self) -> None:
+        self._remove()

@@ -1,0 +1,37 @@
+"""The account keeps what it has to, and no more."""
+
+from __future__ import annotations
+
+from local.aws.client import LocalAwsProcess
+from tests.fixtures.waiting import eventually
+
+
+def files_with(aws: LocalAwsProcess, text: bytes) -> int:
+    return sum(text in file.read_bytes() for file in (aws.state / "objects").iterdir())
+
+
+def test_an_object_is_a_file_until_it_is_written_over_or_deleted(local_aws: LocalAwsProcess, unique: str) -> None:
+    s3, mark = local_aws.client("s3"), unique.encode()
+    s3.create_bucket(Bucket=unique)
+    for n in range(3):
+        s3.put_object(Bucket=unique, Key="a", Body=mark + b"-%d" % n)
+    s3.copy_object(Bucket=unique, Key="b", CopySource={"Bucket": unique, "Key": "a"})
+    assert s3.get_object(Bucket=unique, Key="a")["Body"].read() == mark + b"-2"
+    assert s3.get_object(Bucket=unique, Key="b", Range="bytes=0-3")["Body"].read() == mark[:4]
+    eventually(lambda: files_with(local_aws, mark) == 2, "two objects, two files")
+    for key in "ab":
+        s3.delete_object(Bucket=unique, Key=key)
+    eventually(lambda: files_with(local_aws, mark) == 0, "no file left")
+
+
+def test_an_object_of_several_parts_is_whole(local_aws: LocalAwsProcess, unique: str) -> None:
+    s3, blocks = local_aws.client("s3"), [bytes([n]) * (5 << 20) for n in range(2)] + [b"end"]
+    s3.create_bucket(Bucket=unique)
+    upload = {"Bucket": unique, "Key": "whole"}
+    upload["UploadId"] = s3.create_multipart_upload(**upload)["UploadId"]
+    parts = [
+        {"PartNumber": n, "ETag": s3.upload_part(**upload, PartNumber=n, Body=block)["ETag"]}
+        for n, block in enumerate(blocks, 1)
+    ]
+    s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+    assert s3.get_object(Bucket=unique, Key="whole")["Body"].read() == b"".join(blocks)

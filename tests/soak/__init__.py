@@ -1,0 +1,1 @@
+"""Many rounds under random faults, and what each process holds meanwhile."""
