@@ -35,15 +35,8 @@ from cloud.aggregator.checks import Expected
 from cloud.aggregator.sources import Folder
 from cloud.aggregator.strategies import strategy_named
 from fedgrass import tensors
-from fedgrass.bundle import (
-    GRAPH,
-    INFERENCE,
-    PARAMETERS,
-    Bundle,
-    FileDescription,
-    Manifest,
-    TensorDescription,
-)
+from fedgrass.architecture import new_bundle
+from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.tensors import Array
 from fedgrass.update import UpdateHeader, write_update
 from fedgrass.update.codecs import Floats
@@ -126,29 +119,19 @@ def _figures(best: dict[str, dict[str, Any]], count: int, parameters: int) -> di
 
 
 def make_model(folder: Path, parameters: int, count: int) -> Bundle:
-    """Write a bundle of zeros; its graphs are of no interest here."""
-    folder.mkdir()
+    """Write a model of zeros; nothing here trains it."""
     sizes = [len(part) for part in np.array_split(np.empty(parameters, np.bool_), count)]
-    tensors.save(folder / PARAMETERS, {f"layer{i:02d}": np.zeros(size, np.float32) for i, size in enumerate(sizes)})
-    for name in (GRAPH, INFERENCE):
-        (folder / name).write_bytes(name.encode())
     x = TensorDescription(name="x", shape=(1,), dtype="float32")
-    described = (
-        TensorDescription(name=f"layer{i:02d}", shape=(size,), dtype="float32") for i, size in enumerate(sizes)
-    )
-    files = {name: FileDescription(sha256="0" * 64, bytes=0) for name in (GRAPH, PARAMETERS, INFERENCE)}
-    return Bundle.seal(
+    return new_bundle(
         folder,
-        Manifest(
-            name="wide",
-            batch_size=1,
-            loss="mean_squared_error",
-            x=x,
-            y=x,
-            output=x,
-            parameters=tuple(described),
-            files=files,
-        ),
+        engine="keras",
+        name="wide",
+        parameters={f"layer{i:02d}": np.zeros(size, np.float32) for i, size in enumerate(sizes)},
+        x=x,
+        y=x,
+        output=x,
+        loss="mean_squared_error",
+        batch_size=1,
     )
 
 

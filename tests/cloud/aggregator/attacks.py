@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from cloud.aggregator.strategies import strategy_named
-from tests.cloud.aggregator.test_aggregate import flat, tiny_model, update_of
-from tests.cloud.aggregator.test_checks import Memory, combine
+from tests.cloud.aggregator.updates import Memory, combine, flat, tiny_model, update_of
 
 Doubles = NDArray[np.float64]
 

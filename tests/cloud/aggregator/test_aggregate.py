@@ -17,52 +17,11 @@ from cloud.aggregator.sources import UpdateReference, open_ahead
 from cloud.aggregator.strategies import make_strategy, strategy_named
 from cloud.aggregator.vector import Layout
 from fedgrass import tensors
-from fedgrass.bundle import (
-    GRAPH,
-    INFERENCE,
-    PARAMETERS,
-    Bundle,
-    FileDescription,
-    Manifest,
-    Parameters,
-    TensorDescription,
-)
+from fedgrass.bundle import PARAMETERS, Bundle, Parameters, TensorDescription
 from fedgrass.errors import BundleError, ConfigurationError, TransferError, UpdateError
 from fedgrass.protocol.settings import Strategy
-from fedgrass.update.codecs import Floats
 from tests.cloud.aggregator.conftest import header, trained, update_bytes
-from tests.cloud.aggregator.test_checks import Memory, combine
-
-
-def tiny_model(folder: Path, *sizes: int) -> Bundle:
-    """A model of zeros with tensors of these sizes; its graphs are of no interest here."""
-    folder.mkdir(parents=True, exist_ok=True)
-    parameters = {f"w{i}": np.zeros(size, np.float32) for i, size in enumerate(sizes)}
-    tensors.save(folder / PARAMETERS, parameters)
-    for name in (GRAPH, INFERENCE):
-        (folder / name).write_bytes(name.encode())
-    x = TensorDescription(name="x", shape=(1,), dtype="float32")
-    unsealed = Manifest(
-        name="tiny",
-        batch_size=1,
-        loss="mean_squared_error",
-        x=x,
-        y=x,
-        output=x,
-        parameters=tuple(TensorDescription(name=n, shape=v.shape, dtype="float32") for n, v in parameters.items()),
-        files={n: FileDescription(sha256="0" * 64, bytes=0) for n in (GRAPH, PARAMETERS, INFERENCE)},
-    )
-    return Bundle.seal(folder, unsealed)
-
-
-def update_of(base: Bundle, thing: str, values: Floats, **changes: Any) -> bytes:
-    """An update whose values are these, one after the other."""
-    specs = [(p.name, np.dtype("<f4"), p.shape) for p in base.manifest.parameters]
-    return tensors.encode_header(specs, header(base, thing, **changes).to_metadata()) + values.tobytes()
-
-
-def flat(parameters: Parameters) -> Floats:
-    return np.concatenate([value.ravel() for value in parameters.values()])
+from tests.cloud.aggregator.updates import Memory, combine, flat, tiny_model, update_of
 
 
 @settings(deadline=None, max_examples=40)

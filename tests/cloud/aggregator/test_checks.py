@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import struct
 from collections.abc import Callable
@@ -10,10 +9,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from cloud.aggregator.aggregate import Aggregation, aggregate
+from cloud.aggregator.aggregate import aggregate
 from cloud.aggregator.checks import Expected
 from cloud.aggregator.sources import UpdateReference
-from cloud.aggregator.strategies import Strategy, strategy_named
+from cloud.aggregator.strategies import strategy_named
 from fedgrass import tensors
 from fedgrass.bundle import Bundle
 from fedgrass.protocol.cohort import is_member
@@ -21,32 +20,7 @@ from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
 from fedgrass.update.header import Reason
 from tests.cloud.aggregator.conftest import FLEET, ROUND, header, update_bytes
-
-
-class Memory:
-    """Updates in memory, by thing."""
-
-    def __init__(self, contents: dict[str, bytes], claimed: dict[str, int] | None = None) -> None:
-        self._contents = contents
-        self._claimed = claimed or {}
-
-    def list(self) -> list[UpdateReference]:
-        return [
-            UpdateReference(thing=thing, key=f"{thing}/update", bytes=self._claimed.get(thing, len(content)))
-            for thing, content in self._contents.items()
-        ]
-
-    def open(self, reference: UpdateReference) -> io.BytesIO:
-        return io.BytesIO(self._contents[reference.thing])
-
-
-def combine(
-    base: Bundle, source: Any, checks: Checks | None = None, strategy: Strategy | None = None, **options: Any
-) -> Aggregation:
-    expected = Expected(
-        base.manifest.parameters_sha256, base.manifest.graph_sha256, FLEET, ROUND, checks=checks or Checks()
-    )
-    return aggregate(base, source, source.list(), strategy or strategy_named("fedavg"), expected, **options)
+from tests.cloud.aggregator.updates import Memory, combine
 
 
 def rewritten(content: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:

@@ -27,8 +27,7 @@ from fedgrass.protocol.refusals import count_refusals
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
 from tests.cloud.aggregator.conftest import FLEET, NOW, Fleet, make_record
-from tests.cloud.aggregator.test_aggregate import flat, tiny_model, update_of
-from tests.cloud.aggregator.test_checks import Memory
+from tests.cloud.aggregator.updates import Memory, flat, tiny_model, update_of
 
 EXPONENT = 0.7
 FEDBUFF = {"name": "fedbuff", "options": {"exponent": EXPONENT, "staleness": 2}}

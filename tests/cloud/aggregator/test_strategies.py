@@ -24,8 +24,7 @@ from fedgrass.protocol.settings import Checks, FleetSettings
 from fedgrass.protocol.strategies import OPTIONS
 from fedgrass.update.codecs import Floats
 from tests.cloud.aggregator.attacks import ROBUST, attack_table
-from tests.cloud.aggregator.test_aggregate import flat, tiny_model, update_of
-from tests.cloud.aggregator.test_checks import Memory, combine
+from tests.cloud.aggregator.updates import Memory, combine, flat, tiny_model, update_of
 
 Doubles = NDArray[np.float64]
 N, SIZE = 11, 40
