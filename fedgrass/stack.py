@@ -25,6 +25,7 @@ class StackOutputs:
     model_component: str
     model_package_group: str
     repository_uri: str
+    image: str
     image_build_project: str
 
 

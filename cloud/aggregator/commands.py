@@ -36,13 +36,20 @@ def publish(
 
 
 def release(
-    version: Annotated[str, typer.Argument(help="The version that a round made and held, such as 1.7.0.")],
+    version: Annotated[str, typer.Argument(help="The version that a round made, such as 1.7.0.")],
     fleet: FleetOption = DEFAULT_FLEET,
+    canaries: Annotated[
+        bool, typer.Option(help="Whether the round's canaries get it first, if it has any; they are waited for.")
+    ] = True,
 ) -> None:
-    """Release a model after all that a round held: its gate, its settings or its canaries kept it back."""
-    from cloud.aggregator.by_hand import release_held
+    """Release a model that its round did not: it was held, or only the base of the next round.
 
-    _tell(release_held(Account.of(fleet), version), fleet)
+    It goes the way of a round's release, to canaries that have not had it yet, to the fleet at the rate of the round's
+    settings, and to the model registry. Running it again changes nothing.
+    """
+    from cloud.aggregator import by_hand
+
+    _tell(by_hand.release(Account.of(fleet), version, canaries=canaries), fleet)
 
 
 def roll_back(

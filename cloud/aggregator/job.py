@@ -14,11 +14,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from botocore.exceptions import BotoCoreError, ClientError
 from pydantic import ValidationError
 
 from cloud.aggregator.aggregate import Aggregation, aggregate, contribute
-from cloud.aggregator.canaries import Canaries, CanaryError, Heard
+from cloud.aggregator.canaries import CanaryError
 from cloud.aggregator.checks import EarlierRound, Expected
 from cloud.aggregator.collected import UpdateList, pin
 from cloud.aggregator.deployment import SupersededError
@@ -28,7 +27,7 @@ from cloud.aggregator.hosts import BucketShare
 from cloud.aggregator.judgement import judged_model
 from cloud.aggregator.late import earlier_rounds, late_updates
 from cloud.aggregator.privacy import beyond_budget, judged, noise_of
-from cloud.aggregator.release import FleetClients, release_model, upload
+from cloud.aggregator.release import FleetClients, release_of_round, upload
 from cloud.aggregator.report import Phases, ReportBuilder
 from cloud.aggregator.s3 import RoundUpdates
 from cloud.aggregator.server_state import load_state, publish_state
@@ -273,13 +272,9 @@ class RoundJob:
 
     def _release(self, new: Bundle) -> None:
         self._publish_state(new)
-        rollout = self._record.settings.rollout
-        released = release_model(
-            new,
-            self._clients,
-            first_deployment=True,
-            rollout=rollout,
-            canaries=Canaries(rollout, self._heard) if rollout.canary_group else None,
+        used = self._report.aggregation.updates if self._report.aggregation else ()
+        released = release_of_round(
+            new, self._clients, self._record, participants=len(used), evaluation=self._report.evaluation
         )
         if released.deployment_id is None:
             raise ReleaseError(f"{released.target_arn}: no deployment was made")
@@ -287,26 +282,8 @@ class RoundJob:
             component_arn=released.component_arn,
             deployment_id=released.deployment_id,
             target_arn=released.target_arn,
-            model_package_arn=self._register(new),
+            model_package_arn=released.model_package_arn,
         )
-
-    def _heard(self) -> Heard:
-        """What the canaries said of the new model: it is nowhere else yet."""
-        record = load_round(self._clients.rounds, self._record.fleet, self._record.round)
-        return Heard(active=record.active, refused=record.refused + record.rolled_back)
-
-    def _register(self, new: Bundle) -> str | None:
-        """Register the model where there is a registry: a service for people, so its failure is no failure of the round."""
-        if self._clients.registry is None:
-            return None
-        used = self._report.aggregation.updates if self._report.aggregation else ()
-        try:
-            return self._clients.registry.register(
-                new, self._bucket, self._record, participants=len(used), evaluation=self._report.evaluation
-            )
-        except (ClientError, BotoCoreError, TransferError) as error:
-            self._log.error("not_registered", version=new.manifest.version, reason=str(error))
-            return None
 
     def _finished_report(self) -> RoundReport | None:
         key = report_key(self._record.fleet, self._record.round)

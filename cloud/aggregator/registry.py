@@ -73,7 +73,7 @@ class Registry:
         made = self.sagemaker.create_model_package(
             ModelPackageGroupName=self.group,
             ModelPackageDescription=description,
-            ModelApprovalStatus="Approved",  # the round's gate passed it
+            ModelApprovalStatus="Approved",  # the round's gate or a person passed it
             InferenceSpecification={
                 "Containers": [{"Image": self.image, "ModelDataUrl": bucket.uri(key), "Framework": "TENSORFLOW"}],
                 "SupportedContentTypes": ["application/x-npy"],

@@ -6,20 +6,26 @@ last, the component version is made after that, and devices hear of it by the de
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cloud.aggregator.canaries import Canaries, job_configuration
+from botocore.exceptions import BotoCoreError, ClientError
+
+from cloud.aggregator.canaries import Canaries, Heard, job_configuration
 from cloud.aggregator.component import Account, create_component
 from cloud.aggregator.deployment import SupersededError, deploy_version
 from cloud.aggregator.recipe import global_model_recipe
 from cloud.aggregator.registry import Registry
 from cloud.aggregator.s3 import Bucket
-from fedgrass.bundle import MANIFEST, PARAMETERS, Bundle
+from fedgrass.bundle import MANIFEST, Bundle, Manifest
+from fedgrass.errors import TransferError
+from fedgrass.logs import Log
 from fedgrass.protocol.messages import Base
-from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, model_prefix
+from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, model_prefix, parameters_key
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.report import Evaluation
 from fedgrass.protocol.settings import Rollout
-from fedgrass.protocol.tables import Table, set_current_model
+from fedgrass.protocol.tables import Table, load_round, set_current_model
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Release:
     component_arn: str
     deployment_id: str | None
     target_arn: str
+    model_package_arn: str | None = None
 
 
 def publish_model(bundle: Bundle, clients: FleetClients) -> Release:
@@ -65,6 +72,57 @@ def publish_model(bundle: Bundle, clients: FleetClients) -> Release:
             f"fleet {clients.fleet!r}: a newer model than {released.base.version} is current; it stays"
         )
     return released
+
+
+def release_of_round(
+    bundle: Bundle,
+    clients: FleetClients,
+    record: RoundRecord,
+    *,
+    participants: int,
+    evaluation: Evaluation | None,
+    canaries: bool = True,
+) -> Release:
+    """Release the model that a round made, as its settings say, and register it where there is a registry; safe to repeat.
+
+    Parameters
+    ----------
+    participants, evaluation
+        Of the round, for the registry.
+    canaries
+        Whether the round's canaries get it first, if it has any.
+
+    Raises
+    ------
+    FedgrassError
+        As `release_model` does.
+    """
+    rollout = record.settings.rollout
+
+    def heard() -> Heard:
+        """What the canaries said of the model: it is nowhere else yet."""
+        now = load_round(clients.rounds, record.fleet, record.round)
+        return Heard(active=now.active, refused=now.refused + now.rolled_back)
+
+    released = release_model(
+        bundle,
+        clients,
+        first_deployment=True,
+        rollout=rollout,
+        canaries=Canaries(rollout, heard) if canaries and rollout.canary_group else None,
+    )
+    if clients.registry is None:
+        return released
+    try:
+        package = clients.registry.register(
+            bundle, clients.bucket, record, participants=participants, evaluation=evaluation
+        )
+    except (ClientError, BotoCoreError, TransferError) as error:
+        # A service for people, so its failure is none of the release.
+        log = Log(__name__, fleet=record.fleet, round=record.round)
+        log.error("not_registered", version=bundle.manifest.version, reason=str(error))
+        return released
+    return replace(released, model_package_arn=package)
 
 
 def release_model(
@@ -103,10 +161,7 @@ def release_model(
     check_fleet(clients.fleet)
     bundle.verify()
     base = upload(bundle, clients.bucket, clients.fleet)
-    prefix = model_prefix(clients.fleet, bundle.manifest.version)
-    uris = {name: clients.bucket.uri(prefix + name) for name in (*bundle.manifest.files, MANIFEST)}
-    recipe = global_model_recipe(clients.fleet, bundle.manifest, uris, component=clients.model_component)
-    arn = create_component(clients.greengrass, Account.of(clients.thing_group_arn), recipe)
+    arn = make_component(bundle.manifest, clients)
     version = bundle.manifest.version
     if canaries is not None:
         canaries.try_out(clients.greengrass, clients.thing_group_arn, clients.model_component, version)
@@ -126,9 +181,22 @@ def upload(bundle: Bundle, bucket: Bucket, fleet: str) -> Base:
     prefix = model_prefix(fleet, bundle.manifest.version)
     for name in (*sorted(bundle.manifest.files), MANIFEST):
         bucket.publish(prefix + name, bundle.path(name))
+    return base_of(bundle.manifest, fleet)
+
+
+def make_component(manifest: Manifest, clients: FleetClients) -> str:
+    """Make an uploaded bundle a version of the fleet's model component, unless it is one; returns the version's ARN."""
+    prefix = model_prefix(clients.fleet, manifest.version)
+    uris = {name: clients.bucket.uri(prefix + name) for name in (*manifest.files, MANIFEST)}
+    recipe = global_model_recipe(clients.fleet, manifest, uris, component=clients.model_component)
+    return create_component(clients.greengrass, Account.of(clients.thing_group_arn), recipe)
+
+
+def base_of(manifest: Manifest, fleet: str) -> Base:
+    """Return an uploaded model as a round starts from it."""
     return Base(
-        version=bundle.manifest.version,
-        parameters_key=prefix + PARAMETERS,
-        parameters_sha256=bundle.manifest.parameters_sha256,
-        graph_sha256=bundle.manifest.graph_sha256,
+        version=manifest.version,
+        parameters_key=parameters_key(fleet, manifest.version),
+        parameters_sha256=manifest.parameters_sha256,
+        graph_sha256=manifest.graph_sha256,
     )

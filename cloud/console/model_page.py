@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flask import Blueprint, abort, redirect, render_template, url_for
 from werkzeug.wrappers import Response
 
-from cloud.aggregator.by_hand import release_held, roll_back
+from cloud.aggregator import by_hand
 from cloud.aggregator.release import Release
 from cloud.console.desk import Desk
 from cloud.console.notices import attempt
@@ -35,9 +36,19 @@ class Entry:
     current: bool
 
     @property
-    def was_released(self) -> bool:
-        """Whether the fleet had it."""
+    def released(self) -> bool:
+        """Whether the devices were given it."""
         return self.record is None or self.record.outcome == "released"
+
+    @property
+    def to_release(self) -> bool:
+        """Whether it is the base of the next round only, and the devices could be given it."""
+        return self.current and not self.released
+
+    @property
+    def way_back(self) -> bool:
+        """Whether the fleet had it before."""
+        return not self.current and (self.record is None or self.record.outcome in {"released", "advanced"})
 
 
 def pages(desk: Desk) -> Blueprint:
@@ -72,11 +83,12 @@ def pages(desk: Desk) -> Blueprint:
 
     @blueprint.post("/<version>/release")
     def release(version: str) -> Response:
-        return _do(version, release_held, "is released")
+        # A request cannot wait for canaries as the command does, so it says that it does without them.
+        return _do(version, partial(by_hand.release, canaries=False), "is released")
 
     @blueprint.post("/<version>/roll-back")
     def go_back(version: str) -> Response:
-        return _do(version, roll_back, "is the fleet's model again")
+        return _do(version, by_hand.roll_back, "is the fleet's model again")
 
     def _do(version: str, action: Callable[[Any, str], Release], done: str) -> Response:
         if not VERSION.match(version):

@@ -159,15 +159,21 @@ def return_to_model(rounds: Table, fleet: str, seen: FleetState, model: Base) ->
     return True
 
 
-def mark_released(rounds: Table, record: RoundRecord, reason: str) -> None:
-    """Note on a closed round that its model was released after all. Safe to repeat: the first note stays."""
+def mark_released(rounds: Table, record: RoundRecord) -> None:
+    """Note on a closed round that its model was released by hand. Safe to repeat: the first note stays."""
+    if record.outcome == "released":
+        return
     with contextlib.suppress(rounds.meta.client.exceptions.ConditionalCheckFailedException):
         rounds.update_item(
             Key={"fleet": record.fleet, "key": round_key(record.round)},
             UpdateExpression="SET #outcome = :released, #reason = :reason",
-            ConditionExpression="#outcome = :held",
+            ConditionExpression="#outcome = :before",
             ExpressionAttributeNames={"#outcome": "outcome", "#reason": "reason"},
-            ExpressionAttributeValues={":released": "released", ":held": "held", ":reason": reason},
+            ExpressionAttributeValues={
+                ":released": "released",
+                ":before": record.outcome,
+                ":reason": f"released by hand; it was {record.outcome}: {record.reason}",
+            },
         )
 
 

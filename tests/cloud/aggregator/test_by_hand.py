@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cloud.aggregator.by_hand import fleet_clients, release_held, roll_back
+from cloud.aggregator.by_hand import fleet_clients, release, roll_back
+from cloud.aggregator.canaries import CanaryError
 from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.job import RoundJob
 from cloud.aggregator.release import publish_model
@@ -23,6 +24,7 @@ from tests.cloud.aggregator.conftest import FLEET, ROUND, make_record, update_by
 from tests.cloud.console.conftest import GROUP_ARN, Fleet, fresh_fleet
 
 HELD = "1.3.0"
+CANARIES = f"{GROUP_ARN.rpartition('/')[0]}/canaries"
 VISION = {"componentVersion": "4.2.0", "configurationUpdate": {"merge": '{"fps": 5}'}}
 
 
@@ -54,7 +56,7 @@ class Mill:
             }
         )
         self.clients.rounds.put_item(Item=closed.to_item())
-        if report.outcome == "released" and report.model is not None:
+        if report.outcome in {"released", "advanced"} and report.model is not None:
             base = self.first.model_copy(
                 update={
                     "version": HELD,
@@ -87,7 +89,7 @@ def test_a_held_model_is_released_as_the_job_would_have_and_the_deployment_is_me
     assert mill.run(release="never").outcome == "held"
     assert mill.current == "1.0.0"
 
-    released = release_held(mill.account, HELD)
+    released = release(mill.account, HELD)
 
     assert mill.current == HELD
     assert mill.deployed == {GLOBAL_MODEL: {"componentVersion": HELD}, "com.acme.Vision": VISION}
@@ -99,9 +101,54 @@ def test_a_held_model_is_released_as_the_job_would_have_and_the_deployment_is_me
     assert record.outcome == "released"
     assert "released by hand; it was held" in record.reason
     before = len(mill.fleet.greengrass.deployments)
-    assert release_held(mill.account, HELD) == released
+    assert release(mill.account, HELD) == released
     assert len(mill.fleet.greengrass.deployments) == before
     assert tables.load_round(mill.clients.rounds, FLEET, ROUND) == record
+
+
+def test_a_model_that_was_only_the_base_of_the_next_round_is_released_and_is_a_way_back(mill: Mill) -> None:
+    assert mill.run(release_every=2).outcome == "advanced"
+    assert mill.current == HELD
+    assert mill.deployed[GLOBAL_MODEL] == {"componentVersion": "1.0.0"}
+    roll_back(mill.account, "1.0.0")
+    roll_back(mill.account, HELD)
+    assert mill.current == HELD
+    assert mill.deployed[GLOBAL_MODEL] == {"componentVersion": HELD}
+
+    released = release(mill.account, HELD)
+
+    assert released.base == tables.load_state(mill.clients.rounds, FLEET).model
+    assert mill.deployed == {GLOBAL_MODEL: {"componentVersion": HELD}, "com.acme.Vision": VISION}
+    record = tables.load_round(mill.clients.rounds, FLEET, ROUND)
+    assert (record.outcome, "it was advanced" in record.reason) == ("released", True)
+
+
+def test_a_model_that_is_released_by_hand_is_registered_once(mill: Mill) -> None:
+    sagemaker, group = mill.account.session.client("sagemaker"), mill.account.stack.model_package_group
+    sagemaker.create_model_package_group(ModelPackageGroupName=group)
+    mill.run(release="never")
+    released = release(mill.account, HELD)
+    assert release(mill.account, HELD) == released
+    packages = sagemaker.list_model_packages(ModelPackageGroupName=group)["ModelPackageSummaryList"]
+    assert [package["ModelPackageArn"] for package in packages] == [released.model_package_arn]
+
+
+def test_canaries_get_it_first_unless_they_had_it_or_the_person_does_without(mill: Mill) -> None:
+    mill.fleet.greengrass.core_devices[CANARIES] = ["a", "b"]
+    record = mill.run(release="never", rollout={"canary_group": "canaries", "canary_seconds": 1})
+    with pytest.raises(CanaryError, match="no canary made it active"):
+        release(mill.account, HELD)
+    assert mill.current == "1.0.0"
+    assert {made["targetArn"] for made in mill.fleet.greengrass.deployments[1:]} == {CANARIES}
+
+    mill.clients.rounds.put_item(Item=record.model_copy(update={"refused": 2}).to_item())
+    release(mill.account, HELD)
+    assert mill.current == HELD
+    assert mill.deployed[GLOBAL_MODEL] == {"componentVersion": HELD}
+    mill.clients.rounds.put_item(Item=record.to_item())
+    roll_back(mill.account, "1.0.0")
+    release(mill.account, HELD, canaries=False)
+    assert mill.deployed[GLOBAL_MODEL] == {"componentVersion": HELD}
 
 
 def test_parameters_that_are_not_those_of_the_report_are_not_released(mill: Mill) -> None:
@@ -109,16 +156,16 @@ def test_parameters_that_are_not_those_of_the_report_are_not_released(mill: Mill
     other = mill.account.s3.get_object(Bucket=mill.account.stack.bucket, Key=mill.first.parameters_key)["Body"].read()
     key = report_prefix(FLEET, ROUND) + "parameters.safetensors"
     mill.account.s3.put_object(Bucket=mill.account.stack.bucket, Key=key, Body=other)
-    with pytest.raises(ReleaseError, match="not the model that the report"):
-        release_held(mill.account, HELD)
+    with pytest.raises(ReleaseError, match="not the one that the report"):
+        release(mill.account, HELD)
     assert mill.current == "1.0.0"
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.4.0", "2.3.0"])
-def test_only_a_held_version_is_released(mill: Mill, version: str) -> None:
+def test_only_what_a_round_made_is_released(mill: Mill, version: str) -> None:
     mill.run(release="never")
     with pytest.raises(ReleaseError, match="no round of fleet"):
-        release_held(mill.account, version)
+        release(mill.account, version)
 
 
 def test_a_held_model_older_than_the_current_one_stays_out(mill: Mill, digits: Bundle) -> None:
@@ -126,7 +173,7 @@ def test_a_held_model_older_than_the_current_one_stays_out(mill: Mill, digits: B
     newer = mill.first.model_copy(update={"version": "1.9.0"})
     tables.set_current_model(mill.clients.rounds, FLEET, newer)
     with pytest.raises(SupersededError, match=r"1\.9\.0"):
-        release_held(mill.account, HELD)
+        release(mill.account, HELD)
     assert mill.deployed[GLOBAL_MODEL] == {"componentVersion": "1.0.0"}
 
 
@@ -158,7 +205,7 @@ def test_a_version_that_the_fleet_never_had_is_no_way_back(mill: Mill) -> None:
 def test_nothing_changes_while_a_round_is_open(mill: Mill) -> None:
     record = mill.run(release="never")
     mill.fleet.open(record.model_copy(update={"round": ROUND + 1, "phase": "collecting"}))
-    for action in (release_held, roll_back):
+    for action in (release, roll_back):
         with pytest.raises(RoundRefusedError, match="round 4"):
             action(mill.account, HELD)
     assert mill.current == "1.0.0"

@@ -10,6 +10,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from fedgrass.account import Account
 from fedgrass.protocol import tables
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.settings import FleetSettings
 from tests.cloud.console.conftest import NOW, Browser, Fleet, browser_of, typed, visible
 
 
@@ -136,6 +137,21 @@ def test_a_held_model_waits_for_a_decision(fleet: Fleet, browser: Browser) -> No
     # Its parameters were never written here, and that is what the operator is told.
     browser.post("/models/1.2.0/release", "/models/")
     assert "1.2.0" in visible(browser.get("/models/"))
+
+
+def test_the_base_of_the_next_round_can_be_released_and_an_earlier_one_brought_back(
+    fleet: Fleet, browser: Browser
+) -> None:
+    sample = fleet.fill(devices=3, rounds=3)
+    settings = FleetSettings().overridden({"rollout": {"canary_group": "canaries"}})
+    for number in (2, 3):
+        advanced = sample.record(number).model_copy(update={"outcome": "advanced", "settings": settings})
+        fleet.account.rounds_table.put_item(Item=advanced.to_item())
+    page = browser.get("/models/")
+    assert "Deploy 1.3.0 to the fleet, without its canaries" in visible(page)
+    assert page.count("/models/1.3.0/") == 1
+    assert page.count("/models/1.2.0/roll-back") == page.count("/models/1.1.0/roll-back") == 1
+    assert "/models/1.2.0/release" not in page
 
 
 class Broken:

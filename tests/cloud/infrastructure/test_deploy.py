@@ -98,5 +98,6 @@ def test_outputs_are_what_the_demo_and_the_command_line_need() -> None:
         "model_component",
         "model_package_group",
         "repository_uri",
+        "image",
         "image_build_project",
     }
