@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from botocore.exceptions import BotoCoreError, ClientError
 from rich.console import Console
 from rich.table import Table
 
+from fedgrass.errors import FedgrassError
 from local.demo.run import Demo, DemoOptions
 from tests.faults.audit import Audit, ModelWatch, drained
 from tests.faults.fleet import FaultyFleet
 from tests.faults.injectors import FAULTS, KILLS, Place
 from tests.faults.rounds import UNDER_FAULTS, Rounds
-from tests.soak.lives import MB_PER_100_ROUNDS, Life, Samples, life_of, sample
+from tests.soak.lives import ACCOUNT, ACCOUNT_MB_PER_100_ROUNDS, MB_PER_100_ROUNDS, Life, Samples, life_of, sample
 
 _WHEELS = Path(__file__).resolve().parents[2] / ".fedgrass" / "wheels"
 _QUICK = UNDER_FAULTS | {"fit": {"epochs": 5, "learning_rate": 0.2}}
@@ -66,14 +68,17 @@ def main(
                     status = driver.run(**_QUICK)
                     for name, one in sample(fleet).items():
                         samples[name].append((driver.ended, one))
-                    took = time.monotonic() - began
-                    print(f"  {driver.ended} of {rounds} rounds, {status}, {took:.0f} s", file=sys.stderr, flush=True)
+                    so_far = f"{driver.ended} of {rounds} rounds, {status}, {injected.total()} faults"
+                    print(f"  {so_far}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
                 stopping.set()
                 disturbing.join()
                 rest = drained(demo)
             harm.close()
             audit = Audit(demo, driver)
-    lives = {name: life_of(taken) for name, taken in sorted(samples.items())}
+    lives = {
+        name: life_of(taken, ACCOUNT_MB_PER_100_ROUNDS if name == ACCOUNT else MB_PER_100_ROUNDS)
+        for name, taken in sorted(samples.items())
+    }
     verdicts = Counter(life.verdict for life in lives.values())
     figures = {
         "rounds": driver.ended,
@@ -89,7 +94,6 @@ def main(
         "all_uploads_gone": rest,
         "processes": len(lives),
         **{f"processes_{verdict.replace(' ', '_')}": verdicts[verdict] for verdict in ("flat", "grows", "too short")},
-        "limit_mb_per_100_rounds": MB_PER_100_ROUNDS,
     }
     show(lives, Console(width=160))
     held = {name: {**vars(life), "verdict": life.verdict} for name, life in lives.items()}
@@ -108,19 +112,29 @@ def _disturb(place: Place, stopping: threading.Event, every: float, seed: int, i
         injected[name] += 1
         try:
             FAULTS[name](place, thing)
-        except AssertionError as error:
+        except (AssertionError, BotoCoreError, ClientError, FedgrassError) as error:
             print(f"  {name} on {thing}: {error}", file=sys.stderr)
 
 
 def show(lives: dict[str, Life], console: Console) -> None:
     """Print the table."""
     table = Table(
-        "process", "lives", "rounds judged", "MB", "MB per 100 rounds", "± MB", "files", "sockets", "threads", "verdict"
+        "process",
+        "lives",
+        "rounds judged",
+        "MB",
+        "MB per 100 rounds",
+        "± MB",
+        "files",
+        "sockets",
+        "threads",
+        "limit",
+        "verdict",
     )
     for name, life in lives.items():
         held = (f"{first:g} → {last:g}" for first, last in (life.files, life.sockets, life.threads))
         memory = (f"{life.rss_mb[0]} → {life.rss_mb[1]}", f"{life.mb_per_100_rounds:+.2f}", f"{life.spread_mb:.2f}")
-        table.add_row(name, str(life.lives), str(life.rounds), *memory, *held, life.verdict)
+        table.add_row(name, str(life.lives), str(life.rounds), *memory, *held, f"{life.limit:g} MB", life.verdict)
     console.print(table)
 
 
