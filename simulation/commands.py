@@ -54,9 +54,6 @@ def simulate(
         str, typer.Option(help="Of updates: float32, int8, topk:0.05+int8+zstd, …; docs/codecs.md.")
     ] = "float32",
     epochs: Annotated[int, typer.Option(min=1, help="On each device.")] = 1,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="The bundle's graph fixes it.", show_default="the bundle's")
-    ] = None,
     learning_rate: Annotated[float, typer.Option(help="On each device.")] = 0.1,
     dropout: Annotated[float, typer.Option(help="Share of the asked that never answers.")] = 0.0,
     stragglers: Annotated[
@@ -111,7 +108,7 @@ def simulate(
     fleet: dict[str, Any] = {
         "deadline_seconds": deadline,
         "quorum": quorum,
-        "fit": {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate},
+        "fit": {"epochs": epochs, "learning_rate": learning_rate},
         "update": {"codec": codec},
         "strategy": parse_strategy(strategy),
     }

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from fedgrass.bundle import Bundle
-from fedgrass.errors import ConfigurationError
 from fedgrass.inference import write_bundle
 from simulation import report
 from simulation.records import SimulatedRound, SimulationReport, Timing
@@ -118,14 +117,7 @@ def _opened(bundle: Path, options: dict[str, Any]) -> tuple[Bundle, Simulation]:
     opened.verify()
     manifest = opened.manifest
     digests = {"parameters_sha256": manifest.parameters_sha256, "graph_sha256": manifest.graph_sha256}
-    simulation = Simulation.checked({**options, **digests})
-    batch_size = simulation.fleet.fit.batch_size
-    if batch_size not in (None, manifest.batch_size):
-        raise ConfigurationError(
-            f"batch size {batch_size}: the graph of model {manifest.name!r} fixes it at {manifest.batch_size}; "
-            "export the model again for another"
-        )
-    return opened, simulation
+    return opened, Simulation.checked({**options, **digests})
 
 
 def _peak_rss_mb(process: int) -> float:

@@ -81,10 +81,9 @@ class Cohort(Part):
 
 
 class FitTask(Part):
-    """How each device trains. ``batch_size`` is for engines whose graph does not fix it."""
+    """How each device trains. The size of a batch is the model's: its bundle fixes it."""
 
     epochs: int = Field(default=1, ge=1, le=10_000)
-    batch_size: int | None = Field(default=None, ge=1, le=65536)
     learning_rate: float = Field(default=0.1, gt=0, le=100, allow_inf_nan=False)
     proximal_mu: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
     gradient_clip_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)

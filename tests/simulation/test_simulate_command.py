@@ -73,7 +73,6 @@ def test_options_reach_the_simulation_and_several_runs_are_compared(tmp_path: Pa
         (["--codec", "int3"], "int3"),
         (["--attack", "bribe"], "sign_flip"),
         (["--partition", "dirichlet:x"], "no number"),
-        (["--batch-size", 7], "fixes it at 16"),
         (["--set", "colour=red"], "colour"),
         (["--set", "colour"], "NAME=JSON"),
         (["--cohort", 31], "31"),
