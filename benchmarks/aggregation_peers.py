@@ -28,11 +28,20 @@ def read_updates(folder: Path) -> Iterator[tuple[dict[str, Any], int]]:
             yield {name: np.fromfile(file, "<f4", int(spec["shape"][0])) for name, spec in header.items()}, examples
 
 
+def reply_of(arrays: dict[str, Any], examples: int, number: int) -> Any:
+    """Return a device's reply as Flower's server has it in the end."""
+    from flwr.app import Array, ArrayRecord, Metadata, MetricRecord, RecordDict
+    from flwr.app.message import make_message
+
+    record = ArrayRecord({name: Array(values) for name, values in arrays.items()})
+    content = RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": examples})})
+    described = Metadata(_RUN, "", number + 1, 1, f"asked-{number}", "1", time.time(), 3600.0, "train")
+    return make_message(metadata=described, content=content)
+
+
 def write_for_flower(folder: Path) -> dict[str, Any]:
     """Write the replies as Flower keeps them for its server: a tree of objects each, named by their SHA-256."""
-    from flwr.app import Array as FlowerArray
-    from flwr.app import ArrayRecord, Metadata, MetricRecord, RecordDict
-    from flwr.app.message import make_message, remove_content_from_message
+    from flwr.app.message import remove_content_from_message
     from flwr.common.serde import message_to_proto
     from flwr.proto.message_pb2 import PullObjectResponse
     from flwr.proto.runtime_pb2 import PullAppMessagesResponse
@@ -45,12 +54,9 @@ def write_for_flower(folder: Path) -> dict[str, Any]:
     (folder / "flower").mkdir()
     listed = PullAppMessagesResponse()
     for index, (arrays, examples) in enumerate(read_updates(folder)):
-        record = ArrayRecord({name: FlowerArray(values) for name, values in arrays.items()})
-        content = RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": examples})})
-        described = Metadata(_RUN, "", index + 1, 1, f"asked-{index}", "1", time.time(), 3600.0, "train")
-        reply = make_message(metadata=described, content=content)
+        reply = reply_of(arrays, examples, index)
         with no_object_id_recompute():
-            described.__dict__["_message_id"] = reply.object_id
+            reply.metadata.__dict__["_message_id"] = reply.object_id
             listed.messages_list.append(message_to_proto(remove_content_from_message(reply)))
             listed.message_object_trees.append(get_object_tree(reply))
             for name, value in get_all_nested_objects(reply).items():
