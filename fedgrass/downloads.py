@@ -7,7 +7,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
+from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, Manifest, parse_manifest
 from fedgrass.errors import BundleError, FedgrassError, TransferError
 from fedgrass.files import flush_directory, sha256_of
 from fedgrass.protocol.messages import Base
@@ -36,15 +36,8 @@ def fetch_bundle(store: ObjectStore, bucket: str, base: Base, folder: Path, *, m
         If the objects are not what the announcement says, or too large; trying again will not help.
     """
     prefix = str(PurePosixPath(base.parameters_key).parent)
-    manifest = parse_manifest(
-        _read(store, bucket, f"{prefix}/{MANIFEST}", MAX_MANIFEST_BYTES), name=f"{prefix}/{MANIFEST}"
-    )
-    if (manifest.version, manifest.parameters_sha256, manifest.graph_sha256) != (
-        base.version,
-        base.parameters_sha256,
-        base.graph_sha256,
-    ):
-        raise BundleError(f"s3://{bucket}/{prefix}: is not the model {base.version} that the round announces")
+    name = f"s3://{bucket}/{prefix}/{MANIFEST}"
+    manifest = manifest_of(base, _read(store, bucket, f"{prefix}/{MANIFEST}", MAX_MANIFEST_BYTES), name=name)
     wanted = {name: manifest.files[name] for name in manifest.files if name in (manifest.graph_file, PARAMETERS)}
     total = sum(description.bytes for description in wanted.values())
     if total > max_bytes:
@@ -53,6 +46,15 @@ def fetch_bundle(store: ObjectStore, bucket: str, base: Base, folder: Path, *, m
     for name, description in wanted.items():
         fetch(store, bucket, f"{prefix}/{name}", folder / name, sha256=description.sha256, size=description.bytes)
     return Bundle(folder, manifest.model_copy(update={"files": wanted}))
+
+
+def manifest_of(base: Base, content: bytes, *, name: str) -> Manifest:
+    """Read the manifest of a round's base; raises `BundleError` if it is no manifest, or of another model."""
+    manifest = parse_manifest(content, name=name)
+    found = (manifest.version, manifest.parameters_sha256, manifest.graph_sha256)
+    if found != (base.version, base.parameters_sha256, base.graph_sha256):
+        raise BundleError(f"{name}: is not the model {base.version} that the round starts from")
+    return manifest
 
 
 def fetch(store: ObjectStore, bucket: str, key: str, path: Path, *, sha256: str, size: int) -> None:

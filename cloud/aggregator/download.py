@@ -1,12 +1,13 @@
-"""A published model bundle, fetched to start from."""
+"""A published model bundle, fetched whole to start from; a device fetches what it trains with (`fedgrass.downloads`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from cloud.aggregator.s3 import Bucket
-from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, parse_manifest
-from fedgrass.errors import BundleError, TransferError
+from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle
+from fedgrass.downloads import manifest_of
+from fedgrass.errors import TransferError
 from fedgrass.files import write_atomically
 from fedgrass.protocol.messages import Base
 
@@ -25,9 +26,7 @@ def download_bundle(bucket: Bucket, base: Base, folder: Path) -> Bundle:
     content = bucket.read(prefix + MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
     if content is None:
         raise TransferError(f"{bucket.uri(prefix + MANIFEST)}: missing; publish the model again")
-    manifest = parse_manifest(content, name=bucket.uri(prefix + MANIFEST))
-    if (manifest.parameters_sha256, manifest.graph_sha256) != (base.parameters_sha256, base.graph_sha256):
-        raise BundleError(f"{bucket.uri(prefix)}: is not the model {base.version} that the round was opened with")
+    manifest = manifest_of(base, content, name=bucket.uri(prefix + MANIFEST))
     folder.mkdir(parents=True)
     for name, description in manifest.files.items():
         bucket.download(prefix + name, folder / name, size=description.bytes, sha256=description.sha256)
