@@ -63,9 +63,10 @@ def main(
             disturbing = threading.Thread(target=_disturb, args=(harm, stopping, every, seed, injected), name="harm")
             with ModelWatch(demo) as watch:
                 disturbing.start()
-                last = time.monotonic() + 60 * minutes
+                last, ended = time.monotonic() + 60 * minutes, Counter[str]()
                 while driver.ended < rounds and time.monotonic() < last:
                     status = driver.run(**_QUICK)
+                    ended[status] += 1
                     for name, one in sample(fleet).items():
                         samples[name].append((driver.ended, one))
                     so_far = f"{driver.ended} of {rounds} rounds, {status}, {injected.total()} faults"
@@ -82,6 +83,7 @@ def main(
     verdicts = Counter(life.verdict for life in lives.values())
     figures = {
         "rounds": driver.ended,
+        "rounds_by_status": dict(ended),
         "minutes": round((time.monotonic() - began) / 60, 1),
         "faults": injected.total(),
         "kinds_of_fault": len(injected),
