@@ -31,6 +31,7 @@ import numpy as np
 
 from benchmarks.side_by_side import keep, say
 from fedgrass.bundle import Bundle
+from fedgrass.data.arrays import shuffled
 from fedgrass.engines.base import FitSettings
 from fedgrass.protocol.messages import Announcement, Base, Upload
 from fedgrass.protocol.settings import FleetSettings
@@ -194,7 +195,7 @@ def write_work(folder: Path, arguments: argparse.Namespace) -> None:
 def _orders(examples: Examples, announced: Announcement, device: int) -> list[Any]:
     indices = examples.partition.of(device)
     fit = FitSettings(seed=seed_of(announced, thing_name(device)))
-    epochs = (np.random.default_rng(fit.epoch_seed(epoch)).permutation(len(indices)) for epoch in range(_EPOCHS))
+    epochs = (shuffled(len(indices), fit.epoch_seed(epoch)) for epoch in range(_EPOCHS))
     return [indices[order] for order in epochs]
 
 

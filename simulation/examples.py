@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import ArrayDataset, Part, Source
 from fedgrass.data.digits import digits
 from fedgrass.data.loaders import DataSettings, open_source
-from fedgrass.engines.base import Batch
 from fedgrass.engines.checks import Checked, check_dataset
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.tensors import Array
@@ -34,27 +32,9 @@ class Examples:
         """Return a device's examples; `prepare` has checked all there are."""
         indices = self.partition.of(device).astype(np.intp)
         if isinstance(self.source, ArrayDataset):
-            return Checked(Gathered(self.source.read(indices)))
+            examples = self.source.read(indices)  # few, and read in every epoch
+            return Checked(ArrayDataset(examples.x, examples.y))
         return Checked(Part(self.source, indices))
-
-
-class Gathered:
-    """The few examples of a device, in memory: in the order that `Part` has, with one copy for each epoch."""
-
-    def __init__(self, examples: Batch) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return len(self._examples.x)
-
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
-        """Yield every example once; see `fedgrass.engines.base.Dataset`."""
-        x, y = self._examples.x, self._examples.y
-        if seed is not None:
-            order = np.random.default_rng(seed).permutation(len(x))
-            x, y = x[order], y[order]
-        for start in range(0, len(x), batch_size):
-            yield Batch(x[start : start + batch_size], y[start : start + batch_size])
 
 
 def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,7 +43,7 @@ class ArrayDataset:
 
     def read(self, indices: Indices) -> Batch:
         """Return these examples; see `Source`."""
-        return Batch(self.x[indices], self.y[indices])
+        return Batch(self.x.take(indices, axis=0), self.y.take(indices, axis=0))
 
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield every example once; see `fedgrass.engines.base.Dataset`."""
@@ -57,6 +58,15 @@ class ArrayDataset:
         return ArrayDataset(self.x[:count], self.y[:count])
 
 
+def shuffled(count: int, seed: int) -> Indices:
+    """Return the numbers below ``count`` in an order that follows from the seed: by the words that SHAKE-128 makes of it.
+
+    The order is the same with every version of NumPy, and a few dozen examples take a tenth of a new generator's time.
+    """
+    words = np.frombuffer(hashlib.shake_128(str(seed).encode()).digest(8 * count), "<u8")
+    return words.argsort(kind="stable")
+
+
 class Part:
     """Some examples of a source as a `Dataset`; only a batch of them is in memory at a time."""
 
@@ -69,7 +79,7 @@ class Part:
 
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield every example once; see `fedgrass.engines.base.Dataset`."""
-        order = self._indices if seed is None else self._indices[np.random.default_rng(seed).permutation(len(self))]
+        order = self._indices if seed is None else self._indices[shuffled(len(self), seed)]
         for start in range(0, len(order), batch_size):
             yield self._source.read(order[start : start + batch_size])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -50,7 +51,7 @@ class FitSettings:
 
     def epoch_seed(self, epoch: int) -> int:
         """Seed of one epoch's order of examples; every engine takes it from here."""
-        return int(np.random.SeedSequence((self.seed, epoch)).generate_state(1)[0])
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()[:4], "big")
 
     def masks_seed(self) -> int:
         """Where the numbers that Dropout draws from begin, so that they are others in each round and on each device."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Metrics, StopTraining
-from fedgrass.engines.checks import check_batch, check_dataset
+from fedgrass.engines.checks import Checked, check_batch, check_dataset
 from fedgrass.engines.metrics import CLASSIFIERS, correct, losses
 from fedgrass.errors import DataError, DivergedError, EngineError
 from fedgrass.tensors import Array
@@ -70,7 +70,6 @@ class BatchEngine(ABC):
         resume: FitState | None = None,
     ) -> FitResult:
         """Train from the present parameters; see `fedgrass.engines.base.Engine.fit`."""
-        hooks = hooks or Hooks()
         check_dataset(data, self.manifest)
         base = self.get_parameters()
         self._begin(settings)
@@ -81,7 +80,8 @@ class BatchEngine(ABC):
                 self._set_optimizer_state(resume.optimizer)
             while state.epoch < settings.epochs:
                 state = self._epoch(data, settings, state, hooks)
-                hooks.after_epoch(state)
+                if hooks is not None:
+                    hooks.after_epoch(state)
         except BaseException:
             # Whatever ended the training, what comes next starts from parameters that are known to be good.
             self.set_parameters(base)
@@ -99,7 +99,8 @@ class BatchEngine(ABC):
         """
         loss = right = examples = 0.0
         for batch in data.batches(self.manifest.batch_size):
-            check_batch(batch, self.manifest, first=int(examples))
+            if not isinstance(data, Checked):
+                check_batch(batch, self.manifest, first=int(examples))
             sums = self._sums(batch)
             loss += sums[0]
             right += sums[1]
@@ -111,8 +112,8 @@ class BatchEngine(ABC):
             metrics["accuracy"] = right / examples
         return metrics
 
-    def _epoch(self, data: Dataset, settings: FitSettings, begun: FitState, hooks: Hooks) -> FitState:
-        """Do the rest of an epoch."""
+    def _epoch(self, data: Dataset, settings: FitSettings, begun: FitState, hooks: Hooks | None) -> FitState:
+        """Do the rest of an epoch. Between epochs, without hooks, nobody looks at the parameters: they stay where they are."""
         epoch, total, examples, step = begun.epoch, begun.loss_sum, 0, 0
         for batch in data.batches(self.manifest.batch_size, seed=settings.epoch_seed(epoch)):
             examples += len(batch.x)
@@ -123,27 +124,28 @@ class BatchEngine(ABC):
             if not math.isfinite(loss):
                 raise self._diverged(f"loss is {loss} in epoch {epoch + 1}, step {step}")
             total += loss * len(batch.x)
+            if hooks is None:
+                continue
             try:
                 hooks.after_batch(epoch, step)
             except StopTraining:
-                hooks.stopped(self._state(begun, step - begun.step, step=step, loss_sum=total))
+                steps = begun.steps + step - begun.step
+                hooks.stopped(replace(begun, step=step, loss_sum=total, steps=steps, **self._held()))
                 raise
-        mean = total / max(examples, 1)
-        state = self._state(
-            begun, step - begun.step, epoch=epoch + 1, losses=[*begun.losses, mean], step=0, loss_sum=0.0
+        state = FitState(
+            epoch + 1,
+            begun.parameters,
+            losses=[*begun.losses, total / max(examples, 1)],
+            steps=begun.steps + step - begun.step,
         )
-        self._require_finite(state.parameters)
+        if hooks is not None or state.epoch == settings.epochs:
+            state = replace(state, **self._held())
+            self._require_finite(state.parameters)
         return state
 
-    def _state(self, begun: FitState, more: int, **changes: Any) -> FitState:
-        """Return where the training stands after so many steps more."""
-        return replace(
-            begun,
-            parameters=self.get_parameters(),
-            optimizer=self._optimizer_state(),
-            steps=begun.steps + more,
-            **changes,
-        )
+    def _held(self) -> dict[str, Any]:
+        """Return the fields of `FitState` that the engine holds."""
+        return {"parameters": self.get_parameters(), "optimizer": self._optimizer_state()}
 
     def _require_finite(self, parameters: Parameters) -> None:
         for name, value in parameters.items():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fedgrass.bundle import Manifest
 from fedgrass.data import ArrayDataset, DataSettings, load, split
+from fedgrass.data.arrays import shuffled
 from fedgrass.data.partition import dirichlet
 from fedgrass.errors import DataError
 
@@ -34,6 +35,18 @@ def test_the_order_of_examples_depends_on_the_seed_alone() -> None:
     order = [b.x.tolist() for b in data.batches(10, seed=3)]
     assert order == [b.x.tolist() for b in data.batches(10, seed=3)]
     assert order != [b.x.tolist() for b in data.batches(10, seed=4)]
+
+
+@given(count=st.integers(0, 200), seed=st.integers(0, 1 << 40))
+def test_a_shuffle_has_every_number_once(count: int, seed: int) -> None:
+    assert sorted(shuffled(count, seed)) == list(range(count))
+
+
+def test_a_shuffle_is_the_same_on_every_machine_and_even() -> None:
+    assert shuffled(8, 1).tolist() == [0, 2, 3, 7, 6, 1, 5, 4]
+    found = np.array([shuffled(5, seed) for seed in range(4000)])
+    often = np.array([[(found[:, place] == number).sum() for number in range(5)] for place in range(5)])
+    assert (abs(often - 800) < 130).all()
 
 
 @given(count=st.integers(1, 60), fraction=st.floats(0, 0.99), seed=st.integers(0, 3))

