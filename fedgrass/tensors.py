@@ -15,6 +15,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -105,7 +106,7 @@ def read_header(
     if length > file_bytes - 8:
         raise TruncatedFileError(f"{name}: the header claims {length} bytes, the whole file has {file_bytes}")
     try:
-        header = json.loads(_read_exactly(stream, length, name), object_pairs_hook=_no_duplicates)
+        header = _HEADERS.decode(_read_exactly(stream, length, name).decode())
     except (ValueError, RecursionError) as error:
         raise TensorFileError(f"{name}: the header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
@@ -165,7 +166,19 @@ def read_into(stream: BinaryIO | Readable, array: Array, *, name: str) -> None:
 
 def encode_header(tensors: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
     """Length prefix and header for tensors whose bytes follow in this order; the same input gives the same bytes."""
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    members = _members(tuple(tensors))
+    if metadata:
+        first = f'"__metadata__":{_COMPACT.encode(dict(sorted(metadata.items())))}'
+        members = f"{first},{members}" if members else first
+    text = f"{{{members}}}".encode()
+    text += b" " * (-len(text) % 8)  # keeps the data aligned, as the format asks
+    return struct.pack("<Q", len(text)) + text
+
+
+@lru_cache(maxsize=4)
+def _members(tensors: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> str:
+    """Return what a header says of the tensors, without its braces: the same for all updates of a model."""
+    header: dict[str, Any] = {}
     position = 0
     for name, dtype, shape in tensors:
         if dtype not in _NAMES:
@@ -173,9 +186,7 @@ def encode_header(tensors: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]],
         end = position + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end
-    text = _COMPACT.encode(header).encode()
-    text += b" " * (-len(text) % 8)  # keeps the data aligned, as the format asks
-    return struct.pack("<Q", len(text)) + text
+    return _COMPACT.encode(header)[1:-1]
 
 
 def encode(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
@@ -253,6 +264,9 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key occurs twice")
     return result
+
+
+_HEADERS = json.JSONDecoder(object_pairs_hook=_no_duplicates)
 
 
 def _read_exactly(stream: BinaryIO, count: int, name: str) -> bytes:

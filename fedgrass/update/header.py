@@ -69,9 +69,8 @@ class UpdateHeader(BaseModel):
 
     def to_metadata(self) -> dict[str, str]:
         """Return the safetensors metadata; the same header gives the same strings."""
-        fields = self.model_dump(by_alias=True, exclude={"metrics"})
-        metrics = _COMPACT.encode(dict(sorted(self.metrics.items())))
-        return {name: str(value) for name, value in fields.items()} | {"metrics": metrics}
+        fields = {name.rstrip("_"): str(value) for name, value in self if name != "metrics"}
+        return {**fields, "metrics": _COMPACT.encode(dict(sorted(self.metrics.items())))}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> UpdateHeader:
