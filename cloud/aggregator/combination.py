@@ -120,8 +120,12 @@ class Mean:
     def contribute(self, candidates: Sequence[UpdateReference], share: Share) -> None:
         """Leave this instance's lanes for the first instance."""
         candidates, factors = self._surveyed(candidates)
-        for lane in share.own:
-            vector, good = self._sum([r for r in candidates if lane_of(r.thing) == lane], factors)
+        by_lane: dict[int, list[UpdateReference]] = {lane: [] for lane in share.own}
+        for reference in candidates:
+            if (lane := lane_of(reference.thing)) in by_lane:
+                by_lane[lane].append(reference)
+        for lane, of_lane in by_lane.items():
+            vector, good = self._sum(of_lane, factors)
             share.give(lane, vector, Found(good, self._intake.refused))
 
     def _surveyed(self, candidates: Sequence[UpdateReference]) -> tuple[Sequence[UpdateReference], Factors]:
@@ -220,4 +224,5 @@ def clip_factors(clip: Clip | None, good: Sequence[Good]) -> Factors:
 
 def clipped(one: Good, factors: Factors) -> Facts:
     """Return the facts with the norm as clipped."""
-    return one.facts.measured((one.facts.norm or 0.0) * factors.get(one.reference.key, 1.0))
+    factor = factors.get(one.reference.key)
+    return one.facts if factor is None else one.facts.measured((one.facts.norm or 0.0) * factor)

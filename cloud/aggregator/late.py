@@ -8,6 +8,7 @@ update counts once, nothing else has to be kept, and a job that is run again fin
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -51,7 +52,7 @@ def earlier_rounds(rounds: Table, bucket: Bucket, record: RoundRecord, staleness
 def late_updates(source: RoundUpdates, earlier: Mapping[int, EarlierRound]) -> list[UpdateReference]:
     """Return what lies under the earlier rounds' prefixes, but for the very objects that had their turn."""
     return [
-        reference.model_copy(update={"round": number})
+        replace(reference, round=number)
         for number, known in earlier.items()
         for reference in source.of_round(number).list()
         if reference.etag not in known.spent.get(reference.key, ())

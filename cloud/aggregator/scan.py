@@ -106,6 +106,7 @@ class _Passage:
         self.failure: BaseException | None = None
         self._updates = updates
         self._tiles = enumerate(layout.tiles(BLOCK))
+        self._room = min(BLOCK, layout.size)
         self._read = [0] * len(updates)  # tiles that were read of each update
         self._changed = Condition()
 
@@ -119,7 +120,7 @@ class _Passage:
                 self._changed.notify_all()
 
     def _own_tiles(self) -> Tiles:
-        buffer: Floats = aligned(BLOCK, np.dtype(np.float32))
+        buffer: Floats = aligned(self._room, np.dtype(np.float32))
         while self.failure is None:
             with self._changed:
                 number, span = next(self._tiles, (0, None))

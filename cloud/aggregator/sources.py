@@ -5,31 +5,32 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Annotated, BinaryIO, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from fedgrass.errors import UpdateError
 
 _AHEAD = 16
 
 
-class UpdateReference(BaseModel):
+@dataclass(frozen=True)
+class UpdateReference:
     """One update in storage, pinned: ``etag`` and ``version_id`` say which bytes are meant.
 
-    ``thing`` is who the storage says wrote it; empty if the key is not an update's.
+    ``thing`` is who the storage says wrote it; empty if the key is not an update's. ``round`` is the earlier round under whose
+    prefix it lies, if not this one.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
 
     thing: str
     key: str
-    bytes: int = Field(ge=0)
+    bytes: Annotated[int, Field(ge=0)]
     etag: str = ""
     version_id: str | None = None
-    round: int | None = Field(default=None, description="Earlier round under whose prefix it lies, if not this one")
+    round: int | None = None
 
 
 class UpdateSource(Protocol):

@@ -71,7 +71,7 @@ class LaneSum:
         with _Notes(self._scratch, self._vectors(), enabled=not self._untouched) as notes:
 
             def work(tiles: Tiles) -> None:
-                spare: Sums = aligned(BLOCK, self._dtype)
+                spare: Sums = aligned(min(BLOCK, self._layout.size), self._dtype)
                 for span, blocks in tiles:
                     notes.take(span)
                     partial = spare[: span.stop - span.start] if self._partial is None else self._partial[span]

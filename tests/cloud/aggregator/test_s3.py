@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_without_versions_a_replaced_update_is_missing_rather_than_another(fleet
     fleet.put("press-a", b"first")
     (pinned,) = updates(fleet).list()
     fleet.put("press-a", b"later")
-    unversioned = pinned.model_copy(update={"version_id": None})
+    unversioned = replace(pinned, version_id=None)
     with pytest.raises(UpdateError, match="no longer there") as raised:
         updates(fleet).open(unversioned)
     assert raised.value.code == "missing"
