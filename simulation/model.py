@@ -19,5 +19,7 @@ def rebased(manifest: Manifest, parameters_sha256: str, *, version: str = "") ->
 def in_folder(manifest: Manifest, parameters: Parameters, folder: Path, *, version: str) -> Bundle:
     """Write the parameter file and return the bundle that it makes, for aggregation only: no other file is there."""
     content = b"".join(tensors.encode(parameters))
-    (folder / PARAMETERS).write_bytes(content)
+    path = folder / PARAMETERS
+    path.unlink(missing_ok=True)  # to truncate a file is to wait: ext4 then writes the new content to the disk at once
+    path.write_bytes(content)
     return Bundle(folder, rebased(manifest, hashlib.sha256(content).hexdigest(), version=version))

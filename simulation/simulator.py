@@ -23,6 +23,7 @@ from cloud.aggregator.strategies import make_strategy
 from fedgrass.bundle import Bundle, Parameters
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Engine
+from fedgrass.engines.checks import Checked
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
@@ -85,13 +86,13 @@ class Simulator:
             examples = prepare(simulation, bundle.manifest, self._scratch)
             self._crew = Crew(Setup(simulation, bundle.folder.resolve(), self._scratch, residuals), workers)
             kept = next(examples.kept.batches(len(examples.kept)))
-            self._kept = ArrayDataset(kept.x, kept.y)
+            self._kept = Checked(ArrayDataset(kept.x, kept.y))
             self._engine: Engine = open_engine(simulation.engine, bundle, builder=simulation.builder)
         except BaseException:
             shutil.rmtree(self._scratch)  # processes that have been started end when their pipes do
             raise
         self.standing = standing or Standing((), bundle.manifest.version, bundle.parameters(), {})
-        self._saved_at = -math.inf
+        self._saved_at = clock()
         self._save_each = not codec_named(simulation.fleet.update.codec).parameters.lossless
         self._base = self._publish(self.standing)
         self.evaluation = self._evaluate(self.standing.parameters)

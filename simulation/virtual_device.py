@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Dataset, Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.protocol.messages import Announcement
-from fedgrass.training import fit
+from fedgrass.training import Fitted, fit
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.registry import codec_named
 from fedgrass.update.writer import encode_update
@@ -24,11 +25,20 @@ from simulation.attacks import MirroredLabels, attacked_bytes, attacked_paramete
 from simulation.settings import Attack
 from simulation.world import thing_name
 
-_NOTHING = np.empty(0, np.float32)
+_NONE = ArrayDataset(np.empty(0, np.float32), np.empty(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every device of a round has in common: the base, as parameters and as its manifest, and what was announced."""
+
+    base: Parameters
+    manifest: Manifest
+    announcement: Announcement
 
 
 class VirtualDevices:
-    """Trains one device after the other with one engine.
+    """Trains devices with one engine, and encodes what they have learnt.
 
     Parameters
     ----------
@@ -41,46 +51,42 @@ class VirtualDevices:
         self._residuals = residuals
         self._classes = manifest.output.shape[-1] if manifest.output.shape else 1
 
-    def update(
-        self,
-        device: int,
-        data: Dataset,
-        base: Parameters,
-        manifest: Manifest,
-        announcement: Announcement,
-        attack: Attack | None,
-    ) -> bytes:
-        """Return the device's update file.
+    def train(self, device: int, data: Dataset, given: Assignment, attack: Attack | None) -> Fitted:
+        """Return what the device has learnt.
 
         Raises
         ------
         FedgrassError
             If the device fails: its examples do not fit the model, or its training diverges.
         """
-        thing = thing_name(device)
         if attack is not None and attack.kind == "label_flip":
             data = Checked(MirroredLabels(data, self._classes))
-        self._engine.set_parameters(base)
-        fitted = fit(self._engine, manifest, Split(data, ArrayDataset(_NOTHING, _NOTHING)), announcement, thing)
-        local = fitted.parameters if attack is None else attacked_parameters(base, fitted.parameters, attack)
-        task = announcement.update
+        self._engine.set_parameters(given.base)
+        examples = Split(data, _NONE)
+        return fit(self._engine, given.manifest, examples, given.announcement, thing_name(device))
+
+    def encode(self, fitted: Fitted, given: Assignment, attack: Attack | None) -> bytes:
+        """Return the device's update file; raises `FedgrassError` if it has nothing finite to tell."""
+        thing, announced = fitted.header.thing, given.announcement
+        local = fitted.parameters if attack is None else attacked_parameters(given.base, fitted.parameters, attack)
+        task = announced.update
         encoded = encode_update(
-            base,
+            given.base,
             local,
             fitted.header,
             codec=task.codec,
             clip_norm=task.clip_norm,
             noise_multiplier=task.noise_multiplier,
-            feedback=self._feedback(thing, manifest, announcement),
-            noise_seed=_seeds(f"{announcement.cohort.salt}/{thing}"),
+            feedback=self._feedback(thing, given),
+            noise_seed=_seeds(f"{announced.cohort.salt}/{thing}"),
         )
         content = encoded.to_bytes()
         return content if attack is None else attacked_bytes(content, attack)
 
-    def _feedback(self, thing: str, manifest: Manifest, announcement: Announcement) -> ErrorFeedback | None:
-        if codec_named(announcement.update.codec).parameters.lossless:
+    def _feedback(self, thing: str, given: Assignment) -> ErrorFeedback | None:
+        if codec_named(given.announcement.update.codec).parameters.lossless:
             return None
-        return _Residual(self._residuals / f"{thing}.safetensors", manifest, str(announcement.round))
+        return _Residual(self._residuals / f"{thing}.safetensors", given.manifest, str(given.announcement.round))
 
 
 class _Residual(ErrorFeedback):

@@ -25,12 +25,15 @@ from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.messages import Announcement
+from fedgrass.training import Fitted
 from simulation.examples import mapped
 from simulation.model import rebased
 from simulation.settings import Attack, Simulation
 from simulation.updates import VirtualUpdates
-from simulation.virtual_device import VirtualDevices
+from simulation.virtual_device import Assignment, VirtualDevices
 from simulation.world import World, thing_name
+
+_TOGETHER_BYTES = 16 << 20  # of parameters that are trained before they are encoded
 
 
 @dataclass(frozen=True)
@@ -136,15 +139,22 @@ class Worker:
         self._connection.send(Done(failures, None))
 
     def _train(self, base: Bundle, task: Task, updates: VirtualUpdates) -> dict[str, str]:
+        """Train some devices, then encode their updates: a processor is faster while it stays with the same code."""
         parameters, _ = tensors.load(self._scratch / PARAMETERS)
+        given = Assignment(parameters, base.manifest, task.announcement)
         failures: dict[str, str] = {}
-        for device in task.devices:
-            thing, attack = thing_name(device), self._attack(device)
-            with _noted(failures, thing):
-                content = self._devices.update(
-                    device, self._examples.of(device), parameters, base.manifest, task.announcement, attack
-                )
-                updates.put(task.announcement.round, thing, content)
+        together = max(1, _TOGETHER_BYTES // sum(value.nbytes for value in parameters.values()))
+        for start in range(0, len(task.devices), together):
+            trained: dict[int, Fitted] = {}
+            for device in task.devices[start : start + together]:
+                with _noted(failures, thing_name(device)):
+                    trained[device] = self._devices.train(
+                        device, self._examples.of(device), given, self._attack(device)
+                    )
+            for device, fitted in trained.items():
+                with _noted(failures, thing_name(device)):
+                    content = self._devices.encode(fitted, given, self._attack(device))
+                    updates.put(task.announcement.round, thing_name(device), content)
         return failures
 
     def _attack(self, device: int) -> Attack | None:

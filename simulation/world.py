@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgrass.protocol.cohort import draw
+from fedgrass.protocol.cohort import draws
 from fedgrass.protocol.messages import Cohort
 from simulation.settings import Attack, Simulation, Stragglers
 
@@ -49,7 +49,7 @@ class World:
         """Return who is asked in a round: by the real lots, with a fraction that takes exactly as many as wanted."""
         simulation = self._simulation
         salt = hashlib.sha256(f"{simulation.seed}/{number}".encode()).hexdigest()[:16]
-        lots = np.array([draw(salt, thing_name(device)) for device in range(simulation.devices)])
+        lots = draws(salt, map(thing_name, range(simulation.devices)))
         if simulation.cohort == simulation.devices:
             return Cohort(salt=salt), list(range(simulation.devices))
         fraction = float(np.partition(lots, simulation.cohort)[simulation.cohort])
