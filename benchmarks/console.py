@@ -20,7 +20,7 @@ from typing import Any
 from flask.testing import FlaskClient
 
 from cloud.console.access import Access
-from cloud.console.app import create_app
+from cloud.console.app import create_app, prepare
 from cloud.console.desk import Desk
 from cloud.infrastructure.deploy import deploy
 from fedgrass.account import Account
@@ -69,7 +69,7 @@ def main() -> None:
         app = create_app(account, Access())
         desk: Desk = app.extensions["desk"]
         began = time.perf_counter()
-        desk.prepare()
+        prepare(app)
         client = app.test_client()
         cold = _load(client, "/")
         while not desk.index.look(60).complete:

@@ -55,6 +55,14 @@ def create_app(account: Account, access: Access, *, clock: Callable[[], float] =
     return app
 
 
+def prepare(app: Flask) -> None:
+    """Make what is made once, so that no page waits for it; raises what AWS has against the console."""
+    desk: Desk = app.extensions["desk"]
+    desk.prepare()
+    for name in app.jinja_env.list_templates():
+        app.jinja_env.get_template(name)
+
+
 def _refused(error: FedgrassError) -> tuple[str, int]:
     status = 409 if isinstance(error, RoundRefusedError) else 404 if isinstance(error, RecordError) else 500
     return _error_page(status, "That did not work", str(error), error.code)

@@ -50,7 +50,7 @@ def console(
     from botocore.config import Config
 
     from cloud.console.access import Access
-    from cloud.console.app import create_app
+    from cloud.console.app import create_app, prepare
 
     if endpoint_url is not None:
         os.environ["AWS_ENDPOINT_URL"] = endpoint_url
@@ -62,7 +62,7 @@ def console(
         max_pool_connections=2 * _THREADS,
     )
     app = create_app(Account.of(fleet, patience), access)
-    app.extensions["desk"].prepare()
+    prepare(app)
     try:
         server = waitress.server.create_server(app, host=host, port=port, threads=_THREADS, ident=None)
     except OSError as error:
