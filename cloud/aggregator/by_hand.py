@@ -18,6 +18,7 @@ from cloud.aggregator.download import download_bundle
 from cloud.aggregator.registry import Registry
 from cloud.aggregator.release import FleetClients, Release, base_of, make_component, release_of_round
 from cloud.aggregator.s3 import Bucket
+from cloud.aggregator.server_state import release_held_state
 from fedgrass import tensors
 from fedgrass.account import Account
 from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, Manifest, parse_manifest
@@ -99,6 +100,8 @@ def release(account: Account, version: str, *, canaries: bool = True) -> Release
     tried = record.active + record.refused + record.rolled_back > 0
     with tempfile.TemporaryDirectory(prefix="fedgrass-") as folder:
         bundle = _bundle_of(clients, record, report, Path(folder))
+        if record.outcome == "held" and report.server_state_sha256 is not None:
+            release_held_state(clients.bucket, record, report.server_state_sha256, Path(folder))
         released = release_of_round(
             bundle,
             clients,

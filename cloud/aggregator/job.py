@@ -36,7 +36,7 @@ from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.errors import ReleaseError, TransferError
 from fedgrass.inference import write_bundle
 from fedgrass.logs import Log
-from fedgrass.protocol.names import report_key, report_prefix
+from fedgrass.protocol.names import model_prefix, report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.refusals import refusals_before
 from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, ReleaseEntry, RoundReport
@@ -243,7 +243,7 @@ class RoundJob:
         every = settings.release_every
         if self._record.round % every:
             with self._phases.timed("release"):
-                self._publish_state(new)
+                self._publish_state(new, model_prefix(self._record.fleet, self._record.version))
                 upload(new, self._bucket, self._record.fleet)
             following = self._record.round + every - self._record.round % every
             return "advanced", f"{verdict.reason}; the next release is round {following}'s"
@@ -255,15 +255,16 @@ class RoundJob:
         return "released", verdict.reason
 
     def _hold(self, new: Bundle, reason: str) -> tuple[Outcome, str]:
-        key = report_prefix(self._record.fleet, self._record.round) + PARAMETERS
-        self._bucket.write_file(key, new.path(PARAMETERS))
+        prefix = report_prefix(self._record.fleet, self._record.round)
+        self._publish_state(new, prefix)
+        self._bucket.write_file(prefix + PARAMETERS, new.path(PARAMETERS))
         return "held", reason
 
-    def _publish_state(self, new: Bundle) -> None:
+    def _publish_state(self, new: Bundle, prefix: str) -> None:
         if self._report.aggregation is not None and self._report.aggregation.state:
             self._report.server_state_sha256 = publish_state(
                 self._bucket,
-                self._record.fleet,
+                prefix,
                 new,
                 self._report.aggregation.state,
                 self._report.strategy,
@@ -271,7 +272,7 @@ class RoundJob:
             )
 
     def _release(self, new: Bundle) -> None:
-        self._publish_state(new)
+        self._publish_state(new, model_prefix(self._record.fleet, self._record.version))
         used = self._report.aggregation.updates if self._report.aggregation else ()
         released = release_of_round(
             new, self._clients, self._record, participants=len(used), evaluation=self._report.evaluation

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from cloud.aggregator.s3 import Bucket
 from cloud.aggregator.strategies.base import State, Strategy
 from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle
+from fedgrass.errors import ReleaseError
 from fedgrass.files import write_atomically
 from fedgrass.protocol.messages import Base
-from fedgrass.protocol.names import model_prefix
+from fedgrass.protocol.names import model_prefix, report_prefix
+from fedgrass.protocol.records import RoundRecord
 
 STATE = "server.safetensors"
 _MAX_BYTES = 64 << 30
@@ -41,9 +44,20 @@ def write_state(path: Path, model: Bundle, state: State, strategy: str) -> str:
     return tensors.save(path, state, {"strategy": strategy, "parameters_sha256": model.manifest.parameters_sha256})
 
 
-def publish_state(bucket: Bucket, fleet: str, model: Bundle, state: State, strategy: str, scratch: Path) -> str:
-    """Put the state beside a model that is about to be released, and return its SHA-256; safe to repeat."""
+def publish_state(bucket: Bucket, prefix: str, model: Bundle, state: State, strategy: str, scratch: Path) -> str:
+    """Put the state beside a model that is about to be released or is held, and return its SHA-256; safe to repeat."""
     path = scratch / STATE
     digest = write_state(path, model, state, strategy)
-    bucket.publish(model_prefix(fleet, model.manifest.version) + STATE, path)
+    bucket.publish(prefix + STATE, path)
     return digest
+
+
+def release_held_state(bucket: Bucket, record: RoundRecord, sha256: str, scratch: Path) -> None:
+    """Put the state that a round kept with its held model beside that model, which is about to be released."""
+    key = report_prefix(record.fleet, record.round) + STATE
+    content = bucket.read(key, max_bytes=_MAX_BYTES)
+    if content is None or hashlib.sha256(content).hexdigest() != sha256:
+        raise ReleaseError(f"{bucket.uri(key)}: is not the state that the report of round {record.round} describes")
+    path = scratch / STATE
+    write_atomically(path, content)
+    bucket.publish(model_prefix(record.fleet, record.version) + STATE, path)

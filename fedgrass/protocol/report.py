@@ -98,7 +98,8 @@ class RoundReport(_Part):
     evaluated_by_devices: int = Field(default=0, description="Devices whose figures these are; 0: the operator's set")
     inference_accuracy: dict[str, float] = {}
     server_state_sha256: Sha256 | None = Field(
-        default=None, description="Of the server optimizer's state beside the model"
+        default=None,
+        description="Of the server optimizer's state beside the model, or beside this report if the model is held",
     )
     release: ReleaseEntry | None = None
     privacy: PrivacyLedger | None = None

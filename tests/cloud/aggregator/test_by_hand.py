@@ -14,6 +14,8 @@ from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.job import RoundJob
 from cloud.aggregator.release import publish_model
 from cloud.aggregator.s3 import RoundUpdates
+from cloud.aggregator.server_state import load_state
+from cloud.aggregator.strategies import make_strategy
 from fedgrass.bundle import Bundle
 from fedgrass.errors import ReleaseError, RoundRefusedError
 from fedgrass.protocol import tables
@@ -121,6 +123,12 @@ def test_a_model_that_was_only_the_base_of_the_next_round_is_released_and_is_a_w
     assert mill.deployed == {GLOBAL_MODEL: {"componentVersion": HELD}, "com.acme.Vision": VISION}
     record = tables.load_round(mill.clients.rounds, FLEET, ROUND)
     assert (record.outcome, "it was advanced" in record.reason) == ("released", True)
+
+
+def test_the_server_s_state_goes_with_a_held_model(mill: Mill, tmp_path: Path) -> None:
+    record = mill.run(release="never", strategy={"name": "fedavgm"})
+    released = release(mill.account, HELD)
+    assert load_state(mill.clients.bucket, released.base, make_strategy(record.settings.strategy), tmp_path)
 
 
 def test_a_model_that_is_released_by_hand_is_registered_once(mill: Mill) -> None:
