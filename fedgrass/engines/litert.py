@@ -72,17 +72,19 @@ class LiteRTEngine(BatchEngine):
         begin = self._signatures["begin_round"]
         begin(**({"seed": np.int32(settings.masks_seed())} if begin.inputs else {}))
         self._train = self._signatures["train"]
-        self._scalars = {
+        self._unset: dict[str, np.generic] = {
             "learning_rate": np.float32(settings.learning_rate),
             "proximal_mu": np.float32(settings.proximal_mu),
             "clip_norm": np.float32(settings.clip_norm),
         }
         if settings.proximal_mu == settings.clip_norm == 0 and "train_plain" in self._signatures:
             self._train = self._signatures["train_plain"]
-            self._scalars = {"learning_rate": np.float32(settings.learning_rate)}
+            self._unset = {"learning_rate": np.float32(settings.learning_rate)}
 
     def _step(self, batch: Batch) -> float:
-        return float(self._train(**self._padded(batch), **self._scalars)["loss"])
+        loss = self._train(**self._padded(batch), **self._unset)["loss"]
+        self._unset = {}  # inputs keep their values
+        return float(loss)
 
     def _sums(self, batch: Batch) -> tuple[float, float]:
         sums = self._signatures["evaluate"](**self._padded(batch))
@@ -127,6 +129,8 @@ class LiteRTEngine(BatchEngine):
 class _Signature:
     """A signature that is always called with inputs of one shape, so that its tensors are allocated once.
 
+    An input that a later call leaves out has the value that it had.
+
     The interpreter's own runner resizes and allocates at each call, which takes longer than a step of a small model. What is
     used of it here is private: tests hold both against each other.
     """
@@ -157,7 +161,7 @@ class _Signature:
 
 def _pad(array: Array, size: int, dtype: str) -> Array:
     if len(array) < size:
-        array = array.take(np.arange(size) % len(array), axis=0)
+        array = array.take(np.arange(size), axis=0, mode="wrap")
     return np.ascontiguousarray(array, dtype)
 
 

@@ -271,6 +271,21 @@ def test_training_imports_no_tensorflow() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_what_is_set_once_holds_for_every_step(digits: ArrayDataset) -> None:
+    interpreter = Interpreter(model_path=str(BUNDLE / "model.tflite"))
+    own = {name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()}
+    own["write_parameters"](**{f"p{i}": v for i, v in enumerate(Bundle.open(BUNDLE).parameters().values())})
+    own["begin_round"]()
+    settings = FitSettings(learning_rate=0.2, proximal_mu=0.1, clip_norm=0.5)
+    scalars = {name: np.float32(getattr(settings, name)) for name in ("learning_rate", "proximal_mu", "clip_norm")}
+    for batch in digits.take(64).batches(16, seed=settings.epoch_seed(0)):
+        own["train"](x=batch.x, y=batch.y, sample_weight=np.ones(16, np.float32), **scalars)
+    found = own["read_parameters"]()
+    result = LiteRTEngine(Bundle.open(BUNDLE)).fit(digits.take(64), settings)
+    for i, value in enumerate(result.parameters.values()):
+        np.testing.assert_array_equal(value, found[f"p{i}"])
+
+
 def test_a_signature_that_is_called_again_gives_what_the_interpreters_own_runner_gives(digits: ArrayDataset) -> None:
     ours = LiteRTEngine(Bundle.open(BUNDLE))
     interpreter = Interpreter(model_path=str(BUNDLE / "model.tflite"))
