@@ -69,7 +69,7 @@ class UpdateHeader(BaseModel):
 
     def to_metadata(self) -> dict[str, str]:
         """Return the safetensors metadata; the same header gives the same strings."""
-        fields = {name.rstrip("_"): str(value) for name, value in self if name != "metrics"}
+        fields = {name.rstrip("_"): str(value) for name, value in vars(self).items() if name != "metrics"}
         return {**fields, "metrics": _COMPACT.encode(dict(sorted(self.metrics.items())))}
 
     @classmethod

@@ -19,7 +19,7 @@ from fedgrass.bundle import Parameters, TensorDescription
 from fedgrass.errors import BundleError, ConfigurationError, DivergedError
 from fedgrass.noise import SEED_BYTES, add_gaussian
 from fedgrass.tensors import Array
-from fedgrass.update.codecs import Codec, Floats
+from fedgrass.update.codecs import Codec, Floats, StoredTensor
 from fedgrass.update.entropy import TENSOR, compress
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
@@ -144,7 +144,7 @@ def encode_update(
         stored: dict[str, Array] = {}
         left_out: Parameters = {}
         for name, before in base.items():
-            parameter = _description(name, before.shape, before.dtype)
+            parameter, layout = _described(encoder.name, name, before.shape, before.dtype)
             delta = difference(name)
             squares += _squares(delta)
             if not math.isfinite(squares):
@@ -154,7 +154,7 @@ def encode_update(
             if noise_multiplier > 0:
                 add_gaussian(delta, noise_multiplier * clip_norm, noise_seed())
             encoded = encoder.parameters.encode(parameter, delta, rounding)
-            for tensor, values in zip(encoder.parameters.layout(parameter), encoded, strict=True):
+            for tensor, values in zip(layout, encoded, strict=True):
                 if tensor.name in stored:
                     raise BundleError(
                         f"parameter {name!r}: another one's name is its own and a codec's suffix; rename it"
@@ -167,7 +167,7 @@ def encode_update(
         feedback.keep(residual, left_out)
     if encoder.compressed:
         stored = {TENSOR: compress(stored.values())}
-    metadata = header.model_copy(update={"codec": encoder.name}).to_metadata()
+    metadata = {**header.to_metadata(), "codec": encoder.name}
     return EncodedUpdate(stored, metadata, math.sqrt(squares) * scale)
 
 
@@ -184,8 +184,11 @@ def _decoded(codec: Codec, parameter: TensorDescription, encoded: Sequence[Array
 
 
 @lru_cache(maxsize=4096)
-def _description(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> TensorDescription:
-    return TensorDescription.model_validate({"name": name, "shape": shape, "dtype": dtype.name})
+def _described(
+    codec: str, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[TensorDescription, tuple[StoredTensor, ...]]:
+    parameter = TensorDescription.model_validate({"name": name, "shape": shape, "dtype": dtype.name})
+    return parameter, codec_named(codec).parameters.layout(parameter)
 
 
 def _difference(before: Array, after: Array) -> Floats:
