@@ -83,6 +83,10 @@ def test_a_model_that_was_held_is_released_by_hand(operator: Operator, page: Pag
     expect(page.get_by_role("status")).to_contain_text(f"Model {version} is released")
     eventually(lambda: operator.active_versions() == {version}, timeout=ROUND_SECONDS)
     assert operator.model == version
+    packages = operator.fleet.aws.client("sagemaker").list_model_packages(
+        ModelPackageGroupName=operator.fleet.outputs.model_package_group
+    )["ModelPackageSummaryList"]
+    assert any(package["ModelPackageDescription"].endswith(f" {version}") for package in packages)
 
 
 def test_an_open_round_is_cancelled(operator: Operator, page: Page) -> None:
