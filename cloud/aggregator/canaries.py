@@ -32,7 +32,7 @@ class CanaryError(ReleaseError):
     `rollout.canary_seconds`.
 
     Remedy: The round's record has their reasons. If they were silent, wake them or name other canaries, and
-    start a round again.
+    start a round again; `fedgrass model release` releases the model that was held.
     """
 
     code = "canaries"
