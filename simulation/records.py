@@ -29,8 +29,13 @@ class SimulatedRound(_Part):
 
     @property
     def evaluation(self) -> Evaluation:
-        """The fleet's model after the round: a model that was not released changes nothing."""
-        return (self.report.evaluation if self.report.outcome == "released" else None) or self.before
+        """The model that the next round begins with: one that was held changes nothing."""
+        return (self.report.evaluation if self.went_on else None) or self.before
+
+    @property
+    def went_on(self) -> bool:
+        """Whether the round's model is the next round's base."""
+        return self.report.outcome in ("released", "advanced")
 
 
 class Timing(_Part):

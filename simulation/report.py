@@ -28,7 +28,7 @@ def summarise(
 ) -> SimulationReport:
     """Return what a run found; there is at least one round."""
     evaluations = [r.evaluation for r in rounds]
-    last = next((r.report.model for r in reversed(rounds) if r.report.outcome == "released" and r.report.model), None)
+    last = next((r.report.model for r in reversed(rounds) if r.went_on and r.report.model), None)
     final = last or rounds[-1].report.base
     return SimulationReport(
         simulation=simulation,
@@ -80,9 +80,9 @@ def draw(report: SimulationReport, rounds: Sequence[SimulatedRound]) -> bytes:
     figure, (left, right) = page.new_figure(widths=(3, 2))
     values, what = _curve(report, rounds)
     left.plot(range(len(values)), values, color=BLUE, linewidth=2)
-    held = [number for number, r in enumerate(rounds, 1) if r.report.outcome != "released"]
+    held = [number for number, r in enumerate(rounds, 1) if not r.went_on]
     if held:
-        left.plot(held, [values[number] for number in held], "x", color=ORANGE, label="not released")
+        left.plot(held, [values[number] for number in held], "x", color=ORANGE, label="base kept")
         left.legend(loc="lower right")
     left.set(title=f"{what} on examples that no device has", xlabel="round", ylabel=what)
     left.grid(alpha=0.3)

@@ -16,7 +16,7 @@ import numpy as np
 
 from cloud.aggregator.aggregate import Aggregation, aggregate
 from cloud.aggregator.checks import Expected
-from cloud.aggregator.gate import improved, judge
+from cloud.aggregator.gate import decided, judge
 from cloud.aggregator.privacy import noise_of
 from cloud.aggregator.report import ReportBuilder
 from cloud.aggregator.strategies import make_strategy
@@ -197,9 +197,9 @@ class Simulator:
         report.evaluation_base = before = self.evaluation
         standing = self.standing
         version, parameters, server = standing.version, standing.parameters, standing.server
-        outcome, reason, evaluation = self._judged(result)
+        outcome, reason, evaluation = self._judged(number, result)
         report.evaluation = evaluation
-        if outcome == "released" and result.parameters is not None and evaluation is not None:
+        if outcome in ("released", "advanced") and result.parameters is not None and evaluation is not None:
             version, parameters, server = next_version(version, number), result.parameters, result.state
             self.evaluation = evaluation
             self._base = self._publish(Standing((), version, parameters, server))
@@ -216,7 +216,7 @@ class Simulator:
         self.standing = Standing((*standing.rounds, simulated), version, parameters, server)
         return simulated
 
-    def _judged(self, result: Aggregation) -> tuple[Outcome, str, Evaluation | None]:
+    def _judged(self, number: int, result: Aggregation) -> tuple[Outcome, str, Evaluation | None]:
         fleet = self._simulation.fleet
         if result.parameters is None:
             reason = f"{len(result.updates)} good updates; the minimum is {fleet.min_updates}"
@@ -228,11 +228,7 @@ class Simulator:
         except EngineError as error:
             return "held", f"{error}: the base stays", None
         verdict = judge(self.evaluation, evaluation, tolerance=fleet.gate.tolerance)
-        if verdict.passed and fleet.release == "on_improvement":
-            verdict = improved(self.evaluation, evaluation)
-        if verdict.passed and fleet.release == "never":
-            return "held", "the settings release no model", evaluation
-        return ("released" if verdict.passed else "held"), verdict.reason, evaluation
+        return *decided(fleet, number, verdict, self.evaluation, evaluation), evaluation
 
     def _evaluate(self, parameters: Parameters) -> Evaluation:
         self._engine.set_parameters(parameters)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedgrass.protocol.report import Evaluation
+from fedgrass.protocol.report import Evaluation, Outcome
+from fedgrass.protocol.settings import FleetSettings
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,22 @@ def judge(base: Evaluation | None, new: Evaluation | None, *, tolerance: float) 
         passed = new.accuracy >= base.accuracy - tolerance - 1e-12  # 0.9 - 0.02 is not quite 0.88 in binary
         figures = f"accuracy {new.accuracy:.4f} after {base.accuracy:.4f}"
     return Verdict(passed, f"{figures}, tolerance {tolerance:g}" + ("" if passed else ": the base stays"))
+
+
+def decided(
+    settings: FleetSettings, number: int, verdict: Verdict, base: Evaluation | None, new: Evaluation | None
+) -> tuple[Outcome, str]:
+    """Return what becomes of the model of round ``number``, by the gate's verdict on it and the fleet's settings, and why."""
+    if not verdict.passed:
+        return "held", verdict.reason
+    if settings.release == "never":
+        return "held", f"the fleet's settings release no model; {verdict.reason}"
+    every = settings.release_every
+    if number % every:
+        return "advanced", f"{verdict.reason}; the next release is round {number + every - number % every}'s"
+    if settings.release == "on_improvement" and not (better := improved(base, new)).passed:
+        return "held", better.reason
+    return "released", verdict.reason
 
 
 def improved(base: Evaluation | None, new: Evaluation | None) -> Verdict:

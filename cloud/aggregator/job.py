@@ -22,7 +22,7 @@ from cloud.aggregator.checks import EarlierRound, Expected
 from cloud.aggregator.collected import UpdateList, pin
 from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.download import download_bundle
-from cloud.aggregator.gate import improved
+from cloud.aggregator.gate import decided
 from cloud.aggregator.hosts import BucketShare
 from cloud.aggregator.judgement import judged_model
 from cloud.aggregator.late import earlier_rounds, late_updates
@@ -226,33 +226,26 @@ class RoundJob:
         self._report.model = new
         with self._phases.timed("evaluate"):
             verdict = judged_model(self._record, self._clients, self._report, base, new, self._scratch, self._clock)
-        if not verdict.passed:
-            return self._hold(new, verdict.reason)
-        settings = self._record.settings
-        if settings.release == "never":
-            return self._hold(new, f"the fleet's settings release no model; {verdict.reason}")
-        if settings.release == "on_improvement" and self._record.round % settings.release_every == 0:
-            better = improved(self._report.evaluation_base, self._report.evaluation)
-            if not better.passed:
-                return self._hold(new, better.reason)
+        before, after = self._report.evaluation_base, self._report.evaluation
+        outcome, reason = decided(self._record.settings, self._record.round, verdict, before, after)
+        if outcome == "held":
+            return self._hold(new, reason)
         phase = load_round(self._clients.rounds, self._record.fleet, self._record.round).phase
         if phase != "aggregating":
             return self._hold(
                 new, f"the round is not aggregating any more, but {phase}: nothing is released after its end"
             )
-        every = settings.release_every
-        if self._record.round % every:
+        if outcome == "advanced":
             with self._phases.timed("release"):
                 self._publish_state(new, model_prefix(self._record.fleet, self._record.version))
                 upload(new, self._bucket, self._record.fleet)
-            following = self._record.round + every - self._record.round % every
-            return "advanced", f"{verdict.reason}; the next release is round {following}'s"
+            return outcome, reason
         try:
             with self._phases.timed("release"):
                 self._release(new)
         except (SupersededError, CanaryError) as error:
             return self._hold(new, str(error))
-        return "released", verdict.reason
+        return outcome, reason
 
     def _hold(self, new: Bundle, reason: str) -> tuple[Outcome, str]:
         prefix = report_prefix(self._record.fleet, self._record.round)

@@ -36,6 +36,14 @@ def test_a_simulation_learns_and_leaves_a_report_and_a_model_that_can_be_publish
     assert len(lines) == 4
 
 
+def test_between_releases_a_model_is_the_next_rounds_base_only(tmp_path: Path, plain: Path) -> None:
+    report = run(tmp_path / "s", {"release_every": 2})
+    _, rounds = open_report(tmp_path / "s")
+    assert [r.report.outcome for r in rounds] == ["advanced", "released", "advanced"]
+    assert (report.final_version, report.final) == ("1.3.0", open_report(plain)[0].final)
+    assert result(tmp_path / "s")[1] == result(plain)[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "options"),
     [

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from cloud.aggregator.gate import judge
+from cloud.aggregator.gate import Verdict, decided, judge
 from fedgrass.protocol.report import Evaluation
+from fedgrass.protocol.settings import FleetSettings
 
 
 def figures(accuracy: float | None, loss: float = 1.0) -> Evaluation:
@@ -38,3 +39,26 @@ def test_without_an_evaluation_set_everything_passes_and_it_is_said() -> None:
     verdict = judge(None, None, tolerance=0.0)
     assert verdict.passed
     assert "no evaluation set" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "number", "new", "outcome"),
+    [
+        ({}, 1, 0.9, "released"),
+        ({"release": "never"}, 1, 0.9, "held"),
+        ({"release": "on_improvement"}, 1, 0.9, "held"),
+        ({"release": "on_improvement"}, 1, 0.91, "released"),
+        ({"release_every": 5}, 4, 0.91, "advanced"),
+        ({"release_every": 5}, 5, 0.91, "released"),
+        ({"release_every": 5, "release": "on_improvement"}, 4, 0.9, "advanced"),
+        ({"release_every": 5, "release": "on_improvement"}, 5, 0.9, "held"),
+    ],
+)
+def test_a_model_that_passes_goes_as_far_as_the_settings_say(
+    changes: dict[str, object], number: int, new: float, outcome: str
+) -> None:
+    settings = FleetSettings().overridden(changes)
+    found, reason = decided(settings, number, Verdict(True, "passed"), figures(0.9), figures(new))
+    assert found == outcome
+    assert ("round 5" in reason) == (outcome == "advanced")
+    assert decided(settings, number, Verdict(False, "worse"), figures(0.9), figures(new)) == ("held", "worse")
