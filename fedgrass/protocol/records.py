@@ -179,7 +179,7 @@ class RoundRecord(Record):
     @field_validator("settings", mode="before")
     @classmethod
     def _settings_from_text(cls, value: object) -> object:
-        return FleetSettings.model_validate_json(value) if isinstance(value, str) else value
+        return FleetSettings.model_validate_json(value, extra="ignore") if isinstance(value, str) else value
 
     @property
     def answered(self) -> int:

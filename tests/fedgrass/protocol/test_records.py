@@ -83,6 +83,14 @@ def test_a_round_s_record_survives_the_table(rounds: Table) -> None:
     assert load_round(rounds, "f", 7) == record(7)
 
 
+def test_a_record_that_another_version_wrote_can_be_read(rounds: Table) -> None:
+    item = record(7).to_item()
+    settings = {**json.loads(item["settings"]), "mood": "good", "fit": {"epochs": 3, "batch_size": 8}}
+    rounds.put_item(Item={**item, "settings": json.dumps(settings), "weather": "fair"})
+    found = load_round(rounds, "f", 7)
+    assert (found.settings.fit.epochs, found.base) == (3, record(7).base)
+
+
 def test_participations_are_those_of_the_round_in_the_order_of_names(rounds: Table) -> None:
     rounds.put_item(Item=record(7).to_item())
     for number, thing in ((7, "b"), (7, "a"), (70, "c"), (8, "d")):
