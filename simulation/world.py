@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgrass.protocol.cohort import draws
 from fedgrass.protocol.messages import Cohort
 from simulation.settings import Attack, Simulation, Stragglers
 
@@ -49,7 +49,7 @@ class World:
         """Return who is asked in a round: by the real lots, with a fraction that takes exactly as many as wanted."""
         simulation = self._simulation
         salt = hashlib.sha256(f"{simulation.seed}/{number}".encode()).hexdigest()[:16]
-        lots = draws(salt, map(thing_name, range(simulation.devices)))
+        lots = _draws(salt, map(thing_name, range(simulation.devices)))
         if simulation.cohort == simulation.devices:
             return Cohort(salt=salt), list(range(simulation.devices))
         fraction = float(np.partition(lots, simulation.cohort)[simulation.cohort])
@@ -94,3 +94,10 @@ def thing_name(device: int) -> str:
 
 def _chosen(asked: list[int], which: NDArray[np.bool_]) -> tuple[int, ...]:
     return tuple(device for device, chosen in zip(asked, which, strict=True) if chosen)
+
+
+def _draws(salt: str, things: Iterable[str]) -> NDArray[np.float64]:
+    """Return the lots of many devices [n], each as `fedgrass.protocol.cohort.draw` has it."""
+    digests = b"".join([hashlib.sha256((salt + thing).encode()).digest() for thing in things])
+    found: NDArray[np.float64] = np.frombuffer(digests, ">u8")[::4] / 2.0**64
+    return found

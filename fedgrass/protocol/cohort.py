@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-
-import numpy as np
-from numpy.typing import NDArray
 
 
 def draw(salt: str, thing: str) -> float:
     """Return the device's lot in [0, 1): the first 8 bytes of SHA-256(salt + thing) over 2^64."""
     digest = hashlib.sha256((salt + thing).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def draws(salt: str, things: Iterable[str]) -> NDArray[np.float64]:
-    """Return the lots of many devices [n], each as `draw` has it."""
-    digests = b"".join([hashlib.sha256((salt + thing).encode()).digest() for thing in things])
-    found: NDArray[np.float64] = np.frombuffer(digests, ">u8")[::4] / 2.0**64
-    return found
 
 
 def is_member(salt: str, fraction: float, thing: str) -> bool:
