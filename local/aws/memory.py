@@ -11,23 +11,34 @@ from types import SimpleNamespace
 
 import moto.s3.models
 from moto.core.common_models import BaseModel
+from moto.s3.models import FakeKey
 
 
 def repair(bodies: Path) -> None:
     """Have moto forget what was deleted or replaced, and keep the objects of S3 in files of the folder ``bodies``.
 
     moto lists every instance that it ever made, for a dashboard that is not served here: each item of each copy of a
-    table that a transaction took, each object that was written over.
+    table that a transaction took, each object that was written over. And it copies all objects of a bucket, content and
+    all, to list the versions of a few.
     """
     bodies.mkdir(parents=True, exist_ok=True)
     BaseModel.__new__ = lambda kind, *_, **__: object.__new__(kind)
+    FakeKey.__deepcopy__ = lambda key, _memo: _listed(key)
     moto.s3.models.tempfile = SimpleNamespace(SpooledTemporaryFile=partial(_Body, bodies))
+
+
+def _listed(key: FakeKey) -> FakeKey:
+    """Copy what a list says of an object; the content is shared."""
+    listed: FakeKey = object.__new__(FakeKey)
+    vars(listed).update(vars(key), disposed=True)  # or moto would warn that nobody closed the content
+    return listed
 
 
 class _Body:
     """Takes the place of a ``SpooledTemporaryFile``, but is an open file only while it is read or written.
 
-    An account has more objects than a process may have open files.
+    An account has more objects than a process may have open files. The file goes with the last reference to it, so there
+    is nothing to close.
     """
 
     def __init__(self, folder: Path, max_size: int = 0) -> None:  # noqa: ARG002 - in memory up to there, says moto
@@ -35,7 +46,7 @@ class _Body:
         os.close(handle)
         self._path = Path(name)
         self._position = 0
-        self._remove = weakref.finalize(self, self._path.unlink, missing_ok=True)
+        weakref.finalize(self, self._path.unlink, missing_ok=True)
 
     def seek(self, position: int) -> None:
         self._position = position
@@ -44,8 +55,6 @@ class _Body:
         os.truncate(self._path, self._position)
 
     def read(self, size: int = -1) -> bytes:
-        if not self._remove.alive:
-            raise ValueError("I/O operation on closed file")
         with self._path.open("rb") as file:
             file.seek(self._position)
             content = file.read(size)
@@ -58,4 +67,4 @@ class _Body:
             self._position += file.write(content)
 
     def close(self) -> None:
-        self._remove()
+        pass
