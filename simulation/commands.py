@@ -53,7 +53,7 @@ def simulate(
     codec: Annotated[
         str, typer.Option(help="Of updates: float32, int8, topk:0.05+int8+zstd, …; docs/codecs.md.")
     ] = "float32",
-    epochs: Annotated[int, typer.Option(min=1, help="On each device.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="On each device.")] = 5,
     learning_rate: Annotated[float, typer.Option(help="On each device.")] = 0.1,
     dropout: Annotated[float, typer.Option(help="Share of the asked that never answers.")] = 0.0,
     stragglers: Annotated[
