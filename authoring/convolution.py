@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from authoring.windows import Pair, Windows, concat, output_and_padding, pad
+from authoring.windows import ALL, Pair, Windows, concat, crop, output_and_padding, pad
 
 Tensor = Any
 
@@ -35,16 +35,26 @@ MAX_PATCH_BYTES = 64 << 20
 """Above this, patches would cost a device too much memory."""
 
 
-def product(a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
+def in_parts(x: Tensor) -> Tensor:
+    """Shape x [..., C] as [parts, rows, C].
+
+    What uses a tensor should use it in this shape: XNNPACK copies a tensor that is used in more than one.
+    """
+    rows = x.shape.num_elements() // x.shape[-1]
+    parts = max(n for n in range(1, _MAX_PARTS + 1) if n == 1 or (rows % n == 0 and rows >= n * _MIN_ROWS))
+    return tf.reshape(x, [parts, -1, x.shape[-1]])
+
+
+def product(a: Tensor, b: Tensor, *, transpose_b: bool = False) -> Tensor:
     """Multiply two matrices. In three dimensions, lest LiteRT's converter choose its slow FULLY_CONNECTED."""
-    parts = 1
-    if transpose_a:
-        # Of aᵀ · b with many rows, parts fit the cache and keep several threads busy; their sum is the product.
-        rows = a.shape[0]
-        parts = max(n for n in range(1, _MAX_PARTS + 1) if n == 1 or (rows % n == 0 and rows >= n * _MIN_ROWS))
-    a, b = (tf.reshape(m, [parts, -1, m.shape[1]]) for m in (a, b))
-    found = tf.matmul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
-    return tf.reduce_sum(found, axis=0) if parts > 1 else tf.reshape(found, found.shape[1:])
+    found = tf.matmul(in_parts(a), tf.expand_dims(b, 0), transpose_b=transpose_b)
+    return tf.reshape(found, [-1, found.shape[2]])
+
+
+def transposed_product(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀ · b: parts of many rows fit the cache and keep several threads busy; their sum is the product."""
+    found = tf.matmul(in_parts(a), in_parts(b), transpose_a=True)
+    return tf.reduce_sum(found, axis=0) if found.shape[0] > 1 else tf.reshape(found, found.shape[1:])
 
 
 class _Blocks:
@@ -101,12 +111,12 @@ class _Blocks:
         columns = self.per_patch * self.stride * self.block
         spread = tf.reshape(matrix, [self.kernel[0], columns, self.channels, self.block * self.kernel[3]])
         parts = zip(self._shifts(), _split(spread, self.block), strict=True)
-        return _sum([part[:, shift : shift + self.kernel[1]] for shift, part in parts])
+        return _sum([crop(part, ALL, slice(shift, shift + self.kernel[1])) for shift, part in parts])
 
     def outputs(self, matrix: Tensor) -> Tensor:
         """[rows, block · N] as an image."""
         y = tf.reshape(matrix, [self.batch, self.down, self.blocks * self.block, self.kernel[3]])
-        return y[:, :, : self.across] if self.blocks * self.block > self.across else y
+        return crop(y, ALL, ALL, slice(self.across))
 
     def unoutputs(self, dy: Tensor) -> Tensor:
         """Adjoint of `outputs`."""
@@ -118,12 +128,8 @@ class _Blocks:
         return [self.stride * v for v in range(self.block)]
 
     def _fit(self, x: Tensor, before: int, columns: int) -> Tensor:
-        x = x[:, :, max(-before, 0) :, :] if before < 0 else x
-        after = columns - x.shape[2] - max(before, 0)
-        x = x[:, :, :after, :] if after < 0 else x
-        if before > 0 or after > 0:
-            x = pad(x, [[0, 0], [0, 0], [max(before, 0), max(after, 0)], [0, 0]])
-        return x
+        x = crop(x, ALL, ALL, slice(max(-before, 0), min(x.shape[2], columns - before)))
+        return pad(x, [[0, 0], [0, 0], [max(before, 0), columns - x.shape[2] - max(before, 0)], [0, 0]])
 
 
 def convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tensor | None:
@@ -139,7 +145,7 @@ def convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tenso
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
             dy = layout.unoutputs(dy)
             dx = layout.scatter(product(dy, matrix, transpose_b=True))
-            return dx, layout.untoeplitz(product(patches, dy, transpose_a=True))
+            return dx, layout.untoeplitz(transposed_product(patches, dy))
 
         return layout.outputs(product(patches, matrix)), gradient
 
@@ -149,8 +155,10 @@ def convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tenso
 
 def bias_add(x: Tensor, bias: Tensor, data_format: str = "NHWC") -> Tensor:
     """Add bias [C] to x [B, …, C]; few channels in rows as long as the last two axes, since XNNPACK adds row by row."""
-    if data_format != "NHWC" or x.shape.rank < 3 or x.shape[-1] >= _LANES:
+    if data_format != "NHWC" or x.shape.rank < 3:
         return _tf_bias_add(x, bias, data_format)
+    if x.shape[-1] >= _LANES:
+        return tf.reshape(_tf_bias_add(in_parts(x), bias), x.shape)
     width, channels = x.shape[-2:]
 
     def add(x: Tensor, bias: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
@@ -166,12 +174,20 @@ def bias_add(x: Tensor, bias: Tensor, data_format: str = "NHWC") -> Tensor:
     return found
 
 
-_tf_bias_add = tf.nn.bias_add
+def relu(x: Tensor) -> Tensor:
+    """In the shape that `bias_add` and the products use."""
+    if x.shape.rank < 3 or x.shape[-1] < _LANES:
+        return _tf_relu(x)
+    return tf.reshape(_tf_relu(in_parts(x)), x.shape)
+
+
+_tf_bias_add, _tf_relu = tf.nn.bias_add, tf.nn.relu
 
 
 def _split(x: Tensor, parts: int) -> list[Tensor]:
     size = x.shape[-1] // parts
-    return [x[..., i * size : (i + 1) * size] for i in range(parts)]
+    before = [ALL] * (x.shape.rank - 1)
+    return [crop(x, *before, slice(i * size, (i + 1) * size)) for i in range(parts)]
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:

@@ -9,12 +9,14 @@ LiteRT's operator.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from authoring.windows import Pair, Windows, concat, output_and_padding, pad
+from authoring.convolution import in_parts
+from authoring.windows import ALL, Pair, Windows, concat, crop, output_and_padding, pad
 
 Tensor = Any
 
@@ -42,119 +44,118 @@ def depthwise_convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str
     return found
 
 
-class _Strips:
-    """Images x [B, H, W, C] as strips of ``rows`` rows of output, for each channel [C, strips of all images, pixels].
+@dataclass(frozen=True)
+class _Rows:
+    """How the rows of images are dealt out to strips: each has its ``own``, and sees some ``above`` and ``below`` them."""
 
-    A strip's pixels are those of its own rows, and of the rows above the next strip's kernels reach back to: ``overlap``.
+    height: int
+    width: int
+    own: int
+    above: int
+    below: int
+
+    @property
+    def seen(self) -> range:
+        """Rows that a strip sees, counted from its own first one."""
+        return range(-self.above, self.own + self.below)
+
+
+class _Strips:
+    """Images x [B, H, W, C] and their convolutions y as ``count`` strips for each image, ``rows`` of y in each.
+
+    A strip of y is a product of the rows of x that it depends on and a matrix; so is a strip of the gradient by x, of the
+    rows of dy that depend on it.
     """
 
     def __init__(self, x: Sequence[int], kernel: Pair, strides: Pair, padding: str, rows: int) -> None:
-        self._batch, self._height, self._width, self._channels = x
-        self._down, top = output_and_padding(x[1], kernel[0], strides[0], padding)
-        self._across, self._left = output_and_padding(x[2], kernel[1], strides[1], padding)
-        self._kernel, self._strides, self._rows = kernel, strides, min(rows, self._down)
-        self._count = -(-self._down // self._rows)
-        if self._count == 1:
-            # The matrix knows the image's edges: nothing needs padding.
-            self._top, self._step, self._overlap = top, self._height, 0
-        else:
-            self._top, self._step = 0, self._rows * strides[0]
-            self._overlap = max(kernel[0] - strides[0], 0)
-        self._before = top - self._top
-        self._depth = (self._step + self._overlap) * self._width
-        self.columns = self._rows * self._across
+        self._batch, height, width, self._channels = x
+        self._kernel, self._strides = kernel, strides
+        down, self._top = output_and_padding(height, kernel[0], strides[0], padding)
+        across, self._left = output_and_padding(width, kernel[1], strides[1], padding)
+        if rows >= down:
+            self.count = 1
+            self.x, self.y = _Rows(height, width, height, 0, 0), _Rows(down, across, down, 0, 0)
+            return
+        own = rows * strides[0]
+        self.count = max(-(-down // rows), -(-height // own))
+        self.x = _Rows(height, width, own, self._top, max(kernel[0] - strides[0] - self._top, 0))
+        above, below = (kernel[0] - 1 - self._top) // strides[0], -(-self._top // strides[0])
+        self.y = _Rows(down, across, rows, above, below)
 
     @property
     def waste(self) -> float:
-        """Multiplications for each one needed; infinite if a strip would reach beyond the next one."""
-        if self._overlap > self._step:
+        """Multiplications for each one needed; infinite if a strip would see beyond the next one."""
+        if any(max(rows.above, rows.below) > rows.own for rows in (self.x, self.y)):
             return float("inf")
-        lanes = -(-self.columns // _LANES) * _LANES
-        needed = self._down * self._across * self._kernel[0] * self._kernel[1]
-        return self._count * self._depth * lanes / needed
+        lanes = -(-self.y.own * self.y.width // _LANES) * _LANES
+        needed = self.y.height * self.y.width * self._kernel[0] * self._kernel[1]
+        return self.count * len(self.x.seen) * self.x.width * lanes / needed
 
-    def cut(self, x: Tensor) -> Tensor:
-        """[C, strips, pixels]."""
-        flat = tf.transpose(tf.reshape(x, [-1, self._channels]))
-        rows = tf.reshape(flat, [self._channels * self._batch, self._height, self._width])
-        if self._count > 1:
-            rows = self._fit(rows, self._before, self._padded_height)
-        if self._overlap:
-            cells = tf.reshape(rows, [-1, self._count + 1, self._step * self._width])
-            rows = concat([cells[:, :-1], cells[:, 1:, : self._overlap * self._width]], 2)
-        return tf.reshape(rows, [self._channels, self._batch * self._count, self._depth])
+    def cut(self, image: Tensor, rows: _Rows) -> Tensor:
+        """[C, strips of all images, pixels of their own]."""
+        flat = tf.transpose(in_parts(image), [2, 0, 1])
+        lines = tf.reshape(flat, [-1, rows.height, rows.width])
+        lines = pad(lines, [[0, 0], [0, self.count * rows.own - rows.height], [0, 0]])
+        return tf.reshape(lines, [self._channels, self._batch * self.count, rows.own * rows.width])
 
-    def join(self, strips: Tensor) -> Tensor:
+    def join(self, strips: Tensor, rows: _Rows) -> Tensor:
         """Adjoint of `cut`."""
-        rows = tf.reshape(strips, [self._channels * self._batch, self._count, self._depth])
-        if self._overlap:
-            own = self._step * self._width
-            cells = pad(rows[:, :, :own], [[0, 0], [0, 1], [0, 0]])
-            rows = cells + pad(rows[:, :, own:], [[0, 0], [1, 0], [0, 2 * own - self._depth]])
-        if self._count > 1:
-            rows = tf.reshape(rows, [self._channels * self._batch, self._padded_height, self._width])
-            rows = self._fit(rows, -self._before, self._height)
-        flat = tf.reshape(rows, [self._channels, self._batch * self._height * self._width])
-        return tf.reshape(tf.transpose(flat), [self._batch, self._height, self._width, self._channels])
+        lines = tf.reshape(strips, [-1, self.count * rows.own, rows.width])
+        flat = tf.reshape(crop(lines, ALL, slice(rows.height)), [self._channels, -1])
+        return tf.reshape(tf.transpose(flat), [self._batch, rows.height, rows.width, self._channels])
 
-    def outputs(self, y: Tensor) -> Tensor:
-        """[C, strips, outputs of a strip] as images."""
-        rows = tf.reshape(y, [self._channels * self._batch, self._count * self._rows, self._across])
-        flat = tf.reshape(
-            rows[:, : self._down] if self._count * self._rows > self._down else rows, [self._channels, -1]
-        )
-        return tf.reshape(tf.transpose(flat), [self._batch, self._down, self._across, self._channels])
+    def widen(self, strips: Tensor, rows: _Rows) -> Tensor:
+        """[C, strips, pixels seen]."""
+        cells = tf.reshape(strips, [self._channels * self._batch, self.count, rows.own * rows.width])
+        seen = [cells]
+        if rows.above:
+            last = cells[:, :-1, (rows.own - rows.above) * rows.width :]
+            seen.insert(0, pad(last, [[0, 0], [1, 0], [0, 0]]))
+        if rows.below:
+            first = cells[:, 1:, : rows.below * rows.width]
+            seen.append(pad(first, [[0, 0], [0, 1], [0, 0]]))
+        return tf.reshape(concat(seen, 2), [self._channels, strips.shape[1], -1])
 
-    def unoutputs(self, dy: Tensor) -> Tensor:
-        """Adjoint of `outputs`."""
-        flat = tf.transpose(tf.reshape(dy, [-1, self._channels]))
-        rows = tf.reshape(flat, [self._channels * self._batch, self._down, self._across])
-        rows = pad(rows, [[0, 0], [0, self._count * self._rows - self._down], [0, 0]])
-        return tf.reshape(rows, [self._channels, self._batch * self._count, self.columns])
-
-    def places(self) -> np.ndarray[Any, Any]:
-        """For each tap of the kernel [kh · kw], 1 where it stands in the matrix [pixels · outputs of a strip], else 0."""
-        found = np.zeros([*self._kernel, self._depth // self._width, self._width, self._rows, self._across], np.float32)
-        for a, b, i, j in np.ndindex(*self._kernel, self._rows, self._across):
-            row, column = i * self._strides[0] + a - self._top, j * self._strides[1] + b - self._left
-            if 0 <= row < found.shape[2] and 0 <= column < self._width:
+    def places(self, of_x: range, of_y: range) -> np.ndarray[Any, Any]:
+        """For each tap of the kernel, 1 where it joins pixels of these rows [kh · kw, pixels of x, pixels of y], else 0."""
+        found = np.zeros([*self._kernel, len(of_x), self.x.width, len(of_y), self.y.width], np.float32)
+        for a, b, i, j in np.ndindex(*self._kernel, len(of_y), self.y.width):
+            row = of_y[i] * self._strides[0] + a - self._top - of_x.start
+            column = j * self._strides[1] + b - self._left
+            if 0 <= row < len(of_x) and 0 <= column < self.x.width:
                 found[a, b, row, column, i, j] = 1.0
-        return found.reshape(self._kernel[0] * self._kernel[1], self._depth * self.columns)
-
-    @property
-    def _padded_height(self) -> int:
-        return self._step * (self._count + (1 if self._overlap else 0))
-
-    @staticmethod
-    def _fit(rows: Tensor, before: int, height: int) -> Tensor:
-        """Zeros before the rows (negative: drop some), and as many rows in all."""
-        rows = rows[:, max(-before, 0) :]
-        rows = rows[:, : height - max(before, 0)]
-        return pad(rows, [[0, 0], [max(before, 0), height - rows.shape[1] - max(before, 0)], [0, 0]])
+        return found.reshape(self._kernel[0] * self._kernel[1], len(of_x) * self.x.width, -1)
 
 
 _Convolve = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]]
 
 
 def _by_strips(layout: _Strips) -> _Convolve:
-    places = layout.places()
+    x_rows, y_rows = layout.x, layout.y
+    forward = layout.places(x_rows.seen, range(y_rows.own))
+    back = layout.places(range(x_rows.own), y_rows.seen).transpose(0, 2, 1)
 
     def convolve(x: Tensor, kernel: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        height, width, channels = kernel.shape
-        taps = tf.reshape(tf.transpose(tf.reshape(kernel, [height * width, channels])), [1, channels, height * width])
-        strips = layout.cut(x)
-        matrix = tf.reshape(tf.matmul(taps, places[None]), [channels, -1, layout.columns])
+        channels = kernel.shape[2]
+        taps = tf.reshape(tf.transpose(tf.reshape(kernel, [-1, channels])), [1, channels, -1])
+        strips = layout.widen(layout.cut(x, x_rows), x_rows)
 
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-            dy = layout.unoutputs(dy)
-            dx = layout.join(tf.matmul(dy, matrix, transpose_b=True))
+            dy = layout.cut(dy, y_rows)
+            dx = layout.join(tf.matmul(layout.widen(dy, y_rows), _matrices(taps, back)), x_rows)
             spread = tf.reshape(tf.matmul(strips, dy, transpose_a=True), [1, channels, -1])
-            dtaps = tf.reshape(tf.matmul(spread, np.ascontiguousarray(places.T)[None]), [channels, height * width])
-            return dx, tf.reshape(tf.transpose(dtaps), kernel.shape)
+            dtaps = tf.matmul(spread, np.ascontiguousarray(forward.reshape(len(forward), -1).T)[None])
+            return dx, tf.reshape(tf.transpose(tf.reshape(dtaps, [channels, -1])), kernel.shape)
 
-        return layout.outputs(tf.matmul(strips, matrix)), gradient
+        y = tf.matmul(strips, _matrices(taps, forward))
+        return layout.join(y, y_rows), gradient
 
     return convolve
+
+
+def _matrices(taps: Tensor, places: np.ndarray[Any, Any]) -> Tensor:
+    """[C, …] from taps [1, C, kh · kw] and places [kh · kw, …]."""
+    return tf.reshape(tf.matmul(taps, places.reshape(1, len(places), -1)), [-1, *places.shape[1:]])
 
 
 def _by_operator(shape: Sequence[int], strides: Pair, padding: str) -> _Convolve:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from authoring.convolution import product
+from authoring.convolution import product, transposed_product
 from authoring.errors import UnsupportedModelError
 from authoring.windows import Windows, concat, output_and_padding, pad
 
@@ -84,7 +84,7 @@ def _mat_mul(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
     a, b = op.inputs
     if op.get_attr("transpose_a") or op.get_attr("transpose_b"):
         raise UnsupportedModelError(op.name, "MatMul with a transposed operand", "transpose it before")
-    return product(dy, b, transpose_b=True), product(a, dy, transpose_a=True)
+    return product(dy, b, transpose_b=True), transposed_product(a, dy)
 
 
 def _bias_add(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,15 +217,18 @@ def _split_v(op: Any, *dy: Tensor) -> tuple[Tensor, None, None]:
 
 
 def _mean(op: Any, dy: Tensor) -> tuple[Tensor, None]:
-    dx, _ = _sum(op, dy)
-    return dx * (op.outputs[0].shape.num_elements() / op.inputs[0].shape.num_elements()), None
+    return _sum(op, dy * (op.outputs[0].shape.num_elements() / op.inputs[0].shape.num_elements()))
 
 
 def _sum(op: Any, dy: Tensor) -> tuple[Tensor, None]:
     shape = op.inputs[0].shape
     axes = {int(axis) % shape.rank for axis in np.atleast_1d(tf.get_static_value(op.inputs[1]))}
     kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
-    return tf.broadcast_to(tf.reshape(dy, kept), shape), None
+    dy = tf.reshape(dy, kept)
+    if shape.rank == 4 and axes == {1, 2}:
+        # Used in another shape (`in_parts`): there the converter keeps BROADCAST_TO, which is slow.
+        return dy * tf.ones([1, shape[1], shape[2], 1]), None
+    return tf.broadcast_to(dy, shape), None
 
 
 def _padding(size: int, kernel: int, stride: int, padding: str) -> list[int]:

@@ -89,15 +89,17 @@ def module(
         logits, new_statistics = forward.logits(x, present, number)
         result = loss(logits, y)
         share = sample_weight / tf.maximum(tf.reduce_sum(sample_weight), 1e-12)
-        upstream = result.gradient * tf.reshape(share, [batch] + [1] * (logits.shape.rank - 1))
+        # What the gradients, and so what is added to or held against them, are times.
+        scale = learning_rate if optimizer.linear else tf.constant(1.0)
+        upstream = result.gradient * tf.reshape(share * scale, [batch] + [1] * (logits.shape.rank - 1))
         found = tf.gradients(logits, trained, grad_ys=upstream)
         for name, gradient in zip(forward.names, found, strict=True):
             if gradient is None:
                 raise UnsupportedModelError(name, "a parameter that does not reach the output", "freeze it")
         if proximal_mu is not None:
-            found = [g + proximal_mu * (p - a) for g, p, a in zip(found, trained, anchors, strict=True)]
+            found = [g + scale * proximal_mu * (p - a) for g, p, a in zip(found, trained, anchors, strict=True)]
         if clip_norm is not None:
-            found = _clipped(found, clip_norm)
+            found = _clipped(found, scale * clip_norm)
         optimizer.step(trained, found, learning_rate)
         for variable, value in zip(statistics, new_statistics, strict=True):
             variable.assign(value)

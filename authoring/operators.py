@@ -40,6 +40,7 @@ def exchanged(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, function in (
             (tf.nn, "bias_add", convolution.bias_add),
+            (tf.nn, "relu", convolution.relu),
             (tf.nn, "convolution", _convolution),
             (tf.nn, "depthwise_conv2d", _depthwise_conv2d),
             (tf.nn, "separable_conv2d", _separable_conv2d),

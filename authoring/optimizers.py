@@ -14,10 +14,15 @@ Variable = Any
 
 
 class Optimizer(Protocol):
-    """One rule of descent. ``state`` is empty or float32 variables that start at ``initial`` in every round."""
+    """One rule of descent. ``state`` is empty or float32 variables that start at ``initial`` in every round.
+
+    ``linear``: whether the change is the learning rate times something linear in the gradients. `step` then takes gradients
+    that are already times the learning rate: the loss's gradient is smaller than the parameters', so that is where to multiply.
+    """
 
     state: list[Variable]
     initial: list[float]
+    linear: bool
 
     def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
         """Change the parameters, which have these values now, by one step."""
@@ -25,32 +30,38 @@ class Optimizer(Protocol):
 
 
 class _SGD:
+    linear = True
+
     def __init__(self, parameters: Sequence[Variable], _: bundle.Optimizer) -> None:
         self.parameters = parameters
         self.state: list[Variable] = []
         self.initial: list[float] = []
 
-    def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+    def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor], _: Tensor) -> None:
         for parameter, value, gradient in zip(self.parameters, values, gradients, strict=True):
-            parameter.assign(value - learning_rate * gradient)
+            parameter.assign(value - gradient)
 
 
 class _Momentum:
+    linear = True
+
     def __init__(self, parameters: Sequence[Variable], settings: bundle.Optimizer) -> None:
         self.parameters = parameters
         self.momentum = settings.momentum
         self.state = [_zeros_like(parameter) for parameter in parameters]
         self.initial = [0.0] * len(self.state)
 
-    def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
+    def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor], _: Tensor) -> None:
         for parameter, value, velocity, gradient in zip(self.parameters, values, self.state, gradients, strict=True):
-            change = self.momentum * velocity - learning_rate * gradient
+            change = self.momentum * velocity - gradient
             velocity.assign(change)
             parameter.assign(value + change)
 
 
 class _Adam:
     """Adam (https://arxiv.org/abs/1412.6980); the last state variable holds beta_1^t and beta_2^t."""
+
+    linear = False
 
     def __init__(self, parameters: Sequence[Variable], settings: bundle.Optimizer) -> None:
         self.parameters = parameters

@@ -11,6 +11,8 @@ import tensorflow as tf
 Tensor = Any
 Pair = tuple[int, int]
 
+ALL = slice(None)
+
 # XNNPACK takes no more; a longer concatenation would fall back to a slow kernel.
 _MAX_PARTS = 5
 
@@ -22,6 +24,12 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
         groups = [found[i : i + _MAX_PARTS] for i in range(0, len(found), _MAX_PARTS)]
         found = [tf.concat(group, axis) if len(group) > 1 else group[0] for group in groups]
     return found[0]
+
+
+def crop(x: Tensor, *ranges: slice) -> Tensor:
+    """Slice the first axes; x itself if that is all of it, since LiteRT would copy it."""
+    whole = all(found.indices(size) == (0, size, 1) for found, size in zip(ranges, x.shape, strict=False))
+    return x if whole else x[ranges]
 
 
 def pad(x: Tensor, pads: Sequence[Sequence[int]], value: float = 0.0) -> Tensor:
@@ -87,7 +95,7 @@ class Windows:
         found = []
         for a, b in self._places():
             phase, top, left = phases[a % rows, b % columns], a // rows, b // columns
-            found.append(phase[:, top : top + down, left : left + across, :])
+            found.append(crop(phase, ALL, slice(top, top + down), slice(left, left + across)))
         return found
 
     def scatter(self, parts: Sequence[Tensor]) -> Tensor:
@@ -130,10 +138,8 @@ class Windows:
     @staticmethod
     def _resize(x: Tensor, size: Sequence[int], wanted: Sequence[int], before: Sequence[int], outside: float) -> Tensor:
         """Shift rows and columns by ``before`` (negative: drop them), and cut or pad at the end."""
-        slices, pads = [slice(None)], [[0, 0]]
+        slices, pads = [ALL], [[0, 0]]
         for have, want, shift in zip(size, wanted, before, strict=True):
             slices.append(slice(max(-shift, 0), min(have, want - shift)))
             pads.append([max(shift, 0), max(want - shift - have, 0)])
-        if any(cut != slice(0, have) for cut, have in zip(slices[1:], size, strict=True)):
-            x = x[tuple(slices)]
-        return pad(x, [*pads, [0, 0]], outside)
+        return pad(crop(x, *slices), [*pads, [0, 0]], outside)
