@@ -139,7 +139,7 @@ class Worker:
         self._connection.send(Done(failures, None))
 
     def _train(self, base: Bundle, task: Task, updates: VirtualUpdates) -> dict[str, str]:
-        """Train some devices, then encode their updates: many processors are slower for a while after LiteRT's wide instructions."""
+        """Train some devices, then encode their updates: LiteRT's wide instructions slow many processors down for a while."""
         parameters, _ = tensors.load(self._scratch / PARAMETERS)
         given = Assignment(parameters, base.manifest, task.announcement)
         failures: dict[str, str] = {}
