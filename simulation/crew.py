@@ -21,7 +21,7 @@ from fedgrass.protocol.messages import Announcement
 from simulation import worker
 from simulation.updates import VirtualUpdates
 from simulation.worker import Done, Failed, LaneTotal, Setup, Surveyed, Task
-from simulation.world import thing_name
+from simulation.world import Duties, thing_name
 
 _PATIENCE = 10.0
 _NOTHING = np.empty(0, np.float64)
@@ -76,16 +76,17 @@ class Crew:
         return [process.pid for process in self._processes if process.pid is not None]
 
     def begin(
-        self, announcement: Announcement, expected: Expected, devices: Sequence[int], elsewhere: Share | None = None
+        self, announcement: Announcement, expected: Expected, duties: Duties, elsewhere: Share | None = None
     ) -> None:
-        """Have the devices trained; those of lanes that are other hosts' are trained by these."""
+        """Have the devices do what is theirs; those of lanes that are other hosts' do so there."""
         self._elsewhere = elsewhere
         here = range(LANES) if elsewhere is None else elsewhere.own
-        lanes = {device: lane for device in devices if (lane := lane_of(thing_name(device))) in here}
+        lanes = {device: lane for device in duties.devices() if (lane := lane_of(thing_name(device))) in here}
         self._owners = {}
         for pipe, own in zip(self._pipes, shared_out(Counter(lanes.values()), here, len(self._pipes)), strict=True):
             self._owners |= dict.fromkeys(own, pipe)
-            pipe.send(Task(announcement, expected, [device for device in lanes if lanes[device] in own], own))
+            mine = {device for device, lane in lanes.items() if lane in own}
+            pipe.send(Task(announcement, expected, duties.of(mine), own))
 
     def exchange(self, found: Found) -> Found:
         """Gather what the processes found in a first pass, and tell all of them."""

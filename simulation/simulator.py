@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from cloud.aggregator.aggregate import Aggregation, aggregate
-from cloud.aggregator.checks import Expected
+from cloud.aggregator.checks import EarlierRound, Expected
 from cloud.aggregator.gate import decided, judge
 from cloud.aggregator.privacy import noise_of
 from cloud.aggregator.report import ReportBuilder
@@ -37,9 +37,9 @@ from simulation.model import in_folder
 from simulation.records import SimulatedRound
 from simulation.settings import Simulation
 from simulation.store import Standing, Store
-from simulation.updates import VirtualUpdates
+from simulation.updates import LateUpdates, VirtualUpdates
 from simulation.worker import Setup
-from simulation.world import FLEET, Plan, World
+from simulation.world import FLEET, Duties, Plan, World
 
 _BEGINNING = datetime(2000, 1, 1, tzinfo=timezone.utc)  # of the simulated clock
 _SAVE_SECONDS = 1.0
@@ -82,21 +82,24 @@ class Simulator:
         self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
         try:
             self._hosts = hosts_of(host, hosts, exchange, simulation, self._scratch)
-            residuals = self._scratch if store is None else store.residuals.resolve()
+            kept = self._scratch if store is None else store.kept.resolve()
             examples = prepare(simulation, bundle.manifest, self._scratch)
-            self._crew = Crew(Setup(simulation, bundle.folder.resolve(), self._scratch, residuals), workers)
-            kept = next(examples.kept.batches(len(examples.kept)))
-            self._kept = Checked(ArrayDataset(kept.x, kept.y))
+            self._crew = Crew(Setup(simulation, bundle.folder.resolve(), self._scratch, kept), workers)
+            judging = next(examples.kept.batches(len(examples.kept)))
+            self._judging = Checked(ArrayDataset(judging.x, judging.y))
             self._engine: Engine = open_engine(simulation.engine, bundle, builder=simulation.builder)
         except BaseException:
             shutil.rmtree(self._scratch)  # processes that have been started end when their pipes do
             raise
         self.standing = standing or Standing((), bundle.manifest.version, bundle.parameters(), {})
         self._saved_at = clock()
-        self._save_each = not codec_named(simulation.fleet.update.codec).parameters.lossless
+        self._late = LateUpdates(kept)
+        self._save_each = (
+            bool(self._strategy.staleness) or not codec_named(simulation.fleet.update.codec).parameters.lossless
+        )
+        self._bases = {one.report.round: one.report.base.parameters_sha256 for one in self.standing.rounds}
         self._base = self._publish(self.standing)
         self.evaluation = self._evaluate(self.standing.parameters)
-        self._opened = self._open(len(self.standing.rounds) + 1)
 
     def __enter__(self) -> Simulator:
         self._crew.__enter__()
@@ -133,13 +136,16 @@ class Simulator:
         for number in range(1, self._simulation.rounds + 1):
             opening, parameters = self._hosts.opening(number)
             self._base = self._publish(Standing((), opening.version, parameters, {}))
-            cohort, plan = self._open(number)
             share = self._hosts.share(number)
-            self._crew.begin(*self._task(number, cohort, opening.opened_at), plan.answers, share)
+            self._crew.begin(*self._task(number, opening.opened_at), share)
             self._hosts.tell_failures(number, self._crew.relay(share))
 
-    def _task(self, number: int, cohort: Cohort, now: datetime) -> tuple[Announcement, Expected]:
-        manifest = self._base.manifest
+    def _task(self, number: int, now: datetime) -> tuple[Announcement, Expected, Duties]:
+        manifest, staleness = self._base.manifest, self._strategy.staleness
+        cohort, _ = self._world.opened(number)
+        self._bases[number] = manifest.parameters_sha256
+        if staleness:
+            self._late.forget(number - staleness)
         expected = Expected(
             base_sha256=manifest.parameters_sha256,
             graph_sha256=manifest.graph_sha256,
@@ -147,21 +153,31 @@ class Simulator:
             round=number,
             cohort=cohort,
             checks=self._simulation.fleet.checks,
+            earlier=self._earlier(number),
         )
-        return self._announcement(number, cohort, now), expected
+        return self._announcement(number, cohort, now), expected, self._world.duties(number, staleness)
+
+    def _earlier(self, number: int) -> dict[int, EarlierRound]:
+        """Return the rounds whose late updates are wanted; see `cloud.aggregator.late`."""
+        found, base, age = {}, self._bases[number], 0
+        for earlier in range(number - 1, max(0, number - 1 - self._strategy.staleness), -1):
+            if self._bases[earlier] != base:
+                base, age = self._bases[earlier], age + 1
+            found[earlier] = EarlierRound(base, age, self._world.opened(earlier)[0])
+        return found
 
     def _round(self, number: int) -> SimulatedRound:
-        cohort, plan = self._opened
+        cohort, plan = self._world.opened(number)
         fleet, base = self._simulation.fleet, self._base
         now = self._now()
-        announced, expected = self._task(number, cohort, now)
+        announced, expected, duties = self._task(number, now)
         if self._hosts is not None:
             opening = Opening(version=self.standing.version, opened_at=now)
             self._hosts.announce(number, opening, self.standing.parameters)
         share = self._hosts.share(number) if self._hosts is not None else None
-        self._crew.begin(announced, expected, plan.answers, share)
+        self._crew.begin(announced, expected, duties, share)
         if number < self._simulation.rounds:
-            self._opened = self._open(number + 1)  # while the devices train: it does not depend on what they learn
+            self._world.opened(number + 1)  # while the devices train
         failures, updates = self._crew.end() if self._strategy.combine is not None else ({}, None)
         updates = updates or VirtualUpdates(self._scratch)
         result = aggregate(
@@ -232,17 +248,13 @@ class Simulator:
 
     def _evaluate(self, parameters: Parameters) -> Evaluation:
         self._engine.set_parameters(parameters)
-        metrics = self._engine.evaluate(self._kept)
+        metrics = self._engine.evaluate(self._judging)
         if not math.isfinite(metrics["loss"]):
             raise EngineError(f"the loss on the examples that were kept back is {metrics['loss']}")
-        return Evaluation(loss=metrics["loss"], accuracy=metrics.get("accuracy"), examples=len(self._kept))
+        return Evaluation(loss=metrics["loss"], accuracy=metrics.get("accuracy"), examples=len(self._judging))
 
     def _publish(self, standing: Standing) -> Bundle:
         return in_folder(self._manifest, standing.parameters, self._scratch, version=standing.version)
-
-    def _open(self, number: int) -> tuple[Cohort, Plan]:
-        cohort, asked = self._world.cohort(number)
-        return cohort, self._world.plan(number, asked)
 
     def _now(self) -> datetime:
         return self.standing.rounds[-1].report.finished_at if self.standing.rounds else _BEGINNING

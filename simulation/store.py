@@ -21,7 +21,7 @@ SETTINGS = "simulation.json"
 ROUNDS = "rounds.jsonl"
 STATE = "state.safetensors"
 REPORT = "report.json"
-RESIDUALS = "residuals"
+KEPT = "kept"
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Store:
         self._written = 0  # rounds that are in the file
 
     @property
-    def residuals(self) -> Path:
-        """Folder of what lossy codecs leave out."""
-        return self.folder / RESIDUALS
+    def kept(self) -> Path:
+        """Folder of what outlives a round: what lossy codecs leave out, and updates that come late."""
+        return self.folder / KEPT
 
     def begin(self, simulation: Simulation) -> None:
         """Make the folder a new simulation's.
@@ -58,7 +58,7 @@ class Store:
             raise ConfigurationError(
                 f"{self.folder}: holds a simulation; go on with --resume, or choose another --output"
             )
-        self.residuals.mkdir(parents=True, exist_ok=True)
+        self.kept.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / ROUNDS, b"")
         write_atomically(self.folder / SETTINGS, _json(simulation))
 

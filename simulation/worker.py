@@ -29,21 +29,24 @@ from fedgrass.training import Fitted
 from simulation.examples import mapped
 from simulation.model import rebased
 from simulation.settings import Attack, Simulation
-from simulation.updates import VirtualUpdates
+from simulation.updates import LateUpdates, VirtualUpdates
 from simulation.virtual_device import Assignment, VirtualDevices
-from simulation.world import World, thing_name
+from simulation.world import Duties, World, thing_name
 
 _TOGETHER_BYTES = 16 << 20  # of parameters that are trained before they are encoded
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What every process of a simulation is told when it starts."""
+    """What every process of a simulation is told when it starts.
+
+    ``kept`` is a folder that outlives rounds, and an interruption: for residuals, and for updates that come late.
+    """
 
     simulation: Simulation
     bundle: Path
     scratch: Path
-    residuals: Path
+    kept: Path
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Task:
 
     announcement: Announcement
     expected: Expected
-    devices: Sequence[int]
+    duties: Duties
     lanes: Sequence[int]
 
 
@@ -112,7 +115,8 @@ class Worker:
         bundle = Bundle.open(setup.bundle)
         engine = open_engine(setup.simulation.engine, bundle, builder=setup.simulation.builder)
         self._manifest = bundle.manifest
-        self._devices = VirtualDevices(engine, bundle.manifest, setup.residuals)
+        self._devices = VirtualDevices(engine, bundle.manifest, setup.kept)
+        self._late = LateUpdates(setup.kept)
         self._examples = mapped(setup.simulation, bundle.manifest, setup.scratch)
         self._world = World(setup.simulation)
         self._strategy = make_strategy(setup.simulation.fleet.strategy)
@@ -122,6 +126,7 @@ class Worker:
         base = Bundle(self._scratch, rebased(self._manifest, task.expected.base_sha256))
         updates = VirtualUpdates(self._scratch)
         failures = self._train(base, task, updates)
+        self._late.deliver(task.duties.arrived, updates)
         if self._strategy.combine is not None:
             self._connection.send(Done(failures, updates))
             return
@@ -144,9 +149,10 @@ class Worker:
         given = Assignment(parameters, base.manifest, task.announcement)
         failures: dict[str, str] = {}
         together = max(1, _TOGETHER_BYTES // sum(value.nbytes for value in parameters.values()))
-        for start in range(0, len(task.devices), together):
+        devices, late = [*task.duties.answers, *task.duties.late], set(task.duties.late)
+        for start in range(0, len(devices), together):
             trained: dict[int, Fitted] = {}
-            for device in task.devices[start : start + together]:
+            for device in devices[start : start + together]:
                 with _noted(failures, thing_name(device)):
                     trained[device] = self._devices.train(
                         device, self._examples.of(device), given, self._attack(device)
@@ -154,7 +160,8 @@ class Worker:
             for device, fitted in trained.items():
                 with _noted(failures, thing_name(device)):
                     content = self._devices.encode(fitted, given, self._attack(device))
-                    updates.put(task.announcement.round, thing_name(device), content)
+                    put = self._late.keep if device in late else updates.put
+                    put(task.announcement.round, thing_name(device), content)
         return failures
 
     def _attack(self, device: int) -> Attack | None:

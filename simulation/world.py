@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,19 +18,47 @@ FLEET = "simulation"
 TYPICAL_SECONDS = 60.0
 """Simulated seconds that a device needs, in the middle, from hearing of a round to its update in the cloud."""
 
+_REMEMBERED = 64  # rounds whose opening need not be worked out again
 _SPREAD = 0.25  # standard deviation of the logarithm of what devices need
 _ATTACKERS, _SLOW, _ANSWERS = 1, 2, 3  # streams of random numbers that do not depend on one another
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What becomes of those asked in a round. ``seconds`` is how long the round waits, by the simulated clock."""
+    """What becomes of those asked in a round. ``seconds`` is how long the round waits, by the simulated clock.
+
+    ``late`` are those who answer after its end, with the seconds from its opening.
+    """
 
     asked: tuple[int, ...]
     answers: tuple[int, ...]
-    late: tuple[int, ...]
+    late: Mapping[int, float]
     dropped: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Duties:
+    """What devices do in a round: some answer in time; the updates of others come later, to rounds that still want them.
+
+    ``arrived`` are the updates of earlier rounds that come now: round and device of each.
+    """
+
+    answers: Sequence[int]
+    late: Sequence[int] = ()
+    arrived: Sequence[tuple[int, int]] = ()
+
+    def devices(self) -> set[int]:
+        """Return all of them."""
+        return {*self.answers, *self.late, *(device for _, device in self.arrived)}
+
+    def of(self, devices: Collection[int]) -> Duties:
+        """Return what is for these devices to do."""
+        return Duties(
+            [device for device in self.answers if device in devices],
+            [device for device in self.late if device in devices],
+            [(number, device) for number, device in self.arrived if device in devices],
+        )
 
 
 class World:
@@ -39,11 +67,39 @@ class World:
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
         self.attack = Attack.parse(simulation.attack) if simulation.attack else None
+        self._opened: dict[int, tuple[Cohort, Plan]] = {}
 
     @cached_property
     def attackers(self) -> frozenset[int]:
         """The devices that attack."""
         return self._some(self.attack.share if self.attack else 0.0, _ATTACKERS)
+
+    def opened(self, number: int) -> tuple[Cohort, Plan]:
+        """Return who is asked in a round, and what becomes of them: nothing that is learnt changes it."""
+        if number not in self._opened:
+            cohort, asked = self.cohort(number)
+            self._opened[number] = cohort, self.plan(number, asked)
+            self._opened.pop(number - _REMEMBERED, None)
+        return self._opened[number]
+
+    def duties(self, number: int, staleness: int) -> Duties:
+        """Return what devices do in a round, if updates are wanted that are late by up to ``staleness`` rounds.
+
+        A round opens when the one before it ends: what comes in between is there for the next job.
+        """
+        plan = self.opened(number)[1]
+        if staleness == 0:
+            return Duties(plan.answers)
+        seconds = {
+            other: self.opened(other)[1].seconds for other in range(max(1, number - staleness), number + staleness + 1)
+        }
+        until = sum(seconds[other] for other in range(number, number + staleness + 1))
+        arrived = []
+        for earlier in range(max(1, number - staleness), number):
+            begin = sum(seconds[other] for other in range(earlier, number))
+            late = self.opened(earlier)[1].late
+            arrived += [(earlier, device) for device, after in late.items() if begin < after <= begin + plan.seconds]
+        return Duties(plan.answers, [device for device, after in plan.late.items() if after <= until], arrived)
 
     def cohort(self, number: int) -> tuple[Cohort, list[int]]:
         """Return who is asked in a round: by the real lots, with a fraction that takes exactly as many as wanted."""
@@ -68,7 +124,7 @@ class World:
         return Plan(
             asked=tuple(asked),
             answers=_chosen(asked, seconds <= end),
-            late=_chosen(asked, alive & (seconds > end)),
+            late={asked[place]: float(seconds[place]) for place in np.flatnonzero(alive & (seconds > end))},
             dropped=int((~alive).sum()),
             seconds=end,
         )

@@ -76,6 +76,34 @@ def test_several_hosts_give_the_same_bytes_as_one(tmp_path: Path) -> None:
         run(tmp_path / "nowhere", hosts=2)
 
 
+def test_late_updates_count_once_in_a_later_round_and_for_less(tmp_path: Path) -> None:
+    settings = {"strategy": {"name": "fedbuff", "options": {"staleness": 2}}, "quorum": 0.5}
+    options: dict[str, Any] = {"rounds": 4, "stragglers": "0.4:3x"}
+    run(tmp_path / "whole", settings, **options)
+    rounds = Store(tmp_path / "whole").rounds()
+    used = [(r.report.round, entry) for r in rounds for entry in r.report.updates]
+    late = [(number, entry) for number, entry in used if entry.late_for is not None]
+    assert late
+    assert len({entry.key for _, entry in used}) == len(used)
+    assert all(0 < entry.age <= number - (entry.late_for or 0) <= 2 for number, entry in late)
+    assert not any(r.report.quarantined for r in rounds)
+
+    def interrupt(simulated: SimulatedRound) -> None:
+        if simulated.report.round == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", settings, **options, done=interrupt)
+    run(tmp_path / "broken", settings, **options, resume=True, workers=2)
+    assert result(tmp_path / "broken") == result(tmp_path / "whole")
+    shared, meet = {**SMALL, **options, "fleet": fleet(settings)}, str(tmp_path / "meet")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(assist, 1, 2, meet, workers=1, **shared)
+        simulate(tmp_path / "two", workers=1, hosts=2, exchange=meet, **shared)
+        other.result()
+    assert result(tmp_path / "two") == result(tmp_path / "whole")
+
+
 def test_another_seed_gives_another_result_and_the_same_seed_the_same(plain: Path, tmp_path: Path) -> None:
     run(tmp_path / "same", workers=2)
     run(tmp_path / "other", seed=1)

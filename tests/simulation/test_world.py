@@ -49,6 +49,19 @@ def test_everyone_who_is_asked_answers_in_time_or_late_or_never(
     assert plan == world.plan(number, asked)
 
 
+@given(quorum=st.floats(0.1, 1), seed=st.integers(0, 99), staleness=st.integers(0, 3))
+def test_a_late_update_that_is_wanted_arrives_in_one_later_round(quorum: float, seed: int, staleness: int) -> None:
+    settings = fleet({"deadline_seconds": 200, "quorum": quorum})
+    world = World(simulation(seed=seed, fleet=settings, stragglers="0.3:4x"))
+    duties = {number: world.duties(number, staleness) for number in range(1, 9)}
+    sent = Counter((number, device) for number in range(1, 9 - staleness) for device in duties[number].late)
+    arrived = Counter(one for number in duties for one in duties[number].arrived if one[0] < 9 - staleness)
+    assert sent == arrived
+    assert all(0 < now - then <= staleness for now in duties for then, _ in duties[now].arrived)
+    for number, duty in duties.items():
+        assert set(duty.late) <= set(world.opened(number)[1].late)
+
+
 def test_attackers_are_a_share_of_the_devices_and_stay_the_same() -> None:
     world = World(simulation(attack="sign_flip:0.25"))
     assert len(world.attackers) == 10
