@@ -73,7 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Parameters, Array
     """Parameters that know the digits, and digits that they were not trained on."""
     loaded = load_digits()
     digits = ArrayDataset((loaded.images[..., None] / 16).astype(np.float32), loaded.target.astype(np.int32))
-    result = LiteRTEngine(BASE).fit(digits.take(1400), FitSettings(epochs=5, learning_rate=0.2))
+    result = LiteRTEngine(BASE).fit(digits.take(1400), FitSettings(epochs=15, learning_rate=0.05))
     return result.parameters, ArrayDataset(digits.x[1400:], digits.y[1400:])
 
 
