@@ -18,8 +18,6 @@ from fedgrass.protocol.settings import Checks
 from fedgrass.update.codecs import Floats
 from fedgrass.update.header import UpdateHeader
 
-_ROW = 4096  # scalars: so short a dot product is not worth a second thread to BLAS, which would be in the reader's way
-
 
 @dataclass(frozen=True)
 class Expected:
@@ -137,11 +135,7 @@ def sum_of_squares(values: Floats) -> float:
     UpdateError
         Coded ``not_finite``.
     """
-    whole = len(values) // _ROW * _ROW
-    rows, rest = values[:whole].reshape(-1, _ROW), values[whole:]
-    squares = float(np.add.reduce(np.vecdot(rows, rows), dtype=np.float64))
-    if len(rest):
-        squares += float(np.vecdot(rest, rest))
+    squares = float(np.dot(values, values))
     if math.isfinite(squares):
         return squares
     # Infinite also when finite values are too large for a float32 square: only then look closer.

@@ -14,6 +14,7 @@ from threading import Condition, Thread
 from typing import BinaryIO
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from cloud.aggregator.checks import Examiner, sum_of_squares
 from cloud.aggregator.sources import UpdateReference
@@ -26,6 +27,7 @@ from fedgrass.update.reader import UpdateReader
 BLOCK = 1 << 17  # scalars: half a megabyte stays in a core's cache, and calls from Python stay few
 _THREADS = min(4, os.cpu_count() or 1)
 _WORTH = 1 << 20  # scalars: with less to read, a thread takes longer to begin than it saves
+_BLAS = ThreadpoolController().select(user_api="blas")
 
 
 class OpenUpdate:
@@ -88,11 +90,12 @@ def scan(updates: Sequence[OpenUpdate], layout: Layout, work: Callable[[Tiles], 
     passage = _Passage(updates, layout)
     count = min(_THREADS, 1 + layout.size * len(updates) // _WORTH)
     others = [Thread(target=passage.run, args=(work,), name="scan", daemon=True) for _ in range(count - 1)]
-    for thread in others:
-        thread.start()
-    passage.run(work)
-    for thread in others:
-        thread.join()
+    with _BLAS.limit(limits=1):  # its threads would be in the way of these
+        for thread in others:
+            thread.start()
+        passage.run(work)
+        for thread in others:
+            thread.join()
     if passage.failure is not None:
         raise passage.failure
     for update in updates:
