@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from fedgrass.bundle import Bundle
@@ -14,12 +15,16 @@ from fedgrass.errors import TransferError
 from fedgrass.logs import Log
 
 
+@cache
 def s3_client() -> ObjectStore:
-    """Make a client with the credentials that the nucleus provides, and no retries but ours."""
-    import boto3
+    """Return this process's client: with the credentials that the nucleus provides and renews, and no retries but ours.
+
+    One for all downloads, as each costs megabytes that are not given back soon.
+    """
+    from boto3.session import Session
     from botocore.config import Config
 
-    client: ObjectStore = boto3.client(
+    client: ObjectStore = Session().client(
         "s3", config=Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "max_attempts": 2})
     )
     return client
