@@ -30,6 +30,8 @@ ensure_venv() {
   echo "Setting up .venv with $extras (once; takes a few minutes on a slow link) …" >&2
   # An interrupted set-up may have left a .venv without pip.
   .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]" 2> >(grep -v '^WARNING' >&2)
+  .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable ".[$extras]" 2> >(grep -v '^WARNING' >&2)
+  # Compiled by all processors at once; some packages bring files for other Pythons, which cannot be.
+  .venv/bin/python -m compileall -q -q -j 0 .venv/lib >/dev/null || true
   touch "$stamp-$extras"
 }

@@ -100,7 +100,6 @@ def test_the_default_demo_learns_and_every_device_ends_on_the_last_version(tmp_p
         ("Packages", signal.SIGINT),  # the local AWS is starting
         ("evaluation set", signal.SIGTERM),  # devices are installing
         ("core devices", signal.SIGINT),  # a round is running
-        ("Round 1", signal.SIGTERM),  # the comparison is being trained
     ],
 )
 def test_stopping_leaves_nothing_behind(tmp_path: Path, moment: str, number: int) -> None:
