@@ -27,7 +27,7 @@ from local.aws.client import LocalAwsProcess, start
 from tests.fixtures.mqtt import MqttClient
 from tests.fixtures.waiting import eventually
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("state machine")]  # which one stack serves
 
 FLEET = "path-tests"
 THINGS = ("a", "b", "c")
