@@ -17,7 +17,6 @@ Needs the extra ``authoring``.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import resource
@@ -29,16 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from fedgrass.data import ArrayDataset
-from fedgrass.engines.base import FitSettings
+from numpy.typing import NDArray
 
 _BATCH = 32
 _RATE = 0.01
 _NETS = ("mlp", "cnn", "depthwise")
 _SHAPES = {"mlp": (784,), "cnn": (32, 32, 3), "depthwise": (32, 32, 3)}
 _STEPS_PER_FIT = 100
-_FIT = FitSettings(learning_rate=_RATE)
+
+Arrays = tuple[NDArray[np.float32], NDArray[np.int32]]
 
 
 def main() -> None:
@@ -95,24 +93,28 @@ def _run(options: list[str], module: str = "benchmarks.training") -> str:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, env=quiet, text=True).stdout
 
 
-def _data(net: str, steps: int) -> ArrayDataset:
+def _data(net: str, steps: int) -> Arrays:
     generator = np.random.default_rng(0)
     x = generator.normal(size=(steps * _BATCH, *_SHAPES[net])).astype(np.float32)
-    return ArrayDataset(x, (x.reshape(len(x), -1)[:, :10].argmax(axis=1)).astype(np.int32))
+    return x, x.reshape(len(x), -1)[:, :10].argmax(axis=1).astype(np.int32)
 
 
 class _LiteRT:
     def __init__(self, net: str, folder: Path, threads: int) -> None:
+        # Here, as the time that imports take counts.
         from fedgrass.bundle import Bundle
+        from fedgrass.data import ArrayDataset
+        from fedgrass.engines.base import FitSettings
+        from fedgrass.engines.litert import LiteRTEngine
 
-        engine = importlib.import_module("fedgrass.engines.litert")
-        self._engine = engine.LiteRTEngine(Bundle.open(folder / net), threads=threads)
+        self._engine = LiteRTEngine(Bundle.open(folder / net), threads=threads)
+        self._dataset, self._settings = ArrayDataset, FitSettings(learning_rate=_RATE)
 
-    def train(self, data: ArrayDataset) -> None:
-        self._engine.fit(data, _FIT)
+    def train(self, data: Arrays) -> None:
+        self._engine.fit(self._dataset(*data), self._settings)
 
-    def loss(self, data: ArrayDataset) -> float:
-        return float(self._engine.evaluate(data)["loss"])
+    def loss(self, data: Arrays) -> float:
+        return float(self._engine.evaluate(self._dataset(*data))["loss"])
 
 
 class _Keras:
@@ -125,11 +127,11 @@ class _Keras:
         self._model = keras.saving.load_model(folder / f"{net}.keras", compile=False)
         self._model.compile(keras.optimizers.SGD(_RATE), "sparse_categorical_crossentropy")
 
-    def train(self, data: ArrayDataset) -> None:
-        self._model.fit(data.x, data.y, batch_size=_BATCH, shuffle=False, verbose=0)
+    def train(self, data: Arrays) -> None:
+        self._model.fit(*data, batch_size=_BATCH, shuffle=False, verbose=0)
 
-    def loss(self, data: ArrayDataset) -> float:
-        return float(self._model.evaluate(data.x, data.y, batch_size=_BATCH, verbose=0))
+    def loss(self, data: Arrays) -> float:
+        return float(self._model.evaluate(*data, batch_size=_BATCH, verbose=0))
 
 
 def _measure(contender: type[_LiteRT] | type[_Keras], net: str, arguments: argparse.Namespace) -> dict[str, float]:
@@ -139,12 +141,7 @@ def _measure(contender: type[_LiteRT] | type[_Keras], net: str, arguments: argpa
     runner.train(first)
     startup = time.perf_counter() - started
 
-    if contender is _Keras:
-        # In the order that our engine chooses, since it shuffles and Keras is told not to.
-        batches = list(check.batches(_BATCH, seed=_FIT.epoch_seed(0)))
-        runner.train(ArrayDataset(*(np.concatenate([getattr(b, name) for b in batches]) for name in ("x", "y"))))
-    else:
-        runner.train(check)
+    runner.train(_in_our_order(check) if contender is _Keras else check)
     loss = runner.loss(check)
 
     runner.train(data)
@@ -158,6 +155,15 @@ def _measure(contender: type[_LiteRT] | type[_Keras], net: str, arguments: argpa
         "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "loss": loss,
     }
+
+
+def _in_our_order(data: Arrays) -> Arrays:
+    """Return the data in the order that our engine chooses, since it shuffles and Keras is told not to."""
+    from fedgrass.data import ArrayDataset
+    from fedgrass.engines.base import FitSettings
+
+    batches = list(ArrayDataset(*data).batches(_BATCH, seed=FitSettings().epoch_seed(0)))
+    return np.concatenate([batch.x for batch in batches]), np.concatenate([batch.y for batch in batches])
 
 
 def _export(net: str, folder: Path) -> None:
