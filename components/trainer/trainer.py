@@ -26,6 +26,7 @@ from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.downloads import s3_client
 from fedgrass.edge.guard import Guard
+from fedgrass.edge.memory import give_back
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox
 from fedgrass.edge.settings import TrainerSettings
@@ -238,6 +239,7 @@ class Trainer:
         if outcome is not None:
             self._answer(job.announcement, outcome)
             self._count_examples()
+        give_back()
 
     def _answer(self, announcement: Announcement, outcome: Trained | Evaluated | Refusal) -> None:
         """Hand the round's one answer on, then note that; in this order, so that a crash between repeats it by its key."""
