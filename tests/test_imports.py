@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -85,3 +86,8 @@ def test_tensorflow_is_imported_by_authoring_and_by_the_engine_of_its_name_alone
 def test_the_clouds_side_does_not_use_what_is_the_devices() -> None:
     for side in ("cloud", "authoring"):
         assert found(side, wrong=ON_A_DEVICE | {"fedgrass.edge"}) == []
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert {name for name, count in names.items() if count > 1} == set(), "pytest collects only the first of them"
