@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from fedgrass.protocol.report import Evaluation, RoundReport
+from fedgrass.protocol.report import ADOPTED, Evaluation, RoundReport
 from simulation.settings import Simulation
 
 
@@ -35,7 +35,7 @@ class SimulatedRound(_Part):
     @property
     def went_on(self) -> bool:
         """Whether the round's model is the next round's base."""
-        return self.report.outcome in ("released", "advanced")
+        return self.report.outcome in ADOPTED
 
 
 class Timing(_Part):

@@ -28,7 +28,7 @@ from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import model_prefix, next_version, update_prefix
-from fedgrass.protocol.report import Evaluation, Outcome
+from fedgrass.protocol.report import ADOPTED, Evaluation, Outcome
 from fedgrass.update.registry import codec_named
 from simulation.crew import Crew
 from simulation.examples import prepare
@@ -215,7 +215,7 @@ class Simulator:
         version, parameters, server = standing.version, standing.parameters, standing.server
         outcome, reason, evaluation = self._judged(number, result)
         report.evaluation = evaluation
-        if outcome in ("released", "advanced") and result.parameters is not None and evaluation is not None:
+        if outcome in ADOPTED and result.parameters is not None and evaluation is not None:
             version, parameters, server = next_version(version, number), result.parameters, result.state
             self.evaluation = evaluation
             self._base = self._publish(Standing((), version, parameters, server))

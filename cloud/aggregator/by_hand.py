@@ -132,7 +132,7 @@ def roll_back(account: Account, version: str) -> Release:
     clients = fleet_clients(account)
     state = require_no_open_round(account)
     record = _round_of(clients, version)
-    if record is not None and record.outcome not in {"released", "advanced"}:
+    if record is not None and not record.adopted:
         raise ReleaseError(
             f"model {version}: round {record.round} made it, but did not release it ({record.outcome}: {record.reason})"
         )

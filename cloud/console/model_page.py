@@ -48,7 +48,7 @@ class Entry:
     @property
     def way_back(self) -> bool:
         """Whether the fleet had it before."""
-        return not self.current and (self.record is None or self.record.outcome in {"released", "advanced"})
+        return not self.current and (self.record is None or self.record.adopted)
 
 
 def pages(desk: Desk) -> Blueprint:

@@ -17,7 +17,7 @@ from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import RoundNumber, parameters_key, report_key
 from fedgrass.protocol.records import STATE_KEY, RoundRecord
 from fedgrass.protocol.refusals import count_refusals
-from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.report import ADOPTED, RoundReport
 from fedgrass.protocol.tables import load_round, set_current_model
 
 
@@ -111,7 +111,7 @@ def adopt(services: Services, report: RoundReport) -> None:
     """Make a released or advanced model the base of the next round, and keep the accountant's word on what is spent."""
     if report.privacy is not None:
         _keep_privacy(services, report)
-    if report.outcome not in ("released", "advanced") or report.model is None:
+    if report.outcome not in ADOPTED or report.model is None:
         return
     model = Base(
         version=report.model.version,

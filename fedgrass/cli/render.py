@@ -87,7 +87,7 @@ def rounds_table(records: Sequence[RoundRecord]) -> Table:
         table.add_row(
             str(record.round),
             outcome_text(record.outcome) if record.outcome else Text(record.phase, style="cyan"),
-            record.version if record.outcome in ("released", "advanced") else record.base.version,
+            record.version if record.adopted else record.base.version,
             percent(record.accuracy),
             _NOTHING if record.participants is None else f"{record.participants} of {record.asked}",
             _NOTHING if record.quarantined is None else str(record.quarantined),

@@ -29,6 +29,7 @@ from fedgrass.errors import RecordError, first_problem
 from fedgrass.protocol.messages import Base, Cohort, Count, Finite, Heartbeat, Metrics, Reason
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
+from fedgrass.protocol.report import ADOPTED
 from fedgrass.protocol.settings import FleetSettings
 
 SETTINGS_KEY = "settings"
@@ -180,6 +181,11 @@ class RoundRecord(Record):
     @classmethod
     def _settings_from_text(cls, value: object) -> object:
         return FleetSettings.model_validate_json(value, extra="ignore") if isinstance(value, str) else value
+
+    @property
+    def adopted(self) -> bool:
+        """Whether the next round begins with this one's model."""
+        return self.outcome in ADOPTED
 
     @property
     def answered(self) -> int:

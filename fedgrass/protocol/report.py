@@ -12,6 +12,9 @@ from fedgrass.protocol.privacy import PrivacyLedger
 Outcome = Literal["released", "advanced", "held", "insufficient_updates"]
 """``advanced``: the model is the base of the next round, and devices do not get it otherwise."""
 
+ADOPTED: frozenset[str] = frozenset({"released", "advanced"})
+"""Outcomes of a round whose model is the base of the next one."""
+
 MAX_REPORT_BYTES = 1 << 30
 
 
