@@ -60,8 +60,10 @@ class LaneSum:
         bool
             Whether they were added; if not, the sum is what it was.
         """
+        if not updates:  # all of them were refused: the lane that is carried waits for the next
+            return True
         lanes = [lane_of(update.reference.thing) for update in updates]
-        carried = following is not None and bool(lanes) and lane_of(following) == lanes[-1]
+        carried = following is not None and lane_of(following) == lanes[-1]
         if carried and self._partial is None:
             self._partial = np.zeros(self._layout.size, self._dtype)
         place = {
@@ -84,9 +86,8 @@ class LaneSum:
             if any(update.error for update in updates):
                 notes.put_back()
                 return False
-        if lanes:
-            self._lane = lanes[-1] if carried else None
-            self._untouched = False
+        self._lane = lanes[-1] if carried else None
+        self._untouched = False
         return True
 
     def finish(self) -> Sums:

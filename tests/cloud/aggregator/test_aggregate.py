@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 import tempfile
 import tracemalloc
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cloud.aggregator.lanes import lane_of
 from cloud.aggregator.sources import UpdateReference, open_ahead
 from cloud.aggregator.strategies import make_strategy, strategy_named
 from cloud.aggregator.vector import Layout
@@ -82,6 +84,26 @@ def test_the_order_in_which_storage_lists_updates_does_not_matter(digits: Bundle
         assert again.parameters is not None
         assert again.updates == first.updates
         assert all(again.parameters[n].tobytes() == v.tobytes() for n, v in first.parameters.items())
+
+
+@pytest.mark.parametrize("junk", [1, 63, 64, 65, 127, 128, 129, 256, 640])
+@pytest.mark.parametrize("kind", ["header", "values"])
+def test_a_run_of_refused_updates_counts_no_good_one_twice(tmp_path: Path, junk: int, kind: str) -> None:
+    base = tiny_model(tmp_path, 7)
+    lane = itertools.groupby(sorted((lane_of(f"t{i:05}"), f"t{i:05}") for i in range(16_000)), key=lambda pair: pair[0])
+    things = [thing for _, thing in next(lane)[1]][: 128 + junk]
+    ones = np.ones(7, np.float32)
+    bad = b"\xff" * 200 if kind == "header" else None
+    contents = {}
+    for place, thing in enumerate(things):
+        if 64 <= place < 64 + junk:
+            contents[thing] = bad or update_of(base, thing, np.full(7, np.nan, np.float32))
+        else:
+            contents[thing] = update_of(base, thing, ones if place < 64 else -3 * ones)
+    found = combine(base, Memory(contents))
+    assert found.parameters is not None
+    assert (len(found.updates), len(found.quarantined)) == (128, junk)
+    np.testing.assert_array_equal(flat(found.parameters), -ones)
 
 
 def test_codecs_can_be_mixed_in_a_round(digits: Bundle, tmp_path: Path) -> None:
