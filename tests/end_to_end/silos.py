@@ -14,6 +14,7 @@ import numpy as np
 
 from fedgrass.tensors import Array
 from local.fleet import LocalFleet
+from tests.fixtures.waiting import PATIENCE
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +38,7 @@ def silo_jobs(
                 "region": fleet.aws.region,
                 "loader": "npz",
                 "file": "data.npz",
-                "wait_seconds": "240",
+                "wait_seconds": str(PATIENCE),
             }
             (root / "input/config/hyperparameters.json").write_text(json.dumps(parameters))
             environment = {**os.environ, **fleet.aws.environment(), "FEDGRASS_ML_ROOT": str(root)}

@@ -8,13 +8,11 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from fedgrass.protocol import tables
-from tests.end_to_end.conftest import ROUND_SECONDS, Operator
+from tests.end_to_end.conftest import Operator
 from tests.fixtures.browser import PATIENCE_MS, chromium, serious_findings
 from tests.fixtures.waiting import eventually
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("fleet")]
-
-ROUND_MS = 1000 * ROUND_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +27,7 @@ def page(operator: Operator) -> Iterator[Page]:
 def outcome_of(page: Page, number: int, outcome: str) -> None:
     """Wait until the history shows how a round ended, which the page does by itself."""
     row = page.get_by_role("row").filter(has=page.get_by_role("link", name=str(number), exact=True))
-    expect(row.get_by_text(outcome, exact=True)).to_be_visible(timeout=ROUND_MS)
+    expect(row.get_by_text(outcome, exact=True)).to_be_visible(timeout=PATIENCE_MS)
 
 
 def test_each_page_shows_the_fleet_that_runs(operator: Operator, page: Page) -> None:
@@ -62,7 +60,7 @@ def test_a_round_is_started_watched_and_taken_back(operator: Operator, page: Pag
     row.get_by_text("Roll back", exact=True).click()
     row.get_by_role("button", name=f"Deploy {before} to the fleet").click()
     expect(page.get_by_role("status")).to_contain_text(f"Model {before} is the fleet's model again")
-    eventually(lambda: operator.active_versions() == {before}, timeout=ROUND_SECONDS)
+    eventually(lambda: operator.active_versions() == {before})
     assert operator.model == before
 
 
@@ -81,7 +79,7 @@ def test_a_model_that_was_held_is_released_by_hand(operator: Operator, page: Pag
     row.get_by_text("Release", exact=True).click()
     row.get_by_role("button", name=f"Deploy {version} to the fleet").click()
     expect(page.get_by_role("status")).to_contain_text(f"Model {version} is released")
-    eventually(lambda: operator.active_versions() == {version}, timeout=ROUND_SECONDS)
+    eventually(lambda: operator.active_versions() == {version})
     assert operator.model == version
     packages = operator.fleet.aws.client("sagemaker").list_model_packages(
         ModelPackageGroupName=operator.fleet.outputs.model_package_group

@@ -22,7 +22,7 @@ from fedgrass.update.writer import write_update
 from tests.end_to_end.conftest import Operator
 from tests.end_to_end.silos import silo_jobs
 from tests.faults import campaign
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 
 # `python -m tests.faults` puts in all of them, and often.
 SHORT_CAMPAIGN = {
@@ -69,7 +69,7 @@ def test_without_an_evaluation_set_the_devices_judge_a_model_before_it_is_releas
     kept = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
     s3.delete_object(Bucket=bucket, Key=key)
     try:
-        record = operator.run_round(gate={"devices_seconds": 60})
+        record = operator.run_round(gate={"devices_seconds": int(PATIENCE)})
     finally:
         s3.put_object(Bucket=bucket, Key=key, Body=kept)
     report = operator.demo.report_of(record.round)
@@ -171,9 +171,9 @@ def test_two_silos_and_two_devices_take_part_in_one_round(operator: Operator, tm
         return {member.thing for member in found if member.heartbeat is not None} >= everyone
 
     with silo_jobs(operator.fleet, tmp_path, data) as jobs:
-        eventually(alive, timeout=120)
+        eventually(alive)
         record = operator.run_round()
-        assert [job.wait(timeout=120) for job in jobs] == [0, 0]
+        assert [job.wait(timeout=PATIENCE) for job in jobs] == [0, 0]
     for item in (f"{silo}{suffix}" for silo in data for suffix in ("", MODEL_SUFFIX)):
         operator.demo.devices_table.delete_item(Key={"fleet": operator.fleet.fleet, "thing": item})
 
@@ -217,8 +217,7 @@ def test_the_command_line_drives_a_round_and_shows_it(operator: Operator) -> Non
     assert not [name for name in record if name.endswith("token")]
     shown = operator.command("round", "status").stdout
     assert all(thing in shown for thing in operator.fleet.devices)
-    devices = operator.command("fleet", "list").stdout
-    assert devices.count("alive") == len(operator.fleet.devices)
+    eventually(lambda: operator.command("fleet", "list").stdout.count("alive") == len(operator.fleet.devices))
     misspelt = operator.command("round", "start", "--set", "fit.epoch=1")
     assert misspelt.returncode == 1
     assert "fit.epoch: there is no such setting" in misspelt.stderr
@@ -237,6 +236,7 @@ def test_a_cancelled_round_leaves_the_model_and_frees_the_fleet(operator: Operat
 
 
 def test_a_model_that_fails_admission_is_rolled_back_and_the_cloud_is_told(operator: Operator, tmp_path: Path) -> None:
+    operator.run_round()  # a device can tell a worse model only from one that has learnt something
     before = operator.active_versions()
     good = base_bundle(operator, tmp_path)
     noise = np.random.default_rng(0)
@@ -260,8 +260,8 @@ def test_a_model_that_fails_admission_is_rolled_back_and_the_cloud_is_told(opera
         ]
         return {deployment["coreDeviceExecutionStatus"] for deployment in effective}
 
-    eventually(told, timeout=60)
-    eventually(lambda: statuses() == {"FAILED"}, timeout=60)
+    eventually(told)
+    eventually(lambda: statuses() == {"FAILED"})
     assert operator.active_versions() == before
     members = tables.fleet_members(operator.demo.devices_table, operator.fleet.fleet)
     assert all(m.model is not None and "accuracy" in m.model.reason for m in members)
@@ -282,7 +282,7 @@ def test_a_poisoned_model_reaches_the_canaries_only_and_a_good_one_the_fleet(
     iot = operator.fleet.aws.client("iot")
     iot.create_thing_group(thingGroupName="canaries")
     iot.add_thing_to_thing_group(thingGroupName="canaries", thingName="device-1")
-    staged = {"canary_group": "canaries", "canary_seconds": 60, "wait_seconds": 60}
+    staged = {"canary_group": "canaries", "canary_seconds": int(PATIENCE)}
     operator.run_round()  # a device can tell a worse model only from one that has learnt something
     before, number = operator.model, operator.next_round
     bundle = base_bundle(operator, tmp_path)
@@ -304,7 +304,7 @@ def test_a_poisoned_model_reaches_the_canaries_only_and_a_good_one_the_fleet(
         Body=(tmp_path / "update").read_bytes(),
     )
 
-    record = operator.run_round(gate={"tolerance": 1}, rollout=staged)
+    record = operator.run_round(rollout=staged)
 
     assert record.outcome == "held"
     assert "1 of 1 canaries refused" in record.reason
