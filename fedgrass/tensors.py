@@ -14,9 +14,11 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -76,7 +78,12 @@ class Header:
 
 
 def read_header(
-    stream: BinaryIO, *, file_bytes: int, name: str = "file", max_header_bytes: int = MAX_HEADER_BYTES
+    stream: BinaryIO,
+    *,
+    file_bytes: int,
+    name: str = "file",
+    max_header_bytes: int = MAX_HEADER_BYTES,
+    known: Known = MappingProxyType({}),
 ) -> Header:
     """Read and check the header at the start of ``stream``; leaves the stream at the first tensor byte.
 
@@ -91,6 +98,9 @@ def read_header(
         What to call the file in errors.
     max_header_bytes
         Bound on the header, for callers who know what it must hold.
+    known
+        Headers that are expected (`known_header`): their bytes are compared before anything is parsed. What a file is taken
+        for does not depend on it.
 
     Raises
     ------
@@ -105,16 +115,7 @@ def read_header(
         raise TensorFileError(f"{name}: the header claims {length} bytes; at most {max_header_bytes} are accepted")
     if length > file_bytes - 8:
         raise TruncatedFileError(f"{name}: the header claims {length} bytes, the whole file has {file_bytes}")
-    try:
-        header = _HEADERS.decode(_read_exactly(stream, length, name).decode())
-    except (ValueError, RecursionError) as error:
-        raise TensorFileError(f"{name}: the header is not valid JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise TensorFileError(f"{name}: the header is a {type(header).__name__}, expected an object")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise TensorFileError(f"{name}: __metadata__ must map strings to strings")
-    tensors = _specs(header, name)
+    metadata, tensors = _parse(_read_exactly(stream, length, name), known, name)
     position = tensors[-1].end if tensors else 0
     if 8 + length + position != file_bytes:
         kind = TruncatedFileError if 8 + length + position > file_bytes else TensorFileError
@@ -213,16 +214,45 @@ def _bytes(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-_Specs = tuple[TensorSpec, ...]
-_last: tuple[dict[str, Any], _Specs] = ({}, ())
-"""The tensors described last: an aggregator opens thousands of files whose headers differ in their metadata only."""
+Specs = tuple[TensorSpec, ...]
+Known = Mapping[bytes, Specs]
+"""What a header holds behind its metadata, byte by byte, and the tensors that it describes so (`known_header`)."""
+
+_BEHIND_METADATA = b'},"'
 
 
-def _specs(header: dict[str, Any], name: str) -> _Specs:
-    global _last
-    known, specs = _last
-    if header == known:
-        return specs
+def known_header(tensors: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]]) -> tuple[bytes, Specs]:
+    """Return an entry for `read_header`'s ``known``: headers that describe these tensors as we write them."""
+    members = f"{{{_members(tuple(tensors))}}}"
+    return b"," + members[1:].encode(), _specs(_HEADERS.decode(members), "header")
+
+
+def _parse(text: bytes, known: Known, name: str) -> tuple[dict[str, str], Specs]:
+    try:
+        header, specs = _decode_known(text, known)
+    except (ValueError, RecursionError) as error:
+        raise TensorFileError(f"{name}: the header is not valid JSON ({error})") from error
+    if not isinstance(header, dict):
+        raise TensorFileError(f"{name}: the header is a {type(header).__name__}, expected an object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise TensorFileError(f"{name}: __metadata__ must map strings to strings")
+    return metadata, _specs(header, name) if specs is None else specs
+
+
+def _decode_known(text: bytes, known: Known) -> tuple[Any, Specs | None]:
+    """Decode the JSON; of a known header the metadata alone. A header means the same either way."""
+    end = text.find(_BEHIND_METADATA) + 1
+    specs = known.get(text[end:].rstrip(b" ")) if known and end else None
+    if specs is not None:
+        with suppress(ValueError, RecursionError):
+            header = _HEADERS.decode((text[:end] + b"}").decode())
+            if header.keys() == {"__metadata__"}:
+                return header, specs
+    return _HEADERS.decode(text.decode()), None
+
+
+def _specs(header: dict[str, Any], name: str) -> Specs:
     if len(header) > MAX_TENSORS:
         raise TensorFileError(f"{name}: {len(header)} tensors; at most {MAX_TENSORS} are accepted")
     specs = tuple(sorted((_spec(key, entry, name) for key, entry in header.items()), key=lambda t: (t.begin, t.end)))
@@ -233,7 +263,6 @@ def _specs(header: dict[str, Any], name: str) -> _Specs:
                 f"{name}: tensor {tensor.name!r} begins at {tensor.begin}, expected {position} (holes and overlaps are refused)"
             )
         position = tensor.end
-    _last = header, specs
     return specs
 
 

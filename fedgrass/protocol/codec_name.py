@@ -12,7 +12,7 @@ from typing import Literal, cast
 Values = Literal["float32", "float16", "int8", "int4"]
 
 _NAME = re.compile(
-    r"^(?:topk:(?P<fraction>0\.\d{1,6}))?(?:(?:^|\+)(?P<values>float32|float16|int8|int4))?(?P<zstd>\+zstd)?$"
+    r"^(?:topk:(?P<fraction>0\.[0-9]{1,6}))?(?:(?:^|\+)(?P<values>float32|float16|int8|int4))?(?P<zstd>\+zstd)?"
 )
 
 
@@ -27,7 +27,7 @@ class CodecName:
     @classmethod
     def parse(cls, name: str) -> CodecName:
         """Take a name apart; raises `ValueError` with what was expected."""
-        match = _NAME.match(name)
+        match = _NAME.fullmatch(name)
         if (
             match is None
             or not (match["values"] or match["fraction"])

@@ -14,7 +14,7 @@ from fedgrass.errors import ConfigurationError, MessageError
 FleetName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 ThingName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9:_-]{1,128}$")]
 RoundNumber = Annotated[int, Field(ge=1, le=999_999)]
-Version = Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,6}\.\d{1,6}$")]
+Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 TRAINER = "com.fedgrass.Trainer"
@@ -37,7 +37,7 @@ DeviceChannel = Literal["heartbeat", "update", "model", "reply", "command"]
 _DEVICE_TOPIC = re.compile(
     r"^fedgrass/([a-zA-Z0-9_-]{1,64})/devices/([a-zA-Z0-9:_-]{1,128})/(heartbeat|update|model|reply|command)$"
 )
-_UPDATE_KEY = re.compile(r"^updates/([a-zA-Z0-9_-]{1,64})/(\d{6})/([a-zA-Z0-9:_-]{1,128})/update\.safetensors$")
+_UPDATE_KEY = re.compile(r"^updates/([a-zA-Z0-9_-]{1,64})/([0-9]{6})/([a-zA-Z0-9:_-]{1,128})/update\.safetensors")
 
 UPDATE_FILE = "update.safetensors"
 PARAMETERS_FILE = "parameters.safetensors"
@@ -106,7 +106,7 @@ class UpdateKey:
 
 def parse_update_key(key: str) -> UpdateKey:
     """Take an update's key apart; raises `MessageError` for any other key."""
-    match = _UPDATE_KEY.match(key)
+    match = _UPDATE_KEY.fullmatch(key)
     if match is None:
         raise MessageError(f"key {key!r}: expected updates/<fleet>/<round>/<thing>/{UPDATE_FILE}")
     fleet, number, thing = match.groups()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -43,6 +44,26 @@ MAX_EXAMPLES = 1 << 53
 MAX_METADATA_BYTES = 8192
 
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
+_WHOLE_NUMBER = re.compile(
+    "[1-9][0-9]{0,18}"
+)  # as it is written: no sign, point, space, underscore, or another script's digits
+
+
+def _metrics(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice")
+    for name, value in pairs:
+        if type(value) not in (int, float):  # bool is an int to isinstance, and pydantic takes text for numbers
+            raise ValueError(f"{name[:40]!r} is no number")
+    return found
+
+
+def _no_constant(text: str) -> object:
+    raise ValueError(f"{text} is no number")
+
+
+_METRICS = json.JSONDecoder(object_pairs_hook=_metrics, parse_constant=_no_constant)
 
 # A field that is wrong has its own code where that helps to find the cause.
 _REASONS: dict[str, Reason] = {
@@ -84,11 +105,17 @@ class UpdateHeader(BaseModel):
         document: dict[str, object] = dict(metadata)
         if "schema" not in document:
             raise UpdateError("corrupt_header", "the metadata lack 'schema': this is not an update file")
+        for name in ("round", "num_examples"):
+            if _WHOLE_NUMBER.fullmatch(metadata.get(name, "1")) is None:
+                reason = _REASONS.get(name, "corrupt_header")
+                raise UpdateError(reason, f"header field {name}: {metadata[name][:40]!r} is no whole number from 1")
         try:
-            document["metrics"] = json.loads(metadata.get("metrics", "{}"))
+            document["metrics"] = _METRICS.decode(metadata.get("metrics", "{}"))
             return cls.model_validate(document)
         except ValidationError as error:
             reason = _REASONS.get(first_field(error), "corrupt_header")
             raise UpdateError(reason, first_problem(error, "header", prefix="header field ")) from error
         except (ValueError, RecursionError) as error:
-            raise UpdateError("corrupt_header", f"header field 'metrics' is not JSON ({error})") from error
+            raise UpdateError(
+                "corrupt_header", f"header field metrics: expected a JSON object of numbers ({error})"
+            ) from error

@@ -48,7 +48,7 @@ class UpdateReader:
         if file_bytes > form.max_bytes:
             raise UpdateError("too_large", f"{file_bytes} bytes; an update of this model has at most {form.max_bytes}")
         self._stream = stream
-        header = _read_header(stream, file_bytes, form.max_header_bytes)
+        header = _read_header(stream, file_bytes, form)
         self.header = UpdateHeader.from_metadata(header.metadata)
         codec = codec_named(self.header.codec)
         self._codec = codec.parameters
@@ -61,7 +61,7 @@ class UpdateReader:
             _require_layout(header.tensors, [StoredTensor(TENSOR, np.dtype("<u1"), (size,))])
             self._frame = Decompressor(stream, size)
         else:
-            _require_layout(header.tensors, form.layout(codec))
+            form.require(header.tensors, codec)
 
     def fill(self, values: Floats) -> None:
         """Fill an array with the next scalars of the difference: all parameters in a row, in the manifest's order.
@@ -118,24 +118,32 @@ class _Form:
     def __init__(self, parameters: tuple[TensorDescription, ...]) -> None:
         self.max_bytes = max_update_bytes(parameters)
         self.max_header_bytes = _max_header_bytes(parameters)
+        self.known: dict[bytes, tensors.Specs] = {}
         self._parameters = parameters
-        self._layouts: dict[str, list[StoredTensor]] = {}
+        self._specs: dict[str, tensors.Specs] = {}
 
-    def layout(self, codec: UpdateCodec) -> list[StoredTensor]:
-        if codec.name not in self._layouts:
-            if len(self._layouts) == _KEPT:  # a device chooses its codec's name
-                self._layouts.clear()
-            self._layouts[codec.name] = [t for one in self._parameters for t in codec.parameters.layout(one)]
-        return self._layouts[codec.name]
+    def require(self, found: tensors.Specs, codec: UpdateCodec) -> None:
+        """Raise `UpdateError` unless these are the tensors that the codec makes of the model."""
+        if found is self._specs.get(codec.name):  # its header was compared byte by byte
+            return
+        expected = [tensor for parameter in self._parameters for tensor in codec.parameters.layout(parameter)]
+        _require_layout(found, expected)
+        if len(self._specs) == _KEPT:  # a device chooses its codec's name
+            self._specs.clear()
+            self.known.clear()
+        behind, specs = tensors.known_header((tensor.name, tensor.dtype, tensor.shape) for tensor in expected)
+        self.known[behind] = self._specs[codec.name] = specs
 
 
 _KEPT = 8
 _form = lru_cache(maxsize=_KEPT)(_Form)
 
 
-def _read_header(stream: BinaryIO, file_bytes: int, max_header_bytes: int) -> tensors.Header:
+def _read_header(stream: BinaryIO, file_bytes: int, form: _Form) -> tensors.Header:
     try:
-        return tensors.read_header(stream, file_bytes=file_bytes, name="update", max_header_bytes=max_header_bytes)
+        return tensors.read_header(
+            stream, file_bytes=file_bytes, name="update", max_header_bytes=form.max_header_bytes, known=form.known
+        )
     except TruncatedFileError as error:
         raise UpdateError("truncated", str(error)) from error
     except TensorFileError as error:
