@@ -20,6 +20,7 @@ from fedgrass.bundle import (
 )
 from fedgrass.engines.base import Dataset
 from fedgrass.engines.metrics import CLASSIFIERS, correct
+from fedgrass.engines.signatures import Signature
 from fedgrass.errors import BundleError
 from fedgrass.files import write_atomically
 from fedgrass.quantization import quantized
@@ -87,7 +88,7 @@ def inference_accuracy(bundle: Bundle, data: Dataset) -> dict[str, float]:
         if name not in manifest.files:
             continue
         try:
-            infer = Interpreter(model_path=str(bundle.path(name))).get_signature_runner("infer")
+            infer = Signature(Interpreter(model_path=str(bundle.path(name))).get_signature_runner("infer"))
             right = 0.0
             for batch in data.batches(manifest.batch_size):
                 x = np.asarray(batch.x, manifest.x.dtype)

@@ -22,6 +22,7 @@ import psutil
 from fedgrass.bundle import INFERENCE, Bundle, Manifest
 from fedgrass.data import Split
 from fedgrass.engines.base import Dataset, Engine, Metrics
+from fedgrass.engines.signatures import Signature
 from fedgrass.errors import AdmissionError, DataError, FedgrassError
 from fedgrass.protocol.names import version_order
 from fedgrass.tensors import Array
@@ -195,7 +196,7 @@ def _application_model(bundle: Bundle) -> Any:
 
     name = str(bundle.path(INFERENCE))
     try:
-        return Interpreter(model_path=name).get_signature_runner("infer")
+        return Signature(Interpreter(model_path=name).get_signature_runner("infer"))
     except (ValueError, RuntimeError, KeyError) as error:
         raise AdmissionError(f"{name}: does not load ({error})") from error
 

@@ -10,6 +10,7 @@ import numpy as np
 from fedgrass.bundle import GRAPH, Bundle, Parameters, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.loop import BatchEngine, check_state
+from fedgrass.engines.signatures import Signature
 from fedgrass.errors import BundleError, EngineError
 from fedgrass.tensors import Array
 
@@ -111,52 +112,19 @@ class LiteRTEngine(BatchEngine):
             "sample_weight": self._weights[size - len(batch.x) :][:size],
         }
 
-    def _runners(self, name: str) -> dict[str, _Signature]:
+    def _runners(self, name: str) -> dict[str, Signature]:
         found = self._interpreter.get_signature_list()
         missing = sorted(set(_SIGNATURES) - found.keys())
         if missing:
             raise BundleError(
                 f"{name}: the graph lacks signature {missing[0]!r}; export the model with `fedgrass model export`"
             )
-        runners = {key: _Signature(self._interpreter.get_signature_runner(key)) for key in found}
+        runners = {key: Signature(self._interpreter.get_signature_runner(key)) for key in found}
         inputs = runners["write_parameters"].input_shapes
         shapes = [inputs.get(f"p{i}") for i in range(len(inputs))]
         if shapes != [p.shape for p in self.manifest.parameters]:
             raise BundleError(f"{name}: the graph's parameters are not the manifest's; export the model again")
         return runners
-
-
-class _Signature:
-    """A signature that is always called with inputs of one shape, so that its tensors are allocated once.
-
-    An input that a later call leaves out has the value that it had.
-
-    The interpreter's own runner resizes and allocates at each call, which takes longer than a step of a small model. What is
-    used of it here is private: tests hold both against each other.
-    """
-
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
-        self._allocated = False
-        self._interpreter = runner._interpreter_wrapper
-        self._subgraph = runner._subgraph_index
-        self.inputs: dict[str, int] = dict(runner._inputs)
-        self._outputs: dict[str, int] = dict(runner._outputs)
-
-    def __call__(self, **inputs: Array | np.generic) -> dict[str, Array]:
-        if not self._allocated:
-            found: dict[str, Array] = self._runner(**inputs)
-            self._allocated = True
-            return found
-        for name, value in inputs.items():
-            self._interpreter.SetTensor(self.inputs[name], value, self._subgraph)
-        self._interpreter.Invoke(self._subgraph)
-        return {name: self._interpreter.GetTensor(index, self._subgraph) for name, index in self._outputs.items()}
-
-    @property
-    def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the inputs by name."""
-        return {name: tuple(details["shape"]) for name, details in self._runner.get_input_details().items()}
 
 
 def _pad(array: Array, size: int, dtype: str) -> Array:
