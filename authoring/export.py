@@ -84,6 +84,7 @@ def _export(
         optimizer=optimizer,
         parameters=tuple(TensorDescription(name=k, shape=v.shape, dtype="float32") for k, v in parameters.items()),
         frozen=model.frozen_names,
+        statistics=model.statistics,
     )
     variables = [tf.Variable(value) for value in parameters.values()]
     trained = variables[: model.trained_count]

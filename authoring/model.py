@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from authoring.errors import UnsupportedModelError
 from authoring.operators import exchanged, pointed, unrolled
-from fedgrass.bundle import Loss, Parameters
+from fedgrass.bundle import Loss, Parameters, Statistic
 
 Tensor = Any
 Call = Callable[[Tensor, Sequence[Tensor], "Tensor | None"], tuple[Tensor, list[Tensor]]]
@@ -38,6 +39,9 @@ class Model(Protocol):
     """How many of `values` the optimizer changes; the forward pass changes the rest (statistics)."""
     frozen_names: tuple[str, ...]
     draws_masks: bool
+
+    statistics: dict[str, Statistic]
+    """What each of these statistics measures."""
 
     def values(self) -> Parameters:
         """Return the present values by name: the trained weights, then the statistics."""
@@ -96,6 +100,8 @@ class KerasModel:
         self.trained_count = len(self._trained)
         self.draws_masks = any(isinstance(layer, keras.layers.Dropout) for layer in self._layers)
         moving = {id(variable) for variable in [*self._trained, *self._statistics]}
+        kinds: tuple[Statistic, ...] = ("mean", "variance")
+        self.statistics = dict(zip(map(self._name, self._statistics), itertools.cycle(kinds)))
         self.frozen_names = tuple(self._name(weight) for weight in model.weights if id(weight) not in moving)
 
     def values(self) -> Parameters:

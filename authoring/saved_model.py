@@ -18,7 +18,7 @@ from authoring.errors import UnsupportedModelError
 from authoring.model import FINAL_ACTIVATION, Call
 from authoring.operators import exchanged
 from authoring.replay import replay
-from fedgrass.bundle import Loss, Parameters
+from fedgrass.bundle import Loss, Parameters, Statistic
 
 Tensor = Any
 
@@ -78,6 +78,7 @@ class SavedModel:
         self._trained = tuple(name for name in self._variables if name not in self.frozen_names)
         self._constants = {name: self._variables[name].numpy() for name in self.frozen_names}
         self.trained_count = len(self._trained)
+        self.statistics: dict[str, Statistic] = {}
         if not self._trained:
             raise UnsupportedModelError(self.name, "a model without trainable variables", "unfreeze a layer")
 

@@ -8,7 +8,7 @@ model is not in the bundle: each participant names its own, as ``builder`` in it
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedgrass import tensors
@@ -16,13 +16,16 @@ from fedgrass.bundle import (
     ARCHITECTURE,
     PARAMETERS,
     Bundle,
+    InitialParameters,
     Loss,
     Manifest,
     Optimizer,
     Parameters,
+    Statistic,
     TensorDescription,
 )
 from fedgrass.files import write_atomically
+from fedgrass.statistics import inferred_statistics
 
 
 def new_bundle(
@@ -39,6 +42,7 @@ def new_bundle(
     optimizer: Optimizer | None = None,
     class_names: Sequence[str] = (),
     version: str = "1.0.0",
+    statistics: Mapping[str, Statistic] | None = None,
 ) -> Bundle:
     """Write the first bundle of a model.
 
@@ -50,6 +54,9 @@ def new_bundle(
         The initial ones, float32: each engine's module has ``initial_parameters(builder)``.
     x, y, output
         Names, shapes without the batch axis, and dtypes. ``output`` of a classifier are probabilities or logits.
+    statistics
+        Which parameters the forward pass measures, such as a batch normalization's: ``mean`` or ``variance`` (never below zero).
+        Those of an engine's ``initial_parameters`` are known; otherwise, if not given, batch normalizations are recognised.
 
     Raises
     ------
@@ -59,6 +66,9 @@ def new_bundle(
     described = tuple(
         TensorDescription(name=key, shape=value.shape, dtype=value.dtype.name) for key, value in parameters.items()
     )
+    if statistics is None:
+        known = parameters.statistics if isinstance(parameters, InitialParameters) else None
+        statistics = inferred_statistics(described) if known is None else known
     folder.mkdir(parents=True, exist_ok=True)
     document = {"schema": 1, "engine": engine, "parameters": [item.model_dump(mode="json") for item in described]}
     write_atomically(folder / ARCHITECTURE, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
@@ -74,5 +84,6 @@ def new_bundle(
         loss=loss,
         optimizer=optimizer or Optimizer(),
         parameters=described,
+        statistics=dict(statistics),
     )
     return Bundle.seal(folder, manifest)

@@ -51,6 +51,9 @@ MAX_MANIFEST_BYTES = 4 << 20
 Parameters = dict[str, Array]
 """Parameter tensors by name, in the manifest's order."""
 
+Statistic = Literal["mean", "variance"]
+"""What a parameter that no gradient trains measures (`fedgrass.statistics`); a ``variance`` is never below zero."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,9}\.\d{1,6}$")]
 
@@ -62,6 +65,14 @@ Loss = Literal[
     "mean_absolute_error",
     "huber",
 ]
+
+
+class InitialParameters(dict[str, Array]):
+    """A model's first parameters, with what its engine knows of them: which are statistics."""
+
+    def __init__(self, parameters: Parameters, statistics: dict[str, Statistic]) -> None:
+        super().__init__(parameters)
+        self.statistics = statistics
 
 
 class _Model(BaseModel):
@@ -121,6 +132,10 @@ class Manifest(_Model):
     optimizer: Optimizer = Optimizer()
     parameters: tuple[TensorDescription, ...] = Field(min_length=1, max_length=tensors.MAX_TENSORS)
     frozen: tuple[str, ...] = ()
+    statistics: dict[str, Statistic] | None = Field(
+        default=None,
+        description="Which parameters are statistics, averaged and never stepped; None: written before this was said",
+    )
     constants: tuple[Constant, ...] = Field(default=(), max_length=tensors.MAX_TENSORS)
     files: dict[str, FileDescription]
 
@@ -131,6 +146,8 @@ class Manifest(_Model):
         names = [parameter.name for parameter in self.parameters]
         if len(set(names)) != len(names):
             raise ValueError("parameter names must be unique")
+        if strange := sorted((self.statistics or {}).keys() - set(names)):
+            raise ValueError(f"statistics names {strange[0]!r}, which is no parameter")
         needed = {ARCHITECTURE} if ARCHITECTURE in self.files else {GRAPH, INFERENCE}
         missing = {PARAMETERS, *needed} - self.files.keys()
         if missing:

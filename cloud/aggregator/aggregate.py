@@ -14,6 +14,7 @@ from cloud.aggregator.intake import Good, Intake
 from cloud.aggregator.scan import BLOCK
 from cloud.aggregator.sources import UpdateReference, UpdateSource
 from cloud.aggregator.strategies.base import Noise, ServerOptimizer, State, Strategy
+from cloud.aggregator.strategies.statistics import Statistics
 from cloud.aggregator.vector import Layout
 from fedgrass.bundle import PARAMETERS, Bundle, Parameters
 from fedgrass.protocol.report import QuarantinedEntry, UpdateEntry
@@ -91,6 +92,7 @@ def aggregate(
         If the strategy does not go with ``noise``.
     """
     layout = Layout(base.manifest.parameters)
+    statistics = Statistics.of(base.manifest)
     examiner = Examiner(expected)
     strategy = with_noise(strategy, noise)
     intake = Intake(layout, source, examiner, weight=strategy.weigh.weight, progress=progress)
@@ -98,7 +100,7 @@ def aggregate(
     if strategy.combine is not None:
         combined = combine(strategy.combine, strategy.clip, base, intake, examiner, candidates, min_updates, scratch)
     else:
-        combined = Mean(strategy, intake, examiner, share, scratch).of(candidates, min_updates)
+        combined = Mean(strategy, statistics, intake, examiner, share, scratch).of(candidates, min_updates)
     shares = combined.shares or [0.0] * len(combined.found.good)
     used = sorted(map(_entry, combined.found.good, shares), key=lambda entry: (entry.thing, entry.key))
     refused = tuple(sorted(combined.found.refused, key=lambda entry: (entry.thing, entry.key)))
@@ -106,7 +108,7 @@ def aggregate(
         return Aggregation(None, tuple(used), refused)
     if noise is not None:
         noise.add_noise(combined.difference, len(used))
-    vector, following = _step(base, layout, strategy.server, combined.difference, state or {})
+    vector, following = _step(base, layout, statistics, strategy.server, combined.difference, state or {})
     return Aggregation(layout.unflatten(vector), tuple(used), refused, following)
 
 
@@ -127,19 +129,20 @@ def contribute(
     examiner = Examiner(expected)
     strategy = with_noise(strategy, noise)
     layout = Layout(base.manifest.parameters)
+    statistics = Statistics.of(base.manifest)
     intake = Intake(layout, source, examiner, weight=strategy.weigh.weight, progress=lambda _: None)
-    Mean(strategy, intake, examiner, share, scratch).contribute(intake.admit(references), share)
+    Mean(strategy, statistics, intake, examiner, share, scratch).contribute(intake.admit(references), share)
 
 
 def _step(
-    base: Bundle, layout: Layout, server: ServerOptimizer, difference: Floats, earlier: State
+    base: Bundle, layout: Layout, statistics: Statistics, server: ServerOptimizer, difference: Floats, earlier: State
 ) -> tuple[Floats, State]:
     """Return the next parameters, in the place of the difference, and the server optimizer's new state."""
     state = {slot: earlier[slot].copy() if slot in earlier else np.zeros_like(difference) for slot in server.slots}
     with np.errstate(all="ignore"):  # a result that is not finite is caught where the model is written
         for span, values in layout.base_tiles(base.path(PARAMETERS), BLOCK):
             tile = {slot: vector[span] for slot, vector in state.items()}
-            np.add(values, server.step(difference[span], tile), out=difference[span], casting="same_kind")
+            statistics.step(server, span, values, difference[span], tile)
     return difference, state
 
 

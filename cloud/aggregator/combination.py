@@ -17,6 +17,7 @@ from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.spool import Spool
 from cloud.aggregator.strategies.base import Clip, Combine, Facts, Noise, Strategy
 from cloud.aggregator.strategies.clip import ClipToNorm
+from cloud.aggregator.strategies.statistics import Statistics
 from cloud.aggregator.strategies.weigh import Equally
 from cloud.aggregator.summation import LaneSum, Sums
 from fedgrass.bundle import Bundle
@@ -85,8 +86,15 @@ class Mean:
     """The weighted mean, in one pass if no weight depends on norms; otherwise a first pass finds the norms."""
 
     def __init__(
-        self, strategy: Strategy, intake: Intake, examiner: Examiner, share: Share | None, scratch: Path | None
+        self,
+        strategy: Strategy,
+        statistics: Statistics,
+        intake: Intake,
+        examiner: Examiner,
+        share: Share | None,
+        scratch: Path | None,
     ) -> None:
+        self._statistics = statistics
         self._weigh = strategy.weigh
         self._clip = strategy.clip
         self._intake = intake
@@ -112,7 +120,7 @@ class Mean:
         facts = [clipped(one, factors) for one in good]
         weights = [self._weigh.weight(one) for one in facts]
         with np.errstate(over="ignore"):
-            np.multiply(vector, self._weigh.scale(facts) / _UNIT, out=vector)
+            self._statistics.scale(vector, self._weigh, facts, _UNIT)
             difference = vector.astype(np.float32, copy=False)
         total = sum(weights)
         return Combined(Found(good, found.refused), difference, [weight / total for weight in weights])

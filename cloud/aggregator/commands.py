@@ -83,7 +83,7 @@ def aggregate(
         Path, typer.Option(help="Where the new bundle is written: another folder than the base.", file_okay=False)
     ],
     strategy: Annotated[
-        str, typer.Option(help=f"One of {', '.join(OPTIONS)}, or a Flower strategy's module:Class.")
+        str, typer.Option(help=f"One of {', '.join(OPTIONS)}, or module:Class of a Flower strategy or of your own.")
     ] = "fedavg",
     option: Annotated[
         list[str] | None,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgrass.bundle import Bundle, Parameters, check_parameters
+from fedgrass.bundle import Bundle, InitialParameters, Parameters, Statistic, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.builders import builder_of, the_manifests
 from fedgrass.engines.loop import OutputEngine, check_state
@@ -36,9 +36,20 @@ _LOSSES = {
 }
 
 
-def initial_parameters(builder: Builder) -> Parameters:
-    """Return every float variable of the model that the builder makes, moving statistics included."""
-    return {name: np.array(variable.numpy()) for name, variable in _variables(_build(builder)).items()}
+def initial_parameters(builder: Builder) -> InitialParameters:
+    """Return every float variable of the model that the builder makes, moving statistics included.
+
+    What no gradient trains is a statistic; the variance of a normalization is held above zero.
+    """
+    model = _build(builder)
+    variables = _variables(model)
+    variances = {id(v) for layer in model._flatten_layers() if (v := _variance(layer)) is not None}
+    statistics: dict[str, Statistic] = {
+        name: "variance" if id(variable) in variances else "mean"
+        for name, variable in variables.items()
+        if not variable.trainable
+    }
+    return InitialParameters({name: np.array(variable.numpy()) for name, variable in variables.items()}, statistics)
 
 
 class KerasEngine(OutputEngine):
@@ -143,6 +154,13 @@ def _build(builder: Builder) -> Any:
 def _variables(model: Any) -> dict[str, Any]:
     floats = [variable for variable in model.weights if str(variable.dtype) == "float32"]
     return {str(variable.path.removeprefix(f"{model.name}/")): variable for variable in floats}
+
+
+def _variance(layer: Any) -> Any:
+    """Return the variable in which a normalization keeps a variance of its inputs."""
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer.moving_variance
+    return getattr(layer, "adapt_variance", None) if isinstance(layer, keras.layers.Normalization) else None
 
 
 def _optimizer(settings: Any, learning_rate: float) -> Any:

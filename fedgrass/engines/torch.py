@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgrass.bundle import Bundle, Parameters, check_parameters
+from fedgrass.bundle import Bundle, InitialParameters, Parameters, Statistic, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.builders import builder_of, the_manifests
 from fedgrass.engines.loop import OutputEngine, check_state
@@ -33,9 +33,20 @@ _LOSSES: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def initial_parameters(builder: Builder) -> Parameters:
-    """Return every float entry of the module's ``state_dict``, running statistics included, as float32."""
-    return {name: _array(tensor) for name, tensor in _entries(_build(builder)).items()}
+def initial_parameters(builder: Builder) -> InitialParameters:
+    """Return every float entry of the module's ``state_dict``, running statistics included, as float32.
+
+    Buffers are statistics; the running variance of a normalization, and no other buffer, is held above zero.
+    """
+    module = _build(builder)
+    entries = _entries(module)
+    buffers = {name for name, _ in module.named_buffers()} & entries.keys()
+    statistics: dict[str, Statistic] = {name: "mean" for name in entries if name in buffers}
+    for path, layer in module.named_modules():
+        name = f"{path}.running_var" if path else "running_var"
+        if isinstance(layer, torch.nn.modules.batchnorm._NormBase) and name in statistics:
+            statistics[name] = "variance"
+    return InitialParameters({name: _array(tensor) for name, tensor in entries.items()}, statistics)
 
 
 class TorchEngine(OutputEngine):

@@ -10,6 +10,7 @@ from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.strategies import NEED_ALL_AT_ONCE, NEED_METRICS, FedBuff, parse_options
+from fedgrass.references import split_reference
 
 
 class _Settings(BaseModel):
@@ -43,11 +44,13 @@ class Strategy(_Settings):
 
     @model_validator(mode="after")
     def _exists_and_takes_the_options(self) -> Strategy:
-        if ":" not in self.name:  # what Flower's strategies take only they know
-            try:
+        try:
+            if ":" in self.name:
+                split_reference(self.name)  # what it takes only it knows
+            else:
                 parse_options(self.name, self.options)
-            except ConfigurationError as error:
-                raise ValueError(str(error)) from error
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
         return self
 
     @property

@@ -121,7 +121,7 @@ OPTIONS: Mapping[str, type[Options]] = {
     "multi_krum": MultiKrum,
     "bulyan": Withstanding,
 }
-"""By name. A name with a colon is a Flower strategy, ``module:Class``, and its options are that class's arguments."""
+"""By name. A name with a colon is a Flower strategy or one's own, ``module:Class``; its options are that class's arguments."""
 
 NEED_ALL_AT_ONCE = frozenset({"median", "trimmed_mean", "geometric_median", "krum", "multi_krum", "bulyan"})
 """Strategies that are no means: several instances have nothing to share there."""
@@ -141,7 +141,7 @@ def parse_options(name: str, options: Mapping[str, Any]) -> Options:
     kind = OPTIONS.get(name)
     if kind is None:
         raise ConfigurationError(
-            f"strategy {name!r}: expected one of {', '.join(OPTIONS)}, or a Flower strategy's module:Class"
+            f"strategy {name!r}: expected one of {', '.join(OPTIONS)}, or module:Class of a Flower strategy or of your own"
         )
     try:
         return kind.model_validate(dict(options))

@@ -92,6 +92,16 @@ def test_logits_and_softmax_train_alike_and_infer_as_the_model_does(tmp_path: Pa
     assert np.abs(logits.sum(axis=1) - 1).max() > 0.01
 
 
+def test_the_manifest_names_a_normalizations_statistics_unless_it_is_frozen(tmp_path: Path) -> None:
+    layers = keras.layers
+    norms = [layers.BatchNormalization(name="free"), layers.BatchNormalization(name="held")]
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="d"), *norms, layers.Dense(2, name="out")])
+    exported = export(
+        model, tmp_path, loss="sparse_categorical_crossentropy", batch_size=4, freeze=["held"], name="normed"
+    )
+    assert exported.manifest.statistics == {"free/moving_mean": "mean", "free/moving_variance": "variance"}
+
+
 def test_frozen_layers_do_not_move_or_travel_and_dropout_draws_the_same_masks_after_a_restart_only(
     tmp_path: Path,
 ) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from cloud.aggregator.strategies.base import Clip, Combine, Strategy, Weigh
+from cloud.aggregator.strategies.base import Clip, Combination, Combine, Strategy
 from cloud.aggregator.strategies.clip import ClipToMedian, ClipToNorm
 from cloud.aggregator.strategies.robust import Bulyan, GeometricMedian, Krum, Median, TrimmedMean
 from cloud.aggregator.strategies.server import Adagrad, Adam, Momentum, Step, Yogi
 from cloud.aggregator.strategies.weigh import ByAge, ByExamples, ByLoss, ByStep, Equally
+from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import strategies as options
 from fedgrass.protocol.settings import Strategy as StrategySettings
 
-__all__ = ["Strategy", "make_strategy", "strategy_named"]
+__all__ = ["Combination", "Strategy", "make_strategy", "strategy_named"]
 
 
 def make_strategy(settings: StrategySettings) -> Strategy:
@@ -29,58 +31,77 @@ def strategy_named(name: str, **given: Any) -> Strategy:
         If there is none of that name, or it does not take the options.
     """
     if ":" in name:
-        from cloud.aggregator.strategies.flower import FlowerStrategy
+        from cloud.aggregator.strategies.own import combination_named
 
-        return Strategy(name, Equally(), Step(), combine=FlowerStrategy.load(name, given))
+        return Strategy(name, Equally(), Step(), combine=combination_named(name, given))
     found = options.parse_options(name, given)
-    clip = _clip(found.clip) if isinstance(found, options.Clipped) else None
-    if (combine := _combine(name, found)) is not None:
-        return Strategy(name, Equally(), Step(), clip, combine)
-    weigh = _weigh(name, found)
-    chosen = found.model_dump(exclude={"clip", "weighting"})
-    match name:
-        case "fedavgm":
-            return Strategy(name, weigh, Momentum(**chosen), clip)
-        case "fedadagrad":
-            return Strategy(name, weigh, Adagrad(**chosen), clip)
-        case "fedadam":
-            return Strategy(name, weigh, Adam(**chosen), clip)
-        case "fedyogi":
-            return Strategy(name, weigh, Yogi(**chosen), clip)
-        case "fedbuff":
-            return Strategy(name, weigh, Step(), clip, staleness=chosen["staleness"])
-    return Strategy(name, weigh, Step(), clip)
+    make = MAKERS.get(name)
+    if make is None:  # named for settings, and forgotten here: never the plain mean in its place
+        raise ConfigurationError(
+            f"strategy {name!r}: this aggregator does not have it; expected one of {', '.join(MAKERS)}"
+        )
+    return make(name, found)
 
 
-def _clip(found: options.Clipping | None) -> Clip | None:
-    if found is None:
+Maker = Callable[[str, Any], Strategy]
+
+
+def _mean(name: str, found: options.FedAvg) -> Strategy:
+    return Strategy(name, _weigh(found), Step(), _clip(found))
+
+
+def _with(server: Callable[..., Any]) -> Maker:
+    def make(name: str, found: options.FedAvg) -> Strategy:
+        chosen = found.model_dump(exclude={"clip", "weighting"})
+        return Strategy(name, _weigh(found), server(**chosen), _clip(found))
+
+    return make
+
+
+def _fednova(name: str, found: options.Clipped) -> Strategy:
+    return Strategy(name, ByStep(), Step(), _clip(found))
+
+
+def _qfedavg(name: str, found: options.QFedAvg) -> Strategy:
+    return Strategy(name, ByLoss(found.q, found.learning_rate, found.max_loss), Step(), _clip(found))
+
+
+def _fedbuff(name: str, found: options.FedBuff) -> Strategy:
+    return Strategy(name, ByAge(found.exponent), Step(), _clip(found), staleness=found.staleness)
+
+
+def _robust(combination: Callable[[Any], Combine]) -> Maker:
+    return lambda name, found: Strategy(name, Equally(), Step(), _clip(found), combination(found))
+
+
+MAKERS: Mapping[str, Maker] = {
+    "fedavg": _mean,
+    "fedprox": _mean,
+    "fedavgm": _with(Momentum),
+    "fedadagrad": _with(Adagrad),
+    "fedadam": _with(Adam),
+    "fedyogi": _with(Yogi),
+    "fednova": _fednova,
+    "qfedavg": _qfedavg,
+    "fedbuff": _fedbuff,
+    "median": _robust(lambda found: Median()),
+    "trimmed_mean": _robust(lambda found: TrimmedMean(found.attackers)),
+    "geometric_median": _robust(lambda found: GeometricMedian(found.iterations)),
+    "krum": _robust(lambda found: Krum(found.attackers)),
+    "multi_krum": _robust(
+        lambda found: Krum(found.attackers, 1 - found.attackers if found.chosen is None else found.chosen)
+    ),
+    "bulyan": _robust(lambda found: Bulyan(found.attackers)),
+}
+"""How each strategy is made of its name and its checked options; the names are those of `options.OPTIONS`, as a test holds."""
+
+
+def _weigh(found: options.FedAvg) -> ByExamples | Equally:
+    return Equally() if found.weighting == "equal" else ByExamples()
+
+
+def _clip(found: options.Clipped) -> Clip | None:
+    clip = found.clip
+    if clip is None:
         return None
-    return ClipToNorm(found.norm) if found.norm is not None else ClipToMedian(found.over_median or 1.0)
-
-
-def _weigh(name: str, found: options.Options) -> Weigh:
-    match found:
-        case options.FedAvg(weighting="equal"):
-            return Equally()
-        case options.QFedAvg(q=q, learning_rate=rate, max_loss=bound):
-            return ByLoss(q, rate, bound)
-        case options.FedBuff(exponent=exponent):
-            return ByAge(exponent)
-    return ByStep() if name == "fednova" else ByExamples()
-
-
-def _combine(name: str, found: options.Options) -> Combine | None:
-    match name, found:
-        case "median", _:
-            return Median()
-        case "trimmed_mean", options.Withstanding(attackers=share):
-            return TrimmedMean(share)
-        case "geometric_median", options.GeometricMedian(iterations=iterations):
-            return GeometricMedian(iterations)
-        case "krum", options.Withstanding(attackers=share):
-            return Krum(share)
-        case "multi_krum", options.MultiKrum(attackers=share, chosen=chosen):
-            return Krum(share, 1 - share if chosen is None else chosen)
-        case "bulyan", options.Withstanding(attackers=share):
-            return Bulyan(share)
-    return None
+    return ClipToNorm(clip.norm) if clip.norm is not None else ClipToMedian(clip.over_median or 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -40,7 +41,15 @@ class Clip(Protocol):
 
 
 class Weigh(Protocol):
-    """How much each update counts."""
+    """How much each update counts.
+
+    ``is_mean`` says whether no more than one is shared out: weights times scale never sum to more.
+    """
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is."""
+        ...
 
     def weight(self, facts: Facts) -> float:
         """Return what the update's values are multiplied by in the sum; the norm may be missing.
@@ -91,6 +100,14 @@ class Combine(Protocol):
             If there are too few rows for the number of attackers that is to be withstood.
         """
         ...
+
+
+class Combination(ABC):
+    """Base of combinations of your own, which settings name as ``module:Class``; options are its constructor's arguments."""
+
+    @abstractmethod
+    def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
+        """Write the combined difference to ``out``; see `Combine.combine`."""
 
 
 class ServerOptimizer(Protocol):

@@ -1,20 +1,22 @@
 """Any Flower strategy, fed Flower's own types.
 
 Classes of `flwr.server.strategy.Strategy` are asked for ``aggregate_fit``: https://flower.ai/docs/framework/ref-api/flwr.server.strategy.html.
-They hold all results at once: memory grows with the number of updates.
+They hold all results at once: memory grows with the number of updates. A model's statistics are averaged, whatever they do with
+them.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from cloud.aggregator.strategies.base import Rows
-from fedgrass.errors import AggregationError, ConfigurationError
+from cloud.aggregator.strategies.statistics import Statistics
+from fedgrass.errors import AggregationError
 from fedgrass.update.codecs import Floats
 
 
@@ -24,29 +26,7 @@ class FlowerStrategy:
 
     name: str
     strategy: Any
-    types: Any = field(repr=False)
-
-    @classmethod
-    def load(cls, name: str, options: Mapping[str, Any]) -> FlowerStrategy:
-        """Import ``module:Class`` and make one with these arguments.
-
-        Raises
-        ------
-        ConfigurationError
-            If Flower or the class is not there, or does not take the arguments.
-        """
-        module, _, attribute = name.partition(":")
-        try:
-            types = importlib.import_module("flwr.common")
-            made = getattr(importlib.import_module(module), attribute)(**options)
-        except ImportError as error:
-            raise ConfigurationError(
-                f"strategy {name!r}: cannot be imported ({error}); install it and 'flwr' where this runs: for rounds, in the "
-                "aggregator's image"
-            ) from error
-        except (AttributeError, TypeError) as error:
-            raise ConfigurationError(f"strategy {name!r}: cannot be made with {dict(options)} ({error})") from error
-        return cls(name, made, types)
+    types: Any = field(repr=False, default_factory=lambda: importlib.import_module("flwr.common"))
 
     def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
         """Write the difference between the base and what ``aggregate_fit`` makes of the devices' parameters."""
@@ -69,10 +49,13 @@ class FlowerStrategy:
         found = self.types.parameters_to_ndarrays(combined)
         if [values.shape for values in found] != [values.shape for values in base]:
             raise AggregationError(f"strategy {self.name!r}: the parameters it gave have other shapes than the model's")
+        examples = [facts.num_examples for facts in rows.facts]
         with np.errstate(all="ignore"):  # a result that is not finite is caught where the model is written
             out[...] = np.concatenate(
                 [(new.astype(np.float64) - old).ravel() for new, old in zip(found, base, strict=True)]
             )
+            for span in Statistics.of(rows.base.manifest).spans:  # what Flower's server optimizers step too
+                out[span] = np.average(deltas[:, span].astype(np.float64), axis=0, weights=examples)
         return [1 / len(results)] * len(results)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cloud.aggregator.strategies.base import Facts
 from fedgrass.errors import UpdateError
@@ -18,6 +19,8 @@ class ByExamples:
     https://arxiv.org/abs/1602.05629
     """
 
+    is_mean: ClassVar[bool] = True
+
     def weight(self, facts: Facts) -> float:
         """Return the examples."""
         return float(facts.num_examples)
@@ -30,6 +33,8 @@ class ByExamples:
 @dataclass(frozen=True)
 class Equally:
     """Every device the same, whatever it claims."""
+
+    is_mean: ClassVar[bool] = True
 
     def weight(self, _facts: Facts) -> float:
         """Return 1."""
@@ -49,6 +54,7 @@ class ByAge:
     """
 
     exponent: float = 0.5
+    is_mean: ClassVar[bool] = True
 
     def weight(self, facts: Facts) -> float:
         """Return the discounted examples."""
@@ -66,6 +72,8 @@ class ByStep:
     Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", NeurIPS 2020,
     https://arxiv.org/abs/2007.07481 (plain SGD on the device). Steps are the update's metric ``steps``.
     """
+
+    is_mean: ClassVar[bool] = False
 
     def weight(self, facts: Facts) -> float:
         """Return examples per step."""
@@ -90,6 +98,7 @@ class ByLoss:
     q: float = 1.0
     learning_rate: float = 0.1
     max_loss: float = 10.0
+    is_mean: ClassVar[bool] = False
 
     def weight(self, facts: Facts) -> float:
         """Return L·F^q."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from cloud.aggregator.aggregate import Aggregation
 from cloud.aggregator.offline import aggregate_folder
 from cloud.aggregator.server_state import STATE, read_state
-from cloud.aggregator.strategies import strategy_named
+from cloud.aggregator.strategies import MAKERS, Combination, strategy_named
+from cloud.aggregator.strategies.base import Rows
 from fedgrass.bundle import Bundle
 from fedgrass.errors import AggregationError, ConfigurationError
 from fedgrass.protocol.settings import Checks, FleetSettings
@@ -221,7 +222,7 @@ def test_too_few_updates_for_the_attackers_are_an_error_that_says_how_many_are_n
 
 
 class Doubling:
-    """Stands for a Flower strategy: twice the mean of the parameters it is given."""
+    """Twice the mean of the parameters it is given; made a Flower strategy below."""
 
     def __init__(self, times: float = 2.0) -> None:
         self.times = times
@@ -233,15 +234,32 @@ class Doubling:
         return [self.times * np.mean(layer, axis=0) for layer in layers], {}
 
 
-def test_a_flower_strategy_is_fed_what_flower_feeds_it(cohort: Cohort, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def flower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's own types as far as strategies are fed with them, and a module of the user's with a strategy."""
     types: Any = ModuleType("flwr.common")
     types.Code = type("Code", (), {"OK": 0})
     types.Status = types.FitRes = lambda **fields: type("Message", (), fields)
     types.ndarrays_to_parameters = types.parameters_to_ndarrays = list
-    monkeypatch.setitem(sys.modules, "flwr", ModuleType("flwr"))
-    monkeypatch.setitem(sys.modules, "flwr.common", types)
-    found = cohort.difference(f"{__name__}:Doubling", times=3.0)
+    strategy: Any = ModuleType("flwr.server.strategy")
+    strategy.Strategy = type("Strategy", (), {})
+    mine: Any = ModuleType("my_strategies")
+    mine.Doubling = type("Doubling", (Doubling, strategy.Strategy), {})
+    mine.Careless = Doubling
+    for module in (ModuleType("flwr"), ModuleType("flwr.server"), types, strategy, mine):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.usefixtures("flower")
+def test_a_flower_strategy_is_fed_what_flower_feeds_it(cohort: Cohort) -> None:
+    found = cohort.difference("my_strategies:Doubling", times=3.0)
     np.testing.assert_allclose(found, 3 * mean(cohort.deltas, None), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("flower")
+def test_a_class_that_is_no_strategy_is_not_made() -> None:
+    with pytest.raises(ConfigurationError, match="no subclass"):
+        strategy_named("my_strategies:Careless")
 
 
 def test_flowers_own_strategies_run(cohort: Cohort) -> None:
@@ -252,9 +270,46 @@ def test_flowers_own_strategies_run(cohort: Cohort) -> None:
     np.testing.assert_allclose(found, np.median(cohort.deltas, axis=0), rtol=1e-5, atol=1e-5)
 
 
+class Halving(Combination):
+    """A combination of the user's own: half of the mean."""
+
+    def __init__(self, share: float = 0.5) -> None:
+        self.share = share
+
+    def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
+        for columns in rows.tiles():
+            out[columns] = self.share * rows.read(columns).mean(axis=0)
+        return [1 / len(rows.facts)] * len(rows.facts)
+
+
+def test_a_combination_of_ones_own_is_named_by_its_class(cohort: Cohort) -> None:
+    found = cohort.difference(f"{__name__}:Halving", share=0.25)
+    np.testing.assert_allclose(found, mean(cohort.deltas, None) / 4, rtol=1e-5, atol=1e-5)
+
+
 def test_a_flower_strategy_that_is_not_there_is_named() -> None:
     with pytest.raises(ConfigurationError, match="nowhere"):
         strategy_named("nowhere:Strategy")
+
+
+@pytest.mark.parametrize(
+    "name", ["subprocess:Popen", "os:system", "builtins:eval", "a:b:c", "my mod:C", ":C", "m:", "..m:C"]
+)
+def test_settings_that_name_what_can_be_no_strategy_are_refused_when_they_are_made(name: str) -> None:
+    with pytest.raises(ValueError, match="strategy"):
+        FleetSettings.model_validate({"strategy": {"name": name, "options": {"args": ["true"]}}})
+    with pytest.raises(ConfigurationError):
+        strategy_named(name)
+
+
+def test_every_strategy_that_settings_take_is_made_and_none_in_the_name_of_another() -> None:
+    assert set(MAKERS) == set(OPTIONS)
+
+
+def test_a_strategy_that_only_the_settings_know_is_an_error_and_not_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cast("dict[str, Any]", OPTIONS), "fedmagic", OPTIONS["fedavg"])
+    with pytest.raises(ConfigurationError, match="does not have it"):
+        strategy_named("fedmagic")
 
 
 def test_robust_strategies_keep_their_accuracy_under_attack_where_the_mean_does_not(tmp_path: Path) -> None:

@@ -58,6 +58,22 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Maker:
     return open_it
 
 
+@pytest.mark.parametrize(
+    ("engine", "function", "mean", "variance"),
+    [
+        ("keras", "keras_model", "batch_normalization/moving_mean", "batch_normalization/moving_variance"),
+        ("torch", "torch_module", "2.running_mean", "2.running_var"),
+    ],
+)
+def test_an_engine_tells_the_bundle_which_parameters_are_statistics(
+    engine: str, function: str, mean: str, variance: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorflow" if engine == "keras" else engine)
+    module: Any = importlib.import_module(f"fedgrass.engines.{engine}")
+    bundle = digits_bundle(tmp_path, engine, module.initial_parameters(f"{MODELS}:{function}"))
+    assert bundle.manifest.statistics == {mean: "mean", variance: "variance"}
+
+
 def same(left: Parameters, right: Parameters) -> bool:
     return list(left) == list(right) and all(np.array_equal(left[key], right[key]) for key in left)
 
