@@ -137,6 +137,7 @@ class Sample:
             round=max(1, self._rounds),
             thing=thing,
             status="uploaded",
+            asked=True,
             object_key=update_key(self._account.fleet, max(1, self._rounds), thing),
             bytes=40_000,
             num_examples=int(self._random.uniform(200, 4000)),

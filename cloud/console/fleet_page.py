@@ -17,6 +17,7 @@ from fedgrass.protocol.tables import FleetMember
 
 _PER_PAGE = 25
 _LAST_ROUNDS = 25
+_MOST_VERSIONS = 50  # a device says itself which it has
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Counts:
             "unable": len(alive) - able,
             "silent": len(look.devices) - len(alive),
         }
-        return cls(len(look.devices), states, versions.most_common())
+        return cls(len(look.devices), states, versions.most_common(_MOST_VERSIONS))
 
 
 def pages(desk: Desk) -> Blueprint:

@@ -139,7 +139,7 @@ def _parsed(one: Field) -> object:
     if one.kind == "switch":
         return one.value == "true"
     if one.kind == "json":
-        return json.loads(one.value or "{}")
+        return json.loads(one.value or one.default)
     if one.optional and not one.value:
         return None
     return one.value
@@ -179,7 +179,7 @@ def _field(path: str, name: str, schema: dict[str, Any], value: object, default:
         kind = "number"
     elif schema.get("type") == "boolean":
         kind = "switch"
-    elif schema.get("type") == "object":
+    elif schema.get("type") in {"object", "array"}:
         kind = "json"
     return Field(
         name=path,

@@ -185,6 +185,6 @@ def drawn(records: Sequence[RoundRecord]) -> list[charts.Chart]:
 
 def _shares(records: Sequence[RoundRecord]) -> list[tuple[int, float | None]]:
     return [
-        (record.round, None if record.participants is None or not record.asked else record.participants / record.asked)
+        (record.round, None if record.participants is None else record.participants / max(1, record.taking_part))
         for record in records
     ]

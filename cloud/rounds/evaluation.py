@@ -42,8 +42,8 @@ def record_evaluation(services: Services, record: RoundRecord) -> None:
         record.round,
         put={
             "outcome": "evaluated",
-            "reason": f"model {record.base.version} on {examples} examples of {record.uploaded} devices",
-            "participants": record.uploaded,
+            "reason": f"model {record.base.version} on {examples} examples of {record.contributed} devices",
+            "participants": record.contributed,
             "loss": None if loss is None else loss / examples,
             "accuracy": None if correct is None else correct / examples,
         },

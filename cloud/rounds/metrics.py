@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from cloud.rounds.services import Services
-from fedgrass.protocol.records import RoundRecord
-from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.names import version_order
+from fedgrass.protocol.records import FleetState, RoundRecord
+from fedgrass.protocol.report import UNKNOWN_THING, RoundReport
 from fedgrass.protocol.tables import FleetMember
 
 NAMESPACE = "fedgrass"
@@ -28,6 +29,7 @@ _UNITS = {
 }
 # Each version and each reason is a metric that is paid for.
 _MOST_VALUES = 10
+_FIELD_ROUNDS = 100  # models of older rounds are told of as one
 
 
 def measure(services: Services, values: Mapping[str, float | None], **dimension: str) -> None:
@@ -61,7 +63,7 @@ def measure_closed(services: Services, record: RoundRecord) -> None:
         services,
         {
             "DevicesAsked": record.asked,
-            "UpdatesUploaded": record.uploaded,
+            "UpdatesUploaded": record.contributed,
             "UpdatesDeclined": record.declined,
             "UpdatesFailed": record.failed,
             "UpdatesLate": record.late,
@@ -76,22 +78,27 @@ def measure_closed(services: Services, record: RoundRecord) -> None:
 
 def measure_report(services: Services, report: RoundReport) -> None:
     """Write what the aggregator found."""
-    judged = len(report.updates) + len(report.quarantined)
+    # What strangers leave there is none of the round's updates: it must not hide how many of the fleet's own were refused.
+    refused = [entry for entry in report.quarantined if entry.reason != UNKNOWN_THING]
+    judged = len(report.updates) + len(refused)
     measure(
         services,
         {
             "Accuracy": report.evaluation.accuracy if report.evaluation else None,
             "Loss": report.evaluation.loss if report.evaluation else None,
             "UpdatesUsed": len(report.updates),
-            "QuarantinedPercent": 100 * len(report.quarantined) / judged if judged else None,
+            "QuarantinedPercent": 100 * len(refused) / judged if judged else None,
         },
     )
     for reason, count in Counter(entry.reason for entry in report.quarantined).most_common(_MOST_VALUES):
         measure(services, {"UpdatesQuarantined": count}, Reason=reason)
 
 
-def measure_fleet(services: Services, members: list[FleetMember]) -> None:
-    """Write how the fleet is: who is alive, and which models are in the field."""
+def measure_fleet(services: Services, members: list[FleetMember], state: FleetState) -> None:
+    """Write how the fleet is: who is alive, and which models are in the field.
+
+    A device says itself which model it has: what no round of this fleet can have made is one figure, ``other``.
+    """
     now = services.now().timestamp() * 1000
     heard = [member.heartbeat for member in members if member.heartbeat]
     alive = [heartbeat for heartbeat in heard if heartbeat.alive(now)]
@@ -103,8 +110,19 @@ def measure_fleet(services: Services, members: list[FleetMember]) -> None:
             "SilentPercent": 100 * (1 - len(alive) / len(heard)) if heard else None,
         },
     )
-    for version, count in Counter(heartbeat.model_version or "none" for heartbeat in alive).most_common(_MOST_VALUES):
+    versions = Counter(_version(heartbeat.model_version, state) for heartbeat in alive)
+    for version, count in versions.most_common(_MOST_VALUES):
         measure(services, {"DevicesOnModel": count}, Version=version)
+
+
+def _version(version: str | None, state: FleetState) -> str:
+    if version is None or state.model is None:
+        return "none" if version is None else "other"
+    line, number, patch = version_order(version)
+    current, _, _ = version_order(state.model.version)
+    by_a_round = line == current and patch == 0 and max(0, state.last - _FIELD_ROUNDS) <= number <= state.last
+    by_the_operator = line <= current and (number, patch) == (0, 0)
+    return version if by_a_round or by_the_operator or version == state.model.version else "other"
 
 
 def _seconds(began: datetime | None, ended: datetime | None) -> float | None:

@@ -22,6 +22,7 @@ from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import next_version
 from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord
+from fedgrass.protocol.roster import may_count, write_roster
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import FleetMember, fleet_members, load_round, load_settings, load_state
 
@@ -102,7 +103,8 @@ def draw_cohort(able: Iterable[str], fraction: float, at_least: int, fleet: str)
 def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> RoundRecord:
     fleet = services.fleet
     now = services.now()
-    members = fleet_members(services.devices, fleet)
+    # A silo's account could make up names: those that the settings do not list are not there.
+    members = [member for member in fleet_members(services.devices, fleet) if may_count(member.thing, settings.silos)]
     alive = [member for member in members if member.alive(now.timestamp() * 1000)]
     able = [member.thing for member in alive if member.heartbeat and member.heartbeat.able]
     if len(able) < settings.min_devices:
@@ -127,6 +129,12 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         opened_at=now,
         deadline=now + timedelta(seconds=settings.deadline_seconds),
         privacy=_charged(fleet, state.privacy, settings),
+    )
+    write_roster(
+        services.rounds,
+        record,
+        alive=[member.thing for member in alive],
+        asked={thing for thing in able if is_member(cohort.salt, cohort.fraction, thing)},
     )
     if not _take_lock(services, state, state.model, record):
         holder = load_state(services.rounds, fleet).open

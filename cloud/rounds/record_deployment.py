@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from cloud.rounds.events import tell
 from cloud.rounds.metrics import measure
 from cloud.rounds.services import Services, connect, own_services
+from fedgrass.protocol.roster import is_of_fleet
 
 
 class DeploymentDetail(BaseModel):
@@ -37,7 +38,7 @@ def handler(event: dict[str, Any], _context: object) -> None:
 def record_deployment(services: Services, event: DeploymentEvent) -> bool:
     """Count the failure if the device is one of the fleet's; returns whether it is."""
     thing = event.resources[0].rpartition("coreDevices:")[2]
-    if "Item" not in services.devices.get_item(Key={"fleet": services.fleet, "thing": thing}):
+    if not is_of_fleet(services.devices, services.fleet, thing, ()):  # a silo is no core device
         return False
     tell(
         "deployment_failed",

@@ -14,7 +14,8 @@ from fedgrass.errors import MessageError, RecordError
 from fedgrass.protocol.messages import ModelNotice
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.records import MODEL_SUFFIX, DeviceModel, RoundRecord, participation_key, round_key
-from fedgrass.protocol.tables import load_round
+from fedgrass.protocol.roster import is_of_fleet, may_count, presence
+from fedgrass.protocol.tables import load_round, load_settings
 
 _KEPT_SECONDS = 400 * 86_400
 _ATTEMPTS = 5
@@ -28,32 +29,49 @@ def handler(event: dict[str, Any], _context: object) -> None:
 
 
 def record_model(services: Services, delivery: Delivery) -> None:
-    """Record the notice. A message that makes no sense is logged and dropped."""
+    """Record the notice. A message that makes no sense is logged and dropped, and so is that of a silo which is not listed.
+
+    A device of which no heartbeat is known yet may be a new one, so its word is kept; it is listed, and counted, only with one.
+    """
     try:
         notice = read_notice(delivery, ModelNotice, services.fleet)
+        record = _made_by(services, notice)
+        silos = (record.settings if record else load_settings(services.rounds, services.fleet)).silos
+        if not may_count(notice.thing, silos):
+            raise MessageError(
+                f"{notice.thing!r} is no silo of fleet {services.fleet!r}: list it in the settings (silos)"
+            )
     except MessageError as error:
         tell("model_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
         return
     _record_with_device(services, notice, delivery)
-    _, number, _ = version_order(notice.version)
     tell(
         "model_notice",
         fleet=notice.fleet,
-        round=number or None,
+        round=record.round if record else None,
         thing=notice.thing,
         version=notice.version,
         outcome=notice.outcome,
         reason=notice.reason or None,
     )
+    # Before there is a model, nobody can have it.
+    if record is None or record.phase == "collecting":
+        return
+    if is_of_fleet(services.devices, services.fleet, notice.thing, silos):
+        _record_with_round(services, record, notice, delivery)
+        complete_rollout(services, load_round(services.rounds, services.fleet, record.round))
+
+
+def _made_by(services: Services, notice: ModelNotice) -> RoundRecord | None:
+    """Return the round that made the model; None if none did: it is the operator's own, or of another line."""
+    _, number, _ = version_order(notice.version)
     if not number:
-        return  # the operator's own model: no round made it
+        return None
     try:
         record = load_round(services.rounds, services.fleet, number)
     except RecordError:
-        return
-    if record.version == notice.version:
-        _record_with_round(services, record, notice, delivery)
-        complete_rollout(services, load_round(services.rounds, services.fleet, number))
+        return None
+    return record if record.version == notice.version else None
 
 
 def _record_with_device(services: Services, notice: ModelNotice, delivery: Delivery) -> None:
@@ -78,8 +96,9 @@ def _record_with_device(services: Services, notice: ModelNotice, delivery: Deliv
 
 
 def _record_with_round(services: Services, record: RoundRecord, notice: ModelNotice, delivery: Delivery) -> None:
-    """Count the device under its outcome, and no longer under the one it reported before."""
+    """Count a device that was alive at the opening under its outcome, and no longer under the one it reported before."""
     table = services.rounds
+    awaited = presence(table, record, notice.thing).alive
     key = {"fleet": record.fleet, "key": participation_key(record.round, notice.thing)}
     for _ in range(_ATTEMPTS):
         known = table.get_item(Key=key, ConsistentRead=True).get("Item", {})
@@ -98,24 +117,16 @@ def _record_with_round(services: Services, record: RoundRecord, notice: ModelNot
             condition="#model_outcome = :before" if before else "attribute_not_exists(#model_outcome)",
             values={":before": before} if before else None,
         )
-        count = change(
-            # Who reports after the close says nothing about how long the roll-out took.
-            put={"last_model_at": delivery.received_at if record.phase != "closed" else None},
-            add={notice.outcome: 1, **({before: -1} if before else {})},
-        )
-        refused = transact(
-            table,
-            [
-                {"Update": {"TableName": table.name, "Key": key, **write}},
-                {
-                    "Update": {
-                        "TableName": table.name,
-                        "Key": {"fleet": record.fleet, "key": round_key(record.round)},
-                        **count,
-                    }
-                },
-            ],
-        )
+        actions = [{"Update": {"TableName": table.name, "Key": key, **write}}]
+        if awaited:
+            count = change(
+                # Who reports after the close says nothing about how long the roll-out took.
+                put={"last_model_at": delivery.received_at if record.phase != "closed" else None},
+                add={notice.outcome: 1, **({before: -1} if before else {})},
+            )
+            round_item = {"fleet": record.fleet, "key": round_key(record.round)}
+            actions.append({"Update": {"TableName": table.name, "Key": round_item, **count}})
+        refused = transact(table, actions)
         if refused is None:
             return
     raise RecordError(f"round {record.round}: the record of {notice.thing!r} keeps changing; it will be tried again")

@@ -64,7 +64,7 @@ def record_report(services: Services, request: RoundRequest) -> dict[str, Any]:
             "reason": report.reason,
             "aggregated_at": services.now().isoformat(),
             "participants": len(report.updates),
-            "quarantined": len(report.quarantined),
+            "quarantined": len(report.quarantined) + report.quarantined_more,
             "accuracy": report.evaluation.accuracy if report.evaluation else None,
             "loss": report.evaluation.loss if report.evaluation else None,
         },

@@ -46,8 +46,10 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
     )
     if record is None:
         raise RecordError(f"round {request.round} of fleet {fleet!r} is past its aggregation")
-    if record.uploaded < record.settings.min_updates:
+    if record.contributed < record.settings.min_updates:
         reason = f"{record.uploaded} of {record.asked} devices sent an update, {record.settings.min_updates} are needed"
+        if record.joined:
+            reason += f"; {record.joined} that were not asked did"
         change_round(services.rounds, fleet, record.round, put={"outcome": "insufficient_updates", "reason": reason})
         succeed(services.step_functions, request.token, {"job": "not_needed"})
         return
@@ -88,6 +90,7 @@ def _start(services: Services, record: RoundRecord, name: str) -> None:
                 "FEDGRASS_ROUND": str(record.round),
                 "FEDGRASS_BUCKET": services.bucket,
                 "FEDGRASS_ROUNDS_TABLE": services.rounds.name,
+                "FEDGRASS_DEVICES_TABLE": services.setting("FEDGRASS_DEVICES_TABLE"),
                 "FEDGRASS_THING_GROUP_ARN": services.setting("FEDGRASS_THING_GROUP_ARN"),
                 "FEDGRASS_MODEL_COMPONENT": services.setting("FEDGRASS_MODEL_COMPONENT"),
                 "FEDGRASS_MODEL_PACKAGE_GROUP": services.setting("FEDGRASS_MODEL_PACKAGE_GROUP"),
@@ -115,7 +118,7 @@ def _start(services: Services, record: RoundRecord, name: str) -> None:
         fleet=record.fleet,
         round=record.round,
         job=name,
-        updates=record.uploaded,
+        updates=record.contributed,
         instances=instances,
     )
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from cloud.rounds.metrics import measure_fleet
 from cloud.rounds.services import Services, connect, own_services
-from fedgrass.protocol.tables import fleet_members
+from fedgrass.protocol.roster import may_count
+from fedgrass.protocol.tables import fleet_members, load_settings, load_state
 
-connect("devices")
+connect("devices", "rounds")
 
 
 def handler(_event: dict[str, Any], _context: object) -> None:
@@ -18,4 +19,7 @@ def handler(_event: dict[str, Any], _context: object) -> None:
 
 def watch_fleet(services: Services) -> None:
     """Write the fleet's figures as they are now."""
-    measure_fleet(services, fleet_members(services.devices, services.fleet))
+    state = load_state(services.rounds, services.fleet)
+    silos = load_settings(services.rounds, services.fleet).silos
+    members = fleet_members(services.devices, services.fleet)
+    measure_fleet(services, [member for member in members if may_count(member.thing, silos)], state)

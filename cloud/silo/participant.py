@@ -194,7 +194,9 @@ class Participant:
         return _Update(update, made)
 
     def _notice(self, announcement: Announcement, **fields: Any) -> UpdateNotice:
-        return UpdateNotice(fleet=self.fleet, round=announcement.round, thing=self.silo, **fields)
+        return UpdateNotice(
+            fleet=self.fleet, round=announcement.round, thing=self.silo, opened_at=announcement.opened_at, **fields
+        )
 
     def _look_for_model(self, version: str) -> None:
         """Tell the fleet that the round's model has reached this silo, so that its round does not wait for it."""

@@ -28,4 +28,4 @@ def notice_of(announcement: Announcement, thing: str, outcome: Trained | Evaluat
             "metrics": outcome.metrics,
             "seconds_train": round(outcome.seconds, 3),
         }
-    return UpdateNotice(fleet=fleet, round=number, thing=thing, **fields)
+    return UpdateNotice(fleet=fleet, round=number, thing=thing, opened_at=announcement.opened_at, **fields)

@@ -23,7 +23,8 @@ def list_devices(fleet: FleetOption = DEFAULT_FLEET) -> None:
     account = Account.of(fleet)
     members = tables.fleet_members(account.devices_table, fleet)
     refused = refusals(account.rounds_table, fleet)
-    render.console().print(render.fleet_table(members, refused, now_ms=time.time() * 1000))
+    silos = tables.load_settings(account.rounds_table, fleet).silos
+    render.console().print(render.fleet_table(members, refused, now_ms=time.time() * 1000, silos=silos))
 
 
 @app.command()

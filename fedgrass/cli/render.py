@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.text import Text
 from fedgrass.protocol.messages import Heartbeat
 from fedgrass.protocol.records import Participation, RoundRecord
 from fedgrass.protocol.refusals import Refusals
+from fedgrass.protocol.roster import may_count
 from fedgrass.protocol.tables import FleetMember
 
 _OUTCOME_STYLES = {
@@ -69,7 +70,7 @@ def size(count: int) -> str:
 
 def round_line(record: RoundRecord) -> Text:
     """Return an open round in one line."""
-    asked = f"{record.uploaded}/{record.asked} updates"
+    asked = f"{record.uploaded}/{record.asked} updates" + (f" and {record.joined} more" if record.joined else "")
     parts = {
         "collecting": f"collecting: {asked}, {record.declined} declined, {record.failed} failed",
         "aggregating": f"aggregating {asked}",
@@ -89,7 +90,7 @@ def rounds_table(records: Sequence[RoundRecord]) -> Table:
             outcome_text(record.outcome) if record.outcome else Text(record.phase, style="cyan"),
             record.version if record.adopted else record.base.version,
             percent(record.accuracy),
-            _NOTHING if record.participants is None else f"{record.participants} of {record.asked}",
+            _NOTHING if record.participants is None else f"{record.participants} of {record.taking_part}",
             _NOTHING if record.quarantined is None else str(record.quarantined),
             f"{record.active} of {record.alive}" if record.outcome == "released" else _NOTHING,
             size(record.bytes_uploaded),
@@ -111,6 +112,8 @@ def round_panel(record: RoundRecord) -> Panel:
     facts.add_row(
         "updates", f"{record.uploaded} uploaded, {record.declined} declined, {record.failed} failed, {record.late} late"
     )
+    if record.joined:
+        facts.add_row("joined", f"{record.joined} uploaded that were silent or unable at the opening")
     if record.participants is not None:
         facts.add_row("used", f"{record.participants} used, {record.quarantined} quarantined")
     if record.accuracy is not None:
@@ -125,6 +128,8 @@ def participants_table(participants: Sequence[Participation]) -> Table:
         status = outcome_text(entry.status)
         if entry.late:
             status.append(" (late)", style="yellow")
+        elif entry.status and not entry.asked:
+            status.append(" (not asked)", style="dim")
         table.add_row(
             entry.thing,
             status,
@@ -137,8 +142,17 @@ def participants_table(participants: Sequence[Participation]) -> Table:
     return table
 
 
-def fleet_table(members: Sequence[FleetMember], refused: Mapping[str, Refusals], *, now_ms: float) -> Table:
-    """Return the devices as a table; ``refused`` says of some how often their updates were."""
+def fleet_table(
+    members: Sequence[FleetMember],
+    refused: Mapping[str, Refusals],
+    *,
+    now_ms: float,
+    silos: Collection[str] | None = None,
+) -> Table:
+    """Return the devices as a table; ``refused`` says of some how often their updates were.
+
+    Where the ``silos`` of the fleet's settings are given, one that is not among them is shown as what it is: not counted.
+    """
     table = _table(
         "device",
         "state",
@@ -165,7 +179,7 @@ def fleet_table(members: Sequence[FleetMember], refused: Mapping[str, Refusals],
         table.add_row(
             member.thing,
             Text("alive", style="green") if alive else Text(silence, style="red"),
-            Text("yes", style="green") if beat.able else Text(f"no: {beat.reason}", style="yellow"),
+            _able(beat, counts=silos is None or may_count(member.thing, silos)),
             beat.model_version or model or _NOTHING,
             f"{beat.examples:,}",
             refusals_text(refused.get(member.thing)),
@@ -176,6 +190,12 @@ def fleet_table(members: Sequence[FleetMember], refused: Mapping[str, Refusals],
             _trouble(beat),
         )
     return table
+
+
+def _able(beat: Heartbeat, *, counts: bool) -> Text:
+    if not counts:
+        return Text("not counted: the settings do not list this silo (silos)", style="red")
+    return Text("yes", style="green") if beat.able else Text(f"no: {beat.reason}", style="yellow")
 
 
 def refusals_text(refused: Refusals | None) -> Text:

@@ -9,6 +9,7 @@ rounds    fleet,key   ``settings``                      the fleet's settings
 rounds    fleet,key   ``state``                         `FleetState`: the lock, the last number, the current model
 rounds    fleet,key   ``round#000007``                  `RoundRecord`
 rounds    fleet,key   ``round#000007#<thing>``          `Participation`: one device's part in the round
+rounds    fleet,key   ``roster#000007#<salt>#<n>``      some names of who was there at its opening (`fedgrass.protocol.roster`)
 rounds    fleet,key   ``refused#<thing>``               `fedgrass.protocol.refusals.Refusals`: what was refused of a device
 rounds    fleet,key   ``reply#<thing>#<id>``            a device's `Reply` to a command, as it came, by the topic rule
 ========= =========== ================================= ==========================================================
@@ -109,7 +110,11 @@ class FleetState(Record):
 
 
 class RoundRecord(Record):
-    """A round. Counters are of devices; tokens belong to the execution and are of no use to anyone else."""
+    """A round. Counters are of devices of the roster; tokens belong to the execution and are of no use to anyone else.
+
+    What was asked is compared with what was answered by the same devices: ``uploaded``, ``declined``, ``failed``, ``judged`` and
+    ``not_judged`` move for those that were asked, ``active``, ``refused`` and ``rolled_back`` for those that were alive.
+    """
 
     fleet: FleetName
     round: RoundNumber
@@ -132,10 +137,13 @@ class RoundRecord(Record):
     closed_at: AwareDatetime | None = None
     announced: bool = True
 
-    uploaded: int = Field(default=0, description="Devices that did what was asked: sent an update, or their figures")
+    uploaded: int = Field(default=0, description="Devices that were asked and did it: sent an update, or their figures")
     declined: int = 0
     failed: int = 0
-    late: int = 0
+    joined: int = Field(
+        default=0, description="Devices that were silent or unable at the opening, and did in time what was asked"
+    )
+    late: int = Field(default=0, description="Devices of which nothing was heard until the collecting was over")
     bytes_uploaded: int = 0
     evaluated_examples: int = Field(
         default=0, description="Of a round that evaluates: examples of all devices together"
@@ -188,8 +196,18 @@ class RoundRecord(Record):
         return self.outcome in ADOPTED
 
     @property
+    def taking_part(self) -> int:
+        """Devices that were asked or joined in."""
+        return self.asked + self.joined
+
+    @property
+    def contributed(self) -> int:
+        """Devices that did in time what the round is about, whether they were asked or joined in."""
+        return self.uploaded + self.joined
+
+    @property
     def answered(self) -> int:
-        """Devices that said what became of the round with them, in time."""
+        """Devices that were asked and said what became of the round with them, in time."""
         return self.uploaded + self.declined + self.failed
 
     @property
@@ -199,7 +217,7 @@ class RoundRecord(Record):
 
     @property
     def rolled_out(self) -> bool:
-        """Whether as many devices as were alive at the opening have said what became of the new model."""
+        """Whether all devices that were alive at the opening have said what became of the new model."""
         return self.active + self.refused + self.rolled_back >= self.alive
 
     @property
@@ -217,6 +235,7 @@ class Participation(Record):
     round: RoundNumber
     thing: ThingName
     status: Literal["uploaded", "evaluated", "declined", "failed"] | None = None
+    asked: bool = Field(default=False, description="It was alive and able at the opening, and the cohort takes it")
     late: bool = Field(default=False, description="The notice came when collecting was over; it is not counted")
     reason: Reason = ""
     object_key: str | None = None

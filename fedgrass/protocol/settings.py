@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -160,6 +160,9 @@ class Tracking(_Settings):
     experiment: str = Field(default="", max_length=200, description="Name of the experiment; else the fleet's")
 
 
+SiloName = Annotated[str, Field(pattern=r"^\d{12}-[a-zA-Z0-9:_-]{1,115}$")]
+
+
 class FleetSettings(_Settings):
     """All of it. Defaults suit a first round; an execution's input is laid over them."""
 
@@ -189,6 +192,9 @@ class FleetSettings(_Settings):
     aggregation: Aggregation = Aggregation()
     rollout: Rollout = Rollout()
     tracking: Tracking = Tracking()
+    silos: tuple[SiloName, ...] = Field(
+        default=(), max_length=500, description="Silos that take part, each <account>-<name>; others do not count"
+    )
 
     @model_validator(mode="after")
     def _can_be_met(self) -> FleetSettings:

@@ -60,7 +60,7 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class FleetMember:
-    """A device as the cloud knows it: its last heartbeat, its last word on a model, or both."""
+    """A device as the cloud knows it: its last heartbeat, and its last word on a model if it gave any."""
 
     thing: str
     heartbeat: Device | None = None
@@ -203,6 +203,12 @@ def rounds_numbered(rounds: Table, fleet: str, numbers: Iterable[int]) -> list[R
     return [RoundRecord.from_item(found[key]) for key in keys if key in found]
 
 
+def load_participation(rounds: Table, fleet: str, number: int, thing: str) -> Participation | None:
+    """Return a device's part in a round as it is now; None if it has none."""
+    item = get_item(rounds, fleet, participation_key(number, thing))
+    return Participation.from_item(item) if item is not None else None
+
+
 def participations(rounds: Table, fleet: str, number: int) -> Iterator[Participation]:
     """Return what is known of each device's part in a round, in the order of thing names."""
     for item in items_below(rounds, "key", fleet, f"{round_key(number)}#"):
@@ -259,10 +265,8 @@ def _members(items: Iterable[dict[str, Any]]) -> list[FleetMember]:
                 heartbeats[thing] = Device.from_item(item)
         except RecordError as error:
             log.warning("unreadable device item: %s", error)
-    return [
-        FleetMember(thing, heartbeats.get(thing), models.get(thing))
-        for thing in sorted(heartbeats.keys() | models.keys())
-    ]
+    # A word on a model makes nobody a member: of whom no heartbeat is known, there is nothing to list.
+    return [FleetMember(thing, heartbeats[thing], models.get(thing)) for thing in sorted(heartbeats)]
 
 
 def get_item(table: Table, fleet: str, key: str) -> dict[str, Any] | None:
@@ -272,10 +276,12 @@ def get_item(table: Table, fleet: str, key: str) -> dict[str, Any] | None:
     return item
 
 
-def items_below(table: Table, range_name: str, fleet: str, prefix: str) -> Iterator[dict[str, Any]]:
-    """Yield a fleet's items whose range key begins with ``prefix``, in order."""
+def items_below(
+    table: Table, range_name: str, fleet: str, prefix: str, *, attributes: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Yield a fleet's items whose range key begins with ``prefix``, in order; only some ``attributes`` of them, if given."""
     condition = "#fleet = :fleet"
-    names = {"#fleet": "fleet"}
+    names = {"#fleet": "fleet", **{f"#only_{name}": name for name in attributes}}
     values = {":fleet": fleet}
     if prefix:
         condition += " AND begins_with(#range, :prefix)"
@@ -286,6 +292,8 @@ def items_below(table: Table, range_name: str, fleet: str, prefix: str) -> Itera
         "ExpressionAttributeNames": names,
         "ExpressionAttributeValues": values,
     }
+    if attributes:
+        arguments["ProjectionExpression"] = ", ".join(f"#only_{name}" for name in attributes)
     while True:
         page = table.query(**arguments)
         yield from page["Items"]

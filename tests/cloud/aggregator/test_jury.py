@@ -24,6 +24,7 @@ from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.messages import Announcement, UpdateNotice
 from fedgrass.protocol.names import device_topic, round_topic
 from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.roster import write_roster
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_round
 from fedgrass.training import evaluate
@@ -57,7 +58,10 @@ class Devices:
                 self.say(notice)  # at least once, as all is delivered
 
     def say(self, notice: UpdateNotice) -> str:
-        services: Any = SimpleNamespace(fleet=FLEET, rounds=self.fleet.clients.rounds, step_functions=None)
+        clients = self.fleet.clients
+        services: Any = SimpleNamespace(
+            fleet=FLEET, rounds=clients.rounds, devices=clients.devices, step_functions=None
+        )
         topic = device_topic(FLEET, notice.thing, "update")
         payload = base64.b64encode(notice.encode()).decode()
         return record_update(services, Delivery(topic=topic, payload=payload, received_at=1))
@@ -100,6 +104,13 @@ def put_updates(fleet: Fleet, change: float) -> None:
         path = fleet.folder / thing
         write_update(path, parameters, {n: v * change for n, v in parameters.items()}, header(fleet.base, thing))
         fleet.put(thing, path.read_bytes())
+
+
+@pytest.fixture(autouse=True)
+def roster(fleet: Fleet) -> None:
+    """The three devices were asked at the opening."""
+    fleet.know(*THINGS)
+    write_roster(fleet.clients.rounds, make_record(FLEET, fleet.current), alive=THINGS, asked=THINGS)
 
 
 def run(fleet: Fleet, answer: Answer, **settings: Any) -> tuple[RoundReport, Devices]:

@@ -164,10 +164,18 @@ class Fleet:
     def pass_time(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    def heartbeats(self, *things: str, able: bool = True, reason: str = "") -> None:
+    def heartbeats(self, *things: str, able: bool = True, reason: str = "", model_version: str | None = None) -> None:
         """Write what the topic rule writes."""
         for thing in things:
-            beat = Heartbeat(fleet=FLEET, thing=thing, sent_at=self.now, interval_seconds=30, able=able, reason=reason)
+            beat = Heartbeat(
+                fleet=FLEET,
+                thing=thing,
+                sent_at=self.now,
+                interval_seconds=30,
+                able=able,
+                reason=reason,
+                model_version=model_version,
+            )
             item = {**json.loads(beat.encode()), "received_at": self.now_ms}
             self.services.devices.put_item(Item=to_attribute(item))
 

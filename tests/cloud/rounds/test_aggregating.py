@@ -40,6 +40,7 @@ def test_the_job_gets_the_round_and_nothing_secret(collected: Fleet) -> None:
         "FEDGRASS_ROUND": "1",
         "FEDGRASS_BUCKET": "fedgrass-digits",
         "FEDGRASS_ROUNDS_TABLE": "rounds",
+        "FEDGRASS_DEVICES_TABLE": "devices",
         "FEDGRASS_THING_GROUP_ARN": "arn:aws:iot:us-east-1:123456789012:thinggroup/digits",
         "FEDGRASS_MODEL_COMPONENT": "com.fedgrass.GlobalModel",
         "FEDGRASS_MODEL_PACKAGE_GROUP": "fedgrass-digits",

@@ -131,3 +131,15 @@ def test_another_fleet_s_deployment_is_none_of_our_business(fleet: Fleet, capsys
     }
     assert not record_deployment(fleet.services, DeploymentEvent.model_validate(event))
     assert not written(capsys.readouterr().out)
+
+
+def test_a_device_that_makes_up_versions_makes_no_metrics(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each version is a metric that is paid for by the month."""
+    fleet.open()
+    made_up = [f"9.{number}.7" for number in range(30)] + ["1.2.0", "1.1.1", "2.0.0", "7.1.0"]
+    versions = ["1.0.0", "1.1.0", None, *made_up]
+    for index, version in enumerate(versions):
+        fleet.heartbeats(f"d{index}", model_version=version)
+    watch_fleet(fleet.services)
+    counts = {line["Version"]: line["DevicesOnModel"] for line in written(capsys.readouterr().out) if "Version" in line}
+    assert counts == {"1.0.0": 1, "1.1.0": 1, "none": 1 + 3, "other": len(made_up)}

@@ -62,3 +62,15 @@ def test_a_long_error_takes_no_other_columns_place() -> None:
     Console(file=shown, width=120).print(render.fleet_table([FleetMember("unwell", device)], {}, now_ms=1_001_000))
     assert "unwell" in shown.getvalue()
     assert "alive" in shown.getvalue()
+
+
+def test_a_silo_that_is_not_listed_is_shown_as_not_counted() -> None:
+    beat = {"fleet": "f", "sent_at": datetime.now(timezone.utc), "interval_seconds": 30, "received_at": 1_000_000}
+    names = ("111111111111-clinic", "111111111111-invented")
+    members = [FleetMember(name, Device.model_validate({**beat, "thing": name})) for name in names]
+    shown = io.StringIO()
+    table = render.fleet_table(members, {}, now_ms=1_001_000, silos=names[:1])
+    Console(file=shown, width=250).print(table)
+    said = {line.split("│")[0].strip().split()[0]: line for line in shown.getvalue().splitlines() if "1111" in line}
+    assert "not counted" not in said[names[0]]
+    assert "not counted" in said[names[1]]

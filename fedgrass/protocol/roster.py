@@ -1,0 +1,89 @@
+"""Who is of a fleet, and who was there when a round opened: nobody else is counted.
+
+A device is of the fleet while the table of devices holds a record of it, which its heartbeats make. A silo is of the fleet
+if the settings list its name (``silos``): its account could make up any number of names, so a heartbeat is not enough.
+
+What a round waits for is fixed at its opening: the devices that were *alive* (they are to get the model), and those of them that
+were *asked* (able, and taken by the cohort). Their names lie beside the round's record, a few hundred in an item, so that neither
+an item nor a message grows with the fleet; a device's item is found by a digest of its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.tables import Table, get_item, items_below
+
+PER_ITEM = 256
+"""Names in an item, on average. A name has 128 bytes at most and an item may have 400 kB."""
+
+_SILO = re.compile(r"^\d{12}-")
+_KEPT_SECONDS = 400 * 86_400
+
+
+def is_silo(thing: str) -> bool:
+    """Whether a name is a silo's: it begins with an account's number, as the role that silos assume demands."""
+    return _SILO.match(thing) is not None
+
+
+def may_count(thing: str, silos: Collection[str]) -> bool:
+    """Whether a name may count at all: any device's, and of silos only those that the settings list."""
+    return not is_silo(thing) or thing in silos
+
+
+def is_of_fleet(devices: Table, fleet: str, thing: str, silos: Collection[str]) -> bool:
+    """Whether a thing is of the fleet now."""
+    if is_silo(thing):
+        return thing in silos
+    item = devices.get_item(Key={"fleet": fleet, "thing": thing}, ConsistentRead=True).get("Item")
+    return item is not None and item.get("expires", float("inf")) >= time.time()
+
+
+def things_of_fleet(devices: Table, fleet: str, silos: Collection[str]) -> set[str]:
+    """Return the names of all that are of the fleet now."""
+    now = time.time()
+    found = {
+        str(item["thing"])
+        for item in items_below(devices, "thing", fleet, "", attributes=("thing", "expires"))
+        if item.get("expires", now) >= now
+    }
+    return {thing for thing in found if "#" not in thing and not is_silo(thing)} | set(silos)
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Whether a thing was alive at a round's opening, and whether it was asked."""
+
+    alive: bool = False
+    asked: bool = False
+
+
+def write_roster(rounds: Table, record: RoundRecord, *, alive: Iterable[str], asked: Collection[str]) -> None:
+    """Write who is there, before the round is; ``asked`` are some of the ``alive``. Safe to repeat.
+
+    The cohort's salt is in the keys, so that of two openings at once each has a roster of its own.
+    """
+    expires = int(record.deadline.timestamp()) + _KEPT_SECONDS
+    items: defaultdict[str, dict[str, list[str]]] = defaultdict(lambda: {"asked": [], "others": []})
+    for thing in alive:
+        items[_key(record, thing)]["asked" if thing in asked else "others"].append(thing)
+    for key, names in items.items():
+        rounds.put_item(Item={"fleet": record.fleet, "key": key, "expires": expires, **names})
+
+
+def presence(rounds: Table, record: RoundRecord, thing: str) -> Presence:
+    """Look a thing up in a round's roster."""
+    item = get_item(rounds, record.fleet, _key(record, thing)) or {}
+    asked = thing in item.get("asked", ())
+    return Presence(alive=asked or thing in item.get("others", ()), asked=asked)
+
+
+def _key(record: RoundRecord, thing: str) -> str:
+    digest = int.from_bytes(hashlib.sha256(thing.encode()).digest()[:8], "big")
+    return f"roster#{record.round:06d}#{record.cohort.salt}#{digest % (1 + record.alive // PER_ITEM):05d}"
