@@ -23,10 +23,12 @@ def connect(place: JobSettings) -> tuple[FleetClients, Any]:
     """
     session = boto3.Session(region_name=Account.of(place.thing_group_arn).region)
     s3 = session.client("s3", config=_CONFIG)
+    dynamodb = session.resource("dynamodb", config=_CONFIG)
     clients = FleetClients(
         fleet=place.fleet,
         bucket=Bucket(s3, place.bucket),
-        rounds=session.resource("dynamodb", config=_CONFIG).Table(place.rounds_table),
+        rounds=dynamodb.Table(place.rounds_table),
+        devices=dynamodb.Table(place.devices_table),
         greengrass=session.client("greengrassv2", config=_CONFIG),
         iot_data=session.client("iot-data", config=_CONFIG),
         thing_group_arn=place.thing_group_arn,

@@ -12,6 +12,7 @@ from cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import TransferError
 from fedgrass.noise import SEED_BYTES
 from fedgrass.protocol.names import report_prefix
+from fedgrass.protocol.report import QuarantinedEntry
 
 
 class UpdateList(BaseModel):
@@ -21,10 +22,21 @@ class UpdateList(BaseModel):
 
     schema_: int = Field(default=1, alias="schema")
     updates: tuple[UpdateReference, ...]
+    refused: tuple[QuarantinedEntry, ...] = Field(
+        default=(), description="What was no update of the fleet's, by its name"
+    )
+    more: int = Field(default=0, ge=0, description="How much more of that there was")
     noise_seed: str = Field(pattern="^[0-9a-f]{64}$", description="Of central privacy: the same noise after a restart")
 
 
-def pin(bucket: Bucket, fleet: str, number: int, found: Sequence[UpdateReference]) -> UpdateList:
+def pin(
+    bucket: Bucket,
+    fleet: str,
+    number: int,
+    found: Sequence[UpdateReference],
+    refused: Sequence[QuarantinedEntry] = (),
+    more: int = 0,
+) -> UpdateList:
     """Return the round's list: the one that is there, or else this one.
 
     Raises
@@ -34,7 +46,7 @@ def pin(bucket: Bucket, fleet: str, number: int, found: Sequence[UpdateReference
     """
     key = report_prefix(fleet, number) + "updates.json"
     ordered = tuple(sorted(found, key=lambda reference: reference.key))
-    ours = UpdateList(updates=ordered, noise_seed=secrets.token_hex(SEED_BYTES))
+    ours = UpdateList(updates=ordered, refused=tuple(refused), more=more, noise_seed=secrets.token_hex(SEED_BYTES))
     pinned = bucket.write_first(key, ours.model_dump_json(by_alias=True, indent=1).encode())
     try:
         return UpdateList.model_validate_json(pinned)

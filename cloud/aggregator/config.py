@@ -52,6 +52,7 @@ class JobSettings(FleetPlace):
     """The job's environment: every variable is prefixed with ``FEDGRASS_``."""
 
     round: RoundNumber
+    devices_table: str = Field(min_length=3, max_length=255)
     model_package_group: str | None = Field(default=None, min_length=1, max_length=63)
     image: str | None = Field(default=None, min_length=1, max_length=255)
 

@@ -26,6 +26,7 @@ from cloud.aggregator.gate import decided
 from cloud.aggregator.hosts import BucketShare
 from cloud.aggregator.judgement import judged_model
 from cloud.aggregator.late import earlier_rounds, late_updates
+from cloud.aggregator.listed import listed_updates
 from cloud.aggregator.privacy import beyond_budget, judged, noise_of
 from cloud.aggregator.release import FleetClients, release_of_round, upload
 from cloud.aggregator.report import Phases, ReportBuilder
@@ -40,6 +41,7 @@ from fedgrass.protocol.names import model_prefix, report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.refusals import refusals_before
 from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, ReleaseEntry, RoundReport
+from fedgrass.protocol.roster import things_of_fleet
 from fedgrass.protocol.tables import load_round
 
 
@@ -113,6 +115,7 @@ class RoundJob:
         with self._phases.timed("list"):
             earlier = self._earlier(strategy)
             pinned = self._pinned(earlier)
+            self._report.refused_by_name, self._report.refused_more = pinned.refused, pinned.more
         if self._record.privacy is not None:
             with self._phases.timed("privacy"):
                 self._report.privacy = judged(self._record.privacy)
@@ -166,8 +169,16 @@ class RoundJob:
         return earlier_rounds(self._clients.rounds, self._bucket, self._record, strategy.staleness)
 
     def _pinned(self, earlier: Mapping[int, EarlierRound]) -> UpdateList:
-        found = [*self._source.list(), *late_updates(self._source, earlier)]
-        return pin(self._bucket, self._record.fleet, self._record.round, found)
+        things = self._things()
+        listed = listed_updates(self._source, things)
+        found = [*listed.updates, *late_updates(self._source, earlier, things)]
+        return pin(self._bucket, self._record.fleet, self._record.round, found, listed.refused, listed.more)
+
+    def _things(self) -> set[str] | None:
+        devices = self._clients.devices
+        if devices is None:
+            return None
+        return things_of_fleet(devices, self._record.fleet, self._record.settings.silos)
 
     def _expected(self, base: Bundle, earlier: Mapping[int, EarlierRound]) -> Expected:
         return Expected(

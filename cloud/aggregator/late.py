@@ -7,12 +7,13 @@ update counts once, nothing else has to be kept, and a job that is run again fin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from pydantic import ValidationError
 
 from cloud.aggregator.checks import EarlierRound
+from cloud.aggregator.listed import listed_updates
 from cloud.aggregator.s3 import Bucket, RoundUpdates
 from cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import RecordError, TransferError
@@ -49,12 +50,17 @@ def earlier_rounds(rounds: Table, bucket: Bucket, record: RoundRecord, staleness
     return found
 
 
-def late_updates(source: RoundUpdates, earlier: Mapping[int, EarlierRound]) -> list[UpdateReference]:
-    """Return what lies under the earlier rounds' prefixes, but for the very objects that had their turn."""
+def late_updates(
+    source: RoundUpdates, earlier: Mapping[int, EarlierRound], things: Collection[str] | None = None
+) -> list[UpdateReference]:
+    """Return the updates under the earlier rounds' prefixes, but for the very objects that had their turn.
+
+    Whatever else lies there was told of in those rounds' reports.
+    """
     return [
         replace(reference, round=number)
         for number, known in earlier.items()
-        for reference in source.of_round(number).list()
+        for reference in listed_updates(source.of_round(number), things).updates
         if reference.etag not in known.spent.get(reference.key, ())
     ]
 

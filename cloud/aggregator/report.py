@@ -15,7 +15,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key
 from fedgrass.protocol.privacy import PrivacyLedger
-from fedgrass.protocol.report import Evaluation, ModelEntry, Outcome, ReleaseEntry, RoundReport
+from fedgrass.protocol.report import Evaluation, ModelEntry, Outcome, QuarantinedEntry, ReleaseEntry, RoundReport
 
 
 @dataclass
@@ -45,6 +45,8 @@ class ReportBuilder:
     base: Base
     phases: Phases = field(default_factory=Phases)
     aggregation: Aggregation | None = None
+    refused_by_name: tuple[QuarantinedEntry, ...] = ()
+    refused_more: int = 0
     model: Bundle | None = None
     evaluation_base: Evaluation | None = None
     evaluation: Evaluation | None = None
@@ -72,7 +74,8 @@ class ReportBuilder:
             ),
             model=_model_entry(self.model) if self.model else None,
             updates=result.updates if result else (),
-            quarantined=result.quarantined if result else (),
+            quarantined=(*self.refused_by_name, *(result.quarantined if result else ())),
+            quarantined_more=self.refused_more,
             evaluation_base=self.evaluation_base,
             evaluation=self.evaluation,
             evaluated_by_devices=self.evaluated_by_devices,
@@ -91,7 +94,7 @@ def summary(report: RoundReport) -> str:
         "outcome": report.outcome,
         "version": report.model.version if report.model else None,
         "participants": len(report.updates),
-        "quarantined": len(report.quarantined),
+        "quarantined": len(report.quarantined) + report.quarantined_more,
         "accuracy": report.evaluation.accuracy if report.evaluation else None,
         "loss": report.evaluation.loss if report.evaluation else None,
         "report": report_key(report.fleet, report.round),

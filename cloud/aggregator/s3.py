@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,7 +17,7 @@ from cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import FedgrassError, MessageError, ReleaseError, TransferError, UpdateError
 from fedgrass.files import sha256_of
 from fedgrass.logs import Log
-from fedgrass.protocol.names import parse_update_key, update_prefix
+from fedgrass.protocol.names import UPDATE_FILE, parse_update_key, update_prefix
 
 log = Log(__name__)
 
@@ -161,9 +162,20 @@ class RoundUpdates:
         return RoundUpdates(self._client, self._bucket, self._fleet, number)
 
     def list(self) -> list[UpdateReference]:
-        """Return the newest version of every object under the round's prefix."""
+        """Return the newest version of the objects under the round's prefix, as `objects` finds them."""
+        return [reference for reference, _ in self.objects()]
+
+    def objects(self, things: Collection[str] | None = None) -> Iterator[tuple[UpdateReference, str]]:
+        """Yield the newest version of objects under the round's prefix, in order, each with the name of its folder.
+
+        One folder is a thing's. Who fills a folder gains nothing by it: where a page of the listing ends in one, the rest of that
+        folder is passed over, but for the update; and where ``things`` are given, so are the folders up to the next thing's. The
+        number of requests is bounded by the things, not by what lies there.
+        """
         try:
-            return list(self._references())
+            for entry in self._entries(things):
+                reference = self._reference(entry)
+                yield reference, entry["Key"][len(self._prefix) :].partition("/")[0]
         except (ClientError, BotoCoreError) as error:
             raise _failed(f"listing s3://{self._bucket}/{self._prefix}", error) from error
 
@@ -171,19 +183,44 @@ class RoundUpdates:
         """Open the very version that was pinned."""
         return _body(self._client, self._bucket, reference)
 
-    def _references(self) -> Iterator[UpdateReference]:
-        pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self._bucket, Prefix=self._prefix)
-        for page in pages:
-            for entry in page.get("Versions", ()):
-                if entry["IsLatest"]:
-                    version = entry.get("VersionId")
-                    yield UpdateReference(
-                        thing=_thing(entry["Key"]),
-                        key=entry["Key"],
-                        bytes=entry["Size"],
-                        etag=entry["ETag"].strip('"'),
-                        version_id=None if version == "null" else version,  # of a bucket without versioning
-                    )
+    def _entries(self, things: Collection[str] | None) -> Iterator[dict[str, Any]]:
+        folders = sorted(f"{self._prefix}{thing}/" for thing in things or ())
+        marker = ""
+        while True:
+            page = self._page(Prefix=self._prefix, KeyMarker=marker)
+            yield from (entry for entry in page.get("Versions", ()) if entry["IsLatest"])
+            if not page["IsTruncated"]:
+                return
+            # Not NextKeyMarker: of what it names, documents and services differ.
+            last = max(str(entry["Key"]) for entry in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())))
+            folder = last[: last.find("/", len(self._prefix)) + 1] or last
+            update = folder + UPDATE_FILE
+            if last < update:
+                beyond = self._page(Prefix=update, MaxKeys=1).get("Versions", ())
+                yield from (entry for entry in beyond if entry["IsLatest"] and entry["Key"] == update)
+            marker = (
+                folder[:-1] + "0" if folder.endswith("/") else last
+            )  # '0' follows '/': beyond all keys of the folder
+            if things is not None:
+                following = bisect_right(folders, folder)
+                if following == len(folders):
+                    return
+                marker = max(marker, folders[following])
+
+    def _page(self, **arguments: Any) -> dict[str, Any]:
+        page: dict[str, Any] = self._client.list_object_versions(Bucket=self._bucket, **arguments)
+        return page
+
+    @staticmethod
+    def _reference(entry: dict[str, Any]) -> UpdateReference:
+        version = entry.get("VersionId")
+        return UpdateReference(
+            thing=_thing(entry["Key"]),
+            key=entry["Key"],
+            bytes=entry["Size"],
+            etag=entry["ETag"].strip('"'),
+            version_id=None if version == "null" else version,  # of a bucket without versioning
+        )
 
 
 def _thing(key: str) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName
 from fedgrass.protocol.records import Record
-from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.report import UNKNOWN_THING, RoundReport
 from fedgrass.protocol.tables import Table, get_item, items_below
 
 _PREFIX = "refused#"
@@ -44,9 +44,13 @@ def refusals_before(rounds: Table, fleet: str, number: int, things: Iterable[str
 
 
 def count_refusals(rounds: Table, report: RoundReport) -> None:
-    """Add a report's refusals to what is counted of each device; a report that was counted before changes nothing."""
-    reasons = {entry.thing: entry.reason for entry in report.quarantined if entry.thing}
-    counts = Counter(entry.thing for entry in report.quarantined if entry.thing)
+    """Add a report's refusals to what is counted of each device; a report that was counted before changes nothing.
+
+    Of a stranger nothing is counted: there are as many names as somebody makes up.
+    """
+    known = [entry for entry in report.quarantined if entry.thing and entry.reason != UNKNOWN_THING]
+    reasons = {entry.thing: entry.reason for entry in known}
+    counts = Counter(entry.thing for entry in known)
     for thing, count in counts.items():
         with suppress(rounds.meta.client.exceptions.ConditionalCheckFailedException):
             rounds.update_item(

@@ -18,6 +18,10 @@ ADOPTED: frozenset[str] = frozenset({"released", "advanced"})
 MAX_REPORT_BYTES = 1 << 30
 
 
+UNKNOWN_THING = "unknown_thing"
+"""Reason of an object whose writer is not of the fleet."""
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -96,6 +100,9 @@ class RoundReport(_Part):
     model: ModelEntry | None = None
     updates: tuple[UpdateEntry, ...] = ()
     quarantined: tuple[QuarantinedEntry, ...] = ()
+    quarantined_more: int = Field(
+        default=0, ge=0, description="Objects that were refused by their names beyond those named here, at least"
+    )
     evaluation_base: Evaluation | None = None
     evaluation: Evaluation | None = None
     evaluated_by_devices: int = Field(default=0, description="Devices whose figures these are; 0: the operator's set")

@@ -28,6 +28,7 @@ Reason = Literal[
     "wrong_round",
     "foreign_thing",
     "uninvited",
+    "unknown_thing",
     "wrong_base",
     "wrong_graph",
     "wrong_parameters",

@@ -27,6 +27,7 @@ from fedgrass.protocol.settings import FleetSettings
 from fedgrass.update import UpdateHeader, write_update
 from tests.cloud.aggregator.greengrass import FakeGreengrass
 from tests.fixtures.local_aws import local_aws, unique
+from tests.fixtures.tables import create_tables
 
 __all__ = ["local_aws", "unique"]
 
@@ -89,18 +90,6 @@ def make_record(fleet: str, base: Base, settings: FleetSettings | None = None) -
     )
 
 
-def make_rounds_table(dynamodb: Any, name: str) -> Any:
-    return dynamodb.create_table(
-        TableName=name,
-        KeySchema=[{"AttributeName": "fleet", "KeyType": "HASH"}, {"AttributeName": "key", "KeyType": "RANGE"}],
-        AttributeDefinitions=[
-            {"AttributeName": "fleet", "AttributeType": "S"},
-            {"AttributeName": "key", "AttributeType": "S"},
-        ],
-        BillingMode="PAY_PER_REQUEST",
-    )
-
-
 @dataclass
 class Fleet:
     """A fleet whose round is collected: bucket with base and updates, tables, Greengrass with one deployment."""
@@ -119,7 +108,14 @@ class Fleet:
         self.put(thing, content)
         return content
 
+    def know(self, *things: str) -> None:
+        """Make things known by a heartbeat, as the topic rule does."""
+        for thing in things:
+            self.clients.devices.put_item(Item={"fleet": FLEET, "thing": thing, "received_at": 1})  # type: ignore[union-attr]
+
     def put(self, thing: str, content: bytes) -> None:
+        """Upload a known device's update."""
+        self.know(thing)
         self.s3.put_object(Bucket=self.clients.bucket.name, Key=update_key(FLEET, ROUND, thing), Body=content)
 
     def put_evaluation_set(self, x: Any, y: Any) -> None:
@@ -166,9 +162,12 @@ def fleet(digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sessi
         s3 = session.client("s3")
         s3.create_bucket(Bucket="fedgrass-test")
         s3.put_bucket_versioning(Bucket="fedgrass-test", VersioningConfiguration={"Status": "Enabled"})
-        table = make_rounds_table(session.resource("dynamodb"), "rounds")
+        dynamodb = session.resource("dynamodb")
+        create_tables(session.client("dynamodb"), rounds="rounds", devices="devices")
         bucket = Bucket(s3, "fedgrass-test")
         greengrass = FakeGreengrass()
-        clients = FleetClients(FLEET, bucket, table, greengrass, GROUP_ARN)
+        clients = FleetClients(
+            FLEET, bucket, dynamodb.Table("rounds"), greengrass, GROUP_ARN, devices=dynamodb.Table("devices")
+        )
         current = upload(digits, bucket, FLEET)
         yield Fleet(clients, s3, greengrass, digits, current, tmp_path)

@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "FEDGRASS_ROUND": "7",
     "FEDGRASS_BUCKET": "bucket",
     "FEDGRASS_ROUNDS_TABLE": "rounds",
+    "FEDGRASS_DEVICES_TABLE": "devices",
     "FEDGRASS_THING_GROUP_ARN": "arn:aws:iot:us-east-1:123456789012:thinggroup/mill",
 }
 

@@ -52,6 +52,7 @@ class Rounds:
         return delta.astype(np.float64)
 
     def put_bytes(self, number: int, thing: str, content: bytes) -> None:
+        self.fleet.know(thing)
         self.fleet.s3.put_object(Bucket="fedgrass-test", Key=update_key(FLEET, number, thing), Body=content)
 
     def job(self, number: int, scratch: Path, *, instance: int = 0, instances: int = 1, **settings: Any) -> RoundJob:

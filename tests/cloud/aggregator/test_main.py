@@ -34,9 +34,10 @@ from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_state
 from local.aws.client import LocalAwsProcess
-from tests.cloud.aggregator.conftest import ROUND, make_record, make_rounds_table, update_bytes
+from tests.cloud.aggregator.conftest import ROUND, make_record, update_bytes
 from tests.cloud.aggregator.test_tracking import runs as tracked_runs
 from tests.fixtures.mlflow_server import mlflow_server
+from tests.fixtures.tables import create_tables
 
 __all__ = ["mlflow_server"]
 
@@ -70,6 +71,7 @@ class Place:
             "FEDGRASS_ROUND": str(ROUND),
             "FEDGRASS_BUCKET": self.clients.bucket.name,
             "FEDGRASS_ROUNDS_TABLE": self.clients.rounds.name,
+            "FEDGRASS_DEVICES_TABLE": f"{self.fleet}-devices",
             "FEDGRASS_THING_GROUP_ARN": self.clients.thing_group_arn,
         }
 
@@ -98,10 +100,13 @@ def place(local_aws: LocalAwsProcess, unique: str, digits: Bundle, tmp_path: Pat
         }
         with contextlib.suppress(greengrass.exceptions.ConflictException):  # another test of this worker made it
             greengrass.create_component_version(inlineRecipe=json.dumps(recipe).encode())
+    create_tables(local_aws.client("dynamodb"), rounds=unique, devices=f"{unique}-devices")
+    dynamodb = _dynamodb(local_aws)
     clients = FleetClients(
         fleet=unique,
         bucket=Bucket(s3, unique),
-        rounds=make_rounds_table(_dynamodb(local_aws), unique),
+        rounds=dynamodb.Table(unique),
+        devices=dynamodb.Table(f"{unique}-devices"),
         greengrass=greengrass,
         thing_group_arn=local_aws.client("iot").create_thing_group(thingGroupName=unique)["thingGroupArn"],
     )
@@ -113,6 +118,7 @@ def place(local_aws: LocalAwsProcess, unique: str, digits: Bundle, tmp_path: Pat
     for seed, thing in enumerate(["press-a", "press-b"]):
         body = update_bytes(bundle, thing, seed, tmp_path, fleet=unique)
         s3.put_object(Bucket=unique, Key=update_key(unique, ROUND, thing), Body=body)
+        dynamodb.Table(f"{unique}-devices").put_item(Item={"fleet": unique, "thing": thing, "received_at": 1})
     return Place(local_aws, unique, clients, released.base, tmp_path)
 
 
