@@ -9,8 +9,9 @@ https://docs.aws.amazon.com/greengrass/v2/developerguide/create-deployments.html
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from cloud.aggregator.deployment import history
@@ -46,19 +47,23 @@ class Heard:
     refused: int
 
 
+Ask = Callable[[Sequence[str], int], Heard]
+"""Returns what some things have said since an epoch millisecond: nobody else's word counts, and none from before the try-out."""
+
+
 class Canaries:
     """The canaries of a fleet.
 
     Parameters
     ----------
     heard
-        Asked again and again for what they said.
+        Asked again and again for what they said since they were given the model.
     """
 
     def __init__(
         self,
         rollout: Rollout,
-        heard: Callable[[], Heard],
+        heard: Ask,
         *,
         pause: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -83,24 +88,25 @@ class Canaries:
             return
         group_arn = f"{fleet_arn.rpartition('/')[0]}/{self._rollout.canary_group}"
         pages = greengrass.get_paginator("list_core_devices").paginate(thingGroupArn=group_arn)
-        count = sum(len(page["coreDevices"]) for page in pages)
-        if count == 0:
+        things = sorted({device["coreDeviceThingName"] for page in pages for device in page["coreDevices"]})
+        if not things:
             raise CanaryError(
                 f"canary group {group_arn}: holds no core device; add some, or clear rollout.canary_group"
             )
-        _deploy(greengrass, fleet, fleet_arn, group_arn, component, version)
-        reason = self._await(count)
+        began = _deploy(greengrass, fleet, fleet_arn, group_arn, component, version)
+        reason = self._await(things, int(began.timestamp() * 1000))
         if reason:
             had = fleet["components"].get(component, {}).get("componentVersion")
             if had is not None:
                 _deploy(greengrass, fleet, fleet_arn, group_arn, component, had)
             raise CanaryError(f"{component} {version}: {reason}; it went no further than {group_arn}")
 
-    def _await(self, count: int) -> str:
+    def _await(self, things: Sequence[str], began_ms: int) -> str:
         """Return why the fleet must not get it, or nothing."""
+        count = len(things)
         deadline = self._clock() + self._rollout.canary_seconds
         while True:
-            heard = self._heard()
+            heard = self._heard(things, began_ms)
             answered = heard.active + heard.refused
             if heard.refused > self._rollout.abort_share * count:
                 return f"{heard.refused} of {count} canaries refused it"
@@ -135,13 +141,13 @@ def _latest(greengrass: Any, target_arn: str) -> dict[str, Any] | None:
 
 def _deploy(
     greengrass: Any, fleet: dict[str, Any], fleet_arn: str, group_arn: str, component: str, version: str
-) -> None:
-    """Give the canaries the fleet's components with one version changed, unless they have just that."""
+) -> datetime:
+    """Give the canaries the fleet's components with one version changed, unless they have just that; returns since when."""
     components = dict(fleet["components"])
     components[component] = {**components.get(component, {}), "componentVersion": version}
     present = _latest(greengrass, group_arn)
     if present is not None and present["components"] == components:
-        return
+        return _since(present)
     made = greengrass.create_deployment(
         targetArn=group_arn,
         parentTargetArn=fleet_arn,
@@ -150,3 +156,9 @@ def _deploy(
         **({"deploymentPolicies": fleet["deploymentPolicies"]} if fleet.get("deploymentPolicies") else {}),
     )
     log.info("canaries", target=group_arn, version=version, deployment=made["deploymentId"])
+    return _since(greengrass.get_deployment(deploymentId=made["deploymentId"]))
+
+
+def _since(deployment: dict[str, Any]) -> datetime:
+    created: datetime = deployment["creationTimestamp"]
+    return created

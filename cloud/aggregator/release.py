@@ -6,6 +6,7 @@ last, the component version is made after that, and devices hear of it by the de
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, model_prefix, par
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import Evaluation
 from fedgrass.protocol.settings import Rollout
-from fedgrass.protocol.tables import Table, load_round, set_current_model
+from fedgrass.protocol.tables import Table, participations_at, set_current_model
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class FleetClients:
     """What a fleet is reached through: its bucket, its rounds table, a ``greengrassv2`` client, its thing group.
 
     Released models are registered where there is a ``registry``; devices are asked through ``iot_data``, an ``iot-data`` client.
+    The table of ``devices`` says whose updates count; a job that has none counts everyone's.
     """
 
     fleet: str
@@ -43,6 +45,7 @@ class FleetClients:
     model_component: str = GLOBAL_MODEL
     registry: Registry | None = None
     iot_data: Any = None
+    devices: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,11 @@ def release_of_round(
     """
     rollout = record.settings.rollout
 
-    def heard() -> Heard:
-        """What the canaries said of the model: it is nowhere else yet."""
-        now = load_round(clients.rounds, record.fleet, record.round)
-        return Heard(active=now.active, refused=now.refused + now.rolled_back)
+    def heard(things: Sequence[str], since_ms: int) -> Heard:
+        """What the canaries said of the model, each in its own record of the round."""
+        parts = participations_at(clients.rounds, record.fleet, [(record.round, thing) for thing in things])
+        said = [part.model_outcome for part in parts if (part.model_received_at or 0) >= since_ms]
+        return Heard(active=said.count("active"), refused=said.count("refused") + said.count("rolled_back"))
 
     released = release_model(
         bundle,

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cloud.aggregator.canaries import Canaries, CanaryError, Heard, job_configuration
+from cloud.aggregator.release import release_of_round
+from fedgrass.bundle import Bundle
+from fedgrass.inference import write_bundle
 from fedgrass.protocol.names import GLOBAL_MODEL
-from fedgrass.protocol.settings import Rollout
+from fedgrass.protocol.records import Participation, RoundRecord
+from fedgrass.protocol.settings import FleetSettings, Rollout
+from tests.cloud.aggregator.conftest import FLEET as FLEET_NAME
+from tests.cloud.aggregator.conftest import GROUP_ARN, Fleet, make_record, trained
 from tests.cloud.aggregator.greengrass import FakeGreengrass
 
 FLEET = "arn:aws:iot:us-east-1:123456789012:thinggroup/fleet"
@@ -25,10 +34,12 @@ class Place:
         self.greengrass.core_devices[GROUP] = ["a", "b", "c", "d"]
         self.said = list(said)
         self.now = 0.0
+        self.asked: tuple[tuple[str, ...], int] = ((), 0)
         settings = Rollout(canary_group="canaries", canary_seconds=60, **rollout)
         self.canaries = Canaries(settings, self.heard, pause=self.pause, clock=lambda: self.now)
 
-    def heard(self) -> Heard:
+    def heard(self, things: Sequence[str], since_ms: int) -> Heard:
+        self.asked = (tuple(things), since_ms)
         return self.said.pop(0) if len(self.said) > 1 else self.said[0]
 
     def pause(self, seconds: float) -> None:
@@ -77,8 +88,17 @@ def test_silence_of_some_is_waited_for_and_silence_of_all_stops_the_model() -> N
 def test_a_job_that_is_run_again_deploys_nothing_twice() -> None:
     place = Place(Heard(4, 0))
     place.try_out()
+    asked = place.asked
     place.try_out()
     assert len(place.greengrass.deployments) == 2
+    assert place.asked == asked, "what was said to the first run still counts"
+
+
+def test_only_the_group_is_asked_and_only_for_what_it_said_since_it_had_the_model() -> None:
+    place = Place(Heard(4, 0))
+    place.try_out()
+    made = place.greengrass.deployments[-1]
+    assert place.asked == (("a", "b", "c", "d"), int(made["creationTimestamp"].timestamp() * 1000))
 
 
 def test_a_group_without_devices_is_an_error_and_not_a_free_pass() -> None:
@@ -110,3 +130,61 @@ def test_rate_and_abort_threshold_become_the_deployments_job_configuration() -> 
             ]
         },
     }
+
+
+def said(fleet: Fleet, record: RoundRecord, thing: str, outcome: Any, at: datetime) -> None:
+    part = Participation(
+        fleet=record.fleet,
+        round=record.round,
+        thing=thing,
+        model_outcome=outcome,
+        model_received_at=int(at.timestamp() * 1000),
+    )
+    fleet.clients.rounds.put_item(Item=part.to_item())
+
+
+@pytest.fixture
+def tried(fleet: Fleet, tmp_path: Path) -> tuple[Fleet, RoundRecord, Bundle]:
+    """A fleet with one canary, and a round's model that is to be tried out on it for a second."""
+    fleet.greengrass.deploy(
+        {"targetArn": GROUP_ARN, "components": {GLOBAL_MODEL: {"componentVersion": fleet.current.version}}}
+    )
+    fleet.greengrass.core_devices[f"{GROUP_ARN.rpartition('/')[0]}/canaries"] = ["press-a"]
+    staged = FleetSettings(rollout=Rollout(canary_group="canaries", canary_seconds=1))
+    record = make_record(FLEET_NAME, fleet.current, staged)
+    new = write_bundle(fleet.base, trained(fleet.base.parameters(), 1), tmp_path / "new", version=record.version)
+    return fleet, record, new
+
+
+LATER = datetime(2026, 2, 1, tzinfo=timezone.utc)
+BEFORE = datetime(2025, 12, 31, tzinfo=timezone.utc)
+
+
+def test_three_strangers_do_not_speak_for_the_canaries(tried: tuple[Fleet, RoundRecord, Bundle]) -> None:
+    fleet, record, new = tried
+    for stranger in ("press-b", "mallory", "210987654321-x"):
+        said(fleet, record, stranger, "active", LATER)
+    with pytest.raises(CanaryError, match="no canary made it active"):
+        release_of_round(new, fleet.clients, record, participants=1, evaluation=None)
+
+
+def test_a_canary_that_spoke_before_it_had_the_model_has_not_spoken(tried: tuple[Fleet, RoundRecord, Bundle]) -> None:
+    fleet, record, new = tried
+    said(fleet, record, "press-a", "active", BEFORE)
+    with pytest.raises(CanaryError, match="no canary made it active"):
+        release_of_round(new, fleet.clients, record, participants=1, evaluation=None)
+
+
+def test_a_stranger_has_no_veto(tried: tuple[Fleet, RoundRecord, Bundle]) -> None:
+    fleet, record, new = tried
+    said(fleet, record, "mallory", "refused", LATER)
+    said(fleet, record, "press-a", "active", LATER)
+    released = release_of_round(new, fleet.clients, record, participants=1, evaluation=None)
+    assert released.base.version == record.version
+
+
+def test_a_canary_has_one(tried: tuple[Fleet, RoundRecord, Bundle]) -> None:
+    fleet, record, new = tried
+    said(fleet, record, "press-a", "rolled_back", LATER)
+    with pytest.raises(CanaryError, match="1 of 1 canaries refused"):
+        release_of_round(new, fleet.clients, record, participants=1, evaluation=None)
