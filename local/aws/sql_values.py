@@ -122,6 +122,10 @@ def _floor(value: Any) -> Any:
     return value if _is_number(value) else UNDEFINED
 
 
+def _length(value: Any) -> Any:
+    return len(value) if isinstance(value, str) else UNDEFINED
+
+
 def _concat(texts: Sequence[Any]) -> Any:
     return "".join(texts) if all(isinstance(text, str) for text in texts) else UNDEFINED
 
@@ -134,6 +138,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "newuuid": lambda _message: str(uuid.uuid4()),
     "isundefined": lambda _message, value: value is UNDEFINED,
     "isnull": lambda _message, value: value is None,
+    "length": lambda _message, value: _length(value),
     "lower": lambda _message, text: text.lower() if isinstance(text, str) else UNDEFINED,
     "startswith": lambda _message, text, prefix: text.startswith(prefix) if isinstance(text, str) else UNDEFINED,
 }

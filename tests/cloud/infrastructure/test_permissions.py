@@ -57,8 +57,22 @@ def test_a_device_writes_its_own_updates_and_nobody_else_s(template: Template) -
     assert not device(template, "s3:PutObject", "updates/digits/000001/b/update.safetensors")
     assert not device(template, "s3:PutObject", "updates/other/000001/a/update.safetensors")
     assert not device(template, "s3:PutObject", "updates/digits/000001/ab/update.safetensors")
+    assert device(template, "s3:PutObject", "updates/digits/commands/a/some-id/parameters.safetensors")
     # A device whose name holds a wildcard gains nothing by it.
     assert not device(template, "s3:PutObject", "updates/digits/000001/b/update.safetensors", thing="*")
+
+
+def one_key(statements: list[dict[str, Any]], context: dict[str, str], thing: str) -> list[str]:
+    """The keys under a round's prefix, of those that somebody might try, that may be written."""
+    names = ("update.safetensors", "x", "", "x/update.safetensors", "update.safetensors/x", "update.safetensorsx")
+    folders = (thing, f"x/{thing}", f"{thing}/x", f"x/y/{thing}", "b", f"{thing}x", f"x{thing}", "")
+    tried = [f"{BUCKET}/updates/digits/000001/{folder}/{name}" for folder in folders for name in names]
+    return [key for key in tried if allows(statements, "s3:PutObject", key, context)]
+
+
+def test_a_device_has_one_key_in_a_round(template: Template) -> None:
+    statements, context = template.statements("TokenExchangeRole"), {"credentials-iot:ThingName": "a"}
+    assert one_key(statements, context, "a") == [f"{BUCKET}/updates/digits/000001/a/update.safetensors"]
 
 
 @pytest.mark.parametrize("action", ["s3:GetObject", "s3:DeleteObject", "s3:GetObjectVersion"])
@@ -145,6 +159,8 @@ def test_the_job_may_do_what_its_code_does_and_nothing_else(template: Template) 
         services=("s3", "greengrassv2", "sagemaker"),
     )
     called |= actions_of_function("fedgrass.protocol.tables", "load_round")
+    called |= actions_of_function("fedgrass.protocol.tables", "participations_at")
+    called |= actions_of_function("fedgrass.protocol.roster", "things_of_fleet")
     called |= actions_of_function("cloud.aggregator.jury", "Jury")
     assert actions(template.statements("ProcessingRole")) - OF_THE_PLATFORM == called
 
@@ -191,7 +207,7 @@ def test_a_network_is_allowed_only_where_there_is_one() -> None:
 
 
 def test_a_silo_writes_under_its_own_name_which_begins_with_its_account() -> None:
-    template = Template(SiloAccounts="210987654321")
+    template = Template(SiloAccounts="210987654321", SiloNames="210987654321-clinic,111111111111-other")
     role = template.resources["SiloRole"]
     [trust] = role["AssumeRolePolicyDocument"]["Statement"]
     assert trust["Principal"] == {"AWS": ["210987654321"]}
@@ -200,10 +216,15 @@ def test_a_silo_writes_under_its_own_name_which_begins_with_its_account() -> Non
     assert allows(trusted, "sts:AssumeRole", "r", {**account, "aws:RequestTag/silo": "210987654321-clinic"})
     assert not allows(trusted, "sts:AssumeRole", "r", {**account, "aws:RequestTag/silo": "111111111111-clinic"})
     assert not allows(trusted, "sts:AssumeRole", "r", account)
+    for invented in ("210987654321-clinic2", "210987654321-x", "111111111111-other"):
+        assert not allows(trusted, "sts:AssumeRole", "r", {**account, "aws:RequestTag/silo": invented})
     own = {"aws:PrincipalTag/silo": "210987654321-clinic"}
     statements = template.statements("SiloRole")
-    assert allows(statements, "s3:PutObject", f"{BUCKET}/updates/digits/000001/210987654321-clinic/u", own)
-    assert not allows(statements, "s3:PutObject", f"{BUCKET}/updates/digits/000001/a/u", own)
-    assert not allows(statements, "s3:GetObject", f"{BUCKET}/updates/digits/000001/210987654321-clinic/u", own)
+    [mine] = one_key(statements, own, "210987654321-clinic")
+    assert not allows(statements, "s3:PutObject", f"{BUCKET}/updates/digits/000001/a/update.safetensors", own)
+    assert not allows(statements, "s3:GetObject", mine, own)
     assert allows(statements, "s3:GetObject", f"{BUCKET}/models/digits/1.0.0/model.json", own)
     assert "SiloRole" not in Template().resources
+    unnamed = Template(SiloAccounts="210987654321").resources["SiloRole"]["AssumeRolePolicyDocument"]["Statement"][0]
+    request = {**account, "aws:RequestTag/silo": "210987654321-clinic"}
+    assert not allows([{**unnamed, "Resource": "*"}], "sts:AssumeRole", "r", request), "nobody, until some are named"

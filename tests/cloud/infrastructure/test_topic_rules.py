@@ -66,6 +66,18 @@ def test_a_device_s_message_cannot_pass_for_another_s(template: Template) -> Non
     assert (found["fleet"], found["key"]) == ("digits", reply_key("a", "1"))
 
 
+def test_a_message_larger_than_any_of_ours_leaves_no_item(template: Template) -> None:
+    for size, kept in ((4096, True), (4097, False), (120_000, False)):
+        beat = b'{"interval_seconds": 30, "id": "1", "reason": "%s"}' % (b"x" * (size - 49))
+        beat = beat.ljust(size)
+        assert len(beat) == size
+        for rule, topic in (
+            ("HeartbeatRule", device_topic("digits", "a", "heartbeat")),
+            ("ReplyRule", device_topic("digits", "a", "reply")),
+        ):
+            assert (item(template, rule, topic, beat) is not None) == kept
+
+
 def test_a_reply_is_kept_as_it_came_for_as_long_as_updates_are(template: Template) -> None:
     reply = Reply(fleet="digits", thing="a", id="x-1", kind="fit", status="done", metrics={"loss": 0.5})
     found = item(template, "ReplyRule", device_topic("digits", "a", "reply"), reply.encode()) or {}
