@@ -65,6 +65,17 @@ class Operator:
         """Every device's part in a round."""
         return list(tables.participations(self.demo.rounds_table, self.fleet.fleet, record.round))
 
+    @contextmanager
+    def known(self, *things: str) -> Iterator[None]:
+        """Make things of the fleet that are no devices here: what somebody has taken over is known all the same."""
+        for thing in things:
+            self.demo.devices_table.put_item(Item={"fleet": self.fleet.fleet, "thing": thing, "received_at": 1})
+        try:
+            yield
+        finally:
+            for thing in things:
+                self.demo.devices_table.delete_item(Key={"fleet": self.fleet.fleet, "thing": thing})
+
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run ``fedgrass``, as a person would."""
         return subprocess.run(

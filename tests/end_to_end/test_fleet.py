@@ -137,8 +137,11 @@ def test_bad_updates_are_quarantined_and_the_round_completes(operator: Operator,
     first = next(iter(loaded))
     tensors.save(path, {**loaded, first: loaded[first].reshape(-1)}, {**metadata, "thing": "wrong-shape"})
     upload("wrong-shape", path.read_bytes())
+    upload("stranger", written("stranger"))
 
-    record = operator.run_round()
+    bad = ("corrupt", "truncated", "foreign", "late-round", "other-base", "not-a-number", "wrong-shape")
+    with operator.known(*bad):
+        record = operator.run_round()
 
     report = operator.demo.report_of(number)
     assert report is not None
@@ -150,10 +153,11 @@ def test_bad_updates_are_quarantined_and_the_round_completes(operator: Operator,
         "other-base": "wrong_base",
         "not-a-number": "not_finite",
         "wrong-shape": "wrong_shape",
+        "stranger": "unknown_thing",
     }
     assert [entry.thing for entry in report.updates] == ["device-1", "device-2"]
     assert record.outcome == "released"
-    assert record.quarantined == 7
+    assert record.quarantined == 8
     assert operator.active_versions() == {record.version}
 
 
@@ -172,7 +176,7 @@ def test_two_silos_and_two_devices_take_part_in_one_round(operator: Operator, tm
 
     with silo_jobs(operator.fleet, tmp_path, data) as jobs:
         eventually(alive)
-        record = operator.run_round()
+        record = operator.run_round(silos=list(data))
         assert [job.wait(timeout=PATIENCE) for job in jobs] == [0, 0]
     for item in (f"{silo}{suffix}" for silo in data for suffix in ("", MODEL_SUFFIX)):
         operator.demo.devices_table.delete_item(Key={"fleet": operator.fleet.fleet, "thing": item})
@@ -304,7 +308,8 @@ def test_a_poisoned_model_reaches_the_canaries_only_and_a_good_one_the_fleet(
         Body=(tmp_path / "update").read_bytes(),
     )
 
-    record = operator.run_round(rollout=staged)
+    with operator.known("mallory"):
+        record = operator.run_round(rollout=staged)
 
     assert record.outcome == "held"
     assert "1 of 1 canaries refused" in record.reason
