@@ -31,7 +31,7 @@ def handler(event: dict[str, Any], _context: object) -> None:
 def record_model(services: Services, delivery: Delivery) -> None:
     """Record the notice. A message that makes no sense is logged and dropped, and so is that of a silo which is not listed.
 
-    A device of which no heartbeat is known yet may be a new one, so its word is kept; it is listed, and counted, only with one.
+    A device of which no heartbeat is known yet may be a new one, so its word is kept and shown; it is not counted.
     """
     try:
         notice = read_notice(delivery, ModelNotice, services.fleet)

@@ -60,7 +60,10 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class FleetMember:
-    """A device as the cloud knows it: its last heartbeat, and its last word on a model if it gave any."""
+    """A device as the cloud knows it: its last heartbeat, its last word on a model, or both.
+
+    One of which no heartbeat is known is shown, and not counted anywhere (`fedgrass.protocol.roster`).
+    """
 
     thing: str
     heartbeat: Device | None = None
@@ -265,8 +268,10 @@ def _members(items: Iterable[dict[str, Any]]) -> list[FleetMember]:
                 heartbeats[thing] = Device.from_item(item)
         except RecordError as error:
             log.warning("unreadable device item: %s", error)
-    # A word on a model makes nobody a member: of whom no heartbeat is known, there is nothing to list.
-    return [FleetMember(thing, heartbeats[thing], models.get(thing)) for thing in sorted(heartbeats)]
+    return [
+        FleetMember(thing, heartbeats.get(thing), models.get(thing))
+        for thing in sorted(heartbeats.keys() | models.keys())
+    ]
 
 
 def get_item(table: Table, fleet: str, key: str) -> dict[str, Any] | None:

@@ -89,7 +89,9 @@ def test_strangers_do_not_roll_a_model_out_nor_refuse_it(fleet: Fleet) -> None:
     assert "rollout" not in fleet.step_functions.answers
     record = fleet.round()
     assert (record.active, record.refused, record.rolled_back) == (0, 0, 0)
-    assert {member.thing for member in fleet_members(fleet.services.devices, FLEET)} == set("abc")
+    assert things_of_fleet(fleet.services.devices, FLEET, ()) == set("abc"), "a word on a model makes nobody a member"
+    heard_of = {member.thing for member in fleet_members(fleet.services.devices, FLEET)}
+    assert heard_of.isdisjoint(INVENTED)
 
 
 def test_a_word_on_a_model_that_is_not_made_yet_is_not_counted(fleet: Fleet) -> None:
