@@ -1,0 +1,225 @@
+"""Install the venv that the fedgrass components on a device run from: ``<work>/venv``.
+
+Runs under the host's own Python, so it uses nothing but the standard library. Packages are hash-pinned wheels; where
+``<work>/wheelhouse`` exists, they come from there and no network is needed. Every step can run twice: a venv is known by
+the digest of what it was made from, built under another name, and put in place by renaming a link. It is ready when what it
+holds could be loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+NEEDED_MB = 400
+"""Room on the disk for the packages while they are unpacked; docs/devices.md has what stays of it."""
+LOADED = ("numpy", "pydantic", "awscrt.io", "awsiot.greengrasscoreipc", "ai_edge_litert.interpreter")
+"""Modules with code of their own for the processor: what fails here would fail in the trainer."""
+NEEDS = "a 64-bit x86_64 or aarch64 Python with glibc, on aarch64 glibc 2.34 with the libstdc++ of GCC 12"
+
+
+def log(text: str) -> None:
+    """Write a line to the component's log."""
+    sys.stderr.write(f"runtime: {text}\n")
+    sys.stderr.flush()
+
+
+def this_device() -> str:
+    """Return the processor, the C library and the Python of this device."""
+    bits = 8 * struct.calcsize("P")
+    return f"{platform.machine()} ({bits}-bit Python), {c_library()}, Python {platform.python_version()} at {sys.executable}"
+
+
+def c_library() -> str:
+    """Return ``glibc`` and its version, or that it is another C library."""
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or "no glibc"
+    except (ValueError, OSError):
+        return "no glibc (musl?)"
+
+
+def why_not() -> str:
+    """Return why there are no wheels for this device; empty if there are some."""
+    if struct.calcsize("P") != 8 or platform.machine() not in ("x86_64", "aarch64"):
+        return "there are no wheels of LiteRT for this processor"
+    library = c_library()
+    if not library.startswith("glibc"):
+        return "there are no wheels of LiteRT for this C library"
+    found = tuple(int(part) for part in library.split()[-1].split(".")[:2] if part.isdigit())
+    if platform.machine() == "aarch64" and found < (2, 34):
+        return "LiteRT cannot be loaded with this C library"
+    return ""
+
+
+def digest_of(files: list[Path], base: Path) -> str:
+    """Return one digest over names and contents."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(base).as_posix()}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def point(link: Path, target: Path) -> None:
+    """Make ``link`` lead to ``target`` in one step."""
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(link)
+
+
+def run(*argv: str, temporary: Path) -> None:
+    """Run a command, its output in the component's log; end with a message if it fails."""
+    # /tmp may be small, full or mounted noexec.
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    code = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False, env=environment).returncode  # noqa: S603
+    if code != 0:
+        how = f"by signal {-code}" if code < 0 else f"with code {code}"
+        raise SystemExit(
+            f"runtime: {' '.join(argv[:4])} … ended {how}; its own words are above. This device: {this_device()}"
+        )
+
+
+def make_venv(venv: Path, temporary: Path) -> list[str]:
+    """Make an empty venv, and return the pip that fills it from outside: one of its own would cost every device 12 MB."""
+    missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
+    has_pip = importlib.util.find_spec("pip") is not None
+    if "venv" in missing or (missing and not has_pip):
+        raise SystemExit(
+            f"runtime: {sys.executable} has no module {missing[0]!r}{'' if has_pip else ' and no pip'}. "
+            "Install it: `apt install python3-venv` (Debian, Ubuntu, Raspberry Pi OS, JetPack), "
+            "`dnf install python3-pip` (Fedora, RHEL), python3-venv and python3-pip in a Yocto image"
+        )
+    run(sys.executable, "-m", "venv", "--without-pip", str(venv), temporary=temporary)
+    if has_pip:
+        return [sys.executable, "-m", "pip"]
+    log("the host has no pip: using the one of ensurepip")
+    lender = temporary / "pip"
+    run(sys.executable, "-m", "venv", str(lender), temporary=temporary)
+    return [str(lender / "bin/python"), "-m", "pip"]
+
+
+def install_packages(requirements: Path, work: Path) -> Path:
+    """Return the venv with exactly these packages, made now if it is not there."""
+    tag = f"{digest_of([requirements], requirements.parent)}-{sys.version_info.major}.{sys.version_info.minor}"
+    venv = work / "venvs" / tag
+    complete = venv / ".complete"
+    if complete.exists():
+        log(f"packages are in place ({tag})")
+        return venv
+    shutil.rmtree(venv, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(work).free >> 20
+    if free < NEEDED_MB:
+        raise SystemExit(f"runtime: {work}: {free} MB of disk are free, {NEEDED_MB} are needed to install the packages")
+    log(f"installing packages ({tag})")
+    temporary = work / ".temporary"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        pip = make_venv(venv, temporary)
+        fill(venv, pip, requirements, work / "wheelhouse", temporary)
+        load(venv, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    complete.touch()
+    return venv
+
+
+def fill(venv: Path, pip: list[str], requirements: Path, wheelhouse: Path, temporary: Path) -> None:
+    """Install the packages into the venv. ``--target`` is what pips of all ages know; ``--python`` came with 22.3."""
+    [site_packages] = venv.glob("lib/python*/site-packages")
+    offline = ["--no-index", "--find-links", str(wheelhouse)] if wheelhouse.is_dir() else []
+    run(
+        *pip,
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--no-cache-dir",
+        "--no-deps",
+        "--no-compile",
+        "--only-binary=:all:",
+        "--require-hashes",
+        *offline,
+        "--target",
+        str(site_packages),
+        "--requirement",
+        str(requirements),
+        temporary=temporary,
+    )
+
+
+def load(venv: Path, temporary: Path) -> None:
+    """End with a message unless the packages can be loaded: a wheel's label may promise more than it keeps."""
+    for module in LOADED:
+        command = [str(venv / "bin/python"), "-c", f"import {module}"]
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        done = subprocess.run(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=environment, cwd=temporary
+        )
+        if done.returncode != 0:
+            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            said = f"signal {-done.returncode}" if done.returncode < 0 else " ".join(last)
+            raise SystemExit(
+                f"runtime: {module} cannot be loaded here: {said}. This device: {this_device()}; needed: {NEEDS}"
+            )
+
+
+def install_library(source: Path, work: Path) -> Path:
+    """Return a folder that holds this version of the ``fedgrass`` package, copied now if it is not there."""
+    package = source / "fedgrass"
+    folder = work / "library" / digest_of(list(package.rglob("*.py")), package)
+    if not folder.exists():
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+        shutil.copytree(package, partial / "fedgrass")
+        partial.rename(folder)
+    return folder
+
+
+def remove_others(keep: Path) -> None:
+    """Delete what earlier versions left beside ``keep``."""
+    for other in keep.parent.iterdir():
+        if other != keep:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def install(source: Path, work: Path) -> None:
+    """Install, or find that it is installed."""
+    if why := why_not():
+        raise SystemExit(f"runtime: {why}. This device: {this_device()}; needed: {NEEDS}")
+    venv = install_packages(source / "components" / "runtime" / "requirements.txt", work)
+    library = install_library(source, work)
+    [site_packages] = venv.glob("lib/python*/site-packages")
+    path_file = site_packages / "fedgrass.pth"
+    fresh = path_file.with_suffix(".partial")
+    fresh.write_text(f"{library}\n")
+    fresh.replace(path_file)
+    point(work / "venv", venv)
+    remove_others(venv)
+    remove_others(library)
+    log(f"ready: {work / 'venv'} ({this_device()})")
+
+
+def main() -> None:
+    """Install, or end with one line that says what stands in the way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--source", type=Path, required=True, help="the unpacked archive")
+    parser.add_argument("--work", type=Path, required=True, help="the component's work folder")
+    arguments = parser.parse_args()
+    try:
+        install(arguments.source.resolve(), arguments.work.resolve())
+    except OSError as error:
+        raise SystemExit(f"runtime: {error.filename or 'install'}: {error.strerror or error}") from None
+
+
+if __name__ == "__main__":
+    main()
