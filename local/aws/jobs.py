@@ -1,7 +1,8 @@
 """IoT Jobs over MQTT, as far as Greengrass deployments use them.
 
 Source: "AWS IoT Jobs MQTT API" in the IoT Core developer guide. A thing is offered one execution at a time: the one
-in progress, else the oldest that is queued.
+in progress, else the oldest that is queued. Both nuclei use the topics with the namespace of Greengrass deployments, on
+which nothing to do is no ``execution`` (nucleus lite refuses an empty one, and asks again); those without are served too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from typing import Any, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-_TOPIC = re.compile(r"\$aws/things/(?P<thing>[^/]+)/jobs/(?P<job>[^/]+)/(?P<verb>get|update)")
+_NAMESPACE = "namespace-aws-gg-deployment"
+_TOPIC = re.compile(
+    r"\$aws/things/(?P<thing>[^/]+)/jobs/(?P<job>[^/]+)/" + f"(?P<space>{_NAMESPACE}/)?" + r"(?P<verb>get|update)"
+)
 _NEXT = "$next"
 
 ReportedStatus = Literal["IN_PROGRESS", "SUCCEEDED", "FAILED", "REJECTED"]
@@ -166,7 +170,7 @@ class Jobs:
             with self._lock:
                 get = match["verb"] == "get"
                 answer = self._get(thing, job_id) if get else self._update(thing, job_id, body)
-            self._publish(f"{topic}/accepted", _answer(answer, token))
+            self._publish(f"{topic}/accepted", _answer(_said(answer) if match["space"] else answer, token))
         except _Rejected as error:
             self._publish(f"{topic}/rejected", _answer({"code": error.code, "message": str(error)}, token))
             return
@@ -252,8 +256,9 @@ class Jobs:
             job_id = execution.job_id if execution else None
             if self._offered.get(thing) != job_id:
                 self._offered[thing] = job_id
-                payload = _answer({"execution": self._shown(execution)}, None)
-                self._publish(f"$aws/things/{thing}/jobs/notify-next", payload)
+                shown, topic = {"execution": self._shown(execution)}, f"$aws/things/{thing}/jobs/notify-next"
+                self._publish(topic, _answer(shown, None))
+                self._publish(f"{topic}-{_NAMESPACE}", _answer(_said(shown), None))
 
 
 def _parse(payload: bytes) -> dict[str, Any]:
@@ -264,6 +269,11 @@ def _parse(payload: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise _Rejected("InvalidJson", "The message is not a JSON object.")
     return body
+
+
+def _said(answer: dict[str, Any]) -> dict[str, Any]:
+    """Leave an execution out that is none."""
+    return {key: value for key, value in answer.items() if key != "execution" or value}
 
 
 def _answer(body: dict[str, Any], token: str | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from local.core_device.logs import event
+from local.core_device.nucleus import CLASSIC, Nucleus
 from local.core_device.recipe import DependencyType
 from local.core_device.scripts import Script, ScriptProcess
 
@@ -58,7 +59,7 @@ class Request(Enum):
 class Specification:
     """A component version with all variables resolved: what decides whether a deployment changes it.
 
-    ``configuration`` is empty unless the nucleus restarts a component for a change of that alone.
+    ``configuration`` is empty unless the nucleus restarts a component for an update of that alone: then it says for which.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Surroundings:
     log: Path
     state_of: Callable[[str], State | None]
     changed: Callable[[Component], None]
+    nucleus: Nucleus = CLASSIC
 
 
 class Component:
@@ -90,6 +92,7 @@ class Component:
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._dependency_moved = asyncio.Event()
         self._errors: dict[State, list[float]] = {}
+        self._starts: list[float] = []
         self._process: ScriptProcess | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -99,14 +102,26 @@ class Component:
         return self.specification.name
 
     @property
+    def process_group(self) -> int | None:
+        """The group of its running script."""
+        return self._process.pid if self._process is not None else None
+
+    @property
     def settled(self) -> bool:
         """Whether it is where it will stay if nothing else happens."""
         return self._requests.empty() and self.state in READY | {State.BROKEN}
 
-    def start(self) -> None:
-        """Begin with ``install``."""
+    async def install(self) -> bool:
+        """Run ``install`` alone, before `start`; returns whether it succeeded."""
+        try:
+            return await self._install()
+        finally:
+            await self._end_process()
+
+    def start(self, *, installed: bool = False) -> None:
+        """Begin with ``install``, unless that is done."""
         self._enter(State.NEW)
-        self._task = asyncio.get_running_loop().create_task(self._live(), name=self.name)
+        self._task = asyncio.get_running_loop().create_task(self._live(installed), name=self.name)
         self._task.add_done_callback(self._ended)
 
     def request(self, request: Request) -> None:
@@ -131,10 +146,16 @@ class Component:
         hard = [name for name, kind in self.specification.dependencies.items() if kind is DependencyType.HARD]
         return all(self._surroundings.state_of(name) in READY | {State.STOPPING} for name in hard)
 
-    async def _live(self) -> None:
-        alive = await self._install()
+    async def _live(self, installed: bool) -> None:
+        alive = installed or await self._install()
         while alive:
             self._enter(State.INSTALLED)
+            if self._surroundings.nucleus.needs_something_to_run and not {"run", "startup"} & set(
+                self.specification.scripts
+            ):
+                # There is no unit for it, so nothing that depends on it HARD finds one.
+                await self._next_request({Request.STOP})
+                return
             if await self._or_request(self._wait_for_dependencies(), {Request.STOP}) is Request.STOP:
                 return
             self._drop_stale_requests()
@@ -158,6 +179,7 @@ class Component:
     async def _start_and_run(self) -> bool:
         """Go through STARTING, RUNNING and STOPPING; tell whether to start again."""
         self._enter(State.STARTING)
+        self._starts.append(time.monotonic())
         outcome = await self._start()
         failed_in = State.STARTING
         if outcome is None:
@@ -231,10 +253,13 @@ class Component:
         return None if outcome == 0 else f"{phase} exited with code {outcome}"
 
     async def _recover(self, failed_in: State, reason: str) -> bool:
-        """Count an error; tell whether to try again, or enter BROKEN."""
+        """Count an error; tell whether to try again, or enter BROKEN: there are so many starts an hour on nucleus lite."""
         now = time.monotonic()
         recent = [at for at in self._errors.get(failed_in, []) if now - at < ERROR_MEMORY_SECONDS]
         self._errors[failed_in] = [*recent, now]
+        starts, most = [at for at in self._starts if now - at < ERROR_MEMORY_SECONDS], MAX_ERRORS
+        if failed_in is not State.NEW and (limit := self._surroundings.nucleus.starts_an_hour) is not None:
+            self._errors[failed_in], most = starts, limit
         event(
             _log,
             "component-errored",
@@ -245,7 +270,7 @@ class Component:
             attempt=len(self._errors[failed_in]),
             error=reason,
         )
-        if len(self._errors[failed_in]) >= MAX_ERRORS:
+        if len(self._errors[failed_in]) >= most:
             self._enter(State.BROKEN, reason)
             return False
         self._enter(State.ERRORED, reason)

@@ -1,6 +1,8 @@
 """Deployments: resolve, download, ask the components, apply, wait; and roll back if it does not work.
 
-Source: DefaultDeploymentTask, DeploymentConfigMerger and ComponentManager of the nucleus.
+Source: DefaultDeploymentTask, DeploymentConfigMerger and ComponentManager of the classic nucleus; nucleus lite as it was seen
+to behave: it installs everything first, replaces what runs only then, waits for each component for so long, and takes nothing
+back.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -23,6 +25,7 @@ from local.core_device.configuration import DEFAULTS_TIME, ConfigurationStore, S
 from local.core_device.ipc.lifecycle import ComponentUpdates
 from local.core_device.layout import Layout
 from local.core_device.logs import event
+from local.core_device.nucleus import CLASSIC, Nucleus
 from local.core_device.recipe import Recipe
 from local.core_device.resolve import Resolved, Resolver
 from local.core_device.store import ComponentStore
@@ -67,6 +70,7 @@ class DeploymentDocument(_Document):
     deployment_id: str
     target_arn: str
     parent_target_arn: str | None = None
+    configuration_arn: str | None = None
     creation_timestamp: float
     components: dict[str, DeployedComponent]
     failure_handling_policy: Literal["ROLLBACK", "DO_NOTHING"] = "ROLLBACK"
@@ -86,6 +90,8 @@ class Active(BaseModel):
 
     targets: dict[str, dict[str, str]] = Field(default_factory=dict)
     components: dict[str, str] = Field(default_factory=dict)
+    configured: dict[str, str] = Field(default_factory=dict)
+    """The deployment that last came with a configuration update for a component: nucleus lite then starts it anew."""
     results: dict[str, Result] = Field(default_factory=dict)
 
     def roots(self) -> dict[str, dict[str, str]]:
@@ -109,6 +115,13 @@ class Parts:
     updates: ComponentUpdates
     specify: Specify
     start_builtin: Callable[[frozenset[str]], Awaitable[None]]
+    nucleus: Nucleus = CLASSIC
+
+
+class DeploymentError(FedgrassError):
+    """A deployment's document lacks what the nucleus needs."""
+
+    code = "deployment"
 
 
 class Deployer:
@@ -129,7 +142,7 @@ class Deployer:
             event(_log, "deployment-interrupted", level=logging.WARNING)
             self._parts.configuration.restore(Snapshot.model_validate_json(self._undo.read_bytes()))
             self._undo.unlink()
-        await self._begin(self._specify(self.active.components))
+        await self._begin(self._specify(self.active), installed=not self._parts.nucleus.installs_at_boot)
 
     async def deploy(self, document: DeploymentDocument) -> Result:
         """Carry out a deployment; it can be cancelled until :attr:`applying` is true."""
@@ -138,7 +151,12 @@ class Deployer:
         # A subdeployment takes the place of its parent's on the few devices that it is for.
         group = document.parent_target_arn or document.target_arn
         target.targets[group] = {name: item.version for name, item in document.components.items()}
+        if self._parts.nucleus.restarts_on_configuration:
+            updated = [name for name, item in document.components.items() if item.configuration_update is not None]
+            target.configured |= dict.fromkeys(updated, document.deployment_id)
         try:
+            if self._parts.nucleus.jobs_name_a_configuration and document.configuration_arn is None:
+                raise DeploymentError("the job names no configurationArn, which the thing group is read from")
             resolved = await self._with_retries(lambda: self._parts.resolver.resolve(target.roots()))
             await self._with_retries(lambda: self._download(resolved))
             if document.component_update_policy.action == "NOTIFY_COMPONENTS":
@@ -158,24 +176,32 @@ class Deployer:
         write_atomically(self._undo, before.model_dump_json().encode())
         try:
             self._configure(document, resolved)
-            specifications = self._specify(target.components)
+            specifications = self._specify(target)
         except FedgrassError as error:
             self._parts.configuration.restore(before)
             result = Result(status="FAILED", detail="FAILED_NO_STATE_CHANGE", cause=str(error))
             return self._ended(document, result, self.active)
+        if self._parts.nucleus.installs_first:
+            prepared = await self._parts.supervisor.prepare(specifications, self._parts.nucleus.patience)
+            if not prepared.succeeded:
+                event(_log, "deployment-not-installed", level=logging.WARNING, **prepared.broken)
+                return self._ended(document, Result(status="FAILED", detail=""), self.active)
         outcome = await self._start(specifications)
         if outcome.succeeded:
             for name in self.active.components.keys() - target.components.keys():
                 self._parts.configuration.remove(name)
             return self._ended(document, Result(status="SUCCEEDED", detail="SUCCESSFUL"), target)
         cause = "; ".join(f"{name} is BROKEN: {reason}" for name, reason in sorted(outcome.broken.items()))
+        if not self._parts.nucleus.rolls_back:
+            event(_log, "deployment-failed", level=logging.WARNING, deployment=document.deployment_id, cause=cause)
+            return self._ended(document, Result(status="FAILED", detail=""), target)
         if document.failure_handling_policy == "DO_NOTHING":
             return self._ended(
                 document, Result(status="FAILED", detail="FAILED_ROLLBACK_NOT_REQUESTED", cause=cause), target
             )
         event(_log, "deployment-rollback", level=logging.WARNING, deployment=document.deployment_id, cause=cause)
         self._parts.configuration.restore(before)
-        undone = await self._start(self._specify(self.active.components))
+        undone = await self._start(self._specify(self.active))
         detail = "FAILED_ROLLBACK_COMPLETE" if undone.succeeded else "FAILED_UNABLE_TO_ROLLBACK"
         return self._ended(document, Result(status="FAILED", detail=detail, cause=cause), self.active)
 
@@ -200,17 +226,21 @@ class Deployer:
                 store.merge(name, resolved[name].recipe.configuration.default, DEFAULTS_TIME)
             store.merge(name, update.merge, document.creation_timestamp)
 
-    def _specify(self, components: Mapping[str, str]) -> dict[str, Specification]:
-        return self._parts.specify([self._parts.store.recipe(name, version) for name, version in components.items()])
+    def _specify(self, active: Active) -> dict[str, Specification]:
+        recipes = [self._parts.store.recipe(name, version) for name, version in active.components.items()]
+        return {
+            name: replace(one, configuration=active.configured.get(name, ""))
+            for name, one in self._parts.specify(recipes).items()
+        }
 
     async def _start(self, specifications: Mapping[str, Specification]) -> Outcome:
         await self._begin(specifications)
-        return await self._parts.supervisor.settled()
+        return await self._parts.supervisor.settled(self._parts.nucleus.patience)
 
-    async def _begin(self, specifications: Mapping[str, Specification]) -> None:
+    async def _begin(self, specifications: Mapping[str, Specification], *, installed: bool = False) -> None:
         needed = {name for specification in specifications.values() for name in specification.dependencies}
         await self._parts.start_builtin(frozenset(needed))
-        await self._parts.supervisor.replace(specifications)
+        await self._parts.supervisor.replace(specifications, installed=installed)
 
     def _download(self, resolved: Mapping[str, Resolved]) -> None:
         for found in resolved.values():

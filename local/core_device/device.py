@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -63,6 +64,10 @@ class Tokens:
         """Return the component's token, the same for as long as the device runs."""
         return self._by_component.setdefault(component, secrets.token_hex(16))
 
+    def forget(self) -> None:
+        """Make every token void."""
+        self._by_component.clear()
+
     def component(self, token: str) -> str | None:
         """Return whose token it is."""
         for component, known in self._by_component.items():
@@ -93,7 +98,11 @@ class CoreDevice:
         self._attributes = platform_attributes(nucleus.runtime)
         self.configuration = ConfigurationStore(self.layout.configuration, max_leaf=nucleus.max_leaf)
         self.supervisor = Supervisor(
-            self.layout, environment=self._environment_of, builtin=self._builtin_state, changed=self._changed
+            self.layout,
+            environment=self._environment_of,
+            builtin=self._builtin_state,
+            changed=self._changed,
+            nucleus=nucleus,
         )
         self.iot_core = IotCore(settings.thing, settings.mqtt_host, settings.mqtt_port, nucleus=nucleus)
         self.updates = ComponentUpdates()
@@ -114,13 +123,16 @@ class CoreDevice:
                 updates=self.updates,
                 specify=self._specify,
                 start_builtin=self._start_builtin,
+                nucleus=nucleus,
             )
         )
         self._status = FleetStatus(
             settings.thing, self.iot_core, self.supervisor, nucleus=nucleus, active=lambda: self.deployer.active
         )
         self._jobs = JobChannel(settings.thing, self.iot_core, self.deployer, finished=self._deployed)
-        self._ipc = IpcServer(self._socket.path, self._tokens.component, self._operations(), nucleus)
+        self._ipc = IpcServer(
+            self._socket.path, self._tokens.component, self._operations(), nucleus, token_of=self._token_of
+        )
 
     async def start(self) -> None:
         """Serve components, start those of the last deployment, and take part in the fleet."""
@@ -149,6 +161,25 @@ class CoreDevice:
         self._socket.remove()
         (self.layout.root / "device.json").unlink(missing_ok=True)
         event(_log, "device-stopped")
+
+    async def restart_ipc(self) -> None:
+        """Do as nucleus lite when its IPC daemon restarts: connections end, and every token is void."""
+        event(_log, "ipc-restarted", level=logging.WARNING)
+        await self._ipc.stop()
+        self._tokens.forget()
+        await self._ipc.start()
+
+    def restart_mqtt(self) -> None:
+        """Do as nucleus lite when its MQTT daemon restarts: components' subscriptions are gone, and nobody tells them."""
+        event(_log, "mqtt-restarted", level=logging.WARNING)
+        self.iot_core.forget_components()
+
+    def _token_of(self, component: str, process: int) -> str | None:
+        found = self.supervisor.components.get(component)
+        with contextlib.suppress(ProcessLookupError):
+            if found is not None and os.getpgid(process) == found.process_group:
+                return self._tokens.of(component)
+        return None
 
     def _operations(self) -> dict[str, Operation]:
         nucleus = self._nucleus
@@ -183,13 +214,16 @@ class CoreDevice:
             configuration_of=configuration,
             truncates=nucleus.truncates_scripts,
         )
-        manifest = recipe.manifest(self._attributes, requires_runtime=nucleus.requires_runtime)
+        manifest = recipe.manifest(
+            self._attributes,
+            requires_runtime=nucleus.requires_runtime,
+            requires_artifacts=nucleus.requires_artifacts,
+        )
         return Specification(
             recipe.name,
             recipe.version,
             read_lifecycle(variables.interpolate(manifest.lifecycle), nucleus),
             {name: dependency.type for name, dependency in recipe.dependencies.items()},
-            json.dumps(configuration(recipe.name), sort_keys=True) if nucleus.restarts_on_configuration else "",
         )
 
     def _environment_of(self, component: str) -> dict[str, str]:

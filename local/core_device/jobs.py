@@ -19,6 +19,7 @@ from local.core_device.logs import event
 from local.core_device.mqtt import Delivery, IotCore
 
 _log = logging.getLogger(__name__)
+_NAMESPACE = "namespace-aws-gg-deployment"
 
 
 class JobChannel:
@@ -26,6 +27,7 @@ class JobChannel:
 
     def __init__(self, thing: str, iot_core: IotCore, deployer: Deployer, *, finished: Callable[[str], None]) -> None:
         self._prefix = f"$aws/things/{thing}/jobs/"
+        self._next = f"{self._prefix}$next/{_NAMESPACE}/get"
         self._iot_core = iot_core
         self._deployer = deployer
         self._finished = finished
@@ -35,10 +37,10 @@ class JobChannel:
 
     def start(self) -> None:
         """Listen for jobs, and ask for a pending one at each connection."""
-        self._iot_core.subscribe(self._prefix + "notify-next", self._on_next)
-        self._iot_core.subscribe(self._prefix + "$next/get/accepted", self._on_next)
-        self._iot_core.subscribe(self._prefix + "+/update/accepted", self._on_confirmed)
-        self._iot_core.subscribe(self._prefix + "+/update/rejected", self._on_confirmed)
+        self._iot_core.subscribe(f"{self._prefix}notify-next-{_NAMESPACE}", self._on_next)
+        self._iot_core.subscribe(f"{self._next}/accepted", self._on_next)
+        self._iot_core.subscribe(f"{self._prefix}+/{_NAMESPACE}/update/accepted", self._on_confirmed)
+        self._iot_core.subscribe(f"{self._prefix}+/{_NAMESPACE}/update/rejected", self._on_confirmed)
         self._iot_core.on_connected(self._on_connected)
 
     async def stop(self) -> None:
@@ -50,8 +52,8 @@ class JobChannel:
 
     def _on_connected(self) -> None:
         for job, report in self._unconfirmed.items():
-            self._iot_core.publish(f"{self._prefix}{job}/update", report)
-        self._iot_core.publish(self._prefix + "$next/get", json.dumps({"clientToken": "next"}).encode())
+            self._iot_core.publish(self._update(job), report)
+        self._iot_core.publish(self._next, json.dumps({"clientToken": "next"}).encode())
 
     def _on_confirmed(self, delivery: Delivery) -> None:
         self._unconfirmed.pop(delivery.topic.removeprefix(self._prefix).split("/")[0], None)
@@ -107,9 +109,14 @@ class JobChannel:
 
     def _report(self, job: str, result: Result) -> None:
         details = {"detailed-deployment-status": result.detail, "deployment-failure-cause": result.cause[:1024]}
+        if not result.detail:
+            details = {}  # nucleus lite says no more than how it ended
         self._unconfirmed[job] = self._publish(job, {"status": result.status, "statusDetails": details})
 
     def _publish(self, job: str, update: dict[str, Any]) -> bytes:
         payload = json.dumps({**update, "clientToken": job}).encode()
-        self._iot_core.publish(f"{self._prefix}{job}/update", payload)
+        self._iot_core.publish(self._update(job), payload)
         return payload
+
+    def _update(self, job: str) -> str:
+        return f"{self._prefix}{job}/{_NAMESPACE}/update"

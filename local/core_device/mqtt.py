@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from paho.mqtt.client import Client, MQTTMessage, topic_matches_sub
 from paho.mqtt.enums import CallbackAPIVersion
@@ -50,6 +51,7 @@ class Subscription:
     topic: str
     qos: int
     listener: Callable[[Delivery], None] = field(repr=False)
+    of_component: bool = False
     confirmed: asyncio.Event = field(default_factory=asyncio.Event)
     awaits_retained: bool = True
 
@@ -139,13 +141,21 @@ class IotCore:
         if qos:
             self._spool[info.mid] = size
 
-    def subscribe(self, topic: str, listener: Callable[[Delivery], None], *, qos: int = 1) -> Subscription:
+    def forget_components(self) -> None:
+        """Be another MQTT daemon: connect anew, without the subscriptions of components, whose streams stay open."""
+        self._subscriptions = [one for one in self._subscriptions if not one.of_component]
+        with contextlib.suppress(OSError, AttributeError):  # not connected just now
+            cast(socket.socket, self._client.socket()).shutdown(socket.SHUT_RDWR)
+
+    def subscribe(
+        self, topic: str, listener: Callable[[Delivery], None], *, qos: int = 1, of_component: bool = False
+    ) -> Subscription:
         """Call ``listener`` with what matches ``topic``, until :meth:`unsubscribe`.
 
         A retained message comes once per connection, and to a subscription without wildcards only. Without a link the
         subscription is made when there is one.
         """
-        subscription = Subscription(topic, qos, listener)
+        subscription = Subscription(topic, qos, listener, of_component)
         self._subscriptions.append(subscription)
         if self.connected.is_set():
             self._subscribe(topic, qos)
@@ -153,6 +163,8 @@ class IotCore:
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription."""
+        if subscription not in self._subscriptions:
+            return
         self._subscriptions.remove(subscription)
         if self.connected.is_set() and all(other.topic != subscription.topic for other in self._subscriptions):
             self._client.unsubscribe(subscription.topic)

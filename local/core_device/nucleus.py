@@ -20,7 +20,14 @@ _CLASSIC_PHASES = frozenset({"install", "startup", "run", "shutdown", "recover"}
 
 @dataclass(frozen=True)
 class Nucleus:
-    """One kind of nucleus. Sizes are in bytes; ``None`` is no limit."""
+    """One kind of nucleus. Sizes are in bytes, times in seconds; ``None`` is no limit.
+
+    ``restarts_on_configuration``: a component whose entry in the deployment has a ``configurationUpdate`` is installed and
+    started anew, whatever the update changes. ``installs_first``: everything is installed before anything is replaced.
+    ``needs_something_to_run``: a component without ``run`` and ``startup`` never gets beyond INSTALLED. ``patience``: how long
+    a deployment waits for a component. ``answers_void_tokens``: a connection with one is refused, not just closed.
+    ``names_renew_tokens``: a component that connects by its name gets a token.
+    """
 
     name: str
     version: str
@@ -32,8 +39,19 @@ class Nucleus:
     yaml_is_strings: bool = False
     cross_component_variables: bool = True
     truncates_scripts: bool = False
+    requires_artifacts: bool = False
+    # Deployments and lifecycle
     restarts_on_configuration: bool = False
+    installs_first: bool = False
+    rolls_back: bool = True
+    installs_at_boot: bool = True
+    needs_something_to_run: bool = False
+    starts_an_hour: int | None = None
+    patience: float | None = None
+    jobs_name_a_configuration: bool = False
     # IPC
+    answers_void_tokens: bool = True
+    names_renew_tokens: bool = False
     unsupported: frozenset[str] = frozenset()
     error_texts: bool = True
     honours_receive_mode: bool = True
@@ -60,7 +78,17 @@ LITE = Nucleus(
     yaml_is_strings=True,
     cross_component_variables=False,
     truncates_scripts=True,
+    requires_artifacts=True,
     restarts_on_configuration=True,
+    installs_first=True,
+    rolls_back=False,
+    installs_at_boot=False,
+    needs_something_to_run=True,
+    starts_an_hour=3,
+    patience=300.0,
+    jobs_name_a_configuration=True,
+    answers_void_tokens=False,
+    names_renew_tokens=True,
     unsupported=_LITE_LACKS,
     error_texts=False,
     honours_receive_mode=False,

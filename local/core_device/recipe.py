@@ -91,20 +91,27 @@ class Recipe(BaseModel):
     manifests: list[Manifest] = Field(default_factory=list, alias="Manifests")
     lifecycle: dict[str, Any] = Field(default_factory=dict, alias="Lifecycle")
 
-    def manifest(self, attributes: Mapping[str, str], *, requires_runtime: bool = False) -> Manifest:
+    def manifest(
+        self, attributes: Mapping[str, str], *, requires_runtime: bool = False, requires_artifacts: bool = False
+    ) -> Manifest:
         """Return the first manifest that fits, with the lifecycle that applies to it.
 
-        With ``requires_runtime``, a manifest that names no ``runtime`` does not fit.
+        With ``requires_runtime``, a manifest that names no ``runtime`` does not fit; with ``requires_artifacts``, one that
+        fits must have the key, if only with an empty list.
 
         Raises
         ------
         RecipeError
-            There are manifests, and none fits.
+            There are manifests, and none fits, or the one that does lacks a key.
         """
         if not self.manifests:
             return Manifest(Lifecycle=_select(self.lifecycle, []))
         for manifest in self.manifests:
             if manifest.fits(attributes) and ("runtime" in manifest.platform or not requires_runtime):
+                if requires_artifacts and "artifacts" not in manifest.model_fields_set:
+                    raise RecipeError(
+                        f"{self.name} {self.version}: Missing required 'Artifacts' key in Manifest; an empty list will do"
+                    )
                 lifecycle = manifest.lifecycle or _select(self.lifecycle, manifest.selections)
                 return manifest.model_copy(update={"lifecycle": lifecycle})
         found = ", ".join(str(manifest.platform) for manifest in self.manifests)

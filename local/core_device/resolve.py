@@ -77,9 +77,14 @@ class Resolver:
             ],
         )
         found: dict[str, Resolved] = {}
+        nucleus = self._nucleus
         for version in answer["resolvedComponentVersions"]:
             recipe = parse(version["recipe"], yaml_is_strings=self._nucleus.yaml_is_strings)
-            manifest = recipe.manifest(self._attributes, requires_runtime=self._nucleus.requires_runtime)
+            manifest = recipe.manifest(
+                self._attributes,
+                requires_runtime=nucleus.requires_runtime,
+                requires_artifacts=nucleus.requires_artifacts,
+            )
             found[recipe.name] = Resolved(recipe, manifest, version["recipe"])
         if missing := pending.keys() - found.keys():
             raise ResolutionError(f"the cloud named no version of {sorted(missing)}")

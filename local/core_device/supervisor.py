@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from local.core_device.component import Component, Request, Specification, State, Surroundings
 from local.core_device.layout import Layout
 from local.core_device.logs import event
+from local.core_device.nucleus import CLASSIC, Nucleus
 
 _log = logging.getLogger(__name__)
+_TIMED_OUT = "Timed out waiting for a response"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,10 @@ class Supervisor:
         environment: Callable[[str], Mapping[str, str]],
         builtin: Callable[[str], State | None],
         changed: Callable[[], None],
+        nucleus: Nucleus = CLASSIC,
     ) -> None:
+        self._nucleus = nucleus
+        self._prepared: dict[str, Component] = {}
         self._layout = layout
         self._environment = environment
         self._builtin = builtin
@@ -49,15 +54,37 @@ class Supervisor:
         """The components by name."""
         return self._components
 
-    async def replace(self, specifications: Mapping[str, Specification]) -> None:
+    async def prepare(self, specifications: Mapping[str, Specification], patience: float | None) -> Outcome:
+        """Install what is new or differs, beside what runs; `replace` then starts it without installing it again."""
+        self._prepared = {
+            name: Component(specification, self._surroundings(name))
+            for name, specification in specifications.items()
+            if self._differs(name, specification)
+        }
+        coming = {name: asyncio.ensure_future(one.install()) for name, one in self._prepared.items()}
+        if coming:
+            await asyncio.wait(coming.values(), timeout=patience)
+        broken = {}
+        for name, installing in coming.items():
+            if not installing.done():
+                installing.cancel()
+                broken[name] = _TIMED_OUT
+            elif not installing.result():
+                broken[name] = self._prepared[name].reason
+        if broken:
+            self._prepared = {}
+        return Outcome(broken)
+
+    async def replace(self, specifications: Mapping[str, Specification], *, installed: bool = False) -> None:
         """Make ``specifications`` the whole set: what is not in it, or differs, or is broken, is stopped first.
 
-        A replaced component's HARD dependents restart by themselves when they see it go.
+        A replaced component's HARD dependents restart by themselves when they see it go. ``installed`` says that everything
+        was installed before the device started.
         """
         going = {
             name: component
             for name, component in self._components.items()
-            if specifications.get(name) != component.specification or component.state is State.BROKEN
+            if name not in specifications or self._differs(name, specifications[name])
         }
         coming = {
             name: specification
@@ -69,18 +96,29 @@ class Supervisor:
         for name in going:
             del self._components[name]
         for name, specification in coming.items():
-            self._components[name] = Component(specification, self._surroundings(name))
+            self._components[name] = self._prepared.get(name) or Component(specification, self._surroundings(name))
         for name in coming:
-            self._components[name].start()
+            self._components[name].start(installed=installed or name in self._prepared)
+        self._prepared = {}
 
-    async def settled(self) -> Outcome:
-        """Wait until every component is RUNNING or FINISHED, or one is BROKEN."""
+    async def settled(self, patience: float | None = None) -> Outcome:
+        """Wait until every component is RUNNING or FINISHED, or one is BROKEN; or for as long as ``patience`` lasts."""
+        try:
+            return await asyncio.wait_for(self._settled(), patience)
+        except asyncio.TimeoutError:
+            return Outcome({name: _TIMED_OUT for name, one in self._components.items() if not one.settled})
+
+    async def _settled(self) -> Outcome:
         while True:
             broken = {c.name: c.reason for c in self._components.values() if c.state is State.BROKEN}
             if broken or all(component.settled for component in self._components.values()):
                 return Outcome(broken)
             self._moved.clear()
             await self._moved.wait()
+
+    def _differs(self, name: str, specification: Specification) -> bool:
+        present = self._components.get(name)
+        return present is None or present.specification != specification or present.state is State.BROKEN
 
     async def stop(self) -> None:
         """Stop every component, dependents before what they depend on."""
@@ -126,4 +164,5 @@ class Supervisor:
             log=self._layout.log(name),
             state_of=self._state_of,
             changed=self._component_changed,
+            nucleus=self._nucleus,
         )

@@ -190,15 +190,12 @@ class Deployments:
                     "ValidationException",
                     f"Component {name} {version} cannot be deployed: it is {state}, not DEPLOYABLE.",
                 )
-            update = wanted.get("configurationUpdate") or {}
-            checked[name] = {
-                "version": version,
-                "configurationUpdate": {
+            checked[name] = {"version": version, "runWith": wanted.get("runWith") or {}}
+            if update := wanted.get("configurationUpdate"):  # left out otherwise: nucleus lite restarts for it
+                checked[name]["configurationUpdate"] = {
                     "merge": _json_object(name, update.get("merge")),
                     "reset": list(update.get("reset") or []),
-                },
-                "runWith": wanted.get("runWith") or {},
-            }
+                }
         return checked
 
     def _created(self, deployment_id: str) -> dict[str, Any]:
@@ -242,6 +239,7 @@ def _document(deployment: Deployment, components: dict[str, Any]) -> dict[str, A
         "deploymentId": deployment.deployment_id,
         "deploymentName": deployment.name,
         "targetArn": deployment.target_arn,
+        "configurationArn": _configuration_arn(deployment),
         "creationTimestamp": int(deployment.created.timestamp() * 1000),
         "components": components,
         "failureHandlingPolicy": deployment.policies["failureHandlingPolicy"],
@@ -253,6 +251,12 @@ def _document(deployment: Deployment, components: dict[str, Any]) -> dict[str, A
     if parent := deployment.parameters.get("parentTargetArn"):
         document["parentTargetArn"] = parent
     return {**document, "thingGroupName": group} if group else document
+
+
+def _configuration_arn(deployment: Deployment) -> str:
+    """Name the target's configuration, as the device reads the thing group from it; each deployment is a revision."""
+    kind, _, name = deployment.target_arn.split(":", 5)[5].partition("/")
+    return arn("greengrass", f"configuration:{kind}/{name}:{int(deployment.created.timestamp() * 1000)}")
 
 
 def _json_object(component: str, text: str | None) -> dict[str, Any]:

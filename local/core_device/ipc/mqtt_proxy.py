@@ -62,7 +62,7 @@ class MqttProxy:
             message = {"topicName": delivery.topic, "payload": base64.b64encode(delivery.payload).decode()}
             stream.send({"message": {**message, "retain": delivery.retain}})
 
-        subscription = self._iot_core.subscribe(topic, forward, qos=qos)
+        subscription = self._iot_core.subscribe(topic, forward, qos=qos, of_component=True)
         stream.on_close.append(partial(self._iot_core.unsubscribe, subscription))
         if self._iot_core.connected.is_set():
             try:

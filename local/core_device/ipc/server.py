@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -29,6 +31,7 @@ Authenticate = Callable[[str], str | None]
 _log = logging.getLogger(__name__)
 _NAMESPACE = "aws.greengrass#"
 _ACCEPTED, _TERMINATE = 1, 2
+_CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 _MAX_UNSENT_BYTES = 32 * 1024 * 1024
 
 
@@ -172,8 +175,8 @@ class Connection:
         if not self.component:
             if kind != MessageType.CONNECT:
                 return False
-            self._connect(message)  # a client that is refused closes the connection itself
-        elif kind == MessageType.PING:
+            return self._connect(message)  # a client that is refused closes the connection itself
+        if kind == MessageType.PING:
             self._send(_headers(MessageType.PING_RESPONSE), message.payload)
         elif kind == MessageType.APPLICATION_MESSAGE:
             self._application(message)
@@ -181,15 +184,35 @@ class Connection:
             raise MessageError(f"IPC message of type {kind!r} is not expected from a component")
         return True
 
-    def _connect(self, message: frames.Message) -> None:
+    def _connect(self, message: frames.Message) -> bool:
         try:
             token = json.loads(message.payload).get("authToken")
         except (ValueError, AttributeError):
             token = None
         self.component = (self._server.authenticate(token) if isinstance(token, str) else None) or ""
-        flags = _ACCEPTED if self.component else 0
-        self._send(_headers(MessageType.CONNECT_ACK, flags))
+        headers = _headers(MessageType.CONNECT_ACK, _ACCEPTED if self.component else 0)
+        if not self.component and self._server.nucleus.names_renew_tokens:
+            headers |= self._by_name(message.payload)
         event(_log, "ipc-connected" if self.component else "ipc-connection-refused", component=self.component)
+        if not self.component and not self._server.nucleus.answers_void_tokens:
+            return False
+        self._send(headers)
+        return True
+
+    def _by_name(self, payload: bytes) -> dict[str, frames.HeaderValue]:
+        """Let a process in by the name of its component, which it is looked up for, and give it a token."""
+        try:
+            name = json.loads(payload).get("componentName")
+        except (ValueError, AttributeError):
+            return {}
+        peer = self._writer.get_extra_info("socket").getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+        )
+        token = self._server.token_of(name, _CREDENTIALS.unpack(peer)[0]) if isinstance(name, str) else None
+        if token is None:
+            return {}
+        self.component = name
+        return {":message-flags": _ACCEPTED, "svcuid": token}
 
     def _application(self, message: frames.Message) -> None:
         number, flags = message.headers.get(":stream-id"), message.headers.get(":message-flags", 0)
@@ -258,7 +281,10 @@ def _headers(kind: MessageType, flags: int = 0, stream: int = 0) -> dict[str, fr
 
 
 class IpcServer:
-    """Serves ``operations``, save those that the nucleus lacks, on a Unix socket to components that hold a token."""
+    """Serves ``operations``, save those that the nucleus lacks, on a Unix socket to components that hold a token.
+
+    ``token_of`` gives one to the process of a component, by the component's name and the process's id, or none.
+    """
 
     def __init__(
         self,
@@ -266,7 +292,9 @@ class IpcServer:
         authenticate: Authenticate,
         operations: Mapping[str, Operation],
         nucleus: Nucleus = CLASSIC,
+        token_of: Callable[[str, int], str | None] = lambda _component, _pid: None,
     ) -> None:
+        self.token_of = token_of
         self.path = path
         self.authenticate = authenticate
         self.operations = {name: one for name, one in operations.items() if name not in nucleus.unsupported}

@@ -207,3 +207,16 @@ class Deployments(RuleBasedStateMachine):
 
 Deployments.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 test_any_order_of_events_ends_on_the_latest_deployment = Deployments.TestCase
+
+
+def test_on_the_topics_of_greengrass_deployments_nothing_to_do_is_no_execution() -> None:
+    account, space = Account("a"), "namespace-aws-gg-deployment"
+    assert account.ask("a", "$next", f"{space}/get") == ("accepted", account.sent[-1][1])
+    assert "execution" not in account.sent[-1][1]
+    account.jobs.create("1", "g", {"what": 1})
+    topic = f"$aws/things/a/jobs/notify-next-{space}"
+    assert [sent["execution"]["jobId"] for name, sent in account.sent if name == topic] == ["1"]
+    assert account.ask("a", "1", f"{space}/update", status="IN_PROGRESS")[0] == "accepted"
+    account.jobs.cancel("1")
+    assert account.ask("a", "1", f"{space}/update", status="SUCCEEDED")[0] == "accepted"
+    assert [name for name, sent in account.sent if name == topic and "execution" not in sent] == [topic]

@@ -8,6 +8,15 @@ from local.core_device.jobs import JobChannel
 from local.core_device.mqtt import Delivery, IotCore
 
 PREFIX = "$aws/things/thing-1/jobs/"
+SPACE = "namespace-aws-gg-deployment"
+
+
+def plain(topic: str) -> str:
+    """Leave out what is the same in every topic."""
+    assert SPACE in topic
+    return topic.removeprefix(PREFIX).replace(f"/{SPACE}", "").replace(f"-{SPACE}", "")
+
+
 SUCCESS = Result(status="SUCCEEDED", detail="SUCCESSFUL")
 
 
@@ -20,13 +29,13 @@ class Cloud:
         self._connected: list[Callable[[], None]] = []
 
     def subscribe(self, topic: str, listener: Callable[[Delivery], None]) -> None:
-        self._listeners[topic.removeprefix(PREFIX)] = listener
+        self._listeners[plain(topic)] = listener
 
     def on_connected(self, listener: Callable[[], None]) -> None:
         self._connected.append(listener)
 
     def publish(self, topic: str, payload: bytes) -> None:
-        self.published.append((topic.removeprefix(PREFIX), json.loads(payload)))
+        self.published.append((plain(topic), json.loads(payload)))
 
     def connect(self) -> None:
         for listener in self._connected:
@@ -40,7 +49,7 @@ class Cloud:
         self._listeners[on](Delivery(PREFIX + on, json.dumps({"execution": execution}).encode()))
 
     def confirm(self, deployment: str) -> None:
-        topic = f"{PREFIX}job-{deployment}/update/accepted"
+        topic = f"{PREFIX}job-{deployment}/{SPACE}/update/accepted"
         self._listeners["+/update/accepted"](Delivery(topic, b"{}"))
 
     def statuses(self) -> list[tuple[str, str]]:
