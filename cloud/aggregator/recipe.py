@@ -12,8 +12,8 @@ from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_D
 # A model outlives many releases of the code, so nothing but the command line below binds the two: no upper bound.
 _ANY_RELEASE = ">=1.0.0"
 
-# Any other brace would be taken for a recipe variable, and cut the script short on nucleus lite. Dependencies are waited for
-# before `run`, not before `install`: on a device's first deployment the venv is being made at the same time.
+# Any other brace would be taken for a recipe variable, and cut the script short on nucleus lite. No dependency is waited for
+# before `install`: on a device's first deployment the venv is being made at the same time.
 _PYTHON = "{kernel:rootPath}/work/" + RUNTIME + "/venv/bin/python"
 _ADMIT = (
     f"until [ -x {_PYTHON} ]; do sleep 1; done; "
@@ -59,13 +59,18 @@ def global_model_recipe(
             }
         },
         "ComponentDependencies": {
-            RUNTIME: {"VersionRequirement": _ANY_RELEASE, "DependencyType": "HARD"},
+            # SOFT: on nucleus lite HARD means a systemd unit that runs, and a component that only installs has none.
+            RUNTIME: {"VersionRequirement": _ANY_RELEASE, "DependencyType": "SOFT"},
             MODEL_DEPLOYER: {"VersionRequirement": _ANY_RELEASE, "DependencyType": "SOFT"},
         },
         "Manifests": [
             {
                 "Platform": {"os": "linux", "runtime": "*"},
-                "Lifecycle": {"install": {"Timeout": _ADMIT_SECONDS, "Script": _ADMIT}},
+                "Lifecycle": {
+                    "install": {"Timeout": _ADMIT_SECONDS, "Script": _ADMIT},
+                    # Nucleus lite waits 300 s for a component that has nothing to run, and fails the deployment.
+                    "run": "exit 0",
+                },
                 "Artifacts": [
                     {"Uri": uris[name], "Permission": {"Read": "ALL"}} for name in (*sorted(manifest.files), MANIFEST)
                 ],

@@ -15,10 +15,14 @@ import jsonschema
 import pytest
 import yaml
 
+from cloud.aggregator.recipe import global_model_recipe
+from fedgrass.bundle import MANIFEST, Bundle, Manifest
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT.parent / "shared" / "schemas"
 PROJECTS = [ROOT, *sorted(path.parent for path in (ROOT / "components").glob("*/gdk-config.json"))]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+EXAMPLE = ROOT / "examples" / "application" / "recipe.yaml"
 
 needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="the GDK's schemas are not on this machine")
 
@@ -28,6 +32,11 @@ def lowered(value: Any) -> Any:
     if isinstance(value, dict):
         return {key.lower(): lowered(item) for key, item in value.items()}
     return [lowered(item) for item in value] if isinstance(value, list) else value
+
+
+def model() -> tuple[Manifest, dict[str, str]]:
+    manifest = Bundle.open(ROOT / "examples" / "digits" / "bundle").manifest
+    return manifest, {name: f"s3://b/{name}" for name in (*manifest.files, MANIFEST)}
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -111,16 +120,21 @@ def test_each_project_names_the_component_of_its_recipe(project: Path) -> None:
     assert yaml.safe_load(recipe.read_text())["ComponentName"] == name
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_each_recipe_keeps_to_what_nucleus_lite_takes(path: Path) -> None:
-    text = path.read_text()
+@pytest.mark.parametrize("path", [*RECIPES, EXAMPLE, None], ids=lambda path: path.stem if path else "GlobalModel")
+def test_each_recipe_keeps_to_what_nucleus_lite_takes(path: Path | None) -> None:
+    text = path.read_text() if path else global_model_recipe("f", *model()).decode()
     recipe = yaml.safe_load(text)
     assert len(text.encode()) <= 16_000
+    # HARD is a systemd unit that must be up: not there, ours never starts; it restarts, ours is stopped.
+    for dependency in recipe.get("ComponentDependencies", {}).values():
+        assert dependency["DependencyType"] == "SOFT"
     for manifest in recipe["Manifests"]:
         assert manifest["Platform"]["runtime"] == "*"
         lifecycle = manifest["Lifecycle"]
         assert lifecycle
         assert lifecycle.keys() <= {"install", "startup", "run"}
+        assert lifecycle.keys() & {"startup", "run"}, "waited for, for 300 s"
+        assert "Artifacts" in manifest
         for step in lifecycle.values():
             script = step if isinstance(step, str) else step["Script"]
             variables = re.findall(r"\{([^}]*)\}?", script)
