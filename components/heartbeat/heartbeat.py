@@ -10,10 +10,11 @@ import random
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TypeVar
 
 import fedgrass
-from fedgrass.edge import defender
+from fedgrass.edge import defender, life, systemd
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.model_store import ModelStore
@@ -38,6 +39,68 @@ M = TypeVar("M", bound=Message)
 
 _JITTER = 0.1
 _SILENCE_SECONDS = 120.0
+_LOOK_SECONDS = 2.0
+_RELAUNCH_SECONDS = 8.0  # what the nucleus takes to start a component anew is no trouble
+
+
+class Absence:
+    """Whether a component of this device does not run, and why, as far as can be seen from beside it.
+
+    Parameters
+    ----------
+    component
+        Its name.
+    work
+        Its work folder.
+    unit
+        Asks systemd about it, where the nucleus is nucleus lite.
+    """
+
+    def __init__(
+        self,
+        component: str,
+        work: Path,
+        *,
+        clock: Callable[[], float],
+        unit: Callable[[str], systemd.Unit | None],
+    ) -> None:
+        self._component = component
+        self._work = work
+        self._clock = clock
+        self._ask = unit
+        self._since: float | None = None
+        self._exit_code: int | None = None
+        self._unit: systemd.Unit | None = None
+
+    def look(self) -> bool:
+        """Look again; returns whether it is gone, or was until now."""
+        seen, gone = life.seen(self._work), self._since is not None
+        if seen is None or seen.runs:
+            self._since = self._unit = None
+            return gone
+        if self._since is None:
+            self._since, self._exit_code = self._clock(), seen.exit_code
+        if self._unit is None or not self._unit.given_up:
+            self._unit = self._ask(self._component)
+        return True
+
+    def reason(self) -> str:
+        """Why it does not run; nothing while it does, or may only be starting anew."""
+        if self._since is None:
+            return ""
+        gone = self._clock() - self._since
+        given_up = self._unit is not None and self._unit.given_up
+        if gone < _RELAUNCH_SECONDS and not given_up:
+            return ""
+        if self._exit_code == 0:
+            ended = "was stopped"
+        elif self._exit_code is not None:
+            ended = f"ended with code {self._exit_code}"
+        else:
+            died_of = self._unit.died_of if self._unit is not None else ""
+            ended = f"died by {died_of}" if died_of.startswith("signal") else "died"
+        advice = "; its unit was given up by the nucleus, deploy again" if given_up else ""
+        return f"the trainer does not run ({ended} {gone:.0f} s ago{advice})"
 
 
 class Heartbeat:
@@ -48,7 +111,12 @@ class Heartbeat:
     """
 
     def __init__(
-        self, device: Device, *, clock: Callable[[], float] = time.monotonic, rng: random.Random | None = None
+        self,
+        device: Device,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        unit: Callable[[str], systemd.Unit | None] = systemd.unit,
     ) -> None:
         self._device = device
         self._ipc = device.ipc
@@ -68,6 +136,8 @@ class Heartbeat:
         self._defender_sensors = Sensors(device.work)  # CPU use is over each one's own interval
         self._said_able: bool | None = None
         self._version = version_of(HEARTBEAT, __file__)
+        # Its work folder is beside the model store, which is ModelDeployer's.
+        self._absence = Absence(TRAINER, device.store.parent / TRAINER, clock=clock, unit=unit)
 
     def start(self) -> None:
         """Listen, and beat: the first time at once, then at the interval less or more a tenth."""
@@ -78,6 +148,7 @@ class Heartbeat:
         self._outbox.start()
         self.beat()
         self._device.loop.every(self._interval, self.beat)
+        self._device.loop.every(lambda: _LOOK_SECONDS, self.look)
         if self._settings.own.defender_seconds:
             self._device.loop.every(lambda: self._settings.own.defender_seconds, self.report)
 
@@ -114,6 +185,11 @@ class Heartbeat:
         topic = device_topic(self._fleet, self._device.thing, "heartbeat")
         self._outbox.put_newest("heartbeat", topic, heartbeat.encode())
 
+    def look(self) -> None:
+        """See whether the trainer's process is there; that it is gone is told at once, and that it is back."""
+        if self._absence.look() and self._ability()[0] != self._said_able:
+            self.beat()
+
     def report(self) -> None:
         """Send Device Defender its metrics; a report that could not be sent yet is replaced by it."""
         trainer = self._trainer or TrainerStatus()
@@ -126,6 +202,7 @@ class Heartbeat:
         if status is None:
             return
         self._trainer, self._trainer_heard = status, self._clock()
+        self._absence.look()
         if self._ability()[0] != self._said_able:
             self.beat()
 
@@ -139,6 +216,8 @@ class Heartbeat:
         return self._settings.own.interval_seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
 
     def _ability(self) -> tuple[bool, str]:
+        if absent := self._absence.reason():
+            return False, absent
         if self._trainer is None:
             return False, "the trainer has not reported yet"
         silent = self._clock() - self._trainer_heard

@@ -76,8 +76,7 @@ class Rounds:
             return None
         if known is not None and _identity(announcement) == _identity(known.announcement):
             if known.phase in ("answered", "passed"):
-                self._log.once("announcement ignored", reason=f"already {known.phase}", round=announcement.round)
-                return None
+                return None  # a retained message comes again with each renewal of the subscription: no trouble
             if known.phase == "closed":  # said again, as a retained message is: it is open after all
                 self._move("open")
             return known.announcement

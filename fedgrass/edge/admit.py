@@ -1,8 +1,9 @@
 """A model's lifecycle script: ``python -m fedgrass.edge.admit --artifacts DIR --store DIR``.
 
-Runs as ``install`` of com.fedgrass.GlobalModel, because both nuclei roll a deployment back when that fails; it also runs at
-every start of the nucleus, when the model is active already and there is nothing to do. Exit codes: 0 the model is active;
-1 it was refused, the active one stays; 78 the configuration is wrong.
+Runs as ``install`` of com.fedgrass.GlobalModel. When that fails, the classic nucleus rolls the deployment back, and nucleus lite
+reports it failed and takes nothing back; what keeps the old model active on both is that a refused one is not activated. It may
+run again for a model that is active already, when there is nothing to do. Exit codes: 0 the model is active; 1 it was refused,
+the active one stays; 78 the configuration is wrong.
 
 accessControl: pubsub PublishToTopic ``fedgrass/model/admission``.
 """
@@ -26,7 +27,7 @@ from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, FedgrassError, IpcError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import AdmissionNotice
-from fedgrass.protocol.names import MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME
+from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME
 
 if TYPE_CHECKING:
     from fedgrass.edge.ipc import Ipc
@@ -121,7 +122,7 @@ def _surroundings(log: Log) -> tuple[Ipc | None, RuntimeSettings, ModelDeployerS
         return None, RuntimeSettings(fleet="none", data=DataSettings()), ModelDeployerSettings()
     from fedgrass.edge.ipc import GreengrassIpc
 
-    ipc = GreengrassIpc(log, lost=lambda: None, patience=_PATIENCE_SECONDS)
+    ipc = GreengrassIpc(log, component=GLOBAL_MODEL, lost=lambda: None, patience=_PATIENCE_SECONDS)
     return (
         ipc,
         settings.read(ipc, RUNTIME, RuntimeSettings),

@@ -1,7 +1,10 @@
 """How each component of a device starts and ends.
 
-Exit codes: 0 stopped by the nucleus; `EXIT_RELAUNCH` (75) IPC is gone for good, or a setting that needs a fresh start
-changed; 78 the configuration is wrong; 1 anything else.
+Exit codes: 0 stopped by the nucleus; `EXIT_RELAUNCH` (75) Runtime's library is another, IPC is gone for good, or a setting
+that needs a fresh start changed; 78 the configuration is wrong; 1 anything else.
+
+A nucleus starts a component a few times an hour only. Once those are used up, a process that would leave with 75 starts anew
+in its own place instead (``execv``), and leaves the rest to the crashes that it cannot help.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +22,15 @@ from typing import Protocol
 
 import fedgrass
 from fedgrass import logs
+from fedgrass.edge import library
 from fedgrass.edge.ipc import EXIT_RELAUNCH, GreengrassIpc, Ipc
+from fedgrass.edge.life import Life
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.settings import EXIT_CONFIGURATION
 from fedgrass.errors import ConfigurationError, FedgrassError, IpcError
 from fedgrass.logs import Log
+
+_LOOK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -55,25 +63,52 @@ def main(name: str, description: str, start: Callable[[Device], Component]) -> N
     arguments = parser.parse_args()
     logs.configure()
     log = Log(name, thing=os.environ.get("AWS_IOT_THING_NAME", ""))
+    # Before all that may take long: from here on the heartbeat sees this process.
+    began, life = time.monotonic(), _live(arguments.work, log)
     code = _run(arguments.work, arguments.store, log, start)
-    log.info("stopped", exit_code=code)
+    if life is not None:
+        life.ends(code)
+    # What could not even begin is left to the nucleus, which does not try for ever.
+    began_well = time.monotonic() - began > _LOOK_SECONDS
+    in_place = code == EXIT_RELAUNCH and began_well and life is not None and not life.may_leave
+    log.info("starting anew in its own place" if in_place else "stopped", exit_code=code)
     sys.stdout.flush()
+    if in_place:
+        os.execv(sys.orig_argv[0], sys.orig_argv)  # noqa: S606 - the command line that started this process
     # Not sys.exit: a training thread inside the interpreter's native code must not hold the process.
     os._exit(code)
 
 
+def _live(work: Path, log: Log) -> Life | None:
+    """Leave what the heartbeat looks at; on a disk that takes no files, do without."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        return Life(work)
+    except OSError as error:
+        log.warning("the work folder cannot be written", folder=str(work), reason=error.strerror)
+        return None
+
+
 def _run(work: Path, store: Path, log: Log, start: Callable[[Device], Component]) -> int:
+    installed = library.present()
     loop = Loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: loop.stop())
+
+    def look() -> None:
+        if library.present() != installed:
+            log.info("the runtime's library is another, leaving to be relaunched")
+            loop.stop(EXIT_RELAUNCH)
+
     try:
         thing = os.environ.get("AWS_IOT_THING_NAME")
         if not thing:
             raise IpcError("AWS_IOT_THING_NAME is not set; start this as a Greengrass component")
-        ipc = GreengrassIpc(log, lost=lambda: loop.stop(EXIT_RELAUNCH))
-        work.mkdir(parents=True, exist_ok=True)
+        # Both nuclei name the work folder after the component.
+        ipc = GreengrassIpc(log, component=work.name, lost=lambda: loop.stop(EXIT_RELAUNCH))
         component = start(Device(thing, work, store, ipc, loop, log))
         log.info("started", fedgrass=fedgrass.__version__)
+        loop.every(lambda: _LOOK_SECONDS, look)
         code = loop.run()
         component.stop()
         ipc.close()

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import awsiot.greengrasscoreipc
@@ -23,12 +22,16 @@ from awsiot.eventstreamrpc import AccessDeniedError, LifecycleHandler
 from awsiot.greengrasscoreipc import model
 from awsiot.greengrasscoreipc.clientv2 import GreengrassCoreIPCClientV2
 
+from fedgrass.edge import systemd, token
 from fedgrass.edge.backoff import Backoff
+from fedgrass.edge.subscriptions import Subscriptions
 from fedgrass.errors import IpcError, IpcRefusedError, IpcUnauthorizedError
 from fedgrass.logs import Log
 
 EXIT_RELAUNCH = 75
-"""Exit code when IPC is gone for good: this process's token is void and only the nucleus can start one with a new token."""
+"""Exit code of a process that asks to be started anew."""
+
+_VOID_AFTER = 5  # connections in a row that were closed without an answer: so nucleus lite treats a token that is void
 
 Received = Callable[[bytes], None]
 
@@ -69,26 +72,14 @@ class Ipc(Protocol):
         ...
 
 
-@dataclass
-class _Subscription:
-    """One stream that must stay open. ``open`` starts it on a client and returns the SDK's (future, operation)."""
-
-    name: str
-    open: Callable[[Any, dict[str, Any]], tuple[Future[Any], Any]]
-    received: Callable[[Any], None]
-    backoff: Backoff
-    optional: bool = False
-    is_open: bool = False
-    given_up: bool = False
-    due: float = 0.0
-    generation: int = 0
-
-
 class GreengrassIpc:
     """`Ipc` over the nucleus's Unix socket; reconnects and subscribes again by itself.
 
     Parameters
     ----------
+    component
+        The component that this process belongs to: with its name a new token is asked for when the nucleus has forgotten the
+        one from the environment.
     lost
         Called once, from a thread of its own, when the connection cannot be had back: the process should exit with
         `EXIT_RELAUNCH`.
@@ -96,6 +87,10 @@ class GreengrassIpc:
         Seconds of trying to reconnect before it counts as lost.
     timeout
         Seconds that one operation may take.
+    renewal
+        Seconds after which a subscription to IoT Core is opened anew.
+    mqtt_daemon
+        Tells which MQTT daemon the nucleus has; "" where that cannot be seen.
 
     Raises
     ------
@@ -103,15 +98,32 @@ class GreengrassIpc:
         If there is no nucleus to connect to.
     """
 
-    def __init__(self, log: Log, *, lost: Callable[[], None], patience: float = 60.0, timeout: float = 10.0) -> None:
+    def __init__(
+        self,
+        log: Log,
+        *,
+        component: str,
+        lost: Callable[[], None],
+        patience: float = 60.0,
+        timeout: float = 10.0,
+        renewal: float = 300.0,
+        mqtt_daemon: Callable[[], str] = systemd.mqtt_daemon,
+    ) -> None:
         self._log = log
+        self._component = component
         self._lost = lost
         self._patience = patience
         self._timeout = timeout
         self._client: Any = None
-        self._subscriptions: list[_Subscription] = []
-        self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._subscriptions = Subscriptions(
+            self._call,
+            log,
+            unsupported=lambda error: isinstance(error.__cause__, model.ServiceError),
+            renewal=renewal,
+            daemon=mqtt_daemon,
+            wake=self._wake,
+        )
         self._closing = False
         if not self._reconnect():
             raise IpcError(
@@ -133,7 +145,7 @@ class GreengrassIpc:
 
     def on_configuration(self, component: str, changed: Callable[[], None]) -> None:
         """See `Ipc`."""
-        self._subscribe(
+        self._subscriptions.add(
             f"configuration of {component}",
             lambda c, h: c.subscribe_to_configuration_update_async(component_name=component, key_path=[], **h),
             lambda _event: changed(),
@@ -146,7 +158,7 @@ class GreengrassIpc:
 
     def on_local(self, topic: str, received: Received) -> None:
         """See `Ipc`."""
-        self._subscribe(
+        self._subscriptions.add(
             f"local topic {topic}",
             lambda c, h: c.subscribe_to_topic_async(topic=topic, **h),
             lambda event: received(_local_payload(event)),
@@ -161,10 +173,11 @@ class GreengrassIpc:
 
     def on_cloud(self, topic: str, received: Received) -> None:
         """See `Ipc`."""
-        self._subscribe(
+        self._subscriptions.add(
             f"topic {topic}",
             lambda c, h: c.subscribe_to_iot_core_async(topic_name=topic, qos=model.QOS.AT_LEAST_ONCE, **h),
             lambda event: received(_bytes(event.message.payload if event.message else None)),
+            renewed=True,
         )
 
     def on_component_update(self, arrived: Callable[[str], None]) -> None:
@@ -174,7 +187,7 @@ class GreengrassIpc:
             if event.pre_update_event is not None:
                 arrived(event.pre_update_event.deployment_id or "")
 
-        self._subscribe(
+        self._subscriptions.add(
             "component updates", lambda c, h: c.subscribe_to_component_updates_async(**h), received, optional=True
         )
 
@@ -202,60 +215,10 @@ class GreengrassIpc:
         except (RuntimeError, AwsCrtError, FutureTimeoutError) as error:
             raise _translated(name, error) from error
 
-    def _subscribe(
-        self,
-        name: str,
-        start: Callable[[Any, dict[str, Any]], tuple[Future[Any], Any]],
-        received: Callable[[Any], None],
-        *,
-        optional: bool = False,
-    ) -> None:
-        subscription = _Subscription(name, start, received, Backoff(first=0.5, most=30), optional=optional)
-        self._subscriptions.append(subscription)
-        if not self._open(subscription):
-            self._wake.set()
-
-    def _open(self, subscription: _Subscription) -> bool:
-        with self._lock:
-            if subscription.is_open:
-                return True
-            return self._open_now(subscription)
-
-    def _open_now(self, subscription: _Subscription) -> bool:
-        subscription.generation += 1
-        generation = subscription.generation
-
-        def closed() -> None:
-            if not self._closing and subscription.generation == generation:
-                subscription.is_open = False
-                self._wake.set()
-
-        handlers = {
-            "on_stream_event": subscription.received,
-            "on_stream_error": lambda _error: True,
-            "on_stream_closed": closed,
-        }
-        subscription.is_open = True  # before the call: the stream may close again before its result is seen here
-        try:
-            self._call(subscription.name, lambda client: subscription.open(client, handlers)[0])
-        except IpcError as error:
-            subscription.is_open = False
-            if subscription.optional and isinstance(error.__cause__, model.ServiceError):
-                subscription.given_up = True
-                self._log.once("operation unsupported by this nucleus", operation=subscription.name)
-                return True
-            subscription.due = time.monotonic() + subscription.backoff.failed()
-            self._log.once("subscription failed, trying on", subscription=subscription.name, error=type(error).__name__)
-            return False
-        subscription.backoff.succeeded()
-        return True
-
     def _maintain(self) -> None:
         """Bring back what closed: first the connection, then the streams."""
         while not self._closing:
-            waiting = [s for s in list(self._subscriptions) if not s.is_open and not s.given_up]
-            wait = min((s.due for s in waiting), default=float("inf")) - time.monotonic()
-            self._wake.wait(None if wait == float("inf") else max(wait, 0.0))
+            self._wake.wait(self._subscriptions.wait_seconds())
             self._wake.clear()
             if self._closing:
                 return
@@ -263,26 +226,29 @@ class GreengrassIpc:
                 self._log.error("IPC is lost, leaving to be relaunched", exit_code=EXIT_RELAUNCH)
                 self._lost()
                 return
-            for subscription in list(self._subscriptions):
-                if not subscription.is_open and not subscription.given_up and subscription.due <= time.monotonic():
-                    self._open(subscription)
+            self._subscriptions.work()
 
     def _reconnect(self) -> bool:
+        """Connect, for as long as the patience lasts; a token that is void is renewed, once."""
         backoff, deadline = Backoff(first=0.2, most=5), time.monotonic() + self._patience
+        unanswered, renewed = 0, False
         while not self._closing:
-            lifecycle = _Lifecycle(self)
             try:
-                connection = awsiot.greengrasscoreipc.connect(lifecycle_handler=lifecycle, timeout=self._timeout)
-            except (AccessDeniedError, KeyError):
-                return False
-            except (RuntimeError, AwsCrtError, FutureTimeoutError):
-                pass
-            else:
-                self._client = GreengrassCoreIPCClientV2(client=connection, executor=None)
-                gc.collect()  # a connection that is over is a cycle of objects, and holds a thread and two files until then
-                if not lifecycle.is_over:
+                if self._connect():
                     return True
-                self._client = None
+                unanswered = 0
+            except (AccessDeniedError, KeyError):
+                unanswered = _VOID_AFTER
+            except AwsCrtError as error:
+                unanswered = unanswered + 1 if error.name == "AWS_IO_SOCKET_CLOSED" else 0
+            except (RuntimeError, FutureTimeoutError):
+                unanswered = 0
+            if unanswered >= _VOID_AFTER:
+                if renewed or not token.renew(self._component, self._timeout):
+                    return False
+                self._log.info("the nucleus had forgotten this component, and gave it a new token")
+                unanswered, renewed = 0, True
+                continue
             wait = backoff.failed()
             if time.monotonic() + wait > deadline:
                 return False
@@ -290,14 +256,22 @@ class GreengrassIpc:
             self._wake.clear()
         return False
 
+    def _connect(self) -> bool:
+        """Connect now; False if the connection ended as soon as it was made."""
+        lifecycle = _Lifecycle(self)
+        connection = awsiot.greengrasscoreipc.connect(lifecycle_handler=lifecycle, timeout=self._timeout)
+        self._client = GreengrassCoreIPCClientV2(client=connection, executor=None)
+        gc.collect()  # a connection that is over is a cycle of objects, and holds a thread and two files until then
+        if lifecycle.is_over:
+            self._client = None
+        return self._client is not None
+
     def _disconnected(self) -> None:
         if self._closing:
             return
         self._log.warning("IPC disconnected")
         self._client = None
-        for subscription in list(self._subscriptions):
-            subscription.is_open = False
-            subscription.due = 0.0
+        self._subscriptions.disconnected()
         self._wake.set()
 
 

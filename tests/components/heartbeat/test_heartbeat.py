@@ -14,8 +14,10 @@ from components.heartbeat.heartbeat import Heartbeat
 from fedgrass.bundle import Bundle
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.ipc import EXIT_RELAUNCH
+from fedgrass.edge.life import Life
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
+from fedgrass.edge.systemd import Unit
 from fedgrass.logs import Log
 from fedgrass.protocol import messages
 from fedgrass.protocol.messages import ActiveModel, Tally, TrainerStatus
@@ -44,7 +46,8 @@ class Place:
         self.loop = Loop(lambda: self.now)
         (folder / "work").mkdir()
         self.device = Device("thing-1", folder / "work", folder / "store", self.ipc, self.loop, Log("test"))
-        self.heartbeat = Heartbeat(self.device, clock=lambda: self.now)
+        self.unit: Unit | None = None
+        self.heartbeat = Heartbeat(self.device, clock=lambda: self.now, unit=lambda _component: self.unit)
         self.heartbeat._outbox._gap = 0.0
         self.heartbeat._outbox._clock = lambda: self.now
 
@@ -59,6 +62,19 @@ class Place:
 
     def until(self, condition: Any, what: str) -> Any:
         return run_until(self.loop, condition, what)
+
+    def trainer_starts(self) -> Life:
+        """Be the trainer's process, for as long as what is returned lives."""
+        work = self.folder / TRAINER
+        work.mkdir(exist_ok=True)
+        return Life(work)
+
+    def look(self, seconds: float) -> None:
+        """Let time pass, with the looks that fall into it."""
+        for _ in range(int(seconds / 2)):
+            self.now += 2.0
+            while self.loop.step():
+                pass
 
     def trainer_says(self, **status: Any) -> None:
         self.ipc.publish_local(TRAINER_STATUS_TOPIC, TrainerStatus(**status).encode())
@@ -225,3 +241,55 @@ def test_a_beat_names_the_components_that_are_silent_and_what_went_wrong(place: 
     assert beat.errors == {TRAINER: "upload failed, trying again: AccessDenied"}
     place.now += 121
     place.until(lambda: set(place.beats[-1].silent) == {TRAINER, MODEL_DEPLOYER}, "silence noticed")
+
+
+def test_a_trainer_that_died_is_told_of_in_ten_seconds_and_so_is_its_return(place: Place) -> None:
+    life = place.trainer_starts()
+    place.heartbeat.start()
+    place.trainer_says()
+    place.until(lambda: place.beats and place.beats[-1].able, "able")
+    life._file.close()  # what the kernel does when the process dies
+    place.look(10)
+    beat = place.until(lambda: not place.beats[-1].able and place.beats[-1], "told")
+    assert beat.reason.startswith("the trainer does not run (died ")
+    again = place.trainer_starts()
+    place.look(2)
+    place.until(lambda: place.beats[-1].able, "told that it is back")
+    again._file.close()
+
+
+def test_a_trainer_that_only_starts_anew_is_no_trouble(place: Place) -> None:
+    life = place.trainer_starts()
+    place.heartbeat.start()
+    place.trainer_says()
+    place.until(lambda: place.beats and place.beats[-1].able, "able")
+    life._file.close()
+    place.look(4)
+    again = place.trainer_starts()
+    place.look(10)
+    assert all(beat.able for beat in place.beats[1:])
+    again._file.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "unit", "words"),
+    [
+        (None, Unit(True, "signal 9 (SIGKILL)"), "(died by signal 9 (SIGKILL) 0 s ago; its unit was given up by the nucleus"),
+        (None, Unit(False, "signal 11 (SIGSEGV)"), "(died by signal 11 (SIGSEGV) 8 s ago)"),
+        (0, None, "(was stopped 8 s ago)"),
+        (78, Unit(True, "exit code 78"), "(ended with code 78 0 s ago; its unit was given up by the nucleus, deploy again)"),
+    ],
+)  # fmt: skip
+def test_the_cause_is_named_as_far_as_it_can_be_seen(
+    place: Place, code: int | None, unit: Unit | None, words: str
+) -> None:
+    life = place.trainer_starts()
+    place.heartbeat.start()
+    place.trainer_says()
+    place.until(lambda: place.beats and place.beats[-1].able, "able")
+    if code is not None:
+        life.ends(code)
+    life._file.close()
+    place.unit = unit
+    place.look(12)
+    assert words in place.until(lambda: not place.beats[-1].able and place.beats[-1], "told").reason

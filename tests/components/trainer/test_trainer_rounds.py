@@ -222,3 +222,13 @@ class RoundsMachine(RuleBasedStateMachine):
 
 TestRoundsMachine = RoundsMachine.TestCase
 TestRoundsMachine.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+
+
+def test_an_announcement_that_comes_again_after_its_answer_is_no_trouble(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    known, once = rounds(tmp_path), announcement(1)
+    assert known.announced(once.encode()) == once
+    known.answered(once)
+    assert known.announced(once.encode()) is None
+    assert not caplog.records

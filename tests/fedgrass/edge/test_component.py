@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -169,3 +170,80 @@ def test_a_wrong_configuration_and_a_stop_have_their_own_exit_codes(
         child.kill()
         child.wait()
         loop.run(server.stop())
+
+
+INSTALLED = """
+import sys
+from pathlib import Path
+from fedgrass.edge import component, library
+installed = Path(sys.argv.pop())
+library.present = installed.read_text
+sys.orig_argv = [sys.executable, "-c", "import os; print('anew', os.getpid(), flush=True)"]
+from components.heartbeat.__main__ import start
+component.main("components.heartbeat", "", start)
+"""
+
+
+class Runs:
+    """A heartbeat as a process, whose library a test can replace."""
+
+    def __init__(self, folder: Path, loop: ServerLoop) -> None:
+        self.work = folder / "com.fedgrass.Heartbeat"
+        self._library = folder / "library"
+        self._library.write_text("one")
+        store = ConfigurationStore(folder / "configuration.json")
+        store.merge("com.fedgrass.Runtime", {"fleet": "f"}, 1.0)
+        store.merge("com.fedgrass.Heartbeat", {"intervalSeconds": "30"}, 1.0)
+        self._loop = loop
+        operations = ConfigurationService(store).operations()
+        self._server = IpcServer(folder / "s", {"token": "com.fedgrass.Heartbeat"}.get, operations)
+        loop.run(self._server.start())
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", INSTALLED, "--work", str(self.work), "--store", str(folder), str(self._library)],
+            cwd=ROOT,
+            env={
+                "PATH": os.environ["PATH"],
+                "AWS_IOT_THING_NAME": "t",
+                "SVCUID": "token",
+                "AWS_GG_NUCLEUS_DOMAIN_SOCKET_FILEPATH_FOR_COMPONENT": str(folder / "s"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def upgraded(self) -> str:
+        """Replace the library once the component has started; returns what it wrote until its end."""
+        assert self.child.stdout is not None
+        stdout = self.child.stdout
+        eventually(lambda: '"started"' in stdout.readline(), timeout=60)
+        self._library.write_text("two")
+        return self.child.communicate(timeout=60)[0]
+
+    def close(self) -> None:
+        self.child.kill()
+        self.child.wait()
+        self._loop.run(self._server.stop())
+
+
+def test_a_component_leaves_when_the_runtimes_library_is_another(tmp_path: Path, loop: ServerLoop) -> None:
+    runs = Runs(tmp_path, loop)
+    try:
+        output = runs.upgraded()
+        assert runs.child.returncode == 75, output
+        assert "the runtime's library is another" in output
+    finally:
+        runs.close()
+
+
+def test_a_component_that_has_used_up_its_starts_begins_anew_in_its_own_place(tmp_path: Path, loop: ServerLoop) -> None:
+    work = tmp_path / "com.fedgrass.Heartbeat"
+    work.mkdir()
+    (work / "starts.json").write_text(json.dumps([time.time() - 60, time.time() - 30]))
+    runs = Runs(tmp_path, loop)
+    try:
+        output = runs.upgraded()
+        assert f"anew {runs.child.pid}" in output
+        assert runs.child.returncode == 0
+    finally:
+        runs.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import queue
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,20 +15,29 @@ import pytest
 from fedgrass.edge.ipc import GreengrassIpc
 from fedgrass.errors import IpcError, IpcRefusedError, IpcUnauthorizedError
 from fedgrass.logs import Log
+from local.aws.broker import EmbeddedBroker
 from local.core_device.configuration import ConfigurationStore
 from local.core_device.ipc.authorization import Authorizer
 from local.core_device.ipc.configuration import ConfigurationService
+from local.core_device.ipc.mqtt_proxy import MqttProxy
 from local.core_device.ipc.pubsub import LocalPubSub
-from local.core_device.ipc.server import IpcServer
+from local.core_device.ipc.server import IpcServer, Operation
+from local.core_device.mqtt import IotCore
+from local.core_device.nucleus import CLASSIC, LITE
 from tests.fixtures.waiting import eventually
 from tests.local.core_device.conftest import Loop
 
 TRAINER = "com.fedgrass.Trainer"
-ACCESS = {"aws.greengrass.ipc.pubsub": {"x:1": {"operations": ["*"], "resources": ["open/*"]}}}
+ACCESS = {
+    service: {"x:1": {"operations": ["*"], "resources": ["open/*"]}}
+    for service in ("aws.greengrass.ipc.pubsub", "aws.greengrass.ipc.mqttproxy")
+}
 
 
 class Nucleus:
     """The IPC of a core device; ``token`` may be made void."""
+
+    nucleus = CLASSIC
 
     def __init__(self, loop: Loop, folder: Path) -> None:
         self._loop = loop
@@ -37,12 +47,19 @@ class Nucleus:
         self.tokens = {"token": TRAINER}
         self.start()
 
-    def start(self) -> None:
-        operations = {
+    def operations(self) -> dict[str, Operation]:
+        return {
             **LocalPubSub(Authorizer(self.configuration.get)).operations(),
             **ConfigurationService(self.configuration).operations(),
         }
-        self._server = IpcServer(self.socket, self.tokens.get, operations)
+
+    def token_of(self, component: str, process: int) -> str | None:
+        return None
+
+    def start(self) -> None:
+        self._server = IpcServer(
+            self.socket, self.tokens.get, self.operations(), self.nucleus, token_of=lambda *asked: self.token_of(*asked)
+        )
         self._loop.run(self._server.start())
 
     def stop(self) -> None:
@@ -71,7 +88,7 @@ class Client:
     def __init__(self, **options: Any) -> None:
         self.lost: queue.Queue[bool] = queue.Queue()
         self.heard: queue.Queue[bytes] = queue.Queue()
-        self.ipc = GreengrassIpc(Log("test"), lost=lambda: self.lost.put(True), **options)
+        self.ipc = GreengrassIpc(Log("test"), component=TRAINER, lost=lambda: self.lost.put(True), **options)
 
 
 @pytest.fixture
@@ -193,3 +210,147 @@ def test_a_subscription_that_is_refused_is_kept_trying(client: Client, nucleus: 
             return False
 
     eventually(heard, "subscribed in the end")
+
+
+class Lite(Nucleus):
+    """The IPC of nucleus lite with IoT Core behind it: tokens may be forgotten, and subscriptions."""
+
+    nucleus = LITE
+
+    def __init__(self, loop: Loop, folder: Path) -> None:
+        self.broker = EmbeddedBroker()
+        self.broker.start()
+        self.iot_core: IotCore = loop.call(lambda: IotCore("lite", "127.0.0.1", self.broker.port, nucleus=LITE))
+        loop.call(self.iot_core.start)
+        eventually(self.iot_core.connected.is_set, "connection to the broker")
+        self.names = True
+        super().__init__(loop, folder)
+
+    def operations(self) -> dict[str, Operation]:
+        return {
+            **super().operations(),
+            **MqttProxy(Authorizer(self.configuration.get), self.iot_core, LITE).operations(),
+        }
+
+    def token_of(self, component: str, process: int) -> str | None:
+        if not self.names or process != os.getpid():
+            return None
+        self.tokens["fresh"] = component
+        return "fresh"
+
+    def restart_mqtt(self) -> None:
+        self._loop.call(self.iot_core.connected.clear)
+        self._loop.call(self.iot_core.forget_components)
+        eventually(self.iot_core.connected.is_set, "connected again")
+
+    def close(self) -> None:
+        self.stop()
+        self._loop.run(self.iot_core.stop())
+        self.broker.stop()
+
+
+@pytest.fixture
+def lite(loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lite]:
+    running = Lite(loop, tmp_path)
+    for variable in ("SVCUID", "AWS_CONTAINER_AUTHORIZATION_TOKEN"):
+        monkeypatch.setenv(variable, "token")
+    monkeypatch.setenv("AWS_GG_NUCLEUS_DOMAIN_SOCKET_FILEPATH_FOR_COMPONENT", str(running.socket))
+    yield running
+    running.close()
+
+
+def tell(client: Client, topic: str, payload: bytes) -> bool:
+    """Publish to IoT Core; whether it came back on the subscription."""
+    try:
+        client.ipc.publish_cloud(topic, payload)
+        return client.heard.get(timeout=0.2) == payload
+    except (IpcRefusedError, queue.Empty):
+        return False
+
+
+def test_a_component_that_nucleus_lite_has_forgotten_gets_a_new_token_and_goes_on(lite: Lite) -> None:
+    client = Client(patience=30.0)
+    try:
+        client.ipc.on_local("open/t", client.heard.put)
+        lite.stop()
+        lite.tokens.clear()
+        lite.start()
+        eventually(lambda: "fresh" in lite.tokens, "a new token")
+        eventually(lambda: client.ipc._client is not None, "connected")
+        eventually(lambda: _hears(client), "subscribed again")
+        assert client.lost.empty()
+        assert os.environ["SVCUID"] == os.environ["AWS_CONTAINER_AUTHORIZATION_TOKEN"] == "fresh"
+    finally:
+        client.ipc.close()
+
+
+def test_a_forgotten_component_that_gets_no_token_leaves_without_waiting_for_its_patience(lite: Lite) -> None:
+    client = Client(patience=600.0)
+    try:
+        lite.names = False
+        lite.stop()
+        lite.tokens.clear()
+        lite.start()
+        assert client.lost.get(timeout=30)
+    finally:
+        client.ipc.close()
+
+
+def test_a_subscription_that_went_deaf_is_renewed_on_schedule(lite: Lite) -> None:
+    client = Client(renewal=0.5, mqtt_daemon=lambda: "")
+    try:
+        client.ipc.on_cloud("open/t", client.heard.put)
+        assert eventually(lambda: tell(client, "open/t", b"before"))
+        lite.restart_mqtt()
+        eventually(lambda: tell(client, "open/t", b"after"), "renewed")
+    finally:
+        client.ipc.close()
+
+
+def test_another_mqtt_daemon_has_subscriptions_renewed_at_once(lite: Lite) -> None:
+    daemon = ["one"]
+    client = Client(renewal=3600.0, mqtt_daemon=lambda: daemon[0])
+    try:
+        client.ipc.on_cloud("open/t", client.heard.put)
+        assert eventually(lambda: tell(client, "open/t", b"before"))
+        lite.restart_mqtt()
+        daemon[0] = "two"
+        eventually(lambda: tell(client, "open/t", b"after"), "renewed")
+    finally:
+        client.ipc.close()
+
+
+def test_renewing_loses_nothing_repeats_no_message_for_ever_and_leaves_one_stream(lite: Lite, loop: Loop) -> None:
+    client = Client(renewal=0.1, mqtt_daemon=lambda: "")
+    try:
+        client.ipc.on_cloud("open/t", client.heard.put)
+        sent = [b"%d" % number for number in range(40)]
+        for payload in sent:
+            eventually(lambda payload=payload: _published(client, payload))  # type: ignore[misc]
+        heard: set[bytes] = set()
+
+        def all_heard() -> bool:
+            while not client.heard.empty():
+                heard.add(client.heard.get())
+            return heard == set(sent)
+
+        eventually(all_heard, "every message")
+        eventually(lambda: loop.call(lambda: len(lite.iot_core._subscriptions)) == 1, "the former streams closed")
+    finally:
+        client.ipc.close()
+
+
+def _published(client: Client, payload: bytes) -> bool:
+    try:
+        client.ipc.publish_cloud("open/t", payload)
+    except IpcRefusedError:
+        return False
+    return True
+
+
+def _hears(client: Client) -> bool:
+    try:
+        client.ipc.publish_local("open/t", b"again")
+        return client.heard.get(timeout=0.2) == b"again"
+    except (IpcRefusedError, queue.Empty):
+        return False
