@@ -79,6 +79,7 @@ class Subscriptions:
         self._wake = wake
         self._lock = threading.Lock()
         self._all: list[Subscription] = []
+        self._unavailable: set[str] = set()
 
     def add(
         self,
@@ -162,7 +163,9 @@ class Subscriptions:
         except IpcError as error:
             if subscription.optional and self._unsupported(error):
                 subscription.given_up = True
-                self._log.once("operation unsupported by this nucleus", operation=subscription.name)
+                if subscription.name not in self._unavailable:
+                    self._log.info("operation unsupported by this nucleus", operation=subscription.name)
+                self._unavailable.add(subscription.name)
                 return
             subscription.due = time.monotonic() + subscription.backoff.failed()
             self._log.once("subscription failed, trying on", subscription=subscription.name, error=type(error).__name__)

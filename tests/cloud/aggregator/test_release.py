@@ -49,7 +49,8 @@ def test_the_recipe_keeps_both_nuclei_limits(digits: Bundle) -> None:
     assert len(json.dumps(recipe)) < 16_000
     (manifest,) = recipe["Manifests"]
     assert manifest["Platform"] == {"os": "linux", "runtime": "*"}
-    assert list(manifest["Lifecycle"]) == ["install"]
+    assert list(manifest["Lifecycle"]) == ["install", "run"]
+    assert manifest["Lifecycle"]["run"] == "exit 0"
     script = manifest["Lifecycle"]["install"]["Script"]
     variables = re.findall(r"\{[^}]*\}", script)
     assert set(variables) == {"{kernel:rootPath}", "{artifacts:path}"}
