@@ -58,7 +58,7 @@ def ends(device: DeviceProcess, components: dict[str, Any]) -> str:
 
 def state(device: DeviceProcess, name: str) -> str:
     """Return the state that the component entered last."""
-    return [e["state"] for e in device.events("component-state") if e["component"] == name][-1]
+    return str([e["state"] for e in device.events("component-state") if e["component"] == name][-1])
 
 
 def pids(device: DeviceProcess, name: str) -> list[int]:
