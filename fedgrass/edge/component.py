@@ -31,6 +31,7 @@ from fedgrass.errors import ConfigurationError, FedgrassError, IpcError
 from fedgrass.logs import Log
 
 _LOOK_SECONDS = 2.0
+_MOST_FILES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def main(name: str, description: str, start: Callable[[Device], Component]) -> N
     log.info("starting anew in its own place" if in_place else "stopped", exit_code=code)
     sys.stdout.flush()
     if in_place:
+        # The IPC library's sockets would stay open: nucleus lite then waits for ever to write to a connection that nobody reads.
+        os.closerange(3, _MOST_FILES)
         os.execv(sys.orig_argv[0], sys.orig_argv)  # noqa: S606 - the command line that started this process
     # Not sys.exit: a training thread inside the interpreter's native code must not hold the process.
     os._exit(code)
