@@ -17,8 +17,11 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+GRACE_SECONDS = 6.0
+"""Components look every 2 s whether their library is another, and end a training within 3."""
 NEEDED_MB = 400
 """Room on the disk for the packages while they are unpacked; docs/devices.md has what stays of it."""
 LOADED = ("numpy", "pydantic", "awscrt.io", "awsiot.greengrasscoreipc", "ai_edge_litert.interpreter")
@@ -185,11 +188,13 @@ def install_library(source: Path, work: Path) -> Path:
     return folder
 
 
-def remove_others(keep: Path) -> None:
-    """Delete what earlier versions left beside ``keep``."""
-    for other in keep.parent.iterdir():
-        if other != keep:
-            shutil.rmtree(other, ignore_errors=True)
+def remove_others(*keep: Path) -> None:
+    """Delete what earlier versions left beside each of ``keep``, once what runs from it has had the time to leave."""
+    others = [other for one in keep for other in one.parent.iterdir() if other != one]
+    if others:
+        time.sleep(GRACE_SECONDS)
+    for other in others:
+        shutil.rmtree(other, ignore_errors=True)
 
 
 def install(source: Path, work: Path) -> None:
@@ -204,8 +209,7 @@ def install(source: Path, work: Path) -> None:
     fresh.write_text(f"{library}\n")
     fresh.replace(path_file)
     point(work / "venv", venv)
-    remove_others(venv)
-    remove_others(library)
+    remove_others(venv, library)
     log(f"ready: {work / 'venv'} ({this_device()})")
 
 
