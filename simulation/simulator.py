@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -16,10 +17,12 @@ import numpy as np
 
 from cloud.aggregator.aggregate import Aggregation, aggregate
 from cloud.aggregator.checks import EarlierRound, Expected
-from cloud.aggregator.gate import decided, judge
+from cloud.aggregator.gate import decided, judge_by, raised
 from cloud.aggregator.privacy import noise_of
 from cloud.aggregator.report import ReportBuilder
 from cloud.aggregator.strategies import make_strategy
+from cloud.aggregator.strategies.trust import with_own_update
+from cloud.aggregator.trusted import trained_difference
 from fedgrass.bundle import Bundle, Parameters
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Engine
@@ -28,7 +31,7 @@ from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import model_prefix, next_version, update_prefix
-from fedgrass.protocol.report import ADOPTED, Evaluation, Outcome
+from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
 from fedgrass.update.registry import codec_named
 from simulation.crew import Crew
 from simulation.examples import prepare
@@ -43,6 +46,7 @@ from simulation.world import FLEET, Duties, Plan, World
 
 _BEGINNING = datetime(2000, 1, 1, tzinfo=timezone.utc)  # of the simulated clock
 _SAVE_SECONDS = 1.0
+_KEPT_BACK = "kept back"  # in place of an evaluation set's digest
 
 
 class Simulator:
@@ -180,11 +184,12 @@ class Simulator:
             self._world.opened(number + 1)  # while the devices train
         failures, updates = self._crew.end() if self._strategy.combine is not None else ({}, None)
         updates = updates or VirtualUpdates(self._scratch)
+        own = partial(trained_difference, self._engine, base, self._judging, fleet.fit)
         result = aggregate(
             base,
             updates,
             updates.list(),
-            self._strategy,
+            with_own_update(self._strategy, own),
             expected,
             min_updates=fleet.min_updates,
             state=self.standing.server,
@@ -243,8 +248,18 @@ class Simulator:
             evaluation = self._evaluate(result.parameters)
         except EngineError as error:
             return "held", f"{error}: the base stays", None
-        verdict = judge(self.evaluation, evaluation, tolerance=fleet.gate.tolerance)
+        verdict = judge_by(fleet.gate, self.evaluation, evaluation, self._best())
         return *decided(fleet, number, verdict, self.evaluation, evaluation), evaluation
+
+    def _best(self) -> Best:
+        """Return the best figures of the models so far, on the examples that judge them all."""
+        best = raised(None, self.evaluation, _KEPT_BACK)
+        if self._simulation.fleet.gate.forget_best:
+            return best
+        for simulated in self.standing.rounds:
+            if simulated.before is not None:
+                best = raised(best, simulated.before, _KEPT_BACK)
+        return best
 
     def _evaluate(self, parameters: Parameters) -> Evaluation:
         self._engine.set_parameters(parameters)

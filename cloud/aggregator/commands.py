@@ -92,6 +92,10 @@ def aggregate(
             metavar="NAME=JSON",
         ),
     ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(help="An .npz of x and y, your own examples, for --strategy trust.", exists=True, dir_okay=False),
+    ] = None,
     max_norm: Annotated[
         float, typer.Option(min=0, help="L2 norm over which an update is refused; 0 sets no bound.")
     ] = 0.0,
@@ -132,6 +136,7 @@ def aggregate(
             updates,
             output,
             chosen,
+            evaluation=evaluation,
             checks=Checks(max_norm=max_norm, max_norm_over_median=max_norm_over_median),
             progress=lambda done: bar.advance(task, done),
         )

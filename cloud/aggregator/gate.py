@@ -2,35 +2,83 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from fedgrass.protocol.report import Evaluation, Outcome
-from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.report import Best, Evaluation, Hold, Outcome
+from fedgrass.protocol.settings import FleetSettings, Gate
+
+_LEAST_LOSS = 0.1
+"""Of a classifier: a rise is measured against this at least, because from 0.01 to 0.02 nobody sees a difference."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's word, with its reason either way."""
+    """The gate's word, with its reason either way. ``hold`` is the reason's code, if the gate itself holds the model."""
 
     passed: bool
     reason: str
+    hold: Hold | None = None
 
 
-def judge(base: Evaluation | None, new: Evaluation | None, *, tolerance: float) -> Verdict:
-    """Compare the new model with its base on the same examples.
+def judge(
+    base: Evaluation | None,
+    new: Evaluation | None,
+    *,
+    tolerance: float,
+    loss_tolerance: float = math.inf,
+    below_best: float = math.inf,
+    best: Best | None = None,
+) -> Verdict:
+    """Compare the new model with its base, and with the best that the fleet had, on the same examples.
 
-    A classifier's accuracy may fall by at most ``tolerance``. Another model's loss may rise by at most that fraction of
-    itself. Without an evaluation set every model passes: each device's own admission is then the only check.
+    A classifier's accuracy may fall by at most ``tolerance``, and its loss rise by at most ``loss_tolerance`` of itself. Another
+    model's loss may rise by at most ``tolerance`` of itself. Falls that each are small add up: so what was ever released is
+    remembered, and the accuracy may lie at most ``below_best`` under it; a loss is held against the lowest one likewise. Without
+    an evaluation set every model passes: each device's own admission is then the only check.
     """
     if base is None or new is None:
         return Verdict(True, "no evaluation set for this model: the gate did not look")
     if new.accuracy is None or base.accuracy is None:
-        passed = new.loss <= base.loss + tolerance * abs(base.loss)
-        figures = f"loss {new.loss:.4f} after {base.loss:.4f}"
-    else:
-        passed = new.accuracy >= base.accuracy - tolerance - 1e-12  # 0.9 - 0.02 is not quite 0.88 in binary
-        figures = f"accuracy {new.accuracy:.4f} after {base.accuracy:.4f}"
-    return Verdict(passed, f"{figures}, tolerance {tolerance:g}" + ("" if passed else ": the base stays"))
+        return _judged_by_loss(base, new, tolerance, below_best, best)
+    figures = f"accuracy {new.accuracy:.4f} after {base.accuracy:.4f}, tolerance {tolerance:g}"
+    if new.accuracy < base.accuracy - tolerance - _ROUNDING:
+        return Verdict(False, f"{figures}: the base stays", "accuracy")
+    if new.loss > (most := _most(base.loss, loss_tolerance)):
+        return Verdict(False, f"loss {new.loss:.4f} after {base.loss:.4f}, {most:.4f} at most: the base stays", "loss")
+    if best is None:
+        return Verdict(True, figures)
+    if best.accuracy is not None and new.accuracy < best.accuracy - below_best - _ROUNDING:
+        return Verdict(
+            False,
+            f"accuracy {new.accuracy:.4f}, and the fleet has had {best.accuracy:.4f}; at most {below_best:g} below that: "
+            "the base stays",
+            "best_accuracy",
+        )
+    if new.loss > (most := _most(best.loss, loss_tolerance)):
+        return Verdict(
+            False,
+            f"loss {new.loss:.4f}, and the fleet has had {best.loss:.4f}; {most:.4f} at most: the base stays",
+            "best_loss",
+        )
+    return Verdict(True, figures)
+
+
+def judge_by(gate: Gate, base: Evaluation | None, new: Evaluation | None, best: Best | None = None) -> Verdict:
+    """Judge by a fleet's settings."""
+    return judge(
+        base, new, tolerance=gate.tolerance, loss_tolerance=gate.loss_tolerance, below_best=gate.below_best, best=best
+    )
+
+
+def raised(best: Best | None, figures: Evaluation, evaluation_set: str) -> Best:
+    """Return the best so far with a model's figures on the evaluation set; figures on another set are forgotten."""
+    if best is None or best.evaluation_set != evaluation_set:
+        return Best(evaluation_set=evaluation_set, loss=figures.loss, accuracy=figures.accuracy)
+    known = [accuracy for accuracy in (best.accuracy, figures.accuracy) if accuracy is not None]
+    return Best(
+        evaluation_set=evaluation_set, loss=min(best.loss, figures.loss), accuracy=max(known) if known else None
+    )
 
 
 def decided(
@@ -57,3 +105,25 @@ def improved(base: Evaluation | None, new: Evaluation | None) -> Verdict:
         return Verdict(new.loss < base.loss, f"loss {new.loss:.4f} after {base.loss:.4f}: released on improvement only")
     passed = new.accuracy > base.accuracy
     return Verdict(passed, f"accuracy {new.accuracy:.4f} after {base.accuracy:.4f}: released on improvement only")
+
+
+_ROUNDING = 1e-12  # 0.9 - 0.02 is not quite 0.88 in binary
+
+
+def _judged_by_loss(
+    base: Evaluation, new: Evaluation, tolerance: float, below_best: float, best: Best | None
+) -> Verdict:
+    figures = f"loss {new.loss:.4f} after {base.loss:.4f}, tolerance {tolerance:g}"
+    if new.loss > base.loss + tolerance * abs(base.loss):
+        return Verdict(False, f"{figures}: the base stays", "loss")
+    if best is not None and new.loss > best.loss + below_best * abs(best.loss):
+        return Verdict(
+            False,
+            f"loss {new.loss:.4f}, and the fleet has had {best.loss:.4f}; at most {below_best:g} of it more: the base stays",
+            "best_loss",
+        )
+    return Verdict(True, figures)
+
+
+def _most(loss: float, tolerance: float) -> float:
+    return loss + tolerance * max(abs(loss), _LEAST_LOSS)

@@ -22,7 +22,8 @@ from cloud.aggregator.checks import EarlierRound, Expected
 from cloud.aggregator.collected import UpdateList, pin
 from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.download import download_bundle
-from cloud.aggregator.gate import decided
+from cloud.aggregator.evaluate import load_evaluation_set, publish_best
+from cloud.aggregator.gate import decided, raised
 from cloud.aggregator.hosts import BucketShare
 from cloud.aggregator.judgement import judged_model
 from cloud.aggregator.late import earlier_rounds, late_updates
@@ -33,6 +34,8 @@ from cloud.aggregator.report import Phases, ReportBuilder
 from cloud.aggregator.s3 import RoundUpdates
 from cloud.aggregator.server_state import load_state, publish_state
 from cloud.aggregator.strategies import Strategy, make_strategy
+from cloud.aggregator.strategies.trust import with_own_update
+from cloud.aggregator.trusted import own_update
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.errors import ReleaseError, TransferError
 from fedgrass.inference import write_bundle
@@ -43,6 +46,7 @@ from fedgrass.protocol.refusals import refusals_before
 from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, ReleaseEntry, RoundReport
 from fedgrass.protocol.roster import things_of_fleet
 from fedgrass.protocol.tables import load_round
+from fedgrass.update.codecs import Floats
 
 
 def _now() -> datetime:
@@ -112,6 +116,7 @@ class RoundJob:
         strategy = make_strategy(self._record.settings.strategy)
         with self._phases.timed("base"):
             base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
+        strategy = with_own_update(strategy, lambda: self._own_update(base))
         with self._phases.timed("list"):
             earlier = self._earlier(strategy)
             pinned = self._pinned(earlier)
@@ -164,6 +169,11 @@ class RoundJob:
             noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
             scratch=self._scratch,
         )
+
+    def _own_update(self, base: Bundle) -> Floats | None:
+        with self._phases.timed("own_update"):
+            data = load_evaluation_set(self._bucket, self._record.fleet, self._scratch)
+            return own_update(base, data, self._record.settings.fit)
 
     def _earlier(self, strategy: Strategy) -> dict[int, EarlierRound]:
         return earlier_rounds(self._clients.rounds, self._bucket, self._record, strategy.staleness)
@@ -220,6 +230,7 @@ class RoundJob:
             minimum = self._record.settings.min_updates
             return "insufficient_updates", f"{len(result.updates)} good updates; the minimum is {minimum}"
         if not all(np.isfinite(values).all() for values in result.parameters.values()):
+            self._report.hold = "not_finite"
             return (
                 "held",
                 "the sum of the updates is not finite; set checks.max_norm to refuse the update that causes it",
@@ -237,6 +248,7 @@ class RoundJob:
         self._report.model = new
         with self._phases.timed("evaluate"):
             verdict = judged_model(self._record, self._clients, self._report, base, new, self._scratch, self._clock)
+        self._report.hold = verdict.hold
         before, after = self._report.evaluation_base, self._report.evaluation
         outcome, reason = decided(self._record.settings, self._record.round, verdict, before, after)
         if outcome == "held":
@@ -248,7 +260,7 @@ class RoundJob:
             )
         if outcome == "advanced":
             with self._phases.timed("release"):
-                self._publish_state(new, model_prefix(self._record.fleet, self._record.version))
+                self._publish_with(new)
                 upload(new, self._bucket, self._record.fleet)
             return outcome, reason
         try:
@@ -275,8 +287,16 @@ class RoundJob:
                 self._scratch,
             )
 
+    def _publish_with(self, new: Bundle) -> None:
+        """Put beside a model what the next round wants of it, and devices do not."""
+        prefix = model_prefix(self._record.fleet, self._record.version)
+        self._publish_state(new, prefix)
+        if self._report.best is not None and self._report.evaluation is not None:
+            best = raised(self._report.best, self._report.evaluation, self._report.best.evaluation_set)
+            publish_best(self._bucket, prefix, best)
+
     def _release(self, new: Bundle) -> None:
-        self._publish_state(new, model_prefix(self._record.fleet, self._record.version))
+        self._publish_with(new)
         used = self._report.aggregation.updates if self._report.aggregation else ()
         released = release_of_round(
             new, self._clients, self._record, participants=len(used), evaluation=self._report.evaluation

@@ -7,12 +7,18 @@ from pathlib import Path
 
 from cloud.aggregator.aggregate import Aggregation, aggregate
 from cloud.aggregator.checks import Expected
+from cloud.aggregator.evaluate import MAX_EVALUATION_BYTES
 from cloud.aggregator.server_state import STATE, read_state, write_state
 from cloud.aggregator.sources import Folder
 from cloud.aggregator.strategies import Strategy, strategy_named
+from cloud.aggregator.strategies.trust import with_own_update
+from cloud.aggregator.trusted import own_update
 from fedgrass.bundle import Bundle
+from fedgrass.data import ArrayDataset
+from fedgrass.data.loaders import load_npz
 from fedgrass.errors import ConfigurationError
 from fedgrass.inference import write_bundle
+from fedgrass.protocol.messages import FitTask
 from fedgrass.protocol.names import next_version
 from fedgrass.protocol.settings import Checks
 
@@ -24,6 +30,7 @@ def aggregate_folder(
     strategy: Strategy | None = None,
     *,
     checks: Checks | None = None,
+    evaluation: Path | None = None,
     version: str | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Aggregation:
@@ -40,6 +47,8 @@ def aggregate_folder(
         Where the new bundle is written; untouched if no update is good.
     strategy
         Federated averaging if not given.
+    evaluation
+        ``.npz`` of the operator's examples, for the strategy ``trust``; its update is trained as a round's defaults say.
     version
         Of the new bundle; the base's minor version plus one if not given.
     progress
@@ -61,6 +70,8 @@ def aggregate_folder(
     source = Folder(updates_dir)
     expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, checks=checks or Checks())
     strategy = strategy or strategy_named("fedavg")
+    data = None if evaluation is None else ArrayDataset(*load_npz(evaluation, max_bytes=MAX_EVALUATION_BYTES))
+    strategy = with_own_update(strategy, lambda: own_update(base, data, FitTask()))
     state = read_state(base_dir / STATE, base.manifest.parameters_sha256, strategy)
     result = aggregate(base, source, source.list(), strategy, expected, state=state, progress=progress)
     if result.parameters is not None:

@@ -15,7 +15,16 @@ from fedgrass.bundle import Bundle
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key
 from fedgrass.protocol.privacy import PrivacyLedger
-from fedgrass.protocol.report import Evaluation, ModelEntry, Outcome, QuarantinedEntry, ReleaseEntry, RoundReport
+from fedgrass.protocol.report import (
+    Best,
+    Evaluation,
+    Hold,
+    ModelEntry,
+    Outcome,
+    QuarantinedEntry,
+    ReleaseEntry,
+    RoundReport,
+)
 
 
 @dataclass
@@ -51,6 +60,8 @@ class ReportBuilder:
     evaluation_base: Evaluation | None = None
     evaluation: Evaluation | None = None
     evaluated_by_devices: int = 0
+    best: Best | None = None
+    hold: Hold | None = None
     inference_accuracy: dict[str, float] = field(default_factory=dict)
     server_state_sha256: str | None = None
     release: ReleaseEntry | None = None
@@ -79,6 +90,8 @@ class ReportBuilder:
             evaluation_base=self.evaluation_base,
             evaluation=self.evaluation,
             evaluated_by_devices=self.evaluated_by_devices,
+            best=self.best,
+            hold=self.hold if outcome == "held" else None,
             inference_accuracy=self.inference_accuracy,
             server_state_sha256=self.server_state_sha256,
             release=self.release,

@@ -76,8 +76,8 @@ def measure_closed(services: Services, record: RoundRecord) -> None:
         measure(services, {"PhaseSeconds": _seconds(began, ended)}, Phase=phase)
 
 
-def measure_report(services: Services, report: RoundReport) -> None:
-    """Write what the aggregator found."""
+def measure_report(services: Services, report: RoundReport, held_in_a_row: int) -> None:
+    """Write what the aggregator found, and how many rounds in a row the gate held for the same reason."""
     # What strangers leave there is none of the round's updates: it must not hide how many of the fleet's own were refused.
     refused = [entry for entry in report.quarantined if entry.reason != UNKNOWN_THING]
     judged = len(report.updates) + len(refused)
@@ -87,6 +87,7 @@ def measure_report(services: Services, report: RoundReport) -> None:
             "Accuracy": report.evaluation.accuracy if report.evaluation else None,
             "Loss": report.evaluation.loss if report.evaluation else None,
             "UpdatesUsed": len(report.updates),
+            "RoundsHeldInARow": held_in_a_row,
             "QuarantinedPercent": 100 * len(refused) / judged if judged else None,
         },
     )

@@ -18,7 +18,7 @@ from fedgrass.protocol.names import RoundNumber, parameters_key, report_key
 from fedgrass.protocol.records import STATE_KEY, RoundRecord
 from fedgrass.protocol.refusals import count_refusals
 from fedgrass.protocol.report import ADOPTED, RoundReport
-from fedgrass.protocol.tables import load_round, set_current_model
+from fedgrass.protocol.tables import load_round, rounds_between, set_current_model
 
 
 class RoundRequest(BaseModel):
@@ -52,6 +52,7 @@ def record_report(services: Services, request: RoundRequest) -> dict[str, Any]:
             f"round {record.round} of fleet {record.fleet!r}: job {record.job} left no report at "
             f"s3://{services.bucket}/{report_key(record.fleet, record.round)}; see the job's log"
         )
+    held = _held_in_a_row(services, report)
     adopt(services, report)
     count_refusals(services.rounds, report)
     changed = change_round(
@@ -67,6 +68,8 @@ def record_report(services: Services, request: RoundRequest) -> dict[str, Any]:
             "quarantined": len(report.quarantined) + report.quarantined_more,
             "accuracy": report.evaluation.accuracy if report.evaluation else None,
             "loss": report.evaluation.loss if report.evaluation else None,
+            "hold": report.hold,
+            "held_in_a_row": held,
         },
         remove=["job_token"],
         condition="#phase = :aggregating",
@@ -74,8 +77,23 @@ def record_report(services: Services, request: RoundRequest) -> dict[str, Any]:
     )
     tell("report", fleet=record.fleet, round=record.round, outcome=report.outcome, reason=report.reason or None)
     if changed is not None:
-        measure_report(services, report)
+        measure_report(services, report, held)
     return {"outcome": report.outcome}
+
+
+def _held_in_a_row(services: Services, report: RoundReport) -> int:
+    """Return how many rounds, this one the last, the gate held for one reason; rounds that made no model do not count."""
+    if report.hold is None:
+        return 0
+    for before in rounds_between(services.rounds, report.fleet, report.round - _LOOK_BACK, report.round - 1):
+        if before.adopted or (before.outcome == "held" and before.hold != report.hold):
+            break
+        if before.outcome == "held":
+            return before.held_in_a_row + 1
+    return 1
+
+
+_LOOK_BACK = 20
 
 
 def find_report(services: Services, record: RoundRecord) -> RoundReport | None:

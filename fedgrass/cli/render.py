@@ -106,6 +106,8 @@ def round_panel(record: RoundRecord) -> Panel:
     facts.add_row("outcome", outcome_text(record.outcome))
     if record.reason:
         facts.add_row("reason", record.reason)
+    if record.alarm:
+        facts.add_row("look", Text(record.alarm, style="bold red"))
     facts.add_row("opened", f"{record.opened_at:%Y-%m-%d %H:%M:%S} UTC, deadline {record.deadline:%H:%M:%S}")
     facts.add_row("base → model", f"{record.base.version} → {record.version}")
     facts.add_row("devices", f"{record.alive} alive, {record.asked} asked, quorum {record.quorum}")

@@ -30,7 +30,7 @@ from fedgrass.errors import RecordError, first_problem
 from fedgrass.protocol.messages import Base, Cohort, Count, Finite, Heartbeat, Metrics, Reason
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
-from fedgrass.protocol.report import ADOPTED
+from fedgrass.protocol.report import ADOPTED, ADVICE, HELD_IN_A_ROW, Hold
 from fedgrass.protocol.settings import FleetSettings
 
 SETTINGS_KEY = "settings"
@@ -170,6 +170,8 @@ class RoundRecord(Record):
     quarantined: int | None = None
     accuracy: Finite | None = None
     loss: Finite | None = None
+    hold: Hold | None = Field(default=None, description="Why the gate held the model, as a code")
+    held_in_a_row: int = Field(default=0, description="Rounds held for that reason, one after the other, with this one")
     privacy: PrivacyLedger | None = Field(default=None, description="What is spent with this round, if it has noise")
 
     job: str | None = None
@@ -204,6 +206,13 @@ class RoundRecord(Record):
     def contributed(self) -> int:
         """Devices that did in time what the round is about, whether they were asked or joined in."""
         return self.uploaded + self.joined
+
+    @property
+    def alarm(self) -> str:
+        """What a person must look at, and what to do; empty if there is nothing."""
+        if self.hold is None or self.held_in_a_row < HELD_IN_A_ROW:
+            return ""
+        return f"{self.held_in_a_row} rounds in a row were held for the same reason ({self.hold}). {ADVICE[self.hold]}."
 
     @property
     def answered(self) -> int:

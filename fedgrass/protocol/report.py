@@ -15,6 +15,28 @@ Outcome = Literal["released", "advanced", "held", "insufficient_updates"]
 ADOPTED: frozenset[str] = frozenset({"released", "advanced"})
 """Outcomes of a round whose model is the base of the next one."""
 
+Hold = Literal["accuracy", "loss", "best_accuracy", "best_loss", "not_finite", "figures"]
+"""Why the gate held a model: worse than its base, worse than the best so far, no numbers, or too few devices' figures."""
+
+ADVICE: dict[Hold, str] = {
+    "accuracy": "Devices make the model worse: lower fit.learning_rate or fit.epochs, look at the quarantined and the heaviest "
+    "updates of the report, choose a robust strategy",
+    "loss": "Devices make the model worse: lower fit.learning_rate or fit.epochs, lower privacy.noise_multiplier or ask more "
+    "devices, choose a robust strategy",
+    "best_accuracy": "The fleet's model has decayed in small steps: roll back to a better version (fedgrass model roll-back), or "
+    "accept it by a round started with --set gate.forget_best=true",
+    "best_loss": "The fleet's model has decayed in small steps: roll back to a better version (fedgrass model roll-back), or "
+    "accept it by a round started with --set gate.forget_best=true",
+    "not_finite": "The model's figures are no numbers: lower fit.learning_rate or the strategy's, bound updates with "
+    "checks.max_norm, and roll back if the base itself gives none",
+    "figures": "Too few devices evaluate: raise gate.devices_seconds, lower min_updates, or put an evaluation set into the "
+    "bucket",
+}
+"""What to do when one round after another is held for the same reason."""
+
+HELD_IN_A_ROW = 3
+"""As many are told loudly."""
+
 MAX_REPORT_BYTES = 1 << 30
 
 
@@ -68,6 +90,17 @@ class Evaluation(_Part):
     examples: int
 
 
+class Best(_Part):
+    """The best figures of the models that a fleet had, each by itself, on one evaluation set: its high-water mark.
+
+    ``evaluation_set`` is the SHA-256 of the operator's file, or ``devices``.
+    """
+
+    evaluation_set: str = Field(max_length=64)
+    loss: float
+    accuracy: float | None = None
+
+
 class ModelEntry(_Part):
     """A model version and its digests."""
 
@@ -106,6 +139,8 @@ class RoundReport(_Part):
     evaluation_base: Evaluation | None = None
     evaluation: Evaluation | None = None
     evaluated_by_devices: int = Field(default=0, description="Devices whose figures these are; 0: the operator's set")
+    best: Best | None = Field(default=None, description="What the gate held the model against, beside its base")
+    hold: Hold | None = Field(default=None, description="Why the gate held the model, as a stable code")
     inference_accuracy: dict[str, float] = {}
     server_state_sha256: Sha256 | None = Field(
         default=None,

@@ -102,6 +102,21 @@ class Gate(_Settings):
     """When a new model is good enough: its accuracy may fall by at most ``tolerance`` (0.02 = two points)."""
 
     tolerance: float = Field(default=0.02, ge=0, le=1)
+    loss_tolerance: float = Field(
+        default=0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="Fraction of itself (of 0.1 at least) by which a classifier's loss may rise over its base's and the best",
+    )
+    below_best: float = Field(
+        default=0.05,
+        ge=0,
+        allow_inf_nan=False,
+        description="How far the accuracy may lie below the best that was released; without one: fraction of the lowest loss",
+    )
+    forget_best: bool = Field(
+        default=False, description="Begin anew: the base's figures are the best so far, whatever was before"
+    )
     devices_seconds: int = Field(
         default=0,
         ge=0,

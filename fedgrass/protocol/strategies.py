@@ -86,22 +86,49 @@ class FedBuff(Clipped):
     staleness: int = Field(default=5, ge=0, le=100)
 
 
-class GeometricMedian(Clipped):
+class Withstanding(Clipped):
+    """``attackers`` is the share of the updates that may lie.
+
+    ``mixing`` averages updates with one another before the rule looks at them, for devices with unlike data: each with those
+    ``nearest`` to it, or in ``buckets`` of two at random (the rule then withstands as many spoilt buckets).
+    """
+
+    attackers: float = Field(default=0.2, ge=0, lt=0.5)
+    mixing: Literal["none", "nearest", "buckets"] = "none"
+
+    @model_validator(mode="after")
+    def _buckets_outnumber_the_attackers(self) -> Withstanding:
+        if self.mixing == "buckets" and self.attackers >= 0.25:
+            raise ValueError("mixing buckets: expected attackers below 0.25, because each can spoil a bucket of two")
+        return self
+
+
+class GeometricMedian(Withstanding):
     """Smoothed Weiszfeld steps."""
 
     iterations: int = Field(default=100, ge=1, le=10_000)
 
 
-class Withstanding(Clipped):
-    """``attackers`` is the share of the updates that may lie."""
+class CenteredClipping(Withstanding):
+    """Updates are drawn to their centre, none from farther than ``radius`` times the median distance."""
 
-    attackers: float = Field(default=0.2, ge=0, lt=0.5)
+    radius: Positive = 1.0
+    iterations: int = Field(default=5, ge=1, le=100)
 
 
 class MultiKrum(Withstanding):
     """``chosen`` is the share of the updates that is averaged; all but the attackers if not given."""
 
     chosen: float | None = Field(default=None, gt=0, le=1)
+
+
+class Trust(Options):
+    """Updates count by how far they point where one trained on the evaluation set does.
+
+    Longer ones are scaled down to ``over_median`` times the cohort's median norm.
+    """
+
+    over_median: Positive = 1.0
 
 
 OPTIONS: Mapping[str, type[Options]] = {
@@ -114,16 +141,18 @@ OPTIONS: Mapping[str, type[Options]] = {
     "fednova": Clipped,
     "qfedavg": QFedAvg,
     "fedbuff": FedBuff,
-    "median": Clipped,
+    "median": Withstanding,
     "trimmed_mean": Withstanding,
     "geometric_median": GeometricMedian,
+    "centered_clipping": CenteredClipping,
     "krum": Withstanding,
     "multi_krum": MultiKrum,
     "bulyan": Withstanding,
+    "trust": Trust,
 }
 """By name. A name with a colon is a Flower strategy or one's own, ``module:Class``; its options are that class's arguments."""
 
-NEED_ALL_AT_ONCE = frozenset({"median", "trimmed_mean", "geometric_median", "krum", "multi_krum", "bulyan"})
+NEED_ALL_AT_ONCE = frozenset(name for name, kind in OPTIONS.items() if issubclass(kind, (Withstanding, Trust)))
 """Strategies that are no means: several instances have nothing to share there."""
 
 NEED_METRICS = frozenset({"fednova", "qfedavg"})

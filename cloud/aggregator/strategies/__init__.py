@@ -7,8 +7,10 @@ from typing import Any
 
 from cloud.aggregator.strategies.base import Clip, Combination, Combine, Strategy
 from cloud.aggregator.strategies.clip import ClipToMedian, ClipToNorm
-from cloud.aggregator.strategies.robust import Bulyan, GeometricMedian, Krum, Median, TrimmedMean
+from cloud.aggregator.strategies.mixing import Buckets, Mixed, Nearest
+from cloud.aggregator.strategies.robust import Bulyan, CenteredClipping, GeometricMedian, Krum, Median, TrimmedMean
 from cloud.aggregator.strategies.server import Adagrad, Adam, Momentum, Step, Yogi
+from cloud.aggregator.strategies.trust import Trust
 from cloud.aggregator.strategies.weigh import ByAge, ByExamples, ByLoss, ByStep, Equally
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import strategies as options
@@ -70,8 +72,29 @@ def _fedbuff(name: str, found: options.FedBuff) -> Strategy:
     return Strategy(name, ByAge(found.exponent), Step(), _clip(found), staleness=found.staleness)
 
 
-def _robust(combination: Callable[[Any], Combine]) -> Maker:
-    return lambda name, found: Strategy(name, Equally(), Step(), _clip(found), combination(found))
+def _robust(rule: Callable[[Any, float], Combine]) -> Maker:
+    """Return what makes a strategy of a robust rule, which gets its options and the share of attackers among its rows."""
+
+    def make(name: str, found: options.Withstanding) -> Strategy:
+        match found.mixing:
+            case "none":
+                combination = rule(found, found.attackers)
+            case "nearest":
+                combination = Mixed(Nearest(found.attackers), rule(found, found.attackers))
+            case "buckets":
+                buckets = Buckets()
+                combination = Mixed(buckets, rule(found, buckets.size * found.attackers))
+        return Strategy(name, Equally(), Step(), _clip(found), combination)
+
+    return make
+
+
+def _multi_krum(found: options.MultiKrum, attackers: float) -> Combine:
+    return Krum(attackers, 1 - attackers if found.chosen is None else found.chosen)
+
+
+def _trust(name: str, found: options.Trust) -> Strategy:
+    return Strategy(name, Equally(), Step(), combine=Trust(found.over_median))
 
 
 MAKERS: Mapping[str, Maker] = {
@@ -84,14 +107,14 @@ MAKERS: Mapping[str, Maker] = {
     "fednova": _fednova,
     "qfedavg": _qfedavg,
     "fedbuff": _fedbuff,
-    "median": _robust(lambda found: Median()),
-    "trimmed_mean": _robust(lambda found: TrimmedMean(found.attackers)),
-    "geometric_median": _robust(lambda found: GeometricMedian(found.iterations)),
-    "krum": _robust(lambda found: Krum(found.attackers)),
-    "multi_krum": _robust(
-        lambda found: Krum(found.attackers, 1 - found.attackers if found.chosen is None else found.chosen)
-    ),
-    "bulyan": _robust(lambda found: Bulyan(found.attackers)),
+    "median": _robust(lambda found, attackers: Median()),
+    "trimmed_mean": _robust(lambda found, attackers: TrimmedMean(attackers)),
+    "geometric_median": _robust(lambda found, attackers: GeometricMedian(found.iterations)),
+    "centered_clipping": _robust(lambda found, attackers: CenteredClipping(found.radius, found.iterations)),
+    "krum": _robust(lambda found, attackers: Krum(attackers)),
+    "multi_krum": _robust(_multi_krum),
+    "bulyan": _robust(lambda found, attackers: Bulyan(attackers)),
+    "trust": _trust,
 }
 """How each strategy is made of its name and its checked options; the names are those of `options.OPTIONS`, as a test holds."""
 

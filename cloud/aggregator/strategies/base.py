@@ -18,6 +18,8 @@ State = dict[str, Floats]
 class Facts:
     """What is known of an update beside its values. ``age`` counts the models that came after its base.
 
+    ``ages`` are those of all updates that its device has in this round, this one's among them; empty where it has no other.
+
     ``norm`` is the L2 norm of the difference; None while it has not been read yet.
     """
 
@@ -25,6 +27,7 @@ class Facts:
     num_examples: int
     metrics: Mapping[str, float]
     age: int = 0
+    ages: tuple[int, ...] = ()
     norm: float | None = None
 
     def measured(self, norm: float) -> Facts:

@@ -48,7 +48,7 @@ class TrimmedMean:
     def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
         """Write the trimmed means."""
         count = len(rows.facts)
-        cut = _attackers(self.attackers, count, room=2)
+        cut = attackers_among(self.attackers, count, room=2)
 
         def work(columns: slice, values: Floats) -> None:
             for part, ordered in in_order(values):
@@ -91,6 +91,39 @@ _STILL = 1e-12
 
 
 @dataclass(frozen=True)
+class CenteredClipping:
+    """The mean of the updates, each drawn towards it until it is no farther off than their median distance.
+
+    Karimireddy et al., "Learning from History for Byzantine Robust Optimization", ICML 2021, https://arxiv.org/abs/2012.10333.
+    It begins at the base itself, and the radius follows the cohort. Steps need scalar products only.
+
+    Parameters
+    ----------
+    radius
+        In units of the median distance.
+    """
+
+    radius: float = 1.0
+    iterations: int = 5
+
+    def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
+        """Write the centre, which is a weighted mean of the rows and the base."""
+        products = scalar_products(rows, origin=True)
+        count = len(products) - 1
+        shares = np.zeros(count + 1)
+        shares[count] = 1.0
+        for _ in range(self.iterations):
+            along = products @ shares
+            squares = np.maximum(products.diagonal() - 2 * along + shares @ along, 0)[:count]
+            distances = np.sqrt(squares)
+            radius = self.radius * float(np.median(distances))
+            steps = np.minimum(1.0, radius / np.maximum(distances, np.finfo(np.float64).tiny)) / count
+            shares *= 1 - steps.sum()
+            shares[:count] += steps
+        return weighted_mean(rows, shares[:count], out)
+
+
+@dataclass(frozen=True)
 class Krum:
     """The mean of the ``chosen`` updates that lie closest to their neighbours; one of them is Krum, several Multi-Krum.
 
@@ -104,7 +137,7 @@ class Krum:
     def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
         """Write the mean of the chosen."""
         count = len(rows.facts)
-        attackers = _attackers(self.attackers, count, room=2, more=3)
+        attackers = attackers_among(self.attackers, count, room=2, more=3)
         scores = krum_scores(squared_distances(scalar_products(rows)), attackers)
         chosen = np.argsort(scores, kind="stable")[: max(1, round(self.chosen * count))]
         shares = np.zeros(count)
@@ -124,7 +157,7 @@ class Bulyan:
     def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
         """Write the means."""
         count = len(rows.facts)
-        attackers = _attackers(self.attackers, count, room=4, more=3)
+        attackers = attackers_among(self.attackers, count, room=4, more=3)
         left = list(range(count))
         distances = squared_distances(scalar_products(rows))
         chosen: list[int] = []
@@ -144,18 +177,20 @@ class Bulyan:
         return [float(share) for share in shares]
 
 
-def scalar_products(rows: Rows) -> Doubles:
-    """Return the scalar products [n, n] of the rows, seen from the one of middle norm.
+def scalar_products(rows: Rows, *, origin: bool = False) -> Doubles:
+    """Return the scalar products [n, n] of the rows, seen from the one of middle norm; ``origin`` adds a row of zeros.
 
     Distances are the same from anywhere; from among the rows they keep their digits, and from a row of middle norm even when
     others are 1e30 away.
     """
     count = len(rows.facts)
     middle = sorted(range(count), key=lambda row: rows.facts[row].norm or 0.0)[count // 2]
-    total = np.zeros((count, count))
+    total = np.zeros((count + origin, count + origin))
     for columns in rows.tiles():
-        centred = rows.read(columns).astype(np.float64)
-        centred -= centred[middle].copy()
+        values = rows.read(columns)
+        centred = np.zeros((count + origin, values.shape[1]))
+        centred[:count] = values
+        centred -= values[middle].astype(np.float64)
         total += centred @ centred.T
     return total
 
@@ -175,7 +210,7 @@ def krum_scores(distances: Doubles, attackers: int) -> Doubles:
 
 
 def weighted_mean(rows: Rows, shares: Doubles, out: Floats) -> list[float]:
-    """Write the mean of the rows by ``shares``, which sum to 1."""
+    """Write the sum of the rows, each times its share."""
     chosen = [int(row) for row in np.flatnonzero(shares)]
 
     def work(columns: slice, values: Floats) -> None:
@@ -198,7 +233,7 @@ def _nearest_median(ordered: Floats, kept: int) -> Doubles:
     return np.asarray(runs.mean(axis=1, dtype=np.float64))
 
 
-def _attackers(share: float, count: int, *, room: int, more: int = 1) -> int:
+def attackers_among(share: float, count: int, *, room: int, more: int = 1) -> int:
     """Return how many of the updates may lie, if there are ``room`` times as many and ``more``."""
     attackers = math.floor(share * count + 1e-9)
     if count < room * attackers + more:

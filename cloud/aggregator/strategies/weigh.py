@@ -49,6 +49,8 @@ class Equally:
 class ByAge:
     """By examples, less the older the base: examples / (1 + age) ** exponent.
 
+    All updates of a device together weigh no more than one fresh one, however many it held back for this round.
+
     What age takes away from an update goes to nobody, so that a round of old updates makes a small step: FedBuff, Nguyen et
     al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022, https://arxiv.org/abs/2106.06639
     """
@@ -58,11 +60,15 @@ class ByAge:
 
     def weight(self, facts: Facts) -> float:
         """Return the discounted examples."""
-        return facts.num_examples / math.pow(1 + facts.age, self.exponent)
+        together = sum(map(self._discount, facts.ages))
+        return facts.num_examples * self._discount(facts.age) / max(1.0, together)
 
     def scale(self, facts: Sequence[Facts]) -> float:
-        """Return one over all examples, undiscounted."""
-        return 1 / sum(f.num_examples for f in facts)
+        """Return one over the examples of all devices, undiscounted."""
+        return 1 / sum(f.num_examples / max(1, len(f.ages)) for f in facts)
+
+    def _discount(self, age: int) -> float:
+        return 1 / math.pow(1 + age, self.exponent)
 
 
 @dataclass(frozen=True)

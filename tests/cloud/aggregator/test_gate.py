@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from cloud.aggregator.gate import Verdict, decided, judge
+from cloud.aggregator.gate import Verdict, decided, judge, judge_by, raised
 from fedgrass.protocol.report import Evaluation
-from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.settings import FleetSettings, Gate
 
 
 def figures(accuracy: float | None, loss: float = 1.0) -> Evaluation:
@@ -62,3 +62,48 @@ def test_a_model_that_passes_goes_as_far_as_the_settings_say(
     assert found == outcome
     assert ("round 5" in reason) == (outcome == "advanced")
     assert decided(settings, number, Verdict(False, "worse"), figures(0.9), figures(new)) == ("held", "worse")
+
+
+GATE = Gate()
+
+
+def test_small_falls_that_each_pass_add_up_to_a_hold() -> None:
+    """0.95 to 0.29 in 33 steps of 0.02 went out, each of them."""
+    accuracy, best, holds = 0.95, raised(None, figures(0.95), "a"), []
+    for _ in range(33):
+        verdict = judge_by(GATE, figures(accuracy), figures(accuracy - 0.02), best)
+        if not verdict.passed:
+            holds.append(verdict)
+            continue
+        accuracy -= 0.02
+        best = raised(best, figures(accuracy), "a")
+    assert accuracy >= 0.95 - GATE.below_best - 1e-9
+    assert {verdict.hold for verdict in holds} == {"best_accuracy"}
+    assert "0.9500" in holds[0].reason
+
+
+def test_a_loss_that_climbs_is_held_though_the_accuracy_stays() -> None:
+    """2.3 to 59 went out, as long as the accuracy stayed."""
+    assert judge_by(GATE, figures(0.5, 2.3), figures(0.5, 59.0)).hold == "loss"
+    loss, best = 2.3, raised(None, figures(0.5, 2.3), "a")
+    for _ in range(100):
+        if judge_by(GATE, figures(0.5, loss), figures(0.5, loss * 1.1), best).passed:
+            loss *= 1.1
+            best = raised(best, figures(0.5, loss), "a")
+    assert loss <= 2.3 * (1 + GATE.loss_tolerance)
+    assert judge_by(GATE, figures(0.5, loss), figures(0.5, loss * 1.1), best).hold == "best_loss"
+    assert judge_by(GATE, figures(0.99, 0.01), figures(0.99, 0.05), raised(None, figures(0.99, 0.01), "a")).passed
+
+
+@pytest.mark.parametrize(("new", "hold"), [(1.01, None), (1.03, "loss"), (0.99, None)])
+def test_a_regression_is_held_against_its_lowest_loss(new: float, hold: str | None) -> None:
+    best = raised(None, figures(None, 1.0), "a")
+    assert judge_by(GATE, figures(None, 1.0), figures(None, new), best).hold == hold
+    assert judge_by(GATE, figures(None, 1.05), figures(None, 1.06), best).hold == "best_loss"
+
+
+def test_the_best_is_of_one_evaluation_set_and_of_each_figure_by_itself() -> None:
+    best = raised(raised(None, figures(0.9, 0.5), "a"), figures(0.8, 0.4), "a")
+    assert (best.accuracy, best.loss) == (0.9, 0.4)
+    other = raised(best, figures(0.7, 0.6), "b")
+    assert (other.evaluation_set, other.accuracy, other.loss) == ("b", 0.7, 0.6)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,15 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from cloud.aggregator.evaluate import BEST, Evaluator, publish_best
 from cloud.aggregator.offline import aggregate_folder
 from cloud.aggregator.report import summary
 from cloud.aggregator.s3 import Bucket
-from fedgrass.bundle import MANIFEST, Bundle
+from fedgrass.bundle import MANIFEST, Bundle, Parameters
 from fedgrass.engines.litert import LiteRTEngine
-from fedgrass.errors import BundleError, DataError, ReleaseError, TransferError
-from fedgrass.protocol.names import GLOBAL_MODEL, model_prefix, report_key, report_prefix
-from fedgrass.protocol.report import RoundReport
+from fedgrass.errors import BundleError, DataError, EngineError, ReleaseError, TransferError
+from fedgrass.protocol.names import GLOBAL_MODEL, evaluation_key, model_prefix, report_key, report_prefix
+from fedgrass.protocol.report import Best, Evaluation, RoundReport
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.update import write_update
 from tests.cloud.aggregator.conftest import FLEET, GROUP_ARN, ROUND, Fleet, header, trained, update_bytes
@@ -135,6 +137,54 @@ def test_both_models_are_evaluated_on_the_operators_data(fleet: Fleet) -> None:
     assert report.evaluation.accuracy is not None
     assert f"{report.evaluation.accuracy:.4f}" in report.reason
     assert report.evaluation.loss != report.evaluation_base.loss
+
+
+@pytest.mark.parametrize("changes", [{}, {"forget_best": True}, {"another set": True}, {"below_best": 10.0}])
+def test_the_best_figures_so_far_lie_beside_a_model_and_bind_the_next_round(
+    fleet: Fleet, changes: dict[str, Any]
+) -> None:
+    three_updates(fleet)
+    fleet.put_evaluation_set(*digits_data())
+    content = fleet.object(evaluation_key(FLEET))
+    assert content is not None
+    digest = "0" * 64 if changes.pop("another set", False) else hashlib.sha256(content).hexdigest()
+    had = Best(evaluation_set=digest, loss=0.0 if digest[0] == "0" else 1e9, accuracy=2.0)
+    prefix = fleet.current.parameters_key.removesuffix("parameters.safetensors")
+    publish_best(fleet.clients.bucket, prefix, had)
+    fleet.settings = FleetSettings.model_validate({"gate": {"tolerance": 1.0, **changes}})
+    report = fleet.run()
+    assert report.evaluation is not None
+    assert report.evaluation_base is not None
+    assert report.best is not None
+    left = fleet.object(NEW + BEST)
+    if not changes and digest[0] != "0":
+        assert (report.outcome, report.hold, left) == ("held", "best_accuracy", None)
+        return
+    assert (report.outcome, report.hold) == ("released", None)
+    assert left is not None
+    best = Best.model_validate_json(left)
+    accuracy = max(report.evaluation.accuracy or 0, report.evaluation_base.accuracy or 0)
+    assert best.accuracy == (2.0 if "below_best" in changes else accuracy)
+    assert best.loss == min(report.evaluation.loss, report.evaluation_base.loss)
+    assert best.evaluation_set == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_base_without_figures_keeps_no_better_model_back(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    three_updates(fleet)
+    fleet.put_evaluation_set(*digits_data())
+    real, seen = Evaluator.evaluate, list[int]()
+
+    def first_is_nan(self: Evaluator, parameters: Parameters) -> Evaluation:
+        seen.append(1)
+        if len(seen) == 1:
+            raise EngineError("the loss on the evaluation set is nan")
+        return real(self, parameters)
+
+    monkeypatch.setattr(Evaluator, "evaluate", first_is_nan)
+    report = fleet.run()
+    assert report.outcome == "released"
+    assert "base's is not finite" in report.reason
 
 
 def test_without_an_evaluation_set_the_gate_passes_and_says_so(fleet: Fleet) -> None:

@@ -147,14 +147,18 @@ def test_a_late_update_counts_in_the_next_round_by_its_age_and_never_again(round
     assert used(rounds.run(4)) == {"a": (None, 0), "b": (None, 0), "d": (2, 2)}
 
 
-def test_a_device_may_count_with_a_late_update_and_with_its_new_one(rounds: Rounds) -> None:
+def test_a_devices_late_and_new_updates_together_weigh_no_more_than_one_fresh_update(rounds: Rounds) -> None:
     for thing in "ab":
         rounds.put(1, thing, ord(thing))
     rounds.run(1)
     deltas = {"late": rounds.put(1, "c", 1), "c": rounds.put(2, "c", 2), "a": rounds.put(2, "a", 3)}
     report = rounds.run(2)
     assert [(u.thing, u.late_for) for u in report.updates] == [("a", None), ("c", 1), ("c", None)]
-    np.testing.assert_allclose(rounds.step(2), weighted(deltas, {"late": 1}), atol=1e-7)
+    discount = 1 / 2**EXPONENT
+    of_c = (deltas["c"] + discount * deltas["late"]) / (1 + discount)
+    np.testing.assert_allclose(rounds.step(2), (deltas["a"] + of_c) / 2, atol=1e-7)
+    weights = [u.weight for u in report.updates]
+    assert weights[1] + weights[2] == pytest.approx(weights[0])
 
 
 def test_what_had_its_turn_and_is_sent_again_is_refused_once_and_then_passed_over(rounds: Rounds) -> None:

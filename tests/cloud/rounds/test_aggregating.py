@@ -6,14 +6,15 @@ import pytest
 
 from cloud.rounds.aggregation_ended import JobEvent, aggregation_ended
 from cloud.rounds.await_updates import TokenRequest
+from cloud.rounds.closing import close
 from cloud.rounds.record_report import RoundRequest, record_report
 from cloud.rounds.record_update import record_update
 from cloud.rounds.start_aggregation import job_name, start_aggregation
 from fedgrass.errors import AggregationError, RecordError
 from fedgrass.protocol.names import report_key
-from fedgrass.protocol.report import Outcome
+from fedgrass.protocol.report import Hold, Outcome
 from fedgrass.protocol.tables import load_state
-from tests.cloud.rounds.harness import FLEET, Fleet, FleetFactory
+from tests.cloud.rounds.harness import EXECUTION, FLEET, Fleet, FleetFactory
 
 START = TokenRequest(round=1, token="job")
 
@@ -172,6 +173,33 @@ def test_what_is_not_released_leaves_the_model_as_it_is(collected: Fleet, outcom
     model = load_state(collected.rounds, FLEET).model
     assert model is not None
     assert model.version == "1.0.0"
+
+
+def test_rounds_held_in_a_row_for_one_reason_are_told_loudly_with_what_to_do(fleet: Fleet) -> None:
+    holds: list[tuple[Outcome, Hold | None]] = [
+        ("held", "loss"),
+        ("held", "not_finite"),
+        ("insufficient_updates", None),
+        ("held", "not_finite"),
+        ("held", "not_finite"),
+        ("released", None),
+        ("held", "not_finite"),
+    ]
+    counts, alarms = [], []
+    for number, (outcome, hold) in enumerate(holds, 1):
+        fleet.open(f"{EXECUTION}-{number}")
+        for thing in "abc":
+            record_update(fleet.services, fleet.update(thing, number=number))
+        start_aggregation(fleet.services, TokenRequest(round=number, token="job"))
+        fleet.write_report(outcome, number=number, hold=hold)
+        record_report(fleet.services, RoundRequest(round=number))
+        record = close(fleet.services, number)
+        counts.append(record.held_in_a_row)
+        alarms.append(record.alarm)
+    assert counts == [1, 1, 0, 2, 3, 0, 1]
+    assert [bool(alarm) for alarm in alarms] == [False] * 4 + [True, False, False]
+    assert "3 rounds in a row" in alarms[4]
+    assert "lower fit.learning_rate" in alarms[4]
 
 
 def test_a_job_without_a_report_is_an_error_that_names_the_place(collected: Fleet) -> None:
