@@ -20,6 +20,7 @@ _FUNCTIONS = (
     "cloud/rounds/*.py",
     "fedgrass/__init__.py",
     "fedgrass/errors.py",
+    "fedgrass/references.py",
     "fedgrass/protocol/*.py",
 )
 _IMAGE = ("cloud/__init__.py", "cloud/aggregator/**/*", "cloud/silo/**/*", "fedgrass/**/*.py")
