@@ -103,7 +103,8 @@ def _record_with_round(services: Services, record: RoundRecord, notice: ModelNot
     for _ in range(_ATTEMPTS):
         known = table.get_item(Key=key, ConsistentRead=True).get("Item", {})
         before = known.get("model_outcome")
-        if before == notice.outcome or known.get("model_received_at", 0) > delivery.received_at:
+        heard_at = known.get("model_received_at", 0)
+        if heard_at > delivery.received_at or (before == notice.outcome and heard_at == delivery.received_at):
             return
         write = change(
             put={
@@ -114,11 +115,13 @@ def _record_with_round(services: Services, record: RoundRecord, notice: ModelNot
                 "model_metrics": notice.metrics,
                 "model_received_at": delivery.received_at,
             },
-            condition="#model_outcome = :before" if before else "attribute_not_exists(#model_outcome)",
-            values={":before": before} if before else None,
+            condition="#model_outcome = :before AND #model_received_at = :heard_at"
+            if before
+            else "attribute_not_exists(#model_outcome)",
+            values={":before": before, ":heard_at": heard_at} if before else None,
         )
         actions = [{"Update": {"TableName": table.name, "Key": key, **write}}]
-        if awaited:
+        if awaited and before != notice.outcome:  # the same said again is noted, so that nothing older replaces it
             count = change(
                 # Who reports after the close says nothing about how long the roll-out took.
                 put={"last_model_at": delivery.received_at if record.phase != "closed" else None},

@@ -58,7 +58,7 @@ class Operator:
         """Run one round to its end and return its record."""
         number = self.next_round
         described = self.wait(self.start(**overrides))
-        assert described["status"] == "SUCCEEDED", described
+        assert described["status"] == "SUCCEEDED", f"{described.get('error')}: {described.get('cause')}"
         return tables.load_round(self.demo.rounds_table, self.fleet.fleet, number)
 
     def parts(self, record: RoundRecord) -> list[Participation]:
