@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from components.trainer.attempts import MOST_DEATHS, Attempts, died
 from components.trainer.job import Workshop, be_nice
 from fedgrass import data, tensors
 from fedgrass.bundle import PARAMETERS, Bundle
@@ -104,9 +105,14 @@ class CommandDesk:
 
     def _run(self) -> None:
         be_nice(self._workshop().settings.nice_level)
+        attempts = Attempts(self._workshop().work / "attempts" / "command.json")
         while (command := self._todo.get()) is not None and not self._stopping.is_set():
             try:
-                reply = self._do(command)
+                deaths = attempts.begins(command.id)
+                if deaths >= MOST_DEATHS:
+                    reply: Reply | None = self._commands.reply(command, "failed", died(deaths, "at this command"))
+                else:
+                    reply = self._do(command)
             except StopTraining:
                 continue
             except (DataError, HeldError, MessageError) as error:
@@ -118,6 +124,8 @@ class CommandDesk:
             except Exception as error:  # noqa: BLE001 - a loader or an engine of the user's own may raise anything
                 self._workshop().log.error("a command failed unexpectedly", trace=True, command=command.id)
                 reply = self._commands.reply(command, "failed", f"{type(error).__name__}: {error}")
+            finally:
+                attempts.rests()
             if reply is not None:
                 self._commands.answer(reply)
 

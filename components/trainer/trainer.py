@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Literal
 
 from components.trainer.answer import notice_of
+from components.trainer.attempts import MOST_DEATHS, Attempts, died
 from components.trainer.desk import CommandDesk
 from components.trainer.job import Job, Outcome, Refusal, Workshop
 from components.trainer.privacy import against_exact_answers, against_round
@@ -75,6 +76,7 @@ class Trainer:
             device.thing, device.work, ModelStore(device.store), runtime, trainer, self._guard, s3, self._log
         )
         self._rounds = Rounds(device.work / "round.json", fleet=runtime.fleet, thing=device.thing, log=self._log)
+        self._attempts = Attempts(device.work / "attempts" / "round.json")
         self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
         self._uploads = Uploads(
             device.work / "uploads",
@@ -143,6 +145,7 @@ class Trainer:
         self._desk.stop()
         if self._job is not None:
             self._job.join(_STOP_SECONDS)
+            self._attempts.rests()
 
     def announced(self, payload: bytes) -> None:
         """Take in what the round topic says; nothing in it means that no round is open."""
@@ -200,6 +203,11 @@ class Trainer:
         if objection := exposure or self._uploads.room() or self._shortage():
             self._answer(announcement, Refusal("declined", objection))
             return
+        deaths = self._attempts.begins(answer_key(announcement))
+        if deaths >= MOST_DEATHS:
+            self._attempts.rests()
+            self._answer(announcement, Refusal("declined", died(deaths, "in this round")))
+            return
         self._status.say("waiting", announcement)
         job: Job
 
@@ -222,6 +230,7 @@ class Trainer:
             self._log.info("training dropped", round=self._job.announcement.round)
             self._job.drop()
             self._job = None
+            self._attempts.rests()
 
     def _progressed(self, job: Job, epoch: int, examples: int) -> None:
         if job is self._job:
@@ -236,6 +245,7 @@ class Trainer:
         if job is not self._job:
             return
         self._job = None
+        self._attempts.rests()
         if outcome is not None:
             self._answer(job.announcement, outcome)
             self._count_examples()
