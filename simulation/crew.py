@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from cloud.aggregator.checks import Expected
-from cloud.aggregator.combination import Found, Share, merged
+from cloud.aggregator.combination import Found, Share, Sums, merged
 from cloud.aggregator.lanes import LANES, lane_of
-from cloud.aggregator.summation import Sums
 from fedgrass.errors import EngineError
 from fedgrass.protocol.messages import Announcement
 from simulation import worker

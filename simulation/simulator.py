@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from cloud.aggregator.aggregate import Aggregation, aggregate
 from cloud.aggregator.checks import EarlierRound, Expected
 from cloud.aggregator.gate import decided, judge_by, raised
@@ -239,11 +237,11 @@ class Simulator:
 
     def _judged(self, number: int, result: Aggregation) -> tuple[Outcome, str, Evaluation | None]:
         fleet = self._simulation.fleet
+        if result.problem:
+            return "held", result.problem, None
         if result.parameters is None:
             reason = f"{len(result.updates)} good updates; the minimum is {fleet.min_updates}"
             return "insufficient_updates", reason, None
-        if not all(np.isfinite(values).all() for values in result.parameters.values()):
-            return "held", "the sum of the updates is not finite; bound them with checks.max_norm", None
         try:
             evaluation = self._evaluate(result.parameters)
         except EngineError as error:

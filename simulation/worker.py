@@ -16,10 +16,9 @@ from pathlib import Path
 
 from cloud.aggregator.aggregate import contribute
 from cloud.aggregator.checks import Expected
-from cloud.aggregator.combination import Found
+from cloud.aggregator.combination import Found, Sums
 from cloud.aggregator.privacy import noise_of
 from cloud.aggregator.strategies import make_strategy
-from cloud.aggregator.summation import Sums
 from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.engines.registry import open_engine
@@ -138,7 +137,6 @@ class Worker:
             task.expected,
             _Pipe(self._connection, task.lanes),
             noise=noise_of(self._simulation.fleet.privacy, "00"),
-            scratch=self._scratch,
         )
         updates.clear()
         self._connection.send(Done(failures, None))

@@ -8,30 +8,33 @@ from pathlib import Path
 
 import numpy as np
 
+from cloud.aggregator.bounds import Bounds, Counted
 from cloud.aggregator.checks import Examiner, Expected
 from cloud.aggregator.combination import Mean, Share, combine, with_noise
-from cloud.aggregator.intake import Good, Intake
-from cloud.aggregator.scan import BLOCK
+from cloud.aggregator.intake import Intake
 from cloud.aggregator.sources import UpdateReference, UpdateSource
 from cloud.aggregator.strategies.base import Noise, ServerOptimizer, State, Strategy
 from cloud.aggregator.strategies.statistics import Statistics
 from cloud.aggregator.vector import Layout
 from fedgrass.bundle import PARAMETERS, Bundle, Parameters
 from fedgrass.protocol.report import QuarantinedEntry, UpdateEntry
+from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
 
 
 @dataclass(frozen=True)
 class Aggregation:
-    """What became of the updates. ``parameters`` is None if fewer than the minimum were good.
+    """What became of the updates. ``parameters`` is None if fewer than the minimum were good, or if there is a ``problem``.
 
-    ``state`` is the server optimizer's: it belongs to these parameters, and the next round starts from it.
+    ``state`` is the server optimizer's: it belongs to these parameters, and the next round starts from it. ``problem`` says what
+    about the sum, the step or the new model is not finite: such a model is never made.
     """
 
     parameters: Parameters | None
     updates: tuple[UpdateEntry, ...]
     quarantined: tuple[QuarantinedEntry, ...]
     state: State = field(default_factory=dict)
+    problem: str = ""
 
     @property
     def bytes_read(self) -> int:
@@ -77,8 +80,7 @@ def aggregate(
     share
         The job's instances, if there are several; this must be the first. Others call `contribute`.
     scratch
-        Folder for temporary files: up to 8 bytes per parameter, or 4 per parameter and update if the strategy must see all
-        of them at once.
+        Folder for temporary files, if the strategy must see all updates at once: 4 bytes per parameter and update.
     progress
         Told of the bytes of each update that is done with.
 
@@ -91,24 +93,26 @@ def aggregate(
     ConfigurationError
         If the strategy does not go with ``noise``.
     """
-    layout = Layout(base.manifest.parameters)
-    statistics = Statistics.of(base.manifest)
-    examiner = Examiner(expected)
     strategy = with_noise(strategy, noise)
-    intake = Intake(layout, source, examiner, weight=strategy.weigh.weight, progress=progress)
+    bounds = Bounds(strategy, expected.checks)
+    layout, statistics = Layout(base.manifest.parameters), Statistics.of(base.manifest)
+    intake = Intake(layout, source, Examiner(expected), weight=bounds.weight, progress=progress)
     candidates = intake.admit(references)
     if strategy.combine is not None:
-        combined = combine(strategy.combine, strategy.clip, base, intake, examiner, candidates, min_updates, scratch)
+        combined = combine(strategy.combine, bounds, base, intake, candidates, min_updates, scratch)
     else:
-        combined = Mean(strategy, statistics, intake, examiner, share, scratch).of(candidates, min_updates)
-    shares = combined.shares or [0.0] * len(combined.found.good)
-    used = sorted(map(_entry, combined.found.good, shares), key=lambda entry: (entry.thing, entry.key))
+        combined = Mean(bounds, statistics, intake, share).of(candidates, min_updates)
+    shares = combined.shares or [0.0] * len(combined.counted)
+    used = sorted(map(_entry, combined.counted, shares), key=lambda entry: (entry.thing, entry.key))
     refused = tuple(sorted(combined.found.refused, key=lambda entry: (entry.thing, entry.key)))
     if combined.difference is None:
         return Aggregation(None, tuple(used), refused)
     if noise is not None:
         noise.add_noise(combined.difference, len(used))
-    vector, following = _step(base, layout, statistics, strategy.server, combined.difference, state or {})
+    try:
+        vector, following = _step(base, layout, statistics, strategy.server, combined.difference, state or {})
+    except _NotFiniteError as error:
+        return Aggregation(None, tuple(used), refused, problem=str(error))
     return Aggregation(layout.unflatten(vector), tuple(used), refused, following)
 
 
@@ -121,17 +125,17 @@ def contribute(
     share: Share,
     *,
     noise: Noise | None = None,
-    scratch: Path | None = None,
 ) -> None:
     """Do the part of an instance that is not the first; parameters as of `aggregate`."""
     if strategy.combine is not None:
         return  # it takes all updates in one place
-    examiner = Examiner(expected)
-    strategy = with_noise(strategy, noise)
-    layout = Layout(base.manifest.parameters)
-    statistics = Statistics.of(base.manifest)
-    intake = Intake(layout, source, examiner, weight=strategy.weigh.weight, progress=lambda _: None)
-    Mean(strategy, statistics, intake, examiner, share, scratch).contribute(intake.admit(references), share)
+    bounds = Bounds(with_noise(strategy, noise), expected.checks)
+    intake = Intake(Layout(base.manifest.parameters), source, Examiner(expected), weight=bounds.weight)
+    Mean(bounds, Statistics.of(base.manifest), intake, share).contribute(intake.admit(references), share)
+
+
+class _NotFiniteError(Exception):
+    """Something that is to become the next model is not finite."""
 
 
 def _step(
@@ -139,23 +143,39 @@ def _step(
 ) -> tuple[Floats, State]:
     """Return the next parameters, in the place of the difference, and the server optimizer's new state."""
     state = {slot: earlier[slot].copy() if slot in earlier else np.zeros_like(difference) for slot in server.slots}
-    with np.errstate(all="ignore"):  # a result that is not finite is caught where the model is written
-        for span, values in layout.base_tiles(base.path(PARAMETERS), BLOCK):
+    with np.errstate(all="ignore"):
+        for span, values in layout.base_tiles(base.path(PARAMETERS), _BLOCK):
             tile = {slot: vector[span] for slot, vector in state.items()}
+            _require_finite(difference[span], "the sum of the updates is not finite")
             statistics.step(server, span, values, difference[span], tile)
+            for slot, vector in tile.items():
+                _require_finite(vector, f"the server optimizer's {slot} is not finite")
+            new = difference[span].astype(values.dtype, copy=False)
+            _require_finite(new, f"the new model is not finite, or beyond what {values.dtype} holds")
     return difference, state
 
 
-def _entry(good: Good, weight: float) -> UpdateEntry:
+_BLOCK = 1 << 17
+
+
+def _require_finite(values: Array, problem: str) -> None:
+    if not np.isfinite(values).all():
+        raise _NotFiniteError(
+            f"{problem}: nothing was made of it. Bound the updates: checks.max_norm refuses long ones"
+        )
+
+
+def _entry(counted: Counted, weight: float) -> UpdateEntry:
+    reference, facts = counted.good.reference, counted.facts
     return UpdateEntry(
-        thing=good.facts.thing,
-        key=good.reference.key,
-        etag=good.reference.etag,
-        bytes=good.reference.bytes,
-        num_examples=good.facts.num_examples,
+        thing=facts.thing,
+        key=reference.key,
+        etag=reference.etag,
+        bytes=reference.bytes,
+        num_examples=facts.num_examples,
         weight=weight,
-        norm=good.facts.norm or 0.0,
-        metrics=dict(good.facts.metrics),
-        late_for=good.reference.round,
-        age=good.facts.age,
+        norm=float(f"{counted.good.norm:.6g}"),
+        metrics=dict(facts.metrics),
+        late_for=reference.round,
+        age=facts.age,
     )

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
-from statistics import median
-
-import numpy as np
 
 from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.strategies.base import Facts
@@ -15,7 +11,6 @@ from fedgrass.errors import UpdateError
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
-from fedgrass.update.codecs import Floats
 from fedgrass.update.header import UpdateHeader
 
 
@@ -104,45 +99,4 @@ class Examiner:
         """Hold an update's norm against the fixed bound."""
         bound = self._expected.checks.max_norm
         if 0 < bound < norm:
-            raise _too_long(norm, bound, "the bound")
-
-    @property
-    def compares_norms(self) -> bool:
-        """Whether `too_long` can refuse any."""
-        return self._expected.checks.max_norm_over_median > 0
-
-    def too_long(self, norms: Sequence[float]) -> dict[int, UpdateError]:
-        """Return which of the cohort's norms are too far above their median, by position."""
-        factor = self._expected.checks.max_norm_over_median
-        if factor == 0 or len(norms) < _MIN_COHORT:
-            return {}
-        bound = factor * median(norms)
-        what = f"{factor:g} times the cohort's median"
-        return {position: _too_long(norm, bound, what) for position, norm in enumerate(norms) if norm > bound}
-
-
-_MIN_COHORT = 3
-"""Of fewer norms the median says nothing about which is odd."""
-
-
-def _too_long(norm: float, bound: float, what: str) -> UpdateError:
-    return UpdateError("norm_exceeded", f"the difference's L2 norm is {norm:.6g}; {what} is {bound:.6g}")
-
-
-def sum_of_squares(values: Floats) -> float:
-    """Return the sum of the squares of finite values.
-
-    One pass says both things: what is not finite makes the sum so too. Run it under ``np.errstate(all="ignore")``.
-
-    Raises
-    ------
-    UpdateError
-        Coded ``not_finite``.
-    """
-    squares = float(np.dot(values, values))
-    if math.isfinite(squares):
-        return squares
-    # Infinite also when finite values are too large for a float32 square: only then look closer.
-    if not np.isfinite(values).all():
-        raise UpdateError("not_finite", "among its values are some that are not finite")
-    return float(np.square(values, dtype=np.float64).sum())
+            raise UpdateError("norm_exceeded", f"the difference's L2 norm is {norm:.6g}; the bound is {bound:.6g}")

@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cloud.aggregator.checks import Examiner
-from cloud.aggregator.intake import Good, Intake
-from cloud.aggregator.lanes import LANES, lane_of, lane_order
-from cloud.aggregator.scan import OpenUpdate, Tiles, scan
+from cloud.aggregator.bounds import UNIT, Bounds, Counted
+from cloud.aggregator.intake import Good, Intake, WeightOf
+from cloud.aggregator.lanes import LANES, lane_of
+from cloud.aggregator.rows import Rows
 from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.spool import Spool
-from cloud.aggregator.strategies.base import Clip, Combine, Facts, Noise, Strategy
+from cloud.aggregator.strategies.base import Combine, Facts, Noise, Strategy
 from cloud.aggregator.strategies.clip import ClipToNorm
 from cloud.aggregator.strategies.statistics import Statistics
 from cloud.aggregator.strategies.weigh import Equally
-from cloud.aggregator.summation import LaneSum, Sums
+from cloud.aggregator.tiles import Tiles
 from fedgrass.bundle import Bundle
-from fedgrass.errors import ConfigurationError
+from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.protocol.report import QuarantinedEntry
 from fedgrass.update.codecs import Floats
 
-_UNIT = 2.0**-40
-"""Weights are taken in this unit, a power of two: so the sum of the largest finite values does not overflow."""
+Sums = NDArray[np.float32] | NDArray[np.float64]
+
+SMALL = 1 << 20
+"""Scalars up to which an update is read whole (`cloud.aggregator.rows`), not tile by tile (`cloud.aggregator.tiles`)."""
+
+
+class Reading(Protocol):
+    """A way to read updates. Nothing is added or returned before it was judged."""
+
+    def measure(self, references: Sequence[UpdateReference]) -> list[Good]:
+        """Judge updates; returns the good ones, in order."""
+        ...
+
+    def spool(self, references: Sequence[UpdateReference], spool: Spool) -> list[Good]:
+        """Judge updates and write them down; returns the good ones, in order."""
+        ...
+
+    def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Sums, list[Good]]:
+        """Return the weighted sum of the good ones among updates in lane order, and these."""
+        ...
+
+    def lanes(self, references: Sequence[UpdateReference], weight: WeightOf) -> Iterator[tuple[int, Sums, list[Good]]]:
+        """Yield the sum of each lane that has updates, in order."""
+        ...
+
+
+def reading(intake: Intake) -> Reading:
+    """Return the way for a model of this size."""
+    return Rows(intake) if intake.layout.size <= SMALL else Tiles(intake)
 
 
 @dataclass(frozen=True)
@@ -39,9 +67,10 @@ class Found:
 
 @dataclass(frozen=True)
 class Combined:
-    """The difference that the good updates make, and the share of each; None if there were too few."""
+    """The difference that the good updates make, how each of them counted, and its share; None if there were too few."""
 
     found: Found
+    counted: Sequence[Counted] = ()
     difference: Floats | None = None
     shares: Sequence[float] = ()
 
@@ -79,137 +108,139 @@ def with_noise(strategy: Strategy, noise: Noise | None) -> Strategy:
         return strategy
     if strategy.combine is not None:
         raise ConfigurationError(f"strategy {strategy.name!r}: central privacy needs a mean, such as fedavg")
-    return replace(strategy, weigh=Equally(), clip=ClipToNorm(noise.clip_norm))
+    return replace(strategy, weigh=Equally(), clip=ClipToNorm(noise.clip_norm * _BELOW))
+
+
+_BELOW = 1 - 2.0**-16
+"""A norm is known to some six digits: so much less, and no clipped update exceeds what the noise was made for."""
 
 
 class Mean:
-    """The weighted mean, in one pass if no weight depends on norms; otherwise a first pass finds the norms."""
+    """The weighted mean.
 
-    def __init__(
-        self,
-        strategy: Strategy,
-        statistics: Statistics,
-        intake: Intake,
-        examiner: Examiner,
-        share: Share | None,
-        scratch: Path | None,
-    ) -> None:
+    What an update counts may depend on the others, which are not known before all were read. One instance adds them as their
+    headers say; if the cohort's bounds then change what one counts, that sum is let go and another is made. Several instances
+    measure first, tell each other what they found, and add when that is known.
+    """
+
+    def __init__(self, bounds: Bounds, statistics: Statistics, intake: Intake, share: Share | None) -> None:
+        self._bounds = bounds
         self._statistics = statistics
-        self._weigh = strategy.weigh
-        self._clip = strategy.clip
         self._intake = intake
-        self._examiner = examiner
+        self._reading = reading(intake)
         self._share = share
-        self._scratch = scratch
 
     def of(self, candidates: Sequence[UpdateReference], min_updates: int) -> Combined:
         """Return the mean, on a job's first or only instance."""
-        candidates, factors = self._surveyed(candidates)
-        vector, good = self._sum(self._own(candidates), factors)
-        if self._share is None and (odd := self._refuse_odd(good)):
-            # Its norm was not known while it was added. Refused is refused: the median is not taken again without it.
-            candidates = [reference for reference in candidates if reference.key not in odd]
-            vector, good = self._sum(candidates, factors)
-        found = Found(good, self._intake.refused)
-        if self._share is not None:
-            for lane in range(len(self._share.own), LANES):
-                found = merged(found, self._share.add(lane, vector))
-        good = sorted(found.good, key=lambda one: one.facts.thing)
-        if len(good) < max(1, min_updates):
-            return Combined(found)
-        facts = [clipped(one, factors) for one in good]
-        weights = [self._weigh.weight(one) for one in facts]
-        with np.errstate(over="ignore"):
-            self._statistics.scale(vector, self._weigh, facts, _UNIT)
-            difference = vector.astype(np.float32, copy=False)
-        total = sum(weights)
-        return Combined(Found(good, found.refused), difference, [weight / total for weight in weights])
+        total, good = self._alone(candidates) if self._share is None else self._together(candidates, self._share)
+        found = Found(sorted(good.good, key=_by_name), good.refused)
+        counted = self._bounds.counted(found.good)
+        if len(counted) < max(1, min_updates):
+            return Combined(found, counted)
+        facts = [one.facts for one in counted]
+        with np.errstate(all="ignore"):
+            self._statistics.scale(total, self._bounds.strategy.weigh, facts, UNIT)
+            difference = total.astype(np.float32, copy=False)
+        weights = [self._bounds.strategy.weigh.weight(one) for one in facts]
+        whole = sum(weights)
+        return Combined(found, counted, difference, [weight / whole for weight in weights])
 
     def contribute(self, candidates: Sequence[UpdateReference], share: Share) -> None:
         """Leave this instance's lanes for the first instance."""
-        candidates, factors = self._surveyed(candidates)
-        by_lane: dict[int, list[UpdateReference]] = {lane: [] for lane in share.own}
-        for reference in candidates:
-            if (lane := lane_of(reference.thing)) in by_lane:
-                by_lane[lane].append(reference)
-        for lane, of_lane in by_lane.items():
-            vector, good = self._sum(of_lane, factors)
-            share.give(lane, vector, Found(good, self._intake.refused))
+        kept, weight = self._agreed(candidates, share)
+        left = list(share.own)
+        for lane, total, good in self._reading.lanes(kept, weight):
+            self._require_all([one for one in kept if lane_of(one.thing) == lane], good)
+            while left[0] != lane:
+                share.give(left.pop(0), _NONE, Found((), self._intake.refused))
+            share.give(left.pop(0), total, Found(good, self._intake.refused))
+        for lane in left:
+            share.give(lane, _NONE, Found((), self._intake.refused))
 
-    def _surveyed(self, candidates: Sequence[UpdateReference]) -> tuple[Sequence[UpdateReference], Factors]:
-        """Return what is good as far as norms tell, and the factors that clip it; without need nothing is read."""
-        if self._clip is None and (self._share is None or not self._examiner.compares_norms):
-            return candidates, {}
-        self._intake.passes = 2
-        good: list[Good] = []
-        for updates, _ in self._intake.windows(self._own(candidates)):
-            scan(updates, self._intake.layout, _read_all)
-            good += self._intake.settle(updates)
-        if self._share is not None:
-            good = list(self._share.exchange(Found(good, self._intake.refused)).good)
-        odd = self._refuse_odd(good)
-        good = [one for one in good if one.reference.key not in odd]
-        return sorted((one.reference for one in good), key=lane_order), clip_factors(self._clip, good)
+    def _alone(self, candidates: Sequence[UpdateReference]) -> tuple[Sums, Found]:
+        total, good = self._reading.sum(candidates, self._as_claimed)
+        kept = self._refuse_odd(good)
+        weight = self._by_cohort(kept)
+        if len(kept) == len(good) and all(
+            weight(one.reference, one.facts) == self._as_claimed(one.reference, one.facts) for one in good
+        ):
+            return total, Found(good, self._intake.refused)
+        del total
+        references = [one.reference for one in kept]
+        total, again = self._reading.sum(references, weight)
+        self._require_all(references, again)
+        return total, Found(again, self._intake.refused)
 
-    def _own(self, candidates: Sequence[UpdateReference]) -> Sequence[UpdateReference]:
-        if self._share is None:
-            return candidates
-        return [reference for reference in candidates if lane_of(reference.thing) in self._share.own]
+    def _together(self, candidates: Sequence[UpdateReference], share: Share) -> tuple[Sums, Found]:
+        kept, weight = self._agreed(candidates, share)
+        total, good = self._reading.sum(kept, weight)
+        self._require_all(kept, good)
+        found = Found(good, self._intake.refused)
+        for lane in range(len(share.own), LANES):
+            found = merged(found, share.add(lane, total))
+        return total, found
 
-    def _refuse_odd(self, good: Sequence[Good]) -> set[str]:
-        odd = self._examiner.too_long([one.facts.norm or 0.0 for one in good])
-        for position, error in odd.items():
-            self._intake.refuse(good[position].reference, error)
-        return {good[position].reference.key for position in odd}
+    def _agreed(self, candidates: Sequence[UpdateReference], share: Share) -> tuple[list[UpdateReference], WeightOf]:
+        """Return this instance's updates, and what each counts, when all instances know of all."""
+        own = [reference for reference in candidates if lane_of(reference.thing) in share.own]
+        measured = self._reading.measure(own)
+        everything = share.exchange(Found(measured, self._intake.refused))
+        kept = self._refuse_odd(sorted(everything.good, key=_by_name))
+        keys = {one.reference.key for one in kept}
+        return [one.reference for one in measured if one.reference.key in keys], self._by_cohort(kept)
 
-    def _sum(self, candidates: Sequence[UpdateReference], factors: Factors) -> tuple[Sums, list[Good]]:
-        total = LaneSum(self._intake.layout, self._scratch)
-        good: list[Good] = []
-        for updates, following in self._intake.windows(candidates):
-            weights = {u.reference.key: self._weight(u, factors) for u in updates}
-            while not total.add(updates, weights, following=following):
-                self._intake.reopen(updates)
-            good += self._intake.settle(updates)
-        return total.finish(), good
+    def _refuse_odd(self, good: Sequence[Good]) -> list[Good]:
+        """Return those that are not too long beside the others. The median is not taken again without these."""
+        odd = self._bounds.too_long(good)
+        for one in good:
+            if one.reference.key in odd:
+                self._intake.refuse(one.reference, odd[one.reference.key])
+        return [one for one in good if one.reference.key not in odd]
 
-    def _weight(self, update: OpenUpdate, factors: Factors) -> float:
-        return self._weigh.weight(update.facts) * factors.get(update.reference.key, 1.0) * _UNIT
+    def _as_claimed(self, _reference: UpdateReference, facts: Facts) -> float:
+        return self._bounds.weight(facts)
+
+    def _by_cohort(self, good: Sequence[Good]) -> WeightOf:
+        counted = self._bounds.counted(good)
+        weights = {one.good.reference.key: self._bounds.weight(one.facts, one.factor) for one in counted}
+        return lambda reference, _: weights[reference.key]
+
+    def _require_all(self, references: Sequence[UpdateReference], good: Sequence[Good]) -> None:
+        keys = {one.reference.key for one in good}
+        for reference in references:
+            if reference.key not in keys:
+                raise TransferError(
+                    f"{reference.key}: was good when it was read first, and is not any more: something changes the updates "
+                    "meanwhile. Nothing is lost: run again"
+                )
 
 
-def _read_all(tiles: Tiles) -> None:
-    for _, blocks in tiles:
-        for _ in blocks:
-            pass
+_NONE: Floats = np.empty(0, np.float32)
 
 
 def combine(
     combination: Combine,
-    clip: Clip | None,
+    bounds: Bounds,
     base: Bundle,
     intake: Intake,
-    examiner: Examiner,
     candidates: Sequence[UpdateReference],
     min_updates: int,
     scratch: Path | None,
 ) -> Combined:
     """Combine updates that must be seen all at once."""
-    good: list[Good] = []
     with Spool(base, intake.layout, scratch) as spool:
-        for updates, _ in intake.windows(sorted(candidates, key=lambda reference: reference.thing)):
-            spool.add(updates)
-            good += intake.settle(updates)
-        for position, error in examiner.too_long([one.facts.norm or 0.0 for one in good]).items():
-            intake.refuse(good[position].reference, error)
-        refused = {entry.key for entry in intake.refused}
-        good = [one for one in good if one.reference.key not in refused]
+        good = sorted(reading(intake).spool(candidates, spool), key=_by_name)
+        for key, error in (odd := bounds.too_long(good)).items():
+            intake.refuse(next(one.reference for one in good if one.reference.key == key), error)
+        good = [one for one in good if one.reference.key not in odd]
+        counted = bounds.counted(good)
         found = Found(good, intake.refused)
         if len(good) < max(1, min_updates):
-            return Combined(found)
-        factors = clip_factors(clip, good)
-        spool.choose([(one.reference.key, clipped(one, factors), factors.get(one.reference.key, 1.0)) for one in good])
+            return Combined(found, counted)
+        spool.choose([(one.good.reference.key, one.facts, one.factor) for one in counted])
         difference = np.empty(intake.layout.size, np.float32)
         shares = combination.combine(spool, difference)
-    return Combined(found, difference, shares)
+    return Combined(found, counted, difference, shares)
 
 
 def merged(one: Found, other: Found) -> Found:
@@ -218,19 +249,5 @@ def merged(one: Found, other: Found) -> Found:
     return Found([*one.good, *other.good], list(refused.values()))
 
 
-Factors = Mapping[str, float]
-"""By key, what clipping multiplies an update by; those that are not there are short enough."""
-
-
-def clip_factors(clip: Clip | None, good: Sequence[Good]) -> Factors:
-    """Return the factors of the updates that are longer than the bound."""
-    if clip is None or not good:
-        return {}
-    bound = clip.bound([one.facts.norm or 0.0 for one in good])
-    return {one.reference.key: bound / norm for one in good if (norm := one.facts.norm or 0.0) > bound}
-
-
-def clipped(one: Good, factors: Factors) -> Facts:
-    """Return the facts with the norm as clipped."""
-    factor = factors.get(one.reference.key)
-    return one.facts if factor is None else one.facts.measured((one.facts.norm or 0.0) * factor)
+def _by_name(one: Good) -> tuple[str, str]:
+    return one.reference.thing, one.reference.key

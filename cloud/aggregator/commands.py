@@ -12,6 +12,7 @@ from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.bundle import Bundle
 from fedgrass.cli.account import FleetOption
 from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.protocol.settings import Checks
 from fedgrass.protocol.strategies import OPTIONS
 
 if TYPE_CHECKING:
@@ -103,6 +104,20 @@ def aggregate(
         float,
         typer.Option(min=0, help="Multiple of the updates' median norm over which one is refused; 0 sets no bound."),
     ] = 0.0,
+    clip_norm_over_median: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Multiple of the updates' median norm that longer ones are scaled down to; 0 sets no bound. A strategy's own "
+            "clip takes its place.",
+        ),
+    ] = Checks().clip_norm_over_median,
+    max_examples_over_median: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Multiple of the updates' median example count at which a count is capped; 0 sets no bound."
+        ),
+    ] = Checks().max_examples_over_median,
 ) -> None:
     """Aggregate a folder of updates without AWS: the same checks, the same strategies, the same bytes.
 
@@ -115,7 +130,6 @@ def aggregate(
     from cloud.aggregator.offline import aggregate_folder
     from cloud.aggregator.sources import Folder
     from cloud.aggregator.strategies import strategy_named
-    from fedgrass.protocol.settings import Checks
 
     chosen = strategy_named(strategy, **dict(map(_parsed, option or ())))
     found = Folder(updates).list()
@@ -137,11 +151,18 @@ def aggregate(
             output,
             chosen,
             evaluation=evaluation,
-            checks=Checks(max_norm=max_norm, max_norm_over_median=max_norm_over_median),
+            checks=Checks(
+                max_norm=max_norm,
+                max_norm_over_median=max_norm_over_median,
+                clip_norm_over_median=clip_norm_over_median,
+                max_examples_over_median=max_examples_over_median,
+            ),
             progress=lambda done: bar.advance(task, done),
         )
     for entry in result.quarantined:
         typer.echo(f"refused {entry.key}: {entry.reason}: {entry.detail}", err=True)
+    if result.problem:
+        raise DataError(f"{updates}: {result.problem}; nothing was written")
     if result.parameters is None:
         raise DataError(f"{updates}: no good update among {len(result.quarantined)}; nothing was written")
     typer.echo(f"{len(result.updates)} updates, {len(result.quarantined)} refused; the new model is in {output}")

@@ -14,18 +14,17 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cloud.aggregator.combination import Found, merged
+from cloud.aggregator.combination import Found, Sums, merged
 from cloud.aggregator.intake import Good
 from cloud.aggregator.lanes import lanes_of
-from cloud.aggregator.scan import BLOCK
 from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.strategies.base import Facts
-from cloud.aggregator.summation import Sums
 from fedgrass.errors import AggregationError, TransferError
 from fedgrass.protocol.report import QuarantinedEntry
 from fedgrass.tensors import read_into
 
 _MAX_NOTE_BYTES = 1 << 30
+_BLOCK = 1 << 17
 
 
 class Place(Protocol):
@@ -125,10 +124,10 @@ class BucketShare:
         """Wait for another instance's lane and add its sum, block by block."""
         found = self._await(self._note(lane)).found
         if found.good:
-            buffer = np.empty(BLOCK, total.dtype)
+            buffer = np.empty(_BLOCK, total.dtype)
             with self._bucket.open(self._sum(lane), total.nbytes) as stream:
-                for start in range(0, len(total), BLOCK):
-                    piece = total[start : start + BLOCK]
+                for start in range(0, len(total), _BLOCK):
+                    piece = total[start : start + _BLOCK]
                     read_into(stream, buffer[: len(piece)], name=self._bucket.uri(self._sum(lane)))
                     np.add(piece, buffer[: len(piece)], out=piece)
         return found
@@ -148,10 +147,10 @@ class BucketShare:
             raise TransferError(f"{self._bucket.uri(key)}: is no note of another instance ({error})") from error
 
     def _survey(self, index: int) -> str:
-        return f"{self._prefix}survey-{self._count:03d}-{index:03d}.json"
+        return f"{self._prefix}measured-{self._count:03d}-{index:03d}.json"
 
     def _sum(self, lane: int) -> str:
-        return f"{self._prefix}lane-{lane:02d}.bin"
+        return f"{self._prefix}sum-{lane:02d}.bin"
 
     def _note(self, lane: int) -> str:
-        return f"{self._prefix}lane-{lane:02d}.json"
+        return f"{self._prefix}sum-{lane:02d}.json"

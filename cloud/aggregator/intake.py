@@ -1,23 +1,23 @@
-"""The way in: which updates are opened, in which order, and what becomes of each."""
+"""The way in: what is opened, in which order, and the one place where an update is refused."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import BinaryIO
 
 from cloud.aggregator.checks import Examiner
 from cloud.aggregator.lanes import lane_order
-from cloud.aggregator.scan import OpenUpdate
 from cloud.aggregator.sources import UpdateReference, UpdateSource, open_ahead
 from cloud.aggregator.strategies.base import Facts
 from cloud.aggregator.vector import Layout
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.report import QuarantinedEntry
+from fedgrass.update.reader import UpdateForm, UpdateReader
 
-TOGETHER = 64
-"""Updates that are read side by side."""
+WeightOf = Callable[[UpdateReference, Facts], float]
+"""What an update's values are multiplied by in a sum."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,14 @@ class Good:
     reference: UpdateReference
     facts: Facts
 
+    @property
+    def norm(self) -> float:
+        """The L2 norm of its difference."""
+        return self.facts.norm or 0.0
+
 
 class Intake:
-    """Opens updates some at a time, and keeps the reasons of those that are refused.
+    """Opens updates, and keeps the reasons of those that are refused; several threads may use it.
 
     Parameters
     ----------
@@ -38,7 +43,7 @@ class Intake:
     weight
         The strategy's: an update that it cannot weigh is refused before it is read.
     progress
-        Told of the bytes of each update that is done with.
+        Told of the bytes of each update when it is judged first.
     """
 
     def __init__(
@@ -48,62 +53,44 @@ class Intake:
         examiner: Examiner,
         *,
         weight: Callable[[Facts], float],
-        progress: Callable[[int], None],
+        progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.layout = layout
+        self.examiner = examiner
+        self._form = UpdateForm(layout.parameters)
         self._source = source
-        self._examiner = examiner
         self._weight = weight
         self._progress = progress
+        self._judged: set[str] = set()
         self._refused: dict[str, QuarantinedEntry] = {}
-        self.passes = 1  # how often the updates are read, for the progress
+        self._lock = Lock()
 
     def admit(self, references: Sequence[UpdateReference]) -> list[UpdateReference]:
-        """Return those worth opening, in lane order."""
+        """Return those worth opening, in lane order: by what storage says of them."""
         ordered = sorted(references, key=lambda reference: (reference.thing, reference.key))
-        return sorted(filter(self._passes, ordered), key=lane_order)
+        return sorted(filter(self._admits, ordered), key=lane_order)
 
-    def windows(self, references: Sequence[UpdateReference]) -> Iterator[tuple[list[OpenUpdate], str | None]]:
-        """Yield updates with good headers, opened, some at a time, and the thing whose update comes after them."""
-        opening = open_ahead(self._source, references)
-        try:
-            for start in range(0, len(references), TOGETHER):
-                updates: list[OpenUpdate] = []
-                try:
-                    for reference, opener in itertools.islice(opening, TOGETHER):
-                        self._open(reference, opener, updates)
-                    behind = references[start + TOGETHER : start + TOGETHER + 1]
-                    yield updates, behind[0].thing if behind else None
-                finally:
-                    for update in updates:
-                        update.close()
-        finally:
-            opening.close()
+    def openers(
+        self, references: Sequence[UpdateReference]
+    ) -> Generator[tuple[UpdateReference, Callable[[], BinaryIO]], None, None]:
+        """Yield each reference, in order, with what opens it."""
+        return open_ahead(self._source, references)
 
-    def settle(self, updates: Sequence[OpenUpdate]) -> list[Good]:
-        """Close updates that were read to their ends, and return the good ones."""
-        good = []
-        for update in updates:
-            update.close()
-            if update.error is not None:
-                self.refuse(update.reference, update.error)
-            else:
-                good.append(Good(update.reference, update.facts.measured(update.norm)))
-                self._progress(update.reference.bytes // self.passes)
-        return good
+    def begin(self, reference: UpdateReference, stream: BinaryIO) -> tuple[UpdateReader, Facts]:
+        """Read and check the header of an update; its values are next."""
+        reader = UpdateReader(stream, file_bytes=reference.bytes, parameters=self._form)
+        facts = self.examiner.check_header(reference, reader.header)
+        self._weight(facts)
+        return reader, facts
 
-    def reopen(self, updates: list[OpenUpdate]) -> None:
-        """Drop the bad ones from the list and open the others once more.
-
-        All bad ones of a window are found in one reading, so it is read twice at most: an attacker with many cannot make it more.
-        """
-        good = self.settle(updates)
-        updates.clear()
-        for reference, opener in open_ahead(self._source, [one.reference for one in good]):
-            self._open(reference, opener, updates)
+    def passed(self, reference: UpdateReference, facts: Facts, norm: float) -> Good:
+        """Judge an update of which everything else was good; raises `UpdateError` if its norm is not."""
+        self.examiner.check_norm(norm)
+        self._tell(reference)
+        return Good(reference, facts.measured(norm))
 
     def refuse(self, reference: UpdateReference, error: UpdateError) -> None:
-        """Keep an update's refusal, and go on with the next."""
+        """Keep an update's refusal; others go on."""
         # What a hostile header holds may not be encodable.
         detail = str(error)[:500].encode("utf-8", "backslashreplace").decode()
         self._refused[reference.key] = QuarantinedEntry(
@@ -115,31 +102,23 @@ class Intake:
             detail=detail,
             late_for=reference.round,
         )
-        self._progress(reference.bytes)
+        self._tell(reference)
 
     @property
     def refused(self) -> Sequence[QuarantinedEntry]:
         """All refusals so far."""
         return list(self._refused.values())
 
-    def _passes(self, reference: UpdateReference) -> bool:
+    def _admits(self, reference: UpdateReference) -> bool:
         try:
-            self._examiner.check_reference(reference)
+            self.examiner.check_reference(reference)
         except UpdateError as error:
             self.refuse(reference, error)
             return False
         return True
 
-    def _open(self, reference: UpdateReference, opener: Callable[[], BinaryIO], into: list[OpenUpdate]) -> None:
-        try:
-            stream = opener()
-        except UpdateError as error:
-            self.refuse(reference, error)
-            return
-        try:
-            update = OpenUpdate(reference, stream, self.layout, self._examiner)
-            self._weight(update.facts)
-            into.append(update)
-        except UpdateError as error:
-            stream.close()
-            self.refuse(reference, error)
+    def _tell(self, reference: UpdateReference) -> None:
+        with self._lock:
+            if reference.key not in self._judged:
+                self._judged.add(reference.key)
+                self._progress(reference.bytes)

@@ -13,7 +13,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from cloud.aggregator.aggregate import Aggregation, aggregate, contribute
@@ -167,7 +166,6 @@ class RoundJob:
             self._expected(base, earlier),
             self._share(pinned),
             noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
-            scratch=self._scratch,
         )
 
     def _own_update(self, base: Bundle) -> Floats | None:
@@ -226,15 +224,12 @@ class RoundJob:
         )
 
     def _outcome(self, base: Bundle, result: Aggregation) -> tuple[Outcome, str]:
+        if result.problem:
+            self._report.hold = "not_finite"
+            return "held", result.problem
         if result.parameters is None:
             minimum = self._record.settings.min_updates
             return "insufficient_updates", f"{len(result.updates)} good updates; the minimum is {minimum}"
-        if not all(np.isfinite(values).all() for values in result.parameters.values()):
-            self._report.hold = "not_finite"
-            return (
-                "held",
-                "the sum of the updates is not finite; set checks.max_norm to refuse the update that causes it",
-            )
         with self._phases.timed("write"):
             application = self._record.settings.inference
             new = write_bundle(

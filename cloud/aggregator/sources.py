@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Annotated, BinaryIO, Protocol
 from pydantic import Field
 
 from fedgrass.errors import UpdateError
+from fedgrass.protocol.names import UPDATE_FILE
 
 _AHEAD = 16
+_SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -65,20 +69,21 @@ class Folder(Near):
 
     def list(self) -> list[UpdateReference]:
         """Return the folder's update files."""
-        paths = [*self._folder.glob("*.safetensors"), *self._folder.glob("*/update.safetensors")]
-        return [
-            UpdateReference(
-                thing=path.stem if path.parent == self._folder else path.parent.name,
-                key=path.relative_to(self._folder).as_posix(),
-                bytes=path.stat().st_size,
-            )
-            for path in paths
-        ]
+        found = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(_SUFFIX):
+                    found.append(UpdateReference(entry.name.removesuffix(_SUFFIX), entry.name, entry.stat().st_size))
+                    continue
+                with suppress(OSError):
+                    size = os.stat(f"{entry.path}/{UPDATE_FILE}").st_size  # noqa: PTH116 - as above
+                    found.append(UpdateReference(entry.name, f"{entry.name}/{UPDATE_FILE}", size))
+        return found
 
     def open(self, reference: UpdateReference) -> BinaryIO:
         """Open the file."""
         try:
-            return (self._folder / reference.key).open("rb", buffering=0)
+            return open(f"{self._folder}/{reference.key}", "rb", buffering=0)  # noqa: PTH123 - a Path takes longer than to read
         except OSError as error:
             raise UpdateError("missing", f"{reference.key}: cannot be read ({error.strerror})") from error
 

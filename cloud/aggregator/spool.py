@@ -7,11 +7,11 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
 
-from cloud.aggregator.scan import OpenUpdate, Tiles, scan
 from cloud.aggregator.strategies.base import Facts
 from cloud.aggregator.vector import Layout
 from fedgrass.bundle import Bundle
@@ -32,20 +32,14 @@ class Spool:
         self._layout = layout
         self._scratch = scratch
         self._places: dict[str, int] = {}
+        self._lock = Lock()
         self._rows: list[tuple[int, Facts, float]] = []
 
-    def add(self, updates: Sequence[OpenUpdate]) -> None:
-        """Write the values of the updates, whether good or bad."""
-        for update in updates:
-            self._places[update.reference.key] = len(self._places)
-
-        def work(tiles: Tiles) -> None:
-            for span, blocks in tiles:
-                for update, values in blocks:
-                    place = self._places[update.reference.key]
-                    write_at(self._file, values, (place * self._layout.size + span.start) * 4)
-
-        scan(updates, self._layout, work)
+    def write(self, key: str, values: Floats, start: int = 0) -> None:
+        """Write values of an update, from a place in its vector on; threads may do so at the same time."""
+        with self._lock:
+            place = self._places.setdefault(key, len(self._places))
+        write_at(self._file, values, (place * self._layout.size + start) * 4)
 
     def choose(self, rows: Sequence[tuple[str, Facts, float]]) -> None:
         """Make a matrix of these updates: key, facts, and what the values are multiplied by."""

@@ -65,15 +65,31 @@ class Strategy(_Settings):
 
 
 class Checks(_Settings):
-    """Bounds that an update must keep. 0 switches a bound off."""
+    """Bounds on updates. 0 switches a bound off, but for ``max_examples``.
+
+    Those by the cohort's median hold from two good updates on; of an even number the lower one in the middle is the median.
+    """
 
     max_examples: int = Field(default=1_000_000, ge=1, description="An update's example count is capped here")
+    max_examples_over_median: float = Field(
+        default=3.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="An update's example count is capped at this multiple of the cohort's median",
+    )
     max_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="L2 norm over which one is refused")
     max_norm_over_median: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
         description="Multiple of the cohort's median norm over which one is refused",
+    )
+    clip_norm_over_median: float = Field(
+        default=2.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Multiple of the cohort's median norm that longer ones are scaled down to; "
+        "a strategy's own clip takes its place",
     )
 
 

@@ -6,14 +6,17 @@ NeurIPS 2017, https://arxiv.org/abs/1610.02132).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedgrass.bundle import TensorDescription
 from fedgrass.tensors import Array
-from fedgrass.update.codecs import Fill, Floats, ReadInto, StoredTensor
+from fedgrass.update.codecs import Fill, Floats, ReadInto, StoredTensor, Whole, joined
 
 _SCALE = np.dtype("<f4")
+_PIECE = 1 << 14  # scalars
 
 
 class Int8:
@@ -46,6 +49,14 @@ class Int8:
 
         return fill
 
+    def whole(self, sizes: Sequence[int]) -> Whole:
+        """Return what widens and scales."""
+        return _WholeGroups(sizes, self.group, lambda size: size, _widen)
+
+
+def _widen(codes: NDArray[np.uint8], values: Floats) -> None:
+    values[...] = codes.view("<i1")
+
 
 class Int4:
     """Half a byte per scalar, -7 to 7 times the scale of its group of 256; the first of two is in the low bits."""
@@ -74,10 +85,26 @@ class Int4:
         def fill(values: Floats) -> None:
             packed = np.empty((len(values) + 1) // 2, "<u1")
             read(packed)
-            values[...] = _PAIRS[packed].view("<f4")[: len(values)]
+            values[...] = _unpacked(packed)[: len(values)]
             scales.apply(values)
 
         return fill
+
+    def whole(self, sizes: Sequence[int]) -> Whole:
+        """Return what unpacks and scales."""
+        parts, at = [], 0
+        for size in sizes:
+            parts.append(slice(at, at + size))
+            at += size + size % 2
+
+        def unpack(codes: NDArray[np.uint8], values: Floats) -> None:
+            if at == len(values):
+                np.take(_PAIRS, codes, out=values.view("<u8"), mode="clip")
+            else:  # some parameter has an odd number, and a code that means nothing
+                scalars = _unpacked(codes)
+                np.concatenate([scalars[part] for part in parts], out=values)
+
+        return _WholeGroups(sizes, self.group, lambda size: (size + 1) // 2, unpack)
 
 
 def _nibble_pairs() -> NDArray[np.uint64]:
@@ -88,6 +115,10 @@ def _nibble_pairs() -> NDArray[np.uint64]:
 
 
 _PAIRS = _nibble_pairs()
+
+
+def _unpacked(packed: NDArray[np.uint8]) -> Floats:
+    return np.take(_PAIRS, packed, mode="clip").view("<f4")  # any byte has its pair: clipping saves the check
 
 
 def _quantize(delta: Floats, levels: int, group: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int8]]:
@@ -105,6 +136,60 @@ def _quantize(delta: Floats, levels: int, group: int, rng: np.random.Generator) 
 
 def _groups(size: int, group: int) -> int:
     return -(-size // group)
+
+
+class _WholeGroups:
+    """Decodes the scales and codes of all parameters as two vectors.
+
+    Parameters
+    ----------
+    sizes, group
+        Scalars of each parameter, and of a group in it.
+    code_bytes
+        Bytes of the codes of so many scalars.
+    unpack
+        Writes the codes of all parameters as numbers.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        group: int,
+        code_bytes: Callable[[int], int],
+        unpack: Callable[[NDArray[np.uint8], Floats], None],
+    ) -> None:
+        self._unpack = unpack
+        self._scales: list[slice] = []
+        self._codes: list[slice] = []
+        counts: list[int] = []
+        at = 0
+        for size in sizes:
+            groups = _groups(size, group)
+            self._scales.append(slice(at, at + _SCALE.itemsize * groups))
+            at = self._scales[-1].stop
+            self._codes.append(slice(at, at + code_bytes(size)))
+            at = self._codes[-1].stop
+            counts += [min(group, size - start) for start in range(0, size, group)]
+        self.nbytes = at
+        self._counts = np.array(counts, np.intp)
+        ends = np.cumsum([0, *counts])
+        step = max(1, _PIECE // group)
+        self._pieces = [
+            (slice(first, first + step), slice(int(ends[first]), int(ends[min(first + step, len(counts))])))
+            for first in range(0, len(counts), step)
+        ]
+
+    def decode(self, stored: NDArray[np.uint8], values: Floats) -> None:
+        """Widen the codes, and multiply each by its group's scale; a hostile scale gives what is not finite."""
+        if not len(values):
+            return
+        scales = joined(stored, self._scales).view(_SCALE)
+        self._unpack(joined(stored, self._codes), values)
+        for (
+            groups,
+            part,
+        ) in self._pieces:  # one by one, so that what is made of the scales is small and stays in a core's cache
+            np.multiply(values[part], np.repeat(scales[groups], self._counts[groups]), out=values[part])
 
 
 class _Scales:

@@ -8,6 +8,7 @@ size is known beforehand, it cannot point outside, and entropy coding brings it 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from fedgrass.bundle import TensorDescription
 from fedgrass.errors import UpdateError
 from fedgrass.tensors import Array
-from fedgrass.update.codecs import GRAIN, Codec, Fill, Floats, ReadInto, StoredTensor
+from fedgrass.update.codecs import GRAIN, Codec, Fill, Floats, ReadInto, StoredTensor, Whole, joined
 
 _PORTION = 16 * GRAIN
 
@@ -73,9 +74,64 @@ class TopK:
 
         return fill
 
+    def whole(self, sizes: Sequence[int]) -> Whole:
+        """Return what puts the chosen scalars of all parameters into their places."""
+        chosen = [self._count(size) for size in sizes]
+        return _WholeChosen(
+            sizes, chosen, self._values.whole(chosen), [self._values.whole([one]).nbytes for one in chosen]
+        )
+
     def _chosen(self, parameter: TensorDescription) -> TensorDescription:
-        count = min(parameter.size, max(1, math.ceil(self._fraction * parameter.size)))
-        return TensorDescription(name=parameter.name, shape=(count,), dtype="float32")
+        return TensorDescription(name=parameter.name, shape=(self._count(parameter.size),), dtype="float32")
+
+    def _count(self, size: int) -> int:
+        return min(size, max(1, math.ceil(self._fraction * size)))
+
+
+class _WholeChosen:
+    """Decodes the masks of all parameters as one, and the scalars that they mark.
+
+    Parameters
+    ----------
+    sizes, chosen
+        Scalars of each parameter, and those that are sent.
+    values, value_bytes
+        What decodes all that are sent, and the bytes of each parameter's.
+    """
+
+    def __init__(self, sizes: Sequence[int], chosen: Sequence[int], values: Whole, value_bytes: Sequence[int]) -> None:
+        self._chosen = np.array(chosen, np.intp)
+        self._ends = np.cumsum(sizes, dtype=np.intp)
+        self._values = values
+        self._masks: list[slice] = []
+        self._stored: list[slice] = []
+        self._bits: list[slice] = []
+        at = bits = 0
+        for size, count in zip(sizes, value_bytes, strict=True):
+            self._masks.append(slice(at, at + (size + 7) // 8))
+            at = self._masks[-1].stop
+            self._stored.append(slice(at, at + count))
+            at = self._stored[-1].stop
+            self._bits.append(slice(bits, bits + size))
+            bits += (size + 7) // 8 * 8
+        self.nbytes = at
+
+    def decode(self, stored: NDArray[np.uint8], values: Floats) -> None:
+        """Find the places, and fill them."""
+        values.fill(0)
+        if not len(values):
+            return
+        bits = np.unpackbits(joined(stored, self._masks), bitorder="little").view(np.bool_)
+        places = np.flatnonzero(np.concatenate([bits[part] for part in self._bits]))
+        marked = np.diff(np.searchsorted(places, self._ends), prepend=0)
+        if not np.array_equal(marked, self._chosen):
+            odd = int(np.flatnonzero(marked != self._chosen)[0])
+            raise UpdateError(
+                "corrupt_data", f"parameter {odd}: the mask marks {marked[odd]} scalars, {self._chosen[odd]} are sent"
+            )
+        sent = np.empty(len(places), np.float32)
+        self._values.decode(joined(stored, self._stored), sent)
+        values[places] = sent
 
 
 class _Sent:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import median_low
+
+
+def median_norm(norms: Sequence[float]) -> float:
+    """Return the median of the norms that are not zero; 0 if all are.
+
+    Of an even number the lower of the two in the middle: of two updates the longer one then has no say in its own bound.
+    """
+    moved = [norm for norm in norms if norm > 0]
+    return median_low(moved) if moved else 0.0
 
 
 @dataclass(frozen=True)
@@ -26,4 +35,4 @@ class ClipToMedian:
 
     def bound(self, norms: Sequence[float]) -> float:
         """Return the multiple."""
-        return self.factor * median(norms)
+        return self.factor * median_norm(norms)

@@ -127,8 +127,8 @@ class Fleet:
         with self._job(replace(self.clients, **replaced), instances=instances, patience=patience) as job:
             return job.run()
 
-    def contribute(self, instance: int, instances: int) -> None:
-        with self._job(self.clients, instance=instance, instances=instances) as job:
+    def contribute(self, instance: int, instances: int, *, patience: float | None = None) -> None:
+        with self._job(self.clients, instance=instance, instances=instances, patience=patience) as job:
             job.contribute()
 
     @contextmanager

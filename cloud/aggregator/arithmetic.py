@@ -1,0 +1,65 @@
+"""The arithmetic of sums: NumPy's own elementwise loops and its pairwise sum, in a fixed order.
+
+No BLAS: its results depend on the processor. What is here gives the same bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedgrass.errors import UpdateError
+from fedgrass.update.codecs import Floats
+
+TILE = 1 << 15
+"""Scalars that are worked on at once: they stay in a core's cache. Changing it changes norms by rounding."""
+
+_LEAST = 2.0**-100  # below it a float32 weight would lose digits, and its products too
+_LEAST_SQUARES = 1e-30
+
+
+def scaled(values: Floats, weight: float, out: Floats) -> None:
+    """Write the weighted values to ``out``, which may be they."""
+    if weight >= _LEAST:
+        np.multiply(values, np.float32(weight), out=out)
+    else:
+        np.multiply(values, weight, out=out, dtype=np.float64, casting="same_kind")
+
+
+def add_scaled(total: Floats, values: Floats, weight: float) -> None:
+    """Add the weighted values, which are overwritten, to a sum."""
+    scaled(values, weight, values)
+    np.add(total, values, out=total)
+
+
+def sum_of_squares(values: Floats, spare: Floats | None = None) -> float:
+    """Return the sum of the squares of finite values.
+
+    One pass says both things: what is not finite makes the sum so too. Run it under ``np.errstate(all="ignore")``.
+
+    Parameters
+    ----------
+    values
+        At most `TILE` of them, for speed.
+    spare
+        Room for as many.
+
+    Raises
+    ------
+    UpdateError
+        Coded ``not_finite``.
+    """
+    squares = float(np.add.reduce(np.square(values, out=None if spare is None else spare[: len(values)])))
+    if _LEAST_SQUARES < squares < math.inf:
+        return squares
+    # Beyond these bounds finite values may be too large or too small for a float32 square: only then look closer.
+    if not np.isfinite(values).all():
+        raise UpdateError("not_finite", "among its values are some that are not finite")
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+def norm_of(squares: Sequence[float]) -> float:
+    """Return the L2 norm of values of whose parts these are the sums of squares, whatever their order."""
+    return math.sqrt(math.fsum(squares))
