@@ -277,7 +277,7 @@ class Maker:
         self._chance = random.Random(seed)
         sizes = [self._chance.choice(SIZES) for _ in range(self._chance.randint(1, 5))]
         if self._chance.random() < 0.03:
-            sizes.append(arithmetic.TILE + self._chance.randint(-1, 1))
+            sizes.append(self._chance.choice([arithmetic.PIECE, tiles.TILE]) + self._chance.randint(-1, 1))
         if sum(sizes) == 0:
             sizes.append(3)
         self.base = tiny_model(folder, *sizes)

@@ -13,8 +13,8 @@ import numpy as np
 from fedgrass.errors import UpdateError
 from fedgrass.update.codecs import Floats
 
-TILE = 1 << 15
-"""Scalars that are worked on at once: they stay in a core's cache. Changing it changes norms by rounding."""
+PIECE = 1 << 15
+"""Values that are squared at once: they stay in a core's cache. Changing it changes norms by rounding."""
 
 _LEAST = 2.0**-100  # below it a float32 weight would lose digits, and its products too
 _LEAST_SQUARES = 1e-30
@@ -42,16 +42,21 @@ def sum_of_squares(values: Floats, spare: Floats | None = None) -> float:
     Parameters
     ----------
     values
-        At most `TILE` of them, for speed.
+        The values, in one dimension.
     spare
-        Room for as many.
+        Room for `PIECE` values; made if not given.
 
     Raises
     ------
     UpdateError
         Coded ``not_finite``.
     """
-    squares = float(np.add.reduce(np.square(values, out=None if spare is None else spare[: len(values)])))
+    room: Floats = np.empty(min(PIECE, len(values)), np.float32) if spare is None else spare
+    return sum(_squares(values[start : start + PIECE], room) for start in range(0, len(values), PIECE))
+
+
+def _squares(values: Floats, room: Floats) -> float:
+    squares = float(np.add.reduce(np.square(values, out=room[: len(values)])))
     if _LEAST_SQUARES < squares < math.inf:
         return squares
     # Beyond these bounds finite values may be too large or too small for a float32 square: only then look closer.

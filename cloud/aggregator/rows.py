@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.aggregator.arithmetic import TILE, add_scaled, norm_of, scaled, sum_of_squares
+from cloud.aggregator.arithmetic import PIECE, add_scaled, norm_of, scaled, sum_of_squares
 from cloud.aggregator.intake import Good, Intake, WeightOf
 from cloud.aggregator.lanes import lane_of
 from cloud.aggregator.sources import UpdateReference
@@ -91,7 +91,7 @@ class Rows:
 
     def _good_rows(self, references: Sequence[UpdateReference]) -> Iterator[tuple[Good, Floats]]:
         """Yield each good update with its values, which the next one overwrites."""
-        row, spare = aligned(self._size, np.dtype(np.float32)), aligned(min(TILE, self._size), np.dtype(np.float32))
+        row, spare = aligned(self._size, np.dtype(np.float32)), aligned(min(PIECE, self._size), np.dtype(np.float32))
         opening = self._intake.openers(references)
         try:
             for reference, opener in opening:
@@ -110,8 +110,7 @@ class Rows:
         with opener() as stream:
             reader, facts = self._intake.begin(reference, stream)
             reader.read_whole(row)
-        squares = [sum_of_squares(row[start : start + TILE], spare) for start in range(0, len(row), TILE)]
-        return self._intake.passed(reference, facts, norm_of(squares))
+        return self._intake.passed(reference, facts, norm_of([sum_of_squares(row, spare)]))
 
     def _by_lane(
         self, references: Sequence[UpdateReference], work: Callable[[Sequence[UpdateReference]], T]

@@ -21,7 +21,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from cloud.aggregator.arithmetic import TILE, add_scaled, norm_of, scaled, sum_of_squares
+from cloud.aggregator.arithmetic import PIECE, add_scaled, norm_of, scaled, sum_of_squares
 from cloud.aggregator.intake import Good, Intake, WeightOf
 from cloud.aggregator.lanes import lane_of
 from cloud.aggregator.sources import UpdateReference
@@ -34,6 +34,9 @@ from fedgrass.update.reader import UpdateReader
 
 TOGETHER = 64
 """Updates that are read side by side."""
+
+TILE = 1 << 17
+"""Scalars that are worked on at once: they stay in a core's cache, and calls from Python stay few."""
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -72,7 +75,7 @@ class Standing:
 
 
 class Tiles:
-    """Reads updates side by side. Memory: 4 bytes per parameter for 64 updates, 16 for more, and 256 KiB in each thread."""
+    """Reads updates side by side. Memory: 4 bytes per parameter for 64 updates, 16 for more, and 1 MiB in each thread."""
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
@@ -198,7 +201,7 @@ class _Scan:
             raise self._failure
 
     def _thread(self) -> None:
-        values, spare = aligned(self._room, np.dtype(np.float32)), aligned(self._room, np.dtype(np.float32))
+        values, spare = (aligned(size, np.dtype(np.float32)) for size in (self._room, min(PIECE, self._room)))
         try:
             with np.errstate(all="ignore"):
                 work = self._work()

@@ -201,14 +201,11 @@ class _Scales:
         read(self._left)
 
     def apply(self, values: Floats) -> None:
-        """Multiply each group by its scale, in place.
-
-        A hostile scale gives what is not finite, which the reader's user refuses.
-        """
-        whole = len(values) // self._group
-        with np.errstate(all="ignore"):
-            groups = values[: whole * self._group].reshape(whole, self._group)
-            np.multiply(groups, self._left[:whole, None], out=groups)
-            if len(values) > whole * self._group:
-                values[whole * self._group :] *= self._left[whole]
-        self._left = self._left[whole:]
+        """Multiply each group by its scale, in place; a hostile scale gives what is not finite, which the reader's user refuses."""
+        for start in range(
+            0, len(values), _PIECE
+        ):  # piece by piece, so that what is made of the scales stays in a core's cache
+            piece = values[start : start + _PIECE]
+            scales = np.repeat(self._left[: _groups(len(piece), self._group)], self._group)
+            np.multiply(piece, scales[: len(piece)], out=piece)
+            self._left = self._left[_groups(len(piece), self._group) :]
