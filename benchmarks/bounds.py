@@ -97,8 +97,8 @@ def accuracy(folder: Path, spread: str, checks: Checks, length: float | None, se
         deltas = [(train(weights, x[part], y[part]), len(part)) for part in parts]
         if length is not None:
             honest = deltas[1:]
-            mean = sum(delta * count for delta, count in honest) / sum(count for _, count in honest)
-            deltas[0] = (-length * mean, 10**9)
+            mean = np.average([delta for delta, _ in honest], axis=0, weights=[count for _, count in honest])
+            deltas[0] = (np.asarray(-length * mean), 10**9)
         updates = VirtualUpdates(folder)
         for device, (delta, count) in enumerate(deltas):
             header = _header(base, f"device-{device:02d}", count)

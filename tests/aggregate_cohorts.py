@@ -110,12 +110,12 @@ class Storage:
 
     def __init__(self, mix: Mix, *, with_bad: bool, order: random.Random) -> None:
         self._held: dict[str, bytes | None] = {}
-        self._references = []
+        self._references: list[UpdateReference] = []
         for thing, content in mix.good.items():
             self._put(UpdateReference(thing, f"{thing}/update", len(content)), content)
         if with_bad:
-            for reference, content, _ in mix.bad:
-                self._put(reference, content)
+            for reference, held, _ in mix.bad:
+                self._put(reference, held)
         order.shuffle(self._references)
 
     def _put(self, reference: UpdateReference, content: bytes | None) -> None:

@@ -201,7 +201,7 @@ class _Scales:
         read(self._left)
 
     def apply(self, values: Floats) -> None:
-        """Multiply each group by its scale, in place; a hostile scale gives what is not finite, which the reader's user refuses."""
+        """Multiply each group by its scale, in place. A hostile one gives what is not finite, which the reader's user refuses."""
         for start in range(
             0, len(values), _PIECE
         ):  # piece by piece, so that what is made of the scales stays in a core's cache

@@ -266,7 +266,7 @@ def test_a_sum_a_step_or_a_model_that_is_not_finite_is_no_model(tmp_path: Path) 
     base = tiny_model(tmp_path / "a", 4)
     huge = [np.full(4, 3.4e38, np.float32)] * 3
     problems: dict[str, Callable[[], Any]] = {
-        "server optimizer's step": lambda: strategy_named("fedavgm", learning_rate=1e30),
+        "new model": lambda: strategy_named("fedavgm", learning_rate=1e30),
         "server optimizer's variance": lambda: strategy_named("fedadam"),
     }
     for said, strategy in problems.items():
