@@ -29,15 +29,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedgrass import tensors
+from fedgrass.bounds import MAX_HEADER_BYTES, MAX_TENSORS
 from fedgrass.errors import BundleError, first_problem
 from fedgrass.files import sha256_of, write_atomically
-from fedgrass.tensors import Array
+
+if TYPE_CHECKING:
+    from fedgrass.tensors import Array
 
 GRAPH = "model.tflite"
 PARAMETERS = "parameters.safetensors"
@@ -48,7 +49,7 @@ MANIFEST = "model.json"
 
 MAX_MANIFEST_BYTES = 4 << 20
 
-Parameters = dict[str, Array]
+Parameters = dict[str, "Array"]
 """Parameter tensors by name, in the manifest's order."""
 
 Statistic = Literal["mean", "variance"]
@@ -67,7 +68,7 @@ Loss = Literal[
 ]
 
 
-class InitialParameters(dict[str, Array]):
+class InitialParameters(dict[str, "Array"]):
     """A model's first parameters, with what its engine knows of them: which are statistics."""
 
     def __init__(self, parameters: Parameters, statistics: dict[str, Statistic]) -> None:
@@ -130,13 +131,13 @@ class Manifest(_Model):
     class_names: tuple[str, ...] = ()
     loss: Loss
     optimizer: Optimizer = Optimizer()
-    parameters: tuple[TensorDescription, ...] = Field(min_length=1, max_length=tensors.MAX_TENSORS)
+    parameters: tuple[TensorDescription, ...] = Field(min_length=1, max_length=MAX_TENSORS)
     frozen: tuple[str, ...] = ()
     statistics: dict[str, Statistic] | None = Field(
         default=None,
         description="Which parameters are statistics, averaged and never stepped; None: written before this was said",
     )
-    constants: tuple[Constant, ...] = Field(default=(), max_length=tensors.MAX_TENSORS)
+    constants: tuple[Constant, ...] = Field(default=(), max_length=MAX_TENSORS)
     files: dict[str, FileDescription]
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -276,13 +277,20 @@ def load_parameters(path: Path, manifest: Manifest) -> Parameters:
     BundleError
         If it holds other tensors than the manifest names.
     """
+    # Here and below and not above: heartbeat and model deployer read manifests, and live without NumPy.
+    import numpy as np
+
+    from fedgrass import tensors
+
     expected_bytes = sum(np.dtype(p.dtype).itemsize * p.size for p in manifest.parameters)
-    loaded, _ = tensors.load(path, max_bytes=expected_bytes + tensors.MAX_HEADER_BYTES + 8)
+    loaded, _ = tensors.load(path, max_bytes=expected_bytes + MAX_HEADER_BYTES + 8)
     return check_parameters(loaded, manifest, name=str(path))
 
 
 def check_parameters(parameters: Parameters, manifest: Manifest, *, name: str = "parameters") -> Parameters:
     """Return ``parameters`` in the manifest's order, or raise `BundleError` if a name, shape or dtype differs."""
+    import numpy as np
+
     expected = {p.name: p for p in manifest.parameters}
     if parameters.keys() != expected.keys():
         odd = sorted(parameters.keys() ^ expected.keys())[:3]

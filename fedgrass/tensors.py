@@ -24,13 +24,12 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgrass.bounds import MAX_HEADER_BYTES, MAX_TENSORS
 from fedgrass.errors import TensorFileError, TruncatedFileError
 from fedgrass.files import replacing
 
 Array = NDArray[Any]
 
-MAX_HEADER_BYTES = 4 << 20
-MAX_TENSORS = 20_000
 MAX_DIMENSIONS = 8
 
 _DTYPES = {

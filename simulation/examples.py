@@ -10,7 +10,8 @@ import numpy as np
 from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import ArrayDataset, Part, Source
 from fedgrass.data.digits import digits
-from fedgrass.data.loaders import DataSettings, open_source
+from fedgrass.data.loaders import open_source
+from fedgrass.data_settings import DataSettings
 from fedgrass.engines.checks import Checked, check_dataset
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.tensors import Array

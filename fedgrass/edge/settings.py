@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 
-from fedgrass.data import DataSettings
+from fedgrass.data_settings import DataSettings
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.names import FleetName
 

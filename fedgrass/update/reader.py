@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from fedgrass import tensors
+from fedgrass.bounds import MAX_HEADER_BYTES
 from fedgrass.bundle import TensorDescription
 from fedgrass.errors import TensorFileError, TruncatedFileError, UpdateError
 from fedgrass.tensors import TensorSpec
@@ -130,7 +131,7 @@ def max_update_bytes(parameters: Sequence[TensorDescription]) -> int:
 def _max_header_bytes(parameters: Sequence[TensorDescription]) -> int:
     # A codec stores a parameter as a few tensors; JSON spells a character of a name with six at most.
     names = sum(6 * len(parameter.name) + _HEADER_BYTES_PER_TENSOR for parameter in parameters)
-    return min(tensors.MAX_HEADER_BYTES, MAX_METADATA_BYTES + 4 * names)
+    return min(MAX_HEADER_BYTES, MAX_METADATA_BYTES + 4 * names)
 
 
 class UpdateForm:
