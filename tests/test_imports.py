@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -91,3 +93,12 @@ def test_the_clouds_side_does_not_use_what_is_the_devices() -> None:
 def test_no_two_files_of_tests_have_one_name() -> None:
     names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
     assert {name for name, count in names.items() if count > 1} == set(), "pytest collects only the first of them"
+
+
+@pytest.mark.parametrize("module", ["components.heartbeat.__main__", "components.model_deployer.__main__"])
+def test_what_does_not_train_lives_without_numpy(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'numpy', 'ai_edge_litert', 'boto3'}} & sys.modules.keys()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"

@@ -169,7 +169,7 @@ class Heartbeat:
             sent_at=datetime.now(timezone.utc),
             interval_seconds=self._settings.own.interval_seconds,
             able=able,
-            reason=reason,
+            reason=as_reason(reason),
             cpu_percent=reading.cpu_percent,
             load=round(reading.load, 3),
             memory_percent=reading.memory_percent,
@@ -177,7 +177,7 @@ class Heartbeat:
             examples=trainer.examples,
             model_version=active.manifest.version if active else None,
             # What is said elsewhere in the message is left out, which keeps it within the bound.
-            trainer=trainer.model_copy(update={"last_error": "", "reason": trainer.reason if able else ""}),
+            trainer=trainer.model_copy(update={"last_error": "", "reason": as_reason(trainer.reason) if able else ""}),
             components=self._components(),
             silent=self._silent(),
             errors=self._errors(),
@@ -245,9 +245,9 @@ class Heartbeat:
         errors = {
             TRAINER: self._trainer.last_error if self._trainer else "",
             MODEL_DEPLOYER: self._deployer.last_error if self._deployer else "",
-            HEARTBEAT: as_reason(self._log.last_error)[:200],
+            HEARTBEAT: self._log.last_error,
         }
-        return {name: error for name, error in errors.items() if error}
+        return {name: as_reason(error, 200) for name, error in errors.items() if error}
 
     def _decoded(self, kind: type[M], payload: bytes) -> M | None:
         try:

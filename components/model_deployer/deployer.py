@@ -131,7 +131,7 @@ class ModelDeployer:
             thing=thing,
             version=admission.version,
             outcome=admission.outcome,
-            reason=admission.reason,
+            reason=as_reason(admission.reason),
             active_version=admission.active_version,
             metrics=admission.metrics,
         )
@@ -156,7 +156,7 @@ class ModelDeployer:
             path=str((self._store.folder / "active" / active.manifest.application_file).absolute()),
             parameters_sha256=active.manifest.parameters_sha256,
             component_version=self._version,
-            last_error=as_reason(self._log.last_error)[:200],
+            last_error=as_reason(self._log.last_error, 200),
         )
         try:
             self._ipc.publish_local(MODEL_ACTIVE_TOPIC, message.encode())

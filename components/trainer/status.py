@@ -81,7 +81,7 @@ class StatusBoard:
 
     def publish(self) -> None:
         """Say it again."""
-        status = self._status.model_copy(update={"last_error": as_reason(self._log.last_error)[:200]})
+        status = self._status.model_copy(update={"last_error": as_reason(self._log.last_error, 200)})
         if problem := self._problem():
             status = status.model_copy(update={"able": False, "reason": as_reason(problem)})
         try:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedgrass.protocol.messages import Heartbeat
-from fedgrass.protocol.records import Participation, RoundRecord
+from fedgrass.protocol.records import Device, Participation, RoundRecord
 from fedgrass.protocol.refusals import Refusals
 from fedgrass.protocol.roster import may_count
 from fedgrass.protocol.tables import FleetMember
@@ -32,6 +32,7 @@ _OUTCOME_STYLES = {
     "declined": "yellow",
 }
 _NOTHING = "–"
+_WRONG_CLOCK_SECONDS = 3600.0
 _SENTENCES = {"able to train", "refused", "trouble", "why"}  # columns that give way where there is not room for all
 _WIDE = 160  # columns where there is no terminal to ask: a log or a pipe should not be folded
 
@@ -207,11 +208,22 @@ def refusals_text(refused: Refusals | None) -> Text:
     return Text(f"{refused.count}, last {refused.reason} in round {refused.round}", style="red")
 
 
-def _trouble(beat: Heartbeat) -> Text:
-    """Return which components of a device are silent, and the last error of those that had one."""
-    lines = [f"{_short(name)} is silent" for name in beat.silent]
+def _trouble(beat: Device) -> Text:
+    """Return how wrong a device's clock is, which of its components are silent, and the last error of those that had one."""
+    lines = [wrong] if (wrong := _wrong_clock(beat)) else []
+    lines += [f"{_short(name)} is silent" for name in beat.silent]
     lines += [f"{_short(name)}: {error}" for name, error in beat.errors.items()]
     return Text("\n".join(lines), style="yellow") if lines else Text("")
+
+
+def _wrong_clock(beat: Device) -> str:
+    """Say it from an hour on: that is no slow link, and certificates and signatures go by the clock."""
+    ahead = beat.sent_at.timestamp() - beat.received_at / 1000
+    if abs(ahead) < _WRONG_CLOCK_SECONDS:
+        return ""
+    days = abs(ahead) / 86_400
+    by = f"{days / 365.25:.1f} years" if days > 365 else f"{days:.1f} days" if days > 2 else f"{24 * days:.1f} hours"
+    return f"its clock is {by} {'ahead' if ahead > 0 else 'behind'}"
 
 
 def _short(component: str) -> str:

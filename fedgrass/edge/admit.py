@@ -26,7 +26,7 @@ from fedgrass.engines.base import Engine
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, FedgrassError, IpcError
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import AdmissionNotice
+from fedgrass.protocol.messages import AdmissionNotice, as_reason
 from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME
 
 if TYPE_CHECKING:
@@ -135,7 +135,10 @@ def _publish(ipc: Ipc, admission: Admission, log: Log) -> None:
     if admission.outcome == "rolled_back":
         return
     notice = AdmissionNotice(
-        version=admission.version, outcome=admission.outcome, reason=admission.reason, metrics=admission.metrics
+        version=admission.version,
+        outcome=admission.outcome,
+        reason=as_reason(admission.reason),
+        metrics=admission.metrics,
     )
     try:
         ipc.publish_local(MODEL_ADMISSION_TOPIC, notice.encode())

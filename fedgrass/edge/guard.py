@@ -99,6 +99,8 @@ class Guard:
             return self._seen
 
     def _judged(self, settings: GuardSettings, reading: Reading) -> Hold | None:
+        if reading.read_only:
+            return Hold("decline", "the disk is mounted read-only")
         if reading.disk_free_bytes < settings.min_free_disk_mb << 20:
             free = reading.disk_free_bytes >> 20
             return Hold("decline", f"{free} MB of disk are free, minFreeDiskMb is {settings.min_free_disk_mb}")

@@ -16,7 +16,7 @@ class Reading:
 
     ``load`` is the one-minute load average per processor. ``others_percent`` is the share of all processors in use by what
     runs at normal priority, the trainer therefore not included. ``temperature`` is the hottest sensor's in °C. What the
-    platform does not tell is None.
+    platform does not tell is None. ``read_only`` is the disk, as flash is mounted anew after errors.
     """
 
     cpu_percent: float
@@ -28,6 +28,7 @@ class Reading:
     temperature: float | None = None
     battery_percent: float | None = None
     on_mains: bool | None = None
+    read_only: bool = False
 
 
 class Sensors:
@@ -57,6 +58,7 @@ class Sensors:
             disk_free_bytes=psutil.disk_usage(str(self._folder)).free,
             temperature=_hottest(_told(psutil, "sensors_temperatures") or {}),
             battery_percent=None if battery is None else float(battery.percent),
+            read_only=bool(os.statvfs(self._folder).f_flag & os.ST_RDONLY),
             on_mains=None if battery is None else battery.power_plugged,
         )
 

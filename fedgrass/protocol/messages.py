@@ -6,6 +6,7 @@ ignored, so that old devices survive new clouds.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
@@ -27,9 +28,21 @@ CommandId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 ObjectKey = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
-def as_reason(text: str) -> str:
-    """Cut a text to what a `Reason` holds; bytes of a file name that are no text become question marks."""
-    return text.encode(errors="replace").decode()[:500]
+def as_reason(text: str, most: int = 500) -> str:
+    """Cut a text to what a `Reason` holds; bytes of a file name that are no text become question marks.
+
+    Parameters
+    ----------
+    most
+        Bytes that it may take in a message: a letter takes up to four there, a control character six.
+    """
+    text = text.encode(errors="replace").decode()[:most]
+    taken = 0
+    for index, letter in enumerate(text):
+        taken += len(json.dumps(letter, ensure_ascii=False).encode()) - 2
+        if taken > most:
+            return text[:index]
+    return text
 
 
 class Part(BaseModel):

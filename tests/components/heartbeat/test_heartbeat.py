@@ -293,3 +293,25 @@ def test_the_cause_is_named_as_far_as_it_can_be_seen(
     place.unit = unit
     place.look(12)
     assert words in place.until(lambda: not place.beats[-1].able and place.beats[-1], "told").reason
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "界", "🙂", "\x01", '"', "\\"], ids=ascii)
+@pytest.mark.parametrize("able", [True, False])
+def test_a_heartbeat_reaches_every_nucleus_whatever_the_texts_are_made_of(
+    place: Place, letter: str, able: bool
+) -> None:
+    place.heartbeat.start()
+    text = letter.encode(errors="replace").decode()
+    status = TrainerStatus(able=able, reason=text * 500, last_error=text * 200, component_version=text * 64)
+    place.heartbeat._trainer = status  # not every text of so many letters gets through the device's own bound
+    digest = "0" * 64
+    said = ActiveModel(
+        version="1.1.0", path="/x", parameters_sha256=digest, last_error=text * 200, component_version=text * 64
+    )
+    place.heartbeat.deployer_said(said.encode())
+    place.heartbeat._log.warning(letter * 3000)
+    place.until(lambda: len(place.heartbeat._outbox) == 0, "the first beats")
+    beat = place.beat()
+    assert beat.able is able
+    assert beat.errors[HEARTBEAT].startswith(text)
+    assert all(len(payload) <= messages.MAX_MESSAGE_BYTES for _, payload in place.ipc.cloud)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
+import pytest
 from rich.console import Console
 
 from fedgrass.cli import render
@@ -74,3 +75,26 @@ def test_a_silo_that_is_not_listed_is_shown_as_not_counted() -> None:
     said = {line.split("│")[0].strip().split()[0]: line for line in shown.getvalue().splitlines() if "1111" in line}
     assert "not counted" not in said[names[0]]
     assert "not counted" in said[names[1]]
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [(0.5, ""), (-0.5, ""), (2, "its clock is 2.0 hours ahead"), (-72, "its clock is 3.0 days behind"),
+     (-24 * 365.25 * 6, "its clock is 6.0 years behind")],
+)  # fmt: skip
+def test_a_clock_that_is_wrong_is_told(hours: float, said: str) -> None:
+    heard = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    device = Device(
+        fleet="f",
+        thing="line:3",
+        sent_at=heard + timedelta(hours=hours),
+        interval_seconds=30,
+        received_at=int(heard.timestamp() * 1000),
+    )
+    shown = io.StringIO()
+    Console(file=shown, width=250).print(
+        render.fleet_table([FleetMember("line:3", device)], {}, now_ms=device.received_at + 1000)
+    )
+    assert ("its clock" in shown.getvalue()) is bool(said)
+    assert said in shown.getvalue()
+    assert "line:3" in shown.getvalue()

@@ -44,6 +44,7 @@ class Place:
         ({"maxTemperature": "60"}, {"temperature": 61.0}, "wait", "maxTemperature"),
         ({"minBatteryPercent": "50"}, {"battery_percent": 0.0, "on_mains": False}, "wait", "minBatteryPercent"),
         ({"onlyOnMains": "true"}, {"on_mains": False}, "wait", "onlyOnMains"),
+        ({}, {"read_only": True}, "decline", "the disk is mounted read-only"),
     ],
 )
 def test_each_limit_holds_training_back_by_its_name_and_lets_it_go_again(
@@ -158,3 +159,15 @@ def test_the_device_is_measured(tmp_path: Path) -> None:
     assert reading.disk_free_bytes > 0
     assert reading.memory_free_bytes > 0
     assert 0 <= reading.others_percent <= reading.cpu_percent <= 100
+
+
+def test_what_is_mounted_read_only_is_seen() -> None:
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    read_only = next((where for _, where, _, options, *_ in mounts if "ro" in options.split(",")), None)
+    if read_only is None:
+        pytest.skip("nothing is mounted read-only here")
+    assert Sensors(Path(read_only)).read().read_only
+
+
+def test_what_can_be_written_is_not_read_only(tmp_path: Path) -> None:
+    assert not Sensors(tmp_path).read().read_only

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import datetime, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,6 +20,7 @@ from fedgrass.protocol.messages import (
     ModelNotice,
     UpdateNotice,
     Upload,
+    as_reason,
 )
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
@@ -84,3 +86,19 @@ def test_any_bytes_are_a_message_or_a_message_error(payload: bytes) -> None:
     for kind in (Announcement, Heartbeat, UpdateNotice, ModelNotice):
         with pytest.raises(MessageError):
             kind.decode(payload)
+
+
+_NOTICE: dict[str, Any] = {"fleet": "f", "thing": "t", "version": "1.2.3", "outcome": "refused"}
+
+
+@given(st.text(max_size=700), st.integers(0, 500))
+def test_a_reason_is_bounded_in_bytes_as_a_message_has_it(text: str, most: int) -> None:
+    kept = as_reason(text, most)
+    assert text.startswith(kept)
+    taken = len(ModelNotice(**_NOTICE, reason=kept).encode()) - len(ModelNotice(**_NOTICE, reason="").encode())
+    assert taken <= most
+    assert kept == text or taken > most - 6
+
+
+def test_bytes_that_are_no_text_become_question_marks() -> None:
+    assert as_reason("f\udcff.npz") == "f?.npz"
