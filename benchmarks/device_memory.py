@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import platform
-import sys
 import tempfile
 import threading
 import time
@@ -189,4 +188,4 @@ def out_of_memory(fleet: FaultyFleet, bound: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -26,7 +26,7 @@ NEEDED_MB = 400
 """Room on the disk for the packages while they are unpacked; docs/devices.md has what stays of it."""
 LOADED = ("numpy", "pydantic", "awscrt.io", "awsiot.greengrasscoreipc", "ai_edge_litert.interpreter")
 """Modules with code of their own for the processor: what fails here would fail in the trainer."""
-NEEDS = "a 64-bit x86_64 or aarch64 Python with glibc, on aarch64 glibc 2.34 with the libstdc++ of GCC 12"
+NEEDS = "a 64-bit x86_64 or aarch64 Python with glibc, on aarch64 glibc 2.30 with the libstdc++ of GCC 9"
 
 
 def log(text: str) -> None:
@@ -57,7 +57,7 @@ def why_not() -> str:
     if not library.startswith("glibc"):
         return "there are no wheels of LiteRT for this C library"
     found = tuple(int(part) for part in library.split()[-1].split(".")[:2] if part.isdigit())
-    if platform.machine() == "aarch64" and found < (2, 34):
+    if platform.machine() == "aarch64" and found < (2, 30):
         return "LiteRT cannot be loaded with this C library"
     return ""
 
