@@ -15,7 +15,7 @@ from cloud.console.desk import Desk
 from cloud.console.notices import attempt, tell
 from cloud.console.paging import Page
 from fedgrass.errors import FedgrassError
-from fedgrass.operations import Started, cancel_round, is_running, start_rounds
+from fedgrass.operations import Started, aggregate_now, cancel_round, is_running, start_rounds
 from fedgrass.protocol import tables
 from fedgrass.protocol.records import FleetState, RoundRecord
 from fedgrass.protocol.settings import FleetSettings
@@ -154,6 +154,15 @@ def pages(desk: Desk) -> Blueprint:
         except FedgrassError as error:
             tell(str(error), good=False)
             return redirect(url_for("rounds.rounds"), 303)
+
+    @blueprint.post("/aggregate")
+    def aggregate() -> Response:
+        def go_on() -> str:
+            record = aggregate_now(account)
+            return f"Round {record.round} goes on with {record.contributed} updates."
+
+        attempt(go_on)
+        return redirect(url_for("rounds.rounds"), 303)
 
     @blueprint.post("/cancel")
     def cancel() -> Response:

@@ -1,4 +1,4 @@
-"""``fedgrass round``: start, watch, list and cancel rounds."""
+"""``fedgrass round``: start, watch, list, aggregate and cancel rounds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.cli import render
 from fedgrass.cli.account import FleetOption
 from fedgrass.errors import ConfigurationError, RoundRefusedError
-from fedgrass.operations import cancel_round, is_running, start_rounds
+from fedgrass.operations import aggregate_now, cancel_round, is_running, start_rounds
 from fedgrass.protocol import tables
 from fedgrass.protocol.settings import FleetSettings
 
-app = typer.Typer(no_args_is_help=True, help="Start, watch, list and cancel rounds.")
+app = typer.Typer(no_args_is_help=True, help="Start, watch, list, aggregate and cancel rounds.")
 
 _REFRESH_SECONDS = 1.0
 
@@ -131,6 +131,15 @@ def list_rounds(
             console.print(record.model_dump_json(exclude=secret), markup=False, highlight=False, soft_wrap=True)
     else:
         console.print(render.rounds_table(records))
+
+
+@app.command()
+def aggregate(fleet: FleetOption = DEFAULT_FLEET) -> None:
+    """End the open round's collecting now, and aggregate the updates that have come; safe to repeat."""
+    record = aggregate_now(Account.of(fleet))
+    render.console().print(
+        f"Round {record.round} of fleet [bold]{fleet}[/] goes on with {record.contributed} updates; see `fedgrass round status`."
+    )
 
 
 @app.command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,9 @@ from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.inference import write_bundle
 from fedgrass.protocol import tables
-from fedgrass.protocol.messages import Reply
+from fedgrass.protocol.messages import Heartbeat, Reply
 from fedgrass.protocol.names import GLOBAL_MODEL, evaluation_key, update_key
-from fedgrass.protocol.records import MODEL_SUFFIX
+from fedgrass.protocol.records import MODEL_SUFFIX, to_attribute
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import write_update
 from tests.end_to_end.conftest import Operator
@@ -225,6 +227,36 @@ def test_the_command_line_drives_a_round_and_shows_it(operator: Operator) -> Non
     misspelt = operator.command("round", "start", "--set", "fit.epoch=1")
     assert misspelt.returncode == 1
     assert "fit.epoch: there is no such setting" in misspelt.stderr
+
+
+def test_a_round_is_aggregated_before_its_quorum_and_long_before_its_deadline(operator: Operator) -> None:
+    number = operator.next_round
+    with operator.known("never-answers"):
+        # It is alive and able when the round opens, and silent from then on.
+        beat = Heartbeat(
+            fleet=operator.fleet.fleet,
+            thing="never-answers",
+            sent_at=datetime.now(timezone.utc),
+            interval_seconds=3600,
+        )
+        item = {**json.loads(beat.encode()), "received_at": int(time.time() * 1000)}
+        operator.demo.devices_table.put_item(Item=to_attribute(item))
+        execution = operator.start(deadline_seconds=3600, rollout={"wait_seconds": 1})
+
+        def two_have_come() -> bool:
+            state = tables.load_state(operator.demo.rounds_table, operator.fleet.fleet)
+            if state.open is None:
+                return False
+            found = tables.load_round(operator.demo.rounds_table, operator.fleet.fleet, state.open.round)
+            return found.uploaded == 2
+
+        eventually(two_have_come)
+        done = operator.command("round", "aggregate")
+        assert done.returncode == 0, done.stderr
+        assert operator.wait(execution)["status"] == "SUCCEEDED"
+    record = tables.load_round(operator.demo.rounds_table, operator.fleet.fleet, number)
+    assert (record.outcome, record.asked, record.uploaded, record.participants) == ("released", 3, 2, 2)
+    assert operator.command("round", "aggregate").returncode == 1
 
 
 def test_a_cancelled_round_leaves_the_model_and_frees_the_fleet(operator: Operator) -> None:

@@ -14,6 +14,7 @@ OWN = {"Origin": "http://localhost"}
 POSTS = [
     "/rounds/start",
     "/rounds/cancel",
+    "/rounds/aggregate",
     "/rounds/new",
     "/settings/",
     "/models/1.1.0/release",

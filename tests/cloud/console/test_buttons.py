@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
@@ -112,6 +113,56 @@ def test_the_open_round_is_cancelled(fleet: Fleet, browser: Browser, opened: Rou
     assert state.open is not None
     described = fleet.account.step_functions.describe_execution(executionArn=state.open.execution)
     assert described["status"] == "ABORTED"
+
+
+class Waiting:
+    """Step Functions with one task that waits under a token, and is answered once."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self.answers: list[dict[str, Any]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def send_task_success(self, **answer: Any) -> None:
+        if self.answers:
+            raise ClientError({"Error": {"Code": "TaskTimedOut", "Message": "answered"}}, "SendTaskSuccess")
+        self.answers.append(answer)
+
+
+def test_the_collecting_is_ended_with_what_there_is_once(
+    fleet: Fleet, browser: Browser, opened: RoundRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = Waiting(fleet.account.step_functions)
+    monkeypatch.setitem(fleet.account.__dict__, "step_functions", waiting)
+
+    def become(**changes: Any) -> None:
+        record = opened.model_copy(update={"phase": "collecting", "joined": 0, **changes})
+        fleet.account.rounds_table.put_item(Item=record.to_item())
+
+    def press() -> str:
+        assert browser.post("/rounds/aggregate").status_code == 303
+        return visible(browser.get("/rounds/"))
+
+    enough = opened.settings.min_updates
+    become(uploaded=enough - 1, collect_token="t")
+    assert f"has {enough - 1} updates, and {enough} are needed" in press()
+    become(uploaded=enough, collect_token=None)
+    assert "only just been opened" in press()
+    assert waiting.answers == []
+    become(uploaded=enough - 1, joined=1, collect_token="t")
+    for _ in range(2):  # pressed twice, it does no more
+        assert f"Round 2 goes on with {enough} updates" in press()
+    assert waiting.answers == [{"taskToken": "t", "output": f'{{"uploaded": {enough - 1}}}'}]
+    become(phase="aggregating", uploaded=enough)
+    assert "does not collect updates any more" in press()
+
+
+def test_there_is_nothing_to_aggregate_without_an_open_round(fleet: Fleet, browser: Browser) -> None:
+    fleet.fill(devices=1, rounds=1)
+    browser.post("/rounds/aggregate")
+    assert "has no open round to aggregate" in visible(browser.get("/rounds/"))
 
 
 def test_a_cancellation_without_an_open_round_says_so(fleet: Fleet, browser: Browser) -> None:
