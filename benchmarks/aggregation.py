@@ -3,9 +3,10 @@
 ``python -m benchmarks.aggregation`` writes 50 updates of 20 million float32 parameters in 40 tensors (4 GB, removed afterwards),
 then runs each contender in fresh processes, in turns, and keeps the fastest run of each:
 
-- ours: `cloud.aggregator.aggregate`, from the list of files to the new parameters, every check on;
-- floor: one ``readinto`` of 1 MiB after the other and BLAS ``saxpy``, nothing checked (SciPy);
-- int8: ours, of the same updates in 8 bits;
+- ours: `cloud.aggregator.aggregate`, from the list of files to the new parameters, every check on; of the same updates in
+  each of the codecs too;
+- floor: two threads, each of which reads its half of the parameters (or of the updates, if they are small), one ``readinto``
+  after the other, and adds them by BLAS ``saxpy``; nothing checked (SciPy);
 - sha256: what it costs to read and hash the same files;
 - peers, if ``--peers-python`` names an interpreter that has them (``pip install flwr nvflare``): Flower's default, its grid and
   its ``FedAvg``, from the answers of its SuperLink to its arrays, and NVFlare's weighted helper with reading. Null where one
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,8 @@ from fedgrass.tensors import Array
 from fedgrass.update import UpdateHeader, write_update
 from fedgrass.update.codecs import Floats
 
+CODECS = ("float32", "int8", "float16", "int4", "topk:0.05+int8+zstd")
+_SMALL = 1 << 20  # parameters
 _BODIES = 4  # distinct differences; what is in the other files are copies of them
 _PEERS = Path(__file__).with_name("aggregation_peers.py")
 
@@ -52,6 +56,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=20_000_000)
     parser.add_argument("--tensors", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--codecs", nargs="*", default=CODECS[1:], help="of the updates, beside float32")
     parser.add_argument("--peers-python", type=Path, help="an interpreter with flwr and nvflare")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -74,21 +79,39 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         _run([str(arguments.peers_python), str(_PEERS), "--contender", "flower-write"], folder)
     best: dict[str, dict[str, Any]] = {}
     for _ in range(arguments.repeats):
-        for name, threads in (("ours", None), ("floor", "1"), ("floor", None)):  # BLAS is not always faster with more
-            command = [sys.executable, "-m", "benchmarks.aggregation", "--contender", name]
-            keep(best, name, _run(command, folder, {"OPENBLAS_NUM_THREADS": threads} if threads else {}))
+        for name in ("ours", "floor"):
+            keep(best, name, _ours(name, folder))
         for name in peers:
             keep(best, name, _run([str(arguments.peers_python), str(_PEERS), "--contender", name], folder))
     shutil.rmtree(folder / "flower", ignore_errors=True)
-    keep(best, "sha256", _run([sys.executable, "-m", "benchmarks.aggregation", "--contender", "sha256"], folder))
-    shutil.rmtree(folder / "updates")
-    make_updates(base, folder / "updates", count, "int8")
-    for _ in range(arguments.repeats):
-        keep(best, "int8", _run([sys.executable, "-m", "benchmarks.aggregation", "--contender", "ours"], folder))
-    return _figures(best, count, parameters)
+    keep(best, "sha256", _ours("sha256", folder))
+    float32 = dict(best["ours"])
+    ratios: dict[str, float] = {}
+    for codec in arguments.codecs:
+        (folder / "updates").rename(folder / "float32")
+        make_updates(base, folder / "updates", count, codec)
+        seconds: dict[str, dict[str, Any]] = {}
+        for _ in range(arguments.repeats):  # side by side: the machine is never the same twice
+            keep(seconds, codec, _ours("ours", folder))
+            (folder / "updates").rename(folder / "other")
+            (folder / "float32").rename(folder / "updates")
+            keep(seconds, "float32", _ours("ours", folder))
+            (folder / "updates").rename(folder / "float32")
+            (folder / "other").rename(folder / "updates")
+        shutil.rmtree(folder / "updates")
+        (folder / "float32").rename(folder / "updates")
+        best[codec] = seconds[codec]
+        ratios[codec] = round(seconds["float32"]["seconds"] / seconds[codec]["seconds"], 2)
+    return _figures({**best, "ours": float32}, ratios, count, parameters)
 
 
-def _figures(best: dict[str, dict[str, Any]], count: int, parameters: int) -> dict[str, Any]:
+def _ours(name: str, folder: Path) -> dict[str, Any] | None:
+    return _run(
+        [sys.executable, "-m", "benchmarks.aggregation", "--contender", name], folder, {"OPENBLAS_NUM_THREADS": "1"}
+    )
+
+
+def _figures(best: dict[str, dict[str, Any]], ratios: dict[str, float], count: int, parameters: int) -> dict[str, Any]:
     seconds = {name: found["seconds"] for name, found in best.items()}
     gigabytes = 4e-9 * count * parameters
 
@@ -113,8 +136,8 @@ def _figures(best: dict[str, dict[str, Any]], count: int, parameters: int) -> di
         "ratio_nvflare": ratio("nvflare"),
         "max_deviation_from_float64": best["ours"]["deviation"],
         "sha256_would_add_seconds": round(seconds["sha256"], 3),
-        "int8_gb_per_second_float32_equivalent": round(gigabytes / seconds["int8"], 2),
-        "int8_ratio_to_float32": round(seconds["ours"] / seconds["int8"], 2),
+        "speed_by_codec_over_float32": ratios,
+        "cpu_seconds_by_codec": {codec: round(best[codec]["cpu_seconds"], 3) for codec in ratios},
     }
 
 
@@ -204,20 +227,36 @@ def run_ours(folder: Path) -> dict[str, Any]:
 
 
 def run_floor(folder: Path) -> dict[str, Any]:
-    """Read and add, and nothing else."""
+    """Read and add in two threads, and nothing else."""
     from scipy.linalg.blas import saxpy  # type: ignore[import-untyped]
 
     size = sum(p.size for p in Bundle.open(folder / "base").manifest.parameters)
-    total: Floats = np.zeros(size, np.float32)
-    buffer = np.empty(1 << 18, np.float32)
+    paths = sorted(str(path) for path in (folder / "updates").iterdir())
+    totals: list[Floats] = [np.zeros(size, np.float32) for _ in range(2 if size <= _SMALL else 1)]
+
+    def add(paths: list[str], total: Floats, first: int, end: int) -> None:
+        buffer = np.empty(min(1 << 18, end - first), np.float32)
+        for path in paths:
+            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - the least that it can cost
+                file.seek(os.fstat(file.fileno()).st_size - 4 * (size - first))
+                at = first
+                while at < end:
+                    count = file.readinto(buffer[: end - at].view(np.uint8).data) // 4
+                    saxpy(buffer[:count], total[at : at + count], a=0.5)
+                    at += count
+
+    half = size // 2
+    parts = (
+        [(paths[::2], totals[0], 0, size), (paths[1::2], totals[1], 0, size)]
+        if size <= _SMALL
+        else [(paths, totals[0], 0, half), (paths, totals[0], half, size)]
+    )
     start, cpu = time.perf_counter(), time.process_time()
-    for path in sorted((folder / "updates").iterdir()):
-        with path.open("rb", buffering=0) as file:
-            file.seek(path.stat().st_size - 4 * size)
-            at = 0
-            while count := file.readinto(buffer.view(np.uint8).data) // 4:
-                saxpy(buffer[:count], total[at : at + count], a=0.5)
-                at += count
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(add, *part) for part in parts]:
+            done.result()
+    for other in totals[1:]:
+        totals[0] += other
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_rss_mb": peak_rss_mb()}
 

@@ -159,7 +159,8 @@ _BLOCK = 1 << 17
 
 
 def _require_finite(values: Array, problem: str) -> None:
-    if not np.isfinite(values).all():
+    # What is not finite makes the sum so too; only where finite values are too large to be added is each looked at.
+    if not np.isfinite(np.add.reduce(values)) and not np.isfinite(values).all():
         raise _NotFiniteError(
             f"{problem}: nothing was made of it. Bound the updates: checks.max_norm refuses long ones"
         )

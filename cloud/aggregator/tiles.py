@@ -295,7 +295,10 @@ class _Adding:
         before, after = self._before, self._after
         self._total = _part(after.total, span, self._room)
         self._partial = _part(after.partial, span, self._room)
-        self._total[...] = 0 if before.total is None else before.total[span]
+        if before.total is None:
+            self._total.fill(0)
+        else:
+            self._total[...] = before.total[span]
         if before.partial is not None:
             self._partial[...] = before.partial[span]
         self._lane = before.lane

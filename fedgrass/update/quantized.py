@@ -189,7 +189,7 @@ class _WholeGroups:
             groups,
             part,
         ) in self._pieces:  # one by one, so that what is made of the scales is small and stays in a core's cache
-            np.multiply(values[part], np.repeat(scales[groups], self._counts[groups]), out=values[part])
+            np.multiply(values[part], scales[groups].repeat(self._counts[groups]), out=values[part])
 
 
 class _Scales:
@@ -202,10 +202,11 @@ class _Scales:
 
     def apply(self, values: Floats) -> None:
         """Multiply each group by its scale, in place. A hostile one gives what is not finite, which the reader's user refuses."""
-        for start in range(
-            0, len(values), _PIECE
-        ):  # piece by piece, so that what is made of the scales stays in a core's cache
+        used = 0
+        for start in range(0, len(values), _PIECE):  # so that what is made of the scales stays in a core's cache
             piece = values[start : start + _PIECE]
-            scales = np.repeat(self._left[: _groups(len(piece), self._group)], self._group)
+            count = _groups(len(piece), self._group)
+            scales = self._left[used : used + count].repeat(self._group)
             np.multiply(piece, scales[: len(piece)], out=piece)
-            self._left = self._left[_groups(len(piece), self._group) :]
+            used += count
+        self._left = self._left[used:]
