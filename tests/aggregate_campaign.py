@@ -1,7 +1,7 @@
 """``python -m tests.aggregate_campaign --cohorts 10000``: made-up cohorts through the aggregator, against plain NumPy.
 
-Each cohort has up to 300 good updates and up to 150 bad ones of every kind, in all codecs. Of each is checked that the result
-is within some 1e-6 of a float64 reference that shares no code with the aggregator (for the strategies that it knows), that every bad
+Each cohort has up to 300 good updates and up to 150 bad ones of every kind, in all codecs. Of each is checked that the result is
+within some 1e-6 of a float64 reference that shares no code with the aggregator (for the strategies that it knows), that every bad
 update is refused for its own reason, and that the result is the same to the byte without the bad ones, in another order, with
 other windows and threads, and with 2, 4 or 16 instances of which some die and are started again. Prints one line of JSON.
 """

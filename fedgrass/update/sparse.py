@@ -101,28 +101,30 @@ class _WholeChosen:
 
     def __init__(self, sizes: Sequence[int], chosen: Sequence[int], values: Whole, value_bytes: Sequence[int]) -> None:
         self._chosen = np.array(chosen, np.intp)
-        self._ends = np.cumsum(sizes, dtype=np.intp)
         self._values = values
         self._masks: list[slice] = []
         self._stored: list[slice] = []
-        self._bits: list[slice] = []
-        at = bits = 0
+        at = 0
         for size, count in zip(sizes, value_bytes, strict=True):
             self._masks.append(slice(at, at + (size + 7) // 8))
             at = self._masks[-1].stop
             self._stored.append(slice(at, at + count))
             at = self._stored[-1].stop
-            self._bits.append(slice(bits, bits + size))
-            bits += (size + 7) // 8 * 8
         self.nbytes = at
+        lengths = np.array([(size + 7) // 8 * 8 for size in sizes], np.intp)
+        self._ends = np.cumsum(lengths)  # of each parameter's bits: a mask ends with a whole byte
+        self._unused = self._ends - lengths - np.cumsum([0, *sizes[:-1]])  # bits before it that mean nothing
+        self._meant = np.concatenate([np.packbits(np.ones(size, np.bool_), bitorder="little") for size in sizes])
 
     def decode(self, stored: NDArray[np.uint8], values: Floats) -> None:
         """Find the places, and fill them."""
         values.fill(0)
         if not len(values):
             return
-        bits = np.unpackbits(joined(stored, self._masks), bitorder="little").view(np.bool_)
-        places = np.flatnonzero(np.concatenate([bits[part] for part in self._bits]))
+        mask = joined(stored, self._masks) & self._meant
+        some = np.flatnonzero(mask != 0)  # bytes that mark any: far fewer than bits
+        marks = np.flatnonzero(np.unpackbits(mask[some], bitorder="little").view(np.bool_))
+        places = some[marks >> 3] * 8 + (marks & 7)
         marked = np.diff(np.searchsorted(places, self._ends), prepend=0)
         if not np.array_equal(marked, self._chosen):
             odd = int(np.flatnonzero(marked != self._chosen)[0])
@@ -131,7 +133,7 @@ class _WholeChosen:
             )
         sent = np.empty(len(places), np.float32)
         self._values.decode(joined(stored, self._stored), sent)
-        values[places] = sent
+        values[places - np.repeat(self._unused, marked) if self._unused.any() else places] = sent
 
 
 class _Sent:
