@@ -28,7 +28,7 @@ from fedgrass.protocol.refusals import count_refusals
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
 from tests.cloud.aggregator.conftest import FLEET, NOW, Fleet, make_record
-from tests.cloud.aggregator.updates import Memory, flat, tiny_model, update_of
+from tests.cloud.aggregator.updates import UNBOUNDED, Memory, flat, tiny_model, update_of
 
 EXPONENT = 0.7
 FEDBUFF = {"name": "fedbuff", "options": {"exponent": EXPONENT, "staleness": 2}}
@@ -288,7 +288,9 @@ def test_the_strategy_with_ages_equals_its_plain_numpy_reference(tmp_path: Path)
         references.append(
             UpdateReference(thing=thing, key=thing, bytes=len(contents[thing]), round=number if age else None)
         )
-    expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, FLEET, 90, earlier=earlier)
+    expected = Expected(
+        base.manifest.parameters_sha256, base.manifest.graph_sha256, FLEET, 90, checks=UNBOUNDED, earlier=earlier
+    )
     strategy = strategy_named("fedbuff", exponent=EXPONENT)
     found = aggregate(base, Memory(contents), references, strategy, expected)
     assert found.parameters is not None
