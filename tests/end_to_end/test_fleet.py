@@ -340,7 +340,10 @@ def test_a_poisoned_model_reaches_the_canaries_only_and_a_good_one_the_fleet(
         Body=(tmp_path / "update").read_bytes(),
     )
 
-    unbounded = {"max_examples_over_median": 0, "clip_norm_over_median": 0}  # or the aggregator leaves nothing to refuse
+    unbounded = {
+        "max_examples_over_median": 0,
+        "clip_norm_over_median": 0,
+    }  # or the aggregator leaves nothing to refuse
     with operator.known("mallory"):
         record = operator.run_round(rollout=staged, checks=unbounded)
 
