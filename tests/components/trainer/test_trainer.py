@@ -37,6 +37,7 @@ def test_a_round_is_trained_uploaded_and_announced_in_this_order(place: Place) -
     assert notice.metrics == {"steps": 3, "loss": 0.5, "validation_loss": 0.5, "validation_accuracy": 0.5}
     place.settle()
     assert {path.name for path in (place.folder / "work").iterdir()} <= {
+        "attempts",
         "round.json",
         "tally.json",
         "commands",
