@@ -2,7 +2,8 @@
 
 Source: "AWS IoT Jobs MQTT API" in the IoT Core developer guide. A thing is offered one execution at a time: the one
 in progress, else the oldest that is queued. Both nuclei use the topics with the namespace of Greengrass deployments, on
-which nothing to do is no ``execution`` (nucleus lite refuses an empty one, and asks again); those without are served too.
+which nothing to do is no ``execution`` (nucleus lite refuses an empty one, and asks again). A thing that has used none of them
+is served on those without; one that has, on them alone, for an answer that comes twice can stop nucleus lite's MQTT daemon.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ class Jobs:
         self._on_change = on_change
         self._jobs: dict[str, Job] = {}
         self._offered: dict[str, str | None] = {}
+        self._with_namespace: set[str] = set()
         self._count = 0
         self._lock = threading.RLock()
 
@@ -163,6 +165,10 @@ class Jobs:
         if match is None:
             return
         thing, job_id = match["thing"], match["job"]
+        if match["space"]:
+            self._with_namespace.add(thing)
+        elif thing in self._with_namespace:
+            return
         token: str | None = None
         try:
             body = _parse(payload)
@@ -257,7 +263,8 @@ class Jobs:
             if self._offered.get(thing) != job_id:
                 self._offered[thing] = job_id
                 shown, topic = {"execution": self._shown(execution)}, f"$aws/things/{thing}/jobs/notify-next"
-                self._publish(topic, _answer(shown, None))
+                if thing not in self._with_namespace:
+                    self._publish(topic, _answer(shown, None))
                 self._publish(f"{topic}-{_NAMESPACE}", _answer(_said(shown), None))
 
 

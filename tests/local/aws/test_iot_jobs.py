@@ -220,3 +220,12 @@ def test_on_the_topics_of_greengrass_deployments_nothing_to_do_is_no_execution()
     account.jobs.cancel("1")
     assert account.ask("a", "1", f"{space}/update", status="SUCCEEDED")[0] == "accepted"
     assert [name for name, sent in account.sent if name == topic and "execution" not in sent] == [topic]
+
+
+def test_a_thing_that_uses_the_namespace_is_answered_once_and_on_it_alone() -> None:
+    account, space = Account("a"), "namespace-aws-gg-deployment"
+    account.ask("a", "$next", f"{space}/get")
+    before = len(account.sent)
+    account.jobs.handle("$aws/things/a/jobs/$next/get", b"{}")
+    account.jobs.create("1", "g", {})
+    assert [name for name, _ in account.sent[before:]] == [f"$aws/things/a/jobs/notify-next-{space}"]
