@@ -18,6 +18,7 @@ from fedgrass.data import ArrayDataset
 from fedgrass.errors import EngineError
 from fedgrass.inference import inference_accuracy
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.tables import participations
 
 
 def judged_model(
@@ -81,7 +82,8 @@ def _on_the_devices(
     model = upload(new, clients.bucket, record.fleet)
     heard = Jury(record, clients.rounds, clients.iot_data, clients.bucket.name, now=clock).hear(model)
     report.evaluated_by_devices = heard.judged
-    found, needed = verdicts(heard), record.settings.min_updates
+    parts = participations(clients.rounds, record.fleet, record.round, consistent=True)
+    found, needed = verdicts(parts, record.settings.checks), record.settings.min_updates
     if found is None or heard.judged < needed:
         reason = f"{heard.judged} devices evaluated the model, {needed} are needed: the base stays"
         return Verdict(False, reason, "figures")

@@ -8,14 +8,16 @@ the round's record (`cloud.rounds.judging`), each device once, so that a job tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
+from statistics import median_low
 from typing import Any
 
 from fedgrass.protocol.messages import Announcement, Base, Upload
 from fedgrass.protocol.names import round_topic, update_prefix
-from fedgrass.protocol.records import RoundRecord, round_key
+from fedgrass.protocol.records import Participation, RoundRecord, round_key
 from fedgrass.protocol.report import Evaluation
+from fedgrass.protocol.settings import Checks
 from fedgrass.protocol.tables import Table, load_round
 
 _LOOK_SECONDS = 2.0
@@ -99,19 +101,28 @@ def enough(record: RoundRecord) -> bool:
     return record.judged >= record.quorum or record.judged + record.not_judged >= record.asked
 
 
-def verdicts(record: RoundRecord) -> tuple[Evaluation, Evaluation] | None:
-    """Return the base's and the model's figures, weighted by examples; None if no device gave any."""
-    examples = record.judged_examples
-    if not examples:
+def verdicts(parts: Iterable[Participation], checks: Checks) -> tuple[Evaluation, Evaluation] | None:
+    """Return the base's and the model's figures, weighted by examples; None if no device gave any.
+
+    A device's examples are its own word: as with updates they count for no more than the checks allow, by themselves and by the
+    median of all that judged, so that no device outvotes the others.
+    """
+    judged = [part for part in parts if part.judged_metrics]
+    if not judged:
         return None
+    bound = float(checks.max_examples)
+    if checks.max_examples_over_median and len(judged) > 1:
+        bound = min(bound, checks.max_examples_over_median * median_low(part.judged_examples for part in judged))
+    weights = [min(part.judged_examples, bound) for part in judged]
 
-    def mean(total: float | None) -> float | None:
-        return None if total is None else total / examples
+    def mean(name: str) -> float | None:
+        pairs = zip(judged, weights, strict=True)
+        given = [(part.judged_metrics[name], weight) for part, weight in pairs if name in part.judged_metrics]
+        return sum(value * weight for value, weight in given) / sum(weight for _, weight in given) if given else None
 
-    base = Evaluation(
-        loss=(record.judged_base_loss or 0.0) / examples, accuracy=mean(record.judged_base_correct), examples=examples
-    )
-    model = Evaluation(
-        loss=(record.judged_loss or 0.0) / examples, accuracy=mean(record.judged_correct), examples=examples
-    )
-    return base, model
+    def figures(prefix: str) -> Evaluation:
+        return Evaluation(
+            loss=mean(f"{prefix}loss") or 0.0, accuracy=mean(f"{prefix}accuracy"), examples=int(sum(weights))
+        )
+
+    return figures("base_"), figures("")

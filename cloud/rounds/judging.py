@@ -77,6 +77,7 @@ def record_judgement(
                 "asked": True,
                 "judged_at": delivery.received_at,
                 "judged_metrics": notice.metrics if notice.status == "evaluated" else {},
+                "judged_examples": notice.num_examples if notice.status == "evaluated" else 0,
             },
             condition="#judged_metrics = :none" if before else "attribute_not_exists(#judged_at)",
             values={":none": {}} if before else None,
@@ -117,15 +118,4 @@ def _of_base(notice: UpdateNotice) -> dict[str, float]:
 def _sums(notice: UpdateNotice, max_examples: int) -> dict[str, float]:
     if notice.status != "evaluated":
         return {"not_judged": 1}
-    base = _of_base(notice)
-    examples = min(notice.num_examples, max_examples)
-    added: dict[str, float] = {
-        "judged": 1,
-        "judged_examples": examples,
-        "judged_loss": notice.metrics["loss"] * examples,
-        "judged_base_loss": base["loss"] * examples,
-    }
-    if "accuracy" in base:
-        added["judged_correct"] = notice.metrics["accuracy"] * examples
-        added["judged_base_correct"] = base["accuracy"] * examples
-    return added
+    return {"judged": 1, "judged_examples": min(notice.num_examples, max_examples)}

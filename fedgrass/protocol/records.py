@@ -155,11 +155,7 @@ class RoundRecord(Record):
     judging: bool = Field(default=False, description="Devices were asked to evaluate the new model before its release")
     judged: int = Field(default=0, description="Devices that did")
     not_judged: int = Field(default=0, description="Devices that would or could not")
-    judged_examples: int = Field(default=0, description="Examples of all devices together; below: sums over them")
-    judged_loss: Finite | None = None
-    judged_correct: Finite | None = None
-    judged_base_loss: Finite | None = None
-    judged_base_correct: Finite | None = None
+    judged_examples: int = Field(default=0, description="Examples of all devices together")
 
     active: int = 0
     refused: int = 0
@@ -257,6 +253,7 @@ class Participation(Record):
 
     judged_at: Count | None = Field(default=None, description="When it judged the new model before its release")
     judged_metrics: Metrics = {}
+    judged_examples: Count = 0
 
     model_outcome: ModelOutcome | None = None
     model_reason: Reason = ""

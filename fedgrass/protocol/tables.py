@@ -212,9 +212,9 @@ def load_participation(rounds: Table, fleet: str, number: int, thing: str) -> Pa
     return Participation.from_item(item) if item is not None else None
 
 
-def participations(rounds: Table, fleet: str, number: int) -> Iterator[Participation]:
-    """Return what is known of each device's part in a round, in the order of thing names."""
-    for item in items_below(rounds, "key", fleet, f"{round_key(number)}#"):
+def participations(rounds: Table, fleet: str, number: int, *, consistent: bool = False) -> Iterator[Participation]:
+    """Return what is known of each device's part in a round, in the order of thing names; ``consistent`` as of now."""
+    for item in items_below(rounds, "key", fleet, f"{round_key(number)}#", consistent=consistent):
         yield Participation.from_item(item)
 
 
@@ -282,7 +282,13 @@ def get_item(table: Table, fleet: str, key: str) -> dict[str, Any] | None:
 
 
 def items_below(
-    table: Table, range_name: str, fleet: str, prefix: str, *, attributes: Sequence[str] = ()
+    table: Table,
+    range_name: str,
+    fleet: str,
+    prefix: str,
+    *,
+    attributes: Sequence[str] = (),
+    consistent: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Yield a fleet's items whose range key begins with ``prefix``, in order; only some ``attributes`` of them, if given."""
     condition = "#fleet = :fleet"
@@ -297,6 +303,8 @@ def items_below(
         "ExpressionAttributeNames": names,
         "ExpressionAttributeValues": values,
     }
+    if consistent:
+        arguments["ConsistentRead"] = True
     if attributes:
         arguments["ProjectionExpression"] = ", ".join(f"#only_{name}" for name in attributes)
     while True:

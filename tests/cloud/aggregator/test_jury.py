@@ -160,6 +160,17 @@ def test_figures_weigh_by_examples_and_no_device_s_count_weighs_more_than_the_se
     assert report.evaluation_base.accuracy == pytest.approx(0.8)
 
 
+def test_a_liar_with_a_million_examples_does_not_decide_alone(fleet: Fleet) -> None:
+    put_updates(fleet, 1.01)
+    said = {"press-a": (100, 0.5, 0.9), "press-b": (100, 0.5, 0.9), "press-c": (10**6, 1.0, 0.0)}
+    report, _ = run(fleet, lambda thing, heard: figures(thing, heard, *said[thing]))
+    assert report.evaluation is not None
+    assert report.evaluation.accuracy == pytest.approx((2 * 100 * 0.5 + 300 * 1.0) / 500)
+    assert report.evaluation.examples == 500
+    assert report.evaluation_base is not None
+    assert report.evaluation_base.accuracy == pytest.approx((2 * 100 * 0.9) / 500)
+
+
 def test_without_enough_figures_the_base_stays(fleet: Fleet) -> None:
     put_updates(fleet, 1.01)
 

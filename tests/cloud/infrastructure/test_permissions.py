@@ -160,6 +160,7 @@ def test_the_job_may_do_what_its_code_does_and_nothing_else(template: Template) 
     )
     called |= actions_of_function("fedgrass.protocol.tables", "load_round")
     called |= actions_of_function("fedgrass.protocol.tables", "participations_at")
+    called |= actions_of_function("fedgrass.protocol.tables", "participations")
     called |= actions_of_function("fedgrass.protocol.roster", "things_of_fleet")
     called |= actions_of_function("cloud.aggregator.jury", "Jury")
     assert actions(template.statements("ProcessingRole")) - OF_THE_PLATFORM == called
