@@ -21,7 +21,7 @@ UNIT = 2.0**-40
 
 @dataclass(frozen=True)
 class Counted:
-    """A good update as it counts: ``facts`` with bounded examples and norm, ``factor`` what its values are multiplied by."""
+    """A good update as it counts: ``facts`` with bounded examples and norm, ``factor`` what its values are scaled down by."""
 
     good: Good
     facts: Facts
@@ -63,9 +63,14 @@ class Bounds:
         factor = self.checks.max_examples_over_median
         most = max(1, int(factor * median_low([one.facts.num_examples for one in good])))
         bound = self.clip.bound([one.norm for one in good]) if self.clip else 0.0
+        ages: dict[str, list[int]] = {}
+        for one in good:
+            ages.setdefault(one.facts.thing, []).append(one.facts.age)
         found = []
         for one in good:
             facts = one.facts
+            if len(ages[facts.thing]) > 1:
+                facts = replace(facts, ages=tuple(sorted(ages[facts.thing])))
             if factor > 0 and facts.num_examples > most:
                 facts = replace(facts, num_examples=most)
             if 0 < bound < one.norm:

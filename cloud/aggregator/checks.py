@@ -49,7 +49,6 @@ class Examiner:
     def __init__(self, expected: Expected) -> None:
         self._expected = expected
         self._seen: set[tuple[str, int | None]] = set()
-        self._ages: dict[str, list[int]] = {}
 
     def check_reference(self, reference: UpdateReference) -> None:
         """Check what storage says of an update, before it is opened: a thing has one update per round."""
@@ -67,7 +66,6 @@ class Examiner:
         if cohort is not None and not is_member(cohort.salt, cohort.fraction, reference.thing):
             raise UpdateError("uninvited", f"thing {reference.thing!r} is not in the round's cohort")
         self._seen.add((reference.thing, reference.round))
-        self._ages.setdefault(reference.thing, []).append(earlier.age if earlier else 0)
 
     def check_header(self, reference: UpdateReference, header: UpdateHeader) -> Facts:
         """Check what an update says of itself, and return what may be believed; its norm is not known yet."""
@@ -91,9 +89,7 @@ class Examiner:
             raise UpdateError("wrong_base", f"it is a difference from {header.base_sha256[:12]}…, not {base[:12]}…")
         # An honest device with much data is not refused, it only does not outvote the others.
         examples = min(header.num_examples, expected.checks.max_examples)
-        age = earlier.age if earlier else 0
-        ages = tuple(self._ages.get(reference.thing, ()))
-        return Facts(header.thing, examples, dict(header.metrics), age, ages if len(ages) > 1 else ())
+        return Facts(header.thing, examples, dict(header.metrics), earlier.age if earlier else 0)
 
     def check_norm(self, norm: float) -> None:
         """Hold an update's norm against the fixed bound."""

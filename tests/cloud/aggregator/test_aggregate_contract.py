@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -17,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloud.aggregator.aggregate import aggregate, contribute
-from cloud.aggregator.checks import Expected
+from cloud.aggregator.checks import EarlierRound, Expected
 from cloud.aggregator.combination import Found, Sums
 from cloud.aggregator.offline import aggregate_folder
+from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.strategies import strategy_named
 from fedgrass.bundle import Bundle
 from fedgrass.errors import TransferError
@@ -257,6 +259,41 @@ def test_a_strategy_s_own_clip_takes_the_default_s_place(tmp_path: Path) -> None
     found = combine(base, source, Checks(), strategy_named("fedavg", clip={"norm": 5.0}))
     assert found.parameters is not None
     assert 2 * flat(found.parameters)[0] == pytest.approx(7 / 3, rel=1e-5)
+
+
+def test_a_device_s_bad_update_takes_nothing_from_its_good_one(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path, 4)
+    checks, early = Checks(), "e" * 64
+    contents = {thing: update_of(base, thing, np.full(4, place + 1, np.float32)) for place, thing in enumerate("abc")}
+    late = update_of(base, "a", np.full(4, 9, np.float32), round=4, base_sha256=early)
+    broken = update_of(base, "a", np.full(4, np.nan, np.float32), round=4, base_sha256=early)
+
+    def mean(held_back: bytes | None) -> bytes:
+        files = {f"{thing}/now": content for thing, content in contents.items()}
+        references = [UpdateReference(key[0], key, len(content)) for key, content in files.items()]
+        if held_back is not None:
+            files["a/late"] = held_back
+            references.append(UpdateReference("a", "a/late", len(held_back), round=4))
+
+        class Held:
+            def list(self) -> list[UpdateReference]:
+                return references
+
+            def open(self, reference: UpdateReference) -> io.BytesIO:
+                return io.BytesIO(files[reference.key])
+
+        manifest = base.manifest
+        expected = Expected(
+            manifest.parameters_sha256,
+            manifest.graph_sha256,
+            checks=checks,
+            earlier={4: EarlierRound(early, 1)},
+        )
+        found = aggregate(base, Held(), references, strategy_named("fedbuff"), expected)
+        assert found.parameters is not None
+        return flat(found.parameters).tobytes()
+
+    assert mean(broken) == mean(None) != mean(late)
 
 
 # --- Finite is not enough -------------------------------------------------------------------------------------------
