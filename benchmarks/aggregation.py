@@ -6,7 +6,7 @@ then runs each contender in fresh processes, in turns, and keeps the fastest run
 - ours: `cloud.aggregator.aggregate`, from the list of files to the new parameters, every check on; of the same updates in
   each of the codecs too;
 - floor: two threads, each of which reads its half of the parameters (or of the updates, if they are small), one ``readinto``
-  after the other, and adds them by BLAS ``saxpy``; nothing checked (SciPy);
+  after the other, and adds them by BLAS ``saxpy``; nothing checked (SciPy). ``one_thread`` is the same in one;
 - sha256: what it costs to read and hash the same files;
 - peers, if ``--peers-python`` names an interpreter that has them (``pip install flwr nvflare``): Flower's default, its grid and
   its ``FedAvg``, from the answers of its SuperLink to its arrays, and NVFlare's weighted helper with reading. Null where one
@@ -25,7 +25,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         _run([str(arguments.peers_python), str(_PEERS), "--contender", "flower-write"], folder)
     best: dict[str, dict[str, Any]] = {}
     for _ in range(arguments.repeats):
-        for name in ("ours", "floor"):
+        for name in ("ours", "floor", "one_thread"):
             keep(best, name, _ours(name, folder))
         for name in peers:
             keep(best, name, _run([str(arguments.peers_python), str(_PEERS), "--contender", name], folder))
@@ -131,6 +133,7 @@ def _figures(best: dict[str, dict[str, Any]], ratios: dict[str, float], count: i
         "updates_per_second": round(count / seconds["ours"], 1),
         "gb_per_second": round(gigabytes / seconds["ours"], 2),
         "ratio_to_floor": round(seconds["ours"] / seconds["floor"], 2),
+        "ratio_to_one_thread": round(seconds["ours"] / seconds["one_thread"], 2),
         "cpu_ratio_to_floor": round(best["ours"]["cpu_seconds"] / best["floor"]["cpu_seconds"], 2),
         "ratio_flower_end_to_end": ratio("flower"),
         "ratio_nvflare": ratio("nvflare"),
@@ -226,8 +229,8 @@ def run_ours(folder: Path) -> dict[str, Any]:
     }
 
 
-def run_floor(folder: Path) -> dict[str, Any]:
-    """Read and add in two threads, and nothing else."""
+def run_floor(folder: Path, threads: int = 2) -> dict[str, Any]:
+    """Read and add, in two threads or in one, and nothing else."""
     from scipy.linalg.blas import saxpy  # type: ignore[import-untyped]
 
     size = sum(p.size for p in Bundle.open(folder / "base").manifest.parameters)
@@ -246,13 +249,15 @@ def run_floor(folder: Path) -> dict[str, Any]:
                     at += count
 
     half = size // 2
-    parts = (
-        [(paths[::2], totals[0], 0, size), (paths[1::2], totals[1], 0, size)]
-        if size <= _SMALL
-        else [(paths, totals[0], 0, half), (paths, totals[0], half, size)]
-    )
+    parts = [(paths, totals[0], 0, size)]
+    if threads > 1:
+        parts = (
+            [(paths[::2], totals[0], 0, size), (paths[1::2], totals[1], 0, size)]
+            if size <= _SMALL
+            else [(paths, totals[0], 0, half), (paths, totals[0], half, size)]
+        )
     start, cpu = time.perf_counter(), time.process_time()
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(add, *part) for part in parts]:
             done.result()
     for other in totals[1:]:
@@ -277,7 +282,12 @@ def peak_rss_mb() -> float:
         return next(round(int(line.split()[1]) * 1024 / 1e6, 1) for line in status if line.startswith("VmHWM"))
 
 
-CONTENDERS = {"ours": run_ours, "floor": run_floor, "sha256": run_sha256}
+CONTENDERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "ours": run_ours,
+    "floor": run_floor,
+    "one_thread": partial(run_floor, threads=1),
+    "sha256": run_sha256,
+}
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> dict[str, Any] | None:

@@ -141,17 +141,22 @@ def test_more_rounds_can_be_asked_for_when_resuming_and_nothing_else(plain: Path
         run(tmp_path / "b", resume=True)
 
 
+UNBOUNDED = {"max_examples_over_median": 0, "clip_norm_over_median": 0}
+"""Without the default bounds, which leave attackers little to do."""
+
+
 def test_a_robust_strategy_holds_against_attackers_that_ruin_the_mean(tmp_path: Path) -> None:
     attacked: dict[str, Any] = {"attack": "sign_flip:0.2", "rounds": 5, "partition": "iid", "cohort": 12}
-    mean = run(tmp_path / "mean", {"fit": {"epochs": 4}}, **attacked)
-    robust = run(tmp_path / "median", {"fit": {"epochs": 4}, "strategy": {"name": "median"}}, **attacked)
+    settings = {"fit": {"epochs": 4}, "checks": UNBOUNDED}
+    mean = run(tmp_path / "mean", settings, **attacked)
+    robust = run(tmp_path / "median", {**settings, "strategy": {"name": "median"}}, **attacked)
     assert mean.final.accuracy is not None
     assert robust.final.accuracy is not None
     assert robust.final.accuracy > mean.final.accuracy + 0.15
 
 
 def test_the_gate_keeps_the_base_when_attackers_make_the_model_worse(plain: Path, tmp_path: Path) -> None:
-    settings = {"gate": {"tolerance": 0.02}}
+    settings = {"gate": {"tolerance": 0.02}, "checks": UNBOUNDED}
     report = run(tmp_path / "gate", settings, bundle=plain / "model", attack="scale:0.3:-100", rounds=2)
     assert report.outcomes == {"held": 2}
     assert report.final == report.first == open_report(plain)[0].final
