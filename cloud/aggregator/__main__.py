@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from fedgrass.protocol.report import RoundReport
 
 log = Log("cloud.aggregator")
+
+_STOPPED = 128 + signal.SIGTERM
+_UNWIND_SECONDS = 30  # of the 120 that SageMaker gives a container
 
 
 def main(environment: Mapping[str, str]) -> int:
@@ -90,5 +94,24 @@ def _track(record: RoundRecord, report: RoundReport, bucket: Bucket) -> None:
         log.info("tracked", round=record.round, run=run)
 
 
+def obey_stop() -> None:
+    """End at SIGTERM: as a container's first process Python would ignore it, and work on until it is killed.
+
+    What runs is unwound, so that nothing stays announced. If that takes too long, the process ends as it is; whoever comes next
+    does what is left to do.
+    """
+
+    def stop(_signal: int, _frame: object) -> None:
+        signal.alarm(_UNWIND_SECONDS)
+        raise SystemExit(_STOPPED)
+
+    def give_up(_signal: int, _frame: object) -> None:
+        os._exit(_STOPPED)
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.signal(signal.SIGTERM, stop)
+
+
 if __name__ == "__main__":
+    obey_stop()
     sys.exit(main(os.environ))

@@ -11,19 +11,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from cloud.aggregator.deployment import history
+from cloud.ending.canaries import canary_arn, deploy_to_canaries, latest
+from cloud.ending.deployment import job_configuration
 from fedgrass.errors import ReleaseError
-from fedgrass.logs import Log
+from fedgrass.protocol.records import CanaryTrial
 from fedgrass.protocol.settings import Rollout
 
-log = Log(__name__)
+__all__ = ["Canaries", "CanaryError", "Heard", "job_configuration"]
 
 _LOOK_SECONDS = 1.0
-_FEWEST = 10
-"""Devices of the fleet that must have ended before the share of failures among them stops the rest."""
 
 
 class CanaryError(ReleaseError):
@@ -41,10 +39,11 @@ class CanaryError(ReleaseError):
 
 @dataclass(frozen=True)
 class Heard:
-    """How many canaries said what of the new model."""
+    """How many canaries said what of the new model, and how its round ended, if it did meanwhile."""
 
     active: int
     refused: int
+    ended: str = ""
 
 
 Ask = Callable[[Sequence[str], int], Heard]
@@ -58,6 +57,9 @@ class Canaries:
     ----------
     heard
         Asked again and again for what they said since they were given the model.
+    begin
+        Told who is going to get the model, before they do: whoever closes the round takes it back from them. Returns False if
+        the round has ended.
     """
 
     def __init__(
@@ -65,11 +67,13 @@ class Canaries:
         rollout: Rollout,
         heard: Ask,
         *,
+        begin: Callable[[CanaryTrial], bool] = lambda _: True,
         pause: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rollout = rollout
         self._heard = heard
+        self._begin = begin
         self._pause = pause
         self._clock = clock
 
@@ -83,22 +87,23 @@ class Canaries:
         CanaryError
             If too many refuse it, or none answers in time. They are then given what the fleet has.
         """
-        fleet = _latest(greengrass, fleet_arn)
+        fleet = latest(greengrass, fleet_arn)
         if fleet is None:
             return
-        group_arn = f"{fleet_arn.rpartition('/')[0]}/{self._rollout.canary_group}"
+        group_arn = canary_arn(fleet_arn, self._rollout.canary_group)
         pages = greengrass.get_paginator("list_core_devices").paginate(thingGroupArn=group_arn)
         things = sorted({device["coreDeviceThingName"] for page in pages for device in page["coreDevices"]})
         if not things:
             raise CanaryError(
                 f"canary group {group_arn}: holds no core device; add some, or clear rollout.canary_group"
             )
-        began = _deploy(greengrass, fleet, fleet_arn, group_arn, component, version)
+        had = fleet["components"].get(component, {}).get("componentVersion")
+        if not self._begin(CanaryTrial(target=group_arn, before=had)):
+            raise CanaryError(f"{component} {version}: the round ended before its canaries had it")
+        began = deploy_to_canaries(greengrass, fleet, fleet_arn, group_arn, component, version)
         reason = self._await(things, int(began.timestamp() * 1000))
         if reason:
-            had = fleet["components"].get(component, {}).get("componentVersion")
-            if had is not None:
-                _deploy(greengrass, fleet, fleet_arn, group_arn, component, had)
+            deploy_to_canaries(greengrass, fleet, fleet_arn, group_arn, component, had)
             raise CanaryError(f"{component} {version}: {reason}; it went no further than {group_arn}")
 
     def _await(self, things: Sequence[str], began_ms: int) -> str:
@@ -107,6 +112,8 @@ class Canaries:
         deadline = self._clock() + self._rollout.canary_seconds
         while True:
             heard = self._heard(things, began_ms)
+            if heard.ended:
+                return f"the round is {heard.ended}"
             answered = heard.active + heard.refused
             if heard.refused > self._rollout.abort_share * count:
                 return f"{heard.refused} of {count} canaries refused it"
@@ -116,49 +123,3 @@ class Canaries:
                 seconds = self._rollout.canary_seconds
                 return "" if heard.active else f"no canary made it active within {seconds} s"
             self._pause(_LOOK_SECONDS)
-
-
-def job_configuration(rollout: Rollout) -> dict[str, Any] | None:
-    """Return the ``iotJobConfiguration`` of the fleet's deployment; None where the settings ask for nothing."""
-    found: dict[str, Any] = {}
-    if rollout.per_minute is not None:
-        found["jobExecutionsRolloutConfig"] = {"maximumPerMinute": rollout.per_minute}
-    if rollout.abort_share > 0:
-        criterion = {
-            "failureType": "FAILED",
-            "action": "CANCEL",
-            "thresholdPercentage": round(100 * rollout.abort_share, 2),
-            "minNumberOfExecutedThings": _FEWEST,
-        }
-        found["abortConfig"] = {"criteriaList": [criterion]}
-    return found or None
-
-
-def _latest(greengrass: Any, target_arn: str) -> dict[str, Any] | None:
-    listed = history(greengrass, target_arn)
-    return dict(greengrass.get_deployment(deploymentId=listed[0])) if listed else None
-
-
-def _deploy(
-    greengrass: Any, fleet: dict[str, Any], fleet_arn: str, group_arn: str, component: str, version: str
-) -> datetime:
-    """Give the canaries the fleet's components with one version changed, unless they have just that; returns since when."""
-    components = dict(fleet["components"])
-    components[component] = {**components.get(component, {}), "componentVersion": version}
-    present = _latest(greengrass, group_arn)
-    if present is not None and present["components"] == components:
-        return _since(present)
-    made = greengrass.create_deployment(
-        targetArn=group_arn,
-        parentTargetArn=fleet_arn,
-        deploymentName=f"{fleet.get('deploymentName') or 'fedgrass'}-canaries",
-        components=components,
-        **({"deploymentPolicies": fleet["deploymentPolicies"]} if fleet.get("deploymentPolicies") else {}),
-    )
-    log.info("canaries", target=group_arn, version=version, deployment=made["deploymentId"])
-    return _since(greengrass.get_deployment(deploymentId=made["deploymentId"]))
-
-
-def _since(deployment: dict[str, Any]) -> datetime:
-    created: datetime = deployment["creationTimestamp"]
-    return created

@@ -1,7 +1,8 @@
 """A round's Processing job, from the update list to the report.
 
-Run again after a kill it gives the same result: the update list is pinned at the first run, the result depends on nothing
-else, publishing can be repeated, and a report that exists ends the job before it starts.
+It prepares all that a release needs, writes down what it proposes, makes that the round's outcome (`cloud.ending.outcome`), and
+only then deploys. Run again after a kill it gives the same result: the update list is pinned at the first run, the result depends
+on nothing else, a proposal that exists is the one that counts, and a report that exists ends the job before it starts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from cloud.aggregator.aggregate import Aggregation, aggregate, contribute
 from cloud.aggregator.canaries import CanaryError
 from cloud.aggregator.checks import EarlierRound, Expected
 from cloud.aggregator.collected import UpdateList, pin
-from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.download import download_bundle
 from cloud.aggregator.evaluate import load_evaluation_set, publish_best
 from cloud.aggregator.gate import decided, raised
@@ -28,13 +28,17 @@ from cloud.aggregator.judgement import judged_model
 from cloud.aggregator.late import earlier_rounds, late_updates
 from cloud.aggregator.listed import listed_updates
 from cloud.aggregator.privacy import beyond_budget, judged, noise_of
-from cloud.aggregator.release import FleetClients, release_of_round, upload
+from cloud.aggregator.release import FleetClients, prepare_round, upload
 from cloud.aggregator.report import Phases, ReportBuilder
 from cloud.aggregator.s3 import RoundUpdates
 from cloud.aggregator.server_state import load_state, publish_state
 from cloud.aggregator.strategies import Strategy, make_strategy
 from cloud.aggregator.strategies.trust import with_own_update
 from cloud.aggregator.trusted import own_update
+from cloud.ending.deployment import SupersededError
+from cloud.ending.finish import finish
+from cloud.ending.outcome import decide
+from cloud.ending.reports import find_proposal, proposal_key, write_first
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.errors import ReleaseError, TransferError
 from fedgrass.inference import write_bundle
@@ -45,6 +49,7 @@ from fedgrass.protocol.refusals import refusals_before
 from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, ReleaseEntry, RoundReport
 from fedgrass.protocol.roster import things_of_fleet
 from fedgrass.protocol.tables import load_round
+from fedgrass.protocol.tables import load_state as load_fleet_state
 from fedgrass.update.codecs import Floats
 
 
@@ -106,12 +111,20 @@ class RoundJob:
         Raises
         ------
         FedgrassError
-            If the round cannot be finished now; nothing half-published is left, and the job can be run again.
+            If the round cannot be finished now; the job can be run again.
         """
         finished = self._finished_report()
         if finished is not None:
             self._log.info("already_finished", outcome=finished.outcome)
             return finished
+        now = self._now()
+        if now.outcome is None and now.phase == "aggregating":
+            proposal = self._proposed() or self._propose(*self._found())
+            self._decide(proposal)
+        return self._concluded()
+
+    def _found(self) -> tuple[Outcome, str]:
+        """Aggregate, judge, and prepare the release; returns what the round's outcome should be."""
         strategy = make_strategy(self._record.settings.strategy)
         with self._phases.timed("base"):
             base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
@@ -124,7 +137,7 @@ class RoundJob:
             with self._phases.timed("privacy"):
                 self._report.privacy = judged(self._record.privacy)
             if passed := beyond_budget(self._report.privacy, self._record.settings.privacy):
-                return self._finish("held", passed)
+                return "held", passed
         with self._phases.timed("aggregate"):
             result = aggregate(
                 base,
@@ -144,8 +157,7 @@ class RoundJob:
             self._log.warning(
                 "quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
             )
-        outcome, reason = self._outcome(base, result)
-        return self._finish(outcome, reason)
+        return self._outcome(base, result)
 
     def contribute(self) -> None:
         """Do the part of an instance that is not the first: nothing, if the round has its report already."""
@@ -248,11 +260,6 @@ class RoundJob:
         outcome, reason = decided(self._record.settings, self._record.round, verdict, before, after)
         if outcome == "held":
             return self._hold(new, reason)
-        phase = load_round(self._clients.rounds, self._record.fleet, self._record.round).phase
-        if phase != "aggregating":
-            return self._hold(
-                new, f"the round is not aggregating any more, but {phase}: nothing is released after its end"
-            )
         if outcome == "advanced":
             with self._phases.timed("release"):
                 self._publish_with(new)
@@ -260,7 +267,7 @@ class RoundJob:
             return outcome, reason
         try:
             with self._phases.timed("release"):
-                self._release(new)
+                self._prepare(new)
         except (SupersededError, CanaryError) as error:
             return self._hold(new, str(error))
         return outcome, reason
@@ -290,20 +297,58 @@ class RoundJob:
             best = raised(self._report.best, self._report.evaluation, self._report.best.evaluation_set)
             publish_best(self._bucket, prefix, best)
 
-    def _release(self, new: Bundle) -> None:
+    def _prepare(self, new: Bundle) -> None:
         self._publish_with(new)
-        used = self._report.aggregation.updates if self._report.aggregation else ()
-        released = release_of_round(
-            new, self._clients, self._record, participants=len(used), evaluation=self._report.evaluation
-        )
-        if released.deployment_id is None:
-            raise ReleaseError(f"{released.target_arn}: no deployment was made")
+        _, component_arn = prepare_round(new, self._clients, self._record)
+        # Whoever deploys it adds the deployment.
         self._report.release = ReleaseEntry(
-            component_arn=released.component_arn,
-            deployment_id=released.deployment_id,
-            target_arn=released.target_arn,
-            model_package_arn=released.model_package_arn,
+            component_arn=component_arn, deployment_id="", target_arn=self._clients.thing_group_arn
         )
+
+    def _now(self) -> RoundRecord:
+        return load_round(self._clients.rounds, self._record.fleet, self._record.round)
+
+    def _proposed(self) -> RoundReport | None:
+        """Return what an earlier run proposed: its canaries, and its devices, have spoken."""
+        proposal = find_proposal(self._bucket.client, self._bucket.name, self._record)
+        if proposal is not None:
+            self._log.info("already_proposed", outcome=proposal.outcome)
+        return proposal
+
+    def _propose(self, outcome: Outcome, reason: str) -> RoundReport:
+        report = self._report.build(outcome, reason, self._clock())
+        key = proposal_key(report.fleet, report.round)
+        return write_first(self._bucket.client, self._bucket.name, key, self._record, report)
+
+    def _decide(self, proposal: RoundReport) -> None:
+        """Make what was proposed the round's outcome, unless it has one."""
+        if decide(self._clients.rounds, self._record, proposal) == "superseded":
+            current = load_fleet_state(self._clients.rounds, self._record.fleet).model
+            found = current.version if current is not None else "none"
+            reason = (
+                f"the fleet's model is {found} now and not {self._record.base.version}, from which the round started"
+            )
+            decide(
+                self._clients.rounds, self._record, proposal.model_copy(update={"outcome": "held", "reason": reason})
+            )
+
+    def _concluded(self) -> RoundReport:
+        """Do what the round's outcome asks for, whoever wrote it, and return the report."""
+        now = self._now()
+        report = finish(self._clients.place, now)
+        if report is None:
+            ended = f"{now.outcome}: {now.reason}" if now.outcome else now.phase
+            reason = f"the round is not aggregating any more, but {ended}; nothing is released after its end"
+            self._log.warning("too_late", reason=reason)
+            return self._report.build("held", reason, self._clock())
+        self._log.info(
+            "finished",
+            outcome=report.outcome,
+            reason=report.reason,
+            updates=len(report.updates),
+            seconds=report.seconds,
+        )
+        return report
 
     def _finished_report(self) -> RoundReport | None:
         key = report_key(self._record.fleet, self._record.round)
@@ -319,10 +364,4 @@ class RoundJob:
                 f"{self._bucket.uri(key)}: is of another round {self._record.round}, from base {report.base.version}. "
                 "An earlier fleet of this name left it: move reports/, updates/ and models/ of that fleet away"
             )
-        return report
-
-    def _finish(self, outcome: Outcome, reason: str) -> RoundReport:
-        report = self._report.build(outcome, reason, self._clock())
-        self._bucket.write(report_key(report.fleet, report.round), report.to_json())
-        self._log.info("finished", outcome=outcome, reason=reason, updates=len(report.updates), seconds=report.seconds)
         return report

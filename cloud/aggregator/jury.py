@@ -13,12 +13,13 @@ from datetime import datetime, timedelta
 from statistics import median_low
 from typing import Any
 
-from fedgrass.protocol.messages import Announcement, Base, Upload
-from fedgrass.protocol.names import round_topic, update_prefix
-from fedgrass.protocol.records import Participation, RoundRecord, round_key
+from cloud.ending.announcement import announce
+from fedgrass.protocol.messages import Base
+from fedgrass.protocol.records import Participation, Question, RoundRecord, round_key
 from fedgrass.protocol.report import Evaluation
 from fedgrass.protocol.settings import Checks
 from fedgrass.protocol.tables import Table, load_round
+from fedgrass.protocol.writes import change, update_item
 
 _LOOK_SECONDS = 2.0
 
@@ -56,44 +57,36 @@ class Jury:
         record = self._load()
         if enough(record):
             return record
-        self._put(announced=True, judging=True)  # before it is: whoever closes the round withdraws what is announced
-        self._publish(self._announcement(model).encode())
-        deadline = self._clock() + record.settings.gate.devices_seconds
+        now = self._now()
+        deadline = now + timedelta(seconds=record.settings.gate.devices_seconds)
+        question = Question(model=model, asked_at=now, deadline=deadline)
+        self._change(put={"question": question.model_dump(mode="json"), "judging": True})
+        end = self._clock() + record.settings.gate.devices_seconds
         try:
-            while not enough(record := self._load()) and record.phase == "aggregating" and self._clock() < deadline:
+            self._announce()
+            while not enough(record := self._load()) and _waits(record) and self._clock() < end:
                 self._pause(_LOOK_SECONDS)
         finally:
-            self._publish(b"")
-            self._put(announced=False)
+            self._change(remove=["question"])
+            self._announce()
         return record
-
-    def _announcement(self, model: Base) -> Announcement:
-        record, now = self._record, self._now()
-        return Announcement(
-            fleet=record.fleet,
-            round=record.round,
-            task="evaluate",
-            opened_at=now,
-            deadline=now + timedelta(seconds=record.settings.gate.devices_seconds),
-            base=model,
-            compare=record.base,
-            cohort=record.cohort,
-            upload=Upload(bucket=self._bucket, prefix=update_prefix(record.fleet, record.round)),
-        )
 
     def _load(self) -> RoundRecord:
         return load_round(self._rounds, self._record.fleet, self._record.round)
 
-    def _publish(self, payload: bytes) -> None:
-        self._iot_data.publish(topic=round_topic(self._record.fleet), qos=1, retain=True, payload=payload)
+    def _announce(self) -> None:
+        announce(self._rounds, self._iot_data, self._record.fleet, self._bucket, alone=self._record.round)
 
-    def _put(self, **flags: bool) -> None:
-        self._rounds.update_item(
+    def _change(self, **clauses: Any) -> None:
+        update_item(
+            self._rounds,
             Key={"fleet": self._record.fleet, "key": round_key(self._record.round)},
-            UpdateExpression="SET " + ", ".join(f"#{name} = :{name}" for name in flags),
-            ExpressionAttributeNames={f"#{name}": name for name in flags},
-            ExpressionAttributeValues={f":{name}": value for name, value in flags.items()},
+            **change(**clauses),
         )
+
+
+def _waits(record: RoundRecord) -> bool:
+    return record.phase == "aggregating" and record.outcome is None
 
 
 def enough(record: RoundRecord) -> bool:

@@ -66,7 +66,9 @@ def late_updates(
 
 
 def _had_a_turn(bucket: Bucket, record: RoundRecord) -> list[tuple[str, str]]:
-    """Return key and ETag of the updates that a round's report disposes of."""
+    """Return key and ETag of the updates that a round's report disposes of: the record says whether it was one that counts."""
+    if record.outcome in {"failed", "cancelled"}:
+        return []
     key = report_key(record.fleet, record.round)
     content = bucket.read(key, max_bytes=MAX_REPORT_BYTES)
     if content is None:

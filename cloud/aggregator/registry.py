@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from cloud.aggregator.s3 import Bucket
+from cloud.ending.registration import ARCHIVE, archive_key, register
 from fedgrass.bundle import MANIFEST, Bundle
-from fedgrass.protocol.names import model_prefix, report_key
 from fedgrass.protocol.records import RoundRecord
-from fedgrass.protocol.report import Evaluation
+from fedgrass.protocol.report import Evaluation, ModelEntry
 
-ARCHIVE = "model.tar.gz"
-_MAX_VALUE = 256  # characters of a metadata property
+__all__ = ["ARCHIVE", "Registry", "pack", "store_archive"]
 
 
 @dataclass(frozen=True)
@@ -45,51 +44,30 @@ class Registry:
         self, bundle: Bundle, bucket: Bucket, record: RoundRecord, *, participants: int, evaluation: Evaluation | None
     ) -> str:
         """Register the round's model, once; returns the package's ARN."""
-        description = f"{record.fleet} {bundle.manifest.version}"
-        found = self._find(description)
-        if found is not None:
-            return found
-        key = model_prefix(record.fleet, bundle.manifest.version) + ARCHIVE
-        with tempfile.TemporaryDirectory(prefix="fedgrass-") as folder:
-            packed = Path(folder) / ARCHIVE
-            pack(bundle, packed)
-            bucket.publish(key, packed)
-        properties = {
-            "fleet": record.fleet,
-            "round": str(record.round),
-            "version": bundle.manifest.version,
-            "base_version": record.base.version,
-            "parameters_sha256": bundle.manifest.parameters_sha256,
-            "graph_sha256": bundle.manifest.graph_sha256,
-            "strategy": record.settings.strategy.name,
-            "participants": str(participants),
-            "report": bucket.uri(report_key(record.fleet, record.round)),
-            "execution": record.execution,
-        }
-        if evaluation is not None:
-            properties |= {"loss": f"{evaluation.loss:.6g}", "examples": str(evaluation.examples)}
-            if evaluation.accuracy is not None:
-                properties["accuracy"] = f"{evaluation.accuracy:.6g}"
-        made = self.sagemaker.create_model_package(
-            ModelPackageGroupName=self.group,
-            ModelPackageDescription=description,
-            ModelApprovalStatus="Approved",  # the round's gate or a person passed it
-            InferenceSpecification={
-                "Containers": [{"Image": self.image, "ModelDataUrl": bucket.uri(key), "Framework": "TENSORFLOW"}],
-                "SupportedContentTypes": ["application/x-npy"],
-                "SupportedResponseMIMETypes": ["application/x-npy"],
-            },
-            CustomerMetadataProperties={name: value[:_MAX_VALUE] for name, value in properties.items()},
+        store_archive(bundle, bucket, record.fleet)
+        model = ModelEntry(
+            version=bundle.manifest.version,
+            parameters_sha256=bundle.manifest.parameters_sha256,
+            graph_sha256=bundle.manifest.graph_sha256,
         )
-        return str(made["ModelPackageArn"])
+        return register(
+            self.sagemaker,
+            self.group,
+            self.image,
+            bucket.name,
+            record,
+            model,
+            participants=participants,
+            evaluation=evaluation,
+        )
 
-    def _find(self, description: str) -> str | None:
-        pages = self.sagemaker.get_paginator("list_model_packages").paginate(ModelPackageGroupName=self.group)
-        for page in pages:
-            for package in page["ModelPackageSummaryList"]:
-                if package.get("ModelPackageDescription") == description:
-                    return str(package["ModelPackageArn"])
-        return None
+
+def store_archive(bundle: Bundle, bucket: Bucket, fleet: str) -> None:
+    """Put the bundle's archive beside its files; safe to repeat."""
+    with tempfile.TemporaryDirectory(prefix="fedgrass-") as folder:
+        packed = Path(folder) / ARCHIVE
+        pack(bundle, packed)
+        bucket.publish(archive_key(fleet, bundle.manifest.version), packed)
 
 
 def pack(bundle: Bundle, path: Path) -> None:

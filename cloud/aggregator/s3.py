@@ -38,6 +38,11 @@ class Bucket:
         self._client = client
         self.name = name
 
+    @property
+    def client(self) -> Any:
+        """The boto3 client beneath."""
+        return self._client
+
     def uri(self, key: str) -> str:
         """Return the address that recipes use."""
         return f"s3://{self.name}/{key}"
@@ -63,6 +68,17 @@ class Bucket:
         except (BotoCoreError, OSError) as error:
             raise _failed(f"reading {self.uri(key)}", error) from error
         return content
+
+    def size(self, key: str) -> int | None:
+        """Return an object's size in bytes; None if there is no such object."""
+        try:
+            return int(self._client.head_object(Bucket=self.name, Key=key)["ContentLength"])
+        except ClientError as error:
+            if _code(error) in {"404", "NoSuchKey", "NotFound"}:
+                return None
+            raise _failed(f"reading {self.uri(key)}", error) from error
+        except BotoCoreError as error:
+            raise _failed(f"reading {self.uri(key)}", error) from error
 
     def download(self, key: str, path: Path, *, size: int, sha256: str) -> None:
         """Fetch an object whose size and digest are known into ``path``."""

@@ -17,13 +17,15 @@ DEFINITION = ROOT / "cloud/rounds/state_machine.asl.json"
 
 _FUNCTIONS = (
     "cloud/__init__.py",
+    "cloud/ending/*.py",
     "cloud/rounds/*.py",
     "fedgrass/__init__.py",
     "fedgrass/errors.py",
     "fedgrass/references.py",
     "fedgrass/protocol/*.py",
+    "fedgrass/references.py",
 )
-_IMAGE = ("cloud/__init__.py", "cloud/aggregator/**/*", "cloud/silo/**/*", "fedgrass/**/*.py")
+_IMAGE = ("cloud/__init__.py", "cloud/aggregator/**/*", "cloud/ending/*.py", "cloud/silo/**/*", "fedgrass/**/*.py")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold
 
 # As in the template; boto3 is part of Lambda's runtime.

@@ -5,19 +5,22 @@ A stopped execution runs no Catch, and a failed one may fail in this very functi
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 from botocore.exceptions import ClientError
 from pydantic import BaseModel, Field
 
+from cloud.ending.outcome import end
+from cloud.rounds.changes import change
 from cloud.rounds.closing import close
-from cloud.rounds.events import tell
-from cloud.rounds.record_report import adopt, find_report
 from cloud.rounds.services import Services, connect, own_services
-from fedgrass.errors import AggregationError
-from fedgrass.protocol.records import RoundOutcome, RoundRecord
+from fedgrass.protocol.records import STATE_KEY, RoundOutcome, RoundRecord, ended_key
 from fedgrass.protocol.tables import load_round, load_state
+from fedgrass.protocol.writes import put_item, update_item
+
+_NOTED_SECONDS = 7 * 86_400  # longer than any function of an ended execution goes on
 
 
 class Failure(BaseModel):
@@ -43,7 +46,7 @@ class ExecutionEnd(BaseModel):
     cause: str | None = None
 
 
-connect("rounds", "iot_data")
+connect("rounds", "iot_data", "s3", "greengrass", "sagemaker")
 
 
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
@@ -71,15 +74,35 @@ def execution_ended(services: Services, end: ExecutionEnd) -> None:
 
 
 def abort(services: Services, execution: str, *, outcome: RoundOutcome, reason: str) -> None:
-    """End the round that ``execution`` holds open; does nothing if it holds none."""
-    lock = load_state(services.rounds, services.fleet).open
-    if lock is None or lock.execution != execution:
+    """End the round that ``execution`` holds open, and let it open none any more; does nothing if it holds none.
+
+    What the round's job decided before stays: then what that asks for is done, and the round is closed as it is.
+    """
+    # First: an opening that is on its way sees either this, or is seen below.
+    _note_end(services, execution)
+    state = load_state(services.rounds, services.fleet)
+    if state.reserved == execution:
+        give_up_reservation(services, execution)
+    if state.open is None or state.open.execution != execution:
         return
-    record = load_round(services.rounds, services.fleet, lock.round)
-    if record.job is not None:
+    record = load_round(services.rounds, services.fleet, state.open.round)
+    record = end(services.rounds, record, outcome, reason)
+    if record.job is not None and record.outcome in {"cancelled", "failed"}:
         _stop(services, record)
-        _keep_release(services, record)
-    close(services, record.round, outcome, reason[:1000])
+    close(services, record.round, outcome, reason[:1000], whatever_happens=True)
+
+
+def _note_end(services: Services, execution: str) -> None:
+    expires = int(services.now().timestamp()) + _NOTED_SECONDS
+    put_item(services.rounds, Item={"fleet": services.fleet, "key": ended_key(execution), "expires": expires})
+
+
+def give_up_reservation(services: Services, execution: str) -> None:
+    """Let others open a round, if the next was this execution's."""
+    table = services.rounds
+    with contextlib.suppress(table.meta.client.exceptions.ConditionalCheckFailedException):  # it has gone on, or ended
+        freed = change(remove=["reserved"], condition="#reserved = :execution", values={":execution": execution})
+        update_item(table, Key={"fleet": services.fleet, "key": STATE_KEY}, **freed)
 
 
 def in_words(cause: str) -> str:
@@ -92,22 +115,9 @@ def in_words(cause: str) -> str:
 
 
 def _stop(services: Services, record: RoundRecord) -> None:
-    if record.phase != "aggregating":
-        return
     try:
         services.sagemaker.stop_processing_job(ProcessingJobName=record.job)
     except ClientError as error:
         # Ended already, or never started.
         if error.response["Error"]["Code"] not in {"ValidationException", "ResourceNotFound"}:
             raise
-
-
-def _keep_release(services: Services, record: RoundRecord) -> None:
-    """A model that was released before the end came is the fleet's current one all the same."""
-    try:
-        report = find_report(services, record)
-    except AggregationError as error:
-        tell("report_ignored", fleet=record.fleet, round=record.round, reason=str(error))
-        return
-    if report is not None:
-        adopt(services, report)

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cloud.rounds.events import tell
+from cloud.ending.events import tell
+from cloud.ending.finish import restore_canaries
 from cloud.rounds.services import Services, connect, own_services
 from cloud.rounds.tokens import fail, succeed
 from fedgrass.errors import AggregationError
@@ -29,13 +30,29 @@ def handler(event: dict[str, Any], _context: object) -> None:
 
 
 def aggregation_ended(services: Services, event: JobEvent) -> None:
-    """Settle the open round if the event is of its job; any other job is none of its business."""
+    """Settle the open round if the event is of its job; any other job is none of its business.
+
+    The job of a round that is closed may have given its canaries a model in its last moment: now it gives none any more.
+    """
+    name = str(event.detail.get("ProcessingJobName"))
     state = load_state(services.rounds, services.fleet)
-    if state.open is None:
+    if state.open is not None:
+        record = load_round(services.rounds, services.fleet, state.open.round)
+        if record.job == name:
+            settle(services, record, event.detail)
+            return
+    number = _round_of(name)
+    if number is None or number > state.last:
         return
-    record = load_round(services.rounds, services.fleet, state.open.round)
-    if record.job is not None and record.job == event.detail.get("ProcessingJobName"):
-        settle(services, record, event.detail)
+    record = load_round(services.rounds, services.fleet, number)
+    if record.job == name and record.phase == "closed":
+        restore_canaries(services.place, record)
+
+
+def _round_of(name: str) -> int | None:
+    """Return the number in a job's name (`cloud.rounds.start_aggregation.job_name`); None if it is none of ours."""
+    parts = name.split("-")
+    return int(parts[-2]) if len(parts) > 3 and parts[-2].isdecimal() else None
 
 
 def settle(services: Services, record: RoundRecord, job: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from cloud.rounds.closing import close
 from cloud.rounds.services import Services, connect, own_services
 from fedgrass.protocol.names import RoundNumber
+from fedgrass.protocol.tables import load_round
 
 
 class CloseRequest(BaseModel):
@@ -19,7 +20,7 @@ class CloseRequest(BaseModel):
     results: list[dict[str, Any]] = Field(default_factory=list)
 
 
-connect("rounds", "iot_data")
+connect("rounds", "iot_data", "s3", "greengrass")
 
 
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
@@ -29,7 +30,9 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
 
 def close_round(services: Services, request: CloseRequest) -> dict[str, Any]:
     """Close the round; returns all results so far and whether another round is to follow."""
-    record = close(services, request.round)
+    more = len(request.results) + 1 < request.rounds
+    record = load_round(services.rounds, services.fleet, request.round)
+    record = close(services, request.round, reserve=record.execution if more else None)
     results = [
         *request.results,
         record.model_dump(
@@ -38,4 +41,4 @@ def close_round(services: Services, request: CloseRequest) -> dict[str, Any]:
             exclude_none=True,
         ),
     ]
-    return {"results": results, "more": len(results) < request.rounds}
+    return {"results": results, "more": more}

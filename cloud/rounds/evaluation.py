@@ -6,7 +6,7 @@ an example count weighs no more than the fleet's settings allow, and that is all
 
 from __future__ import annotations
 
-from cloud.rounds.changes import change_round
+from cloud.ending.outcome import end
 from cloud.rounds.services import Services
 from fedgrass.errors import MessageError
 from fedgrass.protocol.messages import UpdateNotice
@@ -32,19 +32,16 @@ def sums(notice: UpdateNotice, max_examples: int) -> dict[str, float]:
     return added
 
 
-def record_evaluation(services: Services, record: RoundRecord) -> None:
-    """Make the sums the round's figures and outcome."""
+def record_evaluation(services: Services, record: RoundRecord) -> RoundRecord:
+    """Make the sums the round's figures and outcome, unless it has one; returns the record as it is then."""
     examples = record.evaluated_examples
     loss, correct = record.evaluated_loss, record.evaluated_correct
-    change_round(
+    return end(
         services.rounds,
-        record.fleet,
-        record.round,
-        put={
-            "outcome": "evaluated",
-            "reason": f"model {record.base.version} on {examples} examples of {record.contributed} devices",
-            "participants": record.contributed,
-            "loss": None if loss is None else loss / examples,
-            "accuracy": None if correct is None else correct / examples,
-        },
+        record,
+        "evaluated",
+        f"model {record.base.version} on {examples} examples of {record.contributed} devices",
+        participants=record.contributed,
+        loss=None if loss is None else loss / examples,
+        accuracy=None if correct is None else correct / examples,
     )

@@ -11,22 +11,33 @@ from typing import Any
 from botocore.exceptions import ClientError
 from pydantic import BaseModel, Field
 
-from cloud.rounds.abort_round import abort
-from cloud.rounds.announcement import announce
+from cloud.ending.events import tell
+from cloud.ending.finish import finish_by_hand
+from cloud.rounds.abort_round import abort, give_up_reservation
+from cloud.rounds.announcement import announce_round
 from cloud.rounds.changes import change, transact
-from cloud.rounds.events import tell
 from cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import next_version
 from fedgrass.protocol.privacy import PrivacyLedger
-from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord
+from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord, ended_key
 from fedgrass.protocol.roster import may_count, write_roster
 from fedgrass.protocol.settings import FleetSettings
-from fedgrass.protocol.tables import FleetMember, fleet_members, load_round, load_settings, load_state
+from fedgrass.protocol.tables import (
+    FleetMember,
+    fleet_members,
+    free_hand,
+    load_round,
+    load_settings,
+    load_state,
+)
 
 _DRAWS = 200
+_ENDED = 2  # the transaction's third action
+_RUNNING = frozenset({"RUNNING", "PENDING_REDRIVE"})
+_FORGOTTEN = "forgotten"
 _PROVISIONING_SECONDS = 900  # a Processing job's own limit counts from when its machine is there
 
 
@@ -38,7 +49,7 @@ class OpenRequest(BaseModel):
     results: list[dict[str, Any]] = Field(default_factory=list)
 
 
-connect("rounds", "devices", "iot_data")
+connect("rounds", "devices", "iot_data", "step_functions")
 
 
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
@@ -65,10 +76,10 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
     if state.open and state.open.execution == request.execution:
         record = load_round(services.rounds, services.fleet, state.open.round)
     else:
-        if state.open:
-            _take_over(services, state.open)
+        _take_over(services, state)
         record = _open(services, request, settings)
-    announce(services, record)
+    announce_round(services)
+    _close_if_ended(services, record)
     tell("round_opened", fleet=record.fleet, round=record.round, asked=record.asked, base=record.base.version)
     return {
         "round": record.round,
@@ -111,6 +122,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         raise RoundRefusedError(_too_few(fleet, members, alive, able, settings.min_devices))
     cohort, asked = draw_cohort(able, settings.fraction, settings.min_updates, fleet)
     state = load_state(services.rounds, fleet)
+    _refuse_reserved(services, state, request.execution)
     if state.model is None:
         raise RoundRefusedError(
             f"fleet {fleet!r} has no model to start from; publish one with `fedgrass model publish DIR`"
@@ -162,10 +174,13 @@ def _charged(fleet: str, ledger: PrivacyLedger, settings: FleetSettings) -> Priv
 
 
 def _take_lock(services: Services, state: FleetState, model: Base, record: RoundRecord) -> bool:
-    """Write lock and record together, if nobody did since ``state`` was read."""
+    """Write lock and record together, if nobody did since ``state`` was read, and the execution is not known to have ended."""
     lock = OpenRound(round=record.round, execution=record.execution, opened_at=record.opened_at)
-    condition = "attribute_not_exists(#open) AND #model.#version = :version AND "
-    values: dict[str, Any] = {":version": model.version}
+    condition = (
+        "attribute_not_exists(#open) AND attribute_not_exists(#hand) AND #model.#version = :version AND "
+        "(attribute_not_exists(#reserved) OR #reserved = :execution) AND "
+    )
+    values: dict[str, Any] = {":version": model.version, ":execution": record.execution}
     if state.last:
         condition += "#last = :last"
         values[":last"] = state.last
@@ -174,34 +189,82 @@ def _take_lock(services: Services, state: FleetState, model: Base, record: Round
     put = {"open": lock.model_dump(mode="json"), "last": record.round}
     if record.privacy is not None:
         put["privacy"] = record.privacy.model_dump(mode="json")
-    take = change(put=put, condition=condition, values=values)
+    take = change(put=put, remove=["reserved"], condition=condition, values=values)
     table = services.rounds
+    ended = {"fleet": record.fleet, "key": ended_key(record.execution)}
     refused = transact(
         table,
         [
             {"Update": {"TableName": table.name, "Key": {"fleet": record.fleet, "key": STATE_KEY}, **take}},
             {"Put": {"TableName": table.name, "Item": record.to_item()}},
+            {
+                "ConditionCheck": {
+                    "TableName": table.name,
+                    "Key": ended,
+                    "ConditionExpression": "attribute_not_exists(#key)",
+                    "ExpressionAttributeNames": {"#key": "key"},
+                }
+            },
         ],
     )
+    if refused == _ENDED:
+        raise RoundRefusedError(f"execution {record.execution} has ended: it opens no round any more")
     return refused is None
 
 
-def _take_over(services: Services, holder: OpenRound) -> None:
-    """Close a round whose execution is gone; raises `RoundRefusedError` if it still runs."""
+def _take_over(services: Services, state: FleetState) -> None:
+    """End what an execution, or a person, that is gone has left; raises `RoundRefusedError` if it still holds the fleet."""
+    fleet = services.fleet
+    if state.open is not None:
+        status = _status(services, state.open.execution)
+        if status in _RUNNING:
+            raise RoundRefusedError(_is_open(fleet, state.open))
+        abort(
+            services,
+            state.open.execution,
+            outcome="cancelled" if status == "ABORTED" else "failed",
+            reason=f"its execution ended ({status}) without closing it",
+        )
+    if state.hand is not None:
+        if state.hand.until >= services.now().timestamp():
+            raise RoundRefusedError(
+                f"fleet {fleet!r}: a person has model {state.hand.version} in hand ({state.hand.action}); start again when "
+                "that is done"
+            )
+        finish_by_hand(services.place, state.hand.version)
+        free_hand(services.rounds, fleet, state.hand)
+
+
+def _refuse_reserved(services: Services, state: FleetState, execution: str) -> None:
+    """Raise `RoundRefusedError` between two rounds of another execution; one that has ended gives way."""
+    if state.reserved is None or state.reserved == execution:
+        return
+    if _status(services, state.reserved) in _RUNNING:
+        raise RoundRefusedError(
+            f"fleet {services.fleet!r}: execution {state.reserved} has more rounds to run; wait for it, or stop it"
+        )
+    give_up_reservation(services, state.reserved)
+
+
+def _close_if_ended(services: Services, record: RoundRecord) -> None:
+    """A stopped execution's event may be lost, or have come too early: then nobody else would close its round."""
+    status = _status(services, record.execution)
+    if status not in {*_RUNNING, _FORGOTTEN}:
+        abort(
+            services,
+            record.execution,
+            outcome="cancelled" if status == "ABORTED" else "failed",
+            reason=f"its execution had ended ({status}) when it opened",
+        )
+
+
+def _status(services: Services, execution: str) -> str:
     try:
-        status = services.step_functions.describe_execution(executionArn=holder.execution)["status"]
+        return str(services.step_functions.describe_execution(executionArn=execution)["status"])
     except ClientError as error:
         if error.response["Error"]["Code"] != "ExecutionDoesNotExist":
             raise
-        status = "forgotten"
-    if status in {"RUNNING", "PENDING_REDRIVE"}:
-        raise RoundRefusedError(_is_open(services.fleet, holder))
-    abort(
-        services,
-        holder.execution,
-        outcome="cancelled" if status == "ABORTED" else "failed",
-        reason=f"its execution ended ({status}) without closing it",
-    )
+        return _FORGOTTEN
 
 
 def _is_open(fleet: str, holder: OpenRound) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from cloud.rounds.events import tell
+from cloud.ending.events import tell
 from cloud.rounds.metrics import measure
 from cloud.rounds.services import Services, connect, own_services
 from fedgrass.protocol.roster import is_of_fleet

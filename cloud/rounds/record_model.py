@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from cloud.ending.events import tell
 from cloud.rounds.await_rollout import complete_rollout
 from cloud.rounds.changes import change, transact
-from cloud.rounds.events import tell
 from cloud.rounds.notices import Delivery, read_notice
 from cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import MessageError, RecordError
@@ -16,6 +16,7 @@ from fedgrass.protocol.names import version_order
 from fedgrass.protocol.records import MODEL_SUFFIX, DeviceModel, RoundRecord, participation_key, round_key
 from fedgrass.protocol.roster import is_of_fleet, may_count, presence
 from fedgrass.protocol.tables import load_round, load_settings
+from fedgrass.protocol.writes import put_item
 
 _KEPT_SECONDS = 400 * 86_400
 _ATTEMPTS = 5
@@ -88,7 +89,8 @@ def _record_with_device(services: Services, notice: ModelNotice, delivery: Deliv
     ).to_item()
     table = services.devices
     with contextlib.suppress(table.meta.client.exceptions.ConditionalCheckFailedException):  # a newer word is there
-        table.put_item(
+        put_item(
+            table,
             Item=item,
             ConditionExpression="attribute_not_exists(received_at) OR received_at <= :received_at",
             ExpressionAttributeValues={":received_at": delivery.received_at},

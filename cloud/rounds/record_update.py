@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from cloud.ending.events import tell
 from cloud.rounds.await_updates import complete_collecting
 from cloud.rounds.changes import change, transact
 from cloud.rounds.evaluation import check_figures, sums
-from cloud.rounds.events import tell
 from cloud.rounds.judging import answers_judging, check_judgement, record_judgement
 from cloud.rounds.notices import Delivery, read_notice
 from cloud.rounds.services import Services, connect, own_services

@@ -11,6 +11,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
+from cloud.ending.place import Place
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.tables import Table
 
@@ -92,6 +93,27 @@ class Services:
     def s3(self) -> Any:
         """Client of S3."""
         return self._client("s3")
+
+    @cached_property
+    def greengrass(self) -> Any:
+        """Client of Greengrass."""
+        return self._client("greengrassv2")
+
+    @cached_property
+    def place(self) -> Place:
+        """What is needed to end a round."""
+        return Place(
+            fleet=self.fleet,
+            rounds=self.rounds,
+            s3=self.s3,
+            bucket=self.bucket,
+            greengrass=self.greengrass,
+            thing_group_arn=self.setting("FEDGRASS_THING_GROUP_ARN"),
+            model_component=self.setting("FEDGRASS_MODEL_COMPONENT"),
+            sagemaker=self.sagemaker,
+            package_group=self.setting("FEDGRASS_MODEL_PACKAGE_GROUP"),
+            image=self.setting("FEDGRASS_IMAGE"),
+        )
 
     @cached_property
     def _dynamodb(self) -> Any:

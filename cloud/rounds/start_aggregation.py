@@ -7,17 +7,17 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
+from cloud.ending.events import tell
+from cloud.ending.outcome import end
 from cloud.rounds.aggregation_ended import settle
-from cloud.rounds.announcement import withdraw
+from cloud.rounds.announcement import announce_round
 from cloud.rounds.await_updates import TokenRequest
 from cloud.rounds.changes import change_round
 from cloud.rounds.evaluation import record_evaluation
-from cloud.rounds.events import tell
 from cloud.rounds.services import Services, connect, own_services
 from cloud.rounds.tokens import succeed
 from fedgrass.errors import RecordError
 from fedgrass.protocol.records import RoundRecord
-from fedgrass.protocol.tables import load_round
 
 connect("rounds", "iot_data", "sagemaker", "step_functions")
 
@@ -34,7 +34,6 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
     either where devices evaluated only.
     """
     fleet = services.fleet
-    withdraw(services, load_round(services.rounds, fleet, request.round))
     record = change_round(
         services.rounds,
         fleet,
@@ -46,15 +45,16 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
     )
     if record is None:
         raise RecordError(f"round {request.round} of fleet {fleet!r} is past its aggregation")
-    if record.contributed < record.settings.min_updates:
+    announce_round(services)
+    if record.outcome is None and record.contributed < record.settings.min_updates:
         reason = f"{record.uploaded} of {record.asked} devices sent an update, {record.settings.min_updates} are needed"
         if record.joined:
             reason += f"; {record.joined} that were not asked did"
-        change_round(services.rounds, fleet, record.round, put={"outcome": "insufficient_updates", "reason": reason})
-        succeed(services.step_functions, request.token, {"job": "not_needed"})
-        return
-    if record.settings.task == "evaluate":
-        record_evaluation(services, record)
+        record = end(services.rounds, record, "insufficient_updates", reason)
+    elif record.outcome is None and record.settings.task == "evaluate":
+        record = record_evaluation(services, record)
+    if record.outcome is not None:
+        # Decided just now or by an earlier attempt; or somebody is ending the round.
         succeed(services.step_functions, request.token, {"job": "not_needed"})
         return
     name = job_name(record)

@@ -11,6 +11,7 @@ rounds    fleet,key   ``round#000007``                  `RoundRecord`
 rounds    fleet,key   ``round#000007#<thing>``          `Participation`: one device's part in the round
 rounds    fleet,key   ``roster#000007#<salt>#<n>``      some names of who was there at its opening (`fedgrass.protocol.roster`)
 rounds    fleet,key   ``refused#<thing>``               `fedgrass.protocol.refusals.Refusals`: what was refused of a device
+rounds    fleet,key   ``ended#<execution>``             an execution that ended early and opens no round any more
 rounds    fleet,key   ``reply#<thing>#<id>``            a device's `Reply` to a command, as it came, by the topic rule
 ========= =========== ================================= ==========================================================
 
@@ -100,13 +101,52 @@ class OpenRound(Record):
     opened_at: AwareDatetime
 
 
+class HandLock(Record):
+    """A person's hold on the fleet while a model is released or brought back by hand: no round opens meanwhile.
+
+    It is void after ``until`` (epoch seconds): its process is gone then, and whoever comes next does what it left undone.
+    """
+
+    action: str
+    version: Version
+    holder: str
+    until: int
+
+
+class Released(Record):
+    """The version that the fleet's devices are to have, and whose word that is: the deployment follows it."""
+
+    version: Version
+    by: Literal["round", "publish", "roll_back"]
+
+
 class FleetState(Record):
-    """What a fleet is at: ``model`` is its newest released version, the base of the next round."""
+    """What a fleet is at: ``model`` is the base of the next round."""
 
     last: int = Field(default=0, ge=0, description="Number of the last round that was opened")
     open: OpenRound | None = None
+    hand: HandLock | None = None
+    reserved: str | None = Field(
+        default=None, description="The execution that has more rounds to run, between two of them"
+    )
     model: Base | None = None
+    released: Released | None = None
     privacy: PrivacyLedger = PrivacyLedger()
+
+
+class CanaryTrial(Record):
+    """Who was given the round's model first, and what they had before."""
+
+    target: str = Field(description="ARN of their thing group")
+    before: Version | None = None
+
+
+class Question(Record):
+    """A model that the devices are asked to compare with the round's base, and until when."""
+
+    model: Base
+    asked_at: AwareDatetime
+    deadline: AwareDatetime
 
 
 class RoundRecord(Record):
@@ -135,7 +175,6 @@ class RoundRecord(Record):
     collected_at: AwareDatetime | None = None
     aggregated_at: AwareDatetime | None = None
     closed_at: AwareDatetime | None = None
-    announced: bool = True
 
     uploaded: int = Field(default=0, description="Devices that were asked and did it: sent an update, or their figures")
     declined: int = 0
@@ -152,6 +191,7 @@ class RoundRecord(Record):
     evaluated_correct: Finite | None = Field(default=None, description="How many of them a classifier got right")
     last_upload_at: int | None = Field(default=None, description="Epoch milliseconds")
 
+    question: Question | None = Field(default=None, description="While devices are asked to evaluate the new model")
     judging: bool = Field(default=False, description="Devices were asked to evaluate the new model before its release")
     judged: int = Field(default=0, description="Devices that did")
     not_judged: int = Field(default=0, description="Devices that would or could not")
@@ -169,6 +209,8 @@ class RoundRecord(Record):
     hold: Hold | None = Field(default=None, description="Why the gate held the model, as a code")
     held_in_a_row: int = Field(default=0, description="Rounds held for that reason, one after the other, with this one")
     privacy: PrivacyLedger | None = Field(default=None, description="What is spent with this round, if it has noise")
+
+    canaries: CanaryTrial | None = None
 
     job: str | None = None
     collect_token: str | None = None
@@ -273,6 +315,11 @@ def round_key(number: int) -> str:
 def participation_key(number: int, thing: str) -> str:
     """Range key of one device's part in a round."""
     return f"{round_key(number)}#{thing}"
+
+
+def ended_key(execution: str) -> str:
+    """Range key of the note that an execution has ended, and opens no round any more."""
+    return f"ended#{execution.rpartition(':')[2]}"
 
 
 def reply_key(thing: str, command: str) -> str:

@@ -16,6 +16,7 @@ from fedgrass.protocol.names import FleetName, RoundNumber, ThingName
 from fedgrass.protocol.records import Record
 from fedgrass.protocol.report import UNKNOWN_THING, RoundReport
 from fedgrass.protocol.tables import Table, get_item, items_below
+from fedgrass.protocol.writes import update_item
 
 _PREFIX = "refused#"
 
@@ -53,7 +54,8 @@ def count_refusals(rounds: Table, report: RoundReport) -> None:
     counts = Counter(entry.thing for entry in known)
     for thing, count in counts.items():
         with suppress(rounds.meta.client.exceptions.ConditionalCheckFailedException):
-            rounds.update_item(
+            update_item(
+                rounds,
                 Key={"fleet": report.fleet, "key": _PREFIX + thing},
                 UpdateExpression="SET #thing = :thing, #round = :round, #reason = :reason ADD #count :count",
                 ConditionExpression="attribute_not_exists(#round) OR #round < :round",

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import Table, get_item, items_below
+from fedgrass.protocol.writes import put_item
 
 PER_ITEM = 256
 """Names in an item, on average. A name has 128 bytes at most and an item may have 400 kB."""
@@ -74,7 +75,7 @@ def write_roster(rounds: Table, record: RoundRecord, *, alive: Iterable[str], as
     for thing in alive:
         items[_key(record, thing)]["asked" if thing in asked else "others"].append(thing)
     for key, names in items.items():
-        rounds.put_item(Item={"fleet": record.fleet, "key": key, "expires": expires, **names})
+        put_item(rounds, Item={"fleet": record.fleet, "key": key, "expires": expires, **names})
 
 
 def presence(rounds: Table, record: RoundRecord, thing: str) -> Presence:

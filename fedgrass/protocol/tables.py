@@ -5,9 +5,9 @@ Tables are boto3's ``Table`` resources, passed in: this package does without bot
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,12 +25,15 @@ from fedgrass.protocol.records import (
     Device,
     DeviceModel,
     FleetState,
+    HandLock,
     Participation,
+    Released,
     RoundRecord,
     participation_key,
     round_key,
 )
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.writes import put_item, update_item
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +97,7 @@ def load_settings(rounds: Table, fleet: str) -> FleetSettings:
 def save_settings(rounds: Table, fleet: str, settings: FleetSettings) -> None:
     """Store what the fleet's rounds do from now on; only what differs from the defaults is stored."""
     text = json.dumps(settings.model_dump(mode="json", exclude_defaults=True))
-    rounds.put_item(Item={"fleet": fleet, "key": SETTINGS_KEY, "json": text})
+    put_item(rounds, Item={"fleet": fleet, "key": SETTINGS_KEY, "json": text})
 
 
 def load_state(rounds: Table, fleet: str) -> FleetState:
@@ -102,8 +105,13 @@ def load_state(rounds: Table, fleet: str) -> FleetState:
     return FleetState.from_item(get_item(rounds, fleet, STATE_KEY) or {})
 
 
-def set_current_model(rounds: Table, fleet: str, model: Base) -> bool:
+def set_current_model(rounds: Table, fleet: str, model: Base, *, publish: bool = False) -> bool:
     """Make ``model`` the base of the next round, unless a newer version is current already. Safe to repeat.
+
+    Parameters
+    ----------
+    publish
+        Whether the fleet's devices are to have it, too.
 
     Returns
     -------
@@ -112,72 +120,76 @@ def set_current_model(rounds: Table, fleet: str, model: Base) -> bool:
     """
     for _ in range(10):
         current = load_state(rounds, fleet).model
-        if current is not None and version_order(current.version) >= version_order(model.version):
+        if current is not None and version_order(current.version) > version_order(model.version):
+            return False
+        if current is not None and current.version == model.version and (current != model or not publish):
             return current == model
         values: dict[str, Any] = {":model": model.model_dump()}
         condition = "attribute_not_exists(#model)"
         if current is not None:
             values[":version"] = current.version
-            condition = "#model.version = :version"
-        try:
-            rounds.update_item(
-                Key={"fleet": fleet, "key": STATE_KEY},
-                UpdateExpression="SET #model = :model",
-                ConditionExpression=condition,
-                ExpressionAttributeNames={"#model": "model"},
-                ExpressionAttributeValues=values,
-            )
+            condition = "#model.#version = :version"
+        changes = "SET #model = :model"
+        if publish:
+            changes += ", #released = :released"
+            values[":released"] = Released(version=model.version, by="publish").model_dump()
+        if _change_state(rounds, fleet, changes, condition, values):
             return True
-        except rounds.meta.client.exceptions.ConditionalCheckFailedException:
-            continue  # another writer was first: compare with what it wrote
+        # another writer was first: compare with what it wrote
     raise RecordError(f"state of fleet {fleet!r}: the current model keeps changing under this writer; try again")
 
 
 def return_to_model(rounds: Table, fleet: str, seen: FleetState, model: Base) -> bool:
-    """Make ``model`` the base of the next round, whether older or newer, if the fleet is still at what was ``seen``.
+    """Make ``model`` the base of the next round and what devices are to have, if the fleet is still at what was ``seen``.
 
     Returns
     -------
     bool
-        Whether it is; it is not if another model became current, or a round opened.
+        Whether it is; it is not if another model became current, a round opened, or a hold that was seen is lost.
     """
     if seen.model is None:
         raise RecordError(f"state of fleet {fleet!r}: no model is current, so there is none to return from")
-    values: dict[str, Any] = {":model": model.model_dump(), ":version": seen.model.version}
-    names = {"#model": "model", "#version": "version", "#last": "last"}
+    values: dict[str, Any] = {
+        ":model": model.model_dump(),
+        ":released": Released(version=model.version, by="roll_back").model_dump(),
+        ":version": seen.model.version,
+    }
     condition = "#model.#version = :version AND attribute_not_exists(#last)"
     if seen.last:
         condition = "#model.#version = :version AND #last = :last"
         values[":last"] = seen.last
+    if seen.hand is not None:
+        condition += " AND #hand.#holder = :holder"
+        values[":holder"] = seen.hand.holder
+    return _change_state(rounds, fleet, "SET #model = :model, #released = :released", condition, values)
+
+
+def take_hand(rounds: Table, fleet: str, lock: HandLock, now: float) -> bool:
+    """Hold the fleet for a person's action; returns False if a round is open or another person holds it."""
+    values = {":hand": lock.model_dump(), ":now": int(now)}
+    condition = "attribute_not_exists(#open) AND (attribute_not_exists(#hand) OR #hand.#until < :now)"
+    return _change_state(rounds, fleet, "SET #hand = :hand", condition, values)
+
+
+def free_hand(rounds: Table, fleet: str, lock: HandLock) -> None:
+    """Let the fleet go, if it is held still. Safe to repeat."""
+    _change_state(rounds, fleet, "REMOVE #hand", "#hand.#holder = :holder", {":holder": lock.holder})
+
+
+def _change_state(rounds: Table, fleet: str, changes: str, condition: str, values: dict[str, Any]) -> bool:
+    names = set(re.findall(r"#(\w+)", changes + condition))
     try:
-        rounds.update_item(
+        update_item(
+            rounds,
             Key={"fleet": fleet, "key": STATE_KEY},
-            UpdateExpression="SET #model = :model",
+            UpdateExpression=changes,
             ConditionExpression=condition,
-            ExpressionAttributeNames=names,
+            ExpressionAttributeNames={f"#{name}": name for name in sorted(names)},
             ExpressionAttributeValues=values,
         )
     except rounds.meta.client.exceptions.ConditionalCheckFailedException:
         return False
     return True
-
-
-def mark_released(rounds: Table, record: RoundRecord) -> None:
-    """Note on a closed round that its model was released by hand. Safe to repeat: the first note stays."""
-    if record.outcome == "released":
-        return
-    with contextlib.suppress(rounds.meta.client.exceptions.ConditionalCheckFailedException):
-        rounds.update_item(
-            Key={"fleet": record.fleet, "key": round_key(record.round)},
-            UpdateExpression="SET #outcome = :released, #reason = :reason",
-            ConditionExpression="#outcome = :before",
-            ExpressionAttributeNames={"#outcome": "outcome", "#reason": "reason"},
-            ExpressionAttributeValues={
-                ":released": "released",
-                ":before": record.outcome,
-                ":reason": f"released by hand; it was {record.outcome}: {record.reason}",
-            },
-        )
 
 
 def load_round(rounds: Table, fleet: str, number: int) -> RoundRecord:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cloud.aggregator.canaries import Canaries, CanaryError, Heard, job_configuration
-from cloud.aggregator.release import release_of_round
+from cloud.aggregator.release import prepare_round
 from fedgrass.bundle import Bundle
 from fedgrass.inference import write_bundle
 from fedgrass.protocol.names import GLOBAL_MODEL
@@ -152,6 +152,7 @@ def tried(fleet: Fleet, tmp_path: Path) -> tuple[Fleet, RoundRecord, Bundle]:
     fleet.greengrass.core_devices[f"{GROUP_ARN.rpartition('/')[0]}/canaries"] = ["press-a"]
     staged = FleetSettings(rollout=Rollout(canary_group="canaries", canary_seconds=1))
     record = make_record(FLEET_NAME, fleet.current, staged)
+    fleet.clients.rounds.put_item(Item=record.to_item())
     new = write_bundle(fleet.base, trained(fleet.base.parameters(), 1), tmp_path / "new", version=record.version)
     return fleet, record, new
 
@@ -165,26 +166,26 @@ def test_three_strangers_do_not_speak_for_the_canaries(tried: tuple[Fleet, Round
     for stranger in ("press-b", "mallory", "210987654321-x"):
         said(fleet, record, stranger, "active", LATER)
     with pytest.raises(CanaryError, match="no canary made it active"):
-        release_of_round(new, fleet.clients, record, participants=1, evaluation=None)
+        prepare_round(new, fleet.clients, record)
 
 
 def test_a_canary_that_spoke_before_it_had_the_model_has_not_spoken(tried: tuple[Fleet, RoundRecord, Bundle]) -> None:
     fleet, record, new = tried
     said(fleet, record, "press-a", "active", BEFORE)
     with pytest.raises(CanaryError, match="no canary made it active"):
-        release_of_round(new, fleet.clients, record, participants=1, evaluation=None)
+        prepare_round(new, fleet.clients, record)
 
 
 def test_a_stranger_has_no_veto(tried: tuple[Fleet, RoundRecord, Bundle]) -> None:
     fleet, record, new = tried
     said(fleet, record, "mallory", "refused", LATER)
     said(fleet, record, "press-a", "active", LATER)
-    released = release_of_round(new, fleet.clients, record, participants=1, evaluation=None)
-    assert released.base.version == record.version
+    base, _ = prepare_round(new, fleet.clients, record)
+    assert base.version == record.version
 
 
 def test_a_canary_has_one(tried: tuple[Fleet, RoundRecord, Bundle]) -> None:
     fleet, record, new = tried
     said(fleet, record, "press-a", "rolled_back", LATER)
     with pytest.raises(CanaryError, match="1 of 1 canaries refused"):
-        release_of_round(new, fleet.clients, record, participants=1, evaluation=None)
+        prepare_round(new, fleet.clients, record)

@@ -189,7 +189,7 @@ def test_the_wait_ends_at_its_deadline_and_silence_is_no_consent(fleet: Fleet) -
     report, devices = run(fleet, lambda _thing, _heard: None)
     assert report.outcome == "held"
     assert devices.retained == b""
-    assert not load_round(fleet.clients.rounds, FLEET, ROUND).announced
+    assert load_round(fleet.clients.rounds, FLEET, ROUND).question is None
 
 
 def test_a_job_that_is_run_again_does_not_ask_those_who_have_answered(fleet: Fleet) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from cloud.ending.outcome import decide
 from cloud.rounds.abort_round import AbortRequest, ExecutionEnd, abort_round, execution_ended, in_words
 from cloud.rounds.await_rollout import await_rollout
 from cloud.rounds.await_updates import TokenRequest
@@ -13,9 +14,10 @@ from cloud.rounds.record_model import record_model
 from cloud.rounds.record_report import RoundRequest, record_report
 from cloud.rounds.record_update import record_update
 from cloud.rounds.start_aggregation import start_aggregation
-from fedgrass.errors import AggregationError, RecordError
-from fedgrass.protocol.tables import fleet_members, load_state
-from tests.cloud.rounds.harness import EXECUTION, FLEET, Fleet, client_error
+from fedgrass.errors import AggregationError, RecordError, RoundRefusedError
+from fedgrass.protocol.records import HandLock
+from fedgrass.protocol.tables import fleet_members, load_state, set_current_model, take_hand
+from tests.cloud.rounds.harness import BASE, EXECUTION, FLEET, Fleet, client_error
 
 ROLLOUT = TokenRequest(round=1, token="rollout")
 CLOSE = CloseRequest(round=1, rounds=1)
@@ -234,13 +236,81 @@ def test_a_job_that_has_ended_need_not_be_stopped(fleet: Fleet) -> None:
     assert fleet.open_round is None
 
 
-def test_a_model_that_was_released_before_the_cancellation_is_the_current_one(fleet: Fleet) -> None:
-    aggregate(fleet)
-    fleet.write_report()
-    execution_ended(fleet.services, ExecutionEnd(executionArn=EXECUTION, status="ABORTED"))
+def current(fleet: Fleet) -> str:
     model = load_state(fleet.rounds, FLEET).model
-    assert model is not None
-    assert model.version == "1.1.0"
+    return model.version if model else ""
+
+
+def test_a_model_that_was_decided_on_before_the_cancellation_is_the_current_one(fleet: Fleet) -> None:
+    aggregate(fleet)
+    report = fleet.write_report()
+    assert decide(fleet.rounds, fleet.round(), report) == "decided"
+    execution_ended(fleet.services, ExecutionEnd(executionArn=EXECUTION, status="ABORTED"))
+    assert current(fleet) == "1.1.0"
+    record = fleet.round()
+    assert (record.phase, record.outcome, record.participants) == ("closed", "released", 1)
+
+
+def test_a_report_alone_changes_nothing_once_the_round_is_cancelled(fleet: Fleet) -> None:
+    aggregate(fleet)
+    report = fleet.write_report()
+    execution_ended(fleet.services, ExecutionEnd(executionArn=EXECUTION, status="ABORTED"))
+    assert decide(fleet.rounds, fleet.round(), report) == "ended"
+    record_report(fleet.services, RoundRequest(round=1))
+    assert (current(fleet), fleet.round().outcome) == ("1.0.0", "cancelled")
+
+
+def test_a_model_made_from_another_base_than_the_fleet_s_is_not_adopted(fleet: Fleet) -> None:
+    aggregate(fleet)
+    report = fleet.write_report()
+    set_current_model(fleet.rounds, FLEET, BASE.model_copy(update={"version": "2.0.0"}))
+    assert decide(fleet.rounds, fleet.round(), report) == "superseded"
+    assert (current(fleet), fleet.round().outcome) == ("2.0.0", None)
+
+
+def test_an_execution_that_ended_before_its_opening_opens_no_round(fleet: Fleet) -> None:
+    execution_ended(fleet.services, ExecutionEnd(executionArn=EXECUTION, status="ABORTED"))
+    with pytest.raises(RoundRefusedError, match="opens no round any more"):
+        fleet.open()
+    assert fleet.open_round is None
+
+
+def test_an_execution_whose_end_was_heard_by_nobody_leaves_no_round_open(fleet: Fleet) -> None:
+    fleet.step_functions.statuses[EXECUTION] = "ABORTED"
+    fleet.open()
+    assert (fleet.round().outcome, fleet.open_round, fleet.announcement) == ("cancelled", None, None)
+
+
+def test_between_two_rounds_of_an_execution_no_other_opens_one(fleet: Fleet) -> None:
+    other = EXECUTION.replace("one", "other")
+    fleet.step_functions.statuses[other] = "RUNNING"
+    release(fleet)
+    assert close_round(fleet.services, CloseRequest(round=1, rounds=2))["more"]
+    with pytest.raises(RoundRefusedError, match="has more rounds to run"):
+        fleet.open(other)
+    fleet.open()
+    execution_ended(fleet.services, ExecutionEnd(executionArn=EXECUTION, status="ABORTED"))
+    assert fleet.open(other).round == 3
+
+
+def test_an_execution_stopped_between_its_rounds_leaves_the_fleet_to_others(fleet: Fleet) -> None:
+    other = EXECUTION.replace("one", "other")
+    release(fleet)
+    close_round(fleet.services, CloseRequest(round=1, rounds=2))
+    execution_ended(fleet.services, ExecutionEnd(executionArn=EXECUTION, status="ABORTED"))
+    assert fleet.open(other).round == 2
+
+
+def test_no_round_opens_while_a_person_has_a_model_in_hand_until_that_person_is_gone(fleet: Fleet) -> None:
+    now = fleet.now.timestamp()
+    lock = HandLock(action="roll-back", version="1.0.0", holder="x", until=int(now) + 60)
+    assert take_hand(fleet.rounds, FLEET, lock, now)
+    with pytest.raises(RoundRefusedError, match="in hand"):
+        fleet.open()
+    assert not take_hand(fleet.rounds, FLEET, lock.model_copy(update={"holder": "y"}), now)
+    fleet.pass_time(61)
+    fleet.open()
+    assert not take_hand(fleet.rounds, FLEET, lock.model_copy(update={"holder": "y"}), fleet.now.timestamp())
 
 
 def test_a_round_cancelled_while_it_rolls_out_stays_released(fleet: Fleet) -> None:

@@ -1,0 +1,89 @@
+"""The retained announcement, which follows the table: published, then the table is read, and again until both agree.
+
+Whoever changes what is to be announced calls this afterwards. The last to publish has read the table after publishing, so what
+stays is what the table says, in whatever order functions, jobs and their repetitions run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedgrass.errors import RecordError
+from fedgrass.protocol.messages import Announcement, Upload
+from fedgrass.protocol.names import round_topic, update_prefix
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.tables import Table, load_round, load_state
+
+_ATTEMPTS = 20
+
+
+def announce(rounds: Table, iot_data: Any, fleet: str, bucket: str, alone: int | None = None) -> None:
+    """Publish, retained, what devices are asked to do now; nothing if there is nothing.
+
+    Devices that are away will find it when they come back.
+
+    Parameters
+    ----------
+    alone
+        The round of a job that is tried by itself, where no round was ever opened and so none holds the fleet.
+
+    Raises
+    ------
+    RecordError
+        If what is to be announced changes through every attempt.
+    """
+    wanted = _wanted(rounds, fleet, bucket, alone)
+    for _ in range(_ATTEMPTS):
+        iot_data.publish(topic=round_topic(fleet), qos=1, retain=True, payload=wanted)
+        published, wanted = wanted, _wanted(rounds, fleet, bucket, alone)
+        if wanted == published:
+            return
+    raise RecordError(f"fleet {fleet!r}: what is to be announced keeps changing; try again")
+
+
+def _wanted(rounds: Table, fleet: str, bucket: str, alone: int | None) -> bytes:
+    state = load_state(rounds, fleet)
+    number = state.open.round if state.open is not None else alone if not state.last else None
+    if number is None:
+        return b""
+    record = load_round(rounds, fleet, number)
+    if record.outcome is not None:
+        return b""
+    if record.phase == "collecting":
+        return task_of(record, bucket).encode()
+    if record.phase == "aggregating" and record.question is not None:
+        return question_of(record, bucket).encode()
+    return b""
+
+
+def task_of(record: RoundRecord, bucket: str) -> Announcement:
+    """Return what a round asks of its devices."""
+    return Announcement(
+        fleet=record.fleet,
+        round=record.round,
+        task=record.settings.task,
+        opened_at=record.opened_at,
+        deadline=record.deadline,
+        base=record.base,
+        cohort=record.cohort,
+        fit=record.settings.fit,
+        update=record.settings.announced_update,
+        upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
+    )
+
+
+def question_of(record: RoundRecord, bucket: str) -> Announcement:
+    """Return what a round's job asks of the devices before the model is released."""
+    if record.question is None:
+        raise RecordError(f"round {record.round} of fleet {record.fleet!r} asks its devices nothing")
+    return Announcement(
+        fleet=record.fleet,
+        round=record.round,
+        task="evaluate",
+        opened_at=record.question.asked_at,
+        deadline=record.question.deadline,
+        base=record.question.model,
+        compare=record.base,
+        cohort=record.cohort,
+        upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
+    )

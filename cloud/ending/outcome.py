@@ -1,0 +1,136 @@
+"""How a round ended, written once: whoever writes it first decides, and everybody else goes by it.
+
+The job writes its outcome together with the fleet's model when all is prepared and nothing is deployed yet. An abort, or a close,
+writes its own under the same condition. So a round that was cancelled has changed nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Literal
+
+from fedgrass.errors import RecordError
+from fedgrass.protocol.messages import Base
+from fedgrass.protocol.names import parameters_key
+from fedgrass.protocol.records import STATE_KEY, FleetState, Released, RoundOutcome, RoundRecord, round_key
+from fedgrass.protocol.report import ADOPTED, RoundReport
+from fedgrass.protocol.tables import Table, load_round
+from fedgrass.protocol.writes import change, transact, update_item
+
+Decision = Literal["decided", "superseded", "ended"]
+
+_STATE = 1  # the transaction's second action
+_MAX_REASON = 1000
+
+
+def model_of(report: RoundReport) -> Base:
+    """Return a report's model as a round starts from it."""
+    if report.model is None:
+        raise RecordError(f"report of round {report.round}: it is {report.outcome} and has no model")
+    return Base(
+        version=report.model.version,
+        parameters_key=parameters_key(report.fleet, report.model.version),
+        parameters_sha256=report.model.parameters_sha256,
+        graph_sha256=report.model.graph_sha256,
+    )
+
+
+def decide(rounds: Table, record: RoundRecord, report: RoundReport) -> Decision:
+    """Make what the job found the round's outcome, and its model the fleet's if it is adopted: both, or nothing.
+
+    Returns
+    -------
+    Decision
+        ``ended`` if the round has an outcome or is past its aggregation; ``superseded`` if the fleet's model is not the round's
+        base any more, or another round holds the fleet.
+    """
+    actions = [_action(rounds, _key(record), _of_the_round(report))]
+    if report.outcome in ADOPTED:
+        actions.append(_action(rounds, _state_key(record), _of_the_fleet(record, report)))
+    refused = transact(rounds, actions)
+    if refused is None:
+        return "decided"
+    return "superseded" if refused == _STATE else "ended"
+
+
+def end(rounds: Table, record: RoundRecord, outcome: RoundOutcome, reason: str, **figures: Any) -> RoundRecord:
+    """Make ``outcome`` the round's, with its figures, unless it has one; returns the record as it is then."""
+    arguments = change(
+        put={"outcome": outcome, "reason": reason[:_MAX_REASON], **figures},
+        condition="attribute_not_exists(#outcome) AND #phase <> :closed",
+        values={":closed": "closed"},
+    )
+    with contextlib.suppress(rounds.meta.client.exceptions.ConditionalCheckFailedException):  # it has one
+        update_item(rounds, Key=_key(record), **arguments)
+    return load_round(rounds, record.fleet, record.round)
+
+
+def release_by_hand(rounds: Table, seen: FleetState, record: RoundRecord, model: Base) -> bool:
+    """Make a round's model the fleet's, and its outcome "released", while a person holds the fleet. Safe to repeat.
+
+    Returns
+    -------
+    bool
+        Whether it is; it is not if the hold is lost, or the fleet is at another model than was ``seen``.
+    """
+    if seen.hand is None:
+        raise RecordError(f"fleet {record.fleet!r}: it must be held before a model is released by hand")
+    condition, values = "#hand.#holder = :holder AND ", {":holder": seen.hand.holder}
+    if seen.model is None:
+        condition += "attribute_not_exists(#model)"
+    else:
+        condition += "#model.#version = :version"
+        values[":version"] = seen.model.version
+    put = {"model": model.model_dump(), "released": Released(version=model.version, by="round").model_dump()}
+    actions = [_action(rounds, _state_key(record), change(put=put, condition=condition, values=values))]
+    if record.outcome != "released":
+        reason = f"released by hand; it was {record.outcome}: {record.reason}"
+        marked = change(
+            put={"outcome": "released", "reason": reason},
+            condition="#outcome = :before",
+            values={":before": record.outcome},
+        )
+        actions.append(_action(rounds, _key(record), marked))
+    return transact(rounds, actions) is None
+
+
+def _of_the_round(report: RoundReport) -> dict[str, Any]:
+    return change(
+        put={"outcome": report.outcome, "reason": report.reason[:_MAX_REASON]},
+        condition="#phase = :aggregating AND attribute_not_exists(#outcome)",
+        values={":aggregating": "aggregating"},
+    )
+
+
+def _of_the_fleet(record: RoundRecord, report: RoundReport) -> dict[str, Any]:
+    made = model_of(report)
+    put = {"model": made.model_dump()}
+    if report.outcome == "released":
+        put["released"] = Released(version=record.version, by="round").model_dump()
+    held = "#open.#round = :round AND #open.#execution = :execution"
+    based = "#model.#version = :base AND #model.#parameters_sha256 = :sha256"
+    # A job may be tried by itself, again and again, where no round was ever opened and so none holds the fleet.
+    alone = (
+        "attribute_not_exists(#last) AND "
+        "(attribute_not_exists(#model) OR #model.#parameters_sha256 = :sha256 OR #model.#parameters_sha256 = :made)"
+    )
+    values = {
+        ":made": made.parameters_sha256,
+        ":round": record.round,
+        ":execution": record.execution,
+        ":base": record.base.version,
+        ":sha256": record.base.parameters_sha256,
+    }
+    return change(put=put, condition=f"({held} AND {based}) OR ({alone})", values=values)
+
+
+def _key(record: RoundRecord) -> dict[str, str]:
+    return {"fleet": record.fleet, "key": round_key(record.round)}
+
+
+def _state_key(record: RoundRecord) -> dict[str, str]:
+    return {"fleet": record.fleet, "key": STATE_KEY}
+
+
+def _action(rounds: Table, key: dict[str, str], arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"Update": {"TableName": rounds.name, "Key": key, **arguments}}

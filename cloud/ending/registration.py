@@ -1,0 +1,79 @@
+"""A released model's entry in SageMaker's Model Registry, made once by whoever comes.
+
+https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateModelPackage.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from fedgrass.protocol.names import model_prefix, report_key
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.report import Evaluation, ModelEntry
+
+ARCHIVE = "model.tar.gz"
+_MAX_VALUE = 256  # characters of a metadata property
+
+
+def archive_key(fleet: str, version: str) -> str:
+    """Object key of a model's archive."""
+    return model_prefix(fleet, version) + ARCHIVE
+
+
+def register(
+    sagemaker: Any,
+    group: str,
+    image: str,
+    bucket: str,
+    record: RoundRecord,
+    model: ModelEntry,
+    *,
+    participants: int,
+    evaluation: Evaluation | None,
+) -> str:
+    """Make the round's model, whose archive is there, a package of the group, once; returns the package's ARN."""
+    description = f"{record.fleet} {model.version}"
+    found = _find(sagemaker, group, description)
+    if found is not None:
+        return found
+    properties = {
+        "fleet": record.fleet,
+        "round": str(record.round),
+        "version": model.version,
+        "base_version": record.base.version,
+        "parameters_sha256": model.parameters_sha256,
+        "graph_sha256": model.graph_sha256,
+        "strategy": record.settings.strategy.name,
+        "participants": str(participants),
+        "report": f"s3://{bucket}/{report_key(record.fleet, record.round)}",
+        "execution": record.execution,
+    }
+    if evaluation is not None:
+        properties |= {"loss": f"{evaluation.loss:.6g}", "examples": str(evaluation.examples)}
+        if evaluation.accuracy is not None:
+            properties["accuracy"] = f"{evaluation.accuracy:.6g}"
+    archive = f"s3://{bucket}/{archive_key(record.fleet, model.version)}"
+    made = sagemaker.create_model_package(
+        ModelPackageGroupName=group,
+        ModelPackageDescription=description,
+        ModelApprovalStatus="Approved",  # the round's gate or a person passed it
+        InferenceSpecification={
+            "Containers": [{"Image": image, "ModelDataUrl": archive, "Framework": "TENSORFLOW"}],
+            "SupportedContentTypes": ["application/x-npy"],
+            "SupportedResponseMIMETypes": ["application/x-npy"],
+        },
+        CustomerMetadataProperties={name: value[:_MAX_VALUE] for name, value in properties.items()},
+        # Two that come at once make one package.
+        ClientToken=hashlib.sha256(f"{group} {description} {model.parameters_sha256}".encode()).hexdigest()[:36],
+    )
+    return str(made["ModelPackageArn"])
+
+
+def _find(sagemaker: Any, group: str, description: str) -> str | None:
+    pages = sagemaker.get_paginator("list_model_packages").paginate(ModelPackageGroupName=group)
+    for page in pages:
+        for package in page["ModelPackageSummaryList"]:
+            if package.get("ModelPackageDescription") == description:
+                return str(package["ModelPackageArn"])
+    return None

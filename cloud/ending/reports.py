@@ -1,0 +1,75 @@
+"""A round's report: what its job proposes before the outcome is written, and what is kept when all is done.
+
+The proposal (``proposal.json``) carries the lineage; the record decides. The report is written once, last, with the outcome of
+the record, and only for a round that its job ended: what a cancelled round's job found is nobody's to count.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from botocore.exceptions import ClientError
+from pydantic import ValidationError
+
+from fedgrass.errors import AggregationError, first_problem
+from fedgrass.protocol.names import report_key, report_prefix
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.report import MAX_REPORT_BYTES, RoundReport
+
+
+def proposal_key(fleet: str, number: int) -> str:
+    """Object key of what a round's job proposes."""
+    return f"{report_prefix(fleet, number)}proposal.json"
+
+
+def find_report(s3: Any, bucket: str, record: RoundRecord) -> RoundReport | None:
+    """Return the round's report; None if there is none. Raises `AggregationError` if it is not one of this round."""
+    return _read(s3, bucket, report_key(record.fleet, record.round), record)
+
+
+def find_proposal(s3: Any, bucket: str, record: RoundRecord) -> RoundReport | None:
+    """Return what the round's job proposed; None if it did not. Raises `AggregationError` as `find_report` does."""
+    return _read(s3, bucket, proposal_key(record.fleet, record.round), record)
+
+
+def write_first(s3: Any, bucket: str, key: str, record: RoundRecord, report: RoundReport) -> RoundReport:
+    """Write a report unless there is one, and return the one that is there then."""
+    try:
+        s3.put_object(Bucket=bucket, Key=key, Body=report.to_json(), IfNoneMatch="*")
+    except ClientError as error:
+        if _code(error) not in {"PreconditionFailed", "412"}:
+            raise
+        return _read(s3, bucket, key, record) or report
+    return report
+
+
+def _read(s3: Any, bucket: str, key: str, record: RoundRecord) -> RoundReport | None:
+    try:
+        answer = s3.get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and not _exists(s3, bucket, key)):
+            return None
+        raise
+    if answer["ContentLength"] > MAX_REPORT_BYTES:
+        raise AggregationError(f"s3://{bucket}/{key}: {answer['ContentLength']} bytes; at most {MAX_REPORT_BYTES}")
+    try:
+        report = RoundReport.model_validate_json(answer["Body"].read())
+    except ValidationError as error:
+        raise AggregationError(f"s3://{bucket}/{key}: {first_problem(error)}") from error
+    expected = (record.fleet, record.round, record.base.parameters_sha256)
+    if (report.fleet, report.round, report.base.parameters_sha256) != expected:
+        raise AggregationError(
+            f"s3://{bucket}/{key}: is of round {report.round} of fleet {report.fleet!r} from base "
+            f"{report.base.version}, expected round {record.round} of {record.fleet!r} from {record.base.version}"
+        )
+    return report
+
+
+def _exists(s3: Any, bucket: str, key: str) -> bool:
+    """Whether there is such an object: what is missing S3 denies to a role that may list some prefixes only."""
+    listed = s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    return any(entry["Key"] == key for entry in listed.get("Contents", ()))
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

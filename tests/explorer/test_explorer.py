@@ -1,0 +1,99 @@
+"""The short form of the explorer, and what is known to have gone wrong before, as schedules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cloud.ending.outcome import decide
+from tests.explorer.explore import SCENARIOS, SINGLE, campaign, length, mixed, run, singles
+from tests.explorer.world import CANARIES_ARN, GROUP_ARN, Scenario, Schedule, World
+
+_BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_nothing_is_broken_when_nothing_is_disturbed(scenario: Scenario) -> None:
+    assert length(scenario) > 50
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_whatever_happens_the_fleet_agrees_with_its_record(part: int) -> None:
+    broken: dict[str, dict[str, str]] = {}
+    for number, schedule in enumerate(campaign(160, seed=part)):
+        if number % 4 == part:
+            _, found = run(schedule)
+            if found:
+                broken[str(schedule)] = found
+    assert not broken
+
+
+def steps_of(scenario: Scenario, *words: str) -> list[int]:
+    """Steps of the undisturbed scenario at which calls are made whose names have these words."""
+    world, _ = run(Schedule(scenario, {}))
+    found = [line for line in world.scheduler.trace[: world.steps] if all(word in line for word in words)]
+    return [int(line.split()[0]) for line in found]
+
+
+@pytest.mark.parametrize("obeys", [True, False], ids=["at SIGTERM", "at SIGKILL"])
+def test_a_round_cancelled_at_any_call_of_its_job_is_released_or_has_changed_nothing(obeys: bool) -> None:
+    scenario = _BY_NAME["canaries"]
+    ends = set()
+    for step in steps_of(scenario, "job:")[::3]:
+        world, found = run(Schedule(scenario, {step: [("stop",)]}, obeys=obeys))
+        assert not found, (step, found)
+        ends.add(world.records()[0].outcome)
+    assert ends == {"cancelled", "released"}
+
+
+def test_a_job_killed_between_the_decision_and_the_deployment_is_rolled_forward_by_whoever_comes() -> None:
+    scenario = _BY_NAME["release"]
+    [decided] = steps_of(scenario, "job:", "transact_write_items")
+    world, found = run(Schedule(scenario, {decided + 1: [("kill",)]}))
+    assert not found
+    assert world.records()[0].outcome == "released"
+    assert "1.1.0" in world.ever_deployed()
+
+
+def test_a_job_killed_before_the_decision_changes_nothing_for_good() -> None:
+    scenario = _BY_NAME["canaries"]
+    [decided] = steps_of(scenario, "job:", "transact_write_items")
+    world, found = run(Schedule(scenario, {decided: [("kill",)]}))
+    assert not found
+    assert world.records()[0].outcome == "failed"
+    assert "1.1.0" not in world.ever_deployed()
+    assert world.version_on(CANARIES_ARN, GROUP_ARN) == "1.2.0"
+
+
+def test_the_explorer_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that deploys before its outcome is written, as it once did."""
+    original = decide
+
+    def hasty(rounds: Any, record: Any, report: Any) -> Any:
+        world = World.current
+        assert world is not None
+        if report.outcome == "released":
+            greengrass = world.session().client("greengrassv2")
+            components = world.greengrass.deployments[0]["components"]
+            greengrass.create_deployment(
+                targetArn=GROUP_ARN,
+                components={**components, "com.fedgrass.GlobalModel": {"componentVersion": record.version}},
+            )
+        return original(rounds, record, report)
+
+    monkeypatch.setattr("cloud.aggregator.job.decide", hasty)
+    scenario = _BY_NAME["release"]
+    kinds: set[str] = set()
+    for schedule in singles(scenario, length(scenario), every=4):
+        if ("stop",) in next(iter(schedule.plan.values())):
+            kinds |= run(schedule)[1].keys()
+    assert "unreleased model on the fleet" in kinds
+
+
+def test_a_schedule_runs_the_same_way_again() -> None:
+    scenario = _BY_NAME["several rounds"]
+    schedule = mixed(scenario, 200, seed=7)
+    first, second = run(schedule)[0], run(schedule)[0]
+    assert first.scheduler.trace == second.scheduler.trace
+    assert len(SINGLE) == len({action[0] for action in SINGLE})
