@@ -62,14 +62,14 @@ def check(mix: Mix, chance: random.Random) -> tuple[float, int]:
 
 
 def _deviation(mix: Mix, first: Any) -> float:
-    wanted = reference_of(mix)
-    if wanted is None:
+    reference = reference_of(mix)
+    if reference is None:
         if not mix.good and first.parameters is not None:
             raise AssertionError("a model of nothing")
         return 0.0
+    wanted, scale = reference
     found = flat(first.parameters).astype(np.float64) - flat(mix.base.parameters())
-    scale = float(np.abs(wanted).max(initial=0.0)) or 1.0
-    deviation = float(np.abs(found - wanted).max(initial=0.0)) / scale
+    deviation = float(np.abs(found - wanted).max(initial=0.0)) / (scale or 1.0)
     slack = SLACK.get(mix.strategy[0], 1) * (
         3 if mix.checks.clip_norm_over_median or mix.strategy[1].get("clip") else 1
     )

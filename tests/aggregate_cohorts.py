@@ -243,8 +243,12 @@ def essence(result: Aggregation | str, *, refused: bool = True) -> Any:
     return parameters, state, used, result.problem, [(q.key, q.reason) for q in result.quarantined] if refused else None
 
 
-def reference_of(mix: Mix) -> np.ndarray[Any, Any] | None:
-    """The difference that plain NumPy finds, of strategies that it knows; a server optimizer's first step too."""
+def reference_of(mix: Mix) -> tuple[np.ndarray[Any, Any], float] | None:
+    """The difference that plain NumPy finds, of strategies that it knows, a server optimizer's first step too; and its scale.
+
+    The scale is that of what was added: a small mean of large values has their rounding. What an adaptive optimizer makes of
+    a difference grows up to 100 times as fast as that (0.1 / tau).
+    """
     name, options = mix.strategy
     sizes = [parameter.size for parameter in mix.base.manifest.parameters]
     kind = "equal" if options.get("weighting") == "equal" else name
@@ -267,7 +271,11 @@ def reference_of(mix: Mix) -> np.ndarray[Any, Any] | None:
         clip.get("over_median", 0.0),
     )
     ordered = [decoded(content, sizes) for _, content in sorted(mix.good.items())]
-    return np.asarray(step(REFERENCES[kind](bounded(ordered, rule))))
+    counted = bounded(ordered, rule)
+    largest = max(float(np.abs(one.values).max(initial=0.0)) for one in counted)
+    slope = 100.0 if name in {"fedadagrad", "fedadam", "fedyogi"} else 1.0
+    wanted = np.asarray(step(REFERENCES[kind](counted)))
+    return wanted, max(float(np.abs(wanted).max(initial=0.0)), slope * largest)
 
 
 class Maker:

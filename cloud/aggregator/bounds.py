@@ -62,19 +62,21 @@ class Bounds:
             return []
         factor = self.checks.max_examples_over_median
         most = max(1, int(factor * median_low([one.facts.num_examples for one in good])))
-        bound = self.clip.bound([one.norm for one in good]) if self.clip else 0.0
+        clip = self.clip
+        bound = clip.bound([one.norm for one in good]) if clip else 0.0
         ages: dict[str, list[int]] = {}
         for one in good:
             ages.setdefault(one.facts.thing, []).append(one.facts.age)
         found = []
         for one in good:
             facts = one.facts
-            if len(ages[facts.thing]) > 1:
+            if len(ages) < len(good) and len(ages[facts.thing]) > 1:
                 facts = replace(facts, ages=tuple(sorted(ages[facts.thing])))
             if factor > 0 and facts.num_examples > most:
                 facts = replace(facts, num_examples=most)
-            if 0 < bound < one.norm:
-                found.append(Counted(one, facts.measured(bound), bound / one.norm))
+            norm = one.norm
+            if 0 < bound < norm:
+                found.append(Counted(one, facts.measured(bound), bound / norm))
             else:
                 found.append(Counted(one, facts))
         return found
