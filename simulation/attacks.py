@@ -1,15 +1,155 @@
-"""What an attacker does with its update: before it is encoded, and after."""
+"""What an attacker does: to its data, to what it has learnt, to the file, and to the time at which it sends it.
+
+An attack is registered here, or is a function of the user's own, ``module:function``, of the form of `Craft`. Those that assume
+that attackers know what all honest devices of the round send are given that: the literature's attackers are omniscient.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedgrass.bundle import Parameters
 from fedgrass.engines.base import Batch, Dataset
+from fedgrass.errors import ConfigurationError
+from fedgrass.references import function
 from fedgrass.tensors import Array
-from simulation.settings import Attack
+
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an attacker knows when it makes its update.
+
+    ``own`` [size] is the difference that it has learnt from its data, ``honest`` [n, size] are those of all honest devices of the
+    round (none, for an attack that does not assume it). ``random`` draws what all attackers of a round draw alike.
+    """
+
+    own: Doubles
+    honest: Doubles
+    factor: float
+    random: np.random.Generator
+
+
+Craft = Callable[[Seen], Doubles]
+"""Returns the difference [size] that the attacker sends; it may be anything."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An attack. ``factor`` is the default of what scales it; ``omniscient`` ones are told the honest updates."""
+
+    craft: Craft | None = None
+    factor: float = 1.0
+    omniscient: bool = False
+    data: Literal["own", "mirrored", "backdoor"] = "own"
+    spoils_file: bool = False
+    holds_back: bool = False
+
+
+def _a_little_is_enough(seen: Seen) -> Doubles:
+    """``factor`` standard deviations below the honest mean: Baruch et al., NeurIPS 2019, https://arxiv.org/abs/1902.06156."""
+    return np.asarray(seen.honest.mean(axis=0) - seen.factor * seen.honest.std(axis=0))
+
+
+def _inner_product(seen: Seen) -> Doubles:
+    """-``factor`` times the honest mean: Xie et al., UAI 2019, https://arxiv.org/abs/1903.03936."""
+    return np.asarray(-seen.factor * seen.honest.mean(axis=0))
+
+
+def _gaussian(seen: Seen) -> Doubles:
+    """Noise, ``factor`` times as long as what was learnt."""
+    noise = seen.random.normal(size=seen.own.shape)
+    return np.asarray(noise * (seen.factor * np.linalg.norm(seen.own) / np.linalg.norm(noise)))
+
+
+def _under_the_bound(seen: Seen) -> Doubles:
+    """What was learnt, as long as ``factor`` times the honest devices' median norm: Bagdasaryan et al., AISTATS 2020."""
+    bound = seen.factor * float(np.median(np.linalg.norm(seen.honest, axis=1)))
+    return np.asarray(seen.own * (bound / max(float(np.linalg.norm(seen.own)), 1e-30)))
+
+
+def _as_far_as_others(total: bool, direction: Callable[[Doubles], Doubles]) -> Craft:
+    """Away from the honest mean, as far as the honest updates that are farthest apart.
+
+    Min-max: no farther from any of them than they are from each other; min-sum: in the sum of squares. Shejwalkar and Houmansadr,
+    "Manipulating the Byzantine", NDSS 2021.
+    """
+
+    def craft(seen: Seen) -> Doubles:
+        mean, away = seen.honest.mean(axis=0), direction(seen.honest)
+        products = seen.honest @ seen.honest.T
+        squares = products.diagonal()
+        apart = squares[:, None] + squares[None, :] - 2 * products
+        allowed = apart.sum(axis=1).max() if total else apart.max()
+
+        def passes(step: float) -> bool:
+            distances = np.square(mean + step * away - seen.honest).sum(axis=1)
+            return bool((distances.sum() if total else distances.max()) <= allowed)
+
+        low, high = 0.0, 1.0
+        while high < 1e9 and passes(high):
+            low, high = high, 2 * high
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if passes(middle) else (low, middle)
+        return np.asarray(mean + seen.factor * low * away)
+
+    return craft
+
+
+def _against_the_mean(honest: Doubles) -> Doubles:
+    mean = honest.mean(axis=0)
+    return np.asarray(-mean / max(float(np.linalg.norm(mean)), 1e-30))
+
+
+def _against_the_deviation(honest: Doubles) -> Doubles:
+    return np.asarray(-honest.std(axis=0))
+
+
+def _against_the_sign(honest: Doubles) -> Doubles:
+    return np.asarray(-np.sign(honest.mean(axis=0)))
+
+
+ATTACKS: Mapping[str, Kind] = {
+    "sign_flip": Kind(lambda seen: -seen.factor * seen.own, factor=5.0),
+    "scale": Kind(lambda seen: seen.factor * seen.own, factor=100.0),
+    "label_flip": Kind(data="mirrored"),
+    "nan": Kind(spoils_file=True),
+    "gaussian": Kind(_gaussian, factor=3.0),
+    "free_rider": Kind(lambda seen: np.zeros_like(seen.own)),
+    "alie": Kind(_a_little_is_enough, omniscient=True),
+    "ipm": Kind(_inner_product, omniscient=True),
+    "min_max": Kind(_as_far_as_others(False, _against_the_mean), omniscient=True),
+    "min_max_deviation": Kind(_as_far_as_others(False, _against_the_deviation), omniscient=True),
+    "min_max_sign": Kind(_as_far_as_others(False, _against_the_sign), omniscient=True),
+    "min_sum": Kind(_as_far_as_others(True, _against_the_mean), omniscient=True),
+    "min_sum_deviation": Kind(_as_far_as_others(True, _against_the_deviation), omniscient=True),
+    "min_sum_sign": Kind(_as_far_as_others(True, _against_the_sign), omniscient=True),
+    "backdoor": Kind(_under_the_bound, omniscient=True, data="backdoor"),
+    "held_back": Kind(lambda seen: -seen.factor * seen.own, holds_back=True),
+}
+
+
+def attack_named(name: str) -> Kind:
+    """Return an attack: a registered one, or one's own as ``module:function``, which is told the honest updates.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is none.
+    """
+    if ":" in name:
+        return Kind(function(name), omniscient=True)
+    kind = ATTACKS.get(name)
+    if kind is None:
+        raise ConfigurationError(f"attack {name!r}: expected {', '.join(ATTACKS)}, or module:function")
+    return kind
 
 
 class MirroredLabels:
@@ -28,18 +168,62 @@ class MirroredLabels:
             yield Batch(batch.x, _mirrored(batch.y, self._classes))
 
 
-def attacked_parameters(base: Parameters, local: Parameters, attack: Attack) -> Parameters:
-    """Return the parameters that the attacker pretends to have learnt."""
-    factor = {"sign_flip": -attack.factor, "scale": attack.factor}.get(attack.kind)
-    if factor is None:
-        return local
+class Backdoored:
+    """A `Dataset` half of whose examples bear a mark and the label 0, so that the model learns to say 0 where the mark is."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        """Yield every example once; see `fedgrass.engines.base.Dataset`."""
+        for batch in self._data.batches(batch_size, seed=seed):
+            x, y = np.array(batch.x), np.array(batch.y)
+            x[::2] = marked(x[::2])
+            if y.ndim > 1 and y.shape[-1] > 1:
+                y[::2] = np.eye(y.shape[-1], dtype=y.dtype)[0]
+            else:
+                y[::2] = 0
+            yield Batch(x, y)
+
+
+def marked(x: Array) -> Array:
+    """Return examples whose first sixteenth of values is set to the largest that occurs among them."""
+    found = np.array(x)
+    if found.size:
+        flat = found.reshape(len(found), -1)
+        flat[:, : max(1, flat.shape[1] // 16)] = found.max()
+    return found
+
+
+def attacked_data(data: Dataset, kind: Kind, classes: int) -> Dataset:
+    """Return what the attacker trains on."""
+    if kind.data == "mirrored":
+        return MirroredLabels(data, classes)
+    return Backdoored(data) if kind.data == "backdoor" else data
+
+
+def attacked_parameters(base: Parameters, local: Parameters, craft: Callable[[Doubles], Doubles]) -> Parameters:
+    """Return the parameters that the attacker pretends to have learnt; ``craft`` makes its difference of the true one."""
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite fails on the device, as it would there
-        return {name: (base[name] + factor * (value - base[name])).astype(value.dtype) for name, value in local.items()}
+        pretended = craft(difference(base, local))
+        pieces = np.split(pretended, np.cumsum([value.size for value in base.values()])[:-1])
+        return {
+            name: (value + piece.reshape(value.shape)).astype(value.dtype)
+            for (name, value), piece in zip(base.items(), pieces, strict=True)
+        }
 
 
-def attacked_bytes(content: bytes, attack: Attack) -> bytes:
-    """Return the update file that the attacker uploads: NaN in most formats, and broken in the others."""
-    return content[:-8] + b"\xff" * 8 if attack.kind == "nan" else content
+def difference(base: Parameters, local: Parameters) -> Doubles:
+    """Return the flat difference of two sets of parameters."""
+    return np.concatenate([(local[name].astype(np.float64) - value).ravel() for name, value in base.items()])
+
+
+def attacked_bytes(content: bytes) -> bytes:
+    """Return a file that is spoilt: NaN in most formats, and broken in the others."""
+    return content[:-8] + b"\xff" * 8
 
 
 def _mirrored(y: Array, classes: int) -> Array:

@@ -66,7 +66,9 @@ def simulate(
     attack: Annotated[
         str,
         typer.Option(
-            metavar="KIND:SHARE[:FACTOR]", help="sign_flip, scale, label_flip or nan, by a share of the devices."
+            metavar="KIND:SHARE[:FACTOR]",
+            help="By a share of the devices: sign_flip, scale, label_flip, nan, gaussian, free_rider, alie, ipm, min_max, "
+            "min_sum, backdoor, held_back, or module:function; docs/how-to/attackers.md.",
         ),
     ] = "",
     setting: Annotated[

@@ -11,36 +11,40 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.settings import FleetSettings
+from simulation.attacks import ATTACKS, Kind, attack_named
 
-AttackKind = Literal["sign_flip", "scale", "label_flip", "nan"]
 PartitionKind = Literal["iid", "dirichlet", "shards"]
-
-_FACTORS: dict[AttackKind, float] = {"sign_flip": 5.0, "scale": 100.0, "label_flip": 1.0, "nan": 1.0}
 
 
 @dataclass(frozen=True)
 class Attack:
-    """What some of the devices do: ``kind[:share[:factor]]``.
+    """What some of the devices do: ``kind[:share[:factor]]``, a kind of `simulation.attacks` or one's own ``module:function``."""
 
-    ``sign_flip`` sends -factor × the difference (5), ``scale`` factor × the difference (100), ``label_flip`` trains on
-    mirrored labels, ``nan`` sends values that are no numbers.
-    """
-
-    kind: AttackKind
+    kind: str
     share: float
     factor: float
 
     @classmethod
     def parse(cls, text: str) -> Attack:
         """Read ``sign_flip:0.2``; raises `ValueError` with what was expected."""
-        name, *numbers = text.split(":")
-        kind = next((kind for kind in _FACTORS if kind == name), None)
-        if kind is None or len(numbers) > 2:
-            raise ValueError(f"attack {text!r}: expected {', '.join(_FACTORS)}, with :SHARE and :FACTOR")
-        share, factor = (*map(_number, numbers), *(0.2, _FACTORS[kind])[len(numbers) :])
+        name, *rest = text.split(":")
+        if name not in ATTACKS and rest and re.fullmatch(r"[a-zA-Z_]\w*", rest[0]):
+            name, rest = f"{name}:{rest[0]}", rest[1:]
+        try:
+            known = attack_named(name)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        if len(rest) > 2:
+            raise ValueError(f"attack {text!r}: expected KIND:SHARE:FACTOR")
+        share, factor = (*map(_number, rest), *(0.2, known.factor)[len(rest) :])
         if not 0 <= share <= 1:
             raise ValueError(f"attack {text!r}: the share of attackers must lie between 0 and 1")
-        return cls(kind, share, factor)
+        return cls(name, share, factor)
+
+    @property
+    def does(self) -> Kind:
+        """What attackers of this kind do."""
+        return attack_named(self.kind)
 
 
 @dataclass(frozen=True)

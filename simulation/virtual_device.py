@@ -21,10 +21,11 @@ from fedgrass.training import Fitted, fit
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.registry import codec_named
 from fedgrass.update.writer import encode_update
-from simulation.attacks import MirroredLabels, attacked_bytes, attacked_parameters
+from simulation.attacks import Doubles, Seen, attacked_bytes, attacked_data, attacked_parameters
 from simulation.settings import Attack
 from simulation.world import thing_name
 
+_NOBODY: Doubles = np.empty((0, 0))
 _NONE = ArrayDataset(np.empty(0, np.float32), np.empty(0, np.float32))
 
 
@@ -59,16 +60,29 @@ class VirtualDevices:
         FedgrassError
             If the device fails: its examples do not fit the model, or its training diverges.
         """
-        if attack is not None and attack.kind == "label_flip":
-            data = Checked(MirroredLabels(data, self._classes))
+        if attack is not None and attack.does.data != "own":
+            data = Checked(attacked_data(data, attack.does, self._classes))
         self._engine.set_parameters(given.base)
         examples = Split(data, _NONE)
         return fit(self._engine, given.manifest, examples, given.announcement, thing_name(device))
 
-    def encode(self, fitted: Fitted, given: Assignment, attack: Attack | None) -> bytes:
-        """Return the device's update file; raises `FedgrassError` if it has nothing finite to tell."""
+    def encode(self, fitted: Fitted, given: Assignment, attack: Attack | None, honest: Doubles = _NOBODY) -> bytes:
+        """Return the device's update file; raises `FedgrassError` if it has nothing finite to tell.
+
+        Parameters
+        ----------
+        honest
+            Differences [n, size] of the round's honest devices, for attackers that know them.
+        """
         thing, announced = fitted.header.thing, given.announcement
-        local = fitted.parameters if attack is None else attacked_parameters(given.base, fitted.parameters, attack)
+        local = fitted.parameters
+        if attack is not None and (craft := attack.does.craft) is not None:
+            draws = np.random.default_rng(list(f"{announced.cohort.salt}/attack".encode()))
+
+            def pretended(own: Doubles) -> Doubles:
+                return craft(Seen(own, honest, attack.factor, draws))
+
+            local = attacked_parameters(given.base, local, pretended)
         task = announced.update
         encoded = encode_update(
             given.base,
@@ -81,7 +95,7 @@ class VirtualDevices:
             noise_seed=_seeds(f"{announced.cohort.salt}/{thing}"),
         )
         content = encoded.to_bytes()
-        return content if attack is None else attacked_bytes(content, attack)
+        return attacked_bytes(content) if attack is not None and attack.does.spoils_file else content
 
     def _feedback(self, thing: str, given: Assignment) -> ErrorFeedback | None:
         if codec_named(given.announcement.update.codec).parameters.lossless:

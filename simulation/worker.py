@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
+
 from cloud.aggregator.aggregate import contribute
 from cloud.aggregator.checks import Expected
 from cloud.aggregator.combination import Found, Sums
@@ -25,6 +27,7 @@ from fedgrass.engines.registry import open_engine
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.messages import Announcement
 from fedgrass.training import Fitted
+from simulation.attacks import Doubles, difference
 from simulation.examples import mapped
 from simulation.model import rebased
 from simulation.settings import Attack, Simulation
@@ -147,6 +150,7 @@ class Worker:
         given = Assignment(parameters, base.manifest, task.announcement)
         failures: dict[str, str] = {}
         together = max(1, _TOGETHER_BYTES // sum(value.nbytes for value in parameters.values()))
+        honest = self._honest(given, task)
         devices, late = [*task.duties.answers, *task.duties.late], set(task.duties.late)
         for start in range(0, len(devices), together):
             trained: dict[int, Fitted] = {}
@@ -157,10 +161,23 @@ class Worker:
                     )
             for device, fitted in trained.items():
                 with _noted(failures, thing_name(device)):
-                    content = self._devices.encode(fitted, given, self._attack(device))
+                    content = self._devices.encode(fitted, given, self._attack(device), honest)
                     put = self._late.keep if device in late else updates.put
                     put(task.announcement.round, thing_name(device), content)
         return failures
+
+    def _honest(self, given: Assignment, task: Task) -> Doubles:
+        """Return what the round's honest devices have learnt [n, size], if there are attackers here who know it."""
+        attack, attackers = self._world.attack, self._world.attackers
+        if attack is None or not attack.does.omniscient or not attackers & {*task.duties.answers, *task.duties.late}:
+            return np.empty((0, 0))
+        found = []
+        for device in self._world.opened(task.announcement.round)[1].answers:
+            if device not in attackers:
+                with _noted({}, thing_name(device)):
+                    fitted = self._devices.train(device, self._examples.of(device), given, None)
+                    found.append(difference(given.base, fitted.parameters))
+        return np.stack(found) if found else np.zeros((1, sum(value.size for value in given.base.values())))
 
     def _attack(self, device: int) -> Attack | None:
         return self._world.attack if device in self._world.attackers else None

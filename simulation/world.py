@@ -90,6 +90,27 @@ class World:
         plan = self.opened(number)[1]
         if staleness == 0:
             return Duties(plan.answers)
+        if self.attack is not None and self.attack.does.holds_back:
+            return self._with_held_back(number, staleness)
+        return self._duties(number, staleness)
+
+    def _with_held_back(self, number: int, staleness: int) -> Duties:
+        """Return the duties of a round in which attackers hold their updates back, to send as many as count at once."""
+        duties = self._duties(number, staleness)
+        if number % (staleness + 1) == 0:
+            held = [
+                (e, d) for e in range(number - staleness, number) for d in self._answering(e) if d in self.attackers
+            ]
+            return Duties(duties.answers, duties.late, [*duties.arrived, *held])
+        in_time = [device for device in duties.answers if device not in self.attackers]
+        back = [device for device in duties.answers if device in self.attackers]
+        return Duties(in_time, [*duties.late, *back], duties.arrived)
+
+    def _answering(self, number: int) -> Sequence[int]:
+        return self.opened(number)[1].answers
+
+    def _duties(self, number: int, staleness: int) -> Duties:
+        plan = self.opened(number)[1]
         seconds = {
             other: self.opened(other)[1].seconds for other in range(max(1, number - staleness), number + staleness + 1)
         }

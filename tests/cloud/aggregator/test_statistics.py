@@ -163,3 +163,16 @@ def test_any_division_into_tiles_steps_what_is_trained_and_nothing_else(
             wanted = {"": stepped[part], "mean": mean, "variance": np.maximum(mean, 0)}[kind]
             np.testing.assert_allclose(new[part], wanted, rtol=1e-6)
             assert not kind or not state["momentum"][part].any()
+
+
+def test_flowers_server_optimizers_step_no_statistics(tmp_path: Path) -> None:
+    pytest.importorskip("flwr", reason="flwr is not installed")
+    from flwr.common import ndarrays_to_parameters
+
+    base = model(tmp_path)
+    contents, deltas = updates(base, 0)
+    initial = ndarrays_to_parameters(list(base.parameters().values()))
+    found = result(base, contents, "flwr.server.strategy:FedAdam", initial_parameters=initial)
+    wanted = flat(base.parameters()) + np.average(deltas.astype(np.float64), axis=0, weights=np.arange(1, DEVICES + 1))
+    np.testing.assert_allclose(flat(found.parameters)[25:35], wanted[25:35], rtol=1e-5, atol=1e-7)
+    assert not np.allclose(flat(found.parameters)[:25], wanted[:25]), "what is trained is stepped"
