@@ -36,7 +36,7 @@ from local.fleet import LocalFleet
 _ROOT = Path(__file__).resolve().parents[2]
 _BUNDLE = _ROOT / "examples" / "digits" / "bundle"
 _FLEET = "digits"
-_FIRST_DEPLOYMENT_SECONDS = 180
+_FIRST_DEPLOYMENT_SECONDS = 600
 _HEARTBEAT_SECONDS = 5.0
 _LOOK_SECONDS = 0.25
 
@@ -84,9 +84,9 @@ class Demo:
                 "rounds": options.rounds,
                 "min_devices": options.devices,
                 "min_updates": min(2, options.devices),
-                "deadline_seconds": 120,
+                "deadline_seconds": 600,
                 "fit": {"epochs": 5, "learning_rate": 0.2},
-                "rollout": {"wait_seconds": 60},
+                "rollout": {"wait_seconds": 300},
             }
         )
 

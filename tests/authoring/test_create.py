@@ -23,29 +23,27 @@ from authoring.create import build_model, create, create_bundle
 
 pytestmark = pytest.mark.authoring
 
-GENERATOR = np.random.default_rng(0)
 
-
-def stripes(count: int) -> tuple[Array, Array]:
+def stripes(count: int, generator: np.random.Generator) -> tuple[Array, Array]:
     """Images of horizontal, vertical or no stripes."""
-    y = GENERATOR.integers(0, 3, count)
-    wave = np.sin(np.arange(12) * 2 + GENERATOR.uniform(0, 6, (count, 1)))
-    x = GENERATOR.normal(0, 0.2, (count, 12, 12, 1))
+    y = generator.integers(0, 3, count)
+    wave = np.sin(np.arange(12) * 2 + generator.uniform(0, 6, (count, 1)))
+    x = generator.normal(0, 0.2, (count, 12, 12, 1))
     x[y == 0, ..., 0] += wave[y == 0, :, None]
     x[y == 1, ..., 0] += wave[y == 1, None, :]
     return x, y
 
 
-def product(count: int) -> tuple[Array, Array]:
-    x = GENERATOR.uniform(-1, 1, (count, 3))
+def product(count: int, generator: np.random.Generator) -> tuple[Array, Array]:
+    x = generator.uniform(-1, 1, (count, 3))
     return x, np.stack([x[:, 0] * x[:, 1], x[:, 2] ** 2], axis=1)
 
 
-def waves(count: int) -> tuple[Array, Array]:
+def waves(count: int, generator: np.random.Generator) -> tuple[Array, Array]:
     """Fast or slow oscillations of unknown phase."""
-    y = GENERATOR.integers(0, 2, count)
-    phase = np.arange(40)[None, :] * np.where(y, 1.2, 0.5)[:, None] + GENERATOR.uniform(0, 6, (count, 1))
-    return np.stack([np.sin(phase), np.cos(phase)], axis=-1) + GENERATOR.normal(0, 0.3, (count, 40, 2)), y
+    y = generator.integers(0, 2, count)
+    phase = np.arange(40)[None, :] * np.where(y, 1.2, 0.5)[:, None] + generator.uniform(0, 6, (count, 1))
+    return np.stack([np.sin(phase), np.cos(phase)], axis=-1) + generator.normal(0, 0.3, (count, 40, 2)), y
 
 
 @pytest.mark.parametrize(
@@ -62,7 +60,10 @@ def test_a_created_model_learns_on_a_device(
     bundle = create_bundle(task, shape, tmp_path, classes=classes, outputs=outputs, name="mine")
     assert (bundle.manifest.class_names, bundle.manifest.name) == (classes, "mine")
     dtype = np.int32 if classes else np.float32
-    parts = [(x.astype(np.float32), y.astype(dtype)) for x, y in (make(1500), make(300))]
+    parts = [
+        (x.astype(np.float32), y.astype(dtype))
+        for x, y in (make(count, np.random.default_rng(count)) for count in (1500, 300))
+    ]
     train, kept = (ArrayDataset(x, y) for x, y in parts)
     engine = LiteRTEngine(Bundle.open(tmp_path))
     engine.fit(train, FitSettings(epochs=8, learning_rate=0.05))

@@ -15,9 +15,8 @@ from types import TracebackType
 from local.aws.client import LocalAwsProcess, start
 from local.processes import spawn, stop
 from tests.docs.pages import ROOT, Block, Command, Page, pages
+from tests.fixtures.waiting import PATIENCE
 
-SEGMENT_SECONDS = 600
-READY_SECONDS = 280
 FLEET = "mill"  # of docs/aws.md
 
 # The stand-in has no CodeBuild to make an image, and its functions have this machine's libraries.
@@ -166,7 +165,7 @@ class Session:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=SEGMENT_SECONDS,
+            timeout=3 * PATIENCE,
             check=False,
         )
         if done.returncode:
@@ -184,7 +183,7 @@ class Session:
                 ["bash", "-c", script], cwd=self.folder, env=self._environment(page), stdout=stream, stderr=stream
             )
         self._stack.callback(stop, process)
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while block.marker[1] not in log.read_text(errors="replace"):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise CommandFailedError(

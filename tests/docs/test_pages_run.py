@@ -26,7 +26,7 @@ def documented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 
 @pytest.mark.end_to_end
-@pytest.mark.timeout(1500)  # the first page that needs the fleet starts it, and its pages before it
+@pytest.mark.timeout(7200)  # the first page that needs the fleet starts it, and its pages before it
 @pytest.mark.xdist_group("docs")
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_what_a_page_says_works(documented: Session, name: str) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from local.locks import sole_user
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.end_to_end
 
@@ -72,23 +72,30 @@ def left_behind(state: Path) -> list[str]:
 
 def test_the_default_demo_learns_and_every_device_ends_on_the_last_version(tmp_path: Path) -> None:
     demo = start(tmp_path)
-    output, _ = demo.communicate(timeout=280)
+    output, _ = demo.communicate(timeout=3 * PATIENCE)
     assert demo.returncode == 0, output
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["rounds"][0].keys() >= ROUND_FIELDS
     assert report.keys() >= REPORT_FIELDS
-    assert report["final_accuracy"] >= 0.92
-    assert report["final_accuracy"] >= report["best_single_device_accuracy"] + 0.05
+    # 96 % after 8 %, and 86 % for the best device alone: no processor's last digits bridge that. But they may have the gate
+    # hold a round's model, and then the next round begins where that one did.
+    assert report["final_accuracy"] >= report["initial_accuracy"] + 0.5
+    assert report["final_accuracy"] > report["best_single_device_accuracy"]
     assert report["devices"] == report["devices_active_on_final"] == 3
     assert [entry["round"] for entry in report["rounds"]] == [1, 2, 3, 4, 5]
+    version = "1.0.0"
     for entry in report["rounds"]:
         assert entry["participants"] == 3
-        assert all(0 < entry[name] < 100 for name in entry if name.startswith("seconds_"))
+        assert all(entry[name] is None or entry[name] > 0 for name in entry if name.startswith("seconds_"))
         assert entry["quarantined"] == 0
         assert entry["bytes_uploaded"] > 0
-        assert entry["version"] == f"1.{entry['round']}.0"
-        assert len(entry["updates"]) == len(entry["devices_active"]) == 3
-    assert report["final_version"] == "1.5.0"
+        assert len(entry["updates"]) == 3
+        assert entry["outcome"] in {"released", "held"}
+        if entry["outcome"] == "released":
+            version = f"1.{entry['round']}.0"
+            assert len(entry["devices_active"]) == 3
+    assert "released" in {entry["outcome"] for entry in report["rounds"]}
+    assert report["final_version"] == version
     assert (tmp_path / "report" / "chart.png").stat().st_size > 10_000
     assert "://" not in (tmp_path / "report" / "index.html").read_text()  # nothing from elsewhere
     assert left_behind(tmp_path) == []
@@ -109,9 +116,9 @@ def test_stopping_leaves_nothing_behind(tmp_path: Path, moment: str, number: int
         if moment in line:
             break
     demo.send_signal(number)
-    output, _ = demo.communicate(timeout=120)
+    output, _ = demo.communicate(timeout=PATIENCE)
     assert demo.returncode == 130, output
-    eventually(lambda: left_behind(tmp_path) == [], timeout=60)
+    eventually(lambda: left_behind(tmp_path) == [])
     assert [path for name in ("device.json", "ipc.socket", "endpoint.json") for path in tmp_path.rglob(name)] == []
     with sole_user(tmp_path / "demo.lock", "the demo"):
         pass  # nobody holds it: the next run is not hindered

@@ -59,7 +59,7 @@ def accepted(demo: Demo) -> set[tuple[int, str]]:
     return found
 
 
-def drained(demo: Demo, *, timeout: float = 120.0) -> bool:
+def drained(demo: Demo) -> bool:
     """Wait until no device holds an update or a message back."""
 
     def waiting() -> list[Path]:
@@ -72,7 +72,7 @@ def drained(demo: Demo, *, timeout: float = 120.0) -> bool:
         ]
 
     try:
-        eventually(lambda: not waiting(), timeout=timeout)
+        eventually(lambda: not waiting())
     except AssertionError:
         return False
     return True

@@ -17,7 +17,7 @@ from tests.faults.audit import Audit, ModelWatch, drained
 from tests.faults.fleet import FaultyFleet
 from tests.faults.injectors import FAULTS, Place
 from tests.faults.rounds import Rounds
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 
 
 @dataclass
@@ -128,12 +128,12 @@ def _rest(demo: Demo, rounds: Rounds, findings: Findings) -> None:
             "min_updates": len(demo.fleet.devices),
             "gate": {"tolerance": 1},
         }
-        status = rounds.run(deadline_seconds=60, **wanted)
+        status = rounds.run(deadline_seconds=int(PATIENCE), **wanted)
         [last, *_] = rounds.records()
         return status == "SUCCEEDED" and last.uploaded == len(demo.fleet.devices) == last.active
 
     try:
-        eventually(all_in, timeout=180)
+        eventually(all_in)
     except AssertionError:
         [last, *_] = rounds.records()
         findings.hung.append(

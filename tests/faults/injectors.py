@@ -27,7 +27,7 @@ from fedgrass.protocol.names import GLOBAL_MODEL, HEARTBEAT, MODEL_DEPLOYER, TRA
 from tests.faults.fleet import FaultyFleet
 from tests.faults.proxy import Mode
 from tests.faults.rounds import Rounds
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 
 Inject = Callable[["Place", str], str]
 """Does its harm to one device; returns the outcome in a word or two."""
@@ -57,7 +57,7 @@ class Place:
         self._mqtt.loop_stop()
 
     def publish(self, topic: str, payload: bytes) -> None:
-        self._mqtt.publish(topic, payload, qos=1).wait_for_publish(10)
+        self._mqtt.publish(topic, payload, qos=1).wait_for_publish(PATIENCE)
 
     def work(self, thing: str) -> Path:
         return self.fleet.devices[thing].greengrass_root / "work" / TRAINER

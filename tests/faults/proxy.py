@@ -8,6 +8,8 @@ import threading
 import time
 from typing import Literal
 
+from tests.fixtures.waiting import PATIENCE
+
 Mode = Literal["pass", "cut", "error", "throttle", "slow", "lose_answers"]
 
 _ERRORS = {
@@ -69,7 +71,7 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         try:
-            server = socket.create_connection(self._target, timeout=10)
+            server = socket.create_connection(self._target, timeout=PATIENCE)
         except OSError:
             client.close()
             return

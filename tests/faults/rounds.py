@@ -13,7 +13,6 @@ from fedgrass.protocol.records import RoundRecord
 from local.demo.run import Demo
 from tests.fixtures.waiting import eventually
 
-ROUND_SECONDS = 180.0
 UNDER_FAULTS = {
     "min_devices": 1,
     "min_updates": 1,
@@ -45,7 +44,7 @@ class Rounds:
             return None if found == "RUNNING" else found
 
         try:
-            found = eventually(status, timeout=ROUND_SECONDS, every=0.1) or ""
+            found = eventually(status, every=0.1) or ""
         except AssertionError:
             self.hung.append(arn)
             found = "HUNG"

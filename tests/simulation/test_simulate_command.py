@@ -16,7 +16,7 @@ from fedgrass.errors import ConfigurationError, DataError
 from simulation.commands import app
 from simulation.hosts import position
 from simulation.store import open_report
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 from tests.simulation.conftest import refused, result
 
 SMALL = ["--devices", "30", "--cohort", "8", "--examples", "24", "--set", "gate.tolerance=1", "--workers", "1"]
@@ -112,9 +112,9 @@ def test_ctrl_c_keeps_the_rounds_that_are_done_and_resume_goes_on(tmp_path: Path
     broken = tmp_path / "broken"
     command = [str(Path(sys.executable).with_name("fedgrass")), "simulate", *arguments, "--output", str(broken)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    eventually(lambda: (broken / "rounds.jsonl").exists() and (broken / "rounds.jsonl").read_bytes(), timeout=240)
+    eventually(lambda: (broken / "rounds.jsonl").exists() and (broken / "rounds.jsonl").read_bytes())
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=240)
+    _, said = process.communicate(timeout=PATIENCE)
     done = open_report(broken)[0].rounds
     assert process.returncode == (0 if done == 8 else 130), said
     assert done == 8 or "--resume" in said

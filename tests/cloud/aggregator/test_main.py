@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from tests.cloud.aggregator.conftest import ROUND, make_record, update_bytes
 from tests.cloud.aggregator.test_tracking import runs as tracked_runs
 from tests.fixtures.mlflow_server import mlflow_server
 from tests.fixtures.tables import create_tables
+from tests.fixtures.waiting import PATIENCE, eventually
 
 __all__ = ["mlflow_server"]
 
@@ -60,7 +60,7 @@ class Place:
         aws = self.aws.environment()
         given = {**os.environ, **aws, "FEDGRASS_ML_ROOT": str(ml), **self.environment(), **environment}
         argv = [sys.executable, "-m", "cloud.aggregator"]
-        done = subprocess.run(argv, env=given, cwd=ROOT, capture_output=True, timeout=120, check=False)
+        done = subprocess.run(argv, env=given, cwd=ROOT, capture_output=True, timeout=PATIENCE, check=False)
         message = ml / "output" / "message"
         return done.returncode, message.read_text() if message.exists() else done.stderr.decode()
 
@@ -231,12 +231,12 @@ def test_sagemaker_runs_the_job_on_two_instances_and_keeps_its_last_word(place: 
             "ClusterConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 30}
         },
     )
-    deadline = time.monotonic() + 60
-    while (job := sagemaker.describe_processing_job(ProcessingJobName=f"round-{place.fleet}"))[
-        "ProcessingJobStatus"
-    ] == "InProgress":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+
+    def ended() -> dict[str, Any] | None:
+        found: dict[str, Any] = sagemaker.describe_processing_job(ProcessingJobName=f"round-{place.fleet}")
+        return None if found["ProcessingJobStatus"] == "InProgress" else found
+
+    job = eventually(ended) or {}
     assert job["ProcessingJobStatus"] == "Completed", job
     report = place.report()
     assert report.outcome == "released"

@@ -24,6 +24,7 @@ from fedgrass.protocol.settings import FleetSettings
 from tests.cloud.aggregator.conftest import FLEET, NOW, ROUND, make_record
 from tests.cloud.infrastructure.resolved import Template, actions, allows
 from tests.fixtures.mlflow_server import mlflow_server
+from tests.fixtures.waiting import PATIENCE
 
 __all__ = ["mlflow_server"]
 
@@ -67,7 +68,7 @@ def runs(server: str, experiment: str) -> list[dict[str, Any]]:
 def ask(address: str, body: dict[str, Any] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(address, data=data, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         return json.load(answer)
 
 

@@ -9,7 +9,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from cloud.console.index import FleetIndex
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 
 NOW = 1_000_000.0
 
@@ -35,7 +35,7 @@ class Table:
     def query(self, **arguments: Any) -> dict[str, Any]:
         position = arguments.get("ExclusiveStartKey", 0)
         if position:
-            assert self.gate.wait(60)
+            assert self.gate.wait(PATIENCE)
         else:
             self.reads += 1
         if self.failure is not None:

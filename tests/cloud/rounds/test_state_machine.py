@@ -25,7 +25,7 @@ from fedgrass.protocol.tables import fleet_members, load_round, load_state, part
 from fedgrass.stack import StackOutputs
 from local.aws.client import LocalAwsProcess, start
 from tests.fixtures.mqtt import MqttClient
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually, longer_and_longer
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("state machine")]  # which one stack serves
 
@@ -53,7 +53,7 @@ class Stack:
         self.devices = dynamodb.Table(outputs.devices_table)
 
     def start(self, **overrides: Any) -> str:
-        settings = {"deadline_seconds": 60, "rollout": {"wait_seconds": 60}, **overrides}
+        settings = {"deadline_seconds": int(PATIENCE), "rollout": {"wait_seconds": int(PATIENCE)}, **overrides}
         started = self.step_functions.start_execution(
             stateMachineArn=self.outputs.state_machine_arn, input=json.dumps(settings)
         )
@@ -64,7 +64,7 @@ class Stack:
             found: dict[str, Any] = self.step_functions.describe_execution(executionArn=execution)
             return found if found["status"] != "RUNNING" else None
 
-        return eventually(lambda: check() or {}, timeout=40)
+        return eventually(lambda: check() or {})
 
     def results(self, execution: str) -> list[dict[str, Any]]:
         ended = self.ended(execution)
@@ -74,12 +74,12 @@ class Stack:
 
     def announced(self) -> Announcement:
         """Wait for the next announcement, passing over the clearing of the one before."""
-        while not (message := self.mqtt.next_on(round_topic(FLEET), timeout=20)).payload:
+        while not (message := self.mqtt.next_on(round_topic(FLEET))).payload:
             pass
         return Announcement.decode(message.payload)
 
     def withdrawn(self) -> None:
-        assert self.mqtt.next_on(round_topic(FLEET), timeout=20).payload == b""
+        assert self.mqtt.next_on(round_topic(FLEET)).payload == b""
 
     def round(self, number: int) -> RoundRecord:
         return load_round(self.rounds, FLEET, number)
@@ -96,6 +96,22 @@ class Stack:
             key = update_key(FLEET, announcement.round, thing)
             self.s3.put_object(Bucket=announcement.upload.bucket, Key=key, Body=b"update")
             self.answer(announcement, thing, status="uploaded", key=key, bytes=6, num_examples=10)
+
+    def counted_before_the_deadline(self, *things: str) -> tuple[str, Announcement]:
+        """Start a round whose deadline comes when these devices' updates are counted, and no others."""
+        for seconds in longer_and_longer():
+            execution = self.start(deadline_seconds=seconds)
+            announcement = self.announced()
+            self.upload(announcement, *things)
+            eventually(
+                lambda number=announcement.round: (  # type: ignore[misc]
+                    self.round(number).uploaded == len(things) or self.round(number).phase == "closed"
+                )
+            )
+            if self.round(announcement.round).uploaded == len(things):
+                return execution, announcement
+            self.ended(execution)
+        raise AssertionError("this machine counts no update in time")
 
     def answer(self, announcement: Announcement, thing: str, **fields: Any) -> None:
         notice = UpdateNotice(fleet=FLEET, round=announcement.round, thing=thing, **fields)
@@ -184,9 +200,7 @@ def test_a_round_ends_on_quorum_and_waits_for_the_devices(stack: Stack) -> None:
 
 
 def test_at_the_deadline_the_round_goes_on_with_what_there_is(stack: Stack) -> None:
-    execution = stack.start(deadline_seconds=2)
-    announcement = stack.announced()
-    stack.upload(announcement, "a", "b")
+    execution, announcement = stack.counted_before_the_deadline("a", "b")
     stack.in_phase(announcement.round, "rolling_out")
     stack.upload(announcement, "c")  # too late
     eventually(lambda: stack.round(announcement.round).late)
@@ -199,9 +213,7 @@ def test_at_the_deadline_the_round_goes_on_with_what_there_is(stack: Stack) -> N
 
 def test_too_few_updates_at_the_deadline_leave_the_model_unchanged(stack: Stack) -> None:
     before = load_state(stack.rounds, FLEET).model
-    execution = stack.start(deadline_seconds=2)
-    announcement = stack.announced()
-    stack.upload(announcement, "a")
+    execution, _ = stack.counted_before_the_deadline("a")
     (result,) = stack.results(execution)
     assert result["outcome"] == "insufficient_updates"
     assert "1 of 3 devices sent an update, 2 are needed" in result["reason"]
@@ -229,12 +241,15 @@ def test_a_model_that_the_gate_holds_is_not_waited_for(stack: Stack) -> None:
 
 
 def test_a_device_that_stays_silent_does_not_hold_up_the_close(stack: Stack) -> None:
-    execution = stack.start(rollout={"wait_seconds": 1})
-    announcement = stack.announced()
-    stack.upload(announcement, *THINGS)
-    stack.in_phase(announcement.round, "rolling_out")
-    stack.activate(stack.round(announcement.round).version, "a")
-    (result,) = stack.results(execution)
+    for seconds in longer_and_longer():
+        execution = stack.start(rollout={"wait_seconds": seconds})
+        announcement = stack.announced()
+        stack.upload(announcement, *THINGS)
+        stack.in_phase(announcement.round, "rolling_out")
+        stack.activate(stack.round(announcement.round).version, "a")
+        (result,) = stack.results(execution)
+        if result["active"]:
+            break
     assert (result["outcome"], result["active"]) == ("released", 1)
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 from fedgrass.bundle import Bundle, Parameters
 from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Metrics
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import DivergedError
+from tests.fixtures.waiting import PATIENCE
+
+MANY = 20
+"""Epochs from which a `HeldEngine` halts."""
 
 
 class QuickEngine:
@@ -57,6 +62,23 @@ class QuickEngine:
         return {"loss": 0.5, "accuracy": 0.5, "examples": float(len(data))}
 
 
+class HeldEngine(LiteRTEngine):
+    """Halts after the first of many epochs, for as long as it lives; what resumes its checkpoint goes on to the end."""
+
+    def fit(
+        self, data: Dataset, settings: FitSettings, *, hooks: Hooks | None = None, resume: FitState | None = None
+    ) -> FitResult:
+        hooks = hooks or Hooks()
+
+        def held(epoch: int, step: int) -> None:
+            hooks.after_batch(epoch, step)
+            while resume is None and settings.epochs >= MANY and epoch > 0:
+                time.sleep(0.005)
+                hooks.after_batch(epoch, step)
+
+        return super().fit(data, settings, hooks=replace(hooks, after_batch=held), resume=resume)
+
+
 class HaltingEngine(LiteRTEngine):
     """Halts in batch ``halt`` of all that were done, counted from 1, until ``go`` is set; ``done`` counts them."""
 
@@ -71,5 +93,5 @@ class HaltingEngine(LiteRTEngine):
     def _step(self, batch: Batch) -> float:
         type(self).done += 1
         if self.done == self.halt:
-            self.go.wait(60)
+            self.go.wait(PATIENCE)
         return super()._step(batch)

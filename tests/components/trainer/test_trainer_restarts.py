@@ -15,6 +15,7 @@ from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.names import update_key
 from tests.components.trainer.engine import HaltingEngine, QuickEngine
 from tests.components.trainer.place import FLEET, THING, TOPIC, Place
+from tests.fixtures.waiting import PATIENCE
 
 KEY = update_key(FLEET, 1, THING)
 
@@ -57,7 +58,7 @@ def test_a_stop_within_an_epoch_loses_no_batch(tmp_path: Path) -> None:
             job.cancel()
             HaltingEngine.go.set()
             place.stop()
-            assert job.join(60)
+            assert job.join(PATIENCE)
             place.start()
         place.settle()
         place.stop()
@@ -164,7 +165,7 @@ class TrainerMachine(RuleBasedStateMachine):
             assert self.open_round in answered
         for thread in threading.enumerate():  # a dropped job ends after its batch
             if thread.name.startswith("round-"):
-                thread.join(10)
+                thread.join(PATIENCE)
         self._folder.cleanup()
 
     @rule(number=st.integers(1, 4))

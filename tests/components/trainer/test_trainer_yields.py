@@ -61,7 +61,7 @@ def test_an_application_at_full_load_keeps_most_of_a_processor_that_it_shares_wi
         application = subprocess.Popen([sys.executable, "-c", APPLICATION])
         training = subprocess.Popen(training_command, env=environment, stdout=out)
     try:
-        eventually(lambda: training.poll() is not None or said in (tmp_path / "out").read_text(), timeout=60)
+        eventually(lambda: training.poll() is not None or said in (tmp_path / "out").read_text())
         both = [psutil.Process(child.pid) for child in (training, application)]
         for process in both:
             for thread in process.threads():  # a thread's affinity is its own
@@ -71,7 +71,7 @@ def test_an_application_at_full_load_keeps_most_of_a_processor_that_it_shares_wi
         def spent() -> list[float]:
             return [sum(process.cpu_times()[:2]) - start for process, start in zip(both, before, strict=True)]
 
-        eventually(lambda: sum(spent()) > 2.0, timeout=60)
+        eventually(lambda: sum(spent()) > 2.0)
         trained, applied = spent()
         assert training.poll() is None
         # Niceness 10 weighs 110 against 1024: nine tenths, if the kernel could share out arbitrarily short times.

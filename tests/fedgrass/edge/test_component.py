@@ -28,7 +28,7 @@ from local.core_device.ipc.configuration import ConfigurationService
 from local.core_device.ipc.server import IpcServer
 from tests.components.trainer.engine import QuickEngine
 from tests.fedgrass.edge import digits
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 from tests.local.core_device.conftest import Loop as ServerLoop
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -135,7 +135,7 @@ def start(work: Path, **environment: str) -> subprocess.Popen[str]:
 
 def test_without_a_nucleus_a_component_asks_to_be_relaunched(tmp_path: Path) -> None:
     child = start(tmp_path, AWS_IOT_THING_NAME="t")
-    output, _ = child.communicate(timeout=60)
+    output, _ = child.communicate(timeout=PATIENCE)
     assert child.returncode == 75, output
     assert "SVCUID" in output
 
@@ -160,9 +160,9 @@ def test_a_wrong_configuration_and_a_stop_have_their_own_exit_codes(
     try:
         if code == 0:
             assert child.stdout is not None
-            eventually(lambda: '"started"' in child.stdout.readline(), timeout=60)  # type: ignore[union-attr]
+            eventually(lambda: '"started"' in child.stdout.readline())  # type: ignore[union-attr]
             child.send_signal(signal.SIGTERM)
-        output, _ = child.communicate(timeout=60)
+        output, _ = child.communicate(timeout=PATIENCE)
         assert child.returncode == code, output
         if code:
             assert "fleet" in output
@@ -216,9 +216,9 @@ class Runs:
         """Replace the library once the component has started; returns what it wrote until its end."""
         assert self.child.stdout is not None
         stdout = self.child.stdout
-        eventually(lambda: '"started"' in stdout.readline(), timeout=60)
+        eventually(lambda: '"started"' in stdout.readline())
         self._library.write_text("two")
-        return self.child.communicate(timeout=60)[0]
+        return self.child.communicate(timeout=PATIENCE)[0]
 
     def close(self) -> None:
         self.child.kill()

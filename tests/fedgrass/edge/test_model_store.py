@@ -14,6 +14,7 @@ from fedgrass.bundle import INFERENCE, PARAMETERS, Bundle
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.errors import AdmissionError
 from tests.fedgrass.edge import digits
+from tests.fixtures.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_processes_do_not_overwrite_each_other(store: ModelStore) -> None:
         subprocess.Popen([sys.executable, "-c", NOTE_TEN, str(store.folder), version], cwd=root)
         for version in ("1.1.0", "1.2.0")
     ]
-    assert [child.wait(60) for child in children] == [0, 0]
+    assert [child.wait(PATIENCE) for child in children] == [0, 0]
     assert [admission.number for admission in store.admissions()] == list(range(1, 21))
 
 

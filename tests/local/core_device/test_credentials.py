@@ -9,6 +9,7 @@ import pytest
 from botocore.credentials import ContainerMetadataFetcher, ContainerProvider
 
 from local.core_device.credentials import RoleCredentials, TokenExchangeService
+from tests.fixtures.waiting import PATIENCE
 from tests.local.core_device.conftest import Loop
 
 
@@ -67,7 +68,7 @@ def test_botocore_takes_the_credentials_as_in_a_container(service: TokenExchange
 def status_of(url: str, token: str, method: str = "GET") -> tuple[int, dict[str, str]]:
     request = urllib.request.Request(url, headers={"Authorization": token}, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)

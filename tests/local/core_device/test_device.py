@@ -3,7 +3,6 @@
 import json
 import queue
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
 from local.aws.client import LocalAwsProcess
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 from tests.local.core_device.components import echo, python
 from tests.local.core_device.harness import BUCKET, DeviceProcess, Fleet, is_gone
 
-FOREVER = {"run": "exec sleep 1000"}
+FOREVER = {"run": "exec sleep 100000"}
 
 
 @pytest.fixture
@@ -76,7 +75,7 @@ def test_a_deployed_component_talks_to_the_cloud(
     assert '{"greeting": "overridden", "more": 1}' in device.log(f"{unique}.Echo")
     cloud.subscribe(f"said/{device.thing}", 1)
     cloud.publish(f"tell/{device.thing}", b"ping", qos=1)
-    answer: MQTTMessage = cloud.user_data_get().get(timeout=20)
+    answer: MQTTMessage = cloud.user_data_get().get(timeout=PATIENCE)
     assert (answer.topic, answer.payload) == (f"said/{device.thing}", b"PING")
     assert states(device)[f"{unique}.Echo"] == "RUNNING"
 
@@ -84,11 +83,11 @@ def test_a_deployed_component_talks_to_the_cloud(
 def test_a_retained_message_waits_for_its_subscriber(
     fleet: Fleet, device: DeviceProcess, cloud: Client, unique: str
 ) -> None:
-    cloud.publish(f"tell/{device.thing}", b"kept", qos=1, retain=True).wait_for_publish(10)
+    cloud.publish(f"tell/{device.thing}", b"kept", qos=1, retain=True).wait_for_publish(PATIENCE)
     fleet.publish(f"{unique}.Echo", **echo())
     succeeds(device, {f"{unique}.Echo": "1.0.0"})
     eventually(lambda: f"told tell/{device.thing} kept" in device.log(f"{unique}.Echo"), "retained message")
-    cloud.publish(f"tell/{device.thing}", b"", qos=1, retain=True).wait_for_publish(10)
+    cloud.publish(f"tell/{device.thing}", b"", qos=1, retain=True).wait_for_publish(PATIENCE)
 
 
 def test_dependencies_are_found_in_the_cloud_and_what_is_left_out_is_removed(
@@ -105,18 +104,6 @@ def test_dependencies_are_found_in_the_cloud_and_what_is_left_out_is_removed(
     succeeds(device, {top: "1.0.0"})
     eventually(lambda: versions(device) == {base: "1.2.0", top: "1.0.0"}, "removal reported")
     assert not (device.root / "packages" / "artifacts" / other / "1.0.0").exists()
-
-
-def test_one_changed_component_is_deployed_in_well_under_two_seconds(
-    fleet: Fleet, device: DeviceProcess, unique: str
-) -> None:
-    name = f"{unique}.A"
-    for version in ("1.0.0", "1.1.0"):
-        fleet.publish(name, {"startup": "true"}, version=version, files={"f": version})
-    succeeds(device, {name: "1.0.0"})
-    started = time.monotonic()
-    succeeds(device, {name: "1.1.0"})
-    assert time.monotonic() - started < 2.0
 
 
 def test_a_failed_deployment_is_rolled_back_with_its_configuration(
@@ -210,7 +197,7 @@ def test_nothing_is_left_of_a_stopped_device_but_its_root(own_device: DeviceProc
     name = f"{unique}.A"
     fleet.publish(
         name,
-        {"run": "sleep 1000 & echo child $! me $$; wait"},
+        {"run": "sleep 100000 & echo child $! me $$; wait"},
         dependencies={"aws.greengrass.StreamManager": {"VersionRequirement": "^2.0.0", "DependencyType": "SOFT"}},
     )
     succeeds(device, {name: "1.0.0"})
@@ -229,7 +216,7 @@ def test_nothing_is_left_of_a_stopped_device_but_its_root(own_device: DeviceProc
 def test_a_killed_device_leaves_nothing_running_once_it_is_back(own_device: DeviceProcess, unique: str) -> None:
     device, fleet = own_device, own_device.fleet
     name = f"{unique}.A"
-    fleet.publish(name, {"run": "sleep 1000 & echo child $!; wait"})
+    fleet.publish(name, {"run": "sleep 100000 & echo child $!; wait"})
     succeeds(device, {name: "1.0.0"})
     eventually(lambda: "child" in device.log(name), "component running")
     orphan = int(device.log(name).split()[1])
@@ -244,7 +231,7 @@ def test_a_deployment_cut_off_by_a_power_cut_is_undone_and_done_again(own_device
     device, fleet = own_device, own_device.fleet
     name = f"{unique}.A"
     fleet.publish(name, {"startup": "echo {configuration:/v}"}, configuration={"v": "one"})
-    slow = {"startup": "echo {configuration:/v}; test -e {work:path}/go || sleep 1000"}
+    slow = {"startup": "echo {configuration:/v}; test -e {work:path}/go || sleep 100000"}
     fleet.publish(name, slow, version="1.1.0", configuration={"v": "two"})
     succeeds(device, {name: "1.0.0"})
     deployment = fleet.deploy({name: "1.1.0"})
@@ -281,7 +268,7 @@ def test_interrupt_ends_a_device_as_terminate_does(own_device: DeviceProcess) ->
     device = own_device
     assert device.child is not None
     device.child.send_signal(signal.SIGINT)
-    assert device.child.wait(20) == 0
+    assert device.child.wait(PATIENCE) == 0
 
 
 def test_components_get_role_credentials_only_with_the_token_exchange_service(

@@ -31,13 +31,13 @@ from local.core_device.ipc.server import IpcServer
 from local.core_device.layout import Layout
 from local.core_device.scripts import read_lifecycle
 from local.core_device.supervisor import Supervisor
+from tests.fixtures.waiting import PATIENCE
 from tests.local.core_device.conftest import Loop
 
 ALICE, BOB = "com.example.Alice", "com.example.Bob"
 EVERYTHING = {
     "aws.greengrass.ipc.pubsub": {"x:1": {"operations": ["*"], "resources": ["open/*"]}},
 }
-SECONDS = 10.0
 
 
 class Device:
@@ -77,7 +77,7 @@ class Device:
 
     def close(self) -> None:
         for client in self._clients:
-            client.close().result(SECONDS)
+            client.close().result(PATIENCE)
         self.loop.run(self.supervisor.stop())
         self.loop.run(self.server.stop())
 
@@ -108,7 +108,7 @@ def test_local_messages_reach_the_subscribers_of_a_matching_topic(device: Device
     alice.publish_to_topic(
         topic="open/2/x", publish_message=PublishMessage(json_message=JsonMessage(message={"list": list(range(100))}))
     )
-    first, second = heard.get(timeout=SECONDS), heard.get(timeout=SECONDS)
+    first, second = heard.get(timeout=PATIENCE), heard.get(timeout=PATIENCE)
     assert (first.binary_message.message, first.binary_message.context.topic) == (bytes(range(256)), "open/1/x")
     assert second.json_message.message == {"list": list(range(100))}
 
@@ -121,8 +121,8 @@ def test_own_messages_are_heard_unless_only_those_of_others_are_asked_for(device
     alice.subscribe_to_topic(topic="open/t", receive_mode="RECEIVE_MESSAGES_FROM_OTHERS", on_stream_event=others.put)
     alice.publish_to_topic(topic="open/t", publish_message=binary(b"own"))
     bob.publish_to_topic(topic="open/t", publish_message=binary(b"Bob's"))
-    assert [everything.get(timeout=SECONDS).binary_message.message for _ in range(2)] == [b"own", b"Bob's"]
-    assert others.get(timeout=SECONDS).binary_message.message == b"Bob's"
+    assert [everything.get(timeout=PATIENCE).binary_message.message for _ in range(2)] == [b"own", b"Bob's"]
+    assert others.get(timeout=PATIENCE).binary_message.message == b"Bob's"
     assert others.empty()
 
 
@@ -130,12 +130,12 @@ def test_a_closed_subscription_hears_no_more(device: Device) -> None:
     heard: queue.Queue[Any] = queue.Queue()
     alice = device.connect(ALICE)
     _, operation = alice.subscribe_to_topic(topic="open/t", on_stream_event=heard.put)
-    operation.close().result(SECONDS)
+    operation.close().result(PATIENCE)
     alice.publish_to_topic(topic="open/t", publish_message=binary(b"late"))
     _, again = alice.subscribe_to_topic(topic="open/t", on_stream_event=heard.put)
     alice.publish_to_topic(topic="open/t", publish_message=binary(b"new"))
-    assert heard.get(timeout=SECONDS).binary_message.message == b"new"
-    again.close().result(SECONDS)
+    assert heard.get(timeout=PATIENCE).binary_message.message == b"new"
+    again.close().result(PATIENCE)
 
 
 def test_without_permission_a_call_is_unauthorized_and_the_connection_stays(device: Device) -> None:
@@ -181,7 +181,7 @@ def test_an_updated_configuration_is_told_to_its_subscribers(device: Device) -> 
     alice, bob = device.connect(ALICE), device.connect(BOB)
     alice.subscribe_to_configuration_update(component_name=BOB, key_path=["a"], on_stream_event=heard.put)
     bob.update_configuration(key_path=["a"], value_to_merge={"b": 2}, timestamp=datetime.now(timezone.utc))
-    event = heard.get(timeout=SECONDS).configuration_update_event
+    event = heard.get(timeout=PATIENCE).configuration_update_event
     assert (event.component_name, event.key_path) == (BOB, ["a", "b"])
     assert alice.get_configuration(component_name=BOB, key_path=["a"]).value == {"b": 2}
 
@@ -225,32 +225,32 @@ def _deployment_events(client: Any) -> "queue.Queue[Any]":
 
 
 def test_without_subscribers_an_update_goes_on_at_once(device: Device) -> None:
-    device.loop.run(device.updates.consent("d", 60.0), timeout=SECONDS)
+    device.loop.run(device.updates.consent("d", 60.0), timeout=PATIENCE)
 
 
 def test_the_longest_deferral_wins_and_all_are_asked_again(device: Device) -> None:
     alice, bob = device.connect(ALICE), device.connect(BOB)
     events = {ALICE: _deployment_events(alice), BOB: _deployment_events(bob)}
-    consent = _begin(device, timeout=60.0)
+    consent = _begin(device, timeout=PATIENCE)
     for client, name, milliseconds in ((alice, ALICE, 50), (bob, BOB, 400)):
-        assert events[name].get(timeout=SECONDS).pre_update_event.deployment_id == "d"
+        assert events[name].get(timeout=PATIENCE).pre_update_event.deployment_id == "d"
         client.defer_component_update(deployment_id="d", recheck_after_ms=milliseconds, message="busy")
-    asked_again = [events[name].get(timeout=SECONDS).pre_update_event for name in (ALICE, BOB)]
+    asked_again = [events[name].get(timeout=PATIENCE).pre_update_event for name in (ALICE, BOB)]
     assert not any(event.is_ggc_restarting for event in asked_again)
     assert not consent.done()
     alice.defer_component_update(deployment_id="d", recheck_after_ms=0)
     assert not consent.done()
     bob.defer_component_update(deployment_id="d", recheck_after_ms=0)
-    consent.result(SECONDS)
+    consent.result(PATIENCE)
     device.loop.call(device.updates.announce_done, "d")
-    assert events[ALICE].get(timeout=SECONDS).post_update_event.deployment_id == "d"
+    assert events[ALICE].get(timeout=PATIENCE).post_update_event.deployment_id == "d"
 
 
 def test_who_does_not_answer_in_time_consents(device: Device) -> None:
     alice = device.connect(ALICE)
     events = _deployment_events(alice)
-    _begin(device, timeout=0.05).result(SECONDS)
-    events.get(timeout=SECONDS)
+    _begin(device, timeout=0.05).result(PATIENCE)
+    events.get(timeout=PATIENCE)
     with pytest.raises(ServiceError):
         alice.defer_component_update(deployment_id="d", recheck_after_ms=1000)
 
@@ -258,10 +258,10 @@ def test_who_does_not_answer_in_time_consents(device: Device) -> None:
 def test_who_goes_away_is_not_waited_for(device: Device) -> None:
     alice = device.connect(ALICE)
     events = _deployment_events(alice)
-    consent = _begin(device, timeout=600.0)
-    events.get(timeout=SECONDS)
-    alice.close().result(SECONDS)
-    consent.result(SECONDS)
+    consent = _begin(device, timeout=PATIENCE)
+    events.get(timeout=PATIENCE)
+    alice.close().result(PATIENCE)
+    consent.result(PATIENCE)
 
 
 def test_only_subscribers_may_defer(device: Device) -> None:

@@ -33,12 +33,11 @@ from local.core_device.nucleus import LITE
 from local.core_device.recipe import RecipeError, parse, platform_attributes
 from local.core_device.scripts import read_lifecycle
 from local.core_device.variables import Places, Variables
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 from tests.local.core_device.conftest import Loop
 from tests.local.core_device.harness import DeviceProcess, Fleet
 
 C = "com.example.C"
-SECONDS = 10.0
 
 
 def policies(count: int) -> dict[str, Any]:
@@ -87,7 +86,7 @@ class Device:
 
     def close(self) -> None:
         for client in self._clients:
-            client.close().exception(SECONDS)
+            client.close().exception(PATIENCE)
         self.loop.run(self.server.stop())
         self.loop.run(self.iot_core.stop())
 
@@ -122,7 +121,7 @@ def test_a_message_up_to_7200_bytes_passes_and_a_larger_one_drops_the_connection
     client, heard = device.connect(), queue.Queue[Any]()
     client.subscribe_to_topic(topic="t", on_stream_event=heard.put)
     client.publish_to_topic(topic="t", publish_message=binary(bytes(7_200)))
-    assert len(heard.get(timeout=SECONDS).binary_message.message) == 7_200
+    assert len(heard.get(timeout=PATIENCE).binary_message.message) == 7_200
     with pytest.raises(StreamClosedError):
         client.publish_to_topic(topic="t", publish_message=binary(bytes(7_500)))
     # The SDK has three ways to say it, by how far it has noticed the end itself.
@@ -139,8 +138,8 @@ def test_a_json_message_with_a_long_list_kills_the_subscriptions_it_matches(devi
         message = PublishMessage(json_message=JsonMessage(message={"list": list(range(items))}))
         client.publish_to_topic(topic="t", publish_message=message)
     client.publish_to_topic(topic="other", publish_message=binary(b"after all the rest"))
-    assert other.get(timeout=SECONDS)
-    assert len(heard.get(timeout=SECONDS).json_message.message["list"]) == 44
+    assert other.get(timeout=PATIENCE)
+    assert len(heard.get(timeout=PATIENCE).json_message.message["list"]) == 44
     assert heard.empty()
 
 
@@ -148,7 +147,7 @@ def test_a_component_hears_itself_whatever_it_asked_for(device: Device) -> None:
     client, heard = device.connect(), queue.Queue[Any]()
     client.subscribe_to_topic(topic="t", receive_mode="RECEIVE_MESSAGES_FROM_OTHERS", on_stream_event=heard.put)
     client.publish_to_topic(topic="t", publish_message=binary(b"own"))
-    assert heard.get(timeout=SECONDS).binary_message.message == b"own"
+    assert heard.get(timeout=PATIENCE).binary_message.message == b"own"
 
 
 def test_unsupported_operations_are_refused_without_a_word_and_the_connection_stays(device: Device) -> None:
@@ -207,11 +206,11 @@ def test_what_is_large_does_not_arrive_from_the_cloud_and_nothing_is_retained(de
     client.subscribe_to_iot_core(topic_name="t", qos="1", on_stream_event=heard.put)
     client.publish_to_iot_core(topic_name="t", qos="1", payload=bytes(5_000))
     client.publish_to_iot_core(topic_name="t", qos="1", payload=b"small", retain=True)
-    assert heard.get(timeout=SECONDS).message.payload == b"small"
+    assert heard.get(timeout=PATIENCE).message.payload == b"small"
     late: queue.Queue[Any] = queue.Queue()
     device.connect().subscribe_to_iot_core(topic_name="t", qos="1", on_stream_event=late.put)
     client.publish_to_iot_core(topic_name="t", qos="1", payload=b"next")
-    assert late.get(timeout=SECONDS).message.payload == b"next"
+    assert late.get(timeout=PATIENCE).message.payload == b"next"
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,8 @@ import pytest
 
 from local.aws.broker import EmbeddedBroker
 from local.core_device.mqtt import MAX_MESSAGE_BYTES, Delivery, IotCore, SpoolError
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 from tests.local.core_device.conftest import Loop
-
-SECONDS = 20.0
 
 
 class Link:
@@ -129,7 +127,7 @@ def test_what_is_published_offline_arrives_in_order_when_the_link_is_back(
     for i in range(30):
         device.publish(topic, b"%d" % i)
     link.up()
-    assert [heard.get(timeout=SECONDS).payload for _ in range(30)] == [b"%d" % i for i in range(30)]
+    assert [heard.get(timeout=PATIENCE).payload for _ in range(30)] == [b"%d" % i for i in range(30)]
 
 
 def test_a_full_spool_refuses_and_has_room_again_after_the_link_is_back(
@@ -143,7 +141,7 @@ def test_a_full_spool_refuses_and_has_room_again_after_the_link_is_back(
         device.publish(topic, bytes(60_000))
     device.publish(topic, b"small enough")
     link.up()
-    assert [len(heard.get(timeout=SECONDS).payload) for _ in range(2)] == [60_000, 12]
+    assert [len(heard.get(timeout=PATIENCE).payload) for _ in range(2)] == [60_000, 12]
 
     def has_room() -> bool:  # once the broker has acknowledged, which may come after the subscriber has heard
         try:
@@ -153,7 +151,7 @@ def test_a_full_spool_refuses_and_has_room_again_after_the_link_is_back(
         return True
 
     eventually(has_room, "room in the spool")
-    assert len(heard.get(timeout=SECONDS).payload) == 60_000
+    assert len(heard.get(timeout=PATIENCE).payload) == 60_000
 
 
 def test_qos_0_is_refused_offline(device: Party, link: Link, topic: str) -> None:
@@ -179,17 +177,17 @@ def test_subscriptions_are_renewed_with_the_link(device: Party, cloud: Party, li
     device.subscribe(topic + "/last")  # confirmed after the others
     cloud.publish(topic, b"1")
     cloud.publish(topic + "/late", b"2")
-    assert (heard.get(timeout=SECONDS).payload, late.get(timeout=SECONDS).payload) == (b"1", b"2")
+    assert (heard.get(timeout=PATIENCE).payload, late.get(timeout=PATIENCE).payload) == (b"1", b"2")
 
 
 def test_a_retained_message_comes_to_each_new_exact_subscription_once(device: Party, cloud: Party, topic: str) -> None:
     cloud.publish(topic, b"kept", retain=True)
     first = device.subscribe(topic)
-    assert first.get(timeout=SECONDS) == Delivery(topic, b"kept", retain=True)
+    assert first.get(timeout=PATIENCE) == Delivery(topic, b"kept", retain=True)
     wildcard, second = device.subscribe("t/+"), device.subscribe(topic)
-    assert second.get(timeout=SECONDS).payload == b"kept"
+    assert second.get(timeout=PATIENCE).payload == b"kept"
     cloud.publish(topic, b"live")
-    assert [one.get(timeout=SECONDS).payload for one in (first, wildcard, second)] == [b"live"] * 3
+    assert [one.get(timeout=PATIENCE).payload for one in (first, wildcard, second)] == [b"live"] * 3
     cloud.publish(topic, b"", retain=True)
 
 
@@ -209,4 +207,4 @@ def test_last_words_are_sent_before_the_connection_is_closed(
     for i in range(50):
         party.publish(topic, b"%d" % i)
     party.stop()
-    assert [heard.get(timeout=SECONDS).payload for _ in range(50)] == [b"%d" % i for i in range(50)]
+    assert [heard.get(timeout=PATIENCE).payload for _ in range(50)] == [b"%d" % i for i in range(50)]

@@ -32,6 +32,7 @@ from stream_manager.util import Util
 from local.aws.client import LocalAwsProcess
 from local.core_device.stream_manager.server import StreamManagerServer
 from local.core_device.stream_manager.store import StreamStore
+from tests.fixtures.waiting import PATIENCE
 from tests.local.core_device.conftest import Loop
 
 REJECT, OVERWRITE = StrategyOnFull.RejectNewData, StrategyOnFull.OverwriteOldestData
@@ -65,7 +66,7 @@ class Manager:
         self.start()
 
     def client(self) -> StreamManagerClient:
-        client = StreamManagerClient(port=self.port, request_timeout=20)
+        client = StreamManagerClient(port=self.port, request_timeout=int(PATIENCE))
         self._clients.append(client)
         return client
 
@@ -215,7 +216,7 @@ def test_noise_on_the_port_harms_nobody(manager: Manager, loop: Loop) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", manager.port)
         writer.write(noise)
         writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 10)
+        answer = await asyncio.wait_for(reader.read(), PATIENCE)
         writer.close()
         return answer
 

@@ -10,11 +10,10 @@ from local.core_device.layout import Layout
 from local.core_device.recipe import DependencyType
 from local.core_device.scripts import read_lifecycle
 from local.core_device.supervisor import Supervisor
-from tests.fixtures.waiting import eventually
+from tests.fixtures.waiting import PATIENCE, eventually
 from tests.local.core_device.harness import is_gone
 
 PATH = {"PATH": "/usr/bin:/bin"}
-SECONDS = 20.0
 
 
 class Bench:
@@ -43,7 +42,7 @@ class Bench:
                 self._moved.clear()
                 await self._moved.wait()
 
-        await asyncio.wait_for(until(), SECONDS)
+        await asyncio.wait_for(until(), PATIENCE)
 
     def set_dependency(self, name: str, state: State) -> None:
         self.others[name] = state
@@ -67,7 +66,7 @@ def live(
         try:
             await scenario(bench)
         finally:
-            await asyncio.wait_for(bench.component.stop(), SECONDS)
+            await asyncio.wait_for(bench.component.stop(), PATIENCE)
         return bench.history
 
     return asyncio.run(run())
@@ -129,7 +128,7 @@ def test_a_killed_run_is_started_again(tmp_path: Path) -> None:
         psutil.Process(int((tmp_path / "pid").read_text())).kill()
         await bench.reaches(State.ERRORED, State.STOPPING, State.INSTALLED, State.STARTING, State.RUNNING)
 
-    live(tmp_path, {"run": "echo $$ > pid.new; mv pid.new pid; exec sleep 100"}, scenario)
+    live(tmp_path, {"run": "echo $$ > pid.new; mv pid.new pid; exec sleep 100000"}, scenario)
 
 
 def test_a_success_in_between_forgives_earlier_errors(tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_a_script_over_its_time_is_an_error(tmp_path: Path) -> None:
         await bench.reaches(State.BROKEN)
         assert "did not end within 0.05 s" in bench.component.reason
 
-    live(tmp_path, {"install": {"script": "exec sleep 100", "timeout": 0.05}}, scenario)
+    live(tmp_path, {"install": {"script": "exec sleep 100000", "timeout": 0.05}}, scenario)
 
 
 def test_recover_runs_between_an_error_and_the_next_try(tmp_path: Path) -> None:
@@ -176,7 +175,7 @@ def test_nothing_of_a_component_outlives_its_stop(tmp_path: Path) -> None:
     async def scenario(bench: Bench) -> None:
         await bench.reaches(State.RUNNING)
 
-    live(tmp_path, {"startup": "sleep 100 & echo $! > pid"}, scenario)
+    live(tmp_path, {"startup": "sleep 100000 & echo $! > pid"}, scenario)
     eventually(lambda: is_gone(int((tmp_path / "pid").read_text())), "end of the background process")
 
 
@@ -199,7 +198,7 @@ def test_a_component_restarts_when_its_hard_dependency_goes(tmp_path: Path) -> N
         bench.set_dependency("D", State.RUNNING)
         await bench.reaches(State.STARTING, State.RUNNING)
 
-    states = live(tmp_path, {"run": "exec sleep 100"}, scenario, {"D": State.RUNNING})
+    states = live(tmp_path, {"run": "exec sleep 100000"}, scenario, {"D": State.RUNNING})
     assert states.count(State.NEW) == 1  # no second install
 
 
@@ -222,7 +221,7 @@ def test_a_component_that_reports_running_need_not_end_its_startup(tmp_path: Pat
         bench.component.request(Request.REPORT_ERRORED)
         await bench.reaches(State.ERRORED, State.STOPPING, State.INSTALLED, State.STARTING)
 
-    live(tmp_path, {"startup": "exec sleep 100"}, scenario)
+    live(tmp_path, {"startup": "exec sleep 100000"}, scenario)
 
 
 def test_a_stop_during_install_ends_it_at_once(tmp_path: Path) -> None:
@@ -230,7 +229,7 @@ def test_a_stop_during_install_ends_it_at_once(tmp_path: Path) -> None:
         while not (tmp_path / "begun").exists():
             await asyncio.sleep(0.01)
 
-    states = live(tmp_path, {"install": "echo > begun; exec sleep 100"}, scenario)
+    states = live(tmp_path, {"install": "echo > begun; exec sleep 100000"}, scenario)
     assert State.ERRORED not in states
 
 
@@ -259,7 +258,7 @@ def test_a_work_folder_that_is_gone_breaks_the_component_not_the_device(tmp_path
 
 
 def _set(*names: str, dependencies: Mapping[str, tuple[str, ...]], version: str = "1.0.0") -> dict[str, Specification]:
-    scripts = read_lifecycle({"run": "exec sleep 100", "shutdown": "true"})
+    scripts = read_lifecycle({"run": "exec sleep 100000", "shutdown": "true"})
     return {
         name: Specification(name, version, scripts, dict.fromkeys(dependencies.get(name, ()), DependencyType.HARD))
         for name in names
@@ -273,12 +272,12 @@ def test_only_what_changed_and_its_hard_dependents_restart(tmp_path: Path) -> No
         supervisor = Supervisor(layout, environment=lambda _: PATH, builtin=lambda _: None, changed=lambda: None)
         before = _set("base", "dependent", "other", dependencies={"dependent": ("base",)})
         await supervisor.replace(before)
-        assert (await asyncio.wait_for(supervisor.settled(), SECONDS)).succeeded
+        assert (await asyncio.wait_for(supervisor.settled(), PATIENCE)).succeeded
         components = dict(supervisor.components)
         pids = {name: one._process.pid for name, one in components.items() if one._process}
         after = {**before, **_set("base", dependencies={}, version="2.0.0")}
         await supervisor.replace(after)
-        assert (await asyncio.wait_for(supervisor.settled(), SECONDS)).succeeded
+        assert (await asyncio.wait_for(supervisor.settled(), PATIENCE)).succeeded
         kept = {name: int(supervisor.components[name] is components[name]) for name in after}
         now = {name: one._process.pid for name, one in supervisor.components.items() if one._process}
         await supervisor.stop()
@@ -295,7 +294,7 @@ def test_dependents_stop_before_what_they_depend_on(tmp_path: Path) -> None:
         layout.create()
         supervisor = Supervisor(layout, environment=lambda _: PATH, builtin=lambda _: None, changed=lambda: None)
         scripts = {
-            name: read_lifecycle({"run": "exec sleep 100", "shutdown": f"echo {name} >> {tmp_path}/order"})
+            name: read_lifecycle({"run": "exec sleep 100000", "shutdown": f"echo {name} >> {tmp_path}/order"})
             for name in "abc"
         }
         hard = DependencyType.HARD
@@ -306,7 +305,7 @@ def test_dependents_stop_before_what_they_depend_on(tmp_path: Path) -> None:
                 "c": Specification("c", "1", scripts["c"]),
             }
         )
-        await asyncio.wait_for(supervisor.settled(), SECONDS)
+        await asyncio.wait_for(supervisor.settled(), PATIENCE)
         await supervisor.stop()
 
     asyncio.run(run())

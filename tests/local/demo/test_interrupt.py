@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.fixtures.waiting import PATIENCE
+
 SCRIPT = """
 import os, signal, weakref
 from local.demo.__main__ import _be_interruptible
@@ -27,5 +29,5 @@ except KeyboardInterrupt:
 
 
 def test_an_interrupt_that_comes_within_a_finalizer_is_not_lost() -> None:
-    ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert ended.stdout == "interrupted\n"
