@@ -26,6 +26,14 @@ def main(
     processing_command: Annotated[
         str, typer.Option(help="What a Processing job without an entry point runs, in place of its image.")
     ] = "python -m cloud.aggregator",
+    busy: Annotated[
+        float,
+        typer.Option(help="Share of requests that are throttled, or meet another's transaction.", min=0, max=0.5),
+    ] = 0.0,
+    lag: Annotated[
+        float, typer.Option(help="Seconds for which IoT holds what was detached, and refuses to delete it.", min=0)
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Fixes which requests --busy meets.")] = 0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log moto and every request.")] = False,
 ) -> None:
     """Serve an AWS account on loopback: point AWS_ENDPOINT_URL at it, from any SDK, the AWS CLI or the GDK.
@@ -35,9 +43,19 @@ def main(
     """
     stopping = _catch(signal.SIGTERM, signal.SIGINT)
     _log(state, verbose=verbose)
-    account = LocalAws(state, port=port, mqtt=parse_address(mqtt), processing_command=shlex.split(processing_command))
+    account = LocalAws(
+        state,
+        port=port,
+        mqtt=parse_address(mqtt),
+        processing_command=shlex.split(processing_command),
+        busy=busy,
+        lag=lag,
+        seed=seed,
+    )
     ready = account.start()
-    logging.getLogger(__name__).info("ready %s", " ".join(f"{name}={value}" for name, value in ready.items()))
+    logging.getLogger(__name__).info(
+        "ready %s", " ".join(f"{name}={value}" for name, value in ready.items() if not name.endswith("_key"))
+    )
     stopping.recv(1)
     account.stop()
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import boto3
+
 from fedgrass.errors import ConfigurationError
-from local.aws.account import client, client_environment
+from local.aws.account import Keys, client, client_environment
 from local.processes import spawn, stop
 
 _READY_FILE = "endpoint.json"
@@ -30,14 +32,25 @@ class LocalAwsProcess:
         self.mqtt = f"{ready['mqtt_host']}:{ready['mqtt_port']}"
         self.region = str(ready["region"])
         self.account = str(ready["account"])
+        self._keys = Keys(str(ready["access_key"]), str(ready["secret_key"]))
 
     def environment(self) -> dict[str, str]:
         """Return the variables with which AWS SDKs, the CLI and the GDK use this account."""
-        return dict(client_environment(self.endpoint_url))
+        return dict(client_environment(self.endpoint_url, self._keys))
 
     def client(self, service: str) -> Any:
         """Return a boto3 client of this account."""
-        return client(service, self.endpoint_url)
+        return client(service, self.endpoint_url, self._keys)
+
+    def resource(self, service: str) -> Any:
+        """Return a boto3 resource of this account."""
+        return boto3.resource(
+            service,
+            endpoint_url=self.endpoint_url,
+            region_name=self.region,
+            aws_access_key_id=self._keys.access_key,
+            aws_secret_access_key=self._keys.secret_key,
+        )
 
     def stop(self) -> None:
         """End the process and everything it started."""
@@ -53,7 +66,13 @@ class LocalAwsProcess:
 
 
 def start(
-    state: Path, *, mqtt: str | None = None, processing_command: str | None = None, timeout: float = 60.0
+    state: Path,
+    *,
+    mqtt: str | None = None,
+    processing_command: str | None = None,
+    busy: float = 0.0,
+    lag: float = 0.0,
+    timeout: float = 300.0,
 ) -> LocalAwsProcess:
     """Start the local AWS and wait until all of it is up.
 
@@ -65,6 +84,8 @@ def start(
         ``HOST:PORT`` of a broker to use; an embedded one if None.
     processing_command
         What a Processing job whose request names no entry point runs; the aggregator if None.
+    busy, lag
+        As the options of that name: how busy an account to be.
     timeout
         Seconds to wait.
 
@@ -80,6 +101,7 @@ def start(
     argv = [sys.executable, "-m", "local.aws", "--state", str(state.resolve())]
     argv += ["--mqtt", mqtt] if mqtt else []
     argv += ["--processing-command", processing_command] if processing_command else []
+    argv += ["--busy", str(busy), "--lag", str(lag)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
     with log.open("wb") as stderr:
         process = spawn(argv, env=environment, stdout=stderr, stderr=stderr)

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any
 
+from moto.moto_server import werkzeug_app
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug import Request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from local.aws.account import REGION
 from local.aws.api import Layer, signing_name
+from local.aws.contention import Contention
 
 logger = logging.getLogger(__name__)
 
@@ -25,15 +27,22 @@ _WARM = ("s3", "sts", "iam", "iot", "dynamodb", "lambda", "events", "states", "s
 class Application:
     """WSGI application that lets a service's layers answer before moto does.
 
+    Parameters
+    ----------
+    contention
+        Refuses some requests before anybody sees them.
+
     Attributes
     ----------
     layers
         By the name that requests are signed for, such as ``greengrass``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, contention: Contention) -> None:
         self.layers: dict[str, Layer] = {}
+        self._contention = contention
         self._on_change: dict[str, list[Callable[[], None]]] = {}
+        werkzeug_app.DISABLE_GLOBAL_CORS = True  # else any web page may read the answers
         self._moto = DomainDispatcherApplication(create_backend_app)
         # It would list its own folder at each request
         self._moto.get_backend_for_host = lru_cache(self._moto.get_backend_for_host)
@@ -55,6 +64,9 @@ class Application:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request."""
         service = signing_name(environ.get("HTTP_AUTHORIZATION")) or ""
+        refusal = self._contention.refusal(service, Request(environ))
+        if refusal is not None:
+            return refusal(environ, start_response)
         layer = self.layers.get(service)
         if layer is not None:
             response = layer(Request(environ))

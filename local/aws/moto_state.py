@@ -6,6 +6,7 @@ from typing import Any
 
 from moto.awslambda.models import lambda_backends
 from moto.iot.models import iot_backends
+from moto.sts.models import sts_backends
 
 from local.aws.account import ACCOUNT, REGION
 from local.aws.functions.process import Function
@@ -23,6 +24,11 @@ def things_of(target_arn: str) -> list[str]:
     if target_arn in iot.thing_groups:
         return [thing.thing_name for thing in list(iot.thing_groups[target_arn].things.values())]
     return [iot.things[target_arn].thing_name] if target_arn in iot.things else []
+
+
+def is_session_key(access_key: str) -> bool:
+    """Tell whether STS has given out this access key, to somebody who assumed a role."""
+    return any(role.access_key_id == access_key for role in reversed(sts_backends[ACCOUNT]["aws"].assumed_roles))
 
 
 def topic_rules() -> list[Any]:

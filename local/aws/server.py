@@ -17,10 +17,12 @@ from moto.core.config import default_user_config
 
 from fedgrass.errors import ConfigurationError
 from local.aws import cloudformation, dynamodb, events, memory, model_registry, moto_state, rules, states
-from local.aws.account import ACCOUNT, REGION, client, client_environment
+from local.aws.access import Guard
+from local.aws.account import ACCOUNT, REGION, Keys, client, client_environment
 from local.aws.broker import EmbeddedBroker
 from local.aws.bus import Bus
 from local.aws.children import Children
+from local.aws.contention import Contention, Lag
 from local.aws.endpoint import Application, Server
 from local.aws.functions.runtime import LambdaRuntime
 from local.aws.greengrass.service import Greengrass
@@ -47,6 +49,8 @@ class LocalAws:
         Address of a broker to use as IoT Core; an embedded one is started if None.
     processing_command
         What a Processing job without an entry point runs, in place of its image.
+    busy, lag, seed
+        Of `Contention` and `Lag`.
     """
 
     def __init__(
@@ -56,12 +60,18 @@ class LocalAws:
         port: int = 0,
         mqtt: tuple[str, int] | None = None,
         processing_command: Sequence[str] = ("python", "-m", "cloud.aggregator"),
+        busy: float = 0.0,
+        lag: float = 0.0,
+        seed: int = 0,
     ) -> None:
         self.state = state.resolve()
         self._cleanup = contextlib.ExitStack()
         self._port = port
         self._mqtt = mqtt
         self._processing_command = processing_command
+        self._keys = Keys.new()
+        self._contention = Contention(busy, seed=seed)
+        self._lag = Lag(lag)
 
     def start(self) -> dict[str, Any]:
         """Start everything, then write and return the ready file's content.
@@ -89,19 +99,21 @@ class LocalAws:
         children = Children()
         cleanup.callback(children.stop_all)
 
-        application = Application()
-        server = self._bind(application)
+        application = Application(self._contention)
+        server = self._bind(Guard(application, self._keys, moto_state.is_session_key))
         endpoint_url = f"http://127.0.0.1:{server.port}"
+        account = partial(client, endpoint_url=endpoint_url, keys=self._keys)
+        environment = client_environment(endpoint_url, self._keys)
         cleanup.callback(server.stop)
-        os.environ.update(client_environment(endpoint_url))
+        os.environ.update(environment)
         os.environ["MOTO_PORT"] = str(server.port)  # moto's state machine interpreter calls services there
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
         memory.repair(self.state / "objects")
-        states.repair(events.emit)
+        states.repair(events.emit, self._keys)
         dynamodb.repair()
-        self._resource_types = cloudformation.register(partial(client, endpoint_url=endpoint_url))
+        self._resource_types = cloudformation.register(account)
 
-        objects = Objects(client("s3", endpoint_url))
+        objects = Objects(account("s3"))
         greengrass = Greengrass(
             objects=objects,
             target_exists=moto_state.target_exists,
@@ -114,11 +126,11 @@ class LocalAws:
             functions=moto_state.functions,
             state=self.state,
             children=children,
-            environment=client_environment(endpoint_url),
+            environment=environment,
         )
         cleanup.callback(functions.stop)
         iot_data = IotData(bus)
-        step_functions = client("stepfunctions", endpoint_url)
+        step_functions = account("stepfunctions")
         cleanup.callback(events.deliver_to({"lambda": functions.send, "states": states.starter(step_functions)}))
         processing = Processing(
             Surroundings(
@@ -126,16 +138,16 @@ class LocalAws:
                 objects=objects,
                 children=children,
                 command=list(self._processing_command),
-                environment=client_environment(endpoint_url),
+                environment=environment,
             ),
             events.emit,
         )
         topic_rules = rules.RuleEngine(
             moto_state.topic_rules,
             {
-                "dynamoDBv2": rules.put_item(client("dynamodb", endpoint_url)),
+                "dynamoDBv2": rules.put_item(account("dynamodb")),
                 "lambda": rules.invoke_function(functions.send),
-                "cloudwatchLogs": rules.put_log_event(client("logs", endpoint_url)),
+                "cloudwatchLogs": rules.put_log_event(account("logs")),
                 "republish": rules.republish(bus),
             },
         )
@@ -144,6 +156,7 @@ class LocalAws:
         bus.add_handler(topic_rules.handle)
         application.layers |= {
             "greengrass": greengrass.layer,
+            "iot": self._lag.layer,
             "iotdata": iot_data.layer,
             "lambda": functions.layer,
             "sagemaker": lambda request: model_registry.layer(request) or processing.layer(request),
@@ -175,7 +188,7 @@ class LocalAws:
         broker.start()
         return broker.host, broker.port
 
-    def _bind(self, application: Application) -> Server:
+    def _bind(self, application: Guard) -> Server:
         try:
             return Server(application, self._port)
         except (OSError, SystemExit) as error:  # werkzeug exits when the port is taken
@@ -189,9 +202,13 @@ class LocalAws:
             "region": REGION,
             "account": ACCOUNT,
             "pid": os.getpid(),
+            "access_key": self._keys.access_key,
+            "secret_key": self._keys.secret_key,
         }
         path = self.state / READY_FILE
         partial = path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        partial.touch(0o600)  # the keys are for whoever may read this folder's owner's files
         partial.write_text(json.dumps(ready, indent=2))
         partial.replace(path)
         cleanup.callback(path.unlink, missing_ok=True)

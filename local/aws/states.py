@@ -8,17 +8,20 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any
 
+import boto3
 from moto.core.responses import EmptyResult
 from moto.stepfunctions.parser.asl.eval.environment import Environment
 from moto.stepfunctions.parser.asl.eval.program_state import ProgramStopped
+from moto.stepfunctions.parser.asl.utils import boto_client
 from moto.stepfunctions.parser.backend.execution import BaseExecutionWorkerCommunication, Execution
 from moto.stepfunctions.parser.models import stepfunctions_parser_backends
 from moto.stepfunctions.responses import StepFunctionResponse
 from werkzeug import Request, Response
 
-from local.aws.account import ACCOUNT, REGION
+from local.aws.account import ACCOUNT, REGION, Keys
 from local.aws.api import json_response
 from local.aws.events import Emit
 
@@ -33,12 +36,14 @@ def layer(request: Request) -> Response | None:
     return None
 
 
-def repair(emit: Emit) -> None:
+def repair(emit: Emit, keys: Keys) -> None:
     """Make moto's interpreter report how executions end as the service does.
 
     A stopped execution stays stopped when the task that was under way then fails; each start and end is an event; a task
-    that is failed by its token keeps the cause.
+    that is failed by its token keeps the cause. What it asks of other services it signs with the account's own keys.
     """
+    signed = {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
+    boto_client.boto3 = SimpleNamespace(client=lambda **options: boto3.client(**{**options, **signed}))
     set_error = Environment.set_error
     run, terminated = Execution.start, BaseExecutionWorkerCommunication.terminated
 

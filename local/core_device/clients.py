@@ -29,11 +29,11 @@ class Clients:
 def connect(endpoint_url: str, *, region: str, role_arn: str, thing: str) -> Clients:
     """Return clients for the endpoint; nothing is sent yet.
 
-    The device's certificate, which no local service checks, is stood in for by fixed keys; the role's credentials are
-    used for S3, as on the real device.
+    The device's certificate is stood in for by the account's keys, from the environment or wherever else boto3 finds
+    them; the role's credentials are used for S3, as on the real device.
     """
     config = Config(retries=_RETRIES, connect_timeout=5, read_timeout=30, s3={"addressing_style": "path"})
-    certificate = boto3.Session(aws_access_key_id=thing, aws_secret_access_key="certificate", region_name=region)  # noqa: S106
+    certificate = boto3.Session(region_name=region)
     sts = certificate.client("sts", endpoint_url=endpoint_url, config=config)
     credentials = RoleCredentials(sts, role_arn=role_arn, thing=thing)
     session = boto3.Session(botocore_session=role_session(credentials), region_name=region)

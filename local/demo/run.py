@@ -257,6 +257,7 @@ class Demo:
     def show_around(self) -> None:
         """Write the variables that lead to the account, and print how to look at what runs."""
         file = self.fleet.folder / "environment"
+        file.touch(0o600)  # it has the account's keys
         variables = {**self.fleet.aws.environment(), "FEDGRASS_FLEET": _FLEET}
         file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())))
         self._console.rule("Everything is up until Ctrl-C. In another terminal:")

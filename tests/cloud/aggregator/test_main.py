@@ -123,13 +123,7 @@ def place(local_aws: LocalAwsProcess, unique: str, digits: Bundle, tmp_path: Pat
 
 
 def _dynamodb(aws: LocalAwsProcess) -> Any:
-    return boto3.resource(
-        "dynamodb",
-        endpoint_url=aws.endpoint_url,
-        region_name=aws.region,
-        aws_access_key_id="local",
-        aws_secret_access_key="local",
-    )
+    return aws.resource("dynamodb")
 
 
 def test_the_job_makes_a_round_of_the_environment_alone(place: Place) -> None:

@@ -63,16 +63,9 @@ def sagemaker(local_aws: LocalAwsProcess) -> Sagemaker:
 
 @pytest.fixture
 def bucket(local_aws: LocalAwsProcess, unique: str) -> Any:
-    import boto3
 
     local_aws.client("s3").create_bucket(Bucket=unique)
-    return boto3.resource(
-        "s3",
-        endpoint_url=local_aws.endpoint_url,
-        region_name="us-east-1",
-        aws_access_key_id="local",
-        aws_secret_access_key="local",
-    ).Bucket(unique)
+    return local_aws.resource("s3").Bucket(unique)
 
 
 def s3_input(uri: str, **more: str) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class DeviceProcess:
         (self.root / "device.json").unlink(missing_ok=True)
         command = [sys.executable, "-m", "local.core_device", "--root", str(self.root), "--thing", self.thing]
         command += ["--endpoint-url", self.fleet.aws.endpoint_url, "--mqtt", self.fleet.aws.mqtt, *self._arguments]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        environment = {**os.environ, **self.fleet.aws.environment(), "PYTHONPATH": str(REPOSITORY)}
         with (self.root / "stderr.log").open("ab") as output:
             self.child = processes.spawn(command, env=environment, stdout=output, stderr=output)
         child = self.child
