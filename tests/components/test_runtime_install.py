@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = ROOT / "components" / "runtime"
 VERSIONS = Path.home() / ".pyenv" / "versions"
@@ -80,7 +82,7 @@ def install(place: Path, python: str, **environment: str) -> subprocess.Complete
         [python, str(script), "--source", str(place / "source"), "--work", str(place / "work")],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=3 * PATIENCE,
         check=False,
         env={"PATH": os.environ["PATH"], "HOME": str(place), **environment},
     )

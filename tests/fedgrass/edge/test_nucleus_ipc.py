@@ -288,7 +288,7 @@ def test_a_component_that_nucleus_lite_has_forgotten_gets_a_new_token_and_goes_o
 
 
 def test_a_forgotten_component_that_gets_no_token_leaves_without_waiting_for_its_patience(lite: Lite) -> None:
-    client = Client(patience=PATIENCE)
+    client = Client(patience=100 * PATIENCE)
     try:
         lite.names = False
         lite.stop()

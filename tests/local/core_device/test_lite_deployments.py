@@ -22,13 +22,14 @@ from local.core_device.component import State
 from local.core_device.ipc.server import IpcServer
 from local.core_device.nucleus import LITE
 from local.core_device.recipe import RecipeError, parse, platform_attributes
+from tests.fixtures.waiting import PATIENCE as ENDLESS
 from tests.fixtures.waiting import eventually
 from tests.local.core_device.components import ACCESS, python
 from tests.local.core_device.conftest import Loop
 from tests.local.core_device.harness import DeviceProcess, Fleet
 
 RUN = {"run": "exec sleep 1000"}
-PATIENCE = 4.0
+PATIENCE = 15.0  # of the nucleus; two tests wait for its end
 
 LISTENER = """
 import os, threading
@@ -210,7 +211,7 @@ def test_jobs_come_on_namespaced_topics_and_name_a_configuration(
         assert ends(lite, {name: "1.0.0"}) == "SUCCEEDED"
         topics, arns = set[str](), set[str]()
         while not any(topic.endswith("/update/accepted") for topic in topics):
-            message = cloud.heard.get(timeout=20)
+            message = cloud.heard.get(timeout=ENDLESS)
             topics.add(message.topic.removeprefix(f"$aws/things/{lite.thing}/jobs/"))
             execution = json.loads(message.payload).get("execution") or {}
             if "jobDocument" in execution:
