@@ -12,9 +12,12 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from xml.sax.saxutils import escape
+
+from werkzeug import Response
 
 from local.aws.account import Keys
-from local.aws.api import ApiError
+from local.aws.api import ApiError, signing_name
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +52,7 @@ class Guard:
         if refusal is None:
             return self._application(environ, start_response)
         logger.warning("refused path=%s reason=%s", environ.get("PATH_INFO"), refusal)
-        return refusal.response()(environ, start_response)
+        return _answer(refusal, environ)(environ, start_response)
 
     def _refusal(self, environ: dict[str, Any]) -> ApiError | None:
         if "HTTP_ORIGIN" in environ:
@@ -78,6 +81,17 @@ def access_key(environ: dict[str, Any]) -> str | None:
     if "X-Amz-Credential" in query:
         return query["X-Amz-Credential"][0].split("/", 1)[0]
     return query["AWSAccessKeyId"][0] if "AWSAccessKeyId" in query else None
+
+
+def _answer(refusal: ApiError, environ: dict[str, Any]) -> Response:
+    """Write the refusal in the protocol of the request, so that the SDK can read it."""
+    form = str(environ.get("CONTENT_TYPE", "")).startswith("application/x-www-form-urlencoded")
+    storage = signing_name(environ.get("HTTP_AUTHORIZATION")) == "s3"
+    if not (form or storage):
+        return refusal.response()
+    error = f"<Error><Code>{refusal.name}</Code><Message>{escape(str(refusal))}</Message></Error>"
+    body = error if storage else f"<ErrorResponse>{error}</ErrorResponse>"
+    return Response(body, status=refusal.status, content_type="application/xml")
 
 
 def _name_of(host: str) -> str:

@@ -145,15 +145,16 @@ def test_each_start_has_keys_of_its_own_that_only_its_owner_can_read(
     with start(tmp_path) as other:
         variables = {**other.environment(), "AWS_ENDPOINT_URL": local_aws.endpoint_url}
         assert variables["AWS_ACCESS_KEY_ID"] != key_of(local_aws)
-        client = boto3.client(
-            "sts",
-            endpoint_url=variables["AWS_ENDPOINT_URL"],
-            region_name=other.region,
-            aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
-        )
-        with pytest.raises(ClientError, match="403"):
-            client.get_caller_identity()
+        for service, call in (("sts", "get_caller_identity"), ("s3", "list_buckets"), ("iot", "list_things")):
+            client = boto3.client(
+                service,
+                endpoint_url=variables["AWS_ENDPOINT_URL"],
+                region_name=other.region,
+                aws_access_key_id=variables["AWS_ACCESS_KEY_ID"],
+                aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
+            )
+            with pytest.raises(ClientError, match=r"InvalidClientTokenId.*not of this start"):
+                getattr(client, call)()
         said = (tmp_path / "logs" / "aws.log").read_text() + (tmp_path / "stderr.log").read_text()
         assert variables["AWS_SECRET_ACCESS_KEY"] not in said
         assert variables["AWS_ACCESS_KEY_ID"] not in said
