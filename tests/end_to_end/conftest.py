@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # What a model's accuracy comes to differs between processors, and how long a step takes between machines: here neither ends
 # a round or refuses a model. The tests that are about the gate, the admission or a deadline say so themselves.
 UNDECIDED = {
-    "gate": {"tolerance": 1},
+    "gate": {"tolerance": 1, "loss_tolerance": 1e9, "below_best": 1},
     "deadline_seconds": int(PATIENCE),
     "rollout": {"wait_seconds": int(PATIENCE)},
 }
