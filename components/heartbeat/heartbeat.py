@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,7 @@ from fedgrass.edge.outbox import Outbox
 from fedgrass.edge.settings import HeartbeatSettings
 from fedgrass.edge.system import Sensors
 from fedgrass.errors import MessageError
+from fedgrass.files import write_atomically
 from fedgrass.protocol import messages
 from fedgrass.protocol.messages import ActiveModel, Message, TrainerStatus, as_reason
 from fedgrass.protocol.names import (
@@ -136,6 +138,7 @@ class Heartbeat:
         self._defender_sensors = Sensors(device.work)  # CPU use is over each one's own interval
         self._said_able: bool | None = None
         self._version = version_of(HEARTBEAT, __file__)
+        self._said = device.work / "trainer-said.json"
         # Its work folder is beside the model store, which is ModelDeployer's.
         self._absence = Absence(TRAINER, device.store.parent / TRAINER, clock=clock, unit=unit)
 
@@ -146,6 +149,7 @@ class Heartbeat:
         self._ipc.on_local(MODEL_ACTIVE_TOPIC, lambda payload: post(lambda: self.deployer_said(payload)))
         self._settings.follow()
         self._outbox.start()
+        self._recall()
         self.beat()
         self._device.loop.every(self._interval, self.beat)
         self._device.loop.every(lambda: _LOOK_SECONDS, self.look)
@@ -153,7 +157,10 @@ class Heartbeat:
             self._device.loop.every(lambda: self._settings.own.defender_seconds, self.report)
 
     def stop(self) -> None:
-        """Stop."""
+        """Stop, and keep what the trainer said last: it says it again only after a while."""
+        if self._trainer is not None:
+            with suppress(OSError, MessageError):
+                write_atomically(self._said, self._trainer.encode())
         self._outbox.stop()
 
     def beat(self) -> None:
@@ -211,6 +218,14 @@ class Heartbeat:
         active = self._decoded(ActiveModel, payload)
         if active is not None:
             self._deployer, self._deployer_heard = active, self._clock()
+
+    def _recall(self) -> None:
+        """Go by what the trainer said to the former process, if it runs: nucleus lite restarts this one at each release."""
+        seen = life.seen(self._device.store.parent / TRAINER)
+        if seen is None or not seen.runs:
+            return
+        with suppress(OSError, MessageError):
+            self._trainer, self._trainer_heard = TrainerStatus.decode(self._said.read_bytes()), self._clock()
 
     def _interval(self) -> float:
         return self._settings.own.interval_seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)

@@ -315,3 +315,20 @@ def test_a_heartbeat_reaches_every_nucleus_whatever_the_texts_are_made_of(
     assert beat.able is able
     assert beat.errors[HEARTBEAT].startswith(text)
     assert all(len(payload) <= messages.MAX_MESSAGE_BYTES for _, payload in place.ipc.cloud)
+
+
+def test_a_heartbeat_that_starts_anew_goes_by_what_the_running_trainer_said_last(place: Place) -> None:
+    life = place.trainer_starts()
+    place.heartbeat.start()
+    place.trainer_says(examples=7)
+    place.until(lambda: place.beats and place.beats[-1].able, "able")
+    place.heartbeat.stop()
+    for runs in (True, False):
+        if not runs:
+            life._file.close()
+        again = Heartbeat(place.device, clock=lambda: place.now, unit=lambda _component: None)
+        before = len(place.beats)
+        again.start()
+        beat = place.until(lambda before=before: len(place.beats) > before and place.beats[-1], "beat")  # type: ignore[misc]
+        again.stop()
+        assert (beat.able, beat.examples) == ((True, 7) if runs else (False, 0))
