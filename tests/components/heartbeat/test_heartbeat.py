@@ -329,6 +329,6 @@ def test_a_heartbeat_that_starts_anew_goes_by_what_the_running_trainer_said_last
         again = Heartbeat(place.device, clock=lambda: place.now, unit=lambda _component: None)
         before = len(place.beats)
         again.start()
-        beat = place.until(lambda before=before: len(place.beats) > before and place.beats[-1], "beat")  # type: ignore[misc]
+        beat = place.until(lambda before=before: len(place.beats) > before and place.beats[-1], "beat")
         again.stop()
         assert (beat.able, beat.examples) == ((True, 7) if runs else (False, 0))
