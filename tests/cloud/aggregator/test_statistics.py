@@ -17,6 +17,7 @@ from cloud.aggregator.privacy import Gaussian
 from cloud.aggregator.strategies import strategy_named
 from cloud.aggregator.strategies.server import Adam, Momentum
 from cloud.aggregator.strategies.statistics import Statistics
+from cloud.aggregator.strategies.trust import with_own_update
 from fedgrass.architecture import new_bundle
 from fedgrass.bundle import Bundle, InitialParameters, Manifest, Parameters, TensorDescription
 from fedgrass.protocol.strategies import OPTIONS
@@ -64,7 +65,10 @@ def updates(base: Bundle, seed: int) -> tuple[dict[str, bytes], Floats]:
 def result(base: Bundle, contents: dict[str, bytes], name: str, noise: Gaussian | None = None, **options: Any) -> Any:
     source = Memory(contents)
     expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, FLEET, ROUND)
-    return aggregate(base, source, source.list(), strategy_named(name, **options), expected, noise=noise)
+    operators = np.zeros(base.manifest.parameter_count, np.float32)
+    operators[30:35] = -1  # every device's variances fall
+    strategy = with_own_update(strategy_named(name, **options), lambda: operators)
+    return aggregate(base, source, source.list(), strategy, expected, noise=noise)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
