@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -185,13 +185,14 @@ class Jobs:
 class Greengrass(FakeGreengrass):
     """Greengrass whose deployments devices hear of."""
 
-    def __init__(self, deployed: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, deployed: Callable[[dict[str, Any]], None], now: Callable[[], datetime]) -> None:
         super().__init__()
+        self._now = now
         self.polls_until_deployable = 0
         self._deployed = deployed
 
     def deploy(self, arguments: dict[str, Any]) -> str:
         made = super().deploy(arguments)
-        self.latest["creationTimestamp"] = START + timedelta(seconds=len(self.deployments))
+        self.latest["creationTimestamp"] = self._now()
         self._deployed(self.latest)
         return made

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from cloud.ending.outcome import decide
-from tests.explorer.explore import SCENARIOS, SINGLE, campaign, length, mixed, run, singles
+from tests.explorer.explore import SCENARIOS, SINGLE, campaign, length, mixed, run
 from tests.explorer.world import CANARIES_ARN, GROUP_ARN, Scenario, Schedule, World
 
 _BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
@@ -40,8 +41,8 @@ def steps_of(scenario: Scenario, *words: str) -> list[int]:
 def test_a_round_cancelled_at_any_call_of_its_job_is_released_or_has_changed_nothing(obeys: bool) -> None:
     scenario = _BY_NAME["canaries"]
     ends = set()
-    for step in steps_of(scenario, "job:")[::3]:
-        world, found = run(Schedule(scenario, {step: [("stop",)]}, obeys=obeys))
+    for step in steps_of(scenario, "job:")[::6]:
+        world, found = run(Schedule(scenario, {step: [("stop",), ("delay",)]}, obeys=obeys))
         assert not found, (step, found)
         ends.add(world.records()[0].outcome)
     assert ends == {"cancelled", "released"}
@@ -82,18 +83,17 @@ def test_the_explorer_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> No
             )
         return original(rounds, record, report)
 
-    monkeypatch.setattr("cloud.aggregator.job.decide", hasty)
     scenario = _BY_NAME["release"]
-    kinds: set[str] = set()
-    for schedule in singles(scenario, length(scenario), every=4):
-        if ("stop",) in next(iter(schedule.plan.values())):
-            kinds |= run(schedule)[1].keys()
-    assert "unreleased model on the fleet" in kinds
+    [decided] = steps_of(scenario, "job:", "transact_write_items")
+    monkeypatch.setattr("cloud.aggregator.job.decide", hasty)
+    _, found = run(Schedule(scenario, {decided + 1: [("stop",), ("delay",)]}))
+    assert "unreleased model on the fleet" in found
 
 
 def test_a_schedule_runs_the_same_way_again() -> None:
     scenario = _BY_NAME["several rounds"]
     schedule = mixed(scenario, 200, seed=7)
     first, second = run(schedule)[0], run(schedule)[0]
-    assert first.scheduler.trace == second.scheduler.trace
+    without_salts = [[re.sub("[0-9a-f]{32}", "salt", line) for line in one.scheduler.trace] for one in (first, second)]
+    assert without_salts[0] == without_salts[1]
     assert len(SINGLE) == len({action[0] for action in SINGLE})

@@ -121,7 +121,7 @@ class World:
         self.objects = Objects()
         self.retained = Retained(self._announced)
         self.jobs = Jobs(self._job_started, self._job_stop)
-        self.greengrass = Greengrass(self._deployed)
+        self.greengrass = Greengrass(self._deployed, self.now)
         self.greengrass.core_devices = {GROUP_ARN: list(THINGS), CANARIES_ARN: ["a"]}
         self.main: Execution | None = None
         self.disturbed = False  # whether the plan is in force
