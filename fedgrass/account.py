@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fedgrass.buckets import owned_by
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.names import check_fleet
 from fedgrass.stack import StackOutputs, stack_outputs
@@ -64,5 +65,5 @@ class Account:
 
     @cached_property
     def s3(self) -> Any:
-        """Client of S3."""
-        return self.session.client("s3")
+        """Client of S3, for the account's own buckets."""
+        return owned_by(self.session.client("s3"), self.stack.account)

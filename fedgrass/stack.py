@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -28,14 +29,34 @@ class StackOutputs:
     image: str
     image_build_project: str
 
+    @property
+    def account(self) -> str:
+        """Number of the account."""
+        return self.thing_group_arn.split(":")[4]
+
 
 def stack_name(fleet: str) -> str:
-    """Name of the fleet's stack; CloudFormation allows no underscores."""
-    return f"fedgrass-{fleet.replace('_', '-')}"
+    """Return the name of the fleet's stack, which is no other fleet's.
+
+    CloudFormation allows no underscores: a name that has any follows two hyphens, which no other begins with, and is written
+    with ``-u`` for each of them and ``--`` for a hyphen.
+
+    >>> stack_name("mill-north"), stack_name("mill_north")
+    ('fedgrass-mill-north', 'fedgrass--mill-unorth')
+    """
+    if "_" not in fleet:
+        return f"fedgrass-{fleet}"
+    return f"fedgrass--{fleet.replace('-', '--').replace('_', '-u')}"
 
 
 def stack_outputs(session: Any, fleet: str) -> StackOutputs:
-    """Return what the fleet's stack consists of; raises `InfrastructureError` if it is not deployed."""
+    """Return what the fleet's stack consists of.
+
+    Raises
+    ------
+    InfrastructureError
+        If it is not deployed, lacks an output, or says that it is another fleet's.
+    """
     name = stack_name(check_fleet(fleet))
     cloudformation = session.client("cloudformation")
     try:
@@ -44,6 +65,7 @@ def stack_outputs(session: Any, fleet: str) -> StackOutputs:
         if "does not exist" not in str(error):
             raise
         raise InfrastructureError(f"fleet {fleet!r}: there is no stack {name}; deploy it first") from error
+    check_owner(stack, fleet)
     found = {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
     wanted = {
         field.name: field.name.title().replace("_", "") for field in fields(StackOutputs) if field.name != "fleet"
@@ -54,3 +76,19 @@ def stack_outputs(session: Any, fleet: str) -> StackOutputs:
             f"stack {name} ({stack['StackStatus']}) lacks the outputs {', '.join(missing)}; deploy it again"
         )
     return StackOutputs(fleet=fleet, **{field: found[output] for field, output in wanted.items()})
+
+
+def stack_output(session: Any, fleet: str, name: str) -> str | None:
+    """Return one output of the fleet's stack; None if it has none of that name."""
+    found = session.client("cloudformation").describe_stacks(StackName=stack_name(fleet))["Stacks"][0]
+    outputs = {output["OutputKey"]: str(output["OutputValue"]) for output in found.get("Outputs", [])}
+    return outputs.get(name)
+
+
+def check_owner(stack: Mapping[str, Any], fleet: str) -> None:
+    """Raise `InfrastructureError` if a stack that CloudFormation describes says that it is another fleet's."""
+    owners = [given["ParameterValue"] for given in stack.get("Parameters", []) if given["ParameterKey"] == "Fleet"]
+    if owners not in ([], [fleet]):
+        raise InfrastructureError(
+            f"stack {stack['StackName']} is of fleet {owners[0]!r}, not of {fleet!r}: it is left alone"
+        )

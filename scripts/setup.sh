@@ -3,9 +3,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# Whether a set of extras has all of another; what pyproject.toml calls local brings four others.
+# Whether a set of extras has all of another; what pyproject.toml calls local brings five others.
 includes() {
-  local has=,${1//local/local,edge,cloud,console,simulation}, wanted
+  local has=,${1//local/local,edge,cloud,console,identity,simulation}, wanted
   for wanted in ${2//,/ }; do
     [[ $has == *,"$wanted",* ]] || return 1
   done

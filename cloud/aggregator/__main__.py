@@ -39,7 +39,7 @@ def main(environment: Mapping[str, str]) -> int:
     container = Container.of(environment)
     try:
         settings = container.settings(environment)
-        said = _run(settings, *container.instance())
+        said = _run(settings, *container.instance(environment))
         if said is not None:
             container.say(said)
     except FedgrassError as error:

@@ -12,6 +12,7 @@ from cloud.aggregator.config import JobSettings
 from cloud.aggregator.registry import Registry
 from cloud.aggregator.release import FleetClients
 from cloud.aggregator.s3 import Bucket
+from fedgrass.buckets import owned_by
 
 _CONFIG = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=96)
 
@@ -21,8 +22,9 @@ def connect(place: JobSettings) -> tuple[FleetClients, Any]:
 
     Credentials and endpoint are those of the environment; the region is the thing group's.
     """
-    session = boto3.Session(region_name=Account.of(place.thing_group_arn).region)
-    s3 = session.client("s3", config=_CONFIG)
+    account = Account.of(place.thing_group_arn)
+    session = boto3.Session(region_name=account.region)
+    s3 = owned_by(session.client("s3", config=_CONFIG), account.account)
     dynamodb = session.resource("dynamodb", config=_CONFIG)
     clients = FleetClients(
         fleet=place.fleet,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +25,12 @@ if TYPE_CHECKING:
 def publish(
     folder: Annotated[Path, typer.Argument(help="The model bundle: a folder with model.json.", exists=True)],
     fleet: FleetOption = DEFAULT_FLEET,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            help="Publish it as this version, such as 2.0.0, instead of the bundle's own; the middle number is 0."
+        ),
+    ] = None,
 ) -> None:
     """Publish a model bundle to a fleet: its first model, or a new graph.
 
@@ -31,9 +40,25 @@ def publish(
     from cloud.aggregator.by_hand import fleet_clients
     from cloud.aggregator.release import publish_model
 
-    clients = fleet_clients(Account.of(fleet))
-    released = publish_model(Bundle.open(folder), clients)
+    with tempfile.TemporaryDirectory(prefix="fedgrass-") as place:
+        bundle = Bundle.open(folder)
+        if version is not None:
+            bundle = renamed(bundle, version, Path(place) / "bundle")
+        released = publish_model(bundle, fleet_clients(Account.of(fleet)))
     _tell(released, fleet)
+
+
+def renamed(bundle: Bundle, version: str, folder: Path) -> Bundle:
+    """Return a copy of the bundle, in ``folder``, that is another version; `ConfigurationError` if a round could make that."""
+    if not re.fullmatch(r"[0-9]{1,6}\.0\.[0-9]{1,6}", version):
+        raise ConfigurationError(
+            f"--version {version!r}: expected MAJOR.0.PATCH, such as 2.0.0; the middle number is that of the round that made it"
+        )
+    folder.mkdir(parents=True)
+    for name in bundle.manifest.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path(name), folder / name)
+    return Bundle.seal(folder, bundle.manifest.model_copy(update={"version": version}))
 
 
 def release(

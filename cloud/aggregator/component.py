@@ -62,7 +62,9 @@ def _require_same_artifacts(greengrass: Any, arn: str, ours: dict[str, Any]) -> 
     if _uris(found) != _uris(ours):
         raise ReleaseError(
             f"{arn}: exists with other artifacts (for example {min(_uris(found) - _uris(ours), default='none')!r}). "
-            "A version is never replaced: publish under another one"
+            "A version is never replaced, and those of a component exist once in an account and region: publish under the next "
+            "major (fedgrass model publish --version 2.0.0), or give the fleet a component of its own (ModelComponent of "
+            "scripts/deploy)"
         )
 
 

@@ -22,6 +22,8 @@ log = Log(__name__)
 ML_ROOT = "FEDGRASS_ML_ROOT"
 _PREFIX = "FEDGRASS_"
 MAX_MESSAGE_BYTES = 1024
+UNREADABLE: dict[str, Any] = {}
+_INSTANCES = "FEDGRASS_INSTANCES"
 
 
 class FleetPlace(BaseModel):
@@ -79,19 +81,27 @@ class Container:
         ConfigurationError
             Naming the first variable that is missing or wrong.
         """
-        given = {**self._config("processingjobconfig.json").get("Environment", {}), **environment}
+        given = dict(environment)
+        if any(_PREFIX + name.upper() not in given for name in JobSettings.model_fields):
+            given = {**self._config("processingjobconfig.json").get("Environment", {}), **given}
         fields = {name: given.get(_PREFIX + name.upper()) for name in JobSettings.model_fields}
         return JobSettings.checked(**{name: value for name, value in fields.items() if value is not None})
 
-    def instance(self) -> tuple[int, int]:
+    def instance(self, environment: Mapping[str, str] | None = None) -> tuple[int, int]:
         """Return which of the job's instances this is, from 0, and how many there are.
 
         Raises
         ------
         ConfigurationError
-            If ``resourceconfig.json`` does not name this instance among its hosts.
+            If ``resourceconfig.json`` does not name this instance among its hosts, or cannot be read by an instance that is
+            not the only one.
         """
-        resources = self._config("resourceconfig.json")
+        resources, instances = self._config("resourceconfig.json"), (environment or {}).get(_INSTANCES, "1")
+        if resources is UNREADABLE and instances != "1":
+            raise ConfigurationError(
+                f"{self.root}/config/resourceconfig.json: cannot be read, and one of {instances} instances has to "
+                "know which it is; run the image as root, as it is built"
+            )
         hosts, own = sorted(resources.get("hosts", [])), resources.get("current_host")
         if not hosts:
             return 0, 1
@@ -115,6 +125,9 @@ class Container:
             document = json.loads(path.read_bytes())
         except FileNotFoundError:
             return {}  # run outside SageMaker
+        except PermissionError as error:  # of an image with a user of its own: the environment has it all
+            log.warning("config_not_read", path=str(path), reason=str(error))
+            return UNREADABLE
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path}: cannot be read ({error})") from error
         if not isinstance(document, dict):

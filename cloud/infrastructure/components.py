@@ -17,6 +17,9 @@ from typing import Any
 import yaml
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
+from cloud.infrastructure.script import Caller
+from cloud.infrastructure.storage import ensure_bucket
+from fedgrass.buckets import owned_by
 from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.protocol.names import version_order
 
@@ -47,7 +50,7 @@ class ComponentPublisher:
 
     def __init__(self, *, greengrass: Any, s3: Any, account: str, region: str, partition: str = "aws") -> None:
         self._greengrass = greengrass
-        self._s3 = s3
+        self._s3 = owned_by(s3, account)
         self._account = account
         self._region = region
         self._partition = partition
@@ -78,7 +81,10 @@ class ComponentPublisher:
         bucket = f"{bucket}-{self._region}-{self._account}"
         addresses = {}
         if files:
-            self._ensure_bucket(bucket)
+            caller = Caller(self._account, self._region, self._partition)
+            ensure_bucket(
+                self._s3, bucket, caller, otherwise="components need it: name another in every gdk-config.json"
+            )
         for file in files:
             key = f"{name}/{version}/{file.name}"
             self._s3.upload_file(str(file), bucket, key)
@@ -104,23 +110,6 @@ class ComponentPublisher:
         newest = max(versions, key=lambda version: version_order(version["componentVersion"]))
         described: dict[str, Any] = self._greengrass.describe_component(arn=newest["arn"])
         return {**newest, "tags": described.get("tags", {})}
-
-    def _ensure_bucket(self, bucket: str) -> None:
-        try:
-            self._s3.head_bucket(Bucket=bucket)
-        except self._s3.exceptions.ClientError as error:
-            if error.response["Error"]["Code"] not in {"404", "NoSuchBucket"}:
-                raise ConfigurationError(
-                    f"bucket {bucket}, for components, cannot be opened: it exists in another account, or these "
-                    "credentials lack s3:ListBucket on it; name another in every gdk-config.json"
-                ) from error
-            # The first region takes no constraint: naming it is an error.
-            place = (
-                {}
-                if self._region == "us-east-1"
-                else {"CreateBucketConfiguration": {"LocationConstraint": self._region}}
-            )
-            self._s3.create_bucket(Bucket=bucket, **place)
 
     def _wait_until_deployable(self, arn: str) -> None:
         @retry(

@@ -6,25 +6,26 @@ Works against AWS, and against the local stand-in through AWS_ENDPOINT_URL. Runn
 from __future__ import annotations
 
 import hashlib
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from botocore.exceptions import ClientError, WaiterError
 
-from cloud.infrastructure import script
+from cloud.infrastructure import script, storage
 from cloud.infrastructure.image import build_image, image_exists
 from cloud.infrastructure.package import DEFINITION, functions_archive, image_source
+from cloud.infrastructure.parameters import TEMPLATE, check_parameters, template_parameters
+from cloud.infrastructure.script import is_gone
+from cloud.infrastructure.states import check_changeable
 from fedgrass.errors import ConfigurationError, InfrastructureError
-from fedgrass.protocol.names import check_fleet
-from fedgrass.stack import StackOutputs, stack_name, stack_outputs
+from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, fleet_digest
+from fedgrass.stack import StackOutputs, check_owner, stack_name, stack_outputs
 
-TEMPLATE = Path(__file__).with_name("template.yaml")
+__all__ = ["TEMPLATE", "Code", "check", "deploy", "template_parameters", "wait"]
 
-_FINISHED = {"CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE", "IMPORT_COMPLETE"}
 _BEGUN = {"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}
 
 
@@ -87,49 +88,72 @@ def deploy(
 def check(session: Any, fleet: str, parameters: dict[str, str]) -> bool:
     """Look before changing anything; returns whether there is a stack. Raises as `deploy` does."""
     check_fleet(fleet)
-    unknown = sorted(parameters.keys() - template_parameters())
-    if unknown:
-        raise ConfigurationError(
-            f"the template has no parameter {unknown[0]!r}; it has {', '.join(sorted(template_parameters()))}"
-        )
+    check_parameters(parameters)
     cloudformation = session.client("cloudformation")
-    status = _status(cloudformation, stack_name(fleet))
-    _check_changeable(stack_name(fleet), status)
-    if status is None and parameters.get("BucketName"):
-        _check_bucket_is_free(session.client("s3"), parameters["BucketName"])
-    return status is not None
+    name = stack_name(fleet)
+    stack = _stack(cloudformation, name)
+    if stack is not None:
+        check_owner(stack, fleet)
+    check_changeable(name, fleet, stack["StackStatus"] if stack else None)
+    if stack is None or "ModelComponent" in parameters:
+        _check_others(cloudformation, fleet, parameters.get("ModelComponent", GLOBAL_MODEL))
+    if stack is None and parameters.get("BucketName"):
+        _check_bucket_is_free(storage.own_s3(session, script.identify(session)), parameters["BucketName"])
+    return stack is not None
 
 
-def template_parameters() -> set[str]:
-    """Names of the template's parameters."""
-    section = TEMPLATE.read_text().split("\nParameters:\n")[1].split("\nConditions:\n")[0]
-    return set(re.findall(r"^  (\w+):$", section, re.MULTILINE))
+def _check_others(cloudformation: Any, fleet: str, component: str) -> None:
+    """Raise `ConfigurationError` if another fleet has the model component, or this name but for case."""
+    for stack in [one for page in cloudformation.get_paginator("describe_stacks").paginate() for one in page["Stacks"]]:
+        given = _given(stack)
+        other = given.get("Fleet")
+        if other in (None, fleet) or "FleetDigest" not in given:
+            continue
+        if other.casefold() == fleet.casefold():
+            raise ConfigurationError(
+                f"fleet {fleet!r} is written like fleet {other!r} but for case: choose another name"
+            )
+        if given.get("ModelComponent") == component:
+            raise ConfigurationError(
+                f"fleet {other!r} has its models in component {component}, and a component's versions exist once in an account "
+                f"and region: --parameter ModelComponent={GLOBAL_MODEL}.{fleet}, or another name"
+            )
 
 
-def _apply(session: Any, fleet: str, parameters: dict[str, str], code: Code) -> StackOutputs:
+def _given(stack: Mapping[str, Any]) -> dict[str, str]:
+    return {given["ParameterKey"]: given.get("ParameterValue", "") for given in stack.get("Parameters", [])}
+
+
+def _apply(session: Any, fleet: str, parameters: dict[str, str], code: Code, *, image: bool = False) -> StackOutputs:
+    """Create or update the stack.
+
+    Parameters
+    ----------
+    image
+        Whether the image of this code is there, so that an existing stack may point at it. A new one points at what is made
+        next: no round can start before.
+    """
     cloudformation = session.client("cloudformation")
     name = stack_name(fleet)
     bucket, template_url = _upload(session, code)
+    existing = _stack(cloudformation, name)
     given = {
         "Fleet": fleet,
+        "FleetDigest": fleet_digest(fleet),
         "CodeBucket": bucket,
-        "ImageTag": code.image_tag,
+        **({"ImageTag": code.image_tag} if image or existing is None else {}),
         **{key: code.files[key][0] for key in ("CodeKey", "DefinitionKey", "SourceKey")},
         **parameters,
     }
-    existing = _parameters(cloudformation, name)
+    kept = _given(existing or {}).keys() & template_parameters() - given.keys()
     arguments = {
         "StackName": name,
         "TemplateURL": template_url,
         "Parameters": [
             *({"ParameterKey": key, "ParameterValue": value} for key, value in given.items()),
-            *(
-                {"ParameterKey": key, "UsePreviousValue": True}
-                for key in sorted((existing or set()) & template_parameters() - given.keys())
-            ),
+            *({"ParameterKey": key, "UsePreviousValue": True} for key in sorted(kept)),
         ],
-        # Named: the role that silos assume has a name that other accounts can know.
-        "Capabilities": ["CAPABILITY_NAMED_IAM"],
+        "Capabilities": ["CAPABILITY_IAM"],
         "Tags": [{"Key": "fedgrass:fleet", "Value": fleet}],
     }
     if existing is None:
@@ -146,84 +170,35 @@ def _apply(session: Any, fleet: str, parameters: dict[str, str], code: Code) -> 
     return stack_outputs(session, fleet)
 
 
-def _parameters(cloudformation: Any, name: str) -> set[str] | None:
-    """Names of the stack's parameters; None if there is no stack."""
-    if _status(cloudformation, name) is None:
-        return None
-    stack = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
-    return {parameter["ParameterKey"] for parameter in stack.get("Parameters", [])}
-
-
-def _status(cloudformation: Any, name: str) -> str | None:
+def _stack(cloudformation: Any, name: str) -> Mapping[str, Any] | None:
+    """Return the stack as CloudFormation describes it; None if there is none."""
     try:
-        status: str = cloudformation.describe_stacks(StackName=name)["Stacks"][0]["StackStatus"]
+        found: Mapping[str, Any] = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
     except ClientError as error:
-        if "does not exist" not in str(error):
+        if not is_gone(error):
             raise
         return None
-    return status
-
-
-def _check_changeable(name: str, status: str | None) -> None:
-    if status is None or status in _FINISHED:
-        return
-    if status.endswith("_IN_PROGRESS"):
-        raise InfrastructureError(f"stack {name} is being changed ({status}); wait until that is done, then try again")
-    raise InfrastructureError(
-        f"stack {name} cannot be updated in state {status}; remove it with scripts/destroy, then deploy again"
-    )
+    return found
 
 
 def _check_bucket_is_free(s3: Any, bucket: str) -> None:
-    try:
-        s3.head_bucket(Bucket=bucket)
-    except ClientError as error:
-        if error.response["Error"]["Code"] in {"404", "NoSuchBucket"}:
-            return
+    if storage.bucket_exists(s3, bucket, otherwise="names are unique in all of AWS, choose another"):
         raise InfrastructureError(
-            f"bucket {bucket!r} exists in another account: names are unique in all of AWS, choose another"
-        ) from error
-    raise InfrastructureError(
-        f"bucket {bucket!r} exists in this account, outside the stack: choose another name, or delete it (a fleet that was "
-        "removed with --keep-models leaves its bucket)"
-    )
+            f"bucket {bucket!r} exists in this account, outside the stack: choose another name, or delete it (a fleet that was "
+            "removed with --keep-models leaves its bucket)"
+        )
 
 
 def _upload(session: Any, code: Code) -> tuple[str, str]:
-    """Upload what is not there yet; returns the bucket and the template's address."""
+    """Upload the code and the template; returns the bucket and the template's address."""
     caller = script.identify(session)
     bucket = f"fedgrass-deploy-{caller.account}-{caller.region}"
-    s3 = session.client("s3")
-    _ensure_bucket(s3, bucket, caller.region)
+    s3 = storage.own_s3(session, caller)
+    storage.ensure_bucket(s3, bucket, caller, otherwise="deployments use a bucket of this name")
     for key, content in code.files.values():
         s3.put_object(Bucket=bucket, Key=key, Body=content)
     suffix = "amazonaws.com.cn" if caller.partition == "aws-cn" else "amazonaws.com"
     return bucket, f"https://{bucket}.s3.{caller.region}.{suffix}/{code.files['Template'][0]}"
-
-
-def _ensure_bucket(s3: Any, bucket: str, region: str) -> None:
-    try:
-        s3.head_bucket(Bucket=bucket)
-        return
-    except ClientError as error:
-        code = error.response["Error"]["Code"]
-        if code not in {"404", "NoSuchBucket"}:
-            raise InfrastructureError(
-                f"bucket {bucket}, which deployments use, cannot be opened ({code}); it exists in another account, or "
-                "these credentials lack s3:ListBucket on it"
-            ) from error
-    # us-east-1 is the one region that must not be named.
-    place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
-    s3.create_bucket(Bucket=bucket, **place)
-    s3.put_public_access_block(
-        Bucket=bucket,
-        PublicAccessBlockConfiguration={
-            "BlockPublicAcls": True,
-            "IgnorePublicAcls": True,
-            "BlockPublicPolicy": True,
-            "RestrictPublicBuckets": True,
-        },
-    )
 
 
 def wait(cloudformation: Any, name: str, condition: str) -> None:
@@ -265,12 +240,18 @@ def main(
 
     Running it again changes only what differs, and parameters keep their values.
     """
+    parameters = dict(_parameter(text) for text in parameter or [])
+    check_fleet(fleet)
+    check_parameters(parameters)
     session = script.own_session()
     caller = script.identify(session)
-    parameters = dict(_parameter(text) for text in parameter or [])
     exists = check(session, fleet, parameters)
     code = Code(dependencies=dependencies and not dry_run)
     steps = script.Steps(dry_run=dry_run)
+    there = False
+    if exists:
+        # Built first, and by the stack as it is: a round that starts meanwhile finds the image that it had.
+        there = _image(session, fleet, parameters, code, steps, build=image)
     verb = "update" if exists else "create"
     outputs = steps.do(
         f"{verb} stack {stack_name(fleet)} in account {caller.account}, {caller.region} {parameters or ''}".rstrip(),
@@ -279,21 +260,36 @@ def main(
         fleet,
         parameters,
         code,
+        image=there,
     )
-    own = outputs or (stack_outputs(session, fleet) if exists else None)
-    if image and (own is None or not image_exists(session, own, code.image_tag)):
-        steps.do(
-            f"make the aggregator's image {code.image_tag} by CodeBuild",
-            _build,
-            session,
-            fleet,
-        )
+    if not exists and outputs is not None:
+        _image(session, fleet, parameters, code, steps, build=image)
+    elif not exists and image:
+        steps.tell(f"would make the aggregator's image {code.image_tag} by CodeBuild")
     for field in fields(outputs) if outputs else ():
         typer.echo(f"{field.name}={getattr(outputs, field.name)}")
 
 
-def _build(session: Any, fleet: str) -> None:
-    build_image(session, stack_outputs(session, fleet), tell=typer.echo)
+def _image(
+    session: Any, fleet: str, parameters: dict[str, str], code: Code, steps: script.Steps, *, build: bool
+) -> bool:
+    """Have the image of the code made if it is not there; returns whether it is. None is made where another one is used."""
+    outputs = stack_outputs(session, fleet)
+    own = outputs.image.startswith(outputs.repository_uri) and not parameters.get("AggregatorImage")
+    if not own and parameters.get("AggregatorImage") != "":
+        return False
+    if not build:
+        return False
+    if not image_exists(session, outputs, code.image_tag):
+        caller = script.identify(session)
+        source = f"fedgrass-deploy-{caller.account}-{caller.region}/{code.files['SourceKey'][0]}"
+        steps.do(f"make the aggregator's image {code.image_tag} by CodeBuild", _build, session, outputs, code, source)
+    return True
+
+
+def _build(session: Any, outputs: StackOutputs, code: Code, source: str) -> None:
+    _upload(session, code)
+    build_image(session, outputs, tag=code.image_tag, source=source, tell=typer.echo)
 
 
 def _parameter(text: str) -> tuple[str, str]:

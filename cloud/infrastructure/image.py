@@ -23,9 +23,20 @@ def image_exists(session: Any, outputs: StackOutputs, tag: str) -> bool:
 
 
 def build_image(
-    session: Any, outputs: StackOutputs, *, tell: Callable[[str], object], pause: Callable[[float], None] = time.sleep
+    session: Any,
+    outputs: StackOutputs,
+    *,
+    tell: Callable[[str], object],
+    tag: str | None = None,
+    source: str | None = None,
+    pause: Callable[[float], None] = time.sleep,
 ) -> None:
     """Have CodeBuild make the image, and wait until it is there; takes some three minutes.
+
+    Parameters
+    ----------
+    tag, source
+        What to make, and of which archive, ``BUCKET/KEY``; those of the project, which are the stack's, if None.
 
     Raises
     ------
@@ -33,7 +44,12 @@ def build_image(
         If the build fails; the message names its log.
     """
     codebuild = session.client("codebuild")
-    build = codebuild.start_build(projectName=outputs.image_build_project)["build"]
+    other: dict[str, Any] = {}
+    if source is not None:
+        other["sourceLocationOverride"] = source
+    if tag is not None:
+        other["environmentVariablesOverride"] = [{"name": "IMAGE_TAG", "value": tag, "type": "PLAINTEXT"}]
+    build = codebuild.start_build(projectName=outputs.image_build_project, **other)["build"]
     phase = ""
     while build["buildStatus"] == "IN_PROGRESS":
         if build.get("currentPhase", "") != phase:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,30 @@ import typer
 import yaml
 
 from cloud.infrastructure import script
-from fedgrass.errors import ConfigurationError, InfrastructureError
+from cloud.infrastructure.devices import FLEET_MARK, FLEET_TAG, check_is_free, provisioned_things, unprovision
+from cloud.infrastructure.identity import (
+    CERTIFICATE,
+    KEY,
+    forsaken,
+    is_ours,
+    make_key,
+    remove_certificate,
+    request,
+    subject,
+)
+from fedgrass.errors import InfrastructureError
 from fedgrass.files import write_atomically
-from fedgrass.protocol.names import ThingName, check_fleet, round_topic
+from fedgrass.protocol import device_policy as device_policies
+from fedgrass.protocol.device_policy import policy_name
+from fedgrass.protocol.names import ThingName, check_fleet, check_thing
 from fedgrass.stack import StackOutputs, stack_outputs
 
-_CERTIFICATE = "device.pem.crt"
-_KEY = "private.pem.key"
+__all__ = ["device_policy", "policy_name", "provision", "provisioned_things", "unprovision"]
+
 _ROOT_CA = "AmazonRootCA1.pem"
 _CLASSIC_ROOT = "/greengrass/v2"
 _LITE_ROOT = "/var/lib/greengrass"
 _NUCLEUS_VERSION = "2.14.3"
-_MAX_POLICY = 2048  # characters, spaces not counted
 
 
 @dataclass(frozen=True)
@@ -46,55 +57,10 @@ class Endpoints:
         return cls(data, credentials)
 
 
-def policy_name(fleet: str, thing: str) -> str:
-    """Name of a device's IoT policy; policies' names have no colons."""
-    return f"fedgrass-{fleet}-{thing.replace(':', '.')}"
-
-
 def device_policy(fleet: str, thing: str, role_alias: str, caller: script.Caller) -> dict[str, Any]:
-    """Return a core device's IoT policy: its own topics, its own jobs and shadows, its fleet's round.
-
-    Written out per device, because a Greengrass core device cannot use thing policy variables. The nucleus' second
-    connection is called ``thing#2``. https://docs.aws.amazon.com/greengrass/v2/developerguide/device-auth.html
-
-    Raises
-    ------
-    ConfigurationError
-        If the names are so long that IoT Core would not take the policy.
-    """
-    iot = f"arn:{caller.partition}:iot:{caller.region}:{caller.account}"
-    topics = [f"$aws/things/{thing}/*", f"fedgrass/{fleet}/devices/{thing}/*"]
-    announced = round_topic(fleet)
-
-    def statement(actions: str | list[str], resources: list[str]) -> dict[str, Any]:
-        return {"Effect": "Allow", "Action": actions, "Resource": resources}
-
-    policy = {
-        "Version": "2012-10-17",
-        "Statement": [
-            statement("iot:Connect", [f"{iot}:client/{thing}", f"{iot}:client/{thing}#*"]),
-            statement(["iot:Publish", "iot:Receive"], [f"{iot}:topic/{topic}" for topic in topics]),
-            statement("iot:Receive", [f"{iot}:topic/{announced}"]),
-            statement("iot:Subscribe", [f"{iot}:topicfilter/{topic}" for topic in (*topics, announced)]),
-            statement("iot:AssumeRoleWithCertificate", [f"{iot}:rolealias/{role_alias}"]),
-            statement(
-                [
-                    "greengrass:GetComponentVersionArtifact",
-                    "greengrass:GetDeploymentConfiguration",
-                    "greengrass:ListThingGroupsForCoreDevice",
-                    "greengrass:ResolveComponentCandidates",
-                ],
-                ["*"],
-            ),
-        ],
-    }
-    size = len(json.dumps(policy, separators=(",", ":")))
-    if size > _MAX_POLICY:
-        raise ConfigurationError(
-            f"the names of fleet {fleet!r} and thing {thing!r} are too long: the device's IoT policy would have {size} "
-            f"characters, IoT Core takes {_MAX_POLICY}"
-        )
-    return policy
+    """Return a core device's IoT policy in the caller's account; see `fedgrass.protocol.device_policy`."""
+    arn = f"arn:{caller.partition}:iot:{caller.region}:{caller.account}"
+    return device_policies.device_policy(fleet, thing, role_alias, arn)
 
 
 def nucleus_config(thing: str, region: str, role_alias: str, endpoints: Endpoints, *, lite: bool) -> str:
@@ -118,8 +84,8 @@ def nucleus_config(thing: str, region: str, role_alias: str, endpoints: Endpoint
             }
         }
     system = {
-        "certificateFilePath": f"{root}/{_CERTIFICATE}",
-        "privateKeyPath": f"{root}/{_KEY}",
+        "certificateFilePath": f"{root}/{CERTIFICATE}",
+        "privateKeyPath": f"{root}/{KEY}",
         "rootCaPath": f"{root}/{_ROOT_CA}",
         "rootPath" if lite else "rootpath": root,
         "thingName": thing,
@@ -127,76 +93,41 @@ def nucleus_config(thing: str, region: str, role_alias: str, endpoints: Endpoint
     return str(yaml.safe_dump({"system": system, "services": nucleus}, sort_keys=False))
 
 
-def check_thing(thing: str) -> str:
-    """Return the name, or raise `ConfigurationError` if it cannot be a thing's."""
-    if not re.fullmatch(r"[a-zA-Z0-9:_-]{1,128}", thing):
-        raise ConfigurationError(f"thing {thing!r}: expected 1 to 128 letters, digits, ':', '_' or '-'")
-    return thing
-
-
 def provision(
     session: Any, outputs: StackOutputs, caller: script.Caller, thing: ThingName, folder: Path, steps: script.Steps
 ) -> None:
-    """Make what is missing of one device, and write its files to ``folder``.
+    """Make what is missing of one device, and write its files to ``folder``; stopped anywhere, it goes on when run again.
 
     Raises
     ------
+    ConfigurationError
+        If the thing cannot have the name.
     InfrastructureError
-        If the thing has a certificate whose private key is not in ``folder``: AWS shows a key only once.
+        If the thing is another fleet's, or has a certificate whose private key is not in ``folder``: nobody else has the key.
     """
+    fleet, alias = outputs.fleet, outputs.token_exchange_role_alias
+    document = device_policy(fleet, check_thing(thing), alias, caller)
     iot = session.client("iot")
-    alias = outputs.token_exchange_role_alias
-    certificate = _certificate(iot, thing)
-    key = folder / _KEY
-    if certificate and not key.exists():
+    check_is_free(iot, fleet, thing)
+    policy, certificate = policy_name(fleet, thing), _certificate(iot, thing)
+    if certificate and not (folder / KEY).exists():
         raise InfrastructureError(
-            f"thing {thing!r} has certificate {certificate.rpartition('/')[2][:12]}…, and its private key is not at {key}. "
-            "Put it there, or detach the certificate from the thing to get a new one"
+            f"thing {thing!r} has certificate {certificate.rpartition('/')[2][:12]}…, and its private key is not at "
+            f"{folder / KEY}. Put it there, or give the device a new identity: scripts/provision --remove, then again"
         )
-    steps.do(f"create thing {thing} in group {outputs.fleet}", _create_thing, iot, thing, outputs.fleet)
-    document = device_policy(outputs.fleet, thing, alias, caller)
-    policy = policy_name(outputs.fleet, thing)
-    steps.do(f"write IoT policy {policy}", _write_policy, iot, policy, document)
+    steps.do(f"create thing {thing} in group {fleet}", _create_thing, iot, thing, fleet)
+    steps.do(f"write IoT policy {policy}", _write_policy, iot, policy, document, fleet)
     if certificate is None:
-        certificate = steps.do(f"create a certificate; its key goes to {key}", _new_certificate, iot, folder)
+        what = f"make a key, {folder / KEY}, and its certificate"
+        certificate = steps.do(what, _new_certificate, iot, fleet, thing, folder, policy)
     if certificate is not None:
         steps.do("attach them", _attach, iot, thing, policy, certificate)
+        steps.do(f"write {folder / CERTIFICATE}", _write_certificate, iot, certificate, folder)
     endpoints = Endpoints.of(iot)
     for name, lite in (("config.yaml", False), ("config-lite.yaml", True)):
         content = nucleus_config(thing, caller.region, alias, endpoints, lite=lite)
         steps.do(f"write {folder / name}", _write, folder / name, content)
     steps.do(f"write {folder / _ROOT_CA}", _write, folder / _ROOT_CA, amazon_root_ca())
-
-
-def provisioned_things(iot: Any, fleet: str) -> Iterator[str]:
-    """Names of the things in the fleet's group that have a policy of ours."""
-    pages = iot.get_paginator("list_things_in_thing_group").paginate(thingGroupName=fleet)
-    for thing in [name for page in pages for name in page["things"]]:
-        try:
-            iot.get_policy(policyName=policy_name(fleet, thing))
-        except iot.exceptions.ResourceNotFoundException:
-            continue
-        yield thing
-
-
-def unprovision(session: Any, fleet: str, thing: str) -> None:
-    """Remove a device's certificate, policy, thing and core device."""
-    iot = session.client("iot")
-    policy = policy_name(fleet, thing)
-    for arn in iot.list_thing_principals(thingName=thing)["principals"]:
-        certificate = arn.rpartition("/")[2]
-        iot.detach_thing_principal(thingName=thing, principal=arn)
-        iot.detach_policy(policyName=policy, target=arn)
-        iot.update_certificate(certificateId=certificate, newStatus="INACTIVE")
-        iot.delete_certificate(certificateId=certificate, forceDelete=True)
-    for version in iot.list_policy_versions(policyName=policy)["policyVersions"]:
-        if not version["isDefaultVersion"]:
-            iot.delete_policy_version(policyName=policy, policyVersionId=version["versionId"])
-    iot.delete_policy(policyName=policy)
-    greengrass = session.client("greengrassv2")
-    with suppress(greengrass.exceptions.ResourceNotFoundException):  # a device that never connected is none
-        greengrass.delete_core_device(coreDeviceThingName=thing)
-    iot.delete_thing(thingName=thing)
 
 
 def amazon_root_ca() -> str:
@@ -221,15 +152,16 @@ def _certificate(iot: Any, thing: str) -> str | None:
 
 
 def _create_thing(iot: Any, thing: str, group: str) -> None:
-    with suppress(iot.exceptions.ResourceAlreadyExistsException):  # with attributes of its own
-        iot.create_thing(thingName=thing)
+    # The mark says that the thing is ours to remove. One that was there before keeps its attributes, and stays.
+    with suppress(iot.exceptions.ResourceAlreadyExistsException):
+        iot.create_thing(thingName=thing, attributePayload={"attributes": {FLEET_MARK: group}})
     iot.add_thing_to_thing_group(thingName=thing, thingGroupName=group)
 
 
-def _write_policy(iot: Any, name: str, document: dict[str, Any]) -> None:
-    text = json.dumps(document, indent=1)
+def _write_policy(iot: Any, name: str, document: dict[str, Any], fleet: str) -> None:
+    text = json.dumps(document, separators=(",", ":"))
     try:
-        iot.create_policy(policyName=name, policyDocument=text)
+        iot.create_policy(policyName=name, policyDocument=text, tags=[{"Key": FLEET_TAG, "Value": fleet}])
     except iot.exceptions.ResourceAlreadyExistsException:
         if json.loads(iot.get_policy(policyName=name)["policyDocument"]) == document:
             return
@@ -241,17 +173,29 @@ def _write_policy(iot: Any, name: str, document: dict[str, Any]) -> None:
         iot.create_policy_version(policyName=name, policyDocument=text, setAsDefault=True)
 
 
-def _new_certificate(iot: Any, folder: Path) -> str:
-    made = iot.create_keys_and_certificate(setAsActive=True)
-    _write(folder / _KEY, made["keyPair"]["PrivateKey"])
-    (folder / _KEY).chmod(0o600)
-    _write(folder / _CERTIFICATE, made["certificatePem"])
+def _new_certificate(iot: Any, fleet: str, thing: str, folder: Path, policy: str) -> str:
+    name = subject(fleet, thing)
+    if (folder / KEY).exists():  # an earlier run was stopped, perhaps between these lines
+        for arn in iot.list_targets_for_policy(policyName=policy)["targets"]:
+            if is_ours(iot, arn, name):
+                return str(arn)
+        for arn in forsaken(iot, name):
+            remove_certificate(iot, arn, thing)
+    make_key(folder)
+    made = iot.create_certificate_from_csr(certificateSigningRequest=request(folder, name), setAsActive=False)
     return str(made["certificateArn"])
 
 
 def _attach(iot: Any, thing: str, policy: str, certificate: str) -> None:
     iot.attach_policy(policyName=policy, target=certificate)
-    iot.attach_thing_principal(thingName=thing, principal=certificate)
+    # Exclusively: no other thing can be given this certificate.
+    iot.attach_thing_principal(thingName=thing, principal=certificate, thingPrincipalType="EXCLUSIVE_THING")
+    iot.update_certificate(certificateId=certificate.rpartition("/")[2], newStatus="ACTIVE")
+
+
+def _write_certificate(iot: Any, certificate: str, folder: Path) -> None:
+    described = iot.describe_certificate(certificateId=certificate.rpartition("/")[2])["certificateDescription"]
+    _write(folder / CERTIFICATE, described["certificatePem"])
 
 
 def _write(path: Path, content: str) -> None:
@@ -263,21 +207,29 @@ def main(
     things: Annotated[list[str], typer.Argument(help="Names of the devices.")],
     fleet: script.Fleet,
     output: Annotated[Path, typer.Option(help="Where each device gets a folder with its files.")] = Path("devices"),
+    remove: Annotated[bool, typer.Option("--remove", help="Take the devices' identities back instead.")] = False,
     dry_run: script.DryRun = False,
 ) -> None:
     """Give devices their identity, and write what goes onto each: certificate, key, root certificate, config.yaml.
 
-    config.yaml is for the classic nucleus, config-lite.yaml for nucleus lite. Running it again makes only what is missing. For
-    many devices that provision themselves see cloud/infrastructure/fleet_provisioning.yaml.
+    config.yaml is for the classic nucleus, config-lite.yaml for nucleus lite. Running it again makes only what is missing. Many
+    devices can provision themselves with a claim certificate: see docs/how-to/add-a-device.md.
     """
+    check_fleet(fleet)
     for thing in things:
-        check_thing(thing)
+        policy_name(fleet, check_thing(thing))
     session = script.own_session()
     caller = script.identify(session)
-    outputs = stack_outputs(session, check_fleet(fleet))
+    outputs = stack_outputs(session, fleet)
     steps = script.Steps(dry_run=dry_run)
     for thing in things:
-        provision(session, outputs, caller, thing, output / thing, steps)
+        device_policy(fleet, thing, outputs.token_exchange_role_alias, caller)
+        check_is_free(session.client("iot"), fleet, thing)
+    for thing in things:
+        if remove:
+            steps.do(f"remove device {thing}", unprovision, session, fleet, thing)
+        else:
+            provision(session, outputs, caller, thing, output / thing, steps)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from cloud.infrastructure import script
 from cloud.infrastructure.components import ComponentPublisher, Published
+from cloud.infrastructure.storage import ensure_bucket, own_s3
 from components.build import build, projects
 from fedgrass.errors import InfrastructureError
 
@@ -30,6 +32,8 @@ def find_gdk() -> str | None:
 def publish_with_gdk(gdk: str, project: Path, *, bucket: str, region: str) -> None:
     """Build and publish one project.
 
+    The kit asks STS without naming a region: it is given the region in the variable that it reads.
+
     Raises
     ------
     InfrastructureError
@@ -39,7 +43,8 @@ def publish_with_gdk(gdk: str, project: Path, *, bucket: str, region: str) -> No
         [gdk, "component", "build"],
         [gdk, "component", "publish", "--bucket", bucket, "--region", region],
     ):
-        done = subprocess.run(argv, cwd=project, capture_output=True, text=True, check=False)  # noqa: S603 - no shell
+        environment = {**os.environ, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
+        done = subprocess.run(argv, cwd=project, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - no shell
         if done.returncode:
             raise InfrastructureError(
                 f"{' '.join(argv[1:3])} failed in {project}: {(done.stderr or done.stdout).strip()[-800:]}"
@@ -54,9 +59,10 @@ def bucket_of(project: Path) -> str:
 
 def publish_all(session: Any, caller: script.Caller, steps: script.Steps, *, gdk: str | None) -> None:
     """Publish every component, dependencies first, the suite last."""
+    s3 = own_s3(session, caller)
     publisher = ComponentPublisher(
         greengrass=session.client("greengrassv2"),
-        s3=session.client("s3"),
+        s3=s3,
         account=caller.account,
         region=caller.region,
         partition=caller.partition,
@@ -65,12 +71,15 @@ def publish_all(session: Any, caller: script.Caller, steps: script.Steps, *, gdk
         stem = bucket_of(project)
         name = next(iter(json.loads((project / "gdk-config.json").read_text())["component"]))
         if gdk is not None:
+            bucket = f"{stem}-{caller.region}-{caller.account}"
+            if not steps.dry_run:  # before the kit does, which neither protects it nor asks whose it is
+                ensure_bucket(s3, bucket, caller, otherwise="components need it: name another in every gdk-config.json")
             steps.do(
                 f"gdk component build and publish {name}",
                 publish_with_gdk,
                 gdk,
                 project,
-                bucket=f"{stem}-{caller.region}-{caller.account}",
+                bucket=bucket,
                 region=caller.region,
             )
             continue

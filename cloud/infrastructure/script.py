@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import boto3
+import botocore.session
 import typer
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from fedgrass.errors import ConfigurationError, FedgrassError
 
@@ -48,6 +52,50 @@ _ALIKE = {
 }
 
 
+# What AWS says while it is still at what it was asked before; DeleteThing has no code of its own for it.
+_NOT_YET = {"DeleteConflictException", "ConflictException", "OperationAbortedException", "BucketNotEmpty"}
+_STILL_ATTACHED = "still attached"
+_GONE = {
+    *("ResourceNotFoundException", "ResourceNotFound", "NoSuchBucket", "NoSuchKey", "404"),
+    *("StateMachineDoesNotExist", "ExecutionDoesNotExist", "NoSuchEntity"),
+}
+# A policy can be deleted up to five minutes after it was detached.
+_PATIENCE_S = 360.0
+
+
+def error_code(error: BaseException) -> str:
+    """Return the code of an error that AWS answered; empty for any other."""
+    return str(error.response["Error"]["Code"]) if isinstance(error, ClientError) else ""
+
+
+def is_gone(error: BaseException) -> bool:
+    """Whether AWS says that what was named is not there (SageMaker and CloudFormation have no code for it)."""
+    code = error_code(error)
+    missing = code in {"ValidationException", "ValidationError"} and re.search(
+        r"does not exist|not found|could not find", str(error), re.IGNORECASE
+    )
+    return code in _GONE or bool(missing)
+
+
+def _is_not_yet(error: BaseException) -> bool:
+    return error_code(error) in _NOT_YET or (isinstance(error, ClientError) and _STILL_ATTACHED in str(error))
+
+
+def removed(action: Callable[P, object], *arguments: P.args, **named: P.kwargs) -> None:
+    """Call what removes something, until AWS has done what it waits for; what is gone already is fine."""
+    attempts = Retrying(
+        retry=retry_if_exception(_is_not_yet),
+        wait=wait_exponential_jitter(multiplier=0.1, max=10, jitter=0.1),
+        stop=stop_after_delay(_PATIENCE_S),
+        reraise=True,
+    )
+    try:
+        attempts(action, *arguments, **named)
+    except ClientError as error:
+        if not is_gone(error):
+            raise
+
+
 @dataclass(frozen=True)
 class Caller:
     """Who runs a script, and where."""
@@ -70,7 +118,9 @@ def identify(session: Any) -> Caller:
 def own_session() -> Any:
     """Return a boto3 session of the environment."""
     # AWS_REGION is what Greengrass, Lambda and the console's shell set; boto3 itself reads only AWS_DEFAULT_REGION.
-    return boto3.Session(region_name=os.environ.get("AWS_REGION"))
+    core = botocore.session.Session()
+    core.set_default_client_config(Config(retries={"mode": "standard", "max_attempts": 10}))
+    return boto3.Session(region_name=os.environ.get("AWS_REGION"), botocore_session=core)
 
 
 class Steps:

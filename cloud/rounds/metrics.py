@@ -27,6 +27,8 @@ _UNITS = {
     "QuarantinedPercent": "Percent",
     "SilentPercent": "Percent",
 }
+_TOO_MUCH_PERCENT = 97  # of processor or memory
+_TOO_MANY_FAILED = 3  # rounds in a row
 # Each version and each reason is a metric that is paid for.
 _MOST_VALUES = 10
 _FIELD_ROUNDS = 100  # models of older rounds are told of as one
@@ -96,7 +98,7 @@ def measure_report(services: Services, report: RoundReport, held_in_a_row: int) 
 
 
 def measure_fleet(services: Services, members: list[FleetMember], state: FleetState) -> None:
-    """Write how the fleet is: who is alive, and which models are in the field.
+    """Write how the fleet is: who is alive, overloaded or failing, and which models are in the field.
 
     A device says itself which model it has: what no round of this fleet can have made is one figure, ``other``.
     """
@@ -109,6 +111,9 @@ def measure_fleet(services: Services, members: list[FleetMember], state: FleetSt
             "DevicesAlive": len(alive),
             "DevicesAble": sum(heartbeat.able for heartbeat in alive),
             "SilentPercent": 100 * (1 - len(alive) / len(heard)) if heard else None,
+            "DevicesOverCpu": sum(heartbeat.cpu_percent >= _TOO_MUCH_PERCENT for heartbeat in alive),
+            "DevicesOverMemory": sum(heartbeat.memory_percent >= _TOO_MUCH_PERCENT for heartbeat in alive),
+            "DevicesFailing": sum(heartbeat.trainer.tally.failed_in_a_row >= _TOO_MANY_FAILED for heartbeat in alive),
         },
     )
     versions = Counter(_version(heartbeat.model_version, state) for heartbeat in alive)

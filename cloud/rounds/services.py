@@ -12,6 +12,7 @@ import boto3
 from botocore.config import Config
 
 from cloud.ending.place import Place
+from fedgrass.buckets import owned_by
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.tables import Table
 
@@ -28,7 +29,7 @@ class Services:
     session
         A boto3 session; clients follow AWS_ENDPOINT_URL like any other.
     environment
-        ``FEDGRASS_FLEET``, ``_BUCKET``, ``_ROUNDS_TABLE``, ``_DEVICES_TABLE``, and for the Processing job
+        ``FEDGRASS_FLEET``, ``_ACCOUNT``, ``_BUCKET``, ``_ROUNDS_TABLE``, ``_DEVICES_TABLE``, and for the Processing job
         ``_JOB_ROLE_ARN``, ``_IMAGE``, ``_THING_GROUP_ARN``, ``_MODEL_COMPONENT``, ``_MODEL_PACKAGE_GROUP``,
         ``_INSTANCE_TYPE``, ``_INSTANCE_COUNT``, and, where it runs in a VPC, ``_SUBNETS`` and ``_SECURITY_GROUPS``. A
         function is given only those that it needs.
@@ -85,14 +86,19 @@ class Services:
         return self._client("iot-data")
 
     @cached_property
+    def iot(self) -> Any:
+        """Client of IoT Core's control plane."""
+        return self._client("iot")
+
+    @cached_property
     def sagemaker(self) -> Any:
         """Client of SageMaker."""
         return self._client("sagemaker")
 
     @cached_property
     def s3(self) -> Any:
-        """Client of S3."""
-        return self._client("s3")
+        """Client of S3, for the account's own buckets."""
+        return owned_by(self._client("s3"), self.setting("FEDGRASS_ACCOUNT"))
 
     @cached_property
     def greengrass(self) -> Any:

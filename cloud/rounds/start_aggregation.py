@@ -17,6 +17,7 @@ from cloud.rounds.evaluation import record_evaluation
 from cloud.rounds.services import Services, connect, own_services
 from cloud.rounds.tokens import succeed
 from fedgrass.errors import RecordError
+from fedgrass.protocol.names import job_prefix
 from fedgrass.protocol.records import RoundRecord
 
 connect("rounds", "iot_data", "sagemaker", "step_functions")
@@ -67,11 +68,12 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
 def job_name(record: RoundRecord) -> str:
     """Name of the round's job, at most 63 characters; the same for every attempt to start it.
 
-    SageMaker gives a name once and for all: the execution's digest keeps apart fleets that were removed and made anew.
+    SageMaker gives a name once and for all: the execution's digest keeps apart fleets that were removed and made anew. The
+    fleet's own name is there for people only: its prefix tells it from others.
     """
-    fleet = record.fleet.replace("_", "-").strip("-")[:32]
+    shown = record.fleet.replace("_", "-").strip("-")[:18].strip("-")
     digest = hashlib.sha256(f"{record.fleet} {record.execution}".encode()).hexdigest()[:10]
-    return f"fedgrass-{fleet}-{record.round:06d}-{digest}"
+    return f"{job_prefix(record.fleet)}{shown or 'fleet'}-{record.round:06d}-{digest}"
 
 
 def _start(services: Services, record: RoundRecord, name: str) -> None:
@@ -95,6 +97,7 @@ def _start(services: Services, record: RoundRecord, name: str) -> None:
                 "FEDGRASS_MODEL_COMPONENT": services.setting("FEDGRASS_MODEL_COMPONENT"),
                 "FEDGRASS_MODEL_PACKAGE_GROUP": services.setting("FEDGRASS_MODEL_PACKAGE_GROUP"),
                 "FEDGRASS_IMAGE": image,
+                "FEDGRASS_INSTANCES": str(instances),
             },
             ProcessingResources={
                 "ClusterConfig": {

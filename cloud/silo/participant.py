@@ -16,6 +16,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from fedgrass import data as loaders
+from fedgrass.buckets import owned_by
 from fedgrass.bundle import MANIFEST
 from fedgrass.data import DataSettings
 from fedgrass.downloads import fetch_bundle
@@ -66,7 +67,8 @@ class FleetAccess:
             metadata=credentials(), refresh_using=credentials, method="sts-assume-role"
         )
         assumed = boto3.Session(botocore_session=session, region_name=region)
-        return cls(assumed.client("s3"), assumed.client("iot-data"))
+        account = role_arn.split(":")[4]
+        return cls(owned_by(assumed.client("s3"), account), assumed.client("iot-data"))
 
 
 @dataclass

@@ -136,6 +136,7 @@ class Heartbeat:
         self._began = clock()
         self._sensors = Sensors(device.work)
         self._defender_sensors = Sensors(device.work)  # CPU use is over each one's own interval
+        self._network = defender.Network()
         self._said_able: bool | None = None
         self._version = version_of(HEARTBEAT, __file__)
         self._said = device.work / "trainer-said.json"
@@ -200,7 +201,8 @@ class Heartbeat:
     def report(self) -> None:
         """Send Device Defender its metrics; a report that could not be sent yet is replaced by it."""
         trainer = self._trainer or TrainerStatus()
-        payload = defender.report(self._fleet, self._defender_sensors.read(), trainer.tally)
+        network = self._network.since_last()
+        payload = defender.report(self._fleet, self._defender_sensors.read(), trainer.tally, network=network)
         self._outbox.put_newest("defender", defender_topic(self._device.thing), payload)
 
     def trainer_said(self, payload: bytes) -> None:

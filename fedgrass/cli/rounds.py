@@ -9,11 +9,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 
 from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.cli import render
 from fedgrass.cli.account import FleetOption
 from fedgrass.errors import ConfigurationError, RoundRefusedError
+from fedgrass.failures import in_words, last_failure, lost_events, require_begun
 from fedgrass.operations import aggregate_now, cancel_round, is_running, start_rounds
 from fedgrass.protocol import tables
 from fedgrass.protocol.settings import FleetSettings
@@ -69,6 +71,8 @@ def start(
     console = render.console()
     console.print(f"Started: round {started.round} of fleet [bold]{fleet}[/], {_plan(started.settings)}.")
     console.print(f"[dim]{started.execution}[/]", soft_wrap=True)
+    if not require_begun(account, started.execution):
+        console.print("It has not opened its round yet; see `fedgrass round status`.")
     if wait:
         watch(account, started.execution, console)
 
@@ -93,9 +97,7 @@ def watch(account: Account, execution: str, console: Console) -> None:
     described = account.step_functions.describe_execution(executionArn=execution)
     console.print(render.rounds_table(tables.recent_rounds(account.rounds_table, account.fleet)))
     if described["status"] != "SUCCEEDED":
-        raise RoundRefusedError(
-            f"the execution ended as {described['status']}: {described.get('cause') or 'no cause given'}"
-        )
+        raise RoundRefusedError(f"the execution ended as {described['status']}: {in_words(described.get('cause'))}")
 
 
 @app.command()
@@ -103,17 +105,35 @@ def status(
     number: Annotated[int | None, typer.Argument(help="The round (default: the last one).")] = None,
     fleet: FleetOption = DEFAULT_FLEET,
 ) -> None:
-    """Show one round: its phase, its devices, its result."""
+    """Show one round: its phase, its devices, its result. Of the last one also what failed since, where nobody waited for it."""
     account = Account.of(fleet)
     console = render.console()
+    last = number is None
     if number is None:
         number = tables.load_state(account.rounds_table, fleet).last
-        if number == 0:
-            console.print(f"Fleet [bold]{fleet}[/] has had no round yet: `fedgrass round start`.")
-            return
-    record = tables.load_round(account.rounds_table, fleet, number)
-    console.print(render.round_panel(record))
-    console.print(render.participants_table(list(tables.participations(account.rounds_table, fleet, number))))
+    if number == 0:
+        console.print(f"Fleet [bold]{fleet}[/] has had no round yet: `fedgrass round start`.")
+    else:
+        record = tables.load_round(account.rounds_table, fleet, number)
+        console.print(render.round_panel(record))
+        console.print(render.participants_table(list(tables.participations(account.rounds_table, fleet, number))))
+    if last:
+        _tell_failures(account, console)
+
+
+def _tell_failures(account: Account, console: Console) -> None:
+    failed = last_failure(account)
+    if failed is not None:
+        console.print(f"[red]The last execution ended as {failed.status}[/]: {escape(failed.reason)}", soft_wrap=True)
+    lost = lost_events(account)
+    if lost:
+        console.print(
+            f"[red]{len(lost)} events that functions failed at[/], kept for 14 days (docs/operations.md, events-lost):"
+        )
+    for event in lost:
+        console.print(
+            f"  {event.at} {event.function}: {escape(event.error)}\n    {escape(event.event)}", soft_wrap=True
+        )
 
 
 @app.command("list")

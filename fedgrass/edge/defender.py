@@ -2,6 +2,8 @@
 
 https://docs.aws.amazon.com/iot-device-defender/latest/devguide/detect-device-side-metrics.html. What Defender does not define
 itself is sent as custom metrics; their names exist once per account and region, so they carry the fleet's name.
+
+Its part "detect", for which the reports are, takes no new customers since 2026-08-31: by default nothing is reported.
 """
 
 from __future__ import annotations
@@ -15,16 +17,42 @@ from fedgrass.edge.system import Reading
 from fedgrass.protocol.messages import Tally
 
 
-def report(fleet: str, reading: Reading, tally: Tally, *, now: float | None = None) -> bytes:
+class Network:
+    """What went over the device's network since it was last asked: Defender adds up what reports say."""
+
+    def __init__(self) -> None:
+        self._before = _counters()
+
+    def since_last(self) -> dict[str, int]:
+        """Return bytes and packets in and out; counters that began anew count from 0."""
+        before, now = self._before, _counters()
+        self._before = now
+        return {name: value - before[name] if value >= before[name] else value for name, value in now.items()}
+
+
+def _counters() -> dict[str, int]:
+    # No list of connections: that names the device's peers, and needs a right that the component's user may lack.
+    found = psutil.net_io_counters()
+    return {
+        "bytes_in": found.bytes_recv,
+        "bytes_out": found.bytes_sent,
+        "packets_in": found.packets_recv,
+        "packets_out": found.packets_sent,
+    }
+
+
+def report(
+    fleet: str, reading: Reading, tally: Tally, *, network: dict[str, int] | None = None, now: float | None = None
+) -> bytes:
     """Return the report as JSON.
 
     Parameters
     ----------
+    network
+        Of `Network`; none is reported if None.
     now
         Epoch seconds; a report's number must be greater than that of the one before.
     """
-    # No list of connections: that names the device's peers, and needs a right that the component's user may lack.
-    network = psutil.net_io_counters()
     custom = {
         "cpu_percent": reading.cpu_percent,
         "memory_percent": reading.memory_percent,
@@ -36,14 +64,7 @@ def report(fleet: str, reading: Reading, tally: Tally, *, now: float | None = No
     }
     document = {
         "header": {"report_id": int((time.time() if now is None else now) * 1000), "version": "1.0"},
-        "metrics": {
-            "network_stats": {
-                "bytes_in": network.bytes_recv,
-                "bytes_out": network.bytes_sent,
-                "packets_in": network.packets_recv,
-                "packets_out": network.packets_sent,
-            }
-        },
-        "custom_metrics": {f"{fleet}_{name}": [{"number": value}] for name, value in custom.items()},
+        "metrics": {} if network is None else {"network_stats": network},
+        "custom_metrics": {f"fedgrass:{fleet}:{name}": [{"number": value}] for name, value in custom.items()},
     }
     return json.dumps(document).encode()

@@ -129,7 +129,10 @@ class HeartbeatSettings(Settings):
 
     interval_seconds: float = Field(default=30, ge=1, le=86_400)
     defender_seconds: float = Field(
-        default=300, ge=0, le=86_400, description="Between two reports to Device Defender, which takes one in 5 minutes"
+        default=0,
+        ge=0,
+        le=86_400,
+        description="Between two reports to Device Defender, which takes one in 5 minutes (300); 0 is never",
     )
 
 

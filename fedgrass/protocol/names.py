@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,8 +11,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from fedgrass.errors import ConfigurationError, MessageError
 
+# As the template's parameter Fleet: SageMaker's names are the shortest.
+FleetName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,39}$")]
 # A topic holds both names and must stay within IoT Core's 256 characters.
-FleetName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 ThingName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9:_-]{1,128}$")]
 RoundNumber = Annotated[int, Field(ge=1, le=999_999)]
 Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$")]
@@ -35,9 +37,9 @@ MODEL_DEPLOYER_COMMANDS = frozenset({"roll_back"})
 DeviceChannel = Literal["heartbeat", "update", "model", "reply", "command"]
 
 _DEVICE_TOPIC = re.compile(
-    r"^fedgrass/([a-zA-Z0-9_-]{1,64})/devices/([a-zA-Z0-9:_-]{1,128})/(heartbeat|update|model|reply|command)$"
+    r"fedgrass/([a-zA-Z0-9_-]{1,64})/devices/([a-zA-Z0-9:_-]{1,128})/(heartbeat|update|model|reply|command)"
 )
-_UPDATE_KEY = re.compile(r"^updates/([a-zA-Z0-9_-]{1,64})/([0-9]{6})/([a-zA-Z0-9:_-]{1,128})/update\.safetensors")
+_UPDATE_KEY = re.compile(r"updates/([a-zA-Z0-9_-]{1,64})/([0-9]{6})/([a-zA-Z0-9:_-]{1,128})/update\.safetensors")
 
 UPDATE_FILE = "update.safetensors"
 PARAMETERS_FILE = "parameters.safetensors"
@@ -49,8 +51,30 @@ def check_fleet(fleet: str) -> str:
         return TypeAdapter(FleetName).validate_python(fleet)
     except ValidationError as error:
         raise ConfigurationError(
-            f"fleet {fleet!r}: expected 1 to 64 letters, digits, '_' or '-', as a thing group is named"
+            f"fleet {fleet!r}: expected 1 to 40 letters, digits, '_' or '-', the first a letter or a digit"
         ) from error
+
+
+def check_thing(thing: str) -> str:
+    """Return the name, or raise `ConfigurationError` if it cannot be a thing's."""
+    try:
+        return TypeAdapter(ThingName).validate_python(thing)
+    except ValidationError as error:
+        raise ConfigurationError(f"thing {thing!r}: expected 1 to 128 letters, digits, ':', '_' or '-'") from error
+
+
+def fleet_digest(fleet: str) -> str:
+    """Return 16 characters that stand for a fleet where its own name is too long, or would not be told from another's."""
+    return hashlib.sha256(fleet.encode()).hexdigest()[:16]
+
+
+def job_prefix(fleet: str) -> str:
+    """Return what the names of a fleet's Processing jobs, and of no other's, begin with.
+
+    >>> job_prefix("mill")
+    'fedgrass-901fac08e3b464b1-'
+    """
+    return f"fedgrass-{fleet_digest(fleet)}-"
 
 
 def round_topic(fleet: str) -> str:
@@ -74,7 +98,7 @@ class DeviceTopic:
 
 def parse_device_topic(topic: str) -> DeviceTopic:
     """Take a device topic apart; raises `MessageError` for any other topic."""
-    match = _DEVICE_TOPIC.match(topic)
+    match = _DEVICE_TOPIC.fullmatch(topic)
     if match is None:
         raise MessageError(f"topic {topic!r}: expected fedgrass/<fleet>/devices/<thing>/<channel>")
     return DeviceTopic(*match.groups())

@@ -15,6 +15,7 @@ from typing import Any
 import moto.cloudformation.parsing  # noqa: F401 - of two classes for one type, moto takes the later
 from botocore.exceptions import ClientError
 from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
+from moto.cloudformation.parsing import ResourceMap
 from moto.core.common_models import CloudFormationModel
 from moto.sagemaker.models import sagemaker_backends
 
@@ -54,8 +55,17 @@ class ResourceType:
 def register(connect: Connect) -> list[type[Any]]:
     """Make the types known to moto, which finds them for as long as the result is kept.
 
-    It must happen before moto reads its first template.
+    It must happen before moto reads its first template. moto also takes only "Retain" for what a deleted stack leaves.
     """
+    delete = ResourceMap.delete
+
+    def delete_but_retained(resources: Any) -> None:
+        for described in resources._resource_json_map.values():
+            if described.get("DeletionPolicy") == "RetainExceptOnCreate":
+                described["DeletionPolicy"] = "Retain"
+        delete(resources)
+
+    ResourceMap.delete = delete_but_retained
     return [_model(kind, connect) for kind in _TYPES]
 
 
@@ -146,11 +156,7 @@ def _put_role_alias(connect: Connect, name: str, properties: Properties, existin
 
 
 def _put_bucket_policy(connect: Connect, name: str, properties: Properties, _existing: str | None) -> str:
-    # moto applies a statement whatever its condition says: "deny what comes without TLS" would deny everything.
-    document = properties["PolicyDocument"]
-    applied = [statement for statement in document["Statement"] if "Condition" not in statement]
-    if applied:
-        connect("s3").put_bucket_policy(Bucket=name, Policy=json.dumps({**document, "Statement": applied}))
+    connect("s3").put_bucket_policy(Bucket=name, Policy=json.dumps(properties["PolicyDocument"]))
     return name
 
 
@@ -171,8 +177,19 @@ def _put_model_package_group(connect: Connect, name: str, properties: Properties
         connect("sagemaker").create_model_package_group(
             ModelPackageGroupName=name,
             ModelPackageGroupDescription=properties.get("ModelPackageGroupDescription", ""),
+            Tags=properties.get("Tags", []),
         )
     return name
+
+
+def _put_event_invoke_config(connect: Connect, _name: str, properties: Properties, _existing: str | None) -> str:
+    given = {key: properties[key] for key in ("FunctionName", "DestinationConfig") if key in properties}
+    connect("lambda").put_function_event_invoke_config(**given)
+    return str(properties["FunctionName"])
+
+
+def _delete_event_invoke_config(connect: Connect, function: str) -> None:
+    connect("lambda").delete_function_event_invoke_config(FunctionName=function)
 
 
 def _put_state_machine(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
@@ -241,6 +258,9 @@ _TYPES = (
         lambda _connect, name: sagemaker_backends[ACCOUNT][REGION].model_package_groups.pop(name, None),
         lambda name: arn("sagemaker", f"model-package-group/{name}"),
         arn_attribute="ModelPackageGroupArn",
+    ),
+    ResourceType(
+        "AWS::Lambda::EventInvokeConfig", "FunctionName", _put_event_invoke_config, _delete_event_invoke_config
     ),
     # moto's own cannot be deleted if its name comes from an intrinsic function
     ResourceType(

@@ -66,6 +66,18 @@ def deliver_to(targets: dict[str, Target]) -> Callable[[], None]:
     return partial(worker.shutdown, wait=False, cancel_futures=True)
 
 
+def to_queue(sqs: Any, destination: Callable[[str], str | None]) -> Callable[[str, dict[str, Any]], None]:
+    """Return what puts a record for a function into the queue that is its failure destination, if it has one."""
+
+    def put(function: str, record: dict[str, Any]) -> None:
+        arn = destination(function)
+        if arn is not None:
+            url = sqs.get_queue_url(QueueName=arn.rpartition(":")[2])["QueueUrl"]
+            sqs.send_message(QueueUrl=url, MessageBody=json.dumps(record))
+
+    return put
+
+
 def _deliver(send: Target, target: dict[str, Any], event: dict[str, Any]) -> None:
     try:
         send(target["Arn"], json.dumps(_input(target, event)).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
@@ -13,14 +14,18 @@ from local.aws.api import ApiError, json_response
 
 
 def layer(request: Request) -> Response | None:
-    """Answer DeleteModelPackage and DeleteModelPackageGroup."""
+    """Answer DeleteModelPackage and DeleteModelPackageGroup, and refuse ListTags of what is not there."""
     operation = _OPERATIONS.get(request.headers.get("X-Amz-Target", "").removeprefix("SageMaker."))
     if operation is None:
         return None
+    data = request.get_data()
+    request.environ["wsgi.input"] = io.BytesIO(data)
     try:
-        operation(sagemaker_backends[ACCOUNT][REGION], json.loads(request.get_data()))
+        operation(sagemaker_backends[ACCOUNT][REGION], json.loads(data))
     except ApiError as error:
         return error.response()
+    if operation is _require_group:
+        return None
     return json_response({}, content_type="application/x-amz-json-1.1")
 
 
@@ -39,4 +44,14 @@ def _delete_group(registry: Any, parameters: dict[str, Any]) -> None:
         raise ApiError("ValidationException", f"Model Package Group {name} does not exist.")
 
 
-_OPERATIONS = {"DeleteModelPackage": _delete_package, "DeleteModelPackageGroup": _delete_group}
+def _require_group(registry: Any, parameters: dict[str, Any]) -> None:
+    kind, _, name = parameters["ResourceArn"].rpartition(":")[2].partition("/")
+    if kind == "model-package-group" and name not in registry.model_package_groups:
+        raise ApiError("ValidationException", f"Model Package Group {name} does not exist.")  # moto fails at it
+
+
+_OPERATIONS = {
+    "DeleteModelPackage": _delete_package,
+    "DeleteModelPackageGroup": _delete_group,
+    "ListTags": _require_group,
+}

@@ -51,3 +51,12 @@ def functions() -> dict[str, tuple[Function, bytes]]:
         )
         found[function.name] = (function, stored.code_bytes)
     return found
+
+
+def failure_destination(function: str) -> str | None:
+    """Return the ARN that a function's lost events go to, None if they go nowhere."""
+    stored = lambda_backends[ACCOUNT][REGION].get_function(function)
+    if not stored.event_invoke_config:
+        return None
+    chosen = stored.event_invoke_config[-1].config.get("DestinationConfig") or {}
+    return (chosen.get("OnFailure") or {}).get("Destination")

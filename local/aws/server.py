@@ -16,7 +16,7 @@ from typing import Any
 from moto.core.config import default_user_config
 
 from fedgrass.errors import ConfigurationError
-from local.aws import cloudformation, dynamodb, events, memory, model_registry, moto_state, rules, states
+from local.aws import cloudformation, dynamodb, events, iot, memory, model_registry, moto_state, rules, s3, states
 from local.aws.access import Guard
 from local.aws.account import ACCOUNT, REGION, Keys, client, client_environment
 from local.aws.broker import EmbeddedBroker
@@ -111,6 +111,8 @@ class LocalAws:
         memory.repair(self.state / "objects")
         states.repair(events.emit, self._keys)
         dynamodb.repair()
+        iot.repair()
+        s3.repair()
         self._resource_types = cloudformation.register(account)
 
         objects = Objects(account("s3"))
@@ -127,6 +129,7 @@ class LocalAws:
             state=self.state,
             children=children,
             environment=environment,
+            lost=events.to_queue(account("sqs"), moto_state.failure_destination),
         )
         cleanup.callback(functions.stop)
         iot_data = IotData(bus)
@@ -159,6 +162,7 @@ class LocalAws:
             "iot": self._lag.layer,
             "iotdata": iot_data.layer,
             "lambda": functions.layer,
+            "s3": s3.layer,
             "sagemaker": lambda request: model_registry.layer(request) or processing.layer(request),
             "states": states.layer,
         }

@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ class LambdaRuntime:
         Starts the workers.
     environment
         Variables that every function gets, such as the endpoint's.
+    lost
+        Told of an event that a function failed at for good: the function's name, and the record that goes to its failure
+        destination.
     """
 
     def __init__(
@@ -45,7 +49,9 @@ class LambdaRuntime:
         state: Path,
         children: Children,
         environment: Mapping[str, str],
+        lost: Callable[[str, dict[str, Any]], None] = lambda _name, _record: None,
     ) -> None:
+        self._lost = lost
         self._functions = functions
         self._state = state
         self._children = children
@@ -127,7 +133,9 @@ class LambdaRuntime:
             if outcome.error is None:
                 return
             logger.warning("event failed function=%s answer=%s", name, outcome.payload[:500])
-            if delay is None or self._stopping.wait(delay):
+            if delay is None:
+                self._lost(name, _record(self._find(name)[0].arn, event, outcome))
+            elif self._stopping.wait(delay):
                 return
 
     def _refresh(self) -> None:
@@ -164,6 +172,26 @@ class LambdaRuntime:
 
     def _log_tail(self, name: str) -> bytes:
         return (self._state / "logs" / f"lambda-{name}.log").read_bytes()[-4096:]
+
+
+def _record(arn: str, event: bytes, outcome: Outcome) -> dict[str, Any]:
+    """Return what Lambda tells a failure destination.
+
+    https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html
+    """
+    return {
+        "version": "1.0",
+        "timestamp": datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "requestContext": {
+            "requestId": str(uuid.uuid4()),
+            "functionArn": f"{arn}:$LATEST",
+            "condition": "RetriesExhausted",
+            "approximateInvokeCount": len(_RETRY_DELAYS_S) + 1,
+        },
+        "requestPayload": json.loads(event),
+        "responseContext": {"statusCode": 200, "executedVersion": "$LATEST", "functionError": outcome.error},
+        "responsePayload": json.loads(outcome.payload),
+    }
 
 
 def _name(name_or_arn: str) -> str:

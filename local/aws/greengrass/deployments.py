@@ -36,6 +36,7 @@ class Deployment:
     created: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     status: str = "ACTIVE"
     latest: bool = True
+    deleted: bool = False
 
     @property
     def target_arn(self) -> str:
@@ -134,7 +135,7 @@ class Deployments:
         found = [
             deployment.summary()
             for deployment in reversed(list(self._deployments.values()))
-            if target in {None, deployment.target_arn} and (everything or deployment.latest)
+            if target in {None, deployment.target_arn} and (everything or deployment.latest) and not deployment.deleted
         ]
         items, token = page(found, token=parameters.get("nextToken"), limit=parameters.get("maxResults"))
         return {"deployments": items, "nextToken": token}
@@ -154,6 +155,21 @@ class Deployments:
             deployment.status = "CANCELED"
             self.jobs.cancel(deployment.deployment_id)
         return {"message": "SUCCESS"}
+
+    def delete_deployment(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Forget a deployment that is not active any more."""
+        deployment = self._find(parameters["deploymentId"])
+        with self._lock:
+            if deployment.status == "ACTIVE":
+                raise ApiError(
+                    "ConflictException",
+                    f"Deployment {deployment.deployment_id} is active: cancel it first.",
+                    status=409,
+                    resourceId=deployment.deployment_id,
+                    resourceType="deployment",
+                )
+            deployment.deleted = True  # what its devices were sent stays known
+        return {}
 
     def list_effective_deployments(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """List what a core device was sent, newest first, with its status there."""
@@ -209,7 +225,7 @@ class Deployments:
         return next((one for one in self._deployments.values() if one.latest and one.target_arn == target), None)
 
     def _find(self, deployment_id: str) -> Deployment:
-        if deployment_id not in self._deployments:
+        if deployment_id not in self._deployments or self._deployments[deployment_id].deleted:
             raise _not_found(deployment_id, "deployment")
         return self._deployments[deployment_id]
 

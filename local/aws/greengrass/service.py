@@ -62,6 +62,7 @@ class Greengrass:
                 "GetDeployment": deployments.get_deployment,
                 "ListDeployments": deployments.list_deployments,
                 "CancelDeployment": deployments.cancel_deployment,
+                "DeleteDeployment": deployments.delete_deployment,
                 "ListEffectiveDeployments": deployments.list_effective_deployments,
                 "ListCoreDevices": self._list_core_devices,
                 "GetCoreDevice": devices.get_core_device,

@@ -74,3 +74,23 @@ def test_a_broken_configuration_file_is_named(tmp_path: Path) -> None:
     found = container(tmp_path, processingjobconfig=[])
     with pytest.raises(ConfigurationError, match=r"processingjobconfig\.json"):
         found.settings(ENVIRONMENT)
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user other than root finds what SageMaker mounts; tests may run as root, whom no mode stops."""
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+
+
+def test_a_missing_right_ends_no_job_whose_settings_are_all_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = container(tmp_path, processingjobconfig={"Environment": {}}, resourceconfig={"hosts": ["algo-1"]})
+    unreadable(monkeypatch)
+    assert found.settings(ENVIRONMENT).fleet == ENVIRONMENT["FEDGRASS_FLEET"]
+    assert found.instance({**ENVIRONMENT, "FEDGRASS_INSTANCES": "1"}) == (0, 1)
+    with pytest.raises(ConfigurationError, match=r"resourceconfig.json: cannot be read, and one of 4 instances"):
+        found.instance({**ENVIRONMENT, "FEDGRASS_INSTANCES": "4"})

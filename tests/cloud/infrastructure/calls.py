@@ -15,6 +15,7 @@ _SERVICES = {
     "dynamodb": "dynamodb",
     "s3": "s3",
     "stepfunctions": "states",
+    "iot": "iot",
     "iot-data": "iot",
     "sagemaker": "sagemaker",
     "greengrassv2": "greengrass",
@@ -26,6 +27,7 @@ _SPECIAL = {
     "head_object": {"s3:GetObject"},
     "publish": {"iot:Publish", "iot:RetainPublish"},
     "create_processing_job": {"sagemaker:CreateProcessingJob", "sagemaker:AddTags", "iam:PassRole"},
+    "create_policy": {"iot:CreatePolicy", "iot:TagResource"},  # with tags
     "transact_write_items": set(),  # of its parts, below
 }
 _TRANSACTED = {

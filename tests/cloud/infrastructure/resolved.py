@@ -16,6 +16,7 @@ from typing import Any
 from cfnlint import decode
 
 from cloud.infrastructure.deploy import TEMPLATE
+from fedgrass.protocol.names import fleet_digest
 
 ACCOUNT, REGION = "123456789012", "eu-central-1"
 _PSEUDO = {
@@ -25,7 +26,14 @@ _PSEUDO = {
     "AWS::StackId": f"arn:aws:cloudformation:{REGION}:{ACCOUNT}:stack/fedgrass/0a1b2c3d-1111-2222-3333-0123456789ab",
 }
 BUCKET = "arn:aws:s3:::the-bucket"
-_GIVEN = {"Fleet": "digits", "CodeBucket": "code", "CodeKey": "k", "DefinitionKey": "d", "SourceKey": "s"}
+_GIVEN = {
+    "Fleet": "digits",
+    "FleetDigest": fleet_digest("digits"),
+    "CodeBucket": "code",
+    "CodeKey": "k",
+    "DefinitionKey": "d",
+    "SourceKey": "s",
+}
 
 
 class Template:
@@ -36,6 +44,8 @@ class Template:
         assert not problems
         self.document = json.loads(json.dumps(document))
         given = {**_GIVEN, **parameters}
+        if "Fleet" in parameters:
+            given["FleetDigest"] = fleet_digest(parameters["Fleet"])
         self._parameters: dict[str, Any] = {
             name: self._value(given.get(name, declared.get("Default")), declared["Type"])
             for name, declared in self.document["Parameters"].items()
@@ -53,9 +63,10 @@ class Template:
         return {name: resource for name, resource in self.resources.items() if resource["Type"] == kind}
 
     def statements(self, role: str) -> list[dict[str, Any]]:
-        """Statements of a role's policies, its managed ones included."""
+        """Statements of a role's policies, the template's own managed ones included."""
         found = self.resources[role]
-        managed = [self.resources[arn.rpartition(":")[2]] for arn in found.get("ManagedPolicyArns", [])]
+        names = [arn.rpartition(":")[2] for arn in found.get("ManagedPolicyArns", [])]
+        managed = [self.resources[name] for name in names if not name.startswith("policy/service-role/")]  # AWS's own
         documents = [policy["PolicyDocument"] for policy in [*found.get("Policies", []), *managed]]
         return [statement for document in documents for statement in document["Statement"]]
 

@@ -5,15 +5,19 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.loaders import Loader
 
-from cloud.infrastructure.deploy import deploy
+from cloud.infrastructure.deploy import check, deploy
 from cloud.infrastructure.destroy import destroy
+from cloud.infrastructure.states import check_changeable
 from fedgrass.errors import ConfigurationError, InfrastructureError
 from fedgrass.stack import StackOutputs, stack_name, stack_outputs
 from local.aws.client import LocalAwsProcess
 from tests.fixtures.local_aws import local_aws, unique
 
 __all__ = ["local_aws", "unique"]
+
+CLOUDFORMATION = Loader().load_service_model("cloudformation", "service-2")
 
 pytestmark = pytest.mark.end_to_end
 
@@ -26,7 +30,9 @@ def session(local_aws: LocalAwsProcess, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_fleet_is_deployed_updated_and_removed(session: Any, unique: str) -> None:
-    outputs = deploy(session, fleet=unique, parameters={"LogRetentionDays": "30"}, dependencies=False)
+    component = f"com.fedgrass.GlobalModel.{unique}"
+    parameters = {"LogRetentionDays": "30", "ModelComponent": component}
+    outputs = deploy(session, fleet=unique, parameters=parameters, dependencies=False)
     assert outputs == stack_outputs(session, unique)
     assert outputs.state_machine_arn.endswith(f":stateMachine:fedgrass-{unique}-round")
     assert outputs.thing_group_arn.endswith(f":thinggroup/{unique}")
@@ -68,11 +74,39 @@ class _CloudFormation:
 
 @pytest.mark.parametrize(
     ("status", "advice"),
-    [("UPDATE_IN_PROGRESS", "wait"), ("ROLLBACK_COMPLETE", "remove it"), ("DELETE_FAILED", "remove it")],
+    [
+        ("UPDATE_IN_PROGRESS", "wait"),
+        ("UPDATE_COMPLETE_CLEANUP_IN_PROGRESS", "wait"),
+        ("UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS", "wait"),
+        ("CREATE_FAILED", "no fleet yet.*scripts/destroy --fleet digits"),
+        ("ROLLBACK_COMPLETE", "no fleet yet.*scripts/destroy --fleet digits"),
+        ("ROLLBACK_FAILED", "no fleet yet.*scripts/destroy --fleet digits"),
+        ("DELETE_FAILED", "being removed: run scripts/destroy again"),
+        ("REVIEW_IN_PROGRESS", "change set.*delete-stack"),
+        ("UPDATE_ROLLBACK_FAILED", "goes on as it is.*continue-update-rollback.*Do not delete"),
+        ("UPDATE_FAILED", "goes on as it is.*rollback-stack"),
+        ("IMPORT_ROLLBACK_FAILED", "Do not delete"),
+        ("SOMETHING_NEW", "do not delete"),
+    ],
 )
 def test_a_stack_in_no_state_to_be_changed_says_what_to_do(status: str, advice: str) -> None:
-    with pytest.raises(InfrastructureError, match=f"{status}.*{advice}"):
+    with pytest.raises(InfrastructureError, match=f"{status}.*{advice}") as refused:
         deploy(_CloudFormation(status), fleet="digits", dependencies=False)
+    lives = not status.startswith(("CREATE_", "ROLLBACK_", "DELETE_"))
+    assert not lives or "scripts/destroy" not in str(refused.value)
+
+
+STATES = set(CLOUDFORMATION["shapes"]["StackStatus"]["enum"])
+
+
+@pytest.mark.parametrize("status", sorted(STATES))
+def test_every_state_that_cloudformation_knows_can_be_updated_or_says_what_to_do(status: str) -> None:
+    try:
+        check_changeable("fedgrass-digits", "digits", status)
+    except InfrastructureError as refused:
+        assert "not known here" not in str(refused)  # noqa: PT017 - either is right
+    else:
+        assert status.endswith("_COMPLETE")
 
 
 def test_a_stack_without_its_outputs_says_so() -> None:
@@ -81,7 +115,19 @@ def test_a_stack_without_its_outputs_says_so() -> None:
 
 
 def test_underscores_in_a_fleet_s_name_are_none_in_its_stack_s() -> None:
-    assert stack_name("my_fleet") == "fedgrass-my-fleet"
+    assert stack_name("my_fleet") == "fedgrass--my-ufleet"
+
+
+def test_a_stack_that_says_it_is_another_fleet_s_is_left_alone() -> None:
+    class Other(_CloudFormation):
+        def describe_stacks(self, *, StackName: str) -> Any:  # noqa: N803 - boto3's name
+            [stack] = super().describe_stacks(StackName=StackName)["Stacks"]
+            return {"Stacks": [{**stack, "Parameters": [{"ParameterKey": "Fleet", "ParameterValue": "other"}]}]}
+
+    with pytest.raises(InfrastructureError, match="is of fleet 'other', not of 'digits'"):
+        stack_outputs(Other("CREATE_COMPLETE"), "digits")
+    with pytest.raises(InfrastructureError, match="is of fleet 'other', not of 'digits'"):
+        check(Other("CREATE_COMPLETE"), "digits", {})
 
 
 def test_outputs_are_what_the_demo_and_the_command_line_need() -> None:

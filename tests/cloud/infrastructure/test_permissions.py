@@ -11,6 +11,8 @@ from cloud.infrastructure.package import ROOT
 from cloud.infrastructure.provision import device_policy
 from cloud.infrastructure.script import Caller
 from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.device_policy import policy_name
+from fedgrass.protocol.names import job_prefix
 from tests.cloud.infrastructure.calls import actions_of_function, actions_of_modules
 from tests.cloud.infrastructure.resolved import ACCOUNT, BUCKET, REGION, Template, actions, allows
 
@@ -43,12 +45,12 @@ OF_THE_PLATFORM = {
 
 @pytest.fixture(scope="module")
 def template() -> Template:
-    return Template()
+    return Template(ClaimPrefix="p-")
 
 
 def device(template: Template, action: str, key: str, thing: str = "a") -> bool:
     resource = f"{BUCKET}/{key}" if key else BUCKET
-    context = {"credentials-iot:ThingName": thing}
+    context = {"credentials-iot:ThingName": thing, "aws:ResourceAccount": ACCOUNT}
     return allows(template.statements("TokenExchangeRole"), action, resource, context)
 
 
@@ -71,7 +73,10 @@ def one_key(statements: list[dict[str, Any]], context: dict[str, str], thing: st
 
 
 def test_a_device_has_one_key_in_a_round(template: Template) -> None:
-    statements, context = template.statements("TokenExchangeRole"), {"credentials-iot:ThingName": "a"}
+    statements, context = (
+        template.statements("TokenExchangeRole"),
+        {"credentials-iot:ThingName": "a", "aws:ResourceAccount": ACCOUNT},
+    )
     assert one_key(statements, context, "a") == [f"{BUCKET}/updates/digits/000001/a/update.safetensors"]
 
 
@@ -91,6 +96,19 @@ def test_a_device_reads_its_fleet_s_models_and_changes_none(template: Template) 
 @pytest.mark.parametrize("key", ["reports/digits/000001/report.json", "evaluation/digits/data.npz"])
 def test_a_device_sees_neither_reports_nor_the_evaluation_set(template: Template, key: str) -> None:
     assert not any(device(template, action, key) for action in ("s3:GetObject", "s3:PutObject"))
+
+
+def test_a_device_writes_to_no_bucket_of_another_account_whatever_its_name(template: Template) -> None:
+    statements = template.statements("TokenExchangeRole")
+    for account, allowed in ((ACCOUNT, True), ("999999999999", False)):
+        context = {"credentials-iot:ThingName": "a", "aws:ResourceAccount": account}
+        assert (
+            allows(statements, "s3:PutObject", f"{BUCKET}/updates/digits/000001/a/update.safetensors", context)
+            is allowed
+        )
+        assert allows(statements, "s3:GetObject", f"{BUCKET}/models/digits/1.0.0/model.json", context) is allowed
+        parts = "arn:aws:s3:::fedgrass-components-eu-central-1-123456789012/com.fedgrass.Trainer/1.0.0/trainer.zip"
+        assert allows(statements, "s3:GetObject", parts, context) is allowed
 
 
 def test_a_device_lists_nothing(template: Template) -> None:
@@ -147,9 +165,10 @@ def test_a_function_may_do_what_its_code_does_and_nothing_else(template: Templat
         if found["Handler"] == f"cloud.rounds.{handler}.handler"
     ]
     role = function["Role"].rpartition(":")[2]
-    logs = {"logs:CreateLogStream", "logs:PutLogEvents"}
-    allowed = actions(template.statements(role)) - logs - OF_THE_PLATFORM
-    assert allowed == actions_of_function(f"cloud.rounds.{handler}", "handler")
+    # Lambda writes the log, and what the function failed at, in its name.
+    of_lambda = {"logs:CreateLogStream", "logs:PutLogEvents", "sqs:SendMessage"}
+    allowed = actions(template.statements(role)) - of_lambda - OF_THE_PLATFORM
+    assert allowed == actions_of_function(f"cloud.rounds.{handler}", "handler") - OF_THE_PLATFORM
 
 
 def test_the_job_may_do_what_its_code_does_and_nothing_else(template: Template) -> None:
@@ -196,9 +215,10 @@ def test_every_statement_without_a_resource_is_one_that_can_have_none(template: 
         if "*" in (statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]])
     }
     functions = ("AbortRound", "AggregationEnded", "CloseRound", "OpenRound", "RecordReport")
-    ending = ("ProcessingRole", *(f"{function}Role" for function in functions))
     assert wide == {
-        *((role, "Deployments") for role in ending),  # deployments and jobs get their ids when they are made
+        *((f"{function}Role", "Deployments") for function in functions),  # ended by functions too
+        ("ProcessingRole", "DeploymentsAtLarge"),  # Greengrass has no resource for them
+        ("StateMachineRole", "Log"),  # log deliveries have none either
         ("ProcessingRole", "Metrics"),
         ("ProcessingRole", "ImageLogin"),
         ("ImageBuildRole", "Login"),
@@ -230,7 +250,7 @@ def test_a_silo_writes_under_its_own_name_which_begins_with_its_account() -> Non
     assert not allows(trusted, "sts:AssumeRole", "r", account)
     for invented in ("210987654321-clinic2", "210987654321-x", "111111111111-other"):
         assert not allows(trusted, "sts:AssumeRole", "r", {**account, "aws:RequestTag/silo": invented})
-    own = {"aws:PrincipalTag/silo": "210987654321-clinic"}
+    own = {"aws:PrincipalTag/silo": "210987654321-clinic", "aws:ResourceAccount": ACCOUNT}
     statements = template.statements("SiloRole")
     [mine] = one_key(statements, own, "210987654321-clinic")
     assert not allows(statements, "s3:PutObject", f"{BUCKET}/updates/digits/000001/a/update.safetensors", own)
@@ -240,3 +260,38 @@ def test_a_silo_writes_under_its_own_name_which_begins_with_its_account() -> Non
     unnamed = Template(SiloAccounts="210987654321").resources["SiloRole"]["AssumeRolePolicyDocument"]["Statement"][0]
     request = {**account, "aws:RequestTag/silo": "210987654321-clinic"}
     assert not allows([{**unnamed, "Resource": "*"}], "sts:AssumeRole", "r", request), "nobody, until some are named"
+
+
+@pytest.mark.parametrize("function", ["StartAggregationRole", "OpenRoundRole", "AbortRoundRole"])
+def test_a_function_starts_and_stops_jobs_of_its_own_fleet_only(template: Template, function: str) -> None:
+    statements = template.statements(function)
+    action = "sagemaker:CreateProcessingJob" if function.startswith("Start") else "sagemaker:StopProcessingJob"
+    jobs = f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:processing-job"
+    assert allows(statements, action, f"{jobs}/{job_prefix('digits')}digits-000001-0123456789")
+    assert not allows(statements, action, f"{jobs}/{job_prefix('other')}other-000001-0123456789")
+
+
+def test_a_device_by_claim_has_the_policy_of_any_other_and_its_hook_may_write_no_other_fleet_s(
+    template: Template,
+) -> None:
+    statements = template.statements("ClaimDeviceRole")
+    assert allows(statements, "iot:CreatePolicy", f"{IOT}:policy/{policy_name('digits', 'p-1')}")
+    assert not allows(statements, "iot:CreatePolicy", f"{IOT}:policy/{policy_name('digits-p', '1')}")
+    assert allows(statements, "iot:DescribeThing", f"{IOT}:thing/p-1")
+    assert not allows(statements, "iot:DescribeThing", f"{IOT}:thing/q-1")
+    body = json.loads(template.resources["ProvisioningTemplate"]["TemplateBody"])
+    assert body["Resources"]["policy"]["Properties"] == {"PolicyName": {"Ref": "PolicyName"}}
+    assert set(body["Resources"]["thing"]["OverrideSettings"].values()) == {"FAIL"}
+
+
+def test_a_claim_certificate_is_good_for_provisioning_and_nothing_else(template: Template) -> None:
+    statements = template.resources["ClaimPolicy"]["PolicyDocument"]["Statement"]
+    own = template.resources["ProvisioningTemplate"]["TemplateName"]
+    assert allows(statements, "iot:Publish", f"{IOT}:topic/$aws/provisioning-templates/{own}/provision/json")
+    for topic in (
+        "fedgrass/digits/devices/p-1/update",
+        "$aws/things/p-1/jobs/get",
+        "$aws/provisioning-templates/x/provision/json",
+    ):
+        assert not allows(statements, "iot:Publish", f"{IOT}:topic/{topic}")
+        assert not allows(statements, "iot:Subscribe", f"{IOT}:topicfilter/{topic}")

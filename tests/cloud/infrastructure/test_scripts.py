@@ -20,13 +20,13 @@ from cloud.infrastructure import deploy as deploying
 from cloud.infrastructure.deploy import check, deploy
 from cloud.infrastructure.destroy import destroy
 from cloud.infrastructure.image import build_image, image_exists
-from cloud.infrastructure.package import ROOT
+from cloud.infrastructure.package import ROOT, _archive
 from cloud.infrastructure.provision import amazon_root_ca, policy_name, provision, provisioned_things
 from cloud.infrastructure.publish import GDK_VERSION, find_gdk, publish_all
 from cloud.infrastructure.script import Caller, Steps, advice, identify
 from components.build import projects
 from fedgrass.errors import ConfigurationError, InfrastructureError
-from fedgrass.stack import StackOutputs
+from fedgrass.stack import StackOutputs, stack_name
 from local.aws.client import LocalAwsProcess
 from tests.cloud.rounds.harness import client_error
 from tests.fixtures.local_aws import local_aws, unique
@@ -45,7 +45,11 @@ def session(local_aws: LocalAwsProcess, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def outputs(session: Any, unique: str) -> StackOutputs:
-    return deploy(session, fleet=unique, dependencies=False)
+    return deploy(session, fleet=unique, parameters=own_component(unique), dependencies=False)
+
+
+def own_component(fleet: str) -> dict[str, str]:
+    return {"ModelComponent": f"com.fedgrass.GlobalModel.{fleet}"}
 
 
 def make(session: Any, outputs: StackOutputs, folder: Path, *, dry_run: bool = False) -> list[str]:
@@ -119,7 +123,12 @@ def test_a_fleet_is_removed_with_what_runs_and_its_devices_and_keeps_its_models_
 
 def test_a_fleet_of_the_same_name_is_deployed_beside_kept_models(session: Any, outputs: StackOutputs) -> None:
     destroy(session, fleet=outputs.fleet, keep_models=True)
-    again = deploy(session, fleet=outputs.fleet, parameters={"AlarmMail": "a@example.org"}, dependencies=False)
+    again = deploy(
+        session,
+        fleet=outputs.fleet,
+        parameters={"AlarmMail": "a@example.org", **own_component(outputs.fleet)},
+        dependencies=False,
+    )
     assert again.bucket != outputs.bucket
     assert again.model_package_group != outputs.model_package_group
 
@@ -127,7 +136,7 @@ def test_a_fleet_of_the_same_name_is_deployed_beside_kept_models(session: Any, o
 def test_a_bucket_that_exists_elsewhere_is_told_before_anything_is_made(session: Any, unique: str) -> None:
     session.client("s3").create_bucket(Bucket=unique)
     with pytest.raises(InfrastructureError, match="outside the stack: choose another name"):
-        check(session, unique, {"BucketName": unique})
+        check(session, unique, {"BucketName": unique, **own_component(unique)})
 
 
 def test_a_misspelt_parameter_is_told_with_those_there_are(session: Any, unique: str) -> None:
@@ -177,7 +186,8 @@ class Builds:
     def client(self, _name: str) -> Builds:
         return self
 
-    def start_build(self, *, projectName: str) -> Any:  # noqa: N803
+    def start_build(self, *, projectName: str, **other: Any) -> Any:  # noqa: N803
+        self.asked = other
         return {"build": {"id": f"{projectName}:1", "buildStatus": "IN_PROGRESS"}}
 
     def batch_get_builds(self, *, ids: list[str]) -> Any:
@@ -202,10 +212,62 @@ def test_an_image_is_built_once_and_a_failed_build_names_its_log() -> None:
     builds = Builds("SUCCEEDED")
     assert image_exists(builds, stand_in(), "there")
     assert not image_exists(builds, stand_in(), "missing")
-    build_image(builds, stand_in(), tell=lambda _: None, pause=lambda _: None)
+    build_image(builds, stand_in(), tag="t", source="b/k.zip", tell=lambda _: None, pause=lambda _: None)
     assert builds.looks == 2
+    assert builds.asked["sourceLocationOverride"] == "b/k.zip"
+    assert builds.asked["environmentVariablesOverride"] == [{"name": "IMAGE_TAG", "value": "t", "type": "PLAINTEXT"}]
     with pytest.raises(InfrastructureError, match="FAILED; see L"):
         build_image(Builds("FAILED"), stand_in(), tell=lambda _: None, pause=lambda _: None)
+
+
+def test_an_update_points_at_its_image_when_that_is_built_and_a_failed_build_changes_nothing(
+    session: Any, outputs: StackOutputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(deploying, "image_exists", lambda *_: False)
+    monkeypatch.setattr(deploying, "functions_archive", lambda **_: _archive({"cloud/__init__.py": b"# newer"}))
+    monkeypatch.setattr(deploying, "image_source", lambda: b"newer source")
+    apply, stack = deploying._apply, session.client("cloudformation")
+
+    def tag() -> str:
+        [found] = stack.describe_stacks(StackName=stack_name(outputs.fleet))["Stacks"]
+        return str(next(one["ParameterValue"] for one in found["Parameters"] if one["ParameterKey"] == "ImageTag"))
+
+    before = tag()
+
+    def build(*_: Any, **named: Any) -> None:
+        assert tag() == before
+        done.append(named["tag"])
+        if len(done) == 1:
+            raise InfrastructureError("the build failed")
+
+    monkeypatch.setattr(deploying, "build_image", build)
+
+    def update(*arguments: Any, **named: Any) -> StackOutputs:
+        done.append("update")
+        return apply(*arguments, **named)
+
+    monkeypatch.setattr(deploying, "_apply", update)
+    with pytest.raises(InfrastructureError, match="the build failed"):
+        deploying.main(outputs.fleet, dependencies=False)
+    assert (tag(), "update" in done) == (before, False)
+    deploying.main(outputs.fleet, dependencies=False)
+    assert done == [done[0], done[0], "update"]
+    assert tag() == done[0] != before
+    # Without a build the stack keeps the image that it has.
+    monkeypatch.setattr(deploying, "image_source", lambda: b"newest source")
+    deploying.main(outputs.fleet, dependencies=False, image=False)
+    assert tag() == done[0]
+
+
+def test_a_second_fleet_is_told_to_name_its_model_component_and_that_case_makes_no_name(
+    session: Any, outputs: StackOutputs
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"ModelComponent=com\.fedgrass\.GlobalModel\.second"):
+        check(session, "second", own_component(outputs.fleet))
+    assert not check(session, "second", {"ModelComponent": "com.fedgrass.GlobalModel.second"})
+    with pytest.raises(ConfigurationError, match="but for case"):
+        check(session, outputs.fleet.upper(), {"ModelComponent": "com.fedgrass.GlobalModel.second"})
 
 
 def test_the_image_s_tag_is_its_source_s() -> None:

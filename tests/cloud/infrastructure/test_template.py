@@ -98,6 +98,9 @@ def reachable_code(name: str) -> str:
 def test_every_log_group_forgets_and_every_bucket_is_private_encrypted_and_versioned(resources: dict[str, Any]) -> None:
     assert all("RetentionInDays" in group for group in of_type(resources, "AWS::Logs::LogGroup").values())
     (bucket,) = of_type(resources, "AWS::S3::Bucket").values()
+    rules = {rule["Id"]: rule for rule in bucket["LifecycleConfiguration"]["Rules"]}
+    assert rules["partial-sums"]["Prefix"] == "partial/"
+    assert "AbortIncompleteMultipartUpload" in rules["unfinished-uploads"]
     assert all(bucket["PublicAccessBlockConfiguration"].values())
     assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
     assert "BucketEncryption" in bucket
@@ -107,3 +110,57 @@ def test_every_topic_rule_says_where_its_errors_go(resources: dict[str, Any]) ->
     rules = of_type(resources, "AWS::IoT::TopicRule")
     assert len(rules) == 4
     assert all("ErrorAction" in rule["TopicRulePayload"] for rule in rules.values())
+
+
+def test_what_outlives_the_stack_does_not_outlive_a_creation_that_failed(template: Any) -> None:
+    policies = {name: resource.get("DeletionPolicy") for name, resource in template["Resources"].items()}
+    assert {name for name, policy in policies.items() if policy == "RetainExceptOnCreate"} == {
+        "Bucket",
+        "ModelPackageGroup",
+    }
+    assert "Retain" not in policies.values()
+
+
+def test_what_outlives_the_stack_says_whose_it_is(resources: dict[str, Any]) -> None:
+    for name in ("Bucket", "ModelPackageGroup"):
+        assert resources[name]["Properties"]["Tags"] == [{"Key": "fedgrass:fleet", "Value": {"Ref": "Fleet"}}]
+
+
+def test_every_function_that_is_called_by_events_keeps_what_it_failed_at(resources: dict[str, Any]) -> None:
+    permissions = of_type(resources, "AWS::Lambda::Permission").values()
+    called = {permission["FunctionName"]["Ref"] for permission in permissions} - {
+        "ClaimDeviceFunction"
+    }  # is waited for
+    kept = of_type(resources, "AWS::Lambda::EventInvokeConfig").values()
+    assert {entry["FunctionName"]["Ref"] for entry in kept} == called
+    for entry in kept:
+        assert entry["DestinationConfig"] == {"OnFailure": {"Destination": {"Fn::GetAtt": ["Failures", "Arn"]}}}
+
+
+def test_every_function_s_errors_and_every_failed_execution_raise_an_alarm(resources: dict[str, Any]) -> None:
+    alarms = of_type(resources, "AWS::CloudWatch::Alarm").values()
+    watched = {
+        (alarm["Namespace"], alarm["MetricName"], alarm["Dimensions"][0]["Value"].get("Ref")) for alarm in alarms
+    }
+    functions = of_type(resources, "AWS::Lambda::Function")
+    assert {("AWS/Lambda", "Errors", name) for name in functions} <= watched | {
+        ("AWS/Lambda", "Errors", "ClaimDeviceFunction")  # a device that is refused is told so
+    }
+    assert {
+        ("AWS/States", "ExecutionsFailed", "StateMachine"),
+        ("AWS/States", "ExecutionsTimedOut", "StateMachine"),
+    } <= watched
+    assert ("AWS/Events", "FailedInvocations", "RoundSchedule") in watched
+    assert all(alarm["AlarmActions"] == [{"Ref": "AlarmTopic"}] for alarm in alarms)
+
+
+def test_the_state_machine_is_logged_and_alarms_are_encrypted(resources: dict[str, Any]) -> None:
+    (machine,) = of_type(resources, "AWS::StepFunctions::StateMachine").values()
+    assert machine["LoggingConfiguration"]["Level"] == "ALL"
+    assert resources["AlarmTopic"]["Properties"]["KmsMasterKeyId"] == {"Ref": "AlarmKey"}
+    [alarms] = [
+        statement
+        for statement in resources["AlarmKey"]["Properties"]["KeyPolicy"]["Statement"]
+        if statement["Sid"] == "Alarms"
+    ]
+    assert alarms["Principal"] == {"Service": "cloudwatch.amazonaws.com"}

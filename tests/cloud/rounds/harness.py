@@ -133,6 +133,7 @@ class Fleet:
         stand_ins = {"stepfunctions": self.step_functions, "iot-data": self.iot, "sagemaker": self.sagemaker}
         environment = {
             "FEDGRASS_FLEET": FLEET,
+            "FEDGRASS_ACCOUNT": "123456789012",
             "FEDGRASS_BUCKET": "fedgrass-digits",
             "FEDGRASS_ROUNDS_TABLE": "rounds",
             "FEDGRASS_DEVICES_TABLE": "devices",
@@ -164,18 +165,10 @@ class Fleet:
     def pass_time(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    def heartbeats(self, *things: str, able: bool = True, reason: str = "", model_version: str | None = None) -> None:
+    def heartbeats(self, *things: str, **fields: Any) -> None:
         """Write what the topic rule writes."""
         for thing in things:
-            beat = Heartbeat(
-                fleet=FLEET,
-                thing=thing,
-                sent_at=self.now,
-                interval_seconds=30,
-                able=able,
-                reason=reason,
-                model_version=model_version,
-            )
+            beat = Heartbeat(fleet=FLEET, thing=thing, sent_at=self.now, interval_seconds=30, **fields)
             item = {**json.loads(beat.encode()), "received_at": self.now_ms}
             self.services.devices.put_item(Item=to_attribute(item))
 

@@ -46,6 +46,7 @@ def test_the_job_gets_the_round_and_nothing_secret(collected: Fleet) -> None:
         "FEDGRASS_MODEL_COMPONENT": "com.fedgrass.GlobalModel",
         "FEDGRASS_MODEL_PACKAGE_GROUP": "fedgrass-digits",
         "FEDGRASS_IMAGE": "aggregator",
+        "FEDGRASS_INSTANCES": "1",
     }
     assert "NetworkConfig" not in job
     assert re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", job["ProcessingJobName"])

@@ -217,14 +217,14 @@ def test_device_defender_hears_of_load_network_and_training(place: Place) -> Non
     assert report["header"]["version"] == "1.0"
     assert set(report["metrics"]["network_stats"]) == {"bytes_in", "bytes_out", "packets_in", "packets_out"}
     custom = {name: value for name, [value] in report["custom_metrics"].items()}
-    assert 0 <= custom.pop("f_cpu_percent")["number"] <= 100
-    assert 0 < custom.pop("f_memory_percent")["number"] <= 100
+    assert 0 <= custom.pop("fedgrass:f:cpu_percent")["number"] <= 100
+    assert 0 < custom.pop("fedgrass:f:memory_percent")["number"] <= 100
     assert custom == {
-        "f_training_seconds": {"number": 12.5},
-        "f_rounds_taken": {"number": 7},
-        "f_rounds_declined": {"number": 2},
-        "f_rounds_failed": {"number": 3},
-        "f_rounds_failed_in_a_row": {"number": 1},
+        "fedgrass:f:training_seconds": {"number": 12.5},
+        "fedgrass:f:rounds_taken": {"number": 7},
+        "fedgrass:f:rounds_declined": {"number": 2},
+        "fedgrass:f:rounds_failed": {"number": 3},
+        "fedgrass:f:rounds_failed_in_a_row": {"number": 1},
     }
     place.now += 300
     later = place.until(lambda: len(place.reports) == 2 and place.reports[1], "another")

@@ -1,0 +1,98 @@
+"""IoT Core's control plane where moto is kinder than AWS: what was detached still counts as attached for a while.
+
+AWS answers DetachThingPrincipal and DetachPolicy at once and does the work later: seconds for a thing, up to five minutes
+for a policy. Until then what they were attached to cannot be deleted. Here it takes `LAG_S`.
+https://docs.aws.amazon.com/iot/latest/apireference/API_DeletePolicy.html
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from moto.iot.exceptions import (
+    DeleteConflictException,
+    InvalidRequestException,
+    ResourceAlreadyExistsException,
+    ThingStillAttached,
+)
+from moto.iot.models import IoTBackend
+
+LAG_S = 0.3
+_MAX_POLICY = 2048  # characters, spaces not counted
+
+
+def repair(*, lag: float = LAG_S, clock: Callable[[], float] = time.monotonic) -> None:
+    """Make moto's IoT lag behind itself as AWS does, make no thing a second time, and bound policies' size."""
+    detach_thing, delete_thing = IoTBackend.detach_thing_principal, IoTBackend.delete_thing
+    detach_policy, delete_policy = IoTBackend.detach_policy, IoTBackend.delete_policy
+    delete_certificate, create_policy = IoTBackend.delete_certificate, IoTBackend.create_policy
+    create_thing, sign = IoTBackend.create_thing, IoTBackend.create_certificate_from_csr
+    until: dict[tuple[str, str], float] = {}  # of things, certificates and policies, each by its kind and name
+
+    def holds(kind: str, name: str) -> bool:
+        return clock() < until.get((kind, name), 0.0)
+
+    def hold(*detached: tuple[str, str]) -> None:
+        until.update(dict.fromkeys(detached, clock() + lag))
+
+    def detach_thing_later(backend: Any, thing_name: str, principal_arn: str) -> None:
+        detach_thing(backend, thing_name, principal_arn)
+        hold(("thing", thing_name), ("certificate", principal_arn.rpartition("/")[2]))
+
+    def delete_thing_then(backend: Any, thing_name: str) -> None:
+        if holds("thing", thing_name):
+            raise ThingStillAttached(thing_name)
+        delete_thing(backend, thing_name)
+
+    def detach_policy_later(backend: Any, policy_name: str, target: str) -> None:
+        detach_policy(backend, policy_name, target)
+        hold(("policy", policy_name))
+
+    def delete_policy_then(backend: Any, policy_name: str) -> None:
+        if holds("policy", policy_name):
+            raise DeleteConflictException(
+                f"The policy cannot be deleted as the policy is attached to one or more principals (name={policy_name})"
+            )
+        delete_policy(backend, policy_name)
+
+    def delete_certificate_then(backend: Any, certificate_id: str, force_delete: bool) -> None:
+        if holds("certificate", certificate_id):
+            raise DeleteConflictException(f"Things must be detached before deletion (id: {certificate_id})")
+        delete_certificate(backend, certificate_id, force_delete)
+        for arn, policy in [key for key in backend.principal_policies if key[0].endswith(f"/{certificate_id}")]:
+            del backend.principal_policies[arn, policy]
+            hold(("policy", policy))
+
+    def sign_as_asked(backend: Any, csr: str, set_as_active: bool) -> Any:
+        certificate = sign(backend, csr, set_as_active)
+        # moto takes the text "false" for true
+        certificate.status = "ACTIVE" if str(set_as_active).lower() == "true" else "INACTIVE"
+        return certificate
+
+    def create_thing_once(backend: Any, thing_name: str, *arguments: Any, **named: Any) -> Any:
+        existing = next((thing for thing in list(backend.things.values()) if thing.thing_name == thing_name), None)
+        payload = named.get("attribute_payload", arguments[1] if len(arguments) > 1 else None) or {}
+        if existing is None:
+            return create_thing(backend, thing_name, *arguments, **named)
+        if existing.attributes == payload.get("attributes", {}):
+            return existing
+        raise ResourceAlreadyExistsException(
+            f"Thing {thing_name} already exists in account with different attributes", existing.thing_name, existing.arn
+        )
+
+    def create_policy_within(backend: Any, policy_name: str, policy_document: Any) -> Any:
+        size = len("".join(str(policy_document).split()))
+        if size > _MAX_POLICY:
+            raise InvalidRequestException(f"The policy document has {size} characters; it can have {_MAX_POLICY}")
+        return create_policy(backend, policy_name, policy_document)
+
+    IoTBackend.detach_thing_principal = detach_thing_later
+    IoTBackend.delete_thing = delete_thing_then
+    IoTBackend.detach_policy = detach_policy_later
+    IoTBackend.delete_policy = delete_policy_then
+    IoTBackend.delete_certificate = delete_certificate_then
+    IoTBackend.create_certificate_from_csr = sign_as_asked
+    IoTBackend.create_thing = create_thing_once
+    IoTBackend.create_policy = create_policy_within
