@@ -20,6 +20,7 @@ _FUNCTIONS = (
     "cloud/ending/*.py",
     "cloud/rounds/*.py",
     "fedgrass/__init__.py",
+    "fedgrass/buckets.py",
     "fedgrass/errors.py",
     "fedgrass/references.py",
     "fedgrass/protocol/*.py",
