@@ -41,7 +41,17 @@ class Operator:
         self.fleet = demo.fleet
         self._step_functions = demo.fleet.aws.client("stepfunctions")
 
+    def ready(self) -> None:
+        """Wait until every device could train: after a release a component starts anew, and says so when it is up."""
+
+        def able() -> set[str]:
+            members = tables.fleet_members(self.demo.devices_table, self.fleet.fleet)
+            return {member.thing for member in members if member.heartbeat is not None and member.heartbeat.able}
+
+        eventually(lambda: able() >= self.fleet.devices.keys(), "every device able to train")
+
     def start(self, **overrides: Any) -> str:
+        self.ready()
         started = self._step_functions.start_execution(
             stateMachineArn=self.fleet.outputs.state_machine_arn, input=json.dumps(overrides)
         )
@@ -133,3 +143,10 @@ def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
         demo.settings = demo.settings.overridden(UNDECIDED)
         demo.start()
         yield Operator(demo)
+
+
+@pytest.fixture(autouse=True)
+def ready(request: pytest.FixtureRequest) -> None:
+    """Begin each test of the fleet with devices that could train."""
+    if "operator" in request.fixturenames:
+        request.getfixturevalue("operator").ready()
