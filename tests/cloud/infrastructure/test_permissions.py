@@ -216,7 +216,7 @@ def test_every_statement_without_a_resource_is_one_that_can_have_none(template: 
     }
     functions = ("AbortRound", "AggregationEnded", "CloseRound", "OpenRound", "RecordReport")
     assert wide == {
-        *((f"{function}Role", "Deployments") for function in functions),  # ended by functions too
+        *((f"{function}Role", "DeploymentsAtLarge") for function in functions),  # ended by functions too
         ("ProcessingRole", "DeploymentsAtLarge"),  # Greengrass has no resource for them
         ("StateMachineRole", "Log"),  # log deliveries have none either
         ("ProcessingRole", "Metrics"),
