@@ -20,6 +20,7 @@ from cloud.aggregator.job import RoundJob
 from cloud.aggregator.s3 import RoundUpdates
 from cloud.aggregator.sources import UpdateReference
 from cloud.aggregator.strategies import strategy_named
+from cloud.ending.reports import proposal_key
 from fedgrass.bundle import Bundle
 from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.protocol.messages import Base
@@ -238,7 +239,8 @@ def test_a_job_that_is_run_again_counts_the_same_late_updates_on_any_number_of_i
         rounds.put(2, thing, ord(thing))
     first = rounds.run(2)
     assert len(first.updates) == 6
-    rounds.fleet.s3.delete_object(Bucket="fedgrass-test", Key=report_key(FLEET, 2))
+    for key in (report_key(FLEET, 2), proposal_key(FLEET, 2)):
+        rounds.fleet.s3.delete_object(Bucket="fedgrass-test", Key=key)
     rounds.put(1, "g", 9)  # came after the list was pinned
     again = rounds.run(2)
     assert (again.updates, again.model) == (first.updates, first.model)

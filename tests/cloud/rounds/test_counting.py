@@ -365,6 +365,8 @@ def test_of_each_device_the_last_word_on_a_model_counts_in_whatever_order_words_
     fleet.pass_time(100)
     fleet.heartbeats("a", "b", "c", INVENTED[0])
     fleet.heartbeats("d", able=False)
+    if (left := fleet.open_round) is not None:
+        close(fleet.services, left)  # hypothesis ended an example halfway: its draws ran out
     record = fleet.open(min_updates=1)
     number = record.round
     record_update(fleet.services, fleet.update("a", number))
