@@ -21,6 +21,7 @@ from botocore.exceptions import ClientError
 from local.aws.account import Keys
 from local.aws.client import LocalAwsProcess, start
 from tests.fixtures.browser import PATIENCE_MS, chromium
+from tests.fixtures.mqtt import MqttClient
 from tests.fixtures.waiting import PATIENCE, eventually
 
 
@@ -160,13 +161,17 @@ def test_each_start_has_keys_of_its_own_that_only_its_owner_can_read(
         assert variables["AWS_ACCESS_KEY_ID"] not in said
 
 
-def test_a_browsers_request_to_the_broker_is_no_mqtt(local_aws: LocalAwsProcess) -> None:
+def test_a_browsers_request_to_the_broker_gets_no_answer(local_aws: LocalAwsProcess, unique: str) -> None:
     host, _, port = local_aws.mqtt.partition(":")
-    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n")
+    with socket.create_connection((host, int(port))) as browser, MqttClient(local_aws.mqtt) as device:
+        browser.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        device.subscribe(unique)
+        device.publish(unique, b"served meanwhile")
+        assert device.next().payload == b"served meanwhile"
+        browser.setblocking(False)
         answer = b""
-        with contextlib.suppress(ConnectionResetError):
-            answer = connection.recv(1000)
+        with contextlib.suppress(BlockingIOError, ConnectionResetError):
+            answer = browser.recv(1000)
         assert answer == b""  # so no WebSocket
 
 
