@@ -13,7 +13,7 @@ import pytest
 import fedgrass
 from fedgrass.data import ArrayDataset
 from fedgrass.errors import DataError, RecordError
-from fedgrass.reports import UpdateRow
+from fedgrass.round_reports import UpdateRow
 
 BUNDLE = Path(__file__).resolve().parents[2] / "examples" / "digits" / "bundle"
 
@@ -27,6 +27,11 @@ def test_importing_it_imports_no_other_package() -> None:
 def test_each_name_has_an_entry_point_and_each_entry_point_a_name() -> None:
     assert sorted(entry.name for entry in entry_points(group="fedgrass.api")) == sorted(fedgrass.API)
     assert set(fedgrass.API) <= set(dir(fedgrass))
+
+
+def test_a_name_stays_what_it_is_when_it_is_asked_for_again() -> None:
+    for name in [*fedgrass.API, *fedgrass.API]:  # a module of that name would take its place once it is imported
+        assert callable(getattr(fedgrass, name)), name
 
 
 def test_a_misspelt_name_is_told_with_those_there_are() -> None:
