@@ -14,7 +14,8 @@ from typing import Any
 
 import moto.cloudformation.parsing  # noqa: F401 - of two classes for one type, moto takes the later
 from botocore.exceptions import ClientError
-from moto.cloudformation.exceptions import UnformattedGetAttTemplateException
+from moto.cloudformation.exceptions import UnformattedGetAttTemplateException, ValidationError
+from moto.cloudformation.models import CloudFormationBackend
 from moto.cloudformation.parsing import ResourceMap
 from moto.core.common_models import CloudFormationModel
 from moto.sagemaker.models import sagemaker_backends
@@ -55,7 +56,8 @@ class ResourceType:
 def register(connect: Connect) -> list[type[Any]]:
     """Make the types known to moto, which finds them for as long as the result is kept.
 
-    It must happen before moto reads its first template. moto also takes only "Retain" for what a deleted stack leaves.
+    It must happen before moto reads its first template. moto also takes only "Retain" for what a deleted stack leaves, knows
+    no previous value of a parameter that had its default, and changes resources whose condition does not hold.
     """
     delete = ResourceMap.delete
 
@@ -65,7 +67,33 @@ def register(connect: Connect) -> list[type[Any]]:
                 described["DeletionPolicy"] = "Retain"
         delete(resources)
 
+    def previous_or_default(_: Any, instance: Any, incoming_params: list[dict[str, str]]) -> dict[str, str]:
+        values = {}
+        for one in incoming_params:
+            name = one["ParameterKey"]
+            if not one.get("UsePreviousValue"):
+                values[name] = one["ParameterValue"]
+            elif name in instance.parameters:
+                values[name] = instance.parameters[name]
+            elif name not in instance.stack_parameters:  # what had its default keeps it by not being given
+                raise ValidationError(
+                    message=f"Parameter {name}: UsePreviousValue, but the stack has no such parameter"
+                )
+        return values
+
+    differences = ResourceMap.build_resource_diff
+
+    def differences_of_what_is_there(resources: Any, *arguments: Any) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = differences(resources, *arguments)
+        there = {name for name, made in resources._parsed_resources.items() if made is not None}
+        absent = [
+            name for name in found["Modify"] if name not in there
+        ]  # its condition did not hold; perhaps it does now
+        return found | {"Add": [*found["Add"], *absent], "Modify": [n for n in found["Modify"] if n in there]}
+
+    ResourceMap.build_resource_diff = differences_of_what_is_there
     ResourceMap.delete = delete_but_retained
+    CloudFormationBackend._resolve_update_parameters = previous_or_default
     return [_model(kind, connect) for kind in _TYPES]
 
 

@@ -57,6 +57,7 @@ CANARIES_ARN = "arn:aws:iot:us-east-1:123456789012:thinggroup/canaries"
 THINGS = ("a", "b")
 _ENVIRONMENT = {
     "FEDGRASS_FLEET": FLEET,
+    "FEDGRASS_ACCOUNT": "123456789012",
     "FEDGRASS_BUCKET": BUCKET,
     "FEDGRASS_ROUNDS_TABLE": "rounds",
     "FEDGRASS_DEVICES_TABLE": "devices",
