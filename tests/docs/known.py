@@ -44,6 +44,8 @@ _SHELL = {
 _NOT_HERE = {"gdk", "docker", "sudo"}
 # What the AWS command line adds to the operations of the services.
 _AWS_OWN = {"s3 ls", "s3 cp", "s3 sync", "cloudformation deploy", "sso login", "configure", "logs tail"}
+# Of the AWS CLI itself, in no service model: https://docs.aws.amazon.com/cli/latest/reference/iot/create-keys-and-certificate.html
+_AWS_FILES = {"certificate-pem-outfile", "public-key-outfile", "private-key-outfile"}
 _AWS_GLOBAL = {"cli-input-json", "query", "output", "region", "profile", "endpoint-url", "no-cli-pager"}
 
 
@@ -151,7 +153,11 @@ def _problem_of_aws(words: list[str]) -> str:
     if operation not in operations:
         return f"aws {service}: no operation {operation!r}"
     shape = model.operation_model(operations[operation]).input_shape
-    known = _AWS_GLOBAL | {xform_name(name, "-") for name in (shape.members if shape else ())}
+    known = (
+        _AWS_GLOBAL
+        | (_AWS_FILES if operation == "create-keys-and-certificate" else set())
+        | {xform_name(name, "-") for name in (shape.members if shape else ())}
+    )
     given = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
     unknown = sorted(given - known - {f"no-{name}" for name in known})
     return f"aws {service} {operation}: no option --{unknown[0]}" if unknown else ""

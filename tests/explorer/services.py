@@ -72,6 +72,7 @@ class Objects:
 
     def __init__(self) -> None:
         self.objects: dict[str, tuple[bytes, dict[str, str]]] = {}
+        self.meta = SimpleNamespace(events=SimpleNamespace(register=lambda *_: None))  # there is one account only
 
     def put_object(self, *, Key: str, Body: Any, IfNoneMatch: str = "", **more: Any) -> None:  # noqa: N803 - boto3's
         if IfNoneMatch and Key in self.objects:

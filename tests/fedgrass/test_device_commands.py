@@ -84,7 +84,7 @@ class Cloud:
             {
                 "rounds_table": self.rounds,
                 "devices_table": self.devices,
-                "stack": type("Stack", (), {"bucket": BUCKET}),
+                "stack": type("Stack", (), {"bucket": BUCKET, "account": "123456789012"}),
             }
         )
         return Commander(account, clock=lambda: self.now, sleep=self.wait)

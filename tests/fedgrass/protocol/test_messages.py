@@ -29,7 +29,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 def announcement() -> Announcement:
     base = Base(version="1.0.0", parameters_key="k" * 300, parameters_sha256="a" * 64, graph_sha256="b" * 64)
     return Announcement(
-        fleet="f" * 64,
+        fleet="f" * 40,
         round=7,
         opened_at=NOW,
         deadline=NOW,
