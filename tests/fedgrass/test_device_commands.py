@@ -7,6 +7,7 @@ import io
 import json
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +38,8 @@ class Table:
 
 class Cloud:
     """An account whose one device answers the message number ``answers`` of each command; and its clock."""
+
+    meta = SimpleNamespace(events=SimpleNamespace(register=lambda *_: None))
 
     class exceptions:  # noqa: N801 - as boto3's clients have it
         NoSuchKey = KeyError
