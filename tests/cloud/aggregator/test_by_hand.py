@@ -10,12 +10,12 @@ import pytest
 
 from cloud.aggregator.by_hand import fleet_clients, release, roll_back
 from cloud.aggregator.canaries import CanaryError
-from cloud.aggregator.deployment import SupersededError
 from cloud.aggregator.job import RoundJob
 from cloud.aggregator.release import publish_model
 from cloud.aggregator.s3 import RoundUpdates
 from cloud.aggregator.server_state import load_state
 from cloud.aggregator.strategies import make_strategy
+from cloud.ending.deployment import SupersededError
 from fedgrass.bundle import Bundle
 from fedgrass.errors import ReleaseError, RoundRefusedError
 from fedgrass.protocol import tables

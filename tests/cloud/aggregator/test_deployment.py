@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cloud.aggregator.deployment import SupersededError, deploy_version
+from cloud.ending.deployment import SupersededError, deploy_version
 from fedgrass.errors import ReleaseError
 from fedgrass.protocol.names import GLOBAL_MODEL
 from tests.cloud.aggregator.greengrass import FakeGreengrass
