@@ -199,7 +199,7 @@ def test_privacy_noise_can_be_repeated(tmp_path: Path) -> None:
 
 
 def test_a_device_whose_parameters_are_not_finite_fails_alone(tmp_path: Path) -> None:
-    run(tmp_path / "diverged", attack="scale:0.3:1e39", cohort=30, rounds=1)
+    run(tmp_path / "diverged", attack="scale:0.3:1e60", cohort=30, rounds=1)
     [simulated] = Store(tmp_path / "diverged").rounds()
     assert len(simulated.failed) == 9
     assert all(reason.startswith("diverged") for reason in simulated.failed.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from components.trainer.attempts import Attempts
@@ -15,6 +16,8 @@ def dies(place: Place, file: str) -> None:
     attempts = place.folder / "work" / "attempts" / file
     left = attempts.read_bytes()
     place.stop()
+    # Nothing of a process that was killed writes any more: here its thread must have ended first.
+    place.until(lambda: not any(thread.name == "commands" for thread in threading.enumerate()), "ended")
     attempts.write_bytes(left)
 
 
