@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from statistics import median_low
 from typing import Any
 
 from cloud.ending.announcement import announce
+from fedgrass.protocol.figures import Claim, averaged
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.records import Participation, Question, RoundRecord, round_key
 from fedgrass.protocol.report import Evaluation
@@ -95,27 +95,13 @@ def enough(record: RoundRecord) -> bool:
 
 
 def verdicts(parts: Iterable[Participation], checks: Checks) -> tuple[Evaluation, Evaluation] | None:
-    """Return the base's and the model's figures, weighted by examples; None if no device gave any.
-
-    A device's examples are its own word: as with updates they count for no more than the checks allow, by themselves and by the
-    median of all that judged, so that no device outvotes the others.
-    """
-    judged = [part for part in parts if part.judged_metrics]
-    if not judged:
+    """Return the base's and the model's figures, weighted by examples; None if no device gave any."""
+    claims = [Claim(part.judged_examples, part.judged_metrics) for part in parts if part.judged_metrics]
+    if not claims:
         return None
-    bound = float(checks.max_examples)
-    if checks.max_examples_over_median and len(judged) > 1:
-        bound = min(bound, checks.max_examples_over_median * median_low(part.judged_examples for part in judged))
-    weights = [min(part.judged_examples, bound) for part in judged]
-
-    def mean(name: str) -> float | None:
-        pairs = zip(judged, weights, strict=True)
-        given = [(part.judged_metrics[name], weight) for part, weight in pairs if name in part.judged_metrics]
-        return sum(value * weight for value, weight in given) / sum(weight for _, weight in given) if given else None
 
     def figures(prefix: str) -> Evaluation:
-        return Evaluation(
-            loss=mean(f"{prefix}loss") or 0.0, accuracy=mean(f"{prefix}accuracy"), examples=int(sum(weights))
-        )
+        means, examples = averaged(claims, checks, prefix)
+        return Evaluation(loss=means["loss"], accuracy=means.get("accuracy"), examples=examples)
 
     return figures("base_"), figures("")

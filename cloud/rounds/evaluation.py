@@ -1,7 +1,7 @@
 """Rounds that evaluate: the fleet's current model on the examples that every device keeps back.
 
-The figures come with the devices' notices, and are added up as these are counted: no job is needed. They are the devices' word;
-an example count weighs no more than the fleet's settings allow, and that is all that holds a liar.
+The figures come with the devices' notices, so no job is needed. They are the devices' word, and averaged as such
+(`fedgrass.protocol.figures`): once all are there, because what one may weigh depends on the others.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from cloud.ending.outcome import end
 from cloud.rounds.services import Services
 from fedgrass.errors import MessageError
+from fedgrass.protocol.figures import Claim, averaged
 from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.tables import participations
 
 
 def check_figures(notice: UpdateNotice) -> None:
@@ -23,25 +25,21 @@ def check_figures(notice: UpdateNotice) -> None:
         )
 
 
-def sums(notice: UpdateNotice, max_examples: int) -> dict[str, float]:
-    """Return what a notice adds to the round's record."""
-    examples = min(notice.num_examples, max_examples)
-    added: dict[str, float] = {"evaluated_examples": examples, "evaluated_loss": notice.metrics["loss"] * examples}
-    if "accuracy" in notice.metrics:
-        added["evaluated_correct"] = notice.metrics["accuracy"] * examples
-    return added
-
-
 def record_evaluation(services: Services, record: RoundRecord) -> RoundRecord:
-    """Make the sums the round's figures and outcome, unless it has one; returns the record as it is then."""
-    examples = record.evaluated_examples
-    loss, correct = record.evaluated_loss, record.evaluated_correct
+    """Make what devices said in time the round's figures and outcome, unless it has one; returns the record as it is then.
+
+    Call it when the round collects no more: then nothing is added to what was in time.
+    """
+    parts = participations(services.rounds, record.fleet, record.round, consistent=True)
+    claims = [Claim(part.num_examples, part.metrics) for part in parts if part.status == "evaluated" and not part.late]
+    means, examples = averaged(claims, record.settings.checks)
     return end(
         services.rounds,
         record,
         "evaluated",
         f"model {record.base.version} on {examples} examples of {record.contributed} devices",
         participants=record.contributed,
-        loss=None if loss is None else loss / examples,
-        accuracy=None if correct is None else correct / examples,
+        evaluated_examples=examples,
+        loss=means.get("loss"),
+        accuracy=means.get("accuracy"),
     )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from cloud.ending.events import tell
 from cloud.rounds.await_updates import complete_collecting
 from cloud.rounds.changes import change, transact
-from cloud.rounds.evaluation import check_figures, sums
+from cloud.rounds.evaluation import check_figures
 from cloud.rounds.judging import answers_judging, check_judgement, record_judgement
 from cloud.rounds.notices import Delivery, read_notice
 from cloud.rounds.services import Services, connect, own_services
@@ -128,16 +128,14 @@ def _write(
     )
     key = {"fleet": record.fleet, "key": participation_key(record.round, notice.thing)}
     actions = [{"Update": {"TableName": services.rounds.name, "Key": key, **part}}]
-    count = _counters(notice, before, record, delivery.received_at, asked=asked, late=late)
+    count = _counters(notice, before, delivery.received_at, asked=asked, late=late)
     if count:
         round_item = {"fleet": record.fleet, "key": round_key(record.round)}
         actions.append({"Update": {"TableName": services.rounds.name, "Key": round_item, **count}})
     return transact(services.rounds, actions)
 
 
-def _counters(
-    notice: UpdateNotice, before: str | None, record: RoundRecord, received_at: int, *, asked: bool, late: bool
-) -> dict[str, Any]:
+def _counters(notice: UpdateNotice, before: str | None, received_at: int, *, asked: bool, late: bool) -> dict[str, Any]:
     """Return what moves in the round's record; nothing for a device that says no to what it was not asked."""
     if late:
         return {} if before else change(add={"late": 1})
@@ -149,8 +147,6 @@ def _counters(
         add[before] = -1  # a decline or a failure: what is done is not superseded
     if done:
         add["bytes_uploaded"] = notice.bytes
-    if notice.status == "evaluated":
-        add |= sums(notice, record.settings.checks.max_examples)
     return change(
         put={"last_upload_at": received_at if done else None},
         add=add,

@@ -185,10 +185,8 @@ class RoundRecord(Record):
     late: int = Field(default=0, description="Devices of which nothing was heard until the collecting was over")
     bytes_uploaded: int = 0
     evaluated_examples: int = Field(
-        default=0, description="Of a round that evaluates: examples of all devices together"
+        default=0, description="Of a round that evaluates: examples of all devices together, as they counted"
     )
-    evaluated_loss: Finite | None = Field(default=None, description="Sum over them")
-    evaluated_correct: Finite | None = Field(default=None, description="How many of them a classifier got right")
     last_upload_at: int | None = Field(default=None, description="Epoch milliseconds")
 
     question: Question | None = Field(default=None, description="While devices are asked to evaluate the new model")

@@ -91,6 +91,12 @@ class Checks(_Settings):
         description="Multiple of the cohort's median norm that longer ones are scaled down to; "
         "a strategy's own clip takes its place",
     )
+    clip_loss_over_median: float = Field(
+        default=10.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Where devices' own losses are averaged: multiple of the median loss from which none lies farther away",
+    )
 
 
 class Privacy(_Settings):
