@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cloud.aggregator.s3 import Bucket
 from cloud.aggregator.sources import UpdateReference
+from cloud.ending.in_time import list_key
 from fedgrass.errors import TransferError
 from fedgrass.noise import SEED_BYTES
-from fedgrass.protocol.names import report_prefix
 from fedgrass.protocol.report import QuarantinedEntry
 
 
@@ -44,7 +44,7 @@ def pin(
     TransferError
         If what is there is no list.
     """
-    key = report_prefix(fleet, number) + "updates.json"
+    key = list_key(fleet, number)
     ordered = tuple(sorted(found, key=lambda reference: reference.key))
     ours = UpdateList(updates=ordered, refused=tuple(refused), more=more, noise_seed=secrets.token_hex(SEED_BYTES))
     pinned = bucket.write_first(key, ours.model_dump_json(by_alias=True, indent=1).encode())

@@ -14,6 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from cloud.ending.canaries import restore
 from cloud.ending.deployment import SupersededError, deploy_version, deployed_version, job_configuration
 from cloud.ending.events import tell
+from cloud.ending.in_time import recount
 from cloud.ending.place import Place
 from cloud.ending.registration import archive_key, register
 from cloud.ending.reports import find_proposal, find_report, write_first
@@ -47,6 +48,7 @@ def finish(place: Place, record: RoundRecord) -> RoundReport | None:
         proposal = find_proposal(place.s3, place.bucket, record)
         if proposal is None:
             return None
+        recount(place.rounds, place.s3, place.bucket, record)
         report = proposal.model_copy(update={"outcome": record.outcome, "reason": record.reason, "release": None})
         if record.outcome == "released":
             report = report.model_copy(update={"release": _release(place, record, proposal)})

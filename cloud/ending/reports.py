@@ -47,7 +47,7 @@ def _read(s3: Any, bucket: str, key: str, record: RoundRecord) -> RoundReport | 
     try:
         answer = s3.get_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and not _exists(s3, bucket, key)):
+        if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and not exists(s3, bucket, key)):
             return None
         raise
     if answer["ContentLength"] > MAX_REPORT_BYTES:
@@ -65,7 +65,7 @@ def _read(s3: Any, bucket: str, key: str, record: RoundRecord) -> RoundReport | 
     return report
 
 
-def _exists(s3: Any, bucket: str, key: str) -> bool:
+def exists(s3: Any, bucket: str, key: str) -> bool:
     """Whether there is such an object: what is missing S3 denies to a role that may list some prefixes only."""
     listed = s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
     return any(entry["Key"] == key for entry in listed.get("Contents", ()))

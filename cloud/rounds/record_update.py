@@ -1,7 +1,8 @@
 """Count a device's update notice, each device once, and end the waiting on quorum.
 
 Notices come twice, late, out of order, and from whom nobody asked. What is counted of a device is the best that it said in time:
-one that declines, is replaced, and then uploads has uploaded, and a decline that arrives after the upload changes nothing.
+one that declines, is replaced, and then uploads has uploaded, and a decline that arrives after the upload changes nothing. An
+update that the round's job found was in time, however late the notice of it is (`cloud.ending.in_time`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from cloud.ending.events import tell
+from cloud.ending.in_time import count_if_listed
 from cloud.rounds.await_updates import complete_collecting
 from cloud.rounds.changes import change, transact
 from cloud.rounds.evaluation import check_figures
@@ -31,7 +33,7 @@ _RANK = {None: 0, "declined": 1, "failed": 2, "evaluated": 3, "uploaded": 3}
 _ATTEMPTS = 8
 _NOTICED = set(Participation.model_fields) & set(UpdateNotice.model_fields) - {"fleet"}
 
-connect("rounds", "devices", "step_functions")
+connect("rounds", "devices", "step_functions", "s3")
 
 
 def handler(event: dict[str, Any], _context: object) -> None:
@@ -51,6 +53,11 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
         return "ignored"
     count = record_judgement if judging else _count
     counted: Counted = count(services, notice, delivery, record)
+    if not judging and notice.status == "uploaded" and (counted == "late" or record.phase != "collecting"):
+        # Of a duplicate too: the first delivery may have died before it compared.
+        part = load_participation(services.rounds, record.fleet, record.round, notice.thing)
+        if part and count_if_listed(services.rounds, services.s3, services.bucket, record, part):
+            counted = "counted"
     tell(
         "judgement" if judging else "update_notice",
         fleet=notice.fleet,

@@ -22,6 +22,7 @@ SCENARIOS = (
     Scenario("advance", {"release_every": 9}),
     Scenario("hold", {}, {"release": "never"}),
     Scenario("several rounds", {}, {"rounds": 2}, second={}),
+    Scenario("quorum", {"quorum": 0.5, "min_updates": 1}),
     Scenario("person goes back", released_before=True, operator=("roll_back",)),
     Scenario("person releases", held_before=True, operator=("release",)),
     Scenario("two persons", held_before=True, operator=("release", "roll_back")),

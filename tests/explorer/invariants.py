@@ -132,9 +132,14 @@ def _registry(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, s
 
 
 def _updates(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, str]]:
-    """No update is in two models, and what is recorded as late is in none of its own round."""
+    """No update is in two models, what is recorded as late is in none of its own round, and counts are those of the parts."""
     used: list[tuple[str, str]] = []
     for record in records:
+        parts = list(participations(world.rounds_table, FLEET, record.round))
+        counted = (record.contributed, record.late)
+        found_so = (sum(one.status == "uploaded" and not one.late for one in parts), sum(one.late for one in parts))
+        if counted != found_so:
+            yield "counts are not those of the parts", f"round {record.round}: {counted}, {found_so}"
         found = world.objects.objects.get(report_key(FLEET, record.round))
         if found is None:
             continue
@@ -142,7 +147,7 @@ def _updates(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, st
         if report.outcome in ADOPTED:
             used += [(entry.key, entry.etag) for entry in report.updates]
         own = {entry.thing for entry in report.updates if entry.late_for is None}
-        for part in participations(world.rounds_table, FLEET, record.round):
+        for part in parts:
             if part.late and part.thing in own and report.outcome in ADOPTED:
                 yield "used update recorded as late", f"round {record.round}: {part.thing}"
     for first, second in pairwise(sorted(used)):
