@@ -104,6 +104,11 @@ class LocalFleet:
     ) -> None:
         self.stop()
 
+    @property
+    def accounts(self) -> Path:
+        """Folder by which further accounts, such as silos', find this one."""
+        return self.folder / "accounts"
+
     @cached_property
     def session(self) -> boto3.session.Session:
         """A boto3 session of the account."""
@@ -115,7 +120,7 @@ class LocalFleet:
 
     def start_account(self) -> None:
         """Start the local AWS and deploy the fleet's stack to it."""
-        self.aws = self._stack.enter_context(start_aws(self.folder / "aws", mqtt=self._mqtt))
+        self.aws = self._stack.enter_context(start_aws(self.folder / "aws", mqtt=self._mqtt, accounts=self.accounts))
         self.outputs = deploy(self.session, fleet=self.fleet, dependencies=False)
 
     def publish_components(self) -> list[Published]:

@@ -1,13 +1,15 @@
 """``python -m cloud.silo``: a SageMaker training job that takes part in a fleet's rounds with its own account's data.
 
-Its settings are hyperparameters (`SiloSettings`), its data the channel ``training``, its role one that may assume the fleet's
-silo role. Exit codes: 0 it took part in as many rounds as it was to; 1 something failed; 2 the settings are wrong.
+Its settings are hyperparameters (`SiloSettings`), which the silo's own stack fixes but for the number of rounds; its data are the
+channel ``training``, its role may assume the fleet's silo role. Exit codes: 0 it took part in as many rounds as it was
+to; 1 something failed; 2 the settings are wrong.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +24,8 @@ from fedgrass.logs import Log, configure
 from fedgrass.protocol.names import FleetName, ThingName
 
 log = Log("cloud.silo")
+
+_STOPPED = 128 + signal.SIGTERM
 
 
 class SiloSettings(BaseModel):
@@ -41,6 +45,10 @@ class SiloSettings(BaseModel):
     file: str = Field(default="data.csv", min_length=1, description="Name of the data's file in the channel")
     label: str = ""
     validation_fraction: float = Field(default=0.2, ge=0, lt=1)
+    min_noise_multiplier: float = Field(
+        default=0, ge=0, allow_inf_nan=False, description="Decline rounds whose updates carry less noise"
+    )
+    max_bundle_mb: int = Field(default=2048, ge=1, description="Largest model that is downloaded")
 
 
 def read_settings(root: Path) -> SiloSettings:
@@ -87,6 +95,8 @@ def _run(settings: SiloSettings, root: Path) -> None:
                 engine=settings.engine,
                 builder=settings.builder,
                 work=Path(work),
+                min_noise_multiplier=settings.min_noise_multiplier,
+                max_bundle_mb=settings.max_bundle_mb,
             )
             participant.take_part(rounds=settings.rounds, wait_seconds=settings.wait_seconds)
     except (ClientError, BotoCoreError) as error:
@@ -104,4 +114,5 @@ def _say_failure(root: Path, reason: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))  # a container's first process ignores it else
     sys.exit(main(os.environ))

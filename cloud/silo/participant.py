@@ -11,25 +11,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from botocore.exceptions import ClientError
 
 from fedgrass import data as loaders
+from fedgrass.answer import Refusal, notice_of
 from fedgrass.buckets import owned_by
-from fedgrass.bundle import MANIFEST
+from fedgrass.bundle import MANIFEST, Bundle
 from fedgrass.data import DataSettings
 from fedgrass.downloads import fetch_bundle
+from fedgrass.engines.base import Engine
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError, TransferError
 from fedgrass.logs import Log
 from fedgrass.protocol.cohort import is_member
-from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice, UpdateNotice
+from fedgrass.protocol.exposure import against_round
+from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice
 from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, round_topic, update_key
-from fedgrass.training import Trained, train
+from fedgrass.training import Evaluated, Trained, evaluate, train
 
 _HEARTBEAT_SECONDS = 30.0
-_MAX_BUNDLE = 8 << 30
 _MISSING = {"404", "403", "NoSuchKey", "AccessDenied", "ResourceNotFoundException"}
 
 
@@ -81,6 +83,10 @@ class Participant:
         As in the configuration of ``com.fedgrass.Runtime`` on a device.
     work
         Folder for the base model and the update.
+    min_noise_multiplier
+        The silo declines rounds whose updates carry less noise, as a device does with its ``minNoiseMultiplier``.
+    max_bundle_mb
+        Largest model that is downloaded.
     poll_seconds
         How often it looks for a round.
     """
@@ -92,8 +98,11 @@ class Participant:
     engine: str
     builder: str
     work: Path
+    min_noise_multiplier: float = 0.0
+    max_bundle_mb: int = 2048
     poll_seconds: float = 5.0
     _answered: set[tuple[int, str]] = field(default_factory=set)
+    _rounds: set[int] = field(default_factory=set)
     _expected: str | None = None  # version that the last round makes, if it releases one
     _bucket: str = ""
     _last_beat: float = float("-inf")
@@ -102,7 +111,7 @@ class Participant:
         self._log = Log(__name__, fleet=self.fleet, thing=self.silo)
 
     def take_part(self, *, rounds: int, wait_seconds: float) -> None:
-        """Answer as many rounds, and wait for the last one's model.
+        """Answer as many rounds, and wait for the last one's model. A round that is declined counts as answered.
 
         Raises
         ------
@@ -112,17 +121,16 @@ class Participant:
             If this silo cannot train; the fleet was told.
         """
         until = self.access.clock() + wait_seconds
-        while len(self._answered) < rounds or self._expected is not None:
+        while len(self._rounds) < rounds or self._expected is not None:
             self._beat()
             announcement = self._announcement()
             if announcement is not None:
-                self._expected = None
                 self._answer(announcement)
                 until = self.access.clock() + wait_seconds
             elif self._expected is not None:
                 self._look_for_model(self._expected)
             if self.access.clock() > until:
-                if len(self._answered) >= rounds:
+                if len(self._rounds) >= rounds:
                     return  # its round released no model
                 raise TransferError(
                     f"fleet {self.fleet!r}: no round was open to {self.silo!r} within {wait_seconds:g} s; start the round "
@@ -147,58 +155,63 @@ class Participant:
         return found if is_member(found.cohort.salt, found.cohort.fraction, self.silo) else None
 
     def _answer(self, announcement: Announcement) -> None:
-        """Train and send the update, or say why there is none; either way the round is answered."""
+        """Do what is asked for and answer, or say why there is no answer; either way the round is answered."""
         self._answered.add((announcement.round, announcement.opened_at.isoformat()))
+        self._rounds.add(announcement.round)
+        if announcement.task == "fit":
+            self._expected = next_version(announcement.base.version, announcement.round)
+            self._bucket = announcement.upload.bucket
+        exposure = against_round(announcement, least=self.min_noise_multiplier)
+        if exposure:
+            self._log.warning("round declined", round=announcement.round, reason=exposure)
+            self._tell("update", notice_of(announcement, self.silo, Refusal("declined", exposure)))
+            return
         try:
-            trained = self._train(announcement)
+            outcome = self._evaluate(announcement) if announcement.task == "evaluate" else self._train(announcement)
         except FedgrassError as error:
-            status = "declined" if isinstance(error, DataError) else "failed"
-            self._tell("update", self._notice(announcement, status=status, reason=str(error)[:200]))
+            status: Literal["declined", "failed"] = "declined" if isinstance(error, DataError) else "failed"
+            self._tell("update", notice_of(announcement, self.silo, Refusal(status, str(error))))
             raise
-        key = update_key(self.fleet, announcement.round, self.silo)
-        with trained.path.open("rb") as file:
-            self.access.s3.put_object(Bucket=announcement.upload.bucket, Key=key, Body=file)
-        made = trained.made
-        self._tell(
-            "update",
-            self._notice(
-                announcement,
-                status="uploaded",
-                key=key,
-                sha256=made.info.sha256,
-                bytes=made.info.bytes,
-                num_examples=made.num_examples,
-                metrics=made.metrics,
-                seconds_train=made.seconds,
-            ),
-        )
-        self._log.info("update sent", round=announcement.round, examples=made.num_examples)
-        self._expected = next_version(announcement.base.version, announcement.round)
-        self._bucket = announcement.upload.bucket
+        if isinstance(outcome, Trained):
+            key = update_key(self.fleet, announcement.round, self.silo)
+            with self._update.open("rb") as file:
+                self.access.s3.put_object(Bucket=announcement.upload.bucket, Key=key, Body=file)
+        self._tell("update", notice_of(announcement, self.silo, outcome))
+        self._log.info("answered", round=announcement.round, task=announcement.task, examples=outcome.num_examples)
 
-    def _train(self, announcement: Announcement) -> _Update:
-        base: Base = announcement.base
-        bundle = fetch_bundle(
-            self.access.s3, announcement.upload.bucket, base, self.work / base.version, max_bytes=_MAX_BUNDLE
-        )
-        update = self.work / "update.safetensors"
-        made = train(
-            open_engine(self.engine, bundle, builder=self.builder),
+    @property
+    def _update(self) -> Path:
+        return self.work / "update.safetensors"
+
+    def _train(self, announcement: Announcement) -> Trained:
+        bundle = self._bundle(announcement, announcement.base)
+        return train(
+            self._engine(bundle),
             bundle.parameters(),
             bundle.manifest,
             loaders.load(self.data, bundle.manifest),
             announcement,
             self.silo,
-            update=update,
+            update=self._update,
             checkpoint=self.work / "checkpoint.safetensors",
             residual=self.work / "residual.safetensors",
         )
-        return _Update(update, made)
 
-    def _notice(self, announcement: Announcement, **fields: Any) -> UpdateNotice:
-        return UpdateNotice(
-            fleet=self.fleet, round=announcement.round, thing=self.silo, opened_at=announcement.opened_at, **fields
+    def _evaluate(self, announcement: Announcement) -> Evaluated:
+        bundle, compared = self._bundle(announcement, announcement.base), announcement.compare
+        return evaluate(
+            self._engine(bundle),
+            loaders.load(self.data, bundle.manifest),
+            self._bundle(announcement, compared).parameters() if compared is not None else None,
         )
+
+    def _bundle(self, announcement: Announcement, base: Base) -> Bundle:
+        folder = self.work / f"{base.version}-{base.parameters_sha256[:16]}"
+        bucket = announcement.upload.bucket
+        return fetch_bundle(self.access.s3, bucket, base, folder, max_bytes=self.max_bundle_mb << 20)
+
+    def _engine(self, bundle: Bundle) -> Engine:
+        return open_engine(self.engine, bundle, builder=self.builder)
 
     def _look_for_model(self, version: str) -> None:
         """Tell the fleet that the round's model has reached this silo, so that its round does not wait for it."""
@@ -228,9 +241,3 @@ class Participant:
     def _tell(self, channel: DeviceChannel, message: Message) -> None:
         topic = device_topic(self.fleet, self.silo, channel)
         self.access.iot_data.publish(topic=topic, qos=1, payload=message.encode())
-
-
-@dataclass(frozen=True)
-class _Update:
-    path: Path
-    made: Trained

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from fedgrass import data
+from fedgrass.answer import Refusal
 from fedgrass.bundle import Bundle
 from fedgrass.downloads import ObjectStore, fetch_bundle
 from fedgrass.edge.downloads import keep_newest, retried
@@ -25,14 +25,6 @@ from fedgrass.protocol.messages import Announcement, Base
 from fedgrass.training import Evaluated, Trained, evaluate, train
 
 _BUNDLES_KEPT = 2
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why there will be no update from this device in this round."""
-
-    status: Literal["declined", "failed"]
-    reason: str
 
 
 Outcome = Trained | Evaluated | Refusal | None

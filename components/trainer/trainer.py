@@ -13,14 +13,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from components.trainer.answer import notice_of
 from components.trainer.attempts import MOST_DEATHS, Attempts, died
 from components.trainer.desk import CommandDesk
-from components.trainer.job import Job, Outcome, Refusal, Workshop
-from components.trainer.privacy import against_exact_answers, against_round
+from components.trainer.job import Job, Outcome, Workshop
 from components.trainer.rounds import Rounds, answer_key
 from components.trainer.status import StatusBoard
 from fedgrass import data
+from fedgrass.answer import Refusal, notice_of
 from fedgrass.downloads import ObjectStore
 from fedgrass.edge.commands import Commands
 from fedgrass.edge.component import Device, version_of
@@ -35,6 +34,7 @@ from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import DataError, IpcError, MessageError, TransferError
+from fedgrass.protocol.exposure import against_exact_answers, against_round
 from fedgrass.protocol.messages import Announcement, ApplicationStatus, UpdateNotice
 from fedgrass.protocol.names import (
     APPLICATION_TOPIC,

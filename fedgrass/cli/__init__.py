@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from fedgrass import __version__
-from fedgrass.cli import device, fleet, model, rounds
+from fedgrass.cli import device, fleet, model, rounds, silo
 from fedgrass.errors import FedgrassError
 
 ENTRY_POINT_GROUP = "fedgrass.commands"
@@ -29,6 +29,7 @@ cli.add_typer(rounds.app, name="round")
 cli.add_typer(fleet.app, name="fleet")
 cli.add_typer(device.app, name="device")
 cli.add_typer(model.app, name="model")
+cli.add_typer(silo.app, name="silo")
 
 _GROUPS = {"model": model.app, "fleet": fleet.app, "round": rounds.app}
 

@@ -34,6 +34,10 @@ def main(
         float, typer.Option(help="Seconds for which IoT holds what was detached, and refuses to delete it.", min=0)
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Fixes which requests --busy meets.")] = 0,
+    accounts: Annotated[
+        Path | None,
+        typer.Option(help="Folder by which several accounts find each other; MOTO_ACCOUNT_ID gives this one's number."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also log moto and every request.")] = False,
 ) -> None:
     """Serve an AWS account on loopback: point AWS_ENDPOINT_URL at it, from any SDK, the AWS CLI or the GDK.
@@ -51,6 +55,7 @@ def main(
         busy=busy,
         lag=lag,
         seed=seed,
+        accounts=accounts,
     )
     ready = account.start()
     logging.getLogger(__name__).info(

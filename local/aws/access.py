@@ -18,6 +18,7 @@ from werkzeug import Response
 
 from local.aws.account import Keys
 from local.aws.api import ApiError, signing_name
+from local.aws.peers import Peers
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class Guard:
         The account's own.
     is_session_key
         Whether an access key is one that STS gave out.
+    peers
+        Other accounts, to which goes what is theirs.
     """
 
     def __init__(
@@ -41,16 +44,22 @@ class Guard:
         application: Callable[[dict[str, Any], Any], Iterable[bytes]],
         keys: Keys,
         is_session_key: Callable[[str], bool],
+        peers: Peers,
     ) -> None:
         self._application = application
         self._keys = keys
         self._is_session_key = is_session_key
+        self._peers = peers
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Answer a request."""
         refusal = self._refusal(environ)
         if refusal is None:
-            return self._application(environ, start_response)
+            key = access_key(environ) or ""
+            if self._peers.knows(key):
+                return self._peers.pass_on(key, environ, start_response)
+            elsewhere = self._peers.assume(environ)
+            return (elsewhere or self._application)(environ, start_response)
         logger.warning("refused path=%s reason=%s", environ.get("PATH_INFO"), refusal)
         return _answer(refusal, environ)(environ, start_response)
 
@@ -63,7 +72,8 @@ class Guard:
         key = access_key(environ)
         if key is None:
             return _denied("The request is not signed.", "MissingAuthenticationToken")
-        if not hmac.compare_digest(key.encode(), self._keys.access_key.encode()) and not self._is_session_key(key):
+        own = hmac.compare_digest(key.encode(), self._keys.access_key.encode())
+        if not (own or self._is_session_key(key) or self._peers.knows(key)):
             return _denied(
                 f"Access key {key[:9]!r}… is not of this start of the local AWS: take the variables that it gives "
                 "(endpoint.json in its folder; .fedgrass/demo/environment of a demo).",

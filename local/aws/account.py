@@ -1,4 +1,4 @@
-"""The one account and region that the local AWS has."""
+"""The one account and region that a local AWS has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-ACCOUNT = "123456789012"
+ACCOUNT = os.environ.get("MOTO_ACCOUNT_ID", "123456789012")
+"""moto's own variable: another number makes another account, beside the usual one (`local.aws.peers`)."""
 REGION = "us-east-1"
 
 

@@ -72,6 +72,8 @@ def start(
     processing_command: str | None = None,
     busy: float = 0.0,
     lag: float = 0.0,
+    account: str = "",
+    accounts: Path | None = None,
     timeout: float = 300.0,
 ) -> LocalAwsProcess:
     """Start the local AWS and wait until all of it is up.
@@ -86,6 +88,10 @@ def start(
         What a Processing job whose request names no entry point runs; the aggregator if None.
     busy, lag
         As the options of that name: how busy an account to be.
+    account
+        Another number than the usual one.
+    accounts
+        Folder by which several accounts find each other.
     timeout
         Seconds to wait.
 
@@ -102,7 +108,9 @@ def start(
     argv += ["--mqtt", mqtt] if mqtt else []
     argv += ["--processing-command", processing_command] if processing_command else []
     argv += ["--busy", str(busy), "--lag", str(lag)]
+    argv += ["--accounts", str(accounts.resolve())] if accounts else []
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment |= {"MOTO_ACCOUNT_ID": account} if account else {}
     with log.open("wb") as stderr:
         process = spawn(argv, env=environment, stdout=stderr, stderr=stderr)
     deadline = time.monotonic() + timeout

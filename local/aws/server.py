@@ -28,8 +28,10 @@ from local.aws.functions.runtime import LambdaRuntime
 from local.aws.greengrass.service import Greengrass
 from local.aws.iot_data import IotData
 from local.aws.objects import Objects
+from local.aws.peers import Peers
 from local.aws.processing.job import Surroundings
 from local.aws.processing.service import Processing
+from local.aws.training import Training
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ class LocalAws:
         What a Processing job without an entry point runs, in place of its image.
     busy, lag, seed
         Of `Contention` and `Lag`.
+    accounts
+        Folder by which accounts find each other: see `Peers`.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class LocalAws:
         busy: float = 0.0,
         lag: float = 0.0,
         seed: int = 0,
+        accounts: Path | None = None,
     ) -> None:
         self.state = state.resolve()
         self._cleanup = contextlib.ExitStack()
@@ -72,6 +77,7 @@ class LocalAws:
         self._keys = Keys.new()
         self._contention = Contention(busy, seed=seed)
         self._lag = Lag(lag)
+        self._peers = Peers(accounts)
 
     def start(self) -> dict[str, Any]:
         """Start everything, then write and return the ready file's content.
@@ -100,7 +106,7 @@ class LocalAws:
         cleanup.callback(children.stop_all)
 
         application = Application(self._contention)
-        server = self._bind(Guard(application, self._keys, moto_state.is_session_key))
+        server = self._bind(Guard(application, self._keys, moto_state.is_session_key, self._peers))
         endpoint_url = f"http://127.0.0.1:{server.port}"
         account = partial(client, endpoint_url=endpoint_url, keys=self._keys)
         environment = client_environment(endpoint_url, self._keys)
@@ -135,16 +141,14 @@ class LocalAws:
         iot_data = IotData(bus)
         step_functions = account("stepfunctions")
         cleanup.callback(events.deliver_to({"lambda": functions.send, "states": states.starter(step_functions)}))
-        processing = Processing(
-            Surroundings(
-                state=self.state,
-                objects=objects,
-                children=children,
-                command=list(self._processing_command),
-                environment=environment,
-            ),
-            events.emit,
+        surroundings = Surroundings(
+            state=self.state,
+            objects=objects,
+            children=children,
+            command=list(self._processing_command),
+            environment=environment,
         )
+        sagemaker = [model_registry.layer, Processing(surroundings, events.emit).layer, Training(surroundings).layer]
         topic_rules = rules.RuleEngine(
             moto_state.topic_rules,
             {
@@ -163,7 +167,7 @@ class LocalAws:
             "iotdata": iot_data.layer,
             "lambda": functions.layer,
             "s3": s3.layer,
-            "sagemaker": lambda request: model_registry.layer(request) or processing.layer(request),
+            "sagemaker": lambda request: next(filter(None, (layer(request) for layer in sagemaker)), None),
             "states": states.layer,
         }
         application.on_change("iot", "cloudformation", call=greengrass.deployments.jobs.refresh)
@@ -183,7 +187,7 @@ class LocalAws:
             raise ConfigurationError(
                 f"Another local AWS owns {self.state}. Stop it, or give --state another folder."
             ) from error
-        for folder in ("functions", "processing", "objects"):  # of what an earlier process knew
+        for folder in ("functions", "processing", "training", "objects"):  # of what an earlier process knew
             shutil.rmtree(self.state / folder, ignore_errors=True)
 
     def _embedded_broker(self, cleanup: contextlib.ExitStack) -> tuple[str, int]:
@@ -216,4 +220,7 @@ class LocalAws:
         partial.write_text(json.dumps(ready, indent=2))
         partial.replace(path)
         cleanup.callback(path.unlink, missing_ok=True)
+        joined = self._peers.join(ready)
+        if joined is not None:
+            cleanup.callback(joined.unlink, missing_ok=True)
         return ready

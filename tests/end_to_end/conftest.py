@@ -86,6 +86,17 @@ class Operator:
             for thing in things:
                 self.demo.devices_table.delete_item(Key={"fleet": self.fleet.fleet, "thing": thing})
 
+    @contextmanager
+    def settings(self, **changes: Any) -> Iterator[None]:
+        """Change the fleet's settings for a while."""
+        table, fleet = self.demo.rounds_table, self.fleet.fleet
+        before = tables.load_settings(table, fleet)
+        tables.save_settings(table, fleet, before.overridden(changes))
+        try:
+            yield
+        finally:
+            tables.save_settings(table, fleet, before)
+
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run ``fedgrass``, as a person would."""
         return subprocess.run(

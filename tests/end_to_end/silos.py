@@ -1,49 +1,53 @@
-"""Silos' training jobs as processes: SageMaker's container contract, with the fleet's account at the local endpoint."""
+"""Another AWS account beside the fleet's, in which silos' own stacks are deployed as its administrator would."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import io
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from cloud.infrastructure.deploy import TEMPLATE
 from fedgrass.tensors import Array
+from local.aws.client import LocalAwsProcess
+from local.aws.client import start as start_aws
 from local.fleet import LocalFleet
 from tests.fixtures.waiting import PATIENCE
 
-_ROOT = Path(__file__).resolve().parents[2]
+IMAGE = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/fedgrass/image@sha256:{'5' * 64}"
+BUCKET = "hospital-data"
 
 
 @contextmanager
-def silo_jobs(
-    fleet: LocalFleet, folder: Path, data: dict[str, tuple[Array, Array]]
-) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start a job for each silo, to take part in one round; what is still running at the end is killed."""
-    with ExitStack() as stack:
-        jobs = []
-        for silo, (x, y) in data.items():
-            root = folder / silo
-            (root / "input/config").mkdir(parents=True)
-            (root / "input/data/training").mkdir(parents=True)
-            np.savez(root / "input/data/training/data.npz", x=x, y=y)
+def silo_account(
+    fleet: LocalFleet, folder: Path, account: str, data: dict[str, tuple[Array, Array]]
+) -> Iterator[LocalAwsProcess]:
+    """Start the account, with a silo for each of ``data``."""
+    with start_aws(folder / account, account=account, accounts=fleet.accounts) as aws:
+        aws.client("s3").create_bucket(Bucket=BUCKET)
+        for name, (x, y) in data.items():
+            content = io.BytesIO()
+            np.savez(content, x=x, y=y)
+            aws.client("s3").put_object(Bucket=BUCKET, Key=f"{name}/data.npz", Body=content.getvalue())
             parameters = {
-                "fleet": fleet.fleet,
-                "silo": silo,
-                "role_arn": f"arn:aws:iam::{fleet.aws.account}:role/fedgrass-{fleet.fleet}-silo",
-                "region": fleet.aws.region,
-                "loader": "npz",
-                "file": "data.npz",
-                "wait_seconds": str(PATIENCE),
+                "Silo": name,
+                "Fleet": fleet.fleet,
+                "FleetAccount": fleet.aws.account,
+                "FleetRole": f"arn:aws:iam::{fleet.aws.account}:role/fedgrass-{fleet.fleet}-silo",
+                "FleetRegion": fleet.aws.region,
+                "Image": IMAGE,
+                "DataBucket": BUCKET,
+                "DataPrefix": f"{name}/",
+                "Loader": "npz",
+                "File": "data.npz",
+                "WaitSeconds": str(int(PATIENCE)),
             }
-            (root / "input/config/hyperparameters.json").write_text(json.dumps(parameters))
-            environment = {**os.environ, **fleet.aws.environment(), "FEDGRASS_ML_ROOT": str(root)}
-            job = subprocess.Popen([sys.executable, "-m", "cloud.silo"], cwd=_ROOT, env=environment)
-            stack.callback(job.wait)
-            stack.callback(job.kill)
-            jobs.append(job)
-        yield jobs
+            aws.client("cloudformation").create_stack(
+                StackName=f"silo-{name}",
+                TemplateBody=TEMPLATE.with_name("silo_account.yaml").read_text(),
+                Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+                Capabilities=["CAPABILITY_NAMED_IAM"],
+            )
+        yield aws

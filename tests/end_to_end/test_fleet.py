@@ -22,7 +22,7 @@ from fedgrass.protocol.records import MODEL_SUFFIX, to_attribute
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import write_update
 from tests.end_to_end.conftest import Operator
-from tests.end_to_end.silos import silo_jobs
+from tests.end_to_end.silos import silo_account
 from tests.faults import campaign
 from tests.fixtures.waiting import PATIENCE, eventually
 
@@ -40,6 +40,8 @@ SHORT_CAMPAIGN = {
     "MQTT messages repeated, reordered, replayed": 2,
     "checkpoint corrupted": 1,
 }
+
+SILO_ACCOUNT = "111111111111"
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.xdist_group("fleet")]
 
@@ -166,21 +168,29 @@ def test_bad_updates_are_quarantined_and_the_round_completes(operator: Operator,
 def test_two_silos_and_two_devices_take_part_in_one_round(operator: Operator, tmp_path: Path) -> None:
     x, y = load_digits(return_X_y=True)
     images, labels = (x.reshape(-1, 8, 8, 1) / 16).astype(np.float32), y.astype(np.int32)
-    data = {
-        "111111111111-north": (images[:300], labels[:300]),
-        "222222222222-south": (images[300:500], labels[300:500]),
-    }
-    everyone = {*operator.fleet.devices, *data}
+    data = {"north": (images[:300], labels[:300]), "south": (images[300:500], labels[300:500])}
+    silos = [f"{SILO_ACCOUNT}-{name}" for name in data]
+    everyone = {*operator.fleet.devices, *silos}
 
     def alive() -> bool:
         found = tables.fleet_members(operator.demo.devices_table, operator.fleet.fleet)
         return {member.thing for member in found if member.heartbeat is not None} >= everyone
 
-    with silo_jobs(operator.fleet, tmp_path, data) as jobs:
+    def ended() -> bool:
+        said = operator.command("silo", "status", *silos, "--limit", "1").stdout
+        assert "Failed" not in said, said
+        return said.count("Completed") == 2
+
+    with silo_account(operator.fleet, tmp_path, SILO_ACCOUNT, data), operator.settings(silos=silos):
+        started = operator.command("silo", "start", *silos)
+        assert started.returncode == 0, started.stderr
+        again = operator.command("silo", "start", *silos)
+        assert again.returncode == 1
+        assert "goes on" in again.stderr
         eventually(alive)
-        record = operator.run_round(silos=list(data))
-        assert [job.wait(timeout=PATIENCE) for job in jobs] == [0, 0]
-    for item in (f"{silo}{suffix}" for silo in data for suffix in ("", MODEL_SUFFIX)):
+        record = operator.run_round()
+        eventually(ended)
+    for item in (f"{silo}{suffix}" for silo in silos for suffix in ("", MODEL_SUFFIX)):
         operator.demo.devices_table.delete_item(Key={"fleet": operator.fleet.fleet, "thing": item})
 
     assert (record.outcome, record.uploaded, record.active) == ("released", 4, 4)
@@ -188,7 +198,7 @@ def test_two_silos_and_two_devices_take_part_in_one_round(operator: Operator, tm
     assert report is not None
     assert {update.thing for update in report.updates} == everyone
     examples = {update.thing: update.num_examples for update in report.updates}
-    assert (examples["111111111111-north"], examples["222222222222-south"]) == (240, 160)
+    assert [examples[silo] for silo in silos] == [240, 160]
     assert operator.active_versions() == {record.version}
 
 

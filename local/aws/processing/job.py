@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _STOP_GRACE_S = 120.0  # what SageMaker gives a container between SIGTERM and SIGKILL
 _STOP = "stop"
-_CHECKOUT = Path(__file__).resolve().parents[3]  # what the image would hold
+CHECKOUT = Path(__file__).resolve().parents[3]  # what the image would hold
 
 FINAL = frozenset({"Completed", "Failed", "Stopped"})
 
@@ -176,7 +176,7 @@ class ProcessingJob:
             entry[0] = sys.executable
         environment = {
             **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
-            "PYTHONPATH": str(_CHECKOUT),
+            "PYTHONPATH": str(CHECKOUT),
             **surroundings.environment,
             **(self.request.get("Environment") or {}),
             "FEDGRASS_ML_ROOT": str(host.ml),

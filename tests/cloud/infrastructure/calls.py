@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -70,11 +71,12 @@ def actions_of_function(module: str, function: str) -> set[str]:
     return found
 
 
-def actions_of_modules(folder: str, *, leave_out: set[str], services: tuple[str, ...]) -> set[str]:
-    """Actions that the modules of a folder can cause."""
+def actions_of_modules(place: str, *, services: tuple[str, ...], leave_out: Collection[str] = ()) -> set[str]:
+    """Actions that a module, or those of a folder, can cause."""
+    found = ROOT / place
     return {
         action
-        for path in sorted((ROOT / folder).rglob("*.py"))
+        for path in ([found] if found.is_file() else sorted(found.rglob("*.py")))
         if path.name not in leave_out
         for action in _called(ast.parse(path.read_text()), operations(*services))
     }

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from cfnlint import decode
@@ -39,8 +40,8 @@ _GIVEN = {
 class Template:
     """The template as CloudFormation sees it for some parameters."""
 
-    def __init__(self, **parameters: str) -> None:
-        document, problems = decode.decode(str(TEMPLATE))
+    def __init__(self, path: Path = TEMPLATE, **parameters: str) -> None:
+        document, problems = decode.decode(str(path))
         assert not problems
         self.document = json.loads(json.dumps(document))
         given = {**_GIVEN, **parameters}
@@ -51,7 +52,7 @@ class Template:
             for name, declared in self.document["Parameters"].items()
         }
         self._conditions = {
-            name: bool(self.resolve(condition)) for name, condition in self.document["Conditions"].items()
+            name: bool(self.resolve(condition)) for name, condition in self.document.get("Conditions", {}).items()
         }
         self.resources = {
             name: {"Type": resource["Type"], **self.resolve(resource.get("Properties", {}))}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 
+from cloud.infrastructure.deploy import TEMPLATE
 from cloud.infrastructure.package import ROOT
 from cloud.infrastructure.provision import device_policy
 from cloud.infrastructure.script import Caller
@@ -295,3 +297,47 @@ def test_a_claim_certificate_is_good_for_provisioning_and_nothing_else(template:
     ):
         assert not allows(statements, "iot:Publish", f"{IOT}:topic/{topic}")
         assert not allows(statements, "iot:Subscribe", f"{IOT}:topicfilter/{topic}")
+
+
+def test_the_fleet_starts_a_silo_s_own_job_and_can_have_no_other_run_there() -> None:
+    silo = Template(
+        TEMPLATE.with_name("silo_account.yaml"),
+        Silo="clinic",
+        FleetAccount="210987654321",
+        FleetRole="arn:aws:iam::210987654321:role/silo",
+        FleetRegion=REGION,
+        DataBucket="the-data",
+        Image=f"210987654321.dkr.ecr.{REGION}.amazonaws.com/fedgrass/image@sha256:{'5' * 64}",
+    )
+    starter, job = (
+        silo.statements("StarterRole"),
+        f"arn:aws:sagemaker:{REGION}:{ACCOUNT}:training-job/fedgrass-clinic-1",
+    )
+    assert actions(starter) == {
+        "sagemaker:DescribeTrainingJob",
+        "sagemaker:StopTrainingJob",
+        "states:DescribeExecution",
+        "states:ListExecutions",
+        "states:StartExecution",
+    }
+    assert actions(starter) == actions_of_modules("fedgrass/silos.py", services=("stepfunctions", "sagemaker"))
+    assert allows(starter, "sagemaker:StopTrainingJob", job, {})
+    assert not allows(starter, "sagemaker:StopTrainingJob", job.replace("clinic", "other"), {})
+    (trusted,) = silo.resources["StarterRole"]["AssumeRolePolicyDocument"]["Statement"]
+    assert trusted["Principal"] == {"AWS": "arn:aws:iam::210987654321:root"}
+    # Only the state machine may start jobs, and its definition leaves nothing open but the number of rounds.
+    assert actions(silo.statements("JobRole")) >= {"sagemaker:CreateTrainingJob", "iam:PassRole"}
+    definition = json.loads(silo.resources["Job"]["DefinitionString"])
+    paths = re.findall(r'"([\w.]+\.\$)": "([^"]+)"', json.dumps(definition["States"]["Start"]))
+    assert paths == [
+        ("TrainingJobName.$", "States.Format('fedgrass-clinic-{}', $$.Execution.Name)"),
+        ("rounds.$", "States.Format('{}', $.rounds)"),
+    ]
+    assert definition["States"]["Start"]["Parameters"]["AlgorithmSpecification"]["TrainingImage"].endswith("5" * 64)
+    training = silo.statements("TrainingRole")
+    assert not allows(
+        training, "s3:PutObject", "arn:aws:s3:::the-data/fedgrass/data.csv", {"aws:ResourceAccount": ACCOUNT}
+    )
+    assert not allows(
+        training, "s3:GetObject", "arn:aws:s3:::other/fedgrass/data.csv", {"aws:ResourceAccount": ACCOUNT}
+    )

@@ -23,8 +23,18 @@ from fedgrass import data as loaders
 from fedgrass.bundle import Bundle
 from fedgrass.data import ArrayDataset, DataSettings
 from fedgrass.engines.registry import open_engine
-from fedgrass.errors import DataError, TransferError
-from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, Heartbeat, ModelNotice, UpdateNotice, Upload
+from fedgrass.errors import BundleError, DataError, TransferError
+from fedgrass.protocol.messages import (
+    Announcement,
+    Base,
+    Cohort,
+    FitTask,
+    Heartbeat,
+    ModelNotice,
+    UpdateNotice,
+    UpdateTask,
+    Upload,
+)
 from fedgrass.protocol.names import device_topic, model_prefix, update_prefix
 from fedgrass.training import train
 from tests.cloud.rounds.harness import client_error
@@ -72,7 +82,7 @@ class Fleet:
         if self.now > 20:  # the round's model is out
             self.s3.put_object(Bucket=BUCKET, Key=model_prefix(FLEET, "1.1.0") + "model.json", Body=b"{}")
 
-    def announce(self) -> Announcement:
+    def announce(self, **changes: Any) -> Announcement:
         opened = datetime.now(timezone.utc)
         announcement = Announcement(
             fleet=FLEET,
@@ -83,6 +93,7 @@ class Fleet:
             cohort=Cohort(salt="s"),
             fit=FitTask(epochs=5, learning_rate=0.05),
             upload=Upload(bucket=BUCKET, prefix=update_prefix(FLEET, 1)),
+            **changes,
         )
         self.iot.announcement = announcement.encode()
         return announcement
@@ -171,6 +182,47 @@ def test_a_silo_whose_data_do_not_fit_declines_and_fails_its_job(fleet: Fleet) -
         fleet.silo("clinic-a", data=settings).take_part(rounds=1, wait_seconds=60)
     [notice] = [UpdateNotice.decode(payload) for payload in fleet.iot.said(NAMES["clinic-a"], "update")]
     assert notice.status == "declined"
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({}, "noise_multiplier is 0, minNoiseMultiplier is 1.5"),
+        ({"update": UpdateTask(noise_multiplier=1.4, clip_norm=1)}, "noise_multiplier is 1.4"),
+        ({"task": "evaluate"}, "exact figures"),
+    ],
+)
+def test_a_silo_with_a_least_noise_declines_what_tells_more_and_sends_nothing(
+    fleet: Fleet, asked: dict[str, Any], why: str
+) -> None:
+    fleet.announce(**asked)
+    fleet.silo("clinic-a", min_noise_multiplier=1.5).take_part(rounds=1, wait_seconds=60)
+    [notice] = [UpdateNotice.decode(payload) for payload in fleet.iot.said(NAMES["clinic-a"], "update")]
+    assert (notice.status, notice.key, notice.metrics) == ("declined", None, {})
+    assert why in notice.reason
+    assert "Contents" not in fleet.s3.list_objects_v2(Bucket=BUCKET, Prefix=update_prefix(FLEET, 1))
+
+
+def test_a_silo_takes_part_where_there_is_noise_enough(fleet: Fleet) -> None:
+    fleet.announce(update=UpdateTask(noise_multiplier=1.5, clip_norm=1))
+    fleet.silo("clinic-a", min_noise_multiplier=1.5).take_part(rounds=1, wait_seconds=60)
+    [notice] = [UpdateNotice.decode(payload) for payload in fleet.iot.said(NAMES["clinic-a"], "update")]
+    assert (notice.status, notice.num_examples) == ("uploaded", 1)
+
+
+def test_a_silo_that_is_asked_to_evaluate_does_and_sends_no_update(fleet: Fleet) -> None:
+    fleet.announce(task="evaluate", compare=Base.model_validate(fleet.base.model_dump()))
+    fleet.silo("clinic-a").take_part(rounds=1, wait_seconds=60)
+    [notice] = [UpdateNotice.decode(payload) for payload in fleet.iot.said(NAMES["clinic-a"], "update")]
+    assert (notice.status, notice.num_examples) == ("evaluated", 40)
+    assert notice.metrics.keys() == {"loss", "accuracy", "base_loss", "base_accuracy"}
+    assert "Contents" not in fleet.s3.list_objects_v2(Bucket=BUCKET, Prefix=update_prefix(FLEET, 1))
+
+
+def test_a_model_larger_than_the_silo_takes_is_not_downloaded(fleet: Fleet) -> None:
+    fleet.announce()
+    with pytest.raises(BundleError, match="bytes"):
+        fleet.silo("clinic-a", max_bundle_mb=0).take_part(rounds=1, wait_seconds=60)
 
 
 def test_a_job_with_wrong_hyperparameters_says_which(tmp_path: Path) -> None:

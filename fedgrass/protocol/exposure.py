@@ -1,4 +1,4 @@
-"""What this device tells of its data, and what not. Both questions are answered with the reason against it, or nothing."""
+"""What a participant tells of its data, and what not: each question is answered with the reason against it, or nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fedgrass.protocol.messages import Announcement
 
 
 def against_round(announcement: Announcement, *, least: float) -> str:
-    """Why a round would have the device tell too much; ``least`` is its owner's ``minNoiseMultiplier``."""
+    """Why a round would have the participant tell too much; ``least`` is its owner's ``minNoiseMultiplier``."""
     if least and announcement.task == "evaluate":
         return f"the round asks for exact figures, minNoiseMultiplier is {least:g}"
     if announcement.update.noise_multiplier < least:

@@ -1,17 +1,25 @@
-"""A device's one answer to a round, as the cloud is told."""
+"""A participant's one answer to a round, as the cloud is told."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from components.trainer.job import Refusal
 from fedgrass.protocol.messages import Announcement, UpdateNotice, as_reason
 from fedgrass.protocol.names import update_key
 from fedgrass.training import Evaluated, Trained
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why there will be no update in this round."""
+
+    status: Literal["declined", "failed"]
+    reason: str
+
+
 def notice_of(announcement: Announcement, thing: str, outcome: Trained | Evaluated | Refusal) -> UpdateNotice:
-    """Return the message for what became of a round on this device."""
+    """Return the message for what became of a round here."""
     fleet, number = announcement.fleet, announcement.round
     fields: dict[str, Any]
     if isinstance(outcome, Refusal):
