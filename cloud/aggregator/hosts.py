@@ -1,7 +1,8 @@
 """The instances of one job: each sums lanes of its own, the first adds the lanes up.
 
-What they tell each other lies under the round's report prefix, below the digest of the pinned update list: an instance that is
-started again finds or rewrites the very same bytes. Nothing is published before the first instance has every lane.
+What they tell each other lies under a prefix of the round's own, below the digest of the pinned update list: an instance that is
+started again finds or rewrites the very same bytes. Nothing is published before the first instance has every lane; once the round
+has its report, the first instance removes it all.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class BucketShare:
         """Tell the others of one's own updates, and return what all instances found, in their order."""
         self._bucket.write(self._survey(self._index), _Told.of(found).model_dump_json().encode())
         everything = Found((), ())
-        for index in range(self._count):
+        for index in filter(lambda index: lanes_of(index, self._count), range(self._count)):
             everything = merged(everything, self._await(self._survey(index)).found)
         return everything
 

@@ -25,6 +25,7 @@ from cloud.aggregator.evaluate import load_evaluation_set, publish_best
 from cloud.aggregator.gate import decided, raised
 from cloud.aggregator.hosts import BucketShare
 from cloud.aggregator.judgement import judged_model
+from cloud.aggregator.lanes import lanes_of
 from cloud.aggregator.late import earlier_rounds, late_updates
 from cloud.aggregator.listed import listed_updates
 from cloud.aggregator.privacy import beyond_budget, judged, noise_of
@@ -43,7 +44,7 @@ from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.errors import ReleaseError, TransferError
 from fedgrass.inference import write_bundle
 from fedgrass.logs import Log
-from fedgrass.protocol.names import model_prefix, report_key, report_prefix
+from fedgrass.protocol.names import model_prefix, partial_prefix, report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.refusals import refusals_before
 from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, ReleaseEntry, RoundReport
@@ -113,6 +114,12 @@ class RoundJob:
         FedgrassError
             If the round cannot be finished now; the job can be run again.
         """
+        report = self._run()
+        if self._instances > 1:
+            self._remove_partial()
+        return report
+
+    def _run(self) -> RoundReport:
         finished = self._finished_report()
         if finished is not None:
             self._log.info("already_finished", outcome=finished.outcome)
@@ -160,8 +167,10 @@ class RoundJob:
         return self._outcome(base, result)
 
     def contribute(self) -> None:
-        """Do the part of an instance that is not the first: nothing, if the round has its report already."""
-        if self._finished_report() is not None:
+        """Do the part of an instance that is not the first: nothing, if it has no lanes, or the round its result already."""
+        if not lanes_of(self._instance, self._instances):
+            return
+        if self._finished_report() is not None or self._proposed() is not None:
             return
         privacy = self._record.privacy
         if privacy is not None and beyond_budget(judged(privacy), self._record.settings.privacy):
@@ -225,15 +234,22 @@ class RoundJob:
     def _share(self, pinned: UpdateList) -> BucketShare:
         settings = self._record.settings
         what = pinned.model_dump_json() + settings.strategy.model_dump_json() + self._record.base.parameters_sha256
-        prefix = report_prefix(self._record.fleet, self._record.round)
+        prefix = partial_prefix(self._record.fleet, self._record.round)
         return BucketShare(
             self._instance,
             self._instances,
             self._bucket,
-            f"{prefix}parts/{hashlib.sha256(what.encode()).hexdigest()[:16]}/",
+            f"{prefix}{hashlib.sha256(what.encode()).hexdigest()[:16]}/",
             self._scratch,
             patience=settings.aggregation.timeout_seconds if self._patience is None else self._patience,
         )
+
+    def _remove_partial(self) -> None:
+        """Remove what the instances told each other; nobody reads it once there is a proposal."""
+        try:
+            self._bucket.remove_below(partial_prefix(self._record.fleet, self._record.round))
+        except TransferError as error:  # the bucket's lifecycle does, two days later
+            self._log.warning("partial_sums_left", reason=str(error))
 
     def _outcome(self, base: Bundle, result: Aggregation) -> tuple[Outcome, str]:
         if result.problem:

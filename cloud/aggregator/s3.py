@@ -109,6 +109,18 @@ class Bucket:
         except (ClientError, BotoCoreError, S3UploadFailedError) as error:
             raise _failed(f"writing {self.uri(key)}", error) from error
 
+    def remove_below(self, prefix: str) -> None:
+        """Delete all objects whose keys begin with ``prefix``; safe to repeat."""
+        try:
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
+                keys = [{"Key": entry["Key"]} for entry in page.get("Contents", ())]
+                if keys:
+                    answer = self._client.delete_objects(Bucket=self.name, Delete={"Objects": keys, "Quiet": True})
+                    for left in answer.get("Errors", ()):
+                        raise TransferError(f"{self.uri(left['Key'])}: was not deleted ({left['Code']})")
+        except (ClientError, BotoCoreError) as error:
+            raise _failed(f"deleting {self.uri(prefix)}", error) from error
+
     def open(self, key: str, size: int) -> BinaryIO:
         """Open an object of known size for ``readinto``; a broken connection is taken up where it stopped."""
         return _body(self._client, self.name, UpdateReference(thing="", key=key, bytes=size))

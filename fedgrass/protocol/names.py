@@ -162,6 +162,11 @@ def report_key(fleet: str, number: int) -> str:
     return f"{report_prefix(fleet, number)}report.json"
 
 
+def partial_prefix(fleet: str, number: int) -> str:
+    """Prefix of what a job's instances tell each other about a round; the bucket's lifecycle ends what the job leaves there."""
+    return f"partial/{fleet}/{number:06d}/"
+
+
 def evaluation_key(fleet: str) -> str:
     """Object key of the operator's evaluation set (a ``.npz`` with ``x`` and ``y``); it need not exist."""
     return f"evaluation/{fleet}/data.npz"

@@ -13,7 +13,7 @@ import pytest
 from cloud.aggregator.hosts import BucketShare
 from cloud.aggregator.lanes import LANES, lane_of, lanes_of
 from fedgrass.errors import AggregationError
-from fedgrass.protocol.names import model_prefix, report_prefix
+from fedgrass.protocol.names import model_prefix, partial_prefix, report_key, report_prefix
 from fedgrass.protocol.settings import FleetSettings
 from tests.cloud.aggregator.conftest import FLEET, ROUND, Fleet
 
@@ -29,7 +29,8 @@ def collected(fleet: Fleet) -> None:
 
 
 def start_over(fleet: Fleet) -> None:
-    for key in fleet.keys(report_prefix(FLEET, ROUND)) | fleet.keys(model_prefix(FLEET, f"1.{ROUND}.0")):
+    prefixes = (report_prefix(FLEET, ROUND), partial_prefix(FLEET, ROUND), model_prefix(FLEET, f"1.{ROUND}.0"))
+    for key in {key for prefix in prefixes for key in fleet.keys(prefix)}:
         fleet.s3.delete_object(Bucket="fedgrass-test", Key=key)
     fleet.greengrass.components.clear()
 
@@ -61,6 +62,7 @@ def test_the_model_and_its_report_are_the_same_for_any_number_of_instances(
     reports = []
     for instances in (1, 2, 4):
         reports.append(run(fleet, instances))
+        assert not fleet.keys("partial/")
         start_over(fleet)
     first = reports[0]
     assert first.outcome == "released"
@@ -90,6 +92,28 @@ def test_an_instance_that_died_fails_the_job_and_starting_it_again_gives_the_sam
     assert not fleet.keys(model_prefix(FLEET, f"1.{ROUND}.0"))
     assert not fleet.greengrass.components
     assert run(fleet, 2).model == whole.model
+
+
+def test_more_instances_than_lanes_leave_nothing_and_nobody_waits_for_those_without(fleet: Fleet) -> None:
+    collected(fleet)
+    fleet.settings = FleetSettings.model_validate({"checks": {"max_norm_over_median": 1.5}})
+    assert run(fleet, LANES + 2).outcome == "released"
+    assert not fleet.keys("partial/")
+
+
+def test_a_job_that_was_killed_before_it_cleaned_up_does_so_when_it_is_run_again(fleet: Fleet) -> None:
+    collected(fleet)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(fleet.contribute, 1, 2)
+        fleet.run(instances=2)
+        other.result()
+    left = partial_prefix(FLEET, ROUND) + "0123456789abcdef/sum-00.bin"
+    fleet.s3.put_object(Bucket="fedgrass-test", Key=left, Body=b"x")
+    fleet.contribute(1, 2, patience=0.0)  # the round has its report: there is nothing to wait for
+    fleet.run(instances=2)
+    assert not fleet.keys("partial/")
+    fleet.s3.delete_object(Bucket="fedgrass-test", Key=report_key(FLEET, ROUND))
+    fleet.contribute(1, 2, patience=0.0)  # nor where there is a proposal
 
 
 def test_waiting_ends_at_the_deadline(fleet: Fleet, tmp_path: Path) -> None:

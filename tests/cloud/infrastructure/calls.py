@@ -26,6 +26,7 @@ _SPECIAL = {
     "list_objects_v2": {"s3:ListBucket"},
     "list_object_versions": {"s3:ListBucketVersions"},
     "head_object": {"s3:GetObject"},
+    "delete_objects": {"s3:DeleteObject"},
     "publish": {"iot:Publish", "iot:RetainPublish"},
     "create_processing_job": {"sagemaker:CreateProcessingJob", "sagemaker:AddTags", "iam:PassRole"},
     "create_policy": {"iot:CreatePolicy", "iot:TagResource"},  # with tags

@@ -10,6 +10,7 @@ from cfnlint.api import lint_file
 
 from cloud.infrastructure.deploy import TEMPLATE
 from cloud.infrastructure.package import DEFINITION, ROOT
+from fedgrass.protocol.names import partial_prefix, report_prefix, update_prefix
 
 HANDLERS = sorted(path.stem for path in (ROOT / "cloud/rounds").glob("*.py") if "\ndef handler(" in path.read_text())
 
@@ -164,3 +165,11 @@ def test_the_state_machine_is_logged_and_alarms_are_encrypted(resources: dict[st
         if statement["Sid"] == "Alarms"
     ]
     assert alarms["Principal"] == {"Service": "cloudwatch.amazonaws.com"}
+
+
+def test_the_lifecycle_ends_what_a_job_leaves_where_the_job_leaves_it(resources: dict[str, Any]) -> None:
+    rules = resources["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]
+    (rule,) = [rule for rule in rules if rule["Id"] == "partial-sums"]
+    assert partial_prefix("digits", 1).startswith(rule["Prefix"])
+    assert not any(prefix("digits", 1).startswith(rule["Prefix"]) for prefix in (report_prefix, update_prefix))
+    assert (rule["Status"], rule["ExpirationInDays"]) == ("Enabled", 2)
