@@ -3,8 +3,8 @@
 ``python -m benchmarks.aggregation`` writes 50 updates of 20 million float32 parameters in 40 tensors (4 GB, removed afterwards),
 then runs each contender in fresh processes, in turns, and keeps the fastest run of each:
 
-- ours: `cloud.aggregator.aggregate`, from the list of files to the new parameters, every check on; of the same updates in
-  each of the codecs too;
+- ours: `fedgrass.cloud.aggregator.aggregate`, from the list of files to the new parameters, every check on; of the same updates
+  in each of the codecs too;
 - floor: two threads, each of which reads its half of the parameters (or of the updates, if they are small), one ``readinto``
   after the other, and adds them by BLAS ``saxpy``; nothing checked (SciPy). ``one_thread`` is the same in one;
 - sha256: what it costs to read and hash the same files;
@@ -34,13 +34,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.side_by_side import keep, say
-from cloud.aggregator.aggregate import aggregate
-from cloud.aggregator.checks import Expected
-from cloud.aggregator.sources import Folder
-from cloud.aggregator.strategies import strategy_named
 from fedgrass import tensors
 from fedgrass.architecture import new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
+from fedgrass.cloud.aggregator.aggregate import aggregate
+from fedgrass.cloud.aggregator.checks import Expected
+from fedgrass.cloud.aggregator.sources import Folder
+from fedgrass.cloud.aggregator.strategies import strategy_named
 from fedgrass.tensors import Array
 from fedgrass.update import UpdateHeader, write_update
 from fedgrass.update.codecs import Floats

@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from cloud.aggregator.aggregate import aggregate
-from cloud.aggregator.checks import Expected
-from cloud.aggregator.strategies import strategy_named
 from fedgrass.architecture import new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
+from fedgrass.cloud.aggregator.aggregate import aggregate
+from fedgrass.cloud.aggregator.checks import Expected
+from fedgrass.cloud.aggregator.strategies import strategy_named
 from fedgrass.protocol.settings import Checks
+from fedgrass.simulation.updates import VirtualUpdates
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import encode_update
-from simulation.updates import VirtualUpdates
 
 DEVICES, ROUNDS = 20, 10
 Doubles = NDArray[np.float64]

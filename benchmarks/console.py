@@ -19,13 +19,13 @@ from typing import Any
 
 from flask.testing import FlaskClient
 
-from cloud.console.access import Access
-from cloud.console.app import create_app, prepare
-from cloud.console.desk import Desk
-from cloud.infrastructure.deploy import deploy
 from fedgrass.account import Account
-from local.aws.client import start
-from local.sample import Sample, now
+from fedgrass.cloud.console.access import Access
+from fedgrass.cloud.console.app import create_app, prepare
+from fedgrass.cloud.console.desk import Desk
+from fedgrass.cloud.infrastructure.deploy import deploy
+from fedgrass.local.aws.client import start
+from fedgrass.local.sample import Sample, now
 
 _FLEET = "large"
 

@@ -25,9 +25,9 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from fedgrass.local.demo.run import Demo, DemoOptions
 from fedgrass.protocol import tables
 from fedgrass.protocol.names import TRAINER
-from local.demo.run import Demo, DemoOptions
 from tests.faults.fleet import MODULES, FaultyFleet
 from tests.faults.rounds import UNDER_FAULTS
 from tests.fixtures.waiting import eventually

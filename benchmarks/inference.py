@@ -18,8 +18,8 @@ from fedgrass.data import ArrayDataset
 from fedgrass.engines.base import FitSettings
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.inference import inference_accuracy, write_bundle
+from fedgrass.local.demo.data import digits
 from fedgrass.quantization import quantized
-from local.demo.data import digits
 
 BASE = Path(__file__).parents[1] / "examples" / "digits" / "bundle"
 SPARSITY = 0.3

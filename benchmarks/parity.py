@@ -1,6 +1,6 @@
 """How far one training step on the device is from TensorFlow's, over every layer, activation and loss that authoring offers.
 
-``python -m benchmarks.parity`` exports the nets of ``tests/authoring``, takes one step of each with LiteRT and with
+``python -m benchmarks.parity`` exports the nets of ``tests/fedgrass/authoring``, takes one step of each with LiteRT and with
 TensorFlow, and prints ``parity_max_abs``: the largest difference of any output, loss or weight; and that of each net.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, get_args
 import keras
 
 from fedgrass import bundle
-from tests.authoring import nets
+from tests.fedgrass.authoring import nets
 
 
 def main() -> None:

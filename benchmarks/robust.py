@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.aggregation import make_model, make_updates, peak_rss_mb
-from cloud.aggregator.aggregate import aggregate
-from cloud.aggregator.checks import Expected
-from cloud.aggregator.sources import Folder
-from cloud.aggregator.strategies import strategy_named
 from fedgrass.bundle import Bundle
+from fedgrass.cloud.aggregator.aggregate import aggregate
+from fedgrass.cloud.aggregator.checks import Expected
+from fedgrass.cloud.aggregator.sources import Folder
+from fedgrass.cloud.aggregator.strategies import strategy_named
 
 STRATEGIES = ("median", "trimmed_mean", "geometric_median", "krum", "multi_krum", "bulyan")
 FLOWER = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan")

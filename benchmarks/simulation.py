@@ -35,11 +35,11 @@ from fedgrass.data.arrays import shuffled
 from fedgrass.engines.base import FitSettings
 from fedgrass.protocol.messages import Announcement, Base, Upload
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.simulation.examples import Examples, prepare
+from fedgrass.simulation.run import simulate
+from fedgrass.simulation.settings import Simulation
+from fedgrass.simulation.world import FLEET, World, thing_name
 from fedgrass.training import seed_of
-from simulation.examples import Examples, prepare
-from simulation.run import simulate
-from simulation.settings import Simulation
-from simulation.world import FLEET, World, thing_name
 
 _PEERS = Path(__file__).with_name("simulation_peers.py")
 _MARK = "FEDGRASS_BENCHMARK"
@@ -138,7 +138,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def export(folder: Path) -> Path:
     """Export the perceptron, in a process of its own: TensorFlow is large."""
     code = (
-        "import sys; from pathlib import Path; import keras; from authoring.export import export\n"
+        "import sys; from pathlib import Path; import keras; from fedgrass.authoring.export import export\n"
         "keras.utils.set_random_seed(1)\n"
         "layers = [keras.Input((64,)), keras.layers.Dense(64, activation='relu', name='hidden'),"
         " keras.layers.Dense(10, activation='softmax', name='digit')]\n"

@@ -169,7 +169,7 @@ def _in_our_order(data: Arrays) -> Arrays:
 def _export(net: str, folder: Path) -> None:
     import keras
 
-    from authoring.export import export
+    from fedgrass.authoring.export import export
 
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input(_SHAPES[net]), *_layers(net, keras.layers)], name=net)

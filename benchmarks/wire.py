@@ -54,7 +54,7 @@ class Task:
 
 def digits(seed: int, _cache: Path) -> Task:
     """Return the demo's task."""
-    from local.demo.data import digits as load
+    from fedgrass.local.demo.data import digits as load
 
     folder = Path(__file__).parent.parent / "examples" / "digits" / "bundle"
     data = load([f"device-{i}" for i in range(3)], shape=Bundle.open(folder).manifest.x.shape, seed=seed)
@@ -97,7 +97,7 @@ def export_net(folder: str) -> None:
     """Write the bundle of a net with two hidden layers of 256."""
     import keras
 
-    from authoring.export import export
+    from fedgrass.authoring.export import export
 
     keras.utils.set_random_seed(1)
     dense = keras.layers.Dense
@@ -129,7 +129,7 @@ class Result:
 
 def run(wanted: Run) -> Result:
     """Run the rounds."""
-    from cloud.aggregator.offline import aggregate_folder
+    from fedgrass.cloud.aggregator.offline import aggregate_folder
     from fedgrass.engines.litert import LiteRTEngine
     from fedgrass.training import train
 

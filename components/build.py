@@ -17,8 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What a device does not run: the command line is for operators.
-NOT_ON_DEVICES = ("fedgrass/cli",)
+# What a device does not run: the command line, the cloud's side, and what makes and tries models.
+NOT_ON_DEVICES = tuple(f"fedgrass/{part}/" for part in ("authoring", "cli", "cloud", "local", "simulation"))
 
 EARLIEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedgrass.authoring.create import create_bundle as create
+    from fedgrass.authoring.export import export
+    from fedgrass.bundle import Bundle
+    from fedgrass.cloud.aggregator.offline import aggregate_folder as aggregate
+    from fedgrass.cloud.aggregator.strategies import strategy_named as strategy
+    from fedgrass.notebook import evaluate, load_data, train
+    from fedgrass.round_reports import read_report, reports, rounds, rows
+    from fedgrass.simulation.run import simulate
+
+    open_bundle = Bundle.open
 
 __version__ = "0.1.0"
 
-# Entry points of the group ``fedgrass.api``, as the commands are: this package imports none of the others, and a device pays for
-# none of it.
-API = (
+# Imported when it is first asked for: a device pays for none of it, and nobody needs the extras that he does not use.
+API = {
+    "aggregate": "fedgrass.cloud.aggregator.offline:aggregate_folder",
+    "create": "fedgrass.authoring.create:create_bundle",
+    "evaluate": "fedgrass.notebook:evaluate",
+    "export": "fedgrass.authoring.export:export",
+    "load_data": "fedgrass.notebook:load_data",
+    "open_bundle": "fedgrass.bundle:Bundle.open",
+    "read_report": "fedgrass.round_reports:read_report",
+    "reports": "fedgrass.round_reports:reports",
+    "rounds": "fedgrass.round_reports:rounds",
+    "rows": "fedgrass.round_reports:rows",
+    "simulate": "fedgrass.simulation.run:simulate",
+    "strategy": "fedgrass.cloud.aggregator.strategies:strategy_named",
+    "train": "fedgrass.notebook:train",
+}
+
+__all__ = [
     "aggregate",
     "create",
     "evaluate",
@@ -22,18 +49,17 @@ API = (
     "simulate",
     "strategy",
     "train",
-)
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a part of the Python API when it is first asked for."""
     if name not in API:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the API is {', '.join(API)}")
-    from importlib.metadata import entry_points
+    from pkgutil import resolve_name
 
-    [entry] = entry_points(group="fedgrass.api", name=name)
     try:
-        return entry.load()
+        return resolve_name(API[name])
     except ModuleNotFoundError as error:
         raise ImportError(f"fedgrass.{name} needs {error.name}: docs/python.md says which extra brings it") from error
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tests.aggregate_cohorts import Maker, Mix, arranged, essence, now, reference_of, run
-from tests.cloud.aggregator.updates import flat
+from tests.fedgrass.cloud.aggregator.updates import flat
 
 TOLERANCE = 1e-6
 SLACK = {"qfedavg": 10, "fedadagrad": 5, "fedadam": 5, "fedyogi": 5}

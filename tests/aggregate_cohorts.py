@@ -18,13 +18,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cloud.aggregator import arithmetic, combination, rows, tiles
-from cloud.aggregator.aggregate import Aggregation, aggregate, contribute
-from cloud.aggregator.checks import EarlierRound, Expected
-from cloud.aggregator.hosts import BucketShare
-from cloud.aggregator.sources import UpdateReference
-from cloud.aggregator.strategies import Strategy, strategy_named
 from fedgrass.bundle import Bundle
+from fedgrass.cloud.aggregator import arithmetic, combination, rows, tiles
+from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate, contribute
+from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
+from fedgrass.cloud.aggregator.hosts import BucketShare
+from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.aggregator.strategies import Strategy, strategy_named
 from fedgrass.errors import AggregationError, UpdateError
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort
@@ -32,7 +32,7 @@ from fedgrass.protocol.settings import Checks
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import encode_update
 from tests.aggregate_reference import REFERENCES, Rule, bounded, decoded
-from tests.cloud.aggregator.updates import flat, tiny_model
+from tests.fedgrass.cloud.aggregator.updates import flat, tiny_model
 
 COUNTS = (0, 1, 2, 3, 4, 5, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 300)
 SIZES = (0, 1, 2, 7, 8, 9, 31, 255, 256, 257, 1023, 1024, 1025)
@@ -139,7 +139,7 @@ class DyingError(Exception):
 
 
 class Meeting:
-    """A `cloud.aggregator.hosts.Place` in memory; an instance dies at its n-th word if told to."""
+    """A `fedgrass.cloud.aggregator.hosts.Place` in memory; an instance dies at its n-th word if told to."""
 
     def __init__(self) -> None:
         self._held: dict[str, bytes] = {}

@@ -17,10 +17,10 @@ from typing import Any, get_args
 
 import numpy as np
 
-from cloud.aggregator.arithmetic import sum_of_squares
-from cloud.aggregator.vector import Layout
 from fedgrass import tensors
 from fedgrass.bundle import TensorDescription
+from fedgrass.cloud.aggregator.arithmetic import sum_of_squares
+from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.errors import UpdateError
 from fedgrass.update.codecs import GRAIN
 from fedgrass.update.header import Reason, UpdateHeader

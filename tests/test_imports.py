@@ -6,57 +6,98 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from cloud.infrastructure.package import ROOT
+from tests.fixtures.places import ROOT
 
-OURS = {"authoring", "cloud", "components", "examples", "fedgrass", "local", "simulation"}
-# The library serves every side and knows none. `local` runs the whole of it, and `simulation` the aggregator.
-MAY_IMPORT = {
+# Parts of the package with what each may import beside itself; what is in none of them is shared, knows none, and every part
+# may import it. The command line finds the others' commands by entry points.
+PARTS: dict[str, set[str]] = {
     "fedgrass": set(),
-    "components": {"fedgrass"},
-    "cloud": {"fedgrass"},
-    "authoring": {"fedgrass"},
-    "examples": {"fedgrass"},
-    "simulation": {"fedgrass", "cloud"},
-    "local": {"fedgrass", "cloud", "components"},
+    "fedgrass.cli": {"fedgrass"},
+    "fedgrass.edge": {"fedgrass"},
+    "fedgrass.cloud": {"fedgrass", "fedgrass.cli"},
+    "fedgrass.authoring": {"fedgrass", "fedgrass.cli"},
+    "fedgrass.simulation": {"fedgrass", "fedgrass.cli", "fedgrass.cloud"},
+    "fedgrass.local": {"fedgrass", "fedgrass.cli", "fedgrass.cloud"},
+    "components": {"fedgrass", "fedgrass.edge"},
+    "examples": {"fedgrass", "fedgrass.edge"},
 }
-# A tool of the build, of the standard library alone, that the GDK and our scripts call.
-BUILD = "components.build"
+# What stands in for AWS and for a nucleus takes nothing from what it tries but these.
+STAND_INS = ("aws", "core_device")
+STAND_INS_TAKE = {"fedgrass.errors", "fedgrass.files"}
+# For type checkers alone: the Python API's names.
+API = ROOT / "fedgrass" / "__init__.py"
 TENSORFLOW = {"keras", "tensorflow"}
 ON_A_DEVICE = {"awscrt", "awsiot", "stream_manager"}
 
 
-def modules(side: str) -> list[Path]:
-    return [path for path in sorted((ROOT / side).rglob("*.py")) if "greengrass-build" not in path.parts]
+def modules(part: str) -> list[Path]:
+    """Files of a part, without those of the parts below it."""
+    folder = ROOT / part.replace(".", "/")
+    below = [ROOT / other.replace(".", "/") for other in PARTS if other.startswith(f"{part}.")]
+    return [
+        path
+        for path in sorted(folder.rglob("*.py"))
+        if "greengrass-build" not in path.parts and path != API and not any(path.is_relative_to(one) for one in below)
+    ]
 
 
 @cache
 def imported(path: Path) -> frozenset[str]:
-    """Every module that a file imports, wherever in it."""
+    """Every module that a file imports, wherever in it; of ``from a import b`` it is ``a.b``, as b may be a module."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return frozenset(plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module})
+    taken = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    return frozenset(plain | {f"{node.module}.{alias.name}" for node in taken for alias in node.names})
 
 
-def found(side: str, *, wrong: set[str]) -> list[str]:
-    """Files of a side that import one of these packages, or something of theirs."""
+def part_of(module: str) -> str:
+    """Part that a module is of; an empty word for what is not ours."""
+    return max((part for part in PARTS if f"{module}.".startswith(f"{part}.")), key=len, default="")
+
+
+def found(paths: Iterable[Path], *, wrong: set[str]) -> list[str]:
+    """Files that import one of these packages, or something of theirs."""
     return [
         f"{path.relative_to(ROOT)} imports {module}"
-        for path in modules(side)
+        for path in paths
         for module in sorted(imported(path))
-        if any(module == package or module.startswith(f"{package}.") for package in wrong)
+        if any(f"{module}.".startswith(f"{package}.") for package in wrong)
     ]
 
 
-@pytest.mark.parametrize("side", sorted(MAY_IMPORT))
-def test_a_side_imports_only_those_that_it_may(side: str) -> None:
-    assert modules(side)
-    wrong = found(side, wrong=OURS - MAY_IMPORT[side] - {side})
-    assert [line for line in wrong if not line.endswith(f" imports {BUILD}")] == []
+@pytest.mark.parametrize("part", sorted(PARTS))
+def test_a_part_imports_only_those_that_it_may(part: str) -> None:
+    assert modules(part)
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in modules(part)
+        for module in sorted(imported(path))
+        if part_of(module) not in PARTS[part] | {part, ""}
+    ]
+    assert wrong == []
+
+
+def test_stand_ins_take_nothing_of_what_they_try_but_errors_and_files() -> None:
+    folders = [ROOT / "fedgrass/local" / name for name in STAND_INS]
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for folder in folders
+        for path in folder.rglob("*.py")
+        for module in imported(path)
+        if part_of(module) not in {"", "fedgrass.local"} and module.rpartition(".")[0] not in STAND_INS_TAKE
+    ]
+    assert wrong == []
+
+
+def test_the_python_api_is_imported_when_it_is_asked_for() -> None:
+    tree = ast.parse(API.read_text())
+    assert {node.module for node in tree.body if isinstance(node, ast.ImportFrom)} <= {"__future__", "typing"}
 
 
 def test_the_build_tool_needs_nothing_but_the_standard_library() -> None:
@@ -76,18 +117,18 @@ def test_a_component_never_imports_another() -> None:
     assert len(names) > 2
     for name in names:
         others = {f"components.{other}" for other in names if other != name}
-        assert found(f"components/{name}", wrong=others) == []
+        assert found((ROOT / "components" / name).rglob("*.py"), wrong=others) == []
 
 
 def test_tensorflow_is_imported_by_authoring_and_by_the_engine_of_its_name_alone() -> None:
-    for side in sorted(OURS - {"authoring", "examples"}):
-        wrong = found(side, wrong=TENSORFLOW)
+    for part in sorted(PARTS.keys() - {"fedgrass.authoring", "examples"}):
+        wrong = found(modules(part), wrong=TENSORFLOW)
         assert [line for line in wrong if not line.startswith("fedgrass/engines/keras.py ")] == []
 
 
 def test_the_clouds_side_does_not_use_what_is_the_devices() -> None:
-    for side in ("cloud", "authoring"):
-        assert found(side, wrong=ON_A_DEVICE | {"fedgrass.edge"}) == []
+    for part in ("fedgrass.cloud", "fedgrass.authoring"):
+        assert found(modules(part), wrong=ON_A_DEVICE | {"fedgrass.edge"}) == []
 
 
 def test_no_two_files_of_tests_have_one_name() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
+
 import numpy as np
 
 from fedgrass.data.arrays import ArrayDataset
@@ -31,3 +34,8 @@ def digits(shape: tuple[int, ...]) -> ArrayDataset:
     loaded = load_digits()
     x: Array = (loaded.data / _WHITE).astype(np.float32).reshape(-1, *shape)
     return ArrayDataset(x, loaded.target.astype(np.int32))
+
+
+def digits_bundle() -> Path:
+    """Return the folder of the bundle that learns them: the example, the demo's model, and the simulator's if none is named."""
+    return Path(str(files("fedgrass.data") / "digits_bundle"))

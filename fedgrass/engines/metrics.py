@@ -35,7 +35,7 @@ def correct(loss: Loss, output: Array, y: Array) -> Array:
 
 
 def losses(loss: Loss, output: Array, y: Array) -> Array:
-    """Return the loss of each example [n], as `authoring.losses` defines it; a classifier's ``output`` are probabilities."""
+    """Return the loss of each example [n], as `fedgrass.authoring.losses` has it; a classifier's ``output`` are probabilities."""
     output = np.asarray(output, np.float64)
     if loss in CLASSIFIERS:
         output = np.clip(output, _SMALLEST, 1 - _SMALLEST)

@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
-from cloud.infrastructure import deploy, destroy, provision, publish
 from fedgrass import cli
-from local.demo.__main__ import main as demo
+from fedgrass.cloud.infrastructure import deploy, destroy, provision, publish
+from fedgrass.local.demo.__main__ import main as demo
 
 SCRIPTS: dict[str, Callable[..., None]] = {
     "./scripts/demo": demo,

@@ -10,7 +10,7 @@ from pathlib import Path
 from fedgrass.errors import ConfigurationError
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("fedgrass", "components", "cloud", "authoring", "simulation")
+FOLDERS = ("fedgrass", "components")
 
 
 def page() -> str:
@@ -31,7 +31,7 @@ def _documented() -> dict[str, tuple[str, str, str, str]]:
     found: dict[str, tuple[str, str, str, str]] = {}
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            if "greengrass-build" in path.parts:
+            if "greengrass-build" in path.parts or path.is_relative_to(ROOT / "fedgrass" / "local"):
                 continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ClassDef) and (code := _code(node)):

@@ -15,8 +15,8 @@ import jsonschema
 import pytest
 import yaml
 
-from cloud.aggregator.recipe import global_model_recipe
 from fedgrass.bundle import MANIFEST, Bundle, Manifest
+from fedgrass.cloud.aggregator.recipe import global_model_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMAS = ROOT.parent / "shared" / "schemas"

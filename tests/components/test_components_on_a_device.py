@@ -17,6 +17,7 @@ import yaml
 
 from fedgrass.bundle import GRAPH, MANIFEST, PARAMETERS, Bundle
 from fedgrass.edge.model_store import ModelStore
+from fedgrass.local.aws.client import LocalAwsProcess, start
 from fedgrass.protocol.messages import Announcement, Cohort, FitTask, Heartbeat, ModelNotice, UpdateNotice, Upload
 from fedgrass.protocol.names import (
     GLOBAL_MODEL,
@@ -29,13 +30,12 @@ from fedgrass.protocol.names import (
     update_key,
     update_prefix,
 )
-from local.aws.client import LocalAwsProcess, start
 from tests.components.trainer.engine import MANY
 from tests.fedgrass.edge import digits
+from tests.fedgrass.local.core_device.harness import BUCKET, DeviceProcess, Fleet
 from tests.fixtures.local_aws import unique
 from tests.fixtures.mqtt import MqttClient
 from tests.fixtures.waiting import eventually
-from tests.local.core_device.harness import BUCKET, DeviceProcess, Fleet
 
 __all__ = ["unique"]
 

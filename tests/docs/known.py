@@ -131,7 +131,7 @@ def _problem_of_module(name: str, words: list[str]) -> str:
         spec = importlib.util.find_spec(f"{name}.__main__")
         if spec is None:
             return f"{name} cannot be run: it has no __main__"
-    source = Path(spec.origin or "").read_text() + (ROOT / "cloud/infrastructure/script.py").read_text()
+    source = Path(spec.origin or "").read_text() + (ROOT / "fedgrass/cloud/infrastructure/script.py").read_text()
     for word in words:
         option = word.partition("=")[0]
         if option.startswith("--") and not re.search(rf"""["'/]{option}["'/]""", source):

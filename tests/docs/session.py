@@ -12,8 +12,8 @@ from importlib.metadata import metadata
 from pathlib import Path
 from types import TracebackType
 
-from local.aws.client import LocalAwsProcess, start
-from local.processes import spawn, stop
+from fedgrass.local.aws.client import LocalAwsProcess, start
+from fedgrass.local.processes import spawn, stop
 from tests.docs.pages import ROOT, Block, Command, Page, pages
 from tests.fixtures.waiting import PATIENCE
 

@@ -5,7 +5,7 @@ import operator
 
 import pytest
 
-from cloud.infrastructure.package import ROOT
+from tests.fixtures.places import ROOT
 
 FLEETS = (10, 1_000, 100_000)
 

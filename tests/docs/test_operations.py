@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from cloud.infrastructure.package import ROOT
+from tests.fixtures.places import ROOT
 
-TEMPLATE = (ROOT / "cloud/infrastructure/template.yaml").read_text()
+TEMPLATE = (ROOT / "cloud/template.yaml").read_text()
 
 
 def sections(heading: str) -> set[str]:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedgrass.local.demo.run import Demo, DemoOptions
 from fedgrass.protocol import tables
 from fedgrass.protocol.records import Participation, RoundRecord
-from local.demo.run import Demo, DemoOptions
 from tests.faults.fleet import FaultyFleet
 from tests.fixtures.waiting import PATIENCE, eventually
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from playwright.sync_api import expect
 from rich.console import Console
 
-from local.demo.run import Demo, DemoOptions
+from fedgrass.local.demo.run import Demo, DemoOptions
 from tests.end_to_end.conftest import ROOT, Operator
 from tests.fixtures.browser import PATIENCE_MS, chromium
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cloud.infrastructure.deploy import TEMPLATE
+from fedgrass.local.aws.client import LocalAwsProcess
+from fedgrass.local.aws.client import start as start_aws
+from fedgrass.local.fleet import LocalFleet
 from fedgrass.tensors import Array
-from local.aws.client import LocalAwsProcess
-from local.aws.client import start as start_aws
-from local.fleet import LocalFleet
+from tests.fixtures.places import TEMPLATE
 from tests.fixtures.waiting import PATIENCE
 
 IMAGE = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/fedgrass/image@sha256:{'5' * 64}"

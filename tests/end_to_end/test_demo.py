@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from local.locks import sole_user
+from fedgrass.local.locks import sole_user
 from tests.fixtures.waiting import PATIENCE, eventually
 
 pytestmark = pytest.mark.end_to_end
@@ -50,7 +50,7 @@ def start(state: Path, *arguments: str) -> subprocess.Popen[str]:
     (ROOT / ".fedgrass" / "wheels").mkdir(parents=True, exist_ok=True)
     (state / "wheels").symlink_to(ROOT / ".fedgrass" / "wheels")
     return subprocess.Popen(
-        [sys.executable, "-m", "local.demo", "--report", str(state / "report"), *arguments],
+        [sys.executable, "-m", "fedgrass.local.demo", "--report", str(state / "report"), *arguments],
         cwd=ROOT,
         env={**os.environ, "FEDGRASS_STATE": str(state)},
         stdout=subprocess.PIPE,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from cloud.aggregator.release import release_model
 from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle
+from fedgrass.cloud.aggregator.release import release_model
 from fedgrass.inference import write_bundle
 from fedgrass.protocol import tables
 from fedgrass.protocol.messages import Heartbeat, Reply

@@ -1,8 +1,8 @@
 """An explorer of interleavings and crashes over the real functions, the real job and the real state machine's definition.
 
-What is real: every handler of ``cloud/rounds``, the job (``cloud.aggregator.job``), a person's commands
-(``cloud.aggregator.by_hand``) and ``state_machine.asl.json``, which is interpreted. What stands in: the services, in memory
-(`services`, `dynamo`); a call of any of them is a step at which the schedule may switch to another process, end one, or
+What is real: every handler of ``fedgrass/cloud/rounds``, the job (``fedgrass.cloud.aggregator.job``), a person's commands
+(``fedgrass.cloud.aggregator.by_hand``) and ``state_machine.asl.json``, which is interpreted. What stands in: the services, in
+memory (`services`, `dynamo`); a call of any of them is a step at which the schedule may switch to another process, end one, or
 disturb something (`scheduler`, `world`).
 
 Disturbances: StopExecution at any step; a state's time running out; a process ended at any step (a function, which AWS

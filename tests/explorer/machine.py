@@ -12,7 +12,7 @@ from typing import Any
 from tests.explorer.dynamo import refusal
 from tests.explorer.scheduler import Scheduler, Task, Timer
 
-DEFINITION = json.loads((Path(__file__).parents[2] / "cloud/rounds/state_machine.asl.json").read_text())
+DEFINITION = json.loads((Path(__file__).parents[2] / "cloud/state_machine.asl.json").read_text())
 _CRASHED = "Sandbox.Timedout"
 
 Invoke = Callable[[str, dict[str, Any], Callable[[Any, BaseException | None], None]], Task]

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tests.cloud.aggregator.greengrass import FakeGreengrass
 from tests.explorer.dynamo import refusal
 from tests.explorer.scheduler import Scheduler
+from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

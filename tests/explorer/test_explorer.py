@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cloud.ending.outcome import decide
+from fedgrass.cloud.ending.outcome import decide
 from tests.explorer.explore import SCENARIOS, SINGLE, campaign, length, mixed, run
 from tests.explorer.world import CANARIES_ARN, GROUP_ARN, Scenario, Schedule, World
 
@@ -85,7 +85,7 @@ def test_the_explorer_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> No
 
     scenario = _BY_NAME["release"]
     [decided] = steps_of(scenario, "job:", "transact_write_items")
-    monkeypatch.setattr("cloud.aggregator.job.decide", hasty)
+    monkeypatch.setattr("fedgrass.cloud.aggregator.job.decide", hasty)
     _, found = run(Schedule(scenario, {decided + 1: [("stop",), ("delay",)]}))
     assert "unreleased model on the fleet" in found
 

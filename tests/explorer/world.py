@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 
-from cloud.aggregator import by_hand
-from cloud.aggregator.job import RoundJob
-from cloud.aggregator.registry import Registry
-from cloud.aggregator.release import FleetClients
-from cloud.aggregator.s3 import Bucket, RoundUpdates
-from cloud.rounds.services import Services
 from fedgrass import tensors
 from fedgrass.account import Account
 from fedgrass.bundle import ARCHITECTURE, MANIFEST, PARAMETERS, Bundle, Manifest
+from fedgrass.cloud.aggregator import by_hand
+from fedgrass.cloud.aggregator.job import RoundJob
+from fedgrass.cloud.aggregator.registry import Registry
+from fedgrass.cloud.aggregator.release import FleetClients
+from fedgrass.cloud.aggregator.s3 import Bucket, RoundUpdates
+from fedgrass.cloud.rounds.services import Services
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice, UpdateNotice
 from fedgrass.protocol.names import (
@@ -264,7 +264,7 @@ class World:
 
     def _handler(self, module: str, payload: dict[str, Any]) -> Any:
         """Call a function's handler as Lambda does, with this account's services."""
-        handlers = import_module(f"cloud.rounds.{module}")
+        handlers = import_module(f"fedgrass.cloud.rounds.{module}")
         services = self.services()
         return _with_services(handlers, services, payload)
 

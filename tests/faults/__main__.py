@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from local.demo.run import Demo, DemoOptions
+from fedgrass.local.demo.run import Demo, DemoOptions
 from tests.faults import campaign
 from tests.faults.campaign import Findings
 from tests.faults.fleet import FaultyFleet

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from fedgrass.bundle import Bundle
 from fedgrass.errors import BundleError
+from fedgrass.local.demo.run import Demo
 from fedgrass.protocol import tables
 from fedgrass.protocol.names import TRAINER
-from local.demo.run import Demo
 from tests.faults.rounds import Rounds
 from tests.fixtures.waiting import eventually
 

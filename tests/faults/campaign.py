@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from local.demo.run import Demo
+from fedgrass.local.demo.run import Demo
 from tests.faults.audit import Audit, ModelWatch, drained
 from tests.faults.fleet import FaultyFleet
 from tests.faults.injectors import FAULTS, Place

@@ -11,10 +11,10 @@ import signal
 
 import typer
 
-from local.core_device import device
-from local.core_device.__main__ import main
-from local.core_device.component import Component, State
-from local.core_device.ipc.server import IpcServer
+from fedgrass.local.core_device import device
+from fedgrass.local.core_device.__main__ import main
+from fedgrass.local.core_device.component import Component, State
+from fedgrass.local.core_device.ipc.server import IpcServer
 
 
 class _Droppable(IpcServer):

@@ -12,8 +12,8 @@ from typing import Any
 
 import psutil
 
+from fedgrass.local.fleet import LocalDevice, LocalFleet
 from fedgrass.protocol.names import HEARTBEAT, MODEL_DEPLOYER, TRAINER
-from local.fleet import LocalDevice, LocalFleet
 from tests.faults.proxy import Proxy
 from tests.fixtures.waiting import eventually
 
@@ -21,7 +21,7 @@ MODULES = {
     TRAINER: "components.trainer",
     MODEL_DEPLOYER: "components.model_deployer",
     HEARTBEAT: "components.heartbeat",
-    "Stream Manager": "local.core_device.stream_manager",
+    "Stream Manager": "fedgrass.local.core_device.stream_manager",
 }
 _HEARTBEAT_SECONDS = 30.0  # a device that is only slow must not pass for a dead one
 _TOLERANCE = "0.4"  # no honest round makes a model so much worse, on whatever processor; one that knows nothing is

@@ -18,8 +18,8 @@ import paho.mqtt.client as mqtt
 import psutil
 from paho.mqtt.enums import CallbackAPIVersion
 
-from cloud.aggregator.release import release_model
 from fedgrass.bundle import Bundle
+from fedgrass.cloud.aggregator.release import release_model
 from fedgrass.errors import FedgrassError
 from fedgrass.inference import write_bundle
 from fedgrass.protocol import tables

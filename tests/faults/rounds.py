@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from fedgrass.local.demo.run import Demo
 from fedgrass.protocol import tables
 from fedgrass.protocol.records import RoundRecord
-from local.demo.run import Demo
 from tests.fixtures.waiting import eventually
 
 UNDER_FAULTS = {

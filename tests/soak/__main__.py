@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedgrass.errors import FedgrassError
-from local.demo.run import Demo, DemoOptions
+from fedgrass.local.demo.run import Demo, DemoOptions
 from tests.faults.audit import Audit, ModelWatch, drained
 from tests.faults.fleet import FaultyFleet
 from tests.faults.injectors import FAULTS, KILLS, Place

@@ -21,15 +21,15 @@ from fedgrass.edge.backoff import Backoff
 from fedgrass.edge.loop import Loop
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import EngineError
+from fedgrass.local.core_device.configuration import ConfigurationStore
+from fedgrass.local.core_device.ipc.configuration import ConfigurationService
+from fedgrass.local.core_device.ipc.server import IpcServer
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import as_reason
-from local.core_device.configuration import ConfigurationStore
-from local.core_device.ipc.configuration import ConfigurationService
-from local.core_device.ipc.server import IpcServer
 from tests.components.trainer.engine import QuickEngine
 from tests.fedgrass.edge import digits
+from tests.fedgrass.local.core_device.conftest import Loop as ServerLoop
 from tests.fixtures.waiting import PATIENCE, eventually
-from tests.local.core_device.conftest import Loop as ServerLoop
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -14,18 +14,18 @@ import pytest
 
 from fedgrass.edge.ipc import GreengrassIpc
 from fedgrass.errors import IpcError, IpcRefusedError, IpcUnauthorizedError
+from fedgrass.local.aws.broker import EmbeddedBroker
+from fedgrass.local.core_device.configuration import ConfigurationStore
+from fedgrass.local.core_device.ipc.authorization import Authorizer
+from fedgrass.local.core_device.ipc.configuration import ConfigurationService
+from fedgrass.local.core_device.ipc.mqtt_proxy import MqttProxy
+from fedgrass.local.core_device.ipc.pubsub import LocalPubSub
+from fedgrass.local.core_device.ipc.server import IpcServer, Operation
+from fedgrass.local.core_device.mqtt import IotCore
+from fedgrass.local.core_device.nucleus import CLASSIC, LITE
 from fedgrass.logs import Log
-from local.aws.broker import EmbeddedBroker
-from local.core_device.configuration import ConfigurationStore
-from local.core_device.ipc.authorization import Authorizer
-from local.core_device.ipc.configuration import ConfigurationService
-from local.core_device.ipc.mqtt_proxy import MqttProxy
-from local.core_device.ipc.pubsub import LocalPubSub
-from local.core_device.ipc.server import IpcServer, Operation
-from local.core_device.mqtt import IotCore
-from local.core_device.nucleus import CLASSIC, LITE
+from tests.fedgrass.local.core_device.conftest import Loop
 from tests.fixtures.waiting import PATIENCE, eventually
-from tests.local.core_device.conftest import Loop
 
 TRAINER = "com.fedgrass.Trainer"
 ACCESS = {

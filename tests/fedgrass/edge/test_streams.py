@@ -13,12 +13,12 @@ from botocore.exceptions import ClientError
 from fedgrass.edge.streams import STATUSES, TASKS, StreamManagerStreams, Task
 from fedgrass.edge.uploads import Uploads
 from fedgrass.errors import TransferError
+from fedgrass.local.core_device.stream_manager.server import StreamManagerServer
+from fedgrass.local.core_device.stream_manager.store import StreamStore
 from fedgrass.logs import Log
-from local.core_device.stream_manager.server import StreamManagerServer
-from local.core_device.stream_manager.store import StreamStore
 from tests.fedgrass.edge.fakes import file_with
+from tests.fedgrass.local.core_device.conftest import Loop
 from tests.fixtures.waiting import eventually
-from tests.local.core_device.conftest import Loop
 
 
 class Bucket:

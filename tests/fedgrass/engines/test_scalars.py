@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, SignatureRunner
 
-from cloud.infrastructure.package import ROOT
 from fedgrass.bundle import INFERENCE, Bundle
 from fedgrass.data import ArrayDataset
 from fedgrass.engines.base import FitSettings, FitState, Hooks
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.engines.signatures import Signature
 from fedgrass.inference import inference_accuracy
+from tests.fixtures.places import ROOT
 
 BUNDLE = ROOT / "examples" / "digits" / "bundle"
-OURS = ("authoring", "benchmarks", "cloud", "components", "fedgrass", "local", "scripts", "simulation")
+OURS = ("benchmarks", "components", "fedgrass", "scripts")
 GENERATOR = np.random.default_rng(0)
 DATA = ArrayDataset(GENERATOR.random((40, 8, 8, 1), np.float32), GENERATOR.integers(0, 10, 40).astype(np.int32))
 

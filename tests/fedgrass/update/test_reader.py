@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud.aggregator.vector import Layout
 from fedgrass import tensors
 from fedgrass.bundle import Parameters, TensorDescription
+from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.errors import UpdateError
 from fedgrass.update import UpdateHeader, write_update
 from fedgrass.update.header import Reason

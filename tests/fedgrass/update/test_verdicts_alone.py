@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloud.aggregator.vector import Layout
 from fedgrass import tensors
 from fedgrass.bundle import TensorDescription
+from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.errors import FedgrassError, UpdateError
 from fedgrass.update import reader
 from fedgrass.update.header import UpdateHeader

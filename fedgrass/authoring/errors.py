@@ -1,0 +1,33 @@
+"""What can be wrong with a model that is brought to authoring."""
+
+from __future__ import annotations
+
+from fedgrass.errors import FedgrassError
+
+
+class UnsupportedModelError(FedgrassError):
+    """The model has something that cannot be trained with LiteRT's built-in operators.
+
+    Cause: A layer, activation or loss that is not in the list of [models](../models.md).
+
+    Remedy: The message names the layer and what to use instead; `--freeze` it if it need not be trained.
+
+    Parameters
+    ----------
+    where
+        Layer or, while a graph is traced, its node; `fedgrass.authoring.export` puts the layer there.
+    what
+        The operator or property.
+    instead
+        What to do about it.
+    """
+
+    code = "unsupported_model"
+
+    def __init__(self, where: str, what: str, instead: str) -> None:
+        self.where, self.what, self.instead = where, what, instead
+        super().__init__(f"{where}: {what} cannot be trained on a device; {instead}")
+
+    def at(self, where: str) -> UnsupportedModelError:
+        """Return the same error of another place."""
+        return UnsupportedModelError(where, self.what, self.instead)

@@ -1,0 +1,273 @@
+"""Gradients written in operators that LiteRT has, where TensorFlow's own would need its full runtime.
+
+TensorFlow's gradient of, say, MaxPool is an operator ``MaxPoolGrad`` that LiteRT lacks. Ops created inside `overridden`
+carry another gradient instead, found by ``tf.gradients`` (``GradientTape`` ignores the override map). Comparisons are
+avoided: XNNPACK has none, and a step between two of its partitions is slow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from fedgrass.authoring.convolution import product, transposed_product
+from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.windows import Windows, concat, output_and_padding, pad
+
+Tensor = Any
+
+_PREFIX = "Fedgrass"
+
+_HUGE = 3e38
+"""Times this, every positive normal float32 is at least 1."""
+
+
+@contextmanager
+def overridden() -> Iterator[None]:
+    """Give ops that are created inside, in the current graph, the gradients of this module."""
+    with tf.compat.v1.get_default_graph().gradient_override_map({name: _PREFIX + name for name in _TABLE}):
+        yield
+
+
+def positive(x: Tensor) -> Tensor:
+    """1 where x > 0, else 0."""
+    return tf.minimum(tf.nn.relu(x) * _HUGE, 1.0)
+
+
+def _relu(op: Any, dy: Tensor) -> Tensor:
+    # The output is not negative.
+    return dy * tf.minimum(op.outputs[0] * _HUGE, 1.0)
+
+
+def _relu6(op: Any, dy: Tensor) -> Tensor:
+    y = op.outputs[0]
+    return dy * tf.minimum(y * _HUGE, 1.0) * tf.minimum((6.0 - y) * _HUGE, 1.0)
+
+
+def _leaky_relu(op: Any, dy: Tensor) -> Tensor:
+    alpha = op.get_attr("alpha")
+    return dy * (alpha + (1.0 - alpha) * positive(op.inputs[0]))
+
+
+def _elu(op: Any, dy: Tensor) -> Tensor:
+    # Where x > 0 the output is x, elsewhere e^x − 1.
+    return dy * (tf.minimum(op.outputs[0], 0.0) + 1.0)
+
+
+def _sigmoid(op: Any, dy: Tensor) -> Tensor:
+    y = op.outputs[0]
+    return dy * (y - y * y)
+
+
+def _tanh(op: Any, dy: Tensor) -> Tensor:
+    return dy * (1.0 - tf.square(op.outputs[0]))
+
+
+def _rsqrt(op: Any, dy: Tensor) -> Tensor:
+    y = op.outputs[0]
+    return -0.5 * dy * y * y * y
+
+
+def _sqrt(op: Any, dy: Tensor) -> Tensor:
+    return 0.5 * dy / op.outputs[0]
+
+
+def _log(op: Any, dy: Tensor) -> Tensor:
+    return dy / op.inputs[0]
+
+
+def _mat_mul(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = op.inputs
+    if op.get_attr("transpose_a") or op.get_attr("transpose_b"):
+        raise UnsupportedModelError(op.name, "MatMul with a transposed operand", "transpose it before")
+    return product(dy, b, transpose_b=True), transposed_product(a, dy)
+
+
+def _bias_add(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    _require_channels_last(op)
+    return dy, tf.reduce_sum(dy, axis=list(range(dy.shape.rank - 1)))
+
+
+def _conv2d(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    """Input by transposed convolution; filter by a convolution with the batch and channel axes swapped.
+
+    For images too large for `fedgrass.authoring.convolution`. The filter's gradient at tap (a, b) sums x[a + s·i, b + s·j] ·
+    dy[i, j] over images and positions: a convolution of x, whose "channels" are the images, with the kernel dy dilated
+    by the stride s.
+    """
+    _require_channels_last(op)
+    if list(op.get_attr("dilations")) != [1, 1, 1, 1]:
+        raise UnsupportedModelError(op.name, "Conv2D with dilation_rate > 1", "use dilation_rate=1")
+    x, kernel = op.inputs
+    if kernel.shape[2] != x.shape[3]:
+        raise UnsupportedModelError(op.name, "Conv2D with groups > 1", "use groups=1 or DepthwiseConv2D")
+    strides = op.get_attr("strides")
+    padding = op.get_attr("padding").decode()
+    dx = tf.nn.conv2d_transpose(dy, kernel, x.shape, strides[1:3], padding)
+
+    rows = _padding(x.shape[1], kernel.shape[0], strides[1], padding)
+    columns = _padding(x.shape[2], kernel.shape[1], strides[2], padding)
+    images_last = tf.transpose(pad(x, [[0, 0], rows, columns, [0, 0]]), [3, 1, 2, 0])
+    taps = tf.nn.conv2d(
+        images_last, tf.transpose(dy, [1, 2, 0, 3]), strides=1, padding="VALID", dilations=[strides[1], strides[2]]
+    )
+    # With a stride, rows and columns that the forward pass never reached give taps beyond the kernel's.
+    taps = taps[:, : kernel.shape[0], : kernel.shape[1], :]
+    return dx, tf.transpose(taps, [1, 2, 0, 3])
+
+
+def _max_pool(op: Any, dy: Tensor) -> Tensor:
+    """The first of the largest values of each window takes its gradient, as in TensorFlow."""
+    x, y = op.inputs[0], op.outputs[0]
+    windows = _pool_windows(op)
+    remaining, parts = dy, []
+    for tap in windows.taps(x, outside=x.dtype.min)[:-1]:
+        left = remaining * tf.minimum((y - tap) * _HUGE, 1.0)
+        parts.append(remaining - left)
+        remaining = left
+    return windows.scatter([*parts, remaining])
+
+
+def _avg_pool(op: Any, dy: Tensor) -> Tensor:
+    x = op.inputs[0]
+    windows = _pool_windows(op)
+    size = list(op.get_attr("ksize"))[1:3]
+    # With SAME, what lies outside does not count.
+    inside = [
+        _inside(*axis, op.get_attr("padding").decode())
+        for axis in zip(x.shape[1:3], size, list(op.get_attr("strides"))[1:3], strict=True)
+    ]
+    share = dy / np.outer(*inside)[None, :, :, None].astype(np.float32)
+    return windows.scatter([share] * (size[0] * size[1]))
+
+
+def _inside(size: int, kernel: int, stride: int, padding: str) -> np.ndarray[Any, Any]:
+    count, before = output_and_padding(size, kernel, stride, padding)
+    first = np.arange(count) * stride - before
+    return np.minimum(first + kernel, size) - np.maximum(first, 0)
+
+
+def _pool_windows(op: Any) -> Windows:
+    _require_channels_last(op)
+    size, strides = list(op.get_attr("ksize"))[1:3], list(op.get_attr("strides"))[1:3]
+    return Windows(op.inputs[0].shape, (size[0], size[1]), (strides[0], strides[1]), op.get_attr("padding").decode())
+
+
+def _gather(op: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    table, indices, axis = op.inputs
+    if tf.get_static_value(axis) != 0:
+        raise UnsupportedModelError(op.name, "GatherV2 along another axis than 0", "use Embedding")
+    rows = tf.reshape(dy, [-1, *table.shape[1:]])
+    return tf.math.unsorted_segment_sum(rows, tf.reshape(indices, [-1]), table.shape[0]), None, None
+
+
+def _strided_slice(op: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+    shape = op.inputs[0].shape
+    begin, end, strides = (tf.get_static_value(value) for value in op.inputs[1:])
+    masks = {name: op.get_attr(f"{name}_mask") for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
+    if begin is None or end is None or any(strides != 1) or masks["ellipsis"] or masks["new_axis"]:
+        raise UnsupportedModelError(op.name, "StridedSlice with a step or a variable range", "use plain slices")
+    pads, kept = [], []
+    for axis, size in enumerate(shape):
+        if axis >= len(begin):
+            pads.append([0, 0])
+            kept.append(size)
+            continue
+        first, last, _ = slice(
+            None if masks["begin"] >> axis & 1 else int(begin[axis]),
+            None if masks["end"] >> axis & 1 else int(end[axis]),
+        ).indices(size)
+        if masks["shrink_axis"] >> axis & 1:
+            first = int(begin[axis]) % size
+            last = first + 1
+        pads.append([first, size - last])
+        kept.append(last - first)
+    return pad(tf.reshape(dy, kept), pads), None, None, None
+
+
+def _slice(op: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    begin = tf.get_static_value(op.inputs[1])
+    pads = [[b, n - b - k] for b, n, k in zip(begin, op.inputs[0].shape, dy.shape, strict=True)]
+    return pad(dy, pads), None, None
+
+
+def _transpose(op: Any, dy: Tensor) -> tuple[Tensor, None]:
+    return tf.transpose(dy, np.argsort(tf.get_static_value(op.inputs[1]))), None
+
+
+def _concat(op: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    parts = op.inputs[:-1]
+    axis = int(tf.get_static_value(op.inputs[-1])) % dy.shape.rank
+    ends = np.cumsum([part.shape[axis] for part in parts])
+    before = (slice(None),) * axis
+    places = [(*before, slice(end - part.shape[axis], end)) for end, part in zip(ends, parts, strict=True)]
+    return (*(dy[place] for place in places), None)
+
+
+def _split(op: Any, *dy: Tensor) -> tuple[None, Tensor]:
+    return None, concat(dy, int(tf.get_static_value(op.inputs[0])))
+
+
+def _split_v(op: Any, *dy: Tensor) -> tuple[Tensor, None, None]:
+    return concat(dy, int(tf.get_static_value(op.inputs[2]))), None, None
+
+
+def _mean(op: Any, dy: Tensor) -> tuple[Tensor, None]:
+    return _sum(op, dy * (op.outputs[0].shape.num_elements() / op.inputs[0].shape.num_elements()))
+
+
+def _sum(op: Any, dy: Tensor) -> tuple[Tensor, None]:
+    shape = op.inputs[0].shape
+    axes = {int(axis) % shape.rank for axis in np.atleast_1d(tf.get_static_value(op.inputs[1]))}
+    kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
+    dy = tf.reshape(dy, kept)
+    if shape.rank == 4 and axes == {1, 2}:
+        # Used in another shape (`in_parts`): there the converter keeps BROADCAST_TO, which is slow.
+        return dy * tf.ones([1, shape[1], shape[2], 1]), None
+    return tf.broadcast_to(dy, shape), None
+
+
+def _padding(size: int, kernel: int, stride: int, padding: str) -> list[int]:
+    """Zeros before and after an axis."""
+    count, before = output_and_padding(size, kernel, stride, padding)
+    return [before, max((count - 1) * stride + kernel - size - before, 0)]
+
+
+def _require_channels_last(op: Any) -> None:
+    layout = op.get_attr("data_format").decode()
+    if layout != "NHWC":
+        raise UnsupportedModelError(op.name, f"{op.type} in {layout} layout", 'use data_format="channels_last"')
+
+
+_TABLE: dict[str, Callable[..., Any]] = {
+    "AvgPool": _avg_pool,
+    "BiasAdd": _bias_add,
+    "ConcatV2": _concat,
+    "Conv2D": _conv2d,
+    "Elu": _elu,
+    "GatherV2": _gather,
+    "LeakyRelu": _leaky_relu,
+    "Log": _log,
+    "MatMul": _mat_mul,
+    "MaxPool": _max_pool,
+    "Mean": _mean,
+    "Relu": _relu,
+    "Relu6": _relu6,
+    "Rsqrt": _rsqrt,
+    "Sigmoid": _sigmoid,
+    "Slice": _slice,
+    "Split": _split,
+    "SplitV": _split_v,
+    "Sqrt": _sqrt,
+    "StridedSlice": _strided_slice,
+    "Sum": _sum,
+    "Tanh": _tanh,
+    "Transpose": _transpose,
+}
+
+for _name, _function in _TABLE.items():
+    tf.RegisterGradient(_PREFIX + _name)(_function)

@@ -1,0 +1,211 @@
+"""The training graph: the signatures of `fedgrass.bundle`, traced around a Keras model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.losses import LossFunction
+from fedgrass.authoring.optimizers import Optimizer
+
+Tensor = Any
+Variable = Any
+
+_SCALARS = ("learning_rate", "proximal_mu", "clip_norm")
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A model as functions of its input and its values: the parameters first, then the statistics.
+
+    ``logits`` maps x [B, …], the values and the number of the training step (none outside training) to what the loss
+    takes, and new statistics; ``output`` maps x and the values to what the application sees. ``names`` are the parameters'.
+    ``draws_masks``: whether the step's number matters.
+    """
+
+    logits: Callable[[Tensor, Sequence[Tensor], Tensor | None], tuple[Tensor, Sequence[Tensor]]]
+    output: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    names: tuple[str, ...]
+    draws_masks: bool
+
+
+def module(
+    forward: Forward,
+    loss: LossFunction,
+    optimizer: Optimizer,
+    parameters: Sequence[Variable],
+    statistics: Sequence[Variable],
+    *,
+    x: Any,
+    y: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Trace every signature.
+
+    Parameters
+    ----------
+    parameters
+        What the optimizer changes.
+    statistics
+        What the forward pass itself changes in training, such as the moving averages of batch normalization. They are
+        read and written with the parameters, after them.
+    x, y
+        ``tf.TensorSpec`` of a batch, the batch axis included: shapes in the graph are fixed, because LiteRT's gradients
+        of reshapes and convolutions need them.
+
+    Returns
+    -------
+    tuple
+        The ``tf.Module`` that owns all variables, and its concrete functions by signature.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If a layer's gradient needs an operator that LiteRT lacks.
+    """
+    values = [*parameters, *statistics]
+    anchors = [tf.Variable(tf.zeros(parameter.shape)) for parameter in parameters]
+    step = tf.Variable(tf.zeros([]))
+    seed = tf.Variable(0) if forward.draws_masks else None
+    batch = x.shape[0]
+
+    def train(
+        x: Tensor,
+        y: Tensor,
+        sample_weight: Tensor,
+        learning_rate: Tensor,
+        proximal_mu: Tensor | None = None,
+        clip_norm: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        present = [value.read_value() for value in values]
+        trained = present[: len(parameters)]
+        number = tf.constant(0)
+        if seed is not None:
+            step.assign_add(1.0)
+            number = seed + tf.cast(step, tf.int32)
+        logits, new_statistics = forward.logits(x, present, number)
+        result = loss(logits, y)
+        share = sample_weight / tf.maximum(tf.reduce_sum(sample_weight), 1e-12)
+        # What the gradients, and so what is added to or held against them, are times.
+        scale = learning_rate if optimizer.linear else tf.constant(1.0)
+        upstream = result.gradient * tf.reshape(share * scale, [batch] + [1] * (logits.shape.rank - 1))
+        found = tf.gradients(logits, trained, grad_ys=upstream)
+        for name, gradient in zip(forward.names, found, strict=True):
+            if gradient is None:
+                raise UnsupportedModelError(name, "a parameter that does not reach the output", "freeze it")
+        if proximal_mu is not None:
+            found = [g + scale * proximal_mu * (p - a) for g, p, a in zip(found, trained, anchors, strict=True)]
+        if clip_norm is not None:
+            found = _clipped(found, scale * clip_norm)
+        optimizer.step(trained, found, learning_rate)
+        for variable, value in zip(statistics, new_statistics, strict=True):
+            variable.assign(value)
+        return {"loss": tf.reduce_sum(result.loss * share)}
+
+    def evaluate(x: Tensor, y: Tensor, sample_weight: Tensor) -> dict[str, Tensor]:
+        logits, _ = forward.logits(x, values, None)
+        result = loss(logits, y)
+        return {
+            "loss": tf.reduce_sum(result.loss * sample_weight),
+            "correct": tf.reduce_sum(result.correct * sample_weight),
+            "weight": tf.reduce_sum(sample_weight),
+        }
+
+    def begin_round(drawn: Tensor | None = None) -> dict[str, Tensor]:
+        if seed is not None:
+            seed.assign(drawn)
+        for anchor, parameter in zip(anchors, parameters, strict=True):
+            anchor.assign(parameter)
+        for variable, initial in zip(state, initials, strict=True):
+            variable.assign(tf.fill(variable.shape, initial))
+        return _ok()
+
+    # The step's number is kept, restored and reset with the optimizer's state.
+    state, initials = list(optimizer.state), list(optimizer.initial)
+    if seed is not None:
+        state, initials = [*state, step], [*initials, 0.0]
+    weight = tf.TensorSpec([batch], tf.float32, name="sample_weight")
+    scalars = [tf.TensorSpec([], tf.float32, name=name) for name in _SCALARS]
+    signatures = {
+        "train": _function(train, [x, y, weight, *scalars]),
+        "train_plain": _function(train, [x, y, weight, scalars[0]]),
+        "evaluate": _function(evaluate, [x, y, weight]),
+        "infer": _function(lambda x: {"y": forward.output(x, values)}, [x]),
+        "begin_round": _function(begin_round, [tf.TensorSpec([], tf.int32, name="seed")] if seed is not None else []),
+        **_access(values, "parameters", "p"),
+        **(_access(state, "optimizer", "s") if state else {}),
+    }
+    owner = tf.Module()
+    owner.variables_of_graph = [*values, *anchors, *state, *([] if seed is None else [seed])]
+    concrete = {name: function.get_concrete_function() for name, function in signatures.items()}
+    for function in concrete.values():
+        _check_operators(function.graph)
+    return owner, concrete
+
+
+def _clipped(found: Sequence[Tensor], clip_norm: Tensor) -> list[Tensor]:
+    """Scale the gradients so that their joint norm is at most ``clip_norm``; 0 leaves them as they are."""
+    norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in found]))
+    scale = tf.where(clip_norm > 0.0, tf.minimum(1.0, clip_norm / tf.maximum(norm, 1e-12)), 1.0)
+    return [gradient * scale for gradient in found]
+
+
+def _access(variables: Sequence[Variable], what: str, prefix: str) -> dict[str, Any]:
+    """``read_…`` and ``write_…`` of a list of variables."""
+
+    def read() -> dict[str, Tensor]:
+        return {f"{prefix}{i}": variable.read_value() for i, variable in enumerate(variables)}
+
+    def write(*values: Tensor) -> dict[str, Tensor]:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        return _ok()
+
+    specs = [tf.TensorSpec(v.shape, v.dtype, name=f"{prefix}{i}") for i, v in enumerate(variables)]
+    return {
+        f"read_{what}": _function(read, []),
+        f"write_{what}": _function(write, specs),
+    }
+
+
+def _function(function: Callable[..., Any], specs: Sequence[Any]) -> Any:
+    # Autograph would wrap our errors in its own.
+    return tf.function(function, input_signature=specs, autograph=False)
+
+
+def _ok() -> dict[str, Tensor]:
+    return {"ok": tf.constant(1, tf.int32)}
+
+
+def _check_operators(graph: Any) -> None:
+    for op in graph.get_operations():
+        if op.type not in _CONVERTIBLE:
+            layer = op.name.removeprefix("gradients/")
+            advice = next((text for start, text in _INSTEAD.items() if op.type.startswith(start)), "choose another")
+            raise UnsupportedModelError(layer, f"operator {op.type}", f"{advice}; docs/models.md lists what can be")
+
+
+_INSTEAD = {
+    "PartitionedCall": "use groups=1 or DepthwiseConv2D",
+    "Selu": "use elu or gelu",
+    "Softplus": "use relu or swish",
+    "SpaceToBatchND": "use dilation_rate=1",
+    "Stateless": "use Dropout",
+    "While": "unroll the loop",
+    "Conv3D": "use Conv2D",
+}
+
+_OPERATORS = """
+    Abs Add AddN AddV2 ArgMax AssignAddVariableOp AssignSubVariableOp AssignVariableOp AvgPool BatchMatMulV2 BiasAdd
+    BitwiseXor BroadcastGradientArgs BroadcastTo Cast ConcatV2 Const Conv2D Conv2DBackpropInput Cumsum DepthToSpace
+    DepthwiseConv2dNative DivNoNan Elu Equal Erf Erfc Exp ExpandDims Fill FloorDiv FloorMod GatherV2 Greater
+    GreaterEqual Identity IdentityN LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul
+    Max MaxPool Maximum Mean Min Minimum Mul Neg NoOp OneHot OnesLike Pack Pad PadV2 Placeholder Pow Prod Range
+    ReadVariableOp RealDiv Relu Relu6 Reshape ReverseV2 RightShift Rsqrt Select SelectV2 Shape Sigmoid Sign Slice
+    Softmax SpaceToDepth Split SplitV Sqrt Square SquaredDifference Squeeze StopGradient StridedSlice Sub Sum Tanh
+    Tile Transpose Unpack UnsortedSegmentSum ZerosLike
+"""
+_CONVERTIBLE = frozenset(_OPERATORS.split())

@@ -1,0 +1,89 @@
+"""The application's model, converted so that parameters can be replaced in it without TensorFlow.
+
+The converter stores each parameter as a constant, some with permuted axes. It is run here with distinct random values
+in place of the parameters, which makes every constant recognisable; where each one lies goes into the manifest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Set
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.flatbuffer import with_constant_inputs
+from fedgrass.authoring.model import Model
+from fedgrass.bundle import Constant, Parameters
+from fedgrass.inference import with_parameters
+
+
+def convert(model: Model, parameters: Parameters) -> tuple[bytes, tuple[Constant, ...]]:
+    """Convert a model to a LiteRT model for one example with signature ``infer(x) -> y``.
+
+    Parameters
+    ----------
+    parameters
+        As `Model.values` gives them.
+
+    Returns
+    -------
+    tuple
+        The file's content with ``parameters`` in it, and where they lie.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If a parameter cannot be found again, so that it cannot be replaced.
+    """
+    generator = np.random.default_rng(0)
+    probes = {key: generator.uniform(0.5, 1.5, value.shape).astype(np.float32) for key, value in parameters.items()}
+    content = _convert(model, probes, apart=frozenset())
+    constants = _locate_all(content, probes)
+    if merged := probes.keys() - {constant.parameter for constant in constants}:
+        content = _convert(model, probes, apart=merged)
+        constants = _locate_all(content, probes)
+    missing = probes.keys() - {constant.parameter for constant in constants}
+    if missing:
+        raise UnsupportedModelError(
+            min(missing), "a parameter that LiteRT's converter merges with others", "leave it out or freeze it"
+        )
+    return with_parameters(content, constants, parameters), constants
+
+
+def _convert(model: Model, parameters: Parameters, *, apart: Set[str]) -> bytes:
+    """Convert; parameters of ``apart`` are inputs to the converter, so that it cannot merge them (batch normalization)."""
+
+    def infer(x: Any, *inputs: Any) -> dict[str, Any]:
+        given = iter(inputs)
+        values = [next(given) if key in apart else tf.constant(value) for key, value in parameters.items()]
+        return {"y": model.infer(x, values)}
+
+    separate = {f"parameter_{i}": value for i, (key, value) in enumerate(parameters.items()) if key in apart}
+    specs = [tf.TensorSpec([1, *model.x.shape[1:]], model.x.dtype, name="x")]
+    specs += [tf.TensorSpec(value.shape, tf.float32, name=key) for key, value in separate.items()]
+    traced = tf.function(infer, input_signature=specs, autograph=False).get_concrete_function()
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(tf.Module(), folder, signatures={"infer": traced})
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["infer"])
+        content = bytes(converter.convert())
+    return with_constant_inputs(content, separate) if separate else content
+
+
+def _locate_all(content: bytes, probes: Parameters) -> tuple[Constant, ...]:
+    return tuple(itertools.chain.from_iterable(_locate(content, key, probe) for key, probe in probes.items()))
+
+
+def _locate(content: bytes, name: str, probe: np.ndarray[Any, Any]) -> list[Constant]:
+    """Find every place of the file that holds ``probe``, in any order of its axes."""
+    found: dict[int, Constant] = {}
+    for axes in itertools.permutations(range(probe.ndim)):
+        needle = probe.transpose(axes).tobytes()
+        offset = content.find(needle)
+        while offset >= 0:
+            found.setdefault(offset, Constant(parameter=name, offset=offset, axes=axes))
+            offset = content.find(needle, offset + len(needle))
+    return list(found.values())

@@ -1,0 +1,166 @@
+"""Forward operators exchanged, while a model is traced, for ones that LiteRT has or runs faster.
+
+TensorFlow lets a graph override gradients but not the operators themselves, and Keras calls these functions by name:
+so the names are pointed elsewhere for the time of the trace.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from fedgrass.authoring import convolution, gradients
+from fedgrass.authoring.depthwise import depthwise_convolution
+
+Tensor = Any
+
+
+@contextmanager
+def exchanged(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
+    """Trace a model inside this.
+
+    Parameters
+    ----------
+    layers
+        Keras' layers in the model.
+    step
+        Number of the training step, int32, from which Dropout draws its masks; none outside training.
+    """
+    masks = None if step is None else _Masks(step)
+
+    def dropout(layer: Any, inputs: Tensor, training: bool = False) -> Tensor:
+        return masks.drop(inputs, layer.rate, layer.noise_shape) if masks and training and layer.rate > 0 else inputs
+
+    with ExitStack() as stack:
+        for owner, name, function in (
+            (tf.nn, "bias_add", convolution.bias_add),
+            (tf.nn, "relu", convolution.relu),
+            (tf.nn, "convolution", _convolution),
+            (tf.nn, "depthwise_conv2d", _depthwise_conv2d),
+            (tf.nn, "separable_conv2d", _separable_conv2d),
+            (tf.nn, "gelu", _gelu),
+            (keras.layers.Dropout, "call", dropout),
+        ):
+            stack.enter_context(pointed(owner, name, function))
+        stack.enter_context(unrolled(layers))
+        stack.enter_context(gradients.overridden())
+        yield
+
+
+@contextmanager
+def unrolled(layers: Iterable[Any]) -> Iterator[None]:
+    """Trace recurrent layers as one copy of the cell for each time step, without a loop."""
+    with ExitStack() as stack:
+        for layer in layers:
+            if isinstance(layer, keras.layers.RNN):
+                stack.enter_context(pointed(layer, "unroll", True))
+        yield
+
+
+@contextmanager
+def pointed(owner: Any, name: str, elsewhere: Any) -> Iterator[None]:
+    """Let an attribute have another value for a time."""
+    before = getattr(owner, name)
+    setattr(owner, name, elsewhere)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+_tf_convolution = tf.nn.convolution
+
+
+def _convolution(x: Tensor, kernel: Tensor, strides: Any, padding: str, data_format: str, dilations: Any) -> Tensor:
+    rank = x.shape.rank - 2
+    plain = x.shape[-1] == kernel.shape[-2] and set(np.atleast_1d(dilations)) == {1}
+    if data_format not in ("NHWC", "NWC") or rank > 2 or not plain:
+        return _tf_convolution(x, kernel, strides, padding, data_format=data_format, dilations=dilations)
+    rows, columns = (1, *np.broadcast_to(strides, rank))[-2:]
+    if rank == 1:
+        x, kernel = tf.expand_dims(x, 1), tf.expand_dims(kernel, 0)
+    y = convolution.convolution(x, tf.convert_to_tensor(kernel), (int(rows), int(columns)), padding)
+    if y is None:
+        y = tf.nn.conv2d(x, kernel, [int(rows), int(columns)], padding)
+    return tf.squeeze(y, [1]) if rank == 1 else y
+
+
+_tf_depthwise_conv2d = tf.nn.depthwise_conv2d
+
+
+def _depthwise_conv2d(
+    x: Tensor, kernel: Tensor, strides: Sequence[int], padding: str, data_format: str, dilations: Any
+) -> Tensor:
+    if data_format != "NHWC" or (dilations is not None and set(dilations) != {1}):
+        return _tf_depthwise_conv2d(x, kernel, strides, padding, data_format=data_format, dilations=dilations)
+    return depthwise_convolution(x, kernel, (strides[1], strides[2]), padding)
+
+
+def _separable_conv2d(
+    x: Tensor,
+    depthwise: Tensor,
+    pointwise: Tensor,
+    strides: Sequence[int],
+    padding: str,
+    data_format: str,
+    dilations: Any,
+) -> Tensor:
+    y = _depthwise_conv2d(x, depthwise, strides, padding, data_format, dilations)
+    return _convolution(y, pointwise, 1, "VALID", data_format, 1)
+
+
+_tf_gelu = tf.nn.gelu
+
+
+def _gelu(x: Tensor, approximate: bool = False) -> Tensor:
+    """The exact GELU's gradient is Φ(x) + x·φ(x); LiteRT has no erf, but Φ(x) = gelu(x) / x."""
+    if approximate:
+        return _tf_gelu(x, approximate=True)
+
+    def gelu(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        y = _tf_gelu(x)
+
+        def gradient(dy: Tensor) -> Tensor:
+            small = tf.abs(x) < 1e-3
+            density = tf.exp(-0.5 * tf.square(x)) / math.sqrt(2 * math.pi)
+            near_zero = 0.5 + x / math.sqrt(2 * math.pi)
+            cumulative = tf.where(small, near_zero, y / tf.where(small, tf.ones_like(x), x))
+            return dy * (cumulative + x * density)
+
+        return y, gradient
+
+    found: Tensor = tf.custom_gradient(gelu)(x)
+    return found
+
+
+class _Masks:
+    """Dropout masks that are a function of the step, the layer and the place, so that a resumed training draws the same ones.
+
+    A hash in 32-bit integers: a multiplication spreads the low bits up, a shift and xor the high bits down, three times.
+    """
+
+    _MULTIPLIERS = (0x2C1B3C6D, 0x297A2D39, 0x7FEB352D)
+
+    def __init__(self, step: Tensor) -> None:
+        self._step = step
+        self._drawn = 0
+
+    def drop(self, x: Tensor, rate: float, noise_shape: Sequence[int | None] | None) -> Tensor:
+        shape = [
+            size if wanted is None else wanted for size, wanted in zip(x.shape, noise_shape or x.shape, strict=True)
+        ]
+        self._drawn += 1
+        count = math.prod(shape)
+        salt = np.uint32(self._drawn * 0x9E3779B1 & 0x7FFFFFFF).astype(np.int32)
+        hashed = tf.range(count, dtype=tf.int32) + self._step * 0x3C6EF372 + salt
+        for multiplier in self._MULTIPLIERS:
+            hashed = tf.bitwise.bitwise_xor(hashed, tf.bitwise.right_shift(hashed, 15)) * multiplier
+        uniform = tf.cast(hashed, tf.float32) * 2.0**-32 + 0.5
+        kept = tf.cast(uniform >= rate, tf.float32) / (1.0 - rate)
+        return x * tf.reshape(kept, shape)

@@ -1,0 +1,155 @@
+"""A SavedModel as a function of its variables: its operations are made again around the values that are trained.
+
+A SavedModel holds one traced call for inference and no layers. Its operations get the gradients of
+`fedgrass.authoring.gradients` because they are made anew in the graph that is being traced. What training does beside them is
+lost: Dropout has left no trace, and nothing tells how a variable that is not trained moves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.model import FINAL_ACTIVATION, Call
+from fedgrass.authoring.operators import exchanged
+from fedgrass.authoring.replay import replay
+from fedgrass.bundle import Loss, Parameters, Statistic
+
+Tensor = Any
+
+_SIGNATURE = "serving_default"
+_ACTIVATIONS = {"Softmax", "Sigmoid", "Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Tanh", "Softplus"}
+
+
+class SavedModel:
+    """The signature ``serving_default`` of a SavedModel (Keras' ``model.export``, or ``tf.saved_model.save``).
+
+    Parameters
+    ----------
+    folder
+        With ``saved_model.pb`` in it.
+    freeze
+        Variables, or layers (what their variables' names begin with), that stay as they are.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it has no such signature of one input with an open batch axis, or a variable whose part in training is unknown.
+    """
+
+    draws_masks = False
+
+    def __init__(self, folder: Path, freeze: Sequence[str] = ()) -> None:
+        self._loaded = tf.saved_model.load(str(folder))
+        if _SIGNATURE not in self._loaded.signatures:
+            found = ", ".join(self._loaded.signatures) or "none"
+            raise UnsupportedModelError(
+                str(folder), f"a SavedModel with signatures {found}", f"save one called {_SIGNATURE}"
+            )
+        self._function = self._loaded.signatures[_SIGNATURE]
+        inputs, outputs = self._function.structured_input_signature[1], self._function.structured_outputs
+        self.name = folder.resolve().name
+        if len(inputs) != 1 or len(outputs) != 1:
+            raise UnsupportedModelError(
+                self.name,
+                f"a signature of {len(inputs)} inputs and {len(outputs)} outputs",
+                "save one with one of each",
+            )
+        (x,), (output,) = inputs.values(), outputs.values()
+        if (
+            None in (x.shape.rank, output.shape.rank)
+            or x.shape[0] is not None
+            or None in [*x.shape[1:], *output.shape[1:]]
+        ):
+            raise UnsupportedModelError(
+                self.name,
+                f"a SavedModel of input shape {x.shape} and output shape {output.shape}",
+                "fix every axis but the first, and only those",
+            )
+        self.x = tf.TensorSpec(x.shape, x.dtype, name="x")
+        self.output_shape = tuple(output.shape[1:])
+        self._variables = _named(self._function.variables)
+        self.frozen_names = self._freeze(freeze)
+        self._trained = tuple(name for name in self._variables if name not in self.frozen_names)
+        self._constants = {name: self._variables[name].numpy() for name in self.frozen_names}
+        self.trained_count = len(self._trained)
+        self.statistics: dict[str, Statistic] = {}
+        if not self._trained:
+            raise UnsupportedModelError(self.name, "a model without trainable variables", "unfreeze a layer")
+
+    def values(self) -> Parameters:
+        """Return the present values of the trained variables by name."""
+        return {name: np.array(self._variables[name].numpy(), dtype=np.float32) for name in self._trained}
+
+    def logits(self, loss: Loss) -> Call:
+        """Give the model without the final activation that ``loss`` contains."""
+        expected = FINAL_ACTIVATION.get(loss)
+
+        def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+            output = self.call(x, values, step)[0]
+            if expected is None or output.op.type not in _ACTIVATIONS:
+                return output, []
+            if output.op.type.lower() != expected:
+                advice = f"end the model with {expected} or with logits"
+                raise UnsupportedModelError(output.op.name, f"{output.op.type} before {loss}", advice)
+            return output.op.inputs[0], []
+
+        return logits
+
+    def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Return the output for x [B, …], in operators that train; there are no statistics."""
+        with exchanged([], step):
+            return self.infer(x, values), []
+
+    def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """Return the output for x [B, …]."""
+        given = self._constants | dict(zip(self._trained, values, strict=True))
+        resources = {id(variable.handle): given[name] for name, variable in self._variables.items()}
+        (output,) = replay(self._function, [x], resources)
+        return output
+
+    def place(self, where: str) -> str:
+        """Return the node, whose path has the layer's name in it."""
+        return where.removeprefix("gradients/")
+
+    def _freeze(self, names: Sequence[str]) -> tuple[str, ...]:
+        for name in names:
+            if not any(_within(variable, name) for variable in self._variables):
+                raise UnsupportedModelError(
+                    self.name,
+                    f"freezing {name!r}, which it does not have,",
+                    f"choose among {', '.join(self._variables)}, or what they begin with",
+                )
+        frozen = tuple(v for v in self._variables if any(_within(v, name) for name in names))
+        for name, variable in self._variables.items():
+            if not variable.trainable and name not in frozen:
+                raise UnsupportedModelError(
+                    name,
+                    "a variable that is not trained, such as the statistics of a batch normalization, in a SavedModel, "
+                    "which does not say how training moves it,",
+                    f"keep it as it is with --freeze {name}, or export the .keras file",
+                )
+        return frozen
+
+
+def _named(variables: Sequence[Any]) -> dict[str, Any]:
+    """Variables by name, without the name of Keras' model before layer and variable."""
+    names = [variable.name.removesuffix(":0") for variable in variables]
+    first = {name.split("/")[0] for name in names}
+    if len(first) == 1 and all(name.count("/") > 1 for name in names):
+        names = [name.split("/", 1)[1] for name in names]
+    for name in names:
+        if names.count(name) > 1:
+            raise UnsupportedModelError(
+                name, "a name that several variables have", "give each tf.Variable its own name"
+            )
+    return dict(zip(names, variables, strict=True))
+
+
+def _within(variable: str, name: str) -> bool:
+    return variable == name or variable.startswith(f"{name}/")

@@ -1,0 +1,117 @@
+"""``python -m fedgrass.cloud.aggregator``: one round's Processing job.
+
+The round is named by the environment (`fedgrass.cloud.aggregator.config.JobSettings`), everything else by its record. Exit
+codes: 0 the round has its report, whatever the outcome; 1 it could not be finished now; 2 the environment is wrong. The exit
+message is a line of JSON, or the error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fedgrass.cloud.aggregator.config import Container, JobSettings
+from fedgrass.errors import ConfigurationError, FedgrassError, TransferError
+from fedgrass.logs import Log, configure
+from fedgrass.protocol.names import report_key
+
+if TYPE_CHECKING:
+    from fedgrass.cloud.aggregator.s3 import Bucket
+    from fedgrass.protocol.records import RoundRecord
+    from fedgrass.protocol.report import RoundReport
+
+log = Log("fedgrass.cloud.aggregator")
+
+_STOPPED = 128 + signal.SIGTERM
+_UNWIND_SECONDS = 30  # of the 120 that SageMaker gives a container
+
+
+def main(environment: Mapping[str, str]) -> int:
+    """Run the job and return its exit code."""
+    configure()
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    container = Container.of(environment)
+    try:
+        settings = container.settings(environment)
+        said = _run(settings, *container.instance(environment))
+        if said is not None:
+            container.say(said)
+    except FedgrassError as error:
+        log.error("failed", code=error.code, reason=str(error))
+        container.say(f"{error.code}: {error}")
+        return 2 if isinstance(error, ConfigurationError) else 1
+    return 0
+
+
+def _run(settings: JobSettings, instance: int, instances: int) -> str | None:
+    # Imported late: a wrong environment is told at once.
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from fedgrass.cloud.aggregator.clients import connect
+    from fedgrass.cloud.aggregator.job import RoundJob
+    from fedgrass.cloud.aggregator.report import summary
+    from fedgrass.cloud.aggregator.s3 import RoundUpdates
+    from fedgrass.protocol.tables import load_round
+
+    try:
+        clients, s3 = connect(settings)
+        record = load_round(clients.rounds, settings.fleet, settings.round)
+        source = RoundUpdates(s3, settings.bucket, settings.fleet, settings.round)
+        with tempfile.TemporaryDirectory(prefix="fedgrass-") as scratch:
+            job = RoundJob(record, clients, source, Path(scratch), instance=instance, instances=instances)
+            if instance > 0:
+                job.contribute()
+                return None
+            report = job.run()
+            _track(record, report, clients.bucket)
+    except (ClientError, BotoCoreError) as error:
+        raise TransferError(f"AWS refused or did not answer: {error}") from error
+    return summary(report)
+
+
+def _track(record: RoundRecord, report: RoundReport, bucket: Bucket) -> None:
+    """Tell the tracking server, where there is one: a service for people, so its failure is no failure of the round."""
+    tracking = record.settings.tracking
+    if not tracking.uri:
+        return
+    import boto3
+
+    from fedgrass.cloud.aggregator.tracking import Tracking
+
+    server = Tracking(tracking.uri, boto3.Session().get_credentials())
+    report_uri = bucket.uri(report_key(record.fleet, record.round))
+    try:
+        run = server.follow(record, report, experiment=tracking.experiment or record.fleet, report_uri=report_uri)
+    except TransferError as error:
+        log.error("not_tracked", round=record.round, reason=str(error))
+    else:
+        log.info("tracked", round=record.round, run=run)
+
+
+def obey_stop() -> None:
+    """End at SIGTERM: as a container's first process Python would ignore it, and work on until it is killed.
+
+    What runs is unwound, so that nothing stays announced. If that takes too long, the process ends as it is; whoever comes next
+    does what is left to do.
+    """
+
+    def stop(_signal: int, _frame: object) -> None:
+        signal.alarm(_UNWIND_SECONDS)
+        raise SystemExit(_STOPPED)
+
+    def give_up(_signal: int, _frame: object) -> None:
+        os._exit(_STOPPED)
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.signal(signal.SIGTERM, stop)
+
+
+if __name__ == "__main__":
+    obey_stop()
+    sys.exit(main(os.environ))

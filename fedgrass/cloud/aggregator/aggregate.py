@@ -1,0 +1,182 @@
+"""The core: a stream of untrusted updates in, one set of parameters out, in memory that their number does not change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedgrass.bundle import PARAMETERS, Bundle, Parameters
+from fedgrass.cloud.aggregator.bounds import Bounds, Counted
+from fedgrass.cloud.aggregator.checks import Examiner, Expected
+from fedgrass.cloud.aggregator.combination import Mean, Share, combine, with_noise
+from fedgrass.cloud.aggregator.intake import Intake
+from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource
+from fedgrass.cloud.aggregator.strategies.base import Noise, ServerOptimizer, State, Strategy
+from fedgrass.cloud.aggregator.strategies.statistics import Statistics
+from fedgrass.cloud.aggregator.vector import Layout
+from fedgrass.protocol.report import QuarantinedEntry, UpdateEntry
+from fedgrass.tensors import Array
+from fedgrass.update.codecs import Floats
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """What became of the updates. ``parameters`` is None if fewer than the minimum were good, or if there is a ``problem``.
+
+    ``state`` is the server optimizer's: it belongs to these parameters, and the next round starts from it. ``problem`` says what
+    about the sum, the step or the new model is not finite: such a model is never made.
+    """
+
+    parameters: Parameters | None
+    updates: tuple[UpdateEntry, ...]
+    quarantined: tuple[QuarantinedEntry, ...]
+    state: State = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of the updates that were used."""
+        return sum(entry.bytes for entry in self.updates)
+
+
+def aggregate(
+    base: Bundle,
+    source: UpdateSource,
+    references: Sequence[UpdateReference],
+    strategy: Strategy,
+    expected: Expected,
+    *,
+    min_updates: int = 1,
+    state: State | None = None,
+    noise: Noise | None = None,
+    share: Share | None = None,
+    scratch: Path | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Aggregation:
+    """Combine the good ones among the updates.
+
+    The same updates give the same bytes, whatever bad ones lie among them, in whatever order they are listed, and however many
+    instances share the work.
+
+    Parameters
+    ----------
+    base
+        The model that the updates are differences from.
+    source, references
+        Where the updates are, and which.
+    strategy
+        How they are combined.
+    expected
+        What an update must be.
+    min_updates
+        Good updates without which there is no result.
+    state
+        The server optimizer's, as the round that made ``base`` left it.
+    noise
+        Central privacy: clips every update, counts all alike, and adds noise to their mean.
+    share
+        The job's instances, if there are several; this must be the first. Others call `contribute`.
+    scratch
+        Folder for temporary files, if the strategy must see all updates at once: 4 bytes per parameter and update.
+    progress
+        Told of the bytes of each update that is done with.
+
+    Raises
+    ------
+    TransferError
+        If the storage fails. A bad update raises nothing: it is quarantined.
+    AggregationError
+        If the updates are too few for the strategy.
+    ConfigurationError
+        If the strategy does not go with ``noise``.
+    """
+    strategy = with_noise(strategy, noise)
+    bounds = Bounds(strategy, expected.checks)
+    layout, statistics = Layout(base.manifest.parameters), Statistics.of(base.manifest)
+    intake = Intake(layout, source, Examiner(expected), weight=bounds.weight, progress=progress)
+    candidates = intake.admit(references)
+    if strategy.combine is not None:
+        combined = combine(strategy.combine, bounds, base, intake, candidates, min_updates, scratch)
+    else:
+        combined = Mean(bounds, statistics, intake, share).of(candidates, min_updates)
+    shares = combined.shares or [0.0] * len(combined.counted)
+    used = sorted(map(_entry, combined.counted, shares), key=lambda entry: (entry.thing, entry.key))
+    refused = tuple(sorted(combined.found.refused, key=lambda entry: (entry.thing, entry.key)))
+    if combined.difference is None:
+        return Aggregation(None, tuple(used), refused)
+    if noise is not None:
+        noise.add_noise(combined.difference, len(used))
+    try:
+        vector, following = _step(base, layout, statistics, strategy.server, combined.difference, state or {})
+    except _NotFiniteError as error:
+        return Aggregation(None, tuple(used), refused, problem=str(error))
+    return Aggregation(layout.unflatten(vector), tuple(used), refused, following)
+
+
+def contribute(
+    base: Bundle,
+    source: UpdateSource,
+    references: Sequence[UpdateReference],
+    strategy: Strategy,
+    expected: Expected,
+    share: Share,
+    *,
+    noise: Noise | None = None,
+) -> None:
+    """Do the part of an instance that is not the first; parameters as of `aggregate`."""
+    if strategy.combine is not None:
+        return  # it takes all updates in one place
+    bounds = Bounds(with_noise(strategy, noise), expected.checks)
+    intake = Intake(Layout(base.manifest.parameters), source, Examiner(expected), weight=bounds.weight)
+    Mean(bounds, Statistics.of(base.manifest), intake, share).contribute(intake.admit(references), share)
+
+
+class _NotFiniteError(Exception):
+    """Something that is to become the next model is not finite."""
+
+
+def _step(
+    base: Bundle, layout: Layout, statistics: Statistics, server: ServerOptimizer, difference: Floats, earlier: State
+) -> tuple[Floats, State]:
+    """Return the next parameters, in the place of the difference, and the server optimizer's new state."""
+    state = {slot: earlier[slot].copy() if slot in earlier else np.zeros_like(difference) for slot in server.slots}
+    with np.errstate(all="ignore"):
+        for span, values in layout.base_tiles(base.path(PARAMETERS), _BLOCK):
+            tile = {slot: vector[span] for slot, vector in state.items()}
+            _require_finite(difference[span], "the sum of the updates is not finite")
+            statistics.step(server, span, values, difference[span], tile)
+            for slot, vector in tile.items():
+                _require_finite(vector, f"the server optimizer's {slot} is not finite")
+            new = difference[span].astype(values.dtype, copy=False)
+            _require_finite(new, f"the new model is not finite, or beyond what {values.dtype} holds")
+    return difference, state
+
+
+_BLOCK = 1 << 17
+
+
+def _require_finite(values: Array, problem: str) -> None:
+    # What is not finite makes the sum so too; only where finite values are too large to be added is each looked at.
+    if not np.isfinite(np.add.reduce(values)) and not np.isfinite(values).all():
+        raise _NotFiniteError(
+            f"{problem}: nothing was made of it. Bound the updates: checks.max_norm refuses long ones"
+        )
+
+
+def _entry(counted: Counted, weight: float) -> UpdateEntry:
+    reference, facts = counted.good.reference, counted.facts
+    return UpdateEntry(
+        thing=facts.thing,
+        key=reference.key,
+        etag=reference.etag,
+        bytes=reference.bytes,
+        num_examples=facts.num_examples,
+        weight=weight,
+        norm=float(f"{counted.good.norm:.6g}"),
+        metrics=dict(facts.metrics),
+        late_for=reference.round,
+        age=facts.age,
+    )

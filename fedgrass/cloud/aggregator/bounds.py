@@ -1,0 +1,92 @@
+"""Bounds that the good updates of a round set one another: how many examples count, and how far one of them can pull.
+
+A bound by the cohort refuses nobody, unless the settings ask for it: whether an update is good depends on that update alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median_low
+
+from fedgrass.cloud.aggregator.intake import Good
+from fedgrass.cloud.aggregator.strategies.base import Clip, Facts, Strategy
+from fedgrass.cloud.aggregator.strategies.clip import ClipToMedian, median_norm
+from fedgrass.errors import UpdateError
+from fedgrass.protocol.settings import Checks
+
+UNIT = 2.0**-40
+"""Weights are taken in this unit, a power of two: so the sum of the largest finite values does not overflow."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A good update as it counts: ``facts`` with bounded examples and norm, ``factor`` what its values are scaled down by."""
+
+    good: Good
+    facts: Facts
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The bounds of a round. ``clip`` is the strategy's own, or else that of the settings."""
+
+    strategy: Strategy
+    checks: Checks
+
+    @property
+    def clip(self) -> Clip | None:
+        """What longer updates are scaled down to."""
+        factor = self.checks.clip_norm_over_median
+        return self.strategy.clip or (ClipToMedian(factor) if factor > 0 else None)
+
+    def too_long(self, good: Sequence[Good]) -> dict[str, UpdateError]:
+        """Return, by key, the updates that the settings refuse because others are much shorter."""
+        factor = self.checks.max_norm_over_median
+        bound = factor * median_norm([one.norm for one in good])
+        if bound == 0 or len(good) == 1:
+            return {}
+        return {
+            one.reference.key: UpdateError(
+                "norm_exceeded",
+                f"the difference's L2 norm is {one.norm:.6g}; {factor:g} times the cohort's median is {bound:.6g}",
+            )
+            for one in good
+            if one.norm > bound
+        }
+
+    def counted(self, good: Sequence[Good]) -> list[Counted]:
+        """Return how each of the updates counts, given that these are all."""
+        if not good:
+            return []
+        factor = self.checks.max_examples_over_median
+        most = max(1, int(factor * median_low([one.facts.num_examples for one in good])))
+        clip = self.clip
+        bound = clip.bound([one.norm for one in good]) if clip else 0.0
+        ages: dict[str, list[int]] = {}
+        for one in good:
+            ages.setdefault(one.facts.thing, []).append(one.facts.age)
+        found = []
+        for one in good:
+            facts = one.facts
+            if len(ages) < len(good) and len(ages[facts.thing]) > 1:
+                facts = replace(facts, ages=tuple(sorted(ages[facts.thing])))
+            if factor > 0 and facts.num_examples > most:
+                facts = replace(facts, num_examples=most)
+            norm = one.norm
+            if 0 < bound < norm:
+                found.append(Counted(one, facts.measured(bound), bound / norm))
+            else:
+                found.append(Counted(one, facts))
+        return found
+
+    def weight(self, facts: Facts, factor: float = 1.0) -> float:
+        """Return what an update's values are multiplied by in the sum.
+
+        Raises
+        ------
+        UpdateError
+            Coded ``missing_metric``.
+        """
+        return self.strategy.weigh.weight(facts) * factor * UNIT

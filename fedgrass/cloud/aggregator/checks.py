@@ -1,0 +1,98 @@
+"""Judging an update: it is evidence, not an order. What passes here is safe to add; what does not has its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+
+from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.aggregator.strategies.base import Facts
+from fedgrass.errors import UpdateError
+from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.messages import Cohort
+from fedgrass.protocol.settings import Checks
+from fedgrass.update.header import UpdateHeader
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an update of this round must say of itself. What is None (offline use) is not checked.
+
+    ``earlier`` holds, by round, the base of earlier rounds whose late updates are taken too, with their age.
+    """
+
+    base_sha256: str
+    graph_sha256: str
+    fleet: str | None = None
+    round: int | None = None
+    cohort: Cohort | None = None
+    checks: Checks = field(default_factory=Checks)
+    earlier: Mapping[int, EarlierRound] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EarlierRound:
+    """A round that is over: its base and cohort, and how many models came after that base.
+
+    ``spent`` holds, by key, the ETags of the updates that were used or refused in some round already.
+    """
+
+    base_sha256: str
+    age: int
+    cohort: Cohort | None = None
+    spent: Mapping[str, Container[str]] = field(default_factory=dict)
+
+
+class Examiner:
+    """Judges updates by what storage, their headers and their norms say."""
+
+    def __init__(self, expected: Expected) -> None:
+        self._expected = expected
+        self._seen: set[tuple[str, int | None]] = set()
+
+    def check_reference(self, reference: UpdateReference) -> None:
+        """Check what storage says of an update, before it is opened: a thing has one update per round."""
+        if not reference.thing:
+            raise UpdateError("unexpected_key", f"{reference.key!r} is not the key of an update")
+        if (reference.thing, reference.round) in self._seen:
+            raise UpdateError("duplicate", f"thing {reference.thing!r} has another update in this round")
+        earlier = self._expected.earlier.get(reference.round or 0)
+        if earlier is not None and reference.key in earlier.spent:
+            raise UpdateError(
+                "replayed",
+                f"thing {reference.thing!r} had its turn for round {reference.round}, and sent another since",
+            )
+        cohort = earlier.cohort if earlier else self._expected.cohort
+        if cohort is not None and not is_member(cohort.salt, cohort.fraction, reference.thing):
+            raise UpdateError("uninvited", f"thing {reference.thing!r} is not in the round's cohort")
+        self._seen.add((reference.thing, reference.round))
+
+    def check_header(self, reference: UpdateReference, header: UpdateHeader) -> Facts:
+        """Check what an update says of itself, and return what may be believed; its norm is not known yet."""
+        expected = self._expected
+        earlier = expected.earlier.get(reference.round or 0)
+        number = reference.round if earlier else expected.round
+        base = earlier.base_sha256 if earlier else expected.base_sha256
+        if header.thing != reference.thing:
+            raise UpdateError(
+                "foreign_thing", f"it says it is of thing {header.thing!r}, but {reference.thing!r} wrote it"
+            )
+        if expected.fleet is not None and header.fleet != expected.fleet:
+            raise UpdateError("wrong_fleet", f"it is for fleet {header.fleet!r}, not {expected.fleet!r}")
+        if number is not None and header.round != number:
+            raise UpdateError("wrong_round", f"it is for round {header.round}, not {number}")
+        if header.graph_sha256 != expected.graph_sha256:
+            raise UpdateError(
+                "wrong_graph", f"it is of graph {header.graph_sha256[:12]}…, not {expected.graph_sha256[:12]}…"
+            )
+        if header.base_sha256 != base:
+            raise UpdateError("wrong_base", f"it is a difference from {header.base_sha256[:12]}…, not {base[:12]}…")
+        # An honest device with much data is not refused, it only does not outvote the others.
+        examples = min(header.num_examples, expected.checks.max_examples)
+        return Facts(header.thing, examples, dict(header.metrics), earlier.age if earlier else 0)
+
+    def check_norm(self, norm: float) -> None:
+        """Hold an update's norm against the fixed bound."""
+        bound = self._expected.checks.max_norm
+        if 0 < bound < norm:
+            raise UpdateError("norm_exceeded", f"the difference's L2 norm is {norm:.6g}; the bound is {bound:.6g}")

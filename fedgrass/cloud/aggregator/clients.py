@@ -1,0 +1,42 @@
+"""The job's AWS clients: made once, from one session, because making them is what takes time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from fedgrass.buckets import owned_by
+from fedgrass.cloud.aggregator.component import Account
+from fedgrass.cloud.aggregator.config import JobSettings
+from fedgrass.cloud.aggregator.registry import Registry
+from fedgrass.cloud.aggregator.release import FleetClients
+from fedgrass.cloud.aggregator.s3 import Bucket
+
+_CONFIG = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=96)
+
+
+def connect(place: JobSettings) -> tuple[FleetClients, Any]:
+    """Return what the fleet is reached through, and the S3 client beneath it.
+
+    Credentials and endpoint are those of the environment; the region is the thing group's.
+    """
+    account = Account.of(place.thing_group_arn)
+    session = boto3.Session(region_name=account.region)
+    s3 = owned_by(session.client("s3", config=_CONFIG), account.account)
+    dynamodb = session.resource("dynamodb", config=_CONFIG)
+    clients = FleetClients(
+        fleet=place.fleet,
+        bucket=Bucket(s3, place.bucket),
+        rounds=dynamodb.Table(place.rounds_table),
+        devices=dynamodb.Table(place.devices_table),
+        greengrass=session.client("greengrassv2", config=_CONFIG),
+        iot_data=session.client("iot-data", config=_CONFIG),
+        thing_group_arn=place.thing_group_arn,
+        model_component=place.model_component,
+        registry=Registry(session.client("sagemaker", config=_CONFIG), place.model_package_group, place.image)
+        if place.model_package_group and place.image
+        else None,
+    )
+    return clients, s3

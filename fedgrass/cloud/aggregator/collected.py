@@ -1,0 +1,54 @@
+"""What a round's job combines, fixed by the first job that looked."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedgrass.cloud.aggregator.s3 import Bucket
+from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.ending.in_time import list_key
+from fedgrass.errors import TransferError
+from fedgrass.noise import SEED_BYTES
+from fedgrass.protocol.report import QuarantinedEntry
+
+
+class UpdateList(BaseModel):
+    """``updates.json``: what a round's result depends on."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    schema_: int = Field(default=1, alias="schema")
+    updates: tuple[UpdateReference, ...]
+    refused: tuple[QuarantinedEntry, ...] = Field(
+        default=(), description="What was no update of the fleet's, by its name"
+    )
+    more: int = Field(default=0, ge=0, description="How much more of that there was")
+    noise_seed: str = Field(pattern="^[0-9a-f]{64}$", description="Of central privacy: the same noise after a restart")
+
+
+def pin(
+    bucket: Bucket,
+    fleet: str,
+    number: int,
+    found: Sequence[UpdateReference],
+    refused: Sequence[QuarantinedEntry] = (),
+    more: int = 0,
+) -> UpdateList:
+    """Return the round's list: the one that is there, or else this one.
+
+    Raises
+    ------
+    TransferError
+        If what is there is no list.
+    """
+    key = list_key(fleet, number)
+    ordered = tuple(sorted(found, key=lambda reference: reference.key))
+    ours = UpdateList(updates=ordered, refused=tuple(refused), more=more, noise_seed=secrets.token_hex(SEED_BYTES))
+    pinned = bucket.write_first(key, ours.model_dump_json(by_alias=True, indent=1).encode())
+    try:
+        return UpdateList.model_validate_json(pinned)
+    except ValidationError as error:
+        raise TransferError(f"{bucket.uri(key)}: is no update list; move it away to make a new one") from error

@@ -1,0 +1,253 @@
+"""From the updates to one difference: the weighted mean as a stream, other combinations by way of the scratch disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgrass.bundle import Bundle
+from fedgrass.cloud.aggregator.bounds import UNIT, Bounds, Counted
+from fedgrass.cloud.aggregator.intake import Good, Intake, WeightOf
+from fedgrass.cloud.aggregator.lanes import LANES, lane_of
+from fedgrass.cloud.aggregator.rows import Rows
+from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.aggregator.spool import Spool
+from fedgrass.cloud.aggregator.strategies.base import Combine, Facts, Noise, Strategy
+from fedgrass.cloud.aggregator.strategies.clip import ClipToNorm
+from fedgrass.cloud.aggregator.strategies.statistics import Statistics
+from fedgrass.cloud.aggregator.strategies.weigh import Equally
+from fedgrass.cloud.aggregator.tiles import Tiles
+from fedgrass.errors import ConfigurationError, TransferError
+from fedgrass.protocol.report import QuarantinedEntry
+from fedgrass.update.codecs import Floats
+
+Sums = NDArray[np.float32] | NDArray[np.float64]
+
+SMALL = 1 << 20
+"""Scalars up to which an update is read whole (see `rows` beside this module), not tile by tile (`tiles`)."""
+
+
+class Reading(Protocol):
+    """A way to read updates. Nothing is added or returned before it was judged."""
+
+    def measure(self, references: Sequence[UpdateReference]) -> list[Good]:
+        """Judge updates; returns the good ones, in order."""
+        ...
+
+    def spool(self, references: Sequence[UpdateReference], spool: Spool) -> list[Good]:
+        """Judge updates and write them down; returns the good ones, in order."""
+        ...
+
+    def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Sums, list[Good]]:
+        """Return the weighted sum of the good ones among updates in lane order, and these."""
+        ...
+
+    def lanes(self, references: Sequence[UpdateReference], weight: WeightOf) -> Iterator[tuple[int, Sums, list[Good]]]:
+        """Yield the sum of each lane that has updates, in order."""
+        ...
+
+
+def reading(intake: Intake) -> Reading:
+    """Return the way for a model of this size."""
+    return Rows(intake) if intake.layout.size <= SMALL else Tiles(intake)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of some updates."""
+
+    good: Sequence[Good]
+    refused: Sequence[QuarantinedEntry]
+
+
+@dataclass(frozen=True)
+class Combined:
+    """The difference that the good updates make, how each of them counted, and its share; None if there were too few."""
+
+    found: Found
+    counted: Sequence[Counted] = ()
+    difference: Floats | None = None
+    shares: Sequence[float] = ()
+
+
+class Share(Protocol):
+    """The instances of a job, seen from one of them."""
+
+    @property
+    def own(self) -> Collection[int]:
+        """The lanes of this instance, in order; the first instance's are the first lanes."""
+        ...
+
+    def exchange(self, found: Found) -> Found:
+        """Tell the others of one's own updates, and return what all instances found."""
+        ...
+
+    def give(self, lane: int, total: Sums, found: Found) -> None:
+        """Leave a lane's sum for the first instance."""
+        ...
+
+    def add(self, lane: int, total: Sums) -> Found:
+        """Wait for another instance's lane, add its sum to the total, and return what its instance found."""
+        ...
+
+
+def with_noise(strategy: Strategy, noise: Noise | None) -> Strategy:
+    """Return the strategy as central privacy needs it: every update clipped, and all counted alike.
+
+    Raises
+    ------
+    ConfigurationError
+        If the strategy is no mean: how much one device can change it is not known then.
+    """
+    if noise is None:
+        return strategy
+    if strategy.combine is not None:
+        raise ConfigurationError(f"strategy {strategy.name!r}: central privacy needs a mean, such as fedavg")
+    return replace(strategy, weigh=Equally(), clip=ClipToNorm(noise.clip_norm * _BELOW))
+
+
+_BELOW = 1 - 2.0**-16
+"""A norm is known to some six digits: so much less, and no clipped update exceeds what the noise was made for."""
+
+
+class Mean:
+    """The weighted mean.
+
+    What an update counts may depend on the others, which are not known before all were read. One instance adds them as their
+    headers say; if the cohort's bounds then change what one counts, that sum is let go and another is made. Several instances
+    measure first, tell each other what they found, and add when that is known.
+    """
+
+    def __init__(self, bounds: Bounds, statistics: Statistics, intake: Intake, share: Share | None) -> None:
+        self._bounds = bounds
+        self._statistics = statistics
+        self._intake = intake
+        self._reading = reading(intake)
+        self._share = share
+
+    def of(self, candidates: Sequence[UpdateReference], min_updates: int) -> Combined:
+        """Return the mean, on a job's first or only instance."""
+        total, good = self._alone(candidates) if self._share is None else self._together(candidates, self._share)
+        found = Found(sorted(good.good, key=_by_name), good.refused)
+        counted = self._bounds.counted(found.good)
+        if len(counted) < max(1, min_updates):
+            return Combined(found, counted)
+        facts = [one.facts for one in counted]
+        with np.errstate(all="ignore"):
+            self._statistics.scale(total, self._bounds.strategy.weigh, facts, UNIT)
+            difference = total.astype(np.float32, copy=False)
+        weights = [self._bounds.strategy.weigh.weight(one) for one in facts]
+        whole = sum(weights)
+        return Combined(found, counted, difference, [weight / whole for weight in weights])
+
+    def contribute(self, candidates: Sequence[UpdateReference], share: Share) -> None:
+        """Leave this instance's lanes for the first instance."""
+        kept, weight = self._agreed(candidates, share)
+        left = list(share.own)
+        for lane, total, good in self._reading.lanes(kept, weight):
+            self._require_all([one for one in kept if lane_of(one.thing) == lane], good)
+            while left[0] != lane:
+                share.give(left.pop(0), _NONE, Found((), self._intake.refused))
+            share.give(left.pop(0), total, Found(good, self._intake.refused))
+        for lane in left:
+            share.give(lane, _NONE, Found((), self._intake.refused))
+
+    def _alone(self, candidates: Sequence[UpdateReference]) -> tuple[Sums, Found]:
+        total, good = self._reading.sum(candidates, self._as_claimed)
+        kept = self._refuse_odd(good)
+        weight = self._by_cohort(kept)
+        if len(kept) == len(good) and all(
+            weight(one.reference, one.facts) == self._as_claimed(one.reference, one.facts) for one in good
+        ):
+            return total, Found(good, self._intake.refused)
+        del total
+        references = [one.reference for one in kept]
+        total, again = self._reading.sum(references, weight)
+        self._require_all(references, again)
+        return total, Found(again, self._intake.refused)
+
+    def _together(self, candidates: Sequence[UpdateReference], share: Share) -> tuple[Sums, Found]:
+        kept, weight = self._agreed(candidates, share)
+        total, good = self._reading.sum(kept, weight)
+        self._require_all(kept, good)
+        found = Found(good, self._intake.refused)
+        for lane in range(len(share.own), LANES):
+            found = merged(found, share.add(lane, total))
+        return total, found
+
+    def _agreed(self, candidates: Sequence[UpdateReference], share: Share) -> tuple[list[UpdateReference], WeightOf]:
+        """Return this instance's updates, and what each counts, when all instances know of all."""
+        own = [reference for reference in candidates if lane_of(reference.thing) in share.own]
+        measured = self._reading.measure(own)
+        everything = share.exchange(Found(measured, self._intake.refused))
+        kept = self._refuse_odd(sorted(everything.good, key=_by_name))
+        keys = {one.reference.key for one in kept}
+        return [one.reference for one in measured if one.reference.key in keys], self._by_cohort(kept)
+
+    def _refuse_odd(self, good: Sequence[Good]) -> list[Good]:
+        """Return those that are not too long beside the others. The median is not taken again without these."""
+        odd = self._bounds.too_long(good)
+        for one in good:
+            if one.reference.key in odd:
+                self._intake.refuse(one.reference, odd[one.reference.key])
+        return [one for one in good if one.reference.key not in odd]
+
+    def _as_claimed(self, _reference: UpdateReference, facts: Facts) -> float:
+        return self._bounds.weight(facts)
+
+    def _by_cohort(self, good: Sequence[Good]) -> WeightOf:
+        counted = self._bounds.counted(good)
+        weights = {one.good.reference.key: self._bounds.weight(one.facts, one.factor) for one in counted}
+        return lambda reference, _: weights[reference.key]
+
+    def _require_all(self, references: Sequence[UpdateReference], good: Sequence[Good]) -> None:
+        keys = {one.reference.key for one in good}
+        for reference in references:
+            if reference.key not in keys:
+                raise TransferError(
+                    f"{reference.key}: was good when it was read first, and is not any more: something changes the updates "
+                    "meanwhile. Nothing is lost: run again"
+                )
+
+
+_NONE: Floats = np.empty(0, np.float32)
+
+
+def combine(
+    combination: Combine,
+    bounds: Bounds,
+    base: Bundle,
+    intake: Intake,
+    candidates: Sequence[UpdateReference],
+    min_updates: int,
+    scratch: Path | None,
+) -> Combined:
+    """Combine updates that must be seen all at once."""
+    with Spool(base, intake.layout, scratch) as spool:
+        good = sorted(reading(intake).spool(candidates, spool), key=_by_name)
+        for key, error in (odd := bounds.too_long(good)).items():
+            intake.refuse(next(one.reference for one in good if one.reference.key == key), error)
+        good = [one for one in good if one.reference.key not in odd]
+        counted = bounds.counted(good)
+        found = Found(good, intake.refused)
+        if len(good) < max(1, min_updates):
+            return Combined(found, counted)
+        spool.choose([(one.good.reference.key, one.facts, one.factor) for one in counted])
+        difference = np.empty(intake.layout.size, np.float32)
+        shares = combination.combine(spool, difference)
+    return Combined(found, counted, difference, shares)
+
+
+def merged(one: Found, other: Found) -> Found:
+    """Return both together; what every instance refused by itself is there once."""
+    refused = {entry.key: entry for entry in (*one.refused, *other.refused)}
+    return Found([*one.good, *other.good], list(refused.values()))
+
+
+def _by_name(one: Good) -> tuple[str, str]:
+    return one.reference.thing, one.reference.key

@@ -1,0 +1,34 @@
+"""A published model bundle, fetched whole to start from; a device fetches what it trains with (`fedgrass.downloads`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle
+from fedgrass.cloud.aggregator.s3 import Bucket
+from fedgrass.downloads import manifest_of
+from fedgrass.errors import TransferError
+from fedgrass.files import write_atomically
+from fedgrass.protocol.messages import Base
+
+
+def download_bundle(bucket: Bucket, base: Base, folder: Path) -> Bundle:
+    """Fetch the bundle that lies beside ``base.parameters_key``, every file compared with its digest.
+
+    Raises
+    ------
+    TransferError
+        If a file is missing or differs.
+    BundleError
+        If the manifest is not that of ``base``.
+    """
+    prefix = base.parameters_key.removesuffix(PARAMETERS)
+    content = bucket.read(prefix + MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+    if content is None:
+        raise TransferError(f"{bucket.uri(prefix + MANIFEST)}: missing; publish the model again")
+    manifest = manifest_of(base, content, name=bucket.uri(prefix + MANIFEST))
+    folder.mkdir(parents=True)
+    for name, description in manifest.files.items():
+        bucket.download(prefix + name, folder / name, size=description.bytes, sha256=description.sha256)
+    write_atomically(folder / MANIFEST, content)
+    return Bundle.open(folder)

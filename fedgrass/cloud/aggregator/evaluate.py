@@ -1,0 +1,100 @@
+"""The operator's evaluation set, and a model's figures on it; and the best figures of the models before, kept beside the model.
+
+The high-water mark belongs to a model: it is written with it, and a fleet that is rolled back has that model's again. A model
+that a person publishes or releases has none: the next round begins with its own figures. So it is an object, not an item of the
+table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedgrass.bundle import PARAMETERS, Bundle, Parameters
+from fedgrass.cloud.aggregator.s3 import Bucket
+from fedgrass.data import ArrayDataset
+from fedgrass.data.loaders import load_npz
+from fedgrass.errors import EngineError
+from fedgrass.files import write_atomically
+from fedgrass.protocol.messages import Base
+from fedgrass.protocol.names import evaluation_key
+from fedgrass.protocol.report import Best, Evaluation
+
+MAX_EVALUATION_BYTES = 1 << 30
+BEST = "best.json"
+DEVICES = "devices"
+"""In place of an evaluation set's digest: the figures are those of devices, on the examples that they keep back."""
+_MAX_BEST_BYTES = 4096
+
+
+def load_best(bucket: Bucket, base: Base) -> Best | None:
+    """Return the best figures so far that were left with a base; None if there are none, or they cannot be read."""
+    content = bucket.read(base.parameters_key.removesuffix(PARAMETERS) + BEST, max_bytes=_MAX_BEST_BYTES)
+    try:
+        return None if content is None else Best.model_validate_json(content)
+    except ValidationError:
+        return None
+
+
+def publish_best(bucket: Bucket, prefix: str, best: Best) -> None:
+    """Put the best figures so far beside a model that becomes the next base; safe to repeat."""
+    bucket.write(prefix + BEST, best.model_dump_json().encode())
+
+
+def evaluation_set_sha256(scratch: Path) -> str:
+    """Return the digest of the file that `load_evaluation_set` fetched: figures on another one are not to be compared."""
+    return hashlib.sha256((scratch / _FILE).read_bytes()).hexdigest()
+
+
+_FILE = "evaluation.npz"
+
+
+def load_evaluation_set(bucket: Bucket, fleet: str, scratch: Path) -> ArrayDataset | None:
+    """Return the fleet's evaluation set, or None if the operator has put none there.
+
+    Raises
+    ------
+    DataError
+        If it is not an ``.npz`` of arrays ``x`` and ``y``, or unpacks to more than 1 GiB.
+    """
+    content = bucket.read(evaluation_key(fleet), max_bytes=MAX_EVALUATION_BYTES)
+    if content is None:
+        return None
+    path = scratch / _FILE
+    write_atomically(path, content)
+    return ArrayDataset(*load_npz(path, max_bytes=MAX_EVALUATION_BYTES))
+
+
+class Evaluator:
+    """Evaluates parameters of one model: the graph is loaded once.
+
+    Raises
+    ------
+    BundleError
+        If LiteRT cannot load the bundle's graph.
+    """
+
+    def __init__(self, bundle: Bundle, data: ArrayDataset) -> None:
+        from fedgrass.engines.litert import LiteRTEngine  # takes a quarter of a second: only where there are data
+
+        self._engine = LiteRTEngine(bundle)
+        self._data = data
+
+    def evaluate(self, parameters: Parameters) -> Evaluation:
+        """Return loss and, for classifiers, accuracy.
+
+        Raises
+        ------
+        DataError
+            If the evaluation set does not fit the model.
+        EngineError
+            If the loss is not finite.
+        """
+        self._engine.set_parameters(parameters)
+        metrics = self._engine.evaluate(self._data)
+        if not math.isfinite(metrics["loss"]):
+            raise EngineError(f"the loss on the evaluation set is {metrics['loss']}")
+        return Evaluation(loss=metrics["loss"], accuracy=metrics.get("accuracy"), examples=len(self._data))

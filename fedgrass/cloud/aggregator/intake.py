@@ -1,0 +1,124 @@
+"""The way in: what is opened, in which order, and the one place where an update is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import BinaryIO
+
+from fedgrass.cloud.aggregator.checks import Examiner
+from fedgrass.cloud.aggregator.lanes import lane_order
+from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource, open_ahead
+from fedgrass.cloud.aggregator.strategies.base import Facts
+from fedgrass.cloud.aggregator.vector import Layout
+from fedgrass.errors import UpdateError
+from fedgrass.protocol.report import QuarantinedEntry
+from fedgrass.update.reader import UpdateForm, UpdateReader
+
+WeightOf = Callable[[UpdateReference, Facts], float]
+"""What an update's values are multiplied by in a sum."""
+
+
+@dataclass(frozen=True)
+class Good:
+    """An update that passed every check: its facts have the norm."""
+
+    reference: UpdateReference
+    facts: Facts
+
+    @property
+    def norm(self) -> float:
+        """The L2 norm of its difference."""
+        return self.facts.norm or 0.0
+
+
+class Intake:
+    """Opens updates, and keeps the reasons of those that are refused; several threads may use it.
+
+    Parameters
+    ----------
+    layout, source, examiner
+        The model, where the updates are, and their judge.
+    weight
+        The strategy's: an update that it cannot weigh is refused before it is read.
+    progress
+        Told of the bytes of each update when it is judged first.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        source: UpdateSource,
+        examiner: Examiner,
+        *,
+        weight: Callable[[Facts], float],
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.layout = layout
+        self.examiner = examiner
+        self._form = UpdateForm(layout.parameters)
+        self._source = source
+        self._weight = weight
+        self._progress = progress
+        self._judged: set[str] = set()
+        self._refused: dict[str, QuarantinedEntry] = {}
+        self._lock = Lock()
+
+    def admit(self, references: Sequence[UpdateReference]) -> list[UpdateReference]:
+        """Return those worth opening, in lane order: by what storage says of them."""
+        ordered = sorted(references, key=lambda reference: (reference.thing, reference.key))
+        return sorted(filter(self._admits, ordered), key=lane_order)
+
+    def openers(
+        self, references: Sequence[UpdateReference]
+    ) -> Generator[tuple[UpdateReference, Callable[[], BinaryIO]], None, None]:
+        """Yield each reference, in order, with what opens it."""
+        return open_ahead(self._source, references)
+
+    def begin(self, reference: UpdateReference, stream: BinaryIO) -> tuple[UpdateReader, Facts]:
+        """Read and check the header of an update; its values are next."""
+        reader = UpdateReader(stream, file_bytes=reference.bytes, parameters=self._form)
+        facts = self.examiner.check_header(reference, reader.header)
+        self._weight(facts)
+        return reader, facts
+
+    def passed(self, reference: UpdateReference, facts: Facts, norm: float) -> Good:
+        """Judge an update of which everything else was good; raises `UpdateError` if its norm is not."""
+        self.examiner.check_norm(norm)
+        self._tell(reference)
+        return Good(reference, facts.measured(norm))
+
+    def refuse(self, reference: UpdateReference, error: UpdateError) -> None:
+        """Keep an update's refusal; others go on."""
+        # What a hostile header holds may not be encodable.
+        detail = str(error)[:500].encode("utf-8", "backslashreplace").decode()
+        self._refused[reference.key] = QuarantinedEntry(
+            thing=reference.thing,
+            key=reference.key,
+            etag=reference.etag,
+            bytes=reference.bytes,
+            reason=error.code,
+            detail=detail,
+            late_for=reference.round,
+        )
+        self._tell(reference)
+
+    @property
+    def refused(self) -> Sequence[QuarantinedEntry]:
+        """All refusals so far."""
+        return list(self._refused.values())
+
+    def _admits(self, reference: UpdateReference) -> bool:
+        try:
+            self.examiner.check_reference(reference)
+        except UpdateError as error:
+            self.refuse(reference, error)
+            return False
+        return True
+
+    def _tell(self, reference: UpdateReference) -> None:
+        with self._lock:
+            if reference.key not in self._judged:
+                self._judged.add(reference.key)
+                self._progress(reference.bytes)

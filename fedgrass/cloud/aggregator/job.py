@@ -1,0 +1,384 @@
+"""A round's Processing job, from the update list to the report.
+
+It prepares all that a release needs, writes down what it proposes, makes that the round's outcome
+(`fedgrass.cloud.ending.outcome`), and only then deploys. Run again after a kill it gives the same result: the update list is
+pinned at the first run, the result depends on nothing else, a proposal that exists is the one that counts, and a report that
+exists ends the job before it starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedgrass.bundle import PARAMETERS, Bundle
+from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate, contribute
+from fedgrass.cloud.aggregator.canaries import CanaryError
+from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
+from fedgrass.cloud.aggregator.collected import UpdateList, pin
+from fedgrass.cloud.aggregator.download import download_bundle
+from fedgrass.cloud.aggregator.evaluate import load_evaluation_set, publish_best
+from fedgrass.cloud.aggregator.gate import decided, raised
+from fedgrass.cloud.aggregator.hosts import BucketShare
+from fedgrass.cloud.aggregator.judgement import judged_model
+from fedgrass.cloud.aggregator.lanes import lanes_of
+from fedgrass.cloud.aggregator.late import earlier_rounds, late_updates
+from fedgrass.cloud.aggregator.listed import listed_updates
+from fedgrass.cloud.aggregator.privacy import beyond_budget, judged, noise_of
+from fedgrass.cloud.aggregator.release import FleetClients, prepare_round, upload
+from fedgrass.cloud.aggregator.report import Phases, ReportBuilder
+from fedgrass.cloud.aggregator.s3 import RoundUpdates
+from fedgrass.cloud.aggregator.server_state import load_state, publish_state
+from fedgrass.cloud.aggregator.strategies import Strategy, make_strategy
+from fedgrass.cloud.aggregator.strategies.trust import with_own_update
+from fedgrass.cloud.aggregator.trusted import own_update
+from fedgrass.cloud.ending.deployment import SupersededError
+from fedgrass.cloud.ending.finish import finish
+from fedgrass.cloud.ending.outcome import decide
+from fedgrass.cloud.ending.reports import find_proposal, proposal_key, write_first
+from fedgrass.errors import ReleaseError, TransferError
+from fedgrass.inference import write_bundle
+from fedgrass.logs import Log
+from fedgrass.protocol.names import model_prefix, partial_prefix, report_key, report_prefix
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.refusals import refusals_before
+from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, ReleaseEntry, RoundReport
+from fedgrass.protocol.roster import things_of_fleet
+from fedgrass.protocol.tables import load_round
+from fedgrass.protocol.tables import load_state as load_fleet_state
+from fedgrass.update.codecs import Floats
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class RoundJob:
+    """The sequence of one round's aggregation.
+
+    Parameters
+    ----------
+    record
+        The round's record: its settings, base and new version.
+    clients
+        The fleet's storage and services.
+    source
+        Where the round's updates are.
+    scratch
+        An empty folder for the two bundles.
+    instance, instances
+        Which of the job's instances this is, from 0, and how many there are.
+    patience
+        Seconds to wait for other instances; the job's time limit if not given.
+    clock
+        The time, for the report.
+    """
+
+    def __init__(
+        self,
+        record: RoundRecord,
+        clients: FleetClients,
+        source: RoundUpdates,
+        scratch: Path,
+        *,
+        instance: int = 0,
+        instances: int = 1,
+        patience: float | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._record = record
+        self._instance = instance
+        self._instances = instances
+        self._patience = patience
+        self._clients = clients
+        self._bucket = clients.bucket
+        self._source = source
+        self._scratch = scratch
+        self._clock = clock
+        self._log = Log(__name__, fleet=record.fleet, round=record.round)
+        self._phases = Phases()
+        self._report = ReportBuilder(
+            record.fleet, record.round, record.settings.strategy.name, clock(), record.base, self._phases
+        )
+
+    def run(self) -> RoundReport:
+        """Do what is left to do of the round, and return its report.
+
+        Raises
+        ------
+        FedgrassError
+            If the round cannot be finished now; the job can be run again.
+        """
+        report = self._run()
+        if self._instances > 1:
+            self._remove_partial()
+        return report
+
+    def _run(self) -> RoundReport:
+        finished = self._finished_report()
+        if finished is not None:
+            self._log.info("already_finished", outcome=finished.outcome)
+            return finished
+        now = self._now()
+        if now.outcome is None and now.phase == "aggregating":
+            proposal = self._proposed() or self._propose(*self._found())
+            self._decide(proposal)
+        return self._concluded()
+
+    def _found(self) -> tuple[Outcome, str]:
+        """Aggregate, judge, and prepare the release; returns what the round's outcome should be."""
+        strategy = make_strategy(self._record.settings.strategy)
+        with self._phases.timed("base"):
+            base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
+        strategy = with_own_update(strategy, lambda: self._own_update(base))
+        with self._phases.timed("list"):
+            earlier = self._earlier(strategy)
+            pinned = self._pinned(earlier)
+            self._report.refused_by_name, self._report.refused_more = pinned.refused, pinned.more
+        if self._record.privacy is not None:
+            with self._phases.timed("privacy"):
+                self._report.privacy = judged(self._record.privacy)
+            if passed := beyond_budget(self._report.privacy, self._record.settings.privacy):
+                return "held", passed
+        with self._phases.timed("aggregate"):
+            result = aggregate(
+                base,
+                self._source,
+                pinned.updates,
+                strategy,
+                self._expected(base, earlier),
+                min_updates=self._record.settings.min_updates,
+                state=load_state(self._bucket, self._record.base, strategy, self._scratch),
+                noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
+                share=self._share(pinned) if self._instances > 1 and strategy.combine is None else None,
+                scratch=self._scratch,
+            )
+        result = self._counted(result)
+        self._report.aggregation = result
+        for entry in result.quarantined:
+            self._log.warning(
+                "quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
+            )
+        return self._outcome(base, result)
+
+    def contribute(self) -> None:
+        """Do the part of an instance that is not the first: nothing, if it has no lanes, or the round its result already."""
+        if not lanes_of(self._instance, self._instances):
+            return
+        if self._finished_report() is not None or self._proposed() is not None:
+            return
+        privacy = self._record.privacy
+        if privacy is not None and beyond_budget(judged(privacy), self._record.settings.privacy):
+            return
+        strategy = make_strategy(self._record.settings.strategy)
+        base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
+        earlier = self._earlier(strategy)
+        pinned = self._pinned(earlier)
+        contribute(
+            base,
+            self._source,
+            pinned.updates,
+            strategy,
+            self._expected(base, earlier),
+            self._share(pinned),
+            noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
+        )
+
+    def _own_update(self, base: Bundle) -> Floats | None:
+        with self._phases.timed("own_update"):
+            data = load_evaluation_set(self._bucket, self._record.fleet, self._scratch)
+            return own_update(base, data, self._record.settings.fit)
+
+    def _earlier(self, strategy: Strategy) -> dict[int, EarlierRound]:
+        return earlier_rounds(self._clients.rounds, self._bucket, self._record, strategy.staleness)
+
+    def _pinned(self, earlier: Mapping[int, EarlierRound]) -> UpdateList:
+        things = self._things()
+        listed = listed_updates(self._source, things)
+        found = [*listed.updates, *late_updates(self._source, earlier, things)]
+        return pin(self._bucket, self._record.fleet, self._record.round, found, listed.refused, listed.more)
+
+    def _things(self) -> set[str] | None:
+        devices = self._clients.devices
+        if devices is None:
+            return None
+        return things_of_fleet(devices, self._record.fleet, self._record.settings.silos)
+
+    def _expected(self, base: Bundle, earlier: Mapping[int, EarlierRound]) -> Expected:
+        return Expected(
+            base_sha256=base.manifest.parameters_sha256,
+            graph_sha256=base.manifest.graph_sha256,
+            fleet=self._record.fleet,
+            round=self._record.round,
+            cohort=self._record.cohort,
+            checks=self._record.settings.checks,
+            earlier=earlier,
+        )
+
+    def _counted(self, result: Aggregation) -> Aggregation:
+        """Say of each refusal how many the device has had by now."""
+        things = [entry.thing for entry in result.quarantined if entry.thing]
+        before = refusals_before(self._clients.rounds, self._record.fleet, self._record.round, things)
+        now = Counter(things)
+        counted = (
+            entry.model_copy(update={"times": before.get(entry.thing, 0) + max(1, now[entry.thing])})
+            for entry in result.quarantined
+        )
+        return replace(result, quarantined=tuple(counted))
+
+    def _share(self, pinned: UpdateList) -> BucketShare:
+        settings = self._record.settings
+        what = pinned.model_dump_json() + settings.strategy.model_dump_json() + self._record.base.parameters_sha256
+        prefix = partial_prefix(self._record.fleet, self._record.round)
+        return BucketShare(
+            self._instance,
+            self._instances,
+            self._bucket,
+            f"{prefix}{hashlib.sha256(what.encode()).hexdigest()[:16]}/",
+            self._scratch,
+            patience=settings.aggregation.timeout_seconds if self._patience is None else self._patience,
+        )
+
+    def _remove_partial(self) -> None:
+        """Remove what the instances told each other; nobody reads it once there is a proposal."""
+        try:
+            self._bucket.remove_below(partial_prefix(self._record.fleet, self._record.round))
+        except TransferError as error:  # the bucket's lifecycle does, two days later
+            self._log.warning("partial_sums_left", reason=str(error))
+
+    def _outcome(self, base: Bundle, result: Aggregation) -> tuple[Outcome, str]:
+        if result.problem:
+            self._report.hold = "not_finite"
+            return "held", result.problem
+        if result.parameters is None:
+            minimum = self._record.settings.min_updates
+            return "insufficient_updates", f"{len(result.updates)} good updates; the minimum is {minimum}"
+        with self._phases.timed("write"):
+            application = self._record.settings.inference
+            new = write_bundle(
+                base,
+                result.parameters,
+                self._scratch / "new",
+                version=self._record.version,
+                int8=application.int8,
+                sparsity=application.sparsity,
+            )
+        self._report.model = new
+        with self._phases.timed("evaluate"):
+            verdict = judged_model(self._record, self._clients, self._report, base, new, self._scratch, self._clock)
+        self._report.hold = verdict.hold
+        before, after = self._report.evaluation_base, self._report.evaluation
+        outcome, reason = decided(self._record.settings, self._record.round, verdict, before, after)
+        if outcome == "held":
+            return self._hold(new, reason)
+        if outcome == "advanced":
+            with self._phases.timed("release"):
+                self._publish_with(new)
+                upload(new, self._bucket, self._record.fleet)
+            return outcome, reason
+        try:
+            with self._phases.timed("release"):
+                self._prepare(new)
+        except (SupersededError, CanaryError) as error:
+            return self._hold(new, str(error))
+        return outcome, reason
+
+    def _hold(self, new: Bundle, reason: str) -> tuple[Outcome, str]:
+        prefix = report_prefix(self._record.fleet, self._record.round)
+        self._publish_state(new, prefix)
+        self._bucket.write_file(prefix + PARAMETERS, new.path(PARAMETERS))
+        return "held", reason
+
+    def _publish_state(self, new: Bundle, prefix: str) -> None:
+        if self._report.aggregation is not None and self._report.aggregation.state:
+            self._report.server_state_sha256 = publish_state(
+                self._bucket,
+                prefix,
+                new,
+                self._report.aggregation.state,
+                self._report.strategy,
+                self._scratch,
+            )
+
+    def _publish_with(self, new: Bundle) -> None:
+        """Put beside a model what the next round wants of it, and devices do not."""
+        prefix = model_prefix(self._record.fleet, self._record.version)
+        self._publish_state(new, prefix)
+        if self._report.best is not None and self._report.evaluation is not None:
+            best = raised(self._report.best, self._report.evaluation, self._report.best.evaluation_set)
+            publish_best(self._bucket, prefix, best)
+
+    def _prepare(self, new: Bundle) -> None:
+        self._publish_with(new)
+        _, component_arn = prepare_round(new, self._clients, self._record)
+        # Whoever deploys it adds the deployment.
+        self._report.release = ReleaseEntry(
+            component_arn=component_arn, deployment_id="", target_arn=self._clients.thing_group_arn
+        )
+
+    def _now(self) -> RoundRecord:
+        return load_round(self._clients.rounds, self._record.fleet, self._record.round)
+
+    def _proposed(self) -> RoundReport | None:
+        """Return what an earlier run proposed: its canaries, and its devices, have spoken."""
+        proposal = find_proposal(self._bucket.client, self._bucket.name, self._record)
+        if proposal is not None:
+            self._log.info("already_proposed", outcome=proposal.outcome)
+        return proposal
+
+    def _propose(self, outcome: Outcome, reason: str) -> RoundReport:
+        report = self._report.build(outcome, reason, self._clock())
+        key = proposal_key(report.fleet, report.round)
+        return write_first(self._bucket.client, self._bucket.name, key, self._record, report)
+
+    def _decide(self, proposal: RoundReport) -> None:
+        """Make what was proposed the round's outcome, unless it has one."""
+        if decide(self._clients.rounds, self._record, proposal) == "superseded":
+            current = load_fleet_state(self._clients.rounds, self._record.fleet).model
+            found = current.version if current is not None else "none"
+            reason = (
+                f"the fleet's model is {found} now and not {self._record.base.version}, from which the round started"
+            )
+            decide(
+                self._clients.rounds, self._record, proposal.model_copy(update={"outcome": "held", "reason": reason})
+            )
+
+    def _concluded(self) -> RoundReport:
+        """Do what the round's outcome asks for, whoever wrote it, and return the report."""
+        now = self._now()
+        report = finish(self._clients.place, now)
+        if report is None:
+            ended = f"{now.outcome}: {now.reason}" if now.outcome else now.phase
+            reason = f"the round is not aggregating any more, but {ended}; nothing is released after its end"
+            self._log.warning("too_late", reason=reason)
+            return self._report.build("held", reason, self._clock())
+        self._log.info(
+            "finished",
+            outcome=report.outcome,
+            reason=report.reason,
+            updates=len(report.updates),
+            seconds=report.seconds,
+        )
+        return report
+
+    def _finished_report(self) -> RoundReport | None:
+        key = report_key(self._record.fleet, self._record.round)
+        content = self._bucket.read(key, max_bytes=MAX_REPORT_BYTES)
+        if content is None:
+            return None
+        try:
+            report = RoundReport.model_validate_json(content)
+        except ValidationError as error:
+            raise TransferError(f"{self._bucket.uri(key)}: is no round report; move it away to run again") from error
+        if report.base.parameters_sha256 != self._record.base.parameters_sha256:
+            raise ReleaseError(
+                f"{self._bucket.uri(key)}: is of another round {self._record.round}, from base {report.base.version}. "
+                "An earlier fleet of this name left it: move reports/, updates/ and models/ of that fleet away"
+            )
+        return report

@@ -1,0 +1,91 @@
+"""The gate's word on a round's model: on the operator's evaluation set, else on the devices' figures, else on nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from fedgrass.bundle import GRAPH, Bundle
+from fedgrass.cloud.aggregator.evaluate import DEVICES, Evaluator, evaluation_set_sha256, load_best, load_evaluation_set
+from fedgrass.cloud.aggregator.gate import Verdict, judge_by, raised
+from fedgrass.cloud.aggregator.jury import Jury, verdicts
+from fedgrass.cloud.aggregator.release import FleetClients, upload
+from fedgrass.cloud.aggregator.report import ReportBuilder
+from fedgrass.data import ArrayDataset
+from fedgrass.errors import EngineError
+from fedgrass.inference import inference_accuracy
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.tables import participations
+
+
+def judged_model(
+    record: RoundRecord,
+    clients: FleetClients,
+    report: ReportBuilder,
+    base: Bundle,
+    new: Bundle,
+    scratch: Path,
+    clock: Callable[[], datetime],
+) -> Verdict:
+    """Evaluate the new model and its base, note the figures in the report, and judge by them and by the best so far.
+
+    A model without a LiteRT graph cannot be evaluated here: only devices can.
+    """
+    data = load_evaluation_set(clients.bucket, record.fleet, scratch)
+    if data is not None and new.manifest.graph_file == GRAPH:
+        verdict, evaluation_set = _on_the_operators_set(report, data, base, new), evaluation_set_sha256(scratch)
+    elif record.settings.gate.devices_seconds:
+        verdict, evaluation_set = _on_the_devices(record, clients, report, new, clock), DEVICES
+    else:
+        return judge_by(record.settings.gate, None, None)
+    if verdict is not None:
+        return verdict
+    return _against_the_best(record, clients, report, evaluation_set)
+
+
+def _against_the_best(
+    record: RoundRecord, clients: FleetClients, report: ReportBuilder, evaluation_set: str
+) -> Verdict:
+    gate, base, new = record.settings.gate, report.evaluation_base, report.evaluation
+    if new is None:
+        return judge_by(gate, None, None)
+    if base is None:
+        return Verdict(True, f"loss {new.loss:.4f}; the base's is not finite, so any model with figures is better")
+    known = None if gate.forget_best else load_best(clients.bucket, record.base)
+    report.best = raised(known, base, evaluation_set)
+    verdict = judge_by(gate, base, new, report.best)
+    if report.evaluated_by_devices:
+        by = f"; on {new.examples} examples of {report.evaluated_by_devices} devices"
+        verdict = replace(verdict, reason=verdict.reason + by)
+    return verdict
+
+
+def _on_the_operators_set(report: ReportBuilder, data: ArrayDataset, base: Bundle, new: Bundle) -> Verdict | None:
+    """Note base's and model's figures; returns a verdict only where the model has none."""
+    evaluator = Evaluator(new, data)
+    with contextlib.suppress(EngineError):  # a base without figures must not keep a model with some from being released
+        report.evaluation_base = evaluator.evaluate(base.parameters())
+    try:
+        report.evaluation = evaluator.evaluate(new.parameters())
+        report.inference_accuracy = inference_accuracy(new, data)
+    except EngineError as error:
+        return Verdict(False, f"{error}: the base stays", "not_finite")
+    return None
+
+
+def _on_the_devices(
+    record: RoundRecord, clients: FleetClients, report: ReportBuilder, new: Bundle, clock: Callable[[], datetime]
+) -> Verdict | None:
+    model = upload(new, clients.bucket, record.fleet)
+    heard = Jury(record, clients.rounds, clients.iot_data, clients.bucket.name, now=clock).hear(model)
+    report.evaluated_by_devices = heard.judged
+    parts = participations(clients.rounds, record.fleet, record.round, consistent=True)
+    found, needed = verdicts(parts, record.settings.checks), record.settings.min_updates
+    if found is None or heard.judged < needed:
+        reason = f"{heard.judged} devices evaluated the model, {needed} are needed: the base stays"
+        return Verdict(False, reason, "figures")
+    report.evaluation_base, report.evaluation = found
+    return None

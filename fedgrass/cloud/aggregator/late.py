@@ -1,0 +1,87 @@
+"""Late updates: what came to an earlier round after its job had looked, and has had no turn since.
+
+The account of who had a turn is the reports themselves. What the report of a round that combined its updates names as used, and
+what any report names as refused, is never taken again; a round without such a report leaves its updates to the next. So each
+update counts once, nothing else has to be kept, and a job that is run again finds the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from fedgrass.cloud.aggregator.checks import EarlierRound
+from fedgrass.cloud.aggregator.listed import listed_updates
+from fedgrass.cloud.aggregator.s3 import Bucket, RoundUpdates
+from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.errors import RecordError, TransferError
+from fedgrass.protocol.names import report_key
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.report import MAX_REPORT_BYTES, RoundReport
+from fedgrass.protocol.tables import Table, load_round
+
+
+def earlier_rounds(rounds: Table, bucket: Bucket, record: RoundRecord, staleness: int) -> dict[int, EarlierRound]:
+    """Return those of the last ``staleness`` rounds whose late updates this one can use, by number.
+
+    A round with another graph, or one that only evaluated, has none. Age counts the models that came after a round's base.
+
+    Raises
+    ------
+    TransferError
+        If a report cannot be read: without it an update could count twice.
+    """
+    found: dict[int, EarlierRound] = {}
+    spent: dict[str, set[str]] = {}
+    base, age = record.base, 0
+    for number in range(record.round - 1, max(0, record.round - 1 - staleness), -1):
+        try:
+            earlier = load_round(rounds, record.fleet, number)
+        except RecordError:
+            continue  # the fleet began anew in between
+        for key, etag in _had_a_turn(bucket, earlier):
+            spent.setdefault(key, set()).add(etag)
+        if earlier.base.parameters_sha256 != base.parameters_sha256:
+            base, age = earlier.base, age + 1
+        if earlier.settings.task == "fit" and earlier.base.graph_sha256 == record.base.graph_sha256:
+            found[number] = EarlierRound(earlier.base.parameters_sha256, age, earlier.cohort, spent)
+    return found
+
+
+def late_updates(
+    source: RoundUpdates, earlier: Mapping[int, EarlierRound], things: Collection[str] | None = None
+) -> list[UpdateReference]:
+    """Return the updates under the earlier rounds' prefixes, but for the very objects that had their turn.
+
+    Whatever else lies there was told of in those rounds' reports.
+    """
+    return [
+        replace(reference, round=number)
+        for number, known in earlier.items()
+        for reference in listed_updates(source.of_round(number), things).updates
+        if reference.etag not in known.spent.get(reference.key, ())
+    ]
+
+
+def _had_a_turn(bucket: Bucket, record: RoundRecord) -> list[tuple[str, str]]:
+    """Return key and ETag of the updates that a round's report disposes of: the record says whether it was one that counts."""
+    if record.outcome in {"failed", "cancelled"}:
+        return []
+    key = report_key(record.fleet, record.round)
+    content = bucket.read(key, max_bytes=MAX_REPORT_BYTES)
+    if content is None:
+        return []
+    try:
+        report = RoundReport.model_validate_json(content)
+    except ValidationError as error:
+        raise TransferError(
+            f"{bucket.uri(key)}: is no round report, and it says which updates were counted; move it away to count all anew"
+        ) from error
+    if report.base.parameters_sha256 != record.base.parameters_sha256:
+        return []  # an earlier fleet of this name left it
+    spent = [(entry.key, entry.etag) for entry in report.quarantined]
+    if report.outcome != "insufficient_updates":
+        spent += [(entry.key, entry.etag) for entry in report.updates]
+    return spent

@@ -1,0 +1,68 @@
+"""Which of the objects under a round's prefix are updates of the fleet's things; all others are refused by their names.
+
+What outsiders control is bounded here: how many entries one thing, and all strangers together, get in the round's report. Nothing
+that is refused here is opened, and nothing of it counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from fedgrass.cloud.aggregator.s3 import RoundUpdates
+from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.protocol.report import UNKNOWN_THING, QuarantinedEntry
+
+_OF_A_THING = 3
+"""Refused objects of one of the fleet's things that the report names; the others are only counted."""
+
+_OF_STRANGERS = 100
+"""Refused objects of all that are not of the fleet, together."""
+
+
+@dataclass
+class Listed:
+    """What lies under a round's prefix: updates, and what is none; ``more`` were refused beyond those that are named."""
+
+    updates: list[UpdateReference] = field(default_factory=list)
+    refused: list[QuarantinedEntry] = field(default_factory=list)
+    more: int = 0
+
+
+def listed_updates(source: RoundUpdates, things: Collection[str] | None) -> Listed:
+    """List a round's updates.
+
+    Parameters
+    ----------
+    things
+        Who is of the fleet (`fedgrass.protocol.roster.things_of_fleet`); None where that was judged before.
+    """
+    found = Listed()
+    refused: Counter[str] = Counter()
+    for reference, writer in source.objects(things):
+        known = things is None or writer in things
+        if known and reference.thing:
+            found.updates.append(reference)
+            continue
+        whose = writer if known else ""
+        refused[whose] += 1
+        if refused[whose] > (_OF_A_THING if whose else _OF_STRANGERS):
+            found.more += 1
+        else:
+            found.refused.append(_entry(reference, writer, known=known))
+    return found
+
+
+def _entry(reference: UpdateReference, writer: str, *, known: bool) -> QuarantinedEntry:
+    reason, detail = (
+        ("unexpected_key", f"{reference.key!r} is not the key of an update")
+        if known
+        else (
+            UNKNOWN_THING,
+            f"{writer!r} is not of the fleet: no heartbeat of it is known, and no silo of that name is listed",
+        )
+    )
+    return QuarantinedEntry(
+        thing=writer, key=reference.key, etag=reference.etag, bytes=reference.bytes, reason=reason, detail=detail[:500]
+    )

@@ -1,0 +1,85 @@
+"""A released model in SageMaker's Model Registry: where it lies, how good it is, and what it was made of.
+
+https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateModelPackage.html
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedgrass.bundle import MANIFEST, Bundle
+from fedgrass.cloud.aggregator.s3 import Bucket
+from fedgrass.cloud.ending.registration import ARCHIVE, archive_key, register
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.report import Evaluation, ModelEntry
+
+__all__ = ["ARCHIVE", "Registry", "pack", "store_archive"]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A fleet's model package group.
+
+    Attributes
+    ----------
+    sagemaker
+        A boto3 client.
+    group
+        The group's name.
+    image
+        Image that a package names; a package must have one. It is the aggregator's, which serves no requests: to serve a
+        model, deploy its ``inference.tflite`` in an image of your own.
+    """
+
+    sagemaker: Any
+    group: str
+    image: str
+
+    def register(
+        self, bundle: Bundle, bucket: Bucket, record: RoundRecord, *, participants: int, evaluation: Evaluation | None
+    ) -> str:
+        """Register the round's model, once; returns the package's ARN."""
+        store_archive(bundle, bucket, record.fleet)
+        model = ModelEntry(
+            version=bundle.manifest.version,
+            parameters_sha256=bundle.manifest.parameters_sha256,
+            graph_sha256=bundle.manifest.graph_sha256,
+        )
+        return register(
+            self.sagemaker,
+            self.group,
+            self.image,
+            bucket.name,
+            record,
+            model,
+            participants=participants,
+            evaluation=evaluation,
+        )
+
+
+def store_archive(bundle: Bundle, bucket: Bucket, fleet: str) -> None:
+    """Put the bundle's archive beside its files; safe to repeat."""
+    with tempfile.TemporaryDirectory(prefix="fedgrass-") as folder:
+        packed = Path(folder) / ARCHIVE
+        pack(bundle, packed)
+        bucket.publish(archive_key(fleet, bundle.manifest.version), packed)
+
+
+def pack(bundle: Bundle, path: Path) -> None:
+    """Write the bundle's files as ``.tar.gz``; the same bundle gives the same bytes."""
+    with (
+        path.open("wb") as file,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as tar,
+    ):
+        for name in (*sorted(bundle.manifest.files), MANIFEST):
+            entry = tarfile.TarInfo(name)
+            entry.size = bundle.path(name).stat().st_size
+            entry.mode = 0o644
+            with bundle.path(name).open("rb") as content:
+                tar.addfile(entry, content)

@@ -1,0 +1,333 @@
+"""A bucket as the aggregator uses it: pinned reads, bounded downloads, and objects that are written once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import BotoCoreError, ClientError
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.errors import FedgrassError, MessageError, ReleaseError, TransferError, UpdateError
+from fedgrass.files import sha256_of
+from fedgrass.logs import Log
+from fedgrass.protocol.names import UPDATE_FILE, parse_update_key, update_prefix
+
+log = Log(__name__)
+
+_BLOCK = 1 << 20
+_RETRY = Retrying(
+    retry=retry_if_exception_type((BotoCoreError, OSError)),
+    stop=stop_after_attempt(5),
+    wait=wait_random_exponential(multiplier=0.1, max=5),
+    reraise=True,
+)
+_DIGEST = "sha256"  # user metadata: lets a repeated upload be compared without a download
+
+
+class Bucket:
+    """One S3 bucket. Every failure that is not told apart below is a `TransferError`."""
+
+    def __init__(self, client: Any, name: str) -> None:
+        self._client = client
+        self.name = name
+
+    @property
+    def client(self) -> Any:
+        """The boto3 client beneath."""
+        return self._client
+
+    def uri(self, key: str) -> str:
+        """Return the address that recipes use."""
+        return f"s3://{self.name}/{key}"
+
+    def read(self, key: str, *, max_bytes: int) -> bytes | None:
+        """Return an object's content, or None if there is no such object.
+
+        Raises
+        ------
+        TransferError
+            If it has more than ``max_bytes``.
+        """
+        try:
+            answer = self._client.get_object(Bucket=self.name, Key=key)
+        except ClientError as error:
+            if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and not self._lists(key)):
+                return None
+            raise _failed(f"reading {self.uri(key)}", error) from error
+        if answer["ContentLength"] > max_bytes:
+            raise TransferError(f"{self.uri(key)}: {answer['ContentLength']} bytes; at most {max_bytes} are accepted")
+        try:
+            content: bytes = answer["Body"].read()
+        except (BotoCoreError, OSError) as error:
+            raise _failed(f"reading {self.uri(key)}", error) from error
+        return content
+
+    def size(self, key: str) -> int | None:
+        """Return an object's size in bytes; None if there is no such object."""
+        try:
+            return int(self._client.head_object(Bucket=self.name, Key=key)["ContentLength"])
+        except ClientError as error:
+            if _code(error) in {"404", "NoSuchKey", "NotFound"}:
+                return None
+            raise _failed(f"reading {self.uri(key)}", error) from error
+        except BotoCoreError as error:
+            raise _failed(f"reading {self.uri(key)}", error) from error
+
+    def download(self, key: str, path: Path, *, size: int, sha256: str) -> None:
+        """Fetch an object whose size and digest are known into ``path``."""
+        digest = hashlib.sha256()
+        reference = UpdateReference(thing="", key=key, bytes=size)
+        with _body(self._client, self.name, reference) as body, path.open("wb") as file:
+            while block := body.read(_BLOCK):
+                digest.update(block)
+                file.write(block)
+                if file.tell() > size:
+                    break
+        if path.stat().st_size != size or digest.hexdigest() != sha256:
+            raise TransferError(
+                f"{self.uri(key)}: its content is not what the manifest says ({size} bytes, SHA-256 {sha256[:12]}…)"
+            )
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write an object, replacing what is there."""
+        try:
+            self._client.put_object(Bucket=self.name, Key=key, Body=content)
+        except (ClientError, BotoCoreError) as error:
+            raise _failed(f"writing {self.uri(key)}", error) from error
+
+    def write_file(self, key: str, path: Path) -> None:
+        """Write a file's content, in parts if it is large, replacing what is there."""
+        try:
+            self._client.upload_file(str(path), self.name, key)
+        except (ClientError, BotoCoreError, S3UploadFailedError) as error:
+            raise _failed(f"writing {self.uri(key)}", error) from error
+
+    def remove_below(self, prefix: str) -> None:
+        """Delete all objects whose keys begin with ``prefix``; safe to repeat."""
+        try:
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
+                keys = [{"Key": entry["Key"]} for entry in page.get("Contents", ())]
+                if keys:
+                    answer = self._client.delete_objects(Bucket=self.name, Delete={"Objects": keys, "Quiet": True})
+                    for left in answer.get("Errors", ()):
+                        raise TransferError(f"{self.uri(left['Key'])}: was not deleted ({left['Code']})")
+        except (ClientError, BotoCoreError) as error:
+            raise _failed(f"deleting {self.uri(prefix)}", error) from error
+
+    def open(self, key: str, size: int) -> BinaryIO:
+        """Open an object of known size for ``readinto``; a broken connection is taken up where it stopped."""
+        return _body(self._client, self.name, UpdateReference(thing="", key=key, bytes=size))
+
+    def write_first(self, key: str, content: bytes) -> bytes:
+        """Write an object unless there is one, and return what is there then: the first writer's content."""
+        if self._create(key, content, hashlib.sha256(content).hexdigest()):
+            return content
+        found = self.read(key, max_bytes=1 << 30)
+        if found is None:
+            raise TransferError(f"{self.uri(key)}: was there and is gone; run again")
+        return found
+
+    def publish(self, key: str, path: Path) -> None:
+        """Write a file to a key that never changes afterwards; repeating it with the same content is harmless.
+
+        Raises
+        ------
+        ReleaseError
+            If the key holds other content: a published version is never overwritten.
+        """
+        digest = sha256_of(path)
+        with path.open("rb") as file:
+            if self._create(key, file, digest):
+                return
+        try:
+            found = self._client.head_object(Bucket=self.name, Key=key).get("Metadata", {}).get(_DIGEST)
+        except (ClientError, BotoCoreError) as error:
+            raise _failed(f"reading {self.uri(key)}", error) from error
+        if found != digest:
+            raise ReleaseError(
+                f"{self.uri(key)}: holds other content (SHA-256 {str(found)[:12]}…, ours is {digest[:12]}…). "
+                "Published models are never overwritten: publish under another version"
+            )
+
+    def _lists(self, key: str) -> bool:
+        """Whether there is such an object, for a role that may list some prefixes only: S3 then denies what is missing."""
+        try:
+            found = self._client.list_objects_v2(Bucket=self.name, Prefix=key, MaxKeys=1).get("Contents", [])
+        except (ClientError, BotoCoreError) as error:
+            raise _failed(f"listing {self.uri(key)}", error) from error
+        return any(entry["Key"] == key for entry in found)
+
+    def _create(self, key: str, body: bytes | BinaryIO, digest: str) -> bool:
+        try:
+            self._client.put_object(Bucket=self.name, Key=key, Body=body, Metadata={_DIGEST: digest}, IfNoneMatch="*")
+        except ClientError as error:
+            if _code(error) in {"PreconditionFailed", "412"}:
+                return False
+            raise _failed(f"writing {self.uri(key)}", error) from error
+        except BotoCoreError as error:
+            raise _failed(f"writing {self.uri(key)}", error) from error
+        return True
+
+
+class RoundUpdates:
+    """The updates of one round in the bucket (`fedgrass.protocol.names.update_key`)."""
+
+    def __init__(self, client: Any, bucket: str, fleet: str, number: int) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._fleet = fleet
+        self._prefix = update_prefix(fleet, number)
+
+    def of_round(self, number: int) -> RoundUpdates:
+        """Return the updates of another round of the fleet."""
+        return RoundUpdates(self._client, self._bucket, self._fleet, number)
+
+    def list(self) -> list[UpdateReference]:
+        """Return the newest version of the objects under the round's prefix, as `objects` finds them."""
+        return [reference for reference, _ in self.objects()]
+
+    def objects(self, things: Collection[str] | None = None) -> Iterator[tuple[UpdateReference, str]]:
+        """Yield the newest version of objects under the round's prefix, in order, each with the name of its folder.
+
+        One folder is a thing's. Who fills a folder gains nothing by it: where a page of the listing ends in one, the rest of that
+        folder is passed over, but for the update; and where ``things`` are given, so are the folders up to the next thing's. The
+        number of requests is bounded by the things, not by what lies there.
+        """
+        try:
+            for entry in self._entries(things):
+                reference = self._reference(entry)
+                yield reference, entry["Key"][len(self._prefix) :].partition("/")[0]
+        except (ClientError, BotoCoreError) as error:
+            raise _failed(f"listing s3://{self._bucket}/{self._prefix}", error) from error
+
+    def open(self, reference: UpdateReference) -> BinaryIO:
+        """Open the very version that was pinned."""
+        return _body(self._client, self._bucket, reference)
+
+    def _entries(self, things: Collection[str] | None) -> Iterator[dict[str, Any]]:
+        folders = sorted(f"{self._prefix}{thing}/" for thing in things or ())
+        marker = ""
+        while True:
+            page = self._page(Prefix=self._prefix, KeyMarker=marker)
+            yield from (entry for entry in page.get("Versions", ()) if entry["IsLatest"])
+            if not page["IsTruncated"]:
+                return
+            # Not NextKeyMarker: of what it names, documents and services differ.
+            last = max(str(entry["Key"]) for entry in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())))
+            folder = last[: last.find("/", len(self._prefix)) + 1] or last
+            update = folder + UPDATE_FILE
+            if last < update:
+                beyond = self._page(Prefix=update, MaxKeys=1).get("Versions", ())
+                yield from (entry for entry in beyond if entry["IsLatest"] and entry["Key"] == update)
+            marker = (
+                folder[:-1] + "0" if folder.endswith("/") else last
+            )  # '0' follows '/': beyond all keys of the folder
+            if things is not None:
+                following = bisect_right(folders, folder)
+                if following == len(folders):
+                    return
+                marker = max(marker, folders[following])
+
+    def _page(self, **arguments: Any) -> dict[str, Any]:
+        page: dict[str, Any] = self._client.list_object_versions(Bucket=self._bucket, **arguments)
+        return page
+
+    @staticmethod
+    def _reference(entry: dict[str, Any]) -> UpdateReference:
+        version = entry.get("VersionId")
+        return UpdateReference(
+            thing=_thing(entry["Key"]),
+            key=entry["Key"],
+            bytes=entry["Size"],
+            etag=entry["ETag"].strip('"'),
+            version_id=None if version == "null" else version,  # of a bucket without versioning
+        )
+
+
+def _thing(key: str) -> str:
+    try:
+        return parse_update_key(key).thing
+    except MessageError:
+        return ""
+
+
+def _body(client: Any, bucket: str, reference: UpdateReference) -> BinaryIO:
+    arguments: dict[str, Any] = {"Bucket": bucket, "Key": reference.key}
+    if reference.etag:
+        arguments["IfMatch"] = f'"{reference.etag}"'
+    if reference.version_id:
+        arguments["VersionId"] = reference.version_id
+    where = f"s3://{bucket}/{reference.key}"
+
+    def open_at(position: int) -> Any:
+        at = {"Range": f"bytes={position}-"} if position else {}
+        try:
+            return client.get_object(**arguments, **at)["Body"]
+        except ClientError as error:
+            if _code(error) in {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "MethodNotAllowed", "404", "412"}:
+                raise UpdateError("missing", f"{where}: what was listed is no longer there ({_code(error)})") from error
+            raise _failed(f"reading {where}", error) from error
+
+    try:
+        return _ResumingBody(open_at, where, reference.bytes)  # type: ignore[return-value]
+    except BotoCoreError as error:
+        raise _failed(f"reading {where}", error) from error
+
+
+class _ResumingBody(io.RawIOBase):
+    """An object's bytes, fetched on from where it stopped when a connection breaks."""
+
+    def __init__(self, open_at: Callable[[int], Any], where: str, size: int) -> None:
+        self._open_at = open_at
+        self._where = where
+        self._size = size
+        self._position = 0
+        self._body = open_at(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            count: int = _RETRY(self._take, buffer)
+        except (BotoCoreError, OSError) as error:
+            raise _failed(f"reading {self._where}", error) from error
+        return count
+
+    def _take(self, buffer: Any) -> int:
+        if self._position >= self._size:
+            return 0
+        try:
+            if self._body is None:
+                self._body = self._open_at(self._position)
+            count: int = self._body.readinto(buffer)
+        except (BotoCoreError, OSError) as error:
+            log.warning("read_broken", object=self._where, position=self._position, error=str(error))
+            self._close_body()
+            raise
+        self._position += count
+        return count
+
+    def _close_body(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
+
+    def close(self) -> None:
+        self._close_body()
+        super().close()
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _failed(what: str, error: Exception) -> FedgrassError:
+    return TransferError(f"{what} failed: {error}. Nothing is lost: run the job again")

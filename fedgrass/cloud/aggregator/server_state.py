@@ -1,0 +1,63 @@
+"""A server optimizer's state, versioned with the model: an object beside the model's files, which devices never fetch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fedgrass import tensors
+from fedgrass.bundle import PARAMETERS, Bundle
+from fedgrass.cloud.aggregator.s3 import Bucket
+from fedgrass.cloud.aggregator.strategies.base import State, Strategy
+from fedgrass.errors import ReleaseError
+from fedgrass.files import write_atomically
+from fedgrass.protocol.messages import Base
+from fedgrass.protocol.names import model_prefix, report_prefix
+from fedgrass.protocol.records import RoundRecord
+
+STATE = "server.safetensors"
+_MAX_BYTES = 64 << 30
+
+
+def load_state(bucket: Bucket, base: Base, strategy: Strategy, scratch: Path) -> State:
+    """Return the state that was left with ``base``; empty if there is none, or it is another strategy's."""
+    if not strategy.server.slots:
+        return {}
+    content = bucket.read(base.parameters_key.removesuffix(PARAMETERS) + STATE, max_bytes=_MAX_BYTES)
+    if content is None:
+        return {}
+    write_atomically(scratch / STATE, content)
+    return read_state(scratch / STATE, base.parameters_sha256, strategy)
+
+
+def read_state(path: Path, parameters_sha256: str, strategy: Strategy) -> State:
+    """Return the state in a file; empty if there is none, or it belongs to another model or strategy."""
+    if not strategy.server.slots or not path.exists():
+        return {}
+    state, metadata = tensors.load(path, max_bytes=_MAX_BYTES)
+    belongs = (metadata.get("strategy"), metadata.get("parameters_sha256")) == (strategy.name, parameters_sha256)
+    return state if belongs else {}
+
+
+def write_state(path: Path, model: Bundle, state: State, strategy: str) -> str:
+    """Write the state that belongs to a model; returns the file's SHA-256."""
+    return tensors.save(path, state, {"strategy": strategy, "parameters_sha256": model.manifest.parameters_sha256})
+
+
+def publish_state(bucket: Bucket, prefix: str, model: Bundle, state: State, strategy: str, scratch: Path) -> str:
+    """Put the state beside a model that is about to be released or is held, and return its SHA-256; safe to repeat."""
+    path = scratch / STATE
+    digest = write_state(path, model, state, strategy)
+    bucket.publish(prefix + STATE, path)
+    return digest
+
+
+def release_held_state(bucket: Bucket, record: RoundRecord, sha256: str, scratch: Path) -> None:
+    """Put the state that a round kept with its held model beside that model, which is about to be released."""
+    key = report_prefix(record.fleet, record.round) + STATE
+    content = bucket.read(key, max_bytes=_MAX_BYTES)
+    if content is None or hashlib.sha256(content).hexdigest() != sha256:
+        raise ReleaseError(f"{bucket.uri(key)}: is not the state that the report of round {record.round} describes")
+    path = scratch / STATE
+    write_atomically(path, content)
+    bucket.publish(model_prefix(record.fleet, record.version) + STATE, path)

@@ -1,0 +1,132 @@
+"""How much each update counts in a weighted mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fedgrass.cloud.aggregator.strategies.base import Facts
+from fedgrass.errors import UpdateError
+
+
+@dataclass(frozen=True)
+class ByExamples:
+    """In proportion to examples.
+
+    McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
+    https://arxiv.org/abs/1602.05629
+    """
+
+    is_mean: ClassVar[bool] = True
+
+    def weight(self, facts: Facts) -> float:
+        """Return the examples."""
+        return float(facts.num_examples)
+
+    def scale(self, facts: Sequence[Facts]) -> float:
+        """Return one over all examples."""
+        return 1 / sum(f.num_examples for f in facts)
+
+
+@dataclass(frozen=True)
+class Equally:
+    """Every device the same, whatever it claims."""
+
+    is_mean: ClassVar[bool] = True
+
+    def weight(self, _facts: Facts) -> float:
+        """Return 1."""
+        return 1.0
+
+    def scale(self, facts: Sequence[Facts]) -> float:
+        """Return one over the number of updates."""
+        return 1 / len(facts)
+
+
+@dataclass(frozen=True)
+class ByAge:
+    """By examples, less the older the base: examples / (1 + age) ** exponent.
+
+    All updates of a device together weigh no more than one fresh one, however many it held back for this round.
+
+    What age takes away from an update goes to nobody, so that a round of old updates makes a small step: FedBuff, Nguyen et
+    al., "Federated Learning with Buffered Asynchronous Aggregation", AISTATS 2022, https://arxiv.org/abs/2106.06639
+    """
+
+    exponent: float = 0.5
+    is_mean: ClassVar[bool] = True
+
+    def weight(self, facts: Facts) -> float:
+        """Return the discounted examples."""
+        together = sum(map(self._discount, facts.ages))
+        return facts.num_examples * self._discount(facts.age) / max(1.0, together)
+
+    def scale(self, facts: Sequence[Facts]) -> float:
+        """Return one over the examples of all devices, undiscounted."""
+        return 1 / sum(f.num_examples / max(1, len(f.ages)) for f in facts)
+
+    def _discount(self, age: int) -> float:
+        return 1 / math.pow(1 + age, self.exponent)
+
+
+@dataclass(frozen=True)
+class ByStep:
+    """FedNova: each difference per local step, times the mean number of steps; devices that did more steps do not outvote others.
+
+    Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", NeurIPS 2020,
+    https://arxiv.org/abs/2007.07481 (plain SGD on the device). Steps are the update's metric ``steps``.
+    """
+
+    is_mean: ClassVar[bool] = False
+
+    def weight(self, facts: Facts) -> float:
+        """Return examples per step."""
+        return facts.num_examples / _metric(facts, "steps", least=1.0)
+
+    def scale(self, facts: Sequence[Facts]) -> float:
+        """Return the mean number of steps, by examples, over all examples."""
+        examples = sum(f.num_examples for f in facts)
+        steps = sum(f.num_examples * _metric(f, "steps", least=1.0) for f in facts) / examples
+        return steps / examples
+
+
+@dataclass(frozen=True)
+class ByLoss:
+    """q-FedAvg: devices on which the model does badly count more, by their loss to the power of q.
+
+    Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020, https://arxiv.org/abs/1905.10497 (algorithm 2),
+    with 1 / ``learning_rate`` for the Lipschitz constant. The loss is the update's metric ``loss``, held within
+    [1e-10, ``max_loss``]: it is a claim, and an attacker would have it high.
+    """
+
+    q: float = 1.0
+    learning_rate: float = 0.1
+    max_loss: float = 10.0
+    is_mean: ClassVar[bool] = False
+
+    def weight(self, facts: Facts) -> float:
+        """Return L·F^q."""
+        return math.pow(self._loss(facts), self.q) / self.learning_rate
+
+    def scale(self, facts: Sequence[Facts]) -> float:
+        """Return one over the sum of q·F^(q-1)·‖L·Δ‖² + L·F^q."""
+        lipschitz = 1 / self.learning_rate
+        total = 0.0
+        for f in facts:
+            loss, norm = self._loss(f), lipschitz * (f.norm or 0.0)
+            total += self.q * loss ** (self.q - 1) * norm**2 + lipschitz * loss**self.q
+        return 1 / total
+
+    def _loss(self, facts: Facts) -> float:
+        return min(_metric(facts, "loss", least=1e-10), self.max_loss)
+
+
+def _metric(facts: Facts, name: str, *, least: float) -> float:
+    value = facts.metrics.get(name)
+    if value is None:
+        raise UpdateError(
+            "missing_metric", f"the strategy weighs by the metric {name!r}, which the update does not have"
+        )
+    return max(value, least)

@@ -1,0 +1,106 @@
+"""The devices: alive or silent, able to train or why not, and what each did last."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from flask import Blueprint, abort, render_template, request
+
+from fedgrass.cloud.console.desk import Desk
+from fedgrass.cloud.console.index import STATES, Look, State
+from fedgrass.cloud.console.paging import Page
+from fedgrass.cloud.console.round_page import live_panel
+from fedgrass.protocol import tables
+from fedgrass.protocol.records import Participation
+from fedgrass.protocol.tables import FleetMember
+
+_PER_PAGE = 25
+_LAST_ROUNDS = 25
+_MOST_VERSIONS = 50  # a device says itself which it has
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many devices are in which state, and have which model."""
+
+    devices: int
+    states: dict[State, int]
+    versions: list[tuple[str, int]]
+
+    @classmethod
+    def of(cls, look: Look, now_ms: float) -> Counts:
+        """Count the devices of a look."""
+        alive = [brief for brief in look.devices if brief.alive(now_ms)]
+        able = sum(brief.able for brief in alive)
+        versions = Counter(brief.version or "none" for brief in look.devices)
+        states: dict[State, int] = {
+            "alive": len(alive),
+            "able": able,
+            "unable": len(alive) - able,
+            "silent": len(look.devices) - len(alive),
+        }
+        return cls(len(look.devices), states, versions.most_common(_MOST_VERSIONS))
+
+
+def pages(desk: Desk) -> Blueprint:
+    """Return the pages."""
+    blueprint = Blueprint("fleet", __name__)
+    fleet = desk.account.fleet
+
+    @blueprint.get("/")
+    def devices() -> str:
+        look = desk.index.look()
+        now_ms = desk.now_ms
+        name, version = request.args.get("name", ""), request.args.get("version", "")
+        state = next((state for state in STATES if state == request.args.get("state")), None)
+        found = [
+            brief.thing
+            for brief in look.devices
+            if name.casefold() in brief.thing.casefold()
+            and (state is None or brief.is_(state, now_ms))
+            and (not version or (brief.version or "none") == version)
+        ]
+        page = Page.of(len(found), _PER_PAGE)
+        shown = tables.members_named(desk.account.devices_table, fleet, found[page.first : page.end])
+        fleet_state = tables.load_state(desk.account.rounds_table, fleet)
+        return render_template(
+            "fleet.html",
+            look=look,
+            counts=Counts.of(look, now_ms),
+            page=page,
+            found=len(found),
+            members=shown,
+            parts=_parts(desk, fleet_state.last, shown),
+            chosen={"name": name, "state": state or "", "version": version},
+            states=STATES,
+            now_ms=now_ms,
+            panel=live_panel(desk, fleet_state),
+        )
+
+    @blueprint.get("/devices/<thing>")
+    def device(thing: str) -> str:
+        members = tables.members_named(desk.account.devices_table, fleet, [thing])
+        if not members:
+            abort(404, f"Fleet {fleet} knows no device {thing}.")
+        last = tables.load_state(desk.account.rounds_table, fleet).last
+        places = [(number, thing) for number in range(max(1, last - _LAST_ROUNDS + 1), last + 1)]
+        parts = tables.participations_at(desk.account.rounds_table, fleet, places)
+        return render_template(
+            "device.html",
+            member=members[0],
+            parts=sorted(parts, key=lambda part: -part.round),
+            looked_at=_LAST_ROUNDS,
+            now_ms=desk.now_ms,
+        )
+
+    return blueprint
+
+
+def _parts(desk: Desk, number: int, members: list[FleetMember]) -> dict[str, Participation]:
+    """Return what each device did in a round, by its name."""
+    if not number:
+        return {}
+    places = [(number, member.thing) for member in members]
+    found = tables.participations_at(desk.account.rounds_table, desk.account.fleet, places)
+    return {part.thing: part for part in found}

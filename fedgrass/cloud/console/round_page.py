@@ -1,0 +1,199 @@
+"""The rounds: the open one as it goes, those before it, and each down to its updates."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flask import Blueprint, abort, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response
+
+from fedgrass.cloud.console import charts, forms
+from fedgrass.cloud.console.desk import Desk
+from fedgrass.cloud.console.notices import attempt, tell
+from fedgrass.cloud.console.paging import Page
+from fedgrass.errors import FedgrassError
+from fedgrass.operations import Started, aggregate_now, cancel_round, is_running, start_rounds
+from fedgrass.protocol import tables
+from fedgrass.protocol.records import FleetState, RoundRecord
+from fedgrass.protocol.settings import FleetSettings
+
+_PER_PAGE = 25
+_CHARTED = 50
+_UPDATES_PER_PAGE = 25
+_EXECUTION = re.compile(r"^[A-Za-z0-9_-]{1,80}$")
+_RESET_CONTENT = 205
+_NO_CONTENT = 204
+PHASES = ("collecting", "aggregating", "rolling_out", "closed")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is going on: the open round, or the start that is under way, or why the last start came to nothing.
+
+    ``left_over`` says that the round's execution has ended without closing it. ``execution`` is the name of the execution
+    that is followed.
+    """
+
+    record: RoundRecord | None = None
+    left_over: bool = False
+    execution: str = ""
+    starting: bool = False
+    failure: str = ""
+    phases: tuple[str, ...] = PHASES
+
+    @property
+    def address(self) -> str:
+        """Where the panel's next state is asked for."""
+        return url_for(
+            "rounds.live", round=self.record.round if self.record else None, execution=self.execution or None
+        )
+
+
+def live_panel(desk: Desk, state: FleetState) -> Panel:
+    """Return what is going on, following the execution that the request names, if any."""
+    account = desk.account
+    execution = request.args.get("execution", "")
+    if not _EXECUTION.match(execution):
+        execution = ""
+    if state.open is not None:
+        record = tables.load_round(account.rounds_table, account.fleet, state.open.round)
+        return Panel(record, not is_running(account, state.open.execution), execution)
+    if not execution:
+        return Panel()
+    arn = account.stack.state_machine_arn.replace(":stateMachine:", ":execution:", 1) + f":{execution}"
+    client = account.step_functions
+    try:
+        described = client.describe_execution(executionArn=arn)
+    except (client.exceptions.ExecutionDoesNotExist, client.exceptions.InvalidArn):
+        return Panel()
+    if described["status"] == "RUNNING":
+        return Panel(execution=execution, starting=True)
+    if described["status"] in {"SUCCEEDED", "ABORTED"}:
+        return Panel()
+    return Panel(failure=str(described.get("cause") or described.get("error") or "no cause was given"))
+
+
+def pages(desk: Desk) -> Blueprint:
+    """Return the pages."""
+    blueprint = Blueprint("rounds", __name__, url_prefix="/rounds")
+    account = desk.account
+
+    @blueprint.get("/")
+    def rounds() -> str:
+        state = tables.load_state(account.rounds_table, account.fleet)
+        page = Page.of(state.last, _PER_PAGE)
+        newest = state.last - page.first
+        records = tables.rounds_between(account.rounds_table, account.fleet, newest - _CHARTED + 1, newest)
+        return render_template(
+            "rounds.html",
+            panel=live_panel(desk, state),
+            page=page,
+            records=[record for record in records if record.round > newest - _PER_PAGE],
+            charts=drawn(records),
+            settings=tables.load_settings(account.rounds_table, account.fleet),
+        )
+
+    @blueprint.get("/live")
+    def live() -> str | tuple[str, int]:
+        """Give the panel's next state: 205 has the whole page loaded again, 204 leaves the panel as it is."""
+        panel = live_panel(desk, tables.load_state(account.rounds_table, account.fleet))
+        shown = request.args.get("round", type=int)
+        if (panel.record.round if panel.record else None) != shown or panel.failure:
+            return "", _RESET_CONTENT
+        if panel.record is None and panel.starting != bool(request.args.get("execution")):
+            return "", _RESET_CONTENT
+        if panel.record is None and not panel.starting:
+            return "", _NO_CONTENT
+        return render_template("panel.html", panel=panel)
+
+    @blueprint.get("/<int:number>")
+    def one(number: int) -> str:
+        record = tables.load_round(account.rounds_table, account.fleet, number)
+        report = desk.report(record) if record.aggregated_at else None
+        after = request.args.get("after", "")
+        parts, following = tables.participations_after(account.rounds_table, account.fleet, number, after)
+        updates = report.updates if report else ()
+        return render_template(
+            "round.html",
+            record=record,
+            report=report,
+            parts=parts,
+            after=after,
+            following=following,
+            page=Page.of(len(updates), _UPDATES_PER_PAGE, "updates"),
+            quarantined=Counter(entry.reason for entry in report.quarantined).most_common() if report else (),
+            refused=Page.of(len(report.quarantined) if report else 0, _UPDATES_PER_PAGE, "refused"),
+            changed=forms.differences(FleetSettings(), record.settings),
+            phases=PHASES,
+        )
+
+    @blueprint.route("/new", methods=["GET", "POST"])
+    def new() -> str | Response | tuple[str, int]:
+        settings = tables.load_settings(account.rounds_table, account.fleet)
+        if request.method == "GET":
+            return render_template("new_round.html", form=forms.form_of(settings))
+        form, wanted = forms.read(request.form)
+        if wanted is None:
+            return render_template("new_round.html", form=form), 422
+        try:
+            return _follow(start_rounds(account, forms.differences(settings, wanted)))
+        except FedgrassError as error:
+            form.error = str(error)
+            return render_template("new_round.html", form=form), 409
+
+    @blueprint.post("/start")
+    def start() -> Response:
+        rounds = request.form.get("rounds", type=int)
+        if rounds is None:
+            abort(400, "How many rounds? The form has a number for it.")
+        try:
+            return _follow(start_rounds(account, {"rounds": rounds}))
+        except FedgrassError as error:
+            tell(str(error), good=False)
+            return redirect(url_for("rounds.rounds"), 303)
+
+    @blueprint.post("/aggregate")
+    def aggregate() -> Response:
+        def go_on() -> str:
+            record = aggregate_now(account)
+            return f"Round {record.round} goes on with {record.contributed} updates."
+
+        attempt(go_on)
+        return redirect(url_for("rounds.rounds"), 303)
+
+    @blueprint.post("/cancel")
+    def cancel() -> Response:
+        def stop() -> str:
+            cancelled = cancel_round(account, "cancelled in the web console")
+            return f"Round {cancelled.round} is being cancelled; the model stays as it is."
+
+        attempt(stop)
+        return redirect(url_for("rounds.rounds"), 303)
+
+    return blueprint
+
+
+def _follow(started: Started) -> Response:
+    tell(f"Round {started.round} is starting.")
+    return redirect(url_for("rounds.rounds", execution=started.execution.rsplit(":", 1)[-1]), 303)
+
+
+def drawn(records: Sequence[RoundRecord]) -> list[charts.Chart]:
+    """Return the curves of some rounds, given the newest first; a figure that they do not have has no curve."""
+    oldest_first = list(reversed(records))
+    found = [
+        charts.line("Accuracy", [(record.round, record.accuracy) for record in oldest_first], percent=True),
+        charts.line("Loss", [(record.round, record.loss) for record in oldest_first]),
+        charts.line("Devices whose update was used", _shares(oldest_first), percent=True),
+    ]
+    return [chart for chart in found if chart is not None]
+
+
+def _shares(records: Sequence[RoundRecord]) -> list[tuple[int, float | None]]:
+    return [
+        (record.round, None if record.participants is None else record.participants / max(1, record.taking_part))
+        for record in records
+    ]

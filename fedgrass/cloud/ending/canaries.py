@@ -1,0 +1,77 @@
+"""Which model the canaries have: a subdeployment of the fleet's, which is taken back where the model was not released.
+
+https://docs.aws.amazon.com/greengrass/v2/developerguide/create-deployments.html (subdeployments)
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from fedgrass.cloud.ending.deployment import entries
+from fedgrass.cloud.ending.events import tell
+from fedgrass.protocol.records import RoundRecord
+
+
+def canary_arn(fleet_arn: str, group: str) -> str:
+    """Return the ARN of the thing group of that name."""
+    return f"{fleet_arn.rpartition('/')[0]}/{group}"
+
+
+def latest(greengrass: Any, target_arn: str) -> dict[str, Any] | None:
+    """Return the target's latest deployment; None if it has none."""
+    listed = entries(greengrass, target_arn)
+    return dict(greengrass.get_deployment(deploymentId=listed[0]["deploymentId"])) if listed else None
+
+
+def deploy_to_canaries(
+    greengrass: Any, fleet: dict[str, Any], fleet_arn: str, group_arn: str, component: str, version: str | None
+) -> datetime:
+    """Give the canaries the fleet's components with one version changed, or left out, unless they have just that.
+
+    Returns
+    -------
+    datetime
+        Since when they have it.
+    """
+    components = dict(fleet["components"])
+    if version is None:
+        components.pop(component, None)
+    else:
+        components[component] = {**components.get(component, {}), "componentVersion": version}
+    present = latest(greengrass, group_arn)
+    if present is not None and present["components"] == components:
+        return _since(present)
+    made = greengrass.create_deployment(
+        targetArn=group_arn,
+        parentTargetArn=fleet_arn,
+        deploymentName=f"{fleet.get('deploymentName') or 'fedgrass'}-canaries",
+        components=components,
+        **({"deploymentPolicies": fleet["deploymentPolicies"]} if fleet.get("deploymentPolicies") else {}),
+    )
+    tell("canaries", target=group_arn, version=version, deployment=made["deploymentId"])
+    return _since(greengrass.get_deployment(deploymentId=made["deploymentId"]))
+
+
+def _since(deployment: dict[str, Any]) -> datetime:
+    created: datetime = deployment["creationTimestamp"]
+    return created
+
+
+def restore(greengrass: Any, fleet_arn: str, component: str, record: RoundRecord) -> None:
+    """Give the round's canaries back what the fleet has, if they were given its model and it was not released; safe to repeat."""
+    trial = record.canaries
+    if trial is None or record.outcome in {None, "released"}:
+        return
+    theirs = entries(greengrass, trial.target)
+    if not theirs:
+        return
+    newest = greengrass.get_deployment(deploymentId=theirs[0]["deploymentId"])
+    if newest["components"].get(component, {}).get("componentVersion") != record.version:
+        return
+    fleets = entries(greengrass, fleet_arn)
+    if not fleets or fleets[0]["creationTimestamp"] > theirs[0]["creationTimestamp"]:
+        return  # a deployment to the fleet takes the place of theirs
+    fleet = greengrass.get_deployment(deploymentId=fleets[0]["deploymentId"])
+    had = fleet["components"].get(component, {}).get("componentVersion", trial.before)
+    deploy_to_canaries(greengrass, fleet, fleet_arn, trial.target, component, had)

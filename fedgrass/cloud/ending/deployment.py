@@ -1,0 +1,148 @@
+"""One entry of a thing group's deployment changed, everything else kept.
+
+CreateDeployment replaces its target's whole component set and takes no precondition, so another's change made between our
+reading and our writing would be lost without a word. It is noticed afterwards instead: a deployment that came between
+the one we read and the one we wrote is read and merged.
+https://docs.aws.amazon.com/greengrass/v2/APIReference/API_CreateDeployment.html
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fedgrass.cloud.ending.events import tell
+from fedgrass.errors import ReleaseError
+from fedgrass.protocol.names import version_order
+from fedgrass.protocol.settings import Rollout
+
+_CARRIED_OVER = ("deploymentName", "deploymentPolicies", "iotJobConfiguration", "parentTargetArn", "tags")
+_ATTEMPTS = 10
+_FEWEST = 10
+"""Devices of the fleet that must have ended before the share of failures among them stops the rest."""
+
+
+class SupersededError(ReleaseError):
+    """The target has a newer version of the component already; that one stays.
+
+    Cause: Another round or `fedgrass model publish` released a newer version meanwhile.
+
+    Remedy: Nothing: the newer version stays, and the next round starts from it.
+    """
+
+    code = "superseded"
+
+
+def deploy_version(
+    greengrass: Any,
+    target_arn: str,
+    component: str,
+    version: str,
+    *,
+    create: bool = True,
+    exact: bool = False,
+    job: dict[str, Any] | None = None,
+    pause: Callable[[float], None] = time.sleep,
+) -> str | None:
+    """Make ``target_arn``'s latest deployment hold ``component`` at ``version``; returns that deployment's id.
+
+    Running it again changes nothing. Components, their configuration updates, policies, name, parent and tags are
+    those of the latest deployment, whoever made it.
+
+    Parameters
+    ----------
+    create
+        Whether to make the target's first deployment, with this component alone, if it has none; returns None otherwise.
+    exact
+        Whether a newer version makes way for this one: a person's decision, never a round's.
+    job
+        ``iotJobConfiguration`` of a deployment that is made; None keeps that of the latest.
+    pause
+        Waits that many seconds until a new deployment shows in the list.
+
+    Raises
+    ------
+    SupersededError
+        If a newer version is deployed, unless ``exact``.
+    ReleaseError
+        If others keep deploying to the target at the same time.
+    """
+    ours: dict[str, str | None] = {}  # a deployment we made -> the one it was made from
+    made: str | None = None
+    for attempt in range(_ATTEMPTS):
+        deployments = history(greengrass, target_arn)
+        if made is not None and made not in deployments:
+            pause(0.1 * 2**attempt)
+            continue
+        latest = deployments[0] if deployments else None
+        theirs = next((one for one in deployments if one not in ours), None)
+        if theirs is None and not create:
+            return None
+        base = greengrass.get_deployment(deploymentId=theirs) if theirs is not None else {}
+        found = base.get("components", {}).get(component, {}).get("componentVersion")
+        wanted = version if found is None or exact else max(found, version, key=version_order)
+        if latest is not None and (ours[latest] == theirs if latest in ours else found == wanted):
+            if wanted != version:
+                raise SupersededError(f"{component} {wanted} is deployed already; {version} was not put in its place")
+            return latest
+        if made is not None:
+            tell("deployment_merged", target=target_arn, deployment=theirs)
+        made = greengrass.create_deployment(**_changed(base, target_arn, component, wanted, job))["deploymentId"]
+        ours[made] = theirs
+    raise ReleaseError(
+        f"{target_arn}: others kept deploying to it while {component} {version} was being deployed. "
+        "Run again when they are done"
+    )
+
+
+def deployed_version(greengrass: Any, target_arn: str, component: str) -> str | None:
+    """Return the version of ``component`` in the target's latest deployment; None if there is neither."""
+    listed = history(greengrass, target_arn)
+    if not listed:
+        return None
+    components = greengrass.get_deployment(deploymentId=listed[0]).get("components", {})
+    found: str | None = components.get(component, {}).get("componentVersion")
+    return found
+
+
+def job_configuration(rollout: Rollout) -> dict[str, Any] | None:
+    """Return the ``iotJobConfiguration`` of the fleet's deployment; None where the settings ask for nothing."""
+    found: dict[str, Any] = {}
+    if rollout.per_minute is not None:
+        found["jobExecutionsRolloutConfig"] = {"maximumPerMinute": rollout.per_minute}
+    if rollout.abort_share > 0:
+        criterion = {
+            "failureType": "FAILED",
+            "action": "CANCEL",
+            "thresholdPercentage": round(100 * rollout.abort_share, 2),
+            "minNumberOfExecutedThings": _FEWEST,
+        }
+        found["abortConfig"] = {"criteriaList": [criterion]}
+    return found or None
+
+
+def history(greengrass: Any, target_arn: str) -> list[str]:
+    """Ids of the target's deployments, the newest first."""
+    return [entry["deploymentId"] for entry in entries(greengrass, target_arn)]
+
+
+def entries(greengrass: Any, target_arn: str) -> list[dict[str, Any]]:
+    """Return what is listed of the target's deployments, the newest first."""
+    pages = greengrass.get_paginator("list_deployments").paginate(targetArn=target_arn, historyFilter="ALL")
+    return sorted(
+        (entry for page in pages for entry in page["deployments"]),
+        key=lambda entry: (entry.get("isLatestForTarget", False), entry["creationTimestamp"]),
+        reverse=True,
+    )
+
+
+def _changed(
+    base: dict[str, Any], target_arn: str, component: str, version: str, job: dict[str, Any] | None
+) -> dict[str, Any]:
+    components = dict(base.get("components", {}))
+    components[component] = {**components.get(component, {}), "componentVersion": version}
+    carried = {name: base[name] for name in _CARRIED_OVER if base.get(name)}
+    if job is not None:
+        carried["iotJobConfiguration"] = job
+    return {"targetArn": target_arn, "components": components, **carried}

@@ -1,0 +1,189 @@
+"""What an outcome asks for, done by whoever comes next: the job that wrote it, a function after it, the next opening.
+
+Each step can run twice, or in two places at once, with one effect; the report is written last, so that one that is there says
+that all was done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from fedgrass.cloud.ending.canaries import restore
+from fedgrass.cloud.ending.deployment import SupersededError, deploy_version, deployed_version, job_configuration
+from fedgrass.cloud.ending.events import tell
+from fedgrass.cloud.ending.in_time import recount
+from fedgrass.cloud.ending.place import Place
+from fedgrass.cloud.ending.registration import archive_key, register
+from fedgrass.cloud.ending.reports import find_proposal, find_report, write_first
+from fedgrass.errors import RecordError
+from fedgrass.protocol.names import report_key, version_order
+from fedgrass.protocol.records import STATE_KEY, RoundRecord, round_key
+from fedgrass.protocol.refusals import count_refusals
+from fedgrass.protocol.report import ReleaseEntry, RoundReport
+from fedgrass.protocol.tables import load_round, load_state
+from fedgrass.protocol.writes import change, update_item
+
+_ATTEMPTS = 10
+_OF_THE_JOB = frozenset({"released", "advanced", "held", "insufficient_updates"})
+
+
+def finish(place: Place, record: RoundRecord) -> RoundReport | None:
+    """Do what the outcome of ``record`` asks for and is not done; returns the round's report, if its job ended it.
+
+    Raises
+    ------
+    ReleaseError
+        If others keep deploying to the fleet.
+    AggregationError
+        If what lies where the report should is none of this round.
+    """
+    restore_canaries(place, record)
+    if record.outcome not in _OF_THE_JOB:
+        return None
+    report = find_report(place.s3, place.bucket, record)
+    if report is None:
+        proposal = find_proposal(place.s3, place.bucket, record)
+        if proposal is None:
+            return None
+        recount(place.rounds, place.s3, place.bucket, record)
+        report = proposal.model_copy(update={"outcome": record.outcome, "reason": record.reason, "release": None})
+        if record.outcome == "released":
+            report = report.model_copy(update={"release": _release(place, record, proposal)})
+        report = write_first(place.s3, place.bucket, report_key(record.fleet, record.round), record, report)
+    _keep_figures(place, record, report)
+    return report
+
+
+def restore_canaries(place: Place, record: RoundRecord) -> None:
+    """Give the round's canaries back what the fleet has, unless the model was released."""
+    if record.canaries is not None:
+        restore(place.greengrass, place.thing_group_arn, place.model_component, record)
+
+
+def deploy_current(place: Place, *, job: dict[str, Any] | None = None) -> str | None:
+    """Deploy the version that the fleet's state names; then the state is read, and again until both agree.
+
+    Returns
+    -------
+    str or None
+        The deployment's id; None if the state names none, or the fleet has no deployment and is not to get one.
+
+    Raises
+    ------
+    SupersededError
+        If a newer version is deployed than the state names, and no person went back.
+    ReleaseError
+        If others keep deploying to the fleet.
+    """
+    others = False
+    for _ in range(_ATTEMPTS):
+        released = load_state(place.rounds, place.fleet).released
+        if released is None:
+            return None
+        made = deploy_version(
+            place.greengrass,
+            place.thing_group_arn,
+            place.model_component,
+            released.version,
+            create=released.by == "round",
+            # What this very loop deployed before makes way, too.
+            exact=others or released.by == "roll_back",
+            job=job,
+        )
+        if load_state(place.rounds, place.fleet).released == released:
+            return made
+        others = True
+    raise RecordError(f"fleet {place.fleet!r}: what is to be deployed keeps changing; try again")
+
+
+def finish_by_hand(place: Place, version: str) -> None:
+    """Do what a person's release or roll-back, whose process is gone, has left undone; safe to repeat."""
+    deploy_current(place)
+    released = load_state(place.rounds, place.fleet).released
+    _, number, _ = version_order(version)
+    if released is None or released.version != version or number == 0:
+        return
+    record = load_round(place.rounds, place.fleet, number)
+    report = find_report(place.s3, place.bucket, record)
+    if record.outcome == "released" and record.version == version and report is not None:
+        register_released(place, record, report)
+
+
+def compared(place: Place, record: RoundRecord) -> str:
+    """Return what is wrong with the fleet's deployment after a release, in words; nothing if it holds what it should.
+
+    CreateDeployment replaces everything: one that somebody made from an older deployment undoes a release.
+    """
+    if record.outcome != "released":
+        return ""
+    released = load_state(place.rounds, place.fleet).released
+    if released is None:
+        return ""
+    try:
+        found = deployed_version(place.greengrass, place.thing_group_arn, place.model_component)
+    except (ClientError, BotoCoreError) as error:
+        tell("not_compared", fleet=place.fleet, round=record.round, reason=str(error))
+        return ""
+    if found == released.version:
+        return ""
+    return (
+        f"but the latest deployment to the fleet has {found or 'no model'} and not {released.version}: somebody deployed over "
+        f"it; `fedgrass model roll-back {released.version}` brings it back"
+    )
+
+
+def _release(place: Place, record: RoundRecord, proposal: RoundReport) -> ReleaseEntry:
+    if proposal.release is None:
+        raise RecordError(f"proposal of round {record.round}: it is released, and names no component")
+    deployment = ""
+    try:
+        deployment = deploy_current(place, job=job_configuration(record.settings.rollout)) or ""
+    except SupersededError as error:
+        tell("superseded", fleet=record.fleet, round=record.round, reason=str(error))
+    package = register_released(place, record, proposal)
+    return proposal.release.model_copy(update={"deployment_id": deployment, "model_package_arn": package})
+
+
+def register_released(place: Place, record: RoundRecord, report: RoundReport) -> str | None:
+    """Make the round's model a package of the registry, if there is one and its archive is there; returns the package's ARN."""
+    if place.sagemaker is None or report.model is None:
+        return None
+    try:
+        place.s3.head_object(Bucket=place.bucket, Key=archive_key(record.fleet, record.version))
+        return register(
+            place.sagemaker,
+            place.package_group,
+            place.image,
+            place.bucket,
+            record,
+            report.model,
+            participants=len(report.updates),
+            evaluation=report.evaluation,
+        )
+    except (ClientError, BotoCoreError) as error:
+        # A service for people, so its failure is none of the release.
+        tell("not_registered", fleet=record.fleet, round=record.round, version=record.version, reason=str(error))
+        return None
+
+
+def _keep_figures(place: Place, record: RoundRecord, report: RoundReport) -> None:
+    """Put the report's figures into the record, what is spent of privacy into the state, and refusals with the devices."""
+    privacy = report.privacy.model_dump(mode="json") if report.privacy else None
+    figures = {
+        "participants": len(report.updates),
+        "quarantined": len(report.quarantined) + report.quarantined_more,
+        "accuracy": report.evaluation.accuracy if report.evaluation else None,
+        "loss": report.evaluation.loss if report.evaluation else None,
+        "hold": report.hold,
+        "privacy": privacy,
+    }
+    update_item(place.rounds, Key={"fleet": record.fleet, "key": round_key(record.round)}, **change(put=figures))
+    if privacy is not None:
+        # A later round has spent more than this report knows of; its own report will tell.
+        spent = change(put={"privacy": privacy}, condition="#last = :round", values={":round": record.round})
+        with contextlib.suppress(place.rounds.meta.client.exceptions.ConditionalCheckFailedException):
+            update_item(place.rounds, Key={"fleet": record.fleet, "key": STATE_KEY}, **spent)
+    count_refusals(place.rounds, report)

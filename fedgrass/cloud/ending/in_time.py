@@ -1,0 +1,92 @@
+"""Who was in time: whose update was on the list of the round's job, whenever the notice of it came.
+
+An update and its notice go different ways: where a quorum ends the collecting, the notice of an update that the job has found may
+come afterwards. So the list decides. A notice that comes too late is written down as late and then compared with the list; who
+finishes the round compares all late ones. Whichever of the two comes second sees what the other wrote.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from botocore.exceptions import ClientError
+from pydantic import BaseModel, ValidationError
+
+from fedgrass.cloud.ending.reports import exists
+from fedgrass.errors import AggregationError
+from fedgrass.protocol.names import report_prefix, update_key
+from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
+from fedgrass.protocol.tables import Table, load_round, participations
+from fedgrass.protocol.writes import change, transact
+
+_MAX_LIST_BYTES = 64 << 20  # some 300,000 updates; functions have 512 MB
+
+
+class _Entry(BaseModel):
+    key: str
+
+
+class _List(BaseModel):
+    updates: tuple[_Entry, ...]
+
+
+def list_key(fleet: str, number: int) -> str:
+    """Object key of the list of what a round's job combines; the first job that looked writes it."""
+    return f"{report_prefix(fleet, number)}updates.json"
+
+
+def recount(rounds: Table, s3: Any, bucket: str, record: RoundRecord) -> None:
+    """Count as in time whoever is recorded as late and was on the list. Safe to repeat."""
+    if not load_round(rounds, record.fleet, record.round).late:
+        return
+    for part in participations(rounds, record.fleet, record.round, consistent=True):
+        count_if_listed(rounds, s3, bucket, record, part)
+
+
+def count_if_listed(rounds: Table, s3: Any, bucket: str, record: RoundRecord, part: Participation) -> bool:
+    """Count a device as in time if it is recorded as late and its update was on the list; returns whether it was counted now."""
+    if not part.late or part.status != "uploaded":
+        return False
+    try:
+        if update_key(record.fleet, record.round, part.thing) not in _listed(
+            s3, bucket, record.fleet, record.round, record.cohort.salt
+        ):
+            return False
+    except LookupError:  # no job has looked yet: the one that does compares
+        return False
+    in_time = change(
+        put={"late": False},
+        condition="#late = :true AND #status = :uploaded",
+        values={":true": True, ":uploaded": "uploaded"},
+    )
+    count = change(add={"late": -1, "uploaded" if part.asked else "joined": 1, "bytes_uploaded": part.bytes})
+    keys = (participation_key(record.round, part.thing), in_time), (round_key(record.round), count)
+    actions = [
+        {"Update": {"TableName": rounds.name, "Key": {"fleet": record.fleet, "key": key}, **update}}
+        for key, update in keys
+    ]
+    return transact(rounds, actions) is None
+
+
+@lru_cache(maxsize=4)
+def _listed(s3: Any, bucket: str, fleet: str, number: int, _salt: str) -> frozenset[str]:
+    """Return the keys on a round's list, which never changes; raises `LookupError` if there is none yet.
+
+    A cohort's salt is of one round, also where a fleet began anew.
+    """
+    key = list_key(fleet, number)
+    try:
+        answer = s3.get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code == "NoSuchKey" or (code == "AccessDenied" and not exists(s3, bucket, key)):
+            raise LookupError(key) from error
+        raise
+    if answer["ContentLength"] > _MAX_LIST_BYTES:
+        raise AggregationError(f"s3://{bucket}/{key}: {answer['ContentLength']} bytes; at most {_MAX_LIST_BYTES}")
+    try:
+        found = _List.model_validate_json(answer["Body"].read())
+    except ValidationError as error:
+        raise AggregationError(f"s3://{bucket}/{key}: is no update list; move it away to make a new one") from error
+    return frozenset(entry.key for entry in found.updates)

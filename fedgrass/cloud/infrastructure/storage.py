@@ -1,0 +1,147 @@
+"""Buckets: whose they are, how those that we make are protected, and how one is removed with all it holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from fedgrass.buckets import owned_by
+from fedgrass.cloud.infrastructure.script import Caller, error_code, is_gone, removed
+from fedgrass.errors import InfrastructureError
+
+_PRIVATE = {"BlockPublicAcls": True, "IgnorePublicAcls": True, "BlockPublicPolicy": True, "RestrictPublicBuckets": True}
+_MISSING = {"404", "NoSuchBucket"}
+
+
+def own_s3(session: Any, caller: Caller) -> Any:
+    """Return a client of S3 whose every call is refused by a bucket of another account."""
+    return owned_by(session.client("s3"), caller.account)
+
+
+def bucket_exists(s3: Any, bucket: str, *, otherwise: str) -> bool:
+    """Whether the bucket is there and the caller's.
+
+    Parameters
+    ----------
+    otherwise
+        What to do if the bucket is somebody else's.
+
+    Raises
+    ------
+    InfrastructureError
+        If it is another account's or region's, or these credentials may not look: AWS tells these apart by status only.
+    """
+    try:
+        s3.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if error_code(error) in _MISSING:
+            return False
+        raise InfrastructureError(f"bucket {bucket!r} {_why(error)}; {otherwise}") from error
+    return True
+
+
+def _why(error: ClientError) -> str:
+    where = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    match error_code(error):
+        case "301" | "PermanentRedirect":
+            return f"is in another region ({where or 'AWS does not say which'})"
+        case "400" | "BadRequest":
+            return "cannot be looked at: the credentials have expired or are of another region or partition"
+        case "403" | "AccessDenied":
+            return "exists in another account, or these credentials lack s3:ListBucket on it"
+        case code:
+            return f"cannot be looked at ({code})"
+
+
+def ensure_bucket(s3: Any, bucket: str, caller: Caller, *, otherwise: str) -> None:
+    """Make a bucket of the account's own where there is none, and protect it where it is not protected yet.
+
+    Nobody reads it in public or without TLS, and uploads that were never finished go. A policy or rules that somebody gave it
+    are left as they are.
+    """
+    if not bucket_exists(s3, bucket, otherwise=otherwise):
+        # us-east-1 is the one region that must not be named.
+        place = (
+            {} if caller.region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": caller.region}}
+        )
+        s3.create_bucket(Bucket=bucket, **place)
+    s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=_PRIVATE)
+    if _lacks(s3.get_bucket_policy, bucket, "NoSuchBucketPolicy"):
+        s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps(_over_tls_only(bucket, caller)))
+    if _lacks(s3.get_bucket_lifecycle_configuration, bucket, "NoSuchLifecycleConfiguration"):
+        unfinished = {
+            "ID": "unfinished-uploads",
+            "Status": "Enabled",
+            "Filter": {"Prefix": ""},
+            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 7},
+        }
+        s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [unfinished]})
+
+
+def _lacks(get: Any, bucket: str, code: str) -> bool:
+    try:
+        get(Bucket=bucket)
+    except ClientError as error:
+        if error_code(error) != code:
+            raise
+        return True
+    return False
+
+
+def _over_tls_only(bucket: str, caller: Caller) -> dict[str, Any]:
+    arn = f"arn:{caller.partition}:s3:::{bucket}"
+    statement = {
+        "Sid": "OnlyOverTls",
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:*",
+        "Resource": [arn, f"{arn}/*"],
+        "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+    }
+    return {"Version": "2012-10-17", "Statement": [statement]}
+
+
+def delete_bucket(s3: Any, bucket: str) -> None:
+    """Delete a bucket with every version of all that it holds; what devices still send is deleted too.
+
+    Raises
+    ------
+    InfrastructureError
+        If an object cannot be deleted.
+    """
+
+    def empty_and_delete() -> None:
+        for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+            found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+            objects = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in found]
+            if not objects:
+                continue
+            done = s3.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+            for problem in done.get("Errors", [])[:1]:
+                raise InfrastructureError(
+                    f"s3://{bucket}/{problem['Key']} cannot be deleted: {problem['Code']}: {problem.get('Message', '')}"
+                )
+        s3.delete_bucket(Bucket=bucket)
+
+    removed(empty_and_delete)
+
+
+def tags(s3: Any, bucket: str) -> dict[str, str]:
+    """Return a bucket's tags; none if it has none, or is not the caller's to read."""
+    try:
+        found = s3.get_bucket_tagging(Bucket=bucket)["TagSet"]
+    except ClientError as error:
+        if is_gone(error) or error_code(error) in {"NoSuchTagSet", "AccessDenied", "403"}:
+            return {}
+        raise
+    return {tag["Key"]: tag["Value"] for tag in found}
+
+
+def tag(s3: Any, bucket: str, **more: str) -> None:
+    """Add tags to a bucket's, where colons in a name are written as two underscores."""
+    given = {**tags(s3, bucket), **{name.replace("__", ":"): value for name, value in more.items()}}
+    s3.put_bucket_tagging(
+        Bucket=bucket, Tagging={"TagSet": [{"Key": name, "Value": value} for name, value in given.items()]}
+    )

@@ -1,0 +1,123 @@
+"""End a round that cannot go on: called by the state machine on a failure, and by EventBridge when an execution ends.
+
+A stopped execution runs no Catch, and a failed one may fail in this very function: hence the event as a second way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+from botocore.exceptions import ClientError
+from pydantic import BaseModel, Field
+
+from fedgrass.cloud.ending.outcome import end
+from fedgrass.cloud.rounds.changes import change
+from fedgrass.cloud.rounds.closing import close
+from fedgrass.cloud.rounds.services import Services, connect, own_services
+from fedgrass.protocol.records import STATE_KEY, RoundOutcome, RoundRecord, ended_key
+from fedgrass.protocol.tables import load_round, load_state
+from fedgrass.protocol.writes import put_item, update_item
+
+_NOTED_SECONDS = 7 * 86_400  # longer than any function of an ended execution goes on
+
+
+class Failure(BaseModel):
+    """What a Catch of the state machine passes."""
+
+    error: str = Field(alias="Error")
+    cause: str | None = Field(default=None, alias="Cause")
+
+
+class AbortRequest(BaseModel):
+    """What the state machine passes."""
+
+    execution: str
+    failure: Failure
+
+
+class ExecutionEnd(BaseModel):
+    """Detail of "Step Functions Execution Status Change"."""
+
+    execution: str = Field(alias="executionArn")
+    status: str
+    error: str | None = None
+    cause: str | None = None
+
+
+connect("rounds", "iot_data", "s3", "greengrass", "sagemaker")
+
+
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Entry point, called by the state machine or by EventBridge."""
+    if "detail" in event:
+        execution_ended(own_services(), ExecutionEnd.model_validate(event["detail"]))
+        return {}
+    return abort_round(own_services(), AbortRequest.model_validate(event))
+
+
+def abort_round(services: Services, request: AbortRequest) -> dict[str, Any]:
+    """End the execution's round, if it has one, and return what went wrong in words."""
+    cause = in_words(request.failure.cause or "no cause was given")
+    abort(services, request.execution, outcome="failed", reason=f"{request.failure.error}: {cause}")
+    return {"error": request.failure.error, "cause": cause}
+
+
+def execution_ended(services: Services, end: ExecutionEnd) -> None:
+    """End the round that an execution left open. Duplicates, and executions that left none, change nothing."""
+    if end.status == "ABORTED":
+        abort(services, end.execution, outcome="cancelled", reason=end.cause or "the execution was stopped")
+    elif end.status in {"FAILED", "TIMED_OUT"}:
+        reason = f"the execution ended: {end.error or end.status} {in_words(end.cause or '')}".strip()
+        abort(services, end.execution, outcome="failed", reason=reason)
+
+
+def abort(services: Services, execution: str, *, outcome: RoundOutcome, reason: str) -> None:
+    """End the round that ``execution`` holds open, and let it open none any more; does nothing if it holds none.
+
+    What the round's job decided before stays: then what that asks for is done, and the round is closed as it is.
+    """
+    # First: an opening that is on its way sees either this, or is seen below.
+    _note_end(services, execution)
+    state = load_state(services.rounds, services.fleet)
+    if state.reserved == execution:
+        give_up_reservation(services, execution)
+    if state.open is None or state.open.execution != execution:
+        return
+    record = load_round(services.rounds, services.fleet, state.open.round)
+    record = end(services.rounds, record, outcome, reason)
+    if record.job is not None and record.outcome in {"cancelled", "failed"}:
+        _stop(services, record)
+    close(services, record.round, outcome, reason[:1000], whatever_happens=True)
+
+
+def _note_end(services: Services, execution: str) -> None:
+    expires = int(services.now().timestamp()) + _NOTED_SECONDS
+    put_item(services.rounds, Item={"fleet": services.fleet, "key": ended_key(execution), "expires": expires})
+
+
+def give_up_reservation(services: Services, execution: str) -> None:
+    """Let others open a round, if the next was this execution's."""
+    table = services.rounds
+    with contextlib.suppress(table.meta.client.exceptions.ConditionalCheckFailedException):  # it has gone on, or ended
+        freed = change(remove=["reserved"], condition="#reserved = :execution", values={":execution": execution})
+        update_item(table, Key={"fleet": services.fleet, "key": STATE_KEY}, **freed)
+
+
+def in_words(cause: str) -> str:
+    """Return the message of a function's error, which comes as JSON; any other text as it is."""
+    try:
+        found = json.loads(cause)
+    except ValueError:
+        return cause
+    return str(found["errorMessage"]) if isinstance(found, dict) and "errorMessage" in found else cause
+
+
+def _stop(services: Services, record: RoundRecord) -> None:
+    try:
+        services.sagemaker.stop_processing_job(ProcessingJobName=record.job)
+    except ClientError as error:
+        # Ended already, or never started.
+        if error.response["Error"]["Code"] not in {"ValidationException", "ResourceNotFound"}:
+            raise

@@ -1,0 +1,70 @@
+"""Tell the state machine that the Processing job has ended (EventBridge calls this on its change of status)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedgrass.cloud.ending.events import tell
+from fedgrass.cloud.ending.finish import restore_canaries
+from fedgrass.cloud.rounds.services import Services, connect, own_services
+from fedgrass.cloud.rounds.tokens import fail, succeed
+from fedgrass.errors import AggregationError
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.tables import load_round, load_state
+
+
+class JobEvent(BaseModel):
+    """EventBridge's word on a job; the detail is what DescribeProcessingJob answers."""
+
+    detail: dict[str, Any]
+
+
+connect("rounds", "step_functions")
+
+
+def handler(event: dict[str, Any], _context: object) -> None:
+    """Entry point, called by EventBridge."""
+    aggregation_ended(own_services(), JobEvent.model_validate(event))
+
+
+def aggregation_ended(services: Services, event: JobEvent) -> None:
+    """Settle the open round if the event is of its job; any other job is none of its business.
+
+    The job of a round that is closed may have given its canaries a model in its last moment: now it gives none any more.
+    """
+    name = str(event.detail.get("ProcessingJobName"))
+    state = load_state(services.rounds, services.fleet)
+    if state.open is not None:
+        record = load_round(services.rounds, services.fleet, state.open.round)
+        if record.job == name:
+            settle(services, record, event.detail)
+            return
+    number = _round_of(name)
+    if number is None or number > state.last:
+        return
+    record = load_round(services.rounds, services.fleet, number)
+    if record.job == name and record.phase == "closed":
+        restore_canaries(services.place, record)
+
+
+def _round_of(name: str) -> int | None:
+    """Return the number in a job's name (`fedgrass.cloud.rounds.start_aggregation.job_name`); None if it is none of ours."""
+    parts = name.split("-")
+    return int(parts[-2]) if len(parts) > 3 and parts[-2].isdecimal() else None
+
+
+def settle(services: Services, record: RoundRecord, job: dict[str, Any]) -> None:
+    """Complete or fail the token of the round's job, if the job has ended."""
+    status = job["ProcessingJobStatus"]
+    token = record.job_token
+    if token is None or status not in {"Completed", "Failed", "Stopped"}:
+        return
+    said = job.get("ExitMessage") or job.get("FailureReason")
+    tell("aggregation_ended", fleet=record.fleet, round=record.round, status=status, said=said)
+    if status == "Completed":
+        succeed(services.step_functions, token, {"job": status})
+    else:
+        cause = f"Processing job {record.job} {status.lower()}: {said or 'it gave no reason; see its log'}"
+        fail(services.step_functions, token, error=AggregationError.__name__, cause=cause)

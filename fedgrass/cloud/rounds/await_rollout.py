@@ -1,0 +1,41 @@
+"""Wait until the devices have said what became of the new model: keep the token for whoever hears the last one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedgrass.cloud.rounds.await_updates import TokenRequest
+from fedgrass.cloud.rounds.changes import change_round
+from fedgrass.cloud.rounds.services import Services, connect, own_services
+from fedgrass.cloud.rounds.tokens import succeed
+from fedgrass.errors import RecordError
+from fedgrass.protocol.records import RoundRecord
+
+connect("rounds", "step_functions")
+
+
+def handler(event: dict[str, Any], _context: object) -> None:
+    """Entry point."""
+    await_rollout(own_services(), TokenRequest.model_validate(event))
+
+
+def await_rollout(services: Services, request: TokenRequest) -> None:
+    """Keep the token, and complete it at once if there is nothing to wait for."""
+    record = change_round(
+        services.rounds,
+        services.fleet,
+        request.round,
+        put={"rollout_token": request.token},
+        condition="#phase = :rolling_out",
+        values={":rolling_out": "rolling_out"},
+    )
+    if record is None:
+        raise RecordError(f"round {request.round} of fleet {services.fleet!r} is not rolling out a model")
+    complete_rollout(services, record)
+
+
+def complete_rollout(services: Services, record: RoundRecord) -> None:
+    """Let the state machine go on if every device that was alive at the opening has reported."""
+    done = record.rolled_out or record.settings.rollout.wait_seconds == 0
+    if record.phase == "rolling_out" and done and record.rollout_token:
+        succeed(services.step_functions, record.rollout_token, {"active": record.active})

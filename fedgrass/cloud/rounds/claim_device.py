@@ -1,0 +1,73 @@
+"""Whether a device that claims an identity gets it: called by IoT Core before it provisions one with the fleet's template.
+
+A claim certificate is in many hands, so it is good for new devices only: no name that exists already is given away, and each
+device gets a policy of its own, the same as from scripts/provision.
+https://docs.aws.amazon.com/iot/latest/developerguide/pre-provisioning-hook.html
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from fedgrass.cloud.ending.events import tell
+from fedgrass.cloud.rounds.services import Services, connect, own_services
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.device_policy import device_policy, policy_name
+from fedgrass.protocol.names import check_thing
+
+_SERIAL = "SerialNumber"
+
+
+class Claim(BaseModel):
+    """What IoT Core passes of the device's RegisterThing request."""
+
+    template: str = Field(alias="templateArn")
+    parameters: dict[str, str] = {}
+
+
+connect("iot")
+
+
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Entry point."""
+    return claim_device(own_services(), Claim.model_validate(event))
+
+
+def claim_device(services: Services, claim: Claim) -> dict[str, Any]:
+    """Write the device's policy, and return its name and the thing's; or refuse, with the reason in the log."""
+    serial = claim.parameters.get(_SERIAL, "")
+    thing = services.setting("FEDGRASS_CLAIM_PREFIX") + serial
+    reason = _prepare(services, claim, thing) if serial else f"no {_SERIAL} was given"
+    if reason is not None:
+        tell("claim_refused", fleet=services.fleet, thing=thing[:128], reason=reason)
+        return {"allowProvisioning": False}
+    tell("device_claimed", fleet=services.fleet, thing=thing)
+    names = {"ThingName": thing, "PolicyName": policy_name(services.fleet, thing)}
+    return {"allowProvisioning": True, "parameterOverrides": names}
+
+
+def _prepare(services: Services, claim: Claim, thing: str) -> str | None:
+    """Write the device's policy; returns why not."""
+    fleet, iot = services.fleet, services.iot
+    try:
+        document = device_policy(fleet, check_thing(thing), f"fedgrass-{fleet}", claim.template.rpartition(":")[0])
+    except ConfigurationError as error:
+        return str(error)
+    try:
+        iot.describe_thing(thingName=thing)
+    except iot.exceptions.ResourceNotFoundException:
+        pass
+    else:
+        return "there is such a thing already; remove it first (scripts/provision --remove) if it is to be made anew"
+    name = policy_name(fleet, thing)
+    try:
+        iot.create_policy(
+            policyName=name, policyDocument=json.dumps(document), tags=[{"Key": "fedgrass:fleet", "Value": fleet}]
+        )
+    except iot.exceptions.ResourceAlreadyExistsException:  # of an attempt that failed later
+        if json.loads(iot.get_policy(policyName=name)["policyDocument"]) != document:
+            return f"there is another IoT policy {name}"
+    return None

@@ -1,0 +1,44 @@
+"""Close a round that went its way, whatever the outcome."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from fedgrass.cloud.rounds.closing import close
+from fedgrass.cloud.rounds.services import Services, connect, own_services
+from fedgrass.protocol.names import RoundNumber
+from fedgrass.protocol.tables import load_round
+
+
+class CloseRequest(BaseModel):
+    """What the state machine passes: how many rounds it is to run, and the results of those before this one."""
+
+    round: RoundNumber
+    rounds: int
+    results: list[dict[str, Any]] = Field(default_factory=list)
+
+
+connect("rounds", "iot_data", "s3", "greengrass")
+
+
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Entry point."""
+    return close_round(own_services(), CloseRequest.model_validate(event))
+
+
+def close_round(services: Services, request: CloseRequest) -> dict[str, Any]:
+    """Close the round; returns all results so far and whether another round is to follow."""
+    more = len(request.results) + 1 < request.rounds
+    record = load_round(services.rounds, services.fleet, request.round)
+    record = close(services, request.round, reserve=record.execution if more else None)
+    results = [
+        *request.results,
+        record.model_dump(
+            mode="json",
+            include={"round", "outcome", "reason", "version", "participants", "quarantined", "accuracy", "active"},
+            exclude_none=True,
+        ),
+    ]
+    return {"results": results, "more": more}

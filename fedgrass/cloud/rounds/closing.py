@@ -1,0 +1,94 @@
+"""What every end of a round has in common: its outcome is written and done, the lock freed, the announcement cleared."""
+
+from __future__ import annotations
+
+import contextlib
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from fedgrass.cloud.ending.events import tell
+from fedgrass.cloud.ending.finish import compared, finish
+from fedgrass.cloud.ending.outcome import end
+from fedgrass.cloud.rounds.announcement import announce_round
+from fedgrass.cloud.rounds.changes import change, change_round
+from fedgrass.cloud.rounds.metrics import measure_closed
+from fedgrass.cloud.rounds.services import Services
+from fedgrass.errors import FedgrassError
+from fedgrass.protocol.records import STATE_KEY, RoundOutcome, RoundRecord
+from fedgrass.protocol.tables import load_round
+from fedgrass.protocol.writes import update_item
+
+
+def close(
+    services: Services,
+    number: int,
+    outcome: RoundOutcome = "failed",
+    reason: str | None = None,
+    *,
+    reserve: str | None = None,
+    whatever_happens: bool = False,
+) -> RoundRecord:
+    """Close a round and free the fleet for the next; a round that is closed stays as it is.
+
+    Parameters
+    ----------
+    outcome
+        How it ended, unless that was decided before: what the job decided stays, and is done here if the job did not.
+    reason
+        Why; None keeps what is recorded.
+    reserve
+        The execution that has more rounds to run, and is to open the next one.
+    whatever_happens
+        Whether to free the fleet even if what the outcome asks for cannot be done: the state of the fleet keeps what is to be
+        deployed, and the next release, or the next close, does it.
+    """
+    record = load_round(services.rounds, services.fleet, number)
+    if record.phase != "closed":
+        if record.outcome is None:
+            record = end(services.rounds, record, outcome, reason or "")
+        record, undone = _finished(services, record, whatever_happens=whatever_happens)
+        words = [reason or record.reason, undone]
+        closed = change_round(
+            services.rounds,
+            services.fleet,
+            number,
+            put={
+                "phase": "closed",
+                "reason": "; ".join(word for word in words if word),
+                "closed_at": services.now().isoformat(),
+            },
+            remove=["collect_token", "job_token", "rollout_token", "question"],
+            condition="#phase <> :closed",
+            values={":closed": "closed"},
+        )
+        if closed is not None:
+            record = closed
+            tell("round_closed", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=record.reason)
+            measure_closed(services, record)
+    _free(services, number, reserve)
+    announce_round(services)
+    return load_round(services.rounds, services.fleet, number)
+
+
+def _finished(services: Services, record: RoundRecord, *, whatever_happens: bool) -> tuple[RoundRecord, str]:
+    """Do what the outcome asks for; returns the record as it is then, and what is wrong in words."""
+    try:
+        report = finish(services.place, record)
+    except (FedgrassError, ClientError, BotoCoreError) as error:
+        if not whatever_happens:
+            raise
+        tell("not_finished", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=str(error))
+        return record, f"what this asks for could not be done ({error})"
+    record = load_round(services.rounds, services.fleet, record.round)
+    # Where there was a deployment: a model that no device was ever to get is no deployment's.
+    deployed = report is not None and report.release is not None
+    return record, compared(services.place, record) if deployed else ""
+
+
+def _free(services: Services, number: int, reserve: str | None) -> None:
+    freed = change(
+        put={"reserved": reserve}, remove=["open"], condition="#open.#round = :round", values={":round": number}
+    )
+    table = services.rounds
+    with contextlib.suppress(table.meta.client.exceptions.ConditionalCheckFailedException):  # freed before
+        update_item(table, Key={"fleet": services.fleet, "key": STATE_KEY}, **freed)

@@ -1,0 +1,45 @@
+"""Rounds that evaluate: the fleet's current model on the examples that every device keeps back.
+
+The figures come with the devices' notices, so no job is needed. They are the devices' word, and averaged as such
+(`fedgrass.protocol.figures`): once all are there, because what one may weigh depends on the others.
+"""
+
+from __future__ import annotations
+
+from fedgrass.cloud.ending.outcome import end
+from fedgrass.cloud.rounds.services import Services
+from fedgrass.errors import MessageError
+from fedgrass.protocol.figures import Claim, averaged
+from fedgrass.protocol.messages import UpdateNotice
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.tables import participations
+
+
+def check_figures(notice: UpdateNotice) -> None:
+    """Raise `MessageError` if a notice of an evaluation lacks its figures, or they cannot be."""
+    accuracy = notice.metrics.get("accuracy", 0.0)
+    if notice.num_examples < 1 or abs(notice.metrics.get("loss", float("inf"))) > 1e30 or not 0 <= accuracy <= 1:
+        raise MessageError(
+            f"{notice.thing!r} evaluated {notice.num_examples} examples with {dict(notice.metrics)}: "
+            "expected at least one example, a loss, and an accuracy from 0 to 1 if any"
+        )
+
+
+def record_evaluation(services: Services, record: RoundRecord) -> RoundRecord:
+    """Make what devices said in time the round's figures and outcome, unless it has one; returns the record as it is then.
+
+    Call it when the round collects no more: then nothing is added to what was in time.
+    """
+    parts = participations(services.rounds, record.fleet, record.round, consistent=True)
+    claims = [Claim(part.num_examples, part.metrics) for part in parts if part.status == "evaluated" and not part.late]
+    means, examples = averaged(claims, record.settings.checks)
+    return end(
+        services.rounds,
+        record,
+        "evaluated",
+        f"model {record.base.version} on {examples} examples of {record.contributed} devices",
+        participants=record.contributed,
+        evaluated_examples=examples,
+        loss=means.get("loss"),
+        accuracy=means.get("accuracy"),
+    )

@@ -1,0 +1,286 @@
+"""Open a round: judge the fleet, take the lock, write the record, announce."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+from botocore.exceptions import ClientError
+from pydantic import BaseModel, Field
+
+from fedgrass.cloud.ending.events import tell
+from fedgrass.cloud.ending.finish import finish_by_hand
+from fedgrass.cloud.rounds.abort_round import abort, give_up_reservation
+from fedgrass.cloud.rounds.announcement import announce_round
+from fedgrass.cloud.rounds.changes import change, transact
+from fedgrass.cloud.rounds.services import Services, connect, own_services
+from fedgrass.errors import RoundRefusedError
+from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.messages import Base, Cohort
+from fedgrass.protocol.names import next_version
+from fedgrass.protocol.privacy import PrivacyLedger
+from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord, ended_key
+from fedgrass.protocol.roster import may_count, write_roster
+from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.tables import (
+    FleetMember,
+    fleet_members,
+    free_hand,
+    load_round,
+    load_settings,
+    load_state,
+)
+
+_DRAWS = 200
+_ENDED = 2  # the transaction's third action
+_RUNNING = frozenset({"RUNNING", "PENDING_REDRIVE"})
+_FORGOTTEN = "forgotten"
+_PROVISIONING_SECONDS = 900  # a Processing job's own limit counts from when its machine is there
+
+
+class OpenRequest(BaseModel):
+    """What the state machine passes: its execution, that execution's input, and the rounds it has closed so far."""
+
+    execution: str
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    results: list[dict[str, Any]] = Field(default_factory=list)
+
+
+connect("rounds", "devices", "iot_data", "step_functions")
+
+
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+    """Entry point."""
+    return open_round(own_services(), OpenRequest.model_validate(event))
+
+
+def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
+    """Open the fleet's next round and return what the state machine needs of it.
+
+    Run again by the execution that holds the lock, it announces the same round again.
+
+    Raises
+    ------
+    RoundRefusedError
+        If a round is open, no model was published, or too few devices can train.
+    ConfigurationError
+        If the execution's input names a setting that does not exist or is out of range.
+    """
+    # The console's input box begins with a comment.
+    overrides = {name: value for name, value in request.overrides.items() if name.lower() != "comment"}
+    settings = load_settings(services.rounds, services.fleet).overridden(overrides)
+    state = load_state(services.rounds, services.fleet)
+    if state.open and state.open.execution == request.execution:
+        record = load_round(services.rounds, services.fleet, state.open.round)
+    else:
+        _take_over(services, state)
+        record = _open(services, request, settings)
+    announce_round(services)
+    _close_if_ended(services, record)
+    tell("round_opened", fleet=record.fleet, round=record.round, asked=record.asked, base=record.base.version)
+    return {
+        "round": record.round,
+        "rounds": settings.rounds,
+        "results": request.results,
+        "collect_seconds": settings.deadline_seconds,
+        "aggregate_seconds": settings.aggregation.timeout_seconds + _PROVISIONING_SECONDS,
+        "rollout_seconds": max(1, settings.rollout.wait_seconds),
+    }
+
+
+def draw_cohort(able: Iterable[str], fraction: float, at_least: int, fleet: str) -> tuple[Cohort, int]:
+    """Draw a salt that takes enough of the ``able`` devices; returns the cohort and how many of them it takes.
+
+    Raises
+    ------
+    RoundRefusedError
+        If ``fraction`` of them is too few, draw after draw.
+    """
+    things = list(able)
+    for _ in range(_DRAWS):
+        cohort = Cohort(salt=secrets.token_hex(16), fraction=fraction)
+        asked = sum(is_member(cohort.salt, fraction, thing) for thing in things)
+        if asked >= at_least:
+            return cohort, asked
+    raise RoundRefusedError(
+        f"fleet {fleet!r}: a fraction of {fraction:g} of {len(things)} devices does not give the {at_least} updates "
+        "that the settings ask for; raise fraction or lower min_updates"
+    )
+
+
+def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> RoundRecord:
+    fleet = services.fleet
+    now = services.now()
+    # A silo's account could make up names: those that the settings do not list are not there.
+    members = [member for member in fleet_members(services.devices, fleet) if may_count(member.thing, settings.silos)]
+    alive = [member for member in members if member.alive(now.timestamp() * 1000)]
+    able = [member.thing for member in alive if member.heartbeat and member.heartbeat.able]
+    if len(able) < settings.min_devices:
+        raise RoundRefusedError(_too_few(fleet, members, alive, able, settings.min_devices))
+    cohort, asked = draw_cohort(able, settings.fraction, settings.min_updates, fleet)
+    state = load_state(services.rounds, fleet)
+    _refuse_reserved(services, state, request.execution)
+    if state.model is None:
+        raise RoundRefusedError(
+            f"fleet {fleet!r} has no model to start from; publish one with `fedgrass model publish DIR`"
+        )
+    record = RoundRecord(
+        fleet=fleet,
+        round=state.last + 1,
+        execution=request.execution,
+        settings=settings,
+        base=state.model,
+        version=next_version(state.model.version, state.last + 1),
+        cohort=cohort,
+        alive=len(alive),
+        asked=asked,
+        quorum=max(settings.min_updates, math.ceil(settings.quorum * asked)),
+        opened_at=now,
+        deadline=now + timedelta(seconds=settings.deadline_seconds),
+        privacy=_charged(fleet, state.privacy, settings),
+    )
+    write_roster(
+        services.rounds,
+        record,
+        alive=[member.thing for member in alive],
+        asked={thing for thing in able if is_member(cohort.salt, cohort.fraction, thing)},
+    )
+    if not _take_lock(services, state, state.model, record):
+        holder = load_state(services.rounds, fleet).open
+        raise RoundRefusedError(
+            _is_open(fleet, holder)
+            if holder
+            else f"fleet {fleet!r}: its state changed while a round opened; start again"
+        )
+    return record
+
+
+def _charged(fleet: str, ledger: PrivacyLedger, settings: FleetSettings) -> PrivacyLedger | None:
+    """Return what is spent with one more round; None without noise. Raises `RoundRefusedError` if that is too much."""
+    privacy = settings.privacy
+    if privacy.mode == "none" or settings.task == "evaluate":
+        return None
+    projected = ledger.projected(privacy, settings.fraction)
+    if projected is not None and 0 < privacy.epsilon_budget < projected:
+        raise RoundRefusedError(
+            f"fleet {fleet!r}: with this round ε would be {projected:.4g} at δ = {privacy.delta:g}, the budget is "
+            f"{privacy.epsilon_budget:g} (privacy.epsilon_budget; {ledger.rounds} rounds are spent). "
+            "Keep the model as it is, or decide on a larger budget"
+        )
+    return ledger.charged(privacy, settings.fraction)
+
+
+def _take_lock(services: Services, state: FleetState, model: Base, record: RoundRecord) -> bool:
+    """Write lock and record together, if nobody did since ``state`` was read, and the execution is not known to have ended."""
+    lock = OpenRound(round=record.round, execution=record.execution, opened_at=record.opened_at)
+    condition = (
+        "attribute_not_exists(#open) AND attribute_not_exists(#hand) AND #model.#version = :version AND "
+        "(attribute_not_exists(#reserved) OR #reserved = :execution) AND "
+    )
+    values: dict[str, Any] = {":version": model.version, ":execution": record.execution}
+    if state.last:
+        condition += "#last = :last"
+        values[":last"] = state.last
+    else:
+        condition += "attribute_not_exists(#last)"
+    put = {"open": lock.model_dump(mode="json"), "last": record.round}
+    if record.privacy is not None:
+        put["privacy"] = record.privacy.model_dump(mode="json")
+    take = change(put=put, remove=["reserved"], condition=condition, values=values)
+    table = services.rounds
+    ended = {"fleet": record.fleet, "key": ended_key(record.execution)}
+    refused = transact(
+        table,
+        [
+            {"Update": {"TableName": table.name, "Key": {"fleet": record.fleet, "key": STATE_KEY}, **take}},
+            {"Put": {"TableName": table.name, "Item": record.to_item()}},
+            {
+                "ConditionCheck": {
+                    "TableName": table.name,
+                    "Key": ended,
+                    "ConditionExpression": "attribute_not_exists(#key)",
+                    "ExpressionAttributeNames": {"#key": "key"},
+                }
+            },
+        ],
+    )
+    if refused == _ENDED:
+        raise RoundRefusedError(f"execution {record.execution} has ended: it opens no round any more")
+    return refused is None
+
+
+def _take_over(services: Services, state: FleetState) -> None:
+    """End what an execution, or a person, that is gone has left; raises `RoundRefusedError` if it still holds the fleet."""
+    fleet = services.fleet
+    if state.open is not None:
+        status = _status(services, state.open.execution)
+        if status in _RUNNING:
+            raise RoundRefusedError(_is_open(fleet, state.open))
+        abort(
+            services,
+            state.open.execution,
+            outcome="cancelled" if status == "ABORTED" else "failed",
+            reason=f"its execution ended ({status}) without closing it",
+        )
+    if state.hand is not None:
+        if state.hand.until >= services.now().timestamp():
+            raise RoundRefusedError(
+                f"fleet {fleet!r}: a person has model {state.hand.version} in hand ({state.hand.action}); start again when "
+                "that is done"
+            )
+        finish_by_hand(services.place, state.hand.version)
+        free_hand(services.rounds, fleet, state.hand)
+
+
+def _refuse_reserved(services: Services, state: FleetState, execution: str) -> None:
+    """Raise `RoundRefusedError` between two rounds of another execution; one that has ended gives way."""
+    if state.reserved is None or state.reserved == execution:
+        return
+    if _status(services, state.reserved) in _RUNNING:
+        raise RoundRefusedError(
+            f"fleet {services.fleet!r}: execution {state.reserved} has more rounds to run; wait for it, or stop it"
+        )
+    give_up_reservation(services, state.reserved)
+
+
+def _close_if_ended(services: Services, record: RoundRecord) -> None:
+    """A stopped execution's event may be lost, or have come too early: then nobody else would close its round."""
+    status = _status(services, record.execution)
+    if status not in {*_RUNNING, _FORGOTTEN}:
+        abort(
+            services,
+            record.execution,
+            outcome="cancelled" if status == "ABORTED" else "failed",
+            reason=f"its execution had ended ({status}) when it opened",
+        )
+
+
+def _status(services: Services, execution: str) -> str:
+    try:
+        return str(services.step_functions.describe_execution(executionArn=execution)["status"])
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ExecutionDoesNotExist":
+            raise
+        return _FORGOTTEN
+
+
+def _is_open(fleet: str, holder: OpenRound) -> str:
+    return (
+        f"round {holder.round} of fleet {fleet!r} is open since {holder.opened_at:%Y-%m-%d %H:%M:%S %Z} "
+        f"(execution {holder.execution}); wait for it, or end it with `fedgrass round cancel`"
+    )
+
+
+def _too_few(fleet: str, members: list[FleetMember], alive: list[FleetMember], able: list[str], needed: int) -> str:
+    message = f"fleet {fleet!r}: {len(able)} devices can train, {needed} are needed (min_devices)"
+    silent = len(members) - len(alive)
+    if silent:
+        message += f"; {silent} of {len(members)} known devices are silent"
+    unable = [member.heartbeat for member in alive if member.heartbeat and not member.heartbeat.able]
+    if unable:
+        examples = ", ".join(f"{heartbeat.thing}: {heartbeat.reason or 'no reason given'}" for heartbeat in unable[:3])
+        message += f"; {len(unable)} decline ({examples})"
+    return message + ". See `fedgrass fleet list`"

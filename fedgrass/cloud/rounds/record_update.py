@@ -1,0 +1,162 @@
+"""Count a device's update notice, each device once, and end the waiting on quorum.
+
+Notices come twice, late, out of order, and from whom nobody asked. What is counted of a device is the best that it said in time:
+one that declines, is replaced, and then uploads has uploaded, and a decline that arrives after the upload changes nothing. An
+update that the round's job found was in time, however late the notice of it is (`fedgrass.cloud.ending.in_time`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fedgrass.cloud.ending.events import tell
+from fedgrass.cloud.ending.in_time import count_if_listed
+from fedgrass.cloud.rounds.await_updates import complete_collecting
+from fedgrass.cloud.rounds.changes import change, transact
+from fedgrass.cloud.rounds.evaluation import check_figures
+from fedgrass.cloud.rounds.judging import answers_judging, check_judgement, record_judgement
+from fedgrass.cloud.rounds.notices import Delivery, read_notice
+from fedgrass.cloud.rounds.services import Services, connect, own_services
+from fedgrass.errors import MessageError, RecordError
+from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.messages import UpdateNotice
+from fedgrass.protocol.names import update_key
+from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
+from fedgrass.protocol.roster import is_of_fleet, presence
+from fedgrass.protocol.tables import load_participation, load_round
+
+Counted = Literal["counted", "late", "duplicate", "ignored"]
+
+_PART, _ROUND = range(2)  # the transaction's actions
+_DONE = {"fit": "uploaded", "evaluate": "evaluated"}
+_RANK = {None: 0, "declined": 1, "failed": 2, "evaluated": 3, "uploaded": 3}
+_ATTEMPTS = 8
+_NOTICED = set(Participation.model_fields) & set(UpdateNotice.model_fields) - {"fleet"}
+
+connect("rounds", "devices", "step_functions", "s3")
+
+
+def handler(event: dict[str, Any], _context: object) -> None:
+    """Entry point, called by the topic rule."""
+    record_update(own_services(), Delivery.model_validate(event))
+
+
+def record_update(services: Services, delivery: Delivery) -> Counted:
+    """Record the notice; returns what became of it. A message that makes no sense is logged and dropped."""
+    try:
+        notice = read_notice(delivery, UpdateNotice, services.fleet)
+        record = load_round(services.rounds, services.fleet, notice.round)
+        judging = answers_judging(notice, record)
+        _check(services, notice, record, judging)
+    except (MessageError, RecordError) as error:
+        tell("update_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
+        return "ignored"
+    count = record_judgement if judging else _count
+    counted: Counted = count(services, notice, delivery, record)
+    if not judging and notice.status == "uploaded" and (counted == "late" or record.phase != "collecting"):
+        # Of a duplicate too: the first delivery may have died before it compared.
+        part = load_participation(services.rounds, record.fleet, record.round, notice.thing)
+        if part and count_if_listed(services.rounds, services.s3, services.bucket, record, part):
+            counted = "counted"
+    tell(
+        "judgement" if judging else "update_notice",
+        fleet=notice.fleet,
+        round=notice.round,
+        thing=notice.thing,
+        status=notice.status,
+        counted=counted,
+        reason=notice.reason or None,
+    )
+    if not judging and counted != "late":
+        # Of a duplicate too: the first delivery may have died between counting and completing.
+        complete_collecting(services, load_round(services.rounds, services.fleet, notice.round))
+    return counted
+
+
+def _check(services: Services, notice: UpdateNotice, record: RoundRecord, judging: bool) -> None:
+    """Raise `MessageError` unless the thing is of the fleet and the cohort, and its answer one to what was asked."""
+    if not is_of_fleet(services.devices, services.fleet, notice.thing, record.settings.silos):
+        raise MessageError(
+            f"{notice.thing!r} is not of fleet {services.fleet!r}: it has sent no heartbeat, or is no silo of its"
+        )
+    if not is_member(record.cohort.salt, record.cohort.fraction, notice.thing):
+        raise MessageError(f"{notice.thing!r} is not in the cohort of round {record.round}")
+    if judging:
+        check_judgement(notice)
+        return
+    if notice.status in _DONE.values() and notice.status != _DONE[record.settings.task]:
+        raise MessageError(f"{notice.thing!r} has {notice.status}; round {record.round} is to {record.settings.task}")
+    if notice.status == "evaluated":
+        check_figures(notice)
+    expected = update_key(notice.fleet, notice.round, notice.thing)
+    if notice.key is not None and notice.key != expected:
+        raise MessageError(f"{notice.thing!r} names key {notice.key!r}; its own is {expected!r}")
+
+
+def _count(services: Services, notice: UpdateNotice, delivery: Delivery, record: RoundRecord) -> Counted:
+    asked = presence(services.rounds, record, notice.thing).asked
+    for _ in range(_ATTEMPTS):
+        late = record.phase != "collecting"
+        known = load_participation(services.rounds, record.fleet, record.round, notice.thing)
+        if not _supersedes(notice, known, late=late):
+            return "duplicate"
+        refused = _write(services, notice, delivery, record, known, asked=asked, late=late)
+        if refused is None:
+            return "late" if late else "counted"
+        if refused == _ROUND:  # collecting ended between the reading and the writing
+            record = load_round(services.rounds, record.fleet, record.round)
+    raise RecordError(f"round {record.round}: the record of {notice.thing!r} keeps changing; it will be tried again")
+
+
+def _supersedes(notice: UpdateNotice, known: Participation | None, *, late: bool) -> bool:
+    """Whether a notice says more than what is known of the device; what it said in time stands against what is late."""
+    if known is None or known.status is None:
+        return True
+    return known.late == late and _RANK[notice.status] > _RANK[known.status]
+
+
+def _write(
+    services: Services,
+    notice: UpdateNotice,
+    delivery: Delivery,
+    record: RoundRecord,
+    known: Participation | None,
+    *,
+    asked: bool,
+    late: bool,
+) -> int | None:
+    before = known.status if known else None
+    told = {"asked": asked, "late": late, "object_key": notice.key, "received_at": delivery.received_at}
+    # Not a Put: the device may have reported on the round's model already.
+    part = change(
+        put={**notice.model_dump(mode="json", include=_NOTICED), **told},
+        condition="#status = :before AND #late = :late" if before else "attribute_not_exists(#status)",
+        values={":before": before, ":late": late} if before else None,
+    )
+    key = {"fleet": record.fleet, "key": participation_key(record.round, notice.thing)}
+    actions = [{"Update": {"TableName": services.rounds.name, "Key": key, **part}}]
+    count = _counters(notice, before, delivery.received_at, asked=asked, late=late)
+    if count:
+        round_item = {"fleet": record.fleet, "key": round_key(record.round)}
+        actions.append({"Update": {"TableName": services.rounds.name, "Key": round_item, **count}})
+    return transact(services.rounds, actions)
+
+
+def _counters(notice: UpdateNotice, before: str | None, received_at: int, *, asked: bool, late: bool) -> dict[str, Any]:
+    """Return what moves in the round's record; nothing for a device that says no to what it was not asked."""
+    if late:
+        return {} if before else change(add={"late": 1})
+    done = notice.status in _DONE.values()
+    if not asked and not done:
+        return {}
+    add: dict[str, float] = {("uploaded" if done else notice.status) if asked else "joined": 1}
+    if asked and before:
+        add[before] = -1  # a decline or a failure: what is done is not superseded
+    if done:
+        add["bytes_uploaded"] = notice.bytes
+    return change(
+        put={"last_upload_at": received_at if done else None},
+        add=add,
+        condition="#phase = :collecting",
+        values={":collecting": "collecting"},
+    )

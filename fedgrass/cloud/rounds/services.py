@@ -1,0 +1,149 @@
+"""What the functions have at hand: the fleet's names, and clients that are made when first used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from functools import cache, cached_property
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from fedgrass.buckets import owned_by
+from fedgrass.cloud.ending.place import Place
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.tables import Table
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class Services:
+    """The fleet's part of an AWS account.
+
+    Parameters
+    ----------
+    session
+        A boto3 session; clients follow AWS_ENDPOINT_URL like any other.
+    environment
+        ``FEDGRASS_FLEET``, ``_ACCOUNT``, ``_BUCKET``, ``_ROUNDS_TABLE``, ``_DEVICES_TABLE``, and for the Processing job
+        ``_JOB_ROLE_ARN``, ``_IMAGE``, ``_THING_GROUP_ARN``, ``_MODEL_COMPONENT``, ``_MODEL_PACKAGE_GROUP``,
+        ``_INSTANCE_TYPE``, ``_INSTANCE_COUNT``, and, where it runs in a VPC, ``_SUBNETS`` and ``_SECURITY_GROUPS``. A
+        function is given only those that it needs.
+    clock
+        Returns the present time, with its zone.
+    """
+
+    def __init__(self, session: Any, environment: Mapping[str, str], *, clock: Callable[[], datetime] = _now) -> None:
+        self._session = session
+        self._environment = environment
+        self.now = clock
+
+    def setting(self, name: str) -> str:
+        """Return an environment variable; raises `ConfigurationError` if it is not set."""
+        value = self._environment.get(name)
+        if not value:
+            raise ConfigurationError(f"{name} is not set for this function; deploy the fleet's stack again")
+        return value
+
+    def names(self, name: str) -> list[str]:
+        """Return the names that an environment variable lists, separated by commas; none if it is not set."""
+        return [entry for entry in self._environment.get(name, "").split(",") if entry]
+
+    @cached_property
+    def fleet(self) -> str:
+        """Name of the fleet."""
+        return self.setting("FEDGRASS_FLEET")
+
+    @cached_property
+    def bucket(self) -> str:
+        """Name of the fleet's bucket."""
+        return self.setting("FEDGRASS_BUCKET")
+
+    @cached_property
+    def rounds(self) -> Table:
+        """Return the table of rounds."""
+        table: Table = self._dynamodb.Table(self.setting("FEDGRASS_ROUNDS_TABLE"))
+        return table
+
+    @cached_property
+    def devices(self) -> Table:
+        """Return the table of devices."""
+        table: Table = self._dynamodb.Table(self.setting("FEDGRASS_DEVICES_TABLE"))
+        return table
+
+    @cached_property
+    def step_functions(self) -> Any:
+        """Client of Step Functions."""
+        return self._client("stepfunctions")
+
+    @cached_property
+    def iot_data(self) -> Any:
+        """Client of IoT Core's data plane."""
+        return self._client("iot-data")
+
+    @cached_property
+    def iot(self) -> Any:
+        """Client of IoT Core's control plane."""
+        return self._client("iot")
+
+    @cached_property
+    def sagemaker(self) -> Any:
+        """Client of SageMaker."""
+        return self._client("sagemaker")
+
+    @cached_property
+    def s3(self) -> Any:
+        """Client of S3, for the account's own buckets."""
+        return owned_by(self._client("s3"), self.setting("FEDGRASS_ACCOUNT"))
+
+    @cached_property
+    def greengrass(self) -> Any:
+        """Client of Greengrass."""
+        return self._client("greengrassv2")
+
+    @cached_property
+    def place(self) -> Place:
+        """What is needed to end a round."""
+        return Place(
+            fleet=self.fleet,
+            rounds=self.rounds,
+            s3=self.s3,
+            bucket=self.bucket,
+            greengrass=self.greengrass,
+            thing_group_arn=self.setting("FEDGRASS_THING_GROUP_ARN"),
+            model_component=self.setting("FEDGRASS_MODEL_COMPONENT"),
+            sagemaker=self.sagemaker,
+            package_group=self.setting("FEDGRASS_MODEL_PACKAGE_GROUP"),
+            image=self.setting("FEDGRASS_IMAGE"),
+        )
+
+    @cached_property
+    def _dynamodb(self) -> Any:
+        return self._session.resource("dynamodb", config=_CONFIG)
+
+    def _client(self, name: str) -> Any:
+        return self._session.client(name, config=_CONFIG)
+
+
+# Throttling is waited out here, within a function's time; Step Functions and Lambda repeat what fails beyond that.
+_CONFIG = Config(retries={"mode": "standard", "max_attempts": 6}, connect_timeout=5, read_timeout=20)
+
+
+@cache
+def own_services() -> Services:
+    """Return the services of this function's own environment, once per process."""
+    return Services(boto3.Session(), os.environ)
+
+
+def connect(*names: str) -> None:
+    """Make the named clients while Lambda initialises the function, so that no event waits for them.
+
+    Elsewhere nothing happens: whoever imports a function's module passes services of their own.
+    """
+    if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+        for name in names:
+            getattr(own_services(), name)

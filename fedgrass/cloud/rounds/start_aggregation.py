@@ -1,0 +1,134 @@
+"""End the collecting and start the Processing job, if there are updates enough."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+from fedgrass.cloud.ending.events import tell
+from fedgrass.cloud.ending.outcome import end
+from fedgrass.cloud.rounds.aggregation_ended import settle
+from fedgrass.cloud.rounds.announcement import announce_round
+from fedgrass.cloud.rounds.await_updates import TokenRequest
+from fedgrass.cloud.rounds.changes import change_round
+from fedgrass.cloud.rounds.evaluation import record_evaluation
+from fedgrass.cloud.rounds.services import Services, connect, own_services
+from fedgrass.cloud.rounds.tokens import succeed
+from fedgrass.errors import RecordError
+from fedgrass.protocol.names import job_prefix
+from fedgrass.protocol.records import RoundRecord
+
+connect("rounds", "iot_data", "sagemaker", "step_functions")
+
+
+def handler(event: dict[str, Any], _context: object) -> None:
+    """Entry point."""
+    start_aggregation(own_services(), TokenRequest.model_validate(event))
+
+
+def start_aggregation(services: Services, request: TokenRequest) -> None:
+    """Take no more updates, and start the job under the state machine's token.
+
+    With fewer updates than ``min_updates`` no job is started: the round's outcome is ``insufficient_updates``. None is started
+    either where devices evaluated only.
+    """
+    fleet = services.fleet
+    record = change_round(
+        services.rounds,
+        fleet,
+        request.round,
+        put={"phase": "aggregating", "collected_at": services.now().isoformat(), "job_token": request.token},
+        remove=["collect_token"],
+        condition="#phase IN (:collecting, :aggregating)",
+        values={":collecting": "collecting", ":aggregating": "aggregating"},
+    )
+    if record is None:
+        raise RecordError(f"round {request.round} of fleet {fleet!r} is past its aggregation")
+    announce_round(services)
+    if record.outcome is None and record.contributed < record.settings.min_updates:
+        reason = f"{record.uploaded} of {record.asked} devices sent an update, {record.settings.min_updates} are needed"
+        if record.joined:
+            reason += f"; {record.joined} that were not asked did"
+        record = end(services.rounds, record, "insufficient_updates", reason)
+    elif record.outcome is None and record.settings.task == "evaluate":
+        record = record_evaluation(services, record)
+    if record.outcome is not None:
+        # Decided just now or by an earlier attempt; or somebody is ending the round.
+        succeed(services.step_functions, request.token, {"job": "not_needed"})
+        return
+    name = job_name(record)
+    # Written first: the job may end before this function does.
+    record = change_round(services.rounds, fleet, record.round, put={"job": name})
+    if record is not None:
+        _start(services, record, name)
+
+
+def job_name(record: RoundRecord) -> str:
+    """Name of the round's job, at most 63 characters; the same for every attempt to start it.
+
+    SageMaker gives a name once and for all: the execution's digest keeps apart fleets that were removed and made anew. The
+    fleet's own name is there for people only: its prefix tells it from others.
+    """
+    shown = record.fleet.replace("_", "-").strip("-")[:18].strip("-")
+    digest = hashlib.sha256(f"{record.fleet} {record.execution}".encode()).hexdigest()[:10]
+    return f"{job_prefix(record.fleet)}{shown or 'fleet'}-{record.round:06d}-{digest}"
+
+
+def _start(services: Services, record: RoundRecord, name: str) -> None:
+    wanted = record.settings.aggregation
+    image = services.setting("FEDGRASS_IMAGE")
+    instances = wanted.instance_count or int(services.setting("FEDGRASS_INSTANCE_COUNT"))
+    if record.settings.strategy.uses_one_instance:
+        instances = 1
+    try:
+        services.sagemaker.create_processing_job(
+            ProcessingJobName=name,
+            RoleArn=services.setting("FEDGRASS_JOB_ROLE_ARN"),
+            AppSpecification={"ImageUri": image},  # its entry point is the aggregator
+            Environment={
+                "FEDGRASS_FLEET": record.fleet,
+                "FEDGRASS_ROUND": str(record.round),
+                "FEDGRASS_BUCKET": services.bucket,
+                "FEDGRASS_ROUNDS_TABLE": services.rounds.name,
+                "FEDGRASS_DEVICES_TABLE": services.setting("FEDGRASS_DEVICES_TABLE"),
+                "FEDGRASS_THING_GROUP_ARN": services.setting("FEDGRASS_THING_GROUP_ARN"),
+                "FEDGRASS_MODEL_COMPONENT": services.setting("FEDGRASS_MODEL_COMPONENT"),
+                "FEDGRASS_MODEL_PACKAGE_GROUP": services.setting("FEDGRASS_MODEL_PACKAGE_GROUP"),
+                "FEDGRASS_IMAGE": image,
+                "FEDGRASS_INSTANCES": str(instances),
+            },
+            ProcessingResources={
+                "ClusterConfig": {
+                    "InstanceType": wanted.instance_type or services.setting("FEDGRASS_INSTANCE_TYPE"),
+                    "InstanceCount": instances,
+                    "VolumeSizeInGB": wanted.volume_gb,
+                }
+            },
+            StoppingCondition={"MaxRuntimeInSeconds": wanted.timeout_seconds},
+            **_network(services),
+            Tags=[{"Key": "fedgrass:fleet", "Value": record.fleet}],
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "ResourceInUse":
+            raise
+        # An earlier attempt started it, and its end may have passed before this attempt's token was known.
+        settle(services, record, services.sagemaker.describe_processing_job(ProcessingJobName=name))
+        return
+    tell(
+        "aggregation_started",
+        fleet=record.fleet,
+        round=record.round,
+        job=name,
+        updates=record.contributed,
+        instances=instances,
+    )
+
+
+def _network(services: Services) -> dict[str, Any]:
+    subnets = services.names("FEDGRASS_SUBNETS")
+    if not subnets:
+        return {}
+    groups = services.names("FEDGRASS_SECURITY_GROUPS")
+    return {"NetworkConfig": {"VpcConfig": {"Subnets": subnets, "SecurityGroupIds": groups}}}

@@ -1,0 +1,243 @@
+"""A silo in a fleet's rounds: what trainer, heartbeat and model deployer are on a device, without a device.
+
+Only S3 and IoT Core's HTTPS endpoint lie between the accounts: no network is peered. The fleet's silo role bounds what it may
+do to its own name (cloud/template.yaml, SiloRole).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from botocore.exceptions import ClientError
+
+from fedgrass import data as loaders
+from fedgrass.answer import Refusal, notice_of
+from fedgrass.buckets import owned_by
+from fedgrass.bundle import MANIFEST, Bundle
+from fedgrass.data import DataSettings
+from fedgrass.downloads import fetch_bundle
+from fedgrass.engines.base import Engine
+from fedgrass.engines.registry import open_engine
+from fedgrass.errors import DataError, FedgrassError, TransferError
+from fedgrass.logs import Log
+from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.exposure import against_round
+from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice
+from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, round_topic, update_key
+from fedgrass.training import Evaluated, Trained, evaluate, train
+
+_HEARTBEAT_SECONDS = 30.0
+_MISSING = {"404", "403", "NoSuchKey", "AccessDenied", "ResourceNotFoundException"}
+
+
+@dataclass
+class FleetAccess:
+    """Clients of the fleet's account, and the time."""
+
+    s3: Any
+    iot_data: Any
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+    @classmethod
+    def assume(cls, role_arn: str, *, silo: str, region: str) -> FleetAccess:
+        """Assume the fleet's silo role; the session's tag is what the role's policy goes by. It lasts an hour and is renewed."""
+        import boto3
+        from botocore.credentials import RefreshableCredentials
+        from botocore.session import get_session
+
+        sts = boto3.client("sts", region_name=region)
+
+        def credentials() -> dict[str, str]:
+            found = sts.assume_role(RoleArn=role_arn, RoleSessionName=silo, Tags=[{"Key": "silo", "Value": silo}])
+            given = found["Credentials"]
+            return {
+                "access_key": given["AccessKeyId"],
+                "secret_key": given["SecretAccessKey"],
+                "token": given["SessionToken"],
+                "expiry_time": given["Expiration"].isoformat(),
+            }
+
+        session = get_session()
+        # botocore has no public way to give a session credentials that renew themselves.
+        session._credentials = RefreshableCredentials.create_from_metadata(
+            metadata=credentials(), refresh_using=credentials, method="sts-assume-role"
+        )
+        assumed = boto3.Session(botocore_session=session, region_name=region)
+        account = role_arn.split(":")[4]
+        return cls(owned_by(assumed.client("s3"), account), assumed.client("iot-data"))
+
+
+@dataclass
+class Participant:
+    """One silo.
+
+    Parameters
+    ----------
+    data, engine, builder
+        As in the configuration of ``com.fedgrass.Runtime`` on a device.
+    work
+        Folder for the base model and the update.
+    min_noise_multiplier
+        The silo declines rounds whose updates carry less noise, as a device does with its ``minNoiseMultiplier``.
+    max_bundle_mb
+        Largest model that is downloaded.
+    poll_seconds
+        How often it looks for a round.
+    """
+
+    access: FleetAccess
+    fleet: str
+    silo: str
+    data: DataSettings
+    engine: str
+    builder: str
+    work: Path
+    min_noise_multiplier: float = 0.0
+    max_bundle_mb: int = 2048
+    poll_seconds: float = 5.0
+    _answered: set[tuple[int, str]] = field(default_factory=set)
+    _rounds: set[int] = field(default_factory=set)
+    _expected: str | None = None  # version that the last round makes, if it releases one
+    _bucket: str = ""
+    _last_beat: float = float("-inf")
+
+    def __post_init__(self) -> None:
+        self._log = Log(__name__, fleet=self.fleet, thing=self.silo)
+
+    def take_part(self, *, rounds: int, wait_seconds: float) -> None:
+        """Answer as many rounds, and wait for the last one's model. A round that is declined counts as answered.
+
+        Raises
+        ------
+        TransferError
+            If no round came within ``wait_seconds``.
+        FedgrassError
+            If this silo cannot train; the fleet was told.
+        """
+        until = self.access.clock() + wait_seconds
+        while len(self._rounds) < rounds or self._expected is not None:
+            self._beat()
+            announcement = self._announcement()
+            if announcement is not None:
+                self._answer(announcement)
+                until = self.access.clock() + wait_seconds
+            elif self._expected is not None:
+                self._look_for_model(self._expected)
+            if self.access.clock() > until:
+                if len(self._rounds) >= rounds:
+                    return  # its round released no model
+                raise TransferError(
+                    f"fleet {self.fleet!r}: no round was open to {self.silo!r} within {wait_seconds:g} s; start the round "
+                    "within that time after this job has started"
+                )
+            self.access.sleep(self.poll_seconds)
+
+    def _announcement(self) -> Announcement | None:
+        """The open round, if it is one that this silo is asked in and has not answered."""
+        try:
+            message = self.access.iot_data.get_retained_message(topic=round_topic(self.fleet))
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in _MISSING:
+                raise
+            return None
+        payload = message.get("payload") or b""
+        if not payload:
+            return None
+        found = Announcement.decode(payload)
+        if (found.round, found.opened_at.isoformat()) in self._answered:
+            return None
+        return found if is_member(found.cohort.salt, found.cohort.fraction, self.silo) else None
+
+    def _answer(self, announcement: Announcement) -> None:
+        """Do what is asked for and answer, or say why there is no answer; either way the round is answered."""
+        self._answered.add((announcement.round, announcement.opened_at.isoformat()))
+        self._rounds.add(announcement.round)
+        if announcement.task == "fit":
+            self._expected = next_version(announcement.base.version, announcement.round)
+            self._bucket = announcement.upload.bucket
+        exposure = against_round(announcement, least=self.min_noise_multiplier)
+        if exposure:
+            self._log.warning("round declined", round=announcement.round, reason=exposure)
+            self._tell("update", notice_of(announcement, self.silo, Refusal("declined", exposure)))
+            return
+        try:
+            outcome = self._evaluate(announcement) if announcement.task == "evaluate" else self._train(announcement)
+        except FedgrassError as error:
+            status: Literal["declined", "failed"] = "declined" if isinstance(error, DataError) else "failed"
+            self._tell("update", notice_of(announcement, self.silo, Refusal(status, str(error))))
+            raise
+        if isinstance(outcome, Trained):
+            key = update_key(self.fleet, announcement.round, self.silo)
+            with self._update.open("rb") as file:
+                self.access.s3.put_object(Bucket=announcement.upload.bucket, Key=key, Body=file)
+        self._tell("update", notice_of(announcement, self.silo, outcome))
+        self._log.info("answered", round=announcement.round, task=announcement.task, examples=outcome.num_examples)
+
+    @property
+    def _update(self) -> Path:
+        return self.work / "update.safetensors"
+
+    def _train(self, announcement: Announcement) -> Trained:
+        bundle = self._bundle(announcement, announcement.base)
+        return train(
+            self._engine(bundle),
+            bundle.parameters(),
+            bundle.manifest,
+            loaders.load(self.data, bundle.manifest),
+            announcement,
+            self.silo,
+            update=self._update,
+            checkpoint=self.work / "checkpoint.safetensors",
+            residual=self.work / "residual.safetensors",
+        )
+
+    def _evaluate(self, announcement: Announcement) -> Evaluated:
+        bundle, compared = self._bundle(announcement, announcement.base), announcement.compare
+        return evaluate(
+            self._engine(bundle),
+            loaders.load(self.data, bundle.manifest),
+            self._bundle(announcement, compared).parameters() if compared is not None else None,
+        )
+
+    def _bundle(self, announcement: Announcement, base: Base) -> Bundle:
+        folder = self.work / f"{base.version}-{base.parameters_sha256[:16]}"
+        bucket = announcement.upload.bucket
+        return fetch_bundle(self.access.s3, bucket, base, folder, max_bytes=self.max_bundle_mb << 20)
+
+    def _engine(self, bundle: Bundle) -> Engine:
+        return open_engine(self.engine, bundle, builder=self.builder)
+
+    def _look_for_model(self, version: str) -> None:
+        """Tell the fleet that the round's model has reached this silo, so that its round does not wait for it."""
+        try:
+            self.access.s3.head_object(Bucket=self._bucket, Key=model_prefix(self.fleet, version) + MANIFEST)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in _MISSING:
+                raise
+            return
+        self._expected = None
+        self._tell(
+            "model",
+            ModelNotice(fleet=self.fleet, thing=self.silo, version=version, outcome="active", active_version=version),
+        )
+
+    def _beat(self) -> None:
+        if self.access.clock() - self._last_beat >= _HEARTBEAT_SECONDS:
+            self._last_beat = self.access.clock()
+            beat = Heartbeat(
+                fleet=self.fleet,
+                thing=self.silo,
+                sent_at=datetime.now(timezone.utc),
+                interval_seconds=_HEARTBEAT_SECONDS,
+            )
+            self._tell("heartbeat", beat)
+
+    def _tell(self, channel: DeviceChannel, message: Message) -> None:
+        topic = device_topic(self.fleet, self.silo, channel)
+        self.access.iot_data.publish(topic=topic, qos=1, payload=message.encode())

@@ -1,0 +1,115 @@
+"""Who gets in: those with a key that this start gave out, and no web page.
+
+A page in a developer's browser can send requests to loopback, whichever site it is of; here one of them would run a command
+(a Processing job's entry point). Browsers say where a request comes from (``Origin``) and what its address was called
+(``Host``, another site's name after DNS rebinding). What has neither, as an image's address, lacks the key.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from xml.sax.saxutils import escape
+
+from werkzeug import Response
+
+from fedgrass.local.aws.account import Keys
+from fedgrass.local.aws.api import ApiError, signing_name
+from fedgrass.local.aws.peers import Peers
+
+logger = logging.getLogger(__name__)
+
+_NAMES = {"127.0.0.1", "localhost"}
+"""What the endpoint is called; the port is not compared, as a client may go through a proxy of its own."""
+
+
+class Guard:
+    """WSGI application that refuses a request, or hands it on.
+
+    Parameters
+    ----------
+    keys
+        The account's own.
+    is_session_key
+        Whether an access key is one that STS gave out.
+    peers
+        Other accounts, to which goes what is theirs.
+    """
+
+    def __init__(
+        self,
+        application: Callable[[dict[str, Any], Any], Iterable[bytes]],
+        keys: Keys,
+        is_session_key: Callable[[str], bool],
+        peers: Peers,
+    ) -> None:
+        self._application = application
+        self._keys = keys
+        self._is_session_key = is_session_key
+        self._peers = peers
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer a request."""
+        refusal = self._refusal(environ)
+        if refusal is None:
+            key = access_key(environ) or ""
+            if self._peers.knows(key):
+                return self._peers.pass_on(key, environ, start_response)
+            elsewhere = self._peers.assume(environ)
+            return (elsewhere or self._application)(environ, start_response)
+        logger.warning("refused path=%s reason=%s", environ.get("PATH_INFO"), refusal)
+        return _answer(refusal, environ)(environ, start_response)
+
+    def _refusal(self, environ: dict[str, Any]) -> ApiError | None:
+        if "HTTP_ORIGIN" in environ:
+            return _denied(f"Origin {environ['HTTP_ORIGIN']!r}: no web page may use this endpoint.")
+        host = environ.get("HTTP_HOST", "")
+        if _name_of(host) not in _NAMES:
+            return _denied(f"Host {host!r}: expected 127.0.0.1 or localhost.")
+        key = access_key(environ)
+        if key is None:
+            return _denied("The request is not signed.", "MissingAuthenticationToken")
+        own = hmac.compare_digest(key.encode(), self._keys.access_key.encode())
+        if not (own or self._is_session_key(key) or self._peers.knows(key)):
+            return _denied(
+                f"Access key {key[:9]!r}… is not of this start of the local AWS: take the variables that it gives "
+                "(endpoint.json in its folder; .fedgrass/demo/environment of a demo).",
+                "InvalidClientTokenId",
+            )
+        return None
+
+
+def access_key(environ: dict[str, Any]) -> str | None:
+    """Return the access key that a request is signed with, in its header or, presigned, in its address."""
+    header = str(environ.get("HTTP_AUTHORIZATION", ""))
+    if "Credential=" in header:
+        return header.split("Credential=", 1)[1].split("/", 1)[0]
+    query = parse_qs(str(environ.get("QUERY_STRING", "")))
+    if "X-Amz-Credential" in query:
+        return query["X-Amz-Credential"][0].split("/", 1)[0]
+    return query["AWSAccessKeyId"][0] if "AWSAccessKeyId" in query else None
+
+
+def _answer(refusal: ApiError, environ: dict[str, Any]) -> Response:
+    """Write the refusal in the protocol of the request, so that the SDK can read it."""
+    form = str(environ.get("CONTENT_TYPE", "")).startswith("application/x-www-form-urlencoded")
+    storage = signing_name(environ.get("HTTP_AUTHORIZATION")) == "s3"
+    if not (form or storage):
+        return refusal.response()
+    error = f"<Error><Code>{refusal.name}</Code><Message>{escape(str(refusal))}</Message></Error>"
+    body = error if storage else f"<ErrorResponse>{error}</ErrorResponse>"
+    return Response(body, status=refusal.status, content_type="application/xml")
+
+
+def _name_of(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _denied(reason: str, name: str = "AccessDeniedException") -> ApiError:
+    return ApiError(name, f"{reason} Nothing was done.", status=403)

@@ -1,0 +1,59 @@
+"""The processes that the local AWS starts: Lambda workers and Processing hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+from fedgrass.local.processes import signal_group, spawn
+
+
+class Children:
+    """Starts processes and ends them all.
+
+    The kernel ends a child with the *thread* that started it, and request threads are short-lived: one thread of
+    this object starts them all.
+    """
+
+    def __init__(self) -> None:
+        self._starter = ThreadPoolExecutor(1, "children")
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def start(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | IO[bytes],
+        stderr: int | IO[bytes],
+    ) -> subprocess.Popen[bytes]:
+        """Start ``argv`` in a process group of its own."""
+        starting = self._starter.submit(spawn, argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
+        child = starting.result()
+        with self._lock:
+            self._running = {one for one in self._running if one.poll() is None} | {child}
+        return child
+
+    def stop_all(self, grace: float = 0.5) -> None:
+        """Ask every child to end, and insist after ``grace`` seconds in all."""
+        self._starter.shutdown(wait=False)
+        with self._lock:
+            running = [child for child in self._running if child.poll() is None]
+        for child in running:
+            signal_group(child.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        for child in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline - time.monotonic()))
+            signal_group(child.pid, signal.SIGKILL)
+            child.wait()

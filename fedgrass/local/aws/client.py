@@ -1,0 +1,123 @@
+"""Start the local AWS as a process of its own, from the demo, a script or a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import boto3
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.local.aws.account import Keys, client, client_environment
+from fedgrass.local.processes import spawn, stop
+
+_READY_FILE = "endpoint.json"
+
+
+class LocalAwsProcess:
+    """A running ``python -m fedgrass.local.aws``; leaving its ``with`` block stops it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], state: Path, ready: Mapping[str, Any]) -> None:
+        self.process = process
+        self.state = state
+        self.endpoint_url = str(ready["endpoint_url"])
+        self.mqtt = f"{ready['mqtt_host']}:{ready['mqtt_port']}"
+        self.region = str(ready["region"])
+        self.account = str(ready["account"])
+        self._keys = Keys(str(ready["access_key"]), str(ready["secret_key"]))
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables with which AWS SDKs, the CLI and the GDK use this account."""
+        return dict(client_environment(self.endpoint_url, self._keys))
+
+    def client(self, service: str) -> Any:
+        """Return a boto3 client of this account."""
+        return client(service, self.endpoint_url, self._keys)
+
+    def resource(self, service: str) -> Any:
+        """Return a boto3 resource of this account."""
+        return boto3.resource(
+            service,
+            endpoint_url=self.endpoint_url,
+            region_name=self.region,
+            aws_access_key_id=self._keys.access_key,
+            aws_secret_access_key=self._keys.secret_key,
+        )
+
+    def stop(self) -> None:
+        """End the process and everything it started."""
+        stop(self.process)
+
+    def __enter__(self) -> LocalAwsProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start(
+    state: Path,
+    *,
+    mqtt: str | None = None,
+    processing_command: str | None = None,
+    busy: float = 0.0,
+    lag: float = 0.0,
+    account: str = "",
+    accounts: Path | None = None,
+    timeout: float = 300.0,
+) -> LocalAwsProcess:
+    """Start the local AWS and wait until all of it is up.
+
+    Parameters
+    ----------
+    state
+        Folder for its ready file and logs.
+    mqtt
+        ``HOST:PORT`` of a broker to use; an embedded one if None.
+    processing_command
+        What a Processing job whose request names no entry point runs; the aggregator if None.
+    busy, lag
+        As the options of that name: how busy an account to be.
+    account
+        Another number than the usual one.
+    accounts
+        Folder by which several accounts find each other.
+    timeout
+        Seconds to wait.
+
+    Raises
+    ------
+    ConfigurationError
+        If it ends or is not ready in time; the message holds what it last wrote.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    ready = state / _READY_FILE
+    ready.unlink(missing_ok=True)
+    log = state / "stderr.log"
+    argv = [sys.executable, "-m", "fedgrass.local.aws", "--state", str(state.resolve())]
+    argv += ["--mqtt", mqtt] if mqtt else []
+    argv += ["--processing-command", processing_command] if processing_command else []
+    argv += ["--busy", str(busy), "--lag", str(lag)]
+    argv += ["--accounts", str(accounts.resolve())] if accounts else []
+    environment = {**os.environ, **({"MOTO_ACCOUNT_ID": account} if account else {})}
+    with log.open("wb") as stderr:
+        process = spawn(argv, env=environment, stdout=stderr, stderr=stderr)
+    deadline = time.monotonic() + timeout
+    while not ready.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            state_of = f"ended with code {process.returncode}" if process.poll() is not None else "is not ready"
+            stop(process)
+            raise ConfigurationError(
+                f"The local AWS {state_of} after {timeout:.0f} s or less. It wrote: {log.read_text()[-2000:]}"
+            )
+        time.sleep(0.02)
+    return LocalAwsProcess(process, state, json.loads(ready.read_text()))

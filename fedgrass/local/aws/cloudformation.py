@@ -1,0 +1,310 @@
+"""CloudFormation resource types that moto skips while it reports CREATE_COMPLETE, or handles wrongly.
+
+Each is made through the service's own API at the endpoint; moto resolves the template around them. (moto cannot delete
+a model package group by its API: that one is taken out of its store.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import moto.cloudformation.parsing  # noqa: F401 - of two classes for one type, moto takes the later
+from botocore.exceptions import ClientError
+from moto.cloudformation.exceptions import UnformattedGetAttTemplateException, ValidationError
+from moto.cloudformation.models import CloudFormationBackend
+from moto.cloudformation.parsing import ResourceMap
+from moto.core.common_models import CloudFormationModel
+from moto.sagemaker.models import sagemaker_backends
+
+from fedgrass.local.aws.account import ACCOUNT, REGION, arn
+
+Connect = Callable[[str], Any]
+"""Returns the boto3 client of a service."""
+
+Properties = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ResourceType:
+    """How one type is made and removed.
+
+    Attributes
+    ----------
+    name_property
+        The property that names the resource.
+    put
+        Given a name, properties and the resource's id if it exists: creates or updates it, and returns its id, which
+        is what ``Ref`` returns.
+    delete
+        Given the id.
+    arn
+        From the id, what ``Fn::GetAtt`` returns for ``arn_attribute``; None if the type has no ARN.
+    """
+
+    cloudformation_type: str
+    name_property: str
+    put: Callable[[Connect, str, Properties, str | None], str]
+    delete: Callable[[Connect, str], object]
+    arn: Callable[[str], str] | None = None
+    arn_attribute: str = "Arn"
+
+
+def register(connect: Connect) -> list[type[Any]]:
+    """Make the types known to moto, which finds them for as long as the result is kept.
+
+    It must happen before moto reads its first template. moto also takes only "Retain" for what a deleted stack leaves, knows
+    no previous value of a parameter that had its default, and changes resources whose condition does not hold.
+    """
+    delete = ResourceMap.delete
+
+    def delete_but_retained(resources: Any) -> None:
+        for described in resources._resource_json_map.values():
+            if described.get("DeletionPolicy") == "RetainExceptOnCreate":
+                described["DeletionPolicy"] = "Retain"
+        delete(resources)
+
+    def previous_or_default(_: Any, instance: Any, incoming_params: list[dict[str, str]]) -> dict[str, str]:
+        values = {}
+        for one in incoming_params:
+            name = one["ParameterKey"]
+            if not one.get("UsePreviousValue"):
+                values[name] = one["ParameterValue"]
+            elif name in instance.parameters:
+                values[name] = instance.parameters[name]
+            elif name not in instance.stack_parameters:  # what had its default keeps it by not being given
+                raise ValidationError(
+                    message=f"Parameter {name}: UsePreviousValue, but the stack has no such parameter"
+                )
+        return values
+
+    differences = ResourceMap.build_resource_diff
+
+    def differences_of_what_is_there(resources: Any, *arguments: Any) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = differences(resources, *arguments)
+        there = {name for name, made in resources._parsed_resources.items() if made is not None}
+        absent = [
+            name for name in found["Modify"] if name not in there
+        ]  # its condition did not hold; perhaps it does now
+        return found | {"Add": [*found["Add"], *absent], "Modify": [n for n in found["Modify"] if n in there]}
+
+    ResourceMap.build_resource_diff = differences_of_what_is_there
+    ResourceMap.delete = delete_but_retained
+    CloudFormationBackend._resolve_update_parameters = previous_or_default
+    return [_model(kind, connect) for kind in _TYPES]
+
+
+def _model(kind: ResourceType, connect: Connect) -> type[Any]:
+    """Return a class as moto wants one for each type: a direct subclass, found by that."""
+
+    class Resource(CloudFormationModel):  # type: ignore[misc] # moto is not typed here
+        def __init__(self, identifier: str) -> None:
+            self.physical_resource_id = identifier
+
+        @staticmethod
+        def cloudformation_name_type() -> str:
+            return kind.name_property
+
+        @staticmethod
+        def cloudformation_type() -> str:
+            return kind.cloudformation_type
+
+        @classmethod
+        def has_cfn_attr(cls, attr: str) -> bool:
+            return attr == "Name" or (attr == kind.arn_attribute and kind.arn is not None)
+
+        def get_cfn_attribute(self, attribute_name: str) -> str:
+            if attribute_name == kind.arn_attribute and kind.arn is not None:
+                return kind.arn(self.physical_resource_id)
+            if attribute_name == "Name":
+                return self.physical_resource_id.rpartition(":")[2]
+            raise UnformattedGetAttTemplateException
+
+        @classmethod
+        def create_from_cloudformation_json(
+            cls, resource_name: str, cloudformation_json: Any, *_: str, **__: str
+        ) -> Resource:
+            properties = cloudformation_json["Properties"]
+            return cls(kind.put(connect, properties.get(kind.name_property, resource_name), properties, None))
+
+        @classmethod
+        def update_from_cloudformation_json(
+            cls, original_resource: Any, new_resource_name: str, cloudformation_json: Any, *_: str, **__: str
+        ) -> Resource:
+            old: str = original_resource.physical_resource_id
+            properties = cloudformation_json["Properties"]
+            name = properties.get(kind.name_property)
+            if name is None or name == original_resource.get_cfn_attribute("Name"):
+                return cls(kind.put(connect, old, properties, old))
+            new = kind.put(connect, new_resource_name, properties, None)
+            kind.delete(connect, old)
+            return cls(new)
+
+        @classmethod
+        def delete_from_cloudformation_json(cls, resource_name: str, *_: Any) -> None:
+            try:
+                kind.delete(connect, resource_name)
+            except ClientError as error:
+                if not error.response["Error"]["Code"].startswith(("NoSuch", "ResourceNotFound")):
+                    raise
+
+    return Resource
+
+
+def _put_thing_group(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    allowed = ("thingGroupProperties",) if existing else ("thingGroupProperties", "parentGroupName")
+    given = {key: value for key, value in _camel(properties).items() if key in allowed}
+    iot = connect("iot")
+    if existing is None:
+        iot.create_thing_group(thingGroupName=name, **given)
+    elif given:
+        iot.update_thing_group(thingGroupName=name, **given)
+    return name
+
+
+def _put_topic_rule(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    iot = connect("iot")
+    name = re.sub(r"\W", "_", name)  # the names that moto makes up have hyphens, which rules may not
+    put = iot.replace_topic_rule if existing else iot.create_topic_rule
+    put(ruleName=name, topicRulePayload=_camel(properties["TopicRulePayload"]))
+    return name
+
+
+def _put_role_alias(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    given: Properties = {"roleAlias": name, "roleArn": properties["RoleArn"]}
+    if "CredentialDurationSeconds" in properties:
+        given["credentialDurationSeconds"] = int(properties["CredentialDurationSeconds"])
+    iot = connect("iot")
+    put = iot.update_role_alias if existing else iot.create_role_alias
+    put(**given)
+    return name
+
+
+def _put_bucket_policy(connect: Connect, name: str, properties: Properties, _existing: str | None) -> str:
+    connect("s3").put_bucket_policy(Bucket=name, Policy=json.dumps(properties["PolicyDocument"]))
+    return name
+
+
+def _put_alarm(connect: Connect, name: str, properties: Properties, _existing: str | None) -> str:
+    numbers: dict[str, type] = {
+        "Threshold": float,
+        "Period": int,
+        "EvaluationPeriods": int,
+        "DatapointsToAlarm": int,
+    }
+    typed = {key: numbers[key](value) if key in numbers else value for key, value in properties.items()}
+    connect("cloudwatch").put_metric_alarm(**{**typed, "AlarmName": name})
+    return name
+
+
+def _put_model_package_group(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    if existing is None:
+        connect("sagemaker").create_model_package_group(
+            ModelPackageGroupName=name,
+            ModelPackageGroupDescription=properties.get("ModelPackageGroupDescription", ""),
+            Tags=properties.get("Tags", []),
+        )
+    return name
+
+
+def _put_event_invoke_config(connect: Connect, _name: str, properties: Properties, _existing: str | None) -> str:
+    given = {key: properties[key] for key in ("FunctionName", "DestinationConfig") if key in properties}
+    connect("lambda").put_function_event_invoke_config(**given)
+    return str(properties["FunctionName"])
+
+
+def _delete_event_invoke_config(connect: Connect, function: str) -> None:
+    connect("lambda").delete_function_event_invoke_config(FunctionName=function)
+
+
+def _put_state_machine(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    if "DefinitionS3Location" in properties:
+        location = properties["DefinitionS3Location"]
+        stored = connect("s3").get_object(Bucket=location["Bucket"], Key=location["Key"])
+        definition = stored["Body"].read().decode()
+    else:
+        definition = properties.get("DefinitionString") or json.dumps(properties["Definition"])
+    for key, value in properties.get("DefinitionSubstitutions", {}).items():
+        definition = definition.replace(f"${{{key}}}", str(value))
+    step_functions = connect("stepfunctions")
+    if existing:
+        step_functions.update_state_machine(
+            stateMachineArn=existing, definition=definition, roleArn=properties["RoleArn"]
+        )
+        return existing
+    created = step_functions.create_state_machine(
+        name=name,
+        definition=definition,
+        roleArn=properties["RoleArn"],
+        type=properties.get("StateMachineType", "STANDARD"),
+    )
+    return str(created["stateMachineArn"])
+
+
+def _camel(value: Any) -> Any:
+    """Spell CloudFormation's properties as the IoT API does."""
+    if isinstance(value, dict):
+        return {key[:1].lower() + key[1:]: _camel(item) for key, item in value.items()}
+    return [_camel(item) for item in value] if isinstance(value, list) else value
+
+
+_TYPES = (
+    ResourceType(
+        "AWS::IoT::ThingGroup",
+        "ThingGroupName",
+        _put_thing_group,
+        lambda connect, name: connect("iot").delete_thing_group(thingGroupName=name),
+        lambda name: arn("iot", f"thinggroup/{name}"),
+    ),
+    ResourceType(
+        "AWS::IoT::TopicRule",
+        "RuleName",
+        _put_topic_rule,
+        lambda connect, name: connect("iot").delete_topic_rule(ruleName=name),
+        lambda name: arn("iot", f"rule/{name}"),
+    ),
+    ResourceType(
+        "AWS::S3::BucketPolicy",
+        "Bucket",
+        _put_bucket_policy,
+        lambda connect, name: connect("s3").delete_bucket_policy(Bucket=name),
+    ),
+    ResourceType(
+        "AWS::CloudWatch::Alarm",
+        "AlarmName",
+        _put_alarm,
+        lambda connect, name: connect("cloudwatch").delete_alarms(AlarmNames=[name]),
+        lambda name: arn("cloudwatch", f"alarm:{name}"),
+    ),
+    ResourceType(
+        "AWS::SageMaker::ModelPackageGroup",
+        "ModelPackageGroupName",
+        _put_model_package_group,
+        lambda _connect, name: sagemaker_backends[ACCOUNT][REGION].model_package_groups.pop(name, None),
+        lambda name: arn("sagemaker", f"model-package-group/{name}"),
+        arn_attribute="ModelPackageGroupArn",
+    ),
+    ResourceType(
+        "AWS::Lambda::EventInvokeConfig", "FunctionName", _put_event_invoke_config, _delete_event_invoke_config
+    ),
+    # moto's own cannot be deleted if its name comes from an intrinsic function
+    ResourceType(
+        "AWS::IoT::RoleAlias",
+        "RoleAlias",
+        _put_role_alias,
+        lambda connect, name: connect("iot").delete_role_alias(roleAlias=name),
+        lambda name: arn("iot", f"rolealias/{name}"),
+        arn_attribute="RoleAliasArn",
+    ),
+    # moto's own puts it into a backend that runs nothing, and takes its definition as one string only
+    ResourceType(
+        "AWS::StepFunctions::StateMachine",
+        "StateMachineName",
+        _put_state_machine,
+        lambda connect, machine: connect("stepfunctions").delete_state_machine(stateMachineArn=machine),
+        lambda machine: machine,
+    ),
+)

@@ -1,0 +1,115 @@
+"""The one HTTP endpoint: our layers by service, and moto behind them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+from moto.moto_server import werkzeug_app
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug import Request
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from fedgrass.local.aws.account import REGION
+from fedgrass.local.aws.api import Layer, signing_name
+from fedgrass.local.aws.contention import Contention
+
+logger = logging.getLogger(__name__)
+
+_WARM = ("s3", "sts", "iam", "iot", "dynamodb", "lambda", "events", "states", "sagemaker", "logs", "cloudformation")
+"""Services whose moto backends are loaded before the endpoint says that it is ready: each takes a while."""
+
+
+class Application:
+    """WSGI application that lets a service's layers answer before moto does.
+
+    Parameters
+    ----------
+    contention
+        Refuses some requests before anybody sees them.
+
+    Attributes
+    ----------
+    layers
+        By the name that requests are signed for, such as ``greengrass``.
+    """
+
+    def __init__(self, contention: Contention) -> None:
+        self.layers: dict[str, Layer] = {}
+        self._contention = contention
+        self._on_change: dict[str, list[Callable[[], None]]] = {}
+        werkzeug_app.DISABLE_GLOBAL_CORS = True  # else any web page may read the answers
+        self._moto = DomainDispatcherApplication(create_backend_app)
+        # It would list its own folder at each request
+        self._moto.get_backend_for_host = lru_cache(self._moto.get_backend_for_host)
+        # A transaction that moto cancels puts its tables back as they were before it: what others wrote meanwhile would go.
+        self._one_by_one = {"dynamodb": threading.Lock()}
+
+    def on_change(self, *services: str, call: Callable[[], None]) -> None:
+        """Call ``call`` when moto has answered a request for a service which may have changed something."""
+        for service in services:
+            self._on_change.setdefault(service, []).append(call)
+
+    def warm(self) -> None:
+        """Load moto's backends."""
+        for service in _WARM:
+            scope = f"AWS4-HMAC-SHA256 Credential=local/20200101/{REGION}/{service}/aws4_request, "
+            target = {"HTTP_X_AMZ_TARGET": "DynamoDB_20120810.ListTables"} if service == "dynamodb" else {}
+            self._moto.get_application({"PATH_INFO": "/", "HTTP_AUTHORIZATION": scope, "HTTP_HOST": "local", **target})
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Answer a request."""
+        service = signing_name(environ.get("HTTP_AUTHORIZATION")) or ""
+        refusal = self._contention.refusal(service, Request(environ))
+        if refusal is not None:
+            return refusal(environ, start_response)
+        layer = self.layers.get(service)
+        if layer is not None:
+            response = layer(Request(environ))
+            if response is not None:
+                return response(environ, start_response)
+        with self._one_by_one.get(service, contextlib.nullcontext()):
+            answer: Iterable[bytes] = self._moto(environ, start_response)
+        if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
+            for call in self._on_change.get(service, ()):
+                call()
+        return answer
+
+
+class _Handler(WSGIRequestHandler):
+    """Requests are logged at debug level: a demo makes thousands."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002
+        logger.debug('request="%s" status=%s', getattr(self, "requestline", "-"), code)
+
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
+        logger.log(logging.ERROR if type == "error" else logging.DEBUG, message, *args)
+
+
+class Server:
+    """A threaded HTTP server on loopback."""
+
+    def __init__(self, application: Any, port: int = 0) -> None:
+        self._server = make_server("127.0.0.1", port, application, threaded=True, request_handler=_Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="endpoint", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The bound port."""
+        return int(self._server.port)
+
+    def start(self) -> None:
+        """Answer requests; those that came since the port was bound are waiting."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop listening; requests under way end with the process."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+        self._server.server_close()

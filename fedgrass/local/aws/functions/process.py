@@ -1,0 +1,178 @@
+"""A Lambda function's process: kept warm, one event at a time, replaced when it fails to answer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedgrass.local.aws.api import ApiError
+from fedgrass.local.aws.children import Children
+from fedgrass.local.processes import stop
+
+_WORKER = Path(__file__).with_name("worker.py")
+_INIT_S = 10.0  # Lambda's limit for a handler's import
+
+
+@dataclass(frozen=True)
+class Function:
+    """What a worker needs to know of a function; another value means another worker."""
+
+    name: str
+    arn: str
+    handler: str
+    timeout: float
+    memory: int
+    environment: tuple[tuple[str, str], ...]
+    code_sha256: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A handler's answer: JSON, and ``Unhandled`` if it is an error."""
+
+    payload: bytes
+    error: str | None = None
+
+
+class Worker:
+    """A process that runs one function's handler, one event at a time.
+
+    Parameters
+    ----------
+    function
+        What to run.
+    code
+        Zip archive; third-party libraries come from this interpreter's own.
+    state
+        Folder for the log and the unpacked code.
+    children
+        Starts the process.
+    environment
+        Variables that every function gets.
+
+    Raises
+    ------
+    ApiError
+        ``InvalidZipFileException`` if ``code`` is not an archive.
+    """
+
+    def __init__(
+        self, function: Function, code: bytes, state: Path, children: Children, environment: Mapping[str, str]
+    ) -> None:
+        self.function = function
+        self._lock = threading.Lock()
+        self._log = state / "logs" / f"lambda-{function.name}.log"
+        self._root = state / "functions" / f"{function.name}-{uuid.uuid4().hex[:8]}"
+        self._children = children
+        self._environment = {
+            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
+            **environment,
+            "_HANDLER": function.handler,
+            "AWS_EXECUTION_ENV": f"AWS_Lambda_python{sys.version_info.major}.{sys.version_info.minor}",
+            "AWS_LAMBDA_FUNCTION_NAME": function.name,
+            "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
+            "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),
+            "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{function.name}",
+            "AWS_LAMBDA_LOG_STREAM_NAME": self._root.name,
+            "LAMBDA_TASK_ROOT": str(self._root),
+            **dict(function.environment),
+        }
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with zipfile.ZipFile(io.BytesIO(code)) as archive:
+                archive.extractall(self._root)
+        except zipfile.BadZipFile as error:
+            message = f"The code of function {function.name} is not a zip archive: {error}."
+            raise ApiError("InvalidZipFileException", message, status=502) from error
+        self._ready = False
+        self._stopped = False
+        self._process = self._start()
+
+    def invoke(self, event: bytes, request_id: str) -> Outcome | None:
+        """Run the handler, in turn; start a new process if it does not answer within the function's timeout.
+
+        Return None if the worker was stopped meanwhile: the function has another one, or is gone.
+        """
+        with self._lock:
+            if self._stopped:
+                return None
+            if self._process.poll() is not None:
+                self._process = self._start()
+            try:
+                if not self._ready:
+                    self._read(_INIT_S)
+                    self._ready = True
+                reply = self._ask(event, request_id)
+            except TimeoutError:
+                message = f"RequestId: {request_id} Error: Task timed out after {self.function.timeout:.2f} seconds"
+                return self._replace("Sandbox.Timedout", message)
+            except OSError as error:
+                return self._replace("Runtime.ExitError", f"RequestId: {request_id} Error: Runtime exited {error}")
+        if "error" in reply:
+            return Outcome(json.dumps(reply["error"]).encode(), "Unhandled")
+        return Outcome(reply["result"].encode())
+
+    def stop(self) -> None:
+        """End the process when the event under way, if any, is answered, and remove its code."""
+        with self._lock:
+            self._stopped = True
+            stop(self._process, grace=0.5)
+            shutil.rmtree(self._root, ignore_errors=True)
+
+    def _ask(self, event: bytes, request_id: str) -> dict[str, Any]:
+        if self._process.stdin is None:
+            raise OSError("without input")
+        deadline = time.time() + self.function.timeout
+        head = json.dumps({"request_id": request_id, "arn": self.function.arn, "deadline": deadline})
+        line = f'{head[:-1]}, "event": {json.dumps(json.loads(event or b"{}"))}}}\n'
+        self._process.stdin.write(line.encode())
+        self._process.stdin.flush()
+        return self._read(self.function.timeout)
+
+    def _read(self, timeout: float) -> dict[str, Any]:
+        stdout = self._process.stdout
+        if stdout is None:
+            raise OSError("without output")
+        limit = time.monotonic() + timeout
+        parts: list[bytes] = []
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while not parts or not parts[-1].endswith(b"\n"):
+                if not selector.select(max(0.0, limit - time.monotonic())):
+                    raise TimeoutError
+                part = os.read(stdout.fileno(), 1 << 16)
+                if not part:
+                    raise OSError(f"with code {self._process.wait()}")
+                parts.append(part)
+        reply: dict[str, Any] = json.loads(b"".join(parts))
+        return reply
+
+    def _replace(self, kind: str, message: str) -> Outcome:
+        stop(self._process, grace=0.1)
+        self._process = self._start()
+        return Outcome(json.dumps({"errorType": kind, "errorMessage": message}).encode(), "Unhandled")
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._ready = False
+        with self._log.open("ab") as log:
+            return self._children.start(
+                [sys.executable, "-u", str(_WORKER)],
+                env=self._environment,
+                cwd=self._root,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )

@@ -1,0 +1,130 @@
+"""A component recipe as the Greengrass service accepts it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.local.aws.api import ApiError
+from fedgrass.local.aws.greengrass.semver import Requirement, Version
+from fedgrass.local.platforms import fits
+
+MAX_RECIPE_BYTES = 16_000
+_MAX_VERSION = 64
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+
+class Artifact(_Part):
+    """One file of a component."""
+
+    uri: str = Field(alias="Uri")
+
+
+class Manifest(_Part):
+    """What a component is on one kind of platform."""
+
+    platform: dict[str, str] = Field(default_factory=dict, alias="Platform")
+    artifacts: list[Artifact] = Field(default_factory=list, alias="Artifacts")
+
+    def fits(self, attributes: dict[str, str]) -> bool:
+        """Tell whether a device with these platform attributes can use the manifest.
+
+        ``*`` fits anything, ``/…/`` is a regular expression; ``runtime`` is the nucleus, which the service leaves to
+        the device.
+        """
+        return all(fits(wanted, attributes.get(name)) for name, wanted in self.platform.items() if name != "runtime")
+
+
+class Dependency(_Part):
+    """What a component needs of another."""
+
+    version_requirement: str = Field(default="*", alias="VersionRequirement")
+
+    @field_validator("version_requirement")
+    @classmethod
+    def _is_a_range(cls, text: str) -> str:
+        try:
+            Requirement.parse(text)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+
+class Recipe(_Part):
+    """The parts of a recipe that the service itself reads.
+
+    Source: "AWS IoT Greengrass component recipe reference", developer guide.
+    """
+
+    format_version: str = Field(alias="RecipeFormatVersion")
+    name: str = Field(alias="ComponentName", pattern=r"^[a-zA-Z0-9\-_.]+$", max_length=128)
+    version: str = Field(alias="ComponentVersion", max_length=_MAX_VERSION)
+    description: str = Field(default="", alias="ComponentDescription")
+    publisher: str = Field(default="", alias="ComponentPublisher")
+    dependencies: dict[str, Dependency] = Field(default_factory=dict, alias="ComponentDependencies")
+    manifests: list[Manifest] = Field(alias="Manifests", min_length=1)
+
+    @field_validator("format_version", mode="before")
+    @classmethod
+    def _known_format(cls, value: Any) -> str:
+        text = value.isoformat() if isinstance(value, datetime.date) else str(value)  # YAML makes it a date
+        if text != "2020-01-25":
+            raise ValueError(f"expected 2020-01-25, found {text}")
+        return text
+
+    @field_validator("version")
+    @classmethod
+    def _semantic(cls, text: str) -> str:
+        try:
+            Version.parse(text)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return text
+
+
+def load(data: bytes) -> tuple[Recipe, dict[str, Any]]:
+    """Parse and check a recipe in JSON or YAML; return it typed, and whole.
+
+    Raises
+    ------
+    ApiError
+        ``ValidationException`` with the fields at fault.
+    """
+    if len(data) > MAX_RECIPE_BYTES:
+        raise ApiError("ValidationException", f"The recipe has {len(data)} bytes; the limit is {MAX_RECIPE_BYTES}.")
+    try:
+        whole = yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        raise ApiError("ValidationException", f"The recipe is neither JSON nor YAML: {error}.") from error
+    if not isinstance(whole, dict):
+        raise ApiError("ValidationException", "The recipe is not a map of keys.")
+    try:
+        recipe = Recipe.model_validate(whole)
+    except ValidationError as error:
+        fields = [
+            {"name": ".".join(str(part) for part in item["loc"]), "message": item["msg"]}
+            for item in error.errors(include_url=False, include_context=False, include_input=False)
+        ]
+        summary = "; ".join(f"{field['name']}: {field['message']}" for field in fields)
+        raise ApiError(
+            "ValidationException",
+            f"The recipe is not valid: {summary}",
+            reason="FIELD_VALIDATION_FAILED",
+            fields=fields,
+        ) from error
+    whole["RecipeFormatVersion"] = recipe.format_version
+    return recipe, whole
+
+
+def dump(whole: dict[str, Any], output_format: str = "JSON") -> bytes:
+    """Write a recipe as ``JSON`` or ``YAML``."""
+    text = yaml.safe_dump(whole, sort_keys=False) if output_format == "YAML" else json.dumps(whole, indent=2)
+    return text.encode()

@@ -1,0 +1,145 @@
+"""What a Processing container finds under ``/opt/ml``, and what is taken from there.
+
+Source: "How Amazon SageMaker Processing configures input and output" and "build your own processing container" in the
+SageMaker developer guide. The container's root is a folder here, so every ``/opt/ml/…`` path is taken below it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.local.s3_uri import split_uri
+
+_MAX_EXIT_MESSAGE = 1024
+
+
+class Objects(Protocol):
+    """S3 as a job needs it."""
+
+    def read(self, bucket: str, key: str) -> Iterable[bytes]:
+        """Return the object's blocks."""
+
+    def keys(self, bucket: str, prefix: str) -> list[str]:
+        """Return the keys that begin with ``prefix``, in order."""
+
+    def download(self, bucket: str, key: str, path: Path) -> None:
+        """Write an object to ``path``."""
+
+    def upload(self, path: Path, bucket: str, key: str) -> None:
+        """Put a file's content under ``key``."""
+
+
+class Host:
+    """One instance of a job: a container root with its ``opt/ml``.
+
+    Parameters
+    ----------
+    root
+        The container's ``/``.
+    index, count
+        Which of how many instances it is, from 0.
+    """
+
+    def __init__(self, root: Path, index: int, count: int) -> None:
+        self.root = root
+        self.name = f"algo-{index + 1}"
+        self._index = index
+        self._count = count
+
+    @property
+    def ml(self) -> Path:
+        """The folder that is ``/opt/ml`` in a real container."""
+        return self.root / "opt" / "ml"
+
+    def path(self, container_path: str) -> Path:
+        """Return where an absolute path of the container is.
+
+        Raises
+        ------
+        ConfigurationError
+            If it is relative or leaves the container.
+        """
+        path = PurePosixPath(container_path)
+        if not path.is_absolute() or ".." in path.parts:
+            raise ConfigurationError(f"LocalPath {container_path!r} is not an absolute path in the container.")
+        return self.root.joinpath(*path.parts[1:])
+
+    def write_configuration(self, job: dict[str, Any]) -> None:
+        """Write ``resourceconfig.json`` and ``processingjobconfig.json``."""
+        config = self.ml / "config"
+        config.mkdir(parents=True)
+        hosts = [f"algo-{number + 1}" for number in range(self._count)]
+        (config / "resourceconfig.json").write_text(json.dumps({"current_host": self.name, "hosts": hosts}))
+        (config / "processingjobconfig.json").write_text(json.dumps(job))
+        (self.ml / "output").mkdir()
+
+    def download(self, source: dict[str, Any], objects: Objects) -> None:
+        """Fetch one ``S3Input``, or this host's share of it.
+
+        Raises
+        ------
+        TransferError
+            If an object cannot be read.
+        ConfigurationError
+            If nothing is there, or the manifest is malformed.
+        """
+        bucket, files = _listed(source, objects)
+        if source.get("S3DataDistributionType") == "ShardedByS3Key":
+            files = files[self._index :: self._count]
+        target = self.path(source["LocalPath"])
+        target.mkdir(parents=True, exist_ok=True)
+        for key, relative in files:
+            if not relative.endswith("/"):
+                objects.download(bucket, key, target / relative)
+
+    def upload(self, destination: dict[str, Any], objects: Objects) -> None:
+        """Send one ``S3Output``: every file of a folder, or one file.
+
+        Raises
+        ------
+        TransferError
+            If an object cannot be written.
+        """
+        bucket, prefix = split_uri(destination["S3Uri"])
+        source = self.path(destination["LocalPath"])
+        for path in sorted(source.rglob("*")) if source.is_dir() else ():
+            if path.is_file():
+                objects.upload(path, bucket, f"{prefix.rstrip('/')}/{path.relative_to(source)}".lstrip("/"))
+
+    def exit_message(self) -> str | None:
+        """Return the first 1 KB of ``/opt/ml/output/message``, if the job wrote one."""
+        path = self.ml / "output" / "message"
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            return file.read(_MAX_EXIT_MESSAGE).decode(errors="replace") or None
+
+
+def _listed(source: dict[str, Any], objects: Objects) -> tuple[str, list[tuple[str, str]]]:
+    """Return the bucket, and each key with its path below the input's folder."""
+    if source.get("S3DataType") == "ManifestFile":
+        return _manifest(source["S3Uri"], objects)
+    bucket, prefix = split_uri(source["S3Uri"])
+    keys = objects.keys(bucket, prefix)
+    if not keys:
+        raise ConfigurationError(f"No object begins with {source['S3Uri']}.")
+    folder = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
+    below = [(key, key.removeprefix(folder)) for key in keys if key.startswith(folder) and key != folder]
+    return bucket, below or [(key, key.rpartition("/")[2]) for key in keys]
+
+
+def _manifest(uri: str, objects: Objects) -> tuple[str, list[tuple[str, str]]]:
+    data = b"".join(objects.read(*split_uri(uri)))
+    try:
+        entries = json.loads(data)
+        data_bucket, prefix = split_uri(entries[0]["prefix"])
+        names = [str(name) for name in entries[1:]]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigurationError(
+            f'{uri} is not a manifest: expected [{{"prefix": "s3://…/"}}, "key", …] ({error}).'
+        ) from error
+    return data_bucket, [(prefix + name, name) for name in names]

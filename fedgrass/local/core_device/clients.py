@@ -1,0 +1,70 @@
+"""The device's boto3 clients, all to one endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+import botocore.session
+from botocore.config import Config
+from botocore.credentials import CredentialProvider, CredentialResolver, DeferredRefreshableCredentials
+from botocore.exceptions import ClientError, HTTPClientError
+
+from fedgrass.local.core_device.credentials import RoleCredentials
+
+_RETRIES = {"total_max_attempts": 2, "mode": "standard"}
+_TRANSIENT_CODES = {"Throttling", "ThrottlingException", "TooManyRequestsException", "RequestTimeout", "SlowDown"}
+
+
+@dataclass(frozen=True)
+class Clients:
+    """What the device asks of AWS."""
+
+    greengrass: Any
+    s3: Any
+    credentials: RoleCredentials
+
+
+def connect(endpoint_url: str, *, region: str, role_arn: str, thing: str) -> Clients:
+    """Return clients for the endpoint; nothing is sent yet.
+
+    The device's certificate is stood in for by the account's keys, from the environment or wherever else boto3 finds
+    them; the role's credentials are used for S3, as on the real device.
+    """
+    config = Config(retries=_RETRIES, connect_timeout=5, read_timeout=30, s3={"addressing_style": "path"})
+    certificate = boto3.Session(region_name=region)
+    sts = certificate.client("sts", endpoint_url=endpoint_url, config=config)
+    credentials = RoleCredentials(sts, role_arn=role_arn, thing=thing)
+    session = boto3.Session(botocore_session=role_session(credentials), region_name=region)
+    return Clients(
+        greengrass=certificate.client("greengrassv2", endpoint_url=endpoint_url, config=config),
+        s3=session.client("s3", endpoint_url=endpoint_url, config=config),
+        credentials=credentials,
+    )
+
+
+def role_session(credentials: RoleCredentials) -> Any:
+    """Return a botocore session that assumes the role at the first request, and again before it expires."""
+    session = botocore.session.Session()
+    session.register_component("credential_provider", CredentialResolver([_RoleProvider(credentials)]))
+    return session
+
+
+class _RoleProvider(CredentialProvider):  # type: ignore[misc]  # botocore has no types
+    METHOD = "token-exchange"
+
+    def __init__(self, credentials: RoleCredentials) -> None:
+        super().__init__()
+        self._role = credentials
+
+    def load(self) -> Any:
+        return DeferredRefreshableCredentials(lambda: self._role.get().metadata(), self.METHOD)
+
+
+def is_transient(error: Exception) -> bool:
+    """Tell whether trying again may help: no connection, throttled, or a fault of the service."""
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or error.response.get("Error", {}).get("Code") in _TRANSIENT_CODES
+    return isinstance(error, HTTPClientError)

@@ -1,0 +1,128 @@
+"""The device's role credentials, and the token exchange service that hands them to its components.
+
+``sts:AssumeRole`` stands in for the IoT credentials provider. Components get them as boto3 asks for them: an HTTP GET
+of ``AWS_CONTAINER_CREDENTIALS_FULL_URI`` with ``AWS_CONTAINER_AUTHORIZATION_TOKEN`` in ``Authorization``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from fedgrass.local.core_device.logs import event
+
+_log = logging.getLogger(__name__)
+_PATH = "/2016-11-01/credentialprovider/"
+_REFRESH_BEFORE = timedelta(minutes=5)
+_READ_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Temporary credentials of the device's role."""
+
+    access_key: str
+    secret_key: str
+    token: str
+    expires: datetime
+
+    def metadata(self) -> dict[str, str]:
+        """Return them as botocore's refreshable credentials want them."""
+        expiry = self.expires.isoformat()
+        return {
+            "access_key": self.access_key,
+            "secret_key": self.secret_key,
+            "token": self.token,
+            "expiry_time": expiry,
+        }
+
+
+class RoleCredentials:
+    """Assumes the token exchange role, and again shortly before the credentials expire."""
+
+    def __init__(self, sts: Any, *, role_arn: str, thing: str) -> None:
+        self._sts = sts
+        self._role_arn = role_arn
+        self._thing = thing
+        self._current: Credentials | None = None
+
+    def get(self) -> Credentials:
+        """Return valid credentials; blocks on the network when they are due."""
+        now = datetime.now(timezone.utc)
+        if self._current is None or self._current.expires - now < _REFRESH_BEFORE:
+            answer = self._sts.assume_role(RoleArn=self._role_arn, RoleSessionName=self._thing)["Credentials"]
+            self._current = Credentials(
+                answer["AccessKeyId"], answer["SecretAccessKey"], answer["SessionToken"], answer["Expiration"]
+            )
+        return self._current
+
+
+class TokenExchangeService:
+    """The HTTP endpoint on loopback."""
+
+    def __init__(self, credentials: Callable[[], Credentials], authenticate: Callable[[str], str | None]) -> None:
+        self._credentials = credentials
+        self._authenticate = authenticate
+        self._server: asyncio.Server | None = None
+
+    @property
+    def url(self) -> str:
+        """What components get as ``AWS_CONTAINER_CREDENTIALS_FULL_URI``."""
+        if self._server is None:
+            return ""
+        host, port = self._server.sockets[0].getsockname()[:2]
+        return f"http://{host}:{port}{_PATH}"
+
+    async def start(self) -> None:
+        """Listen on a free port."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        if self._server is not None:
+            self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), _READ_TIMEOUT)
+            status, body = await self._answer(head.decode("latin-1"))
+            content = json.dumps(body).encode()
+            writer.write(
+                f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n".encode()
+                + content
+            )
+            await writer.drain()
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.TimeoutError, ConnectionError):
+            pass  # the client went away or is not speaking HTTP
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _answer(self, head: str) -> tuple[str, dict[str, str]]:
+        request, *lines = head.split("\r\n")
+        method, _, rest = request.partition(" ")
+        if method != "GET" or rest.split(" ")[0] != _PATH:
+            return "404 Not Found", {"message": f"only GET {_PATH} is served"}
+        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        component = self._authenticate(headers.get("authorization", ""))
+        if component is None:
+            return "403 Forbidden", {"message": "the token is not one of a component"}
+        try:
+            current = await asyncio.to_thread(self._credentials)
+        except Exception as error:  # noqa: BLE001 - botocore has no common base for what can go wrong here
+            event(_log, "credentials-unavailable", level=logging.WARNING, component=component, error=repr(error))
+            return "500 Internal Server Error", {"message": "Failed to get connection"}
+        return "200 OK", {
+            "AccessKeyId": current.access_key,
+            "SecretAccessKey": current.secret_key,
+            "Token": current.token,
+            "Expiration": current.expires.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }

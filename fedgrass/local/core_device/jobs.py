@@ -1,0 +1,122 @@
+"""Deployments arrive as IoT Jobs over MQTT, and their results go back the same way.
+
+Source: "Jobs device MQTT API operations" of AWS IoT Core, and IotJobsHelper of the nucleus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedgrass.local.core_device.deployment import Deployer, DeploymentDocument, Result
+from fedgrass.local.core_device.logs import event
+from fedgrass.local.core_device.mqtt import Delivery, IotCore
+
+_log = logging.getLogger(__name__)
+_NAMESPACE = "namespace-aws-gg-deployment"
+
+
+class JobChannel:
+    """Takes the next job, runs it through the deployer, reports, and asks for the next."""
+
+    def __init__(self, thing: str, iot_core: IotCore, deployer: Deployer, *, finished: Callable[[str], None]) -> None:
+        self._prefix = f"$aws/things/{thing}/jobs/"
+        self._next = f"{self._prefix}$next/{_NAMESPACE}/get"
+        self._iot_core = iot_core
+        self._deployer = deployer
+        self._finished = finished
+        self._unconfirmed: dict[str, bytes] = {}
+        self._running: tuple[str, asyncio.Task[None]] | None = None
+        self._offered: dict[str, Any] | None = None
+
+    def start(self) -> None:
+        """Listen for jobs, and ask for a pending one at each connection."""
+        self._iot_core.subscribe(f"{self._prefix}notify-next-{_NAMESPACE}", self._on_next)
+        self._iot_core.subscribe(f"{self._next}/accepted", self._on_next)
+        self._iot_core.subscribe(f"{self._prefix}+/{_NAMESPACE}/update/accepted", self._on_confirmed)
+        self._iot_core.subscribe(f"{self._prefix}+/{_NAMESPACE}/update/rejected", self._on_confirmed)
+        self._iot_core.on_connected(self._on_connected)
+
+    async def stop(self) -> None:
+        """Give up the job at hand; the cloud offers it again."""
+        self._offered = None
+        if self._running is not None:
+            self._running[1].cancel()
+            await asyncio.wait({self._running[1]})
+
+    def _on_connected(self) -> None:
+        for job, report in self._unconfirmed.items():
+            self._iot_core.publish(self._update(job), report)
+        self._iot_core.publish(self._next, json.dumps({"clientToken": "next"}).encode())
+
+    def _on_confirmed(self, delivery: Delivery) -> None:
+        self._unconfirmed.pop(delivery.topic.removeprefix(self._prefix).split("/")[0], None)
+
+    def _on_next(self, delivery: Delivery) -> None:
+        try:
+            execution = json.loads(delivery.payload).get("execution") or {}
+            job = execution.get("jobId")
+        except (ValueError, AttributeError) as error:
+            event(_log, "job-malformed", level=logging.WARNING, topic=delivery.topic, error=str(error))
+            return
+        self._offered = execution if job else None
+        if self._running is None:
+            self._take()
+        elif self._running[0] != job and not self._deployer.applying:
+            event(_log, "job-superseded", job=self._running[0], by=job)
+            self._running[1].cancel()
+
+    def _take(self) -> None:
+        """Begin the offered job, unless it was done already and only its report got lost."""
+        execution, self._offered = self._offered, None
+        if execution is None:
+            return
+        job, document = str(execution["jobId"]), execution.get("jobDocument", {})
+        done = self._deployer.active.results.get(str(document.get("deploymentId", "")))
+        if done is not None:
+            self._report(job, done)
+            return
+        task = asyncio.get_running_loop().create_task(self._run(job, document), name=f"job-{job}")
+        self._running = (job, task)
+        task.add_done_callback(self._ran)
+
+    async def _run(self, job: str, content: Any) -> None:
+        try:
+            document = DeploymentDocument.model_validate(content)
+        except ValidationError as error:
+            self._report(job, Result(status="REJECTED", detail="REJECTED", cause=str(error)))
+            return
+        self._publish(job, {"status": "IN_PROGRESS", "statusDetails": {"detailed-deployment-status": "IN_PROGRESS"}})
+        result = await self._deployer.deploy(document)
+        self._report(job, result)
+        self._finished(document.deployment_id)
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        self._running = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("deployment-failed-inside", exc_info=error, extra={"fields": {"job": task.get_name()}})
+            cause = f"the device failed: {error!r}"
+            job = task.get_name().removeprefix("job-")
+            self._report(job, Result(status="FAILED", detail="FAILED_NO_STATE_CHANGE", cause=cause))
+        with contextlib.suppress(RuntimeError):  # the loop is closing
+            self._take()
+
+    def _report(self, job: str, result: Result) -> None:
+        details = {"detailed-deployment-status": result.detail, "deployment-failure-cause": result.cause[:1024]}
+        if not result.detail:
+            details = {}  # nucleus lite says no more than how it ended
+        self._unconfirmed[job] = self._publish(job, {"status": result.status, "statusDetails": details})
+
+    def _publish(self, job: str, update: dict[str, Any]) -> bytes:
+        payload = json.dumps({**update, "clientToken": job}).encode()
+        self._iot_core.publish(self._update(job), payload)
+        return payload
+
+    def _update(self, job: str) -> str:
+        return f"{self._prefix}{job}/{_NAMESPACE}/update"

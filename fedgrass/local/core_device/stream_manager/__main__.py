@@ -1,0 +1,91 @@
+"""Run Stream Manager: ``python -m fedgrass.local.core_device.stream_manager``, which the core device does by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import boto3
+import typer
+from botocore.config import Config
+
+from fedgrass.local.core_device.logs import JsonFormatter, event
+from fedgrass.local.core_device.stream_manager.server import StreamManagerServer
+from fedgrass.local.core_device.stream_manager.store import StreamStore
+
+_log = logging.getLogger(__name__)
+_CREDENTIALS_URI = "AWS_CONTAINER_CREDENTIALS_FULL_URI"
+_TOKEN_CHECK_SECONDS = 10.0
+_creating = threading.Lock()
+
+
+def main(
+    directory: Annotated[Path, typer.Option(help="Folder of the streams.")],
+    port: Annotated[int, typer.Option(help="TCP port on loopback; 0 for a free one.")] = 8088,
+) -> None:
+    """Serve message streams until SIGTERM; S3 and its credentials come from the usual AWS variables."""
+    logger = logging.getLogger("fedgrass.local.core_device")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonFormatter(os.environ.get("AWS_IOT_THING_NAME", "")))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    asyncio.run(_serve(directory, port))
+
+
+async def _serve(directory: Path, port: int) -> None:
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    store = StreamStore(directory, s3_client)
+    store.open()
+    server = StreamManagerServer(store, _known_to_the_device)
+    event(_log, "stream-manager-started", port=await server.start(port), streams=store.names())
+    warming = asyncio.get_running_loop().run_in_executor(None, s3_client)  # so that the first upload need not wait
+    await stopping.wait()
+    await server.stop()
+    await store.close()
+    await warming
+
+
+def s3_client() -> Any:
+    """Return the S3 client of this process, which makes no retries: the exporter has its own."""
+    with _creating:  # boto3's default session is not thread-safe
+        return _s3_client()
+
+
+@functools.cache
+def _s3_client() -> Any:
+    retries = {"total_max_attempts": 1}
+    config = Config(retries=retries, connect_timeout=5, read_timeout=60, s3={"addressing_style": "path"})
+    return boto3.client("s3", config=config)
+
+
+async def _known_to_the_device(token: str) -> bool:
+    """Tell whether ``token`` is a component's: the token exchange service refuses all others."""
+    uri = os.environ.get(_CREDENTIALS_URI)
+    return uri is None or await asyncio.to_thread(_accepted, uri, token)
+
+
+def _accepted(uri: str, token: str) -> bool:
+    request = urllib.request.Request(uri, headers={"Authorization": token})  # noqa: S310 - the device's own address
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_TOKEN_CHECK_SECONDS):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code != 403  # without credentials as yet, the token was still recognised
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    typer.run(main)

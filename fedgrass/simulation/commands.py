@@ -1,0 +1,250 @@
+"""``fedgrass simulate``: the command line of simulations."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedgrass.cli.rounds import parse_setting
+
+if TYPE_CHECKING:
+    from fedgrass.simulation.records import SimulatedRound, SimulationReport
+
+app = typer.Typer(invoke_without_command=True, help="Try a federation on virtual devices; several runs in one chart.")
+
+_INTERRUPTED = 130
+
+
+@app.callback()
+def simulate(
+    context: typer.Context,
+    bundle: Annotated[
+        Path | None, typer.Option(help="The model bundle to start from.", show_default="the digits example")
+    ] = None,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="An .npz or .csv file, a folder of x.npy and y.npy, or one of image folders.",
+            show_default="scikit-learn's digits",
+        ),
+    ] = "",
+    loader: Annotated[
+        str,
+        typer.Option(help="npz, npy, csv, images or module:function, as devices have it.", show_default="by the file"),
+    ] = "",
+    label: Annotated[str, typer.Option(help="The label's column in a .csv file.", show_default="the last")] = "",
+    partition: Annotated[
+        str, typer.Option(help="iid, dirichlet:ALPHA, or shards:LABELS for each device.")
+    ] = "dirichlet:0.3",
+    examples: Annotated[
+        int, typer.Option(min=0, help="Of each device, drawn with repetitions; 0 divides the data instead.")
+    ] = 40,
+    held_out: Annotated[float, typer.Option(help="Share of the data that judges the models.")] = 0.2,
+    devices: Annotated[int, typer.Option(min=1, help="Virtual devices.")] = 1000,
+    cohort: Annotated[int, typer.Option(min=1, help="How many are asked in each round.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 20,
+    strategy: Annotated[
+        str,
+        typer.Option(metavar="NAME[:OPTION=VALUE,…]", help="Such as fedadam:learning_rate=0.05; docs/strategies.md."),
+    ] = "fedavg",
+    codec: Annotated[
+        str, typer.Option(help="Of updates: float32, int8, topk:0.05+int8+zstd, …; docs/codecs.md.")
+    ] = "float32",
+    epochs: Annotated[int, typer.Option(min=1, help="On each device.")] = 5,
+    learning_rate: Annotated[float, typer.Option(help="On each device.")] = 0.1,
+    dropout: Annotated[float, typer.Option(help="Share of the asked that never answers.")] = 0.0,
+    stragglers: Annotated[
+        str, typer.Option(metavar="SHARE:FACTOR", help="Such as 0.2:5x: a fifth of the devices is five times as slow.")
+    ] = "",
+    deadline: Annotated[
+        int, typer.Option(min=1, help="Simulated seconds until a round ends; a typical device needs 60.")
+    ] = 180,
+    quorum: Annotated[float, typer.Option(help="Share of the asked whose updates end the round.")] = 1.0,
+    attack: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND:SHARE[:FACTOR]",
+            help="By a share of the devices: sign_flip, scale, label_flip, nan, gaussian, free_rider, alie, ipm, min_max, "
+            "min_sum, backdoor, held_back, or module:function; docs/how-to/attackers.md.",
+        ),
+    ] = "",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=JSON", help="Any other setting of a fleet, as update.clip_norm=1; repeatable."
+        ),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="As devices have it: litert, keras, torch, sklearn, flower.")] = "litert",
+    builder: Annotated[str, typer.Option(help="module:function that builds the model, for those engines.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same models, to the byte.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that train.", show_default="one for each processor")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="INDEX/COUNT", help="Which of several machines this is, such as 0/2; or sagemaker.")
+    ] = "",
+    exchange: Annotated[
+        str, typer.Option(help="Where the machines meet: a folder that all see, or s3://BUCKET/PREFIX.")
+    ] = "",
+    output: Annotated[Path, typer.Option(help="Folder of the report and the model.", file_okay=False)] = Path(
+        "simulation-report"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what --output holds.")] = False,
+) -> None:
+    """Simulate federated rounds on virtual devices.
+
+    Training, codecs, checks, strategies and the gate are those of real fleets; transport and clock are simulated. Writes
+    index.html, chart.png, report.json, rounds.csv, every round's report (rounds.jsonl) and the model that came of it.
+    Ctrl-C keeps the rounds that are done.
+    """
+    if context.invoked_subcommand is not None:
+        return None
+    from fedgrass.protocol.settings import FleetSettings
+    from fedgrass.simulation.hosts import position
+    from fedgrass.simulation.run import assist, simulate
+    from fedgrass.simulation.settings import parse_strategy
+
+    fleet: dict[str, Any] = {
+        "deadline_seconds": deadline,
+        "quorum": quorum,
+        "fit": {"epochs": epochs, "learning_rate": learning_rate},
+        "update": {"codec": codec},
+        "strategy": parse_strategy(strategy),
+    }
+    settings = FleetSettings().overridden(fleet)
+    for text in setting or ():
+        settings = settings.overridden(parse_setting(text))
+    options: dict[str, Any] = {
+        "bundle": bundle,
+        "workers": workers,
+        "data": data,
+        "loader": loader,
+        "label": label,
+        "held_out": held_out,
+        "devices": devices,
+        "examples": examples,
+        "partition": partition,
+        "cohort": cohort,
+        "rounds": rounds,
+        "seed": seed,
+        "dropout": dropout,
+        "stragglers": stragglers,
+        "attack": attack,
+        "engine": engine,
+        "builder": builder,
+        "fleet": settings,
+    }
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    index, hosts = position(host)
+    if index:
+        return assist(index, hosts, exchange, **options)
+    with _Live(rounds) as live:
+        try:
+            report = simulate(output, resume=resume, hosts=hosts, exchange=exchange, done=live.done, **options)
+        except KeyboardInterrupt:
+            live.say(f"interrupted after round {live.round}; go on with the same command and --resume")
+            raise typer.Exit(_INTERRUPTED) from None
+    return _show(report, output)
+
+
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of simulations.", exists=True, file_okay=False)],
+    output: Annotated[Path, typer.Option(help="Folder of the comparison.", file_okay=False)] = Path(
+        "simulation-comparison"
+    ),
+) -> None:
+    """Put several simulations into one chart and one table."""
+    from rich.table import Table
+
+    from fedgrass.cli import render
+    from fedgrass.simulation import report
+    from fedgrass.simulation.store import open_report
+
+    names = _names(folders)
+    found = report.compare({name: open_report(folder) for name, folder in names.items()}, output)
+    table = Table("run", "strategy", "codec", "attack", "rounds", "accuracy", "loss", "updates")
+    for name, run in found.runs.items():
+        fleet = run.simulation.fleet
+        table.add_row(
+            name,
+            fleet.strategy.name,
+            fleet.update.codec,
+            run.simulation.attack or "–",
+            str(run.rounds),
+            render.percent(run.final.accuracy),
+            f"{run.final.loss:.4f}",
+            render.size(run.bytes_read),
+        )
+    console = render.console()
+    console.print(table)
+    console.print(f"Report: [bold]{output / 'index.html'}[/]", highlight=False)
+
+
+class _Live:
+    """The progress on the terminal."""
+
+    def __init__(self, rounds: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=4,
+        )
+        self._task = self._progress.add_task("starting", total=rounds)
+        self.round = 0
+
+    def __enter__(self) -> _Live:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def done(self, simulated: SimulatedRound) -> None:
+        """Show a round's end."""
+        from fedgrass.cli import render
+
+        self.round = simulated.report.round
+        found = simulated.evaluation
+        figure = f"loss {found.loss:.4f}" if found.accuracy is None else f"accuracy {render.percent(found.accuracy)}"
+        refused = len(simulated.report.quarantined)
+        text = f"{figure}, {len(simulated.report.updates)} used" + (f", {refused} refused" if refused else "")
+        self._progress.update(self._task, description=text, completed=self.round)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(text, highlight=False)
+
+
+def _show(report: SimulationReport, output: Path) -> None:
+    from fedgrass.cli import render
+
+    final, first, timing = report.final, report.first, report.timing
+    figures = f"loss {first.loss:.4f} → {final.loss:.4f}"
+    if final.accuracy is not None:
+        figures = f"accuracy {render.percent(first.accuracy)} → [bold]{render.percent(final.accuracy)}[/], {figures}"
+    console = render.console()
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in report.outcomes.items())
+    console.print(f"{report.rounds} rounds ({outcomes}): {figures}", highlight=False)
+    console.print(
+        f"{timing.device_rounds:,} device-rounds in {timing.seconds:.1f} s ({timing.device_rounds_per_second:,.0f} a second) "
+        f"on {timing.workers} processes, after {timing.start_seconds:.1f} s; "
+        f"{report.simulated_seconds / 3600:.1f} h by the simulated clock",
+        highlight=False,
+    )
+    console.print(f"Report: [bold]{output / 'index.html'}[/]; model: {output / 'model'}", highlight=False)
+
+
+def _names(folders: list[Path]) -> dict[str, Path]:
+    """Return the folders by the shortest names that tell them apart."""
+    short = {folder.name: folder for folder in folders}
+    return short if len(short) == len(folders) else {str(folder): folder for folder in folders}

@@ -1,0 +1,101 @@
+"""The examples of a simulation, prepared once by the process that leads it, and mapped by those that train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedgrass.bundle import Manifest
+from fedgrass.data.arrays import ArrayDataset, Part, Source
+from fedgrass.data.digits import digits
+from fedgrass.data.loaders import open_source
+from fedgrass.data_settings import DataSettings
+from fedgrass.engines.checks import Checked, check_dataset
+from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.simulation.partition import Partition, divided, drawn
+from fedgrass.simulation.settings import PartitionScheme, Simulation
+from fedgrass.tensors import Array
+
+_READ = 4096
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the devices train on, and what judges the models."""
+
+    source: Source
+    partition: Partition
+    kept: Part
+
+    def of(self, device: int) -> Checked:
+        """Return a device's examples; `prepare` has checked all there are."""
+        indices = self.partition.of(device).astype(np.intp)
+        if isinstance(self.source, ArrayDataset):
+            examples = self.source.read(indices)  # few, and read in every epoch
+            return Checked(ArrayDataset(examples.x, examples.y))
+        return Checked(Part(self.source, indices))
+
+
+def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Examples:
+    """Read the data, keep some back, deal the others out, and write what the processes that train will map.
+
+    Raises
+    ------
+    DataError
+        If the data are missing, do not fit the model, or are too few.
+    """
+    source = _opened(simulation, manifest)
+    check_dataset(Part(source, np.arange(len(source))), manifest)
+    order = np.random.default_rng((simulation.seed, 0)).permutation(len(source))
+    count = round(len(source) * simulation.held_out)
+    if not 0 < count < len(source):
+        raise DataError(f"{len(source)} examples: too few to keep {simulation.held_out:.0%} back")
+    kept, pool = order[:count], np.sort(order[count:])
+    scheme = PartitionScheme.parse(simulation.partition)
+    labels = np.concatenate([source.read(pool[i : i + _READ]).y for i in range(0, len(pool), _READ)])
+    if simulation.examples:
+        dealt = drawn(labels, simulation.devices, simulation.examples, scheme, seed=simulation.seed)
+    else:
+        dealt = divided(labels, simulation.devices, scheme, seed=simulation.seed)
+    partition = Partition(dealt.starts, pool[dealt.indices].astype(np.int32))
+    partition.save(scratch)
+    if isinstance(source, ArrayDataset):
+        for name, array in (("x", source.x), ("y", source.y)):
+            np.save(scratch / f"{name}.npy", array)
+    return Examples(source, partition, Part(source, np.sort(kept)))
+
+
+def mapped(simulation: Simulation, manifest: Manifest, scratch: Path) -> Examples:
+    """Open what `prepare` wrote, in another process."""
+    if (scratch / "x.npy").exists():
+        x, y = (_array(scratch / f"{name}.npy") for name in "xy")
+        source: Source = ArrayDataset(x, y)
+    else:
+        source = _opened(simulation, manifest)
+    return Examples(source, Partition.mapped(scratch), Part(source, np.empty(0, np.intp)))
+
+
+def _array(path: Path) -> Array:
+    return np.asarray(np.load(path, mmap_mode="r"))  # a plain view: NumPy's own class for mapped files is slow to index
+
+
+def _opened(simulation: Simulation, manifest: Manifest) -> Source:
+    if not simulation.data and not simulation.loader:
+        if int(np.prod(manifest.x.shape)) != 64:
+            raise ConfigurationError(
+                f"model {manifest.name!r} takes {list(manifest.x.shape)}, the digits are of 64 pixels: name your data with --data"
+            )
+        return digits(manifest.x.shape)
+    path = Path(simulation.data)
+    loader = simulation.loader or _kind(path)
+    return open_source(DataSettings(loader=loader, path=simulation.data, label=simulation.label), manifest)
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "npy" if (path / "x.npy").exists() else "images"
+    if path.suffix in (".npz", ".csv"):
+        return path.suffix[1:]
+    raise DataError(f"data {path}: expected an .npz or .csv file, a folder of x.npy and y.npy, or one of image folders")

@@ -1,0 +1,125 @@
+"""Which examples each virtual device has: offsets into one array, so that a device at rest costs a few numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgrass.data.partition import dirichlet
+from fedgrass.errors import DataError
+from fedgrass.simulation.settings import PartitionScheme
+from fedgrass.tensors import Array
+
+Indices = NDArray[np.int32]
+Offsets = NDArray[np.int64]
+
+_TOGETHER = 8192  # devices that are drawn at once
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Device ``d`` has the examples ``indices[starts[d]:starts[d + 1]]``."""
+
+    starts: Offsets
+    indices: Indices
+
+    def of(self, device: int) -> Indices:
+        """Return a device's examples."""
+        return self.indices[self.starts[device] : self.starts[device + 1]]
+
+    def save(self, folder: Path) -> None:
+        """Write it where other processes can map it."""
+        np.save(folder / "starts.npy", self.starts)
+        np.save(folder / "indices.npy", self.indices)
+
+    @classmethod
+    def mapped(cls, folder: Path) -> Partition:
+        """Map what `save` wrote: all processes share the memory."""
+        starts, indices = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ("starts", "indices"))
+        return cls(starts, indices)
+
+
+def drawn(labels: Array, devices: int, examples: int, scheme: PartitionScheme, *, seed: int) -> Partition:
+    """Let each device draw its examples, repetitions allowed: any number of devices from any number of examples.
+
+    ``iid`` draws from all of them; ``dirichlet`` draws each device its own mix of labels first (Hsu, Qi, Brown 2019,
+    arXiv:1909.06335), ``shards`` gives each device so many labels (McMahan et al. 2017, arXiv:1602.05629).
+
+    Parameters
+    ----------
+    labels
+        [n] of the examples: whole numbers, but for ``iid``.
+
+    Raises
+    ------
+    DataError
+        If the labels are no classes, or not as many as a device is to have.
+    """
+    rng = np.random.default_rng(seed)
+    starts = np.arange(devices + 1, dtype=np.int64) * examples
+    if scheme.kind == "iid":
+        return Partition(starts, rng.integers(0, len(labels), devices * examples, dtype=np.int32))
+    classes = _classes(labels)
+    if scheme.kind == "shards" and scheme.value > len(classes):
+        raise DataError(f"partition shards:{scheme.value:g}: the data have {len(classes)} labels")
+    blocks = [
+        _block(classes, min(_TOGETHER, devices - first), examples, scheme, rng)
+        for first in range(0, devices, _TOGETHER)
+    ]
+    return Partition(starts, np.concatenate(blocks))
+
+
+def divided(labels: Array, devices: int, scheme: PartitionScheme, *, seed: int) -> Partition:
+    """Divide the examples: each goes to one device.
+
+    Raises
+    ------
+    DataError
+        If there are too few of them.
+    """
+    rng = np.random.default_rng(seed)
+    if scheme.kind == "dirichlet":
+        _classes(labels)
+        parts = dirichlet(labels, devices, alpha=scheme.value, seed=seed, min_examples=1)
+    elif scheme.kind == "shards":
+        _classes(labels)
+        each = int(scheme.value)
+        if len(labels) < devices * each:
+            raise DataError(f"{len(labels)} examples do not make {each} shards for each of {devices} devices")
+        shards = np.array_split(np.argsort(labels, kind="stable"), devices * each)
+        order = rng.permutation(len(shards))
+        parts = [np.concatenate([shards[s] for s in order[d * each : (d + 1) * each]]) for d in range(devices)]
+    else:
+        if len(labels) < devices:
+            raise DataError(
+                f"{len(labels)} examples are not enough for {devices} devices; let them draw (--examples 40)"
+            )
+        parts = list(np.array_split(rng.permutation(len(labels)), devices))
+    starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+    return Partition(starts, np.concatenate(parts).astype(np.int32))
+
+
+def _classes(labels: Array) -> list[Indices]:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError("partition: the examples' labels are no classes, by which devices could differ; use iid")
+    return [np.flatnonzero(labels == label).astype(np.int32) for label in np.unique(labels)]
+
+
+def _block(
+    classes: list[Indices], devices: int, examples: int, scheme: PartitionScheme, rng: np.random.Generator
+) -> Indices:
+    """Draw some devices' examples, one device after the other."""
+    if scheme.kind == "dirichlet":
+        counts = rng.multinomial(examples, rng.dirichlet(np.full(len(classes), scheme.value), size=devices))
+    else:
+        each = int(scheme.value)
+        chosen = np.argsort(rng.random((devices, len(classes))), axis=1)[:, :each]
+        counts = np.zeros((devices, len(classes)), np.int64)
+        np.put_along_axis(counts, chosen, examples // each, axis=1)
+        np.put_along_axis(counts, chosen[:, : examples % each], examples // each + 1, axis=1)
+    owners = [np.repeat(np.arange(devices), counts[:, label]) for label in range(len(classes))]
+    found = [pool[rng.integers(0, len(pool), len(who))] for pool, who in zip(classes, owners, strict=True)]
+    return np.concatenate(found)[np.argsort(np.concatenate(owners), kind="stable")]

@@ -1,0 +1,128 @@
+"""A simulation from its options to its report: what the command line and the Python API call."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedgrass.bundle import Bundle
+from fedgrass.data.digits import digits_bundle
+from fedgrass.inference import write_bundle
+from fedgrass.simulation import report
+from fedgrass.simulation.records import SimulatedRound, SimulationReport, Timing
+from fedgrass.simulation.settings import Simulation
+from fedgrass.simulation.simulator import Simulator
+from fedgrass.simulation.store import Store
+
+
+def simulate(
+    output: Path,
+    *,
+    bundle: Path | None = None,
+    resume: bool = False,
+    workers: int | None = None,
+    hosts: int = 1,
+    exchange: str = "",
+    done: Callable[[SimulatedRound], None] = lambda _: None,
+    **options: Any,
+) -> SimulationReport:
+    """Simulate federated rounds and write the report, and the model that came of them, into a folder.
+
+    Parameters
+    ----------
+    output
+        The folder; made if absent.
+    bundle
+        The model to start from; the digits example if not given.
+    resume
+        Whether to go on with what the folder holds. More rounds may be asked for than before; the rest must be the same.
+    workers
+        Processes; as many as there are processors if not given. The result does not depend on it.
+    hosts, exchange
+        How many machines share the work, of which this one leads, and where they meet (`fedgrass.simulation.hosts`); the others
+        call `assist`.
+    done
+        Told of each round.
+    options
+        Fields of `fedgrass.simulation.settings.Simulation`.
+
+    Returns
+    -------
+    SimulationReport
+        Of all rounds, those before a resumption too.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option is wrong, or the folder holds another simulation.
+    DataError
+        If the data are missing or do not fit.
+    KeyboardInterrupt
+        If it was interrupted: what is whole is saved, the report written.
+    """
+    opened, simulation = _opened(bundle, options)
+    manifest = opened.manifest
+    store = Store(output)
+    standing = store.resume(simulation) if resume else None
+    if not resume:
+        store.begin(simulation)
+    workers = workers or os.cpu_count() or 1
+    began = time.monotonic()
+    with Simulator(
+        simulation, opened, store, workers=workers, standing=standing, hosts=hosts, exchange=exchange
+    ) as simulator:
+        started, ready_at = time.monotonic(), time.time()
+        before = len(simulator.standing.rounds)
+        try:
+            simulator.run(done)
+        finally:
+            rounds = simulator.standing.rounds
+            seconds = time.monotonic() - started
+            asked = sum(r.asked - r.dropped - r.late for r in rounds[before:])
+            timing = Timing(
+                workers=workers,
+                ready_at=ready_at,
+                start_seconds=round(started - began, 2),
+                rounds=len(rounds) - before,
+                seconds=round(seconds, 4),
+                device_rounds=asked,
+                device_rounds_per_second=round(asked / seconds, 1),
+                peak_rss_mb=round(sum(map(_peak_rss_mb, [os.getpid(), *simulator.process_ids])), 1),
+            )
+            if rounds:
+                write_bundle(
+                    opened, simulator.standing.parameters, output / "model", version=simulator.standing.version
+                )
+                found = report.summarise(simulation, manifest, rounds, timing)
+                report.write(found, rounds, output)
+    return found
+
+
+def assist(
+    host: int, hosts: int, exchange: str, *, bundle: Path | None = None, workers: int | None = None, **options: Any
+) -> None:
+    """Do the part of a host that does not lead; parameters and errors as of `simulate`, ``host`` from 1."""
+    opened, simulation = _opened(bundle, options)
+    count = workers or os.cpu_count() or 1
+    with Simulator(simulation, opened, None, workers=count, host=host, hosts=hosts, exchange=exchange) as simulator:
+        simulator.help()
+
+
+def _opened(bundle: Path | None, options: dict[str, Any]) -> tuple[Bundle, Simulation]:
+    opened = Bundle.open(digits_bundle() if bundle is None else bundle)
+    opened.verify()
+    manifest = opened.manifest
+    digests = {"parameters_sha256": manifest.parameters_sha256, "graph_sha256": manifest.graph_sha256}
+    return opened, Simulation.checked({**options, **digests})
+
+
+def _peak_rss_mb(process: int) -> float:
+    """Return a process's peak resident memory; 0 where the system does not tell."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)

@@ -1,0 +1,163 @@
+"""What a simulation is: everything that its result depends on, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedgrass.errors import ConfigurationError, first_problem
+from fedgrass.protocol.settings import FleetSettings
+from fedgrass.simulation.attacks import ATTACKS, Kind, attack_named
+
+PartitionKind = Literal["iid", "dirichlet", "shards"]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What some of the devices do: ``kind[:share[:factor]]``, of `ATTACKS`, or one's own ``module:function``."""
+
+    kind: str
+    share: float
+    factor: float
+
+    @classmethod
+    def parse(cls, text: str) -> Attack:
+        """Read ``sign_flip:0.2``; raises `ValueError` with what was expected."""
+        name, *rest = text.split(":")
+        if name not in ATTACKS and rest and re.fullmatch(r"[a-zA-Z_]\w*", rest[0]):
+            name, rest = f"{name}:{rest[0]}", rest[1:]
+        try:
+            known = attack_named(name)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        if len(rest) > 2:
+            raise ValueError(f"attack {text!r}: expected KIND:SHARE:FACTOR")
+        share, factor = (*map(_number, rest), *(0.2, known.factor)[len(rest) :])
+        if not 0 <= share <= 1:
+            raise ValueError(f"attack {text!r}: the share of attackers must lie between 0 and 1")
+        return cls(name, share, factor)
+
+    @property
+    def does(self) -> Kind:
+        """What attackers of this kind do."""
+        return attack_named(self.kind)
+
+
+@dataclass(frozen=True)
+class Stragglers:
+    """A share of the devices that needs so many times as long: ``share:factor``, as in ``0.2:5x``."""
+
+    share: float
+    factor: float
+
+    @classmethod
+    def parse(cls, text: str) -> Stragglers:
+        """Read ``0.2:5x``; raises `ValueError` with what was expected."""
+        match = re.fullmatch(r"([0-9.]+):([0-9.]+)x?", text)
+        if match is None or not 0 <= _number(match[1]) <= 1 or _number(match[2]) < 1:
+            raise ValueError(f"stragglers {text!r}: expected SHARE:FACTOR, such as 0.2:5x")
+        return cls(_number(match[1]), _number(match[2]))
+
+
+@dataclass(frozen=True)
+class PartitionScheme:
+    """How labels are spread over devices: ``iid``, ``dirichlet:ALPHA`` or ``shards:LABELS``."""
+
+    kind: PartitionKind
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> PartitionScheme:
+        """Read ``dirichlet:0.3``; raises `ValueError` with what was expected."""
+        kind, *numbers = text.split(":")
+        if kind == "iid" and not numbers:
+            return cls("iid", 0.0)
+        value = _number(numbers[0]) if len(numbers) == 1 else 0.0
+        if kind == "dirichlet" and value > 0:
+            return cls("dirichlet", value)
+        if kind == "shards" and value >= 1 and value.is_integer():
+            return cls("shards", value)
+        raise ValueError(f"partition {text!r}: expected iid, dirichlet:ALPHA or shards:LABELS, such as dirichlet:0.3")
+
+
+class Simulation(BaseModel):
+    """One simulation. The same one gives the same models and the same reports, however many processes work on it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parameters_sha256: str = Field(description="Of the model that it starts from")
+    graph_sha256: str
+    data: str = Field(default="", description="Where the examples are; empty for scikit-learn's digits")
+    loader: str = Field(default="", description="As of com.fedgrass.Runtime's data; empty: by the kind of file")
+    label: str = ""
+    held_out: float = Field(default=0.2, gt=0, lt=1, description="Share of the examples that judges the models")
+    devices: int = Field(default=1000, ge=1, le=10_000_000)
+    examples: int = Field(default=40, ge=0, le=1_000_000, description="Of each device, drawn; 0 divides all of them")
+    partition: str = "dirichlet:0.3"
+    cohort: int = Field(default=50, ge=1, description="Devices that are asked in each round")
+    rounds: int = Field(default=20, ge=1, le=999_999)
+    seed: int = Field(default=0, ge=0, lt=1 << 32)
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of the asked that never answers")
+    stragglers: str = ""
+    attack: str = ""
+    engine: str = "litert"
+    builder: str = ""
+    fleet: FleetSettings
+
+    @model_validator(mode="after")
+    def _can_be_read_and_met(self) -> Simulation:
+        PartitionScheme.parse(self.partition)
+        if self.stragglers:
+            Stragglers.parse(self.stragglers)
+        if self.attack:
+            Attack.parse(self.attack)
+        if self.cohort > self.devices:
+            raise ValueError(f"cohort {self.cohort}: there are only {self.devices} devices")
+        if self.fleet.min_updates > self.cohort:
+            raise ValueError(f"min_updates {self.fleet.min_updates} is more than the cohort of {self.cohort}")
+        if self.fleet.task != "fit":
+            raise ValueError("task evaluate: a simulation trains")
+        return self
+
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> Simulation:
+        """Make one of what a user asked for; raises `ConfigurationError` naming what is wrong first."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigurationError(f"simulation: {first_problem(error, 'options')}") from error
+
+    def difference(self, other: Simulation) -> str:
+        """Return the name of the first setting, the number of rounds aside, in which two differ; empty if there is none."""
+        return next((n for n in type(self).model_fields if n != "rounds" and getattr(self, n) != getattr(other, n)), "")
+
+
+def parse_strategy(text: str) -> dict[str, Any]:
+    """Read ``NAME[:option=value,…]``, or a Flower strategy's ``module:Class[:option=value,…]``, as settings have it."""
+    match = re.fullmatch(r"(?P<name>.+?)(?::(?P<options>\w+=.*))?", text)
+    if match is None:
+        raise ConfigurationError("strategy: expected a name, such as fedavg or fedadam:learning_rate=0.05")
+    options = {}
+    for part in re.split(r",(?=\w+=)", match["options"] or ""):
+        name, _, value = part.partition("=")
+        if name:
+            options[name] = _value(value)
+    return {"name": match["name"], "options": options}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no number") from None

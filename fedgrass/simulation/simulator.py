@@ -1,0 +1,292 @@
+"""The rounds of a simulation, from opening to gate."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from fedgrass.bundle import Bundle, Parameters
+from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate
+from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
+from fedgrass.cloud.aggregator.gate import decided, judge_by, raised
+from fedgrass.cloud.aggregator.privacy import noise_of
+from fedgrass.cloud.aggregator.report import ReportBuilder
+from fedgrass.cloud.aggregator.strategies import make_strategy
+from fedgrass.cloud.aggregator.strategies.trust import with_own_update
+from fedgrass.cloud.aggregator.trusted import trained_difference
+from fedgrass.data.arrays import ArrayDataset
+from fedgrass.engines.base import Engine
+from fedgrass.engines.checks import Checked
+from fedgrass.engines.registry import open_engine
+from fedgrass.errors import ConfigurationError, EngineError
+from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
+from fedgrass.protocol.names import model_prefix, next_version, update_prefix
+from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
+from fedgrass.simulation.crew import Crew
+from fedgrass.simulation.examples import prepare
+from fedgrass.simulation.hosts import Opening, hosts_of
+from fedgrass.simulation.model import in_folder
+from fedgrass.simulation.records import SimulatedRound
+from fedgrass.simulation.settings import Simulation
+from fedgrass.simulation.store import Standing, Store
+from fedgrass.simulation.updates import LateUpdates, VirtualUpdates
+from fedgrass.simulation.worker import Setup
+from fedgrass.simulation.world import FLEET, Duties, Plan, World
+from fedgrass.update.registry import codec_named
+
+_BEGINNING = datetime(2000, 1, 1, tzinfo=timezone.utc)  # of the simulated clock
+_SAVE_SECONDS = 1.0
+_KEPT_BACK = "kept back"  # in place of an evaluation set's digest
+
+
+class Simulator:
+    """One run: processes are up within its ``with`` block, and what was done is in the store when it is left.
+
+    Parameters
+    ----------
+    bundle
+        The model to start from.
+    store
+        Where rounds are kept; None on a host that does not lead.
+    standing
+        Where an earlier run came to, if this one resumes it.
+    host, hosts, exchange
+        Which of the hosts this is, from 0, how many there are, and where they meet (`fedgrass.simulation.hosts`).
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        bundle: Bundle,
+        store: Store | None,
+        *,
+        workers: int,
+        standing: Standing | None = None,
+        host: int = 0,
+        hosts: int = 1,
+        exchange: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._simulation = simulation
+        self._store = store
+        self._clock = clock
+        self._manifest = bundle.manifest
+        self._world = World(simulation)
+        self._strategy = make_strategy(simulation.fleet.strategy)
+        self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
+        try:
+            self._hosts = hosts_of(host, hosts, exchange, simulation, self._scratch)
+            kept = self._scratch if store is None else store.kept.resolve()
+            examples = prepare(simulation, bundle.manifest, self._scratch)
+            self._crew = Crew(Setup(simulation, bundle.folder.resolve(), self._scratch, kept), workers)
+            judging = next(examples.kept.batches(len(examples.kept)))
+            self._judging = Checked(ArrayDataset(judging.x, judging.y))
+            self._engine: Engine = open_engine(simulation.engine, bundle, builder=simulation.builder)
+        except BaseException:
+            shutil.rmtree(self._scratch)  # processes that have been started end when their pipes do
+            raise
+        self.standing = standing or Standing((), bundle.manifest.version, bundle.parameters(), {})
+        self._saved_at = clock()
+        self._late = LateUpdates(kept)
+        self._save_each = (
+            bool(self._strategy.staleness) or not codec_named(simulation.fleet.update.codec).parameters.lossless
+        )
+        self._bases = {one.report.round: one.report.base.parameters_sha256 for one in self.standing.rounds}
+        self._base = self._publish(self.standing)
+        self.evaluation = self._evaluate(self.standing.parameters)
+
+    def __enter__(self) -> Simulator:
+        self._crew.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._store is not None and self.standing.rounds:
+                self._store.save(self.standing)
+            self._crew.__exit__(kind, error, trace)
+        finally:
+            shutil.rmtree(self._scratch)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """The processes that train."""
+        return self._crew.process_ids
+
+    def run(self, done: Callable[[SimulatedRound], None] = lambda _: None) -> None:
+        """Simulate the rounds that are left; ``done`` is told of each."""
+        while len(self.standing.rounds) < self._simulation.rounds:
+            simulated = self._round(len(self.standing.rounds) + 1)
+            if self._store is not None and (self._save_each or self._clock() - self._saved_at > _SAVE_SECONDS):
+                self._store.save(self.standing)
+                self._saved_at = self._clock()
+            done(simulated)
+
+    def help(self) -> None:
+        """Do the part of a host that does not lead, in all rounds."""
+        if self._hosts is None:
+            raise ConfigurationError("a host that helps needs one that leads: expected more than one")
+        for number in range(1, self._simulation.rounds + 1):
+            opening, parameters = self._hosts.opening(number)
+            self._base = self._publish(Standing((), opening.version, parameters, {}))
+            share = self._hosts.share(number)
+            self._crew.begin(*self._task(number, opening.opened_at), share)
+            self._hosts.tell_failures(number, self._crew.relay(share))
+
+    def _task(self, number: int, now: datetime) -> tuple[Announcement, Expected, Duties]:
+        manifest, staleness = self._base.manifest, self._strategy.staleness
+        cohort, _ = self._world.opened(number)
+        self._bases[number] = manifest.parameters_sha256
+        if staleness:
+            self._late.forget(number - staleness)
+        expected = Expected(
+            base_sha256=manifest.parameters_sha256,
+            graph_sha256=manifest.graph_sha256,
+            fleet=FLEET,
+            round=number,
+            cohort=cohort,
+            checks=self._simulation.fleet.checks,
+            earlier=self._earlier(number),
+        )
+        return self._announcement(number, cohort, now), expected, self._world.duties(number, staleness)
+
+    def _earlier(self, number: int) -> dict[int, EarlierRound]:
+        """Return the rounds whose late updates are wanted; see `fedgrass.cloud.aggregator.late`."""
+        found, base, age = {}, self._bases[number], 0
+        for earlier in range(number - 1, max(0, number - 1 - self._strategy.staleness), -1):
+            if self._bases[earlier] != base:
+                base, age = self._bases[earlier], age + 1
+            found[earlier] = EarlierRound(base, age, self._world.opened(earlier)[0])
+        return found
+
+    def _round(self, number: int) -> SimulatedRound:
+        cohort, plan = self._world.opened(number)
+        fleet, base = self._simulation.fleet, self._base
+        now = self._now()
+        announced, expected, duties = self._task(number, now)
+        if self._hosts is not None:
+            opening = Opening(version=self.standing.version, opened_at=now)
+            self._hosts.announce(number, opening, self.standing.parameters)
+        share = self._hosts.share(number) if self._hosts is not None else None
+        self._crew.begin(announced, expected, duties, share)
+        if number < self._simulation.rounds:
+            self._world.opened(number + 1)  # while the devices train
+        failures, updates = self._crew.end() if self._strategy.combine is not None else ({}, None)
+        updates = updates or VirtualUpdates(self._scratch)
+        own = partial(trained_difference, self._engine, base, self._judging, fleet.fit)
+        result = aggregate(
+            base,
+            updates,
+            updates.list(),
+            with_own_update(self._strategy, own),
+            expected,
+            min_updates=fleet.min_updates,
+            state=self.standing.server,
+            noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
+            share=self._crew if self._strategy.combine is None else None,
+            scratch=self._scratch,
+        )
+        updates.clear()
+        if self._strategy.combine is None:
+            failures, _ = self._crew.end()
+        if self._hosts is not None:
+            failures |= self._hosts.all_failures(number)
+        return self._conclude(number, plan, announced, result, failures, now)
+
+    def _conclude(
+        self,
+        number: int,
+        plan: Plan,
+        announced: Announcement,
+        result: Aggregation,
+        failures: dict[str, str],
+        now: datetime,
+    ) -> SimulatedRound:
+        report = ReportBuilder(FLEET, number, self._strategy.name, now, announced.base)
+        report.aggregation = result
+        report.evaluation_base = before = self.evaluation
+        standing = self.standing
+        version, parameters, server = standing.version, standing.parameters, standing.server
+        outcome, reason, evaluation = self._judged(number, result)
+        report.evaluation = evaluation
+        if outcome in ADOPTED and result.parameters is not None and evaluation is not None:
+            version, parameters, server = next_version(version, number), result.parameters, result.state
+            self.evaluation = evaluation
+            self._base = self._publish(Standing((), version, parameters, server))
+            report.model = self._base
+        simulated = SimulatedRound(
+            asked=len(plan.asked),
+            dropped=plan.dropped,
+            late=len(plan.late),
+            failed=failures,
+            seconds=plan.seconds,
+            before=before,
+            report=report.build(outcome, reason, now + timedelta(seconds=plan.seconds)),
+        )
+        self.standing = Standing((*standing.rounds, simulated), version, parameters, server)
+        return simulated
+
+    def _judged(self, number: int, result: Aggregation) -> tuple[Outcome, str, Evaluation | None]:
+        fleet = self._simulation.fleet
+        if result.problem:
+            return "held", result.problem, None
+        if result.parameters is None:
+            reason = f"{len(result.updates)} good updates; the minimum is {fleet.min_updates}"
+            return "insufficient_updates", reason, None
+        try:
+            evaluation = self._evaluate(result.parameters)
+        except EngineError as error:
+            return "held", f"{error}: the base stays", None
+        verdict = judge_by(fleet.gate, self.evaluation, evaluation, self._best())
+        return *decided(fleet, number, verdict, self.evaluation, evaluation), evaluation
+
+    def _best(self) -> Best:
+        """Return the best figures of the models so far, on the examples that judge them all."""
+        best = raised(None, self.evaluation, _KEPT_BACK)
+        if self._simulation.fleet.gate.forget_best:
+            return best
+        for simulated in self.standing.rounds:
+            if simulated.before is not None:
+                best = raised(best, simulated.before, _KEPT_BACK)
+        return best
+
+    def _evaluate(self, parameters: Parameters) -> Evaluation:
+        self._engine.set_parameters(parameters)
+        metrics = self._engine.evaluate(self._judging)
+        if not math.isfinite(metrics["loss"]):
+            raise EngineError(f"the loss on the examples that were kept back is {metrics['loss']}")
+        return Evaluation(loss=metrics["loss"], accuracy=metrics.get("accuracy"), examples=len(self._judging))
+
+    def _publish(self, standing: Standing) -> Bundle:
+        return in_folder(self._manifest, standing.parameters, self._scratch, version=standing.version)
+
+    def _now(self) -> datetime:
+        return self.standing.rounds[-1].report.finished_at if self.standing.rounds else _BEGINNING
+
+    def _announcement(self, number: int, cohort: Cohort, now: datetime) -> Announcement:
+        fleet, manifest = self._simulation.fleet, self._base.manifest
+        return Announcement(
+            fleet=FLEET,
+            round=number,
+            opened_at=now,
+            deadline=now + timedelta(seconds=fleet.deadline_seconds),
+            base=Base(
+                version=manifest.version,
+                parameters_key=f"{model_prefix(FLEET, manifest.version)}parameters.safetensors",
+                parameters_sha256=manifest.parameters_sha256,
+                graph_sha256=manifest.graph_sha256,
+            ),
+            cohort=cohort,
+            fit=fleet.fit,
+            update=fleet.announced_update,
+            upload=Upload(bucket=FLEET, prefix=update_prefix(FLEET, number)),
+        )

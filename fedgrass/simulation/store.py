@@ -1,0 +1,134 @@
+"""A simulation's folder: what it is, its rounds so far, and all that the next one depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from fedgrass import tensors
+from fedgrass.bundle import Parameters
+from fedgrass.cloud.aggregator.strategies.base import State
+from fedgrass.errors import ConfigurationError, DataError, TensorFileError
+from fedgrass.files import write_atomically
+from fedgrass.simulation.records import SimulatedRound, SimulationReport
+from fedgrass.simulation.settings import Simulation
+
+SETTINGS = "simulation.json"
+ROUNDS = "rounds.jsonl"
+STATE = "state.safetensors"
+REPORT = "report.json"
+KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a simulation stands after so many rounds."""
+
+    rounds: tuple[SimulatedRound, ...]
+    version: str
+    parameters: Parameters
+    server: State
+
+
+class Store:
+    """The folder. What `save` leaves can be resumed, whatever happens meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._written = 0  # rounds that are in the file
+
+    @property
+    def kept(self) -> Path:
+        """Folder of what outlives a round: what lossy codecs leave out, and updates that come late."""
+        return self.folder / KEPT
+
+    def begin(self, simulation: Simulation) -> None:
+        """Make the folder a new simulation's.
+
+        Raises
+        ------
+        ConfigurationError
+            If it holds a simulation already.
+        """
+        if (self.folder / SETTINGS).exists():
+            raise ConfigurationError(
+                f"{self.folder}: holds a simulation; go on with --resume, or choose another --output"
+            )
+        self.kept.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / ROUNDS, b"")
+        write_atomically(self.folder / SETTINGS, _json(simulation))
+
+    def resume(self, simulation: Simulation) -> Standing | None:
+        """Return where the simulation stands; None if no round was saved.
+
+        Raises
+        ------
+        ConfigurationError
+            If the folder holds none, or another one.
+        DataError
+            If what it holds is damaged.
+        """
+        if (other := self.simulation().difference(simulation)) != "":
+            raise ConfigurationError(f"{self.folder}: was simulated with another {other}; resume with the same options")
+        write_atomically(self.folder / SETTINGS, _json(simulation))
+        if not (self.folder / STATE).exists():
+            return None
+        try:
+            stored, metadata = tensors.load(self.folder / STATE)
+            count, version = int(metadata["rounds"]), metadata["version"]
+        except (TensorFileError, KeyError, ValueError) as error:
+            raise DataError(f"{self.folder / STATE}: is damaged ({error}); simulate anew") from error
+        rounds = self.rounds()
+        if len(rounds) < count:
+            raise DataError(f"{self.folder / ROUNDS}: {len(rounds)} rounds, {count} were saved; simulate anew")
+        write_atomically(self.folder / ROUNDS, b"".join(map(_line, rounds[:count])))
+        self._written = count
+        parameters = {name[2:]: value for name, value in stored.items() if name.startswith("p/")}
+        server = {name[2:]: value for name, value in stored.items() if name.startswith("s/")}
+        return Standing(tuple(rounds[:count]), version, parameters, server)
+
+    def save(self, standing: Standing) -> None:
+        """Append the rounds that are new, then write what the next one depends on."""
+        with (self.folder / ROUNDS).open("ab") as file:
+            file.write(b"".join(map(_line, standing.rounds[self._written :])))
+        self._written = len(standing.rounds)
+        stored = {f"p/{name}": value for name, value in standing.parameters.items()}
+        stored |= {f"s/{name}": value for name, value in standing.server.items()}
+        metadata = {"rounds": str(len(standing.rounds)), "version": standing.version}
+        tensors.save(self.folder / STATE, stored, metadata)
+
+    def simulation(self) -> Simulation:
+        """Read the settings; raises `ConfigurationError` if there are none."""
+        try:
+            return Simulation.checked(json.loads((self.folder / SETTINGS).read_bytes()))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{self.folder}: holds no simulation ({error})") from error
+
+    def rounds(self) -> Sequence[SimulatedRound]:
+        """Read the rounds; raises `DataError` if they are damaged. A last line that was cut off is left out."""
+        try:
+            lines = (self.folder / ROUNDS).read_bytes().split(b"\n")
+            return [SimulatedRound.model_validate_json(line) for line in lines[:-1]]
+        except (OSError, ValidationError) as error:
+            raise DataError(f"{self.folder / ROUNDS}: cannot be read ({error})") from error
+
+
+def open_report(folder: Path) -> tuple[SimulationReport, Sequence[SimulatedRound]]:
+    """Read a simulation's report and rounds; raises `DataError` if there are none yet."""
+    try:
+        report = SimulationReport.model_validate_json((folder / REPORT).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise DataError(f"{folder / REPORT}: is no simulation's report ({error})") from error
+    return report, Store(folder).rounds()
+
+
+def _line(simulated: SimulatedRound) -> bytes:
+    return simulated.model_dump_json(by_alias=True).encode() + b"\n"
+
+
+def _json(simulation: Simulation) -> bytes:
+    return (simulation.model_dump_json(indent=2) + "\n").encode()

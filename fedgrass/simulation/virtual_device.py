@@ -1,0 +1,118 @@
+"""A virtual device's part in a round: the trainer's core and the codec, without the files."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedgrass import tensors
+from fedgrass.bundle import Manifest, Parameters
+from fedgrass.data import Split
+from fedgrass.data.arrays import ArrayDataset
+from fedgrass.engines.base import Dataset, Engine
+from fedgrass.engines.checks import Checked
+from fedgrass.protocol.messages import Announcement
+from fedgrass.simulation.attacks import Doubles, Seen, attacked_bytes, attacked_data, attacked_parameters
+from fedgrass.simulation.settings import Attack
+from fedgrass.simulation.world import thing_name
+from fedgrass.training import Fitted, fit
+from fedgrass.update.feedback import ErrorFeedback
+from fedgrass.update.registry import codec_named
+from fedgrass.update.writer import encode_update
+
+_NOBODY: Doubles = np.empty((0, 0))
+_NONE = ArrayDataset(np.empty(0, np.float32), np.empty(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every device of a round has in common: the base, as parameters and as its manifest, and what was announced."""
+
+    base: Parameters
+    manifest: Manifest
+    announcement: Announcement
+
+
+class VirtualDevices:
+    """Trains devices with one engine, and encodes what they have learnt.
+
+    Parameters
+    ----------
+    residuals
+        Folder for what lossy codecs leave out, a file for each device.
+    """
+
+    def __init__(self, engine: Engine, manifest: Manifest, residuals: Path) -> None:
+        self._engine = engine
+        self._residuals = residuals
+        self._classes = manifest.output.shape[-1] if manifest.output.shape else 1
+
+    def train(self, device: int, data: Dataset, given: Assignment, attack: Attack | None) -> Fitted:
+        """Return what the device has learnt.
+
+        Raises
+        ------
+        FedgrassError
+            If the device fails: its examples do not fit the model, or its training diverges.
+        """
+        if attack is not None and attack.does.data != "own":
+            data = Checked(attacked_data(data, attack.does, self._classes))
+        self._engine.set_parameters(given.base)
+        examples = Split(data, _NONE)
+        return fit(self._engine, given.manifest, examples, given.announcement, thing_name(device))
+
+    def encode(self, fitted: Fitted, given: Assignment, attack: Attack | None, honest: Doubles = _NOBODY) -> bytes:
+        """Return the device's update file; raises `FedgrassError` if it has nothing finite to tell.
+
+        Parameters
+        ----------
+        honest
+            Differences [n, size] of the round's honest devices, for attackers that know them.
+        """
+        thing, announced = fitted.header.thing, given.announcement
+        local = fitted.parameters
+        if attack is not None and (craft := attack.does.craft) is not None:
+            draws = np.random.default_rng(list(f"{announced.cohort.salt}/attack".encode()))
+
+            def pretended(own: Doubles) -> Doubles:
+                return craft(Seen(own, honest, attack.factor, draws))
+
+            local = attacked_parameters(given.base, local, pretended)
+        task = announced.update
+        encoded = encode_update(
+            given.base,
+            local,
+            fitted.header,
+            codec=task.codec,
+            clip_norm=task.clip_norm,
+            noise_multiplier=task.noise_multiplier,
+            feedback=self._feedback(thing, given),
+            noise_seed=_seeds(f"{announced.cohort.salt}/{thing}"),
+        )
+        content = encoded.to_bytes()
+        return attacked_bytes(content) if attack is not None and attack.does.spoils_file else content
+
+    def _feedback(self, thing: str, given: Assignment) -> ErrorFeedback | None:
+        if codec_named(given.announcement.update.codec).parameters.lossless:
+            return None
+        return _Residual(self._residuals / f"{thing}.safetensors", given.manifest, str(given.announcement.round))
+
+
+class _Residual(ErrorFeedback):
+    """As on a device, but not flushed to the disk: a power cut costs a simulation its last rounds only."""
+
+    def keep(self, before: Parameters, after: Parameters) -> None:
+        stored = {f"before/{name}": value for name, value in before.items()}
+        stored |= {f"after/{name}": value for name, value in after.items()}
+        metadata = {"graph_sha256": self.manifest.graph_sha256, "round": self.round_identity}
+        self.path.write_bytes(b"".join(tensors.encode(stored, metadata)))
+
+
+def _seeds(text: str) -> Callable[[], bytes]:
+    numbers = itertools.count()
+    return lambda: hashlib.sha256(f"{text}/{next(numbers)}".encode()).digest()

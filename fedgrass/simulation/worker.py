@@ -1,0 +1,210 @@
+"""A process that trains virtual devices, and adds their updates up as one instance of the aggregation job would.
+
+An update is read, checked and added where it was made; what goes to the leading process is a sum for each lane. A strategy that
+must see all updates at once gets them as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+from fedgrass import tensors
+from fedgrass.bundle import PARAMETERS, Bundle
+from fedgrass.cloud.aggregator.aggregate import contribute
+from fedgrass.cloud.aggregator.checks import Expected
+from fedgrass.cloud.aggregator.combination import Found, Sums
+from fedgrass.cloud.aggregator.privacy import noise_of
+from fedgrass.cloud.aggregator.strategies import make_strategy
+from fedgrass.engines.registry import open_engine
+from fedgrass.errors import FedgrassError
+from fedgrass.protocol.messages import Announcement
+from fedgrass.simulation.attacks import Doubles, difference
+from fedgrass.simulation.examples import mapped
+from fedgrass.simulation.model import rebased
+from fedgrass.simulation.settings import Attack, Simulation
+from fedgrass.simulation.updates import LateUpdates, VirtualUpdates
+from fedgrass.simulation.virtual_device import Assignment, VirtualDevices
+from fedgrass.simulation.world import Duties, World, thing_name
+from fedgrass.training import Fitted
+
+_TOGETHER_BYTES = 16 << 20  # of parameters that are trained before they are encoded
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every process of a simulation is told when it starts.
+
+    ``kept`` is a folder that outlives rounds, and an interruption: for residuals, and for updates that come late.
+    """
+
+    simulation: Simulation
+    bundle: Path
+    scratch: Path
+    kept: Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """A process's part of a round; the base's parameter file is in the scratch folder."""
+
+    announcement: Announcement
+    expected: Expected
+    duties: Duties
+    lanes: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What a first pass over the updates found: asks for what all processes found."""
+
+    found: Found
+
+
+@dataclass(frozen=True)
+class LaneTotal:
+    """A lane's sum; ``total`` is None if it has no good update."""
+
+    lane: int
+    total: Sums | None
+    found: Found
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of a process's part. ``failures`` are by thing; ``updates`` are there if they were not added up."""
+
+    failures: dict[str, str]
+    updates: VirtualUpdates | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The process cannot go on."""
+
+    reason: str
+
+
+def main(connection: Connection, setup: Setup) -> None:
+    """Do what comes through the connection, until None does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the leading one decides
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LiteRT greets on stderr
+    try:
+        worker = Worker(connection, setup)
+        connection.send(None)
+        while (task := connection.recv()) is not None:
+            worker.run(task)
+    except FedgrassError as error:
+        connection.send(Failed(f"{error.code}: {error}"))
+    except (EOFError, BrokenPipeError):
+        return  # the leading process is gone
+
+
+class Worker:
+    """One engine, kept warm."""
+
+    def __init__(self, connection: Connection, setup: Setup) -> None:
+        self._connection = connection
+        self._simulation = setup.simulation
+        self._scratch = setup.scratch
+        bundle = Bundle.open(setup.bundle)
+        engine = open_engine(setup.simulation.engine, bundle, builder=setup.simulation.builder)
+        self._manifest = bundle.manifest
+        self._devices = VirtualDevices(engine, bundle.manifest, setup.kept)
+        self._late = LateUpdates(setup.kept)
+        self._examples = mapped(setup.simulation, bundle.manifest, setup.scratch)
+        self._world = World(setup.simulation)
+        self._strategy = make_strategy(setup.simulation.fleet.strategy)
+
+    def run(self, task: Task) -> None:
+        """Train the devices, and hand over what came of it."""
+        base = Bundle(self._scratch, rebased(self._manifest, task.expected.base_sha256))
+        updates = VirtualUpdates(self._scratch)
+        failures = self._train(base, task, updates)
+        self._late.deliver(task.duties.arrived, updates)
+        if self._strategy.combine is not None:
+            self._connection.send(Done(failures, updates))
+            return
+        contribute(
+            base,
+            updates,
+            updates.list(),
+            self._strategy,
+            task.expected,
+            _Pipe(self._connection, task.lanes),
+            noise=noise_of(self._simulation.fleet.privacy, "00"),
+        )
+        updates.clear()
+        self._connection.send(Done(failures, None))
+
+    def _train(self, base: Bundle, task: Task, updates: VirtualUpdates) -> dict[str, str]:
+        """Train some devices, then encode their updates: LiteRT's wide instructions slow many processors down for a while."""
+        parameters, _ = tensors.load(self._scratch / PARAMETERS)
+        given = Assignment(parameters, base.manifest, task.announcement)
+        failures: dict[str, str] = {}
+        together = max(1, _TOGETHER_BYTES // sum(value.nbytes for value in parameters.values()))
+        honest = self._honest(given, task)
+        devices, late = [*task.duties.answers, *task.duties.late], set(task.duties.late)
+        for start in range(0, len(devices), together):
+            trained: dict[int, Fitted] = {}
+            for device in devices[start : start + together]:
+                with _noted(failures, thing_name(device)):
+                    trained[device] = self._devices.train(
+                        device, self._examples.of(device), given, self._attack(device)
+                    )
+            for device, fitted in trained.items():
+                with _noted(failures, thing_name(device)):
+                    content = self._devices.encode(fitted, given, self._attack(device), honest)
+                    put = self._late.keep if device in late else updates.put
+                    put(task.announcement.round, thing_name(device), content)
+        return failures
+
+    def _honest(self, given: Assignment, task: Task) -> Doubles:
+        """Return what the round's honest devices have learnt [n, size], if there are attackers here who know it."""
+        attack, attackers = self._world.attack, self._world.attackers
+        if attack is None or not attack.does.omniscient or not attackers & {*task.duties.answers, *task.duties.late}:
+            return np.empty((0, 0))
+        found = []
+        for device in self._world.opened(task.announcement.round)[1].answers:
+            if device not in attackers:
+                with _noted({}, thing_name(device)):
+                    fitted = self._devices.train(device, self._examples.of(device), given, None)
+                    found.append(difference(given.base, fitted.parameters))
+        return np.stack(found) if found else np.zeros((1, sum(value.size for value in given.base.values())))
+
+    def _attack(self, device: int) -> Attack | None:
+        return self._world.attack if device in self._world.attackers else None
+
+
+@contextmanager
+def _noted(failures: dict[str, str], thing: str) -> Iterator[None]:
+    try:
+        yield
+    except FedgrassError as error:
+        failures[thing] = f"{error.code}: {error}"
+
+
+class _Pipe:
+    """A `fedgrass.cloud.aggregator.combination.Share` that leads to the leading process."""
+
+    def __init__(self, connection: Connection, lanes: Collection[int]) -> None:
+        self.own = lanes
+        self._connection = connection
+
+    def exchange(self, found: Found) -> Found:
+        self._connection.send(Surveyed(found))
+        everything: Found = self._connection.recv()
+        return everything
+
+    def give(self, lane: int, total: Sums, found: Found) -> None:
+        self._connection.send(LaneTotal(lane, total if found.good else None, found))
+
+    def add(self, lane: int, total: Sums) -> Found:
+        raise NotImplementedError("the leading process adds the lanes up")

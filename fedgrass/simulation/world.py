@@ -1,0 +1,180 @@
+"""The devices that are not there: who is asked, who is slow, who lies, and when each would answer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgrass.protocol.messages import Cohort
+from fedgrass.simulation.settings import Attack, Simulation, Stragglers
+
+FLEET = "simulation"
+TYPICAL_SECONDS = 60.0
+"""Simulated seconds that a device needs, in the middle, from hearing of a round to its update in the cloud."""
+
+_REMEMBERED = 64  # rounds whose opening need not be worked out again
+_SPREAD = 0.25  # standard deviation of the logarithm of what devices need
+_ATTACKERS, _SLOW, _ANSWERS = 1, 2, 3  # streams of random numbers that do not depend on one another
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of those asked in a round. ``seconds`` is how long the round waits, by the simulated clock.
+
+    ``late`` are those who answer after its end, with the seconds from its opening.
+    """
+
+    asked: tuple[int, ...]
+    answers: tuple[int, ...]
+    late: Mapping[int, float]
+    dropped: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Duties:
+    """What devices do in a round: some answer in time; the updates of others come later, to rounds that still want them.
+
+    ``arrived`` are the updates of earlier rounds that come now: round and device of each.
+    """
+
+    answers: Sequence[int]
+    late: Sequence[int] = ()
+    arrived: Sequence[tuple[int, int]] = ()
+
+    def devices(self) -> set[int]:
+        """Return all of them."""
+        return {*self.answers, *self.late, *(device for _, device in self.arrived)}
+
+    def of(self, devices: Collection[int]) -> Duties:
+        """Return what is for these devices to do."""
+        return Duties(
+            [device for device in self.answers if device in devices],
+            [device for device in self.late if device in devices],
+            [(number, device) for number, device in self.arrived if device in devices],
+        )
+
+
+class World:
+    """Virtual devices: each is a number. What they are follows from the seed, so none of it is kept."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self.attack = Attack.parse(simulation.attack) if simulation.attack else None
+        self._opened: dict[int, tuple[Cohort, Plan]] = {}
+
+    @cached_property
+    def attackers(self) -> frozenset[int]:
+        """The devices that attack."""
+        return self._some(self.attack.share if self.attack else 0.0, _ATTACKERS)
+
+    def opened(self, number: int) -> tuple[Cohort, Plan]:
+        """Return who is asked in a round, and what becomes of them: nothing that is learnt changes it."""
+        if number not in self._opened:
+            cohort, asked = self.cohort(number)
+            self._opened[number] = cohort, self.plan(number, asked)
+            self._opened.pop(number - _REMEMBERED, None)
+        return self._opened[number]
+
+    def duties(self, number: int, staleness: int) -> Duties:
+        """Return what devices do in a round, if updates are wanted that are late by up to ``staleness`` rounds.
+
+        A round opens when the one before it ends: what comes in between is there for the next job.
+        """
+        plan = self.opened(number)[1]
+        if staleness == 0:
+            return Duties(plan.answers)
+        if self.attack is not None and self.attack.does.holds_back:
+            return self._with_held_back(number, staleness)
+        return self._duties(number, staleness)
+
+    def _with_held_back(self, number: int, staleness: int) -> Duties:
+        """Return the duties of a round in which attackers hold their updates back, to send as many as count at once."""
+        duties = self._duties(number, staleness)
+        if number % (staleness + 1) == 0:
+            held = [
+                (e, d) for e in range(number - staleness, number) for d in self._answering(e) if d in self.attackers
+            ]
+            return Duties(duties.answers, duties.late, [*duties.arrived, *held])
+        in_time = [device for device in duties.answers if device not in self.attackers]
+        back = [device for device in duties.answers if device in self.attackers]
+        return Duties(in_time, [*duties.late, *back], duties.arrived)
+
+    def _answering(self, number: int) -> Sequence[int]:
+        return self.opened(number)[1].answers
+
+    def _duties(self, number: int, staleness: int) -> Duties:
+        plan = self.opened(number)[1]
+        seconds = {
+            other: self.opened(other)[1].seconds for other in range(max(1, number - staleness), number + staleness + 1)
+        }
+        until = sum(seconds[other] for other in range(number, number + staleness + 1))
+        arrived = []
+        for earlier in range(max(1, number - staleness), number):
+            begin = sum(seconds[other] for other in range(earlier, number))
+            late = self.opened(earlier)[1].late
+            arrived += [(earlier, device) for device, after in late.items() if begin < after <= begin + plan.seconds]
+        return Duties(plan.answers, [device for device, after in plan.late.items() if after <= until], arrived)
+
+    def cohort(self, number: int) -> tuple[Cohort, list[int]]:
+        """Return who is asked in a round: by the real lots, with a fraction that takes exactly as many as wanted."""
+        simulation = self._simulation
+        salt = hashlib.sha256(f"{simulation.seed}/{number}".encode()).hexdigest()[:16]
+        lots = _draws(salt, map(thing_name, range(simulation.devices)))
+        if simulation.cohort == simulation.devices:
+            return Cohort(salt=salt), list(range(simulation.devices))
+        fraction = float(np.partition(lots, simulation.cohort)[simulation.cohort])
+        return Cohort(salt=salt, fraction=fraction), [int(device) for device in np.flatnonzero(lots < fraction)]
+
+    def plan(self, number: int, asked: list[int]) -> Plan:
+        """Return who answers when: the round ends when the quorum has, or at the deadline."""
+        fleet = self._simulation.fleet
+        rng = np.random.default_rng((self._simulation.seed, _ANSWERS, number))
+        alive = rng.random(len(asked)) >= self._simulation.dropout
+        slower = np.array([self._stragglers.factor if device in self._slow else 1.0 for device in asked])
+        seconds = TYPICAL_SECONDS * np.exp(_SPREAD * rng.standard_normal(len(asked))) * slower
+        seconds[~alive] = math.inf
+        quorum = max(1, math.ceil(fleet.quorum * len(asked) - 1e-9))
+        end = min(float(np.partition(seconds, quorum - 1)[quorum - 1]), float(fleet.deadline_seconds))
+        return Plan(
+            asked=tuple(asked),
+            answers=_chosen(asked, seconds <= end),
+            late={asked[place]: float(seconds[place]) for place in np.flatnonzero(alive & (seconds > end))},
+            dropped=int((~alive).sum()),
+            seconds=end,
+        )
+
+    @cached_property
+    def _stragglers(self) -> Stragglers:
+        return Stragglers.parse(self._simulation.stragglers or "0:1x")
+
+    @cached_property
+    def _slow(self) -> frozenset[int]:
+        return self._some(self._stragglers.share, _SLOW)
+
+    def _some(self, share: float, stream: int) -> frozenset[int]:
+        rng = np.random.default_rng((self._simulation.seed, stream))
+        devices = self._simulation.devices
+        return frozenset(int(device) for device in rng.permutation(devices)[: round(share * devices)])
+
+
+def thing_name(device: int) -> str:
+    """Return a virtual device's thing name."""
+    return f"device-{device:07d}"
+
+
+def _chosen(asked: list[int], which: NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(device for device, chosen in zip(asked, which, strict=True) if chosen)
+
+
+def _draws(salt: str, things: Iterable[str]) -> NDArray[np.float64]:
+    """Return the lots of many devices [n], each as `fedgrass.protocol.cohort.draw` has it."""
+    digests = b"".join([hashlib.sha256((salt + thing).encode()).digest() for thing in things])
+    found: NDArray[np.float64] = np.frombuffer(digests, ">u8")[::4] / 2.0**64
+    return found

@@ -1,0 +1,82 @@
+"""``fedgrass model export`` takes every kind of file that it names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from fedgrass.authoring.commands import export
+from fedgrass.bundle import Bundle
+from fedgrass.errors import ConfigurationError
+
+pytestmark = pytest.mark.authoring
+
+keras = pytest.importorskip("keras")
+layers = keras.layers
+
+app = typer.Typer()
+app.command()(export)
+
+PYTHON = """
+import keras
+
+EXPORT = {"loss": "mean_squared_error", "batch_size": 7, "class_names": ("a", "b", "c")}
+
+def build_model():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head", activation="softmax")], name="net")
+"""
+
+
+def model() -> Any:
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((4,)), layers.Dense(3, name="head", activation="softmax")], name="net")
+
+
+@pytest.mark.parametrize(
+    ("file", "save"),
+    [
+        ("net.keras", lambda path: model().save(path)),
+        ("net.py", lambda path: path.write_text(PYTHON)),
+        ("net", lambda path: model().export(path, verbose=False)),
+    ],
+    ids=["keras", "python", "SavedModel"],
+)
+def test_a_model_in_any_kind_of_file_becomes_a_bundle(tmp_path: Path, file: str, save: Callable[[Path], Any]) -> None:
+    save(tmp_path / file)
+    options = ["--loss", "sparse_categorical_crossentropy", "--batch-size", "4", "--optimizer", "momentum"]
+    output = ["--output", str(tmp_path / "bundle"), "--version", "2.3.4"]
+    found = CliRunner().invoke(app, [str(tmp_path / file), *options, *output])
+    assert found.exit_code == 0, found.output
+    bundle = Bundle.open(tmp_path / "bundle")
+    bundle.verify()
+    manifest = bundle.manifest
+    assert (manifest.name, manifest.version, manifest.batch_size) == ("net", "2.3.4", 4)
+    assert (manifest.loss, manifest.optimizer.name) == ("sparse_categorical_crossentropy", "momentum")
+    assert manifest.class_names == (("a", "b", "c") if file == "net.py" else ())
+    assert {name: value.tolist() for name, value in bundle.parameters().items()} == {
+        f"head/{variable.name}": variable.numpy().tolist() for variable in model().trainable_variables
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("net.keras", "not a zip archive", "net.keras: Keras cannot load it"),
+        ("net.py", "x = 1", r"net.py: has no function build_model\(\)"),
+        ("net.h5", "", "net.h5: expected a .keras file"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused_by_name(tmp_path: Path, file: str, content: str, message: str) -> None:
+    (tmp_path / file).write_text(content)
+    arguments = [str(tmp_path / file), "--loss", "huber", "--batch-size", "4"]
+    found = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "bundle")])
+    assert found.exit_code != 0
+    assert isinstance(found.exception, ConfigurationError)
+    assert re.search(message, str(found.exception))

@@ -1,0 +1,189 @@
+"""What authoring promises of a bundle, and what it says of models that it cannot take."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedgrass import bundle
+from fedgrass.bundle import Bundle
+from fedgrass.data import ArrayDataset
+from fedgrass.engines.base import FitSettings, FitState, Hooks
+from fedgrass.engines.litert import LiteRTEngine
+
+pytestmark = pytest.mark.authoring
+
+keras = pytest.importorskip("keras")
+pytest.importorskip("tensorflow")
+layers = keras.layers
+
+from ai_edge_litert import schema_py_generated as schema  # noqa: E402
+
+from fedgrass.authoring.errors import UnsupportedModelError  # noqa: E402
+from fedgrass.authoring.export import export  # noqa: E402
+
+DIGITS = Path(__file__).parents[3] / "examples" / "digits"
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    namespace = runpy.run_path(str(DIGITS / "model.py"))
+    return export(namespace["build_model"](), tmp_path_factory.mktemp("digits"), **namespace["EXPORT"])
+
+
+@pytest.fixture(scope="module")
+def committed() -> Bundle:
+    return Bundle.open(DIGITS / "bundle")
+
+
+def test_the_committed_digits_bundle_is_what_authoring_makes_of_its_model(rebuilt: Bundle, committed: Bundle) -> None:
+    committed.verify()
+    assert rebuilt.manifest.model_dump(exclude={"files"}) == committed.manifest.model_dump(exclude={"files"})
+    assert rebuilt.manifest.parameters_sha256 == committed.manifest.parameters_sha256
+    x = np.random.default_rng(0).uniform(size=(5, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_array_equal(LiteRTEngine(rebuilt).infer(x), LiteRTEngine(committed).infer(x))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the bundle was made with the Keras of Python 3.11 and later")
+def test_the_committed_digits_bundle_is_rebuilt_to_the_byte(rebuilt: Bundle, committed: Bundle) -> None:
+    assert rebuilt.manifest == committed.manifest
+
+
+def test_the_committed_digits_bundle_is_small(committed: Bundle) -> None:
+    assert sum(path.stat().st_size for path in committed.folder.iterdir()) < 300_000
+
+
+@pytest.mark.parametrize("name", [bundle.GRAPH, bundle.INFERENCE])
+def test_graphs_have_built_in_operators_only(rebuilt: Bundle, name: str) -> None:
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(rebuilt.path(name).read_bytes(), 0))
+    assert model.operatorCodes
+    assert [code.customCode for code in model.operatorCodes if code.customCode] == []
+
+
+def test_the_training_graph_holds_no_weights(rebuilt: Bundle, tmp_path: Path) -> None:
+    other = runpy.run_path(str(DIGITS / "model.py"))["build_model"]()
+    for variable in other.trainable_variables:
+        variable.assign(variable + 1.0)
+    moved = export(other, tmp_path, loss="sparse_categorical_crossentropy", batch_size=16)
+    assert moved.manifest.graph_sha256 == rebuilt.manifest.graph_sha256
+    assert moved.manifest.parameters_sha256 != rebuilt.manifest.parameters_sha256
+
+
+def test_logits_and_softmax_train_alike_and_infer_as_the_model_does(tmp_path: Path) -> None:
+    def model(activation: str) -> Any:
+        keras.utils.set_random_seed(3)
+        return keras.Sequential([keras.Input((4,)), layers.Dense(3, activation=activation, name="out")], name="net")
+
+    engines = []
+    for activation in ("softmax", "linear"):
+        written = export(model(activation), tmp_path / activation, loss="sparse_categorical_crossentropy", batch_size=2)
+        engines.append(LiteRTEngine(written))
+    data = ArrayDataset(np.eye(4, dtype=np.float32), np.array([0, 1, 2, 0], np.int32))
+    softmax, linear = (engine.fit(data, FitSettings()).parameters for engine in engines)
+    for key, value in softmax.items():
+        np.testing.assert_allclose(value, linear[key], atol=1e-6)
+    probabilities, logits = (engine.infer(data.x) for engine in engines)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert np.abs(logits.sum(axis=1) - 1).max() > 0.01
+
+
+def test_the_manifest_names_a_normalizations_statistics_unless_it_is_frozen(tmp_path: Path) -> None:
+    layers = keras.layers
+    norms = [layers.BatchNormalization(name="free"), layers.BatchNormalization(name="held")]
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(4, name="d"), *norms, layers.Dense(2, name="out")])
+    exported = export(
+        model, tmp_path, loss="sparse_categorical_crossentropy", batch_size=4, freeze=["held"], name="normed"
+    )
+    assert exported.manifest.statistics == {"free/moving_mean": "mean", "free/moving_variance": "variance"}
+
+
+def test_frozen_layers_do_not_move_or_travel_and_dropout_draws_the_same_masks_after_a_restart_only(
+    tmp_path: Path,
+) -> None:
+    keras.utils.set_random_seed(0)
+    body = [layers.Dense(64, activation="relu", name="body"), layers.Dropout(0.5), layers.Dense(3, name="head")]
+    model = keras.Sequential([keras.Input((4,)), *body], name="net")
+    written = export(model, tmp_path, loss="sparse_categorical_crossentropy", batch_size=4, freeze=["body"])
+    assert written.manifest.frozen == ("body/kernel", "body/bias")
+    assert [p.name for p in written.manifest.parameters] == ["head/kernel", "head/bias"]
+    assert all(layer.trainable for layer in model.layers)
+
+    data = ArrayDataset(np.ones((4, 4), np.float32), np.array([0, 1, 2, 0], np.int32))
+    engine, settings = LiteRTEngine(written), FitSettings(epochs=2)
+    np.testing.assert_allclose(engine.infer(data.x), model.predict(data.x, verbose=0), atol=1e-5)
+    states: list[FitState] = []
+    moved = engine.fit(data, settings, hooks=Hooks(after_epoch=states.append)).parameters["head/kernel"]
+    resumed = LiteRTEngine(written).fit(data, settings, resume=states[0]).parameters["head/kernel"]
+    np.testing.assert_array_equal(moved, resumed)
+    other_round = LiteRTEngine(written).fit(data, FitSettings(epochs=2, seed=1)).parameters["head/kernel"]
+    assert np.any(other_round != moved)
+
+    # The same examples without dropout would move every row of an active unit by the same amount of its activation.
+    active = np.maximum(model.layers[0](data.x[:1]).numpy()[0], 0)
+    change = (states[0].parameters["head/kernel"] - written.parameters()["head/kernel"])[active > 0.1]
+    ratio = (change / active[active > 0.1, None])[:, 0]
+    assert len(np.unique(ratio.round(4))) > 4
+
+
+def image() -> Any:
+    return keras.Input((8, 8, 2))
+
+
+def dense(**options: Any) -> Any:
+    return layers.Dense(3, activation="softmax", name="out", **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (
+            lambda: [image(), layers.Conv2D(2, 3), layers.SpatialDropout2D(0.5, name="d"), layers.Flatten(), dense()],
+            "'d' .SpatialDropout2D.*StatelessRandom.*use Dropout",
+        ),
+        (
+            lambda: [image(), layers.Conv2D(2, 3, dilation_rate=2, name="c"), layers.Flatten(), dense()],
+            "'c' .Conv2D.*SpaceToBatchND",
+        ),
+        (
+            lambda: [image(), layers.Conv2D(2, 3, groups=2, name="c"), layers.Flatten(), dense()],
+            "'c' .Conv2D.*PartitionedCall",
+        ),
+        (
+            lambda: [keras.Input((4,)), layers.Dense(3, activation="selu", name="s"), dense()],
+            "'s' .Dense.*Selu.*use elu",
+        ),
+        (
+            lambda: [keras.Input((4,)), layers.Dense(3, activation="tanh", name="out")],
+            "'out' .Dense.*end the model with",
+        ),
+        (lambda: [keras.Input((4,)), dense(kernel_regularizer="l2")], "regularization"),
+        (lambda: [keras.Input((None, 4)), dense()], "input shape"),
+        (lambda: [layers.Dense(3)], "not built"),
+        (lambda: [keras.Input((4,)), dense(trainable=False)], "without trainable"),
+    ],
+    ids=[
+        "spatial dropout",
+        "dilation",
+        "groups",
+        "activation",
+        "final activation",
+        "regularizer",
+        "open shape",
+        "not built",
+        "frozen",
+    ],
+)
+def test_a_model_that_cannot_be_trained_is_refused_with_the_layer_and_a_way_out(
+    tmp_path: Path, build: Any, message: str
+) -> None:
+    def model() -> Any:
+        return keras.Sequential(build(), name="net")
+
+    with pytest.raises(UnsupportedModelError, match=message):
+        export(model(), tmp_path / "bundle", loss="sparse_categorical_crossentropy", batch_size=2)
+    assert not (tmp_path / "bundle").exists()

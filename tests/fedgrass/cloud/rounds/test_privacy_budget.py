@@ -1,0 +1,122 @@
+"""The privacy budget: counted when a round opens, judged by the aggregator, and never passed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from fedgrass.cloud.rounds.await_updates import TokenRequest
+from fedgrass.cloud.rounds.closing import close
+from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
+from fedgrass.cloud.rounds.record_update import record_update
+from fedgrass.cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.errors import ConfigurationError, RoundRefusedError
+from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.privacy import PrivacyLedger, Spend
+from fedgrass.protocol.settings import FleetSettings, Privacy
+from fedgrass.protocol.tables import load_state
+from tests.fedgrass.cloud.rounds.harness import EXECUTION, FLEET, Fleet
+
+CENTRAL = {"mode": "central", "clip_norm": 0.5, "noise_multiplier": 2.0}
+
+
+def spent(fleet: Fleet) -> PrivacyLedger:
+    return load_state(fleet.rounds, FLEET).privacy
+
+
+def ended(fleet: Fleet, number: int) -> None:
+    close(fleet.services, number, "failed", "for this test")
+
+
+def test_a_round_with_noise_counts_when_it_opens_whatever_becomes_of_it(fleet: Fleet) -> None:
+    assert fleet.open().privacy is None
+    ended(fleet, 1)
+    record = fleet.open(EXECUTION + "2", privacy=CENTRAL)
+    assert record.privacy == PrivacyLedger(spends=(Spend(noise_multiplier=2.0),)) == spent(fleet)
+    assert fleet.open(EXECUTION + "2", privacy=CENTRAL).round == 2  # the function runs again: nothing is spent twice
+    ended(fleet, 2)
+    fleet.open(EXECUTION + "3", privacy=CENTRAL)
+    ended(fleet, 3)
+    fleet.open(EXECUTION + "4", privacy={**CENTRAL, "noise_multiplier": 4.0})
+    assert spent(fleet).spends == (Spend(noise_multiplier=2.0, rounds=2), Spend(noise_multiplier=4.0))
+
+
+def test_the_accountant_s_word_is_kept_and_the_next_round_is_held_against_it(fleet: Fleet) -> None:
+    privacy = {**CENTRAL, "epsilon_budget": 10.0}
+    record = fleet.open(privacy=privacy)
+    for thing in "abc":
+        record_update(fleet.services, fleet.update(thing))
+    start_aggregation(fleet.services, TokenRequest(round=1, token="job"))
+    assert record.privacy is not None
+    judged = record.privacy.model_copy(update={"judged": 1, "epsilon": 2.0, "next_epsilon": 10.1})
+    fleet.write_report(privacy=judged)
+    record_report(fleet.services, RoundRequest(round=1))
+    assert spent(fleet) == fleet.round().privacy == judged
+    close(fleet.services, 1)
+    with pytest.raises(RoundRefusedError, match=r"ε would be 10\.1 at δ = 1e-05, the budget is 10 "):
+        fleet.open(EXECUTION + "2", privacy=privacy)
+    assert spent(fleet) == judged
+    assert fleet.open(EXECUTION + "2", privacy={**privacy, "epsilon_budget": 11}).round == 2
+
+
+def test_local_noise_is_refused_before_a_device_is_asked(fleet: Fleet) -> None:
+    with pytest.raises(RoundRefusedError, match="budget"):
+        fleet.open(privacy={"mode": "local", "noise_multiplier": 1.0, "epsilon_budget": 3.0})
+    assert fleet.announcement is None
+    assert spent(fleet).rounds == 0
+
+
+def test_devices_are_told_to_clip_and_to_add_noise_only_where_it_is_theirs_to_add(fleet: Fleet) -> None:
+    fleet.open(privacy=CENTRAL, update={"clip_norm": 3.0})
+    update = Announcement.decode(fleet.announcement or b"").update
+    assert (update.clip_norm, update.noise_multiplier) == (0.5, 0.0)
+    ended(fleet, 1)
+    fleet.open(EXECUTION + "2", privacy={**CENTRAL, "mode": "local"})
+    update = Announcement.decode(fleet.announcement or b"").update
+    assert (update.clip_norm, update.noise_multiplier) == (0.5, 2.0)
+
+
+def test_noise_that_nobody_counts_cannot_be_set() -> None:
+    with pytest.raises(ConfigurationError, match=r"privacy\.mode"):
+        FleetSettings().overridden({"update": {"clip_norm": 1.0, "noise_multiplier": 1.0}})
+
+
+def test_without_the_accountant_s_word_a_bound_is_used_that_is_never_too_low() -> None:
+    accountant = pytest.importorskip("fedgrass.cloud.aggregator.privacy")
+    pytest.importorskip("dp_accounting")
+    for multiplier in (0.5, 1.0, 4.0, 30.0):
+        privacy = Privacy(mode="central", noise_multiplier=multiplier)
+        ledger = PrivacyLedger()
+        for rounds in (1, 10, 100):
+            while ledger.rounds < rounds - 1:
+                ledger = ledger.charged(privacy, 1.0)
+            bound = ledger.projected(privacy, 1.0)
+            exact = accountant.epsilon(ledger.charged(privacy, 1.0).spends, privacy.delta)
+            assert bound is not None
+            assert exact <= bound <= 1.5 * exact
+
+
+def test_a_changed_setting_is_not_judged_by_the_last_one_s_projection() -> None:
+    quiet = Privacy(mode="central", noise_multiplier=10.0)
+    ledger = PrivacyLedger().charged(quiet, 1.0).model_copy(update={"judged": 1, "epsilon": 0.4, "next_epsilon": 0.6})
+    assert ledger.projected(quiet, 1.0) == 0.6
+    loud = ledger.projected(quiet.model_copy(update={"noise_multiplier": 0.5}), 1.0)
+    assert loud is not None
+    assert loud > 10
+    assert ledger.projected(quiet.model_copy(update={"delta": 1e-9}), 1.0) != 0.6
+    unjudged = ledger.charged(quiet, 1.0)  # a round that failed before the accountant saw it
+    assert unjudged.projected(quiet, 1.0) not in (0.6, None)
+
+
+def test_sampling_counts_only_where_the_operator_says_that_the_cohort_is_secret() -> None:
+    ledger = PrivacyLedger()
+    open_cohort = Privacy(mode="central")
+    assert ledger.charged(open_cohort, 0.1).spends == (Spend(noise_multiplier=1.0),)
+    secret = Privacy(mode="central", secret_cohort=True)
+    assert ledger.charged(secret, 0.1).spends == (Spend(noise_multiplier=1.0, fraction=0.1),)
+    assert ledger.projected(secret, 0.1) is None  # the aggregator judges before anything is published
+    local = Privacy(mode="local", secret_cohort=True)
+    assert ledger.charged(local, 0.1).spends == (Spend(noise_multiplier=1.0),)
+    rho = 0.5
+    assert ledger.projected(local, 0.1) == pytest.approx(rho + 2 * math.sqrt(rho * math.log(1e5)))

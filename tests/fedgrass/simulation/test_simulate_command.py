@@ -1,0 +1,123 @@
+"""``fedgrass simulate`` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.simulation.commands import app
+from fedgrass.simulation.hosts import position
+from fedgrass.simulation.store import open_report
+from tests.fedgrass.simulation.conftest import refused, result
+from tests.fixtures.waiting import PATIENCE, eventually
+
+SMALL = ["--devices", "30", "--cohort", "8", "--examples", "24", "--set", "gate.tolerance=1", "--workers", "1"]
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_help_names_every_option() -> None:
+    shown = invoke("--help")
+    assert shown.exit_code == 0
+    for option in (
+        "--partition",
+        "--strategy",
+        "--codec",
+        "--attack",
+        "--stragglers",
+        "--dropout",
+        "--resume",
+        "compare",
+    ):
+        assert option in shown.output
+
+
+def test_options_reach_the_simulation_and_several_runs_are_compared(tmp_path: Path) -> None:
+    rest = ["--rounds", 2, "--epochs", 2, "--learning-rate", 0.2, "--seed", 3]
+    chosen = ["--strategy", "trimmed_mean:attackers=0.3", "--codec", "float16", "--attack", "label_flip:0.2"]
+    one = invoke(*SMALL, *rest, "--output", tmp_path / "a" / "run")
+    assert one.exit_code == 0, one.output
+    assert "2 rounds" in one.output
+    two = invoke(*SMALL, *rest, *chosen, "--set", "checks.max_norm=9", "--output", tmp_path / "b" / "run")
+    assert two.exit_code == 0, two.output
+    simulation = open_report(tmp_path / "b" / "run")[0].simulation
+    assert simulation.fleet.strategy.options == {"attackers": 0.3}
+    assert (simulation.fleet.update.codec, simulation.attack, simulation.fleet.checks.max_norm) == (
+        "float16",
+        "label_flip:0.2",
+        9,
+    )
+    assert (simulation.fleet.fit.epochs, simulation.fleet.fit.learning_rate, simulation.seed) == (2, 0.2, 3)
+    both = invoke("compare", tmp_path / "a" / "run", tmp_path / "b" / "run", "--output", tmp_path / "both")
+    assert both.exit_code == 0, both.output
+    found = json.loads((tmp_path / "both" / "report.json").read_text())
+    assert len(found["runs"]) == 2  # though both folders have the same name
+    assert (tmp_path / "both" / "chart.png").stat().st_size > 10_000
+    assert "trimmed_mean" in (tmp_path / "both" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--strategy", "fedmagic"], "fedmagic"),
+        (["--codec", "int3"], "int3"),
+        (["--attack", "bribe"], "sign_flip"),
+        (["--partition", "dirichlet:x"], "no number"),
+        (["--set", "colour=red"], "colour"),
+        (["--set", "colour"], "NAME=JSON"),
+        (["--cohort", 31], "31"),
+        (["--host", "2/2"], "0 to COUNT"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_begun(
+    tmp_path: Path, arguments: list[object], match: str
+) -> None:
+    found = invoke(*SMALL, "--output", tmp_path / "out", *arguments)
+    assert isinstance(found.exception, ConfigurationError)
+    assert match in str(found.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_and_folders_that_are_none_are_named(tmp_path: Path) -> None:
+    missing = invoke(*SMALL, "--data", tmp_path / "none.txt", "--output", tmp_path / "out")
+    assert isinstance(missing.exception, DataError)
+    nothing = invoke("compare", tmp_path, "--output", tmp_path / "both")
+    assert isinstance(nothing.exception, DataError)
+
+
+def test_a_processing_job_says_which_host_this_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").mkdir()
+    config = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2", "algo-3"]}
+    (tmp_path / "config" / "resourceconfig.json").write_text(json.dumps(config))
+    monkeypatch.setenv("FEDGRASS_ML_ROOT", str(tmp_path))
+    assert position("sagemaker") == (1, 3)
+    assert position("1/4") == (1, 4)
+    assert position("") == (0, 1)
+    with refused("INDEX/COUNT"):
+        position("second")
+
+
+def test_ctrl_c_keeps_the_rounds_that_are_done_and_resume_goes_on(tmp_path: Path) -> None:
+    arguments = [*SMALL, "--rounds", "8", "--codec", "int8"]
+    broken = tmp_path / "broken"
+    command = [str(Path(sys.executable).with_name("fedgrass")), "simulate", *arguments, "--output", str(broken)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    eventually(lambda: (broken / "rounds.jsonl").exists() and (broken / "rounds.jsonl").read_bytes())
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    done = open_report(broken)[0].rounds
+    assert process.returncode == (0 if done == 8 else 130), said
+    assert done == 8 or "--resume" in said
+    assert invoke(*arguments, "--output", broken, "--resume").exit_code == 0
+    assert invoke(*arguments, "--output", tmp_path / "whole").exit_code == 0
+    assert result(broken) == result(tmp_path / "whole")

@@ -1,0 +1,157 @@
+"""Virtual devices: who is asked, what they have, and what becomes of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgrass.cloud.aggregator.lanes import LANES
+from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.protocol.cohort import is_member
+from fedgrass.simulation.crew import shared_out
+from fedgrass.simulation.partition import divided, drawn
+from fedgrass.simulation.settings import Attack, PartitionScheme, Simulation, Stragglers, parse_strategy
+from fedgrass.simulation.world import World, thing_name
+from tests.fedgrass.simulation.conftest import fleet, refused
+
+
+def simulation(**options: Any) -> Simulation:
+    given_options = {"devices": 40, "cohort": 10, "fleet": fleet({"deadline_seconds": 600}), **options}
+    return Simulation.checked({"parameters_sha256": "0" * 64, "graph_sha256": "1" * 64, **given_options})
+
+
+def test_a_cohort_is_exactly_as_large_as_asked_and_drawn_by_the_devices_own_lots() -> None:
+    world = World(simulation())
+    cohorts = [world.cohort(number) for number in range(1, 6)]
+    for cohort, asked in cohorts:
+        assert len(asked) == 10
+        assert asked == [d for d in range(40) if is_member(cohort.salt, cohort.fraction, thing_name(d))]
+    assert len({tuple(asked) for _, asked in cohorts}) == 5
+    assert World(simulation(cohort=40)).cohort(1)[1] == list(range(40))
+
+
+@given(dropout=st.floats(0, 0.9), quorum=st.floats(0.01, 1), seed=st.integers(0, 99), number=st.integers(1, 99))
+def test_everyone_who_is_asked_answers_in_time_or_late_or_never(
+    dropout: float, quorum: float, seed: int, number: int
+) -> None:
+    settings = fleet({"deadline_seconds": 200, "quorum": quorum})
+    world = World(simulation(dropout=dropout, seed=seed, fleet=settings, stragglers="0.3:10x"))
+    asked = world.cohort(number)[1]
+    plan = world.plan(number, asked)
+    assert len(plan.answers) + len(plan.late) + plan.dropped == len(asked)
+    assert 0 < plan.seconds <= 200
+    assert len(plan.answers) >= np.ceil(quorum * len(asked) - 1e-9) or plan.seconds == 200
+    assert plan == world.plan(number, asked)
+
+
+@given(quorum=st.floats(0.1, 1), seed=st.integers(0, 99), staleness=st.integers(0, 3))
+def test_a_late_update_that_is_wanted_arrives_in_one_later_round(quorum: float, seed: int, staleness: int) -> None:
+    settings = fleet({"deadline_seconds": 200, "quorum": quorum})
+    world = World(simulation(seed=seed, fleet=settings, stragglers="0.3:4x"))
+    duties = {number: world.duties(number, staleness) for number in range(1, 9)}
+    sent = Counter((number, device) for number in range(1, 9 - staleness) for device in duties[number].late)
+    arrived = Counter(one for number in duties for one in duties[number].arrived if one[0] < 9 - staleness)
+    assert sent == arrived
+    assert all(0 < now - then <= staleness for now in duties for then, _ in duties[now].arrived)
+    for number, duty in duties.items():
+        assert set(duty.late) <= set(world.opened(number)[1].late)
+
+
+def test_attackers_are_a_share_of_the_devices_and_stay_the_same() -> None:
+    world = World(simulation(attack="sign_flip:0.25"))
+    assert len(world.attackers) == 10
+    assert world.attackers == World(simulation(attack="scale:0.25")).attackers
+    assert not World(simulation()).attackers
+
+
+@given(st.dictionaries(st.integers(0, LANES - 1), st.integers(1, 50)), st.integers(1, 20))
+def test_lanes_are_shared_out_once_each_and_as_evenly_as_they_go(devices: dict[int, int], workers: int) -> None:
+    own = shared_out(Counter(devices), range(LANES), workers)
+    assert sorted(lane for lanes in own for lane in lanes) == list(range(LANES))
+    assert all(lanes == sorted(lanes) for lanes in own)
+    loads = [sum(devices.get(lane, 0) for lane in lanes) for lanes in own]
+    assert max(loads) - min(loads) <= max(devices.values(), default=0)
+
+
+LABELS = np.repeat(np.arange(10), 30)
+
+
+@pytest.mark.parametrize("scheme", ["iid", "dirichlet:0.3", "shards:2"])
+def test_each_device_draws_as_many_examples_as_wanted(scheme: str) -> None:
+    partition = drawn(LABELS, 100, 41, PartitionScheme.parse(scheme), seed=3)
+    mixes = [np.bincount(LABELS[partition.of(device)], minlength=10) for device in range(100)]
+    assert all(mix.sum() == 41 for mix in mixes)
+    held = [int((mix > 0).sum()) for mix in mixes]
+    if scheme == "shards:2":
+        assert set(held) == {2}
+    else:
+        assert np.mean(held) > 9 if scheme == "iid" else 2 < np.mean(held) < 7
+    again = drawn(LABELS, 100, 41, PartitionScheme.parse(scheme), seed=3)
+    assert np.array_equal(again.indices, partition.indices)
+
+
+@pytest.mark.parametrize("scheme", ["iid", "dirichlet:1", "shards:2"])
+def test_dividing_gives_each_example_to_one_device(scheme: str) -> None:
+    partition = divided(LABELS, 12, PartitionScheme.parse(scheme), seed=3)
+    assert sorted(partition.indices) == list(range(300))
+    assert partition.starts[-1] == 300
+
+
+def test_a_device_at_rest_costs_its_examples_numbers() -> None:
+    partition = drawn(LABELS, 1000, 40, PartitionScheme.parse("dirichlet:0.3"), seed=0)
+    assert partition.indices.nbytes + partition.starts.nbytes < 200_000
+
+
+def test_labels_that_are_no_classes_can_only_be_dealt_out_evenly() -> None:
+    targets = np.linspace(0, 1, 300)
+    with pytest.raises(DataError, match="use iid"):
+        drawn(targets, 5, 10, PartitionScheme.parse("dirichlet:0.3"), seed=0)
+    assert len(drawn(targets, 5, 10, PartitionScheme.parse("iid"), seed=0).of(4)) == 10
+    with pytest.raises(DataError, match="--examples"):
+        divided(targets, 301, PartitionScheme.parse("iid"), seed=0)
+
+
+def test_options_are_read_as_they_are_written() -> None:
+    assert Attack.parse("sign_flip:0.3") == Attack("sign_flip", 0.3, 5.0)
+    assert Attack.parse("scale:0.1:-100") == Attack("scale", 0.1, -100.0)
+    assert Stragglers.parse("0.2:5x") == Stragglers(0.2, 5.0)
+    assert PartitionScheme.parse("shards:2") == PartitionScheme("shards", 2.0)
+    assert parse_strategy("fedadam:learning_rate=0.05,beta_1=0.8") == {
+        "name": "fedadam",
+        "options": {"learning_rate": 0.05, "beta_1": 0.8},
+    }
+    assert parse_strategy('median:clip={"norm": 1.0, "over_median": null}')["options"]["clip"]["norm"] == 1.0
+    assert parse_strategy("mine:Class:x=1") == {"name": "mine:Class", "options": {"x": 1}}
+    assert parse_strategy("mine:Class") == {"name": "mine:Class", "options": {}}
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"partition": "dirichlet"}, "dirichlet:0.3"),
+        ({"partition": "shards:0"}, "shards:LABELS"),
+        ({"attack": "bribe:0.2"}, "sign_flip"),
+        ({"attack": "scale:2"}, "between 0 and 1"),
+        ({"attack": "scale:a"}, "no number"),
+        ({"stragglers": "0.2"}, "0.2:5x"),
+        ({"cohort": 41}, "only 40 devices"),
+        ({"cohort": 1}, "min_updates"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(options: dict[str, Any], match: str) -> None:
+    with refused(match):
+        simulation(**options)
+
+
+def test_the_first_setting_that_differs_is_named() -> None:
+    assert simulation().difference(simulation(rounds=99)) == ""
+    assert simulation().difference(simulation(seed=5)) == "seed"
+    with pytest.raises(ConfigurationError, match="evaluate"):
+        simulation(fleet=fleet({"task": "evaluate"}))
