@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fedgrass.protocol.messages import Announcement, UpdateNotice, as_reason
 from fedgrass.protocol.names import update_key
-from fedgrass.training import Evaluated, Trained
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why there will be no update in this round."""
+class Answer:
+    """What became of a round here. ``sha256`` and ``bytes`` are of the update that was ``uploaded``."""
 
-    status: Literal["declined", "failed"]
-    reason: str
+    status: Literal["uploaded", "evaluated", "declined", "failed"]
+    reason: str = ""
+    sha256: str | None = None
+    bytes: int = 0
+    num_examples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
-def notice_of(announcement: Announcement, thing: str, outcome: Trained | Evaluated | Refusal) -> UpdateNotice:
-    """Return the message for what became of a round here."""
+def notice_of(announcement: Announcement, thing: str, answer: Answer) -> UpdateNotice:
+    """Return the message for it."""
     fleet, number = announcement.fleet, announcement.round
-    fields: dict[str, Any]
-    if isinstance(outcome, Refusal):
-        fields = {"status": outcome.status, "reason": as_reason(outcome.reason)}
-    elif isinstance(outcome, Evaluated):
-        fields = {"status": "evaluated", "num_examples": outcome.num_examples, "metrics": outcome.metrics}
-    else:
-        fields = {
-            "status": "uploaded",
+    fields: dict[str, Any] = {"reason": as_reason(answer.reason)}
+    if answer.status in ("uploaded", "evaluated"):
+        fields = {"num_examples": answer.num_examples, "metrics": answer.metrics}
+    if answer.status == "uploaded":
+        fields |= {
             "key": update_key(fleet, number, thing),
-            "sha256": outcome.info.sha256,
-            "bytes": outcome.info.bytes,
-            "num_examples": outcome.num_examples,
-            "metrics": outcome.metrics,
-            "seconds_train": round(outcome.seconds, 3),
+            "sha256": answer.sha256,
+            "bytes": answer.bytes,
+            "seconds_train": round(answer.seconds, 3),
         }
-    return UpdateNotice(fleet=fleet, round=number, thing=thing, opened_at=announcement.opened_at, **fields)
+    return UpdateNotice(
+        fleet=fleet, round=number, thing=thing, opened_at=announcement.opened_at, status=answer.status, **fields
+    )

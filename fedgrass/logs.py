@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import threading
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -36,6 +37,14 @@ def configure(level: int = logging.INFO) -> None:
     logging.getLogger("awsiot").setLevel(logging.CRITICAL)
 
 
+class _Troubles:
+    """What was said last of them, and who is told."""
+
+    def __init__(self) -> None:
+        self.last = ""
+        self.told: Callable[[str], None] = lambda what: None
+
+
 class Log:
     """Events with fields: ``log.info("trained", round=3)``. No data and no secrets belong in them."""
 
@@ -44,18 +53,27 @@ class Log:
         self._fields = fields
         self._said: set[str] = set()
         self._lock = threading.Lock()
-        self._last_error = [""]  # shared with the logs bound from this one
+        self._troubles = _Troubles()  # shared with the logs bound from this one
 
     def bind(self, **fields: Any) -> Log:
         """Return a log whose events also carry these fields."""
         bound = Log(self._logger.name, **{**self._fields, **fields})
-        bound._last_error = self._last_error
+        bound._troubles = self._troubles
         return bound
 
     @property
     def last_error(self) -> str:
         """The last warning or error said through this log and those bound from it, with its reason."""
-        return self._last_error[0]
+        return self._troubles.last
+
+    def on_trouble(self, told: Callable[[str], None]) -> None:
+        """Have ``told`` be called with each warning or error from now on."""
+        self._troubles.told = told
+
+    def trouble(self, what: str) -> None:
+        """Take over what another process has said in its own log: it is the last error of this one."""
+        self._troubles.last = what
+        self._troubles.told(what)
 
     def info(self, event: str, **fields: Any) -> None:
         """Say what happened."""
@@ -83,5 +101,5 @@ class Log:
     def _say(self, level: int, event: str, fields: dict[str, Any], *, trace: bool = False) -> None:
         if level >= logging.WARNING:
             cause = fields.get("reason") or fields.get("error")
-            self._last_error[0] = f"{event}: {cause}" if cause else event
+            self.trouble(f"{event}: {cause}" if cause else event)
         self._logger.log(level, event, extra={"fields": {**self._fields, **fields}}, exc_info=trace)

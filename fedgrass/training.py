@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgrass import tensors
+from fedgrass.answer import Answer
 from fedgrass.bundle import Manifest, Parameters
 from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Metrics
@@ -36,6 +37,18 @@ class Trained:
     num_examples: int
     metrics: Metrics
     seconds: float
+
+    @property
+    def answer(self) -> Answer:
+        """What the cloud is told."""
+        return Answer(
+            "uploaded",
+            sha256=self.info.sha256,
+            bytes=self.info.bytes,
+            num_examples=self.num_examples,
+            metrics=self.metrics,
+            seconds=self.seconds,
+        )
 
 
 def seed_of(announcement: Announcement, thing: str) -> int:
@@ -216,6 +229,11 @@ class Evaluated:
 
     num_examples: int
     metrics: Metrics
+
+    @property
+    def answer(self) -> Answer:
+        """What the cloud is told."""
+        return Answer("evaluated", num_examples=self.num_examples, metrics=self.metrics)
 
 
 def evaluate(engine: Engine, data: Split, compare: Parameters | None = None) -> Evaluated:

@@ -1,7 +1,8 @@
-"""How often this process died at one piece of work: a model too large for the device's memory kills whoever trains it.
+"""How often one piece of work has killed whoever did it: a model too large for the device's memory does so each time.
 
-The nucleus starts a component three times, then it stays down until somebody deploys again. So the second death at the same
-round, or command, is the last: it is given up, and the trainer lives. A reboot is no death of the trainer's making.
+The work is done by a child process, whose deaths are counted here, and the component's own while the child was at work: a
+kernel that is short of memory may take both. The second death at the same round, or command, is the last: it is given up. A
+reboot is no death of the work's making.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from fedgrass.files import write_atomically
 MOST_DEATHS = 2
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+_WITH_THE_TRAINER = "together with the trainer itself"
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     work: str
     deaths: int = 0
     boot: str = ""
     under_way: bool = True
+    last: str = ""
 
 
 class Attempts:
@@ -33,7 +36,7 @@ class Attempts:
     Parameters
     ----------
     path
-        File that holds them over deaths.
+        File that holds them over deaths of the component.
     boot
         Tells this boot of the device from others.
     """
@@ -44,21 +47,35 @@ class Attempts:
         self._record = self._load()
 
     def begins(self, work: str) -> int:
-        """Note that work begins; returns how often the process has died at it."""
-        known, deaths = self._record, 0
+        """Note that work begins; returns how often whoever did it has died."""
+        known, deaths, last = self._record, 0, ""
         if known is not None and known.work == work:
-            deaths = known.deaths + (known.under_way and known.boot == self._boot)
-        self._keep(_Record(work=work, deaths=deaths, boot=self._boot))
+            deaths, last = known.deaths, known.last
+            if known.under_way and known.boot == self._boot:
+                deaths, last = deaths + 1, _WITH_THE_TRAINER
+        self._keep(_Record(work=work, deaths=deaths, boot=self._boot, last=last))
         return deaths
+
+    def died(self, cause: str) -> None:
+        """Note that the child died of the work, and of what: ``by signal 11 (SIGSEGV)``."""
+        if self._record is not None:
+            update = {"deaths": self._record.deaths + 1, "under_way": False, "last": cause}
+            self._keep(self._record.model_copy(update=update))
 
     def rests(self) -> None:
         """Note that the work has ended, or waits for the next start of the process."""
         if self._record is not None and self._record.under_way:
             self._keep(self._record.model_copy(update={"under_way": False}))
 
+    def given_up(self, what: str) -> str:
+        """Say why the work is given up; ``what`` is what it is."""
+        deaths, last = (self._record.deaths, self._record.last) if self._record is not None else (0, "")
+        times = "twice" if deaths == MOST_DEATHS else f"{deaths} times"
+        return f"died {times} {what}, last {last}; it is given up. See the device's log of com.fedgrass.Trainer"
+
     def _keep(self, record: _Record) -> None:
         self._record = record
-        with suppress(OSError):  # on a full disk nothing is counted, and the work may be tried again
+        with suppress(OSError):  # on a full disk nothing is counted over a restart, and the work may be tried again
             write_atomically(self._path, record.model_dump_json().encode())
 
     def _load(self) -> _Record | None:
@@ -66,14 +83,6 @@ class Attempts:
             return _Record.model_validate_json(self._path.read_bytes())
         except (OSError, ValidationError):
             return None
-
-
-def died(deaths: int, what: str) -> str:
-    """Say why a piece of work is given up."""
-    return (
-        f"the trainer died {'twice' if deaths == MOST_DEATHS else f'{deaths} times'} {what}, which is given up; its memory may "
-        "not suffice, or its engine fails: see the device's log of com.fedgrass.Trainer"
-    )
 
 
 def _this_boot() -> str:

@@ -1,86 +1,49 @@
-"""One round's work on a thread of its own, so that the component stays responsive while it trains."""
+"""One round's work on a thread of its own, which has a child do it, so that the component stays responsive meanwhile."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedgrass import data
-from fedgrass.answer import Refusal
-from fedgrass.bundle import Bundle
-from fedgrass.downloads import ObjectStore, fetch_bundle
-from fedgrass.edge.downloads import keep_newest, retried
+from components.trainer.attempts import Attempts
+from components.trainer.rounds import answer_key
+from components.trainer.runner import STOPPED, Runner
+from components.trainer.task import Report, Result, Task
 from fedgrass.edge.guard import Guard, HeldError, Pause
-from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
-from fedgrass.edge.throttle import CpuBudget
-from fedgrass.engines.base import Engine, FitState, Hooks, StopTraining
-from fedgrass.engines.registry import open_engine
-from fedgrass.errors import DataError, FedgrassError
-from fedgrass.logs import Log
-from fedgrass.protocol.messages import Announcement, Base
-from fedgrass.training import Evaluated, Trained, evaluate, train
-
-_BUNDLES_KEPT = 2
-
-
-Outcome = Trained | Evaluated | Refusal | None
-"""None: the job was cancelled, and may be done again."""
+from fedgrass.protocol.messages import Announcement, Command, as_reason
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """What every job uses."""
+class Settings:
+    """What tasks are made with, until the configuration changes."""
 
     thing: str
     work: Path
-    store: ModelStore
+    store: Path
     runtime: RuntimeSettings
-    settings: TrainerSettings
-    guard: Guard
-    s3: Callable[[], ObjectStore]
-    log: Log
+    own: TrainerSettings
 
-    @property
-    def update(self) -> Path:
-        """File that a job writes its update to."""
-        return self.work / "update.safetensors"
+    def changed(self, runtime: RuntimeSettings, own: TrainerSettings) -> Settings:
+        """Return the same device's with another configuration."""
+        return replace(self, runtime=runtime, own=own)
 
-    @property
-    def checkpoint(self) -> Path:
-        """File that holds a training between two batches."""
-        return self.work / "checkpoint.safetensors"
-
-    def bundle(self, base: Base, bucket: str, cancelled: threading.Event) -> Bundle | None:
-        """Return a model: from the model store if it holds it, else downloaded; None once cancelled.
-
-        Raises
-        ------
-        BundleError
-            If what is found is another model, or too large.
-        """
-        stored = self.store.find(base.version, parameters_sha256=base.parameters_sha256, graph_sha256=base.graph_sha256)
-        if stored is not None:
-            return stored
-        folder = self.work / "bundles" / f"{base.version}-{base.parameters_sha256[:16]}"
-        self.log.info("base model is not on this device, downloading it", base=base.version)
-
-        def download() -> Bundle:
-            return fetch_bundle(self.s3(), bucket, base, folder, max_bytes=self.settings.max_bundle_mb << 20)
-
-        bundle = retried(download, cancelled, self.log)
-        if bundle is not None:
-            os.utime(folder)
-            keep_newest(folder.parent, _BUNDLES_KEPT)
-        return bundle
-
-    @property
-    def residual(self) -> Path:
-        """File that holds what a lossy codec left out of this device's updates."""
-        return self.work / "residual.safetensors"
+    def task(
+        self, *, patience: float = 0.0, announcement: Announcement | None = None, command: Command | None = None
+    ) -> Task:
+        """Make a task; with neither announcement nor command, one that counts the examples."""
+        return Task(
+            thing=self.thing,
+            work=self.work,
+            store=self.store,
+            runtime=self.runtime,
+            settings=self.own,
+            patience=patience,
+            announcement=announcement,
+            command=command,
+        )
 
 
 class Job:
@@ -88,12 +51,10 @@ class Job:
 
     Parameters
     ----------
-    data_in_use
-        Held while data and engine are: a job that was cancelled may still be at its last batch.
-    progressed
-        Called on the job's thread: with 0 when training starts, then with the number of epochs done, and when it goes on.
-    paused
-        Called on the job's thread with the reason for which it waits.
+    attempts
+        Where deaths in this round are counted.
+    told
+        Called on the job's thread with what the child reports, and while the job waits for the device.
     ended
         Called on the job's thread, last.
     """
@@ -101,26 +62,24 @@ class Job:
     def __init__(
         self,
         announcement: Announcement,
-        workshop: Workshop,
-        data_in_use: threading.Lock,
+        settings: Settings,
+        runner: Runner,
+        guard: Guard,
+        attempts: Attempts,
         *,
-        progressed: Callable[[int, int], None],
-        paused: Callable[[str], None],
-        ended: Callable[[Outcome], None],
+        told: Callable[[Report], None],
+        ended: Callable[[Result], None],
     ) -> None:
         self.announcement = announcement
-        self._examples = 0
-        self._epoch: int | None = None
-        self._workshop = workshop
-        self._data_in_use = data_in_use
-        self._progressed = progressed
-        self._paused = paused
-        self._pause = Pause(workshop.guard, workshop.settings.wait_seconds, self._waits)
+        self._settings = settings
+        self._runner = runner
+        self._attempts = attempts
+        self._told = told
+        self._pause = Pause(guard, settings.own.wait_seconds, self._waits)
         self._ended = ended
         self._cancelled = threading.Event()
         self._dropped = False
         self._thread = threading.Thread(target=self._run, name=f"round-{announcement.round}", daemon=True)
-        self._log = workshop.log.bind(round=announcement.round)
 
     def start(self) -> None:
         """Begin."""
@@ -141,98 +100,30 @@ class Job:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        outcome: Outcome
+        result = self._work()
+        self._ended(STOPPED if self._cancelled.is_set() and result.sha256 is None else result)
+
+    def _work(self) -> Result:
         try:
-            be_nice(self._workshop.settings.nice_level)
-            outcome = self._work()
-        except StopTraining:
-            outcome = None
-        except (DataError, HeldError) as error:
-            outcome = Refusal("declined", str(error))
-        except FedgrassError as error:
-            outcome = Refusal("failed", str(error))
-        except OSError as error:
-            outcome = Refusal("failed", f"{error.filename or 'a file'}: {error.strerror}")
-        except Exception as error:  # noqa: BLE001 - a loader or an engine of the user's own may raise anything
-            self._log.error("training failed unexpectedly", trace=True)
-            outcome = Refusal("failed", f"{type(error).__name__}: {error}")
-        self._ended(None if self._cancelled.is_set() and not isinstance(outcome, Trained) else outcome)
+            self._pause(self._cancelled)
+        except HeldError as error:
+            return Result(status="declined", reason=as_reason(str(error)))
+        task = self._settings.task(patience=self._pause.left, announcement=self.announcement)
 
-    def _work(self) -> Outcome:
-        self._pause(self._cancelled)
-        announced = self.announcement
-        bundle = self._workshop.bundle(announced.base, announced.upload.bucket, self._cancelled)
-        if bundle is None:
-            return None
-        while not self._data_in_use.acquire(timeout=0.2):
-            if self._cancelled.is_set():
-                return None
-        try:
-            return self._evaluate(bundle) if announced.task == "evaluate" else self._train(bundle)
-        finally:
-            self._data_in_use.release()
-
-    def _evaluate(self, bundle: Bundle) -> Evaluated | None:
-        split = data.load(self._workshop.runtime.data, bundle.manifest)
-        self._log.info("evaluating", examples=len(split.validation), model=bundle.manifest.version)
-        announced = self.announcement
-        compared: Bundle | None = None
-        if announced.compare is not None:
-            compared = self._workshop.bundle(announced.compare, announced.upload.bucket, self._cancelled)
-            if compared is None:
-                return None
-        return evaluate(self._engine(bundle), split, compared.parameters() if compared else None)
-
-    def _engine(self, bundle: Bundle) -> Engine:
-        runtime = self._workshop.runtime
-        return open_engine(runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder)
-
-    def _train(self, bundle: Bundle) -> Trained:
-        shop = self._workshop
-        engine = self._engine(bundle)
-        split = data.load(shop.runtime.data, bundle.manifest)
-        self._examples = len(split.train)
-        self._log.info("training", examples=self._examples, base=bundle.manifest.version)
-        budget = CpuBudget(shop.settings.cpu_budget, shop.runtime.threads, self._cancelled.wait)
-        self._epoch = 0
-        self._progressed(0, self._examples)
-        try:
-            return train(
-                engine,
-                bundle.parameters(),
-                bundle.manifest,
-                split,
-                self.announcement,
-                shop.thing,
-                update=shop.update,
-                checkpoint=shop.checkpoint,
-                residual=shop.residual,
-                hooks=Hooks(lambda _epoch, _step: self._after_batch(budget), self._after_epoch),
-            )
-        finally:
+        def finished() -> None:
             if self._dropped:
-                shop.checkpoint.unlink(missing_ok=True)
+                task.checkpoint.unlink(missing_ok=True)
+
+        return self._runner.run(
+            task,
+            self._cancelled,
+            told=self._told,
+            attempts=self._attempts,
+            name=answer_key(self.announcement),
+            what="in training",
+            finished=finished,
+        )
 
     def _waits(self, reason: str) -> None:
         if reason:
-            self._log.info("training waits", reason=reason)
-            self._paused(reason)
-        elif self._epoch is not None:
-            self._progressed(self._epoch, self._examples)
-
-    def _after_batch(self, budget: CpuBudget) -> None:
-        self._pause(self._cancelled)
-        budget.after_batch()
-        if self._cancelled.is_set():
-            raise StopTraining
-
-    def _after_epoch(self, state: FitState) -> None:
-        self._epoch = state.epoch
-        self._progressed(state.epoch, self._examples)
-
-
-def be_nice(level: int) -> None:
-    """Lower the priority of this thread and of those it starts: the component itself stays responsive."""
-    thread = threading.get_native_id()
-    nice = os.getpriority(os.PRIO_PROCESS, thread) + level
-    os.setpriority(os.PRIO_PROCESS, thread, min(nice, 19))
+            self._told(Report(say="waits", reason=as_reason(reason)))

@@ -7,35 +7,35 @@ accessControl: pubsub PublishToTopic ``fedgrass/trainer/status``, SubscribeToTop
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Literal
 
-from components.trainer.attempts import MOST_DEATHS, Attempts, died
-from components.trainer.desk import CommandDesk
-from components.trainer.job import Job, Outcome, Workshop
+from components.trainer.attempts import Attempts
+from components.trainer.commands import TrainerCommands
+from components.trainer.counting import Counting
+from components.trainer.job import Job, Settings
 from components.trainer.rounds import Rounds, answer_key
+from components.trainer.runner import Runner
 from components.trainer.status import StatusBoard
-from fedgrass import data
-from fedgrass.answer import Refusal, notice_of
-from fedgrass.downloads import ObjectStore
+from components.trainer.task import CHECKPOINT, UPDATE, Report, Result
+from fedgrass.answer import Answer, notice_of
+from fedgrass.edge.child import Child, Running
 from fedgrass.edge.commands import Commands
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
-from fedgrass.edge.downloads import s3_client
 from fedgrass.edge.guard import Guard
-from fedgrass.edge.memory import give_back
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox
 from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
-from fedgrass.errors import DataError, IpcError, MessageError, TransferError
+from fedgrass.errors import IpcError, MessageError, TransferError
 from fedgrass.protocol.exposure import against_exact_answers, against_round
-from fedgrass.protocol.messages import Announcement, ApplicationStatus, UpdateNotice
+from fedgrass.protocol.messages import Announcement, ApplicationStatus, UpdateNotice, as_reason
 from fedgrass.protocol.names import (
     APPLICATION_TOPIC,
     MODEL_ACTIVE_TOPIC,
@@ -46,10 +46,9 @@ from fedgrass.protocol.names import (
     round_topic,
     update_key,
 )
-from fedgrass.training import Evaluated, Trained
 
 _RECHECK_SECONDS = 10.0
-_STOP_SECONDS = 3.0
+_STOP_SECONDS = 5.0
 
 
 class Trainer:
@@ -60,7 +59,7 @@ class Trainer:
         device: Device,
         *,
         connect: Callable[[], Streams] = StreamManagerStreams,
-        s3: Callable[[], ObjectStore] = s3_client,
+        start_child: Callable[[], Running] = lambda: Child("components.trainer.work", str(os.getpid())),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._device = device
@@ -72,9 +71,9 @@ class Trainer:
         self._log = device.log.bind(fleet=runtime.fleet)
         self._topic = device_topic(runtime.fleet, device.thing, "update")
         self._guard = Guard(lambda: self._settings.own, Sensors(device.work).read)
-        self._workshop = Workshop(
-            device.thing, device.work, ModelStore(device.store), runtime, trainer, self._guard, s3, self._log
-        )
+        self._now = Settings(device.thing, device.work, device.store, runtime, trainer)
+        self._store = ModelStore(device.store)
+        self._runner = Runner(start_child, self._guard, self._log)
         self._rounds = Rounds(device.work / "round.json", fleet=runtime.fleet, thing=device.thing, log=self._log)
         self._attempts = Attempts(device.work / "attempts" / "round.json")
         self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
@@ -88,7 +87,8 @@ class Trainer:
         self._job: Job | None = None
         self._deferred_since: dict[str, float] = {}
         self._data_problem = ""
-        self._data_in_use = threading.Lock()
+        self._counting = Counting(clock)
+        self._stopping = threading.Event()
         self._status = StatusBoard(
             device.work / "tally.json",
             device.ipc,
@@ -105,11 +105,14 @@ class Trainer:
             kinds=TRAINER_COMMANDS,
             elsewhere=MODEL_DEPLOYER_COMMANDS,
         )
-        self._desk = CommandDesk(
+        self._commands = TrainerCommands(
             commands,
-            lambda: self._workshop,
+            lambda: self._now,
             self._uploads,
-            self._data_in_use,
+            self._runner,
+            self._guard,
+            Attempts(device.work / "attempts" / "command.json"),
+            self._log,
             privacy=lambda: against_exact_answers(self._rounds.newest, least=self._settings.own.min_noise_multiplier),
         )
 
@@ -118,7 +121,7 @@ class Trainer:
         self._reconcile()
         self._outbox.start()
         self._uploads.start()
-        self._desk.start()
+        self._commands.start()
         self._count_examples()
         if (unfinished := self._rounds.unfinished()) is not None:
             self._log.info("resuming", round=unfinished.round)
@@ -128,7 +131,7 @@ class Trainer:
         self._ipc.on_local(MODEL_ACTIVE_TOPIC, lambda _payload: post(self._count_examples))
         self._ipc.on_cloud(
             device_topic(fleet, self._device.thing, "command"),
-            lambda payload: post(lambda: self._desk.received(payload)),
+            lambda payload: post(lambda: self._commands.received(payload)),
         )
         self._ipc.on_local(APPLICATION_TOPIC, lambda payload: post(lambda: self.application_said(payload)))
         self._ipc.on_component_update(lambda deployment: post(lambda: self.update_requested(deployment)))
@@ -138,14 +141,15 @@ class Trainer:
 
     def stop(self) -> None:
         """Stop training after the batch at hand, with all that was done on disk; a batch that takes too long is lost."""
+        self._stopping.set()
         if self._job is not None:
             self._job.cancel()
         self._outbox.stop()
         self._uploads.stop()
-        self._desk.stop()
+        self._commands.stop()
         if self._job is not None:
             self._job.join(_STOP_SECONDS)
-            self._attempts.rests()
+        self._commands.join(_STOP_SECONDS)
 
     def announced(self, payload: bytes) -> None:
         """Take in what the round topic says; nothing in it means that no round is open."""
@@ -184,7 +188,7 @@ class Trainer:
 
     def _settings_changed(self) -> None:
         """Use changed settings from the next round on."""
-        self._workshop = replace(self._workshop, runtime=self._settings.runtime, settings=self._settings.own)
+        self._now = self._now.changed(self._settings.runtime, self._settings.own)
         self._count_examples()
 
     def _reconcile(self) -> None:
@@ -201,26 +205,18 @@ class Trainer:
             self._drop_job()
         exposure = against_round(announcement, least=self._settings.own.min_noise_multiplier)
         if objection := exposure or self._uploads.room() or self._shortage():
-            self._answer(announcement, Refusal("declined", objection))
-            return
-        deaths = self._attempts.begins(answer_key(announcement))
-        if deaths >= MOST_DEATHS:
-            self._attempts.rests()
-            self._answer(announcement, Refusal("declined", died(deaths, "in this round")))
+            self._answer(announcement, Result(status="declined", reason=as_reason(objection)))
             return
         self._status.say("waiting", announcement)
         job: Job
 
-        def progressed(epoch: int, examples: int) -> None:
-            self._loop.post(lambda: self._progressed(job, epoch, examples))
+        def told(report: Report) -> None:
+            self._loop.post(lambda: self._told(job, report))
 
-        def paused(reason: str) -> None:
-            self._loop.post(lambda: self._paused(job, reason))
+        def ended(result: Result) -> None:
+            self._loop.post(lambda: self._job_ended(job, result))
 
-        def ended(outcome: Outcome) -> None:
-            self._loop.post(lambda: self._job_ended(job, outcome))
-
-        job = Job(announcement, self._workshop, self._data_in_use, progressed=progressed, paused=paused, ended=ended)
+        job = Job(announcement, self._now, self._runner, self._guard, self._attempts, told=told, ended=ended)
         self._job = job
         job.start()
 
@@ -230,37 +226,37 @@ class Trainer:
             self._log.info("training dropped", round=self._job.announcement.round)
             self._job.drop()
             self._job = None
-            self._attempts.rests()
 
-    def _progressed(self, job: Job, epoch: int, examples: int) -> None:
-        if job is self._job:
+    def _told(self, job: Job, report: Report) -> None:
+        if job is not self._job:
+            return
+        if report.say == "progress":
             self._data_problem = ""
-            self._status.say("training", job.announcement, epoch=epoch, examples=examples)
+            self._status.say("training", job.announcement, epoch=report.epoch, examples=report.examples)
+        else:
+            self._status.say("waiting", job.announcement, reason=report.reason)
 
-    def _paused(self, job: Job, reason: str) -> None:
-        if job is self._job:
-            self._status.say("waiting", job.announcement, reason=reason)
-
-    def _job_ended(self, job: Job, outcome: Outcome) -> None:
+    def _job_ended(self, job: Job, result: Result) -> None:
         if job is not self._job:
             return
         self._job = None
-        self._attempts.rests()
-        if outcome is not None:
-            self._answer(job.announcement, outcome)
+        if result.status != "stopped":
+            self._answer(job.announcement, result)
             self._count_examples()
-        give_back()
 
-    def _answer(self, announcement: Announcement, outcome: Trained | Evaluated | Refusal) -> None:
+    def _answer(self, announcement: Announcement, result: Result) -> None:
         """Hand the round's one answer on, then note that; in this order, so that a crash between repeats it by its key."""
-        key, notice = answer_key(announcement), notice_of(announcement, self._device.thing, outcome).encode()
+        key, notice = (
+            answer_key(announcement),
+            notice_of(announcement, self._device.thing, _answer_of(announcement, result)).encode(),
+        )
         try:
-            if not isinstance(outcome, Trained):
+            if result.status != "done" or announcement.task == "evaluate":
                 self._outbox.put(key, self._topic, notice)
             else:
                 where = update_key(announcement.fleet, announcement.round, self._device.thing)
                 bucket = announcement.upload.bucket
-                self._uploads.submit(key, self._workshop.update, bucket=bucket, key=where, message=notice.decode())
+                self._uploads.submit(key, self._now.work / UPDATE, bucket=bucket, key=where, message=notice.decode())
         except TransferError as error:
             # Kept open: the checkpoint is whole, so the answer is had again soon without training again.
             self._log.error("the answer cannot be kept now", round=announcement.round, reason=str(error))
@@ -268,18 +264,18 @@ class Trainer:
             self._loop.later(_RECHECK_SECONDS, lambda: self._answer_again(announcement))
             return
         self._rounds.answered(announcement)
-        self._workshop.checkpoint.unlink(missing_ok=True)
-        if isinstance(outcome, Refusal):
-            self._log.warning("round " + outcome.status, round=announcement.round, reason=outcome.reason)
-            self._status.counted(outcome.status)
-            self._status.say(outcome.status, announcement, reason=outcome.reason)
-        elif isinstance(outcome, Evaluated):
-            self._log.info("evaluated", round=announcement.round, metrics=outcome.metrics)
+        (self._now.work / CHECKPOINT).unlink(missing_ok=True)
+        if result.status in ("declined", "failed"):
+            self._log.warning("round " + result.status, round=announcement.round, reason=result.reason)
+            self._status.counted(result.status)
+            self._status.say(result.status, announcement, reason=result.reason)
+        elif announcement.task == "evaluate":
+            self._log.info("evaluated", round=announcement.round, metrics=result.metrics)
             self._status.counted("taken", 0.0)
             self._status.say("idle", None)
         else:
-            self._status.counted("taken", outcome.seconds)
-            self._log.info("trained", round=announcement.round, seconds=outcome.seconds, metrics=outcome.metrics)
+            self._status.counted("taken", result.seconds)
+            self._log.info("trained", round=announcement.round, seconds=result.seconds, metrics=result.metrics)
             self._status.say("uploading", announcement)
 
     def _answer_again(self, announcement: Announcement) -> None:
@@ -289,7 +285,7 @@ class Trainer:
     def _upload_ended(self, upload: Upload, outcome: Literal["uploaded", "failed"], reason: str) -> None:
         """Runs on the uploads' thread."""
         if upload.name.startswith("command-"):
-            self._desk.uploaded(upload, outcome, reason)
+            self._commands.uploaded(upload, outcome, reason)
             return
         notice = UpdateNotice.decode(upload.message.encode())
         if outcome == "failed":
@@ -311,17 +307,16 @@ class Trainer:
 
     def _count_examples(self) -> None:
         """Learn how many examples there are, once a model says what they must be; on a thread, as loaders may be slow."""
-        workshop = self._workshop
-        if self._job is not None or (model := workshop.store.active()) is None:
+        if self._job is not None or (model := self._store.active()) is None:
+            return
+        settings = self._now
+        if not self._counting.is_due(settings.runtime.data, model.manifest, problem=bool(self._data_problem)):
             return
 
         def count() -> None:
-            with self._data_in_use:
-                try:
-                    found, problem = len(data.load(workshop.runtime.data, model.manifest).train), ""
-                except DataError as error:
-                    found, problem = 0, str(error)
-            self._loop.post(lambda: self._counted(found, problem))
+            result = self._runner.run(settings.task(), self._stopping, what="while counting the examples")
+            if result.status != "stopped":
+                self._loop.post(lambda: self._counted(result.num_examples, result.reason))
 
         threading.Thread(target=count, name="count", daemon=True).start()
 
@@ -329,3 +324,13 @@ class Trainer:
         if (examples, problem) != (self._status.examples, self._data_problem):
             self._data_problem = problem
             self._status.has_examples(examples)
+
+
+def _answer_of(announcement: Announcement, result: Result) -> Answer:
+    status: Literal["uploaded", "evaluated", "declined", "failed"]
+    if result.status == "done":
+        status = "evaluated" if announcement.task == "evaluate" else "uploaded"
+    else:
+        status = "failed" if result.status == "failed" else "declined"
+    told = result.model_dump(include={"reason", "sha256", "bytes", "num_examples", "metrics", "seconds"})
+    return Answer(status, **told)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from datetime import time as time_of_day
-from typing import Literal
+from typing import Literal, Protocol
 
 from fedgrass.edge.settings import GuardSettings
 from fedgrass.edge.system import Reading
@@ -131,6 +131,18 @@ def _passing(settings: GuardSettings, reading: Reading, now: time_of_day) -> str
     return ""
 
 
+class Limits(Protocol):
+    """What a training keeps to: a `Guard`, or what it was told by one."""
+
+    def hold(self) -> Hold | None:
+        """Return why not to train now; None if nothing is against it."""
+        ...
+
+    def is_slow(self) -> bool:
+        """Whether to leave the processor to other programs half of the time."""
+        ...
+
+
 class Pause:
     """What a training does between two batches: nothing, half speed, or wait until it may go on.
 
@@ -146,14 +158,14 @@ class Pause:
 
     def __init__(
         self,
-        guard: Guard,
+        guard: Limits,
         patience: float,
         told: Callable[[str], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._guard = guard
-        self._left = patience
+        self.left = patience
         self._told = told
         self.clock = clock
         self._went_on = clock()
@@ -175,12 +187,12 @@ class Pause:
     def _wait(self, cancelled: threading.Event) -> None:
         said = ""
         while (hold := self._guard.hold()) is not None and not cancelled.is_set():
-            if self._left <= 0:
+            if self.left <= 0:
                 raise HeldError(f"{hold.reason}; the trainer has waited for waitSeconds")
             if hold.reason != said:
                 self._told(said := hold.reason)
             began = self.clock()
-            cancelled.wait(min(_LOOK_SECONDS, self._left))
-            self._left -= self.clock() - began
+            cancelled.wait(min(_LOOK_SECONDS, self.left))
+            self.left -= self.clock() - began
         if said:
             self._told("")

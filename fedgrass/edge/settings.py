@@ -91,7 +91,7 @@ class GuardSettings(Settings):
 class TrainerSettings(GuardSettings):
     """Configuration of ``com.fedgrass.Trainer``."""
 
-    nice_level: int = Field(default=10, ge=0, le=19, description="Added to the training thread's niceness")
+    nice_level: int = Field(default=10, ge=0, le=19, description="Added to the training process's niceness")
     cpu_budget: float = Field(
         default=1,
         gt=0,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from botocore.exceptions import ClientError
 
 from fedgrass import data as loaders
-from fedgrass.answer import Refusal, notice_of
+from fedgrass.answer import Answer, notice_of
 from fedgrass.buckets import owned_by
 from fedgrass.bundle import MANIFEST, Bundle
 from fedgrass.data import DataSettings
@@ -164,19 +164,19 @@ class Participant:
         exposure = against_round(announcement, least=self.min_noise_multiplier)
         if exposure:
             self._log.warning("round declined", round=announcement.round, reason=exposure)
-            self._tell("update", notice_of(announcement, self.silo, Refusal("declined", exposure)))
+            self._tell("update", notice_of(announcement, self.silo, Answer("declined", exposure)))
             return
         try:
             outcome = self._evaluate(announcement) if announcement.task == "evaluate" else self._train(announcement)
         except FedgrassError as error:
             status: Literal["declined", "failed"] = "declined" if isinstance(error, DataError) else "failed"
-            self._tell("update", notice_of(announcement, self.silo, Refusal(status, str(error))))
+            self._tell("update", notice_of(announcement, self.silo, Answer(status, str(error))))
             raise
         if isinstance(outcome, Trained):
             key = update_key(self.fleet, announcement.round, self.silo)
             with self._update.open("rb") as file:
                 self.access.s3.put_object(Bucket=announcement.upload.bucket, Key=key, Body=file)
-        self._tell("update", notice_of(announcement, self.silo, outcome))
+        self._tell("update", notice_of(announcement, self.silo, outcome.answer))
         self._log.info("answered", round=announcement.round, task=announcement.task, examples=outcome.num_examples)
 
     @property

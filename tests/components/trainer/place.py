@@ -12,6 +12,7 @@ from botocore.exceptions import ClientError
 
 from components.trainer.trainer import Trainer
 from fedgrass.bundle import GRAPH, MANIFEST, PARAMETERS, Bundle
+from fedgrass.edge.child import Running
 from fedgrass.edge.component import Device
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
@@ -25,6 +26,7 @@ from fedgrass.protocol.names import (
     round_topic,
     update_prefix,
 )
+from tests.components.trainer.in_process import InProcess
 from tests.fedgrass.edge import digits
 from tests.fedgrass.edge.fakes import FakeIpc, FakeStreamManager
 from tests.fixtures.waiting import run_until
@@ -88,11 +90,17 @@ class Place:
         self.ipc = _with_same_cloud(self.ipc)
         device = Device(THING, self.folder / "work", self.folder / "store", self.ipc, self.loop, Log("test"))
         device.work.mkdir(exist_ok=True)
-        self.trainer = Trainer(device, connect=self.streams.connect, s3=lambda: self.s3, clock=lambda: self.now)
+        self.trainer = Trainer(
+            device, connect=self.streams.connect, start_child=self.start_child, clock=lambda: self.now
+        )
         self.trainer._uploads._wait = 0.02
         self.trainer._outbox._gap = 0.0
         self.trainer.start()
         return self.trainer
+
+    def start_child(self) -> Running:
+        """Start what does the trainer's work: on a thread of this process."""
+        return InProcess(lambda: self.s3)
 
     def stop(self) -> None:
         self.trainer.stop()

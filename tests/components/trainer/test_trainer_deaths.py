@@ -38,7 +38,7 @@ def test_the_second_death_in_a_round_is_the_last_and_the_round_is_declined(place
     place.settle()
     [notice] = place.notices
     assert notice.status == "declined"
-    assert "died twice in this round" in notice.reason
+    assert "died twice in training, last together with the trainer itself" in notice.reason
     QuickEngine.allowed = 1000
     place.open(place.announcement(2))
     place.settle()

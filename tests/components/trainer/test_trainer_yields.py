@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TRAINING = """
 import sys, threading
 from pathlib import Path
-from components.trainer.job import be_nice
+from components.trainer.work import be_nice
 from fedgrass import data
 from fedgrass.bundle import Bundle
 from fedgrass.data import DataSettings

@@ -1,0 +1,102 @@
+"""What the child does for a command of the operator's."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from components.trainer.task import Result
+from components.trainer.workspace import Workspace
+from fedgrass import tensors
+from fedgrass.bundle import PARAMETERS, Bundle
+from fedgrass.edge.commands import answer_name
+from fedgrass.engines.base import FitSettings, Hooks, Metrics
+from fedgrass.errors import DataError, MessageError
+from fedgrass.files import copy_atomically, sha256_of, write_atomically
+from fedgrass.protocol.messages import Base, Command
+from fedgrass.protocol.names import model_prefix
+
+_MOST_METRICS, _LONGEST_NAME = 16, 40
+
+
+class _Set(BaseModel):
+    """The model that the operator set, in force until another is."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    base: Base
+    bucket: str
+
+
+def do(command: Command, place: Workspace) -> Result:
+    """Do a command; raises `MessageError` if it cannot be done as it is, and what reading and training do."""
+    bundle = _model(command, place)
+    version = bundle.manifest.version
+    if command.kind == "set_parameters" and command.base is not None:
+        bundle.verify()
+        write_atomically(_set(place), _Set(base=command.base, bucket=command.bucket).model_dump_json().encode())
+        return Result(status="done", version=version, sha256=bundle.manifest.parameters_sha256)
+    file = place.file(f"{answer_name(command.id)}.safetensors")
+    if command.kind == "get_parameters":
+        copy_atomically(bundle.path(PARAMETERS), file)
+        return _given(file, version)
+    engine, split = place.engine(bundle), place.split(bundle)
+    if command.kind == "evaluate":
+        if len(split.validation) == 0:
+            raise DataError("no examples are held back for validation (validationFraction)")
+        found = _bounded(engine.evaluate(split.validation))
+        return Result(status="done", version=version, metrics=found, num_examples=len(split.validation))
+    place.after_batch(0, 0)
+    began = time.monotonic()
+    result = engine.fit(
+        split.train,
+        FitSettings(
+            epochs=command.fit.epochs,
+            learning_rate=command.fit.learning_rate,
+            proximal_mu=command.fit.proximal_mu,
+            clip_norm=command.fit.gradient_clip_norm,
+            seed=int.from_bytes(hashlib.sha256(command.id.encode()).digest()[:4], "big"),
+        ),
+        hooks=Hooks(place.after_batch),
+    )
+    tensors.save(file, result.parameters)
+    learnt = {"num_examples": result.num_examples, "metrics": _bounded(result.metrics)}
+    return _given(file, version).model_copy(update={**learnt, "seconds": round(time.monotonic() - began, 3)})
+
+
+def _model(command: Command, place: Workspace) -> Bundle:
+    """Return the model that a command is about: the one it names, else the one that was set, else the active one."""
+    named = _Set(base=command.base, bucket=command.bucket) if command.base is not None else _read(_set(place))
+    if named is None:
+        active = place.store.active()
+        if active is None:
+            raise MessageError(f"{command.kind}: no model is active on this device, and base names none")
+        return active
+    if not named.base.parameters_key.startswith(model_prefix(place.task.runtime.fleet, named.base.version)):
+        raise MessageError("base.parameters_key is not under the fleet's models")
+    return place.bundle(named.base, named.bucket)
+
+
+def _given(file: Path, version: str) -> Result:
+    return Result(status="done", version=version, sha256=sha256_of(file), bytes=file.stat().st_size)
+
+
+def _bounded(metrics: Metrics) -> Metrics:
+    """Return what a message holds of them: an engine of the user's own may have any number."""
+    finite = [(name, value) for name, value in metrics.items() if math.isfinite(value) and len(name) <= _LONGEST_NAME]
+    return dict(finite[:_MOST_METRICS])
+
+
+def _set(place: Workspace) -> Path:
+    return place.file("parameters-set.json")
+
+
+def _read(path: Path) -> _Set | None:
+    try:
+        return _Set.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None

@@ -1,0 +1,57 @@
+"""What the child does for a round: train and write the update, or evaluate."""
+
+from __future__ import annotations
+
+from components.trainer.task import Result
+from components.trainer.workspace import Workspace
+from fedgrass.bundle import Bundle
+from fedgrass.engines.base import Hooks
+from fedgrass.protocol.messages import Announcement
+from fedgrass.training import evaluate, train
+
+
+def work_on(announcement: Announcement, place: Workspace) -> Result:
+    """Do a round's task; raises what reading, training and writing do."""
+    bundle = place.bundle(announcement.base, announcement.upload.bucket)
+    return (
+        _evaluate(announcement, place, bundle)
+        if announcement.task == "evaluate"
+        else _train(announcement, place, bundle)
+    )
+
+
+def _evaluate(announcement: Announcement, place: Workspace, bundle: Bundle) -> Result:
+    split = place.split(bundle)
+    place.log.info("evaluating", examples=len(split.validation), model=bundle.manifest.version)
+    compared = place.bundle(announcement.compare, announcement.upload.bucket) if announcement.compare else None
+    found = evaluate(place.engine(bundle), split, compared.parameters() if compared else None)
+    return Result(status="done", num_examples=found.num_examples, metrics=found.metrics)
+
+
+def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Result:
+    task = place.task
+    engine = place.engine(bundle)
+    split = place.split(bundle)
+    examples = len(split.train)
+    place.log.info("training", examples=examples, base=bundle.manifest.version)
+    place.progressed(0, examples)
+    trained = train(
+        engine,
+        bundle.parameters(),
+        bundle.manifest,
+        split,
+        announcement,
+        task.thing,
+        update=task.update,
+        checkpoint=task.checkpoint,
+        residual=task.residual,
+        hooks=Hooks(place.after_batch, lambda state: place.progressed(state.epoch, examples)),
+    )
+    return Result(
+        status="done",
+        sha256=trained.info.sha256,
+        bytes=trained.info.bytes,
+        num_examples=trained.num_examples,
+        metrics=trained.metrics,
+        seconds=trained.seconds,
+    )

@@ -1,0 +1,106 @@
+"""What the trainer and its child say to each other: a task, then orders down and reports up, each a line of JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
+from fedgrass.errors import MessageError, first_problem
+from fedgrass.protocol.messages import Announcement, Command, Count, Metrics, Reason
+from fedgrass.protocol.names import Sha256, Version
+
+UPDATE, CHECKPOINT, RESIDUAL = "update.safetensors", "checkpoint.safetensors", "residual.safetensors"
+
+L = TypeVar("L", bound="Line")
+
+
+class Line(BaseModel):
+    """One line."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+
+    def encode(self) -> bytes:
+        """Return the line with its end."""
+        return self.model_dump_json(by_alias=True).encode() + b"\n"
+
+    @classmethod
+    def decode(cls: type[L], line: bytes) -> L:
+        """Read a line; raises `MessageError` naming the field that is wrong."""
+        try:
+            return cls.model_validate_json(line)
+        except ValidationError as error:
+            raise MessageError(f"{cls.__name__}: {first_problem(error)}") from error
+
+
+class Task(Line):
+    """What the child is to do: the round that is announced, the command, or else to count the examples.
+
+    ``patience`` is what is left of the seconds for which the work may wait for the device.
+    """
+
+    thing: str
+    work: Path
+    store: Path
+    runtime: RuntimeSettings
+    settings: TrainerSettings
+    patience: float = 0.0
+    announcement: Announcement | None = None
+    command: Command | None = None
+
+    @property
+    def update(self) -> Path:
+        """File that the round's update is written to."""
+        return self.work / UPDATE
+
+    @property
+    def checkpoint(self) -> Path:
+        """File that holds a training between two batches."""
+        return self.work / CHECKPOINT
+
+    @property
+    def residual(self) -> Path:
+        """File that holds what a lossy codec left out of this device's updates."""
+        return self.work / RESIDUAL
+
+
+class Order(Line):
+    """How the child is to go on: ``hold`` says why it must wait, if it must; ``stop`` is between two batches."""
+
+    hold: str = ""
+    slow: bool = False
+    stop: bool = False
+
+
+class Result(Line):
+    """What became of a task. ``stopped``: it may be done again, and goes on from its checkpoint.
+
+    ``sha256`` and ``bytes`` are of the file that was written: a round's update, a command's parameters. ``given_up``: whoever did
+    it died too often.
+    """
+
+    status: Literal["done", "declined", "failed", "stopped"]
+    reason: Reason = ""
+    given_up: bool = False
+    version: Version | None = None
+    sha256: Sha256 | None = None
+    bytes: Count = 0
+    num_examples: Count = 0
+    metrics: Metrics = {}
+    seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class Report(Line):
+    """What the child says.
+
+    ``progress``: so many epochs are done. ``waits``, ``trouble``: the reason says why, or what. ``ended``: the last, with the
+    result.
+    """
+
+    say: Literal["progress", "waits", "trouble", "ended"]
+    epoch: Count = 0
+    examples: Count = 0
+    reason: Reason = ""
+    result: Result | None = None

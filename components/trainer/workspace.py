@@ -1,0 +1,130 @@
+"""What the child has at hand for its work: the task, the model it is about, an engine, and how it is to go on."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from components.trainer.task import Order, Report, Task
+from fedgrass import data
+from fedgrass.bundle import Bundle
+from fedgrass.downloads import ObjectStore, fetch_bundle
+from fedgrass.edge.downloads import keep_newest, retried
+from fedgrass.edge.guard import Hold, Pause
+from fedgrass.edge.model_store import ModelStore
+from fedgrass.edge.throttle import CpuBudget
+from fedgrass.engines.base import Engine, StopTraining
+from fedgrass.engines.registry import open_engine
+from fedgrass.logs import Log
+from fedgrass.protocol.messages import Base, as_reason
+
+_BUNDLES_KEPT = 2
+
+
+class Orders:
+    """The newest order, as the guard of this process: the component measures the device, and knows its application."""
+
+    def __init__(self) -> None:
+        self._newest = Order()
+        self.stopping = threading.Event()
+
+    def given(self, order: Order) -> None:
+        """Take a new order in; from any thread."""
+        self._newest = order
+        if order.stop:
+            self.stopping.set()
+
+    def hold(self) -> Hold | None:
+        """Return why not to train now; None if nothing is against it."""
+        return Hold("wait", self._newest.hold) if self._newest.hold else None
+
+    def is_slow(self) -> bool:
+        """Whether to leave the processor to other programs half of the time."""
+        return self._newest.slow
+
+
+class Workspace:
+    """One task's.
+
+    Parameters
+    ----------
+    say
+        Sends a report.
+    s3
+        Makes the client that models are downloaded with.
+    """
+
+    def __init__(
+        self, task: Task, orders: Orders, say: Callable[[Report], None], s3: Callable[[], ObjectStore], log: Log
+    ) -> None:
+        self.task = task
+        self.log = log
+        self.store = ModelStore(task.store)
+        self._say = say
+        self._s3 = s3
+        self._stopping = orders.stopping
+        self._pause = Pause(orders, task.patience, self._waits)
+        threads, share = task.runtime.threads, task.settings.cpu_budget
+        self._budget = CpuBudget(share, threads, orders.stopping.wait)
+        self._epoch: int | None = None
+        self._examples = 0
+
+    def bundle(self, base: Base, bucket: str) -> Bundle:
+        """Return a model: from the model store if it holds it, else downloaded.
+
+        Raises
+        ------
+        BundleError
+            If what is found is another model, or too large.
+        StopTraining
+            If the order came meanwhile.
+        """
+        stored = self.store.find(base.version, parameters_sha256=base.parameters_sha256, graph_sha256=base.graph_sha256)
+        if stored is not None:
+            return stored
+        folder = self.task.work / "bundles" / f"{base.version}-{base.parameters_sha256[:16]}"
+        self.log.info("base model is not on this device, downloading it", base=base.version)
+
+        def download() -> Bundle:
+            return fetch_bundle(self._s3(), bucket, base, folder, max_bytes=self.task.settings.max_bundle_mb << 20)
+
+        bundle = retried(download, self._stopping, self.log)
+        if bundle is None:
+            raise StopTraining
+        os.utime(folder)
+        keep_newest(folder.parent, _BUNDLES_KEPT)
+        return bundle
+
+    def engine(self, bundle: Bundle) -> Engine:
+        """Make the engine that the device's settings name, with a model."""
+        runtime = self.task.runtime
+        return open_engine(runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder)
+
+    def split(self, bundle: Bundle) -> data.Split:
+        """Read this device's examples for a model."""
+        return data.load(self.task.runtime.data, bundle.manifest)
+
+    def progressed(self, epoch: int, examples: int) -> None:
+        """Say how many epochs are done."""
+        self._epoch, self._examples = epoch, examples
+        self._say(Report(say="progress", epoch=epoch, examples=examples))
+
+    def after_batch(self, _epoch: int, _step: int) -> None:
+        """Wait, rest or stop, as ordered."""
+        self._pause(self._stopping)
+        self._budget.after_batch()
+        if self._stopping.is_set():
+            raise StopTraining
+
+    def file(self, name: str) -> Path:
+        """Return a file of the trainer's."""
+        return self.task.work / name
+
+    def _waits(self, reason: str) -> None:
+        if reason:
+            self.log.info("training waits", reason=reason)
+            self._say(Report(say="waits", reason=as_reason(reason)))
+        elif self._epoch is not None:
+            self.progressed(self._epoch, self._examples)

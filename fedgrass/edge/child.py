@@ -1,0 +1,153 @@
+"""A process of a component's own, for work that may kill whoever does it: an engine's native code, or memory that runs out.
+
+A fresh interpreter, not a fork: what the component holds stays its own (the IPC library's sockets and threads, the lock of
+`fedgrass.edge.life`). It is told what to do by lines on its standard input, and answers by lines on its standard output; what it
+prints besides goes to the component's standard output. It ends with the component, whatever that ends of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, Protocol, cast
+
+MAX_LINE_BYTES = 1 << 16
+EXIT_MEMORY = 71
+"""Exit code of a child that was refused memory, and could still say so: EX_OSERR of sysexits.h."""
+
+_PR_SET_PDEATHSIG = 1
+_FIRST_TO_BE_KILLED = 500
+_STANDARD_OUTPUT = 1
+_LEAVING = {signal.SIGTERM, signal.SIGINT}
+_LEAVING_SECONDS = 5.0
+
+
+class Running(Protocol):
+    """A child that was started."""
+
+    def tell(self, line: bytes) -> bool:
+        """Give it a line; returns whether it was taken."""
+        ...
+
+    def read(self, timeout: float) -> bytes | None:
+        """Return some of what it answers; None if nothing came in time, nothing once no more can come."""
+        ...
+
+    def kill(self) -> None:
+        """End it now."""
+        ...
+
+    def died_of(self) -> str:
+        """Wait for its end, and say in words what it died of; nothing if it ended well."""
+        ...
+
+
+class Child:
+    """Starts ``python -m module arguments…``.
+
+    Signals that ask a component to leave reach all its processes where a nucleus knows them. They are kept from the child, as
+    its parent tells it when to leave. (A mask is inherited, so there is no moment in which it could be ended by one.)
+    """
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._kills = _out_of_memory_kills()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEAVING)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - this interpreter, and a module of ours
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=_STANDARD_OUTPUT,
+                bufsize=0,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._in, self._out = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
+        os.set_blocking(self._in.fileno(), False)
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
+
+    def tell(self, line: bytes) -> bool:
+        """Give it a line; returns whether it was taken, which one that hangs or is dead does not for ever."""
+        try:
+            return self._in.write(line) == len(line)
+        except OSError:
+            return False
+
+    def read(self, timeout: float) -> bytes | None:
+        """Return some of what it answers; see `Running`. Its end counts, though a process of its own may hold the pipe."""
+        over = self._process.poll() is not None
+        ready, _, _ = select.select([self._out], [], [], 0 if over else timeout)
+        if ready:
+            return os.read(self._out.fileno(), MAX_LINE_BYTES)
+        return b"" if over else None
+
+    def kill(self) -> None:
+        """End it now."""
+        self._process.kill()
+
+    def died_of(self) -> str:
+        """Wait for its end, and say in words what it died of; nothing if it ended well."""
+        with contextlib.suppress(OSError):
+            self._in.close()
+        try:
+            code = self._process.wait(_LEAVING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._out.close()
+        return _in_words(code, out_of_memory=_out_of_memory_kills() > self._kills)
+
+
+def _in_words(code: int, *, out_of_memory: bool) -> str:
+    if code >= 0:
+        return {0: "", EXIT_MEMORY: "as there was no more memory"}.get(code, f"with exit code {code}")
+    number = -code
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = "unnamed"
+    memory = ", as the device ran out of memory" if number == signal.SIGKILL and out_of_memory else ""
+    return f"by signal {number} ({name}){memory}"
+
+
+def _out_of_memory_kills() -> int:
+    """How often the kernel has killed a process for memory since the boot."""
+    try:
+        counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        return int(counts["oom_kill"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def become_child(parent: int) -> tuple[int, int]:
+    """Be a child of the process ``parent``; returns the descriptors to read its lines from, and to answer on.
+
+    What this process prints from here on goes where the component's own output goes. When memory runs out the kernel takes
+    this process before the component and the application.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # not Linux: the pipe that closes is left
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+    for number in _LEAVING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVING)
+    with contextlib.suppress(OSError, ValueError):
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(max(int(score.read_text()), _FIRST_TO_BE_KILLED)))
+    orders, answers = os.dup(0), os.dup(_STANDARD_OUTPUT)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, _STANDARD_OUTPUT)
+    return orders, answers

@@ -1,0 +1,76 @@
+"""A component's child: it answers by its pipe alone, and never outlives the component."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedgrass.edge.child import Child
+from tests.fixtures.waiting import PATIENCE, eventually
+
+ROOT = Path(__file__).resolve().parents[3]
+CHILD = "tests.fixtures.child"
+PARENT = f"""
+import os, sys, time
+from fedgrass.edge.child import Child
+child = Child({CHILD!r}, str(os.getpid()), "hang", sys.argv[1])
+time.sleep(3600)
+"""
+
+
+def everything(child: Child) -> bytes:
+    found = b""
+    while (some := child.read(PATIENCE)) != b"":
+        found += some or b""
+    return found
+
+
+def test_what_a_child_prints_is_not_taken_for_its_answer(capfd: pytest.CaptureFixture[str]) -> None:
+    child = Child(CHILD, str(os.getpid()), "echo")
+    assert child.tell(b"a line\n")
+    assert everything(child) == b"a line\n"
+    assert child.died_of() == ""
+    assert "printed" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        ("SIGSEGV", "by signal 11 (SIGSEGV)"),
+        ("SIGKILL", "by signal 9 (SIGKILL)"),
+        ("exit", "with exit code 3"),
+        ("memory", "as there was no more memory"),
+    ],
+)
+def test_what_a_child_died_of_is_said(what: str, cause: str) -> None:
+    child = Child(CHILD, str(os.getpid()), what)
+    assert everything(child) == b""
+    assert child.died_of() == cause
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_ends_with_its_component_whatever_that_ends_of(tmp_path: Path, number: int) -> None:
+    told = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(told)], cwd=ROOT)
+    pid = int(eventually(lambda: told.exists() and told.read_text(), "started"))
+    parent.send_signal(number)
+    parent.wait(PATIENCE)
+    eventually(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, "gone")
+
+
+def test_a_child_that_hangs_takes_lines_until_its_pipe_is_full_and_keeps_nobody_waiting(tmp_path: Path) -> None:
+    child = Child(CHILD, str(os.getpid()), "hang", str(tmp_path / "pid"))
+    eventually((tmp_path / "pid").exists, "started")
+    os.kill(child.pid, signal.SIGTERM)
+    assert any(not child.tell(b"x" * 1000) for _ in range(1000))
+    assert child.read(0.01) is None
+    assert int(Path(f"/proc/{child.pid}/oom_score_adj").read_text()) >= 500
+    child.kill()
+    assert everything(child) == b""
+    assert child.died_of() == "by signal 9 (SIGKILL)"
