@@ -221,6 +221,18 @@ class AggregationError(FedgrassError):
     code = "aggregation"
 
 
+class OutOfMemoryError(AggregationError):
+    """The Processing job of a round ran out of memory.
+
+    Cause: A model or a cohort that is larger than the machine allows.
+
+    Remedy: Nothing at first: the round starts its job once more, on the next larger machine, unless
+    ``aggregation.retry_larger`` is false. If that one is too small as well, set ``aggregation.instance_type``.
+    """
+
+    code = "out_of_memory"
+
+
 class InfrastructureError(FedgrassError):
     """The fleet's stack could not be deployed, or is not in a state to be used.
 

@@ -9,6 +9,7 @@ from typing import Any
 from fedgrass.account import Account
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol import tables
+from fedgrass.protocol.collecting import round_to_aggregate
 from fedgrass.protocol.records import FleetState, OpenRound, RoundRecord
 from fedgrass.protocol.settings import FleetSettings
 
@@ -97,20 +98,7 @@ def aggregate_now(account: Account) -> RoundRecord:
     """
     from botocore.exceptions import ClientError  # late, as everywhere: `fedgrass --help` needs none of it
 
-    state = tables.load_state(account.rounds_table, account.fleet)
-    if state.open is None:
-        raise RoundRefusedError(f"fleet {account.fleet!r} has no open round to aggregate")
-    record = tables.load_round(account.rounds_table, account.fleet, state.open.round)
-    name = f"round {record.round} of fleet {account.fleet!r}"
-    if record.phase != "collecting":
-        raise RoundRefusedError(f"{name} does not collect updates any more, it is {record.phase.replace('_', ' ')}")
-    if record.contributed < record.settings.min_updates:
-        raise RoundRefusedError(
-            f"{name} has {record.contributed} updates, and {record.settings.min_updates} are needed (min_updates): wait for "
-            "more, or end it with `fedgrass round cancel`"
-        )
-    if record.collect_token is None:
-        raise RoundRefusedError(f"{name} has only just been opened; try again in a moment")
+    record = round_to_aggregate(account.rounds_table, account.fleet)
     output = json.dumps({"uploaded": record.uploaded})
     try:
         account.step_functions.send_task_success(taskToken=record.collect_token, output=output)

@@ -162,6 +162,9 @@ class Aggregation(_Settings):
     instance_count: int | None = Field(default=None, ge=1, le=100)
     volume_gb: int = Field(default=30, ge=1, le=16384)
     timeout_seconds: int = Field(default=3600, ge=10, le=432_000)
+    retry_larger: bool = Field(
+        default=True, description="Start a job that ran out of memory once more, on a machine of twice the size"
+    )
 
 
 class Rollout(_Settings):

@@ -163,6 +163,10 @@ class Execution:
 
     def _chosen(self, state: dict[str, Any]) -> str:
         for choice in state["Choices"]:
+            if "IsPresent" in choice:
+                if choice["Variable"].removeprefix("$.") in self.data:
+                    return str(choice["Next"])
+                continue
             value = _at(self.data, choice["Variable"])
             [wanted] = [choice[name] for name in ("StringEquals", "BooleanEquals") if name in choice]
             if value == wanted:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedgrass.cloud.aggregator.config import Container, JobSettings
-from fedgrass.errors import ConfigurationError, FedgrassError, TransferError
+from fedgrass.errors import ConfigurationError, FedgrassError, OutOfMemoryError, TransferError
 from fedgrass.logs import Log, configure
 from fedgrass.protocol.names import report_key
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = Log("fedgrass.cloud.aggregator")
 
 _STOPPED = 128 + signal.SIGTERM
+_KILLED = 128 + signal.SIGKILL  # what the kernel leaves where it ends a process for its memory
 _UNWIND_SECONDS = 30  # of the 120 that SageMaker gives a container
 
 
@@ -46,6 +47,10 @@ def main(environment: Mapping[str, str]) -> int:
         log.error("failed", code=error.code, reason=str(error))
         container.say(f"{error.code}: {error}")
         return 2 if isinstance(error, ConfigurationError) else 1
+    except MemoryError as error:
+        log.error("failed", code=OutOfMemoryError.code, reason=str(error))
+        container.say(f"{OutOfMemoryError.code}: {error}")
+        return _KILLED
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,9 +11,11 @@ from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.finish import restore_canaries
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.cloud.rounds.tokens import fail, succeed
-from fedgrass.errors import AggregationError
+from fedgrass.errors import AggregationError, OutOfMemoryError
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import load_round, load_state
+
+_NO_MEMORY = re.compile(r"exit code: 137\b|out[ _]?of[ _]?memory|more memory", re.IGNORECASE)
 
 
 class JobEvent(BaseModel):
@@ -67,4 +70,11 @@ def settle(services: Services, record: RoundRecord, job: dict[str, Any]) -> None
         succeed(services.step_functions, token, {"job": status})
     else:
         cause = f"Processing job {record.job} {status.lower()}: {said or 'it gave no reason; see its log'}"
-        fail(services.step_functions, token, error=AggregationError.__name__, cause=cause)
+        error = OutOfMemoryError if status == "Failed" and _ran_out_of_memory(job) else AggregationError
+        fail(services.step_functions, token, error=error.__name__, cause=cause)
+
+
+def _ran_out_of_memory(job: dict[str, Any]) -> bool:
+    """Whether the job's container was killed, as the kernel does where memory ends, or SageMaker or the job says so."""
+    said = f"{job.get('ExitMessage') or ''} {job.get('FailureReason') or ''}"
+    return bool(_NO_MEMORY.findall(said))

@@ -1,4 +1,4 @@
-"""Wait for updates: keep the state machine's token for whoever counts the last one."""
+"""Wait for updates: keep the state machine's token for whoever counts the last one, or end the waiting now."""
 
 from __future__ import annotations
 
@@ -9,24 +9,51 @@ from pydantic import BaseModel
 from fedgrass.cloud.rounds.changes import change_round
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.cloud.rounds.tokens import succeed
-from fedgrass.errors import RecordError
+from fedgrass.errors import ConfigurationError, RecordError
+from fedgrass.protocol.collecting import round_to_aggregate
 from fedgrass.protocol.names import RoundNumber
 from fedgrass.protocol.records import RoundRecord
 
 
 class TokenRequest(BaseModel):
-    """What the state machine passes to a task that waits."""
+    """What the state machine passes to a task that waits; ``larger`` if the round's job ran out of memory before."""
 
     round: RoundNumber
     token: str
+    larger: bool = False
 
 
 connect("rounds", "step_functions")
 
 
-def handler(event: dict[str, Any], _context: object) -> None:
+def handler(event: dict[str, Any], _context: object) -> dict[str, Any] | None:
     """Entry point."""
+    if "aggregate_now" in event:
+        return aggregate_now(own_services(), event)
     await_updates(own_services(), TokenRequest.model_validate(event))
+    return None
+
+
+def aggregate_now(services: Services, event: dict[str, Any]) -> dict[str, Any]:
+    """End the collecting of the open round, which another execution runs; returns what that goes on with.
+
+    It is how an execution that is started with ``{"aggregate_now": true}`` ends.
+
+    Raises
+    ------
+    RoundRefusedError
+        If no round collects, or it has fewer updates than it needs.
+    ConfigurationError
+        If the input is something else.
+    """
+    if event["aggregate_now"] is not True:
+        raise ConfigurationError(
+            f"aggregate_now: expected true, found {event['aggregate_now']!r}; leave it out to start rounds"
+        )
+    record = round_to_aggregate(services.rounds, services.fleet)
+    if record.collect_token is not None:
+        succeed(services.step_functions, record.collect_token, {"uploaded": record.uploaded})
+    return {"round": record.round, "uploaded": record.uploaded}
 
 
 def await_updates(services: Services, request: TokenRequest) -> None:

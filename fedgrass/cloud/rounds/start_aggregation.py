@@ -16,9 +16,12 @@ from fedgrass.cloud.rounds.changes import change_round
 from fedgrass.cloud.rounds.evaluation import record_evaluation
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.cloud.rounds.tokens import succeed
-from fedgrass.errors import RecordError
+from fedgrass.errors import OutOfMemoryError, RecordError
 from fedgrass.protocol.names import job_prefix
 from fedgrass.protocol.records import RoundRecord
+
+_TWICE = {"medium": "large", "large": "xlarge", "xlarge": "2xlarge", "2xlarge": "4xlarge"}
+"""Sizes of machines and those with twice the memory, as far as all families have them."""
 
 connect("rounds", "iot_data", "sagemaker", "step_functions")
 
@@ -33,6 +36,13 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
 
     With fewer updates than ``min_updates`` no job is started: the round's outcome is ``insufficient_updates``. None is started
     either where devices evaluated only.
+
+    Raises
+    ------
+    RecordError
+        If the round is past its aggregation.
+    OutOfMemoryError
+        If the job is to be started on a larger machine, and may not be or there is none.
     """
     fleet = services.fleet
     record = change_round(
@@ -58,25 +68,47 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
         # Decided just now or by an earlier attempt; or somebody is ending the round.
         succeed(services.step_functions, request.token, {"job": "not_needed"})
         return
-    name = job_name(record)
+    machine = record.settings.aggregation.instance_type or services.setting("FEDGRASS_INSTANCE_TYPE")
+    if request.larger:
+        machine = _larger(record, machine)
+    name = job_name(record, larger=request.larger)
     # Written first: the job may end before this function does.
     record = change_round(services.rounds, fleet, record.round, put={"job": name})
     if record is not None:
-        _start(services, record, name)
+        _start(services, record, name, machine)
 
 
-def job_name(record: RoundRecord) -> str:
-    """Name of the round's job, at most 63 characters; the same for every attempt to start it.
+def _larger(record: RoundRecord, machine: str) -> str:
+    """Return the machine of twice the size."""
+    said = f"job {record.job} ran out of memory on {machine}"
+    if not record.settings.aggregation.retry_larger:
+        raise OutOfMemoryError(f"{said}, and aggregation.retry_larger is false; set aggregation.instance_type")
+    family, _, size = machine.rpartition(".")
+    if size not in _TWICE:
+        raise OutOfMemoryError(f"{said}, and there is no size after that to try; set aggregation.instance_type")
+    tell(
+        "aggregation_repeated",
+        fleet=record.fleet,
+        round=record.round,
+        before=machine,
+        machine=f"{family}.{_TWICE[size]}",
+    )
+    return f"{family}.{_TWICE[size]}"
+
+
+def job_name(record: RoundRecord, *, larger: bool = False) -> str:
+    """Name of the round's job, at most 63 characters; the same for every attempt to start it on the same machine.
 
     SageMaker gives a name once and for all: the execution's digest keeps apart fleets that were removed and made anew. The
     fleet's own name is there for people only: its prefix tells it from others.
     """
     shown = record.fleet.replace("_", "-").strip("-")[:18].strip("-")
-    digest = hashlib.sha256(f"{record.fleet} {record.execution}".encode()).hexdigest()[:10]
+    identity = f"{record.fleet} {record.execution}" + " larger" * larger
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:10]
     return f"{job_prefix(record.fleet)}{shown or 'fleet'}-{record.round:06d}-{digest}"
 
 
-def _start(services: Services, record: RoundRecord, name: str) -> None:
+def _start(services: Services, record: RoundRecord, name: str, machine: str) -> None:
     wanted = record.settings.aggregation
     image = services.setting("FEDGRASS_IMAGE")
     instances = wanted.instance_count or int(services.setting("FEDGRASS_INSTANCE_COUNT"))
@@ -101,7 +133,7 @@ def _start(services: Services, record: RoundRecord, name: str) -> None:
             },
             ProcessingResources={
                 "ClusterConfig": {
-                    "InstanceType": wanted.instance_type or services.setting("FEDGRASS_INSTANCE_TYPE"),
+                    "InstanceType": machine,
                     "InstanceCount": instances,
                     "VolumeSizeInGB": wanted.volume_gb,
                 }

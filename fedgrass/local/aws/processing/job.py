@@ -144,7 +144,8 @@ class ProcessingJob:
                 code = running[event].returncode
                 if code == 0 or verdict:
                     continue
-                verdict = ("Failed", f"AlgorithmError: , exit code: {code}")
+                # A shell's word for a signal, which is what a container's runtime says.
+                verdict = ("Failed", f"AlgorithmError: , exit code: {code if code > 0 else 128 - code}")
             elif event is None and verdict:  # they were asked to end, and did not
                 _signal(running, left, signal.SIGKILL)
                 deadline = None

@@ -40,7 +40,7 @@ def test_a_fleet_is_deployed_updated_and_removed(session: Any, unique: str) -> N
     assert alias["roleAliasDescription"]["roleArn"] == outputs.token_exchange_role_arn
     machine = session.client("stepfunctions").describe_state_machine(stateMachineArn=outputs.state_machine_arn)
     assert "${" not in machine["definition"]
-    assert json.loads(machine["definition"])["StartAt"] == "Begin"
+    assert json.loads(machine["definition"])["StartAt"] == "Asked"
 
     assert deploy(session, fleet=unique, dependencies=False) == outputs
     [stack] = session.client("cloudformation").describe_stacks(StackName=stack_name(unique))["Stacks"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -28,6 +29,11 @@ def main() -> int:
         return 1
     if script == "hang":
         signal.pause()
+    if script == "much_memory":
+        job = json.loads((Path(os.environ["FEDGRASS_ML_ROOT"]) / "config/processingjobconfig.json").read_text())
+        if job["ProcessingResources"]["ClusterConfig"]["InstanceType"] == "ml.m5.large":
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does
+        script = "released"
     if script == "no_report":
         return 0
     s3 = session.client("s3")

@@ -10,7 +10,7 @@ from fedgrass.cloud.rounds.closing import close
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import job_name, start_aggregation
-from fedgrass.errors import AggregationError, RecordError
+from fedgrass.errors import AggregationError, OutOfMemoryError, RecordError
 from fedgrass.protocol.names import report_key
 from fedgrass.protocol.report import Hold, Outcome
 from fedgrass.protocol.tables import load_state
@@ -120,6 +120,62 @@ def test_a_job_that_fails_says_why(collected: Fleet, status: str) -> None:
     kind, answer = collected.step_functions.answers["job"]
     assert (kind, answer["error"]) == ("failure", "AggregationError")
     assert f"{status.lower()}: no space left" in answer["cause"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"FailureReason": "AlgorithmError: , exit code: 137"},
+        {"FailureReason": "ClientError: Please use an instance type with more memory"},
+        {"ExitMessage": "out_of_memory: cannot allocate 8 GB"},
+    ],
+)
+def test_a_job_that_ran_out_of_memory_is_started_once_more_on_twice_the_machine(
+    collected: Fleet, said: dict[str, str]
+) -> None:
+    start_aggregation(collected.services, START)
+    first = collected.round().job
+    aggregation_ended(collected.services, event(collected, "Failed", **said))
+    assert collected.step_functions.answers["job"][1]["error"] == OutOfMemoryError.__name__
+    larger = TokenRequest(round=1, token="larger", larger=True)
+    start_aggregation(collected.services, larger)
+    start_aggregation(collected.services, larger)  # a function may run twice
+    assert len(collected.sagemaker.jobs) == 2
+    second = collected.sagemaker.jobs[str(collected.round().job)]
+    assert second["ProcessingJobName"] != first
+    assert second["ProcessingResources"]["ClusterConfig"]["InstanceType"] == "ml.m5.xlarge"
+    assert collected.round().outcome is None
+    aggregation_ended(
+        collected.services, JobEvent(detail={"ProcessingJobName": first, "ProcessingJobStatus": "Failed"})
+    )
+    aggregation_ended(collected.services, event(collected, "Completed"))
+    assert collected.step_functions.answers["larger"] == ("success", {"job": "Completed"})
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "why"),
+    [
+        ({"retry_larger": False}, "retry_larger is false"),
+        ({"instance_type": "ml.m5.24xlarge"}, "no size after that"),
+    ],
+)
+def test_a_job_is_not_started_on_a_larger_machine_where_that_is_not_wanted_or_there_is_none(
+    fleet: Fleet, aggregation: dict[str, object], why: str
+) -> None:
+    fleet.open(aggregation=aggregation)
+    for thing in "abc":
+        record_update(fleet.services, fleet.update(thing))
+    start_aggregation(fleet.services, START)
+    with pytest.raises(OutOfMemoryError, match=why):
+        start_aggregation(fleet.services, TokenRequest(round=1, token="larger", larger=True))
+    assert len(fleet.sagemaker.jobs) == 1
+
+
+@pytest.mark.parametrize("reason", ["AlgorithmError: , exit code: 1", "exit code: 1370", "no space left"])
+def test_a_job_that_failed_for_another_reason_is_not_started_again(collected: Fleet, reason: str) -> None:
+    start_aggregation(collected.services, START)
+    aggregation_ended(collected.services, event(collected, "Failed", FailureReason=reason))
+    assert collected.step_functions.answers["job"][1]["error"] == "AggregationError"
 
 
 def test_events_of_other_jobs_and_of_jobs_that_go_on_change_nothing(collected: Fleet) -> None:

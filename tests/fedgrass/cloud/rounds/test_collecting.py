@@ -6,11 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedgrass.cloud.rounds.await_updates import TokenRequest, await_updates
+from fedgrass.cloud.rounds.await_updates import TokenRequest, aggregate_now, await_updates
 from fedgrass.cloud.rounds.changes import transact
 from fedgrass.cloud.rounds.closing import close
 from fedgrass.cloud.rounds.record_update import record_update
-from fedgrass.errors import RecordError
+from fedgrass.errors import ConfigurationError, RecordError, RoundRefusedError
 from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.records import Participation
 from fedgrass.protocol.tables import participations
@@ -41,6 +41,28 @@ def test_a_quorum_that_comes_before_the_token_is_not_missed(fleet: Fleet) -> Non
         record_update(fleet.services, fleet.update(thing))
     await_updates(fleet.services, WAIT)
     assert fleet.step_functions.answers == {"collect": ("success", {"uploaded": 3})}
+
+
+def test_an_execution_can_end_the_collecting_of_the_open_round(fleet: Fleet) -> None:
+    now = {"aggregate_now": True}
+    with pytest.raises(RoundRefusedError, match="no open round"):
+        aggregate_now(fleet.services, now)
+    fleet.open()
+    await_updates(fleet.services, WAIT)
+    record_update(fleet.services, fleet.update("a"))
+    with pytest.raises(RoundRefusedError, match="2 are needed"):
+        aggregate_now(fleet.services, now)
+    record_update(fleet.services, fleet.update("b"))
+    assert fleet.step_functions.answers == {}
+    assert aggregate_now(fleet.services, now) == {"round": 1, "uploaded": 2}
+    assert aggregate_now(fleet.services, now) == {"round": 1, "uploaded": 2}  # safe to repeat
+    assert fleet.step_functions.answers == {"collect": ("success", {"uploaded": 2})}
+
+
+@pytest.mark.parametrize("value", [False, 1, "yes", None])
+def test_an_input_that_half_asks_to_aggregate_now_is_refused_in_words(fleet: Fleet, value: object) -> None:
+    with pytest.raises(ConfigurationError, match="expected true"):
+        aggregate_now(fleet.services, {"aggregate_now": value})
 
 
 def test_a_notice_delivered_twice_counts_once(fleet: Fleet) -> None:

@@ -53,9 +53,11 @@ class Stack:
         self.devices = dynamodb.Table(outputs.devices_table)
 
     def start(self, **overrides: Any) -> str:
-        settings = {"deadline_seconds": int(PATIENCE), "rollout": {"wait_seconds": int(PATIENCE)}, **overrides}
+        return self.begin({"deadline_seconds": int(PATIENCE), "rollout": {"wait_seconds": int(PATIENCE)}, **overrides})
+
+    def begin(self, given: dict[str, Any]) -> str:
         started = self.step_functions.start_execution(
-            stateMachineArn=self.outputs.state_machine_arn, input=json.dumps(settings)
+            stateMachineArn=self.outputs.state_machine_arn, input=json.dumps(given)
         )
         return str(started["executionArn"])
 
@@ -209,6 +211,24 @@ def test_at_the_deadline_the_round_goes_on_with_what_there_is(stack: Stack) -> N
     assert (result["outcome"], result["participants"]) == ("released", 2)
     record = stack.round(announcement.round)
     assert (record.uploaded, record.late) == (2, 1)
+
+
+def test_an_execution_with_aggregate_now_ends_the_collecting_and_a_job_without_memory_is_repeated_larger(
+    stack: Stack,
+) -> None:
+    execution = stack.start(deadline_seconds=3600, strategy=scripted("much_memory"))
+    announcement = stack.announced()
+    refused = stack.ended(stack.begin({"aggregate_now": True}))
+    assert refused["status"] == "FAILED"
+    assert "2 are needed" in refused["cause"]
+    stack.upload(announcement, "a", "b")
+    eventually(lambda: stack.round(announcement.round).uploaded == 2)
+    ended = stack.ended(stack.begin({"aggregate_now": True}))
+    assert json.loads(ended["output"]) == {"round": announcement.round, "uploaded": 2}
+    stack.in_phase(announcement.round, "rolling_out")
+    stack.activate(stack.round(announcement.round).version, *THINGS)
+    (result,) = stack.results(execution)
+    assert (result["outcome"], result["participants"]) == ("released", 2)
 
 
 def test_too_few_updates_at_the_deadline_leave_the_model_unchanged(stack: Stack) -> None:
