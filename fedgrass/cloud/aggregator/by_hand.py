@@ -28,7 +28,7 @@ from fedgrass.cloud.aggregator.server_state import release_held_state
 from fedgrass.cloud.ending.deployment import SupersededError, job_configuration
 from fedgrass.cloud.ending.finish import deploy_current, finish_by_hand, register_released
 from fedgrass.cloud.ending.outcome import release_by_hand
-from fedgrass.errors import RecordError, ReleaseError, RoundRefusedError
+from fedgrass.errors import RecordError, ReleaseError, RoundRefusedError, TensorFileError
 from fedgrass.files import write_atomically
 from fedgrass.inference import write_bundle
 from fedgrass.operations import require_no_open_round
@@ -141,7 +141,8 @@ def roll_back(account: Account, version: str) -> Release:
         manifest = _published(clients, version)
         if manifest is None:
             raise ReleaseError(
-                f"model {version}: fleet {account.fleet!r} never had it; see its versions in the console"
+                f"model {version}: fleet {account.fleet!r} never had it, or its {MANIFEST} is gone "
+                f"({clients.bucket.uri(model_prefix(clients.fleet, version) + MANIFEST)}); see its versions in the console"
             )
         _require_complete(clients, manifest)
         base = base_of(manifest, clients.fleet)
@@ -269,7 +270,13 @@ def _made_again(clients: FleetClients, record: RoundRecord, folder: Path) -> Bun
     if content is None:
         raise _nothing_left(record)
     write_atomically(folder / PARAMETERS, content)
-    parameters, _ = tensors.load(folder / PARAMETERS)
+    try:
+        parameters, _ = tensors.load(folder / PARAMETERS)
+    except TensorFileError as error:
+        raise ReleaseError(
+            f"model {record.version}: what round {record.round} kept of it is damaged ({error}). Restore {PARAMETERS} beside "
+            "the round's report (the bucket keeps versions)"
+        ) from error
     application = record.settings.inference
     return write_bundle(
         base, parameters, folder / "new", version=record.version, int8=application.int8, sparsity=application.sparsity
