@@ -14,7 +14,14 @@ import typer
 import yaml
 
 from fedgrass.cloud.infrastructure import script
-from fedgrass.cloud.infrastructure.devices import FLEET_MARK, FLEET_TAG, check_is_free, provisioned_things, unprovision
+from fedgrass.cloud.infrastructure.devices import (
+    FLEET_MARK,
+    FLEET_TAG,
+    check_is_free,
+    forget,
+    provisioned_things,
+    unprovision,
+)
 from fedgrass.cloud.infrastructure.identity import (
     CERTIFICATE,
     KEY,
@@ -228,6 +235,8 @@ def main(
     for thing in things:
         if remove:
             steps.do(f"remove device {thing}", unprovision, session, fleet, thing)
+            # Afterwards: until its certificate is gone it can send another heartbeat.
+            steps.do(f"forget what {thing} said", forget, session, outputs.devices_table, fleet, thing)
         else:
             provision(session, outputs, caller, thing, output / thing, steps)
 

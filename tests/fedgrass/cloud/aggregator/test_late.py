@@ -21,10 +21,12 @@ from fedgrass.cloud.aggregator.job import RoundJob
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.strategies import strategy_named
+from fedgrass.cloud.ending.outcome import Decision, decide, end
 from fedgrass.cloud.ending.reports import proposal_key
 from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import model_prefix, next_version, parameters_key, report_key, report_prefix, update_key
+from fedgrass.protocol.records import RoundOutcome, RoundRecord
 from fedgrass.protocol.refusals import count_refusals
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
@@ -309,3 +311,31 @@ def test_settings_do_not_take_late_updates_where_a_device_may_count_but_once() -
     FleetSettings().overridden({**central, "strategy": {"name": "fedbuff", "options": {"staleness": 0}}})
     with pytest.raises(ConfigurationError, match="metric"):
         FleetSettings().overridden({"privacy": {"mode": "local"}, "strategy": {"name": "fednova"}})
+
+
+@pytest.mark.parametrize("ended", ["cancelled", "failed"])
+def test_a_round_that_was_stopped_spends_nothing_whatever_its_job_had_done_by_then(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch, ended: RoundOutcome
+) -> None:
+    deltas = {thing: rounds.put(1, thing, seed) for seed, thing in enumerate("ab")}
+    rounds.put_bytes(1, "e", b"no update, but long enough for a header")
+
+    def too_late(table: Any, record: RoundRecord, report: RoundReport) -> Decision:
+        end(table, record, ended, "stopped when all was proposed")
+        return decide(table, record, report)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedgrass.cloud.aggregator.job.decide", too_late)
+        assert rounds.run(1).outcome == "held"
+    assert rounds.fleet.object(proposal_key(FLEET, 1)) is not None
+    assert rounds.fleet.object(report_key(FLEET, 1)) is None
+    deltas |= {thing: rounds.put(2, thing, 20 + seed) for seed, thing in enumerate("cd")}
+    second = rounds.run(2)
+    assert used(second) == {"a": (1, 0), "b": (1, 0), "c": (None, 0), "d": (None, 0)}
+    assert refused(second) == [("e", "corrupt_header", 1)]
+    np.testing.assert_allclose(rounds.step(2), weighted(deltas, {}), atol=1e-7)
+    for seed, thing in enumerate("cd"):
+        rounds.put(3, thing, 30 + seed)
+    third = rounds.run(3)
+    assert used(third) == {"c": (None, 0), "d": (None, 0)}
+    assert refused(third) == []

@@ -7,10 +7,12 @@ from collections import Counter
 from datetime import timedelta
 from typing import Any
 
+import boto3
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from fedgrass.cloud.infrastructure.devices import forget
 from fedgrass.cloud.rounds.await_rollout import await_rollout
 from fedgrass.cloud.rounds.await_updates import TokenRequest, await_updates
 from fedgrass.cloud.rounds.closing import close
@@ -447,3 +449,15 @@ def test_judgements_are_counted_as_the_reference_does_among_repeated_answers_to_
     assert found.judged_examples == 10 * judged
     assert (found.uploaded, found.declined, found.failed) == (before.uploaded, before.declined, before.failed)
     close(fleet.services, number)
+
+
+def test_a_device_that_was_removed_counts_no_more_from_then_on(fleet: Fleet) -> None:
+    record_model(fleet.services, fleet.model("a", version="1.0.0"))
+    fleet.open(min_updates=1)
+    session = boto3.Session(region_name="us-east-1")
+    for _ in range(2):
+        forget(session, "devices", FLEET, "a")
+    assert record_update(fleet.services, fleet.update("a")) == "ignored"
+    assert record_update(fleet.services, fleet.update("b")) == "counted"
+    assert things_of_fleet(fleet.services.devices, FLEET, ()) == {"b", "c"}
+    assert [member.thing for member in fleet_members(fleet.services.devices, FLEET)] == ["b", "c"]
