@@ -39,6 +39,7 @@ def test_with_every_function_broken_the_commands_say_so_and_lost_events_are_show
     with monkeypatch.context() as broken:
         code = _archive(
             {
+                "fedgrass/__init__.py": b"",
                 "fedgrass/cloud/__init__.py": b"raise RuntimeError('nothing works')",
                 "fedgrass/cloud/rounds/__init__.py": b"",
             }
