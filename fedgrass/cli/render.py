@@ -93,7 +93,7 @@ def rounds_table(records: Sequence[RoundRecord]) -> Table:
             percent(record.accuracy),
             _NOTHING if record.participants is None else f"{record.participants} of {record.taking_part}",
             _NOTHING if record.quarantined is None else str(record.quarantined),
-            f"{record.active} of {record.alive}" if record.outcome == "released" else _NOTHING,
+            f"{record.active} of {record.alive}" if record.outcome in {"released", "refused"} else _NOTHING,
             size(record.bytes_uploaded),
             _NOTHING if seconds is None else f"{seconds:.1f} s",
         )

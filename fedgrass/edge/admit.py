@@ -1,9 +1,10 @@
 """A model's lifecycle script: ``python -m fedgrass.edge.admit --artifacts DIR --store DIR``.
 
-Runs as ``install`` of com.fedgrass.GlobalModel. When that fails, the classic nucleus rolls the deployment back, and nucleus lite
-reports it failed and takes nothing back; what keeps the old model active on both is that a refused one is not activated. It may
-run again for a model that is active already, when there is nothing to do. Exit codes: 0 the model is active; 1 it was refused,
-the active one stays; 78 the configuration is wrong.
+Runs as ``install`` of com.fedgrass.GlobalModel. A refusal is a decision, not a failure: the active model stays, the deployment
+succeeds on both nuclei, and the cloud is told. With ``--refusal fail`` it ends with 1 instead: then the classic nucleus rolls the
+whole deployment back, and nucleus lite reports it failed and takes nothing back. It may run again for a model that is active or
+was just refused, when there is nothing to do. Exit codes: 0 it was decided; 1 it could not be, or with ``fail`` the model was
+refused; 78 the configuration is wrong.
 
 accessControl: pubsub PublishToTopic ``fedgrass/model/admission``.
 """
@@ -11,6 +12,7 @@ accessControl: pubsub PublishToTopic ``fedgrass/model/admission``.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 from pathlib import Path
@@ -24,32 +26,37 @@ from fedgrass.edge.model_store import Admission, ModelStore
 from fedgrass.edge.settings import EXIT_CONFIGURATION, ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.base import Engine
 from fedgrass.engines.registry import open_engine
-from fedgrass.errors import ConfigurationError, FedgrassError, IpcError
+from fedgrass.errors import BundleError, ConfigurationError, FedgrassError, IpcError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import AdmissionNotice, as_reason
-from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME
+from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME, is_version
 
 if TYPE_CHECKING:
     from fedgrass.edge.ipc import Ipc
 
-EXIT_REFUSED = 1
+EXIT_FAILED = 1
 
 _PATIENCE_SECONDS = 10.0
+_VERDICT_SECONDS = 3600.0
+"""How long a refusal stands without another look at the data: nuclei repeat an install that failed, and at each start."""
 
 
 def admit(
     artifacts: Path, store: ModelStore, runtime: RuntimeSettings, deployer: ModelDeployerSettings, log: Log
 ) -> Admission | None:
-    """Judge the model in ``artifacts`` and make it active, or note why not; None if that was decided before.
+    """Judge the model in ``artifacts`` and make it active, or note why not; None if there is nothing to do.
 
     Raises
     ------
     FedgrassError
-        If the folder holds no bundle, or the store cannot be written.
+        If the folder holds no bundle and does not say of which version, or the store cannot be written.
     """
     from fedgrass.edge.admission import WorseError, judge
 
-    candidate = Bundle.open(artifacts)
+    try:
+        candidate = Bundle.open(artifacts)
+    except BundleError as error:
+        return _refused_unread(artifacts, store, error)
     version = candidate.manifest.version
 
     def examples(manifest: Manifest) -> Split:
@@ -60,6 +67,7 @@ def admit(
 
     with store.lock():
         if store.holds(candidate):
+            store.forget_verdict()
             told = [a for a in store.admissions() if a.outcome == "active"]
             if told and told[-1].version == version:
                 log.info("model is active already", version=version)
@@ -68,10 +76,15 @@ def admit(
         if store.is_taken_back(version):
             log.warning("model was rolled back on this device and stays out", version=version)
             return None
+        active = store.active()
+        question = _question(candidate, active, runtime, deployer)
+        if (refusal := store.verdict(question, _VERDICT_SECONDS)) is not None:
+            log.info("model was refused just now and stays out", version=version)
+            return refusal
         try:
             verdict = judge(
                 candidate,
-                store.active(),
+                active,
                 tolerance=deployer.tolerance,
                 max_latency_ms=deployer.max_latency_ms,
                 max_memory_mb=deployer.max_memory_mb,
@@ -81,8 +94,27 @@ def admit(
             store.activate(candidate)
         except FedgrassError as error:
             metrics = error.metrics if isinstance(error, WorseError) else {}
-            return store.record(version, "refused", reason=str(error), metrics=metrics)
+            return store.refuse(version, str(error), question, metrics)
+        store.forget_verdict()
         return store.record(version, "active", reason=verdict.reason, metrics=verdict.metrics)
+
+
+def _question(
+    candidate: Bundle, active: Bundle | None, runtime: RuntimeSettings, deployer: ModelDeployerSettings
+) -> str:
+    """Return a digest of all that a verdict hangs on but the data."""
+    parts = [candidate.manifest, active.manifest if active else RuntimeSettings(fleet="none"), runtime, deployer]
+    return hashlib.sha256("\n".join(part.model_dump_json() for part in parts).encode()).hexdigest()
+
+
+def _refused_unread(artifacts: Path, store: ModelStore, error: BundleError) -> Admission:
+    """Refuse what is no bundle this release reads, by the version that the nucleus names its folder after."""
+    version = artifacts.name
+    if not is_version(version):
+        raise error
+    question = f"{version} {error}"
+    with store.lock():
+        return store.verdict(question, _VERDICT_SECONDS) or store.refuse(version, str(error), question)
 
 
 def main() -> int:
@@ -90,6 +122,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fedgrass.edge.admit", description=__doc__)
     parser.add_argument("--artifacts", type=Path, required=True, help="folder that holds the new model's bundle")
     parser.add_argument("--store", type=Path, required=True, help="the model store")
+    parser.add_argument(
+        "--refusal", choices=("keep", "fail"), default="keep", help="whether a refused model fails its deployment"
+    )
     arguments = parser.parse_args()
     logs.configure()
     log = Log("fedgrass.edge.admit", thing=os.environ.get("AWS_IOT_THING_NAME", ""))
@@ -99,17 +134,17 @@ def main() -> int:
         admission = admit(arguments.artifacts, store, runtime, deployer, log.bind(fleet=runtime.fleet))
     except FedgrassError as error:
         log.error(str(error), code=error.code)
-        return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_REFUSED
+        return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_FAILED
     except OSError as error:
         log.error(f"{error.filename or arguments.store}: {error.strerror}", code="admission")
-        return EXIT_REFUSED
+        return EXIT_FAILED
     if admission is None:
         return 0
-    say = log.info if admission.outcome == "active" else log.error
+    say = log.info if admission.outcome == "active" else log.warning
     say("model " + admission.outcome, version=admission.version, reason=admission.reason, metrics=admission.metrics)
     if ipc is not None:
         _publish(ipc, admission, log)
-    return 0 if admission.outcome == "active" else EXIT_REFUSED
+    return EXIT_FAILED if admission.outcome == "refused" and arguments.refusal == "fail" else 0
 
 
 def _surroundings(log: Log) -> tuple[Ipc | None, RuntimeSettings, ModelDeployerSettings]:

@@ -3,6 +3,7 @@
 - ``models/<version>/``: admitted bundles.
 - ``active``: link to one of them, swapped by renaming, so that ``active/inference.tflite`` always names a whole model.
 - ``admissions/<number>.json``: what became of each model, in order; kept until ModelDeployer has told the cloud.
+- ``refused.json``: what the last refusal answered, so that an install which is repeated does not judge again.
 - ``lock``: held while any of it changes.
 """
 
@@ -26,6 +27,7 @@ from fedgrass.protocol.messages import Metrics, Reason
 from fedgrass.protocol.names import Version
 
 _KEPT_ADMISSIONS = 100
+_VERDICT = "refused.json"
 
 
 class Admission(BaseModel):
@@ -39,6 +41,13 @@ class Admission(BaseModel):
     reason: Reason = ""
     active_version: Version | None = None
     metrics: Metrics = {}
+    at: AwareDatetime
+
+
+class _Verdict(BaseModel):
+    """A refusal that need not be thought over again: the digest of what was asked, and when."""
+
+    question: str
     at: AwareDatetime
 
 
@@ -168,7 +177,16 @@ class ModelStore:
             reason[:500],
         ):
             return earlier[-1]
-        active = self.active()
+        return self._write(version, outcome, reason, metrics)
+
+    def _write(
+        self,
+        version: str,
+        outcome: Literal["active", "refused", "rolled_back"],
+        reason: str,
+        metrics: dict[str, float] | None,
+    ) -> Admission:
+        earlier, active = self.admissions(), self.active()
         admission = Admission(
             number=earlier[-1].number + 1 if earlier else 1,
             version=version,
@@ -182,6 +200,29 @@ class ModelStore:
         for old in earlier[: -_KEPT_ADMISSIONS + 1]:
             (self._admissions / f"{old.number:08d}.json").unlink(missing_ok=True)
         return admission
+
+    def refuse(self, version: str, reason: str, question: str, metrics: dict[str, float] | None = None) -> Admission:
+        """Note that a model was refused, and the digest of the ``question`` that this answers. Needs the lock."""
+        admission = self._write(version, "refused", reason, metrics)
+        verdict = _Verdict(question=question, at=admission.at)
+        write_atomically(self.folder / _VERDICT, verdict.model_dump_json().encode())
+        return admission
+
+    def verdict(self, question: str, seconds: float) -> Admission | None:
+        """Return the last refusal if it answered the same question and is not older than ``seconds``."""
+        try:
+            known = _Verdict.model_validate_json((self.folder / _VERDICT).read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+        age = (datetime.now(timezone.utc) - known.at).total_seconds()
+        told = self.admissions()
+        if known.question != question or not 0 <= age <= seconds or not told or told[-1].outcome != "refused":
+            return None
+        return told[-1]
+
+    def forget_verdict(self) -> None:
+        """Have a model that was refused judged again when it comes back: another was installed since. Needs the lock."""
+        (self.folder / _VERDICT).unlink(missing_ok=True)
 
     def admissions(self) -> list[Admission]:
         """Return the notes in order; one that is damaged is left out."""

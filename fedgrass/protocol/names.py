@@ -16,7 +16,8 @@ FleetName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,39}$")]
 # A topic holds both names and must stay within IoT Core's 256 characters.
 ThingName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9:_-]{1,128}$")]
 RoundNumber = Annotated[int, Field(ge=1, le=999_999)]
-Version = Annotated[str, Field(pattern=r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$")]
+_VERSION = r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$"
+Version = Annotated[str, Field(pattern=_VERSION)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 TRAINER = "com.fedgrass.Trainer"
@@ -180,6 +181,11 @@ def next_version(base: str, number: int) -> str:
     """
     major = base.split(".", 1)[0]
     return f"{major}.{number}.0"
+
+
+def is_version(text: str) -> bool:
+    """Whether a text is a model's version."""
+    return re.fullmatch(_VERSION, text) is not None
 
 
 def version_order(version: str) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ milliseconds (as the topic rule gives them); other times are ISO 8601 text.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal, TypeVar
@@ -39,7 +40,9 @@ STATE_KEY = "state"
 MODEL_SUFFIX = "#model"
 
 Phase = Literal["collecting", "aggregating", "rolling_out", "closed"]
-RoundOutcome = Literal["released", "advanced", "held", "evaluated", "insufficient_updates", "failed", "cancelled"]
+RoundOutcome = Literal[
+    "released", "refused", "advanced", "held", "evaluated", "insufficient_updates", "failed", "cancelled"
+]
 ModelOutcome = Literal["active", "refused", "rolled_back"]
 
 ALIVE_INTERVALS = 3
@@ -113,11 +116,21 @@ class HandLock(Record):
     until: int
 
 
+Word = Literal["round", "publish", "hand", "roll_back", "refusal"]
+
+
 class Released(Record):
-    """The version that the fleet's devices are to have, and whose word that is: the deployment follows it."""
+    """The version that the fleet's devices are to have, and whose word that is: the deployment follows it.
+
+    ``before`` is what takes its place if the fleet refuses it. ``refusal`` says that this has happened. Of a model that a person
+    chose by name (``hand``, ``roll_back``), devices still judge, and nothing is taken back.
+    """
 
     version: Version
-    by: Literal["round", "publish", "roll_back"]
+    by: Word
+    model: Base | None = None
+    before: Base | None = None
+    at: int = Field(default=0, description="Epoch milliseconds; refusals from before do not count")
 
 
 class FleetState(Record):
@@ -132,6 +145,15 @@ class FleetState(Record):
     model: Base | None = None
     released: Released | None = None
     privacy: PrivacyLedger = PrivacyLedger()
+
+    def released_next(self, model: Base, by: Word) -> Released:
+        """Return what the devices are to have when ``model`` takes the place of what they have."""
+        last = self.released
+        before = None
+        if last is not None:
+            had = last.model or (self.model if self.model and self.model.version == last.version else None)
+            before = last.before if last.version == model.version else had
+        return Released(version=model.version, by=by, model=model, before=before, at=time.time_ns() // 1_000_000)
 
 
 class CanaryTrial(Record):

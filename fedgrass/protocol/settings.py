@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -167,6 +168,10 @@ class Aggregation(_Settings):
     )
 
 
+HALF = 0.5
+"""Share of the fleet that takes a model back by refusing it, where the settings name none."""
+
+
 class Rollout(_Settings):
     """How a new model goes out: to the canaries first, if there are any, and then to the fleet at a rate."""
 
@@ -181,11 +186,23 @@ class Rollout(_Settings):
     )
     canary_seconds: int = Field(default=300, ge=1, le=86_400, description="How long the canaries' word is waited for")
     abort_share: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of refusals beyond which it goes no further: canaries, then fleet"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of refusals beyond which it goes no further: canaries, then fleet; 0: one canary, half of the fleet",
+    )
+    refusal: Literal["keep", "fail"] = Field(
+        default="keep",
+        description="What a refusal is on a device. keep: its deployment succeeds with the old model, and the fleet's function "
+        "puts the model before back beyond the share; fail: its deployment fails, and AWS's own abort has the share",
     )
     per_minute: int | None = Field(
         default=None, ge=1, le=1000, description="Devices of the fleet that begin in a minute"
     )
+
+    def refusals_to_take_back(self, alive: int) -> int | None:
+        """How many refusals of so many devices take a model back; None if none do."""
+        return math.floor((self.abort_share or HALF) * alive) + 1 if self.refusal == "keep" else None
 
 
 class Tracking(_Settings):

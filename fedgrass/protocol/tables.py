@@ -27,7 +27,6 @@ from fedgrass.protocol.records import (
     FleetState,
     HandLock,
     Participation,
-    Released,
     RoundRecord,
     participation_key,
     round_key,
@@ -119,7 +118,8 @@ def set_current_model(rounds: Table, fleet: str, model: Base, *, publish: bool =
         Whether ``model`` is the current one now.
     """
     for _ in range(10):
-        current = load_state(rounds, fleet).model
+        state = load_state(rounds, fleet)
+        current = state.model
         if current is not None and version_order(current.version) > version_order(model.version):
             return False
         if current is not None and current.version == model.version and (current != model or not publish):
@@ -132,7 +132,7 @@ def set_current_model(rounds: Table, fleet: str, model: Base, *, publish: bool =
         changes = "SET #model = :model"
         if publish:
             changes += ", #released = :released"
-            values[":released"] = Released(version=model.version, by="publish").model_dump()
+            values[":released"] = state.released_next(model, "publish").model_dump(exclude_none=True)
         if _change_state(rounds, fleet, changes, condition, values):
             return True
         # another writer was first: compare with what it wrote
@@ -151,7 +151,7 @@ def return_to_model(rounds: Table, fleet: str, seen: FleetState, model: Base) ->
         raise RecordError(f"state of fleet {fleet!r}: no model is current, so there is none to return from")
     values: dict[str, Any] = {
         ":model": model.model_dump(),
-        ":released": Released(version=model.version, by="roll_back").model_dump(),
+        ":released": seen.released_next(model, "roll_back").model_dump(exclude_none=True),
         ":version": seen.model.version,
     }
     condition = "#model.#version = :version AND attribute_not_exists(#last)"
@@ -254,9 +254,9 @@ def participations_at(rounds: Table, fleet: str, places: Iterable[tuple[int, str
     return [Participation.from_item(item) for item in _batch(rounds, "key", fleet, keys)]
 
 
-def fleet_members(devices: Table, fleet: str) -> list[FleetMember]:
+def fleet_members(devices: Table, fleet: str, *, consistent: bool = False) -> list[FleetMember]:
     """Return the fleet's devices in the order of their names. An item that cannot be read is logged and left out."""
-    return _members(items_below(devices, "thing", fleet, ""))
+    return _members(items_below(devices, "thing", fleet, "", consistent=consistent))
 
 
 def members_named(devices: Table, fleet: str, things: Sequence[str]) -> list[FleetMember]:

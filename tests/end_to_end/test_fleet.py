@@ -281,7 +281,7 @@ def test_a_cancelled_round_leaves_the_model_and_frees_the_fleet(operator: Operat
     assert operator.command("round", "cancel").returncode == 1
 
 
-def test_a_model_that_fails_admission_is_rolled_back_and_the_cloud_is_told(operator: Operator, tmp_path: Path) -> None:
+def test_a_model_that_devices_refuse_fails_no_deployment_and_is_put_back(operator: Operator, tmp_path: Path) -> None:
     operator.run_round()  # a device can tell a worse model only from one that has learnt something
     before = operator.active_versions()
     good = base_bundle(operator, tmp_path)
@@ -291,11 +291,9 @@ def test_a_model_that_fails_admission_is_rolled_back_and_the_cloud_is_told(opera
     greengrass = operator.fleet.aws.client("greengrassv2")
     released = release_model(bundle, operator.demo.clients())
 
-    def told() -> bool:
+    def refused() -> list[tables.FleetMember]:
         members = tables.fleet_members(operator.demo.devices_table, operator.fleet.fleet)
-        return all(
-            m.model is not None and (m.model.version, m.model.outcome) == ("1.900.0", "refused") for m in members
-        )
+        return [m for m in members if m.model and (m.model.version, m.model.outcome) == ("1.900.0", "refused")]
 
     def statuses() -> set[str]:
         effective = [
@@ -306,17 +304,19 @@ def test_a_model_that_fails_admission_is_rolled_back_and_the_cloud_is_told(opera
         ]
         return {deployment["coreDeviceExecutionStatus"] for deployment in effective}
 
-    eventually(told)
-    eventually(lambda: statuses() == {"FAILED"})
+    eventually(lambda: len(refused()) >= 2)  # more than half: the third may get the model before, instead
+    assert "FAILED" not in statuses()
     assert operator.active_versions() == before
-    members = tables.fleet_members(operator.demo.devices_table, operator.fleet.fleet)
-    assert all(m.model is not None and "accuracy" in m.model.reason for m in members)
-    # The operator withdraws the bad version; the fleet goes on.
-    latest = greengrass.list_deployments(targetArn=operator.fleet.outputs.thing_group_arn, historyFilter="LATEST_ONLY")
-    current = greengrass.get_deployment(deploymentId=latest["deployments"][0]["deploymentId"])
-    components = current["components"]
-    components[GLOBAL_MODEL]["componentVersion"] = operator.model
-    greengrass.create_deployment(targetArn=operator.fleet.outputs.thing_group_arn, components=components)
+    assert all(m.model is not None and "accuracy" in m.model.reason for m in refused())
+
+    def deployed() -> str:
+        target = operator.fleet.outputs.thing_group_arn
+        latest = greengrass.list_deployments(targetArn=target, historyFilter="LATEST_ONLY")
+        current = greengrass.get_deployment(deploymentId=latest["deployments"][0]["deploymentId"])
+        return str(current["components"][GLOBAL_MODEL]["componentVersion"])
+
+    # Nothing refused stands in the deployment, and the fleet goes on.
+    eventually(lambda: deployed() == operator.model)
     record = operator.run_round()
     assert record.outcome == "released"
     assert operator.active_versions() == {record.version}

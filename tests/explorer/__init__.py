@@ -17,7 +17,7 @@ What must hold (`invariants`), when all has come to rest and again after one mor
 1. No two rounds are open at any time; none is left open; an outcome, once written, stays (but for a person's release).
 2. The base of the next round is the newest adopted model, and all its objects are there.
 3. No device of the fleet ever had a model that was not released; the fleet has the newest that was; canaries keep none that
-   was not.
+   was not; one that the devices refuse is taken back.
 4. Nobody's component is lost from a deployment.
 5. A report is there exactly for rounds that their job ended, and says what the record says; so does the registry, once.
 6. No update is in two adopted models; none that is in a model is recorded as late; a round counts what its parts say.

@@ -23,6 +23,8 @@ SCENARIOS = (
     Scenario("hold", {}, {"release": "never"}),
     Scenario("several rounds", {}, {"rounds": 2}, second={}),
     Scenario("quorum", {"quorum": 0.5, "min_updates": 1}),
+    Scenario("devices refuse", refused="1.1.0"),
+    Scenario("devices refuse the first of two rounds", {}, {"rounds": 2}, refused="1.1.0"),
     Scenario("person goes back", released_before=True, operator=("roll_back",)),
     Scenario("person releases", held_before=True, operator=("release",)),
     Scenario("two persons", held_before=True, operator=("release", "roll_back")),

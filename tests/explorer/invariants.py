@@ -79,7 +79,8 @@ def _base(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, str]]
 def _devices(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, str]]:
     """No device ever had a model that was not released, and the fleet has the newest released one; other components stay."""
     released = {FIRST, *(record.version for record in records if record.outcome == "released")}
-    for version in world.ever_deployed() - released:
+    refused = {record.version for record in records if record.outcome == "refused"}
+    for version in world.ever_deployed() - released - refused:
         yield "unreleased model on the fleet", f"{version}: {_told(records)}"
     fleet = world.version_on(GROUP_ARN)
     if not world.operated and fleet != max(released, key=version_order):
@@ -88,6 +89,10 @@ def _devices(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, st
         last = records[-1] if records else None
         if last is None or last.outcome != "advanced":
             yield "fleet and base differ", f"fleet {fleet}, base {world.state().model.version}: {_told(records)}"
+    for record in records:
+        enough = record.settings.rollout.refusals_to_take_back(record.alive)
+        if record.outcome == "released" and enough is not None and record.refused >= enough:
+            yield "refused model stands", f"{record.version}: {_told(records)}"
     canaries = world.version_on(GROUP_ARN, CANARIES_ARN)
     if canaries not in released:
         yield "canaries keep an unreleased model", f"{canaries}: {_told(records)}"
@@ -106,7 +111,8 @@ def _reports(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, st
                 yield "round without report", f"round {record.round} is {record.outcome}"
             continue
         by_hand = record.outcome == "released" and "by hand" in record.reason
-        if report.outcome != record.outcome and not by_hand:
+        taken_back = (report.outcome, record.outcome) == ("released", "refused")
+        if report.outcome != record.outcome and not by_hand and not taken_back:
             yield "report and record differ", f"round {record.round}: {report.outcome}, {record.outcome}"
         model = world.objects.objects.get(model_prefix(FLEET, record.version) + MANIFEST)
         if record.adopted and model is not None and report.model is not None:
@@ -123,7 +129,8 @@ def _registry(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, s
     """The registry has each released model once, and no other."""
     found = [str(package["CustomerMetadataProperties"]["version"]) for package in world.jobs.packages.values()]
     released = {record.version for record in records if record.outcome == "released"}
-    for version in set(found) - released:
+    refused = {record.version for record in records if record.outcome == "refused"}
+    for version in set(found) - released - refused:
         yield "unreleased model registered", f"{version}: {_told(records)}"
     for version in released - set(found):
         yield "released model not registered", f"{version}: {_told(records)}"

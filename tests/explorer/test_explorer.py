@@ -67,6 +67,16 @@ def test_a_job_killed_before_the_decision_changes_nothing_for_good() -> None:
     assert world.version_on(CANARIES_ARN, GROUP_ARN) == "1.2.0"
 
 
+def test_a_refused_model_is_taken_back_whichever_call_a_function_ends_at() -> None:
+    scenario = _BY_NAME["devices refuse"]
+    steps = steps_of(scenario, "record_model")
+    for step in steps[::3]:
+        world, found = run(Schedule(scenario, {step: [("crash",)]}))
+        assert not found, (step, found)
+        assert world.records()[0].outcome == "refused"
+        assert world.version_on(GROUP_ARN) == "1.2.0"
+
+
 def test_the_explorer_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that deploys before its outcome is written, as it once did."""
     original = decide

@@ -41,7 +41,7 @@ from fedgrass.protocol.names import (
     update_key,
     version_order,
 )
-from fedgrass.protocol.records import RoundRecord, to_attribute
+from fedgrass.protocol.records import ModelOutcome, RoundRecord, to_attribute
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_round, load_state, save_settings, set_current_model
 from fedgrass.stack import StackOutputs
@@ -81,6 +81,7 @@ class Scenario:
     """What is going on before anything is disturbed.
 
     ``held`` is run first and left held, so that there is a model to release by hand. ``operator`` acts while the round runs.
+    ``refused`` is a version that all devices refuse.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Scenario:
     released_before: bool = False
     operator: tuple[str, ...] = ()
     second: dict[str, Any] | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ class World:
             parameters_sha256=manifest.parameters_sha256,
             graph_sha256=manifest.graph_sha256,
         )
-        set_current_model(self.rounds_table, FLEET, self.first)
+        set_current_model(self.rounds_table, FLEET, self.first, publish=True)
         settings = FleetSettings().overridden({"deadline_seconds": 600, **self.schedule.scenario.settings})
         save_settings(self.rounds_table, FLEET, settings)
         components = {GLOBAL_MODEL: {"componentVersion": FIRST}, "com.acme.Vision": {"componentVersion": "4.2.0"}}
@@ -391,7 +393,8 @@ class World:
         if version == FIRST or len(self.greengrass.deployments) < 2:
             return
         for thing in self.greengrass.core_devices[deployment["targetArn"]]:
-            notice = ModelNotice(fleet=FLEET, thing=thing, version=version, outcome="active")
+            outcome: ModelOutcome = "refused" if version == self.schedule.scenario.refused else "active"
+            notice = ModelNotice(fleet=FLEET, thing=thing, version=version, outcome=outcome)
             self._say(thing, "model", notice, "record_model")
 
     def _say(self, thing: str, channel: DeviceChannel, message: Message, module: str) -> None:
@@ -483,6 +486,7 @@ class World:
                 not in {
                     ("held", "released"),
                     ("advanced", "released"),
+                    ("released", "refused"),
                 }
             ):
                 self.seen.append(f"outcome changed: {key} {before} -> {now}")

@@ -92,7 +92,7 @@ def release(account: Account, version: str, *, canaries: bool = True) -> Release
     clients = replace(fleet_clients(account), registry=_registry(account))
     with _held(account, clients, "release", version) as state:
         record = _round_of(clients, version)
-        if record is None or record.outcome not in {"held", "advanced", "released"}:
+        if record is None or record.outcome not in {"held", "advanced", "released", "refused"}:
             raise ReleaseError(
                 f"model {version}: no round of fleet {account.fleet!r} made it to be released; see `fedgrass round list`"
             )

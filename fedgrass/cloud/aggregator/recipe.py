@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from fedgrass.bundle import MANIFEST, Manifest
 from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME
@@ -24,7 +24,12 @@ _ADMIT_SECONDS = 2400  # the venv's own bound, 1800, and time to judge a large m
 
 
 def global_model_recipe(
-    fleet: str, manifest: Manifest, uris: Mapping[str, str], *, component: str = GLOBAL_MODEL
+    fleet: str,
+    manifest: Manifest,
+    uris: Mapping[str, str],
+    *,
+    component: str = GLOBAL_MODEL,
+    refusal: Literal["keep", "fail"] = "keep",
 ) -> bytes:
     """Return the recipe as JSON; the same model gives the same bytes.
 
@@ -38,7 +43,10 @@ def global_model_recipe(
         Address of each file, ``model.json`` included.
     component
         The component's name, where the account has several fleets.
+    refusal
+        Whether a device's deployment keeps what it has and succeeds, or fails, when it refuses the model.
     """
+    admit = _ADMIT if refusal == "keep" else f"{_ADMIT} --refusal {refusal}"
     recipe: dict[str, Any] = {
         "RecipeFormatVersion": "2020-01-25",
         "ComponentName": component,
@@ -67,7 +75,7 @@ def global_model_recipe(
             {
                 "Platform": {"os": "linux", "runtime": "*"},
                 "Lifecycle": {
-                    "install": {"Timeout": _ADMIT_SECONDS, "Script": _ADMIT},
+                    "install": {"Timeout": _ADMIT_SECONDS, "Script": admit},
                     # Nucleus lite waits 300 s for a component that has nothing to run, and fails the deployment.
                     "run": "exit 0",
                 },

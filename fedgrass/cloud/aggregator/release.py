@@ -27,7 +27,8 @@ from fedgrass.logs import Log
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, model_prefix, parameters_key, version_order
 from fedgrass.protocol.records import CanaryTrial, RoundRecord, round_key
-from fedgrass.protocol.tables import Table, load_round, participations_at, set_current_model
+from fedgrass.protocol.settings import Rollout
+from fedgrass.protocol.tables import Table, load_round, load_settings, participations_at, set_current_model
 from fedgrass.protocol.writes import change, update_item
 
 
@@ -88,7 +89,8 @@ def publish_model(bundle: Bundle, clients: FleetClients) -> Release:
         As `release_model` does.
     """
     version = bundle.manifest.version
-    base, arn = prepare(bundle, clients)
+    rollout = load_settings(clients.rounds, clients.fleet).rollout
+    base, arn = prepare(bundle, clients, rollout)
     refuse_superseded(clients, version)
     # The fleet's state first: the deployment follows it, here or wherever it was left undone.
     if not set_current_model(clients.rounds, clients.fleet, base, publish=True):
@@ -96,7 +98,7 @@ def publish_model(bundle: Bundle, clients: FleetClients) -> Release:
     return Release(base, arn, deploy_current(clients.place), clients.thing_group_arn)
 
 
-def prepare(bundle: Bundle, clients: FleetClients) -> tuple[Base, str]:
+def prepare(bundle: Bundle, clients: FleetClients, rollout: Rollout | None = None) -> tuple[Base, str]:
     """Publish a bundle as a version of the fleet's model component, which no device gets by that; safe to repeat.
 
     Returns
@@ -113,7 +115,7 @@ def prepare(bundle: Bundle, clients: FleetClients) -> tuple[Base, str]:
     """
     check_fleet(clients.fleet)
     bundle.verify()
-    return upload(bundle, clients.bucket, clients.fleet), make_component(bundle.manifest, clients)
+    return upload(bundle, clients.bucket, clients.fleet), make_component(bundle.manifest, clients, rollout)
 
 
 def refuse_superseded(clients: FleetClients, version: str) -> None:
@@ -145,7 +147,7 @@ def prepare_round(
         As `prepare` does.
     """
     rollout = record.settings.rollout
-    base, arn = prepare(bundle, clients)
+    base, arn = prepare(bundle, clients, rollout)
     refuse_superseded(clients, record.version)
     if clients.registry is not None:
         try:
@@ -231,11 +233,15 @@ def upload(bundle: Bundle, bucket: Bucket, fleet: str) -> Base:
     return base_of(bundle.manifest, fleet)
 
 
-def make_component(manifest: Manifest, clients: FleetClients) -> str:
-    """Make an uploaded bundle a version of the fleet's model component, unless it is one; returns the version's ARN."""
+def make_component(manifest: Manifest, clients: FleetClients, rollout: Rollout | None = None) -> str:
+    """Make an uploaded bundle a version of the fleet's model component, unless it is one; returns the version's ARN.
+
+    What a refusal is on a device is part of it (``rollout``, else the default): it stays so for this version.
+    """
+    refusal = (rollout or Rollout()).refusal
     prefix = model_prefix(clients.fleet, manifest.version)
     uris = {name: clients.bucket.uri(prefix + name) for name in (*manifest.files, MANIFEST)}
-    recipe = global_model_recipe(clients.fleet, manifest, uris, component=clients.model_component)
+    recipe = global_model_recipe(clients.fleet, manifest, uris, component=clients.model_component, refusal=refusal)
     return create_component(clients.greengrass, Account.of(clients.thing_group_arn), recipe)
 
 

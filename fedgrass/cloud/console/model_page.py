@@ -38,7 +38,7 @@ class Entry:
     @property
     def released(self) -> bool:
         """Whether the devices were given it."""
-        return self.record is None or self.record.outcome == "released"
+        return self.record is None or self.record.outcome in {"released", "refused"}
 
     @property
     def to_release(self) -> bool:

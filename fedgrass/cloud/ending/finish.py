@@ -27,7 +27,7 @@ from fedgrass.protocol.tables import load_round, load_state
 from fedgrass.protocol.writes import change, update_item
 
 _ATTEMPTS = 10
-_OF_THE_JOB = frozenset({"released", "advanced", "held", "insufficient_updates"})
+_OF_THE_JOB = frozenset({"released", "refused", "advanced", "held", "insufficient_updates"})
 
 
 def finish(place: Place, record: RoundRecord) -> RoundReport | None:
@@ -49,8 +49,10 @@ def finish(place: Place, record: RoundRecord) -> RoundReport | None:
         if proposal is None:
             return None
         recount(place.rounds, place.s3, place.bucket, record)
-        report = proposal.model_copy(update={"outcome": record.outcome, "reason": record.reason, "release": None})
-        if record.outcome == "released":
+        # What the devices said of it afterwards is no part of what the job did.
+        outcome = "released" if record.outcome == "refused" else record.outcome
+        report = proposal.model_copy(update={"outcome": outcome, "reason": record.reason, "release": None})
+        if outcome == "released":
             report = report.model_copy(update={"release": _release(place, record, proposal)})
         report = write_first(place.s3, place.bucket, report_key(record.fleet, record.round), record, report)
     _keep_figures(place, record, report)
@@ -63,8 +65,13 @@ def restore_canaries(place: Place, record: RoundRecord) -> None:
         restore(place.greengrass, place.thing_group_arn, place.model_component, record)
 
 
-def deploy_current(place: Place, *, job: dict[str, Any] | None = None) -> str | None:
+def deploy_current(place: Place, *, job: dict[str, Any] | None = None, over: str = "") -> str | None:
     """Deploy the version that the fleet's state names; then the state is read, and again until both agree.
+
+    Parameters
+    ----------
+    over
+        A newer version that makes way: one that was deployed past the state, and that the devices refuse.
 
     Returns
     -------
@@ -88,9 +95,9 @@ def deploy_current(place: Place, *, job: dict[str, Any] | None = None) -> str | 
             place.thing_group_arn,
             place.model_component,
             released.version,
-            create=released.by == "round",
+            create=released.by in {"round", "hand"},
             # What this very loop deployed before makes way, too.
-            exact=others or released.by == "roll_back",
+            exact=others or bool(over) or released.by in {"roll_back", "refusal"},
             job=job,
         )
         if load_state(place.rounds, place.fleet).released == released:

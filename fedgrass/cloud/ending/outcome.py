@@ -12,9 +12,9 @@ from typing import Any, Literal
 from fedgrass.errors import RecordError
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import parameters_key
-from fedgrass.protocol.records import STATE_KEY, FleetState, Released, RoundOutcome, RoundRecord, round_key
+from fedgrass.protocol.records import STATE_KEY, FleetState, RoundOutcome, RoundRecord, round_key
 from fedgrass.protocol.report import ADOPTED, RoundReport
-from fedgrass.protocol.tables import Table, load_round
+from fedgrass.protocol.tables import Table, load_round, load_state
 from fedgrass.protocol.writes import change, transact, update_item
 
 Decision = Literal["decided", "superseded", "ended"]
@@ -46,7 +46,9 @@ def decide(rounds: Table, record: RoundRecord, report: RoundReport) -> Decision:
     """
     actions = [_action(rounds, _key(record), _of_the_round(report))]
     if report.outcome in ADOPTED:
-        actions.append(_action(rounds, _state_key(record), _of_the_fleet(record, report)))
+        # What devices have changes with the model only, so the condition on the one holds for the other.
+        state = load_state(rounds, record.fleet)
+        actions.append(_action(rounds, _state_key(record), _of_the_fleet(record, report, state)))
     refused = transact(rounds, actions)
     if refused is None:
         return "decided"
@@ -81,7 +83,10 @@ def release_by_hand(rounds: Table, seen: FleetState, record: RoundRecord, model:
     else:
         condition += "#model.#version = :version"
         values[":version"] = seen.model.version
-    put = {"model": model.model_dump(), "released": Released(version=model.version, by="round").model_dump()}
+    put = {
+        "model": model.model_dump(),
+        "released": seen.released_next(model, "hand").model_dump(exclude_none=True),
+    }
     actions = [_action(rounds, _state_key(record), change(put=put, condition=condition, values=values))]
     if record.outcome != "released":
         reason = f"released by hand; it was {record.outcome}: {record.reason}"
@@ -102,11 +107,11 @@ def _of_the_round(report: RoundReport) -> dict[str, Any]:
     )
 
 
-def _of_the_fleet(record: RoundRecord, report: RoundReport) -> dict[str, Any]:
+def _of_the_fleet(record: RoundRecord, report: RoundReport, state: FleetState) -> dict[str, Any]:
     made = model_of(report)
     put = {"model": made.model_dump()}
     if report.outcome == "released":
-        put["released"] = Released(version=record.version, by="round").model_dump()
+        put["released"] = state.released_next(made, "round").model_dump(exclude_none=True)
     held = "#open.#round = :round AND #open.#execution = :execution"
     based = "#model.#version = :base AND #model.#parameters_sha256 = :sha256"
     # A job may be tried by itself, again and again, where no round was ever opened and so none holds the fleet.

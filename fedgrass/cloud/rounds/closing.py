@@ -12,6 +12,7 @@ from fedgrass.cloud.ending.outcome import end
 from fedgrass.cloud.rounds.announcement import announce_round
 from fedgrass.cloud.rounds.changes import change, change_round
 from fedgrass.cloud.rounds.metrics import measure_closed
+from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.records import STATE_KEY, RoundOutcome, RoundRecord
@@ -66,8 +67,17 @@ def close(
             tell("round_closed", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=record.reason)
             measure_closed(services, record)
     _free(services, number, reserve)
+    _look_at_refusals(services)
     announce_round(services)
     return load_round(services.rounds, services.fleet, number)
+
+
+def _look_at_refusals(services: Services) -> None:
+    """Act on what devices said while this round held the fleet; what cannot be done now is done at the next opening."""
+    try:
+        act_on_refusals(services)
+    except (FedgrassError, ClientError, BotoCoreError) as error:
+        tell("not_taken_back", fleet=services.fleet, reason=str(error))
 
 
 def _finished(services: Services, record: RoundRecord, *, whatever_happens: bool) -> tuple[RoundRecord, str]:

@@ -16,6 +16,7 @@ from fedgrass.cloud.ending.finish import finish_by_hand
 from fedgrass.cloud.rounds.abort_round import abort, give_up_reservation
 from fedgrass.cloud.rounds.announcement import announce_round
 from fedgrass.cloud.rounds.changes import change, transact
+from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol.cohort import is_member
@@ -77,6 +78,7 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
         record = load_round(services.rounds, services.fleet, state.open.round)
     else:
         _take_over(services, state)
+        act_on_refusals(services)
         record = _open(services, request, settings)
     announce_round(services)
     _close_if_ended(services, record)

@@ -9,6 +9,7 @@ from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.rounds.await_rollout import complete_rollout
 from fedgrass.cloud.rounds.changes import change, transact
 from fedgrass.cloud.rounds.notices import Delivery, read_notice
+from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import MessageError, RecordError
 from fedgrass.protocol.messages import ModelNotice
@@ -55,11 +56,16 @@ def record_model(services: Services, delivery: Delivery) -> None:
         outcome=notice.outcome,
         reason=notice.reason or None,
     )
-    # Before there is a model, nobody can have it.
-    if record is None or record.phase == "collecting":
+    if not is_of_fleet(services.devices, services.fleet, notice.thing, silos):
         return
-    if is_of_fleet(services.devices, services.fleet, notice.thing, silos):
+    # Before there is a model, nobody can have it.
+    if record is not None and record.phase == "collecting":
+        return
+    if record is not None:
         _record_with_round(services, record, notice, delivery)
+    if notice.outcome != "active":
+        act_on_refusals(services, "" if record else notice.version)
+    if record is not None:
         complete_rollout(services, load_round(services.rounds, services.fleet, record.round))
 
 

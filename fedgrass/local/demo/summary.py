@@ -76,7 +76,7 @@ def summarise_round(record: RoundRecord, report: RoundReport | None, parts: list
     A round that released nothing leaves the fleet on its base: that is then the version, and the accuracy is the base's.
     Without enough updates there is no report at all.
     """
-    released = report is not None and report.outcome == "released"
+    released = report is not None and report.outcome == "released" and record.outcome != "refused"
     evaluation = report and (report.evaluation if released else report.evaluation_base)
     model = report and (report.model if released else report.base)
     uploaded = record.last_upload_at and record.last_upload_at / 1000

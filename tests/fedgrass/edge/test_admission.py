@@ -16,7 +16,7 @@ import pytest
 
 from fedgrass.bundle import GRAPH, INFERENCE, MANIFEST, PARAMETERS, Bundle
 from fedgrass.data import load
-from fedgrass.edge.admission import chance
+from fedgrass.edge.admission import chance, judge
 from fedgrass.edge.admit import admit
 from fedgrass.edge.model_store import Admission, ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
@@ -202,9 +202,60 @@ def test_a_folder_without_a_bundle_is_an_error(place: Place, tmp_path: Path) -> 
         place.admit(tmp_path)
 
 
-def run_script(artifacts: Path, store: Path) -> subprocess.CompletedProcess[str]:
+def test_a_refusal_is_thought_over_again_only_when_something_else_is_asked(
+    place: Place, good: Bundle, bad: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.admit(good.folder)
+    judged: list[object] = []
+
+    def counted(candidate: Bundle, *given: Any, **more: Any) -> Any:
+        judged.append(candidate)
+        return judge(candidate, *given, **more)
+
+    monkeypatch.setattr("fedgrass.edge.admission.judge", counted)
+    first = place.admit(bad.folder)
+    assert first is not None
+    assert (
+        place.admit(bad.folder) == place.admit(bad.folder) == first
+    )  # as a nucleus repeats an install, or starts again
+    assert (len(judged), len(place.store.admissions())) == (1, 2)
+    place.admit(bad.folder, tolerance=0.06)
+    assert len(judged) == 2
+    assert place.admit(good.folder) is None  # put back
+    again = place.admit(bad.folder, tolerance=0.06)
+    assert again is not None
+    assert (len(judged), again.outcome, again.number) == (3, "refused", 4)  # and told again
+
+
+def test_a_refusal_does_not_stand_for_ever(
+    place: Place, good: Bundle, bad: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.admit(good.folder)
+    place.admit(bad.folder)
+    monkeypatch.setattr("fedgrass.edge.admit._VERDICT_SECONDS", -1)
+    place.runtime = place.runtime.model_copy(
+        update={"data": place.runtime.data.model_copy(update={"path": "/nowhere"})}
+    )
+    admission = place.admit(bad.folder)
+    assert admission is not None
+    assert admission.outcome == "active"
+
+
+def test_what_is_no_bundle_is_refused_by_the_version_of_its_folder(place: Place, good: Bundle, tmp_path: Path) -> None:
+    place.admit(good.folder)
+    folder = tmp_path / "com.fedgrass.GlobalModel" / "1.2.0"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text("{}")
+    admission = place.admit(folder)
+    assert admission is not None
+    assert (admission.version, admission.outcome, place.active) == ("1.2.0", "refused", "1.1.0")
+    assert place.admit(folder) == admission
+
+
+def run_script(artifacts: Path, store: Path, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "SVCUID"} | {"PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "fedgrass.edge.admit", "--artifacts", str(artifacts), "--store", str(store)]
+    command += options
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
@@ -215,7 +266,10 @@ def test_the_script_tells_its_verdict_by_exit_code_and_one_line_of_json(good: Bu
     assert [json.loads(line)["event"] for line in admitted.stdout.splitlines()][-1] == "model active"
     good.path(GRAPH).write_bytes(b"")
     refused = run_script(good.folder, tmp_path / "other")
-    assert refused.returncode == 1
+    assert refused.returncode == 0, refused.stderr  # a decision, and no failure of the deployment
+    told = [json.loads(line) for line in (refused.stdout + refused.stderr).splitlines()][-1]
+    assert (told["event"], told["level"]) == ("model refused", "warning")
+    assert run_script(good.folder, tmp_path / "other", "--refusal", "fail").returncode == 1
     assert run_script(tmp_path, store).returncode == 1
 
 

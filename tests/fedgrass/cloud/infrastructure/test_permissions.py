@@ -217,7 +217,7 @@ def test_every_statement_without_a_resource_is_one_that_can_have_none(template: 
         for statement in template.statements(name)
         if "*" in (statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]])
     }
-    functions = ("AbortRound", "AggregationEnded", "CloseRound", "OpenRound", "RecordReport")
+    functions = ("AbortRound", "AggregationEnded", "CloseRound", "OpenRound", "RecordModel", "RecordReport")
     assert wide == {
         *((f"{function}Role", "DeploymentsAtLarge") for function in functions),  # ended by functions too
         ("ProcessingRole", "DeploymentsAtLarge"),  # Greengrass has no resource for them
