@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 
 import numpy as np
 
 from fedgrass.cloud.aggregator.strategies.base import Rows, Strategy
+from fedgrass.cloud.aggregator.strategies.clip import median_norm
 from fedgrass.cloud.aggregator.strategies.robust import weighted_mean
 from fedgrass.errors import AggregationError, ConfigurationError
 from fedgrass.update.codecs import Floats
@@ -58,7 +58,7 @@ class Trust:
                 "examples like the devices', and its labels right?"
             )
         shares = trust / trust.sum()
-        bound = self.over_median * median(norms.tolist())
+        bound = self.over_median * median_norm(norms.tolist())
         weighted_mean(rows, shares * np.minimum(1.0, bound / np.maximum(norms, np.finfo(np.float64).tiny)), out)
         return [float(share) for share in shares]
 
