@@ -1,4 +1,4 @@
-"""The arithmetic of sums: NumPy's own elementwise loops and its pairwise sum, in a fixed order.
+"""The arithmetic of sums: NumPy's own elementwise loops, and its pairwise sum of what is left of squares, in a fixed order.
 
 No BLAS: its results depend on the processor. What is here gives the same bytes everywhere.
 """
@@ -13,8 +13,10 @@ import numpy as np
 from fedgrass.errors import UpdateError
 from fedgrass.update.codecs import Floats
 
-PIECE = 1 << 15
+PIECE = 1 << 17
 """Values that are squared at once: they stay in a core's cache. Changing it changes norms by rounding."""
+
+_WIDTH = 1024  # squares are added in so many columns: a sum of rows is twice as fast as that of a row
 
 _LEAST = 2.0**-100  # below it a float32 weight would lose digits, and its products too
 _LEAST_SQUARES = 1e-30
@@ -56,7 +58,10 @@ def sum_of_squares(values: Floats, spare: Floats | None = None) -> float:
 
 
 def _squares(values: Floats, room: Floats) -> float:
-    squares = float(np.add.reduce(np.square(values, out=room[: len(values)])))
+    squared = np.square(values, out=room[: len(values)])
+    whole = len(squared) - len(squared) % _WIDTH
+    columns = np.add.reduce(squared[:whole].reshape(-1, _WIDTH))
+    squares = float(np.add.reduce(columns)) + float(np.add.reduce(squared[whole:]))
     if _LEAST_SQUARES < squares < math.inf:
         return squares
     # Beyond these bounds finite values may be too large or too small for a float32 square: only then look closer.
