@@ -217,7 +217,8 @@ Specs = tuple[TensorSpec, ...]
 Known = Mapping[bytes, Specs]
 """What a header holds behind its metadata, byte by byte, and the tensors that it describes so (`known_header`)."""
 
-_BEHIND_METADATA = b'},"'
+_METADATA = b'{"__metadata__":'
+_BEHIND_METADATA = b'"},"'
 
 
 def known_header(tensors: Iterable[tuple[str, np.dtype[Any], tuple[int, ...]]]) -> tuple[bytes, Specs]:
@@ -234,20 +235,21 @@ def _parse(text: bytes, known: Known, name: str) -> tuple[dict[str, str], Specs]
     if not isinstance(header, dict):
         raise TensorFileError(f"{name}: the header is a {type(header).__name__}, expected an object")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or any(type(value) is not str for value in metadata.values()):
         raise TensorFileError(f"{name}: __metadata__ must map strings to strings")
     return metadata, _specs(header, name) if specs is None else specs
 
 
 def _decode_known(text: bytes, known: Known) -> tuple[Any, Specs | None]:
     """Decode the JSON; of a known header the metadata alone. A header means the same either way."""
-    end = text.find(_BEHIND_METADATA) + 1
-    specs = known.get(text[end:].rstrip(b" ")) if known and end else None
+    end = text.find(_BEHIND_METADATA, len(_METADATA)) + 2
+    specs = known.get(text[end:].rstrip(b" ")) if known and text.startswith(_METADATA) else None
     if specs is not None:
         with suppress(ValueError, RecursionError):
-            header = _HEADERS.decode((text[:end] + b"}").decode())
-            if header.keys() == {"__metadata__"}:
-                return header, specs
+            found = text[len(_METADATA) : end].decode()
+            metadata, stop = _HEADERS.raw_decode(found)
+            if stop == len(found):
+                return {"__metadata__": metadata}, specs
     return _HEADERS.decode(text.decode()), None
 
 

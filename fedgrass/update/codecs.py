@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -138,33 +139,20 @@ class Float16:
 
 
 def widen_halves(halves: NDArray[np.uint16], values: Floats) -> None:
-    """Write half-precision numbers, given by their bits, as float32: what ``astype`` does, in vector instructions."""
-    for start in range(0, len(halves), _PIECE):  # what is made on the way stays in a core's cache
-        _widen_piece(halves[start : start + _PIECE], values[start : start + _PIECE])
+    """Write half-precision numbers, given by their bits, as float32: what ``astype`` does, by a look-up that is faster."""
+    for start in range(0, len(halves), _PIECE):  # `take` makes indices of 8 bytes: these stay in a core's cache
+        piece = slice(start, start + _PIECE)
+        np.take(
+            _every_half(), halves[piece], out=values[piece], mode="clip"
+        )  # any has its place: clipping saves the check
 
 
-def _widen_piece(halves: NDArray[np.uint16], values: Floats) -> None:
-    bits, spare = values.view(np.uint32), np.bitwise_and(halves, np.uint16(0x7FFF))
-    if spare.max() >= _INFINITE:
-        values[...] = halves.view("<f2")
-        return
-    np.copyto(bits, spare)
-    np.left_shift(bits, 13, out=bits)
-    np.add(bits, np.uint32((127 - 15) << 23), out=bits)
-    # That is x for a normal half; for a subnormal one, below 2^-14, it is 2^-15 + x / 2, and twice that less 2^-14 is x. The
-    # lesser of the two is right everywhere, and no subnormal float32 is met, which some processors take long for.
-    below = np.add(values, values)
-    np.subtract(below, np.float32(2.0**-14), out=below)
-    np.minimum(values, below, out=values)
-    np.bitwise_and(halves, np.uint16(0x8000), out=spare)
-    signs = below.view(np.uint32)
-    np.copyto(signs, spare)
-    np.left_shift(signs, 16, out=signs)
-    np.bitwise_or(bits, signs, out=bits)
+@lru_cache(maxsize=1)
+def _every_half() -> Floats:
+    return np.arange(1 << 16, dtype=np.uint16).view("<f2").astype(np.float32)
 
 
-_PIECE = 1 << 14
-_INFINITE = 0x7C00  # the least bits of a half that is not finite
+_PIECE = 1 << 15
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ TENSOR = "zstd"
 _LEVEL = 9  # beyond it, updates get no smaller
 _WINDOW_LOG = 20  # what a decoder holds, and the aggregator has several at work
 _READ = 1 << 17
+_KEPT = 4
+_idle: list[
+    zstandard.ZstdDecompressor
+] = []  # for whoever comes next: making one takes longer than to decode a small update
 
 
 def compress(arrays: Iterable[Array]) -> NDArray[np.uint8]:
@@ -43,7 +47,11 @@ class Decompressor:
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._source = _Portion(stream, size)
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
+        try:
+            decompressor = _idle.pop()
+        except IndexError:
+            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
+        self._decompressor: zstandard.ZstdDecompressor | None = decompressor
         self._reader = decompressor.stream_reader(cast(BinaryIO, self._source), read_size=_READ)
 
     def readinto(self, buffer: memoryview) -> int:
@@ -64,6 +72,9 @@ class Decompressor:
             raise UpdateError("corrupt_data", f"the zstandard frame cannot be decoded ({error})") from error
         if more or self._source.left:
             raise UpdateError("corrupt_data", "the zstandard frame holds more than the model calls for")
+        if self._decompressor is not None and len(_idle) < _KEPT:
+            _idle.append(self._decompressor)
+        self._decompressor = None  # it is another's now, or nobody's
 
 
 class _Portion:

@@ -100,7 +100,7 @@ class _WholeChosen:
     """
 
     def __init__(self, sizes: Sequence[int], chosen: Sequence[int], values: Whole, value_bytes: Sequence[int]) -> None:
-        self._chosen = np.array(chosen, np.intp)
+        self._upto = np.cumsum(chosen)
         self._values = values
         self._masks: list[slice] = []
         self._stored: list[slice] = []
@@ -113,7 +113,8 @@ class _WholeChosen:
         self.nbytes = at
         lengths = np.array([(size + 7) // 8 * 8 for size in sizes], np.intp)
         self._ends = np.cumsum(lengths)  # of each parameter's bits: a mask ends with a whole byte
-        self._unused = self._ends - lengths - np.cumsum([0, *sizes[:-1]])  # bits before it that mean nothing
+        unused = self._ends - lengths - np.cumsum([0, *sizes[:-1]])  # bits before it that mean nothing
+        self._unused = np.repeat(unused, chosen) if unused.any() else None  # before each that is sent
         self._meant = np.concatenate([np.packbits(np.ones(size, np.bool_), bitorder="little") for size in sizes])
 
     def decode(self, stored: NDArray[np.uint8], values: Floats) -> None:
@@ -122,18 +123,15 @@ class _WholeChosen:
         if not len(values):
             return
         mask = joined(stored, self._masks) & self._meant
-        some = np.flatnonzero(mask != 0)  # bytes that mark any: far fewer than bits
-        marks = np.flatnonzero(np.unpackbits(mask[some], bitorder="little").view(np.bool_))
-        places = some[marks >> 3] * 8 + (marks & 7)
-        marked = np.diff(np.searchsorted(places, self._ends), prepend=0)
-        if not np.array_equal(marked, self._chosen):
-            odd = int(np.flatnonzero(marked != self._chosen)[0])
-            raise UpdateError(
-                "corrupt_data", f"parameter {odd}: the mask marks {marked[odd]} scalars, {self._chosen[odd]} are sent"
-            )
-        sent = np.empty(len(places), np.float32)
-        self._values.decode(joined(stored, self._stored), sent)
-        values[places - np.repeat(self._unused, marked) if self._unused.any() else places] = sent
+        places = np.flatnonzero(np.unpackbits(mask, bitorder="little").view(np.bool_))
+        upto = np.searchsorted(places, self._ends)
+        if (upto != self._upto).any():
+            odd = int((upto != self._upto).argmax())
+            marked, sent = (int(np.diff(counts, prepend=0)[odd]) for counts in (upto, self._upto))
+            raise UpdateError("corrupt_data", f"parameter {odd}: the mask marks {marked} scalars, {sent} are sent")
+        found = np.empty(len(places), np.float32)
+        self._values.decode(joined(stored, self._stored), found)
+        values[places if self._unused is None else places - self._unused] = found
 
 
 class _Sent:

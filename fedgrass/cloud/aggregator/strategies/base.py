@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from fedgrass.bundle import Bundle
@@ -32,7 +32,7 @@ class Facts:
 
     def measured(self, norm: float) -> Facts:
         """Return the same with the norm."""
-        return replace(self, norm=norm)
+        return Facts(self.thing, self.num_examples, self.metrics, self.age, self.ages, norm)  # faster than `replace`
 
 
 class Clip(Protocol):

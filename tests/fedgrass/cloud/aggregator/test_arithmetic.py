@@ -28,7 +28,7 @@ def written_out(values: np.ndarray[Any, Any]) -> float:
     return total
 
 
-def pairwise(values: np.ndarray[Any, Any]) -> np.float32:
+def pairwise(values: np.ndarray[Any, Any]) -> Any:
     """NumPy's pairwise sum: eight sums side by side in up to 128 values, halves above."""
     if len(values) < 8:
         total = np.float32(0)
