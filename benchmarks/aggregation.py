@@ -40,7 +40,7 @@ from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.sources import Folder
-from fedgrass.cloud.aggregator.strategies import strategy_named
+from fedgrass.strategies import strategy_named
 from fedgrass.tensors import Array
 from fedgrass.update import UpdateHeader, write_update
 from fedgrass.update.codecs import Floats

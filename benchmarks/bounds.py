@@ -23,9 +23,9 @@ from fedgrass.architecture import new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.checks import Expected
-from fedgrass.cloud.aggregator.strategies import strategy_named
 from fedgrass.protocol.settings import Checks
 from fedgrass.simulation.updates import VirtualUpdates
+from fedgrass.strategies import strategy_named
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import encode_update
 

@@ -22,7 +22,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.sources import Folder
-from fedgrass.cloud.aggregator.strategies import strategy_named
+from fedgrass.strategies import strategy_named
 
 STRATEGIES = ("median", "trimmed_mean", "geometric_median", "krum", "multi_krum", "bulyan")
 FLOWER = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan")

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from fedgrass.authoring.export import export
     from fedgrass.bundle import Bundle
     from fedgrass.cloud.aggregator.offline import aggregate_folder as aggregate
-    from fedgrass.cloud.aggregator.strategies import strategy_named as strategy
     from fedgrass.notebook import evaluate, load_data, train
     from fedgrass.round_reports import read_report, reports, rounds, rows
     from fedgrass.simulation.run import simulate
+    from fedgrass.strategies import strategy_named as strategy
 
     open_bundle = Bundle.open
 
@@ -31,7 +31,7 @@ API = {
     "rounds": "fedgrass.round_reports:rounds",
     "rows": "fedgrass.round_reports:rows",
     "simulate": "fedgrass.simulation.run:simulate",
-    "strategy": "fedgrass.cloud.aggregator.strategies:strategy_named",
+    "strategy": "fedgrass.strategies:strategy_named",
     "train": "fedgrass.notebook:train",
 }
 

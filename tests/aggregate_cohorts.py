@@ -24,11 +24,11 @@ from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate, contribu
 from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
 from fedgrass.cloud.aggregator.hosts import BucketShare
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.cloud.aggregator.strategies import Strategy, strategy_named
 from fedgrass.errors import AggregationError, UpdateError
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
+from fedgrass.strategies import Strategy, strategy_named
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import encode_update
 from tests.aggregate_reference import REFERENCES, Rule, bounded, decoded
@@ -203,7 +203,7 @@ def run(
     """Aggregate; several instances meet in memory, and some of them die and are started again. An error is its text."""
     storage = Storage(mix, with_bad=with_bad, order=order)
     strategy = mix.made()
-    if instances == 1 or strategy.combine is not None:
+    if instances == 1 or strategy.needs_all:
         try:
             return aggregate(mix.base, storage, storage.list(), strategy, mix.expected)
         except AggregationError as error:

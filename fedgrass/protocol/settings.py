@@ -7,11 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fedgrass import strategies
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.messages import FitTask, UpdateTask
-from fedgrass.protocol.strategies import NEED_ALL_AT_ONCE, NEED_METRICS, FedBuff, parse_options
-from fedgrass.references import split_reference
 
 
 class _Settings(BaseModel):
@@ -46,23 +45,35 @@ class Strategy(_Settings):
     @model_validator(mode="after")
     def _exists_and_takes_the_options(self) -> Strategy:
         try:
-            if ":" in self.name:
-                split_reference(self.name)  # what it takes only it knows
-            else:
-                parse_options(self.name, self.options)
+            strategies.checked_strategy(self.name, self.options)
         except ConfigurationError as error:
             raise ValueError(str(error)) from error
         return self
 
     @property
     def staleness(self) -> int:
-        """Number of earlier rounds whose late updates are taken."""
-        return FedBuff.model_validate(self.options).staleness if self.name == "fedbuff" else 0
+        """Number of earlier rounds whose late updates are taken; 0 where only the aggregator can know."""
+        found = self._known()
+        return 0 if found is None else found.staleness
 
     @property
     def uses_one_instance(self) -> bool:
         """Whether more instances than one would have nothing to do."""
-        return ":" in self.name or self.name in NEED_ALL_AT_ONCE
+        found = self._known()
+        return found is None or found.needs_all
+
+    @property
+    def weighs_by_metrics(self) -> bool:
+        """Whether updates count by what devices measured."""
+        found = self._known()
+        return found is not None and bool(found.needs_metrics)
+
+    def made(self) -> strategies.Strategy:
+        """Return the strategy itself; raises `ConfigurationError` if it is not installed here."""
+        return strategies.strategy_named(self.name, **self.options)
+
+    def _known(self) -> strategies.Strategy | None:
+        return strategies.checked_strategy(self.name, self.options)
 
 
 class Checks(_Settings):
@@ -274,10 +285,10 @@ class FleetSettings(_Settings):
             raise ValueError("gate.devices_seconds: the job waits for them, so less than aggregation.timeout_seconds")
         if self.privacy.mode == "central" and self.strategy.staleness > 0:
             raise ValueError(
-                "strategy fedbuff: with privacy.mode central a device counts once in a round, so late updates cannot be taken; "
-                "set its option staleness to 0"
+                f"strategy {self.strategy.name}: with privacy.mode central a device counts once in a round, so late updates "
+                "cannot be taken; set its option staleness to 0"
             )
-        if self.privacy.mode == "local" and self.strategy.name in NEED_METRICS:
+        if self.privacy.mode == "local" and self.strategy.weighs_by_metrics:
             raise ValueError(
                 f"strategy {self.strategy.name}: it weighs by a metric, and with privacy.mode local updates carry none"
             )

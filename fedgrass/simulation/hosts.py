@@ -23,7 +23,6 @@ from fedgrass.bundle import Parameters
 from fedgrass.cloud.aggregator.config import Container
 from fedgrass.cloud.aggregator.hosts import BucketShare, Place
 from fedgrass.cloud.aggregator.lanes import LANES, lanes_of
-from fedgrass.cloud.aggregator.strategies import make_strategy
 from fedgrass.errors import AggregationError, ConfigurationError, TransferError
 from fedgrass.files import copy_atomically, write_atomically
 from fedgrass.simulation.settings import Simulation
@@ -169,7 +168,7 @@ def hosts_of(index: int, count: int, exchange: str, simulation: Simulation, scra
     """
     if count == 1:
         return None
-    if make_strategy(simulation.fleet.strategy).combine is not None:
+    if simulation.fleet.strategy.made().needs_all:
         raise ConfigurationError(
             f"strategy {simulation.fleet.strategy.name!r}: needs all updates in one place; simulate on one host, with --workers"
         )

@@ -19,9 +19,7 @@ from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
 from fedgrass.cloud.aggregator.gate import decided, judge_by, raised
 from fedgrass.cloud.aggregator.privacy import noise_of
 from fedgrass.cloud.aggregator.report import ReportBuilder
-from fedgrass.cloud.aggregator.strategies import make_strategy
-from fedgrass.cloud.aggregator.strategies.trust import with_own_update
-from fedgrass.cloud.aggregator.trusted import trained_difference
+from fedgrass.cloud.aggregator.trusted import trained_difference, with_own_update
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Engine
 from fedgrass.engines.checks import Checked
@@ -80,7 +78,7 @@ class Simulator:
         self._clock = clock
         self._manifest = bundle.manifest
         self._world = World(simulation)
-        self._strategy = make_strategy(simulation.fleet.strategy)
+        self._strategy = simulation.fleet.strategy.made()
         self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
         try:
             self._hosts = hosts_of(host, hosts, exchange, simulation, self._scratch)
@@ -180,7 +178,7 @@ class Simulator:
         self._crew.begin(announced, expected, duties, share)
         if number < self._simulation.rounds:
             self._world.opened(number + 1)  # while the devices train
-        failures, updates = self._crew.end() if self._strategy.combine is not None else ({}, None)
+        failures, updates = self._crew.end() if self._strategy.needs_all else ({}, None)
         updates = updates or VirtualUpdates(self._scratch)
         own = partial(trained_difference, self._engine, base, self._judging, fleet.fit)
         result = aggregate(
@@ -192,11 +190,11 @@ class Simulator:
             min_updates=fleet.min_updates,
             state=self.standing.server,
             noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
-            share=self._crew if self._strategy.combine is None else None,
+            share=self._crew if not self._strategy.needs_all else None,
             scratch=self._scratch,
         )
         updates.clear()
-        if self._strategy.combine is None:
+        if not self._strategy.needs_all:
             failures, _ = self._crew.end()
         if self._hosts is not None:
             failures |= self._hosts.all_failures(number)

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from fedgrass import tensors
 from fedgrass.bundle import Parameters
-from fedgrass.cloud.aggregator.strategies.base import State
 from fedgrass.errors import ConfigurationError, DataError, TensorFileError
 from fedgrass.files import write_atomically
 from fedgrass.simulation.records import SimulatedRound, SimulationReport
 from fedgrass.simulation.settings import Simulation
+from fedgrass.strategies.arithmetic.interfaces import State
 
 SETTINGS = "simulation.json"
 ROUNDS = "rounds.jsonl"

@@ -22,7 +22,6 @@ from fedgrass.cloud.aggregator.aggregate import contribute
 from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.combination import Found, Sums
 from fedgrass.cloud.aggregator.privacy import noise_of
-from fedgrass.cloud.aggregator.strategies import make_strategy
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.messages import Announcement
@@ -121,7 +120,7 @@ class Worker:
         self._late = LateUpdates(setup.kept)
         self._examples = mapped(setup.simulation, bundle.manifest, setup.scratch)
         self._world = World(setup.simulation)
-        self._strategy = make_strategy(setup.simulation.fleet.strategy)
+        self._strategy = setup.simulation.fleet.strategy.made()
 
     def run(self, task: Task) -> None:
         """Train the devices, and hand over what came of it."""
@@ -129,7 +128,7 @@ class Worker:
         updates = VirtualUpdates(self._scratch)
         failures = self._train(base, task, updates)
         self._late.deliver(task.duties.arrived, updates)
-        if self._strategy.combine is not None:
+        if self._strategy.needs_all:
             self._connection.send(Done(failures, updates))
             return
         contribute(

@@ -14,10 +14,12 @@ from fedgrass.cloud.aggregator.checks import Examiner, Expected
 from fedgrass.cloud.aggregator.combination import Mean, Share, combine, with_noise
 from fedgrass.cloud.aggregator.intake import Intake
 from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource
-from fedgrass.cloud.aggregator.strategies.base import Noise, ServerOptimizer, State, Strategy
-from fedgrass.cloud.aggregator.strategies.statistics import Statistics
 from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.protocol.report import QuarantinedEntry, UpdateEntry
+from fedgrass.strategies.arithmetic.interfaces import Noise, ServerOptimizer, State
+from fedgrass.strategies.arithmetic.server import Step
+from fedgrass.strategies.arithmetic.statistics import Statistics
+from fedgrass.strategies.base import RobustRule, Strategy, WeightedMean
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
 
@@ -93,13 +95,13 @@ def aggregate(
     ConfigurationError
         If the strategy does not go with ``noise``.
     """
-    strategy = with_noise(strategy, noise)
-    bounds = Bounds(strategy, expected.checks)
+    method = with_noise(strategy, noise)
+    bounds = Bounds(method, expected.checks)
     layout, statistics = Layout(base.manifest.parameters), Statistics.of(base.manifest)
     intake = Intake(layout, source, Examiner(expected), weight=bounds.weight, progress=progress)
     candidates = intake.admit(references)
-    if strategy.combine is not None:
-        combined = combine(strategy.combine, bounds, base, intake, candidates, min_updates, scratch)
+    if isinstance(method, RobustRule):
+        combined = combine(method.combination, bounds, base, intake, candidates, min_updates, scratch)
     else:
         combined = Mean(bounds, statistics, intake, share).of(candidates, min_updates)
     shares = combined.shares or [0.0] * len(combined.counted)
@@ -110,7 +112,8 @@ def aggregate(
     if noise is not None:
         noise.add_noise(combined.difference, len(used))
     try:
-        vector, following = _step(base, layout, statistics, strategy.server, combined.difference, state or {})
+        server = method.server if isinstance(method, WeightedMean) else Step()
+        vector, following = _step(base, layout, statistics, server, combined.difference, state or {})
     except _NotFiniteError as error:
         return Aggregation(None, tuple(used), refused, problem=str(error))
     return Aggregation(layout.unflatten(vector), tuple(used), refused, following)
@@ -127,7 +130,7 @@ def contribute(
     noise: Noise | None = None,
 ) -> None:
     """Do the part of an instance that is not the first; parameters as of `aggregate`."""
-    if strategy.combine is not None:
+    if strategy.needs_all:
         return  # it takes all updates in one place
     bounds = Bounds(with_noise(strategy, noise), expected.checks)
     intake = Intake(Layout(base.manifest.parameters), source, Examiner(expected), weight=bounds.weight)

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from statistics import median_low
 
 from fedgrass.cloud.aggregator.intake import Good
-from fedgrass.cloud.aggregator.strategies.base import Clip, Facts, Strategy
-from fedgrass.cloud.aggregator.strategies.clip import ClipToMedian, median_norm
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.settings import Checks
+from fedgrass.strategies.arithmetic.clipping import ClipToMedian, median_norm
+from fedgrass.strategies.arithmetic.interfaces import Clip, UpdateMetadata, Weighting
+from fedgrass.strategies.arithmetic.weighting import EqualWeighting
+from fedgrass.strategies.base import Method, WeightedMean
 
 UNIT = 2.0**-40
 """Weights are taken in this unit, a power of two: so the sum of the largest finite values does not overflow."""
@@ -24,7 +26,7 @@ class Counted:
     """A good update as it counts: ``facts`` with bounded examples and norm, ``factor`` what its values are scaled down by."""
 
     good: Good
-    facts: Facts
+    facts: UpdateMetadata
     factor: float = 1.0
 
 
@@ -32,14 +34,19 @@ class Counted:
 class Bounds:
     """The bounds of a round. ``clip`` is the strategy's own, or else that of the settings."""
 
-    strategy: Strategy
+    method: Method
     checks: Checks
 
     @property
     def clip(self) -> Clip | None:
         """What longer updates are scaled down to."""
         factor = self.checks.clip_norm_over_median
-        return self.strategy.clip or (ClipToMedian(factor) if factor > 0 else None)
+        return self.method.clip or (ClipToMedian(factor) if factor > 0 else None)
+
+    @property
+    def weighting(self) -> Weighting:
+        """How much each update counts; before a robust rule all count alike."""
+        return self.method.weighting if isinstance(self.method, WeightedMean) else EqualWeighting()
 
     def too_long(self, good: Sequence[Good]) -> dict[str, UpdateError]:
         """Return, by key, the updates that the settings refuse because others are much shorter."""
@@ -81,7 +88,7 @@ class Bounds:
                 found.append(Counted(one, facts))
         return found
 
-    def weight(self, facts: Facts, factor: float = 1.0) -> float:
+    def weight(self, facts: UpdateMetadata, factor: float = 1.0) -> float:
         """Return what an update's values are multiplied by in the sum.
 
         Raises
@@ -89,4 +96,4 @@ class Bounds:
         UpdateError
             Coded ``missing_metric``.
         """
-        return self.strategy.weigh.weight(facts) * factor * UNIT
+        return self.weighting.weight(facts) * factor * UNIT

@@ -6,11 +6,11 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.cloud.aggregator.strategies.base import Facts
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
+from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
 from fedgrass.update.header import UpdateHeader
 
 
@@ -67,7 +67,7 @@ class Examiner:
             raise UpdateError("uninvited", f"thing {reference.thing!r} is not in the round's cohort")
         self._seen.add((reference.thing, reference.round))
 
-    def check_header(self, reference: UpdateReference, header: UpdateHeader) -> Facts:
+    def check_header(self, reference: UpdateReference, header: UpdateHeader) -> UpdateMetadata:
         """Check what an update says of itself, and return what may be believed; its norm is not known yet."""
         expected = self._expected
         earlier = expected.earlier.get(reference.round or 0)
@@ -89,7 +89,7 @@ class Examiner:
             raise UpdateError("wrong_base", f"it is a difference from {header.base_sha256[:12]}…, not {base[:12]}…")
         # An honest device with much data is not refused, it only does not outvote the others.
         examples = min(header.num_examples, expected.checks.max_examples)
-        return Facts(header.thing, examples, dict(header.metrics), earlier.age if earlier else 0)
+        return UpdateMetadata(header.thing, examples, dict(header.metrics), earlier.age if earlier else 0)
 
     def check_norm(self, norm: float) -> None:
         """Hold an update's norm against the fixed bound."""

@@ -17,13 +17,14 @@ from fedgrass.cloud.aggregator.lanes import LANES, lane_of
 from fedgrass.cloud.aggregator.rows import Rows
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.spool import Spool
-from fedgrass.cloud.aggregator.strategies.base import Combine, Facts, Noise, Strategy
-from fedgrass.cloud.aggregator.strategies.clip import ClipToNorm
-from fedgrass.cloud.aggregator.strategies.statistics import Statistics
-from fedgrass.cloud.aggregator.strategies.weigh import Equally
 from fedgrass.cloud.aggregator.tiles import Tiles
 from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.protocol.report import QuarantinedEntry
+from fedgrass.strategies.arithmetic.clipping import ClipToNorm
+from fedgrass.strategies.arithmetic.interfaces import Combination, Noise, UpdateMetadata
+from fedgrass.strategies.arithmetic.statistics import Statistics
+from fedgrass.strategies.arithmetic.weighting import EqualWeighting
+from fedgrass.strategies.base import Method, Strategy, WeightedMean
 from fedgrass.update.codecs import Floats
 
 Sums = NDArray[np.float32] | NDArray[np.float64]
@@ -96,19 +97,24 @@ class Share(Protocol):
         ...
 
 
-def with_noise(strategy: Strategy, noise: Noise | None) -> Strategy:
-    """Return the strategy as central privacy needs it: every update clipped, and all counted alike.
+def with_noise(strategy: Strategy, noise: Noise | None) -> Method:
+    """Return the strategy's arithmetic, with noise as central privacy needs it: every update clipped, and all counted alike.
 
     Raises
     ------
     ConfigurationError
-        If the strategy is no mean: how much one device can change it is not known then.
+        If the strategy is no mean: how much one device can change it is not known then. Or if it takes late updates: a device
+        would count twice in a round.
     """
     if noise is None:
-        return strategy
-    if strategy.combine is not None:
+        return strategy.method
+    if not isinstance(strategy.method, WeightedMean):
         raise ConfigurationError(f"strategy {strategy.name!r}: central privacy needs a mean, such as fedavg")
-    return replace(strategy, weigh=Equally(), clip=ClipToNorm(noise.clip_norm * _BELOW))
+    if strategy.staleness > 0:
+        raise ConfigurationError(
+            f"strategy {strategy.name!r}: with central privacy a device counts once in a round, so late updates cannot be taken"
+        )
+    return replace(strategy.method, weighting=EqualWeighting(), clip=ClipToNorm(noise.clip_norm * _BELOW))
 
 
 _BELOW = 1 - 2.0**-16
@@ -139,9 +145,9 @@ class Mean:
             return Combined(found, counted)
         facts = [one.facts for one in counted]
         with np.errstate(all="ignore"):
-            self._statistics.scale(total, self._bounds.strategy.weigh, facts, UNIT)
+            self._statistics.scale(total, self._bounds.weighting, facts, UNIT)
             difference = total.astype(np.float32, copy=False)
-        weights = [self._bounds.strategy.weigh.weight(one) for one in facts]
+        weights = [self._bounds.weighting.weight(one) for one in facts]
         whole = sum(weights)
         return Combined(found, counted, difference, [weight / whole for weight in weights])
 
@@ -197,7 +203,7 @@ class Mean:
                 self._intake.refuse(one.reference, odd[one.reference.key])
         return [one for one in good if one.reference.key not in odd]
 
-    def _as_claimed(self, _reference: UpdateReference, facts: Facts) -> float:
+    def _as_claimed(self, _reference: UpdateReference, facts: UpdateMetadata) -> float:
         return self._bounds.weight(facts)
 
     def _by_cohort(self, good: Sequence[Good]) -> WeightOf:
@@ -219,7 +225,7 @@ _NONE: Floats = np.empty(0, np.float32)
 
 
 def combine(
-    combination: Combine,
+    combination: Combination,
     bounds: Bounds,
     base: Bundle,
     intake: Intake,

@@ -16,7 +16,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.cli.account import FleetOption
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.protocol.settings import Checks
-from fedgrass.protocol.strategies import OPTIONS
+from fedgrass.strategies import STRATEGIES
 
 if TYPE_CHECKING:
     from fedgrass.cloud.aggregator.release import Release
@@ -108,9 +108,7 @@ def aggregate(
     output: Annotated[
         Path, typer.Option(help="Where the new bundle is written: another folder than the base.", file_okay=False)
     ],
-    strategy: Annotated[
-        str, typer.Option(help=f"One of {', '.join(OPTIONS)}, or module:Class of a Flower strategy or of your own.")
-    ] = "fedavg",
+    strategy: Annotated[str, typer.Option(help=f"One of {STRATEGIES.choices()}.")] = "fedavg",
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -154,7 +152,7 @@ def aggregate(
 
     from fedgrass.cloud.aggregator.offline import aggregate_folder
     from fedgrass.cloud.aggregator.sources import Folder
-    from fedgrass.cloud.aggregator.strategies import strategy_named
+    from fedgrass.strategies import strategy_named
 
     chosen = strategy_named(strategy, **dict(map(_parsed, option or ())))
     found = Folder(updates).list()

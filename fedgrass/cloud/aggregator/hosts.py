@@ -19,9 +19,9 @@ from fedgrass.cloud.aggregator.combination import Found, Sums, merged
 from fedgrass.cloud.aggregator.intake import Good
 from fedgrass.cloud.aggregator.lanes import lanes_of
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.cloud.aggregator.strategies.base import Facts
 from fedgrass.errors import AggregationError, TransferError
 from fedgrass.protocol.report import QuarantinedEntry
+from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
 from fedgrass.tensors import read_into
 
 _MAX_NOTE_BYTES = 1 << 30
@@ -55,7 +55,7 @@ class Place(Protocol):
 class _Told(BaseModel):
     model_config = ConfigDict(frozen=True)
 
-    good: tuple[tuple[UpdateReference, Facts], ...]
+    good: tuple[tuple[UpdateReference, UpdateMetadata], ...]
     refused: tuple[QuarantinedEntry, ...]
 
     @classmethod

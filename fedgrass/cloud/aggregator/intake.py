@@ -10,13 +10,13 @@ from typing import BinaryIO
 from fedgrass.cloud.aggregator.checks import Examiner
 from fedgrass.cloud.aggregator.lanes import lane_order
 from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource, open_ahead
-from fedgrass.cloud.aggregator.strategies.base import Facts
 from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.report import QuarantinedEntry
+from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
 from fedgrass.update.reader import UpdateForm, UpdateReader
 
-WeightOf = Callable[[UpdateReference, Facts], float]
+WeightOf = Callable[[UpdateReference, UpdateMetadata], float]
 """What an update's values are multiplied by in a sum."""
 
 
@@ -25,7 +25,7 @@ class Good:
     """An update that passed every check: its facts have the norm."""
 
     reference: UpdateReference
-    facts: Facts
+    facts: UpdateMetadata
 
     @property
     def norm(self) -> float:
@@ -52,7 +52,7 @@ class Intake:
         source: UpdateSource,
         examiner: Examiner,
         *,
-        weight: Callable[[Facts], float],
+        weight: Callable[[UpdateMetadata], float],
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.layout = layout
@@ -76,14 +76,14 @@ class Intake:
         """Yield each reference, in order, with what opens it."""
         return open_ahead(self._source, references)
 
-    def begin(self, reference: UpdateReference, stream: BinaryIO) -> tuple[UpdateReader, Facts]:
+    def begin(self, reference: UpdateReference, stream: BinaryIO) -> tuple[UpdateReader, UpdateMetadata]:
         """Read and check the header of an update; its values are next."""
         reader = UpdateReader(stream, file_bytes=reference.bytes, parameters=self._form)
         facts = self.examiner.check_header(reference, reader.header)
         self._weight(facts)
         return reader, facts
 
-    def passed(self, reference: UpdateReference, facts: Facts, norm: float) -> Good:
+    def passed(self, reference: UpdateReference, facts: UpdateMetadata, norm: float) -> Good:
         """Judge an update of which everything else was good; raises `UpdateError` if its norm is not."""
         self.examiner.check_norm(norm)
         self._tell(reference)

@@ -35,9 +35,7 @@ from fedgrass.cloud.aggregator.release import FleetClients, prepare_round, uploa
 from fedgrass.cloud.aggregator.report import Phases, ReportBuilder
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.server_state import load_state, publish_state
-from fedgrass.cloud.aggregator.strategies import Strategy, make_strategy
-from fedgrass.cloud.aggregator.strategies.trust import with_own_update
-from fedgrass.cloud.aggregator.trusted import own_update
+from fedgrass.cloud.aggregator.trusted import own_update, with_own_update
 from fedgrass.cloud.ending.deployment import SupersededError
 from fedgrass.cloud.ending.finish import finish
 from fedgrass.cloud.ending.outcome import decide
@@ -52,6 +50,7 @@ from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, ReleaseEntry, Ro
 from fedgrass.protocol.roster import things_of_fleet
 from fedgrass.protocol.tables import load_round
 from fedgrass.protocol.tables import load_state as load_fleet_state
+from fedgrass.strategies import Strategy
 from fedgrass.update.codecs import Floats
 
 
@@ -133,7 +132,7 @@ class RoundJob:
 
     def _found(self) -> tuple[Outcome, str]:
         """Aggregate, judge, and prepare the release; returns what the round's outcome should be."""
-        strategy = make_strategy(self._record.settings.strategy)
+        strategy = self._record.settings.strategy.made()
         with self._phases.timed("base"):
             base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
         strategy = with_own_update(strategy, lambda: self._own_update(base))
@@ -156,7 +155,7 @@ class RoundJob:
                 min_updates=self._record.settings.min_updates,
                 state=load_state(self._bucket, self._record.base, strategy, self._scratch),
                 noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
-                share=self._share(pinned) if self._instances > 1 and strategy.combine is None else None,
+                share=self._share(pinned) if self._instances > 1 and not strategy.needs_all else None,
                 scratch=self._scratch,
             )
         result = self._counted(result)
@@ -176,7 +175,7 @@ class RoundJob:
         privacy = self._record.privacy
         if privacy is not None and beyond_budget(judged(privacy), self._record.settings.privacy):
             return
-        strategy = make_strategy(self._record.settings.strategy)
+        strategy = self._record.settings.strategy.made()
         base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
         earlier = self._earlier(strategy)
         pinned = self._pinned(earlier)

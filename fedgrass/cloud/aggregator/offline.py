@@ -11,9 +11,7 @@ from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.evaluate import MAX_EVALUATION_BYTES
 from fedgrass.cloud.aggregator.server_state import STATE, read_state, write_state
 from fedgrass.cloud.aggregator.sources import Folder
-from fedgrass.cloud.aggregator.strategies import Strategy, strategy_named
-from fedgrass.cloud.aggregator.strategies.trust import with_own_update
-from fedgrass.cloud.aggregator.trusted import own_update
+from fedgrass.cloud.aggregator.trusted import own_update, with_own_update
 from fedgrass.data import ArrayDataset
 from fedgrass.data.loaders import load_npz
 from fedgrass.errors import ConfigurationError
@@ -21,6 +19,7 @@ from fedgrass.inference import write_bundle
 from fedgrass.protocol.messages import FitTask
 from fedgrass.protocol.names import next_version
 from fedgrass.protocol.settings import Checks
+from fedgrass.strategies import Strategy, strategy_named
 
 
 def aggregate_folder(

@@ -8,12 +8,13 @@ from pathlib import Path
 from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.cloud.aggregator.s3 import Bucket
-from fedgrass.cloud.aggregator.strategies.base import State, Strategy
 from fedgrass.errors import ReleaseError
 from fedgrass.files import write_atomically
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import model_prefix, report_prefix
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.strategies.arithmetic.interfaces import State
+from fedgrass.strategies.base import Strategy, WeightedMean
 
 STATE = "server.safetensors"
 _MAX_BYTES = 64 << 30
@@ -21,7 +22,7 @@ _MAX_BYTES = 64 << 30
 
 def load_state(bucket: Bucket, base: Base, strategy: Strategy, scratch: Path) -> State:
     """Return the state that was left with ``base``; empty if there is none, or it is another strategy's."""
-    if not strategy.server.slots:
+    if not _slots(strategy):
         return {}
     content = bucket.read(base.parameters_key.removesuffix(PARAMETERS) + STATE, max_bytes=_MAX_BYTES)
     if content is None:
@@ -32,11 +33,15 @@ def load_state(bucket: Bucket, base: Base, strategy: Strategy, scratch: Path) ->
 
 def read_state(path: Path, parameters_sha256: str, strategy: Strategy) -> State:
     """Return the state in a file; empty if there is none, or it belongs to another model or strategy."""
-    if not strategy.server.slots or not path.exists():
+    if not _slots(strategy) or not path.exists():
         return {}
     state, metadata = tensors.load(path, max_bytes=_MAX_BYTES)
     belongs = (metadata.get("strategy"), metadata.get("parameters_sha256")) == (strategy.name, parameters_sha256)
     return state if belongs else {}
+
+
+def _slots(strategy: Strategy) -> tuple[str, ...]:
+    return strategy.method.server.slots if isinstance(strategy.method, WeightedMean) else ()
 
 
 def write_state(path: Path, model: Bundle, state: State, strategy: str) -> str:

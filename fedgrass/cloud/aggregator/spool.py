@@ -13,8 +13,8 @@ from typing import BinaryIO
 import numpy as np
 
 from fedgrass.bundle import Bundle
-from fedgrass.cloud.aggregator.strategies.base import Facts
 from fedgrass.cloud.aggregator.vector import Layout
+from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
 
@@ -33,7 +33,7 @@ class Spool:
         self._scratch = scratch
         self._places: dict[str, int] = {}
         self._lock = Lock()
-        self._rows: list[tuple[int, Facts, float]] = []
+        self._rows: list[tuple[int, UpdateMetadata, float]] = []
 
     def write(self, key: str, values: Floats, start: int = 0) -> None:
         """Write values of an update, from a place in its vector on; threads may do so at the same time."""
@@ -41,12 +41,12 @@ class Spool:
             place = self._places.setdefault(key, len(self._places))
         write_at(self._file, values, (place * self._layout.size + start) * 4)
 
-    def choose(self, rows: Sequence[tuple[str, Facts, float]]) -> None:
+    def choose(self, rows: Sequence[tuple[str, UpdateMetadata, float]]) -> None:
         """Make a matrix of these updates: key, facts, and what the values are multiplied by."""
         self._rows = [(self._places[key], facts, factor) for key, facts, factor in rows]
 
     @property
-    def facts(self) -> Sequence[Facts]:
+    def facts(self) -> Sequence[UpdateMetadata]:
         """What is known of each row."""
         return [facts for _, facts, _ in self._rows]
 

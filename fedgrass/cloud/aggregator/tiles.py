@@ -26,9 +26,9 @@ from fedgrass.cloud.aggregator.intake import Good, Intake, WeightOf
 from fedgrass.cloud.aggregator.lanes import lane_of
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.spool import Spool
-from fedgrass.cloud.aggregator.strategies.base import Facts
 from fedgrass.cloud.aggregator.vector import Layout, aligned
 from fedgrass.errors import UpdateError
+from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
 from fedgrass.update.codecs import Floats
 from fedgrass.update.reader import UpdateReader
 
@@ -47,7 +47,7 @@ class OpenUpdate:
 
     reference: UpdateReference
     reader: UpdateReader
-    facts: Facts
+    facts: UpdateMetadata
     squares: list[float] = field(default_factory=list)
     errors: dict[int, UpdateError] = field(default_factory=dict)
 

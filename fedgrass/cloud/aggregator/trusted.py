@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from fedgrass.bundle import GRAPH, Bundle
 from fedgrass.engines.base import Dataset, Engine, FitSettings
+from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.messages import FitTask
+from fedgrass.strategies import Strategy
 from fedgrass.update.codecs import Floats
 
 
@@ -32,3 +36,28 @@ def trained_difference(engine: Engine, base: Bundle, data: Dataset, task: FitTas
     settings = FitSettings(task.epochs, task.learning_rate, task.proximal_mu, task.gradient_clip_norm)
     after = engine.fit(data, settings).parameters
     return np.concatenate([(after[name] - value).ravel() for name, value in before.items()]).astype(np.float32)
+
+
+def with_own_update(strategy: Strategy, own: Callable[[], Floats | None]) -> Strategy:
+    """Return a strategy that needs the operator's own update with it; any other as it is.
+
+    Parameters
+    ----------
+    own
+        Trains it; None if there is nothing to train on.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is nothing.
+    """
+    if not strategy.needs_own_update:
+        return strategy
+    update = own()
+    if update is None:
+        raise ConfigurationError(
+            f"strategy {strategy.name!r}: there is no evaluation set for this model. Put one at evaluation/FLEET/data.npz in the "
+            "fleet's bucket (for fedgrass aggregate: --evaluation FILE), or choose a rule that needs none, such as "
+            "centered_clipping"
+        )
+    return strategy.with_own_update(update)

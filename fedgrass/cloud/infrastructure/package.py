@@ -21,6 +21,8 @@ _FUNCTIONS = (
     "fedgrass/buckets.py",
     "fedgrass/errors.py",
     "fedgrass/references.py",
+    "fedgrass/registry.py",
+    "fedgrass/strategies/*.py",
     "fedgrass/protocol/*.py",
 )
 _IMAGE = ("cloud/image/*", "fedgrass/**/*.py")

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from fedgrass.bundle import Bundle
-from fedgrass.cloud.aggregator.strategies import Strategy, strategy_named
-from fedgrass.cloud.aggregator.strategies.base import Facts
-from fedgrass.cloud.aggregator.strategies.trust import with_own_update
+from fedgrass.cloud.aggregator.trusted import with_own_update
 from fedgrass.errors import AggregationError
 from fedgrass.simulation.attacks import ATTACKS, Kind, Seen
+from fedgrass.strategies import Strategy, WeightedMean, strategy_named
+from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
 from fedgrass.update.codecs import Floats
 from tests.fedgrass.cloud.aggregator.updates import tiny_model
 
@@ -179,17 +179,17 @@ def simulated(
                     deltas[i] = np.full(650, np.nan)
                 else:
                     deltas[i] = own
-        sent: list[tuple[Facts, Doubles]] = []
+        sent: list[tuple[UpdateMetadata, Doubles]] = []
         for i, delta in enumerate(deltas):
             if kind.holds_back and i < ATTACKERS and number != 1 + STALENESS:
                 held.append((number, i, delta))
                 continue
-            sent.append((Facts(f"d{i:02d}", len(there.devices[i][1]), {}), delta))
+            sent.append((UpdateMetadata(f"d{i:02d}", len(there.devices[i][1]), {}), delta))
         if kind.holds_back and number == 1 + STALENESS:
             ages = tuple(range(1 + STALENESS))
             sent = [(replace(facts, ages=ages) if facts.thing < f"d{ATTACKERS:02d}" else facts, d) for facts, d in sent]
             for then, i, delta in held:
-                sent.append((Facts(f"d{i:02d}", len(there.devices[i][1]), {}, number - then, ages), delta))
+                sent.append((UpdateMetadata(f"d{i:02d}", len(there.devices[i][1]), {}, number - then, ages), delta))
         bound = with_own_update(strategy, partial(_float32, operators))
         weights = weights + _combined(base, bound, sent).reshape(65, 10)
     x, y = there.judging
@@ -202,23 +202,24 @@ def _float32(values: Doubles) -> Floats:
     return np.asarray(values, np.float32)
 
 
-def _combined(base: Bundle, strategy: Strategy, sent: Sequence[tuple[Facts, Doubles]]) -> Doubles:
+def _combined(base: Bundle, strategy: Strategy, sent: Sequence[tuple[UpdateMetadata, Doubles]]) -> Doubles:
     """Return what the strategy alone makes of the updates; what is not finite is refused before it, as in every round."""
     good = [(facts, delta.astype(np.float32)) for facts, delta in sent if np.isfinite(delta).all()]
     norms = [float(np.linalg.norm(delta)) for _, delta in good]
-    bound = strategy.clip.bound(norms) if strategy.clip is not None else np.inf
+    method, clip = strategy.method, strategy.method.clip
+    bound = clip.bound(norms) if clip is not None else np.inf
     factors = [min(1.0, bound / max(norm, 1e-30)) for norm in norms]
     rows = _Rows(
         base,
         [facts.measured(norm * factor) for (facts, _), norm, factor in zip(good, norms, factors, strict=True)],
         np.array([factor * delta for (_, delta), factor in zip(good, factors, strict=True)], np.float32),
     )
-    if strategy.combine is None:
-        weights = np.array([strategy.weigh.weight(facts) for facts in rows.facts])
-        return np.asarray(weights @ rows.values.astype(np.float64) * strategy.weigh.scale(rows.facts))
+    if isinstance(method, WeightedMean):
+        weights = np.array([method.weighting.weight(facts) for facts in rows.facts])
+        return np.asarray(weights @ rows.values.astype(np.float64) * method.weighting.scale(rows.facts))
     out = np.zeros(rows.values.shape[1], np.float32)
     try:
-        strategy.combine.combine(rows, out)
+        method.combination.combine(rows, out)
     except AggregationError:
         out[:] = 0  # the round fails, and the model stays
     return np.asarray(out, np.float64)
@@ -227,7 +228,7 @@ def _combined(base: Bundle, strategy: Strategy, sent: Sequence[tuple[Facts, Doub
 @dataclass(frozen=True)
 class _Rows:
     base: Bundle
-    facts: Sequence[Facts]
+    facts: Sequence[UpdateMetadata]
     values: Floats
 
     def tiles(self) -> Sequence[slice]:

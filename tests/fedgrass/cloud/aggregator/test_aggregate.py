@@ -18,10 +18,10 @@ from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle, Parameters, TensorDescription
 from fedgrass.cloud.aggregator.lanes import lane_of
 from fedgrass.cloud.aggregator.sources import UpdateReference, open_ahead
-from fedgrass.cloud.aggregator.strategies import make_strategy, strategy_named
 from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.errors import BundleError, ConfigurationError, TransferError, UpdateError
 from fedgrass.protocol.settings import Strategy
+from fedgrass.strategies import strategy_named
 from tests.fedgrass.cloud.aggregator.conftest import header, trained, update_bytes
 from tests.fedgrass.cloud.aggregator.updates import Memory, combine, flat, tiny_model, update_of
 
@@ -240,7 +240,7 @@ def test_a_vector_gives_back_the_parameters_it_was_made_of(tmp_path: Path) -> No
 
 
 def test_an_unknown_strategy_or_option_is_named() -> None:
-    assert make_strategy(Strategy()).name == "fedavg"
+    assert Strategy().made().name == "fedavg"
     with pytest.raises(ConfigurationError, match="'fedmagic'"):
         strategy_named("fedmagic")
     with pytest.raises(ConfigurationError, match="speed"):

@@ -23,9 +23,9 @@ from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
 from fedgrass.cloud.aggregator.combination import Found, Sums
 from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.cloud.aggregator.strategies import strategy_named
 from fedgrass.errors import TransferError
 from fedgrass.protocol.settings import Checks
+from fedgrass.strategies import strategy_named
 from fedgrass.update.codecs import Floats
 from tests.aggregate_campaign import campaign, check
 from tests.aggregate_cohorts import STRATEGIES, Maker, arranged

@@ -15,7 +15,6 @@ from fedgrass.cloud.aggregator.job import RoundJob
 from fedgrass.cloud.aggregator.release import publish_model
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.server_state import load_state
-from fedgrass.cloud.aggregator.strategies import make_strategy
 from fedgrass.cloud.ending.deployment import SupersededError
 from fedgrass.errors import ReleaseError, RoundRefusedError
 from fedgrass.protocol import tables
@@ -128,7 +127,7 @@ def test_a_model_that_was_only_the_base_of_the_next_round_is_released_and_is_a_w
 def test_the_server_s_state_goes_with_a_held_model(mill: Mill, tmp_path: Path) -> None:
     record = mill.run(release="never", strategy={"name": "fedavgm"})
     released = release(mill.account, HELD)
-    assert load_state(mill.clients.bucket, released.base, make_strategy(record.settings.strategy), tmp_path)
+    assert load_state(mill.clients.bucket, released.base, record.settings.strategy.made(), tmp_path)
 
 
 def test_a_model_that_is_released_by_hand_is_registered_once(mill: Mill) -> None:

@@ -14,10 +14,10 @@ from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.cloud.aggregator.strategies import strategy_named
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
+from fedgrass.strategies import strategy_named
 from fedgrass.update.header import Reason
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND, header, update_bytes
 from tests.fedgrass.cloud.aggregator.updates import Memory, combine

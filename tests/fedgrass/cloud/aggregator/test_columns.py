@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedgrass.cloud.aggregator.strategies.base import Combine, Facts
-from fedgrass.cloud.aggregator.strategies.columns import in_order, over_tiles
-from fedgrass.cloud.aggregator.strategies.robust import Bulyan, Median, TrimmedMean
+from fedgrass.strategies.arithmetic.columns import in_order, over_tiles
+from fedgrass.strategies.arithmetic.interfaces import Combination, UpdateMetadata
+from fedgrass.strategies.bulyan import BulyanRule
+from fedgrass.strategies.median import MedianRule
+from fedgrass.strategies.trimmed_mean import TrimmedMeanRule
 from fedgrass.update.codecs import Floats
 
 COUNT, SIZE = 201, 5000
@@ -18,7 +20,7 @@ class Matrix:
     """Rows in memory, in tiles of 1,999 columns."""
 
     base: Any = None
-    facts = tuple(Facts(f"t{i}", 1, {}, norm=1.0) for i in range(COUNT))
+    facts = tuple(UpdateMetadata(f"t{i}", 1, {}, norm=1.0) for i in range(COUNT))
 
     def __init__(self) -> None:
         self.values = np.random.default_rng(0).standard_normal((COUNT, SIZE), np.float32)
@@ -31,7 +33,7 @@ class Matrix:
         return np.array(rows[:, columns])
 
 
-def combined(combination: Combine, rows: Matrix) -> Floats:
+def combined(combination: Combination, rows: Matrix) -> Floats:
     out = np.full(SIZE, np.nan, np.float32)
     combination.combine(rows, out)
     return out
@@ -40,15 +42,15 @@ def combined(combination: Combine, rows: Matrix) -> Floats:
 def test_tiles_and_parts_make_up_what_numpy_makes_of_all_columns_at_once() -> None:
     rows = Matrix()
     ordered = np.sort(rows.values, axis=0).astype(np.float64)
-    np.testing.assert_allclose(combined(Median(), rows), np.median(ordered, axis=0), atol=1e-7)
-    np.testing.assert_allclose(combined(TrimmedMean(0.2), rows), ordered[40:-40].mean(axis=0), atol=1e-7)
-    np.testing.assert_allclose(combined(TrimmedMean(0.0), rows), ordered.mean(axis=0), atol=1e-7)
+    np.testing.assert_allclose(combined(MedianRule(), rows), np.median(ordered, axis=0), atol=1e-7)
+    np.testing.assert_allclose(combined(TrimmedMeanRule(0.2), rows), ordered[40:-40].mean(axis=0), atol=1e-7)
+    np.testing.assert_allclose(combined(TrimmedMeanRule(0.0), rows), ordered.mean(axis=0), atol=1e-7)
 
 
 def test_bulyan_takes_the_values_nearest_the_median_of_the_chosen() -> None:
     rows = Matrix()
     out = np.full(SIZE, np.nan, np.float32)
-    shares = Bulyan(0.2).combine(rows, out)
+    shares = BulyanRule(0.2).combine(rows, out)
     chosen = rows.values[np.flatnonzero(shares)].astype(np.float64)
     nearest = np.argsort(np.abs(chosen - np.median(chosen, axis=0)), axis=0)[: len(chosen) - 2 * 40]
     np.testing.assert_allclose(out, np.take_along_axis(chosen, nearest, axis=0).mean(axis=0), atol=1e-6)

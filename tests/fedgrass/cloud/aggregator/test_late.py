@@ -20,7 +20,6 @@ from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
 from fedgrass.cloud.aggregator.job import RoundJob
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.cloud.aggregator.strategies import strategy_named
 from fedgrass.cloud.ending.outcome import Decision, decide, end
 from fedgrass.cloud.ending.reports import proposal_key
 from fedgrass.errors import ConfigurationError, TransferError
@@ -30,6 +29,7 @@ from fedgrass.protocol.records import RoundOutcome, RoundRecord
 from fedgrass.protocol.refusals import count_refusals
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.strategies import strategy_named
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, NOW, Fleet, make_record
 from tests.fedgrass.cloud.aggregator.updates import UNBOUNDED, Memory, flat, tiny_model, update_of
 

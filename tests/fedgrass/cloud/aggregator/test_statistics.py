@@ -16,12 +16,11 @@ from fedgrass.bundle import Bundle, InitialParameters, Manifest, Parameters, Ten
 from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.privacy import Gaussian
-from fedgrass.cloud.aggregator.strategies import strategy_named
-from fedgrass.cloud.aggregator.strategies.server import Adam, Momentum
-from fedgrass.cloud.aggregator.strategies.statistics import Statistics
-from fedgrass.cloud.aggregator.strategies.trust import with_own_update
-from fedgrass.protocol.strategies import OPTIONS
+from fedgrass.cloud.aggregator.trusted import with_own_update
 from fedgrass.statistics import statistics_of
+from fedgrass.strategies import STRATEGIES, strategy_named
+from fedgrass.strategies.arithmetic.server import Adam, Momentum
+from fedgrass.strategies.arithmetic.statistics import Statistics
 from fedgrass.update.codecs import Floats
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND
 from tests.fedgrass.cloud.aggregator.updates import Memory, flat, update_of
@@ -71,7 +70,7 @@ def result(base: Bundle, contents: dict[str, bytes], name: str, noise: Gaussian 
     return aggregate(base, source, source.list(), strategy, expected, noise=noise)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", STRATEGIES.built_in())
 def test_variances_stay_above_zero_through_rounds_of_every_strategy(tmp_path: Path, name: str) -> None:
     base = model(tmp_path / "0")
     for number in range(1, 5):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +18,11 @@ from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import Aggregation
 from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.cloud.aggregator.server_state import STATE, read_state
-from fedgrass.cloud.aggregator.strategies import MAKERS, Combination, strategy_named
-from fedgrass.cloud.aggregator.strategies.base import Rows
 from fedgrass.errors import AggregationError, ConfigurationError
 from fedgrass.protocol.settings import Checks, FleetSettings
-from fedgrass.protocol.strategies import OPTIONS
+from fedgrass.strategies import STRATEGIES, RobustRule, Strategy, WeightedMean, strategy_named
+from fedgrass.strategies.arithmetic.interfaces import UpdateMatrix
+from fedgrass.strategies.base import Method, StrategyOptions
 from fedgrass.update.codecs import Floats
 from tests.fedgrass.cloud.aggregator.updates import Memory, combine, flat, tiny_model, update_of
 
@@ -209,11 +209,13 @@ def test_a_server_optimizer_goes_on_from_the_state_that_lies_beside_the_model(
 
 
 def test_every_strategy_that_can_be_named_is_tried_here() -> None:
-    assert {name for name, _, _ in REFERENCES} | {name for name, _, _ in OPTIMIZERS} | {"trust"} == set(OPTIONS)
-    for name in OPTIONS:
+    assert {name for name, _, _ in REFERENCES} | {name for name, _, _ in OPTIMIZERS} | {"trust"} == {
+        *STRATEGIES.built_in()
+    }
+    for name in STRATEGIES.built_in():
         settings = FleetSettings.model_validate({"strategy": {"name": name}})
         assert settings.strategy.name == name
-        assert settings.strategy.uses_one_instance == (strategy_named(name).combine is not None)
+        assert settings.strategy.uses_one_instance == isinstance(strategy_named(name).method, RobustRule)
 
 
 def test_norms_far_above_the_cohorts_median_are_refused(cohort: Cohort) -> None:
@@ -288,13 +290,24 @@ def test_flowers_own_strategies_run(cohort: Cohort) -> None:
     np.testing.assert_allclose(found, np.median(cohort.deltas, axis=0), rtol=1e-5, atol=1e-5)
 
 
-class Halving(Combination):
-    """A combination of the user's own: half of the mean."""
+@dataclass(frozen=True)
+class Halving(Strategy):
+    """A strategy of the user's own: half of the mean, of all updates at once."""
 
-    def __init__(self, share: float = 0.5) -> None:
-        self.share = share
+    class Options(StrategyOptions):
+        share: float = 0.5
 
-    def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
+    needs_all = True
+
+    def build(self) -> Method:
+        return RobustRule(Half(self.options.share))
+
+
+@dataclass(frozen=True)
+class Half:
+    share: float
+
+    def combine(self, rows: UpdateMatrix, out: Floats) -> Sequence[float]:
         for columns in rows.tiles():
             out[columns] = self.share * rows.read(columns).mean(axis=0)
         return [1 / len(rows.facts)] * len(rows.facts)
@@ -321,10 +334,38 @@ def test_settings_that_name_what_can_be_no_strategy_are_refused_when_they_are_ma
 
 
 def test_every_strategy_that_settings_take_is_made_and_none_in_the_name_of_another() -> None:
-    assert set(MAKERS) == set(OPTIONS)
+    made = {name: strategy_named(name) for name in STRATEGIES.built_in()}
+    assert len({type(one) for one in made.values()}) == len(made)
+    for name, one in made.items():
+        assert one.name == name
+        assert type(one).__module__ == f"fedgrass.strategies.{name}"
+        assert isinstance(one.method, RobustRule if one.needs_all else WeightedMean)
 
 
-def test_a_strategy_that_only_the_settings_know_is_an_error_and_not_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cast("dict[str, Any]", OPTIONS), "fedmagic", OPTIONS["fedavg"])
-    with pytest.raises(ConfigurationError, match="does not have it"):
-        strategy_named("fedmagic")
+def test_an_unknown_name_is_an_error_with_the_names_there_are_and_not_the_mean() -> None:
+    for unknown in ("fedmagic", "base", "arithmetic", "FedAvg", "fedavg.py", "../fedavg", "_", "", "fed avg"):
+        with pytest.raises(ConfigurationError, match=r"expected one of bulyan, .*fedavg, .*, or module:Class"):
+            strategy_named(unknown)
+        with pytest.raises(ValueError, match="expected one of bulyan"):
+            FleetSettings.model_validate({"strategy": {"name": unknown}})
+
+
+class Liar(Halving):
+    """Says that it streams, and does not."""
+
+    needs_all = False
+
+
+def test_a_strategy_that_is_not_what_it_says_is_not_used(cohort: Cohort) -> None:
+    with pytest.raises(ConfigurationError, match="build"):
+        cohort.difference(f"{__name__}:Liar")
+
+
+@pytest.mark.usefixtures("flower")
+def test_flowers_strategies_have_a_spelling_of_their_own(cohort: Cohort) -> None:
+    found = cohort.difference("flower:my_strategies:Doubling", times=3.0)
+    np.testing.assert_allclose(found, 3 * mean(cohort.deltas, None), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigurationError, match="no subclass"):
+        strategy_named(f"flower:{__name__}:Halving")
+    settings = FleetSettings.model_validate({"strategy": {"name": "flower:my_strategies:Doubling"}})
+    assert settings.strategy.uses_one_instance

@@ -10,13 +10,13 @@ from sklearn.datasets import load_digits
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.offline import aggregate_folder
-from fedgrass.cloud.aggregator.strategies import strategy_named
-from fedgrass.cloud.aggregator.strategies.base import Facts
-from fedgrass.cloud.aggregator.strategies.mixing import Buckets
-from fedgrass.cloud.aggregator.strategies.trust import Trust
-from fedgrass.cloud.aggregator.strategies.weigh import ByAge
 from fedgrass.errors import AggregationError, ConfigurationError
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.strategies import strategy_named
+from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
+from fedgrass.strategies.arithmetic.mixing import Buckets
+from fedgrass.strategies.arithmetic.weighting import StalenessWeighting
+from fedgrass.strategies.trust import TrustRule
 from fedgrass.update.codecs import Floats
 from fedgrass.update.writer import write_update
 from tests.fedgrass.cloud.aggregator.conftest import Fleet, header
@@ -29,7 +29,7 @@ class Rows:
 
     def __init__(self, base: Bundle, values: Floats) -> None:
         self.base = base
-        self.facts = [Facts(f"t{i}", 1, {}, norm=float(np.linalg.norm(row))) for i, row in enumerate(values)]
+        self.facts = [UpdateMetadata(f"t{i}", 1, {}, norm=float(np.linalg.norm(row))) for i, row in enumerate(values)]
         self._values = values
 
     def tiles(self) -> list[slice]:
@@ -49,7 +49,7 @@ def values() -> Floats:
 def test_trust_equals_its_plain_numpy_reference(digits: Bundle, values: Floats) -> None:
     own = np.random.default_rng(1).normal(size=SIZE).astype(np.float32)
     out = np.empty(SIZE, np.float32)
-    shares = Trust(1.5, own).combine(Rows(digits, values), out)
+    shares = TrustRule(1.5, own).combine(Rows(digits, values), out)
     d = values.astype(np.float64)
     norms = np.linalg.norm(d, axis=1)
     cosines = np.maximum(0, d @ own / norms / np.linalg.norm(own.astype(np.float64)))
@@ -63,7 +63,7 @@ def test_where_nothing_points_the_operators_way_there_is_no_result(digits: Bundl
     zeros = np.zeros_like(values)
     for rows, own in ((zeros, values[0]), (values, zeros[0]), (-np.abs(values), np.abs(values[0]))):
         with pytest.raises(AggregationError, match="evaluation set"):
-            Trust(1.0, own).combine(Rows(digits, rows), np.empty(SIZE, np.float32))
+            TrustRule(1.0, own).combine(Rows(digits, rows), np.empty(SIZE, np.float32))
 
 
 def test_a_round_with_trust_trains_on_the_evaluation_set_and_gives_liars_no_share(fleet: Fleet, tmp_path: Path) -> None:
@@ -117,10 +117,10 @@ def test_buckets_are_refused_where_attackers_could_spoil_half_of_them() -> None:
 
 def test_devices_that_hold_their_updates_back_weigh_no_more_than_others() -> None:
     """4 of 20 with six updates each had 48 % of the weight."""
-    weigh = ByAge(0.5)
+    weigh = StalenessWeighting(0.5)
     ages = tuple(range(6))
-    held = [Facts(f"a{i}", 50, {}, age, ages) for i in range(4) for age in ages]
-    facts = [*held, *(Facts(f"h{i}", 50, {}) for i in range(16))]
+    held = [UpdateMetadata(f"a{i}", 50, {}, age, ages) for i in range(4) for age in ages]
+    facts = [*held, *(UpdateMetadata(f"h{i}", 50, {}) for i in range(16))]
     weights = np.array([weigh.weight(one) for one in facts])
     assert weights[: len(held)].sum() / weights.sum() == pytest.approx(0.2)
     assert weights.sum() * weigh.scale(facts) <= 1 + 1e-12

@@ -14,8 +14,8 @@ from fedgrass.bundle import Bundle, Parameters, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate
 from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.cloud.aggregator.strategies import Strategy, strategy_named
 from fedgrass.protocol.settings import Checks
+from fedgrass.strategies import Strategy, strategy_named
 from fedgrass.update.codecs import Floats
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND, header
 

@@ -10,11 +10,11 @@ import numpy as np
 from fedgrass import tensors
 from fedgrass.bundle import Bundle, Parameters
 from fedgrass.cloud.aggregator.offline import aggregate_folder
-from fedgrass.cloud.aggregator.strategies import strategy_named
 from fedgrass.data import Split, split
 from fedgrass.engines.base import FitState, Hooks
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.protocol.messages import Announcement
+from fedgrass.strategies import strategy_named
 from fedgrass.training import train
 from fedgrass.update.header import UpdateHeader
 from tests.fedgrass.cloud.rounds.harness import Fleet

@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
+from pydantic import Field
 
-from fedgrass.cloud.aggregator.strategies.base import Rows, Strategy
-from fedgrass.cloud.aggregator.strategies.clip import median_norm
-from fedgrass.cloud.aggregator.strategies.robust import weighted_mean
 from fedgrass.errors import AggregationError, ConfigurationError
-from fedgrass.update.codecs import Floats
+from fedgrass.strategies.base import Method, Positive, RobustRule, Strategy, StrategyOptions
+
+if TYPE_CHECKING:
+    from fedgrass.strategies.arithmetic.interfaces import UpdateMatrix
+    from fedgrass.update.codecs import Floats
 
 
 @dataclass(frozen=True)
-class Trust:
+class Trust(Strategy):
     """Each update counts by how far it points where the operator's own does, and is no longer than the cohort's median.
 
     The operator's update is trained on its evaluation set, from the same base and as the devices train. Its cosine with a
     device's, or 0 if that points away, is the device's share. After FLTrust (Cao et al., NDSS 2021, https://arxiv.org/abs/2012.13995),
     which scales every update to the operator's own norm; here honest updates keep their lengths, because what a device with
     rare examples has to say is longer than what the operator's few examples say.
+    """
+
+    class Options(StrategyOptions):
+        """Of the rule."""
+
+        over_median: Positive = Field(
+            default=1.0, description="Multiple of the cohort's median norm to which longer updates are scaled down"
+        )
+
+    needs_all = True
+    needs_own_update = True
+
+    options: Options
+
+    def build(self) -> Method:
+        """Return the rule, with the operator's own update if it is there by now."""
+        return RobustRule(TrustRule(self.options.over_median, self.own_update))
+
+
+@dataclass(frozen=True)
+class TrustRule:
+    """The rule; `Trust` says what it does.
 
     Parameters
     ----------
     over_median
         Multiple of the cohort's median norm to which longer updates are scaled down.
     own
-        The operator's update, flat; None where it is not known yet (`with_own_update`).
+        The operator's update, flat; None where it is not known yet.
     """
 
     over_median: float = 1.0
     own: Floats | None = field(default=None, repr=False)
 
-    def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
+    def combine(self, rows: UpdateMatrix, out: Floats) -> Sequence[float]:
         """Write the trusted mean.
 
         Raises
@@ -42,6 +66,11 @@ class Trust:
         AggregationError
             If no update points where the operator's does.
         """
+        import numpy as np
+
+        from fedgrass.strategies.arithmetic.clipping import median_norm
+        from fedgrass.strategies.arithmetic.products import weighted_mean
+
         if self.own is None:
             raise ConfigurationError("strategy 'trust': the operator's own update was not made")
         own = self.own.astype(np.float64)
@@ -63,26 +92,4 @@ class Trust:
         return [float(share) for share in shares]
 
 
-def with_own_update(strategy: Strategy, own: Callable[[], Floats | None]) -> Strategy:
-    """Return a strategy that needs the operator's own update with it; any other as it is.
-
-    Parameters
-    ----------
-    own
-        Trains it; None if there is nothing to train on.
-
-    Raises
-    ------
-    ConfigurationError
-        If there is nothing.
-    """
-    if not isinstance(strategy.combine, Trust):
-        return strategy
-    update = own()
-    if update is None:
-        raise ConfigurationError(
-            f"strategy {strategy.name!r}: there is no evaluation set for this model. Put one at evaluation/FLEET/data.npz in the "
-            "fleet's bucket (for fedgrass aggregate: --evaluation FILE), or choose a rule that needs none, such as "
-            "centered_clipping"
-        )
-    return replace(strategy, combine=replace(strategy.combine, own=update))
+strategy = Trust

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedgrass.bundle import Manifest
-from fedgrass.cloud.aggregator.strategies.base import Facts, ServerOptimizer, State, Weigh
 from fedgrass.statistics import statistics_of
+from fedgrass.strategies.arithmetic.interfaces import ServerOptimizer, State, UpdateMetadata, Weighting
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
 
@@ -40,7 +40,7 @@ class Statistics:
                 variances.append(span)
         return cls(tuple(spans), tuple(variances))
 
-    def scale(self, total: Array, weigh: Weigh, facts: Sequence[Facts], unit: float) -> None:
+    def scale(self, total: Array, weigh: Weighting, facts: Sequence[UpdateMetadata], unit: float) -> None:
         """Make a weighted sum, whose weights are in ``unit``, the difference that the strategy means, in place.
 
         What normalises by steps or losses may give shares of more than one in all: statistics get the plain weighted mean.

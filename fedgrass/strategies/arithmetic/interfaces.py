@@ -1,8 +1,7 @@
-"""What a strategy is made of: clip → weigh → combine → server optimizer, each a small object."""
+"""What a strategy's arithmetic is made of: clip → weight → combine → server optimizer, each a small object."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +14,7 @@ State = dict[str, Floats]
 
 
 @dataclass(frozen=True)
-class Facts:
+class UpdateMetadata:
     """What is known of an update beside its values. ``age`` counts the models that came after its base.
 
     ``ages`` are those of all updates that its device has in this round, this one's among them; empty where it has no other.
@@ -30,9 +29,11 @@ class Facts:
     ages: tuple[int, ...] = ()
     norm: float | None = None
 
-    def measured(self, norm: float) -> Facts:
+    def measured(self, norm: float) -> UpdateMetadata:
         """Return the same with the norm."""
-        return Facts(self.thing, self.num_examples, self.metrics, self.age, self.ages, norm)  # faster than `replace`
+        return UpdateMetadata(
+            self.thing, self.num_examples, self.metrics, self.age, self.ages, norm
+        )  # faster than `replace`
 
 
 class Clip(Protocol):
@@ -43,7 +44,7 @@ class Clip(Protocol):
         ...
 
 
-class Weigh(Protocol):
+class Weighting(Protocol):
     """How much each update counts.
 
     ``is_mean`` says whether no more than one is shared out: weights times scale never sum to more.
@@ -54,7 +55,7 @@ class Weigh(Protocol):
         """Whether it is."""
         ...
 
-    def weight(self, facts: Facts) -> float:
+    def weight(self, facts: UpdateMetadata) -> float:
         """Return what the update's values are multiplied by in the sum; the norm may be missing.
 
         Raises
@@ -64,12 +65,12 @@ class Weigh(Protocol):
         """
         ...
 
-    def scale(self, facts: Sequence[Facts]) -> float:
+    def scale(self, facts: Sequence[UpdateMetadata]) -> float:
         """Return what the sum is multiplied by in the end."""
         ...
 
 
-class Rows(Protocol):
+class UpdateMatrix(Protocol):
     """The good updates as a matrix in storage, one row each, and the model that they are differences from."""
 
     @property
@@ -78,7 +79,7 @@ class Rows(Protocol):
         ...
 
     @property
-    def facts(self) -> Sequence[Facts]:
+    def facts(self) -> Sequence[UpdateMetadata]:
         """Return what is known of each row."""
         ...
 
@@ -91,10 +92,10 @@ class Rows(Protocol):
         ...
 
 
-class Combine(Protocol):
+class Combination(Protocol):
     """A combination that needs to see all updates at once."""
 
-    def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
+    def combine(self, rows: UpdateMatrix, out: Floats) -> Sequence[float]:
         """Write the combined difference to ``out``; returns each row's share in it.
 
         Raises
@@ -103,14 +104,6 @@ class Combine(Protocol):
             If there are too few rows for the number of attackers that is to be withstood.
         """
         ...
-
-
-class Combination(ABC):
-    """Base of combinations of your own, which settings name as ``module:Class``; options are its constructor's arguments."""
-
-    @abstractmethod
-    def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
-        """Write the combined difference to ``out``; see `Combine.combine`."""
 
 
 class ServerOptimizer(Protocol):
@@ -137,18 +130,3 @@ class Noise(Protocol):
     def add_noise(self, mean: Floats, count: int) -> None:
         """Add noise to the mean of ``count`` clipped differences, in place."""
         ...
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """How a round's updates become the next parameters. Without ``combine`` it is the weighted mean, which streams.
-
-    ``staleness`` is the number of earlier rounds whose late updates are wanted too.
-    """
-
-    name: str
-    weigh: Weigh
-    server: ServerOptimizer
-    clip: Clip | None = None
-    combine: Combine | None = None
-    staleness: int = 0

@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgrass.cloud.aggregator.strategies.base import Rows
+from fedgrass.strategies.arithmetic.interfaces import UpdateMatrix
 from fedgrass.update.codecs import Floats
 
 THREADS = min(4, os.cpu_count() or 1)
 _PART = 1 << 18  # scalars that are turned and sorted at once: what a core's cache holds
 
 
-def over_tiles(rows: Rows, work: Callable[[slice, Floats], None], chosen: Sequence[int] | None = None) -> None:
+def over_tiles(rows: UpdateMatrix, work: Callable[[slice, Floats], None], chosen: Sequence[int] | None = None) -> None:
     """Call ``work`` with each tile: its columns, and the values [rows, columns] of all rows or of the chosen ones.
 
     Several calls run at a time; NumPy releases the GIL meanwhile.

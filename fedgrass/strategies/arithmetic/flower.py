@@ -8,27 +8,49 @@ them.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from fedgrass.cloud.aggregator.strategies.base import Rows
-from fedgrass.cloud.aggregator.strategies.statistics import Statistics
-from fedgrass.errors import AggregationError
+from fedgrass.errors import AggregationError, ConfigurationError
+from fedgrass.strategies.arithmetic.interfaces import UpdateMatrix
+from fedgrass.strategies.arithmetic.statistics import Statistics
+from fedgrass.strategies.base import Method, RobustRule, Strategy
 from fedgrass.update.codecs import Floats
 
 
 @dataclass(frozen=True)
-class FlowerStrategy:
+class FlowerStrategy(Strategy):
+    """A strategy of Flower's; its options are the constructor's arguments."""
+
+    needs_all = True
+
+    wrapped: Any = None
+
+    @classmethod
+    def wrapping(cls, name: str, kind: type[Any], options: Mapping[str, Any]) -> FlowerStrategy:
+        """Make a Flower strategy, and wrap it; raises `ConfigurationError` if it does not take the options."""
+        try:
+            return cls(dict(options), name, wrapped=kind(**options))
+        except TypeError as error:
+            raise ConfigurationError(f"strategy {name!r}: cannot be made with {dict(options)} ({error})") from error
+
+    def build(self) -> Method:
+        """Return the adapter."""
+        return RobustRule(FlowerRule(self.name, self.wrapped))
+
+
+@dataclass(frozen=True)
+class FlowerRule:
     """Adapter of an object with Flower's ``aggregate_fit``."""
 
     name: str
     strategy: Any
     types: Any = field(repr=False, default_factory=lambda: importlib.import_module("flwr.common"))
 
-    def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
+    def combine(self, rows: UpdateMatrix, out: Floats) -> Sequence[float]:
         """Write the difference between the base and what ``aggregate_fit`` makes of the devices' parameters."""
         base = list(rows.base.parameters().values())
         ends = np.cumsum([values.size for values in base])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedgrass.cloud.aggregator.strategies.base import State
+from fedgrass.strategies.arithmetic.interfaces import State
 from fedgrass.update.codecs import Floats
 
 

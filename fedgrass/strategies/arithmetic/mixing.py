@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgrass.bundle import Bundle
-from fedgrass.cloud.aggregator.strategies.base import Combine, Facts, Rows
-from fedgrass.cloud.aggregator.strategies.robust import attackers_among, scalar_products, squared_distances
+from fedgrass.strategies.arithmetic.interfaces import Combination, UpdateMatrix, UpdateMetadata
+from fedgrass.strategies.arithmetic.products import attackers_among, scalar_products, squared_distances
 from fedgrass.update.codecs import Floats
 
 Members = NDArray[np.intp]
@@ -25,7 +25,7 @@ Members = NDArray[np.intp]
 class Mixing(Protocol):
     """Which rows are averaged into which."""
 
-    def members(self, rows: Rows) -> Sequence[Members]:
+    def members(self, rows: UpdateMatrix) -> Sequence[Members]:
         """Return for each mixed row the rows that it is the mean of."""
         ...
 
@@ -40,7 +40,7 @@ class Nearest:
 
     attackers: float
 
-    def members(self, rows: Rows) -> Sequence[Members]:
+    def members(self, rows: UpdateMatrix) -> Sequence[Members]:
         """Return the nearest of each row."""
         distances = squared_distances(scalar_products(rows))
         kept = len(distances) - attackers_among(self.attackers, len(distances), room=2)
@@ -57,7 +57,7 @@ class Buckets:
 
     size: int = 2
 
-    def members(self, rows: Rows) -> Sequence[Members]:
+    def members(self, rows: UpdateMatrix) -> Sequence[Members]:
         """Return the buckets; the last one may be smaller."""
         seed = hashlib.sha256(rows.base.manifest.parameters_sha256.encode()).digest()
         order = np.random.default_rng(list(seed)).permutation(len(rows.facts))
@@ -69,9 +69,9 @@ class Mixed:
     """A robust combination of mixed updates; shares are those of the updates themselves."""
 
     mixing: Mixing
-    combination: Combine
+    combination: Combination
 
-    def combine(self, rows: Rows, out: Floats) -> Sequence[float]:
+    def combine(self, rows: UpdateMatrix, out: Floats) -> Sequence[float]:
         """Mix, and write what the combination makes of it."""
         members = self.mixing.members(rows)
         mixed = _MixedRows(rows, members)
@@ -84,11 +84,11 @@ class Mixed:
 class _MixedRows:
     """Rows that are means of others. The norms of their facts are no more than bounds."""
 
-    def __init__(self, rows: Rows, members: Sequence[Members]) -> None:
+    def __init__(self, rows: UpdateMatrix, members: Sequence[Members]) -> None:
         self._rows = rows
         self._members = members
         norms = [facts.norm or 0.0 for facts in rows.facts]
-        self.facts: Sequence[Facts] = [
+        self.facts: Sequence[UpdateMetadata] = [
             replace(rows.facts[int(some[0])], norm=float(np.mean([norms[i] for i in some]))) for some in members
         ]
 

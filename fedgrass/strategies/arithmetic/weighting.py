@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedgrass.cloud.aggregator.strategies.base import Facts
 from fedgrass.errors import UpdateError
+from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
 
 
 @dataclass(frozen=True)
-class ByExamples:
+class ExampleWeighting:
     """In proportion to examples.
 
     McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
@@ -21,32 +21,32 @@ class ByExamples:
 
     is_mean: ClassVar[bool] = True
 
-    def weight(self, facts: Facts) -> float:
+    def weight(self, facts: UpdateMetadata) -> float:
         """Return the examples."""
         return float(facts.num_examples)
 
-    def scale(self, facts: Sequence[Facts]) -> float:
+    def scale(self, facts: Sequence[UpdateMetadata]) -> float:
         """Return one over all examples."""
         return 1 / sum(f.num_examples for f in facts)
 
 
 @dataclass(frozen=True)
-class Equally:
+class EqualWeighting:
     """Every device the same, whatever it claims."""
 
     is_mean: ClassVar[bool] = True
 
-    def weight(self, _facts: Facts) -> float:
+    def weight(self, _facts: UpdateMetadata) -> float:
         """Return 1."""
         return 1.0
 
-    def scale(self, facts: Sequence[Facts]) -> float:
+    def scale(self, facts: Sequence[UpdateMetadata]) -> float:
         """Return one over the number of updates."""
         return 1 / len(facts)
 
 
 @dataclass(frozen=True)
-class ByAge:
+class StalenessWeighting:
     """By examples, less the older the base: examples / (1 + age) ** exponent.
 
     All updates of a device together weigh no more than one fresh one, however many it held back for this round.
@@ -58,12 +58,12 @@ class ByAge:
     exponent: float = 0.5
     is_mean: ClassVar[bool] = True
 
-    def weight(self, facts: Facts) -> float:
+    def weight(self, facts: UpdateMetadata) -> float:
         """Return the discounted examples."""
         together = sum(map(self._discount, facts.ages))
         return facts.num_examples * self._discount(facts.age) / max(1.0, together)
 
-    def scale(self, facts: Sequence[Facts]) -> float:
+    def scale(self, facts: Sequence[UpdateMetadata]) -> float:
         """Return one over the examples of all devices, undiscounted."""
         return 1 / sum(f.num_examples / max(1, len(f.ages)) for f in facts)
 
@@ -72,7 +72,7 @@ class ByAge:
 
 
 @dataclass(frozen=True)
-class ByStep:
+class FedNovaWeighting:
     """FedNova: each difference per local step, times the mean number of steps; devices that did more steps do not outvote others.
 
     Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", NeurIPS 2020,
@@ -81,11 +81,11 @@ class ByStep:
 
     is_mean: ClassVar[bool] = False
 
-    def weight(self, facts: Facts) -> float:
+    def weight(self, facts: UpdateMetadata) -> float:
         """Return examples per step."""
         return facts.num_examples / _metric(facts, "steps", least=1.0)
 
-    def scale(self, facts: Sequence[Facts]) -> float:
+    def scale(self, facts: Sequence[UpdateMetadata]) -> float:
         """Return the mean number of steps, by examples, over all examples."""
         examples = sum(f.num_examples for f in facts)
         steps = sum(f.num_examples * _metric(f, "steps", least=1.0) for f in facts) / examples
@@ -93,7 +93,7 @@ class ByStep:
 
 
 @dataclass(frozen=True)
-class ByLoss:
+class QFairWeighting:
     """q-FedAvg: devices on which the model does badly count more, by their loss to the power of q.
 
     Li et al., "Fair Resource Allocation in Federated Learning", ICLR 2020, https://arxiv.org/abs/1905.10497 (algorithm 2),
@@ -106,11 +106,11 @@ class ByLoss:
     max_loss: float = 10.0
     is_mean: ClassVar[bool] = False
 
-    def weight(self, facts: Facts) -> float:
+    def weight(self, facts: UpdateMetadata) -> float:
         """Return L·F^q."""
         return math.pow(self._loss(facts), self.q) / self.learning_rate
 
-    def scale(self, facts: Sequence[Facts]) -> float:
+    def scale(self, facts: Sequence[UpdateMetadata]) -> float:
         """Return one over the sum of q·F^(q-1)·‖L·Δ‖² + L·F^q."""
         lipschitz = 1 / self.learning_rate
         total = 0.0
@@ -119,11 +119,11 @@ class ByLoss:
             total += self.q * loss ** (self.q - 1) * norm**2 + lipschitz * loss**self.q
         return 1 / total
 
-    def _loss(self, facts: Facts) -> float:
+    def _loss(self, facts: UpdateMetadata) -> float:
         return min(_metric(facts, "loss", least=1e-10), self.max_loss)
 
 
-def _metric(facts: Facts, name: str, *, least: float) -> float:
+def _metric(facts: UpdateMetadata, name: str, *, least: float) -> float:
     value = facts.metrics.get(name)
     if value is None:
         raise UpdateError(

@@ -1,0 +1,115 @@
+"""Parts by name: those that a package of fedgrass holds, one a module, and those that installed packages register.
+
+A built-in part is a module of the package, and the module's attribute of a fixed name is the part: so it is listed without being
+imported, and adding one adds one file. Other packages register theirs as entry points of a group; a built-in name is never
+theirs. An unknown name is an error that lists the names there are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Generic, TypeVar, cast
+
+import fedgrass
+from fedgrass.errors import ConfigurationError
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """The parts of one kind.
+
+    Parameters
+    ----------
+    kind
+        What messages call one of them, such as ``strategy``; also the attribute of a built-in part's module.
+    package
+        The package whose modules are the built-in parts; those that begin with an underscore are none, nor are packages in it.
+    group
+        The group of entry points of other packages' parts.
+    valid
+        Whether an object is such a part.
+    expected
+        What a part must be, for messages.
+    also
+        How else one can be named, for messages, such as ``module:Class``.
+    helpers
+        Modules of the package that are no parts.
+    """
+
+    kind: str
+    package: str
+    group: str
+    valid: Callable[[object], bool]
+    expected: str
+    also: str = ""
+    helpers: Collection[str] = ()
+
+    def built_in(self) -> tuple[str, ...]:
+        """Return the names of the package's own parts, in order; nothing is imported, the package itself neither."""
+        below = self.package.partition(".")[2].split(".")
+        found = iter_modules([str(Path(folder, *below)) for folder in fedgrass.__path__])
+        return tuple(
+            sorted(
+                one.name
+                for one in found
+                if not one.ispkg and one.name not in self.helpers and not one.name.startswith("_")
+            )
+        )
+
+    def installed(self) -> tuple[str, ...]:
+        """Return the names that other packages register, in order, without those that are built in."""
+        return tuple(
+            sorted({one.name for one in self._entry_points() if _NAME.fullmatch(one.name)} - {*self.built_in()})
+        )
+
+    def names(self) -> tuple[str, ...]:
+        """Return all names: the built-in ones, then those of other packages."""
+        return (*self.built_in(), *self.installed())
+
+    def choices(self) -> str:
+        """Return all names as a message or a help text lists them."""
+        return ", ".join(self.names()) + (f", or {self.also}" if self.also else "")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.built_in() or name in self.installed()
+
+    def get(self, name: str) -> T:
+        """Return a part; its module is imported now.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is none of that name, two packages register it, it cannot be imported, or it is no such part.
+        """
+        if name in self.built_in():
+            return cast(T, getattr(importlib.import_module(f"{self.package}.{name}"), self.kind))
+        found = {one.value: one for one in self._entry_points() if one.name == name and _NAME.fullmatch(name)}
+        if not found:
+            raise ConfigurationError(f"{self.kind} {name[:200]!r}: expected one of {self.choices()}")
+        if len(found) > 1:
+            raise ConfigurationError(
+                f"{self.kind} {name!r}: registered as {' and as '.join(sorted(found))}; uninstall one of these packages"
+            )
+        (one,) = found.values()
+        try:
+            part = one.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{self.kind} {name!r}: registered as {one.value}, which cannot be imported ({error})"
+            ) from error
+        if not self.valid(part):
+            raise ConfigurationError(f"{self.kind} {name!r}: registered as {one.value}, which is no {self.expected}")
+        return cast(T, part)
+
+    def _entry_points(self) -> Collection[EntryPoint]:
+        return entry_points(group=self.group)

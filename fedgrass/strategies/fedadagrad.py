@@ -1,0 +1,39 @@
+"""FedAdagrad: an adaptive step whose denominator grows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from fedgrass.strategies.base import Decay, MeanStrategy, Positive
+
+if TYPE_CHECKING:
+    from fedgrass.strategies.arithmetic.interfaces import ServerOptimizer
+
+
+@dataclass(frozen=True)
+class FedAdagrad(MeanStrategy):
+    """Adaptive server optimizer with a growing denominator.
+
+    Reddi et al., "Adaptive Federated Optimization", ICLR 2021, https://arxiv.org/abs/2003.00295
+    """
+
+    class Options(MeanStrategy.Options):
+        """Of the step."""
+
+        learning_rate: Positive = Field(default=0.1, description="Length of the server optimizer's step")
+        beta_1: Decay = Field(default=0.0, description="Share of the first moment that each round keeps")
+        tau: Positive = Field(default=1e-3, description="Added to the root of the second moment: bounds the step")
+
+    options: Options
+
+    def server(self) -> ServerOptimizer:
+        """Return the optimizer."""
+        from fedgrass.strategies.arithmetic.server import Adagrad
+
+        return Adagrad(self.options.learning_rate, self.options.beta_1, tau=self.options.tau)
+
+
+strategy = FedAdagrad
