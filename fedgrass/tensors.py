@@ -243,13 +243,13 @@ def _parse(text: bytes, known: Known, name: str) -> tuple[dict[str, str], Specs]
 def _decode_known(text: bytes, known: Known) -> tuple[Any, Specs | None]:
     """Decode the JSON; of a known header the metadata alone. A header means the same either way."""
     end = text.find(_BEHIND_METADATA, len(_METADATA)) + 2
-    specs = known.get(text[end:].rstrip(b" ")) if known and text.startswith(_METADATA) else None
-    if specs is not None:
-        with suppress(ValueError, RecursionError):
-            found = text[len(_METADATA) : end].decode()
-            metadata, stop = _HEADERS.raw_decode(found)
-            if stop == len(found):
-                return {"__metadata__": metadata}, specs
+    for behind, specs in known.items() if text.startswith(_METADATA) else ():
+        if text.startswith(behind, end) and not text[end + len(behind) :].strip(b" "):
+            with suppress(ValueError, RecursionError):
+                found = text[len(_METADATA) : end].decode()
+                metadata, stop = _HEADERS.raw_decode(found)
+                if stop == len(found):
+                    return {"__metadata__": metadata}, specs
     return _HEADERS.decode(text.decode()), None
 
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from fedgrass.bundle import TensorDescription
 from fedgrass.tensors import Array
-from fedgrass.update.codecs import Fill, Floats, ReadInto, StoredTensor, Whole, joined
+from fedgrass.update.codecs import Fill, Floats, ReadInto, StoredTensor, Whole, joined, scratch
 
 _SCALE = np.dtype("<f4")
-_PIECE = 1 << 14  # scalars
+_PIECE = 3 << 13  # scalars: what is made of their scales stays in a core's cache, and is no memory from the system
 
 
 class Int8:
@@ -42,7 +42,7 @@ class Int8:
         scales = _Scales(parameter.size, self.group, read)
 
         def fill(values: Floats) -> None:
-            codes = np.empty(len(values), "<i1")
+            codes = scratch("codes", len(values), np.dtype("<i1"))
             read(codes)
             values[...] = codes  # apart from scaling: a plain widening runs at the speed of memory
             scales.apply(values)
@@ -83,9 +83,11 @@ class Int4:
         scales = _Scales(parameter.size, self.group, read)
 
         def fill(values: Floats) -> None:
-            packed = np.empty((len(values) + 1) // 2, "<u1")
+            packed = scratch("codes", (len(values) + 1) // 2, np.dtype("<u1"))
             read(packed)
-            values[...] = _unpacked(packed)[: len(values)]
+            pairs = len(values) // 2
+            np.take(_PAIRS, packed[:pairs], out=values[: 2 * pairs].view("<u8"), mode="clip")
+            values[2 * pairs :] = _unpacked(packed[pairs:])[: len(values) % 2]
             scales.apply(values)
 
         return fill
@@ -185,10 +187,7 @@ class _WholeGroups:
             return
         scales = joined(stored, self._scales).view(_SCALE)
         self._unpack(joined(stored, self._codes), values)
-        for (
-            groups,
-            part,
-        ) in self._pieces:  # one by one, so that what is made of the scales is small and stays in a core's cache
+        for groups, part in self._pieces:
             np.multiply(values[part], scales[groups].repeat(self._counts[groups]), out=values[part])
 
 
@@ -203,7 +202,7 @@ class _Scales:
     def apply(self, values: Floats) -> None:
         """Multiply each group by its scale, in place. A hostile one gives what is not finite, which the reader's user refuses."""
         used = 0
-        for start in range(0, len(values), _PIECE):  # so that what is made of the scales stays in a core's cache
+        for start in range(0, len(values), _PIECE):
             piece = values[start : start + _PIECE]
             count = _groups(len(piece), self._group)
             scales = self._left[used : used + count].repeat(self._group)

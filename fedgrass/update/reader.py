@@ -17,7 +17,7 @@ from fedgrass.bounds import MAX_HEADER_BYTES
 from fedgrass.bundle import TensorDescription
 from fedgrass.errors import TensorFileError, TruncatedFileError, UpdateError
 from fedgrass.tensors import TensorSpec
-from fedgrass.update.codecs import Fill, Float32, Floats, StoredTensor, Whole
+from fedgrass.update.codecs import Fill, Float32, Floats, StoredTensor, Whole, scratch
 from fedgrass.update.entropy import TENSOR, Decompressor
 from fedgrass.update.header import MAX_METADATA_BYTES, UpdateHeader
 from fedgrass.update.registry import UpdateCodec, codec_named
@@ -101,7 +101,7 @@ class UpdateReader:
             self._read(values)
         else:
             whole = self._form.whole(self.header.codec)
-            stored = np.empty(whole.nbytes, np.uint8)
+            stored = scratch("stored", whole.nbytes, np.dtype(np.uint8))
             self._read(stored)
             with np.errstate(all="ignore"):
                 whole.decode(stored, values)
