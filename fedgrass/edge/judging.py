@@ -1,0 +1,118 @@
+"""A model judged in a process of its own, which its native code, or the memory that it takes, may end.
+
+``python -m fedgrass.edge.judging PARENT`` reads a `Case` from its standard input and answers with a `Judgement`, each a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from fedgrass import logs
+from fedgrass.bundle import Bundle
+from fedgrass.edge.child import EXIT_MEMORY, MAX_LINE_BYTES, Child, Running, become_child
+from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
+from fedgrass.errors import FedgrassError
+from fedgrass.logs import Log
+from fedgrass.protocol.messages import Metrics, as_reason
+
+
+class Case(BaseModel):
+    """What is to be judged, and by which settings; bundles by their folders."""
+
+    model_config = ConfigDict(frozen=True)
+
+    candidate: Path
+    active: Path | None
+    runtime: RuntimeSettings
+    deployer: ModelDeployerSettings
+
+
+class Judgement(BaseModel):
+    """Whether a model is let in, why, and what was measured."""
+
+    model_config = ConfigDict(frozen=True)
+
+    admitted: bool
+    reason: str = ""
+    metrics: Metrics = {}
+
+
+def judge_apart(
+    case: Case, *, start: Callable[[], Running] = lambda: Child("fedgrass.edge.judging", str(os.getpid()))
+) -> Judgement:
+    """Judge a model in a child; one that dies of it has refused the model."""
+    child, said = start(), b""
+    try:
+        child.tell(case.model_dump_json(by_alias=True).encode() + b"\n")
+        while (some := child.read(1.0)) != b"" and len(said) <= MAX_LINE_BYTES:
+            said += some or b""
+    finally:
+        if len(said) > MAX_LINE_BYTES:
+            child.kill()
+        cause = child.died_of()
+    with contextlib.suppress(ValidationError):
+        return Judgement.model_validate_json(said)
+    return Judgement(admitted=False, reason=f"its admission died {cause or 'without a verdict'}")
+
+
+def judge_here(case: Case, log: Log) -> Judgement:
+    """Judge a model in this process; raises `MemoryError` if there is too little of it."""
+    from fedgrass.data import load
+    from fedgrass.edge.admission import WorseError, judge
+    from fedgrass.engines.registry import open_engine
+
+    runtime, deployer = case.runtime, case.deployer
+    try:
+        verdict = judge(
+            Bundle.open(case.candidate),
+            Bundle.open(case.active) if case.active is not None else None,
+            tolerance=deployer.tolerance,
+            max_latency_ms=deployer.max_latency_ms,
+            max_memory_mb=deployer.max_memory_mb,
+            load=lambda manifest: load(runtime.data, manifest),
+            open_engine=lambda bundle: open_engine(
+                runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder
+            ),
+        )
+    except FedgrassError as error:
+        metrics = error.metrics if isinstance(error, WorseError) else {}
+        return Judgement(admitted=False, reason=as_reason(str(error)), metrics=_finite(metrics))
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a loader or an engine of the user's own may raise anything
+        log.error("it could not be judged", trace=True)
+        return Judgement(admitted=False, reason=as_reason(f"{type(error).__name__}: {error}"))
+    return Judgement(admitted=True, reason=as_reason(verdict.reason), metrics=_finite(verdict.metrics))
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def main() -> int:
+    """Be the child of the process whose number is given."""
+    orders, answers = become_child(int(sys.argv[1]))
+    logs.configure()
+    log = Log("fedgrass.edge.admit", thing=os.environ.get("AWS_IOT_THING_NAME", ""))
+    with os.fdopen(orders, "rb") as lines:
+        case = Case.model_validate_json(lines.readline())
+    try:
+        judgement = judge_here(case, log)
+    except MemoryError:
+        return EXIT_MEMORY
+    os.write(answers, judgement.model_dump_json().encode() + b"\n")
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # Not sys.exit: unloading LiteRT takes longer than much of the rest.
+    os._exit(code)
