@@ -4,7 +4,7 @@
 process that shares it; the proportional share (PSS) adds up to what they take together.
 
 ``--limit-mb N`` puts that device, its core device included, into a control group of so much memory for the round (needs root).
-``--out-of-memory`` has the kernel kill the trainer in it once, in training, and then runs the round to its end.
+``--out-of-memory`` has the kernel kill who trains in it once, and then runs the round to its end.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     """Run a fleet, look, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit-mb", type=int, default=0, help="bound for the device in the round; 0 is none")
-    parser.add_argument("--out-of-memory", action="store_true", help="have the trainer killed for memory in training")
+    parser.add_argument("--out-of-memory", action="store_true", help="have who trains killed for memory")
     arguments = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def a_round(demo: Demo, bound: Path | None, *, kill: bool) -> dict[str, object]:
     said = {"status": status, "outcome": record.outcome, "uploaded": record.uploaded, "active": record.active}
     return {
         **said,
-        **({"trainer_killed": killed} if kill else {}),
+        **({"killed_and_trained_again": killed} if kill else {}),
         "peak": peaks,
         "peak_pss_together": round(together[0], 1),
     }
@@ -123,6 +123,9 @@ def look(fleet: FaultyFleet) -> dict[str, dict[str, float]]:
             with contextlib.suppress(psutil.Error):
                 sizes = process.memory_full_info()
                 found[name] = {"rss": round(sizes.rss / MB, 1), "pss": round(sizes.pss / MB, 1)}
+                for child in process.children(recursive=True):
+                    sizes = child.memory_full_info()
+                    found[f"{name}'s child"] = {"rss": round(sizes.rss / MB, 1), "pss": round(sizes.pss / MB, 1)}
     found.pop("stream_manager", None)  # the stand-in's; the real one is Java
     return found
 
@@ -175,16 +178,17 @@ def peak_of(bound: Path) -> float:
 
 
 def out_of_memory(fleet: FaultyFleet, bound: Path) -> bool:
-    """Have the kernel kill the trainer: a group below, of less memory than it takes at its next page."""
+    """Have the kernel kill who trains, in a group below of less memory than its next page takes; whether the trainer lives on."""
     trainer = fleet.running(THING, TRAINER)
+    training = eventually(trainer.children)[0]
     below = bound / "little"
     below.mkdir()
     set_limit(below, MB)
-    (below / "cgroup.procs").write_text(str(trainer.pid))
-    eventually(lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE, timeout=120)
-    fleet.running(THING, TRAINER, other_than=trainer.pid)
+    (below / "cgroup.procs").write_text(str(training.pid))
+    eventually(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE, timeout=120)
+    again = eventually(trainer.children)[0]
     below.rmdir()
-    return True
+    return again.pid != training.pid and trainer.is_running()
 
 
 if __name__ == "__main__":

@@ -136,8 +136,11 @@ def test_no_two_files_of_tests_have_one_name() -> None:
     assert {name for name, count in names.items() if count > 1} == set(), "pytest collects only the first of them"
 
 
-@pytest.mark.parametrize("module", ["heartbeat", "model_deployer", "trainer"])
+@pytest.mark.parametrize(
+    "module",
+    [*(f"components.{name}.__main__" for name in ("heartbeat", "model_deployer", "trainer")), "fedgrass.edge.admit"],
+)
 def test_a_component_lives_without_numpy(module: str) -> None:
-    code = f"import sys, components.{module}.__main__; print(sorted({{'numpy', 'ai_edge_litert', 'boto3'}} & sys.modules.keys()))"
+    code = f"import sys, {module}; print(sorted({{'numpy', 'ai_edge_litert', 'boto3'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

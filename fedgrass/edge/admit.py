@@ -15,17 +15,17 @@ import argparse
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedgrass import logs
-from fedgrass.bundle import Bundle, Manifest
-from fedgrass.data import DataSettings, Split, load
+from fedgrass.bundle import Bundle
+from fedgrass.data_settings import DataSettings
 from fedgrass.edge import settings
+from fedgrass.edge.judging import Case, Judgement, judge_apart
 from fedgrass.edge.model_store import Admission, ModelStore
 from fedgrass.edge.settings import EXIT_CONFIGURATION, ModelDeployerSettings, RuntimeSettings
-from fedgrass.engines.base import Engine
-from fedgrass.engines.registry import open_engine
 from fedgrass.errors import BundleError, ConfigurationError, FedgrassError, IpcError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import AdmissionNotice, as_reason
@@ -42,7 +42,13 @@ _VERDICT_SECONDS = 3600.0
 
 
 def admit(
-    artifacts: Path, store: ModelStore, runtime: RuntimeSettings, deployer: ModelDeployerSettings, log: Log
+    artifacts: Path,
+    store: ModelStore,
+    runtime: RuntimeSettings,
+    deployer: ModelDeployerSettings,
+    log: Log,
+    *,
+    judged: Callable[[Case], Judgement] = judge_apart,
 ) -> Admission | None:
     """Judge the model in ``artifacts`` and make it active, or note why not; None if there is nothing to do.
 
@@ -51,19 +57,11 @@ def admit(
     FedgrassError
         If the folder holds no bundle and does not say of which version, or the store cannot be written.
     """
-    from fedgrass.edge.admission import WorseError, judge
-
     try:
         candidate = Bundle.open(artifacts)
     except BundleError as error:
         return _refused_unread(artifacts, store, error)
     version = candidate.manifest.version
-
-    def examples(manifest: Manifest) -> Split:
-        return load(runtime.data, manifest)
-
-    def engine(bundle: Bundle) -> Engine:
-        return open_engine(runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder)
 
     with store.lock():
         if store.holds(candidate):
@@ -81,22 +79,16 @@ def admit(
         if (refusal := store.verdict(question, _VERDICT_SECONDS)) is not None:
             log.info("model was refused just now and stays out", version=version)
             return refusal
+        before = active.folder if active is not None else None
+        judgement = judged(Case(candidate=candidate.folder, active=before, runtime=runtime, deployer=deployer))
+        if not judgement.admitted:
+            return store.refuse(version, judgement.reason, question, judgement.metrics)
         try:
-            verdict = judge(
-                candidate,
-                active,
-                tolerance=deployer.tolerance,
-                max_latency_ms=deployer.max_latency_ms,
-                max_memory_mb=deployer.max_memory_mb,
-                load=examples,
-                open_engine=engine,
-            )
             store.activate(candidate)
         except FedgrassError as error:
-            metrics = error.metrics if isinstance(error, WorseError) else {}
-            return store.refuse(version, str(error), question, metrics)
+            return store.refuse(version, str(error), question)
         store.forget_verdict()
-        return store.record(version, "active", reason=verdict.reason, metrics=verdict.metrics)
+        return store.record(version, "active", reason=judgement.reason, metrics=judgement.metrics)
 
 
 def _question(

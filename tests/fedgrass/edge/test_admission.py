@@ -18,6 +18,7 @@ from fedgrass.bundle import GRAPH, INFERENCE, MANIFEST, PARAMETERS, Bundle
 from fedgrass.data import load
 from fedgrass.edge.admission import chance, judge
 from fedgrass.edge.admit import admit
+from fedgrass.edge.judging import judge_here
 from fedgrass.edge.model_store import Admission, ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.base import FitSettings
@@ -43,7 +44,8 @@ class Place:
         self.runtime = RuntimeSettings(fleet="f", data=digits.settings_for(digits.write_data(folder / "data.npz")))
 
     def admit(self, artifacts: Path, *, tolerance: float = 0.05, **limits: Any) -> Admission | None:
-        return admit(artifacts, self.store, self.runtime, ModelDeployerSettings(tolerance=tolerance, **limits), LOG)
+        deployer = ModelDeployerSettings(tolerance=tolerance, **limits)
+        return admit(artifacts, self.store, self.runtime, deployer, LOG, judged=lambda case: judge_here(case, LOG))
 
     @property
     def active(self) -> str | None:
@@ -263,7 +265,7 @@ def test_the_script_tells_its_verdict_by_exit_code_and_one_line_of_json(good: Bu
     store = tmp_path / "store"
     admitted = run_script(good.folder, store)
     assert admitted.returncode == 0, admitted.stdout + admitted.stderr
-    assert [json.loads(line)["event"] for line in admitted.stdout.splitlines()][-1] == "model active"
+    assert json.loads(admitted.stdout.splitlines()[-1])["event"] == "model active"
     good.path(GRAPH).write_bytes(b"")
     refused = run_script(good.folder, tmp_path / "other")
     assert refused.returncode == 0, refused.stderr  # a decision, and no failure of the deployment
