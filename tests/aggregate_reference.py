@@ -124,6 +124,19 @@ def bounded(updates: Sequence[Update], rule: Rule) -> list[Update]:
     ]
 
 
+def believed(updates: Sequence[Update], kind: str, rule: Rule) -> list[Update]:
+    """The updates with what they say of steps or losses as it counts, where the settings bound examples."""
+    factor = rule.examples_over_median
+    if not factor or kind not in {"fednova", "qfedavg"}:
+        return list(updates)
+    name, least = ("steps", 1.0) if kind == "fednova" else ("loss", 1e-10)
+    said = [min(max(one.metrics[name], least), 10.0 if name == "loss" else math.inf) for one in updates]
+    middle = lower_median(said)
+    lowest = middle / factor if name == "steps" else 0.0
+    counts = [min(max(value, lowest), middle * factor) for value in said]
+    return [replace(one, metrics={**one.metrics, name: value}) for one, value in zip(updates, counts, strict=True)]
+
+
 def mean_of(updates: Sequence[Update], weights: Any) -> Doubles:
     """The weighted mean."""
     weights = np.asarray(weights, np.float64)

@@ -179,7 +179,7 @@ def _entry(counted: Counted, weight: float) -> UpdateEntry:
         num_examples=facts.num_examples,
         weight=weight,
         norm=float(f"{counted.good.norm:.6g}"),
-        metrics=dict(facts.metrics),
+        metrics=dict(counted.good.facts.metrics),  # as it was said
         late_for=reference.round,
         age=facts.age,
     )

@@ -1,4 +1,4 @@
-"""Bounds that the good updates of a round set one another: how many examples count, and how far one of them can pull.
+"""Bounds that the good updates of a round set one another: what they claim counts, and how far one of them can pull.
 
 A bound by the cohort refuses nobody, unless the settings ask for it: whether an update is good depends on that update alone.
 """
@@ -13,7 +13,7 @@ from fedgrass.cloud.aggregator.intake import Good
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.settings import Checks
 from fedgrass.strategies.arithmetic.clipping import ClipToMedian, median_norm
-from fedgrass.strategies.arithmetic.interfaces import Clip, UpdateMetadata, Weighting
+from fedgrass.strategies.arithmetic.interfaces import ClaimWeighting, Clip, UpdateMetadata, Weighting
 from fedgrass.strategies.arithmetic.weighting import EqualWeighting
 from fedgrass.strategies.base import Method, WeightedMean
 
@@ -74,9 +74,11 @@ class Bounds:
         ages: dict[str, list[int]] = {}
         for one in good:
             ages.setdefault(one.facts.thing, []).append(one.facts.age)
+        claims = [one.facts for one in good]
+        if factor > 0 and isinstance(weighting := self.weighting, ClaimWeighting):
+            claims = list(weighting.believed(claims, max(1.0, factor)))
         found = []
-        for one in good:
-            facts = one.facts
+        for one, facts in zip(good, claims, strict=True):
             if len(ages) < len(good) and len(ages[facts.thing]) > 1:
                 facts = replace(facts, ages=tuple(sorted(ages[facts.thing])))
             if factor > 0 and facts.num_examples > most:

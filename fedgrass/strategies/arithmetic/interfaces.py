@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fedgrass.bundle import Bundle
 from fedgrass.update.codecs import Floats
@@ -34,6 +34,13 @@ class UpdateMetadata:
         return UpdateMetadata(
             self.thing, self.num_examples, self.metrics, self.age, self.ages, norm
         )  # faster than `replace`
+
+    def claiming(self, name: str, value: float) -> UpdateMetadata:
+        """Return the same with another value of a metric."""
+        if self.metrics.get(name) == value:
+            return self
+        metrics = {**self.metrics, name: value}
+        return UpdateMetadata(self.thing, self.num_examples, metrics, self.age, self.ages, self.norm)
 
 
 class Clip(Protocol):
@@ -67,6 +74,21 @@ class Weighting(Protocol):
 
     def scale(self, facts: Sequence[UpdateMetadata]) -> float:
         """Return what the sum is multiplied by in the end."""
+        ...
+
+
+@runtime_checkable
+class ClaimWeighting(Weighting, Protocol):
+    """A weighting by a metric, which is a device's claim: the cohort's median bounds it, as it bounds examples."""
+
+    def believed(self, facts: Sequence[UpdateMetadata], factor: float) -> Sequence[UpdateMetadata]:
+        """Return all updates of a round with the metrics that weigh, which are claims, bounded by ``factor`` and the median.
+
+        Raises
+        ------
+        UpdateError
+            Coded ``missing_metric``.
+        """
         ...
 
 

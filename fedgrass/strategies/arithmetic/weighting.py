@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import ClassVar
 
 from fedgrass.errors import UpdateError
@@ -91,6 +92,13 @@ class FedNovaWeighting:
         steps = sum(f.num_examples * _metric(f, "steps", least=1.0) for f in facts) / examples
         return steps / examples
 
+    def believed(self, facts: Sequence[UpdateMetadata], factor: float) -> Sequence[UpdateMetadata]:
+        """Return them with their steps within ``factor`` of the median: few weigh much, and many lengthen the whole step."""
+        steps = [_metric(f, "steps", least=1.0) for f in facts]
+        middle = median_low(steps)
+        bounded = (min(max(one, middle / factor), middle * factor) for one in steps)
+        return [f.claiming("steps", one) for f, one in zip(facts, bounded, strict=True)]
+
 
 @dataclass(frozen=True)
 class QFairWeighting:
@@ -118,6 +126,14 @@ class QFairWeighting:
             loss, norm = self._loss(f), lipschitz * (f.norm or 0.0)
             total += self.q * loss ** (self.q - 1) * norm**2 + lipschitz * loss**self.q
         return 1 / total
+
+    def believed(self, facts: Sequence[UpdateMetadata], factor: float) -> Sequence[UpdateMetadata]:
+        """Return them with no loss that would weigh more than ``factor`` times the median's."""
+        if self.q == 0:
+            return facts
+        losses = [self._loss(f) for f in facts]
+        most = median_low(losses) * factor ** (1 / self.q)
+        return [f.claiming("loss", min(one, most)) for f, one in zip(facts, losses, strict=True)]
 
     def _loss(self, facts: UpdateMetadata) -> float:
         return min(_metric(facts, "loss", least=1e-10), self.max_loss)

@@ -203,6 +203,44 @@ def test_one_liar_of_twenty_has_a_small_multiple_of_an_honest_one_s_say(tmp_path
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["rows", "tiles"])
+@pytest.mark.parametrize(
+    ("strategy", "honest", "lie", "least", "most"),
+    [
+        ("fednova", {"steps": 10.0}, {"steps": 1.0}, 0.4, 1.0),
+        ("fednova", {"steps": 10.0}, {"steps": 1e30}, 0.7, 1.3),
+        ("fednova", {"steps": 10.0}, {"steps": -5.0}, 0.4, 1.0),
+        ("qfedavg", {"loss": 0.1}, {"loss": 1e30}, 0.6, 1.0),
+        ("qfedavg", {"loss": 0.1}, {"loss": -1e30}, 0.6, 1.01),
+    ],
+)
+def test_no_steps_and_no_loss_that_one_of_twenty_claims_decide(
+    tmp_path: Path,
+    large: bool,
+    strategy: str,
+    honest: dict[str, float],
+    lie: dict[str, float],
+    least: float,
+    most: float,
+) -> None:
+    base = tiny_model(tmp_path, 4)
+
+    def moved(last: float, count: int, metrics: dict[str, float]) -> float:
+        said = [(1.0, 100, honest)] * 19 + [(last, count, metrics)]
+        contents = {
+            f"t{i:02d}": update_of(base, f"t{i:02d}", of(length)[0], num_examples=examples, metrics=claimed)
+            for i, (length, examples, claimed) in enumerate(said)
+        }
+        with arranged(large=large):
+            found = combine(base, Memory(contents), Checks(), strategy_named(strategy))
+        assert found.parameters is not None, found.problem
+        assert found.updates[-1].metrics == metrics, "the report has what was said"
+        return 2 * float(flat(found.parameters)[0])
+
+    plain = moved(1.0, 100, honest)
+    assert least * plain <= moved(-1.0, 10**9, lie) <= most * plain
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["rows", "tiles"])
 def test_the_largest_float_in_one_update_moves_the_model_no_further_than_twice_the_others(
     tmp_path: Path, large: bool
 ) -> None:
