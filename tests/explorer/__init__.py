@@ -12,7 +12,7 @@ late, or come twice; writes that meet a transaction or the table's limits; a pro
 A schedule is a scenario, a plan of what happens at which step, and a seed: printed with each violation, it runs the same way
 again.
 
-What must hold (`invariants`), when all has come to rest and again after one more undisturbed round:
+What must hold (`invariants`), when all has come to rest and the sweep has run, and again after one more undisturbed round:
 
 1. No two rounds are open at any time; none is left open; an outcome, once written, stays (but for a person's release).
 2. The base of the next round is the newest adopted model, and all its objects are there.

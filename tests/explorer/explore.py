@@ -85,12 +85,10 @@ class Tally:
 
 
 class _Judged(World):
-    """Looks before the next round too, unless an event was lost or a person's process ended: what comes next mends that."""
+    """Looks before the next round too: by then the sweep has mended what a lost event or a person's end left."""
 
     def between(self) -> None:
-        self.before_next = {}
-        if 0 not in self.schedule.events.values() and not self.person_died:
-            self.before_next = dict(violations(self, at_the_end=False))
+        self.before_next = dict(violations(self, at_the_end=False))
 
 
 def run(schedule: Schedule) -> tuple[World, dict[str, str]]:

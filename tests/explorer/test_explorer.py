@@ -77,6 +77,22 @@ def test_a_refused_model_is_taken_back_whichever_call_a_function_ends_at() -> No
         assert world.version_on(GROUP_ARN) == "1.2.0"
 
 
+def test_no_round_waits_for_an_event_that_was_lost() -> None:
+    scenario = _BY_NAME["canaries"]
+    lost = dict.fromkeys(range(3, 30), 0)  # all but the two notices of updates
+    left = 0
+    for step in steps_of(scenario, "job:")[::20]:
+        schedule = Schedule(scenario, {step: [("stop",)]}, events=lost, obeys=False)
+        _, found = run(schedule)
+        assert not found, (step, found)
+        World.swept = False
+        try:
+            left += "round stays open" in run(schedule)[1]
+        finally:
+            World.swept = True
+    assert left, "nothing was lost that mattered"
+
+
 def test_the_explorer_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that deploys before its outcome is written, as it once did."""
     original = decide

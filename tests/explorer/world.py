@@ -113,6 +113,7 @@ class World:
     """One fleet, one schedule; ``current`` is the one that runs."""
 
     current: World | None = None
+    swept = True  # whether the schedule's sweep comes before the next round
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -225,6 +226,9 @@ class World:
             self.steps = self.scheduler.steps
             self.disturbed = False
             self.scheduler.now += _PATIENCE
+            if self.swept:
+                self.event("open_round", {"sweep": True})
+                self.scheduler.run()
             self.between()
             self.next = self.machine.start("next", {})
             self.scheduler.run()

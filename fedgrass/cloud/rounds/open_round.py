@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import secrets
 from collections.abc import Iterable
@@ -54,8 +55,21 @@ connect("rounds", "devices", "iot_data", "step_functions")
 
 
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
-    """Entry point."""
+    """Entry point, called by the state machine, and on a schedule to look after what was left open."""
+    if event.get("sweep"):
+        sweep(own_services())
+        return {}
     return open_round(own_services(), OpenRequest.model_validate(event))
+
+
+def sweep(services: Services) -> None:
+    """End what an execution, or a person, that is gone has left, as an opening would: nobody may open a round for long.
+
+    Else devices would go on with a round that nobody waits for, if the event of its execution's end was lost.
+    """
+    with contextlib.suppress(RoundRefusedError):  # somebody holds the fleet
+        _take_over(services, load_state(services.rounds, services.fleet))
+        _refuse_reserved(services, load_state(services.rounds, services.fleet), "")
 
 
 def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
