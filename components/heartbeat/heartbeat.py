@@ -91,18 +91,25 @@ class Absence:
         if self._since is None:
             return ""
         gone = self._clock() - self._since
-        given_up = self._unit is not None and self._unit.given_up
+        given_up = self._given_up()
         if gone < _RELAUNCH_SECONDS and not given_up:
             return ""
         if self._exit_code == 0:
-            ended = "was stopped"
+            ended = "stopped"
         elif self._exit_code is not None:
             ended = f"ended with code {self._exit_code}"
         else:
             died_of = self._unit.died_of if self._unit is not None else ""
             ended = f"died by {died_of}" if died_of.startswith("signal") else "died"
-        advice = "; its unit was given up by the nucleus, deploy again" if given_up else ""
+        advice = "; the nucleus has given it up: deploy again" if given_up else ""
         return f"the trainer does not run ({ended} {gone:.0f} s ago{advice})"
+
+    def _given_up(self) -> bool:
+        """Whether the nucleus starts it no more: systemd knows, and the classic nucleus counts three errors in an hour."""
+        if self._unit is not None:
+            return self._unit.given_up
+        failed = self._since is not None and self._exit_code != 0 and self._clock() - self._since >= _RELAUNCH_SECONDS
+        return failed and life.starts_within_an_hour(self._work) >= life.STARTS_AN_HOUR
 
 
 class Heartbeat:
@@ -137,7 +144,7 @@ class Heartbeat:
         self._sensors = Sensors(device.work)
         self._defender_sensors = Sensors(device.work)  # CPU use is over each one's own interval
         self._network = defender.Network()
-        self._said_able: bool | None = None
+        self._said_able: tuple[bool, bool] | None = None
         self._version = version_of(HEARTBEAT, __file__)
         self._said = device.work / "trainer-said.json"
         # Its work folder is beside the model store, which is ModelDeployer's.
@@ -166,8 +173,8 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Send a heartbeat; one that could not be sent yet is replaced by it."""
-        able, reason = self._ability()
-        self._said_able = able
+        able, runs, reason = self._ability()
+        self._said_able = (able, runs)
         reading = self._sensors.read()
         active = self._store.active()
         trainer = self._trainer or TrainerStatus()
@@ -178,6 +185,7 @@ class Heartbeat:
             interval_seconds=self._settings.own.interval_seconds,
             able=able,
             reason=as_reason(reason),
+            trainer_runs=runs,
             cpu_percent=reading.cpu_percent,
             load=round(reading.load, 3),
             memory_percent=reading.memory_percent,
@@ -195,7 +203,7 @@ class Heartbeat:
 
     def look(self) -> None:
         """See whether the trainer's process is there; that it is gone is told at once, and that it is back."""
-        if self._absence.look() and self._ability()[0] != self._said_able:
+        if self._absence.look() and self._ability()[:2] != self._said_able:
             self.beat()
 
     def report(self) -> None:
@@ -212,7 +220,7 @@ class Heartbeat:
             return
         self._trainer, self._trainer_heard = status, self._clock()
         self._absence.look()
-        if self._ability()[0] != self._said_able:
+        if self._ability()[:2] != self._said_able:
             self.beat()
 
     def deployer_said(self, payload: bytes) -> None:
@@ -232,15 +240,16 @@ class Heartbeat:
     def _interval(self) -> float:
         return self._settings.own.interval_seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
 
-    def _ability(self) -> tuple[bool, str]:
+    def _ability(self) -> tuple[bool, bool, str]:
+        """Whether the trainer would train, whether it runs, and why not."""
         if absent := self._absence.reason():
-            return False, absent
+            return False, False, absent
         if self._trainer is None:
-            return False, "the trainer has not reported yet"
+            return False, True, "the trainer has not reported yet"
         silent = self._clock() - self._trainer_heard
         if silent > _SILENCE_SECONDS:
-            return False, f"the trainer has been silent for {silent:.0f} s"
-        return self._trainer.able, "" if self._trainer.able else self._trainer.reason
+            return False, False, f"the trainer has been silent for {silent:.0f} s"
+        return self._trainer.able, True, "" if self._trainer.able else self._trainer.reason
 
     def _components(self) -> dict[str, str]:
         versions = {

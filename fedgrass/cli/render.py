@@ -16,6 +16,7 @@ from fedgrass.protocol.records import Device, Participation, RoundRecord
 from fedgrass.protocol.refusals import Refusals
 from fedgrass.protocol.roster import may_count
 from fedgrass.protocol.tables import FleetMember
+from fedgrass.protocol.waiting import Waiting
 
 _OUTCOME_STYLES = {
     "released": "green",
@@ -143,6 +144,16 @@ def participants_table(participants: Sequence[Participation]) -> Table:
             entry.reason or entry.model_reason,
         )
     return table
+
+
+def waiting_line(one: Waiting, now_ms: float) -> Text:
+    """Return whom a round waits for, and what is known of that device."""
+    beat = one.heartbeat
+    if beat is None or not beat.alive(now_ms):
+        said = "silent" if beat is None else f"silent for {(now_ms - beat.received_at) / 1000:.0f} s"
+    else:
+        said = f"no: {beat.reason}" if not beat.able else beat.trainer.state
+    return Text(f"no answer yet of {one.thing}: {said}", style="red" if one.gone else "yellow")
 
 
 def fleet_table(

@@ -19,10 +19,12 @@ from fedgrass.failures import in_words, last_failure, lost_events, require_begun
 from fedgrass.operations import aggregate_now, cancel_round, is_running, start_rounds
 from fedgrass.protocol import tables
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.waiting import waiting_for
 
 app = typer.Typer(no_args_is_help=True, help="Start, watch, list, aggregate and cancel rounds.")
 
 _REFRESH_SECONDS = 1.0
+_SECRET = {"collect_token", "job_token", "rollout_token"}
 
 
 def parse_setting(text: str) -> dict[str, Any]:
@@ -104,6 +106,7 @@ def watch(account: Account, execution: str, console: Console) -> None:
 def status(
     number: Annotated[int | None, typer.Argument(help="The round (default: the last one).")] = None,
     fleet: FleetOption = DEFAULT_FLEET,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show one round: its phase, its devices, its result. Of the last one also what failed since, where nobody waited for it."""
     account = Account.of(fleet)
@@ -111,14 +114,38 @@ def status(
     last = number is None
     if number is None:
         number = tables.load_state(account.rounds_table, fleet).last
+    if as_json:
+        _print_status(account, console, number, last=last)
+        return
     if number == 0:
         console.print(f"Fleet [bold]{fleet}[/] has had no round yet: `fedgrass round start`.")
     else:
         record = tables.load_round(account.rounds_table, fleet, number)
         console.print(render.round_panel(record))
         console.print(render.participants_table(list(tables.participations(account.rounds_table, fleet, number))))
+        if record.phase == "collecting":
+            for one in waiting_for(account.rounds_table, account.devices_table, record):
+                console.print(render.waiting_line(one, time.time() * 1000), soft_wrap=True)
     if last:
         _tell_failures(account, console)
+
+
+def _print_status(account: Account, console: Console, number: int, *, last: bool) -> None:
+    record = tables.load_round(account.rounds_table, account.fleet, number) if number else None
+    parts = tables.participations(account.rounds_table, account.fleet, number) if record else ()
+    failed = last_failure(account) if last else None
+    found: dict[str, Any] = {
+        "round": record and record.model_dump(mode="json", exclude=_SECRET),
+        "devices": [part.model_dump(mode="json") for part in parts],
+        "waiting": [
+            {"thing": one.thing, "gone": one.gone, "reason": one.heartbeat.reason if one.heartbeat else None}
+            for one in (waiting_for(account.rounds_table, account.devices_table, record) if record else ())
+            if record is not None and record.phase == "collecting"
+        ],
+        "last_failure": failed and {"status": failed.status, "reason": failed.reason},
+        "lost_events": [vars(event) for event in lost_events(account)] if last else [],
+    }
+    console.print(json.dumps(found, default=str), markup=False, highlight=False, soft_wrap=True)
 
 
 def _tell_failures(account: Account, console: Console) -> None:
@@ -147,8 +174,7 @@ def list_rounds(
     console = render.console()
     if as_json:
         for record in records:
-            secret = {"collect_token", "job_token", "rollout_token"}
-            console.print(record.model_dump_json(exclude=secret), markup=False, highlight=False, soft_wrap=True)
+            console.print(record.model_dump_json(exclude=_SECRET), markup=False, highlight=False, soft_wrap=True)
     else:
         console.print(render.rounds_table(records))
 

@@ -79,6 +79,12 @@ def seen(work: Path) -> Seen | None:
         os.close(descriptor)
 
 
+def starts_within_an_hour(work: Path, clock: Callable[[], float] = time.time) -> int:
+    """Return how often a component was started in the last hour, by its work folder."""
+    now = clock()
+    return sum(now - _HOUR < at <= now for at in _read(work / "starts.json"))
+
+
 def _read(path: Path) -> list[float]:
     try:
         found = json.loads(path.read_bytes())

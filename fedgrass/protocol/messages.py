@@ -241,6 +241,9 @@ class TrainerStatus(Message):
 class Heartbeat(Message):
     """A device's health. ``able`` says whether it would train now, ``reason`` why not.
 
+    ``trainer_runs`` is False when the trainer's process is gone or has been silent for two minutes: nobody waits for its answer
+    then, as for that of one that is busy or waits for its owner's window.
+
     ``silent`` are the components that should have been heard on the device and were not; ``errors`` the last error or
     warning of those that had one.
     """
@@ -251,6 +254,7 @@ class Heartbeat(Message):
     interval_seconds: float = Field(gt=0, le=86_400)
     able: bool = True
     reason: Reason = ""
+    trainer_runs: bool = True
     cpu_percent: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     load: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     memory_percent: float = Field(default=0.0, ge=0, le=100)

@@ -209,6 +209,9 @@ class RoundRecord(Record):
     evaluated_examples: int = Field(
         default=0, description="Of a round that evaluates: examples of all devices together, as they counted"
     )
+    gone_at: int | None = Field(
+        default=None, description="When a trainer of those asked was last heard to be gone, epoch milliseconds"
+    )
     last_upload_at: int | None = Field(default=None, description="Epoch milliseconds")
 
     question: Question | None = Field(default=None, description="While devices are asked to evaluate the new model")

@@ -85,6 +85,13 @@ def presence(rounds: Table, record: RoundRecord, thing: str) -> Presence:
     return Presence(alive=asked or thing in item.get("others", ()), asked=asked)
 
 
+def asked_things(rounds: Table, record: RoundRecord) -> list[str]:
+    """Return the names of all that a round asked at its opening."""
+    below = f"roster#{record.round:06d}#{record.cohort.salt}#"
+    items = items_below(rounds, "key", record.fleet, below, attributes=("asked",), consistent=True)
+    return [str(thing) for item in items for thing in item.get("asked", ())]
+
+
 def _key(record: RoundRecord, thing: str) -> str:
     digest = int.from_bytes(hashlib.sha256(thing.encode()).digest()[:8], "big")
     return f"roster#{record.round:06d}#{record.cohort.salt}#{digest % (1 + record.alive // PER_ITEM):05d}"

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedgrass.cloud.rounds.changes import change_round
+from fedgrass.cloud.rounds.missing import end_if_nobody_can_answer
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.cloud.rounds.tokens import succeed
 from fedgrass.errors import ConfigurationError, RecordError
@@ -69,6 +70,7 @@ def await_updates(services: Services, request: TokenRequest) -> None:
     if record is None:
         raise RecordError(f"round {request.round} of fleet {services.fleet!r} collects no updates any more")
     complete_collecting(services, record)
+    end_if_nobody_can_answer(services, record)
 
 
 def complete_collecting(services: Services, record: RoundRecord) -> None:

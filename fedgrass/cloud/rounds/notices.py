@@ -25,6 +25,13 @@ class Delivery(BaseModel):
     payload: str = Field(max_length=200_000, description="base64")
     received_at: int = Field(ge=0, description="Epoch milliseconds")
 
+    def content(self) -> bytes:
+        """Return the message; raises `MessageError` if the rule did not encode it."""
+        try:
+            return base64.b64decode(self.payload, validate=True)
+        except binascii.Error as error:
+            raise MessageError(f"message on {self.topic}: not base64 ({error}); check the topic rule's SQL") from error
+
 
 def read_notice(delivery: Delivery, kind: type[N], fleet: str) -> N:
     """Return the device's notice.
@@ -35,11 +42,7 @@ def read_notice(delivery: Delivery, kind: type[N], fleet: str) -> N:
         If it is malformed, or speaks for another device or fleet than the topic it came on.
     """
     topic = parse_device_topic(delivery.topic)
-    try:
-        payload = base64.b64decode(delivery.payload, validate=True)
-    except binascii.Error as error:
-        raise MessageError(f"message on {delivery.topic}: not base64 ({error}); check the topic rule's SQL") from error
-    notice = kind.decode(payload)
+    notice = kind.decode(delivery.content())
     if (notice.fleet, notice.thing) != (topic.fleet, topic.thing) or topic.fleet != fleet:
         raise MessageError(
             f"message on {delivery.topic}: speaks for {notice.thing!r} of fleet {notice.fleet!r}; "

@@ -15,6 +15,7 @@ from fedgrass.cloud.rounds.await_updates import complete_collecting
 from fedgrass.cloud.rounds.changes import change, transact
 from fedgrass.cloud.rounds.evaluation import check_figures
 from fedgrass.cloud.rounds.judging import answers_judging, check_judgement, record_judgement
+from fedgrass.cloud.rounds.missing import end_if_nobody_can_answer, trainer_is_gone
 from fedgrass.cloud.rounds.notices import Delivery, read_notice
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import MessageError, RecordError
@@ -37,8 +38,12 @@ connect("rounds", "devices", "step_functions", "s3")
 
 
 def handler(event: dict[str, Any], _context: object) -> None:
-    """Entry point, called by the topic rule."""
-    record_update(own_services(), Delivery.model_validate(event))
+    """Entry point, called by the topic rules: of updates, and of heartbeats that say that the trainer is gone."""
+    delivery = Delivery.model_validate(event)
+    if delivery.topic.endswith("/heartbeat"):
+        trainer_is_gone(own_services(), delivery)
+    else:
+        record_update(own_services(), delivery)
 
 
 def record_update(services: Services, delivery: Delivery) -> Counted:
@@ -69,7 +74,9 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
     )
     if not judging and counted != "late":
         # Of a duplicate too: the first delivery may have died between counting and completing.
-        complete_collecting(services, load_round(services.rounds, services.fleet, notice.round))
+        record = load_round(services.rounds, services.fleet, notice.round)
+        complete_collecting(services, record)
+        end_if_nobody_can_answer(services, record)
     return counted
 
 

@@ -274,10 +274,10 @@ def test_a_trainer_that_only_starts_anew_is_no_trouble(place: Place) -> None:
 @pytest.mark.parametrize(
     ("code", "unit", "words"),
     [
-        (None, Unit(True, "signal 9 (SIGKILL)"), "(died by signal 9 (SIGKILL) 0 s ago; its unit was given up by the nucleus"),
+        (None, Unit(True, "signal 9 (SIGKILL)"), "(died by signal 9 (SIGKILL) 0 s ago; the nucleus has given it up: deploy"),
         (None, Unit(False, "signal 11 (SIGSEGV)"), "(died by signal 11 (SIGSEGV) 8 s ago)"),
-        (0, None, "(was stopped 8 s ago)"),
-        (78, Unit(True, "exit code 78"), "(ended with code 78 0 s ago; its unit was given up by the nucleus, deploy again)"),
+        (0, None, "(stopped 8 s ago)"),
+        (78, Unit(True, "exit code 78"), "(ended with code 78 0 s ago; the nucleus has given it up: deploy again)"),
     ],
 )  # fmt: skip
 def test_the_cause_is_named_as_far_as_it_can_be_seen(

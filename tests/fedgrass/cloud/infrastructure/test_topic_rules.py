@@ -89,3 +89,19 @@ def test_a_reply_is_kept_as_it_came_for_as_long_as_updates_are(template: Templat
 @pytest.mark.parametrize("payload", [b"{}", b"\xff", b'{"id": ""}', b"[]"])
 def test_a_reply_without_an_id_is_not_kept(template: Template, payload: bytes) -> None:
     assert item(template, "ReplyRule", device_topic("digits", "a", "reply"), payload) is None
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_only_a_heartbeat_that_says_that_the_trainer_is_gone_calls_a_function(template: Template, runs: bool) -> None:
+    beat = Heartbeat(
+        fleet="digits",
+        thing="a",
+        sent_at=datetime(2026, 1, 1, tzinfo=timezone.utc),
+        interval_seconds=30,
+        able=False,
+        trainer_runs=runs,
+    )
+    found = item(template, "TrainerGoneRule", device_topic("digits", "a", "heartbeat"), beat.encode())
+    assert (found is None) is runs
+    if found is not None:
+        assert base64.b64decode(found["payload"]) == beat.encode()

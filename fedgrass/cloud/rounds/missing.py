@@ -1,0 +1,70 @@
+"""Who was asked and cannot answer any more: a device whose heartbeat says that its trainer does not run.
+
+Nobody waits for those. Nothing is marked, so nothing has to be taken back: whoever looks compares the roster with the answers and
+with the newest heartbeats. A device whose trainer is back counts as asked again, as long as the round still collects. A device
+that is silent may be training without a link, and is waited for until the deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fedgrass.cloud.ending.events import tell
+from fedgrass.cloud.rounds.changes import change_round
+from fedgrass.cloud.rounds.notices import Delivery
+from fedgrass.cloud.rounds.services import Services
+from fedgrass.cloud.rounds.tokens import succeed
+from fedgrass.errors import MessageError
+from fedgrass.protocol.messages import Heartbeat
+from fedgrass.protocol.names import parse_device_topic
+from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.roster import presence
+from fedgrass.protocol.tables import load_round, load_state
+from fedgrass.protocol.waiting import waiting_for
+
+_FEW, _SHARE = 64, 20
+"""Looked for are so many, or a twentieth of the asked: with more missing there is nothing to hope for from a look."""
+
+
+def trainer_is_gone(services: Services, delivery: Delivery) -> None:
+    """Take in the heartbeat of a device whose trainer does not run, and end the collecting if it was the last to wait for."""
+    try:
+        thing = parse_device_topic(delivery.topic).thing
+        beat = Heartbeat.decode(delivery.content())
+    except MessageError as error:
+        tell("heartbeat_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
+        return
+    state = load_state(services.rounds, services.fleet)
+    if state.open is None or beat.trainer_runs or beat.thing != thing:
+        return
+    record = load_round(services.rounds, services.fleet, state.open.round)
+    if record.phase != "collecting" or not presence(services.rounds, record, thing).asked:
+        return
+    noted = change_round(
+        services.rounds,
+        services.fleet,
+        record.round,
+        put={"gone_at": delivery.received_at},
+        condition="#phase = :collecting",
+        values={":collecting": "collecting"},
+    )
+    if noted is not None:
+        tell("trainer_gone", fleet=services.fleet, round=record.round, thing=thing, reason=beat.reason)
+        end_if_nobody_can_answer(services, noted, {thing})
+
+
+def end_if_nobody_can_answer(services: Services, record: RoundRecord, gone: Collection[str] = ()) -> None:
+    """Let the state machine go on if all who have not answered cannot; ``gone`` are some that the table may not know of yet.
+
+    Only of a round of which somebody's trainer was heard to be gone is anything read.
+    """
+    missing = record.asked - record.answered
+    if record.gone_at is None or record.phase != "collecting" or record.collect_token is None:
+        return
+    if missing > max(_FEW, record.asked // _SHARE):
+        return
+    waiting = waiting_for(services.rounds, services.devices, record)
+    if not all(one.gone or one.thing in gone for one in waiting):
+        return
+    tell("nobody_left_to_answer", fleet=record.fleet, round=record.round, without=[one.thing for one in waiting[:20]])
+    succeed(services.step_functions, record.collect_token, {"uploaded": record.uploaded})

@@ -1,0 +1,32 @@
+"""Whom an open round still waits for, and what their newest heartbeats say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedgrass.protocol.records import Device, RoundRecord
+from fedgrass.protocol.roster import asked_things
+from fedgrass.protocol.tables import Table, members_named, participations_at
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A device that was asked and has not answered, and its newest heartbeat."""
+
+    thing: str
+    heartbeat: Device | None
+
+    @property
+    def gone(self) -> bool:
+        """Whether it cannot answer: its trainer does not run."""
+        return self.heartbeat is not None and not self.heartbeat.trainer_runs
+
+
+def waiting_for(rounds: Table, devices: Table, record: RoundRecord) -> list[Waiting]:
+    """Return the devices that a round has asked and that have not answered in time, in the order of their names."""
+    asked = asked_things(rounds, record)
+    parts = participations_at(rounds, record.fleet, [(record.round, thing) for thing in asked])
+    answered = {part.thing for part in parts if part.status is not None and not part.late}
+    missing = sorted(set(asked) - answered)
+    beats = {member.thing: member.heartbeat for member in members_named(devices, record.fleet, missing)}
+    return [Waiting(thing, beats.get(thing)) for thing in missing]
