@@ -57,7 +57,9 @@ class TopK:
         mask = np.empty((parameter.size + 7) // 8, np.uint8)
         read(mask)
         chosen = self._chosen(parameter)
-        marked = int(np.unpackbits(mask, count=parameter.size, bitorder="little").sum()) if parameter.size else 0
+        if parameter.size % 8:
+            mask[-1] &= (1 << parameter.size % 8) - 1  # the other bits mean nothing
+        marked = int(np.count_nonzero(_bits(mask)))
         if marked != chosen.size:
             raise UpdateError(
                 "corrupt_data", f"{parameter.name!r}: the mask marks {marked} scalars, {chosen.size} are sent"
@@ -67,10 +69,10 @@ class TopK:
 
         def fill(values: Floats) -> None:
             nonlocal left
-            part = np.unpackbits(left[: (len(values) + 7) // 8], count=len(values), bitorder="little")
+            places = _places(left[: (len(values) + 7) // 8])
             left = left[len(values) // 8 :]
             values.fill(0)
-            sent.scatter(values, np.flatnonzero(part))
+            sent.scatter(values, places)
 
         return fill
 
@@ -86,6 +88,18 @@ class TopK:
 
     def _count(self, size: int) -> int:
         return min(size, max(1, math.ceil(self._fraction * size)))
+
+
+def _bits(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return the bits as truths, which are found and counted ten times as fast as numbers."""
+    return np.unpackbits(mask, bitorder="little").view(np.bool_)
+
+
+def _places(mask: NDArray[np.uint8]) -> NDArray[np.intp]:
+    """Return which bits are set, by way of the bytes that have any: far fewer than bits."""
+    some = np.flatnonzero(mask != 0)
+    marks = np.flatnonzero(_bits(mask[some]))
+    return some[marks >> 3] * 8 + (marks & 7)
 
 
 class _WholeChosen:
@@ -123,7 +137,7 @@ class _WholeChosen:
         if not len(values):
             return
         mask = joined(stored, self._masks) & self._meant
-        places = np.flatnonzero(np.unpackbits(mask, bitorder="little").view(np.bool_))
+        places = _places(mask)
         upto = np.searchsorted(places, self._ends)
         if (upto != self._upto).any():
             odd = int((upto != self._upto).argmax())
