@@ -185,9 +185,9 @@ def out_of_memory(fleet: FaultyFleet, bound: Path) -> bool:
     below.mkdir()
     set_limit(below, MB)
     (below / "cgroup.procs").write_text(str(training.pid))
-    eventually(lambda: not training.is_running() or training.status() == psutil.STATUS_ZOMBIE, timeout=120)
-    again = eventually(trainer.children)[0]
+    eventually(lambda: not psutil.pid_exists(training.pid), timeout=120)
     below.rmdir()
+    again = eventually(trainer.children)[0]
     return again.pid != training.pid and trainer.is_running()
 
 

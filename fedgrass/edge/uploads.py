@@ -24,6 +24,7 @@ from fedgrass.logs import Log
 _RECORD = "upload.json"
 _SILENCE_SECONDS = 60.0
 _FULL = 0.5
+_PATIENT = 4
 
 Outcome = Literal["uploaded", "failed"]
 
@@ -65,7 +66,7 @@ class Uploads:
     max_bytes, max_count
         What may wait at once.
     wait
-        Seconds that one read of the statuses waits for news.
+        Seconds that one read of the statuses waits for news; longer once nothing came.
     """
 
     def __init__(
@@ -176,10 +177,12 @@ class Uploads:
             If Stream Manager goes away.
         """
         position = self._reconcile(streams.extent(), None)
-        heard = self._clock()
+        heard, wait = self._clock(), self._wait
         while self._pending and not self._stopping:
             position = self._append_due(streams, position)
-            statuses, position = streams.ended(position, self._wait)
+            statuses, position = streams.ended(position, wait)
+            # A link may be away for hours: nothing is learnt by asking often. An upload that comes meanwhile waits as long.
+            wait = self._wait if statuses else min(2 * wait, _PATIENT * self._wait)
             for status in statuses:
                 self._apply(status)
                 heard = self._clock()

@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from fedgrass.edge.streams import TaskStatus
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import TransferError
 from fedgrass.logs import Log
@@ -245,6 +246,25 @@ def test_the_thread_waits_while_stream_manager_is_away(tmp_path: Path, manager: 
         eventually(lambda: ended == ["a"], "uploaded once Stream Manager is back")
     finally:
         uploads.stop()
+
+
+def test_while_nothing_is_told_the_status_is_asked_for_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager, waited = FakeStreamManager(automatic=False), []
+    uploads = Uploads(tmp_path / "u", manager.connect, lambda *_: None, LOG, wait=0.5)
+    uploads.submit("a", file_with(tmp_path / "f", b"x"), bucket="b", key="k")
+    streams = manager.connect()
+
+    def ended(start: int, wait: float) -> tuple[list[TaskStatus], int]:
+        waited.append(wait)
+        if len(waited) == 5:
+            uploads.stop()
+        return [], start
+
+    monkeypatch.setattr(streams, "ended", ended)
+    uploads.work(streams)
+    assert waited == [0.5, 1.0, 2.0, 2.0, 2.0]
 
 
 class UploadsMachine(RuleBasedStateMachine):
