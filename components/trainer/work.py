@@ -51,7 +51,7 @@ def serve(
     """
     task = Task.decode(orders_in.readline())
     be_nice(task.settings.nice_level)
-    # Imported with the task at hand, and at its priority: this takes most of the time that a child needs to begin.
+    # Imported at the task's own priority: NumPy and what stands on it.
     from components.trainer.workspace import Orders, Workspace
 
     orders = Orders()
