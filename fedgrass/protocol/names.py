@@ -35,6 +35,9 @@ APPLICATION_TOPIC = "fedgrass/application/status"
 TRAINER_COMMANDS = frozenset({"get_parameters", "set_parameters", "fit", "evaluate"})
 MODEL_DEPLOYER_COMMANDS = frozenset({"roll_back"})
 
+SILO_NAME = re.compile(r"\d{12}-")
+"""What silos' names begin with: their account's number."""
+
 DeviceChannel = Literal["heartbeat", "update", "model", "reply", "command"]
 
 _DEVICE_TOPIC = re.compile(
@@ -62,6 +65,16 @@ def check_thing(thing: str) -> str:
         return TypeAdapter(ThingName).validate_python(thing)
     except ValidationError as error:
         raise ConfigurationError(f"thing {thing!r}: expected 1 to 128 letters, digits, ':', '_' or '-'") from error
+
+
+def check_device(thing: str) -> str:
+    """Return the name, or raise `ConfigurationError` if it cannot be a device's, as one cannot that reads like a silo's."""
+    if SILO_NAME.match(check_thing(thing)):
+        raise ConfigurationError(
+            f"thing {thing!r}: a name that begins with twelve digits and a hyphen is a silo's, and counts only where the fleet's "
+            "settings list it; give the device another"
+        )
+    return thing
 
 
 def fleet_digest(fleet: str) -> str:

@@ -11,12 +11,12 @@ an item nor a message grows with the fleet; a device's item is found by a digest
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from fedgrass.protocol.names import SILO_NAME
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import Table, get_item, items_below
 from fedgrass.protocol.writes import put_item
@@ -24,13 +24,12 @@ from fedgrass.protocol.writes import put_item
 PER_ITEM = 256
 """Names in an item, on average. A name has 128 bytes at most and an item may have 400 kB."""
 
-_SILO = re.compile(r"^\d{12}-")
 _KEPT_SECONDS = 400 * 86_400
 
 
 def is_silo(thing: str) -> bool:
     """Whether a name is a silo's: it begins with an account's number, as the role that silos assume demands."""
-    return _SILO.match(thing) is not None
+    return SILO_NAME.match(thing) is not None
 
 
 def may_count(thing: str, silos: Collection[str]) -> bool:

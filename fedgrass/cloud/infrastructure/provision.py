@@ -36,7 +36,7 @@ from fedgrass.errors import InfrastructureError
 from fedgrass.files import write_atomically
 from fedgrass.protocol import device_policy as device_policies
 from fedgrass.protocol.device_policy import policy_name
-from fedgrass.protocol.names import ThingName, check_fleet, check_thing
+from fedgrass.protocol.names import ThingName, check_device, check_fleet, check_thing
 from fedgrass.stack import StackOutputs, stack_outputs
 
 __all__ = ["device_policy", "policy_name", "provision", "provisioned_things", "unprovision"]
@@ -113,7 +113,7 @@ def provision(
         If the thing is another fleet's, or has a certificate whose private key is not in ``folder``: nobody else has the key.
     """
     fleet, alias = outputs.fleet, outputs.token_exchange_role_alias
-    document = device_policy(fleet, check_thing(thing), alias, caller)
+    document = device_policy(fleet, check_device(thing), alias, caller)
     iot = session.client("iot")
     check_is_free(iot, fleet, thing)
     policy, certificate = policy_name(fleet, thing), _certificate(iot, thing)
@@ -224,7 +224,7 @@ def main(
     """
     check_fleet(fleet)
     for thing in things:
-        policy_name(fleet, check_thing(thing))
+        policy_name(fleet, (check_thing if remove else check_device)(thing))
     session = script.own_session()
     caller = script.identify(session)
     outputs = stack_outputs(session, fleet)

@@ -34,11 +34,13 @@ def bucket_exists(s3: Any, bucket: str, *, otherwise: str) -> bool:
         If it is another account's or region's, or these credentials may not look: AWS tells these apart by status only.
     """
     try:
-        s3.head_bucket(Bucket=bucket)
+        found = s3.head_bucket(Bucket=bucket).get("BucketRegion")
     except ClientError as error:
         if error_code(error) in _MISSING:
             return False
         raise InfrastructureError(f"bucket {bucket!r} {_why(error)}; {otherwise}") from error
+    if found not in (None, s3.meta.region_name):  # the client has followed a redirection there
+        raise InfrastructureError(f"bucket {bucket!r} is in another region ({found}); {otherwise}")
     return True
 
 

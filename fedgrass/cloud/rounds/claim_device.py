@@ -16,7 +16,7 @@ from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.device_policy import device_policy, policy_name
-from fedgrass.protocol.names import check_thing
+from fedgrass.protocol.names import check_device
 
 _SERIAL = "SerialNumber"
 
@@ -53,7 +53,7 @@ def _prepare(services: Services, claim: Claim, thing: str) -> str | None:
     """Write the device's policy; returns why not."""
     fleet, iot = services.fleet, services.iot
     try:
-        document = device_policy(fleet, check_thing(thing), f"fedgrass-{fleet}", claim.template.rpartition(":")[0])
+        document = device_policy(fleet, check_device(thing), f"fedgrass-{fleet}", claim.template.rpartition(":")[0])
     except ConfigurationError as error:
         return str(error)
     try:
