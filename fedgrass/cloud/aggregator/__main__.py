@@ -2,7 +2,7 @@
 
 The round is named by the environment (`fedgrass.cloud.aggregator.config.JobSettings`), everything else by its record. Exit
 codes: 0 the round has its report, whatever the outcome; 1 it could not be finished now; 2 the environment is wrong. The exit
-message is a line of JSON, or the error.
+message is a line of JSON, or the error. With the argument ``serve`` it is the container of an endpoint: `fedgrass.cloud.serving`.
 """
 
 from __future__ import annotations
@@ -118,5 +118,9 @@ def obey_stop() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["serve"]:  # how SageMaker starts the container of an endpoint
+        from fedgrass.cloud.serving.server import main as serve
+
+        sys.exit(serve())
     obey_stop()
     sys.exit(main(os.environ))

@@ -155,6 +155,17 @@ def roll_back(account: Account, version: str) -> Release:
     return Release(base, arn, deployment_id, clients.thing_group_arn)
 
 
+def released_bundle(account: Account, version: str, folder: Path) -> Bundle:
+    """Fetch a version that the fleet has or had; raises `ReleaseError` if it never did, or an object is missing."""
+    clients = fleet_clients(account)
+    record = _round_of(clients, version)
+    manifest = _published(clients, version)
+    if manifest is None or (record is not None and not record.adopted):
+        raise ReleaseError(f"model {version}: fleet {account.fleet!r} never had it; see its versions in the console")
+    _require_complete(clients, manifest)
+    return download_bundle(clients.bucket, base_of(manifest, clients.fleet), folder)
+
+
 @contextmanager
 def _held(account: Account, clients: FleetClients, action: str, version: str) -> Iterator[FleetState]:
     """Hold the fleet, so that neither a round nor another person changes its model meanwhile; yields its state.

@@ -32,8 +32,8 @@ class Registry:
     group
         The group's name.
     image
-        Image that a package names; a package must have one. It is the aggregator's, which serves no requests: to serve a
-        model, deploy its ``inference.tflite`` in an image of your own.
+        Image that a package names: the aggregator's, which SageMaker starts with ``serve`` where a package is deployed
+        (`fedgrass.cloud.serving`).
     """
 
     sagemaker: Any

@@ -13,6 +13,8 @@ from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import Evaluation, ModelEntry
 
 ARCHIVE = "model.tar.gz"
+CONTENT_TYPES = ("application/json", "text/csv", "application/x-npy")
+"""What the image takes and gives where it serves a model (`fedgrass.cloud.serving`)."""
 _MAX_VALUE = 256  # characters of a metadata property
 
 
@@ -60,8 +62,8 @@ def register(
         ModelApprovalStatus="Approved",  # the round's gate or a person passed it
         InferenceSpecification={
             "Containers": [{"Image": image, "ModelDataUrl": archive, "Framework": "TENSORFLOW"}],
-            "SupportedContentTypes": ["application/x-npy"],
-            "SupportedResponseMIMETypes": ["application/x-npy"],
+            "SupportedContentTypes": list(CONTENT_TYPES),
+            "SupportedResponseMIMETypes": list(CONTENT_TYPES),
         },
         CustomerMetadataProperties={name: value[:_MAX_VALUE] for name, value in properties.items()},
         # Two that come at once make one package.

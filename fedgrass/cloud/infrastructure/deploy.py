@@ -170,6 +170,43 @@ def _apply(session: Any, fleet: str, parameters: dict[str, str], code: Code, *, 
     return stack_outputs(session, fleet)
 
 
+def change_parameters(session: Any, fleet: str, parameters: dict[str, str]) -> None:
+    """Change parameters of a fleet's stack and nothing else, and wait until it is done.
+
+    Raises
+    ------
+    InfrastructureError
+        If there is no stack, it is in no state to be changed, it knows no such parameter, or CloudFormation could not do it.
+    """
+    cloudformation = session.client("cloudformation")
+    name = stack_name(check_fleet(fleet))
+    stack = _stack(cloudformation, name)
+    if stack is None:
+        raise InfrastructureError(f"fleet {fleet!r}: there is no stack {name}; deploy it first")
+    check_owner(stack, fleet)
+    check_changeable(name, fleet, stack["StackStatus"])
+    known = cloudformation.get_template_summary(StackName=name)["Parameters"]
+    names = {one["ParameterKey"] for one in known}
+    if missing := sorted(parameters.keys() - names):
+        raise InfrastructureError(f"stack {name} has no parameter {missing[0]}: deploy it again (scripts/deploy)")
+    kept = _given(stack).keys() & names - parameters.keys()
+    try:
+        cloudformation.update_stack(
+            StackName=name,
+            UsePreviousTemplate=True,
+            Parameters=[
+                *({"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()),
+                *({"ParameterKey": key, "UsePreviousValue": True} for key in sorted(kept)),
+            ],
+            Capabilities=["CAPABILITY_IAM"],
+        )
+    except ClientError as error:
+        if "No updates are to be performed" not in str(error):
+            raise
+    else:
+        wait(cloudformation, name, "stack_update_complete")
+
+
 def _stack(cloudformation: Any, name: str) -> Mapping[str, Any] | None:
     """Return the stack as CloudFormation describes it; None if there is none."""
     try:

@@ -21,6 +21,7 @@ from fedgrass.stack import check_owner, stack_name
 
 _KEPT_TAG = "fedgrass:kept"
 _JOB_LOGS = "/aws/sagemaker/ProcessingJobs"
+_ENDPOINT_LOGS = "/aws/sagemaker/Endpoints/"
 
 
 def destroy(session: Any, *, fleet: str, keep_models: bool = False, steps: script.Steps | None = None) -> bool:
@@ -166,6 +167,8 @@ class _Removal:
                 )
             self._do(f"delete bucket {bucket} with all it holds", storage.delete_bucket, self._s3, bucket)
         logs, prefix = self._session.client("logs"), job_prefix(self._fleet)
+        for group in _groups(logs, f"{_ENDPOINT_LOGS}{prefix.removesuffix('-')}"):
+            self._do(f"delete log group {group}", removed, logs.delete_log_group, logGroupName=group)
         for stream in _streams(logs, prefix):
             self._do(
                 f"delete log stream {stream}",
@@ -272,6 +275,11 @@ def _streams(logs: Any, prefix: str) -> list[str]:
         return [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
     except logs.exceptions.ResourceNotFoundException:  # the account has run no job yet
         return []
+
+
+def _groups(logs: Any, name: str) -> list[str]:
+    pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=name)
+    return [group["logGroupName"] for page in pages for group in page["logGroups"] if group["logGroupName"] == name]
 
 
 def _delete_models(sagemaker: Any, group: str) -> None:

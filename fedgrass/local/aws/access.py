@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 
 from werkzeug import Response
 
-from fedgrass.local.aws.account import Keys
+from fedgrass.local.aws.account import REGION, Keys
 from fedgrass.local.aws.api import ApiError, signing_name
 from fedgrass.local.aws.peers import Peers
 
@@ -72,6 +72,11 @@ class Guard:
         key = access_key(environ)
         if key is None:
             return _denied("The request is not signed.", "MissingAuthenticationToken")
+        region = _region(environ)
+        if region not in (None, REGION):
+            return _denied(
+                f"The request is for region {region}: this account has {REGION} alone.", "InvalidClientTokenId"
+            )
         own = hmac.compare_digest(key.encode(), self._keys.access_key.encode())
         if not (own or self._is_session_key(key) or self._peers.knows(key)):
             return _denied(
@@ -91,6 +96,12 @@ def access_key(environ: dict[str, Any]) -> str | None:
     if "X-Amz-Credential" in query:
         return query["X-Amz-Credential"][0].split("/", 1)[0]
     return query["AWSAccessKeyId"][0] if "AWSAccessKeyId" in query else None
+
+
+def _region(environ: dict[str, Any]) -> str | None:
+    """Return the region that a request is signed for; None for S3, which tells in its own way, and for other signatures."""
+    scope = str(environ.get("HTTP_AUTHORIZATION", "")).partition("Credential=")[2].partition(",")[0].split("/")
+    return scope[2] if len(scope) >= 5 and scope[3] != "s3" else None
 
 
 def _answer(refusal: ApiError, environ: dict[str, Any]) -> Response:

@@ -6,8 +6,10 @@ a model package group by its API: that one is taken out of its store.)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +17,10 @@ from typing import Any
 import moto.cloudformation.parsing  # noqa: F401 - of two classes for one type, moto takes the later
 from botocore.exceptions import ClientError
 from moto.cloudformation.exceptions import UnformattedGetAttTemplateException, ValidationError
-from moto.cloudformation.models import CloudFormationBackend
-from moto.cloudformation.parsing import ResourceMap
 from moto.core.common_models import CloudFormationModel
 from moto.sagemaker.models import sagemaker_backends
 
+from fedgrass.local.aws import stacks
 from fedgrass.local.aws.account import ACCOUNT, REGION, arn
 
 Connect = Callable[[str], Any]
@@ -56,44 +57,9 @@ class ResourceType:
 def register(connect: Connect) -> list[type[Any]]:
     """Make the types known to moto, which finds them for as long as the result is kept.
 
-    It must happen before moto reads its first template. moto also takes only "Retain" for what a deleted stack leaves, knows
-    no previous value of a parameter that had its default, and changes resources whose condition does not hold.
+    It must happen before moto reads its first template.
     """
-    delete = ResourceMap.delete
-
-    def delete_but_retained(resources: Any) -> None:
-        for described in resources._resource_json_map.values():
-            if described.get("DeletionPolicy") == "RetainExceptOnCreate":
-                described["DeletionPolicy"] = "Retain"
-        delete(resources)
-
-    def previous_or_default(_: Any, instance: Any, incoming_params: list[dict[str, str]]) -> dict[str, str]:
-        values = {}
-        for one in incoming_params:
-            name = one["ParameterKey"]
-            if not one.get("UsePreviousValue"):
-                values[name] = one["ParameterValue"]
-            elif name in instance.parameters:
-                values[name] = instance.parameters[name]
-            elif name not in instance.stack_parameters:  # what had its default keeps it by not being given
-                raise ValidationError(
-                    message=f"Parameter {name}: UsePreviousValue, but the stack has no such parameter"
-                )
-        return values
-
-    differences = ResourceMap.build_resource_diff
-
-    def differences_of_what_is_there(resources: Any, *arguments: Any) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = differences(resources, *arguments)
-        there = {name for name, made in resources._parsed_resources.items() if made is not None}
-        absent = [
-            name for name in found["Modify"] if name not in there
-        ]  # its condition did not hold; perhaps it does now
-        return found | {"Add": [*found["Add"], *absent], "Modify": [n for n in found["Modify"] if n in there]}
-
-    ResourceMap.build_resource_diff = differences_of_what_is_there
-    ResourceMap.delete = delete_but_retained
-    CloudFormationBackend._resolve_update_parameters = previous_or_default
+    stacks.repair()
     return [_model(kind, connect) for kind in _TYPES]
 
 
@@ -159,6 +125,9 @@ def _put_thing_group(connect: Connect, name: str, properties: Properties, existi
     given = {key: value for key, value in _camel(properties).items() if key in allowed}
     iot = connect("iot")
     if existing is None:
+        with contextlib.suppress(iot.exceptions.ResourceNotFoundException):
+            iot.describe_thing_group(thingGroupName=name)
+            raise ValidationError(message=f"{name} already exists")  # CreateThingGroup itself takes an equal one
         iot.create_thing_group(thingGroupName=name, **given)
     elif given:
         iot.update_thing_group(thingGroupName=name, **given)
@@ -188,7 +157,7 @@ def _put_bucket_policy(connect: Connect, name: str, properties: Properties, _exi
     return name
 
 
-def _put_alarm(connect: Connect, name: str, properties: Properties, _existing: str | None) -> str:
+def _put_alarm(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
     numbers: dict[str, type] = {
         "Threshold": float,
         "Period": int,
@@ -196,6 +165,8 @@ def _put_alarm(connect: Connect, name: str, properties: Properties, _existing: s
         "DatapointsToAlarm": int,
     }
     typed = {key: numbers[key](value) if key in numbers else value for key, value in properties.items()}
+    if existing is None and connect("cloudwatch").describe_alarms(AlarmNames=[name])["MetricAlarms"]:
+        raise ValidationError(message=f"{name} already exists")  # PutMetricAlarm itself would change it
     connect("cloudwatch").put_metric_alarm(**{**typed, "AlarmName": name})
     return name
 
@@ -207,6 +178,39 @@ def _put_model_package_group(connect: Connect, name: str, properties: Properties
             ModelPackageGroupDescription=properties.get("ModelPackageGroupDescription", ""),
             Tags=properties.get("Tags", []),
         )
+    return name
+
+
+def _put_model(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    if existing is not None:  # every change of a model is another model
+        connect("sagemaker").delete_model(ModelName=existing)
+    given = {key: properties[key] for key in ("ExecutionRoleArn", "PrimaryContainer") if key in properties}
+    connect("sagemaker").create_model(ModelName=name, **given)
+    return name
+
+
+def _put_endpoint_config(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    if existing is not None:
+        connect("sagemaker").delete_endpoint_config(EndpointConfigName=existing)
+    numbers = {"InitialInstanceCount": int, "InitialVariantWeight": float}
+    variants = [
+        {key: numbers[key](value) if key in numbers else value for key, value in variant.items()}
+        for variant in properties["ProductionVariants"]
+    ]
+    for serverless in [variant["ServerlessConfig"] for variant in variants if "ServerlessConfig" in variant]:
+        serverless.update({key: int(value) for key, value in serverless.items()})
+    connect("sagemaker").create_endpoint_config(EndpointConfigName=name, ProductionVariants=variants)
+    return name
+
+
+def _put_endpoint(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    sagemaker = connect("sagemaker")
+    put = sagemaker.update_endpoint if existing else sagemaker.create_endpoint
+    put(EndpointName=name, EndpointConfigName=properties["EndpointConfigName"])
+    while (found := sagemaker.describe_endpoint(EndpointName=name))["EndpointStatus"] in {"Creating", "Updating"}:
+        time.sleep(0.1)
+    if found["EndpointStatus"] != "InService":
+        raise ValidationError(message=f"Endpoint {name}: {found['FailureReason']}")
     return name
 
 
@@ -286,6 +290,31 @@ _TYPES = (
         lambda _connect, name: sagemaker_backends[ACCOUNT][REGION].model_package_groups.pop(name, None),
         lambda name: arn("sagemaker", f"model-package-group/{name}"),
         arn_attribute="ModelPackageGroupArn",
+    ),
+    # moto's own run nothing
+    ResourceType(
+        "AWS::SageMaker::Model",
+        "ModelName",
+        _put_model,
+        lambda connect, name: connect("sagemaker").delete_model(ModelName=name),
+        lambda name: name,
+        arn_attribute="ModelName",
+    ),
+    ResourceType(
+        "AWS::SageMaker::EndpointConfig",
+        "EndpointConfigName",
+        _put_endpoint_config,
+        lambda connect, name: connect("sagemaker").delete_endpoint_config(EndpointConfigName=name),
+        lambda name: name,
+        arn_attribute="EndpointConfigName",
+    ),
+    ResourceType(
+        "AWS::SageMaker::Endpoint",
+        "EndpointName",
+        _put_endpoint,
+        lambda connect, name: connect("sagemaker").delete_endpoint(EndpointName=name),
+        lambda name: name,
+        arn_attribute="EndpointName",
     ),
     ResourceType(
         "AWS::Lambda::EventInvokeConfig", "FunctionName", _put_event_invoke_config, _delete_event_invoke_config

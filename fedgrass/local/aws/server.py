@@ -37,6 +37,7 @@ from fedgrass.local.aws.contention import Contention, Lag
 from fedgrass.local.aws.endpoint import Application, Server
 from fedgrass.local.aws.functions.runtime import LambdaRuntime
 from fedgrass.local.aws.greengrass.service import Greengrass
+from fedgrass.local.aws.hosting import Hosting
 from fedgrass.local.aws.iot_data import IotData
 from fedgrass.local.aws.objects import Objects
 from fedgrass.local.aws.peers import Peers
@@ -159,7 +160,12 @@ class LocalAws:
             command=list(self._processing_command),
             environment=environment,
         )
-        sagemaker = [model_registry.layer, Processing(surroundings, events.emit).layer, Training(surroundings).layer]
+        sagemaker = [
+            model_registry.layer,
+            Processing(surroundings, events.emit).layer,
+            Training(surroundings).layer,
+            Hosting(surroundings).layer,
+        ]
         topic_rules = rules.RuleEngine(
             moto_state.topic_rules,
             {
@@ -198,7 +204,7 @@ class LocalAws:
             raise ConfigurationError(
                 f"Another local AWS owns {self.state}. Stop it, or give --state another folder."
             ) from error
-        for folder in ("functions", "processing", "training", "objects"):  # of what an earlier process knew
+        for folder in ("functions", "processing", "training", "hosting", "objects"):  # of what an earlier process knew
             shutil.rmtree(self.state / folder, ignore_errors=True)
 
     def _embedded_broker(self, cleanup: contextlib.ExitStack) -> tuple[str, int]:

@@ -342,3 +342,24 @@ def test_the_fleet_starts_a_silo_s_own_job_and_can_have_no_other_run_there() -> 
     assert not allows(
         training, "s3:GetObject", "arn:aws:s3:::other/fedgrass/data.csv", {"aws:ResourceAccount": ACCOUNT}
     )
+
+
+def test_an_endpoint_is_made_only_where_it_is_asked_for_and_reads_archives_of_models_only() -> None:
+    assert not {"Endpoint", "ServingRole", "ServedModel"} & Template().resources.keys()
+    template = Template(ServedVersion="1.7.0")
+    serving = template.statements("ServingRole")
+    assert actions(serving) - OF_THE_PLATFORM == {"s3:GetObject"}
+    assert allows(serving, "s3:GetObject", f"{BUCKET}/models/digits/1.7.0/model.tar.gz", {})
+    for key in (
+        "models/digits/1.7.0/model.json",
+        "updates/digits/000001/a/update.safetensors",
+        "models/other/1.0.0/model.tar.gz",
+    ):
+        assert not allows(serving, "s3:GetObject", f"{BUCKET}/{key}", {})
+    [variant] = template.resources["ServedModelMachines"]["ProductionVariants"]
+    assert "InstanceType" not in variant
+    assert template.resources["ServedModel"]["EnableNetworkIsolation"] in (False, "false")
+    [variant] = Template(ServedVersion="1.7.0", ServingInstanceType="ml.m5.large").resources["ServedModelMachines"][
+        "ProductionVariants"
+    ]
+    assert "ServerlessConfig" not in variant

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
+import boto3
 import pytest
 
 from fedgrass.local.aws.client import LocalAwsProcess
@@ -191,6 +192,85 @@ def test_a_deleted_stack_leaves_nothing(stack: Stack, unique: str) -> None:
     states = stack.account.client("stepfunctions")
     machines = [machine["stateMachineArn"] for machine in states.list_state_machines()["stateMachines"]]
     assert outputs["MachineArn"] not in machines
+
+
+def written(resources: dict[str, Any], **parameters: Any) -> str:
+    declared = {"Switch": {"Type": "String", "Default": "off"}, **parameters}
+    conditions = {"On": {"Fn::Equals": [{"Ref": "Switch"}, "on"]}}
+    return json.dumps({"Parameters": declared, "Conditions": conditions, "Resources": resources})
+
+
+def group(name: str, **more: Any) -> dict[str, Any]:
+    return {"Type": "AWS::IoT::ThingGroup", "Properties": {"ThingGroupName": name}, **more}
+
+
+@pytest.mark.parametrize(
+    ("declared", "good", "bad", "why"),
+    [
+        ({"Type": "String", "AllowedPattern": "^[a-z]+$"}, "abc", "ABC", "must match pattern"),
+        ({"Type": "String", "AllowedPattern": "^a$", "ConstraintDescription": "an a"}, "a", "b", "constraint: an a"),
+        ({"Type": "String", "AllowedValues": ["x", "y"]}, "x", "z", r"one of \[x, y\]"),
+        ({"Type": "String", "MaxLength": 2}, "ab", "abc", "characters"),
+        ({"Type": "Number", "MinValue": 2, "MaxValue": 5}, "5", "6", "from 2 to 5"),
+        ({"Type": "Number"}, "1.5", "one", "must be a number"),
+    ],
+)
+def test_a_parameter_s_value_is_held_against_the_template_at_creation_and_update(
+    local_aws: LocalAwsProcess, unique: str, declared: dict[str, Any], good: str, bad: str, why: str
+) -> None:
+    cloudformation = local_aws.client("cloudformation")
+    given = {"StackName": unique, "TemplateBody": written({"Group": group(unique)}, Given=declared)}
+    with pytest.raises(cloudformation.exceptions.ClientError, match=why):
+        cloudformation.create_stack(**given, Parameters=[{"ParameterKey": "Given", "ParameterValue": bad}])
+    cloudformation.create_stack(**given, Parameters=[{"ParameterKey": "Given", "ParameterValue": good}])
+    with pytest.raises(cloudformation.exceptions.ClientError, match=why):
+        cloudformation.update_stack(**given, Parameters=[{"ParameterKey": "Given", "ParameterValue": bad}])
+
+
+def test_two_stacks_cannot_have_a_thing_of_one_name(local_aws: LocalAwsProcess, unique: str) -> None:
+    cloudformation = local_aws.client("cloudformation")
+    alarm = {
+        "Type": "AWS::CloudWatch::Alarm",
+        "Properties": {
+            "AlarmName": unique,
+            "Namespace": "n",
+            "MetricName": "m",
+            "Statistic": "Sum",
+            "Period": 60,
+            "EvaluationPeriods": 1,
+            "ComparisonOperator": "GreaterThanThreshold",
+            "Threshold": 1,
+        },
+    }
+    for kind, resource in {"group": group(unique), "alarm": alarm}.items():
+        cloudformation.create_stack(StackName=f"{unique}-{kind}", TemplateBody=written({"One": resource}))
+        with pytest.raises(cloudformation.exceptions.ClientError, match="already exists"):
+            cloudformation.create_stack(StackName=f"{unique}-{kind}-2", TemplateBody=written({"One": resource}))
+
+
+def test_a_condition_makes_and_removes_a_resource_as_it_changes(local_aws: LocalAwsProcess, unique: str) -> None:
+    cloudformation, iot = local_aws.client("cloudformation"), local_aws.client("iot")
+    body = written({"Always": group(unique), "Sometimes": group(f"{unique}-on", Condition="On")})
+    cloudformation.create_stack(StackName=unique, TemplateBody=body)
+    for switch in ("on", "off", "on", "off"):
+        parameters = [{"ParameterKey": "Switch", "ParameterValue": switch}]
+        cloudformation.update_stack(StackName=unique, UsePreviousTemplate=True, Parameters=parameters)
+        found = {one["groupName"] for one in iot.list_thing_groups(namePrefixFilter=unique)["thingGroups"]}
+        assert found == {unique, *([f"{unique}-on"] if switch == "on" else [])}
+
+
+def test_another_region_is_no_other_account_s_place(local_aws: LocalAwsProcess) -> None:
+    elsewhere = boto3.client(
+        "iot",
+        endpoint_url=local_aws.endpoint_url,
+        region_name="eu-west-1",
+        aws_access_key_id=local_aws.environment()["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key="secret",
+    )
+    with pytest.raises(
+        elsewhere.exceptions.ClientError, match="for region eu-west-1: this account has us-east-1 alone"
+    ):
+        elsewhere.list_things()
 
 
 SKIPPED = {

@@ -1,0 +1,140 @@
+"""Stacks where moto is kinder than CloudFormation, or does less: values of parameters, conditions, what an update touches.
+
+moto takes any value of a parameter, takes only "Retain" for what a deleted stack leaves, knows no previous value of a parameter
+that had its default, changes resources whose condition does not hold and keeps those whose condition holds no more, and leaves
+alone what refers to a resource that was replaced.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from typing import Any
+
+from moto.cloudformation.exceptions import ValidationError
+from moto.cloudformation.models import CloudFormationBackend
+from moto.cloudformation.parsing import ResourceMap
+
+_FOLLOWS = ("AWS::SageMaker::Model", "AWS::SageMaker::EndpointConfig", "AWS::SageMaker::Endpoint")
+"""Types that follow a parameter within a text, and what they refer to, in their order; moto changes neither."""
+
+
+def repair() -> None:
+    """Have moto do as CloudFormation does; it must happen before moto reads its first template."""
+    delete, load, differences, update = (
+        ResourceMap.delete,
+        ResourceMap.load_parameters,
+        ResourceMap.build_resource_diff,
+        ResourceMap.update,
+    )
+
+    def delete_but_retained(resources: Any) -> None:
+        for described in resources._resource_json_map.values():
+            if described.get("DeletionPolicy") == "RetainExceptOnCreate":
+                described["DeletionPolicy"] = "Retain"
+        delete(resources)
+
+    def load_checked(resources: Any) -> None:
+        declared = resources._template.get("Parameters", {})
+        for name, value in resources.input_parameters.items():
+            if name not in declared:
+                raise ValidationError(message=f"Parameters: [{name}] do not exist in the template")
+            check_value(name, str(value), declared[name])
+        load(resources)
+
+    def differences_of_what_is_there(resources: Any, template: Any, parameters: Any = None) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = differences(resources, template, parameters)
+        there = {name for name, made in resources._parsed_resources.items() if made is not None}
+        holds = _conditions(resources, template, parameters)
+        described = template["Resources"]
+        gone = [
+            name
+            for name in described
+            if name in there and name in resources._resource_json_map and not holds(described[name].get("Condition"))
+        ]
+        modified = [name for name in found["Modify"] if name in there and name not in gone]
+        before = resources.input_parameters
+        changed = [f"${{{name}}}" for name, value in (parameters or {}).items() if before.get(name) != value]
+        for name in _following(described, [*modified, *changed]):
+            modified += [name] if name in there and name not in (*gone, *modified) else []
+        # Whose condition did not hold, and does now.
+        absent = [
+            name
+            for name in described
+            if name in resources._resource_json_map and name not in there and holds(described[name].get("Condition"))
+        ]
+        resources.fedgrass_gone = gone
+        return {"Add": [*found["Add"], *absent], "Modify": modified, "Remove": [*found["Remove"], *gone]}
+
+    def update_and_forget(resources: Any, template: Any, parameters: Any = None) -> None:
+        update(resources, template, parameters)
+        for name in resources.fedgrass_gone:
+            resources._parsed_resources.pop(name, None)
+
+    ResourceMap.delete = delete_but_retained
+    ResourceMap.load_parameters = load_checked
+    ResourceMap.build_resource_diff = differences_of_what_is_there
+    ResourceMap.update = update_and_forget
+    CloudFormationBackend._resolve_update_parameters = _previous_or_default
+
+
+def check_value(name: str, value: str, declared: dict[str, Any]) -> None:
+    """Raise moto's ``ValidationError``, in CloudFormation's words, if a parameter may not have a value."""
+    said = declared.get("ConstraintDescription")
+    pattern, allowed = declared.get("AllowedPattern"), declared.get("AllowedValues")
+    if pattern is not None and re.fullmatch(pattern, value) is None:
+        raise _refused(name, said or f"must match pattern {pattern}")
+    if allowed is not None and value not in map(str, allowed):
+        raise _refused(name, said or f"must be one of [{', '.join(map(str, allowed))}]")
+    if not int(declared.get("MinLength", 0)) <= len(value) <= int(declared.get("MaxLength", len(value))):
+        raise _refused(
+            name, said or f"must have {declared.get('MinLength', 0)} to {declared.get('MaxLength', 'any')} characters"
+        )
+    if declared["Type"] == "Number":
+        if re.fullmatch(r"-?\d+(\.\d+)?", value) is None:
+            raise ValidationError(message=f"Parameter '{name}' must be a number.")
+        low, high = declared.get("MinValue"), declared.get("MaxValue")
+        if (low is not None and float(value) < float(low)) or (high is not None and float(value) > float(high)):
+            raise _refused(name, said or f"must be from {low} to {high}")
+
+
+def _refused(name: str, constraint: str) -> ValidationError:
+    return ValidationError(message=f"Parameter '{name}' failed to satisfy constraint: {constraint}")
+
+
+def _conditions(resources: Any, template: Any, parameters: Any) -> Any:
+    """Return what tells whether a condition holds after the update."""
+    after = copy.copy(resources)
+    after._template = template
+    after._parsed_resources = dict(resources._parsed_resources)
+    after.resolved_parameters = dict(resources.resolved_parameters)
+    after.input_parameters = parameters or resources.input_parameters
+    after.load_mapping()
+    after.load_parameters()
+    after.load_conditions()
+    return lambda name: name is None or after.lazy_condition_map[name]
+
+
+def _following(described: dict[str, Any], changed: list[str]) -> list[str]:
+    """Return the resources that follow what has changed: resources by name, parameters as they stand in a text."""
+    marks, found = [text if text.startswith("$") else f'"{text}"' for text in changed], []
+    for kind in _FOLLOWS:
+        for name, resource in described.items():
+            if resource["Type"] == kind and any(mark in json.dumps(resource) for mark in marks):
+                found.append(name)
+                marks.append(f'"{name}"')
+    return found
+
+
+def _previous_or_default(_: Any, instance: Any, incoming_params: list[dict[str, str]]) -> dict[str, str]:
+    values = {}
+    for one in incoming_params:
+        name = one["ParameterKey"]
+        if not one.get("UsePreviousValue"):
+            values[name] = one["ParameterValue"]
+        elif name in instance.parameters:
+            values[name] = instance.parameters[name]
+        elif name not in instance.stack_parameters:  # what had its default keeps it by not being given
+            raise ValidationError(message=f"Parameter {name}: UsePreviousValue, but the stack has no such parameter")
+    return values
