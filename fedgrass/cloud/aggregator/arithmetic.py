@@ -60,8 +60,9 @@ def sum_of_squares(values: Floats, spare: Floats | None = None) -> float:
 def _squares(values: Floats, room: Floats) -> float:
     squared = np.square(values, out=room[: len(values)])
     whole = len(squared) - len(squared) % _WIDTH
-    columns = np.add.reduce(squared[:whole].reshape(-1, _WIDTH))
-    squares = float(np.add.reduce(columns)) + float(np.add.reduce(squared[whole:]))
+    squares = float(np.add.reduce(squared[whole:]))
+    if whole:
+        squares += float(np.add.reduce(np.add.reduce(squared[:whole].reshape(-1, _WIDTH))))
     if _LEAST_SQUARES < squares < math.inf:
         return squares
     # Beyond these bounds finite values may be too large or too small for a float32 square: only then look closer.

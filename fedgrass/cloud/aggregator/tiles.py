@@ -75,7 +75,7 @@ class Standing:
 
 
 class Tiles:
-    """Reads updates side by side. Memory: 4 bytes per parameter for 64 updates, 16 for more, and 1 MiB in each thread."""
+    """Reads updates side by side. Memory: 4 bytes per parameter for 64 updates, 16 for more, and 2 MiB in each thread."""
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
