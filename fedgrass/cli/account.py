@@ -1,10 +1,12 @@
-"""The option that names the fleet, for every command."""
+"""Options of many commands: the fleet, and JSON for scripts."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
 import typer
+
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a table.")]
 
 FleetOption = Annotated[
     str,

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated
+from collections.abc import Collection
+from typing import Annotated, Any
 
 import typer
 
 from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.cli import render
-from fedgrass.cli.account import FleetOption
+from fedgrass.cli.account import FleetOption, JsonOption
 from fedgrass.cli.rounds import merge
 from fedgrass.protocol import tables
-from fedgrass.protocol.refusals import refusals
+from fedgrass.protocol.refusals import Refusals, refusals
+from fedgrass.protocol.roster import may_count
 
 app = typer.Typer(no_args_is_help=True, help="Look at the devices; change the settings.")
 
 
 @app.command("list")
-def list_devices(fleet: FleetOption = DEFAULT_FLEET) -> None:
+def list_devices(fleet: FleetOption = DEFAULT_FLEET, as_json: JsonOption = False) -> None:
     """List the devices: alive or silent, able to train or why not, their model, and how often their updates were refused."""
     account = Account.of(fleet)
     members = tables.fleet_members(account.devices_table, fleet)
     refused = refusals(account.rounds_table, fleet)
     silos = tables.load_settings(account.rounds_table, fleet).silos
+    if as_json:
+        render.print_json(_facts(member, refused.get(member.thing), silos) for member in members)
+        return
     render.console().print(render.fleet_table(members, refused, now_ms=time.time() * 1000, silos=silos))
+
+
+def _facts(member: tables.FleetMember, refused: Refusals | None, silos: Collection[str]) -> dict[str, Any]:
+    return {
+        "thing": member.thing,
+        "alive": member.alive(time.time() * 1000),
+        "counts": may_count(member.thing, silos),
+        "heartbeat": member.heartbeat and member.heartbeat.model_dump(mode="json"),
+        "model": member.model and member.model.model_dump(mode="json", exclude={"fleet", "thing", "expires"}),
+        "refused": refused.count if refused else 0,
+    }
 
 
 @app.command()

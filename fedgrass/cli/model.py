@@ -11,6 +11,7 @@ from rich.table import Table
 
 from fedgrass.bundle import Bundle
 from fedgrass.cli import render
+from fedgrass.cli.account import JsonOption
 
 app = typer.Typer(no_args_is_help=True, help="Look at model bundles, and publish them.")
 
@@ -18,11 +19,19 @@ app = typer.Typer(no_args_is_help=True, help="Look at model bundles, and publish
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="A model bundle's folder.", exists=True, file_okay=False)],
+    as_json: JsonOption = False,
 ) -> None:
     """Check a model bundle and show what it holds."""
     bundle = Bundle.open(folder)
     bundle.verify()
     manifest = bundle.manifest
+    if as_json:
+        parameters = [
+            {"name": name, "shape": list(array.shape), "dtype": str(array.dtype)}
+            for name, array in bundle.parameters().items()
+        ]
+        render.print_json([{**manifest.model_dump(mode="json"), "parameters": parameters}])
+        return
     console = render.console()
     console.print(f"[bold]{manifest.name}[/] {manifest.version}: every file matches its digest")
     facts = Table(show_header=False, box=None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -38,9 +40,9 @@ _SENTENCES = {"able to train", "refused", "trouble", "why"}  # columns that give
 _WIDE = 160  # columns where there is no terminal to ask: a log or a pipe should not be folded
 
 
-def console() -> Console:
-    """Return the console that commands print to."""
-    return Console(width=None if sys.stdout.isatty() else _WIDE)
+def console(*, quiet: bool = False) -> Console:
+    """Return the console that commands print to; a ``quiet`` one prints nothing, where JSON follows."""
+    return Console(width=None if sys.stdout.isatty() else _WIDE, quiet=quiet)
 
 
 def _table(*headings: str) -> Table:
@@ -58,6 +60,13 @@ def outcome_text(outcome: str | None) -> Text:
 def percent(value: float | None) -> str:
     """Return a share as a percentage."""
     return _NOTHING if value is None else f"{100 * value:.1f} %"
+
+
+def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print one JSON object per line, unfolded: what a script reads of a command that otherwise prints a table."""
+    out = console()
+    for row in rows:
+        out.print(json.dumps(row, default=str), markup=False, highlight=False, soft_wrap=True)
 
 
 def size(count: int) -> str:

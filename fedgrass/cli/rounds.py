@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.cli import render
-from fedgrass.cli.account import FleetOption
+from fedgrass.cli.account import FleetOption, JsonOption
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.failures import in_words, last_failure, lost_events, require_begun
 from fedgrass.operations import aggregate_now, cancel_round, is_running, start_rounds
@@ -63,6 +63,7 @@ def start(
         list[str] | None, typer.Option("--set", help="Override a setting for this start, such as fit.epochs=3.")
     ] = None,
     wait: Annotated[bool, typer.Option(help="Watch until the last round is closed.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Start a round with the fleet's settings, as the console's button does."""
     account = Account.of(fleet)
@@ -70,13 +71,18 @@ def start(
     if rounds is not None:
         overrides["rounds"] = rounds
     started = start_rounds(account, overrides)
-    console = render.console()
+    console = render.console(quiet=as_json)
     console.print(f"Started: round {started.round} of fleet [bold]{fleet}[/], {_plan(started.settings)}.")
     console.print(f"[dim]{started.execution}[/]", soft_wrap=True)
     if not require_begun(account, started.execution):
         console.print("It has not opened its round yet; see `fedgrass round status`.")
     if wait:
         watch(account, started.execution, console)
+    if as_json and wait:
+        ended = tables.recent_rounds(account.rounds_table, fleet, started.settings.rounds)
+        render.print_json(record.model_dump(mode="json", exclude=_SECRET) for record in reversed(ended))
+    elif as_json:
+        render.print_json([{"round": started.round, "execution": started.execution}])
 
 
 def _plan(settings: FleetSettings) -> str:
@@ -106,7 +112,7 @@ def watch(account: Account, execution: str, console: Console) -> None:
 def status(
     number: Annotated[int | None, typer.Argument(help="The round (default: the last one).")] = None,
     fleet: FleetOption = DEFAULT_FLEET,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show one round: its phase, its devices, its result. Of the last one also what failed since, where nobody waited for it."""
     account = Account.of(fleet)
@@ -115,7 +121,7 @@ def status(
     if number is None:
         number = tables.load_state(account.rounds_table, fleet).last
     if as_json:
-        _print_status(account, console, number, last=last)
+        _print_status(account, number, last=last)
         return
     if number == 0:
         console.print(f"Fleet [bold]{fleet}[/] has had no round yet: `fedgrass round start`.")
@@ -130,7 +136,7 @@ def status(
         _tell_failures(account, console)
 
 
-def _print_status(account: Account, console: Console, number: int, *, last: bool) -> None:
+def _print_status(account: Account, number: int, *, last: bool) -> None:
     record = tables.load_round(account.rounds_table, account.fleet, number) if number else None
     parts = tables.participations(account.rounds_table, account.fleet, number) if record else ()
     failed = last_failure(account) if last else None
@@ -145,7 +151,7 @@ def _print_status(account: Account, console: Console, number: int, *, last: bool
         "last_failure": failed and {"status": failed.status, "reason": failed.reason},
         "lost_events": [vars(event) for event in lost_events(account)] if last else [],
     }
-    console.print(json.dumps(found, default=str), markup=False, highlight=False, soft_wrap=True)
+    render.print_json([found])
 
 
 def _tell_failures(account: Account, console: Console) -> None:
@@ -167,14 +173,13 @@ def _tell_failures(account: Account, console: Console) -> None:
 def list_rounds(
     fleet: FleetOption = DEFAULT_FLEET,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the last rounds.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the last rounds."""
     records = tables.recent_rounds(Account.of(fleet).rounds_table, fleet, limit)
     console = render.console()
     if as_json:
-        for record in records:
-            console.print(record.model_dump_json(exclude=_SECRET), markup=False, highlight=False, soft_wrap=True)
+        render.print_json(record.model_dump(mode="json", exclude=_SECRET) for record in records)
     else:
         console.print(render.rounds_table(records))
 

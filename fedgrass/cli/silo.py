@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.cli import render
-from fedgrass.cli.account import FleetOption
+from fedgrass.cli.account import FleetOption, JsonOption
 from fedgrass.silos import ENDED, Silo, pinned_image
 
 app = typer.Typer(no_args_is_help=True, help="Start, watch and stop the training jobs of silos: other AWS accounts.")
@@ -48,9 +48,15 @@ def status(
     fleet: FleetOption = DEFAULT_FLEET,
     region: RegionOption = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many of the last jobs of each.")] = 3,
+    as_json: JsonOption = False,
 ) -> None:
     """Show silos' last jobs: how they go, or why they failed."""
     account = Account.of(fleet)
+    if as_json:
+        render.print_json(
+            {"silo": name, **vars(job)} for name in silos for job in Silo.of(account, name, region=region).jobs(limit)
+        )
+        return
     shown = Table("silo", "job", "started", "rounds", "status", "reason")
     for name in silos:
         for job in Silo.of(account, name, region=region).jobs(limit):

@@ -156,6 +156,7 @@ def compare(
     output: Annotated[Path, typer.Option(help="Folder of the comparison.", file_okay=False)] = Path(
         "simulation-comparison"
     ),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a table.")] = False,
 ) -> None:
     """Put several simulations into one chart and one table."""
     from rich.table import Table
@@ -166,6 +167,9 @@ def compare(
 
     names = _names(folders)
     found = report.compare({name: open_report(folder) for name, folder in names.items()}, output)
+    if as_json:
+        render.print_json({"run": name, **run.model_dump(mode="json")} for name, run in found.runs.items())
+        return
     table = Table("run", "strategy", "codec", "attack", "rounds", "accuracy", "loss", "updates")
     for name, run in found.runs.items():
         fleet = run.simulation.fleet

@@ -44,7 +44,6 @@ __all__ = ["device_policy", "policy_name", "provision", "provisioned_things", "u
 _ROOT_CA = "AmazonRootCA1.pem"
 _CLASSIC_ROOT = "/greengrass/v2"
 _LITE_ROOT = "/var/lib/greengrass"
-_NUCLEUS_VERSION = "2.14.3"
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,8 @@ def nucleus_config(thing: str, region: str, role_alias: str, endpoints: Endpoint
     else:
         nucleus = {
             "aws.greengrass.Nucleus": {
+                # Without a version: one that stands here wins over what the nucleus knows of itself.
                 "componentType": "NUCLEUS",
-                "version": _NUCLEUS_VERSION,
                 "configuration": settings,
             }
         }

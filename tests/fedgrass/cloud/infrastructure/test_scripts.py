@@ -84,6 +84,7 @@ def test_a_device_gets_its_identity_once_and_all_that_its_nucleus_needs(
     ):
         config = yaml.safe_load((folder / name).read_text())
         assert config["system"]["thingName"] == thing
+        assert "version" not in config["services"][nucleus]  # the nucleus knows its own
         settings = config["services"][nucleus]["configuration"]
         assert settings["iotRoleAlias"] == outputs.token_exchange_role_alias
         assert settings["iotDataEndpoint"]

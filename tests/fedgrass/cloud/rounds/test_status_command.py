@@ -1,0 +1,57 @@
+"""What people and scripts are shown of a round that waits, and of the fleet."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from fedgrass.cli import cli
+from fedgrass.cloud.rounds.record_update import record_update
+from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet
+from tests.fedgrass.cloud.rounds.test_missing import GONE, collecting, gone
+
+
+@pytest.fixture
+def account(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    found = SimpleNamespace(fleet=FLEET, rounds_table=fleet.rounds, devices_table=fleet.services.devices)
+    for module in ("rounds", "fleet"):
+        monkeypatch.setattr(f"fedgrass.cli.{module}.Account", SimpleNamespace(of=lambda _fleet: found))
+        monkeypatch.setattr(f"fedgrass.cli.{module}.time.time", lambda: fleet.now.timestamp())
+    monkeypatch.setattr("fedgrass.cli.rounds.last_failure", lambda _account: None)
+    monkeypatch.setattr("fedgrass.cli.rounds.lost_events", lambda _account: [])
+    return fleet
+
+
+def run(*words: str) -> str:
+    shown = CliRunner().invoke(cli, [*words, "--fleet", FLEET])
+    assert shown.exit_code == 0, shown.output
+    return shown.output
+
+
+def test_a_round_that_waits_says_for_whom_and_why(account: Fleet) -> None:
+    collecting(account)
+    record_update(account.services, account.update("a"))
+    gone(account, "c")
+    said = run("round", "status")
+    assert f"no answer yet of c: no: {GONE['reason']}" in said
+    assert "no answer yet of b: idle" in said
+    found = json.loads(run("round", "status", "--json"))
+    assert found["round"]["phase"] == "collecting"
+    assert "collect_token" not in found["round"]
+    assert [part["thing"] for part in found["devices"]] == ["a"]
+    assert [(one["thing"], one["gone"]) for one in found["waiting"]] == [("b", False), ("c", True)]
+
+
+def test_the_fleet_says_that_a_trainer_is_gone(account: Fleet) -> None:
+    gone(account, "c")
+    assert f"no: {GONE['reason']}" in run("fleet", "list")
+    lines = [json.loads(line) for line in run("fleet", "list", "--json").splitlines()]
+    assert [(line["thing"], line["heartbeat"]["trainer_runs"]) for line in lines] == [
+        ("a", True),
+        ("b", True),
+        ("c", False),
+    ]
+    assert [line["alive"] for line in lines] == [True, True, True]
