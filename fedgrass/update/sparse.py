@@ -99,7 +99,8 @@ def _places(mask: NDArray[np.uint8]) -> NDArray[np.intp]:
     """Return which bits are set, by way of the bytes that have any: far fewer than bits."""
     some = np.flatnonzero(mask != 0)
     marks = np.flatnonzero(_bits(mask[some]))
-    return some[marks >> 3] * 8 + (marks & 7)
+    places: NDArray[np.intp] = some[marks >> 3] * 8 + (marks & 7)
+    return places
 
 
 class _WholeChosen:
