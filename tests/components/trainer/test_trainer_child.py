@@ -137,6 +137,23 @@ def test_a_batch_that_takes_too_long_is_ended_with_the_component_and_is_no_death
     assert place.notices == []
 
 
+def test_a_death_counts_although_the_component_is_stopped_with_it(make: Callable[[str], PlaceWithChildren]) -> None:
+    """As systemd does with a service of which the kernel has killed a process for memory."""
+    place = make(f"{DEADLY}:Hangs")
+    place.open(place.announcement())
+    for _ in range(2):
+        place.until(lambda: place.statuses and place.statuses[-1].state == "training", "training")
+        os.kill(place.started[-1].pid, signal.SIGKILL)
+        place.stop()
+        place.ipc.local.clear()
+        place.start()
+    place.settle()
+    place.stop()
+    [notice] = place.notices
+    assert notice.status == "declined"
+    assert "died twice in training, last by signal 9 (SIGKILL)" in notice.reason
+
+
 @pytest.mark.parametrize("kind", ["fit", "get_parameters"])
 def test_a_command_that_kills_who_does_it_fails_with_the_cause(
     make: Callable[[str], PlaceWithChildren], kind: str, monkeypatch: pytest.MonkeyPatch
