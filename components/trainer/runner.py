@@ -23,10 +23,21 @@ STOPPED = Result(status="stopped")
 _LOOK_SECONDS = 0.2
 _STOP_SECONDS = 3.0
 _REST_SECONDS = 1.0
+_MOST_NOT_BEGUN = 5
 
 
 class DiedError(Exception):
-    """The child died; the message says of what: ``by signal 11 (SIGSEGV)``."""
+    """The child died; the message says of what: ``by signal 11 (SIGSEGV)``.
+
+    Parameters
+    ----------
+    began
+        Whether it died of its work, as far as is known; it may not have begun, for the packages are just being replaced.
+    """
+
+    def __init__(self, cause: str, *, began: bool = True) -> None:
+        super().__init__(cause)
+        self.began = began
 
 
 class Runner:
@@ -73,6 +84,7 @@ class Runner:
         while not self._busy.acquire(timeout=_LOOK_SECONDS):
             if cancelled.is_set():
                 return STOPPED
+        not_begun = 0
         try:
             while True:
                 if attempts is not None and attempts.begins(name) >= MOST_DEATHS:
@@ -82,6 +94,12 @@ class Runner:
                     return STOPPED if cancelled.is_set() else self._once(task, cancelled, told)
                 except DiedError as error:
                     self._log.error(f"the child died {what}", reason=str(error))
+                    if not error.began and not_begun < _MOST_NOT_BEGUN:
+                        not_begun += 1
+                        if attempts is not None:
+                            attempts.rests()
+                        cancelled.wait(not_begun * _REST_SECONDS)
+                        continue
                     if attempts is None:
                         return Result(status="failed", reason=as_reason(f"died {what} {error}"))
                     attempts.died(str(error))
@@ -96,8 +114,8 @@ class Runner:
         try:
             child = self._start()
         except OSError as error:  # no process, or no memory for one
-            raise DiedError(f"at its start ({error.strerror})") from error
-        killed = False
+            raise DiedError(f"at its start ({error.strerror})", began=False) from error
+        killed = began = False
         try:
             child.tell(task.encode())
             given, stop_at, rest, said = Order(), 0.0, b"", None
@@ -105,11 +123,12 @@ class Runner:
                 if some is not None:
                     *lines, rest = (rest + some).split(b"\n")
                     for report in _reports(lines, rest):
+                        began = True
                         if report.result is not None:
                             said = report.result
                         elif report.say == "trouble":
                             self._log.trouble(report.reason)
-                        else:
+                        elif report.say != "began":
                             told(report)
                 order = self._order(stop=cancelled.is_set())
                 if order != given and child.tell(order.encode()):
@@ -127,7 +146,7 @@ class Runner:
             child.died_of()
         if said is not None or killed:
             return said or STOPPED
-        raise DiedError(cause or "without a result")
+        raise DiedError(cause or "without a result", began=began or cause.startswith("by signal"))
 
     def _order(self, *, stop: bool) -> Order:
         hold = self._guard.hold()

@@ -95,11 +95,11 @@ class Result(Line):
 class Report(Line):
     """What the child says.
 
-    ``progress``: so many epochs are done. ``waits``, ``trouble``: the reason says why, or what. ``ended``: the last, with the
-    result.
+    ``began``: it has read its task. ``progress``: so many epochs are done. ``waits``, ``trouble``: the reason says why, or what.
+    ``ended``: the last, with the result.
     """
 
-    say: Literal["progress", "waits", "trouble", "ended"]
+    say: Literal["began", "progress", "waits", "trouble", "ended"]
     epoch: Count = 0
     examples: Count = 0
     reason: Reason = ""

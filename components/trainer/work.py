@@ -70,6 +70,7 @@ def serve(
     log = log.bind(fleet=task.runtime.fleet)
     if task.announcement is not None:
         log = log.bind(round=task.announcement.round)
+    say(Report(say="began"))
     log.on_trouble(lambda trouble: say(Report(say="trouble", reason=as_reason(trouble))))
     try:
         result = _result(Workspace(task, orders, say, s3, log))

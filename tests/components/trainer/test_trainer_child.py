@@ -154,6 +154,27 @@ def test_a_death_counts_although_the_component_is_stopped_with_it(make: Callable
     assert "died twice in training, last by signal 9 (SIGKILL)" in notice.reason
 
 
+def test_a_child_that_cannot_begin_is_no_death_of_the_round(
+    make: Callable[[str], PlaceWithChildren], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while the runtime's packages are replaced."""
+    place = make(QUICK)
+    starts: list[object] = [OSError(2, "No such file or directory"), "exit", "exit"]
+
+    def start() -> Running:
+        what = starts.pop(0) if starts else None
+        if isinstance(what, OSError):
+            raise what
+        return Child(CHILD, str(os.getpid()), str(what)) if what else place.start_child()
+
+    monkeypatch.setattr(place.trainer._runner, "_start", start)
+    place.open(place.announcement())
+    place.settle()
+    place.stop()
+    assert starts == []
+    assert [notice.status for notice in place.notices] == ["uploaded"]
+
+
 @pytest.mark.parametrize("kind", ["fit", "get_parameters"])
 def test_a_command_that_kills_who_does_it_fails_with_the_cause(
     make: Callable[[str], PlaceWithChildren], kind: str, monkeypatch: pytest.MonkeyPatch
