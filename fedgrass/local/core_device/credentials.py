@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -64,11 +65,27 @@ class RoleCredentials:
 
 
 class TokenExchangeService:
-    """The HTTP endpoint on loopback."""
+    """The HTTP endpoint on loopback.
 
-    def __init__(self, credentials: Callable[[], Credentials], authenticate: Callable[[str], str | None]) -> None:
+    Parameters
+    ----------
+    keeps_failure
+        For how many seconds it goes on answering 500 after it got no connection, whether there is a link again or not.
+    """
+
+    def __init__(
+        self,
+        credentials: Callable[[], Credentials],
+        authenticate: Callable[[str], str | None],
+        *,
+        keeps_failure: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._credentials = credentials
         self._authenticate = authenticate
+        self._keeps_failure = keeps_failure
+        self._clock = clock
+        self._failed_until = float("-inf")
         self._server: asyncio.Server | None = None
 
     @property
@@ -115,9 +132,12 @@ class TokenExchangeService:
         component = self._authenticate(headers.get("authorization", ""))
         if component is None:
             return "403 Forbidden", {"message": "the token is not one of a component"}
+        if self._clock() < self._failed_until:
+            return "500 Internal Server Error", {"message": "Failed to get connection"}
         try:
             current = await asyncio.to_thread(self._credentials)
         except Exception as error:  # noqa: BLE001 - botocore has no common base for what can go wrong here
+            self._failed_until = self._clock() + self._keeps_failure
             event(_log, "credentials-unavailable", level=logging.WARNING, component=component, error=repr(error))
             return "500 Internal Server Error", {"message": "Failed to get connection"}
         return "200 OK", {

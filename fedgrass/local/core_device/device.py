@@ -106,7 +106,9 @@ class CoreDevice:
         )
         self.iot_core = IotCore(settings.thing, settings.mqtt_host, settings.mqtt_port, nucleus=nucleus)
         self.updates = ComponentUpdates()
-        self._credentials = TokenExchangeService(clients.credentials.get, self._tokens.component)
+        self._credentials = TokenExchangeService(
+            clients.credentials.get, self._tokens.component, keeps_failure=nucleus.keeps_failed_credentials
+        )
         self.streams = StreamManagerProcess(
             self.layout.streams,
             self.layout.log(STREAM_MANAGER),

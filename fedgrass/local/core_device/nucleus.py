@@ -26,6 +26,7 @@ class Nucleus:
     started anew, whatever the update changes. ``installs_first``: everything is installed before anything is replaced.
     ``needs_something_to_run``: a component without ``run`` and ``startup`` never gets beyond INSTALLED. ``patience``: how long
     a deployment waits for a component. ``answers_void_tokens``: a connection with one is refused, not just closed.
+    ``keeps_failed_credentials``: how long the token exchange service goes on refusing after it had no connection.
     ``names_renew_tokens``: a component that connects by its name gets a token.
     """
 
@@ -49,6 +50,7 @@ class Nucleus:
     starts_an_hour: int | None = None
     patience: float | None = None
     jobs_name_a_configuration: bool = False
+    keeps_failed_credentials: float = 0.0
     # IPC
     answers_void_tokens: bool = True
     names_renew_tokens: bool = False
@@ -66,7 +68,8 @@ class Nucleus:
     max_delivery: int | None = None
 
 
-CLASSIC = Nucleus("aws.greengrass.Nucleus", "2.16.0", "aws_nucleus_classic")
+# The real one keeps a failed connection for 300 s; a hundredth of that here.
+CLASSIC = Nucleus("aws.greengrass.Nucleus", "2.16.0", "aws_nucleus_classic", keeps_failed_credentials=3.0)
 
 LITE = Nucleus(
     "aws.greengrass.NucleusLite",

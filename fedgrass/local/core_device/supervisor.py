@@ -157,7 +157,7 @@ class Supervisor:
 
     def _surroundings(self, name: str) -> Surroundings:
         directory = self._layout.work(name)
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # of the component's user, as both nuclei have it
         return Surroundings(
             environment=self._environment,
             directory=directory,

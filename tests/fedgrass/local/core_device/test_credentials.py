@@ -9,6 +9,7 @@ import pytest
 from botocore.credentials import ContainerMetadataFetcher, ContainerProvider
 
 from fedgrass.local.core_device.credentials import RoleCredentials, TokenExchangeService
+from fedgrass.local.core_device.nucleus import CLASSIC
 from tests.fedgrass.local.core_device.conftest import Loop
 from tests.fixtures.waiting import PATIENCE
 
@@ -80,6 +81,28 @@ def test_a_token_that_is_no_components_is_refused(service: TokenExchangeService)
     assert status_of(service.url + "x", "good")[0] == 404
     assert status_of(service.url, "good", "POST")[0] == 404
     assert status_of(service.url, "good")[0] == 200
+
+
+def test_a_failed_connection_is_kept_after_the_link_is_back_as_the_classic_nucleus_does(
+    loop: Loop, service: TokenExchangeService
+) -> None:
+    now, link = [0.0], [False]
+
+    def credentials() -> Any:
+        if not link[0]:
+            raise ConnectionError("offline")
+        return service._credentials()
+
+    running = TokenExchangeService(
+        credentials, {"good": "com.example.A"}.get, keeps_failure=CLASSIC.keeps_failed_credentials, clock=lambda: now[0]
+    )
+    loop.run(running.start())
+    assert status_of(running.url, "good")[0] == 500
+    link[0], now[0] = True, CLASSIC.keeps_failed_credentials - 0.5
+    assert status_of(running.url, "good")[0] == 500
+    now[0] += 1
+    assert status_of(running.url, "good")[0] == 200
+    loop.run(running.stop())
 
 
 def test_without_the_cloud_there_are_no_credentials_and_no_crash(loop: Loop) -> None:

@@ -1,8 +1,10 @@
 """A core device as a process, deployed to through the local AWS: what a fleet sees of it."""
 
 import json
+import os
 import queue
 import signal
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,26 @@ def test_a_failed_deployment_stays_if_that_is_asked_for(fleet: Fleet, device: De
     eventually(lambda: states(device) == {name: "BROKEN"}, "broken component reported")
     fleet.publish(name, FOREVER, version="1.2.0")
     succeeds(device, {name: "1.2.0"})
+
+
+def test_a_component_that_dies_three_times_is_broken_until_the_next_deployment_of_anything(
+    fleet: Fleet, device: DeviceProcess, unique: str
+) -> None:
+    name, other = f"{unique}.Dies", f"{unique}.Other"
+    fleet.publish(name, {"run": "echo pid $$; exec sleep 3600"})
+    fleet.publish(other, FOREVER)
+    succeeds(device, {name: "1.0.0"})
+
+    def pids() -> list[int]:
+        return [int(line.removeprefix("pid ")) for line in device.log(name).splitlines() if line.startswith("pid ")]
+
+    for number in (1, 2, 3):
+        eventually(lambda number=number: len(pids()) == number, f"start {number}")  # type: ignore[misc]
+        os.kill(pids()[-1], signal.SIGKILL)
+    eventually(lambda: states(device)[name] == "BROKEN", "given up")
+    assert stat.S_IMODE((device.root / "work" / name).stat().st_mode) == 0o700
+    succeeds(device, {name: "1.0.0", other: "1.0.0"})
+    assert len(pids()) == 4
 
 
 def test_an_altered_artifact_changes_nothing_on_the_device(fleet: Fleet, device: DeviceProcess, unique: str) -> None:
