@@ -8,13 +8,19 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from fedgrass.parts import LOADERS
+
 
 class DataSettings(BaseModel):
     """Where a device's examples are, as the component's configuration says it (camelCase there)."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
 
-    loader: str = Field(default="npz", max_length=200, description="npz, npy, csv, images, or module:function")
+    loader: str = Field(
+        default="npz",
+        max_length=200,
+        description=f"{', '.join(LOADERS.built_in())}, one that a package registers, or module:function",
+    )
     path: str = Field(default="", max_length=1024)
     label: str = Field(default="", max_length=200, description="The csv loader's label column; else the last")
     validation_fraction: float = Field(default=0.2, ge=0, lt=1)

@@ -1,19 +1,20 @@
 """Parts by name: those that a package of fedgrass holds, one a module, and those that installed packages register.
 
-A built-in part is a module of the package, and the module's attribute of a fixed name is the part: so it is listed without being
-imported, and adding one adds one file. Other packages register theirs as entry points of a group; a built-in name is never
-theirs. An unknown name is an error that lists the names there are.
+A built-in part is a module of the package that assigns the part to the kind's name, as in ``strategy = FedAvg``. Such modules are
+found by their text: they are listed without being imported, and adding one adds one file. Other packages register theirs as entry
+points of a group; a built-in name is never theirs. An unknown name is an error that lists the names there are.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Generic, TypeVar, cast
 
 import fedgrass
@@ -33,7 +34,7 @@ class Registry(Generic[T]):
     kind
         What messages call one of them, such as ``strategy``; also the attribute of a built-in part's module.
     package
-        The package whose modules are the built-in parts; those that begin with an underscore are none, nor are packages in it.
+        The package with the built-in parts: its modules that assign the kind's name at the beginning of a line.
     group
         The group of entry points of other packages' parts.
     valid
@@ -42,8 +43,6 @@ class Registry(Generic[T]):
         What a part must be, for messages.
     also
         How else one can be named, for messages, such as ``module:Class``.
-    helpers
-        Modules of the package that are no parts.
     """
 
     kind: str
@@ -52,19 +51,10 @@ class Registry(Generic[T]):
     valid: Callable[[object], bool]
     expected: str
     also: str = ""
-    helpers: Collection[str] = ()
 
     def built_in(self) -> tuple[str, ...]:
         """Return the names of the package's own parts, in order; nothing is imported, the package itself neither."""
-        below = self.package.partition(".")[2].split(".")
-        found = iter_modules([str(Path(folder, *below)) for folder in fedgrass.__path__])
-        return tuple(
-            sorted(
-                one.name
-                for one in found
-                if not one.ispkg and one.name not in self.helpers and not one.name.startswith("_")
-            )
-        )
+        return _assigning(self.package, self.kind)
 
     def installed(self) -> tuple[str, ...]:
         """Return the names that other packages register, in order, without those that are built in."""
@@ -112,4 +102,19 @@ class Registry(Generic[T]):
         return cast(T, part)
 
     def _entry_points(self) -> Collection[EntryPoint]:
-        return entry_points(group=self.group)
+        return _registered(self.group, tuple(sys.path))
+
+
+@lru_cache(maxsize=32)
+def _registered(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return a group's entry points: read once, for names that devices send are looked up too."""
+    return tuple(entry_points(group=group))
+
+
+@cache
+def _assigning(package: str, kind: str) -> tuple[str, ...]:
+    """Return the names of a package's modules that assign ``kind``, in order; nothing is imported."""
+    below = package.partition(".")[2].split(".")
+    assigns = re.compile(rf"^{kind} = ", re.MULTILINE)
+    files = [path for folder in fedgrass.__path__ for path in Path(folder, *below).glob("*.py")]
+    return tuple(sorted({path.stem for path in files if assigns.search(path.read_text(encoding="utf-8"))}))

@@ -12,10 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedgrass.bundle import Bundle
-from fedgrass.errors import ConfigurationError
+from fedgrass.architecture import new_bundle
+from fedgrass.bundle import Bundle, TensorDescription
+from fedgrass.data.arrays import ArrayDataset
+from fedgrass.data.loaders import open_source
+from fedgrass.data_settings import DataSettings
+from fedgrass.engines.base import FitSettings
+from fedgrass.engines.registry import open_engine
+from fedgrass.errors import ConfigurationError, DataError, EngineError
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.simulation.attacks import Seen, attack_named
 from fedgrass.strategies import STRATEGIES, strategy_named
+from fedgrass.update.writer import encode_update
+from tests.fedgrass.cloud.aggregator.conftest import header
 from tests.fedgrass.cloud.aggregator.updates import flat, tiny_model, update_of
 from tests.fixtures.places import ROOT
 
@@ -93,6 +102,77 @@ def test_a_strategy_s_settings(acme: Path) -> None:
     assert STRATEGIES.installed() == ("fedpower",)
     with pytest.raises(ConfigurationError, match=r"expected one of bulyan, .*trust, fedpower, or module:Class"):
         strategy_named("fedmagic")
+
+
+@pytest.mark.parametrize("codec", ["bfloat16", "topk:0.5+bfloat16+zstd"])
+def test_a_codec(acme: Path, tmp_path: Path, codec: str) -> None:
+    """From the settings over a device's file into the model."""
+    assert FleetSettings.model_validate({"update": {"codec": codec}}).update.codec == codec
+    base = tiny_model(tmp_path / "base", 30, 10)
+    delta = np.random.default_rng(2).normal(size=40).astype(np.float32)
+    delta[:3] = 0, np.float32(3e38), -np.float32(1e-40)
+    local = {"w0": delta[:30], "w1": delta[30:]}
+    content = encode_update(base.parameters(), local, header(base, "a", codec=codec), codec=codec).to_bytes()
+    (tmp_path / "updates").mkdir()
+    (tmp_path / "updates/a.safetensors").write_bytes(content)
+    (tmp_path / "updates/longer.safetensors").write_bytes(content + b"0")
+    said = fedgrass(
+        acme,
+        *("aggregate", "--base", str(base.folder), "--updates", str(tmp_path / "updates")),
+        *("--output", str(tmp_path / "new")),
+    )
+    assert said.count("quarantined") or "longer" in said
+    found = flat(Bundle.open(tmp_path / "new").parameters())
+    sent = found != 0
+    np.testing.assert_allclose(found[sent], delta[sent], rtol=2.0**-7)
+    assert sent.sum() >= (38 if codec == "bfloat16" else 20)
+
+
+def test_an_attack(acme: Path) -> None:
+    attack = attack_named("mirror")
+    seen = Seen(np.array([1.0, 2.0]), np.array([[2.0, 2.0], [4.0, 2.0]]), 2.0, np.random.default_rng(0))
+    assert attack.omniscient
+    assert attack.craft is not None
+    assert attack.craft(seen).tolist() == [-3.0, 2.0]
+
+
+def test_a_simulation_with_parts_of_ones_own(acme: Path, tmp_path: Path) -> None:
+    said = fedgrass(
+        acme,
+        *("simulate", "--rounds", "1", "--devices", "8", "--cohort", "6", "--workers", "1", "--output", str(tmp_path)),
+        *("--strategy", "fedpower:power=0.5", "--attack", "mirror:0.2", "--codec", "bfloat16"),
+    )
+    assert "fedpower" in said or (tmp_path / "simulation.json").exists()
+
+
+def test_a_loader_and_an_engine(acme: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(3).normal(size=(20, 3)).astype(np.float32)
+    y = np.arange(20) % 5
+    np.savetxt(tmp_path / "examples.txt", np.column_stack([x, y]))
+    bundle = new_bundle(
+        tmp_path / "bundle",
+        engine="keras",
+        name="linear",
+        parameters={"w": np.zeros((3, 1), np.float32)},
+        x=TensorDescription(name="x", shape=(3,), dtype="float32"),
+        y=TensorDescription(name="y", shape=(1,), dtype="float32"),
+        output=TensorDescription(name="output", shape=(1,), dtype="float32"),
+        loss="mean_squared_error",
+        batch_size=20,
+    )
+    settings = DataSettings(loader="plain_text", path=str(tmp_path / "examples.txt"))
+    source = open_source(settings, bundle.manifest)
+    assert len(source) == 20
+    engine = open_engine("linear", bundle)
+    data = ArrayDataset(x, y.astype(np.float32)[:, None])
+    found = engine.fit(data, FitSettings(epochs=1, learning_rate=0.1)).parameters["w"]
+    np.testing.assert_allclose(found, 0.1 * x.T @ y[:, None] / 20, rtol=1e-4)
+    with pytest.raises(DataError, match="larger than maxBytes"):
+        open_source(DataSettings(loader="plain_text", path=settings.path, max_bytes=10), bundle.manifest)
+    with pytest.raises(DataError, match="expected one of csv, images, npy, npz, plain_text, or module:function"):
+        open_source(DataSettings(loader="plain_texts"), bundle.manifest)
+    with pytest.raises(EngineError, match="expected one of flower, keras, litert, sklearn, torch, linear"):
+        open_engine("linar", bundle)
 
 
 def test_what_other_packages_cannot_register(acme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

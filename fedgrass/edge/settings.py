@@ -15,6 +15,7 @@ from pydantic.alias_generators import to_camel
 
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import ConfigurationError, first_problem
+from fedgrass.parts import ENGINES
 from fedgrass.protocol.names import FleetName
 
 EXIT_CONFIGURATION = 78
@@ -36,7 +37,7 @@ class RuntimeSettings(Settings):
         default="litert",
         min_length=1,
         max_length=200,
-        description="litert, keras, torch, sklearn, flower, or module:Class",
+        description=f"{', '.join(ENGINES.built_in())}, one that a package registers, or module:Class",
     )
     builder: str = Field(
         default="", max_length=200, description="module:function that builds the model, for others than litert"

@@ -42,6 +42,8 @@ class FlowerEngine:
         Not used: a client looks after its own.
     """
 
+    takes_builder = True
+
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: str | Client = "") -> None:
         del threads
         bundle.verify()
@@ -140,3 +142,6 @@ def _floats(metrics: Any) -> Metrics:
     """Keep what is a finite number: a client's metrics may be strings and bytes too."""
     numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (bool, int, float))}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+engine = FlowerEngine

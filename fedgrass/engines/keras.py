@@ -63,6 +63,8 @@ class KerasEngine(OutputEngine):
         For TensorFlow's kernels, if none has run yet in this process.
     """
 
+    takes_builder = True
+
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
         super().__init__(bundle)
         _use_threads(threads)
@@ -174,3 +176,6 @@ def _use_threads(threads: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     except RuntimeError:
         return  # TensorFlow runs already: another engine of this process has set them
+
+
+engine = KerasEngine

@@ -40,6 +40,11 @@ class LiteRTEngine(BatchEngine):
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+        if bundle.manifest.graph_file != GRAPH:
+            raise EngineError(
+                f"engine litert: model {bundle.manifest.name!r} has no LiteRT graph; set 'engine' and 'builder' in the "
+                "configuration of com.fedgrass.Runtime to those it was made for"
+            )
         super().__init__(bundle)
         try:
             self._interpreter: Any = Interpreter(model_path=str(bundle.path(GRAPH)), num_threads=threads)
@@ -136,3 +141,6 @@ def _pad(array: Array, size: int, dtype: str) -> Array:
 def _split(x: Array, size: int) -> Iterator[Array]:
     for start in range(0, len(x), size):
         yield x[start : start + size]
+
+
+engine = LiteRTEngine

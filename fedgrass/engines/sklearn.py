@@ -66,6 +66,8 @@ class SklearnEngine(OutputEngine):
         Not used: these estimators are bound by memory.
     """
 
+    takes_builder = True
+
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
         del threads
         super().__init__(bundle)
@@ -230,3 +232,6 @@ def _arrays(model: Any) -> Parameters:
 
 def _copies(model: Any) -> Parameters:
     return {name: array.copy() for name, array in _arrays(model).items()}
+
+
+engine = SklearnEngine

@@ -61,6 +61,8 @@ class TorchEngine(OutputEngine):
         For PyTorch's kernels, in the whole process.
     """
 
+    takes_builder = True
+
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
         super().__init__(bundle)
         torch.set_num_threads(threads)
@@ -159,3 +161,6 @@ def _optimizer(settings: Any, parameters: list[Any], learning_rate: float) -> An
         betas = (settings.beta_1, settings.beta_2)
         return torch.optim.Adam(parameters, learning_rate, betas, settings.epsilon)
     return torch.optim.SGD(parameters, learning_rate, settings.momentum if settings.name == "momentum" else 0.0)
+
+
+engine = TorchEngine

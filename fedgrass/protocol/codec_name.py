@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal, cast
 
-Values = Literal["float32", "float16", "int8", "int4"]
+from fedgrass.parts import CODECS
 
 _NAME = re.compile(
-    r"^(?:topk:(?P<fraction>0\.[0-9]{1,6}))?(?:(?:^|\+)(?P<values>float32|float16|int8|int4))?(?P<zstd>\+zstd)?"
+    r"^(?:topk:(?P<fraction>0\.[0-9]{1,6}))?(?:(?:^|\+)(?P<values>(?!zstd\b|topk\b)[a-z][a-z0-9_]{0,63}))?(?P<zstd>\+zstd)?"
 )
 
 
@@ -21,7 +20,7 @@ class CodecName:
     """A codec's name taken apart. ``fraction`` is the share of scalars that is sent; None sends all."""
 
     fraction: float | None
-    values: Values
+    values: str
     zstd: bool
 
     @classmethod
@@ -32,10 +31,11 @@ class CodecName:
             match is None
             or not (match["values"] or match["fraction"])
             or (match["fraction"] and not float(match["fraction"]))
+            or (match["values"] or "float32") not in CODECS
         ):
             raise ValueError(
-                f"codec {name[:40]!r}: expected float32, float16, int8 or int4, with topk:FRACTION+ (0 < FRACTION < 1) "
+                f"codec {name[:40]!r}: expected one of {CODECS.choices()}, with topk:FRACTION+ (0 < FRACTION < 1) "
                 "before it or +zstd after it where wanted, as in topk:0.02+int8+zstd"
             )
         fraction = float(match["fraction"]) if match["fraction"] else None
-        return cls(fraction, cast(Values, match["values"] or "float32"), bool(match["zstd"]))
+        return cls(fraction, match["values"] or "float32", bool(match["zstd"]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedgrass.cli.rounds import parse_setting
+from fedgrass.parts import ATTACKS, ENGINES, LOADERS
 
 if TYPE_CHECKING:
     from fedgrass.simulation.records import SimulatedRound, SimulationReport
@@ -33,7 +34,7 @@ def simulate(
     ] = "",
     loader: Annotated[
         str,
-        typer.Option(help="npz, npy, csv, images or module:function, as devices have it.", show_default="by the file"),
+        typer.Option(help=f"One of {LOADERS.choices()}, as devices have it.", show_default="by the file"),
     ] = "",
     label: Annotated[str, typer.Option(help="The label's column in a .csv file.", show_default="the last")] = "",
     partition: Annotated[
@@ -67,8 +68,7 @@ def simulate(
         str,
         typer.Option(
             metavar="KIND:SHARE[:FACTOR]",
-            help="By a share of the devices: sign_flip, scale, label_flip, nan, gaussian, free_rider, alie, ipm, min_max, "
-            "min_sum, backdoor, held_back, or module:function; docs/how-to/attackers.md.",
+            help=f"By a share of the devices: {ATTACKS.choices()}; docs/how-to/attackers.md.",
         ),
     ] = "",
     setting: Annotated[
@@ -77,7 +77,7 @@ def simulate(
             "--set", metavar="NAME=JSON", help="Any other setting of a fleet, as update.clip_norm=1; repeatable."
         ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="As devices have it: litert, keras, torch, sklearn, flower.")] = "litert",
+    engine: Annotated[str, typer.Option(help=f"As devices have it: {ENGINES.choices()}.")] = "litert",
     builder: Annotated[str, typer.Option(help="module:function that builds the model, for those engines.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same models, to the byte.")] = 0,
     workers: Annotated[

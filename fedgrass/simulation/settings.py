@@ -10,8 +10,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedgrass.errors import ConfigurationError, first_problem
+from fedgrass.parts import ATTACKS
 from fedgrass.protocol.settings import FleetSettings
-from fedgrass.simulation.attacks import ATTACKS, Kind, attack_named
+from fedgrass.simulation.attacks import Kind, attack_named
 
 PartitionKind = Literal["iid", "dirichlet", "shards"]
 

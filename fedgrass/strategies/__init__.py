@@ -27,7 +27,6 @@ STRATEGIES: Registry[type[Strategy]] = Registry(
     valid=lambda part: isinstance(part, type) and issubclass(part, Strategy),
     expected=f"subclass of {_OWN}",
     also="module:Class of your own, or flower:module:Class",
-    helpers=("base",),
 )
 
 

@@ -34,7 +34,11 @@ class FedAdam(MeanStrategy):
         """Return the optimizer."""
         from fedgrass.strategies.arithmetic.server import Adam
 
-        return Adam(self.options.learning_rate, self.options.beta_1, self.options.beta_2, self.options.tau)
+        return Adam(*self.step_options())
+
+    def step_options(self) -> tuple[float, float, float, float]:
+        """Return what the optimizer is made with."""
+        return self.options.learning_rate, self.options.beta_1, self.options.beta_2, self.options.tau
 
 
 strategy = FedAdam

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fedgrass.errors import UpdateError
-from fedgrass.protocol.codec_name import CodecName, Values
-from fedgrass.update.codecs import Codec, Float16, Float32
-from fedgrass.update.quantized import Int4, Int8
+from fedgrass.errors import ConfigurationError, UpdateError
+from fedgrass.parts import CODECS
+from fedgrass.protocol.codec_name import CodecName
+from fedgrass.update.codecs import Codec
 from fedgrass.update.sparse import TopK
-
-_VALUES: Mapping[Values, Codec] = {"float32": Float32(), "float16": Float16(), "int8": Int8(), "int4": Int4()}
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,10 @@ def codec_named(name: str) -> UpdateCodec:
         parts = CodecName.parse(name)
     except ValueError as error:
         raise UpdateError("unknown_codec", str(error)) from error
-    codec = _VALUES[parts.values]
+    try:
+        codec: Codec = CODECS.get(parts.values)
+    except ConfigurationError as error:  # registered here, and not fit for use
+        raise UpdateError("unknown_codec", str(error)) from error
     if parts.fraction is not None:
         codec = TopK(parts.fraction, codec)
     return UpdateCodec(name, codec, parts.zstd)

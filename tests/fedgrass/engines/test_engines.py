@@ -300,7 +300,7 @@ def test_a_real_flower_client_with_its_own_data_is_taken_as_it_is(tmp_path: Path
         ("sklearn", "sklearn.linear_model:SGDRegressor", "cannot train sparse_categorical_crossentropy"),
         ("flower", "builtins:bool", "gave bool without fit"),
         ("litert", "", "has no LiteRT graph"),
-        ("jax", "", "expected litert, keras, torch, sklearn, flower"),
+        ("jax", "", "expected one of flower, keras, litert, sklearn, torch"),
         ("json:nothing", "", "cannot be imported"),
     ],
 )

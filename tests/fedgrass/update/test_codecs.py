@@ -104,7 +104,7 @@ def test_a_codec_costs_the_bytes_per_scalar_that_the_docs_say(name: str, most: f
     ],
 )
 def test_a_name_outside_the_grammar_is_refused_with_the_grammar(name: str) -> None:
-    with pytest.raises(UpdateError, match="expected float32") as raised:
+    with pytest.raises(UpdateError, match="expected one of float16, float32") as raised:
         codec_named(name)
     assert raised.value.code == "unknown_codec"
 
@@ -184,4 +184,4 @@ def test_settings_refuse_an_unknown_codec_without_numpy() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "update.codec" in said
-    assert "expected float32" in said
+    assert "expected one of float16, float32" in said

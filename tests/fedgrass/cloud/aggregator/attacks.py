@@ -23,7 +23,8 @@ from sklearn.datasets import load_digits
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.trusted import with_own_update
 from fedgrass.errors import AggregationError
-from fedgrass.simulation.attacks import ATTACKS, Kind, Seen
+from fedgrass.parts import ATTACKS
+from fedgrass.simulation.attacks import Kind, Seen
 from fedgrass.strategies import Strategy, WeightedMean, strategy_named
 from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
 from fedgrass.update.codecs import Floats
@@ -159,7 +160,7 @@ def simulated(
     """Run the rounds and judge the last model."""
     name, options = RULES[rule]
     strategy = strategy_named(name, **options)
-    kind = Kind() if adapted is not None or attack == "none" else ATTACKS[attack]
+    kind = Kind() if adapted is not None or attack == "none" else ATTACKS.get(attack)
     weights = np.zeros((65, 10))
     held: list[tuple[int, int, Doubles]] = []
     attacking = attack != "none" or adapted is not None

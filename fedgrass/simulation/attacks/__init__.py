@@ -1,12 +1,13 @@
 """What an attacker does: to its data, to what it has learnt, to the file, and to the time at which it sends it.
 
-An attack is registered here, or is a function of the user's own, ``module:function``, of the form of `Craft`. Those that assume
-that attackers know what all honest devices of the round send are given that: the literature's attackers are omniscient.
+An attack is a module here, one that an installed package registers, or a function of the user's own, ``module:function``, of the
+form of `Craft`. Those that assume that attackers know what all honest devices of the round send are given that: the literature's
+attackers are omniscient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedgrass.bundle import Parameters
 from fedgrass.engines.base import Batch, Dataset
-from fedgrass.errors import ConfigurationError
+from fedgrass.parts import ATTACKS
 from fedgrass.references import function
 from fedgrass.tensors import Array
 
@@ -52,90 +53,6 @@ class Kind:
     holds_back: bool = False
 
 
-def _a_little_is_enough(seen: Seen) -> Doubles:
-    """``factor`` standard deviations below the honest mean: Baruch et al., NeurIPS 2019, https://arxiv.org/abs/1902.06156."""
-    return np.asarray(seen.honest.mean(axis=0) - seen.factor * seen.honest.std(axis=0))
-
-
-def _inner_product(seen: Seen) -> Doubles:
-    """-``factor`` times the honest mean: Xie et al., UAI 2019, https://arxiv.org/abs/1903.03936."""
-    return np.asarray(-seen.factor * seen.honest.mean(axis=0))
-
-
-def _gaussian(seen: Seen) -> Doubles:
-    """Noise, ``factor`` times as long as what was learnt."""
-    noise = seen.random.normal(size=seen.own.shape)
-    return np.asarray(noise * (seen.factor * np.linalg.norm(seen.own) / np.linalg.norm(noise)))
-
-
-def _under_the_bound(seen: Seen) -> Doubles:
-    """What was learnt, as long as ``factor`` times the honest devices' median norm: Bagdasaryan et al., AISTATS 2020."""
-    bound = seen.factor * float(np.median(np.linalg.norm(seen.honest, axis=1)))
-    return np.asarray(seen.own * (bound / max(float(np.linalg.norm(seen.own)), 1e-30)))
-
-
-def _as_far_as_others(total: bool, direction: Callable[[Doubles], Doubles]) -> Craft:
-    """Away from the honest mean, as far as the honest updates that are farthest apart.
-
-    Min-max: no farther from any of them than they are from each other; min-sum: in the sum of squares. Shejwalkar and Houmansadr,
-    "Manipulating the Byzantine", NDSS 2021.
-    """
-
-    def craft(seen: Seen) -> Doubles:
-        mean, away = seen.honest.mean(axis=0), direction(seen.honest)
-        products = seen.honest @ seen.honest.T
-        squares = products.diagonal()
-        apart = squares[:, None] + squares[None, :] - 2 * products
-        allowed = apart.sum(axis=1).max() if total else apart.max()
-
-        def passes(step: float) -> bool:
-            distances = np.square(mean + step * away - seen.honest).sum(axis=1)
-            return bool((distances.sum() if total else distances.max()) <= allowed)
-
-        low, high = 0.0, 1.0
-        while high < 1e9 and passes(high):
-            low, high = high, 2 * high
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (middle, high) if passes(middle) else (low, middle)
-        return np.asarray(mean + seen.factor * low * away)
-
-    return craft
-
-
-def _against_the_mean(honest: Doubles) -> Doubles:
-    mean = honest.mean(axis=0)
-    return np.asarray(-mean / max(float(np.linalg.norm(mean)), 1e-30))
-
-
-def _against_the_deviation(honest: Doubles) -> Doubles:
-    return np.asarray(-honest.std(axis=0))
-
-
-def _against_the_sign(honest: Doubles) -> Doubles:
-    return np.asarray(-np.sign(honest.mean(axis=0)))
-
-
-ATTACKS: Mapping[str, Kind] = {
-    "sign_flip": Kind(lambda seen: -seen.factor * seen.own, factor=5.0),
-    "scale": Kind(lambda seen: seen.factor * seen.own, factor=100.0),
-    "label_flip": Kind(data="mirrored"),
-    "nan": Kind(spoils_file=True),
-    "gaussian": Kind(_gaussian, factor=3.0),
-    "free_rider": Kind(lambda seen: np.zeros_like(seen.own)),
-    "alie": Kind(_a_little_is_enough, omniscient=True),
-    "ipm": Kind(_inner_product, omniscient=True),
-    "min_max": Kind(_as_far_as_others(False, _against_the_mean), omniscient=True),
-    "min_max_deviation": Kind(_as_far_as_others(False, _against_the_deviation), omniscient=True),
-    "min_max_sign": Kind(_as_far_as_others(False, _against_the_sign), omniscient=True),
-    "min_sum": Kind(_as_far_as_others(True, _against_the_mean), omniscient=True),
-    "min_sum_deviation": Kind(_as_far_as_others(True, _against_the_deviation), omniscient=True),
-    "min_sum_sign": Kind(_as_far_as_others(True, _against_the_sign), omniscient=True),
-    "backdoor": Kind(_under_the_bound, omniscient=True, data="backdoor"),
-    "held_back": Kind(lambda seen: -seen.factor * seen.own, holds_back=True),
-}
-
-
 def attack_named(name: str) -> Kind:
     """Return an attack: a registered one, or one's own as ``module:function``, which is told the honest updates.
 
@@ -146,9 +63,7 @@ def attack_named(name: str) -> Kind:
     """
     if ":" in name:
         return Kind(function(name), omniscient=True)
-    kind = ATTACKS.get(name)
-    if kind is None:
-        raise ConfigurationError(f"attack {name!r}: expected {', '.join(ATTACKS)}, or module:function")
+    kind: Kind = ATTACKS.get(name)
     return kind
 
 

@@ -1,4 +1,4 @@
-"""Loaders by name, or a function of the user's own as ``module:function``.
+"""Loaders: one module each, those that installed packages register, or a function of the user's own as ``module:function``.
 
 ========== ======================================================================== ============================
 loader     ``path``                                                                 memory
@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ import numpy as np
 from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import ArrayDataset, Source, Split, divide
 from fedgrass.data_settings import DataSettings
-from fedgrass.errors import DataError
+from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.parts import LOADERS
 from fedgrass.tensors import Array
 
 Loader = Callable[[DataSettings, Manifest], tuple[Array, Array] | Source]
@@ -40,8 +40,7 @@ def open_source(settings: DataSettings, manifest: Manifest) -> Source:
         If the loader is unknown, or the data are missing, too large or empty. Whether they fit the model is checked
         by the engine.
     """
-    loader = _BUILT_IN.get(settings.loader) or _custom(settings.loader)
-    found = loader(settings, manifest)
+    found = _loader(settings.loader)(settings, manifest)
     source = ArrayDataset(*found) if isinstance(found, tuple) else found
     if len(source) == 0:
         raise DataError(f"data {settings.path or settings.loader!r}: no examples")
@@ -77,50 +76,20 @@ def load_npz(path: Path, *, max_bytes: int) -> tuple[Array, Array]:
         raise DataError(f"data {path}: not a NumPy archive of plain arrays ({error})") from error
 
 
-def _npz(settings: DataSettings, _manifest: Manifest) -> tuple[Array, Array]:
-    return load_npz(settings.file, max_bytes=settings.max_bytes)
-
-
-def _npy(settings: DataSettings, _manifest: Manifest) -> tuple[Array, Array]:
-    x, y = (_mapped(settings.file / f"{name}.npy") for name in "xy")
-    return x, y
-
-
-def _mapped(path: Path) -> Array:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
-    except OSError as error:
-        raise DataError(f"data {path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, EOFError) as error:
-        raise DataError(f"data {path}: not a NumPy file of a plain array ({error})") from error
-
-
-def _csv(settings: DataSettings, manifest: Manifest) -> Source:
-    from fedgrass.data.tables import Table
-
-    return Table(settings.file, manifest, label=settings.label, max_bytes=settings.max_bytes)
-
-
-def _images(settings: DataSettings, manifest: Manifest) -> Source:
-    from fedgrass.data.images import ImageFolder
-
-    return ImageFolder(settings.file, manifest)
-
-
-def _from_path(loader: Loader, settings: DataSettings, manifest: Manifest) -> tuple[Array, Array] | Source:
+def needed_path(settings: DataSettings) -> Path:
+    """Return the path that a loader reads; raises `DataError` if the configuration has none."""
     if not settings.path:
         raise DataError(f"data: the {settings.loader} loader needs 'path' in the configuration of com.fedgrass.Runtime")
-    return loader(settings, manifest)
+    return settings.file
 
 
-_FROM_PATH: dict[str, Loader] = {"npz": _npz, "npy": _npy, "csv": _csv, "images": _images}
-_BUILT_IN: dict[str, Loader] = {name: partial(_from_path, loader) for name, loader in _FROM_PATH.items()}
-
-
-def _custom(name: str) -> Loader:
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
-        raise DataError(f"data loader {name!r}: expected one of {', '.join(sorted(_BUILT_IN))}, or module:function")
+def _loader(name: str) -> Loader:
+    if ":" not in name:
+        try:
+            return LOADERS.get(name)
+        except ConfigurationError as error:
+            raise DataError(f"data {error}") from error
+    module_name, _, function_name = name.partition(":")
     try:
         function: Any = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:

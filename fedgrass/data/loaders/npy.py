@@ -1,0 +1,31 @@
+"""The npy loader: a folder with ``x.npy`` and ``y.npy``, which are mapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedgrass.bundle import Manifest
+from fedgrass.data.loaders import needed_path
+from fedgrass.data_settings import DataSettings
+from fedgrass.errors import DataError
+from fedgrass.tensors import Array
+
+
+def load(settings: DataSettings, _manifest: Manifest) -> tuple[Array, Array]:
+    """Map the arrays."""
+    x, y = (_mapped(needed_path(settings) / f"{name}.npy") for name in "xy")
+    return x, y
+
+
+def _mapped(path: Path) -> Array:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)  # type: ignore[no-any-return]
+    except OSError as error:
+        raise DataError(f"data {path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, EOFError) as error:
+        raise DataError(f"data {path}: not a NumPy file of a plain array ({error})") from error
+
+
+loader = load

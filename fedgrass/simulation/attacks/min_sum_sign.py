@@ -1,0 +1,8 @@
+"""Against the mean's signs, no farther from all honest updates, in the sum of squares, than they are from each other."""
+
+from __future__ import annotations
+
+from fedgrass.simulation.attacks import Kind
+from fedgrass.simulation.attacks._distances import against_the_sign, as_far_as_others
+
+attack = Kind(as_far_as_others(True, against_the_sign), omniscient=True)

@@ -1,0 +1,7 @@
+"""A file of values that are no numbers."""
+
+from __future__ import annotations
+
+from fedgrass.simulation.attacks import Kind
+
+attack = Kind(spoils_file=True)
