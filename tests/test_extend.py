@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -121,7 +122,7 @@ def test_a_codec(acme: Path, tmp_path: Path, codec: str) -> None:
         *("aggregate", "--base", str(base.folder), "--updates", str(tmp_path / "updates")),
         *("--output", str(tmp_path / "new")),
     )
-    assert said.count("quarantined") or "longer" in said
+    assert "1 updates, 1 refused" in said, "the longer one"
     found = flat(Bundle.open(tmp_path / "new").parameters())
     sent = found != 0
     np.testing.assert_allclose(found[sent], delta[sent], rtol=2.0**-7)
@@ -137,12 +138,14 @@ def test_an_attack(acme: Path) -> None:
 
 
 def test_a_simulation_with_parts_of_ones_own(acme: Path, tmp_path: Path) -> None:
-    said = fedgrass(
+    fedgrass(
         acme,
         *("simulate", "--rounds", "1", "--devices", "8", "--cohort", "6", "--workers", "1", "--output", str(tmp_path)),
         *("--strategy", "fedpower:power=0.5", "--attack", "mirror:0.2", "--codec", "bfloat16"),
     )
-    assert "fedpower" in said or (tmp_path / "simulation.json").exists()
+    (found,) = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert found["report"]["strategy"] == "fedpower"
+    assert len(found["report"]["updates"]) == 6
 
 
 def test_a_loader_and_an_engine(acme: Path, tmp_path: Path) -> None:
