@@ -174,7 +174,7 @@ def _executions(world: World, *, at_the_end: bool) -> Iterator[tuple[str, str]]:
         last = world.records()[-1]
         if world.next.status != "SUCCEEDED" or last.execution != world.next.arn:
             yield "next round cannot run", f"{world.next.status} {world.next.error}: {world.next.cause}"
-        elif not last.adopted:
+        elif not last.adopted and last.version != world.schedule.scenario.refused:
             yield "next round cannot run", f"{last.outcome}: {last.reason}"
 
 
