@@ -33,13 +33,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.side_by_side import keep, say
+from benchmarks.paired import keep, say
 from fedgrass import tensors
 from fedgrass.architecture import new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import aggregate
-from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.sources import Folder
+from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.strategies import strategy_named
 from fedgrass.tensors import Array
 from fedgrass.update import UpdateHeader, write_update

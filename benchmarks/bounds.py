@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from fedgrass.architecture import new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import aggregate
-from fedgrass.cloud.aggregator.checks import Expected
+from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.protocol.settings import Checks
 from fedgrass.simulation.updates import VirtualUpdates
 from fedgrass.strategies import strategy_named

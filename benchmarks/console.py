@@ -20,9 +20,9 @@ from typing import Any
 from flask.testing import FlaskClient
 
 from fedgrass.account import Account
-from fedgrass.cloud.console.access import Access
 from fedgrass.cloud.console.app import create_app, prepare
-from fedgrass.cloud.console.desk import Desk
+from fedgrass.cloud.console.context import Context
+from fedgrass.cloud.console.security import Access
 from fedgrass.cloud.infrastructure.deploy import deploy
 from fedgrass.local.aws.client import start
 from fedgrass.local.sample import Sample, now
@@ -67,12 +67,12 @@ def main() -> None:
         account = Account.of(_FLEET)  # a client takes the session's listeners when it is made
         stopwatch = Stopwatch(account.session)
         app = create_app(account, Access())
-        desk: Desk = app.extensions["desk"]
+        context: Context = app.extensions["context"]
         began = time.perf_counter()
         prepare(app)
         client = app.test_client()
         cold = _load(client, "/")
-        while not desk.index.look(60).complete:
+        while not context.index.look(60).complete:
             pass
         read = time.perf_counter() - began
         pages = {

@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks.aggregation import make_model, make_updates, peak_rss_mb
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import aggregate
-from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.sources import Folder
+from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.strategies import strategy_named
 
 STRATEGIES = ("median", "trimmed_mean", "geometric_median", "krum", "multi_krum", "bulyan")

@@ -29,16 +29,16 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.side_by_side import keep, say
+from benchmarks.paired import keep, say
 from fedgrass.bundle import Bundle
 from fedgrass.data.arrays import shuffled
 from fedgrass.engines.base import FitSettings
 from fedgrass.protocol.messages import Announcement, Base, Upload
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.simulation.examples import Examples, prepare
+from fedgrass.simulation.population import FLEET, Population, thing_name
 from fedgrass.simulation.run import simulate
 from fedgrass.simulation.settings import Simulation
-from fedgrass.simulation.world import FLEET, World, thing_name
 from fedgrass.training import seed_of
 
 _PEERS = Path(__file__).with_name("simulation_peers.py")
@@ -170,7 +170,7 @@ def opened(arguments: argparse.Namespace, folder: Path) -> tuple[Simulation, Bun
 def write_work(folder: Path, arguments: argparse.Namespace) -> None:
     """Write what the peers have to do: for each round, device and epoch, which examples in which order."""
     simulation, bundle, examples = opened(arguments, folder)
-    world, rows = World(simulation), []
+    world, rows = Population(simulation), []
     for number in [1, *range(1, simulation.rounds + 1)]:  # the first is the warm-up
         cohort, asked = world.cohort(number)
         announced = _announced(bundle, number, cohort)

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from fedgrass.authoring.export import export
     from fedgrass.bundle import Bundle
     from fedgrass.cloud.aggregator.offline import aggregate_folder as aggregate
-    from fedgrass.notebook import evaluate, load_data, train
     from fedgrass.round_reports import read_report, reports, rounds, rows
     from fedgrass.simulation.run import simulate
     from fedgrass.strategies import strategy_named as strategy
+    from fedgrass.training_api import evaluate, load_data, train
 
     open_bundle = Bundle.open
 
@@ -22,9 +22,9 @@ __version__ = "0.1.0"
 API = {
     "aggregate": "fedgrass.cloud.aggregator.offline:aggregate_folder",
     "create": "fedgrass.authoring.create:create_bundle",
-    "evaluate": "fedgrass.notebook:evaluate",
+    "evaluate": "fedgrass.training_api:evaluate",
     "export": "fedgrass.authoring.export:export",
-    "load_data": "fedgrass.notebook:load_data",
+    "load_data": "fedgrass.training_api:load_data",
     "open_bundle": "fedgrass.bundle:Bundle.open",
     "read_report": "fedgrass.round_reports:read_report",
     "reports": "fedgrass.round_reports:reports",
@@ -32,7 +32,7 @@ API = {
     "rows": "fedgrass.round_reports:rows",
     "simulate": "fedgrass.simulation.run:simulate",
     "strategy": "fedgrass.strategies:strategy_named",
-    "train": "fedgrass.notebook:train",
+    "train": "fedgrass.training_api:train",
 }
 
 __all__ = [

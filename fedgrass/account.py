@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from fedgrass.buckets import owned_by
+from fedgrass.cloudformation import StackOutputs, stack_outputs
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.names import check_fleet
-from fedgrass.stack import StackOutputs, stack_outputs
 
 DEFAULT_FLEET = "fedgrass"
 

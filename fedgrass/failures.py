@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedgrass.account import Account
+from fedgrass.cloudformation import stack_output
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol import tables
-from fedgrass.stack import stack_output
 
 _MOST = 10  # messages that one look at a queue brings
 _PATIENCE_S = 20.0

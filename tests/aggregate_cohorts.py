@@ -21,9 +21,9 @@ import numpy as np
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator import arithmetic, combination, rows, tiles
 from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate, contribute
-from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
-from fedgrass.cloud.aggregator.hosts import BucketShare
+from fedgrass.cloud.aggregator.exchange import BucketPartialSums
 from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.errors import AggregationError, UpdateError
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort
@@ -139,7 +139,7 @@ class DyingError(Exception):
 
 
 class Meeting:
-    """A `fedgrass.cloud.aggregator.hosts.Place` in memory; an instance dies at its n-th word if told to."""
+    """A `fedgrass.cloud.aggregator.exchange.Place` in memory; an instance dies at its n-th word if told to."""
 
     def __init__(self) -> None:
         self._held: dict[str, bytes] = {}
@@ -217,7 +217,9 @@ def run(
         threading.current_thread().name = things[index]
         while True:
             with tempfile.TemporaryDirectory() as scratch:
-                share = BucketShare(index, instances, meeting, "", Path(scratch), patience=300, sleep=meeting.wait)
+                share = BucketPartialSums(
+                    index, instances, meeting, "", Path(scratch), patience=300, sleep=meeting.wait
+                )
                 try:
                     if index:
                         contribute(mix.base, storage, storage.list(), strategy, mix.expected, share)

@@ -16,7 +16,7 @@ from components.trainer.job import Settings
 from components.trainer.runner import Runner
 from components.trainer.task import Result
 from fedgrass.edge.commands import Commands, answer_name
-from fedgrass.edge.guard import Guard, HeldError, Pause
+from fedgrass.edge.resource_policy import Pause, ResourcePolicy, UnavailableError
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import MessageError, TransferError
 from fedgrass.logs import Log
@@ -47,7 +47,7 @@ class TrainerCommands:
         settings: Callable[[], Settings],
         uploads: Uploads,
         runner: Runner,
-        guard: Guard,
+        guard: ResourcePolicy,
         attempts: Attempts,
         log: Log,
         *,
@@ -119,7 +119,7 @@ class TrainerCommands:
         if command.kind == "fit":
             try:
                 pause(self._stopping)
-            except HeldError as error:
+            except UnavailableError as error:
                 return Result(status="declined", reason=as_reason(str(error)))
         result = self._runner.run(
             settings.task(patience=pause.left, command=command),

@@ -11,7 +11,7 @@ from components.trainer.attempts import Attempts
 from components.trainer.rounds import answer_key
 from components.trainer.runner import STOPPED, Runner
 from components.trainer.task import Report, Result, Task
-from fedgrass.edge.guard import Guard, HeldError, Pause
+from fedgrass.edge.resource_policy import Pause, ResourcePolicy, UnavailableError
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
 from fedgrass.protocol.messages import Announcement, Command, as_reason
 
@@ -64,7 +64,7 @@ class Job:
         announcement: Announcement,
         settings: Settings,
         runner: Runner,
-        guard: Guard,
+        guard: ResourcePolicy,
         attempts: Attempts,
         *,
         told: Callable[[Report], None],
@@ -106,7 +106,7 @@ class Job:
     def _work(self) -> Result:
         try:
             self._pause(self._cancelled)
-        except HeldError as error:
+        except UnavailableError as error:
             return Result(status="declined", reason=as_reason(str(error)))
         task = self._settings.task(patience=self._pause.left, announcement=self.announcement)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from components.trainer.attempts import MOST_DEATHS, Attempts
 from components.trainer.task import Order, Report, Result, Task
 from fedgrass.edge.child import MAX_LINE_BYTES, Running
-from fedgrass.edge.guard import Guard
+from fedgrass.edge.resource_policy import ResourcePolicy
 from fedgrass.errors import MessageError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import as_reason
@@ -51,7 +51,7 @@ class Runner:
         Says why not to train now, which the child is told.
     """
 
-    def __init__(self, start: Callable[[], Running], guard: Guard, log: Log) -> None:
+    def __init__(self, start: Callable[[], Running], guard: ResourcePolicy, log: Log) -> None:
         self._start = start
         self._guard = guard
         self._log = log

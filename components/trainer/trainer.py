@@ -26,9 +26,9 @@ from fedgrass.edge.child import Child, Running
 from fedgrass.edge.commands import Commands
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
-from fedgrass.edge.guard import Guard
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox
+from fedgrass.edge.resource_policy import ResourcePolicy
 from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
@@ -70,7 +70,7 @@ class Trainer:
         runtime, trainer = self._settings.runtime, self._settings.own
         self._log = device.log.bind(fleet=runtime.fleet)
         self._topic = device_topic(runtime.fleet, device.thing, "update")
-        self._guard = Guard(lambda: self._settings.own, Sensors(device.work).read)
+        self._guard = ResourcePolicy(lambda: self._settings.own, Sensors(device.work).read)
         self._now = Settings(device.thing, device.work, device.store, runtime, trainer)
         self._store = ModelStore(device.store)
         self._runner = Runner(start_child, self._guard, self._log)

@@ -18,7 +18,7 @@ from fedgrass import logs
 from fedgrass.downloads import ObjectStore
 from fedgrass.edge.child import EXIT_MEMORY, become_child
 from fedgrass.edge.downloads import s3_client
-from fedgrass.edge.guard import HeldError
+from fedgrass.edge.resource_policy import UnavailableError
 from fedgrass.errors import DataError, FedgrassError, MessageError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import as_reason
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from components.trainer.workspace import Workspace
 
 
-def be_nice(level: int) -> None:
+def lower_priority(level: int) -> None:
     """Lower the priority of this thread and of those it starts: the component itself stays responsive."""
     thread = threading.get_native_id()
     nice = os.getpriority(os.PRIO_PROCESS, thread) + level
@@ -50,7 +50,7 @@ def serve(
         Called, on a thread, when the orders end.
     """
     task = Task.decode(orders_in.readline())
-    be_nice(task.settings.nice_level)
+    lower_priority(task.settings.nice_level)
     # Imported at the task's own priority: NumPy and what stands on it.
     from components.trainer.workspace import Orders, Workspace
 
@@ -87,7 +87,7 @@ def _result(place: Workspace) -> Result:
         return _done(place)
     except StopTraining:
         return Result(status="stopped")
-    except (DataError, HeldError, MessageError) as error:
+    except (DataError, UnavailableError, MessageError) as error:
         return Result(status="declined", reason=as_reason(str(error)))
     except FedgrassError as error:
         return Result(status="failed", reason=as_reason(str(error)))

@@ -12,8 +12,8 @@ from fedgrass import data
 from fedgrass.bundle import Bundle
 from fedgrass.downloads import ObjectStore, fetch_bundle
 from fedgrass.edge.downloads import keep_newest, retried
-from fedgrass.edge.guard import Hold, Pause
 from fedgrass.edge.model_store import ModelStore
+from fedgrass.edge.resource_policy import Block, Pause
 from fedgrass.edge.throttle import CpuBudget
 from fedgrass.engines.base import Engine, StopTraining
 from fedgrass.engines.registry import open_engine
@@ -36,9 +36,9 @@ class Orders:
         if order.stop:
             self.stopping.set()
 
-    def hold(self) -> Hold | None:
+    def hold(self) -> Block | None:
         """Return why not to train now; None if nothing is against it."""
-        return Hold("wait", self._newest.hold) if self._newest.hold else None
+        return Block("wait", self._newest.hold) if self._newest.hold else None
 
     def is_slow(self) -> bool:
         """Whether to leave the processor to other programs half of the time."""

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from fedgrass.authoring.errors import UnsupportedModelError
-from fedgrass.authoring.operators import exchanged, pointed, unrolled
+from fedgrass.authoring.operators import patched, substituted, unrolled
 from fedgrass.bundle import Loss, Parameters, Statistic
 
 Tensor = Any
@@ -125,14 +125,14 @@ class KerasModel:
             )
 
         def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-            with pointed(last, "activation", keras.activations.linear):
+            with patched(last, "activation", keras.activations.linear):
                 return self.call(x, values, step)
 
         return logits
 
     def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Return output and new statistics; see `Model.call`."""
-        with exchanged(self._layers, step), self._noting_layers():
+        with substituted(self._layers, step), self._noting_layers():
             return self._call(x, values, training=step is not None)
 
     def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
@@ -169,7 +169,7 @@ class KerasModel:
                 for node in graph.get_operations()[before:] if layer is not self.keras else ():
                     self._layer_of.setdefault(node.name, layer)
 
-        with pointed(keras.layers.Layer, "__call__", noted):
+        with patched(keras.layers.Layer, "__call__", noted):
             yield
 
     def _name(self, variable: Any) -> str:
@@ -187,7 +187,7 @@ def frozen(model: Any, names: Sequence[str]) -> Iterator[KerasModel]:
         )
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(pointed(layers[name], "trainable", False))
+            stack.enter_context(patched(layers[name], "trainable", False))
         yield KerasModel(model)
 
 

@@ -22,7 +22,7 @@ Tensor = Any
 
 
 @contextmanager
-def exchanged(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
+def substituted(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
     """Trace a model inside this.
 
     Parameters
@@ -47,7 +47,7 @@ def exchanged(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
             (tf.nn, "gelu", _gelu),
             (keras.layers.Dropout, "call", dropout),
         ):
-            stack.enter_context(pointed(owner, name, function))
+            stack.enter_context(patched(owner, name, function))
         stack.enter_context(unrolled(layers))
         stack.enter_context(gradients.overridden())
         yield
@@ -59,12 +59,12 @@ def unrolled(layers: Iterable[Any]) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in layers:
             if isinstance(layer, keras.layers.RNN):
-                stack.enter_context(pointed(layer, "unroll", True))
+                stack.enter_context(patched(layer, "unroll", True))
         yield
 
 
 @contextmanager
-def pointed(owner: Any, name: str, elsewhere: Any) -> Iterator[None]:
+def patched(owner: Any, name: str, elsewhere: Any) -> Iterator[None]:
     """Let an attribute have another value for a time."""
     before = getattr(owner, name)
     setattr(owner, name, elsewhere)

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.model import FINAL_ACTIVATION, Call
-from fedgrass.authoring.operators import exchanged
+from fedgrass.authoring.operators import substituted
 from fedgrass.authoring.replay import replay
 from fedgrass.bundle import Loss, Parameters, Statistic
 
@@ -103,7 +103,7 @@ class SavedModel:
 
     def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
         """Return the output for x [B, …], in operators that train; there are no statistics."""
-        with exchanged([], step):
+        with substituted([], step):
             return self.infer(x, values), []
 
     def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:

@@ -16,10 +16,10 @@ from fedgrass.cli import render
 from fedgrass.cli.account import FleetOption, JsonOption
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.failures import in_words, last_failure, lost_events, require_begun
-from fedgrass.operations import aggregate_now, cancel_round, is_running, start_rounds
 from fedgrass.protocol import tables
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.waiting import waiting_for
+from fedgrass.rounds_api import aggregate_now, cancel_round, is_running, start_rounds
 
 app = typer.Typer(no_args_is_help=True, help="Start, watch, list, aggregate and cancel rounds.")
 

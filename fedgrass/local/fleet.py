@@ -18,12 +18,12 @@ import boto3
 from fedgrass.checkout import build_tool
 from fedgrass.cloud.infrastructure.components import ComponentPublisher, Published
 from fedgrass.cloud.infrastructure.deploy import deploy
+from fedgrass.cloudformation import StackOutputs
 from fedgrass.errors import ConfigurationError
 from fedgrass.local.aws.client import LocalAwsProcess
 from fedgrass.local.aws.client import start as start_aws
 from fedgrass.local.processes import spawn, stop
 from fedgrass.protocol.names import HEARTBEAT, RUNTIME, SUITE
-from fedgrass.stack import StackOutputs
 
 _COMPONENT_BUCKET = "fedgrass-components"
 

@@ -103,8 +103,8 @@ def simulate(
     if context.invoked_subcommand is not None:
         return None
     from fedgrass.protocol.settings import FleetSettings
-    from fedgrass.simulation.hosts import position
-    from fedgrass.simulation.run import assist, simulate
+    from fedgrass.simulation.exchange import position
+    from fedgrass.simulation.run import run_secondary, simulate
     from fedgrass.simulation.settings import parse_strategy
 
     fleet: dict[str, Any] = {
@@ -140,7 +140,7 @@ def simulate(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     index, hosts = position(host)
     if index:
-        return assist(index, hosts, exchange, **options)
+        return run_secondary(index, hosts, exchange, **options)
     with _Live(rounds) as live:
         try:
             report = simulate(output, resume=resume, hosts=hosts, exchange=exchange, done=live.done, **options)

@@ -42,8 +42,8 @@ def simulate(
     workers
         Processes; as many as there are processors if not given. The result does not depend on it.
     hosts, exchange
-        How many machines share the work, of which this one leads, and where they meet (`fedgrass.simulation.hosts`); the others
-        call `assist`.
+        How many machines share the work, of which this one leads, and where they meet (`fedgrass.simulation.exchange`); the
+        others call `run_secondary`.
     done
         Told of each round.
     options
@@ -101,7 +101,7 @@ def simulate(
     return found
 
 
-def assist(
+def run_secondary(
     host: int, hosts: int, exchange: str, *, bundle: Path | None = None, workers: int | None = None, **options: Any
 ) -> None:
     """Do the part of a host that does not lead; parameters and errors as of `simulate`, ``host`` from 1."""

@@ -15,11 +15,11 @@ from types import TracebackType
 
 from fedgrass.bundle import Bundle, Parameters
 from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate
-from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
-from fedgrass.cloud.aggregator.gate import decided, judge_by, raised
 from fedgrass.cloud.aggregator.privacy import noise_of
+from fedgrass.cloud.aggregator.release_gate import decided, judge_by, raised
 from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.cloud.aggregator.trusted import trained_difference, with_own_update
+from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Engine
 from fedgrass.engines.checks import Checked
@@ -28,16 +28,16 @@ from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import model_prefix, next_version, update_prefix
 from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
-from fedgrass.simulation.crew import Crew
 from fedgrass.simulation.examples import prepare
-from fedgrass.simulation.hosts import Opening, hosts_of
+from fedgrass.simulation.exchange import Opening, hosts_of
 from fedgrass.simulation.model import in_folder
+from fedgrass.simulation.population import FLEET, Assignments, Plan, Population
 from fedgrass.simulation.records import SimulatedRound
 from fedgrass.simulation.settings import Simulation
-from fedgrass.simulation.store import Standing, Store
+from fedgrass.simulation.store import SimulationState, Store
 from fedgrass.simulation.updates import LateUpdates, VirtualUpdates
 from fedgrass.simulation.worker import Setup
-from fedgrass.simulation.world import FLEET, Duties, Plan, World
+from fedgrass.simulation.worker_pool import WorkerPool
 from fedgrass.update.registry import codec_named
 
 _BEGINNING = datetime(2000, 1, 1, tzinfo=timezone.utc)  # of the simulated clock
@@ -57,7 +57,7 @@ class Simulator:
     standing
         Where an earlier run came to, if this one resumes it.
     host, hosts, exchange
-        Which of the hosts this is, from 0, how many there are, and where they meet (`fedgrass.simulation.hosts`).
+        Which of the hosts this is, from 0, how many there are, and where they meet (`fedgrass.simulation.exchange`).
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Simulator:
         store: Store | None,
         *,
         workers: int,
-        standing: Standing | None = None,
+        standing: SimulationState | None = None,
         host: int = 0,
         hosts: int = 1,
         exchange: str = "",
@@ -77,21 +77,21 @@ class Simulator:
         self._store = store
         self._clock = clock
         self._manifest = bundle.manifest
-        self._world = World(simulation)
+        self._population = Population(simulation)
         self._strategy = simulation.fleet.strategy.made()
         self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
         try:
             self._hosts = hosts_of(host, hosts, exchange, simulation, self._scratch)
             kept = self._scratch if store is None else store.kept.resolve()
             examples = prepare(simulation, bundle.manifest, self._scratch)
-            self._crew = Crew(Setup(simulation, bundle.folder.resolve(), self._scratch, kept), workers)
+            self._pool = WorkerPool(Setup(simulation, bundle.folder.resolve(), self._scratch, kept), workers)
             judging = next(examples.kept.batches(len(examples.kept)))
             self._judging = Checked(ArrayDataset(judging.x, judging.y))
             self._engine: Engine = open_engine(simulation.engine, bundle, builder=simulation.builder)
         except BaseException:
             shutil.rmtree(self._scratch)  # processes that have been started end when their pipes do
             raise
-        self.standing = standing or Standing((), bundle.manifest.version, bundle.parameters(), {})
+        self.standing = standing or SimulationState((), bundle.manifest.version, bundle.parameters(), {})
         self._saved_at = clock()
         self._late = LateUpdates(kept)
         self._save_each = (
@@ -102,7 +102,7 @@ class Simulator:
         self.evaluation = self._evaluate(self.standing.parameters)
 
     def __enter__(self) -> Simulator:
-        self._crew.__enter__()
+        self._pool.__enter__()
         return self
 
     def __exit__(
@@ -111,14 +111,14 @@ class Simulator:
         try:
             if self._store is not None and self.standing.rounds:
                 self._store.save(self.standing)
-            self._crew.__exit__(kind, error, trace)
+            self._pool.__exit__(kind, error, trace)
         finally:
             shutil.rmtree(self._scratch)
 
     @property
     def process_ids(self) -> list[int]:
         """The processes that train."""
-        return self._crew.process_ids
+        return self._pool.process_ids
 
     def run(self, done: Callable[[SimulatedRound], None] = lambda _: None) -> None:
         """Simulate the rounds that are left; ``done`` is told of each."""
@@ -135,14 +135,14 @@ class Simulator:
             raise ConfigurationError("a host that helps needs one that leads: expected more than one")
         for number in range(1, self._simulation.rounds + 1):
             opening, parameters = self._hosts.opening(number)
-            self._base = self._publish(Standing((), opening.version, parameters, {}))
+            self._base = self._publish(SimulationState((), opening.version, parameters, {}))
             share = self._hosts.share(number)
-            self._crew.begin(*self._task(number, opening.opened_at), share)
-            self._hosts.tell_failures(number, self._crew.relay(share))
+            self._pool.begin(*self._task(number, opening.opened_at), share)
+            self._hosts.tell_failures(number, self._pool.relay(share))
 
-    def _task(self, number: int, now: datetime) -> tuple[Announcement, Expected, Duties]:
+    def _task(self, number: int, now: datetime) -> tuple[Announcement, Expected, Assignments]:
         manifest, staleness = self._base.manifest, self._strategy.staleness
-        cohort, _ = self._world.opened(number)
+        cohort, _ = self._population.opened(number)
         self._bases[number] = manifest.parameters_sha256
         if staleness:
             self._late.forget(number - staleness)
@@ -155,7 +155,7 @@ class Simulator:
             checks=self._simulation.fleet.checks,
             earlier=self._earlier(number),
         )
-        return self._announcement(number, cohort, now), expected, self._world.duties(number, staleness)
+        return self._announcement(number, cohort, now), expected, self._population.duties(number, staleness)
 
     def _earlier(self, number: int) -> dict[int, EarlierRound]:
         """Return the rounds whose late updates are wanted; see `fedgrass.cloud.aggregator.late`."""
@@ -163,11 +163,11 @@ class Simulator:
         for earlier in range(number - 1, max(0, number - 1 - self._strategy.staleness), -1):
             if self._bases[earlier] != base:
                 base, age = self._bases[earlier], age + 1
-            found[earlier] = EarlierRound(base, age, self._world.opened(earlier)[0])
+            found[earlier] = EarlierRound(base, age, self._population.opened(earlier)[0])
         return found
 
     def _round(self, number: int) -> SimulatedRound:
-        cohort, plan = self._world.opened(number)
+        cohort, plan = self._population.opened(number)
         fleet, base = self._simulation.fleet, self._base
         now = self._now()
         announced, expected, duties = self._task(number, now)
@@ -175,10 +175,10 @@ class Simulator:
             opening = Opening(version=self.standing.version, opened_at=now)
             self._hosts.announce(number, opening, self.standing.parameters)
         share = self._hosts.share(number) if self._hosts is not None else None
-        self._crew.begin(announced, expected, duties, share)
+        self._pool.begin(announced, expected, duties, share)
         if number < self._simulation.rounds:
-            self._world.opened(number + 1)  # while the devices train
-        failures, updates = self._crew.end() if self._strategy.needs_all else ({}, None)
+            self._population.opened(number + 1)  # while the devices train
+        failures, updates = self._pool.end() if self._strategy.needs_all else ({}, None)
         updates = updates or VirtualUpdates(self._scratch)
         own = partial(trained_difference, self._engine, base, self._judging, fleet.fit)
         result = aggregate(
@@ -190,12 +190,12 @@ class Simulator:
             min_updates=fleet.min_updates,
             state=self.standing.server,
             noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
-            share=self._crew if not self._strategy.needs_all else None,
+            share=self._pool if not self._strategy.needs_all else None,
             scratch=self._scratch,
         )
         updates.clear()
         if not self._strategy.needs_all:
-            failures, _ = self._crew.end()
+            failures, _ = self._pool.end()
         if self._hosts is not None:
             failures |= self._hosts.all_failures(number)
         return self._conclude(number, plan, announced, result, failures, now)
@@ -219,7 +219,7 @@ class Simulator:
         if outcome in ADOPTED and result.parameters is not None and evaluation is not None:
             version, parameters, server = next_version(version, number), result.parameters, result.state
             self.evaluation = evaluation
-            self._base = self._publish(Standing((), version, parameters, server))
+            self._base = self._publish(SimulationState((), version, parameters, server))
             report.model = self._base
         simulated = SimulatedRound(
             asked=len(plan.asked),
@@ -230,7 +230,7 @@ class Simulator:
             before=before,
             report=report.build(outcome, reason, now + timedelta(seconds=plan.seconds)),
         )
-        self.standing = Standing((*standing.rounds, simulated), version, parameters, server)
+        self.standing = SimulationState((*standing.rounds, simulated), version, parameters, server)
         return simulated
 
     def _judged(self, number: int, result: Aggregation) -> tuple[Outcome, str, Evaluation | None]:
@@ -264,7 +264,7 @@ class Simulator:
             raise EngineError(f"the loss on the examples that were kept back is {metrics['loss']}")
         return Evaluation(loss=metrics["loss"], accuracy=metrics.get("accuracy"), examples=len(self._judging))
 
-    def _publish(self, standing: Standing) -> Bundle:
+    def _publish(self, standing: SimulationState) -> Bundle:
         return in_folder(self._manifest, standing.parameters, self._scratch, version=standing.version)
 
     def _now(self) -> datetime:

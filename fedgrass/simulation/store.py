@@ -25,7 +25,7 @@ KEPT = "kept"
 
 
 @dataclass(frozen=True)
-class Standing:
+class SimulationState:
     """Where a simulation stands after so many rounds."""
 
     rounds: tuple[SimulatedRound, ...]
@@ -62,7 +62,7 @@ class Store:
         write_atomically(self.folder / ROUNDS, b"")
         write_atomically(self.folder / SETTINGS, _json(simulation))
 
-    def resume(self, simulation: Simulation) -> Standing | None:
+    def resume(self, simulation: Simulation) -> SimulationState | None:
         """Return where the simulation stands; None if no round was saved.
 
         Raises
@@ -89,9 +89,9 @@ class Store:
         self._written = count
         parameters = {name[2:]: value for name, value in stored.items() if name.startswith("p/")}
         server = {name[2:]: value for name, value in stored.items() if name.startswith("s/")}
-        return Standing(tuple(rounds[:count]), version, parameters, server)
+        return SimulationState(tuple(rounds[:count]), version, parameters, server)
 
-    def save(self, standing: Standing) -> None:
+    def save(self, standing: SimulationState) -> None:
         """Append the rounds that are new, then write what the next one depends on."""
         with (self.folder / ROUNDS).open("ab") as file:
             file.write(b"".join(map(_line, standing.rounds[self._written :])))

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from fedgrass.cloud.aggregator.sources import Near, UpdateReference
+from fedgrass.cloud.aggregator.sources import Prefetched, UpdateReference
 from fedgrass.errors import UpdateError
 from fedgrass.files import write_atomically
 from fedgrass.protocol.names import update_key
-from fedgrass.simulation.world import FLEET, thing_name
+from fedgrass.simulation.population import FLEET, thing_name
 
 _IN_MEMORY = 256 << 20
 
 
-class VirtualUpdates(Near):
+class VirtualUpdates(Prefetched):
     """An `UpdateSource`. Beyond 256 MB in memory, updates become files in ``scratch``."""
 
     def __init__(self, scratch: Path) -> None:

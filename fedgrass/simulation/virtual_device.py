@@ -18,8 +18,8 @@ from fedgrass.engines.base import Dataset, Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.protocol.messages import Announcement
 from fedgrass.simulation.attacks import Doubles, Seen, attacked_bytes, attacked_data, attacked_parameters
+from fedgrass.simulation.population import thing_name
 from fedgrass.simulation.settings import Attack
-from fedgrass.simulation.world import thing_name
 from fedgrass.training import Fitted, fit
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.registry import codec_named

@@ -19,19 +19,19 @@ import numpy as np
 from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.cloud.aggregator.aggregate import contribute
-from fedgrass.cloud.aggregator.checks import Expected
-from fedgrass.cloud.aggregator.combination import Found, Sums
+from fedgrass.cloud.aggregator.combination import Screened, Sums
 from fedgrass.cloud.aggregator.privacy import noise_of
+from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.messages import Announcement
 from fedgrass.simulation.attacks import Doubles, difference
 from fedgrass.simulation.examples import mapped
 from fedgrass.simulation.model import rebased
+from fedgrass.simulation.population import Assignments, Population, thing_name
 from fedgrass.simulation.settings import Attack, Simulation
 from fedgrass.simulation.updates import LateUpdates, VirtualUpdates
 from fedgrass.simulation.virtual_device import Assignment, VirtualDevices
-from fedgrass.simulation.world import Duties, World, thing_name
 from fedgrass.training import Fitted
 
 _TOGETHER_BYTES = 16 << 20  # of parameters that are trained before they are encoded
@@ -56,7 +56,7 @@ class Task:
 
     announcement: Announcement
     expected: Expected
-    duties: Duties
+    duties: Assignments
     lanes: Sequence[int]
 
 
@@ -64,7 +64,7 @@ class Task:
 class Surveyed:
     """What a first pass over the updates found: asks for what all processes found."""
 
-    found: Found
+    found: Screened
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LaneTotal:
 
     lane: int
     total: Sums | None
-    found: Found
+    found: Screened
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Worker:
         self._devices = VirtualDevices(engine, bundle.manifest, setup.kept)
         self._late = LateUpdates(setup.kept)
         self._examples = mapped(setup.simulation, bundle.manifest, setup.scratch)
-        self._world = World(setup.simulation)
+        self._population = Population(setup.simulation)
         self._strategy = setup.simulation.fleet.strategy.made()
 
     def run(self, task: Task) -> None:
@@ -167,11 +167,11 @@ class Worker:
 
     def _honest(self, given: Assignment, task: Task) -> Doubles:
         """Return what the round's honest devices have learnt [n, size], if there are attackers here who know it."""
-        attack, attackers = self._world.attack, self._world.attackers
+        attack, attackers = self._population.attack, self._population.attackers
         if attack is None or not attack.does.omniscient or not attackers & {*task.duties.answers, *task.duties.late}:
             return np.empty((0, 0))
         found = []
-        for device in self._world.opened(task.announcement.round)[1].answers:
+        for device in self._population.opened(task.announcement.round)[1].answers:
             if device not in attackers:
                 with _noted({}, thing_name(device)):
                     fitted = self._devices.train(device, self._examples.of(device), given, None)
@@ -179,7 +179,7 @@ class Worker:
         return np.stack(found) if found else np.zeros((1, sum(value.size for value in given.base.values())))
 
     def _attack(self, device: int) -> Attack | None:
-        return self._world.attack if device in self._world.attackers else None
+        return self._population.attack if device in self._population.attackers else None
 
 
 @contextmanager
@@ -197,13 +197,13 @@ class _Pipe:
         self.own = lanes
         self._connection = connection
 
-    def exchange(self, found: Found) -> Found:
+    def exchange(self, found: Screened) -> Screened:
         self._connection.send(Surveyed(found))
-        everything: Found = self._connection.recv()
+        everything: Screened = self._connection.recv()
         return everything
 
-    def give(self, lane: int, total: Sums, found: Found) -> None:
+    def give(self, lane: int, total: Sums, found: Screened) -> None:
         self._connection.send(LaneTotal(lane, total if found.good else None, found))
 
-    def add(self, lane: int, total: Sums) -> Found:
+    def add(self, lane: int, total: Sums) -> Screened:
         raise NotImplementedError("the leading process adds the lanes up")

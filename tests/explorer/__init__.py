@@ -1,9 +1,9 @@
 """An explorer of interleavings and crashes over the real functions, the real job and the real state machine's definition.
 
 What is real: every handler of ``fedgrass/cloud/rounds``, the job (``fedgrass.cloud.aggregator.job``), a person's commands
-(``fedgrass.cloud.aggregator.by_hand``) and ``state_machine.asl.json``, which is interpreted. What stands in: the services, in
-memory (`services`, `dynamo`); a call of any of them is a step at which the schedule may switch to another process, end one, or
-disturb something (`scheduler`, `world`).
+(``fedgrass.cloud.aggregator.manual_release``) and ``state_machine.asl.json``, which is interpreted. What stands in: the
+services, in memory (`services`, `dynamo`); a call of any of them is a step at which the schedule may switch to another process,
+end one, or disturb something (`scheduler`, `world`).
 
 Disturbances: StopExecution at any step; a state's time running out; a process ended at any step (a function, which AWS
 repeats; the job, by SIGTERM or SIGKILL; a person's command); a job run a second time beside the first; events that are lost,

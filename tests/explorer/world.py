@@ -24,12 +24,13 @@ import numpy as np
 from fedgrass import tensors
 from fedgrass.account import Account
 from fedgrass.bundle import ARCHITECTURE, MANIFEST, PARAMETERS, Bundle, Manifest
-from fedgrass.cloud.aggregator import by_hand
+from fedgrass.cloud.aggregator import manual_release
 from fedgrass.cloud.aggregator.job import RoundJob
 from fedgrass.cloud.aggregator.registry import Registry
 from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.aggregator.s3 import Bucket, RoundUpdates
 from fedgrass.cloud.rounds.services import Services
+from fedgrass.cloudformation import StackOutputs
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice, UpdateNotice
 from fedgrass.protocol.names import (
@@ -44,7 +45,6 @@ from fedgrass.protocol.names import (
 from fedgrass.protocol.records import ModelOutcome, RoundRecord, to_attribute
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_round, load_state, save_settings, set_current_model
-from fedgrass.stack import StackOutputs
 from fedgrass.update import UpdateHeader, write_update
 from tests.explorer.dynamo import Store, cancelled, refusal
 from tests.explorer.machine import Execution, Machine
@@ -242,9 +242,9 @@ class World:
         def act() -> None:
             account = self.account()
             if kind == "roll_back":
-                by_hand.roll_back(account, FIRST)
+                manual_release.roll_back(account, FIRST)
             elif kind == "release":
-                by_hand.release(account, "1.1.0", canaries=False)
+                manual_release.release(account, "1.1.0", canaries=False)
             elif kind == "deploy":
                 self._stale_deployment()
             else:

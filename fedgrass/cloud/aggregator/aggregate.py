@@ -10,10 +10,10 @@ import numpy as np
 
 from fedgrass.bundle import PARAMETERS, Bundle, Parameters
 from fedgrass.cloud.aggregator.bounds import Bounds, Counted
-from fedgrass.cloud.aggregator.checks import Examiner, Expected
-from fedgrass.cloud.aggregator.combination import Mean, Share, combine, with_noise
-from fedgrass.cloud.aggregator.intake import Intake
+from fedgrass.cloud.aggregator.combination import Mean, PartialSums, combine, with_noise
+from fedgrass.cloud.aggregator.screening import Screening
 from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource
+from fedgrass.cloud.aggregator.validation import Expected, UpdateValidator
 from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.protocol.report import QuarantinedEntry, UpdateEntry
 from fedgrass.strategies.arithmetic.interfaces import Noise, ServerOptimizer, State
@@ -54,7 +54,7 @@ def aggregate(
     min_updates: int = 1,
     state: State | None = None,
     noise: Noise | None = None,
-    share: Share | None = None,
+    share: PartialSums | None = None,
     scratch: Path | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Aggregation:
@@ -98,12 +98,12 @@ def aggregate(
     method = with_noise(strategy, noise)
     bounds = Bounds(method, expected.checks)
     layout, statistics = Layout(base.manifest.parameters), Statistics.of(base.manifest)
-    intake = Intake(layout, source, Examiner(expected), weight=bounds.weight, progress=progress)
-    candidates = intake.admit(references)
+    screening = Screening(layout, source, UpdateValidator(expected), weight=bounds.weight, progress=progress)
+    candidates = screening.admit(references)
     if isinstance(method, RobustRule):
-        combined = combine(method.combination, bounds, base, intake, candidates, min_updates, scratch)
+        combined = combine(method.combination, bounds, base, screening, candidates, min_updates, scratch)
     else:
-        combined = Mean(bounds, statistics, intake, share).of(candidates, min_updates)
+        combined = Mean(bounds, statistics, screening, share).of(candidates, min_updates)
     shares = combined.shares or [0.0] * len(combined.counted)
     used = sorted(map(_entry, combined.counted, shares), key=lambda entry: (entry.thing, entry.key))
     refused = tuple(sorted(combined.found.refused, key=lambda entry: (entry.thing, entry.key)))
@@ -125,7 +125,7 @@ def contribute(
     references: Sequence[UpdateReference],
     strategy: Strategy,
     expected: Expected,
-    share: Share,
+    share: PartialSums,
     *,
     noise: Noise | None = None,
 ) -> None:
@@ -133,8 +133,8 @@ def contribute(
     if strategy.needs_all:
         return  # it takes all updates in one place
     bounds = Bounds(with_noise(strategy, noise), expected.checks)
-    intake = Intake(Layout(base.manifest.parameters), source, Examiner(expected), weight=bounds.weight)
-    Mean(bounds, Statistics.of(base.manifest), intake, share).contribute(intake.admit(references), share)
+    screening = Screening(Layout(base.manifest.parameters), source, UpdateValidator(expected), weight=bounds.weight)
+    Mean(bounds, Statistics.of(base.manifest), screening, share).contribute(screening.admit(references), share)
 
 
 class _NotFiniteError(Exception):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
 
-from fedgrass.cloud.aggregator.intake import Good
+from fedgrass.cloud.aggregator.screening import Accepted
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.settings import Checks
 from fedgrass.strategies.arithmetic.clipping import ClipToMedian, median_norm
@@ -25,7 +25,7 @@ UNIT = 2.0**-40
 class Counted:
     """A good update as it counts: ``facts`` with bounded examples and norm, ``factor`` what its values are scaled down by."""
 
-    good: Good
+    good: Accepted
     facts: UpdateMetadata
     factor: float = 1.0
 
@@ -48,7 +48,7 @@ class Bounds:
         """How much each update counts; before a robust rule all count alike."""
         return self.method.weighting if isinstance(self.method, WeightedMean) else EqualWeighting()
 
-    def too_long(self, good: Sequence[Good]) -> dict[str, UpdateError]:
+    def too_long(self, good: Sequence[Accepted]) -> dict[str, UpdateError]:
         """Return, by key, the updates that the settings refuse because others are much shorter."""
         factor = self.checks.max_norm_over_median
         bound = factor * median_norm([one.norm for one in good])
@@ -63,7 +63,7 @@ class Bounds:
             if one.norm > bound
         }
 
-    def counted(self, good: Sequence[Good]) -> list[Counted]:
+    def counted(self, good: Sequence[Accepted]) -> list[Counted]:
         """Return how each of the updates counts, given that these are all."""
         if not good:
             return []

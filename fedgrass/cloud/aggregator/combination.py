@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.bounds import UNIT, Bounds, Counted
-from fedgrass.cloud.aggregator.intake import Good, Intake, WeightOf
 from fedgrass.cloud.aggregator.lanes import LANES, lane_of
 from fedgrass.cloud.aggregator.rows import Rows
+from fedgrass.cloud.aggregator.screening import Accepted, Screening, WeightOf
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.cloud.aggregator.spool import Spool
+from fedgrass.cloud.aggregator.stored_matrix import StoredMatrix
 from fedgrass.cloud.aggregator.tiles import Tiles
 from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.protocol.report import QuarantinedEntry
@@ -36,33 +36,35 @@ SMALL = 1 << 20
 class Reading(Protocol):
     """A way to read updates. Nothing is added or returned before it was judged."""
 
-    def measure(self, references: Sequence[UpdateReference]) -> list[Good]:
+    def measure(self, references: Sequence[UpdateReference]) -> list[Accepted]:
         """Judge updates; returns the good ones, in order."""
         ...
 
-    def spool(self, references: Sequence[UpdateReference], spool: Spool) -> list[Good]:
+    def spool(self, references: Sequence[UpdateReference], spool: StoredMatrix) -> list[Accepted]:
         """Judge updates and write them down; returns the good ones, in order."""
         ...
 
-    def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Sums, list[Good]]:
+    def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Sums, list[Accepted]]:
         """Return the weighted sum of the good ones among updates in lane order, and these."""
         ...
 
-    def lanes(self, references: Sequence[UpdateReference], weight: WeightOf) -> Iterator[tuple[int, Sums, list[Good]]]:
+    def lanes(
+        self, references: Sequence[UpdateReference], weight: WeightOf
+    ) -> Iterator[tuple[int, Sums, list[Accepted]]]:
         """Yield the sum of each lane that has updates, in order."""
         ...
 
 
-def reading(intake: Intake) -> Reading:
+def reading(screening: Screening) -> Reading:
     """Return the way for a model of this size."""
-    return Rows(intake) if intake.layout.size <= SMALL else Tiles(intake)
+    return Rows(screening) if screening.layout.size <= SMALL else Tiles(screening)
 
 
 @dataclass(frozen=True)
-class Found:
+class Screened:
     """What became of some updates."""
 
-    good: Sequence[Good]
+    good: Sequence[Accepted]
     refused: Sequence[QuarantinedEntry]
 
 
@@ -70,13 +72,13 @@ class Found:
 class Combined:
     """The difference that the good updates make, how each of them counted, and its share; None if there were too few."""
 
-    found: Found
+    found: Screened
     counted: Sequence[Counted] = ()
     difference: Floats | None = None
     shares: Sequence[float] = ()
 
 
-class Share(Protocol):
+class PartialSums(Protocol):
     """The instances of a job, seen from one of them."""
 
     @property
@@ -84,15 +86,15 @@ class Share(Protocol):
         """The lanes of this instance, in order; the first instance's are the first lanes."""
         ...
 
-    def exchange(self, found: Found) -> Found:
+    def exchange(self, found: Screened) -> Screened:
         """Tell the others of one's own updates, and return what all instances found."""
         ...
 
-    def give(self, lane: int, total: Sums, found: Found) -> None:
+    def give(self, lane: int, total: Sums, found: Screened) -> None:
         """Leave a lane's sum for the first instance."""
         ...
 
-    def add(self, lane: int, total: Sums) -> Found:
+    def add(self, lane: int, total: Sums) -> Screened:
         """Wait for another instance's lane, add its sum to the total, and return what its instance found."""
         ...
 
@@ -129,17 +131,17 @@ class Mean:
     measure first, tell each other what they found, and add when that is known.
     """
 
-    def __init__(self, bounds: Bounds, statistics: Statistics, intake: Intake, share: Share | None) -> None:
+    def __init__(self, bounds: Bounds, statistics: Statistics, screening: Screening, share: PartialSums | None) -> None:
         self._bounds = bounds
         self._statistics = statistics
-        self._intake = intake
-        self._reading = reading(intake)
+        self._intake = screening
+        self._reading = reading(screening)
         self._share = share
 
     def of(self, candidates: Sequence[UpdateReference], min_updates: int) -> Combined:
         """Return the mean, on a job's first or only instance."""
         total, good = self._alone(candidates) if self._share is None else self._together(candidates, self._share)
-        found = Found(sorted(good.good, key=_by_name), good.refused)
+        found = Screened(sorted(good.good, key=_by_name), good.refused)
         counted = self._bounds.counted(found.good)
         if len(counted) < max(1, min_updates):
             return Combined(found, counted)
@@ -151,51 +153,53 @@ class Mean:
         whole = sum(weights)
         return Combined(found, counted, difference, [weight / whole for weight in weights])
 
-    def contribute(self, candidates: Sequence[UpdateReference], share: Share) -> None:
+    def contribute(self, candidates: Sequence[UpdateReference], share: PartialSums) -> None:
         """Leave this instance's lanes for the first instance."""
         kept, weight = self._agreed(candidates, share)
         left = list(share.own)
         for lane, total, good in self._reading.lanes(kept, weight):
             self._require_all([one for one in kept if lane_of(one.thing) == lane], good)
             while left[0] != lane:
-                share.give(left.pop(0), _NONE, Found((), self._intake.refused))
-            share.give(left.pop(0), total, Found(good, self._intake.refused))
+                share.give(left.pop(0), _NONE, Screened((), self._intake.refused))
+            share.give(left.pop(0), total, Screened(good, self._intake.refused))
         for lane in left:
-            share.give(lane, _NONE, Found((), self._intake.refused))
+            share.give(lane, _NONE, Screened((), self._intake.refused))
 
-    def _alone(self, candidates: Sequence[UpdateReference]) -> tuple[Sums, Found]:
+    def _alone(self, candidates: Sequence[UpdateReference]) -> tuple[Sums, Screened]:
         total, good = self._reading.sum(candidates, self._as_claimed)
         kept = self._refuse_odd(good)
         weight = self._by_cohort(kept)
         if len(kept) == len(good) and all(
             weight(one.reference, one.facts) == self._as_claimed(one.reference, one.facts) for one in good
         ):
-            return total, Found(good, self._intake.refused)
+            return total, Screened(good, self._intake.refused)
         del total
         references = [one.reference for one in kept]
         total, again = self._reading.sum(references, weight)
         self._require_all(references, again)
-        return total, Found(again, self._intake.refused)
+        return total, Screened(again, self._intake.refused)
 
-    def _together(self, candidates: Sequence[UpdateReference], share: Share) -> tuple[Sums, Found]:
+    def _together(self, candidates: Sequence[UpdateReference], share: PartialSums) -> tuple[Sums, Screened]:
         kept, weight = self._agreed(candidates, share)
         total, good = self._reading.sum(kept, weight)
         self._require_all(kept, good)
-        found = Found(good, self._intake.refused)
+        found = Screened(good, self._intake.refused)
         for lane in range(len(share.own), LANES):
             found = merged(found, share.add(lane, total))
         return total, found
 
-    def _agreed(self, candidates: Sequence[UpdateReference], share: Share) -> tuple[list[UpdateReference], WeightOf]:
+    def _agreed(
+        self, candidates: Sequence[UpdateReference], share: PartialSums
+    ) -> tuple[list[UpdateReference], WeightOf]:
         """Return this instance's updates, and what each counts, when all instances know of all."""
         own = [reference for reference in candidates if lane_of(reference.thing) in share.own]
         measured = self._reading.measure(own)
-        everything = share.exchange(Found(measured, self._intake.refused))
+        everything = share.exchange(Screened(measured, self._intake.refused))
         kept = self._refuse_odd(sorted(everything.good, key=_by_name))
         keys = {one.reference.key for one in kept}
         return [one.reference for one in measured if one.reference.key in keys], self._by_cohort(kept)
 
-    def _refuse_odd(self, good: Sequence[Good]) -> list[Good]:
+    def _refuse_odd(self, good: Sequence[Accepted]) -> list[Accepted]:
         """Return those that are not too long beside the others. The median is not taken again without these."""
         odd = self._bounds.too_long(good)
         for one in good:
@@ -206,12 +210,12 @@ class Mean:
     def _as_claimed(self, _reference: UpdateReference, facts: UpdateMetadata) -> float:
         return self._bounds.weight(facts)
 
-    def _by_cohort(self, good: Sequence[Good]) -> WeightOf:
+    def _by_cohort(self, good: Sequence[Accepted]) -> WeightOf:
         counted = self._bounds.counted(good)
         weights = {one.good.reference.key: self._bounds.weight(one.facts, one.factor) for one in counted}
         return lambda reference, _: weights[reference.key]
 
-    def _require_all(self, references: Sequence[UpdateReference], good: Sequence[Good]) -> None:
+    def _require_all(self, references: Sequence[UpdateReference], good: Sequence[Accepted]) -> None:
         keys = {one.reference.key for one in good}
         for reference in references:
             if reference.key not in keys:
@@ -228,32 +232,32 @@ def combine(
     combination: Combination,
     bounds: Bounds,
     base: Bundle,
-    intake: Intake,
+    screening: Screening,
     candidates: Sequence[UpdateReference],
     min_updates: int,
     scratch: Path | None,
 ) -> Combined:
     """Combine updates that must be seen all at once."""
-    with Spool(base, intake.layout, scratch) as spool:
-        good = sorted(reading(intake).spool(candidates, spool), key=_by_name)
+    with StoredMatrix(base, screening.layout, scratch) as spool:
+        good = sorted(reading(screening).spool(candidates, spool), key=_by_name)
         for key, error in (odd := bounds.too_long(good)).items():
-            intake.refuse(next(one.reference for one in good if one.reference.key == key), error)
+            screening.refuse(next(one.reference for one in good if one.reference.key == key), error)
         good = [one for one in good if one.reference.key not in odd]
         counted = bounds.counted(good)
-        found = Found(good, intake.refused)
+        found = Screened(good, screening.refused)
         if len(good) < max(1, min_updates):
             return Combined(found, counted)
         spool.choose([(one.good.reference.key, one.facts, one.factor) for one in counted])
-        difference = np.empty(intake.layout.size, np.float32)
+        difference = np.empty(screening.layout.size, np.float32)
         shares = combination.combine(spool, difference)
     return Combined(found, counted, difference, shares)
 
 
-def merged(one: Found, other: Found) -> Found:
+def merged(one: Screened, other: Screened) -> Screened:
     """Return both together; what every instance refused by itself is there once."""
     refused = {entry.key: entry for entry in (*one.refused, *other.refused)}
-    return Found([*one.good, *other.good], list(refused.values()))
+    return Screened([*one.good, *other.good], list(refused.values()))
 
 
-def _by_name(one: Good) -> tuple[str, str]:
+def _by_name(one: Accepted) -> tuple[str, str]:
     return one.reference.thing, one.reference.key

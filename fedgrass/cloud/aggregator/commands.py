@@ -37,7 +37,7 @@ def publish(
     Uploads it, makes it a version of its model component, deploys it if the fleet has a deployment, and makes it the
     base of the next round. Running it again changes nothing.
     """
-    from fedgrass.cloud.aggregator.by_hand import fleet_clients
+    from fedgrass.cloud.aggregator.manual_release import fleet_clients
     from fedgrass.cloud.aggregator.release import publish_model
 
     with tempfile.TemporaryDirectory(prefix="fedgrass-") as place:
@@ -73,9 +73,9 @@ def release(
     It goes the way of a round's release, to canaries that have not had it yet, to the fleet at the rate of the round's
     settings, and to the model registry. Running it again changes nothing.
     """
-    from fedgrass.cloud.aggregator import by_hand
+    from fedgrass.cloud.aggregator import manual_release
 
-    _tell(by_hand.release(Account.of(fleet), version, canaries=canaries), fleet)
+    _tell(manual_release.release(Account.of(fleet), version, canaries=canaries), fleet)
 
 
 def roll_back(
@@ -83,9 +83,9 @@ def roll_back(
     fleet: FleetOption = DEFAULT_FLEET,
 ) -> None:
     """Bring an earlier version back: to the devices, and as the base of the next round."""
-    from fedgrass.cloud.aggregator import by_hand
+    from fedgrass.cloud.aggregator import manual_release
 
-    _tell(by_hand.roll_back(Account.of(fleet), version), fleet)
+    _tell(manual_release.roll_back(Account.of(fleet), version), fleet)
 
 
 def _tell(released: Release, fleet: str) -> None:

@@ -20,22 +20,22 @@ from pydantic import ValidationError
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate, contribute
 from fedgrass.cloud.aggregator.canaries import CanaryError
-from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
-from fedgrass.cloud.aggregator.collected import UpdateList, pin
+from fedgrass.cloud.aggregator.candidate_evaluation import judged_model
 from fedgrass.cloud.aggregator.download import download_bundle
 from fedgrass.cloud.aggregator.evaluate import load_evaluation_set, publish_best
-from fedgrass.cloud.aggregator.gate import decided, raised
-from fedgrass.cloud.aggregator.hosts import BucketShare
-from fedgrass.cloud.aggregator.judgement import judged_model
+from fedgrass.cloud.aggregator.exchange import BucketPartialSums
 from fedgrass.cloud.aggregator.lanes import lanes_of
 from fedgrass.cloud.aggregator.late import earlier_rounds, late_updates
 from fedgrass.cloud.aggregator.listed import listed_updates
 from fedgrass.cloud.aggregator.privacy import beyond_budget, judged, noise_of
 from fedgrass.cloud.aggregator.release import FleetClients, prepare_round, upload
+from fedgrass.cloud.aggregator.release_gate import decided, raised
 from fedgrass.cloud.aggregator.report import Phases, ReportBuilder
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.server_state import load_state, publish_state
 from fedgrass.cloud.aggregator.trusted import own_update, with_own_update
+from fedgrass.cloud.aggregator.update_list import UpdateList, pin_update_list
+from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.cloud.ending.deployment import SupersededError
 from fedgrass.cloud.ending.finish import finish
 from fedgrass.cloud.ending.outcome import decide
@@ -201,7 +201,7 @@ class RoundJob:
         things = self._things()
         listed = listed_updates(self._source, things)
         found = [*listed.updates, *late_updates(self._source, earlier, things)]
-        return pin(self._bucket, self._record.fleet, self._record.round, found, listed.refused, listed.more)
+        return pin_update_list(self._bucket, self._record.fleet, self._record.round, found, listed.refused, listed.more)
 
     def _things(self) -> set[str] | None:
         devices = self._clients.devices
@@ -231,11 +231,11 @@ class RoundJob:
         )
         return replace(result, quarantined=tuple(counted))
 
-    def _share(self, pinned: UpdateList) -> BucketShare:
+    def _share(self, pinned: UpdateList) -> BucketPartialSums:
         settings = self._record.settings
         what = pinned.model_dump_json() + settings.strategy.model_dump_json() + self._record.base.parameters_sha256
         prefix = partial_prefix(self._record.fleet, self._record.round)
-        return BucketShare(
+        return BucketPartialSums(
             self._instance,
             self._instances,
             self._bucket,

@@ -12,10 +12,10 @@ from dataclasses import replace
 
 from pydantic import ValidationError
 
-from fedgrass.cloud.aggregator.checks import EarlierRound
 from fedgrass.cloud.aggregator.listed import listed_updates
 from fedgrass.cloud.aggregator.s3 import Bucket, RoundUpdates
 from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.aggregator.validation import EarlierRound
 from fedgrass.errors import RecordError, TransferError
 from fedgrass.protocol.names import report_key
 from fedgrass.protocol.records import RoundRecord

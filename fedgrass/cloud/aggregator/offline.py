@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate
-from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.evaluate import MAX_EVALUATION_BYTES
 from fedgrass.cloud.aggregator.server_state import STATE, read_state, write_state
 from fedgrass.cloud.aggregator.sources import Folder
 from fedgrass.cloud.aggregator.trusted import own_update, with_own_update
+from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.data import ArrayDataset
 from fedgrass.data.loaders import load_npz
 from fedgrass.errors import ConfigurationError

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgrass.cloud.aggregator.arithmetic import PIECE, add_scaled, norm_of, scaled, sum_of_squares
-from fedgrass.cloud.aggregator.intake import Good, Intake, WeightOf
 from fedgrass.cloud.aggregator.lanes import lane_of
+from fedgrass.cloud.aggregator.screening import Accepted, Screening, WeightOf
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.cloud.aggregator.spool import Spool
+from fedgrass.cloud.aggregator.stored_matrix import StoredMatrix
 from fedgrass.cloud.aggregator.vector import aligned
 from fedgrass.errors import UpdateError
 from fedgrass.update.codecs import Floats
@@ -39,19 +39,19 @@ _WORTH = 1 << 20  # scalars: with less to read, a thread takes longer to begin t
 class Rows:
     """Reads whole updates. Memory: 8 bytes per parameter, and some 24 in each thread, whatever the number of updates."""
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        self._size = intake.layout.size
+    def __init__(self, screening: Screening) -> None:
+        self._intake = screening
+        self._size = screening.layout.size
         self._failed = Event()
 
-    def measure(self, references: Sequence[UpdateReference]) -> list[Good]:
+    def measure(self, references: Sequence[UpdateReference]) -> list[Accepted]:
         """Judge updates; returns the good ones, in order."""
         return [one for _, good in self._by_lane(references, self._measured) for one in good]
 
-    def spool(self, references: Sequence[UpdateReference], spool: Spool) -> list[Good]:
+    def spool(self, references: Sequence[UpdateReference], spool: StoredMatrix) -> list[Accepted]:
         """Judge updates and write the good ones down; returns them in order."""
 
-        def work(some: Sequence[UpdateReference]) -> list[Good]:
+        def work(some: Sequence[UpdateReference]) -> list[Accepted]:
             good = []
             for one, row in self._good_rows(some):
                 spool.write(one.reference.key, row)
@@ -60,10 +60,10 @@ class Rows:
 
         return [one for _, good in self._by_lane(references, work) for one in good]
 
-    def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Doubles, list[Good]]:
+    def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Doubles, list[Accepted]]:
         """Return the weighted sum of the good ones among updates in lane order, and these."""
         total = np.zeros(self._size, np.float64)
-        together: list[Good] = []
+        together: list[Accepted] = []
         for _, lane_sum, good in self.lanes(references, weight):
             if good:
                 np.add(total, lane_sum, out=total)
@@ -72,11 +72,11 @@ class Rows:
 
     def lanes(
         self, references: Sequence[UpdateReference], weight: WeightOf
-    ) -> Iterator[tuple[int, Doubles, list[Good]]]:
+    ) -> Iterator[tuple[int, Doubles, list[Accepted]]]:
         """Yield the sum of each lane that has updates, in order."""
 
-        def work(some: Sequence[UpdateReference]) -> tuple[Doubles, list[Good]]:
-            lane_sum = LaneSum(self._size)
+        def work(some: Sequence[UpdateReference]) -> tuple[Doubles, list[Accepted]]:
+            lane_sum = Accumulator(self._size)
             good = []
             for one, row in self._good_rows(some):
                 lane_sum.add(row, weight(one.reference, one.facts))
@@ -86,10 +86,10 @@ class Rows:
         for lane, (lane_sum, good) in self._by_lane(references, work):
             yield lane, lane_sum, good
 
-    def _measured(self, references: Sequence[UpdateReference]) -> list[Good]:
+    def _measured(self, references: Sequence[UpdateReference]) -> list[Accepted]:
         return [one for one, _ in self._good_rows(references)]
 
-    def _good_rows(self, references: Sequence[UpdateReference]) -> Iterator[tuple[Good, Floats]]:
+    def _good_rows(self, references: Sequence[UpdateReference]) -> Iterator[tuple[Accepted, Floats]]:
         """Yield each good update with its values, which the next one overwrites."""
         row, spare = aligned(self._size, np.dtype(np.float32)), aligned(min(PIECE, self._size), np.dtype(np.float32))
         opening = self._intake.openers(references)
@@ -106,7 +106,7 @@ class Rows:
         finally:
             opening.close()
 
-    def _read(self, reference: UpdateReference, opener: Callable[[], BinaryIO], row: Floats, spare: Floats) -> Good:
+    def _read(self, reference: UpdateReference, opener: Callable[[], BinaryIO], row: Floats, spare: Floats) -> Accepted:
         with opener() as stream:
             reader, facts = self._intake.begin(reference, stream)
             reader.read_whole(row)
@@ -140,7 +140,7 @@ class Rows:
             yield from ((lane, found.result()) for lane, found in waiting)
 
 
-class LaneSum:
+class Accumulator:
     """The weighted sum of one lane's updates, in the order in which they are added."""
 
     def __init__(self, size: int) -> None:

@@ -57,11 +57,11 @@ class UpdateSource(Protocol):
         ...
 
 
-class Near:
+class Prefetched:
     """A source of which an update is opened at once: there is nothing to gain from opening the next meanwhile."""
 
 
-class Folder(Near):
+class Folder(Prefetched):
     """Updates in a folder: ``<thing>.safetensors``, or ``<thing>/update.safetensors`` as in the bucket."""
 
     def __init__(self, folder: Path) -> None:
@@ -95,7 +95,7 @@ def open_ahead(
 
     Opening costs a request's latency, reading does not need one: with thousands of small updates that is most of the time.
     """
-    if isinstance(source, Near):
+    if isinstance(source, Prefetched):
         yield from ((reference, partial(source.open, reference)) for reference in references)
         return
     waiting: deque[tuple[UpdateReference, Future[BinaryIO]]] = deque()

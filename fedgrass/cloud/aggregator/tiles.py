@@ -22,10 +22,10 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from fedgrass.cloud.aggregator.arithmetic import PIECE, add_scaled, norm_of, scaled, sum_of_squares
-from fedgrass.cloud.aggregator.intake import Good, Intake, WeightOf
 from fedgrass.cloud.aggregator.lanes import lane_of
+from fedgrass.cloud.aggregator.screening import Accepted, Screening, WeightOf
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.cloud.aggregator.spool import Spool
+from fedgrass.cloud.aggregator.stored_matrix import StoredMatrix
 from fedgrass.cloud.aggregator.vector import Layout, aligned
 from fedgrass.errors import UpdateError
 from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
@@ -77,22 +77,22 @@ class Standing:
 class Tiles:
     """Reads updates side by side. Memory: 4 bytes per parameter for 64 updates, 16 for more, and 2 MiB in each thread."""
 
-    def __init__(self, intake: Intake) -> None:
-        self._intake = intake
-        self._layout = intake.layout
+    def __init__(self, screening: Screening) -> None:
+        self._intake = screening
+        self._layout = screening.layout
 
-    def measure(self, references: Sequence[UpdateReference]) -> list[Good]:
+    def measure(self, references: Sequence[UpdateReference]) -> list[Accepted]:
         """Judge updates; returns the good ones, in order."""
         return self._each_window(references, _Nothing)
 
-    def spool(self, references: Sequence[UpdateReference], spool: Spool) -> list[Good]:
+    def spool(self, references: Sequence[UpdateReference], spool: StoredMatrix) -> list[Accepted]:
         """Judge updates and write them down, whether good or bad; returns the good ones, in order."""
         return self._each_window(references, lambda: _Spooling(spool))
 
-    def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Floats, list[Good]]:
+    def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Floats, list[Accepted]]:
         """Return the weighted sum of the good ones among updates in lane order, and these."""
         standing = Standing()
-        together: list[Good] = []
+        together: list[Accepted] = []
         for start in range(0, len(references), TOGETHER):
             window = references[start : start + TOGETHER]
             following = references[start + TOGETHER : start + TOGETHER + 1]
@@ -118,13 +118,13 @@ class Tiles:
 
     def lanes(
         self, references: Sequence[UpdateReference], weight: WeightOf
-    ) -> Iterator[tuple[int, Floats, list[Good]]]:
+    ) -> Iterator[tuple[int, Floats, list[Accepted]]]:
         """Yield the sum of each lane that has updates, in order."""
         for lane, some in itertools.groupby(references, key=lambda reference: lane_of(reference.thing)):
             yield lane, *self.sum(list(some), weight)
 
-    def _each_window(self, references: Sequence[UpdateReference], work: Callable[[], Work]) -> list[Good]:
-        good: list[Good] = []
+    def _each_window(self, references: Sequence[UpdateReference], work: Callable[[], Work]) -> list[Accepted]:
+        good: list[Accepted] = []
         for start in range(0, len(references), TOGETHER):
             with ExitStack() as streams:
                 updates = self._open(references[start : start + TOGETHER], streams)
@@ -152,12 +152,12 @@ class Tiles:
         if updates:
             _Scan(updates, self._layout, work).run()
 
-    def _judge(self, updates: Sequence[OpenUpdate]) -> list[Good]:
+    def _judge(self, updates: Sequence[OpenUpdate]) -> list[Accepted]:
         """Return the good ones of updates that were read to their ends."""
         judged = [self._judged(update) for update in updates]
         return [one for one in judged if one is not None]
 
-    def _judged(self, update: OpenUpdate) -> Good | None:
+    def _judged(self, update: OpenUpdate) -> Accepted | None:
         try:
             if update.errors:
                 raise update.errors[min(update.errors)]
@@ -268,7 +268,7 @@ class _Nothing:
 class _Spooling:
     """Work that writes the updates down."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: StoredMatrix) -> None:
         self._spool = spool
         self._start = 0
 

@@ -14,8 +14,8 @@ from werkzeug.exceptions import HTTPException
 from fedgrass.account import Account
 from fedgrass.cli import render
 from fedgrass.cloud.console import fleet_page, model_page, round_page, settings_page
-from fedgrass.cloud.console.access import Access, guard
-from fedgrass.cloud.console.desk import Desk
+from fedgrass.cloud.console.context import Context
+from fedgrass.cloud.console.security import Access, protect
 from fedgrass.errors import FedgrassError, RecordError, RoundRefusedError
 
 _NOTHING = "–"
@@ -44,10 +44,10 @@ def create_app(account: Account, access: Access, *, clock: Callable[[], float] =
         "figure": lambda value: _NOTHING if value is None else f"{value:.4g}",
     }
     app.context_processor(lambda: {"fleet": account.fleet, "notices": session.pop("notices", [])})
-    guard(app, access)
-    app.extensions["desk"] = desk = Desk(account, clock)
+    protect(app, access)
+    app.extensions["context"] = context = Context(account, clock)
     for page in (fleet_page, round_page, model_page, settings_page):
-        app.register_blueprint(page.pages(desk))
+        app.register_blueprint(page.pages(context))
     app.register_error_handler(FedgrassError, _refused)
     app.register_error_handler(ClientError, _denied)
     app.register_error_handler(BotoCoreError, _unreachable)
@@ -57,8 +57,8 @@ def create_app(account: Account, access: Access, *, clock: Callable[[], float] =
 
 def prepare(app: Flask) -> None:
     """Make what is made once, so that no page waits for it; raises what AWS has against the console."""
-    desk: Desk = app.extensions["desk"]
-    desk.prepare()
+    context: Context = app.extensions["context"]
+    context.prepare()
     for name in app.jinja_env.list_templates():
         app.jinja_env.get_template(name)
 

@@ -49,8 +49,8 @@ def console(
         raise ConfigurationError(f"the web console needs {error.name}: pip install 'fedgrass[console]'") from error
     from botocore.config import Config
 
-    from fedgrass.cloud.console.access import Access
     from fedgrass.cloud.console.app import create_app, prepare
+    from fedgrass.cloud.console.security import Access
 
     if endpoint_url is not None:
         os.environ["AWS_ENDPOINT_URL"] = endpoint_url

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from flask import Blueprint, abort, render_template, request
 
-from fedgrass.cloud.console.desk import Desk
-from fedgrass.cloud.console.index import STATES, Look, State
+from fedgrass.cloud.console.context import Context
+from fedgrass.cloud.console.index import STATES, DeviceSnapshot, State
 from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.round_page import live_panel
 from fedgrass.protocol import tables
@@ -29,7 +29,7 @@ class Counts:
     versions: list[tuple[str, int]]
 
     @classmethod
-    def of(cls, look: Look, now_ms: float) -> Counts:
+    def of(cls, look: DeviceSnapshot, now_ms: float) -> Counts:
         """Count the devices of a look."""
         alive = [brief for brief in look.devices if brief.alive(now_ms)]
         able = sum(brief.able for brief in alive)
@@ -43,15 +43,15 @@ class Counts:
         return cls(len(look.devices), states, versions.most_common(_MOST_VERSIONS))
 
 
-def pages(desk: Desk) -> Blueprint:
+def pages(context: Context) -> Blueprint:
     """Return the pages."""
     blueprint = Blueprint("fleet", __name__)
-    fleet = desk.account.fleet
+    fleet = context.account.fleet
 
     @blueprint.get("/")
     def devices() -> str:
-        look = desk.index.look()
-        now_ms = desk.now_ms
+        look = context.index.look()
+        now_ms = context.now_ms
         name, version = request.args.get("name", ""), request.args.get("version", "")
         state = next((state for state in STATES if state == request.args.get("state")), None)
         found = [
@@ -62,8 +62,8 @@ def pages(desk: Desk) -> Blueprint:
             and (not version or (brief.version or "none") == version)
         ]
         page = Page.of(len(found), _PER_PAGE)
-        shown = tables.members_named(desk.account.devices_table, fleet, found[page.first : page.end])
-        fleet_state = tables.load_state(desk.account.rounds_table, fleet)
+        shown = tables.members_named(context.account.devices_table, fleet, found[page.first : page.end])
+        fleet_state = tables.load_state(context.account.rounds_table, fleet)
         return render_template(
             "fleet.html",
             look=look,
@@ -71,36 +71,36 @@ def pages(desk: Desk) -> Blueprint:
             page=page,
             found=len(found),
             members=shown,
-            parts=_parts(desk, fleet_state.last, shown),
+            parts=_parts(context, fleet_state.last, shown),
             chosen={"name": name, "state": state or "", "version": version},
             states=STATES,
             now_ms=now_ms,
-            panel=live_panel(desk, fleet_state),
+            panel=live_panel(context, fleet_state),
         )
 
     @blueprint.get("/devices/<thing>")
     def device(thing: str) -> str:
-        members = tables.members_named(desk.account.devices_table, fleet, [thing])
+        members = tables.members_named(context.account.devices_table, fleet, [thing])
         if not members:
             abort(404, f"Fleet {fleet} knows no device {thing}.")
-        last = tables.load_state(desk.account.rounds_table, fleet).last
+        last = tables.load_state(context.account.rounds_table, fleet).last
         places = [(number, thing) for number in range(max(1, last - _LAST_ROUNDS + 1), last + 1)]
-        parts = tables.participations_at(desk.account.rounds_table, fleet, places)
+        parts = tables.participations_at(context.account.rounds_table, fleet, places)
         return render_template(
             "device.html",
             member=members[0],
             parts=sorted(parts, key=lambda part: -part.round),
             looked_at=_LAST_ROUNDS,
-            now_ms=desk.now_ms,
+            now_ms=context.now_ms,
         )
 
     return blueprint
 
 
-def _parts(desk: Desk, number: int, members: list[FleetMember]) -> dict[str, Participation]:
+def _parts(context: Context, number: int, members: list[FleetMember]) -> dict[str, Participation]:
     """Return what each device did in a round, by its name."""
     if not number:
         return {}
     places = [(number, member.thing) for member in members]
-    found = tables.participations_at(desk.account.rounds_table, desk.account.fleet, places)
+    found = tables.participations_at(context.account.rounds_table, context.account.fleet, places)
     return {part.thing: part for part in found}

@@ -23,7 +23,7 @@ _LEAST_SECONDS = 3.0
 _SHARE = 20  # at most a twentieth of the time goes into reading
 
 
-class Brief(NamedTuple):
+class DeviceSummary(NamedTuple):
     """A device in brief; ``received_at`` is in epoch milliseconds, 0 if no heartbeat ever came."""
 
     thing: str
@@ -45,11 +45,11 @@ class Brief(NamedTuple):
 
 
 @dataclass
-class Look:
+class DeviceSnapshot:
     """What was read, in the order of names, and when (epoch seconds); ``complete`` is False while it is being read."""
 
     at: float
-    devices: list[Brief] = field(default_factory=list)
+    devices: list[DeviceSummary] = field(default_factory=list)
     complete: bool = False
     seconds: float = 0.0
 
@@ -70,11 +70,11 @@ class FleetIndex:
         self._fleet = fleet
         self._clock = clock
         self._lock = threading.Lock()
-        self._look: Look | None = None
+        self._look: DeviceSnapshot | None = None
         self._reading: threading.Event | None = None
         self._failure: ClientError | BotoCoreError | None = None
 
-    def look(self, patience: float = 0.1) -> Look:
+    def look(self, patience: float = 0.1) -> DeviceSnapshot:
         """Return the last look, at the latest after ``patience`` seconds; an old one is renewed meanwhile.
 
         Raises
@@ -99,11 +99,11 @@ class FleetIndex:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
-            return self._look or Look(self._clock())
+            return self._look or DeviceSnapshot(self._clock())
 
     def _read(self, done: threading.Event) -> None:
         began = self._clock()
-        look = Look(began)
+        look = DeviceSnapshot(began)
         with self._lock:
             if self._look is None:
                 self._look = look  # as far as it goes: names come in order, so its beginning is right
@@ -123,17 +123,17 @@ class FleetIndex:
                 self._reading = None
             done.set()
 
-    def _briefs(self) -> Iterator[Brief]:
+    def _briefs(self) -> Iterator[DeviceSummary]:
         latest: dict[str, Any] = {}
         for item in self._items():
             thing = str(item["thing"]).removesuffix(MODEL_SUFFIX)
             # A device's two items are neighbours: '#' sorts before everything else that a name can hold.
             if latest and latest["thing"] != thing:
-                yield _brief(latest)
+                yield _summary(latest)
                 latest = {}
             latest = {**item, **latest, "thing": thing}
         if latest:
-            yield _brief(latest)
+            yield _summary(latest)
 
     def _items(self) -> Iterator[dict[str, Any]]:
         arguments: dict[str, Any] = {
@@ -151,9 +151,9 @@ class FleetIndex:
             arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
 
-def _brief(item: dict[str, Any]) -> Brief:
+def _summary(item: dict[str, Any]) -> DeviceSummary:
     heard = "interval_seconds" in item
-    return Brief(
+    return DeviceSummary(
         thing=item["thing"],
         received_at=int(item["received_at"]) if heard else 0,
         interval_seconds=float(item["interval_seconds"]) if heard else 0.0,

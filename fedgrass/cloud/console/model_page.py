@@ -11,9 +11,9 @@ from typing import Any
 from flask import Blueprint, abort, redirect, render_template, url_for
 from werkzeug.wrappers import Response
 
-from fedgrass.cloud.aggregator import by_hand
+from fedgrass.cloud.aggregator import manual_release
 from fedgrass.cloud.aggregator.release import Release
-from fedgrass.cloud.console.desk import Desk
+from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.notices import attempt
 from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.round_page import drawn
@@ -51,21 +51,21 @@ class Entry:
         return not self.current and (self.record is None or self.record.adopted)
 
 
-def pages(desk: Desk) -> Blueprint:
+def pages(context: Context) -> Blueprint:
     """Return the pages."""
     blueprint = Blueprint("models", __name__, url_prefix="/models")
-    account = desk.account
+    account = context.account
 
     @blueprint.get("/")
     def models() -> str:
         state = tables.load_state(account.rounds_table, account.fleet)
-        names = desk.versions.all()
+        names = context.versions.all()
         page = Page.of(len(names), _PER_PAGE)
-        look = desk.index.look()
+        look = context.index.look()
         current = state.model.version if state.model else ""
         active = Counter(brief.version for brief in look.devices)
         shown = names[page.first : page.end]
-        records = _records(desk, shown)
+        records = _records(context, shown)
         since = version_order(current)[1] if current else 0
         later = tables.rounds_between(
             account.rounds_table, account.fleet, max(since + 1, state.last - _HELD_LOOKED_AT + 1), state.last
@@ -84,11 +84,11 @@ def pages(desk: Desk) -> Blueprint:
     @blueprint.post("/<version>/release")
     def release(version: str) -> Response:
         # A request cannot wait for canaries as the command does, so it says that it does without them.
-        return _do(version, partial(by_hand.release, canaries=False), "is released")
+        return _do(version, partial(manual_release.release, canaries=False), "is released")
 
     @blueprint.post("/<version>/roll-back")
     def go_back(version: str) -> Response:
-        return _do(version, by_hand.roll_back, "is the fleet's model again")
+        return _do(version, manual_release.roll_back, "is the fleet's model again")
 
     def _do(version: str, action: Callable[[Any, str], Release], done: str) -> Response:
         if not VERSION.match(version):
@@ -101,15 +101,15 @@ def pages(desk: Desk) -> Blueprint:
             return f"Model {version} {done}; its deployment {released.deployment_id} is on its way to the devices."
 
         attempt(act)
-        desk.versions.changed()
+        context.versions.changed()
         return redirect(url_for("models.models"), 303)
 
     return blueprint
 
 
-def _records(desk: Desk, versions: list[str]) -> dict[str, RoundRecord]:
+def _records(context: Context, versions: list[str]) -> dict[str, RoundRecord]:
     """Return the records of the rounds that made some versions, by version."""
     numbers = [version_order(version)[1] for version in versions]
-    account = desk.account
+    account = context.account
     found = tables.rounds_numbered(account.rounds_table, account.fleet, [number for number in numbers if number])
     return {record.version: record for record in found}

@@ -11,14 +11,14 @@ from flask import Blueprint, abort, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from fedgrass.cloud.console import charts, forms
-from fedgrass.cloud.console.desk import Desk
+from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.notices import attempt, tell
 from fedgrass.cloud.console.paging import Page
 from fedgrass.errors import FedgrassError
-from fedgrass.operations import Started, aggregate_now, cancel_round, is_running, start_rounds
 from fedgrass.protocol import tables
 from fedgrass.protocol.records import FleetState, RoundRecord
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.rounds_api import Started, aggregate_now, cancel_round, is_running, start_rounds
 
 _PER_PAGE = 25
 _CHARTED = 50
@@ -52,9 +52,9 @@ class Panel:
         )
 
 
-def live_panel(desk: Desk, state: FleetState) -> Panel:
+def live_panel(context: Context, state: FleetState) -> Panel:
     """Return what is going on, following the execution that the request names, if any."""
-    account = desk.account
+    account = context.account
     execution = request.args.get("execution", "")
     if not _EXECUTION.match(execution):
         execution = ""
@@ -76,10 +76,10 @@ def live_panel(desk: Desk, state: FleetState) -> Panel:
     return Panel(failure=str(described.get("cause") or described.get("error") or "no cause was given"))
 
 
-def pages(desk: Desk) -> Blueprint:
+def pages(context: Context) -> Blueprint:
     """Return the pages."""
     blueprint = Blueprint("rounds", __name__, url_prefix="/rounds")
-    account = desk.account
+    account = context.account
 
     @blueprint.get("/")
     def rounds() -> str:
@@ -89,7 +89,7 @@ def pages(desk: Desk) -> Blueprint:
         records = tables.rounds_between(account.rounds_table, account.fleet, newest - _CHARTED + 1, newest)
         return render_template(
             "rounds.html",
-            panel=live_panel(desk, state),
+            panel=live_panel(context, state),
             page=page,
             records=[record for record in records if record.round > newest - _PER_PAGE],
             charts=drawn(records),
@@ -99,7 +99,7 @@ def pages(desk: Desk) -> Blueprint:
     @blueprint.get("/live")
     def live() -> str | tuple[str, int]:
         """Give the panel's next state: 205 has the whole page loaded again, 204 leaves the panel as it is."""
-        panel = live_panel(desk, tables.load_state(account.rounds_table, account.fleet))
+        panel = live_panel(context, tables.load_state(account.rounds_table, account.fleet))
         shown = request.args.get("round", type=int)
         if (panel.record.round if panel.record else None) != shown or panel.failure:
             return "", _RESET_CONTENT
@@ -112,7 +112,7 @@ def pages(desk: Desk) -> Blueprint:
     @blueprint.get("/<int:number>")
     def one(number: int) -> str:
         record = tables.load_round(account.rounds_table, account.fleet, number)
-        report = desk.report(record) if record.aggregated_at else None
+        report = context.report(record) if record.aggregated_at else None
         after = request.args.get("after", "")
         parts, following = tables.participations_after(account.rounds_table, account.fleet, number, after)
         updates = report.updates if report else ()

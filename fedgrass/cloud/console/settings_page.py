@@ -8,17 +8,17 @@ from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response
 
 from fedgrass.cloud.console import forms
-from fedgrass.cloud.console.desk import Desk
+from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.notices import tell
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import tables
 from fedgrass.protocol.settings import FleetSettings
 
 
-def pages(desk: Desk) -> Blueprint:
+def pages(context: Context) -> Blueprint:
     """Return the page."""
     blueprint = Blueprint("settings", __name__, url_prefix="/settings")
-    account = desk.account
+    account = context.account
 
     def stored() -> tuple[FleetSettings, str]:
         try:

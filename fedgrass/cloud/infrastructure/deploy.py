@@ -20,9 +20,9 @@ from fedgrass.cloud.infrastructure.package import definition, functions_archive,
 from fedgrass.cloud.infrastructure.parameters import check_parameters, template_parameters
 from fedgrass.cloud.infrastructure.script import is_gone
 from fedgrass.cloud.infrastructure.states import check_changeable
+from fedgrass.cloudformation import StackOutputs, check_owner, stack_name, stack_outputs
 from fedgrass.errors import ConfigurationError, InfrastructureError
 from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, fleet_digest
-from fedgrass.stack import StackOutputs, check_owner, stack_name, stack_outputs
 
 __all__ = ["Code", "check", "deploy", "template_parameters", "wait"]
 

@@ -15,9 +15,9 @@ import typer
 from fedgrass.cloud.infrastructure import devices, script, storage
 from fedgrass.cloud.infrastructure.deploy import wait
 from fedgrass.cloud.infrastructure.script import is_gone, removed
+from fedgrass.cloudformation import check_owner, stack_name
 from fedgrass.errors import InfrastructureError
 from fedgrass.protocol.names import check_fleet, job_prefix, round_topic
-from fedgrass.stack import check_owner, stack_name
 
 _KEPT_TAG = "fedgrass:kept"
 _JOB_LOGS = "/aws/sagemaker/ProcessingJobs"

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fedgrass.cloudformation import StackOutputs
 from fedgrass.errors import InfrastructureError
-from fedgrass.stack import StackOutputs
 
 _POLL_SECONDS = 5.0
 

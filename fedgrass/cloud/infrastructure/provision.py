@@ -32,12 +32,12 @@ from fedgrass.cloud.infrastructure.identity import (
     request,
     subject,
 )
+from fedgrass.cloudformation import StackOutputs, stack_outputs
 from fedgrass.errors import InfrastructureError
 from fedgrass.files import write_atomically
 from fedgrass.protocol import device_policy as device_policies
 from fedgrass.protocol.device_policy import policy_name
 from fedgrass.protocol.names import ThingName, check_device, check_fleet, check_thing
-from fedgrass.stack import StackOutputs, stack_outputs
 
 __all__ = ["device_policy", "policy_name", "provision", "provisioned_things", "unprovision"]
 

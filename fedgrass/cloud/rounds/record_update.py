@@ -13,8 +13,8 @@ from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.in_time import count_if_listed
 from fedgrass.cloud.rounds.await_updates import complete_collecting
 from fedgrass.cloud.rounds.changes import change, transact
+from fedgrass.cloud.rounds.device_evaluation import answers_judging, check_judgement, record_judgement
 from fedgrass.cloud.rounds.evaluation import check_figures
-from fedgrass.cloud.rounds.judging import answers_judging, check_judgement, record_judgement
 from fedgrass.cloud.rounds.missing import end_if_nobody_can_answer, trainer_is_gone
 from fedgrass.cloud.rounds.notices import Delivery, read_notice
 from fedgrass.cloud.rounds.services import Services, connect, own_services

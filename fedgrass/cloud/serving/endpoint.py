@@ -7,12 +7,12 @@ from pathlib import Path
 
 from fedgrass.account import Account
 from fedgrass.bundle import INFERENCE
-from fedgrass.cloud.aggregator.by_hand import fleet_clients, released_bundle
+from fedgrass.cloud.aggregator.manual_release import fleet_clients, released_bundle
 from fedgrass.cloud.aggregator.registry import store_archive
 from fedgrass.cloud.infrastructure.deploy import change_parameters
+from fedgrass.cloudformation import stack_output
 from fedgrass.errors import InfrastructureError, ReleaseError
 from fedgrass.protocol.tables import load_state
-from fedgrass.stack import stack_output
 
 
 def serve(account: Account, version: str | None = None, *, instance_type: str = "") -> tuple[str, str]:

@@ -21,7 +21,7 @@ from components.trainer.work import be_nice
 from fedgrass import data
 from fedgrass.bundle import Bundle
 from fedgrass.data import DataSettings
-from fedgrass.edge.guard import Guard, Pause
+from fedgrass.edge.resource_policy import Guard, Pause
 from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.system import Sensors
 from fedgrass.engines.base import FitSettings, Hooks

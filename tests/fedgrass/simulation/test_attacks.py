@@ -13,11 +13,11 @@ from fedgrass.data.arrays import ArrayDataset
 from fedgrass.errors import ConfigurationError
 from fedgrass.parts import ATTACKS
 from fedgrass.simulation.attacks import Backdoored, Doubles, Seen, attack_named, marked
+from fedgrass.simulation.population import Population
 from fedgrass.simulation.settings import Attack
 from fedgrass.simulation.store import Store
-from fedgrass.simulation.world import World
 from tests.fedgrass.simulation.conftest import fleet, run
-from tests.fedgrass.simulation.test_world import simulation
+from tests.fedgrass.simulation.test_population import simulation
 
 
 def seen(seed: int = 0, factor: float = 1.0, honest: int = 12, size: int = 30) -> Seen:
@@ -109,12 +109,12 @@ def test_omniscient_attackers_send_the_same_whatever_the_number_of_processes(tmp
 
 def test_updates_that_are_held_back_come_together_and_weigh_no_more_than_others(tmp_path: Path) -> None:
     settings = {"strategy": {"name": "fedbuff", "options": {"staleness": 2}}, "quorum": 1.0, "deadline_seconds": 600}
-    world = World(simulation(attack="held_back:0.2", cohort=40, fleet=fleet(settings)))
-    duties = {number: world.duties(number, 2) for number in (1, 2, 3)}
-    assert not world.attackers & set(duties[2].answers)
-    assert {device for _, device in duties[3].arrived} == set(world.attackers)
-    assert len(duties[3].arrived) == 2 * len(world.attackers)
-    assert set(duties[3].answers) >= world.attackers
+    population = Population(simulation(attack="held_back:0.2", cohort=40, fleet=fleet(settings)))
+    duties = {number: population.duties(number, 2) for number in (1, 2, 3)}
+    assert not population.attackers & set(duties[2].answers)
+    assert {device for _, device in duties[3].arrived} == set(population.attackers)
+    assert len(duties[3].arrived) == 2 * len(population.attackers)
+    assert set(duties[3].answers) >= population.attackers
     run(tmp_path / "run", settings, attack="held_back:0.2", rounds=3, devices=20, cohort=20, partition="iid")
     last = Store(tmp_path / "run").rounds()[-1].report
     weights: dict[str, float] = {}

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.simulation.commands import app
-from fedgrass.simulation.hosts import position
+from fedgrass.simulation.exchange import position
 from fedgrass.simulation.store import open_report
 from tests.fedgrass.simulation.conftest import refused, result
 from tests.fixtures.waiting import PATIENCE, eventually

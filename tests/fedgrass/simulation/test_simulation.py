@@ -14,7 +14,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.data.digits import digits_bundle
 from fedgrass.errors import DataError
 from fedgrass.simulation.records import SimulatedRound
-from fedgrass.simulation.run import assist, simulate
+from fedgrass.simulation.run import run_secondary, simulate
 from fedgrass.simulation.store import Store, open_report
 from tests.fedgrass.simulation.conftest import SMALL, fleet, refused, result, run
 
@@ -66,7 +66,7 @@ def test_several_hosts_give_the_same_bytes_as_one(tmp_path: Path) -> None:
     run(tmp_path / "one", settings, attack="nan:0.2")
     options = {**SMALL, "fleet": fleet(settings), "attack": "nan:0.2"}
     with ThreadPoolExecutor(2) as pool:
-        others = [pool.submit(assist, host, 3, str(tmp_path / "meet"), workers=1, **options) for host in (1, 2)]
+        others = [pool.submit(run_secondary, host, 3, str(tmp_path / "meet"), workers=1, **options) for host in (1, 2)]
         simulate(tmp_path / "three", workers=2, hosts=3, exchange=str(tmp_path / "meet"), **options)
         for other in others:
             other.result()
@@ -99,7 +99,7 @@ def test_late_updates_count_once_in_a_later_round_and_for_less(tmp_path: Path) -
     assert result(tmp_path / "broken") == result(tmp_path / "whole")
     shared, meet = {**SMALL, **options, "fleet": fleet(settings)}, str(tmp_path / "meet")
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(assist, 1, 2, meet, workers=1, **shared)
+        other = pool.submit(run_secondary, 1, 2, meet, workers=1, **shared)
         simulate(tmp_path / "two", workers=1, hosts=2, exchange=meet, **shared)
         other.result()
     assert result(tmp_path / "two") == result(tmp_path / "whole")

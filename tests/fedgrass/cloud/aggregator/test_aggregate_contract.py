@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import aggregate, contribute
-from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
-from fedgrass.cloud.aggregator.combination import Found, Sums
+from fedgrass.cloud.aggregator.combination import Screened, Sums
 from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.errors import TransferError
 from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import strategy_named
@@ -138,13 +138,13 @@ class Two:
     def __init__(self) -> None:
         self.own = range(16)
 
-    def exchange(self, found: Found) -> Found:
+    def exchange(self, found: Screened) -> Screened:
         return found
 
-    def give(self, lane: int, total: Sums, found: Found) -> None:
+    def give(self, lane: int, total: Sums, found: Screened) -> None:
         raise AssertionError
 
-    def add(self, lane: int, total: Sums) -> Found:
+    def add(self, lane: int, total: Sums) -> Screened:
         raise AssertionError
 
 
@@ -372,7 +372,7 @@ def test_instances_that_contribute_nothing_leave_word_of_it(tmp_path: Path) -> N
         def __init__(self) -> None:
             pass
 
-        def give(self, lane: int, total: Sums, found: Found) -> None:
+        def give(self, lane: int, total: Sums, found: Screened) -> None:
             given.append(lane)
             assert not found.good
 

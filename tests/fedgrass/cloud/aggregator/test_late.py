@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import aggregate
-from fedgrass.cloud.aggregator.checks import EarlierRound, Expected
 from fedgrass.cloud.aggregator.job import RoundJob
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.cloud.ending.outcome import Decision, decide, end
 from fedgrass.cloud.ending.reports import proposal_key
 from fedgrass.errors import ConfigurationError, TransferError

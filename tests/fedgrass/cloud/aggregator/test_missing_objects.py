@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from fedgrass.bundle import MANIFEST, Bundle
-from fedgrass.cloud.aggregator.by_hand import release, roll_back
+from fedgrass.cloud.aggregator.manual_release import release, roll_back
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.names import model_prefix, report_prefix
 from fedgrass.protocol.tables import load_round, load_state
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND
-from tests.fedgrass.cloud.aggregator.test_by_hand import HELD, Mill
+from tests.fedgrass.cloud.aggregator.test_manual_release import HELD, Mill
 from tests.fedgrass.cloud.console.conftest import fresh_fleet
 
 

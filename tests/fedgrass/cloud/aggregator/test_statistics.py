@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from fedgrass.architecture import new_bundle
 from fedgrass.bundle import Bundle, InitialParameters, Manifest, Parameters, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import aggregate
-from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.privacy import Gaussian
 from fedgrass.cloud.aggregator.trusted import with_own_update
+from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.statistics import statistics_of
 from fedgrass.strategies import STRATEGIES, strategy_named
 from fedgrass.strategies.arithmetic.server import Adam, Momentum

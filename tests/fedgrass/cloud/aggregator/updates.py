@@ -12,8 +12,8 @@ from fedgrass import tensors
 from fedgrass.architecture import new_bundle
 from fedgrass.bundle import Bundle, Parameters, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate
-from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import Strategy, strategy_named
 from fedgrass.update.codecs import Floats

@@ -18,14 +18,14 @@ from moto import mock_aws
 from werkzeug.test import TestResponse
 
 from fedgrass.account import Account
-from fedgrass.cloud.console.access import Access
 from fedgrass.cloud.console.app import create_app
 from fedgrass.cloud.console.forms import form_of
-from fedgrass.cloud.console.index import Look
+from fedgrass.cloud.console.index import DeviceSnapshot
+from fedgrass.cloud.console.security import Access
+from fedgrass.cloudformation import StackOutputs, stack_name
 from fedgrass.local.sample import Sample
 from fedgrass.protocol.records import OpenRound, RoundRecord, to_attribute
 from fedgrass.protocol.settings import FleetSettings
-from fedgrass.stack import StackOutputs, stack_name
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
 from tests.fixtures.tables import create_tables
 
@@ -119,9 +119,9 @@ class Browser:
         assert found, f"{page} has no form"
         return self.client.post(address, data={"csrf": found[1], **fields}, headers={"Origin": "http://localhost"})
 
-    def wait_for_index(self) -> Look:
+    def wait_for_index(self) -> DeviceSnapshot:
         """Have the devices read, however slow this machine is now."""
-        look: Look = self.client.application.extensions["desk"].index.look(60)
+        look: DeviceSnapshot = self.client.application.extensions["context"].index.look(60)
         return look
 
 

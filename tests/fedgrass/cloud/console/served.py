@@ -10,8 +10,8 @@ from datetime import timedelta
 from flask import Flask
 from werkzeug.serving import make_server
 
-from fedgrass.cloud.console.access import Access
 from fedgrass.cloud.console.app import create_app
+from fedgrass.cloud.console.security import Access
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import save_settings
 from tests.fedgrass.cloud.console.conftest import NOW, Fleet, fresh_fleet
@@ -78,6 +78,6 @@ def console_of_a_busy_fleet() -> Iterator[tuple[str, Fleet]]:
         settings = FleetSettings().overridden({"fit": {"epochs": 3}, "min_devices": 20, "min_updates": 20})
         save_settings(fleet.account.rounds_table, "mill", settings)
         app = create_app(fleet.account, Access(), clock=NOW.timestamp)
-        app.extensions["desk"].index.look(60)
+        app.extensions["context"].index.look(60)
         with served(app) as address:
             yield address, fleet

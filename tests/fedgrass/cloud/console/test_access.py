@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fedgrass.cloud.console.access import Access
+from fedgrass.cloud.console.security import Access
 from fedgrass.errors import ConfigurationError
 from tests.fedgrass.cloud.console.conftest import TOKEN, Fleet, browser_of, fresh_fleet
 

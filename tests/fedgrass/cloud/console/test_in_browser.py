@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from fedgrass.cloud.console.access import Access
 from fedgrass.cloud.console.app import create_app
+from fedgrass.cloud.console.security import Access
 from tests.fedgrass.cloud.console.conftest import NOW, TOKEN, Fleet
 from tests.fedgrass.cloud.console.served import PAGES, console_of_a_busy_fleet, served
 from tests.fixtures.browser import PATIENCE_MS, chromium, serious_findings

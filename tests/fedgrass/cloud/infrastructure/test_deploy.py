@@ -10,9 +10,9 @@ from botocore.loaders import Loader
 from fedgrass.cloud.infrastructure.deploy import check, deploy
 from fedgrass.cloud.infrastructure.destroy import destroy
 from fedgrass.cloud.infrastructure.states import check_changeable
+from fedgrass.cloudformation import StackOutputs, stack_name, stack_outputs
 from fedgrass.errors import ConfigurationError, InfrastructureError
 from fedgrass.local.aws.client import LocalAwsProcess
-from fedgrass.stack import StackOutputs, stack_name, stack_outputs
 from tests.fixtures.local_aws import local_aws, unique
 
 __all__ = ["local_aws", "unique"]

@@ -24,11 +24,11 @@ from fedgrass.cloud.infrastructure.destroy import destroy
 from fedgrass.cloud.infrastructure.identity import KEY, make_key
 from fedgrass.cloud.infrastructure.provision import policy_name, provision
 from fedgrass.cloud.infrastructure.script import Steps, identify
+from fedgrass.cloudformation import StackOutputs, stack_name
 from fedgrass.errors import InfrastructureError
 from fedgrass.local.aws.client import LocalAwsProcess
 from fedgrass.protocol.device_policy import policy_prefix
 from fedgrass.protocol.names import fleet_digest, job_prefix, round_topic
-from fedgrass.stack import StackOutputs, stack_name
 from tests.fixtures.local_aws import local_aws, unique
 from tests.fixtures.places import TEMPLATE
 from tests.fixtures.waiting import eventually

@@ -16,6 +16,7 @@ from fedgrass.account import Account
 from fedgrass.cloud.infrastructure import deploy, destroy, provision
 from fedgrass.cloud.infrastructure.identity import subject
 from fedgrass.cloud.infrastructure.parameters import check_parameters
+from fedgrass.cloudformation import stack_name
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.device_policy import policy_name, policy_prefix
 from fedgrass.protocol.names import (
@@ -27,7 +28,6 @@ from fedgrass.protocol.names import (
     round_topic,
     update_key,
 )
-from fedgrass.stack import stack_name
 from tests.fedgrass.cloud.infrastructure.resolved import Template
 
 # What names differ in where they go wrong: case, the marks that are replaced, and an end beyond 32 characters.

@@ -25,9 +25,9 @@ from fedgrass.cloud.infrastructure.package import _archive
 from fedgrass.cloud.infrastructure.provision import amazon_root_ca, policy_name, provision, provisioned_things
 from fedgrass.cloud.infrastructure.publish import GDK_VERSION, find_gdk, publish_all
 from fedgrass.cloud.infrastructure.script import Caller, Steps, advice, identify
+from fedgrass.cloudformation import StackOutputs, stack_name
 from fedgrass.errors import ConfigurationError, InfrastructureError
 from fedgrass.local.aws.client import LocalAwsProcess
-from fedgrass.stack import StackOutputs, stack_name
 from tests.fedgrass.cloud.rounds.harness import client_error
 from tests.fixtures.local_aws import local_aws, unique
 from tests.fixtures.places import ROOT

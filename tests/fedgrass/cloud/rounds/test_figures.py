@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedgrass.cloud.aggregator.jury import verdicts
+from fedgrass.cloud.aggregator.device_evaluation import verdicts
 from fedgrass.cloud.rounds.await_updates import TokenRequest
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fedgrass.cloud.aggregator.collected import UpdateList
 from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.aggregator.update_list import UpdateList
 from fedgrass.cloud.ending.finish import finish
 from fedgrass.cloud.ending.in_time import list_key
 from fedgrass.cloud.ending.outcome import decide
@@ -33,8 +33,8 @@ def fleet(make_fleet: FleetFactory) -> Fleet:
     return fleet
 
 
-def pin(fleet: Fleet, *things: str) -> None:
-    """Write the list as the job does (`fedgrass.cloud.aggregator.collected`)."""
+def pin_update_list(fleet: Fleet, *things: str) -> None:
+    """Write the list as the job does (`fedgrass.cloud.aggregator.update_list`)."""
     found = tuple(UpdateReference(thing, update_key(FLEET, 1, thing), 1000, "etag") for thing in things)
     pinned = UpdateList(updates=found, noise_seed="0" * 64)
     body = io.BytesIO(pinned.model_dump_json(by_alias=True).encode())
@@ -62,7 +62,7 @@ def is_late(fleet: Fleet, thing: str) -> bool:
 
 
 def test_a_late_notice_of_an_update_that_the_job_has_listed_counts(fleet: Fleet) -> None:
-    pin(fleet, "a", "b")
+    pin_update_list(fleet, "a", "b")
     assert record_update(fleet.services, fleet.update("b")) == "counted"
     assert record_update(fleet.services, fleet.update("b")) == "duplicate"
     assert record_update(fleet.services, fleet.update("c")) == "late"
@@ -72,7 +72,7 @@ def test_a_late_notice_of_an_update_that_the_job_has_listed_counts(fleet: Fleet)
 def test_what_was_late_before_the_job_looked_is_compared_by_whoever_finishes_the_round(fleet: Fleet) -> None:
     for thing in "bcd":
         assert record_update(fleet.services, fleet.update(thing)) == "late"
-    pin(fleet, "a", "b", "c")
+    pin_update_list(fleet, "a", "b", "c")
     conclude(fleet)
     fleet.services.s3.delete_object(Bucket="fedgrass-digits", Key=report_key(FLEET, 1))
     assert finish(fleet.services.place, fleet.round()) is not None, "ended before its report: done again"
@@ -81,7 +81,7 @@ def test_what_was_late_before_the_job_looked_is_compared_by_whoever_finishes_the
 
 
 def test_a_notice_after_the_round_is_compared_too(fleet: Fleet) -> None:
-    pin(fleet, "a", "b")
+    pin_update_list(fleet, "a", "b")
     conclude(fleet)
     assert record_update(fleet.services, fleet.update("b")) == "counted"
     assert counts(fleet) == (2, 0, 2000)
@@ -90,7 +90,7 @@ def test_a_notice_after_the_round_is_compared_too(fleet: Fleet) -> None:
 def test_a_function_that_ends_between_writing_and_comparing_is_made_up_for(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pin(fleet, "a", "b")
+    pin_update_list(fleet, "a", "b")
 
     def dies(*_arguments: Any) -> bool:
         raise RuntimeError("the function ends here")
@@ -106,7 +106,7 @@ def test_a_function_that_ends_between_writing_and_comparing_is_made_up_for(
 
 def test_who_was_not_asked_joins_and_who_declines_late_stays_late(fleet: Fleet) -> None:
     fleet.heartbeats("e")
-    pin(fleet, "a", "b", "e")
+    pin_update_list(fleet, "a", "b", "e")
     assert record_update(fleet.services, fleet.update("e")) == "counted"
     assert record_update(fleet.services, fleet.update("b", status="declined", key=None, sha256=None, bytes=0)) == "late"
     assert (fleet.round().joined, counts(fleet)) == (1, (1, 1, 2000))

@@ -13,8 +13,8 @@ from botocore.exceptions import ClientError
 from fedgrass.account import Account
 from fedgrass.bundle import Bundle
 from fedgrass.checkout import checkout
-from fedgrass.cloud.aggregator.by_hand import fleet_clients
 from fedgrass.cloud.aggregator.commands import renamed
+from fedgrass.cloud.aggregator.manual_release import fleet_clients
 from fedgrass.cloud.aggregator.release import publish_model
 from fedgrass.cloud.infrastructure.deploy import deploy
 from fedgrass.cloud.infrastructure.destroy import destroy

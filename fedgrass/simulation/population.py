@@ -38,7 +38,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Duties:
+class Assignments:
     """What devices do in a round: some answer in time; the updates of others come later, to rounds that still want them.
 
     ``arrived`` are the updates of earlier rounds that come now: round and device of each.
@@ -52,16 +52,16 @@ class Duties:
         """Return all of them."""
         return {*self.answers, *self.late, *(device for _, device in self.arrived)}
 
-    def of(self, devices: Collection[int]) -> Duties:
+    def of(self, devices: Collection[int]) -> Assignments:
         """Return what is for these devices to do."""
-        return Duties(
+        return Assignments(
             [device for device in self.answers if device in devices],
             [device for device in self.late if device in devices],
             [(number, device) for number, device in self.arrived if device in devices],
         )
 
 
-class World:
+class Population:
     """Virtual devices: each is a number. What they are follows from the seed, so none of it is kept."""
 
     def __init__(self, simulation: Simulation) -> None:
@@ -82,34 +82,34 @@ class World:
             self._opened.pop(number - _REMEMBERED, None)
         return self._opened[number]
 
-    def duties(self, number: int, staleness: int) -> Duties:
+    def duties(self, number: int, staleness: int) -> Assignments:
         """Return what devices do in a round, if updates are wanted that are late by up to ``staleness`` rounds.
 
         A round opens when the one before it ends: what comes in between is there for the next job.
         """
         plan = self.opened(number)[1]
         if staleness == 0:
-            return Duties(plan.answers)
+            return Assignments(plan.answers)
         if self.attack is not None and self.attack.does.holds_back:
             return self._with_held_back(number, staleness)
         return self._duties(number, staleness)
 
-    def _with_held_back(self, number: int, staleness: int) -> Duties:
+    def _with_held_back(self, number: int, staleness: int) -> Assignments:
         """Return the duties of a round in which attackers hold their updates back, to send as many as count at once."""
         duties = self._duties(number, staleness)
         if number % (staleness + 1) == 0:
             held = [
                 (e, d) for e in range(number - staleness, number) for d in self._answering(e) if d in self.attackers
             ]
-            return Duties(duties.answers, duties.late, [*duties.arrived, *held])
+            return Assignments(duties.answers, duties.late, [*duties.arrived, *held])
         in_time = [device for device in duties.answers if device not in self.attackers]
         back = [device for device in duties.answers if device in self.attackers]
-        return Duties(in_time, [*duties.late, *back], duties.arrived)
+        return Assignments(in_time, [*duties.late, *back], duties.arrived)
 
     def _answering(self, number: int) -> Sequence[int]:
         return self.opened(number)[1].answers
 
-    def _duties(self, number: int, staleness: int) -> Duties:
+    def _duties(self, number: int, staleness: int) -> Assignments:
         plan = self.opened(number)[1]
         seconds = {
             other: self.opened(other)[1].seconds for other in range(max(1, number - staleness), number + staleness + 1)
@@ -120,7 +120,7 @@ class World:
             begin = sum(seconds[other] for other in range(earlier, number))
             late = self.opened(earlier)[1].late
             arrived += [(earlier, device) for device, after in late.items() if begin < after <= begin + plan.seconds]
-        return Duties(plan.answers, [device for device, after in plan.late.items() if after <= until], arrived)
+        return Assignments(plan.answers, [device for device, after in plan.late.items() if after <= until], arrived)
 
     def cohort(self, number: int) -> tuple[Cohort, list[int]]:
         """Return who is asked in a round: by the real lots, with a fraction that takes exactly as many as wanted."""

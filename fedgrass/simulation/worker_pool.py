@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from fedgrass.cloud.aggregator.checks import Expected
-from fedgrass.cloud.aggregator.combination import Found, Share, Sums, merged
+from fedgrass.cloud.aggregator.combination import PartialSums, Screened, Sums, merged
 from fedgrass.cloud.aggregator.lanes import LANES, lane_of
+from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.errors import EngineError
 from fedgrass.protocol.messages import Announcement
 from fedgrass.simulation import worker
+from fedgrass.simulation.population import Assignments, thing_name
 from fedgrass.simulation.updates import VirtualUpdates
 from fedgrass.simulation.worker import Done, Failed, LaneTotal, Setup, Surveyed, Task
-from fedgrass.simulation.world import Duties, thing_name
 
 _PATIENCE = 10.0
 _NOTHING = np.empty(0, np.float64)
 
 
-class Crew:
+class WorkerPool:
     """A `fedgrass.cloud.aggregator.combination.Share` whose other instances are processes; leaving its ``with`` block ends them.
 
     Each process has some lanes in each round, such that all have about as many devices; the order in which lanes are added
@@ -40,7 +40,7 @@ class Crew:
         self._processes = []
         self._pipes: list[Connection] = []
         self._owners: dict[int, Connection] = {}
-        self._elsewhere: Share | None = None
+        self._elsewhere: PartialSums | None = None
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=worker.main, args=(theirs, setup), daemon=True)
@@ -49,7 +49,7 @@ class Crew:
             self._processes.append(process)
             self._pipes.append(ours)
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         for pipe in self._pipes:
             _receive(pipe)
         return self
@@ -75,7 +75,7 @@ class Crew:
         return [process.pid for process in self._processes if process.pid is not None]
 
     def begin(
-        self, announcement: Announcement, expected: Expected, duties: Duties, elsewhere: Share | None = None
+        self, announcement: Announcement, expected: Expected, duties: Assignments, elsewhere: PartialSums | None = None
     ) -> None:
         """Have the devices do what is theirs; those of lanes that are other hosts' do so there."""
         self._elsewhere = elsewhere
@@ -87,7 +87,7 @@ class Crew:
             mine = {device for device, lane in lanes.items() if lane in own}
             pipe.send(Task(announcement, expected, duties.of(mine), own))
 
-    def exchange(self, found: Found) -> Found:
+    def exchange(self, found: Screened) -> Screened:
         """Gather what the processes found in a first pass, and tell all of them."""
         for pipe in self._pipes:
             found = merged(found, _expect(pipe, Surveyed).found)
@@ -96,21 +96,21 @@ class Crew:
             pipe.send(everything)
         return everything
 
-    def give(self, lane: int, total: Sums, found: Found) -> None:
+    def give(self, lane: int, total: Sums, found: Screened) -> None:
         """Not for a leading process, which has no lanes of its own."""
         raise NotImplementedError
 
-    def add(self, lane: int, total: Sums) -> Found:
+    def add(self, lane: int, total: Sums) -> Screened:
         """Wait for a lane and add its sum."""
         if self._elsewhere is not None and lane not in self._elsewhere.own:
             return self._elsewhere.add(lane, total)
         result = _expect(self._owners[lane], LaneTotal)
         if result.total is not None:
             np.add(total, result.total, out=total)
-        found: Found = result.found
+        found: Screened = result.found
         return found
 
-    def relay(self, share: Share) -> dict[str, str]:
+    def relay(self, share: PartialSums) -> dict[str, str]:
         """Hand the processes' sums on to the leading host; return why devices failed."""
         messages = [_receive(pipe) for pipe in self._pipes]
         if isinstance(messages[0], Surveyed):

@@ -24,14 +24,14 @@ _LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Hold:
+class Block:
     """Why not to train now, and whether waiting may help."""
 
     action: Literal["wait", "decline"]
     reason: str
 
 
-class HeldError(FedgrassError):
+class UnavailableError(FedgrassError):
     """The device was not to be had for training for as long as its owner lets the trainer wait.
 
     Cause: The device was busy, hot, off its mains, or outside its `window` for longer than `waitSeconds`.
@@ -43,7 +43,7 @@ class HeldError(FedgrassError):
     code = "held"
 
 
-class Guard:
+class ResourcePolicy:
     """The owner's limits against the device's state; may be asked from any thread.
 
     Parameters
@@ -73,7 +73,7 @@ class Guard:
         self._busy_until = 0.0
         self._lock = threading.Lock()
         self._looked_at: float | None = None
-        self._seen: tuple[Hold | None, bool] = (None, False)
+        self._seen: tuple[Block | None, bool] = (None, False)
 
     def application_said(self, status: ApplicationStatus) -> None:
         """Take in whether the application is busy; that holds for as long as it says."""
@@ -81,7 +81,7 @@ class Guard:
             self._busy_until = self._clock() + status.valid_seconds if status.busy else 0.0
             self._looked_at = None
 
-    def hold(self) -> Hold | None:
+    def hold(self) -> Block | None:
         """Return why not to train now; None if nothing is against it. Measures once a second at most."""
         return self._look()[0]
 
@@ -89,7 +89,7 @@ class Guard:
         """Whether to leave the processor to other programs half of the time."""
         return self._look()[1]
 
-    def _look(self) -> tuple[Hold | None, bool]:
+    def _look(self) -> tuple[Block | None, bool]:
         with self._lock:
             if self._looked_at is None or self._clock() - self._looked_at >= _LOOK_SECONDS:
                 self._looked_at = self._clock()
@@ -98,19 +98,19 @@ class Guard:
                 self._seen = self._judged(settings, reading), slow
             return self._seen
 
-    def _judged(self, settings: GuardSettings, reading: Reading) -> Hold | None:
+    def _judged(self, settings: GuardSettings, reading: Reading) -> Block | None:
         if reading.read_only:
-            return Hold("decline", "the disk is mounted read-only")
+            return Block("decline", "the disk is mounted read-only")
         if reading.disk_free_bytes < settings.min_free_disk_mb << 20:
             free = reading.disk_free_bytes >> 20
-            return Hold("decline", f"{free} MB of disk are free, minFreeDiskMb is {settings.min_free_disk_mb}")
+            return Block("decline", f"{free} MB of disk are free, minFreeDiskMb is {settings.min_free_disk_mb}")
         if reading.memory_free_bytes < settings.min_free_memory_mb << 20:
             free = reading.memory_free_bytes >> 20
-            return Hold("decline", f"{free} MB of memory are free, minFreeMemoryMb is {settings.min_free_memory_mb}")
+            return Block("decline", f"{free} MB of memory are free, minFreeMemoryMb is {settings.min_free_memory_mb}")
         reason = _passing(settings, reading, self._now().time())
         if not reason and settings.only_when_idle and self._clock() < self._busy_until:
             reason = "the application is busy (onlyWhenIdle)"
-        return Hold("wait", reason) if reason else None
+        return Block("wait", reason) if reason else None
 
 
 def _passing(settings: GuardSettings, reading: Reading, now: time_of_day) -> str:
@@ -132,9 +132,9 @@ def _passing(settings: GuardSettings, reading: Reading, now: time_of_day) -> str
 
 
 class Limits(Protocol):
-    """What a training keeps to: a `Guard`, or what it was told by one."""
+    """What a training keeps to: a `ResourcePolicy`, or what it was told by one."""
 
-    def hold(self) -> Hold | None:
+    def hold(self) -> Block | None:
         """Return why not to train now; None if nothing is against it."""
         ...
 
@@ -188,7 +188,7 @@ class Pause:
         said = ""
         while (hold := self._guard.hold()) is not None and not cancelled.is_set():
             if self.left <= 0:
-                raise HeldError(f"{hold.reason}; the trainer has waited for waitSeconds")
+                raise UnavailableError(f"{hold.reason}; the trainer has waited for waitSeconds")
             if hold.reason != said:
                 self._told(said := hold.reason)
             began = self.clock()

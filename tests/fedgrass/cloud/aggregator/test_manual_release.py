@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fedgrass.bundle import Bundle
-from fedgrass.cloud.aggregator.by_hand import fleet_clients, release, roll_back
 from fedgrass.cloud.aggregator.canaries import CanaryError
 from fedgrass.cloud.aggregator.job import RoundJob
+from fedgrass.cloud.aggregator.manual_release import fleet_clients, release, roll_back
 from fedgrass.cloud.aggregator.release import publish_model
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.server_state import load_state

@@ -29,7 +29,7 @@ class UpdateList(BaseModel):
     noise_seed: str = Field(pattern="^[0-9a-f]{64}$", description="Of central privacy: the same noise after a restart")
 
 
-def pin(
+def pin_update_list(
     bucket: Bucket,
     fleet: str,
     number: int,

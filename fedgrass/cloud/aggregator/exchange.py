@@ -15,9 +15,9 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fedgrass.cloud.aggregator.combination import Found, Sums, merged
-from fedgrass.cloud.aggregator.intake import Good
+from fedgrass.cloud.aggregator.combination import Screened, Sums, merged
 from fedgrass.cloud.aggregator.lanes import lanes_of
+from fedgrass.cloud.aggregator.screening import Accepted
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import AggregationError, TransferError
 from fedgrass.protocol.report import QuarantinedEntry
@@ -28,7 +28,7 @@ _MAX_NOTE_BYTES = 1 << 30
 _BLOCK = 1 << 17
 
 
-class Place(Protocol):
+class ObjectStore(Protocol):
     """Where instances meet: a `fedgrass.cloud.aggregator.s3.Bucket`, or what has the same keys."""
 
     def uri(self, key: str) -> str:
@@ -59,15 +59,15 @@ class _Told(BaseModel):
     refused: tuple[QuarantinedEntry, ...]
 
     @classmethod
-    def of(cls, found: Found) -> _Told:
+    def of(cls, found: Screened) -> _Told:
         return cls(good=tuple((one.reference, one.facts) for one in found.good), refused=tuple(found.refused))
 
     @property
-    def found(self) -> Found:
-        return Found([Good(reference, facts) for reference, facts in self.good], self.refused)
+    def found(self) -> Screened:
+        return Screened([Accepted(reference, facts) for reference, facts in self.good], self.refused)
 
 
-class BucketShare:
+class BucketPartialSums:
     """A `fedgrass.cloud.aggregator.combination.Share` by way of the fleet's bucket.
 
     Parameters
@@ -86,7 +86,7 @@ class BucketShare:
         self,
         index: int,
         count: int,
-        bucket: Place,
+        bucket: ObjectStore,
         prefix: str,
         scratch: Path,
         *,
@@ -104,15 +104,15 @@ class BucketShare:
         self._clock = clock
         self._deadline = clock() + patience
 
-    def exchange(self, found: Found) -> Found:
+    def exchange(self, found: Screened) -> Screened:
         """Tell the others of one's own updates, and return what all instances found, in their order."""
         self._bucket.write(self._survey(self._index), _Told.of(found).model_dump_json().encode())
-        everything = Found((), ())
+        everything = Screened((), ())
         for index in filter(lambda index: lanes_of(index, self._count), range(self._count)):
             everything = merged(everything, self._await(self._survey(index)).found)
         return everything
 
-    def give(self, lane: int, total: Sums, found: Found) -> None:
+    def give(self, lane: int, total: Sums, found: Screened) -> None:
         """Leave a lane's sum; its note comes last, and says that the sum is there."""
         if found.good:
             path = self._scratch / "lane"
@@ -121,7 +121,7 @@ class BucketShare:
             path.unlink()
         self._bucket.write(self._note(lane), _Told.of(found).model_dump_json().encode())
 
-    def add(self, lane: int, total: Sums) -> Found:
+    def add(self, lane: int, total: Sums) -> Screened:
         """Wait for another instance's lane and add its sum, block by block."""
         found = self._await(self._note(lane)).found
         if found.good:

@@ -12,8 +12,8 @@ import pytest
 from fedgrass import tensors
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import aggregate
-from fedgrass.cloud.aggregator.checks import Expected
 from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks

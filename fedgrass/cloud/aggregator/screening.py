@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import BinaryIO
 
-from fedgrass.cloud.aggregator.checks import Examiner
 from fedgrass.cloud.aggregator.lanes import lane_order
 from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource, open_ahead
+from fedgrass.cloud.aggregator.validation import UpdateValidator
 from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.report import QuarantinedEntry
@@ -21,7 +21,7 @@ WeightOf = Callable[[UpdateReference, UpdateMetadata], float]
 
 
 @dataclass(frozen=True)
-class Good:
+class Accepted:
     """An update that passed every check: its facts have the norm."""
 
     reference: UpdateReference
@@ -33,7 +33,7 @@ class Good:
         return self.facts.norm or 0.0
 
 
-class Intake:
+class Screening:
     """Opens updates, and keeps the reasons of those that are refused; several threads may use it.
 
     Parameters
@@ -50,7 +50,7 @@ class Intake:
         self,
         layout: Layout,
         source: UpdateSource,
-        examiner: Examiner,
+        examiner: UpdateValidator,
         *,
         weight: Callable[[UpdateMetadata], float],
         progress: Callable[[int], None] = lambda _: None,
@@ -83,11 +83,11 @@ class Intake:
         self._weight(facts)
         return reader, facts
 
-    def passed(self, reference: UpdateReference, facts: UpdateMetadata, norm: float) -> Good:
+    def passed(self, reference: UpdateReference, facts: UpdateMetadata, norm: float) -> Accepted:
         """Judge an update of which everything else was good; raises `UpdateError` if its norm is not."""
         self.examiner.check_norm(norm)
         self._tell(reference)
-        return Good(reference, facts.measured(norm))
+        return Accepted(reference, facts.measured(norm))
 
     def refuse(self, reference: UpdateReference, error: UpdateError) -> None:
         """Keep an update's refusal; others go on."""

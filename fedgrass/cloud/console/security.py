@@ -86,7 +86,7 @@ def _is_any_address(host: str) -> bool:
         return False
 
 
-def guard(app: Flask, access: Access) -> None:
+def protect(app: Flask, access: Access) -> None:
     """Have every request checked, and every answer carry the headers that bind browsers."""
     app.config.update(
         SECRET_KEY=secrets.token_bytes(32),  # made anew at each start: nobody stays logged in, and nothing is kept

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from fedgrass.cloud.aggregator.device_evaluation import DeviceEvaluation
 from fedgrass.cloud.aggregator.download import download_bundle
-from fedgrass.cloud.aggregator.jury import Jury
 from fedgrass.cloud.rounds.notices import Delivery
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.data import ArrayDataset, Split
@@ -197,7 +197,7 @@ def test_a_job_that_is_run_again_does_not_ask_those_who_have_answered(fleet: Fle
     record = load_round(fleet.clients.rounds, FLEET, ROUND)
     devices = Devices(fleet, lambda thing, heard: figures(thing, heard, 10, 0.9, 0.8))
     for _ in range(2):
-        jury = Jury(record, fleet.clients.rounds, devices, "fedgrass-test", now=lambda: NOW)
+        jury = DeviceEvaluation(record, fleet.clients.rounds, devices, "fedgrass-test", now=lambda: NOW)
         assert jury.hear(fleet.current).judged == 3
     assert len(devices.heard) == 1
 

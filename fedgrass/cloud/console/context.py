@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedgrass.account import Account
-from fedgrass.cloud.aggregator.by_hand import fleet_clients, read_report
+from fedgrass.cloud.aggregator.manual_release import fleet_clients, read_report
 from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.console.index import FleetIndex
 from fedgrass.cloud.console.versions import Versions
@@ -21,7 +21,7 @@ _KEPT_REPORTS = 4
 
 
 @dataclass(frozen=True)
-class Desk:
+class Context:
     """A fleet, seen by the console; its parts are made before the first request, as threads share them."""
 
     account: Account

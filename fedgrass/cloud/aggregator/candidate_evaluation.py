@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 
 from fedgrass.bundle import GRAPH, Bundle
+from fedgrass.cloud.aggregator.device_evaluation import DeviceEvaluation, verdicts
 from fedgrass.cloud.aggregator.evaluate import DEVICES, Evaluator, evaluation_set_sha256, load_best, load_evaluation_set
-from fedgrass.cloud.aggregator.gate import Verdict, judge_by, raised
-from fedgrass.cloud.aggregator.jury import Jury, verdicts
 from fedgrass.cloud.aggregator.release import FleetClients, upload
+from fedgrass.cloud.aggregator.release_gate import Verdict, judge_by, raised
 from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.data import ArrayDataset
 from fedgrass.errors import EngineError
@@ -80,7 +80,7 @@ def _on_the_devices(
     record: RoundRecord, clients: FleetClients, report: ReportBuilder, new: Bundle, clock: Callable[[], datetime]
 ) -> Verdict | None:
     model = upload(new, clients.bucket, record.fleet)
-    heard = Jury(record, clients.rounds, clients.iot_data, clients.bucket.name, now=clock).hear(model)
+    heard = DeviceEvaluation(record, clients.rounds, clients.iot_data, clients.bucket.name, now=clock).hear(model)
     report.evaluated_by_devices = heard.judged
     parts = participations(clients.rounds, record.fleet, record.round, consistent=True)
     found, needed = verdicts(parts, record.settings.checks), record.settings.min_updates

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedgrass.edge import settings
-from fedgrass.edge.guard import Guard, HeldError, Hold, Pause
+from fedgrass.edge.resource_policy import Block, Pause, ResourcePolicy, UnavailableError
 from fedgrass.edge.settings import GuardSettings, TrainerSettings
 from fedgrass.edge.system import Reading, Sensors
 from fedgrass.errors import ConfigurationError
@@ -28,9 +28,11 @@ class Place:
         self.reading = IDLE
         self.now = 0.0
         self.wall = datetime(2026, 1, 1, 12, 0)
-        self.guard = Guard(lambda: self.settings, lambda: self.reading, now=lambda: self.wall, clock=lambda: self.now)
+        self.guard = ResourcePolicy(
+            lambda: self.settings, lambda: self.reading, now=lambda: self.wall, clock=lambda: self.now
+        )
 
-    def hold(self) -> Hold | None:
+    def hold(self) -> Block | None:
         self.now += 2
         return self.guard.hold()
 
@@ -137,7 +139,7 @@ def test_patience_ends_in_a_refusal_that_names_the_reason() -> None:
     place = Place(maxTemperature="60")
     place.reading = replace(IDLE, temperature=70.0)
     pause = Pause(place.guard, 3.5, lambda _reason: None, clock=lambda: place.now)
-    with pytest.raises(HeldError, match=r"maxTemperature.*waitSeconds"):
+    with pytest.raises(UnavailableError, match=r"maxTemperature.*waitSeconds"):
         pause(Waits(place))
     assert place.now == pytest.approx(3.5)
 

@@ -21,7 +21,7 @@ from fedgrass.update.codecs import Floats
 _TILE_BYTES = 8 << 20  # a tile is in work in each of a few threads
 
 
-class Spool:
+class StoredMatrix:
     """Rows of float32 in one file, read a tile of all rows at a time; a context manager.
 
     Disk: 4 bytes per parameter and update. Memory: 8 MiB a thread, whatever their number and size.
@@ -65,7 +65,7 @@ class Spool:
                 np.multiply(row, np.float32(factor), out=row)
         return values
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> StoredMatrix:
         self._file = tempfile.TemporaryFile(dir=self._scratch, buffering=0)
         return self
 

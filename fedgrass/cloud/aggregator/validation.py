@@ -43,7 +43,7 @@ class EarlierRound:
     spent: Mapping[str, Container[str]] = field(default_factory=dict)
 
 
-class Examiner:
+class UpdateValidator:
     """Judges updates by what storage, their headers and their norms say."""
 
     def __init__(self, expected: Expected) -> None:

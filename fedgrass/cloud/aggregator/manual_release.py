@@ -31,11 +31,11 @@ from fedgrass.cloud.ending.outcome import release_by_hand
 from fedgrass.errors import RecordError, ReleaseError, RoundRefusedError, TensorFileError
 from fedgrass.files import write_atomically
 from fedgrass.inference import write_bundle
-from fedgrass.operations import require_no_open_round
 from fedgrass.protocol.names import model_prefix, report_key, report_prefix, version_order
 from fedgrass.protocol.records import FleetState, HandLock, OpenRound, RoundRecord
 from fedgrass.protocol.report import MAX_REPORT_BYTES, RoundReport
 from fedgrass.protocol.tables import free_hand, load_round, load_state, return_to_model, take_hand
+from fedgrass.rounds_api import require_no_open_round
 
 _PATIENCE = 900  # seconds after which a process that holds the fleet is taken for gone
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from fedgrass.cloud.aggregator.gate import Verdict, decided, judge, judge_by, raised
+from fedgrass.cloud.aggregator.release_gate import Verdict, decided, judge, judge_by, raised
 from fedgrass.protocol.report import Evaluation
 from fedgrass.protocol.settings import FleetSettings, Gate
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from fedgrass import tensors
 from fedgrass.bundle import Parameters
 from fedgrass.cloud.aggregator.config import Container
-from fedgrass.cloud.aggregator.hosts import BucketShare, Place
+from fedgrass.cloud.aggregator.exchange import BucketPartialSums, ObjectStore
 from fedgrass.cloud.aggregator.lanes import LANES, lanes_of
 from fedgrass.errors import AggregationError, ConfigurationError, TransferError
 from fedgrass.files import copy_atomically, write_atomically
@@ -49,7 +49,7 @@ class Failures(BaseModel):
 
 
 class Folder:
-    """A `fedgrass.cloud.aggregator.hosts.Place` in a folder that all hosts see."""
+    """A `fedgrass.cloud.aggregator.exchange.Place` in a folder that all hosts see."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -96,7 +96,7 @@ class Hosts:
 
     index: int
     count: int
-    place: Place
+    place: ObjectStore
     prefix: str
     scratch: Path
     patience: float = 3600.0
@@ -106,9 +106,9 @@ class Hosts:
         """The lanes of this host."""
         return lanes_of(self.index, self.count)
 
-    def share(self, number: int) -> BucketShare:
+    def share(self, number: int) -> BucketPartialSums:
         """Return what a round's sums are exchanged by."""
-        return BucketShare(
+        return BucketPartialSums(
             self.index, self.count, self.place, self._round(number), self.scratch, patience=self.patience, sleep=_short
         )
 

@@ -2,8 +2,8 @@
 
 The job announces the evaluation itself and waits: in the state machine it would take a second job to release. The announcement
 has the round's number and cohort and a later time, so devices take it for what it is, another task. Their notices are counted in
-the round's record (`fedgrass.cloud.rounds.judging`), each device once, so that a job that is run again goes on with what was
-said.
+the round's record (`fedgrass.cloud.rounds.device_evaluation`), each device once, so that a job that is run again goes on with
+what was said.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedgrass.protocol.writes import change, update_item
 _LOOK_SECONDS = 2.0
 
 
-class Jury:
+class DeviceEvaluation:
     """A round's cohort, asked which of two models is better.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Counting what devices say of a new model while the round's job waits for it (`fedgrass.cloud.aggregator.jury`).
+"""Counting what devices say of a new model while the round's job waits for it (`fedgrass.cloud.aggregator.device_evaluation`).
 
 Only those that the round asked at its opening are counted, so that "everyone has answered" means them.
 """

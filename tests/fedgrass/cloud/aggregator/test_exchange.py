@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedgrass.cloud.aggregator.hosts import BucketShare
+from fedgrass.cloud.aggregator.exchange import BucketPartialSums
 from fedgrass.cloud.aggregator.lanes import LANES, lane_of, lanes_of
 from fedgrass.errors import AggregationError
 from fedgrass.protocol.names import model_prefix, partial_prefix, report_key, report_prefix
@@ -122,7 +122,7 @@ def test_waiting_ends_at_the_deadline(fleet: Fleet, tmp_path: Path) -> None:
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    share = BucketShare(
+    share = BucketPartialSums(
         0, 2, fleet.clients.bucket, "parts/", tmp_path, patience=30.0, sleep=sleep, clock=lambda: now[0]
     )
     with pytest.raises(AggregationError, match="in time"):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from fedgrass.cloud.aggregator.lanes import LANES
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.protocol.cohort import is_member
-from fedgrass.simulation.crew import shared_out
 from fedgrass.simulation.partition import divided, drawn
+from fedgrass.simulation.population import Population, thing_name
 from fedgrass.simulation.settings import Attack, PartitionScheme, Simulation, Stragglers, parse_strategy
-from fedgrass.simulation.world import World, thing_name
+from fedgrass.simulation.worker_pool import shared_out
 from tests.fedgrass.simulation.conftest import fleet, refused
 
 
@@ -26,13 +26,13 @@ def simulation(**options: Any) -> Simulation:
 
 
 def test_a_cohort_is_exactly_as_large_as_asked_and_drawn_by_the_devices_own_lots() -> None:
-    world = World(simulation())
-    cohorts = [world.cohort(number) for number in range(1, 6)]
+    population = Population(simulation())
+    cohorts = [population.cohort(number) for number in range(1, 6)]
     for cohort, asked in cohorts:
         assert len(asked) == 10
         assert asked == [d for d in range(40) if is_member(cohort.salt, cohort.fraction, thing_name(d))]
     assert len({tuple(asked) for _, asked in cohorts}) == 5
-    assert World(simulation(cohort=40)).cohort(1)[1] == list(range(40))
+    assert Population(simulation(cohort=40)).cohort(1)[1] == list(range(40))
 
 
 @given(dropout=st.floats(0, 0.9), quorum=st.floats(0.01, 1), seed=st.integers(0, 99), number=st.integers(1, 99))
@@ -40,33 +40,33 @@ def test_everyone_who_is_asked_answers_in_time_or_late_or_never(
     dropout: float, quorum: float, seed: int, number: int
 ) -> None:
     settings = fleet({"deadline_seconds": 200, "quorum": quorum})
-    world = World(simulation(dropout=dropout, seed=seed, fleet=settings, stragglers="0.3:10x"))
-    asked = world.cohort(number)[1]
-    plan = world.plan(number, asked)
+    population = Population(simulation(dropout=dropout, seed=seed, fleet=settings, stragglers="0.3:10x"))
+    asked = population.cohort(number)[1]
+    plan = population.plan(number, asked)
     assert len(plan.answers) + len(plan.late) + plan.dropped == len(asked)
     assert 0 < plan.seconds <= 200
     assert len(plan.answers) >= np.ceil(quorum * len(asked) - 1e-9) or plan.seconds == 200
-    assert plan == world.plan(number, asked)
+    assert plan == population.plan(number, asked)
 
 
 @given(quorum=st.floats(0.1, 1), seed=st.integers(0, 99), staleness=st.integers(0, 3))
 def test_a_late_update_that_is_wanted_arrives_in_one_later_round(quorum: float, seed: int, staleness: int) -> None:
     settings = fleet({"deadline_seconds": 200, "quorum": quorum})
-    world = World(simulation(seed=seed, fleet=settings, stragglers="0.3:4x"))
-    duties = {number: world.duties(number, staleness) for number in range(1, 9)}
+    population = Population(simulation(seed=seed, fleet=settings, stragglers="0.3:4x"))
+    duties = {number: population.duties(number, staleness) for number in range(1, 9)}
     sent = Counter((number, device) for number in range(1, 9 - staleness) for device in duties[number].late)
     arrived = Counter(one for number in duties for one in duties[number].arrived if one[0] < 9 - staleness)
     assert sent == arrived
     assert all(0 < now - then <= staleness for now in duties for then, _ in duties[now].arrived)
     for number, duty in duties.items():
-        assert set(duty.late) <= set(world.opened(number)[1].late)
+        assert set(duty.late) <= set(population.opened(number)[1].late)
 
 
 def test_attackers_are_a_share_of_the_devices_and_stay_the_same() -> None:
-    world = World(simulation(attack="sign_flip:0.25"))
-    assert len(world.attackers) == 10
-    assert world.attackers == World(simulation(attack="scale:0.25")).attackers
-    assert not World(simulation()).attackers
+    population = Population(simulation(attack="sign_flip:0.25"))
+    assert len(population.attackers) == 10
+    assert population.attackers == Population(simulation(attack="scale:0.25")).attackers
+    assert not Population(simulation()).attackers
 
 
 @given(st.dictionaries(st.integers(0, LANES - 1), st.integers(1, 50)), st.integers(1, 20))
