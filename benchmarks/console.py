@@ -1,6 +1,6 @@
 """``python -m benchmarks.console``: how long the web console's pages take, with a large fleet in the tables.
 
-The tables are those of the local stand-in for AWS, a process of its own, which answers far slower than DynamoDB does: of a
+The tables are those of the local stand-in for AWS, a separate process, which answers far slower than DynamoDB does: of a
 page's time, ``aws`` is what passed in calls to it, and ``cpu`` what the console itself computed. Milliseconds of one request
 after another, without the browser's part.
 """

@@ -151,7 +151,7 @@ def group(fleet: FaultyFleet, limit_mb: int, *, needed: bool) -> Iterator[Path |
         device = psutil.Process(fleet.devices[THING].process.pid)
         for process in (device, *device.children(recursive=True)):
             (bound / "cgroup.procs").write_text(str(process.pid))
-        # What they had before stays with the group that they had it in: begin anew, as at a boot.
+        # What they had before stays with the group that they had it in: start over, as at a boot.
         for name in ("Stream Manager", *(module for module in MODULES if module != "Stream Manager")):
             fleet.kill(THING, name)
         set_limit(bound, limit_mb * MB if limit_mb else -1)

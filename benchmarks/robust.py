@@ -1,7 +1,7 @@
 """Robust strategies on many updates: seconds and peak memory, checked against plain NumPy, and Flower's where it has them.
 
 ``python -m benchmarks.robust`` writes 200 updates of a million float32 parameters (0.8 GB, removed afterwards) and runs each
-strategy in a process of its own. ``--peers-python`` names an interpreter with Flower (``pip install flwr``); null without.
+strategy in a separate process. ``--peers-python`` names an interpreter with Flower (``pip install flwr``); null without.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Device-rounds per second of ``fedgrass simulate``, with the real engine and codec, beside Flower's and pfl-research's.
 
-``python -m benchmarks.simulation --peers-python PATH`` runs, each in processes of its own, the same workload: digits scaled to
+``python -m benchmarks.simulation --peers-python PATH`` runs, each in separate processes, the same workload: digits scaled to
 0..1 with 20 % held out; 1,000 virtual devices with 40 examples each drawn by Dirichlet(0.3); a 64-64-10 perceptron; cohorts of
 50, two local epochs, batches of 16 with a last short one, SGD 0.1; 20 rounds, the new model evaluated after each. All have the
 same cohorts, examples, orders and first parameters, so the L2 norms of what they end with must agree.
@@ -136,7 +136,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def export(folder: Path) -> Path:
-    """Export the perceptron, in a process of its own: TensorFlow is large."""
+    """Export the perceptron, in a separate process: TensorFlow is large."""
     code = (
         "import sys; from pathlib import Path; import keras; from fedgrass.authoring.export import export\n"
         "keras.utils.set_random_seed(1)\n"

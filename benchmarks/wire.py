@@ -79,7 +79,7 @@ TASKS = {"digits": digits, "clusters": clusters}
 
 
 def exported(cache_dir: Path) -> Path:
-    """Return the harder task's bundle, made by a process of its own if it is not there yet."""
+    """Return the harder task's bundle, made by a separate process if it is not there yet."""
     folder = cache_dir / "clusters"
     if not (folder / "model.json").exists():
         said = subprocess.run(

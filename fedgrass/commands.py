@@ -83,7 +83,7 @@ class Commander:
                 "Ask for it in a round"
             )
         if self.heard(thing) is None:
-            raise CommandError(f"device {thing!r} of fleet {fleet!r} was never heard; see `fedgrass fleet list`")
+            raise CommandError(f"device {thing!r} of fleet {fleet!r} was never seen; see `fedgrass fleet list`")
         return Command(
             fleet=fleet,
             thing=thing,

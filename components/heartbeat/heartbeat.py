@@ -42,7 +42,7 @@ M = TypeVar("M", bound=Message)
 _JITTER = 0.1
 _SILENCE_SECONDS = 120.0
 _LOOK_SECONDS = 2.0
-_RELAUNCH_SECONDS = 8.0  # what the nucleus takes to start a component anew is no trouble
+_RELAUNCH_SECONDS = 8.0  # what the nucleus takes to restart a component is no trouble
 
 
 class Absence:
@@ -87,7 +87,7 @@ class Absence:
         return True
 
     def reason(self) -> str:
-        """Why it does not run; nothing while it does, or may only be starting anew."""
+        """Why it does not run; nothing while it does, or may only be restarting."""
         if self._since is None:
             return ""
         gone = self._clock() - self._since

@@ -1,4 +1,4 @@
-"""When to count the device's examples anew: that takes a process which reads them all, so not at every word of a model."""
+"""When to count the device's examples again: that takes a process which reads them all, so not at every word of a model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Counting:
 
 
 def _stamp(data: DataSettings) -> tuple[int, int, int] | None:
-    """What changes with a file that is written anew, or a folder that gains a file; None without one."""
+    """What changes with a file that is rewritten, or a folder that gains a file; None without one."""
     try:
         found = data.file.stat()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""One round's work on a thread of its own, which has a child do it, so that the component stays responsive meanwhile."""
+"""One round's work on a separate thread, which has a child do it, so that the component stays responsive meanwhile."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class _Record(BaseModel):
 
 
 class Rounds:
-    """The newest round that this device has heard of.
+    """The newest round that this device knows of.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class Rounds:
         except FileNotFoundError:
             return None
         except ValidationError:
-            self._log.warning("the round's record is damaged and starts anew", file=str(self._path))
+            self._log.warning("the round's record is damaged and starts over", file=str(self._path))
             return None
         return record if record.announcement.fleet == self._fleet else None
 

@@ -1,4 +1,4 @@
-"""Runs the trainer's work, one piece at a time, each in a process of its own that holds the engine and the data.
+"""Runs the trainer's work, one piece at a time, each in a separate process that holds the engine and the data.
 
 So the component needs neither NumPy nor an engine, gives all that training took back to the device, and outlives a crash in an
 engine's native code and the kernel's taking memory back. What died is tried once more, from its checkpoint.

@@ -2,7 +2,7 @@
 
 It shows the three things that an application shares with the suite, all of them optional:
 
-1. the model at its stable path, loaded anew when ModelDeployer says that another is active (``fedgrass/model/active``);
+1. the model at its stable path, reloaded when ModelDeployer says that another is active (``fedgrass/model/active``);
 2. ``busy`` on ``fedgrass/application/status`` while it needs the processor, so that training waits;
 3. ``healthy: false`` there when the model does it harm, so that ModelDeployer goes back to the one before.
 

@@ -1,7 +1,7 @@
 """A SavedModel as a function of its variables: its operations are made again around the values that are trained.
 
 A SavedModel holds one traced call for inference and no layers. Its operations get the gradients of
-`fedgrass.authoring.gradients` because they are made anew in the graph that is being traced. What training does beside them is
+`fedgrass.authoring.gradients` because they are created again in the graph that is being traced. What training does beside them is
 lost: Dropout has left no trace, and nothing tells how a variable that is not trained moves.
 """
 

@@ -193,7 +193,7 @@ def fleet_table(
         beat = member.heartbeat
         model = member.model.active_version if member.model else None
         if beat is None:
-            never = Text("never heard", style="yellow")
+            never = Text("never seen", style="yellow")
             refusal = refusals_text(refused.get(member.thing))
             table.add_row(member.thing, never, _NOTHING, model or _NOTHING, _NOTHING, refusal)
             continue

@@ -84,7 +84,7 @@ class Child:
             return False
 
     def read(self, timeout: float) -> bytes | None:
-        """Return some of what it answers; see `Running`. Its end counts, though a process of its own may hold the pipe."""
+        """Return some of what it answers; see `Running`. Its end counts, though a separate process may hold the pipe."""
         over = self._process.poll() is not None
         ready, _, _ = select.select([self._out], [], [], 0 if over else timeout)
         if ready:

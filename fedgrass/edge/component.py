@@ -3,7 +3,7 @@
 Exit codes: 0 stopped by the nucleus; `EXIT_RELAUNCH` (75) Runtime's library is another, IPC is gone for good, or a setting
 that needs a fresh start changed; 78 the configuration is wrong; 1 anything else.
 
-A nucleus starts a component a few times an hour only. Once those are used up, a process that would leave with 75 starts anew
+A nucleus starts a component a few times an hour only. Once those are used up, a process that would leave with 75 starts over
 in its own place instead (``execv``), and leaves the rest to the crashes that it cannot help.
 """
 
@@ -72,7 +72,7 @@ def main(name: str, description: str, start: Callable[[Device], Component]) -> N
     # What could not even begin is left to the nucleus, which does not try for ever.
     began_well = time.monotonic() - began > _LOOK_SECONDS
     in_place = code == EXIT_RELAUNCH and began_well and life is not None and not life.may_leave
-    log.info("starting anew in its own place" if in_place else "stopped", exit_code=code)
+    log.info("restarting in its own place" if in_place else "stopped", exit_code=code)
     sys.stdout.flush()
     if in_place:
         # The IPC library's sockets would stay open: nucleus lite then waits for ever to write to a connection that nobody reads.

@@ -24,7 +24,7 @@ class Network:
         self._before = _counters()
 
     def since_last(self) -> dict[str, int]:
-        """Return bytes and packets in and out; counters that began anew count from 0."""
+        """Return bytes and packets in and out; counters that started over count from 0."""
         before, now = self._before, _counters()
         self._before = now
         return {name: value - before[name] if value >= before[name] else value for name, value in now.items()}

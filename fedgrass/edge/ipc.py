@@ -29,7 +29,7 @@ from fedgrass.errors import IpcError, IpcRefusedError, IpcUnauthorizedError
 from fedgrass.logs import Log
 
 EXIT_RELAUNCH = 75
-"""Exit code of a process that asks to be started anew."""
+"""Exit code of a process that asks to be started again."""
 
 _VOID_AFTER = 5  # connections in a row that were closed without an answer: so nucleus lite treats a token that is void
 
@@ -81,14 +81,14 @@ class GreengrassIpc:
         The component that this process belongs to: with its name a new token is asked for when the nucleus has forgotten the
         one from the environment.
     lost
-        Called once, from a thread of its own, when the connection cannot be had back: the process should exit with
+        Called once, from a separate thread, when the connection cannot be had back: the process should exit with
         `EXIT_RELAUNCH`.
     patience
         Seconds of trying to reconnect before it counts as lost.
     timeout
         Seconds that one operation may take.
     renewal
-        Seconds after which a subscription to IoT Core is opened anew.
+        Seconds after which a subscription to IoT Core is opened again.
     mqtt_daemon
         Tells which MQTT daemon the nucleus has; "" where that cannot be seen.
 

@@ -1,4 +1,4 @@
-"""A model judged in a process of its own, which its native code, or the memory that it takes, may end.
+"""A model judged in a separate process, which its native code, or the memory that it takes, may end.
 
 ``python -m fedgrass.edge.judging PARENT`` reads a `Case` from its standard input and answers with a `Judgement`, each a line.
 """

@@ -153,7 +153,7 @@ class Outbox:
         return delay if len(self) else None
 
     def run(self) -> None:
-        """Send until `stop`; for a thread of its own."""
+        """Send until `stop`; for a separate thread."""
         while not self._stopping:
             wait = self.send_next()
             with self._changed:
@@ -194,7 +194,7 @@ class Outbox:
         except FileNotFoundError:
             return []
         except ValidationError:
-            self._log.warning("outbox: the list of sent messages is damaged and starts anew", folder=str(self._folder))
+            self._log.warning("outbox: the list of sent messages is damaged and starts over", folder=str(self._folder))
             return []
 
     def _load_queue(self) -> None:

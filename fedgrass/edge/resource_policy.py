@@ -32,7 +32,7 @@ class Block:
 
 
 class UnavailableError(FedgrassError):
-    """The device was not to be had for training for as long as its owner lets the trainer wait.
+    """The device stayed unavailable for longer than `waitSeconds`.
 
     Cause: The device was busy, hot, off its mains, or outside its `window` for longer than `waitSeconds`.
 

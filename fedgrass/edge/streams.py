@@ -97,7 +97,7 @@ class Streams(Protocol):
         ...
 
     def clear(self) -> None:
-        """Make both streams anew; whatever they held is gone."""
+        """Make both streams again; whatever they held is gone."""
         ...
 
     def close(self) -> None:
@@ -169,7 +169,7 @@ class StreamManagerStreams:
 
     def clear(self) -> None:
         """See `Streams`."""
-        with _translated("make the streams anew"):
+        with _translated("make the streams again"):
             for name in (TASKS, STATUSES):
                 with contextlib.suppress(ResourceNotFoundException):
                     self._client.delete_message_stream(name)

@@ -53,7 +53,7 @@ class Subscriptions:
     unsupported
         Whether an error says that the nucleus lacks the operation.
     renewal
-        Seconds after which a stream that may go deaf is opened anew, less or more a tenth.
+        Seconds after which a stream that may go deaf is opened again, less or more a tenth.
     daemon
         Tells which MQTT daemon the nucleus has; "" where that cannot be seen.
     wake
@@ -120,7 +120,7 @@ class Subscriptions:
             subscription.due = 0.0
 
     def _look(self) -> None:
-        """Have those streams opened anew that the MQTT daemon of before kept."""
+        """Have those streams opened again that the MQTT daemon of before kept."""
         now = self._daemon()
         if self._seen and now and now != self._seen:
             self._log.info("the nucleus's MQTT daemon is another, subscribing again")

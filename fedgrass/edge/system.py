@@ -16,7 +16,7 @@ class Reading:
 
     ``load`` is the one-minute load average per processor. ``others_percent`` is the share of all processors in use by what
     runs at normal priority, the trainer therefore not included. ``temperature`` is the hottest sensor's in °C. What the
-    platform does not tell is None. ``read_only`` is the disk, as flash is mounted anew after errors.
+    platform does not tell is None. ``read_only`` is the disk, as flash is mounted again after errors.
     """
 
     cpu_percent: float

@@ -150,7 +150,7 @@ class Uploads:
             self._changed.notify_all()
 
     def run(self) -> None:
-        """Upload until `stop`; for a thread of its own. Connected to Stream Manager only while something waits."""
+        """Upload until `stop`; for a separate thread. Connected to Stream Manager only while something waits."""
         backoff = Backoff(first=1, most=60)
         while self._until(lambda: bool(self._pending)):
             try:
@@ -224,7 +224,7 @@ class Uploads:
     def _refused(self, streams: Streams, upload: Upload, error: TransferError) -> bool:
         """Try this one again later, and go on hearing how the others end: that is what makes room.
 
-        Returns whether the streams were made anew. ``after`` stays: the task may be queued for all we know.
+        Returns whether the streams were created again. ``after`` stays: the task may be queued for all we know.
         """
         streams.extent()  # raises if it was the connection
         self._log.once("the task stream refuses, uploads wait", error=str(error))
@@ -242,7 +242,7 @@ class Uploads:
         return delay
 
     def _empty(self, streams: Streams, *, but: Upload | None = None) -> bool:
-        """Make the streams anew if they are half full of tasks that are all done; returns whether they were.
+        """Make the streams again if they are half full of tasks that are all done; returns whether they were.
 
         Stream Manager keeps exported messages: a stream that refuses when full would in the end refuse for ever, and one
         that forgets with time would forget tasks that are not done.
@@ -254,7 +254,7 @@ class Uploads:
         extent = streams.extent()
         if extent.fill < _FULL or extent.exported_task < extent.newest_task:
             return False
-        self._log.info("the task stream is full of finished uploads and is made anew")
+        self._log.info("the task stream is full of finished uploads and is created again")
         streams.clear()
         return True
 
@@ -276,7 +276,7 @@ class Uploads:
     def _reconcile(self, extent: Extent, position: int | None) -> int:
         """Find tasks whose end will never be told, and have them queued again; returns where to read the statuses from.
 
-        That is so when the streams were lost and made anew, or when a status was overwritten or never written. Uploading a
+        That is so when the streams were lost and created again, or when a status was overwritten or never written. Uploading a
         file once more does no harm: it is the same object.
         """
         with self._changed:

@@ -1,7 +1,7 @@
 """Training with the user's own Flower client: any object with the methods of ``flwr.client.NumPyClient``.
 
 ``builder`` names, as ``module:object``, either a client, which has its data already, or a function (or class) that makes one
-from a `Dataset`: it is called anew for each training and each evaluation. Flower itself need not be installed.
+from a `Dataset`: it is called again for each training and each evaluation. Flower itself need not be installed.
 """
 
 from __future__ import annotations

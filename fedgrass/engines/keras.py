@@ -145,7 +145,7 @@ class KerasEngine(OutputEngine):
 def _build(builder: Builder) -> Any:
     if keras.backend.backend() != "tensorflow":
         raise EngineError(f"engine keras: backend {keras.backend.backend()!r} is in use; set KERAS_BACKEND=tensorflow")
-    # Layers without a name of their own are numbered through the process: start anew, so that every build is called alike.
+    # Layers without a name of their own are numbered through the process: start again, so that every build is called alike.
     keras.utils.clear_session(free_memory=False)
     model = builder_of("keras", builder)()
     if not isinstance(model, keras.Model) or not model.built:

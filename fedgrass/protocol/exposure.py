@@ -15,7 +15,7 @@ def against_round(announcement: Announcement, *, least: float) -> str:
 
 
 def against_exact_answers(newest: Announcement | None, *, least: float) -> str:
-    """Why a command may not be told anything without noise; ``newest`` is the newest round that the device heard of."""
+    """Why a command may not be told anything without noise; ``newest`` is the newest round that the device knows of."""
     if least:
         return f"minNoiseMultiplier is {least:g}"
     if newest is not None and newest.update.noise_multiplier > 0:

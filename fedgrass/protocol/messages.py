@@ -141,7 +141,7 @@ class Announcement(Message):
 
 
 class UpdateNotice(Message):
-    """A device's word on a round: ``uploaded`` (the object is in S3), ``evaluated`` (see the metrics), or why there is none.
+    """A device's answer to a round: ``uploaded`` (the object is in S3), ``evaluated`` (see the metrics), or why there is none.
 
     ``opened_at`` is that of the announcement it answers, and says which of a round's tasks is meant: the round itself, or the
     evaluation of its model before the release.

@@ -128,7 +128,7 @@ class Privacy(_Settings):
         default=0.0, ge=0, allow_inf_nan=False, description="A round that would pass it is refused. 0 sets no bound"
     )
     secret_cohort: bool = Field(
-        default=False, description="Count on it that nobody learns who was asked: less is spent with a small fraction"
+        default=False, description="Assume the cohort is secret, so that sampling amplification lowers the ε spent"
     )
 
 
@@ -149,7 +149,7 @@ class Gate(_Settings):
         description="How far the accuracy may lie below the best that was released; without one: fraction of the lowest loss",
     )
     forget_best: bool = Field(
-        default=False, description="Begin anew: the base's figures are the best so far, whatever was before"
+        default=False, description="Start over: the base's figures are the best so far, whatever was before"
     )
     devices_seconds: int = Field(
         default=0,

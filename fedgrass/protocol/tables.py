@@ -62,7 +62,7 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class FleetMember:
-    """A device as the cloud knows it: its last heartbeat, its last word on a model, or both.
+    """A device as the cloud knows it: its last heartbeat, its last report on a model, or both.
 
     One of which no heartbeat is known is shown, and not counted anywhere (`fedgrass.protocol.roster`).
     """

@@ -81,10 +81,10 @@ class Store:
             stored, metadata = tensors.load(self.folder / STATE)
             count, version = int(metadata["rounds"]), metadata["version"]
         except (TensorFileError, KeyError, ValueError) as error:
-            raise DataError(f"{self.folder / STATE}: is damaged ({error}); simulate anew") from error
+            raise DataError(f"{self.folder / STATE}: is damaged ({error}); simulate again") from error
         rounds = self.rounds()
         if len(rounds) < count:
-            raise DataError(f"{self.folder / ROUNDS}: {len(rounds)} rounds, {count} were saved; simulate anew")
+            raise DataError(f"{self.folder / ROUNDS}: {len(rounds)} rounds, {count} were saved; simulate again")
         write_atomically(self.folder / ROUNDS, b"".join(map(_line, rounds[:count])))
         self._written = count
         parameters = {name[2:]: value for name, value in stored.items() if name.startswith("p/")}

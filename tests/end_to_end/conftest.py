@@ -42,7 +42,7 @@ class Operator:
         self._step_functions = demo.fleet.aws.client("stepfunctions")
 
     def ready(self) -> None:
-        """Wait until every device could train: after a release a component starts anew, and says so when it is up."""
+        """Wait until every device could train: after a release a component starts over, and says so when it is up."""
 
         def able() -> set[str]:
             members = tables.fleet_members(self.demo.devices_table, self.fleet.fleet)

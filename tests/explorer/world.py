@@ -237,7 +237,7 @@ class World:
         """Overridden by what looks at the state before the next round."""
 
     def operate(self, kind: str) -> None:
-        """Let a person act, in a process of its own."""
+        """Let a person act, in a separate process."""
 
         def act() -> None:
             account = self.account()

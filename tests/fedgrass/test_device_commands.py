@@ -128,7 +128,7 @@ def test_a_model_is_named_by_the_digests_of_its_published_manifest() -> None:
 
 
 def test_a_device_that_was_never_heard_is_named() -> None:
-    with pytest.raises(CommandError, match=r"thing-2.*never heard"):
+    with pytest.raises(CommandError, match=r"thing-2.*never seen"):
         Cloud().commander.make("thing-2", "evaluate")
 
 

@@ -33,7 +33,7 @@ _QUICK = UNDER_FAULTS | {"fit": {"epochs": 5, "learning_rate": 0.2}}
 """What is looked for grows with the number of rounds, not with their length."""
 _DEADLY = KILLS | {"clock jumps", "checkpoint corrupted"}
 _RARELY = _DEADLY | {"bad model", "artifact corrupted"}
-"""What begins a process anew, or holds the fleet up for long: one fault in ten."""
+"""What begins a process again, or holds the fleet up for long: one fault in ten."""
 _SPARED = 2
 
 

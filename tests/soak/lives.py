@@ -1,6 +1,6 @@
 """What each process of a fleet holds, round after round, and whether it grows.
 
-A process that was killed begins anew: what is judged is the longest life of each, without its first rounds, in which
+A process that was killed starts over: what is judged is the longest life of each, without its first rounds, in which
 caches fill.
 """
 

@@ -1,4 +1,4 @@
-"""The gate's word on a round's model: on the operator's evaluation set, else on the devices' figures, else on nothing."""
+"""The release gate's decision on a round's candidate model: on the operator's evaluation set, else on the devices' figures, else on nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The devices' word on a new model before it is released: they evaluate it, and its base, on the examples that each keeps back.
+"""The devices' evaluation of a candidate model before its release: they evaluate it, and its base, on the examples that each keeps back.
 
 The job announces the evaluation itself and waits: in the state machine it would take a second job to release. The announcement
 has the round's number and cohort and a later time, so devices take it for what it is, another task. Their notices are counted in

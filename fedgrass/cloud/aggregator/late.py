@@ -40,7 +40,7 @@ def earlier_rounds(rounds: Table, bucket: Bucket, record: RoundRecord, staleness
         try:
             earlier = load_round(rounds, record.fleet, number)
         except RecordError:
-            continue  # the fleet began anew in between
+            continue  # the fleet started over in between
         for key, etag in _had_a_turn(bucket, earlier):
             spent.setdefault(key, set()).add(etag)
         if earlier.base.parameters_sha256 != base.parameters_sha256:
@@ -77,7 +77,7 @@ def _had_a_turn(bucket: Bucket, record: RoundRecord) -> list[tuple[str, str]]:
         report = RoundReport.model_validate_json(content)
     except ValidationError as error:
         raise TransferError(
-            f"{bucket.uri(key)}: is no round report, and it says which updates were counted; move it away to count all anew"
+            f"{bucket.uri(key)}: is no round report, and it says which updates were counted; move it away to count them all again"
         ) from error
     if report.base.parameters_sha256 != record.base.parameters_sha256:
         return []  # an earlier fleet of this name left it

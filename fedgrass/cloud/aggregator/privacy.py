@@ -39,7 +39,7 @@ def noise_of(privacy: Privacy, seed: str) -> Gaussian | None:
 
 
 def judged(ledger: PrivacyLedger) -> PrivacyLedger:
-    """Return the ledger with the accountant's word on it: what is spent, and what one more round like the last would make it."""
+    """Return the ledger with the accountant's figures: what is spent, and what one more round like the last would make it."""
     last = ledger.spends[-1]
     return ledger.model_copy(
         update={

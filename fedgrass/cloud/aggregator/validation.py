@@ -1,4 +1,4 @@
-"""Judging an update: it is evidence, not an order. What passes here is safe to add; what does not has its reason."""
+"""Validate untrusted updates: what passes is safe to add, what does not is refused with a reason."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class UpdateValidator:
         if earlier is not None and reference.key in earlier.spent:
             raise UpdateError(
                 "replayed",
-                f"thing {reference.thing!r} had its turn for round {reference.round}, and sent another since",
+                f"thing {reference.thing!r} was already used for round {reference.round}, and sent another since",
             )
         cohort = earlier.cohort if earlier else self._expected.cohort
         if cohort is not None and not is_member(cohort.salt, cohort.fraction, reference.thing):

@@ -89,7 +89,7 @@ def _is_any_address(host: str) -> bool:
 def protect(app: Flask, access: Access) -> None:
     """Have every request checked, and every answer carry the headers that bind browsers."""
     app.config.update(
-        SECRET_KEY=secrets.token_bytes(32),  # made anew at each start: nobody stays logged in, and nothing is kept
+        SECRET_KEY=secrets.token_bytes(32),  # created again at each start: nobody stays logged in, and nothing is kept
         SESSION_COOKIE_HTTPONLY=True,
         SESSION_COOKIE_SAMESITE="Strict",
         MAX_CONTENT_LENGTH=1 << 20,

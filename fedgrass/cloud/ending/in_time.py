@@ -73,7 +73,7 @@ def count_if_listed(rounds: Table, s3: Any, bucket: str, record: RoundRecord, pa
 def _listed(s3: Any, bucket: str, fleet: str, number: int, _salt: str) -> frozenset[str]:
     """Return the keys on a round's list, which never changes; raises `LookupError` if there is none yet.
 
-    A cohort's salt is of one round, also where a fleet began anew.
+    A cohort's salt is of one round, also where a fleet started over.
     """
     key = list_key(fleet, number)
     try:

@@ -61,7 +61,9 @@ def _prepare(services: Services, claim: Claim, thing: str) -> str | None:
     except iot.exceptions.ResourceNotFoundException:
         pass
     else:
-        return "there is such a thing already; remove it first (scripts/provision --remove) if it is to be made anew"
+        return (
+            "there is such a thing already; remove it first (scripts/provision --remove) if it is to be created again"
+        )
     name = policy_name(fleet, thing)
     try:
         iot.create_policy(

@@ -99,7 +99,7 @@ def _larger(record: RoundRecord, machine: str) -> str:
 def job_name(record: RoundRecord, *, larger: bool = False) -> str:
     """Name of the round's job, at most 63 characters; the same for every attempt to start it on the same machine.
 
-    SageMaker gives a name once and for all: the execution's digest keeps apart fleets that were removed and made anew. The
+    SageMaker gives a name once and for all: the execution's digest keeps apart fleets that were removed and created again. The
     fleet's own name is there for people only: its prefix tells it from others.
     """
     shown = record.fleet.replace("_", "-").strip("-")[:18].strip("-")

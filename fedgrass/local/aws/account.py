@@ -18,7 +18,7 @@ REGION = "us-east-1"
 
 @dataclass(frozen=True)
 class Keys:
-    """The account's credentials: made anew at each start, so that only who was given them gets in."""
+    """The account's credentials: created again at each start, so that only who was given them gets in."""
 
     access_key: str
     secret_key: str

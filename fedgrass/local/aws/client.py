@@ -1,4 +1,4 @@
-"""Start the local AWS as a process of its own, from the demo, a script or a test."""
+"""Start the local AWS as a separate process, from the demo, a script or a test."""
 
 from __future__ import annotations
 

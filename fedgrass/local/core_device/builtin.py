@@ -1,4 +1,4 @@
-"""Components that are part of the device: Stream Manager runs as a process of its own, and is started again if it dies."""
+"""Components that are part of the device: Stream Manager runs as a separate process, and is started again if it dies."""
 
 from __future__ import annotations
 

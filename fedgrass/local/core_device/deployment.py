@@ -91,7 +91,7 @@ class Active(BaseModel):
     targets: dict[str, dict[str, str]] = Field(default_factory=dict)
     components: dict[str, str] = Field(default_factory=dict)
     configured: dict[str, str] = Field(default_factory=dict)
-    """The deployment that last came with a configuration update for a component: nucleus lite then starts it anew."""
+    """The deployment that last came with a configuration update for a component: nucleus lite then restarts it."""
     results: dict[str, Result] = Field(default_factory=dict)
 
     def roots(self) -> dict[str, dict[str, str]]:

@@ -142,7 +142,7 @@ class IotCore:
             self._spool[info.mid] = size
 
     def forget_components(self) -> None:
-        """Be another MQTT daemon: connect anew, without the subscriptions of components, whose streams stay open."""
+        """Be another MQTT daemon: connect again, without the subscriptions of components, whose streams stay open."""
         self._subscriptions = [one for one in self._subscriptions if not one.of_component]
         with contextlib.suppress(OSError, AttributeError):  # not connected just now
             cast(socket.socket, self._client.socket()).shutdown(socket.SHUT_RDWR)

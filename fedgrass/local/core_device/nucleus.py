@@ -23,7 +23,7 @@ class Nucleus:
     """One kind of nucleus. Sizes are in bytes, times in seconds; ``None`` is no limit.
 
     ``restarts_on_configuration``: a component whose entry in the deployment has a ``configurationUpdate`` is installed and
-    started anew, whatever the update changes. ``installs_first``: everything is installed before anything is replaced.
+    started again, whatever the update changes. ``installs_first``: everything is installed before anything is replaced.
     ``needs_something_to_run``: a component without ``run`` and ``startup`` never gets beyond INSTALLED. ``patience``: how long
     a deployment waits for a component. ``answers_void_tokens``: a connection with one is refused, not just closed.
     ``keeps_failed_credentials``: how long the token exchange service goes on refusing after it had no connection.

@@ -25,7 +25,7 @@ _BEFORE_SETUP = "FEDGRASS_SETUP_STARTED"
 
 
 def main(
-    devices: Annotated[int, typer.Option(min=2, max=20, help="Local core devices, each a process of its own.")] = 3,
+    devices: Annotated[int, typer.Option(min=2, max=20, help="Local core devices, each a separate process.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Federated rounds.")] = 5,
     seed: Annotated[
         int,

@@ -300,7 +300,7 @@ def test_changed_settings_are_taken_over_without_a_restart(place: Place) -> None
     place.until(lambda: place.statuses[-1].examples == 40, "counted")
     configuration = place.ipc.configurations[RUNTIME]
     place.ipc.change(RUNTIME, {**configuration, "data": {**configuration["data"], "validationFraction": "0.5"}})
-    place.until(lambda: place.statuses[-1].examples == 25, "counted anew")
+    place.until(lambda: place.statuses[-1].examples == 25, "counted again")
     place.ipc.change(TRAINER, {"niceLevel": "loud"})
     place.settle()
     place.open(place.announcement())

@@ -1,4 +1,4 @@
-"""The trainer's work in processes of its own: whatever kills one, the component lives and says what it was."""
+"""The trainer's work in separate processes: whatever kills one, the component lives and says what it was."""
 
 from __future__ import annotations
 

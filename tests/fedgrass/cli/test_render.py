@@ -43,7 +43,7 @@ def test_the_fleet_shows_at_a_glance_who_can_train_and_why_not() -> None:
         "Trainer is silent",
         "Heartbeat: disk full",
         "silent for 1001 s",
-        "never heard",
+        "never seen",
     ):
         assert said in text
 

@@ -178,7 +178,7 @@ from pathlib import Path
 from fedgrass.edge import component, library
 installed = Path(sys.argv.pop())
 library.present = installed.read_text
-sys.orig_argv = [sys.executable, "-c", "import os; print('anew', os.getpid(), len(os.listdir('/proc/self/fd')))"]
+sys.orig_argv = [sys.executable, "-c", "import os; print('again', os.getpid(), len(os.listdir('/proc/self/fd')))"]
 from components.heartbeat.__main__ import start
 component.main("components.heartbeat", "", start)
 """
@@ -244,7 +244,7 @@ def test_a_component_that_has_used_up_its_starts_begins_anew_in_its_own_place(tm
     try:
         output = runs.upgraded()
         # The standard ones and the folder's own: a connection that stayed open would be waited for by the nucleus.
-        assert f"anew {runs.child.pid} 4" in output
+        assert f"again {runs.child.pid} 4" in output
         assert runs.child.returncode == 0
     finally:
         runs.close()

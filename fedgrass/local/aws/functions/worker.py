@@ -1,4 +1,4 @@
-"""Runs one Lambda handler in a process of its own: an event per line in, an answer per line out.
+"""Runs one Lambda handler in a separate process: an event per line in, an answer per line out.
 
 Started by path with the function's own environment, so it uses the standard library only. What the handler prints
 goes to standard error, which is the function's log.

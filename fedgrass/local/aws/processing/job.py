@@ -96,7 +96,7 @@ class ProcessingJob:
         return {name: value for name, value in shown.items() if value is not None}
 
     def start(self) -> None:
-        """Run the job in a thread of its own."""
+        """Run the job in a separate thread."""
         self.changed(self)
         self._thread.start()
 

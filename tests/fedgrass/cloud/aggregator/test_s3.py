@@ -107,7 +107,7 @@ def test_without_versions_a_replaced_update_is_missing_rather_than_another(fleet
 
 
 class Breaking:
-    """Bodies that break off after some bytes, each time it is read anew."""
+    """Bodies that break off after some bytes, each time it is read again."""
 
     def __init__(self, content: bytes, every: int, failures: int) -> None:
         self.content = content

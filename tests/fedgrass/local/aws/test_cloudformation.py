@@ -302,6 +302,6 @@ def test_of_the_fleets_own_template_only_what_the_docs_name_is_skipped() -> None
     text = TEMPLATE.read_text()
     types = {line.split(":", 1)[1].strip() for line in text.splitlines() if line.strip().startswith("Type: AWS::")}
     assert len(types) > 5
-    # In a process of its own: moto looks for types once, and another test may have made it look.
+    # In a separate process: moto looks for types once, and another test may have made it look.
     found = subprocess.run([sys.executable, "-c", KNOWN], capture_output=True, text=True, check=True)
     assert types - set(found.stdout.split()) == SKIPPED

@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class Loop:
-    """An event loop in a thread of its own, so that blocking clients can be tested against servers in it."""
+    """An event loop in a separate thread, so that blocking clients can be tested against servers in it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
