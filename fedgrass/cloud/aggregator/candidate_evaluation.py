@@ -1,4 +1,4 @@
-"""The release gate's decision on a round's candidate model: on the operator's evaluation set, else on the devices' figures, else on nothing."""
+"""Judge a candidate model: by the operator's evaluation set, else by the devices' figures, else release it unjudged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The devices' evaluation of a candidate model before its release: they evaluate it, and its base, on the examples that each keeps back.
+"""Have devices evaluate a candidate model and its base before a release, each on the examples that it keeps back.
 
 The job announces the evaluation itself and waits: in the state machine it would take a second job to release. The announcement
 has the round's number and cohort and a later time, so devices take it for what it is, another task. Their notices are counted in
