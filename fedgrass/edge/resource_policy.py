@@ -175,7 +175,7 @@ class Pause:
 
         Raises
         ------
-        HeldError
+        UnavailableError
             When the patience is at its end.
         """
         if self._guard.hold() is not None:

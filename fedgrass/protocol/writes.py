@@ -103,6 +103,11 @@ def put_item(table: Any, **arguments: Any) -> dict[str, Any]:
     return _repeated(table, lambda: table.put_item(**arguments))
 
 
+def delete_item(table: Any, **arguments: Any) -> dict[str, Any]:
+    """Do DeleteItem; no item under the key is no error."""
+    return _repeated(table, lambda: table.delete_item(**arguments))
+
+
 def transact(table: Any, actions: list[dict[str, Any]], *, pause: Callable[[float], None] = time.sleep) -> int | None:
     """Write all of ``actions`` or none.
 

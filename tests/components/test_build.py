@@ -94,7 +94,9 @@ def test_an_archive_holds_one_component_and_nothing_of_the_cloud_or_the_others(c
         allowed = (f"components/{name}/", "fedgrass/") if name == "runtime" else (f"components/{name}/",)
         assert names
         assert [entry for entry in names if not entry.startswith(allowed)] == []
-        assert [entry for entry in names if "/cli" in entry or "__pycache__" in entry] == []
+        assert [entry for entry in names if "/cli/" in entry or "__pycache__" in entry] == []
+        parts = tuple(f"fedgrass/{part}/" for part in ("authoring", "cli", "cloud", "local", "simulation"))
+        assert [entry for entry in names if entry.startswith(parts)] == []
 
 
 @needs_schemas

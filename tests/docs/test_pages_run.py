@@ -66,7 +66,7 @@ def run_there(block: Block) -> bool:
     [
         ("fedgrass round stat", "no command 'stat'"),
         (".venv/bin/fedgrass round start --sett fit.epochs=1", "no option --sett"),
-        ("AWS_REGION=x fedgrass fleet list --json | tail -1", "no option --json"),
+        ("AWS_REGION=x fedgrass fleet list --jsonl | tail -1", "no option --jsonl"),
         ("./scripts/demo --device 3", "no option --device"),
         ("./scripts/demonstrate", "no script"),
         ("python -m benchmarks.nothing", "no module"),

@@ -13,6 +13,7 @@ from fedgrass.cloud.infrastructure.script import is_gone, removed
 from fedgrass.errors import InfrastructureError
 from fedgrass.protocol.device_policy import policy_name, policy_prefix
 from fedgrass.protocol.records import MODEL_SUFFIX
+from fedgrass.protocol.writes import delete_item
 
 FLEET_MARK = "fedgrassFleet"  # an attribute of things that were made for a fleet
 FLEET_TAG = "fedgrass:fleet"
@@ -104,7 +105,7 @@ def forget(session: Any, table: str, fleet: str, thing: str) -> None:
     """Remove a device's heartbeat and its word on its model: from then on nothing of it counts, what it has uploaded included."""
     devices = session.resource("dynamodb").Table(table)
     for name in (thing, thing + MODEL_SUFFIX):
-        devices.delete_item(Key={"fleet": fleet, "thing": name})
+        delete_item(devices, Key={"fleet": fleet, "thing": name})
 
 
 def _policies(iot: Any) -> list[str]:

@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[3]
 TRAINING = """
 import sys, threading
 from pathlib import Path
-from components.trainer.work import be_nice
+from components.trainer.work import lower_priority
 from fedgrass import data
 from fedgrass.bundle import Bundle
 from fedgrass.data import DataSettings
-from fedgrass.edge.resource_policy import Guard, Pause
+from fedgrass.edge.resource_policy import ResourcePolicy, Pause
 from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.system import Sensors
 from fedgrass.engines.base import FitSettings, Hooks
@@ -29,11 +29,11 @@ from fedgrass.engines.litert import LiteRTEngine
 
 folder, file, nice, most = sys.argv[1:]
 settings = TrainerSettings(nice_level=int(nice), max_cpu_percent=float(most), min_free_memory_mb=0, min_free_disk_mb=0)
-pause = Pause(Guard(lambda: settings, Sensors(Path("/")).read), 3600, lambda reason: print(reason, flush=True))
+pause = Pause(ResourcePolicy(lambda: settings, Sensors(Path("/")).read), 3600, lambda reason: print(reason, flush=True))
 stopping = threading.Event()
 
 def train():
-    be_nice(settings.nice_level)
+    lower_priority(settings.nice_level)
     bundle = Bundle.open(Path(folder))
     examples = data.load(DataSettings(path=file), bundle.manifest).train
     print("training", flush=True)

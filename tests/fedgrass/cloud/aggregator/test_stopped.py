@@ -104,7 +104,10 @@ def test_what_cannot_be_unwound_does_not_keep_a_stopped_job() -> None:
 def test_python_alone_ignores_it_as_a_first_process() -> None:
     if not namespace():
         pytest.skip("this machine gives no PID namespace")
-    code = "import time; print('up', flush=True); time.sleep(10_000)"
+    # Whoever started these tests may have SIGINT ignored, and Python would ignore it then.
+    code = (
+        "import signal, time; signal.signal(2, signal.default_int_handler); print('up', flush=True); time.sleep(10_000)"
+    )
     with process("-c", code) as (job, number):
         assert job.stdout is not None
         assert job.stderr is not None

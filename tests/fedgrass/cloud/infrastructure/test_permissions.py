@@ -185,7 +185,7 @@ def test_the_job_may_do_what_its_code_does_and_nothing_else(template: Template) 
     called |= actions_of_function("fedgrass.protocol.tables", "participations_at")
     called |= actions_of_function("fedgrass.protocol.tables", "participations")
     called |= actions_of_function("fedgrass.protocol.roster", "things_of_fleet")
-    called |= actions_of_function("fedgrass.cloud.aggregator.device_evaluation", "Jury")
+    called |= actions_of_function("fedgrass.cloud.aggregator.device_evaluation", "DeviceEvaluation")
     for module, function in (
         ("canaries", "deploy_to_canaries"),
         ("finish", "finish"),

@@ -369,7 +369,8 @@ def test_of_each_device_the_last_word_on_a_model_counts_in_whatever_order_words_
     fleet.heartbeats("d", able=False)
     if (left := fleet.open_round) is not None:
         close(fleet.services, left)  # hypothesis ended an example halfway: its draws ran out
-    record = fleet.open(min_updates=1)
+    # Nothing is taken back for refusals, which would end the roll-out (`test_taken_back` is about that).
+    record = fleet.open(min_updates=1, rollout={"refusal": "fail"})
     number = record.round
     record_update(fleet.services, fleet.update("a", number))
     start_aggregation(fleet.services, TokenRequest(round=number, token=f"job-{number}"))

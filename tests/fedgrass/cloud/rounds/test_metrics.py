@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from fedgrass.cloud.rounds import refused_models
 from fedgrass.cloud.rounds.abort_round import abort_round
 from fedgrass.cloud.rounds.close_round import CloseRequest, close_round
 from fedgrass.cloud.rounds.metrics import NAMESPACE
 from fedgrass.cloud.rounds.record_deployment import DeploymentEvent, record_deployment
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
+from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.watch_fleet import watch_fleet
 from fedgrass.protocol.messages import Tally, TrainerStatus
 from fedgrass.protocol.report import QuarantinedEntry
@@ -76,7 +78,7 @@ def shown() -> Iterator[Metric]:
 
 
 def test_every_figure_that_is_written_is_shown_and_every_one_that_is_shown_is_written(
-    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+    fleet: Fleet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch_fleet(fleet.services)
     aggregate(fleet)
@@ -88,6 +90,8 @@ def test_every_figure_that_is_written_is_shown_and_every_one_that_is_shown_is_wr
     event = {"resources": ["arn:aws:greengrass:us-east-1:123456789012:coreDevices:a"]}
     detail = {"deploymentId": "d", "coreDeviceExecutionStatus": "FAILED"}
     assert record_deployment(fleet.services, DeploymentEvent.model_validate({**event, "detail": detail}))
+    monkeypatch.setattr(refused_models, "take_back_refused", lambda *_: "1.0.0")
+    act_on_refusals(fleet.services)
     assert set(metrics(written(capsys.readouterr().out))) == set(shown())
 
 
