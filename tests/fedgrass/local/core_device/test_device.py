@@ -79,7 +79,7 @@ def test_a_deployed_component_talks_to_the_cloud(
     cloud.publish(f"tell/{device.thing}", b"ping", qos=1)
     answer: MQTTMessage = cloud.user_data_get().get(timeout=PATIENCE)
     assert (answer.topic, answer.payload) == (f"said/{device.thing}", b"PING")
-    assert states(device)[f"{unique}.Echo"] == "RUNNING"
+    eventually(lambda: states(device).get(f"{unique}.Echo") == "RUNNING", "running reported")
 
 
 def test_a_retained_message_waits_for_its_subscriber(
@@ -101,7 +101,7 @@ def test_dependencies_are_found_in_the_cloud_and_what_is_left_out_is_removed(
     fleet.publish(top, FOREVER, dependencies={base: {"VersionRequirement": "^1.0.0"}})
     fleet.publish(other, FOREVER, files={"x": "y"})
     succeeds(device, {top: "1.0.0", other: "1.0.0"})
-    assert versions(device) == {base: "1.2.0", top: "1.0.0", other: "1.0.0"}
+    eventually(lambda: versions(device) == {base: "1.2.0", top: "1.0.0", other: "1.0.0"}, "all reported")
     assert (device.root / "packages" / "artifacts-unarchived" / other / "1.0.0" / "code" / "x").read_text() == "y"
     succeeds(device, {top: "1.0.0"})
     eventually(lambda: versions(device) == {base: "1.2.0", top: "1.0.0"}, "removal reported")
@@ -122,7 +122,7 @@ def test_a_failed_deployment_is_rolled_back_with_its_configuration(
     assert "FAILED_ROLLBACK_COMPLETE" in str(result)
     assert "exited with code 9" in str(result)
     assert device.log(name).count("version one of") == 2  # at first, and again after the roll-back
-    assert versions(device)[name] == "1.0.0"
+    eventually(lambda: versions(device).get(name) == "1.0.0", "roll-back reported")
     assert psutil.pid_exists(pid)
     succeeds(device, {name: "1.0.0", kept: "1.0.0"})  # and the device is as good as before
 
@@ -168,7 +168,7 @@ def test_an_altered_artifact_changes_nothing_on_the_device(fleet: Fleet, device:
     result = fails(device, {name: "1.1.0"})
     assert "SHA-256" in str(result)
     assert "FAILED_NO_STATE_CHANGE" in str(result)
-    assert versions(device) == {name: "1.0.0"}
+    eventually(lambda: versions(device) == {name: "1.0.0"}, "the component reported")
 
 
 def test_a_deployment_waits_while_a_component_defers_it(fleet: Fleet, device: DeviceProcess, unique: str) -> None:
