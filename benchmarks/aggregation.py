@@ -168,7 +168,7 @@ def make_updates(base: Bundle, folder: Path, count: int, codec: str, *, bodies: 
     written = []
     for body in range(bodies):
         path = folder / "body"
-        write_update(path, zeros, _local(zeros, body), _header(base, "body"), codec=codec)
+        write_update(path, zeros, _local(zeros, body), header_of(base, "body"), codec=codec)
         with path.open("rb") as file:
             head = tensors.read_header(file, file_bytes=path.stat().st_size)
             specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in head.tensors]
@@ -177,7 +177,7 @@ def make_updates(base: Bundle, folder: Path, count: int, codec: str, *, bodies: 
     for index in range(count):
         thing = f"thing-{index:05d}"
         specs, content = written[index % bodies]
-        header = _header(base, thing).model_copy(update={"codec": codec, "num_examples": 1 + index % 7})
+        header = header_of(base, thing).model_copy(update={"codec": codec, "num_examples": 1 + index % 7})
         with (folder / f"{thing}.safetensors").open("wb") as file:
             file.write(tensors.encode_header(specs, header.to_metadata()))
             file.write(content)
@@ -188,7 +188,8 @@ def _local(zeros: dict[str, Array], body: int) -> dict[str, Array]:
     return {name: generator.standard_normal(value.size, np.float32) * np.float32(1e-2) for name, value in zeros.items()}
 
 
-def _header(base: Bundle, thing: str) -> UpdateHeader:
+def header_of(base: Bundle, thing: str) -> UpdateHeader:
+    """Return the header of a thing's update of one example."""
     manifest = base.manifest
     return UpdateHeader(
         fleet="benchmark",

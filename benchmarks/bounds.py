@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
+from benchmarks.aggregation import header_of
 from fedgrass.architecture import new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import aggregate
@@ -26,7 +27,6 @@ from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.protocol.settings import Checks
 from fedgrass.simulation.updates import VirtualUpdates
 from fedgrass.strategies import strategy_named
-from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import encode_update
 
 DEVICES, ROUNDS = 20, 10
@@ -101,7 +101,7 @@ def accuracy(folder: Path, spread: str, checks: Checks, length: float | None, se
             deltas[0] = (np.asarray(-length * mean), 10**9)
         updates = VirtualUpdates(folder)
         for device, (delta, count) in enumerate(deltas):
-            header = _header(base, f"device-{device:02d}", count)
+            header = header_of(base, f"device-{device:02d}").model_copy(update={"num_examples": count})
             local = {"w": delta.ravel().astype(np.float32)}
             updates.put(1, header.thing, encode_update(zeros, local, header).to_bytes())
         found = aggregate(base, updates, updates.list(), strategy_named("fedavg"), expected).parameters
@@ -123,18 +123,6 @@ def _model(folder: Path) -> Bundle:
         output=x,
         loss="mean_squared_error",
         batch_size=1,
-    )
-
-
-def _header(base: Bundle, thing: str, examples: int) -> UpdateHeader:
-    manifest = base.manifest
-    return UpdateHeader(
-        fleet="benchmark",
-        round=1,
-        thing=thing,
-        base_sha256=manifest.parameters_sha256,
-        graph_sha256=manifest.graph_sha256,
-        num_examples=examples,
     )
 
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from botocore.exceptions import ClientError
 from pydantic import BaseModel, ValidationError
 
-from fedgrass.cloud.ending.reports import exists
+from fedgrass.cloud.ending.reports import read_object
 from fedgrass.errors import AggregationError
 from fedgrass.protocol.names import report_prefix, update_key
 from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
@@ -76,17 +75,11 @@ def _listed(s3: Any, bucket: str, fleet: str, number: int, _salt: str) -> frozen
     A cohort's salt is of one round, also where a fleet started over.
     """
     key = list_key(fleet, number)
+    content = read_object(s3, bucket, key, max_bytes=_MAX_LIST_BYTES)
+    if content is None:
+        raise LookupError(key)
     try:
-        answer = s3.get_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code == "NoSuchKey" or (code == "AccessDenied" and not exists(s3, bucket, key)):
-            raise LookupError(key) from error
-        raise
-    if answer["ContentLength"] > _MAX_LIST_BYTES:
-        raise AggregationError(f"s3://{bucket}/{key}: {answer['ContentLength']} bytes; at most {_MAX_LIST_BYTES}")
-    try:
-        found = _List.model_validate_json(answer["Body"].read())
+        found = _List.model_validate_json(content)
     except ValidationError as error:
         raise AggregationError(f"s3://{bucket}/{key}: is no update list; move it away to make a new one") from error
     return frozenset(entry.key for entry in found.updates)

@@ -44,16 +44,11 @@ def write_first(s3: Any, bucket: str, key: str, record: RoundRecord, report: Rou
 
 
 def _read(s3: Any, bucket: str, key: str, record: RoundRecord) -> RoundReport | None:
+    content = read_object(s3, bucket, key, max_bytes=MAX_REPORT_BYTES)
+    if content is None:
+        return None
     try:
-        answer = s3.get_object(Bucket=bucket, Key=key)
-    except ClientError as error:
-        if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and not exists(s3, bucket, key)):
-            return None
-        raise
-    if answer["ContentLength"] > MAX_REPORT_BYTES:
-        raise AggregationError(f"s3://{bucket}/{key}: {answer['ContentLength']} bytes; at most {MAX_REPORT_BYTES}")
-    try:
-        report = RoundReport.model_validate_json(answer["Body"].read())
+        report = RoundReport.model_validate_json(content)
     except ValidationError as error:
         raise AggregationError(f"s3://{bucket}/{key}: {first_problem(error)}") from error
     expected = (record.fleet, record.round, record.base.parameters_sha256)
@@ -65,7 +60,21 @@ def _read(s3: Any, bucket: str, key: str, record: RoundRecord) -> RoundReport | 
     return report
 
 
-def exists(s3: Any, bucket: str, key: str) -> bool:
+def read_object(s3: Any, bucket: str, key: str, *, max_bytes: int) -> bytes | None:
+    """Return an object's content; None if there is none. Raises `AggregationError` if it has more than ``max_bytes``."""
+    try:
+        answer = s3.get_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and not _exists(s3, bucket, key)):
+            return None
+        raise
+    if answer["ContentLength"] > max_bytes:
+        raise AggregationError(f"s3://{bucket}/{key}: {answer['ContentLength']} bytes; at most {max_bytes}")
+    content: bytes = answer["Body"].read()
+    return content
+
+
+def _exists(s3: Any, bucket: str, key: str) -> bool:
     """Whether there is such an object: what is missing S3 denies to a role that may list some prefixes only."""
     listed = s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
     return any(entry["Key"] == key for entry in listed.get("Contents", ()))

@@ -255,6 +255,19 @@ def _camel(value: Any) -> Any:
     return [_camel(item) for item in value] if isinstance(value, list) else value
 
 
+def _serving(kind: str, put: Callable[[Connect, str, Properties, str | None], str], delete: str) -> ResourceType:
+    """Return a type of SageMaker's hosting, known by its name; ``delete`` is the client's method."""
+    name_property = f"{kind}Name"
+    return ResourceType(
+        f"AWS::SageMaker::{kind}",
+        name_property,
+        put,
+        lambda connect, name: getattr(connect("sagemaker"), delete)(**{name_property: name}),
+        lambda name: name,
+        arn_attribute=name_property,
+    )
+
+
 _TYPES = (
     ResourceType(
         "AWS::IoT::ThingGroup",
@@ -292,30 +305,9 @@ _TYPES = (
         arn_attribute="ModelPackageGroupArn",
     ),
     # moto's own run nothing
-    ResourceType(
-        "AWS::SageMaker::Model",
-        "ModelName",
-        _put_model,
-        lambda connect, name: connect("sagemaker").delete_model(ModelName=name),
-        lambda name: name,
-        arn_attribute="ModelName",
-    ),
-    ResourceType(
-        "AWS::SageMaker::EndpointConfig",
-        "EndpointConfigName",
-        _put_endpoint_config,
-        lambda connect, name: connect("sagemaker").delete_endpoint_config(EndpointConfigName=name),
-        lambda name: name,
-        arn_attribute="EndpointConfigName",
-    ),
-    ResourceType(
-        "AWS::SageMaker::Endpoint",
-        "EndpointName",
-        _put_endpoint,
-        lambda connect, name: connect("sagemaker").delete_endpoint(EndpointName=name),
-        lambda name: name,
-        arn_attribute="EndpointName",
-    ),
+    _serving("Model", _put_model, "delete_model"),
+    _serving("EndpointConfig", _put_endpoint_config, "delete_endpoint_config"),
+    _serving("Endpoint", _put_endpoint, "delete_endpoint"),
     ResourceType(
         "AWS::Lambda::EventInvokeConfig", "FunctionName", _put_event_invoke_config, _delete_event_invoke_config
     ),
