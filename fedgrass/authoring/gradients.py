@@ -7,13 +7,16 @@ avoided: XNNPACK has none, and a step between two of its partitions is slow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops import math_ops
 
+from fedgrass.authoring import broadcasts
 from fedgrass.authoring.convolution import product, transposed_product
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.windows import Windows, concat, output_and_padding, pad
@@ -31,6 +34,23 @@ def overridden() -> Iterator[None]:
     """Give ops that are created inside, in the current graph, the gradients of this module."""
     with tf.compat.v1.get_default_graph().gradient_override_map({name: _PREFIX + name for name in _TABLE}):
         yield
+
+
+def gradients(y: Tensor, by: Sequence[Tensor], upstream: Tensor) -> list[Tensor | None]:
+    """``tf.gradients`` whose sums of several paths are additions: XNNPACK leaves ADD_N out."""
+    before = math_ops.add_n
+    math_ops.add_n = added
+    try:
+        found: list[Tensor | None] = tf.gradients(y, by, grad_ys=upstream)
+    finally:
+        math_ops.add_n = before
+    return found
+
+
+def added(parts: Sequence[Tensor], name: str | None = None) -> Tensor:
+    """Sum tensors of one shape; stands for ``add_n``."""
+    del name
+    return functools.reduce(lambda total, part: total + part, parts)
 
 
 def positive(x: Tensor) -> Tensor:
@@ -216,21 +236,6 @@ def _split_v(op: Any, *dy: Tensor) -> tuple[Tensor, None, None]:
     return concat(dy, int(tf.get_static_value(op.inputs[2]))), None, None
 
 
-def _mean(op: Any, dy: Tensor) -> tuple[Tensor, None]:
-    return _sum(op, dy * (op.outputs[0].shape.num_elements() / op.inputs[0].shape.num_elements()))
-
-
-def _sum(op: Any, dy: Tensor) -> tuple[Tensor, None]:
-    shape = op.inputs[0].shape
-    axes = {int(axis) % shape.rank for axis in np.atleast_1d(tf.get_static_value(op.inputs[1]))}
-    kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
-    dy = tf.reshape(dy, kept)
-    if shape.rank == 4 and axes == {1, 2}:
-        # Used in another shape (`in_parts`): there the converter keeps BROADCAST_TO, which is slow.
-        return dy * tf.ones([1, shape[1], shape[2], 1]), None
-    return tf.broadcast_to(dy, shape), None
-
-
 def _padding(size: int, kernel: int, stride: int, padding: str) -> list[int]:
     """Zeros before and after an axis."""
     count, before = output_and_padding(size, kernel, stride, padding)
@@ -244,6 +249,7 @@ def _require_channels_last(op: Any) -> None:
 
 
 _TABLE: dict[str, Callable[..., Any]] = {
+    **broadcasts.GRADIENTS,
     "AvgPool": _avg_pool,
     "BiasAdd": _bias_add,
     "ConcatV2": _concat,
@@ -254,7 +260,6 @@ _TABLE: dict[str, Callable[..., Any]] = {
     "Log": _log,
     "MatMul": _mat_mul,
     "MaxPool": _max_pool,
-    "Mean": _mean,
     "Relu": _relu,
     "Relu6": _relu6,
     "Rsqrt": _rsqrt,
@@ -264,7 +269,6 @@ _TABLE: dict[str, Callable[..., Any]] = {
     "SplitV": _split_v,
     "Sqrt": _sqrt,
     "StridedSlice": _strided_slice,
-    "Sum": _sum,
     "Tanh": _tanh,
     "Transpose": _transpose,
 }

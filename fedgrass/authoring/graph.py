@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.gradients import added, gradients
 from fedgrass.authoring.losses import LossFunction
 from fedgrass.authoring.optimizers import Optimizer
 
@@ -92,7 +93,7 @@ def module(
         # What the gradients, and so what is added to or held against them, are times.
         scale = learning_rate if optimizer.linear else tf.constant(1.0)
         upstream = result.gradient * tf.reshape(share * scale, [batch] + [1] * (logits.shape.rank - 1))
-        found = tf.gradients(logits, trained, grad_ys=upstream)
+        found = gradients(logits, trained, upstream)
         for name, gradient in zip(forward.names, found, strict=True):
             if gradient is None:
                 raise UnsupportedModelError(name, "a parameter that does not reach the output", "freeze it")
@@ -148,7 +149,7 @@ def module(
 
 def _clipped(found: Sequence[Tensor], clip_norm: Tensor) -> list[Tensor]:
     """Scale the gradients so that their joint norm is at most ``clip_norm``; 0 leaves them as they are."""
-    norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in found]))
+    norm = tf.sqrt(added([tf.reduce_sum(tf.square(gradient)) for gradient in found]))
     scale = tf.where(clip_norm > 0.0, tf.minimum(1.0, clip_norm / tf.maximum(norm, 1e-12)), 1.0)
     return [gradient * scale for gradient in found]
 

@@ -106,7 +106,12 @@ def images() -> Any:
             layers.GlobalAveragePooling2D(),
             layers.BatchNormalization(momentum=0.7),
             layers.LayerNormalization(),
+            layers.GroupNormalization(2),
             layers.Reshape((6, 48)),
+            layers.UpSampling2D((2, 3)),
+            layers.Cropping2D(((1, 0), (2, 1))),
+            layers.ZeroPadding2D((1, 2)),
+            layers.GlobalMaxPooling2D(),
         )
     ]
     residual = layers.Add()([x, layers.Conv2D(4, 3, padding="same", activation="relu")(x)])
@@ -117,7 +122,9 @@ def sequences() -> Any:
     inputs = keras.Input((5,), dtype="int32")
     x = layers.Embedding(7, 6)(inputs)
     convolved = layers.Conv1D(6, 3, padding="same", activation="relu")(x)
+    decoded = layers.Conv1D(2, 3)(layers.UpSampling1D(2)(layers.RepeatVector(3)(layers.SimpleRNN(3)(x))))
     cells = [
+        decoded,
         layers.SimpleRNN(3)(x),
         layers.GRU(3, return_sequences=True)(convolved),
         layers.LSTM(3)(convolved),
