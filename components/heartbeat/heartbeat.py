@@ -7,12 +7,13 @@ accessControl: pubsub SubscribeToTopic ``fedgrass/trainer/status`` and ``fedgras
 from __future__ import annotations
 
 import random
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fedgrass
 from fedgrass.edge import defender, life, systemd
@@ -42,6 +43,7 @@ M = TypeVar("M", bound=Message)
 _JITTER = 0.1
 _SILENCE_SECONDS = 120.0
 _LOOK_SECONDS = 2.0
+_NAMED_EVERY = 10  # heartbeats
 _RELAUNCH_SECONDS = 8.0  # what the nucleus takes to restart a component is no trouble
 
 
@@ -145,6 +147,8 @@ class Heartbeat:
         self._defender_sensors = Sensors(device.work)  # CPU use is over each one's own interval
         self._network = defender.Network()
         self._said_able: tuple[bool, bool] | None = None
+        self._instance = secrets.token_hex(4)
+        self._named_at: float | None = None
         self._version = version_of(HEARTBEAT, __file__)
         self._said = device.work / "trainer-said.json"
         # Its work folder is beside the model store, which is ModelDeployer's.
@@ -197,6 +201,7 @@ class Heartbeat:
             components=self._components(),
             silent=self._silent(),
             errors=self._errors(),
+            **self._name_of_this_process(),
         )
         topic = device_topic(self._fleet, self._device.thing, "heartbeat")
         self._outbox.put_newest("heartbeat", topic, heartbeat.encode())
@@ -236,6 +241,15 @@ class Heartbeat:
             return
         with suppress(OSError, MessageError):
             self._trainer, self._trainer_heard = TrainerStatus.decode(self._said.read_bytes()), self._clock()
+
+    def _name_of_this_process(self) -> dict[str, Any]:
+        """What tells two devices of one name apart; not in each heartbeat, for each such is one more item to write."""
+        now = self._clock()
+        due = _NAMED_EVERY * self._settings.own.interval_seconds
+        if self._named_at is not None and now - self._named_at < due:
+            return {}
+        self._named_at = now
+        return {"instance": self._instance, "up_seconds": round(now - self._began, 3)}
 
     def _interval(self) -> float:
         return self._settings.own.interval_seconds * self._rng.uniform(1 - _JITTER, 1 + _JITTER)

@@ -13,6 +13,7 @@ from fedgrass.cli import render
 from fedgrass.cli.account import FleetOption, JsonOption
 from fedgrass.cli.rounds import merge
 from fedgrass.protocol import tables
+from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.refusals import Refusals, refusals
 from fedgrass.protocol.roster import may_count
 
@@ -24,19 +25,22 @@ def list_devices(fleet: FleetOption = DEFAULT_FLEET, as_json: JsonOption = False
     """List the devices: alive or silent, able to train or why not, their model, and how often their updates were refused."""
     account = Account.of(fleet)
     members = tables.fleet_members(account.devices_table, fleet)
-    refused = refusals(account.rounds_table, fleet)
+    refused, shared = refusals(account.rounds_table, fleet), shared_names(account.rounds_table, fleet)
     silos = tables.load_settings(account.rounds_table, fleet).silos
     if as_json:
-        render.print_json(_facts(member, refused.get(member.thing), silos) for member in members)
+        render.print_json(_facts(member, refused.get(member.thing), silos, shared) for member in members)
         return
-    render.console().print(render.fleet_table(members, refused, now_ms=time.time() * 1000, silos=silos))
+    render.console().print(render.fleet_table(members, refused, now_ms=time.time() * 1000, silos=silos, shared=shared))
 
 
-def _facts(member: tables.FleetMember, refused: Refusals | None, silos: Collection[str]) -> dict[str, Any]:
+def _facts(
+    member: tables.FleetMember, refused: Refusals | None, silos: Collection[str], shared: Collection[str]
+) -> dict[str, Any]:
     return {
         "thing": member.thing,
         "alive": member.alive(time.time() * 1000),
         "counts": may_count(member.thing, silos),
+        "shares_its_name": member.thing in shared,
         "heartbeat": member.heartbeat and member.heartbeat.model_dump(mode="json"),
         "model": member.model and member.model.model_dump(mode="json", exclude={"fleet", "thing", "expires"}),
         "refused": refused.count if refused else 0,

@@ -36,6 +36,7 @@ _OUTCOME_STYLES = {
 }
 _NOTHING = "–"
 _WRONG_CLOCK_SECONDS = 3600.0
+_SHARED_NAME = "two devices use this name and count as one: give each an identity of its own (scripts/provision)"
 _SENTENCES = {"able to train", "refused", "trouble", "why"}  # columns that give way where there is not room for all
 _WIDE = 160  # columns where there is no terminal to ask: a log or a pipe should not be folded
 
@@ -171,10 +172,12 @@ def fleet_table(
     *,
     now_ms: float,
     silos: Collection[str] | None = None,
+    shared: Collection[str] = (),
 ) -> Table:
     """Return the devices as a table; ``refused`` says of some how often their updates were.
 
-    Where the ``silos`` of the fleet's settings are given, one that is not among them is shown as what it is: not counted.
+    ``shared`` are names that several devices use. Where the ``silos`` of the fleet's settings are given, one that is not among
+    them is shown as what it is: not counted.
     """
     table = _table(
         "device",
@@ -210,7 +213,7 @@ def fleet_table(
             f"{beat.cpu_percent:.0f} %",
             f"{beat.memory_percent:.0f} %",
             size(beat.disk_free_bytes),
-            _trouble(beat),
+            _trouble(beat, shares_its_name=member.thing in shared),
         )
     return table
 
@@ -228,9 +231,10 @@ def refusals_text(refused: Refusals | None) -> Text:
     return Text(f"{refused.count}, last {refused.reason} in round {refused.round}", style="red")
 
 
-def _trouble(beat: Device) -> Text:
-    """Return how wrong a device's clock is, which of its components are silent, and the last error of those that had one."""
-    lines = [wrong] if (wrong := _wrong_clock(beat)) else []
+def _trouble(beat: Device, *, shares_its_name: bool) -> Text:
+    """Return what is wrong: another of its name, its clock, components that are silent, and the last errors."""
+    lines = [_SHARED_NAME] if shares_its_name else []
+    lines += [wrong] if (wrong := _wrong_clock(beat)) else []
     lines += [f"{_short(name)} is silent" for name in beat.silent]
     lines += [f"{_short(name)}: {error}" for name, error in beat.errors.items()]
     return Text("\n".join(lines), style="yellow") if lines else Text("")

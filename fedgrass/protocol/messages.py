@@ -246,6 +246,9 @@ class Heartbeat(Message):
 
     ``silent`` are the components that should have been heard on the device and were not; ``errors`` the last error or
     warning of those that had one.
+
+    ``instance`` tells this process from any other, ``up_seconds`` for how long it has run. The first heartbeat has them, and
+    every tenth: by them two devices of one name are found out (`fedgrass.protocol.instances`).
     """
 
     fleet: FleetName
@@ -265,6 +268,8 @@ class Heartbeat(Message):
     components: Annotated[dict[Annotated[str, Field(max_length=128)], ComponentVersion], Field(max_length=16)] = {}
     silent: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=16)] = ()
     errors: Annotated[dict[Annotated[str, Field(max_length=128)], LastError], Field(max_length=16)] = {}
+    instance: Annotated[str, Field(pattern=r"^([0-9a-f]{8})?$")] = ""
+    up_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 class ActiveModel(Message):

@@ -12,6 +12,7 @@ from fedgrass.cloud.console.index import STATES, DeviceSnapshot, State
 from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.round_page import live_panel
 from fedgrass.protocol import tables
+from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.records import Participation
 from fedgrass.protocol.tables import FleetMember
 
@@ -71,6 +72,7 @@ def pages(context: Context) -> Blueprint:
             page=page,
             found=len(found),
             members=shown,
+            shared=shared_names(context.account.rounds_table, fleet),
             parts=_parts(context, fleet_state.last, shown),
             chosen={"name": name, "state": state or "", "version": version},
             states=STATES,

@@ -116,6 +116,22 @@ def test_beats_come_at_the_interval_less_or_more_a_tenth(place: Place) -> None:
         place.until(lambda count=count: len(place.beats) == count, "next")
 
 
+def test_its_process_names_itself_at_first_and_at_every_tenth_beat(place: Place) -> None:
+    place.heartbeat.start()
+    [first] = place.until(lambda: place.beats, "beat")
+    assert (len(first.instance), first.up_seconds) == (8, 0.0)
+    for _ in range(20):
+        place.beat()
+    named = [beat for beat in place.beats[1:] if beat.instance]
+    assert [beat.instance for beat in named] == [first.instance] * 2
+    assert 300 <= named[0].up_seconds < 345
+    (place.folder / "other").mkdir()
+    other = Place(place.folder / "other")
+    other.heartbeat.start()
+    assert other.until(lambda: other.beats, "beat")[0].instance != first.instance
+    other.heartbeat.stop()
+
+
 def test_a_change_of_ability_is_told_at_once_and_other_changes_wait(place: Place) -> None:
     place.heartbeat.start()
     place.until(lambda: len(place.beats) == 1, "first")

@@ -48,6 +48,20 @@ def test_the_fleet_shows_at_a_glance_who_can_train_and_why_not() -> None:
         assert said in text
 
 
+def test_devices_that_share_a_name_are_told() -> None:
+    beat = {"fleet": "f", "sent_at": datetime.fromtimestamp(1000, timezone.utc), "interval_seconds": 30}
+    members = [
+        FleetMember(name, Device.model_validate({**beat, "thing": name, "received_at": 1_000_000})) for name in "ab"
+    ]
+    shown = io.StringIO()
+    Console(file=shown, width=250).print(render.fleet_table(members, {}, now_ms=1_001_000, shared={"b"}))
+    lines = {
+        line.strip().split()[0]: line for line in shown.getvalue().splitlines() if line.strip()[:2] in {"a ", "b "}
+    }
+    assert "two devices use this name" in lines["b"]
+    assert "use this name" not in lines["a"]
+
+
 def test_a_long_error_takes_no_other_columns_place() -> None:
     device = Device.model_validate(
         {

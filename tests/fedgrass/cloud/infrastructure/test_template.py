@@ -110,7 +110,7 @@ def test_every_log_group_forgets_and_every_bucket_is_private_encrypted_and_versi
 
 def test_every_topic_rule_says_where_its_errors_go(resources: dict[str, Any]) -> None:
     rules = of_type(resources, "AWS::IoT::TopicRule")
-    assert len(rules) == 5
+    assert len(rules) == 6
     assert all("ErrorAction" in rule["TopicRulePayload"] for rule in rules.values())
 
 

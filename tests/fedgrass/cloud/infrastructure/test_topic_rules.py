@@ -12,6 +12,7 @@ import pytest
 
 from fedgrass.local.aws import sql
 from fedgrass.local.aws.sql_values import Message
+from fedgrass.protocol.instances import Instance
 from fedgrass.protocol.messages import Heartbeat, Reply, TrainerStatus
 from fedgrass.protocol.names import TRAINER, device_topic
 from fedgrass.protocol.records import Device, reply_key
@@ -55,6 +56,21 @@ def test_a_heartbeat_reaches_the_table_whole(template: Template) -> None:
         item(template, "HeartbeatRule", device_topic("digits", "a", "heartbeat"), beat.encode()) or {}
     )
     assert {name: getattr(stored, name) for name in Heartbeat.model_fields} == dict(beat)
+
+
+def test_a_heartbeat_that_names_its_process_leaves_an_item_of_it(template: Template) -> None:
+    sent_at, topic = datetime(2026, 1, 1, tzinfo=timezone.utc), device_topic("digits", "a", "heartbeat")
+    beat = Heartbeat(
+        fleet="digits", thing="b", sent_at=sent_at, interval_seconds=30, instance="0123abcd", up_seconds=12.5
+    )
+    found = item(template, "InstanceRule", topic, beat.encode()) or {}
+    assert found["key"] == "instance#a#0123abcd"
+    assert found["expires"] == found["received_at"] // 1000 + 60 + 900
+    read = Instance.from_item(found)
+    assert (read.fleet, read.thing, read.instance, read.sent_at) == ("digits", "a", "0123abcd", sent_at)
+    assert read.up_seconds == 12.5
+    unnamed = Heartbeat(fleet="digits", thing="a", sent_at=sent_at, interval_seconds=30)
+    assert item(template, "InstanceRule", topic, unnamed.encode()) is None
 
 
 def test_a_device_s_message_cannot_pass_for_another_s(template: Template) -> None:
