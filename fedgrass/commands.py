@@ -19,7 +19,7 @@ from fedgrass.downloads import fetch
 from fedgrass.errors import CommandError
 from fedgrass.protocol import tables
 from fedgrass.protocol.messages import Base, Command, FitTask, Reply
-from fedgrass.protocol.names import device_topic, model_prefix, parameters_key
+from fedgrass.protocol.names import device_topic, model_prefix
 from fedgrass.protocol.records import Device, reply_key
 
 _LOOK_SECONDS = 0.5
@@ -161,9 +161,6 @@ class Commander:
         except self._s3.exceptions.NoSuchKey as error:
             raise CommandError(f"model {version}: fleet {fleet!r} has none at s3://{bucket}/{key}") from error
         manifest = parse_manifest(content, name=key)
-        return Base(
-            version=version,
-            parameters_key=parameters_key(fleet, version),
-            parameters_sha256=manifest.parameters_sha256,
-            graph_sha256=manifest.graph_sha256,
-        )
+        if manifest.version != version:
+            raise CommandError(f"s3://{bucket}/{key}: is the manifest of model {manifest.version}, expected {version}")
+        return Base.of(manifest, fleet)

@@ -51,8 +51,7 @@ def fetch_bundle(store: ObjectStore, bucket: str, base: Base, folder: Path, *, m
 def manifest_of(base: Base, content: bytes, *, name: str) -> Manifest:
     """Read the manifest of a round's base; raises `BundleError` if it is no manifest, or of another model."""
     manifest = parse_manifest(content, name=name)
-    found = (manifest.version, manifest.parameters_sha256, manifest.graph_sha256)
-    if found != (base.version, base.parameters_sha256, base.graph_sha256):
+    if not base.names(manifest):
         raise BundleError(f"{name}: is not the model {base.version} that the round starts from")
     return manifest
 

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import ValidationError
-
-from fedgrass.errors import RecordError, first_problem
+from fedgrass.errors import RecordError
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import QuarantinedEntry, RoundReport, UpdateEntry
 
@@ -55,11 +53,10 @@ def read_report(path: str | Path) -> RoundReport:
         If it cannot be read, or is no such report.
     """
     try:
-        return RoundReport.model_validate_json(Path(path).read_bytes())
+        content = Path(path).read_bytes()
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValidationError as error:
-        raise RecordError(f"{path}: no report of a round: {first_problem(error)}") from error
+    return RoundReport.read(content, name=str(path))
 
 
 def rounds(fleet: str, limit: int = 20) -> list[RoundRecord]:
@@ -78,8 +75,9 @@ def reports(fleet: str, limit: int = 20) -> Iterator[RoundReport]:
 
     account = Account.of(fleet)
     for record in recent_rounds(account.rounds_table, fleet, limit):
+        key = report_key(fleet, record.round)
         try:
-            stored = account.s3.get_object(Bucket=account.stack.bucket, Key=report_key(fleet, record.round))
+            stored = account.s3.get_object(Bucket=account.stack.bucket, Key=key)
         except account.s3.exceptions.NoSuchKey:
             continue
-        yield RoundReport.model_validate_json(stored["Body"].read())
+        yield RoundReport.read(stored["Body"].read(), name=f"s3://{account.stack.bucket}/{key}")

@@ -12,7 +12,7 @@ from fedgrass.data import DataSettings, Split, load
 from fedgrass.engines.base import Dataset, Metrics
 from fedgrass.engines.registry import open_engine
 from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, UpdateTask, Upload
-from fedgrass.protocol.names import parameters_key, update_prefix
+from fedgrass.protocol.names import update_prefix
 from fedgrass.training import Trained
 from fedgrass.training import train as take_part
 
@@ -80,12 +80,7 @@ def train(
         round=1,
         opened_at=now,
         deadline=now + timedelta(days=1),
-        base=Base(
-            version=manifest.version,
-            parameters_key=parameters_key(_FLEET, manifest.version),
-            parameters_sha256=manifest.parameters_sha256,
-            graph_sha256=manifest.graph_sha256,
-        ),
+        base=Base.of(manifest, _FLEET),
         cohort=Cohort(salt="all"),
         fit=FitTask(epochs=epochs, learning_rate=learning_rate),
         update=UpdateTask(codec=codec),

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgrass.bundle import PARAMETERS, Bundle
+from fedgrass.bundle import Bundle
 from fedgrass.data import ArrayDataset, Split
 from fedgrass.edge.admission import judge
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.inference import write_bundle
 from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, UpdateTask, Upload
-from fedgrass.protocol.names import model_prefix, update_prefix
+from fedgrass.protocol.names import update_prefix
 from fedgrass.training import train
 
 BUNDLE = Path(__file__).parents[1] / "examples" / "digits" / "bundle"
@@ -40,19 +40,13 @@ def examples() -> Split:
 
 def announcement(bundle: Bundle) -> Announcement:
     """What opens the round."""
-    opened, manifest = datetime(2026, 1, 1, tzinfo=timezone.utc), bundle.manifest
-    base = Base(
-        version=manifest.version,
-        parameters_key=f"{model_prefix('arm', manifest.version)}{PARAMETERS}",
-        parameters_sha256=manifest.parameters_sha256,
-        graph_sha256=manifest.graph_sha256,
-    )
+    opened = datetime(2026, 1, 1, tzinfo=timezone.utc)
     return Announcement(
         fleet="arm",
         round=1,
         opened_at=opened,
         deadline=opened + timedelta(hours=1),
-        base=base,
+        base=Base.of(bundle.manifest, "arm"),
         cohort=Cohort(salt="s"),
         fit=FitTask(epochs=5, learning_rate=0.2),
         update=UpdateTask(),

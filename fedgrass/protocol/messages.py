@@ -7,12 +7,12 @@ ignored, so that old devices survive new clouds.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.errors import MessageError, first_problem
-from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
+from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version, parameters_key
 
 MAX_MESSAGE_BYTES = 4096
 
@@ -77,6 +77,22 @@ class Message(Part):
             raise MessageError(f"{cls.__name__}: {first_problem(error)}") from error
 
 
+class ModelIdentity(Protocol):
+    """Whatever says which model it is about: a bundle's manifest, a report's entry, a base."""
+
+    @property
+    def version(self) -> str:
+        """Version of the model."""
+
+    @property
+    def parameters_sha256(self) -> str:
+        """SHA-256 of the file of parameters, in hex."""
+
+    @property
+    def graph_sha256(self) -> str:
+        """SHA-256 of the training graph, in hex."""
+
+
 class Base(Part):
     """The model that a round starts from. Its other files lie beside ``parameters_key``."""
 
@@ -84,6 +100,21 @@ class Base(Part):
     parameters_key: ObjectKey
     parameters_sha256: Sha256
     graph_sha256: Sha256
+
+    @classmethod
+    def of(cls, model: ModelIdentity, fleet: str) -> Base:
+        """Name a model as the rounds of a fleet start from it, under the fleet's models in the bucket."""
+        return cls(
+            version=model.version,
+            parameters_key=parameters_key(fleet, model.version),
+            parameters_sha256=model.parameters_sha256,
+            graph_sha256=model.graph_sha256,
+        )
+
+    def names(self, model: ModelIdentity) -> bool:
+        """Whether this is the model: the same version, parameters and graph."""
+        found = (model.version, model.parameters_sha256, model.graph_sha256)
+        return found == (self.version, self.parameters_sha256, self.graph_sha256)
 
 
 class Cohort(Part):

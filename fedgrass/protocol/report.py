@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from fedgrass.errors import RecordError, first_problem
+from fedgrass.protocol.messages import ModelIdentity
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
 
@@ -108,6 +110,11 @@ class ModelEntry(_Part):
     parameters_sha256: Sha256
     graph_sha256: Sha256
 
+    @classmethod
+    def of(cls, model: ModelIdentity) -> ModelEntry:
+        """Name a model."""
+        return cls(version=model.version, parameters_sha256=model.parameters_sha256, graph_sha256=model.graph_sha256)
+
 
 class ReleaseEntry(_Part):
     """How a version reached the fleet."""
@@ -150,6 +157,14 @@ class RoundReport(_Part):
     privacy: PrivacyLedger | None = None
     bytes_read: int = 0
     seconds: dict[str, float] = {}
+
+    @classmethod
+    def read(cls, content: bytes, *, name: str) -> RoundReport:
+        """Read the file's content; raises `RecordError`, which begins with ``name``, if it is not the report of a round."""
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            raise RecordError(f"{name}: no report of a round: {first_problem(error)}") from error
 
     def to_json(self) -> bytes:
         """Return the file's content."""

@@ -26,7 +26,7 @@ from fedgrass.engines.checks import Checked
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
-from fedgrass.protocol.names import model_prefix, next_version, update_prefix
+from fedgrass.protocol.names import next_version, update_prefix
 from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
 from fedgrass.simulation.examples import prepare
 from fedgrass.simulation.exchange import Opening, hosts_of
@@ -271,18 +271,13 @@ class Simulator:
         return self.standing.rounds[-1].report.finished_at if self.standing.rounds else _BEGINNING
 
     def _announcement(self, number: int, cohort: Cohort, now: datetime) -> Announcement:
-        fleet, manifest = self._simulation.fleet, self._base.manifest
+        fleet = self._simulation.fleet
         return Announcement(
             fleet=FLEET,
             round=number,
             opened_at=now,
             deadline=now + timedelta(seconds=fleet.deadline_seconds),
-            base=Base(
-                version=manifest.version,
-                parameters_key=f"{model_prefix(FLEET, manifest.version)}parameters.safetensors",
-                parameters_sha256=manifest.parameters_sha256,
-                graph_sha256=manifest.graph_sha256,
-            ),
+            base=Base.of(self._base.manifest, FLEET),
             cohort=cohort,
             fit=fleet.fit,
             update=fleet.announced_update,

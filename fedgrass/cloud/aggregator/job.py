@@ -15,8 +15,6 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate, contribute
 from fedgrass.cloud.aggregator.canaries import CanaryError
@@ -40,7 +38,7 @@ from fedgrass.cloud.ending.deployment import SupersededError
 from fedgrass.cloud.ending.finish import finish
 from fedgrass.cloud.ending.outcome import decide
 from fedgrass.cloud.ending.reports import find_proposal, proposal_key, write_first
-from fedgrass.errors import ReleaseError, TransferError
+from fedgrass.errors import RecordError, ReleaseError, TransferError
 from fedgrass.inference import write_bundle
 from fedgrass.logs import Log
 from fedgrass.protocol.names import model_prefix, partial_prefix, report_key, report_prefix
@@ -372,9 +370,9 @@ class RoundJob:
         if content is None:
             return None
         try:
-            report = RoundReport.model_validate_json(content)
-        except ValidationError as error:
-            raise TransferError(f"{self._bucket.uri(key)}: is no round report; move it away to run again") from error
+            report = RoundReport.read(content, name=self._bucket.uri(key))
+        except RecordError as error:
+            raise TransferError(f"{error}; move it away to run again") from error
         if report.base.parameters_sha256 != self._record.base.parameters_sha256:
             raise ReleaseError(
                 f"{self._bucket.uri(key)}: is of another round {self._record.round}, from base {report.base.version}. "

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from pydantic import ValidationError
-
 from fedgrass.cloud.aggregator.listed import listed_updates
 from fedgrass.cloud.aggregator.s3 import Bucket, RoundUpdates
 from fedgrass.cloud.aggregator.sources import UpdateReference
@@ -74,10 +72,10 @@ def _had_a_turn(bucket: Bucket, record: RoundRecord) -> list[tuple[str, str]]:
     if content is None:
         return []
     try:
-        report = RoundReport.model_validate_json(content)
-    except ValidationError as error:
+        report = RoundReport.read(content, name=bucket.uri(key))
+    except RecordError as error:
         raise TransferError(
-            f"{bucket.uri(key)}: is no round report, and it says which updates were counted; move it away to count them all again"
+            f"{error}. It says which updates were counted; move it away to count them all again"
         ) from error
     if report.base.parameters_sha256 != record.base.parameters_sha256:
         return []  # an earlier fleet of this name left it

@@ -15,25 +15,25 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from fedgrass import tensors
 from fedgrass.account import Account
 from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, Manifest, parse_manifest
 from fedgrass.cloud.aggregator.download import download_bundle
 from fedgrass.cloud.aggregator.registry import Registry
-from fedgrass.cloud.aggregator.release import FleetClients, Release, base_of, make_component, prepare_round
+from fedgrass.cloud.aggregator.release import FleetClients, Release, make_component, prepare_round
 from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.cloud.aggregator.server_state import release_held_state
 from fedgrass.cloud.ending.deployment import SupersededError, job_configuration
 from fedgrass.cloud.ending.finish import deploy_current, finish_by_hand, register_released
 from fedgrass.cloud.ending.outcome import release_by_hand
+from fedgrass.cloud.ending.reports import find_report
 from fedgrass.errors import RecordError, ReleaseError, RoundRefusedError, TensorFileError
 from fedgrass.files import write_atomically
 from fedgrass.inference import write_bundle
-from fedgrass.protocol.names import model_prefix, report_key, report_prefix, version_order
+from fedgrass.protocol.messages import Base
+from fedgrass.protocol.names import model_prefix, report_prefix, version_order
 from fedgrass.protocol.records import FleetState, HandLock, OpenRound, RoundRecord
-from fedgrass.protocol.report import MAX_REPORT_BYTES, RoundReport
+from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.tables import free_hand, load_round, load_state, return_to_model, take_hand
 from fedgrass.rounds_api import require_no_open_round
 
@@ -50,20 +50,6 @@ def fleet_clients(account: Account) -> FleetClients:
         thing_group_arn=account.stack.thing_group_arn,
         model_component=account.stack.model_component,
     )
-
-
-def read_report(bucket: Bucket, record: RoundRecord) -> RoundReport | None:
-    """Return the aggregator's report of a round, None if it left none; raises `ReleaseError` if it cannot be read."""
-    key = report_key(record.fleet, record.round)
-    content = bucket.read(key, max_bytes=MAX_REPORT_BYTES)
-    if content is None:
-        return None
-    try:
-        return RoundReport.model_validate_json(content)
-    except ValidationError as error:
-        raise ReleaseError(
-            f"{bucket.uri(key)}: is no round report this version reads ({error.errors()[0]['msg']})"
-        ) from error
 
 
 def release(account: Account, version: str, *, canaries: bool = True) -> Release:
@@ -101,7 +87,7 @@ def release(account: Account, version: str, *, canaries: bool = True) -> Release
                 f"fleet {account.fleet!r} is at {state.model.version} already, which is newer than {version}. "
                 "Roll back to an earlier version first, or leave it"
             )
-        report = read_report(clients.bucket, record)
+        report = find_report(clients.bucket.client, clients.bucket.name, record)
         if report is None or report.model is None:
             raise _nothing_left(record)
         tried = record.active + record.refused + record.rolled_back > 0
@@ -145,7 +131,7 @@ def roll_back(account: Account, version: str) -> Release:
                 f"({clients.bucket.uri(model_prefix(clients.fleet, version) + MANIFEST)}); see its versions in the console"
             )
         _require_complete(clients, manifest)
-        base = base_of(manifest, clients.fleet)
+        base = Base.of(manifest, clients.fleet)
         arn = make_component(manifest, clients)
         # Before the deployment, which follows it: a round that opened in between would train on the model that is withdrawn.
         if not return_to_model(clients.rounds, clients.fleet, state, base):
@@ -163,7 +149,7 @@ def released_bundle(account: Account, version: str, folder: Path) -> Bundle:
     if manifest is None or (record is not None and not record.adopted):
         raise ReleaseError(f"model {version}: fleet {account.fleet!r} never had it; see its versions in the console")
     _require_complete(clients, manifest)
-    return download_bundle(clients.bucket, base_of(manifest, clients.fleet), folder)
+    return download_bundle(clients.bucket, Base.of(manifest, clients.fleet), folder)
 
 
 @contextmanager
@@ -266,7 +252,7 @@ def _bundle_of(clients: FleetClients, record: RoundRecord, report: RoundReport, 
     """Return the bundle that the round's job made: published if others needed it, else made again from what was kept."""
     manifest = _published(clients, record.version)
     if manifest is not None:
-        made = download_bundle(clients.bucket, base_of(manifest, clients.fleet), folder / "new")
+        made = download_bundle(clients.bucket, Base.of(manifest, clients.fleet), folder / "new")
     else:
         made = _made_again(clients, record, folder)
     if report.model is None or made.manifest.parameters_sha256 != report.model.parameters_sha256:

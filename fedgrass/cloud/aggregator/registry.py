@@ -45,18 +45,13 @@ class Registry:
     ) -> str:
         """Register the round's model, once; returns the package's ARN."""
         store_archive(bundle, bucket, record.fleet)
-        model = ModelEntry(
-            version=bundle.manifest.version,
-            parameters_sha256=bundle.manifest.parameters_sha256,
-            graph_sha256=bundle.manifest.graph_sha256,
-        )
         return register(
             self.sagemaker,
             self.group,
             self.image,
             bucket.name,
             record,
-            model,
+            ModelEntry.of(bundle.manifest),
             participants=participants,
             evaluation=evaluation,
         )

@@ -25,7 +25,7 @@ from fedgrass.cloud.ending.place import Place
 from fedgrass.errors import TransferError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import Base
-from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, model_prefix, parameters_key, version_order
+from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, model_prefix, version_order
 from fedgrass.protocol.records import CanaryTrial, RoundRecord, round_key
 from fedgrass.protocol.settings import Rollout
 from fedgrass.protocol.tables import Table, load_round, load_settings, participations_at, set_current_model
@@ -230,7 +230,7 @@ def upload(bundle: Bundle, bucket: Bucket, fleet: str) -> Base:
     prefix = model_prefix(fleet, bundle.manifest.version)
     for name in (*sorted(bundle.manifest.files), MANIFEST):
         bucket.publish(prefix + name, bundle.path(name))
-    return base_of(bundle.manifest, fleet)
+    return Base.of(bundle.manifest, fleet)
 
 
 def make_component(manifest: Manifest, clients: FleetClients, rollout: Rollout | None = None) -> str:
@@ -243,13 +243,3 @@ def make_component(manifest: Manifest, clients: FleetClients, rollout: Rollout |
     uris = {name: clients.bucket.uri(prefix + name) for name in (*manifest.files, MANIFEST)}
     recipe = global_model_recipe(clients.fleet, manifest, uris, component=clients.model_component, refusal=refusal)
     return create_component(clients.greengrass, Account.of(clients.thing_group_arn), recipe)
-
-
-def base_of(manifest: Manifest, fleet: str) -> Base:
-    """Return an uploaded model as a round starts from it."""
-    return Base(
-        version=manifest.version,
-        parameters_key=parameters_key(fleet, manifest.version),
-        parameters_sha256=manifest.parameters_sha256,
-        graph_sha256=manifest.graph_sha256,
-    )

@@ -78,12 +78,8 @@ class ReportBuilder:
             strategy=self.strategy,
             started_at=self.started_at,
             finished_at=finished_at,
-            base=ModelEntry(
-                version=self.base.version,
-                parameters_sha256=self.base.parameters_sha256,
-                graph_sha256=self.base.graph_sha256,
-            ),
-            model=_model_entry(self.model) if self.model else None,
+            base=ModelEntry.of(self.base),
+            model=ModelEntry.of(self.model.manifest) if self.model else None,
             updates=result.updates if result else (),
             quarantined=(*self.refused_by_name, *(result.quarantined if result else ())),
             quarantined_more=self.refused_more,
@@ -114,11 +110,3 @@ def summary(report: RoundReport) -> str:
         "reason": report.reason[:300],
     }
     return json.dumps({name: value for name, value in line.items() if value is not None})
-
-
-def _model_entry(bundle: Bundle) -> ModelEntry:
-    return ModelEntry(
-        version=bundle.manifest.version,
-        parameters_sha256=bundle.manifest.parameters_sha256,
-        graph_sha256=bundle.manifest.graph_sha256,
-    )

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fedgrass.account import Account
-from fedgrass.cloud.aggregator.manual_release import fleet_clients, read_report
+from fedgrass.cloud.aggregator.manual_release import fleet_clients
 from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.console.index import FleetIndex
 from fedgrass.cloud.console.versions import Versions
+from fedgrass.cloud.ending.reports import find_report
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import RoundReport
 
@@ -55,7 +56,7 @@ class Context:
             found = self._reports.get(record.round)
         if found is not None:
             return found
-        found = read_report(self.clients.bucket, record)
+        found = find_report(self.account.s3, self.account.stack.bucket, record)
         if found is not None:
             with self._lock:
                 self._reports[record.round] = found

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from fedgrass.errors import RecordError
 from fedgrass.protocol.messages import Base
-from fedgrass.protocol.names import parameters_key
 from fedgrass.protocol.records import STATE_KEY, FleetState, RoundOutcome, RoundRecord, round_key
 from fedgrass.protocol.report import ADOPTED, RoundReport
 from fedgrass.protocol.tables import Table, load_round, load_state
@@ -27,12 +26,7 @@ def model_of(report: RoundReport) -> Base:
     """Return a report's model as a round starts from it."""
     if report.model is None:
         raise RecordError(f"report of round {report.round}: it is {report.outcome} and has no model")
-    return Base(
-        version=report.model.version,
-        parameters_key=parameters_key(report.fleet, report.model.version),
-        parameters_sha256=report.model.parameters_sha256,
-        graph_sha256=report.model.graph_sha256,
-    )
+    return Base.of(report.model, report.fleet)
 
 
 def decide(rounds: Table, record: RoundRecord, report: RoundReport) -> Decision:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from botocore.exceptions import ClientError
-from pydantic import ValidationError
 
-from fedgrass.errors import AggregationError, first_problem
+from fedgrass.errors import AggregationError, RecordError
 from fedgrass.protocol.names import report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import MAX_REPORT_BYTES, RoundReport
@@ -48,9 +47,9 @@ def _read(s3: Any, bucket: str, key: str, record: RoundRecord) -> RoundReport | 
     if content is None:
         return None
     try:
-        report = RoundReport.model_validate_json(content)
-    except ValidationError as error:
-        raise AggregationError(f"s3://{bucket}/{key}: {first_problem(error)}") from error
+        report = RoundReport.read(content, name=f"s3://{bucket}/{key}")
+    except RecordError as error:
+        raise AggregationError(str(error)) from error
     expected = (record.fleet, record.round, record.base.parameters_sha256)
     if (report.fleet, report.round, report.base.parameters_sha256) != expected:
         raise AggregationError(

@@ -200,12 +200,12 @@ class Demo:
 
     def report_of(self, number: int) -> RoundReport | None:
         """Return the aggregator's report of a round; None if that had too few updates to be aggregated."""
-        s3 = self.fleet.aws.client("s3")
+        s3, key = self.fleet.aws.client("s3"), report_key(_FLEET, number)
         try:
-            stored = s3.get_object(Bucket=self.fleet.outputs.bucket, Key=report_key(_FLEET, number))
+            stored = s3.get_object(Bucket=self.fleet.outputs.bucket, Key=key)
         except s3.exceptions.NoSuchKey:
             return None
-        return RoundReport.model_validate_json(stored["Body"].read())
+        return RoundReport.read(stored["Body"].read(), name=key)
 
     def _summarise(self, record: RoundRecord) -> RoundSummary:
         parts = list(tables.participations(self.rounds_table, _FLEET, record.round))
