@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from components.trainer.attempts import MOST_DEATHS, Attempts
 from components.trainer.task import Order, Report, Result, Task
@@ -115,47 +115,71 @@ class Runner:
             child = self._start()
         except OSError as error:  # no process, or no memory for one
             raise DiedError(f"at its start ({error.strerror})", began=False) from error
-        killed = began = False
+        heard, orders = _Reports(told, self._log), _Orders(child)
         try:
             child.tell(task.encode())
-            given, stop_at, rest, said = Order(), 0.0, b"", None
             while (some := child.read(_LOOK_SECONDS)) != b"":
                 if some is not None:
-                    *lines, rest = (rest + some).split(b"\n")
-                    for report in _reports(lines, rest):
-                        began = True
-                        if report.result is not None:
-                            said = report.result
-                        elif report.say == "trouble":
-                            self._log.trouble(report.reason)
-                        elif report.say != "began":
-                            told(report)
-                order = self._order(stop=cancelled.is_set())
-                if order != given and child.tell(order.encode()):
-                    given = order
-                if order.stop and stop_at == 0:
-                    stop_at = time.monotonic() + _STOP_SECONDS
-                if stop_at and time.monotonic() > stop_at and not killed:
-                    child.kill()
-                    killed = True
+                    heard.take_in(some)
+                orders.give(self._order(stop=cancelled.is_set()))
             cause = child.died_of()
         except MessageError as error:
             raise DiedError(f"with what is no report ({error})") from error
         finally:
             child.kill()
             child.died_of()
-        if said is not None or killed:
-            return said or STOPPED
-        raise DiedError(cause or "without a result", began=began or cause.startswith("by signal"))
+        if heard.result is not None or orders.killed:
+            return heard.result or STOPPED
+        raise DiedError(cause or "without a result", began=heard.any or cause.startswith("by signal"))
 
     def _order(self, *, stop: bool) -> Order:
         hold = self._guard.hold()
         return Order(hold=hold.reason if hold is not None else "", slow=self._guard.is_slow(), stop=stop)
 
 
-def _reports(lines: list[bytes], rest: bytes) -> Iterator[Report]:
-    for line in (*lines, rest):
-        if len(line) > MAX_LINE_BYTES:
-            raise MessageError(f"{len(line)} bytes in a line")
-    for line in lines:
-        yield Report.decode(line)
+class _Reports:
+    """What a child has said so far."""
+
+    def __init__(self, told: Callable[[Report], None], log: Log) -> None:
+        self._told = told
+        self._log = log
+        self._rest = b""
+        self.any = False
+        self.result: Result | None = None
+
+    def take_in(self, some: bytes) -> None:
+        """Act on the reports that these bytes complete; raises `MessageError` for what is no report."""
+        *lines, self._rest = (self._rest + some).split(b"\n")
+        for line in (*lines, self._rest):
+            # The rest too: a child gone wild could send a line without an end.
+            if len(line) > MAX_LINE_BYTES:
+                raise MessageError(f"{len(line)} bytes in a line")
+        for line in lines:
+            report = Report.decode(line)
+            self.any = True
+            if report.result is not None:
+                self.result = report.result
+            elif report.say == "trouble":
+                self._log.trouble(report.reason)
+            elif report.say != "began":
+                self._told(report)
+
+
+class _Orders:
+    """What a child has been told; one that does not stop in time is killed."""
+
+    def __init__(self, child: Running) -> None:
+        self._child = child
+        self._given = Order()
+        self._stop_at = 0.0
+        self.killed = False
+
+    def give(self, order: Order) -> None:
+        """Pass an order on if it is another than the last."""
+        if order != self._given and self._child.tell(order.encode()):
+            self._given = order
+        if order.stop and self._stop_at == 0:
+            self._stop_at = time.monotonic() + _STOP_SECONDS
+        if self._stop_at and time.monotonic() > self._stop_at and not self.killed:
+            self._child.kill()
+            self.killed = True

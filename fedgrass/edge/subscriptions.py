@@ -161,20 +161,24 @@ class Subscriptions:
         try:
             self._call(subscription.name, start)
         except IpcError as error:
-            if subscription.optional and self._unsupported(error):
-                subscription.given_up = True
-                if subscription.name not in self._unavailable:
-                    self._log.info("operation unsupported by this nucleus", operation=subscription.name)
-                self._unavailable.add(subscription.name)
-                return
-            subscription.due = time.monotonic() + subscription.backoff.failed()
-            self._log.once("subscription failed, trying on", subscription=subscription.name, error=type(error).__name__)
+            self._refused(subscription, error)
             return
         subscription.backoff.succeeded()
         if subscription.generation == generation:
             subscription.operation, subscription.heard_from = opened[0], generation
             if former is not None:
                 former.close()
+
+    def _refused(self, subscription: Subscription, error: IpcError) -> None:
+        """Give up what this nucleus does not know; try anything else again later."""
+        if subscription.optional and self._unsupported(error):
+            subscription.given_up = True
+            if subscription.name not in self._unavailable:
+                self._log.info("operation unsupported by this nucleus", operation=subscription.name)
+            self._unavailable.add(subscription.name)
+            return
+        subscription.due = time.monotonic() + subscription.backoff.failed()
+        self._log.once("subscription failed, trying on", subscription=subscription.name, error=type(error).__name__)
 
     def _until_renewal(self, subscription: Subscription) -> float:
         if not subscription.renewed:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -124,11 +124,8 @@ def encode_update(
     """
     encoder = codec_named(codec)
     _require_alike(base, local)
-    if noise_multiplier > 0 and clip_norm <= 0:
-        raise ConfigurationError(
-            "update.noise_multiplier is set without update.clip_norm: noise protects only what is bounded"
-        )
     if noise_multiplier > 0:
+        _require_clipping(clip_norm)
         feedback = None
     residual = feedback.before() if feedback else {}
 
@@ -137,8 +134,7 @@ def encode_update(
         return delta + residual[name].ravel() if name in residual else delta
 
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by its norm
-        norm = math.sqrt(sum(_squares(difference(name)) for name in base)) if clip_norm > 0 else 0.0
-        scale = clip_norm / norm if 0 < clip_norm < norm else 1.0
+        scale = _clip_factor((difference(name) for name in base), clip_norm) if clip_norm > 0 else 1.0
         squares = 0.0
         rounding = _NO_CHANCE if encoder.parameters.lossless else np.random.default_rng(_seed(header))
         stored: dict[str, Array] = {}
@@ -154,12 +150,7 @@ def encode_update(
             if noise_multiplier > 0:
                 add_gaussian(delta, noise_multiplier * clip_norm, noise_seed())
             encoded = encoder.parameters.encode(parameter, delta, rounding)
-            for tensor, values in zip(layout, encoded, strict=True):
-                if tensor.name in stored:
-                    raise BundleError(
-                        f"parameter {name!r}: another one's name is its own and a codec's suffix; rename it"
-                    )
-                stored[tensor.name] = values
+            _store(stored, name, layout, encoded)
             if feedback is not None and not encoder.parameters.lossless:
                 delta -= _decoded(encoder.parameters, parameter, encoded)
                 left_out[name] = delta.astype(before.dtype, copy=False).reshape(before.shape)
@@ -169,6 +160,26 @@ def encode_update(
         stored = {TENSOR: compress(stored.values())}
     metadata = {**header.to_metadata(), "codec": encoder.name}
     return EncodedUpdate(stored, metadata, math.sqrt(squares) * scale)
+
+
+def _require_clipping(clip_norm: float) -> None:
+    if clip_norm <= 0:
+        raise ConfigurationError(
+            "update.noise_multiplier is set without update.clip_norm: noise protects only what is bounded"
+        )
+
+
+def _clip_factor(deltas: Iterable[Floats], clip_norm: float) -> float:
+    """Return what the differences are multiplied by, so that their joint L2 norm is at most ``clip_norm``."""
+    norm = math.sqrt(sum(map(_squares, deltas)))
+    return clip_norm / norm if clip_norm < norm else 1.0
+
+
+def _store(stored: dict[str, Array], name: str, layout: Sequence[StoredTensor], encoded: Sequence[Array]) -> None:
+    for tensor, values in zip(layout, encoded, strict=True):
+        if tensor.name in stored:
+            raise BundleError(f"parameter {name!r}: another one's name is its own and a codec's suffix; rename it")
+        stored[tensor.name] = values
 
 
 def _seed(header: UpdateHeader) -> int:

@@ -79,6 +79,13 @@ def live_panel(context: Context, state: FleetState) -> Panel:
 def pages(context: Context) -> Blueprint:
     """Return the pages."""
     blueprint = Blueprint("rounds", __name__, url_prefix="/rounds")
+    _add_views(blueprint, context)
+    _add_form(blueprint, context)
+    _add_actions(blueprint, context)
+    return blueprint
+
+
+def _add_views(blueprint: Blueprint, context: Context) -> None:
     account = context.account
 
     @blueprint.get("/")
@@ -130,6 +137,10 @@ def pages(context: Context) -> Blueprint:
             phases=PHASES,
         )
 
+
+def _add_form(blueprint: Blueprint, context: Context) -> None:
+    account = context.account
+
     @blueprint.route("/new", methods=["GET", "POST"])
     def new() -> str | Response | tuple[str, int]:
         settings = tables.load_settings(account.rounds_table, account.fleet)
@@ -143,6 +154,10 @@ def pages(context: Context) -> Blueprint:
         except FedgrassError as error:
             form.error = str(error)
             return render_template("new_round.html", form=form), 409
+
+
+def _add_actions(blueprint: Blueprint, context: Context) -> None:
+    account = context.account
 
     @blueprint.post("/start")
     def start() -> Response:
@@ -172,8 +187,6 @@ def pages(context: Context) -> Blueprint:
 
         attempt(stop)
         return redirect(url_for("rounds.rounds"), 303)
-
-    return blueprint
 
 
 def _follow(started: Started) -> Response:

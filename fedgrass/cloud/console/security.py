@@ -94,7 +94,11 @@ def protect(app: Flask, access: Access) -> None:
         SESSION_COOKIE_SAMESITE="Strict",
         MAX_CONTENT_LENGTH=1 << 20,
     )
+    _check_requests(app, access)
+    _add_login(app, access)
 
+
+def _check_requests(app: Flask, access: Access) -> None:
     @app.before_request
     def _check() -> AnyResponse | None:
         name = _HOST.match(request.headers.get("Host", ""))
@@ -117,6 +121,8 @@ def protect(app: Flask, access: Access) -> None:
     def _for_templates() -> dict[str, object]:
         return {"csrf_token": csrf_token, "may_log_out": access.token is not None and session.get("known", False)}
 
+
+def _add_login(app: Flask, access: Access) -> None:
     @app.route("/login", methods=["GET", "POST"])
     def login() -> str | AnyResponse | tuple[str, int]:
         if access.token is None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedgrass.cloud.rounds.await_updates import TokenRequest
-from fedgrass.cloud.rounds.changes import change_round
 from fedgrass.cloud.rounds.services import Services, connect, own_services
-from fedgrass.cloud.rounds.tokens import succeed
-from fedgrass.errors import RecordError
+from fedgrass.cloud.rounds.tokens import TokenRequest, keep_token, succeed
 from fedgrass.protocol.records import RoundRecord
 
 connect("rounds", "step_functions")
@@ -21,16 +18,9 @@ def handler(event: dict[str, Any], _context: object) -> None:
 
 def await_rollout(services: Services, request: TokenRequest) -> None:
     """Keep the token, and complete it at once if there is nothing to wait for."""
-    record = change_round(
-        services.rounds,
-        services.fleet,
-        request.round,
-        put={"rollout_token": request.token},
-        condition="#phase = :rolling_out",
-        values={":rolling_out": "rolling_out"},
+    record = keep_token(
+        services, request, phase="rolling_out", name="rollout_token", otherwise="is not rolling out a model"
     )
-    if record is None:
-        raise RecordError(f"round {request.round} of fleet {services.fleet!r} is not rolling out a model")
     complete_rollout(services, record)
 
 

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
-
-from fedgrass.cloud.rounds.changes import change_round
 from fedgrass.cloud.rounds.missing import end_if_nobody_can_answer
 from fedgrass.cloud.rounds.services import Services, connect, own_services
-from fedgrass.cloud.rounds.tokens import succeed
-from fedgrass.errors import ConfigurationError, RecordError
+from fedgrass.cloud.rounds.tokens import TokenRequest, keep_token, succeed
+from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.collecting import round_to_aggregate
-from fedgrass.protocol.names import RoundNumber
 from fedgrass.protocol.records import RoundRecord
-
-
-class TokenRequest(BaseModel):
-    """What the state machine passes to a task that waits; ``larger`` if the round's job ran out of memory before."""
-
-    round: RoundNumber
-    token: str
-    larger: bool = False
-
 
 connect("rounds", "step_functions")
 
@@ -59,16 +46,9 @@ def aggregate_now(services: Services, event: dict[str, Any]) -> dict[str, Any]:
 
 def await_updates(services: Services, request: TokenRequest) -> None:
     """Keep the token, and complete it at once if the quorum came before the token did."""
-    record = change_round(
-        services.rounds,
-        services.fleet,
-        request.round,
-        put={"collect_token": request.token},
-        condition="#phase = :collecting",
-        values={":collecting": "collecting"},
+    record = keep_token(
+        services, request, phase="collecting", name="collect_token", otherwise="collects no updates any more"
     )
-    if record is None:
-        raise RecordError(f"round {request.round} of fleet {services.fleet!r} collects no updates any more")
     complete_collecting(services, record)
     end_if_nobody_can_answer(services, record)
 

@@ -11,11 +11,10 @@ from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.outcome import end
 from fedgrass.cloud.rounds.aggregation_ended import settle
 from fedgrass.cloud.rounds.announcement import announce_round
-from fedgrass.cloud.rounds.await_updates import TokenRequest
 from fedgrass.cloud.rounds.changes import change_round
 from fedgrass.cloud.rounds.evaluation import record_evaluation
 from fedgrass.cloud.rounds.services import Services, connect, own_services
-from fedgrass.cloud.rounds.tokens import succeed
+from fedgrass.cloud.rounds.tokens import TokenRequest, succeed
 from fedgrass.errors import OutOfMemoryError, RecordError
 from fedgrass.protocol.names import job_prefix
 from fedgrass.protocol.records import RoundRecord

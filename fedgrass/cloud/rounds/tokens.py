@@ -6,8 +6,59 @@ import json
 from typing import Any
 
 from botocore.exceptions import ClientError
+from pydantic import BaseModel
+
+from fedgrass.cloud.rounds.changes import change_round
+from fedgrass.cloud.rounds.services import Services
+from fedgrass.errors import RecordError
+from fedgrass.protocol.names import RoundNumber
+from fedgrass.protocol.records import RoundRecord
 
 _GONE = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}
+
+
+class TokenRequest(BaseModel):
+    """What the state machine passes to a task that waits; ``larger`` if the round's job ran out of memory before."""
+
+    round: RoundNumber
+    token: str
+    larger: bool = False
+
+
+def keep_token(services: Services, request: TokenRequest, *, phase: str, name: str, otherwise: str) -> RoundRecord:
+    """Keep the token of a task that waits in the round's record, for whoever finds that the waiting is over.
+
+    Parameters
+    ----------
+    phase
+        Phase that the round must be in.
+    name
+        Attribute of the record that holds the token.
+    otherwise
+        What is said of a round in another phase.
+
+    Returns
+    -------
+    RoundRecord
+        The record with the token. The caller looks at once whether the waiting is over: token and counts are in one item, so
+        whichever is written last sees the other.
+
+    Raises
+    ------
+    RecordError
+        If the round is in another phase.
+    """
+    record = change_round(
+        services.rounds,
+        services.fleet,
+        request.round,
+        put={name: request.token},
+        condition="#phase = :phase",
+        values={":phase": phase},
+    )
+    if record is None:
+        raise RecordError(f"round {request.round} of fleet {services.fleet!r} {otherwise}")
+    return record
 
 
 def succeed(step_functions: Any, token: str, output: dict[str, Any]) -> bool:

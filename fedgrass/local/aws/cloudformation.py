@@ -53,6 +53,32 @@ class ResourceType:
     arn: Callable[[str], str] | None = None
     arn_attribute: str = "Arn"
 
+    def attribute(self, identifier: str, name: str) -> str:
+        """Return what ``Fn::GetAtt`` gives of a resource."""
+        if name == self.arn_attribute and self.arn is not None:
+            return self.arn(identifier)
+        if name == "Name":
+            return identifier.rpartition(":")[2]
+        raise UnformattedGetAttTemplateException
+
+    def update(self, connect: Connect, old: str, new_name: str, properties: Properties) -> str:
+        """Change a resource, or replace it if it is given another name; returns its identifier."""
+        name = properties.get(self.name_property)
+        if name is None or name == self.attribute(old, "Name"):
+            return self.put(connect, old, properties, old)
+        # First the new one: CloudFormation deletes what was replaced when all else is done.
+        new = self.put(connect, new_name, properties, None)
+        self.delete(connect, old)
+        return new
+
+    def remove(self, connect: Connect, identifier: str) -> None:
+        """Delete a resource; one that is gone is deleted."""
+        try:
+            self.delete(connect, identifier)
+        except ClientError as error:
+            if not error.response["Error"]["Code"].startswith(("NoSuch", "ResourceNotFound")):
+                raise
+
 
 def register(connect: Connect) -> list[type[Any]]:
     """Make the types known to moto, which finds them for as long as the result is kept.
@@ -83,11 +109,7 @@ def _model(kind: ResourceType, connect: Connect) -> type[Any]:
             return attr == "Name" or (attr == kind.arn_attribute and kind.arn is not None)
 
         def get_cfn_attribute(self, attribute_name: str) -> str:
-            if attribute_name == kind.arn_attribute and kind.arn is not None:
-                return kind.arn(self.physical_resource_id)
-            if attribute_name == "Name":
-                return self.physical_resource_id.rpartition(":")[2]
-            raise UnformattedGetAttTemplateException
+            return kind.attribute(self.physical_resource_id, attribute_name)
 
         @classmethod
         def create_from_cloudformation_json(
@@ -101,21 +123,11 @@ def _model(kind: ResourceType, connect: Connect) -> type[Any]:
             cls, original_resource: Any, new_resource_name: str, cloudformation_json: Any, *_: str, **__: str
         ) -> Resource:
             old: str = original_resource.physical_resource_id
-            properties = cloudformation_json["Properties"]
-            name = properties.get(kind.name_property)
-            if name is None or name == original_resource.get_cfn_attribute("Name"):
-                return cls(kind.put(connect, old, properties, old))
-            new = kind.put(connect, new_resource_name, properties, None)
-            kind.delete(connect, old)
-            return cls(new)
+            return cls(kind.update(connect, old, new_resource_name, cloudformation_json["Properties"]))
 
         @classmethod
         def delete_from_cloudformation_json(cls, resource_name: str, *_: Any) -> None:
-            try:
-                kind.delete(connect, resource_name)
-            except ClientError as error:
-                if not error.response["Error"]["Code"].startswith(("NoSuch", "ResourceNotFound")):
-                    raise
+            kind.remove(connect, resource_name)
 
     return Resource
 

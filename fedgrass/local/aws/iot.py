@@ -23,47 +23,80 @@ LAG_S = 0.3
 _MAX_POLICY = 2048  # characters, spaces not counted
 
 
+class _Lag:
+    """What was detached a moment ago, and so cannot be deleted yet."""
+
+    def __init__(self, lag: float, clock: Callable[[], float]) -> None:
+        self._lag = lag
+        self._clock = clock
+        self._until: dict[
+            tuple[str, str], float
+        ] = {}  # of things, certificates and policies, each by its kind and name
+
+    def holds(self, kind: str, name: str) -> bool:
+        """Whether it still counts as attached."""
+        return self._clock() < self._until.get((kind, name), 0.0)
+
+    def hold(self, *detached: tuple[str, str]) -> None:
+        """Count these as attached for a while."""
+        self._until.update(dict.fromkeys(detached, self._clock() + self._lag))
+
+
 def repair(*, lag: float = LAG_S, clock: Callable[[], float] = time.monotonic) -> None:
     """Make moto's IoT lag behind itself as AWS does, make no thing a second time, and bound policies' size."""
-    detach_thing, delete_thing = IoTBackend.detach_thing_principal, IoTBackend.delete_thing
-    detach_policy, delete_policy = IoTBackend.detach_policy, IoTBackend.delete_policy
-    delete_certificate, create_policy = IoTBackend.delete_certificate, IoTBackend.create_policy
-    create_thing, sign = IoTBackend.create_thing, IoTBackend.create_certificate_from_csr
-    until: dict[tuple[str, str], float] = {}  # of things, certificates and policies, each by its kind and name
+    known = _Lag(lag, clock)
+    _detach_later(known)
+    _delete_when_detached(known)
+    _create_as_aws()
 
-    def holds(kind: str, name: str) -> bool:
-        return clock() < until.get((kind, name), 0.0)
 
-    def hold(*detached: tuple[str, str]) -> None:
-        until.update(dict.fromkeys(detached, clock() + lag))
+def _detach_later(lag: _Lag) -> None:
+    detach_thing, detach_policy = IoTBackend.detach_thing_principal, IoTBackend.detach_policy
 
     def detach_thing_later(backend: Any, thing_name: str, principal_arn: str) -> None:
         detach_thing(backend, thing_name, principal_arn)
-        hold(("thing", thing_name), ("certificate", principal_arn.rpartition("/")[2]))
-
-    def delete_thing_then(backend: Any, thing_name: str) -> None:
-        if holds("thing", thing_name):
-            raise ThingStillAttached(thing_name)
-        delete_thing(backend, thing_name)
+        lag.hold(("thing", thing_name), ("certificate", principal_arn.rpartition("/")[2]))
 
     def detach_policy_later(backend: Any, policy_name: str, target: str) -> None:
         detach_policy(backend, policy_name, target)
-        hold(("policy", policy_name))
+        lag.hold(("policy", policy_name))
+
+    IoTBackend.detach_thing_principal = detach_thing_later
+    IoTBackend.detach_policy = detach_policy_later
+
+
+def _delete_when_detached(lag: _Lag) -> None:
+    delete_thing, delete_policy = IoTBackend.delete_thing, IoTBackend.delete_policy
+    delete_certificate = IoTBackend.delete_certificate
+
+    def delete_thing_then(backend: Any, thing_name: str) -> None:
+        if lag.holds("thing", thing_name):
+            raise ThingStillAttached(thing_name)
+        delete_thing(backend, thing_name)
 
     def delete_policy_then(backend: Any, policy_name: str) -> None:
-        if holds("policy", policy_name):
+        if lag.holds("policy", policy_name):
             raise DeleteConflictException(
                 f"The policy cannot be deleted as the policy is attached to one or more principals (name={policy_name})"
             )
         delete_policy(backend, policy_name)
 
     def delete_certificate_then(backend: Any, certificate_id: str, force_delete: bool) -> None:
-        if holds("certificate", certificate_id):
+        if lag.holds("certificate", certificate_id):
             raise DeleteConflictException(f"Things must be detached before deletion (id: {certificate_id})")
         delete_certificate(backend, certificate_id, force_delete)
         for arn, policy in [key for key in backend.principal_policies if key[0].endswith(f"/{certificate_id}")]:
             del backend.principal_policies[arn, policy]
-            hold(("policy", policy))
+            lag.hold(("policy", policy))
+
+    IoTBackend.delete_thing = delete_thing_then
+    IoTBackend.delete_policy = delete_policy_then
+    IoTBackend.delete_certificate = delete_certificate_then
+
+
+def _create_as_aws() -> None:
+    create_thing, create_policy = IoTBackend.create_thing, IoTBackend.create_policy
+    sign = IoTBackend.create_certificate_from_csr
 
     def sign_as_asked(backend: Any, csr: str, set_as_active: bool) -> Any:
         certificate = sign(backend, csr, set_as_active)
@@ -88,11 +121,6 @@ def repair(*, lag: float = LAG_S, clock: Callable[[], float] = time.monotonic) -
             raise InvalidRequestException(f"The policy document has {size} characters; it can have {_MAX_POLICY}")
         return create_policy(backend, policy_name, policy_document)
 
-    IoTBackend.detach_thing_principal = detach_thing_later
-    IoTBackend.delete_thing = delete_thing_then
-    IoTBackend.detach_policy = detach_policy_later
-    IoTBackend.delete_policy = delete_policy_then
-    IoTBackend.delete_certificate = delete_certificate_then
     IoTBackend.create_certificate_from_csr = sign_as_asked
     IoTBackend.create_thing = create_thing_once
     IoTBackend.create_policy = create_policy_within

@@ -44,28 +44,7 @@ def repair() -> None:
         load(resources)
 
     def differences_of_what_is_there(resources: Any, template: Any, parameters: Any = None) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = differences(resources, template, parameters)
-        there = {name for name, made in resources._parsed_resources.items() if made is not None}
-        holds = _conditions(resources, template, parameters)
-        described = template["Resources"]
-        gone = [
-            name
-            for name in described
-            if name in there and name in resources._resource_json_map and not holds(described[name].get("Condition"))
-        ]
-        modified = [name for name in found["Modify"] if name in there and name not in gone]
-        before = resources.input_parameters
-        changed = [f"${{{name}}}" for name, value in (parameters or {}).items() if before.get(name) != value]
-        for name in _following(described, [*modified, *changed]):
-            modified += [name] if name in there and name not in (*gone, *modified) else []
-        # Whose condition did not hold, and does now.
-        absent = [
-            name
-            for name in described
-            if name in resources._resource_json_map and name not in there and holds(described[name].get("Condition"))
-        ]
-        resources.fedgrass_gone = gone
-        return {"Add": [*found["Add"], *absent], "Modify": modified, "Remove": [*found["Remove"], *gone]}
+        return _differences(resources, template, parameters, differences(resources, template, parameters))
 
     def update_and_forget(resources: Any, template: Any, parameters: Any = None) -> None:
         update(resources, template, parameters)
@@ -77,6 +56,25 @@ def repair() -> None:
     ResourceMap.build_resource_diff = differences_of_what_is_there
     ResourceMap.update = update_and_forget
     CloudFormationBackend._resolve_update_parameters = _previous_or_default
+
+
+def _differences(resources: Any, template: Any, parameters: Any, found: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Return what an update adds, modifies and removes, by what moto ``found`` and the conditions after it."""
+    there = {name for name, made in resources._parsed_resources.items() if made is not None}
+    holds = _conditions(resources, template, parameters)
+    described = template["Resources"]
+    known = {
+        name: holds(described[name].get("Condition")) for name in described if name in resources._resource_json_map
+    }
+    gone = [name for name, wanted in known.items() if name in there and not wanted]
+    absent = [name for name, wanted in known.items() if name not in there and wanted]
+    modified = [name for name in found["Modify"] if name in there and name not in gone]
+    before = resources.input_parameters
+    changed = [f"${{{name}}}" for name, value in (parameters or {}).items() if before.get(name) != value]
+    for name in _following(described, [*modified, *changed]):
+        modified += [name] if name in there and name not in (*gone, *modified) else []
+    resources.fedgrass_gone = gone
+    return {"Add": [*found["Add"], *absent], "Modify": modified, "Remove": [*found["Remove"], *gone]}
 
 
 def check_value(name: str, value: str, declared: dict[str, Any]) -> None:

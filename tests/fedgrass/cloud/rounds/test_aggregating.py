@@ -5,11 +5,11 @@ import re
 import pytest
 
 from fedgrass.cloud.rounds.aggregation_ended import JobEvent, aggregation_ended
-from fedgrass.cloud.rounds.await_updates import TokenRequest
 from fedgrass.cloud.rounds.closing import close
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import job_name, start_aggregation
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import AggregationError, OutOfMemoryError, RecordError
 from fedgrass.protocol.names import report_key
 from fedgrass.protocol.report import Hold, Outcome

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedgrass.cloud.rounds.await_updates import TokenRequest, aggregate_now, await_updates
+from fedgrass.cloud.rounds.await_updates import aggregate_now, await_updates
 from fedgrass.cloud.rounds.changes import transact
 from fedgrass.cloud.rounds.closing import close
 from fedgrass.cloud.rounds.record_update import record_update
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError, RecordError, RoundRefusedError
 from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.records import Participation

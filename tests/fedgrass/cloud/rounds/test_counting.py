@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from fedgrass.cloud.infrastructure.devices import forget
 from fedgrass.cloud.rounds.await_rollout import await_rollout
-from fedgrass.cloud.rounds.await_updates import TokenRequest, await_updates
+from fedgrass.cloud.rounds.await_updates import await_updates
 from fedgrass.cloud.rounds.closing import close
 from fedgrass.cloud.rounds.notices import Delivery
 from fedgrass.cloud.rounds.record_model import record_model
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol import roster
 from fedgrass.protocol.messages import UpdateNotice

@@ -10,11 +10,11 @@ from botocore.exceptions import EndpointConnectionError
 
 from fedgrass.cloud.ending.outcome import decide
 from fedgrass.cloud.ending.reports import proposal_key
-from fedgrass.cloud.rounds.await_updates import TokenRequest
 from fedgrass.cloud.rounds.close_round import CloseRequest, close_round
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.protocol.names import report_key
 from fedgrass.protocol.report import ReleaseEntry
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass

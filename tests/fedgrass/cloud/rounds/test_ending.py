@@ -8,12 +8,12 @@ from botocore.exceptions import ClientError
 from fedgrass.cloud.ending.outcome import decide
 from fedgrass.cloud.rounds.abort_round import AbortRequest, ExecutionEnd, abort_round, execution_ended, in_words
 from fedgrass.cloud.rounds.await_rollout import await_rollout
-from fedgrass.cloud.rounds.await_updates import TokenRequest
 from fedgrass.cloud.rounds.close_round import CloseRequest, close_round
 from fedgrass.cloud.rounds.record_model import record_model
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import AggregationError, RecordError, RoundRefusedError
 from fedgrass.protocol.records import HandLock
 from fedgrass.protocol.tables import fleet_members, load_state, set_current_model, take_hand

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from fedgrass.cloud.rounds.await_updates import TokenRequest
 from fedgrass.cloud.rounds.close_round import CloseRequest, close_round
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.settings import FleetSettings

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgrass.cloud.aggregator.device_evaluation import verdicts
-from fedgrass.cloud.rounds.await_updates import TokenRequest
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.protocol.figures import Claim, averaged
 from fedgrass.protocol.records import Participation
 from fedgrass.protocol.settings import Checks

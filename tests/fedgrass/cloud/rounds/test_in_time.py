@@ -14,9 +14,9 @@ from fedgrass.cloud.ending.in_time import list_key
 from fedgrass.cloud.ending.outcome import decide
 from fedgrass.cloud.ending.reports import proposal_key
 from fedgrass.cloud.rounds import record_update as module
-from fedgrass.cloud.rounds.await_updates import TokenRequest
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.protocol.names import report_key, update_key
 from fedgrass.protocol.tables import load_participation
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet, FleetFactory

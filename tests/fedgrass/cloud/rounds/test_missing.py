@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from fedgrass.cloud.rounds.await_updates import TokenRequest, await_updates
+from fedgrass.cloud.rounds.await_updates import await_updates
 from fedgrass.cloud.rounds.missing import trainer_is_gone
 from fedgrass.cloud.rounds.record_update import record_update
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol.messages import Heartbeat
 from fedgrass.protocol.waiting import waiting_for

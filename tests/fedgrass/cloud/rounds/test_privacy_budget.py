@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from fedgrass.cloud.rounds.await_updates import TokenRequest
 from fedgrass.cloud.rounds.closing import close
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.privacy import PrivacyLedger, Spend

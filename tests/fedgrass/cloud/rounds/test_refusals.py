@@ -5,10 +5,10 @@ from __future__ import annotations
 from rich.console import Console
 
 from fedgrass.cli.render import fleet_table
-from fedgrass.cloud.rounds.await_updates import TokenRequest
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.protocol.refusals import count_refusals, refusals, refusals_before
 from fedgrass.protocol.report import QuarantinedEntry
 from fedgrass.protocol.tables import fleet_members
