@@ -35,7 +35,7 @@ import numpy as np
 
 from benchmarks.paired import keep, say
 from fedgrass import tensors
-from fedgrass.architecture import new_bundle
+from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.sources import Folder
@@ -150,14 +150,16 @@ def make_model(folder: Path, parameters: int, count: int) -> Bundle:
     x = TensorDescription(name="x", shape=(1,), dtype="float32")
     return new_bundle(
         folder,
-        engine="keras",
-        name="wide",
-        parameters={f"layer{i:02d}": np.zeros(size, np.float32) for i, size in enumerate(sizes)},
-        x=x,
-        y=x,
-        output=x,
-        loss="mean_squared_error",
-        batch_size=1,
+        NewModel(
+            engine="keras",
+            name="wide",
+            parameters={f"layer{i:02d}": np.zeros(size, np.float32) for i, size in enumerate(sizes)},
+            x=x,
+            y=x,
+            output=x,
+            loss="mean_squared_error",
+            batch_size=1,
+        ),
     )
 
 

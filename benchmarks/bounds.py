@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from benchmarks.aggregation import header_of
-from fedgrass.architecture import new_bundle
+from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.validation import Expected
@@ -115,14 +115,16 @@ def _model(folder: Path) -> Bundle:
     x = TensorDescription(name="x", shape=(1,), dtype="float32")
     return new_bundle(
         folder / "base",
-        engine="keras",
-        name="softmax",
-        parameters={"w": np.zeros(650, np.float32)},
-        x=x,
-        y=x,
-        output=x,
-        loss="mean_squared_error",
-        batch_size=1,
+        NewModel(
+            engine="keras",
+            name="softmax",
+            parameters={"w": np.zeros(650, np.float32)},
+            x=x,
+            y=x,
+            output=x,
+            loss="mean_squared_error",
+            batch_size=1,
+        ),
     )
 
 

@@ -131,7 +131,7 @@ def run(wanted: Run) -> Result:
     """Run the rounds."""
     from fedgrass.cloud.aggregator.offline import aggregate_folder
     from fedgrass.engines.litert import LiteRTEngine
-    from fedgrass.training import train
+    from fedgrass.training import TrainingFiles, train
 
     task = TASKS[wanted.task](wanted.seed, wanted.cache_dir)
     bundle = Bundle.open(task.bundle)
@@ -147,14 +147,13 @@ def run(wanted: Run) -> Result:
                 engine.set_parameters(bundle.parameters())
                 trained = train(
                     engine,
-                    bundle.parameters(),
-                    bundle.manifest,
+                    bundle,
                     Split(data, data.take(0)),
                     announcement,
                     thing,
-                    update=updates / f"{thing}.safetensors",
-                    checkpoint=root / f"{thing}.checkpoint",
-                    residual=root / f"{thing}.residual",
+                    TrainingFiles(
+                        updates / f"{thing}.safetensors", root / f"{thing}.checkpoint", root / f"{thing}.residual"
+                    ),
                 )
                 sizes.append(trained.info.bytes)
             aggregate_folder(bundle.folder, updates, root / f"model-{number}")
@@ -166,19 +165,13 @@ def run(wanted: Run) -> Result:
 
 def announce(bundle: Bundle, number: int, fit: FitTask, codec: str) -> Announcement:
     """Return what the cloud would announce."""
-    manifest = bundle.manifest
     opened = datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(hours=number)
     return Announcement(
         fleet="wire",
         round=number,
         opened_at=opened,
         deadline=opened + timedelta(hours=1),
-        base=Base(
-            version=manifest.version,
-            parameters_key="models/wire/parameters",
-            parameters_sha256=manifest.parameters_sha256,
-            graph_sha256=manifest.graph_sha256,
-        ),
+        base=Base.of(bundle.manifest, "wire"),
         cohort=Cohort(salt="wire"),
         fit=fit,
         update=UpdateTask(codec=codec),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedgrass import tensors
@@ -28,41 +29,89 @@ from fedgrass.files import write_atomically
 from fedgrass.statistics import inferred_statistics
 
 
-def new_bundle(
-    folder: Path,
-    *,
-    engine: str,
-    name: str,
-    parameters: Parameters,
-    x: TensorDescription,
-    y: TensorDescription,
-    output: TensorDescription,
-    loss: Loss,
-    batch_size: int,
-    optimizer: Optimizer | None = None,
-    class_names: Sequence[str] = (),
-    version: str = "1.0.0",
-    statistics: Mapping[str, Statistic] | None = None,
-) -> Bundle:
-    """Write the first bundle of a model.
+@dataclass(frozen=True, kw_only=True)
+class NewModel:
+    """What the first bundle of a model says of it.
 
-    Parameters
+    Attributes
     ----------
     engine
         Name of the engine that trains it: ``keras``, ``torch``, ``sklearn`` or ``flower``.
+    name
+        The model's name, as people see it.
     parameters
         The initial ones, float32: each engine's module has ``initial_parameters(builder)``.
     x, y, output
         Names, shapes without the batch axis, and dtypes. ``output`` of a classifier are probabilities or logits.
+    loss
+        What training minimises.
+    batch_size
+        Examples in a step.
+    optimizer
+        How a device steps; plain gradient descent if not given.
+    class_names
+        What a classifier's labels mean, in their order.
+    version
+        ``MAJOR.MINOR.PATCH``; rounds count the minor version up.
     statistics
         Which parameters the forward pass measures, such as a batch normalization's: ``mean`` or ``variance`` (never below zero).
         Those of an engine's ``initial_parameters`` are known; otherwise, if not given, batch normalizations are recognised.
+    """
+
+    engine: str
+    name: str
+    parameters: Parameters
+    x: TensorDescription
+    y: TensorDescription
+    output: TensorDescription
+    loss: Loss
+    batch_size: int
+    optimizer: Optimizer | None = None
+    class_names: Sequence[str] = ()
+    version: str = "1.0.0"
+    statistics: Mapping[str, Statistic] | None = None
+
+
+def new_bundle(folder: Path, model: NewModel) -> Bundle:
+    """Write the first bundle of a model that another engine than LiteRT trains.
+
+    Parameters
+    ----------
+    folder
+        Where it is written; made if absent.
+    model
+        Its parameters, and what is said of them.
+
+    Returns
+    -------
+    Bundle
+        The bundle, sealed: its manifest has the digest of each file.
 
     Raises
     ------
     BundleError
         If that is no valid model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tempfile import mkdtemp
+    >>> x = TensorDescription(name="x", shape=(2,), dtype="float32")
+    >>> y = TensorDescription(name="y", shape=(1,), dtype="float32")
+    >>> model = NewModel(
+    ...     engine="torch",
+    ...     name="line",
+    ...     parameters={"w": np.zeros((2, 1), np.float32)},
+    ...     x=x,
+    ...     y=y,
+    ...     output=y,
+    ...     loss="mean_squared_error",
+    ...     batch_size=16,
+    ... )
+    >>> new_bundle(Path(mkdtemp()), model).manifest.parameter_count
+    2
     """
+    parameters, statistics = model.parameters, model.statistics
     described = tuple(
         TensorDescription(name=key, shape=value.shape, dtype=value.dtype.name) for key, value in parameters.items()
     )
@@ -70,19 +119,19 @@ def new_bundle(
         known = parameters.statistics if isinstance(parameters, InitialParameters) else None
         statistics = inferred_statistics(described) if known is None else known
     folder.mkdir(parents=True, exist_ok=True)
-    document = {"schema": 1, "engine": engine, "parameters": [item.model_dump(mode="json") for item in described]}
+    document = {"schema": 1, "engine": model.engine, "parameters": [item.model_dump(mode="json") for item in described]}
     write_atomically(folder / ARCHITECTURE, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
     tensors.save(folder / PARAMETERS, parameters)
     manifest = Manifest.model_construct(
-        name=name,
-        version=version,
-        batch_size=batch_size,
-        x=x,
-        y=y,
-        output=output,
-        class_names=tuple(class_names),
-        loss=loss,
-        optimizer=optimizer or Optimizer(),
+        name=model.name,
+        version=model.version,
+        batch_size=model.batch_size,
+        x=model.x,
+        y=model.y,
+        output=model.output,
+        class_names=tuple(model.class_names),
+        loss=model.loss,
+        optimizer=model.optimizer or Optimizer(),
         parameters=described,
         statistics=dict(statistics),
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fedgrass import tensors
 from fedgrass.answer import Answer
-from fedgrass.bundle import Manifest, Parameters
+from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Metrics
 from fedgrass.errors import DataError, EngineError, TensorFileError
@@ -60,17 +60,34 @@ def seed_of(announcement: Announcement, thing: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
+@dataclass(frozen=True)
+class TrainingFiles:
+    """Where a participant's training leaves what outlives its process.
+
+    Attributes
+    ----------
+    update
+        File to write.
+    checkpoint
+        File that is written after each epoch, and where a hook stopped the training; it is the caller's to delete when the
+        update is safe.
+    residual
+        File that keeps what a lossy codec leaves out for this device's next update (`ErrorFeedback`); None keeps nothing.
+    """
+
+    update: Path
+    checkpoint: Path
+    residual: Path | None = None
+
+
 def train(
     engine: Engine,
-    base: Parameters,
-    manifest: Manifest,
+    base: Bundle,
     data: Split,
     announcement: Announcement,
     thing: str,
+    files: TrainingFiles,
     *,
-    update: Path,
-    checkpoint: Path,
-    residual: Path | None = None,
     hooks: Hooks | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trained:
@@ -79,16 +96,26 @@ def train(
     Parameters
     ----------
     engine
-        Holds the parameters ``base``.
-    update
-        File to write.
-    checkpoint
-        File that is written after each epoch, and where a hook stopped the training; it is the caller's to delete when the
-        update is safe.
-    residual
-        File that keeps what a lossy codec leaves out for this device's next update (`ErrorFeedback`); None keeps nothing.
+        Holds the parameters of ``base``.
+    base
+        The model that the round starts from, which the update is a difference from.
+    data
+        The device's examples: it trains on ``data.train``, and measures the result on ``data.validation`` if there are any.
+    announcement
+        The round: how to train, and how to encode the update.
+    thing
+        Name of this participant. With fleet and round it seeds the shuffling, so that no two devices shuffle alike.
+    files
+        Where update, checkpoint and residual are.
     hooks
         Called besides: ``after_batch`` may raise `StopTraining`.
+    clock
+        Seconds that only go up; they are counted over restarts.
+
+    Returns
+    -------
+    Trained
+        What was written, and what the cloud is told of it.
 
     Raises
     ------
@@ -101,12 +128,13 @@ def train(
     """
     hooks = hooks or Hooks()
     identity = hashlib.sha256(announcement.encode() + thing.encode()).hexdigest()
-    earlier = _load(checkpoint, identity)
+    manifest = base.manifest
+    earlier = _load(files.checkpoint, identity)
     started = clock() - (earlier.seconds if earlier else 0.0)
 
     def saved_then(hook: Callable[[FitState], None]) -> Callable[[FitState], None]:
         def save(state: FitState) -> None:
-            _save(checkpoint, identity, state, clock() - started)
+            _save(files.checkpoint, identity, state, clock() - started)
             hook(state)
 
         return save
@@ -123,14 +151,14 @@ def train(
     seconds = clock() - started
     header = fitted.header
     info = write_update(
-        update,
-        base,
+        files.update,
+        base.parameters(),
         fitted.parameters,
         header,
         codec=announcement.update.codec,
         clip_norm=announcement.update.clip_norm,
         noise_multiplier=announcement.update.noise_multiplier,
-        feedback=ErrorFeedback(residual, manifest, identity) if residual else None,
+        feedback=ErrorFeedback(files.residual, manifest, identity) if files.residual else None,
     )
     return Trained(info, header.num_examples, header.metrics, seconds)
 

@@ -13,7 +13,7 @@ from fedgrass.engines.base import Dataset, Metrics
 from fedgrass.engines.registry import open_engine
 from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, UpdateTask, Upload
 from fedgrass.protocol.names import update_prefix
-from fedgrass.training import Trained
+from fedgrass.training import Trained, TrainingFiles
 from fedgrass.training import train as take_part
 
 _FLEET = "notebook"
@@ -90,11 +90,9 @@ def train(
     with tempfile.TemporaryDirectory() as scratch:
         return take_part(
             open_engine("litert", bundle),
-            bundle.parameters(),
-            manifest,
+            bundle,
             data,
             announcement,
             thing,
-            update=update,
-            checkpoint=Path(scratch) / "checkpoint",
+            TrainingFiles(update, Path(scratch) / "checkpoint"),
         )

@@ -25,7 +25,7 @@ from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.inference import write_bundle
 from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, UpdateTask, Upload
 from fedgrass.protocol.names import update_prefix
-from fedgrass.training import train
+from fedgrass.training import TrainingFiles, train
 
 BUNDLE = Path(__file__).parents[1] / "examples" / "digits" / "bundle"
 
@@ -57,19 +57,17 @@ def announcement(bundle: Bundle) -> Announcement:
 def main() -> None:
     """Take part, print."""
     bundle, data = Bundle.open(BUNDLE), examples()
-    engine, base = LiteRTEngine(bundle), bundle.parameters()
+    engine = LiteRTEngine(bundle)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         began = time.monotonic()
         trained = train(
             engine,
-            base,
-            bundle.manifest,
+            bundle,
             data,
             announcement(bundle),
             "thing",
-            update=folder / "update.safetensors",
-            checkpoint=folder / "checkpoint.safetensors",
+            TrainingFiles(folder / "update.safetensors", folder / "checkpoint.safetensors"),
         )
         seconds = time.monotonic() - began
         update = (folder / "update.safetensors").read_bytes()

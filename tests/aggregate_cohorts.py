@@ -20,7 +20,7 @@ import numpy as np
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator import arithmetic, combination, rows, tiles
-from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate, contribute
+from fedgrass.cloud.aggregator.aggregate import Aggregation, AggregationOptions, aggregate, contribute
 from fedgrass.cloud.aggregator.exchange import BucketPartialSums
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
@@ -224,7 +224,16 @@ def run(
                     if index:
                         contribute(mix.base, storage, storage.list(), strategy, mix.expected, share)
                     else:
-                        found.append(aggregate(mix.base, storage, storage.list(), strategy, mix.expected, share=share))
+                        found.append(
+                            aggregate(
+                                mix.base,
+                                storage,
+                                storage.list(),
+                                strategy,
+                                mix.expected,
+                                AggregationOptions(share=share),
+                            )
+                        )
                 except DyingError:
                     continue
                 return

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedgrass.architecture import new_bundle
+from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.data.loaders import open_source
@@ -154,14 +154,16 @@ def test_a_loader_and_an_engine(acme: Path, tmp_path: Path) -> None:
     np.savetxt(tmp_path / "examples.txt", np.column_stack([x, y]))
     bundle = new_bundle(
         tmp_path / "bundle",
-        engine="keras",
-        name="linear",
-        parameters={"w": np.zeros((3, 1), np.float32)},
-        x=TensorDescription(name="x", shape=(3,), dtype="float32"),
-        y=TensorDescription(name="y", shape=(1,), dtype="float32"),
-        output=TensorDescription(name="output", shape=(1,), dtype="float32"),
-        loss="mean_squared_error",
-        batch_size=20,
+        NewModel(
+            engine="keras",
+            name="linear",
+            parameters={"w": np.zeros((3, 1), np.float32)},
+            x=TensorDescription(name="x", shape=(3,), dtype="float32"),
+            y=TensorDescription(name="y", shape=(1,), dtype="float32"),
+            output=TensorDescription(name="output", shape=(1,), dtype="float32"),
+            loss="mean_squared_error",
+            batch_size=20,
+        ),
     )
     settings = DataSettings(loader="plain_text", path=str(tmp_path / "examples.txt"))
     source = open_source(settings, bundle.manifest)

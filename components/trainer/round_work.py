@@ -7,7 +7,7 @@ from components.trainer.workspace import Workspace
 from fedgrass.bundle import Bundle
 from fedgrass.engines.base import Hooks
 from fedgrass.protocol.messages import Announcement
-from fedgrass.training import evaluate, train
+from fedgrass.training import TrainingFiles, evaluate, train
 
 
 def work_on(announcement: Announcement, place: Workspace) -> Result:
@@ -37,14 +37,11 @@ def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Resu
     place.progressed(0, examples)
     trained = train(
         engine,
-        bundle.parameters(),
-        bundle.manifest,
+        bundle,
         split,
         announcement,
         task.thing,
-        update=task.update,
-        checkpoint=task.checkpoint,
-        residual=task.residual,
+        TrainingFiles(task.update, task.checkpoint, task.residual),
         hooks=Hooks(place.after_batch, lambda state: place.progressed(state.epoch, examples)),
     )
     return Result(

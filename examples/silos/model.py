@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fedgrass.architecture import new_bundle
+from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 
 FEATURES = 30
@@ -25,13 +25,15 @@ def write_first_bundle(folder: Path) -> Bundle:
 
     return new_bundle(
         folder,
-        engine="sklearn",
-        name="breast-cancer",
-        parameters=initial_parameters(logistic, features=FEATURES, classes=len(CLASSES)),
-        x=TensorDescription(name="x", shape=(FEATURES,), dtype="float32"),
-        y=TensorDescription(name="y", shape=(), dtype="int32"),
-        output=TensorDescription(name="y", shape=(), dtype="float32"),
-        loss="binary_crossentropy",
-        batch_size=16,
-        class_names=CLASSES,
+        NewModel(
+            engine="sklearn",
+            name="breast-cancer",
+            parameters=initial_parameters(logistic, features=FEATURES, classes=len(CLASSES)),
+            x=TensorDescription(name="x", shape=(FEATURES,), dtype="float32"),
+            y=TensorDescription(name="y", shape=(), dtype="int32"),
+            output=TensorDescription(name="y", shape=(), dtype="float32"),
+            loss="binary_crossentropy",
+            batch_size=16,
+            class_names=CLASSES,
+        ),
     )

@@ -159,7 +159,7 @@ class Sample:
             strategy="fedavg",
             started_at=self._now,
             finished_at=self._now,
-            base=ModelEntry(version=record.base.version, parameters_sha256="1" * 64, graph_sha256=_GRAPH),
+            base=ModelEntry.of(record.base),
             model=ModelEntry(version=record.version, parameters_sha256="2" * 64, graph_sha256=_GRAPH),
             updates=tuple(
                 UpdateEntry(

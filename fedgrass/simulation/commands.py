@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedgrass.cli.groups import grouped
 from fedgrass.cli.rounds import parse_setting
 from fedgrass.parts import ATTACKS, ENGINES, LOADERS
 
 if TYPE_CHECKING:
+    from fedgrass.protocol.settings import FleetSettings
     from fedgrass.simulation.records import SimulatedRound, SimulationReport
 
 app = typer.Typer(invoke_without_command=True, help="Try a federation on virtual devices; several runs in one chart.")
@@ -19,80 +22,105 @@ app = typer.Typer(invoke_without_command=True, help="Try a federation on virtual
 _INTERRUPTED = 130
 
 
-@app.callback()
-def simulate(
-    context: typer.Context,
-    bundle: Annotated[
-        Path | None, typer.Option(help="The model bundle to start from.", show_default="the digits example")
-    ] = None,
+@dataclass(frozen=True)
+class DataOptions:
+    """The examples, and how they are spread over devices."""
+
     data: Annotated[
         str,
         typer.Option(
             help="An .npz or .csv file, a folder of x.npy and y.npy, or one of image folders.",
             show_default="scikit-learn's digits",
         ),
-    ] = "",
+    ] = ""
     loader: Annotated[
         str,
         typer.Option(help=f"One of {LOADERS.choices()}, as devices have it.", show_default="by the file"),
-    ] = "",
-    label: Annotated[str, typer.Option(help="The label's column in a .csv file.", show_default="the last")] = "",
-    partition: Annotated[
-        str, typer.Option(help="iid, dirichlet:ALPHA, or shards:LABELS for each device.")
-    ] = "dirichlet:0.3",
+    ] = ""
+    label: Annotated[str, typer.Option(help="The label's column in a .csv file.", show_default="the last")] = ""
+    partition: Annotated[str, typer.Option(help="iid, dirichlet:ALPHA, or shards:LABELS for each device.")] = (
+        "dirichlet:0.3"
+    )
     examples: Annotated[
         int, typer.Option(min=0, help="Of each device, drawn with repetitions; 0 divides the data instead.")
-    ] = 40,
-    held_out: Annotated[float, typer.Option(help="Share of the data that judges the models.")] = 0.2,
-    devices: Annotated[int, typer.Option(min=1, help="Virtual devices.")] = 1000,
-    cohort: Annotated[int, typer.Option(min=1, help="How many are asked in each round.")] = 50,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 20,
-    strategy: Annotated[
-        str,
-        typer.Option(metavar="NAME[:OPTION=VALUE,…]", help="Such as fedadam:learning_rate=0.05; docs/strategies.md."),
-    ] = "fedavg",
-    codec: Annotated[
-        str, typer.Option(help="Of updates: float32, int8, topk:0.05+int8+zstd, …; docs/codecs.md.")
-    ] = "float32",
-    epochs: Annotated[int, typer.Option(min=1, help="On each device.")] = 5,
-    learning_rate: Annotated[float, typer.Option(help="On each device.")] = 0.1,
-    dropout: Annotated[float, typer.Option(help="Share of the asked that never answers.")] = 0.0,
+    ] = 40
+    held_out: Annotated[float, typer.Option(help="Share of the data that judges the models.")] = 0.2
+
+
+@dataclass(frozen=True)
+class FleetOptions:
+    """The devices, and which of them answer in time."""
+
+    devices: Annotated[int, typer.Option(min=1, help="Virtual devices.")] = 1000
+    cohort: Annotated[int, typer.Option(min=1, help="How many are asked in each round.")] = 50
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 20
+    dropout: Annotated[float, typer.Option(help="Share of the asked that never answers.")] = 0.0
     stragglers: Annotated[
         str, typer.Option(metavar="SHARE:FACTOR", help="Such as 0.2:5x: a fifth of the devices is five times as slow.")
-    ] = "",
+    ] = ""
     deadline: Annotated[
         int, typer.Option(min=1, help="Simulated seconds until a round ends; a typical device needs 60.")
-    ] = 180,
-    quorum: Annotated[float, typer.Option(help="Share of the asked whose updates end the round.")] = 1.0,
+    ] = 180
+    quorum: Annotated[float, typer.Option(help="Share of the asked whose updates end the round.")] = 1.0
     attack: Annotated[
         str,
         typer.Option(
             metavar="KIND:SHARE[:FACTOR]",
             help=f"By a share of the devices: {ATTACKS.choices()}; docs/how-to/attackers.md.",
         ),
-    ] = "",
+    ] = ""
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """The model, how devices train it, and how their updates are combined."""
+
+    bundle: Annotated[
+        Path | None, typer.Option(help="The model bundle to start from.", show_default="the digits example")
+    ] = None
+    engine: Annotated[str, typer.Option(help=f"As devices have it: {ENGINES.choices()}.")] = "litert"
+    builder: Annotated[str, typer.Option(help="module:function that builds the model, for those engines.")] = ""
+    epochs: Annotated[int, typer.Option(min=1, help="On each device.")] = 5
+    learning_rate: Annotated[float, typer.Option(help="On each device.")] = 0.1
+    codec: Annotated[str, typer.Option(help="Of updates: float32, int8, topk:0.05+int8+zstd, …; docs/codecs.md.")] = (
+        "float32"
+    )
+    strategy: Annotated[
+        str,
+        typer.Option(metavar="NAME[:OPTION=VALUE,…]", help="Such as fedadam:learning_rate=0.05; docs/strategies.md."),
+    ] = "fedavg"
     setting: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="NAME=JSON", help="Any other setting of a fleet, as update.clip_norm=1; repeatable."
         ),
-    ] = None,
-    engine: Annotated[str, typer.Option(help=f"As devices have it: {ENGINES.choices()}.")] = "litert",
-    builder: Annotated[str, typer.Option(help="module:function that builds the model, for those engines.")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same models, to the byte.")] = 0,
+    ] = None
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How the simulation is run, and where its results go."""
+
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same models, to the byte.")] = 0
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that train.", show_default="one for each processor")
-    ] = None,
+    ] = None
     host: Annotated[
         str, typer.Option(metavar="INDEX/COUNT", help="Which of several machines this is, such as 0/2; or sagemaker.")
-    ] = "",
+    ] = ""
     exchange: Annotated[
         str, typer.Option(help="Where the machines meet: a folder that all see, or s3://BUCKET/PREFIX.")
-    ] = "",
+    ] = ""
     output: Annotated[Path, typer.Option(help="Folder of the report and the model.", file_okay=False)] = Path(
         "simulation-report"
-    ),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what --output holds.")] = False,
+    )
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what --output holds.")] = False
+
+
+@app.callback()
+@grouped
+def simulate(
+    context: typer.Context, data: DataOptions, fleet: FleetOptions, training: TrainingOptions, run: RunOptions
 ) -> None:
     """Simulate federated rounds on virtual devices.
 
@@ -102,52 +130,58 @@ def simulate(
     """
     if context.invoked_subcommand is not None:
         return None
-    from fedgrass.protocol.settings import FleetSettings
     from fedgrass.simulation.exchange import position
     from fedgrass.simulation.run import run_secondary, simulate
-    from fedgrass.simulation.settings import parse_strategy
 
-    fleet: dict[str, Any] = {
-        "deadline_seconds": deadline,
-        "quorum": quorum,
-        "fit": {"epochs": epochs, "learning_rate": learning_rate},
-        "update": {"codec": codec},
-        "strategy": parse_strategy(strategy),
-    }
-    settings = FleetSettings().overridden(fleet)
-    for text in setting or ():
-        settings = settings.overridden(parse_setting(text))
-    options: dict[str, Any] = {
-        "bundle": bundle,
-        "workers": workers,
-        "data": data,
-        "loader": loader,
-        "label": label,
-        "held_out": held_out,
-        "devices": devices,
-        "examples": examples,
-        "partition": partition,
-        "cohort": cohort,
-        "rounds": rounds,
-        "seed": seed,
-        "dropout": dropout,
-        "stragglers": stragglers,
-        "attack": attack,
-        "engine": engine,
-        "builder": builder,
-        "fleet": settings,
-    }
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    index, hosts = position(host)
+    index, hosts = position(run.host)
+    options = {
+        **asdict(data),
+        **_of_the_fleet(fleet),
+        **_of_training(training),
+        "seed": run.seed,
+        "workers": run.workers,
+    }
+    options["fleet"] = _settings(fleet, training)
     if index:
-        return run_secondary(index, hosts, exchange, **options)
-    with _Live(rounds) as live:
+        return run_secondary(index, hosts, run.exchange, **options)
+    with _Live(fleet.rounds) as live:
         try:
-            report = simulate(output, resume=resume, hosts=hosts, exchange=exchange, done=live.done, **options)
+            report = simulate(
+                run.output, resume=run.resume, hosts=hosts, exchange=run.exchange, done=live.done, **options
+            )
         except KeyboardInterrupt:
             live.say(f"interrupted after round {live.round}; go on with the same command and --resume")
             raise typer.Exit(_INTERRUPTED) from None
-    return _show(report, output)
+    return _show(report, run.output)
+
+
+def _of_the_fleet(given: FleetOptions) -> dict[str, Any]:
+    names = ("devices", "cohort", "rounds", "dropout", "stragglers", "attack")
+    return {name: getattr(given, name) for name in names}
+
+
+def _of_training(given: TrainingOptions) -> dict[str, Any]:
+    return {name: getattr(given, name) for name in ("bundle", "engine", "builder")}
+
+
+def _settings(fleet: FleetOptions, training: TrainingOptions) -> FleetSettings:
+    """Return a fleet's settings as the options have them; ``--set`` comes last, and so has the last word."""
+    from fedgrass.protocol.settings import FleetSettings
+    from fedgrass.simulation.settings import parse_strategy
+
+    settings = FleetSettings().overridden(
+        {
+            "deadline_seconds": fleet.deadline,
+            "quorum": fleet.quorum,
+            "fit": {"epochs": training.epochs, "learning_rate": training.learning_rate},
+            "update": {"codec": training.codec},
+            "strategy": parse_strategy(training.strategy),
+        }
+    )
+    for text in training.setting or ():
+        settings = settings.overridden(parse_setting(text))
+    return settings
 
 
 @app.command()

@@ -14,7 +14,9 @@ from pathlib import Path
 from types import TracebackType
 
 from fedgrass.bundle import Bundle, Parameters
-from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate
+from fedgrass.cloud.aggregator.aggregate import Aggregation, AggregationOptions, aggregate
+from fedgrass.cloud.aggregator.candidate import without_model
+from fedgrass.cloud.aggregator.late import staleness_of
 from fedgrass.cloud.aggregator.privacy import noise_of
 from fedgrass.cloud.aggregator.release_gate import decided, judge_by, raised
 from fedgrass.cloud.aggregator.report import ReportBuilder
@@ -159,12 +161,12 @@ class Simulator:
 
     def _earlier(self, number: int) -> dict[int, EarlierRound]:
         """Return the rounds whose late updates are wanted; see `fedgrass.cloud.aggregator.late`."""
-        found, base, age = {}, self._bases[number], 0
-        for earlier in range(number - 1, max(0, number - 1 - self._strategy.staleness), -1):
-            if self._bases[earlier] != base:
-                base, age = self._bases[earlier], age + 1
-            found[earlier] = EarlierRound(base, age, self._population.opened(earlier)[0])
-        return found
+        rounds = range(number - 1, max(0, number - 1 - self._strategy.staleness), -1)
+        bases = [self._bases[earlier] for earlier in rounds]
+        return {
+            earlier: EarlierRound(base, age, self._population.opened(earlier)[0])
+            for earlier, base, age in zip(rounds, bases, staleness_of(self._bases[number], bases), strict=True)
+        }
 
     def _round(self, number: int) -> SimulatedRound:
         cohort, plan = self._population.opened(number)
@@ -187,11 +189,13 @@ class Simulator:
             updates.list(),
             with_own_update(self._strategy, own),
             expected,
-            min_updates=fleet.min_updates,
-            state=self.standing.server,
-            noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
-            share=self._pool if not self._strategy.needs_all else None,
-            scratch=self._scratch,
+            AggregationOptions(
+                min_updates=fleet.min_updates,
+                state=self.standing.server,
+                noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
+                share=self._pool if not self._strategy.needs_all else None,
+                scratch=self._scratch,
+            ),
         )
         updates.clear()
         if not self._strategy.needs_all:
@@ -235,11 +239,8 @@ class Simulator:
 
     def _judged(self, number: int, result: Aggregation) -> tuple[Outcome, str, Evaluation | None]:
         fleet = self._simulation.fleet
-        if result.problem:
-            return "held", result.problem, None
         if result.parameters is None:
-            reason = f"{len(result.updates)} good updates; the minimum is {fleet.min_updates}"
-            return "insufficient_updates", reason, None
+            return *without_model(result, fleet.min_updates), None
         try:
             evaluation = self._evaluate(result.parameters)
         except EngineError as error:

@@ -22,7 +22,7 @@ from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import DataError, DivergedError
 from fedgrass.protocol.messages import Announcement, Cohort, FitTask, UpdateTask, Upload
 from fedgrass.protocol.names import update_prefix
-from fedgrass.training import Trained, seed_of, train
+from fedgrass.training import Trained, TrainingFiles, seed_of, train
 from fedgrass.update.header import UpdateHeader
 from tests.fedgrass.edge import digits
 
@@ -57,14 +57,13 @@ def run(
     bundle = Bundle.open(digits.BUNDLE)
     return train(
         LiteRTEngine(bundle),
-        bundle.parameters(),
-        bundle.manifest,
+        bundle,
         data or examples(),
         announcement(**fit),
         thing,
-        update=folder / "update.safetensors",
-        checkpoint=folder / "checkpoint.safetensors",
-        residual=folder / "residual.safetensors",
+        TrainingFiles(
+            folder / "update.safetensors", folder / "checkpoint.safetensors", folder / "residual.safetensors"
+        ),
         hooks=hooks,
     )
 
@@ -174,13 +173,11 @@ def test_seconds_count_over_restarts(tmp_path: Path) -> None:
     def once(hooks: Hooks | None) -> Trained:
         return train(
             LiteRTEngine(bundle),
-            bundle.parameters(),
-            bundle.manifest,
+            bundle,
             examples(),
             announcement(),
             "t",
-            update=tmp_path / "u",
-            checkpoint=tmp_path / "c",
+            TrainingFiles(tmp_path / "u", tmp_path / "c"),
             hooks=hooks,
             clock=lambda: float(next(now)),
         )

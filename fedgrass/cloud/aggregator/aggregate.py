@@ -44,19 +44,41 @@ class Aggregation:
         return sum(entry.bytes for entry in self.updates)
 
 
+@dataclass(frozen=True)
+class AggregationOptions:
+    """What an aggregation needs beside updates and strategy.
+
+    Attributes
+    ----------
+    min_updates
+        Good updates without which there is no result.
+    state
+        The server optimizer's, as the round that made the base left it; vectors of all parameters in the manifest's order.
+    noise
+        Central privacy: clips every update, counts all alike, and adds noise to their mean.
+    share
+        The job's instances, if there are several; this must be the first. Others call `contribute`.
+    scratch
+        Folder for temporary files, if the strategy must see all updates at once: 4 bytes per parameter and update.
+    progress
+        Told of the bytes of each update that is done with.
+    """
+
+    min_updates: int = 1
+    state: State | None = None
+    noise: Noise | None = None
+    share: PartialSums | None = None
+    scratch: Path | None = None
+    progress: Callable[[int], None] = lambda _: None
+
+
 def aggregate(
     base: Bundle,
     source: UpdateSource,
     references: Sequence[UpdateReference],
     strategy: Strategy,
     expected: Expected,
-    *,
-    min_updates: int = 1,
-    state: State | None = None,
-    noise: Noise | None = None,
-    share: PartialSums | None = None,
-    scratch: Path | None = None,
-    progress: Callable[[int], None] = lambda _: None,
+    options: AggregationOptions | None = None,
 ) -> Aggregation:
     """Combine the good ones among the updates.
 
@@ -73,18 +95,13 @@ def aggregate(
         How they are combined.
     expected
         What an update must be.
-    min_updates
-        Good updates without which there is no result.
-    state
-        The server optimizer's, as the round that made ``base`` left it.
-    noise
-        Central privacy: clips every update, counts all alike, and adds noise to their mean.
-    share
-        The job's instances, if there are several; this must be the first. Others call `contribute`.
-    scratch
-        Folder for temporary files, if the strategy must see all updates at once: 4 bytes per parameter and update.
-    progress
-        Told of the bytes of each update that is done with.
+    options
+        What is not the same in every round or on every machine; the defaults of `AggregationOptions` if not given.
+
+    Returns
+    -------
+    Aggregation
+        The next parameters, in the base's dtypes and shapes, and what became of each update.
 
     Raises
     ------
@@ -95,15 +112,19 @@ def aggregate(
     ConfigurationError
         If the strategy does not go with ``noise``.
     """
+    options = options or AggregationOptions()
+    noise = options.noise
     method = with_noise(strategy, noise)
     bounds = Bounds(method, expected.checks)
     layout, statistics = Layout(base.manifest.parameters), Statistics.of(base.manifest)
-    screening = Screening(layout, source, UpdateValidator(expected), weight=bounds.weight, progress=progress)
+    screening = Screening(layout, source, UpdateValidator(expected), weight=bounds.weight, progress=options.progress)
     candidates = screening.admit(references)
     if isinstance(method, RobustRule):
-        combined = combine(method.combination, bounds, base, screening, candidates, min_updates, scratch)
+        combined = combine(
+            method.combination, bounds, base, screening, candidates, options.min_updates, options.scratch
+        )
     else:
-        combined = Mean(bounds, statistics, screening, share).of(candidates, min_updates)
+        combined = Mean(bounds, statistics, screening, options.share).of(candidates, options.min_updates)
     shares = combined.shares or [0.0] * len(combined.counted)
     used = sorted(map(_entry, combined.counted, shares), key=lambda entry: (entry.thing, entry.key))
     refused = tuple(sorted(combined.found.refused, key=lambda entry: (entry.thing, entry.key)))
@@ -113,7 +134,7 @@ def aggregate(
         noise.add_noise(combined.difference, len(used))
     try:
         server = method.server if isinstance(method, WeightedMean) else Step()
-        vector, following = _step(base, layout, statistics, server, combined.difference, state or {})
+        vector, following = _step(base, layout, statistics, server, combined.difference, options.state or {})
     except _NotFiniteError as error:
         return Aggregation(None, tuple(used), refused, problem=str(error))
     return Aggregation(layout.unflatten(vector), tuple(used), refused, following)

@@ -10,45 +10,37 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from fedgrass.bundle import PARAMETERS, Bundle
-from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate, contribute
-from fedgrass.cloud.aggregator.canaries import CanaryError
-from fedgrass.cloud.aggregator.candidate_evaluation import judged_model
+from fedgrass.bundle import Bundle
+from fedgrass.cloud.aggregator.aggregate import Aggregation, AggregationOptions, aggregate, contribute
+from fedgrass.cloud.aggregator.candidate import Candidate
 from fedgrass.cloud.aggregator.download import download_bundle
-from fedgrass.cloud.aggregator.evaluate import load_evaluation_set, publish_best
+from fedgrass.cloud.aggregator.evaluate import load_evaluation_set
 from fedgrass.cloud.aggregator.exchange import BucketPartialSums
 from fedgrass.cloud.aggregator.lanes import lanes_of
-from fedgrass.cloud.aggregator.late import earlier_rounds, late_updates
-from fedgrass.cloud.aggregator.listed import listed_updates
 from fedgrass.cloud.aggregator.privacy import beyond_budget, judged, noise_of
-from fedgrass.cloud.aggregator.release import FleetClients, prepare_round, upload
-from fedgrass.cloud.aggregator.release_gate import decided, raised
+from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.aggregator.report import Phases, ReportBuilder
+from fedgrass.cloud.aggregator.round_input import RoundInput
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
-from fedgrass.cloud.aggregator.server_state import load_state, publish_state
+from fedgrass.cloud.aggregator.server_state import load_state
 from fedgrass.cloud.aggregator.trusted import own_update, with_own_update
-from fedgrass.cloud.aggregator.update_list import UpdateList, pin_update_list
-from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
-from fedgrass.cloud.ending.deployment import SupersededError
+from fedgrass.cloud.aggregator.update_list import UpdateList
 from fedgrass.cloud.ending.finish import finish
 from fedgrass.cloud.ending.outcome import decide
 from fedgrass.cloud.ending.reports import find_proposal, proposal_key, write_first
 from fedgrass.errors import RecordError, ReleaseError, TransferError
-from fedgrass.inference import write_bundle
 from fedgrass.logs import Log
-from fedgrass.protocol.names import model_prefix, partial_prefix, report_key, report_prefix
+from fedgrass.protocol.names import partial_prefix, report_key
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.refusals import refusals_before
-from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, ReleaseEntry, RoundReport
-from fedgrass.protocol.roster import things_of_fleet
+from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, RoundReport
 from fedgrass.protocol.tables import load_round
 from fedgrass.protocol.tables import load_state as load_fleet_state
-from fedgrass.strategies import Strategy
 from fedgrass.update.codecs import Floats
 
 
@@ -134,9 +126,9 @@ class RoundJob:
         with self._phases.timed("base"):
             base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
         strategy = with_own_update(strategy, lambda: self._own_update(base))
+        given = RoundInput(self._record, self._clients, self._source, strategy)
         with self._phases.timed("list"):
-            earlier = self._earlier(strategy)
-            pinned = self._pinned(earlier)
+            pinned = given.pinned
             self._report.refused_by_name, self._report.refused_more = pinned.refused, pinned.more
         if self._record.privacy is not None:
             with self._phases.timed("privacy"):
@@ -149,12 +141,14 @@ class RoundJob:
                 self._source,
                 pinned.updates,
                 strategy,
-                self._expected(base, earlier),
-                min_updates=self._record.settings.min_updates,
-                state=load_state(self._bucket, self._record.base, strategy, self._scratch),
-                noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
-                share=self._share(pinned) if self._instances > 1 and not strategy.needs_all else None,
-                scratch=self._scratch,
+                given.expected(base),
+                AggregationOptions(
+                    min_updates=self._record.settings.min_updates,
+                    state=load_state(self._bucket, self._record.base, strategy, self._scratch),
+                    noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
+                    share=self._share(pinned) if self._instances > 1 and not strategy.needs_all else None,
+                    scratch=self._scratch,
+                ),
             )
         result = self._counted(result)
         self._report.aggregation = result
@@ -162,7 +156,7 @@ class RoundJob:
             self._log.warning(
                 "quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
             )
-        return self._outcome(base, result)
+        return Candidate(self._record, self._clients, self._report, self._scratch, self._clock).prepare(base, result)
 
     def contribute(self) -> None:
         """Do the part of an instance that is not the first: nothing, if it has no lanes, or the round its result already."""
@@ -175,48 +169,21 @@ class RoundJob:
             return
         strategy = self._record.settings.strategy.made()
         base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
-        earlier = self._earlier(strategy)
-        pinned = self._pinned(earlier)
+        given = RoundInput(self._record, self._clients, self._source, strategy)
         contribute(
             base,
             self._source,
-            pinned.updates,
+            given.pinned.updates,
             strategy,
-            self._expected(base, earlier),
-            self._share(pinned),
-            noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
+            given.expected(base),
+            self._share(given.pinned),
+            noise=noise_of(self._record.settings.privacy, given.pinned.noise_seed),
         )
 
     def _own_update(self, base: Bundle) -> Floats | None:
         with self._phases.timed("own_update"):
             data = load_evaluation_set(self._bucket, self._record.fleet, self._scratch)
             return own_update(base, data, self._record.settings.fit)
-
-    def _earlier(self, strategy: Strategy) -> dict[int, EarlierRound]:
-        return earlier_rounds(self._clients.rounds, self._bucket, self._record, strategy.staleness)
-
-    def _pinned(self, earlier: Mapping[int, EarlierRound]) -> UpdateList:
-        things = self._things()
-        listed = listed_updates(self._source, things)
-        found = [*listed.updates, *late_updates(self._source, earlier, things)]
-        return pin_update_list(self._bucket, self._record.fleet, self._record.round, found, listed.refused, listed.more)
-
-    def _things(self) -> set[str] | None:
-        devices = self._clients.devices
-        if devices is None:
-            return None
-        return things_of_fleet(devices, self._record.fleet, self._record.settings.silos)
-
-    def _expected(self, base: Bundle, earlier: Mapping[int, EarlierRound]) -> Expected:
-        return Expected(
-            base_sha256=base.manifest.parameters_sha256,
-            graph_sha256=base.manifest.graph_sha256,
-            fleet=self._record.fleet,
-            round=self._record.round,
-            cohort=self._record.cohort,
-            checks=self._record.settings.checks,
-            earlier=earlier,
-        )
 
     def _counted(self, result: Aggregation) -> Aggregation:
         """Say of each refusal how many the device has had by now."""
@@ -248,76 +215,6 @@ class RoundJob:
             self._bucket.remove_below(partial_prefix(self._record.fleet, self._record.round))
         except TransferError as error:  # the bucket's lifecycle does, two days later
             self._log.warning("partial_sums_left", reason=str(error))
-
-    def _outcome(self, base: Bundle, result: Aggregation) -> tuple[Outcome, str]:
-        if result.problem:
-            self._report.hold = "not_finite"
-            return "held", result.problem
-        if result.parameters is None:
-            minimum = self._record.settings.min_updates
-            return "insufficient_updates", f"{len(result.updates)} good updates; the minimum is {minimum}"
-        with self._phases.timed("write"):
-            application = self._record.settings.inference
-            new = write_bundle(
-                base,
-                result.parameters,
-                self._scratch / "new",
-                version=self._record.version,
-                int8=application.int8,
-                sparsity=application.sparsity,
-            )
-        self._report.model = new
-        with self._phases.timed("evaluate"):
-            verdict = judged_model(self._record, self._clients, self._report, base, new, self._scratch, self._clock)
-        self._report.hold = verdict.hold
-        before, after = self._report.evaluation_base, self._report.evaluation
-        outcome, reason = decided(self._record.settings, self._record.round, verdict, before, after)
-        if outcome == "held":
-            return self._hold(new, reason)
-        if outcome == "advanced":
-            with self._phases.timed("release"):
-                self._publish_with(new)
-                upload(new, self._bucket, self._record.fleet)
-            return outcome, reason
-        try:
-            with self._phases.timed("release"):
-                self._prepare(new)
-        except (SupersededError, CanaryError) as error:
-            return self._hold(new, str(error))
-        return outcome, reason
-
-    def _hold(self, new: Bundle, reason: str) -> tuple[Outcome, str]:
-        prefix = report_prefix(self._record.fleet, self._record.round)
-        self._publish_state(new, prefix)
-        self._bucket.write_file(prefix + PARAMETERS, new.path(PARAMETERS))
-        return "held", reason
-
-    def _publish_state(self, new: Bundle, prefix: str) -> None:
-        if self._report.aggregation is not None and self._report.aggregation.state:
-            self._report.server_state_sha256 = publish_state(
-                self._bucket,
-                prefix,
-                new,
-                self._report.aggregation.state,
-                self._report.strategy,
-                self._scratch,
-            )
-
-    def _publish_with(self, new: Bundle) -> None:
-        """Put beside a model what the next round wants of it, and devices do not."""
-        prefix = model_prefix(self._record.fleet, self._record.version)
-        self._publish_state(new, prefix)
-        if self._report.best is not None and self._report.evaluation is not None:
-            best = raised(self._report.best, self._report.evaluation, self._report.best.evaluation_set)
-            publish_best(self._bucket, prefix, best)
-
-    def _prepare(self, new: Bundle) -> None:
-        self._publish_with(new)
-        _, component_arn = prepare_round(new, self._clients, self._record)
-        # Whoever deploys it adds the deployment.
-        self._report.release = ReleaseEntry(
-            component_arn=component_arn, deployment_id="", target_arn=self._clients.thing_group_arn
-        )
 
     def _now(self) -> RoundRecord:
         return load_round(self._clients.rounds, self._record.fleet, self._record.round)

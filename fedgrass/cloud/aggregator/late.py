@@ -7,7 +7,7 @@ update counts once, nothing else has to be kept, and a job that is run again fin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from fedgrass.cloud.aggregator.listed import listed_updates
@@ -31,9 +31,8 @@ def earlier_rounds(rounds: Table, bucket: Bucket, record: RoundRecord, staleness
     TransferError
         If a report cannot be read: without it an update could count twice.
     """
-    found: dict[int, EarlierRound] = {}
+    records: list[RoundRecord] = []
     spent: dict[str, set[str]] = {}
-    base, age = record.base, 0
     for number in range(record.round - 1, max(0, record.round - 1 - staleness), -1):
         try:
             earlier = load_round(rounds, record.fleet, number)
@@ -41,11 +40,28 @@ def earlier_rounds(rounds: Table, bucket: Bucket, record: RoundRecord, staleness
             continue  # the fleet started over in between
         for key, etag in _had_a_turn(bucket, earlier):
             spent.setdefault(key, set()).add(etag)
-        if earlier.base.parameters_sha256 != base.parameters_sha256:
-            base, age = earlier.base, age + 1
-        if earlier.settings.task == "fit" and earlier.base.graph_sha256 == record.base.graph_sha256:
-            found[number] = EarlierRound(earlier.base.parameters_sha256, age, earlier.cohort, spent)
-    return found
+        records.append(earlier)
+    ages = staleness_of(record.base.parameters_sha256, [earlier.base.parameters_sha256 for earlier in records])
+    return {
+        earlier.round: EarlierRound(earlier.base.parameters_sha256, age, earlier.cohort, spent)
+        for earlier, age in zip(records, ages, strict=True)
+        if earlier.settings.task == "fit" and earlier.base.graph_sha256 == record.base.graph_sha256
+    }
+
+
+def staleness_of(base: str, earlier: Iterable[str]) -> Iterator[int]:
+    """Yield the staleness of each of some rounds' bases, given the newest first: how many models came after it.
+
+    Several rounds may start from one base, as one without a model does not change it: they are equally stale.
+
+    >>> list(staleness_of("c", ["c", "b", "b", "a"]))
+    [0, 1, 1, 2]
+    """
+    age = 0
+    for one in earlier:
+        if one != base:
+            base, age = one, age + 1
+        yield age
 
 
 def late_updates(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedgrass.bundle import Bundle
-from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate
+from fedgrass.cloud.aggregator.aggregate import Aggregation, AggregationOptions, aggregate
 from fedgrass.cloud.aggregator.evaluate import MAX_EVALUATION_BYTES
 from fedgrass.cloud.aggregator.server_state import STATE, read_state, write_state
 from fedgrass.cloud.aggregator.sources import Folder
@@ -72,7 +72,9 @@ def aggregate_folder(
     data = None if evaluation is None else ArrayDataset(*load_npz(evaluation, max_bytes=MAX_EVALUATION_BYTES))
     strategy = with_own_update(strategy, lambda: own_update(base, data, FitTask()))
     state = read_state(base_dir / STATE, base.manifest.parameters_sha256, strategy)
-    result = aggregate(base, source, source.list(), strategy, expected, state=state, progress=progress)
+    result = aggregate(
+        base, source, source.list(), strategy, expected, AggregationOptions(state=state, progress=progress)
+    )
     if result.parameters is not None:
         minor = int(base.manifest.version.split(".")[1])
         version = version or next_version(base.manifest.version, minor + 1)

@@ -29,7 +29,7 @@ from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.exposure import against_round
 from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice
 from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, round_topic, update_key
-from fedgrass.training import Evaluated, Trained, evaluate, train
+from fedgrass.training import Evaluated, Trained, TrainingFiles, evaluate, train
 
 _HEARTBEAT_SECONDS = 30.0
 _MISSING = {"404", "403", "NoSuchKey", "AccessDenied", "ResourceNotFoundException"}
@@ -187,14 +187,13 @@ class Participant:
         bundle = self._bundle(announcement, announcement.base)
         return train(
             self._engine(bundle),
-            bundle.parameters(),
-            bundle.manifest,
+            bundle,
             loaders.load(self.data, bundle.manifest),
             announcement,
             self.silo,
-            update=self._update,
-            checkpoint=self.work / "checkpoint.safetensors",
-            residual=self.work / "residual.safetensors",
+            TrainingFiles(
+                self._update, self.work / "checkpoint.safetensors", residual=self.work / "residual.safetensors"
+            ),
         )
 
     def _evaluate(self, announcement: Announcement) -> Evaluated:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgrass.architecture import new_bundle
+from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, Optimizer, Parameters, TensorDescription
 from fedgrass.engines.base import Dataset, FitSettings
 from fedgrass.engines.metrics import correct, losses, softmax
@@ -21,15 +21,17 @@ OUTPUT = TensorDescription(name="y", shape=(10,), dtype="float32")
 def digits_bundle(folder: Path, engine: str, parameters: Parameters, optimizer: str = "sgd") -> Bundle:
     return new_bundle(
         folder,
-        engine=engine,
-        name="digits",
-        parameters=parameters,
-        x=X,
-        y=Y,
-        output=OUTPUT,
-        loss="sparse_categorical_crossentropy",
-        batch_size=16,
-        optimizer=Optimizer.model_validate({"name": optimizer}),
+        NewModel(
+            engine=engine,
+            name="digits",
+            parameters=parameters,
+            x=X,
+            y=Y,
+            output=OUTPUT,
+            loss="sparse_categorical_crossentropy",
+            batch_size=16,
+            optimizer=Optimizer.model_validate({"name": optimizer}),
+        ),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from fedgrass.architecture import new_bundle
+from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import ARCHITECTURE, Bundle, Parameters, TensorDescription
 from fedgrass.data import ArrayDataset
 from fedgrass.engines.base import Engine, FitSettings, FitState, Hooks, StopTraining
@@ -216,14 +216,16 @@ def test_scikit_learn_predicts_values_and_tells_two_classes_apart(
     single = TensorDescription(name="y", shape=(1,), dtype="float32")
     bundle = new_bundle(
         tmp_path,
-        engine="sklearn",
-        name="line",
-        parameters=initial_parameters(builder, features=3, **initial),
-        x=TensorDescription(name="x", shape=(3,), dtype="float32"),
-        y=single,
-        output=single,
-        loss=loss,
-        batch_size=16,
+        NewModel(
+            engine="sklearn",
+            name="line",
+            parameters=initial_parameters(builder, features=3, **initial),
+            x=TensorDescription(name="x", shape=(3,), dtype="float32"),
+            y=single,
+            output=single,
+            loss=loss,
+            batch_size=16,
+        ),
     )
     engine = open_engine("sklearn", bundle, builder=builder)
     before = engine.evaluate(ArrayDataset(x[500:], y[500:]))

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedgrass.bundle import Bundle
-from fedgrass.cloud.aggregator.aggregate import aggregate, contribute
+from fedgrass.cloud.aggregator.aggregate import AggregationOptions, aggregate, contribute
 from fedgrass.cloud.aggregator.combination import Screened, Sums
 from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.cloud.aggregator.sources import UpdateReference
@@ -166,7 +166,7 @@ def test_an_update_that_changes_between_two_readings_ends_the_job(tmp_path: Path
     expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256)
     source = Fickle(contents)
     with pytest.raises(TransferError, match="t1/update: was good when it was read first"):
-        aggregate(base, source, source.list(), strategy_named("fedavg"), expected, share=share)
+        aggregate(base, source, source.list(), strategy_named("fedavg"), expected, AggregationOptions(share=share))
 
 
 # --- Defaults protect -----------------------------------------------------------------------------------------------

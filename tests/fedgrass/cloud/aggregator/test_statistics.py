@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings as run
 from hypothesis import strategies as st
 
-from fedgrass.architecture import new_bundle
+from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, InitialParameters, Manifest, Parameters, TensorDescription
-from fedgrass.cloud.aggregator.aggregate import aggregate
+from fedgrass.cloud.aggregator.aggregate import AggregationOptions, aggregate
 from fedgrass.cloud.aggregator.privacy import Gaussian
 from fedgrass.cloud.aggregator.trusted import with_own_update
 from fedgrass.cloud.aggregator.validation import Expected
@@ -43,7 +43,10 @@ def model(folder: Path, parameters: Parameters | None = None) -> Bundle:
     x = TensorDescription(name="x", shape=(4,), dtype="float32")
     y = TensorDescription(name="y", shape=(3,), dtype="float32")
     return new_bundle(
-        folder, engine="keras", name="bn", parameters=first, x=x, y=y, output=y, loss="mean_squared_error", batch_size=1
+        folder,
+        NewModel(
+            engine="keras", name="bn", parameters=first, x=x, y=y, output=y, loss="mean_squared_error", batch_size=1
+        ),
     )
 
 
@@ -67,7 +70,7 @@ def result(base: Bundle, contents: dict[str, bytes], name: str, noise: Gaussian 
     operators = np.zeros(base.manifest.parameter_count, np.float32)
     operators[30:35] = -1  # every device's variances fall
     strategy = with_own_update(strategy_named(name, **options), lambda: operators)
-    return aggregate(base, source, source.list(), strategy, expected, noise=noise)
+    return aggregate(base, source, source.list(), strategy, expected, AggregationOptions(noise=noise))
 
 
 @pytest.mark.parametrize("name", STRATEGIES.built_in())

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fedgrass import tensors
-from fedgrass.architecture import new_bundle
+from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, Parameters, TensorDescription
-from fedgrass.cloud.aggregator.aggregate import Aggregation, aggregate
+from fedgrass.cloud.aggregator.aggregate import Aggregation, AggregationOptions, aggregate
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.protocol.settings import Checks
@@ -29,14 +29,16 @@ def tiny_model(folder: Path, *sizes: int) -> Bundle:
     x = TensorDescription(name="x", shape=(1,), dtype="float32")
     return new_bundle(
         folder,
-        engine="keras",
-        name="tiny",
-        parameters=parameters,
-        x=x,
-        y=x,
-        output=x,
-        loss="mean_squared_error",
-        batch_size=1,
+        NewModel(
+            engine="keras",
+            name="tiny",
+            parameters=parameters,
+            x=x,
+            y=x,
+            output=x,
+            loss="mean_squared_error",
+            batch_size=1,
+        ),
     )
 
 
@@ -73,4 +75,5 @@ def combine(
     expected = Expected(
         base.manifest.parameters_sha256, base.manifest.graph_sha256, FLEET, ROUND, checks=checks or UNBOUNDED
     )
-    return aggregate(base, source, source.list(), strategy or strategy_named("fedavg"), expected, **options)
+    chosen = strategy or strategy_named("fedavg")
+    return aggregate(base, source, source.list(), chosen, expected, AggregationOptions(**options))

@@ -16,7 +16,7 @@ from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import strategy_named
-from fedgrass.training import train
+from fedgrass.training import TrainingFiles, train
 from fedgrass.update.header import UpdateHeader
 from tests.fedgrass.cloud.rounds.harness import Fleet
 from tests.fedgrass.edge import digits
@@ -40,13 +40,11 @@ def updates(announcement: Announcement, thing: str, folder: Path, count: int = 6
     path = folder / f"{thing}.safetensors"
     train(
         LiteRTEngine(BUNDLE),
-        BUNDLE.parameters(),
-        BUNDLE.manifest,
+        BUNDLE,
         data(count),
         announcement,
         thing,
-        update=path,
-        checkpoint=folder / f".{thing}.checkpoint",
+        TrainingFiles(path, folder / f".{thing}.checkpoint"),
         hooks=hooks,
     )
     return path

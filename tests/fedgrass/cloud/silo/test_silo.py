@@ -36,7 +36,7 @@ from fedgrass.protocol.messages import (
     Upload,
 )
 from fedgrass.protocol.names import device_topic, model_prefix, update_prefix
-from fedgrass.training import train
+from fedgrass.training import TrainingFiles, train
 from tests.fedgrass.cloud.rounds.harness import client_error
 
 FLEET = "clinics"
@@ -134,13 +134,11 @@ def test_two_silos_and_two_devices_make_a_better_model_than_any_of_them_alone(fl
         made = fleet.folder / f"{name}.safetensors"
         train(
             engine,
-            fleet.bundle.parameters(),
-            fleet.bundle.manifest,
+            fleet.bundle,
             split,
             announcement,
             name,
-            update=made,
-            checkpoint=fleet.folder / "checkpoint",
+            TrainingFiles(made, fleet.folder / "checkpoint"),
         )
         alone[name] = engine.evaluate(judged)["accuracy"]
         fleet.s3.upload_file(str(made), BUCKET, f"{update_prefix(FLEET, 1)}{name}/update.safetensors")
