@@ -79,7 +79,22 @@ def stack_outputs(session: Any, fleet: str) -> StackOutputs:
 
 
 def stack_output(session: Any, fleet: str, name: str) -> str | None:
-    """Return one output of the fleet's stack; None if it has none of that name."""
+    """Read one output of the fleet's stack.
+
+    Parameters
+    ----------
+    session
+        A boto3 session.
+    fleet
+        The fleet's name.
+    name
+        The output's key.
+
+    Returns
+    -------
+    str or None
+        None if the stack has no such output.
+    """
     found = session.client("cloudformation").describe_stacks(StackName=stack_name(fleet))["Stacks"][0]
     outputs = {output["OutputKey"]: str(output["OutputValue"]) for output in found.get("Outputs", [])}
     return outputs.get(name)

@@ -61,6 +61,20 @@ class Silo:
     def of(cls, account: Account, name: str, *, region: str | None = None) -> Silo:
         """Assume the silo's role.
 
+        Parameters
+        ----------
+        account
+            The fleet's account.
+        name
+            The silo, as ``ACCOUNT-NAME`` in the fleet's settings.
+        region
+            Region of the silo's jobs; the fleet's if not given.
+
+        Returns
+        -------
+        Silo
+            What starts and stops jobs in the silo's account.
+
         Raises
         ------
         ConfigurationError

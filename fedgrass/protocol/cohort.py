@@ -12,5 +12,27 @@ def draw(salt: str, thing: str) -> float:
 
 
 def is_member(salt: str, fraction: float, thing: str) -> bool:
-    """Whether this device is in the cohort; a fraction of 1 takes everyone."""
+    """Say whether a device is in the cohort, as device and cloud both find out by themselves.
+
+    Parameters
+    ----------
+    salt
+        The round's own, drawn by the cloud: with it nobody can tell the next cohort from this one.
+    fraction
+        Share of the fleet that is asked, above 0 and up to 1; 1 takes every device.
+    thing
+        The device's thing name.
+
+    Returns
+    -------
+    bool
+        Whether the salted hash of its name, a number from 0 to 1, is below the fraction.
+
+    Examples
+    --------
+    >>> is_member("salt", 1.0, "press-7")
+    True
+    >>> sum(is_member("salt", 0.25, f"press-{number}") for number in range(1000))
+    240
+    """
     return fraction >= 1.0 or draw(salt, thing) < fraction

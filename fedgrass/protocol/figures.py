@@ -25,9 +25,24 @@ FIGURES = ("loss", "accuracy")
 
 
 def averaged(claims: Sequence[Claim], checks: Checks, prefix: str = "") -> tuple[dict[str, float], int]:
-    """Return the mean loss and the mean accuracy, weighted by examples; and how many examples counted.
+    """Average devices' losses and accuracies, weighted by their examples.
 
-    A figure is averaged over the devices that have it, under its name with ``prefix``, and left out if none has it.
+    A figure is averaged over the devices that have it, and left out if none has it.
+
+    Parameters
+    ----------
+    claims
+        What each device said of itself: its examples and its metrics.
+    checks
+        The fleet's bounds: how many examples one device counts at most, and by how much its loss may exceed the
+        median.
+    prefix
+        Goes before a figure's name in the metrics: ``base_`` or ``validation_``.
+
+    Returns
+    -------
+    tuple
+        The means by name, and the number of examples that counted.
     """
     weights = _weights([claim.examples for claim in claims], checks)
     means: dict[str, float] = {}

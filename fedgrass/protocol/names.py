@@ -97,7 +97,27 @@ def round_topic(fleet: str) -> str:
 
 
 def device_topic(fleet: str, thing: str, channel: DeviceChannel) -> str:
-    """Topic of one device's channel."""
+    """Topic of one device's channel.
+
+    Parameters
+    ----------
+    fleet
+        The fleet's name.
+    thing
+        The device's thing name; the policy of its certificate allows it these topics alone.
+    channel
+        What is said there.
+
+    Returns
+    -------
+    str
+        The topic, without wildcards.
+
+    Examples
+    --------
+    >>> device_topic("mill", "press-7", "update")
+    'fedgrass/mill/devices/press-7/update'
+    """
     return f"fedgrass/{fleet}/devices/{thing}/{channel}"
 
 
@@ -129,7 +149,27 @@ def update_prefix(fleet: str, number: int) -> str:
 
 
 def update_key(fleet: str, number: int, thing: str) -> str:
-    """Object key of one device's update."""
+    """Object key of one device's update.
+
+    Parameters
+    ----------
+    fleet
+        The fleet's name.
+    number
+        The round, from 1.
+    thing
+        The device's thing name.
+
+    Returns
+    -------
+    str
+        The key; the same for every attempt of the device, so that a repeated upload replaces the first.
+
+    Examples
+    --------
+    >>> update_key("mill", 7, "press-7")
+    'updates/mill/000007/press-7/update.safetensors'
+    """
     return f"{update_prefix(fleet, number)}{thing}/{UPDATE_FILE}"
 
 
@@ -152,7 +192,27 @@ def parse_update_key(key: str) -> UpdateKey:
 
 
 def command_key(fleet: str, thing: str, command: str) -> str:
-    """Object key of the parameters that a command gives: where a device may write anyway, and no round looks."""
+    """Object key of the parameters that a command gives: where a device may write anyway, and no round looks.
+
+    Parameters
+    ----------
+    fleet
+        The fleet's name.
+    thing
+        The device's thing name.
+    command
+        The command's id.
+
+    Returns
+    -------
+    str
+        The key.
+
+    Examples
+    --------
+    >>> command_key("mill", "press-7", "c1")
+    'updates/mill/commands/press-7/c1/parameters.safetensors'
+    """
     return f"updates/{fleet}/commands/{thing}/{command}/{PARAMETERS_FILE}"
 
 

@@ -38,7 +38,24 @@ def refusals(rounds: Table, fleet: str) -> dict[str, Refusals]:
 
 
 def refusals_before(rounds: Table, fleet: str, number: int, things: Iterable[str]) -> dict[str, int]:
-    """Return how often each of some devices was refused before round ``number``."""
+    """Count how often each of some devices was refused before a round.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    number
+        The round that is being aggregated; what it counted itself, before the job was run again, is left out.
+    things
+        Thing names; repetitions count once.
+
+    Returns
+    -------
+    dict
+        Refusals by thing name, without the devices that had none.
+    """
     items = {thing: get_item(rounds, fleet, _PREFIX + thing) for thing in sorted(set(things))}
     found = {thing: Refusals.from_item(item) for thing, item in items.items() if item is not None}
     return {thing: one.count for thing, one in found.items() if one.round < number}

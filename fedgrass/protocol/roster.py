@@ -38,7 +38,24 @@ def may_count(thing: str, silos: Collection[str]) -> bool:
 
 
 def is_of_fleet(devices: Table, fleet: str, thing: str, silos: Collection[str]) -> bool:
-    """Whether a thing is of the fleet now."""
+    """Say whether a thing belongs to the fleet now.
+
+    Parameters
+    ----------
+    devices
+        The devices' table.
+    fleet
+        The fleet's name.
+    thing
+        A device's thing name, or a silo's name.
+    silos
+        The fleet's silos, as its settings name them.
+
+    Returns
+    -------
+    bool
+        A silo is known by the settings; a device by an item that has not expired.
+    """
     if is_silo(thing):
         return thing in silos
     item = devices.get_item(Key={"fleet": fleet, "thing": thing}, ConsistentRead=True).get("Item")
@@ -46,7 +63,22 @@ def is_of_fleet(devices: Table, fleet: str, thing: str, silos: Collection[str]) 
 
 
 def things_of_fleet(devices: Table, fleet: str, silos: Collection[str]) -> set[str]:
-    """Return the names of all that are of the fleet now."""
+    """List all devices and silos that belong to the fleet now.
+
+    Parameters
+    ----------
+    devices
+        The devices' table.
+    fleet
+        The fleet's name.
+    silos
+        The fleet's silos, as its settings name them.
+
+    Returns
+    -------
+    set
+        Thing names, and the silos' names.
+    """
     now = time.time()
     found = {
         str(item["thing"])
@@ -65,9 +97,20 @@ class Presence:
 
 
 def write_roster(rounds: Table, record: RoundRecord, *, alive: Iterable[str], asked: Collection[str]) -> None:
-    """Write who is there, before the round is; ``asked`` are some of the ``alive``. Safe to repeat.
+    """Write down which devices are alive and which are asked, before the round exists; safe to repeat.
 
-    The cohort's salt is in the keys, so that of two openings at once each has a roster of its own.
+    The keys contain the cohort's salt, so two openings at the same moment write separate rosters.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    record
+        The round that is about to open; its deadline says how long the roster is kept.
+    alive
+        Thing names.
+    asked
+        Those of them that are in the cohort.
     """
     expires = int(record.deadline.timestamp()) + _KEPT_SECONDS
     items: defaultdict[str, dict[str, list[str]]] = defaultdict(lambda: {"asked": [], "others": []})
@@ -78,7 +121,22 @@ def write_roster(rounds: Table, record: RoundRecord, *, alive: Iterable[str], as
 
 
 def presence(rounds: Table, record: RoundRecord, thing: str) -> Presence:
-    """Look a thing up in a round's roster."""
+    """Look up whether a device was alive when a round opened, and whether it was asked.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    record
+        The round.
+    thing
+        The device's thing name.
+
+    Returns
+    -------
+    Presence
+        Neither alive nor asked for a device that the roster does not have.
+    """
     item = get_item(rounds, record.fleet, _key(record, thing)) or {}
     asked = thing in item.get("asked", ())
     return Presence(alive=asked or thing in item.get("others", ()), asked=asked)

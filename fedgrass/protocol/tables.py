@@ -94,7 +94,17 @@ def load_settings(rounds: Table, fleet: str) -> FleetSettings:
 
 
 def save_settings(rounds: Table, fleet: str, settings: FleetSettings) -> None:
-    """Store what the fleet's rounds do from now on; only what differs from the defaults is stored."""
+    """Store the settings of the fleet's next rounds; only what differs from the defaults is stored.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    settings
+        All settings. Those at their default follow the defaults of later versions.
+    """
     text = json.dumps(settings.model_dump(mode="json", exclude_defaults=True))
     put_item(rounds, Item={"fleet": fleet, "key": SETTINGS_KEY, "json": text})
 
@@ -140,12 +150,29 @@ def set_current_model(rounds: Table, fleet: str, model: Base, *, publish: bool =
 
 
 def return_to_model(rounds: Table, fleet: str, seen: FleetState, model: Base) -> bool:
-    """Make ``model`` the base of the next round and what devices are to have, if the fleet is still at what was ``seen``.
+    """Make an earlier model the fleet's again: the base of the next round, and what devices are to have.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    seen
+        The state that the caller decided by.
+    model
+        The model to return to.
 
     Returns
     -------
     bool
-        Whether it is; it is not if another model became current, a round opened, or a hold that was seen is lost.
+        False if another model became current, a round opened, or the hold that was seen is lost; then nothing is
+        written.
+
+    Raises
+    ------
+    RecordError
+        If the fleet has no model yet.
     """
     if seen.model is None:
         raise RecordError(f"state of fleet {fleet!r}: no model is current, so there is none to return from")
@@ -165,14 +192,41 @@ def return_to_model(rounds: Table, fleet: str, seen: FleetState, model: Base) ->
 
 
 def take_hand(rounds: Table, fleet: str, lock: HandLock, now: float) -> bool:
-    """Hold the fleet for a person's action; returns False if a round is open or another person holds it."""
+    """Hold the fleet for a person's action, so that no round opens meanwhile.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    lock
+        Who holds it, and until when; a holder whose time has passed is taken for gone.
+    now
+        Unix time in seconds.
+
+    Returns
+    -------
+    bool
+        False if a round is open or another person holds the fleet.
+    """
     values = {":hand": lock.model_dump(), ":now": int(now)}
     condition = "attribute_not_exists(#open) AND (attribute_not_exists(#hand) OR #hand.#until < :now)"
     return _change_state(rounds, fleet, "SET #hand = :hand", condition, values)
 
 
 def free_hand(rounds: Table, fleet: str, lock: HandLock) -> None:
-    """Let the fleet go, if it is held still. Safe to repeat."""
+    """Let go of a fleet that was held; safe to repeat.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    lock
+        What it was taken with; another's hold is left alone.
+    """
     _change_state(rounds, fleet, "REMOVE #hand", "#hand.#holder = :holder", {":holder": lock.holder})
 
 
@@ -193,7 +247,27 @@ def _change_state(rounds: Table, fleet: str, changes: str, condition: str, value
 
 
 def load_round(rounds: Table, fleet: str, number: int) -> RoundRecord:
-    """Return a round's record; raises `RecordError` if there is none."""
+    """Read a round's record as it is now.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    number
+        The round, from 1.
+
+    Returns
+    -------
+    RoundRecord
+        The record; the read is consistent.
+
+    Raises
+    ------
+    RecordError
+        If there is none, or this version cannot read it.
+    """
     item = get_item(rounds, fleet, round_key(number))
     if item is None:
         raise RecordError(f"round {number} of fleet {fleet!r}: there is no record of it; see `fedgrass round list`")
@@ -201,31 +275,112 @@ def load_round(rounds: Table, fleet: str, number: int) -> RoundRecord:
 
 
 def recent_rounds(rounds: Table, fleet: str, limit: int = 20) -> list[RoundRecord]:
-    """Return the last rounds, the newest first."""
+    """List the last rounds, the newest first.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    limit
+        Rounds at most.
+
+    Returns
+    -------
+    list
+        Their records; numbers without a record are left out.
+    """
     last = load_state(rounds, fleet).last
     return rounds_between(rounds, fleet, last - limit + 1, last)
 
 
 def rounds_between(rounds: Table, fleet: str, first: int, last: int) -> list[RoundRecord]:
-    """Return rounds ``first`` to ``last``, the newest first; numbers without a record are left out."""
+    """List rounds ``first`` to ``last``, the newest first.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    first
+        The oldest wanted; below 1 means 1.
+    last
+        The newest wanted.
+
+    Returns
+    -------
+    list
+        Their records; numbers without a record are left out.
+    """
     return rounds_numbered(rounds, fleet, range(last, max(0, first - 1), -1))
 
 
 def rounds_numbered(rounds: Table, fleet: str, numbers: Iterable[int]) -> list[RoundRecord]:
-    """Return rounds in the order in which they are asked for; numbers without a record are left out."""
+    """List rounds in the order in which they are asked for.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    numbers
+        The rounds wanted; read in batches of 100.
+
+    Returns
+    -------
+    list
+        Their records; numbers without a record are left out.
+    """
     keys = [round_key(number) for number in numbers]
     found = {item["key"]: item for item in _batch(rounds, "key", fleet, keys)}
     return [RoundRecord.from_item(found[key]) for key in keys if key in found]
 
 
 def load_participation(rounds: Table, fleet: str, number: int, thing: str) -> Participation | None:
-    """Return a device's part in a round as it is now; None if it has none."""
+    """Read a device's part in a round as it is now.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    number
+        The round, from 1.
+    thing
+        The device's thing name.
+
+    Returns
+    -------
+    Participation or None
+        None if the device has said nothing to this round.
+    """
     item = get_item(rounds, fleet, participation_key(number, thing))
     return Participation.from_item(item) if item is not None else None
 
 
 def participations(rounds: Table, fleet: str, number: int, *, consistent: bool = False) -> Iterator[Participation]:
-    """Return what is known of each device's part in a round, in the order of thing names; ``consistent`` as of now."""
+    """Yield each device's part in a round, in the order of thing names.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    number
+        The round, from 1.
+    consistent
+        Whether writes of the last moments must be seen, at twice the read units.
+
+    Yields
+    ------
+    Participation
+        One for each device that has said something to this round.
+    """
     for item in items_below(rounds, "key", fleet, f"{round_key(number)}#", consistent=consistent):
         yield Participation.from_item(item)
 
@@ -233,7 +388,26 @@ def participations(rounds: Table, fleet: str, number: int, *, consistent: bool =
 def participations_after(
     rounds: Table, fleet: str, number: int, thing: str = "", limit: int = 25
 ) -> tuple[list[Participation], str]:
-    """Return the next parts in a round after a thing's, at most ``limit``, and the thing to go on after; "" at the end."""
+    """Read one page of the devices' parts in a round.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    number
+        The round, from 1.
+    thing
+        The thing name after which the page begins; empty for the first page.
+    limit
+        Parts at most.
+
+    Returns
+    -------
+    tuple
+        The parts, and the thing name after which the next page begins; empty at the end.
+    """
     prefix = f"{round_key(number)}#"
     arguments: dict[str, Any] = {
         "KeyConditionExpression": "#fleet = :fleet AND begins_with(#range, :prefix)",
@@ -249,18 +423,63 @@ def participations_after(
 
 
 def participations_at(rounds: Table, fleet: str, places: Iterable[tuple[int, str]]) -> list[Participation]:
-    """Return the parts of some devices in some rounds, each given as ``(round, thing)``, in no order."""
+    """Read the parts of some devices in some rounds.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    fleet
+        The fleet's name.
+    places
+        Pairs of round and thing name.
+
+    Returns
+    -------
+    list
+        Those that exist, in no particular order.
+    """
     keys = [participation_key(number, thing) for number, thing in places]
     return [Participation.from_item(item) for item in _batch(rounds, "key", fleet, keys)]
 
 
 def fleet_members(devices: Table, fleet: str, *, consistent: bool = False) -> list[FleetMember]:
-    """Return the fleet's devices in the order of their names. An item that cannot be read is logged and left out."""
+    """List the fleet's devices in the order of their names; an item that cannot be read is logged and left out.
+
+    Parameters
+    ----------
+    devices
+        The devices' table.
+    fleet
+        The fleet's name.
+    consistent
+        Whether writes of the last moments must be seen, at twice the read units.
+
+    Returns
+    -------
+    list
+        A member for each device, with its last heartbeat and its last word on a model.
+    """
     return _members(items_below(devices, "thing", fleet, "", consistent=consistent))
 
 
 def members_named(devices: Table, fleet: str, things: Sequence[str]) -> list[FleetMember]:
-    """Return those of the fleet's devices, in the order of their names; unknown ones are left out."""
+    """List some of the fleet's devices in the order of their names.
+
+    Parameters
+    ----------
+    devices
+        The devices' table.
+    fleet
+        The fleet's name.
+    things
+        Thing names; unknown ones are left out.
+
+    Returns
+    -------
+    list
+        As of `fleet_members`.
+    """
     return _members(_batch(devices, "thing", fleet, [*things, *(thing + MODEL_SUFFIX for thing in things)]))
 
 
@@ -287,7 +506,22 @@ def _members(items: Iterable[dict[str, Any]]) -> list[FleetMember]:
 
 
 def get_item(table: Table, fleet: str, key: str) -> dict[str, Any] | None:
-    """Return an item of the rounds' table, or None."""
+    """Read one item, with a consistent read.
+
+    Parameters
+    ----------
+    table
+        The rounds' table.
+    fleet
+        Its partition key.
+    key
+        Its range key.
+
+    Returns
+    -------
+    dict or None
+        The item; None if there is none.
+    """
     # Consistent: a round that opened a moment ago must be seen.
     item: dict[str, Any] | None = table.get_item(Key={"fleet": fleet, "key": key}, ConsistentRead=True).get("Item")
     return item
@@ -302,7 +536,28 @@ def items_below(
     attributes: Sequence[str] = (),
     consistent: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a fleet's items whose range key begins with ``prefix``, in order; only some ``attributes`` of them, if given."""
+    """Yield a fleet's items whose range key begins with a prefix, in the order of their keys.
+
+    Parameters
+    ----------
+    table
+        Either table.
+    range_name
+        Name of the table's range key: ``key`` of the rounds' table, ``thing`` of the devices'.
+    fleet
+        The partition key.
+    prefix
+        Empty for all items.
+    attributes
+        Names of the attributes to read; all if empty. It saves transfer, not read units.
+    consistent
+        Whether writes of the last moments must be seen, at twice the read units.
+
+    Yields
+    ------
+    dict
+        An item; pages are asked for as they are needed.
+    """
     condition = "#fleet = :fleet"
     names = {"#fleet": "fleet", **{f"#only_{name}": name for name in attributes}}
     values = {":fleet": fleet}

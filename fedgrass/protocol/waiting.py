@@ -23,7 +23,22 @@ class Waiting:
 
 
 def waiting_for(rounds: Table, devices: Table, record: RoundRecord) -> list[Waiting]:
-    """Return the devices that a round has asked and that have not answered in time, in the order of their names."""
+    """List the devices that a round asked and that have not answered in time.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    devices
+        The devices' table, for their last heartbeats.
+    record
+        The round.
+
+    Returns
+    -------
+    list
+        In the order of their names.
+    """
     asked = asked_things(rounds, record)
     parts = participations_at(rounds, record.fleet, [(record.round, thing) for thing in asked])
     answered = {part.thing for part in parts if part.status is not None and not part.late}

@@ -109,7 +109,16 @@ def delete_item(table: Any, **arguments: Any) -> dict[str, Any]:
 
 
 def transact(table: Any, actions: list[dict[str, Any]], *, pause: Callable[[float], None] = time.sleep) -> int | None:
-    """Write all of ``actions`` or none.
+    """Write all of some changes or none.
+
+    Parameters
+    ----------
+    table
+        Any table, for its client: the actions name their own.
+    actions
+        As DynamoDB's TransactWriteItems takes them, at most 100.
+    pause
+        Waits so many seconds between two attempts.
 
     Returns
     -------

@@ -150,7 +150,28 @@ def contribute(
     *,
     noise: Noise | None = None,
 ) -> None:
-    """Do the part of an instance that is not the first; parameters as of `aggregate`."""
+    """Sum the lanes of an instance that is not the first, and leave the sums for it.
+
+    Parameters
+    ----------
+    base
+        The model that the updates are differences from.
+    source, references
+        Where the updates are, and which; all of the round's, not only this instance's.
+    strategy
+        How they are combined; nothing is done for one that must see all updates at once.
+    expected
+        What an update must be.
+    share
+        This instance's place among the job's.
+    noise
+        Central privacy, as of `AggregationOptions`.
+
+    Raises
+    ------
+    TransferError
+        If the storage fails.
+    """
     if strategy.needs_all:
         return  # it takes all updates in one place
     bounds = Bounds(with_noise(strategy, noise), expected.checks)

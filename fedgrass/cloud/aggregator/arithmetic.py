@@ -23,7 +23,17 @@ _LEAST_SQUARES = 1e-30
 
 
 def scaled(values: Floats, weight: float, out: Floats) -> None:
-    """Write the weighted values to ``out``, which may be they."""
+    """Write the weighted values to ``out``, which may be they.
+
+    Parameters
+    ----------
+    values
+        float32 [n].
+    weight
+        Below the smallest normal float32 it multiplies in float64, which keeps its digits.
+    out
+        float32 [n], written; it may be ``values``.
+    """
     if weight >= _LEAST:
         np.multiply(values, np.float32(weight), out=out)
     else:
@@ -31,7 +41,17 @@ def scaled(values: Floats, weight: float, out: Floats) -> None:
 
 
 def add_scaled(total: Floats, values: Floats, weight: float) -> None:
-    """Add the weighted values, which are overwritten, to a sum."""
+    """Add weighted values to a sum, overwriting the values.
+
+    Parameters
+    ----------
+    total
+        float32 [n], added to.
+    values
+        float32 [n]; they hold the weighted values afterwards.
+    weight
+        As of `scaled`.
+    """
     scaled(values, weight, values)
     np.add(total, values, out=total)
 

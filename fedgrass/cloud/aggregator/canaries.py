@@ -80,7 +80,19 @@ class Canaries:
     def try_out(self, greengrass: Any, fleet_arn: str, component: str, version: str) -> None:
         """Deploy the component's version to the canaries, and wait for their word; safe to repeat.
 
-        Where the fleet has no deployment yet there is nothing to compare a model with, so all devices get the first one.
+        Where the fleet has no deployment yet there is nothing to compare a model with, so all devices get the first
+        one.
+
+        Parameters
+        ----------
+        greengrass
+            The boto3 client.
+        fleet_arn
+            ARN of the fleet's thing group.
+        component
+            Name of the model component.
+        version
+            The version to try.
 
         Raises
         ------

@@ -33,6 +33,26 @@ def judged_model(
     """Evaluate the new model and its base, note the figures in the report, and judge by them and by the best so far.
 
     A model without a LiteRT graph cannot be evaluated here: only devices can.
+
+    Parameters
+    ----------
+    record
+        The round, with its gate's settings.
+    clients
+        The fleet's storage and services.
+    report
+        Takes the figures of base and model.
+    base, new
+        The bundles.
+    scratch
+        Folder for the evaluation set.
+    clock
+        The time, by which the wait for the devices' figures ends.
+
+    Returns
+    -------
+    Verdict
+        Passed, if nobody can evaluate the model.
     """
     data = load_evaluation_set(clients.bucket, record.fleet, scratch)
     if data is not None and new.manifest.graph_file == GRAPH:

@@ -91,7 +91,17 @@ class PartialSums(Protocol):
         ...
 
     def give(self, lane: int, total: Sums, found: Screened) -> None:
-        """Leave a lane's sum for the first instance."""
+        """Leave a lane's sum for the first instance.
+
+        Parameters
+        ----------
+        lane
+            Number of the lane.
+        total
+            Its weighted sum.
+        found
+            Which of its updates are in the sum, and which were refused.
+        """
         ...
 
     def add(self, lane: int, total: Sums) -> Screened:
@@ -237,7 +247,35 @@ def combine(
     min_updates: int,
     scratch: Path | None,
 ) -> Combined:
-    """Combine updates that must be seen all at once."""
+    """Combine updates that must be seen all at once, by way of a matrix on disk.
+
+    Parameters
+    ----------
+    combination
+        The robust rule.
+    bounds
+        Which updates are too long beside the others, and what each counts.
+    base
+        The model that the updates are differences from.
+    screening
+        Opens and validates each update.
+    candidates
+        The updates to open.
+    min_updates
+        Good updates without which there is no difference.
+    scratch
+        Folder for the matrix, 4 bytes per scalar and update; the system's temporary one if None.
+
+    Returns
+    -------
+    Combined
+        The difference, float32 of the model's size, with what each update weighed in it.
+
+    Raises
+    ------
+    AggregationError
+        If the good updates are too few for the rule.
+    """
     with StoredMatrix(base, screening.layout, scratch) as spool:
         good = sorted(reading(screening).spool(candidates, spool), key=_by_name)
         for key, error in (odd := bounds.too_long(good)).items():

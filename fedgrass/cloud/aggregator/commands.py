@@ -49,7 +49,27 @@ def publish(
 
 
 def renamed(bundle: Bundle, version: str, folder: Path) -> Bundle:
-    """Return a copy of the bundle, in ``folder``, that is another version; `ConfigurationError` if a round could make that."""
+    """Copy a bundle as another version.
+
+    Parameters
+    ----------
+    bundle
+        The bundle.
+    version
+        ``MAJOR.0.PATCH``.
+    folder
+        Where the copy goes; must not exist.
+
+    Returns
+    -------
+    Bundle
+        The copy, sealed.
+
+    Raises
+    ------
+    ConfigurationError
+        If a round could make that version.
+    """
     if not re.fullmatch(r"[0-9]{1,6}\.0\.[0-9]{1,6}", version):
         raise ConfigurationError(
             f"--version {version!r}: expected MAJOR.0.PATCH, such as 2.0.0; the middle number is that of the round that made it"

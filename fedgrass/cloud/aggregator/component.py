@@ -38,8 +38,25 @@ class Account:
 def create_component(greengrass: Any, account: Account, recipe: bytes, *, timeout: float = 300.0) -> str:
     """Create the component version of a JSON recipe and wait until it is DEPLOYABLE; returns its ARN.
 
-    A version that exists already is taken if its artifacts are the same ones, so that a job that was killed can be run
+    A version that exists already is taken if its artifacts are the same ones, so that a job that was killed can be
+    run
     again.
+
+    Parameters
+    ----------
+    greengrass
+        The boto3 client.
+    account
+        Account and region, for the version's ARN.
+    recipe
+        The recipe, as JSON.
+    timeout
+        Seconds to wait for DEPLOYABLE.
+
+    Returns
+    -------
+    str
+        ARN of the version.
 
     Raises
     ------

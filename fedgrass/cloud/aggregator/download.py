@@ -13,7 +13,21 @@ from fedgrass.protocol.messages import Base
 
 
 def download_bundle(bucket: Bucket, base: Base, folder: Path) -> Bundle:
-    """Fetch the bundle that lies beside ``base.parameters_key``, every file compared with its digest.
+    """Fetch a published bundle whole, comparing every file with its digest.
+
+    Parameters
+    ----------
+    bucket
+        The fleet's bucket; a broken connection is taken up where it stopped.
+    base
+        The model, by version, key and digests.
+    folder
+        Where the files go; must not exist.
+
+    Returns
+    -------
+    Bundle
+        The bundle in ``folder``.
 
     Raises
     ------

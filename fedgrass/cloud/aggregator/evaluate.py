@@ -40,7 +40,17 @@ def load_best(bucket: Bucket, base: Base) -> Best | None:
 
 
 def publish_best(bucket: Bucket, prefix: str, best: Best) -> None:
-    """Put the best figures so far beside a model that becomes the next base; safe to repeat."""
+    """Put the best figures so far beside a model that becomes the next base; safe to repeat.
+
+    Parameters
+    ----------
+    bucket
+        The fleet's bucket.
+    prefix
+        The model's prefix.
+    best
+        The best figures, and the evaluation set that they are of.
+    """
     bucket.write(prefix + BEST, best.model_dump_json().encode())
 
 
@@ -53,7 +63,21 @@ _FILE = "evaluation.npz"
 
 
 def load_evaluation_set(bucket: Bucket, fleet: str, scratch: Path) -> ArrayDataset | None:
-    """Return the fleet's evaluation set, or None if the operator has put none there.
+    """Fetch the fleet's evaluation set.
+
+    Parameters
+    ----------
+    bucket
+        The fleet's bucket.
+    fleet
+        The fleet's name.
+    scratch
+        Folder that the file is written to.
+
+    Returns
+    -------
+    ArrayDataset or None
+        None if the operator has put none there.
 
     Raises
     ------

@@ -113,7 +113,17 @@ class BucketPartialSums:
         return everything
 
     def give(self, lane: int, total: Sums, found: Screened) -> None:
-        """Leave a lane's sum; its note comes last, and says that the sum is there."""
+        """Leave a lane's sum for the first instance; the note comes last and says that the sum is complete.
+
+        Parameters
+        ----------
+        lane
+            Number of the lane.
+        total
+            Its weighted sum.
+        found
+            Which of its updates are in the sum, and which were refused.
+        """
         if found.good:
             path = self._scratch / "lane"
             total.tofile(path)

@@ -22,9 +22,26 @@ from fedgrass.protocol.tables import Table, load_round
 
 
 def earlier_rounds(rounds: Table, bucket: Bucket, record: RoundRecord, staleness: int) -> dict[int, EarlierRound]:
-    """Return those of the last ``staleness`` rounds whose late updates this one can use, by number.
+    """Find those of the last rounds whose late updates this round can use.
 
-    A round with another graph, or one that only evaluated, has none. Age counts the models that came after a round's base.
+    A round with another graph, or one that only evaluated, has none. Age counts the models that came after a round's
+    base.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    bucket
+        The fleet's bucket, for the rounds' reports.
+    record
+        The round that is being aggregated.
+    staleness
+        Rounds to look back.
+
+    Returns
+    -------
+    dict
+        By round number.
 
     Raises
     ------
@@ -67,9 +84,23 @@ def staleness_of(base: str, earlier: Iterable[str]) -> Iterator[int]:
 def late_updates(
     source: RoundUpdates, earlier: Mapping[int, EarlierRound], things: Collection[str] | None = None
 ) -> list[UpdateReference]:
-    """Return the updates under the earlier rounds' prefixes, but for the very objects that had their turn.
+    """List the late updates of earlier rounds, without the very objects that were consumed already.
 
     Whatever else lies there was told of in those rounds' reports.
+
+    Parameters
+    ----------
+    source
+        The round's updates, from which those of other rounds are reached.
+    earlier
+        What `earlier_rounds` found.
+    things
+        Names of the fleet's devices; updates of others are left out. None takes all.
+
+    Returns
+    -------
+    list
+        References, each with the round that it is for.
     """
     return [
         replace(reference, round=number)

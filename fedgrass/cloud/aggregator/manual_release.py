@@ -142,7 +142,27 @@ def roll_back(account: Account, version: str) -> Release:
 
 
 def released_bundle(account: Account, version: str, folder: Path) -> Bundle:
-    """Fetch a version that the fleet has or had; raises `ReleaseError` if it never did, or an object is missing."""
+    """Fetch a version that the fleet has or had.
+
+    Parameters
+    ----------
+    account
+        The fleet's account.
+    version
+        The version.
+    folder
+        Where the bundle is written; must not exist.
+
+    Returns
+    -------
+    Bundle
+        The bundle, every file compared with its digest.
+
+    Raises
+    ------
+    ReleaseError
+        If the fleet never had that version, or an object of it is missing.
+    """
     clients = fleet_clients(account)
     record = _round_of(clients, version)
     manifest = _published(clients, version)

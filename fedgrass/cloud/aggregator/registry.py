@@ -43,7 +43,26 @@ class Registry:
     def register(
         self, bundle: Bundle, bucket: Bucket, record: RoundRecord, *, participants: int, evaluation: Evaluation | None
     ) -> str:
-        """Register the round's model, once; returns the package's ARN."""
+        """Store the model's archive, and register it as a package of the model registry, once.
+
+        Parameters
+        ----------
+        bundle
+            The round's model.
+        bucket
+            The fleet's bucket.
+        record
+            The round.
+        participants
+            Number of updates in the model.
+        evaluation
+            Its figures; None if nobody evaluated it.
+
+        Returns
+        -------
+        str
+            ARN of the package.
+        """
         store_archive(bundle, bucket, record.fleet)
         return register(
             self.sagemaker,
@@ -58,7 +77,22 @@ class Registry:
 
 
 def store_archive(bundle: Bundle, bucket: Bucket, fleet: str) -> None:
-    """Put the bundle's archive beside its files; safe to repeat."""
+    """Put a bundle's archive beside its files, as the serving image takes it; safe to repeat.
+
+    Parameters
+    ----------
+    bundle
+        The bundle.
+    bucket
+        The fleet's bucket.
+    fleet
+        The fleet's name.
+
+    Raises
+    ------
+    ReleaseError
+        If another archive is there.
+    """
     with tempfile.TemporaryDirectory(prefix="fedgrass-") as folder:
         packed = Path(folder) / ARCHIVE
         pack(bundle, packed)

@@ -101,6 +101,15 @@ def publish_model(bundle: Bundle, clients: FleetClients) -> Release:
 def prepare(bundle: Bundle, clients: FleetClients, rollout: Rollout | None = None) -> tuple[Base, str]:
     """Publish a bundle as a version of the fleet's model component, which no device gets by that; safe to repeat.
 
+    Parameters
+    ----------
+    bundle
+        The bundle; its digests are checked first.
+    clients
+        The fleet's storage and services.
+    rollout
+        What a refusal is on a device; the defaults if not given.
+
     Returns
     -------
     tuple
@@ -226,7 +235,27 @@ def release_model(bundle: Bundle, clients: FleetClients, *, first_deployment: bo
 
 
 def upload(bundle: Bundle, bucket: Bucket, fleet: str) -> Base:
-    """Upload a bundle under its version, the manifest last."""
+    """Upload a bundle under its version, the manifest last, so that a model with a manifest is complete.
+
+    Parameters
+    ----------
+    bundle
+        The bundle.
+    bucket
+        The fleet's bucket.
+    fleet
+        The fleet's name.
+
+    Returns
+    -------
+    Base
+        The model as a round starts from it.
+
+    Raises
+    ------
+    ReleaseError
+        If the version exists with other content.
+    """
     prefix = model_prefix(fleet, bundle.manifest.version)
     for name in (*sorted(bundle.manifest.files), MANIFEST):
         bucket.publish(prefix + name, bundle.path(name))
@@ -234,9 +263,26 @@ def upload(bundle: Bundle, bucket: Bucket, fleet: str) -> Base:
 
 
 def make_component(manifest: Manifest, clients: FleetClients, rollout: Rollout | None = None) -> str:
-    """Make an uploaded bundle a version of the fleet's model component, unless it is one; returns the version's ARN.
+    """Make an uploaded bundle a version of the fleet's model component, unless it is one.
 
-    What a refusal is on a device is part of it (``rollout``, else the default): it stays so for this version.
+    Parameters
+    ----------
+    manifest
+        Of the bundle.
+    clients
+        The fleet's storage and services.
+    rollout
+        What a refusal is on a device, written into the version's recipe for good; the defaults if not given.
+
+    Returns
+    -------
+    str
+        ARN of the component version.
+
+    Raises
+    ------
+    ReleaseError
+        If the version exists with other artifacts, or is not ready in time.
     """
     refusal = (rollout or Rollout()).refusal
     prefix = model_prefix(clients.fleet, manifest.version)

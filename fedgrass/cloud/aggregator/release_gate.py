@@ -32,10 +32,32 @@ def judge(
 ) -> Verdict:
     """Compare the new model with its base, and with the best that the fleet had, on the same examples.
 
-    A classifier's accuracy may fall by at most ``tolerance``, and its loss rise by at most ``loss_tolerance`` of itself. Another
-    model's loss may rise by at most ``tolerance`` of itself. Falls that each are small add up: so what was ever released is
-    remembered, and the accuracy may lie at most ``below_best`` under it; a loss is held against the lowest one likewise. Without
+    A classifier's accuracy may fall by at most ``tolerance``, and its loss rise by at most ``loss_tolerance`` of
+    itself. Another
+    model's loss may rise by at most ``tolerance`` of itself. Falls that each are small add up: so what was ever
+    released is
+    remembered, and the accuracy may lie at most ``below_best`` under it; a loss is held against the lowest one
+    likewise. Without
     an evaluation set every model passes: each device's own admission is then the only check.
+
+    Parameters
+    ----------
+    base, new
+        Figures of the base and of the new model on the same examples; None if nobody evaluated it.
+    tolerance
+        How far accuracy may fall, in fractions of 1; for a model without accuracy, how far its loss may rise, in
+        fractions of itself.
+    loss_tolerance
+        How far a classifier's loss may rise, in fractions of itself.
+    below_best
+        How far under the fleet's best accuracy a model may lie, in fractions of 1.
+    best
+        The best figures so far on the same examples; None if nothing is known of them.
+
+    Returns
+    -------
+    Verdict
+        Whether the model passed, and why.
     """
     if base is None or new is None:
         return Verdict(True, "no evaluation set for this model: the gate did not look")
@@ -65,14 +87,45 @@ def judge(
 
 
 def judge_by(gate: Gate, base: Evaluation | None, new: Evaluation | None, best: Best | None = None) -> Verdict:
-    """Judge by a fleet's settings."""
+    """Judge a model by a fleet's settings; see `judge`.
+
+    Parameters
+    ----------
+    gate
+        The settings.
+    base, new
+        Figures of base and model, or None.
+    best
+        The best figures so far, or None.
+
+    Returns
+    -------
+    Verdict
+        Whether the model passed, and why.
+    """
     return judge(
         base, new, tolerance=gate.tolerance, loss_tolerance=gate.loss_tolerance, below_best=gate.below_best, best=best
     )
 
 
 def raised(best: Best | None, figures: Evaluation, evaluation_set: str) -> Best:
-    """Return the best so far with a model's figures on the evaluation set; figures on another set are forgotten."""
+    """Update the best figures so far with those of a model.
+
+    Parameters
+    ----------
+    best
+        The best so far; None at the beginning.
+    figures
+        The model's.
+    evaluation_set
+        Digest of the examples that they are of, or the word for the devices' own. Figures on another set are
+        forgotten.
+
+    Returns
+    -------
+    Best
+        Lowest loss and highest accuracy.
+    """
     if best is None or best.evaluation_set != evaluation_set:
         return Best(evaluation_set=evaluation_set, loss=figures.loss, accuracy=figures.accuracy)
     known = [accuracy for accuracy in (best.accuracy, figures.accuracy) if accuracy is not None]
@@ -84,7 +137,24 @@ def raised(best: Best | None, figures: Evaluation, evaluation_set: str) -> Best:
 def decided(
     settings: FleetSettings, number: int, verdict: Verdict, base: Evaluation | None, new: Evaluation | None
 ) -> tuple[Outcome, str]:
-    """Return what becomes of the model of round ``number``, by the gate's verdict on it and the fleet's settings, and why."""
+    """Decide what becomes of a round's model, by the gate's verdict and the fleet's settings.
+
+    Parameters
+    ----------
+    settings
+        The fleet's: whether, when and how often to release.
+    number
+        The round.
+    verdict
+        The gate's.
+    base, new
+        Figures of base and model, or None.
+
+    Returns
+    -------
+    tuple
+        The outcome, and why, in words.
+    """
     if not verdict.passed:
         return "held", verdict.reason
     if settings.release == "never":

@@ -68,7 +68,22 @@ class ReportBuilder:
     privacy: PrivacyLedger | None = None
 
     def build(self, outcome: Outcome, reason: str, finished_at: datetime) -> RoundReport:
-        """Return the report."""
+        """Return the report.
+
+        Parameters
+        ----------
+        outcome
+            What became of the round.
+        reason
+            Why, in words.
+        finished_at
+            When it was found, with its time zone.
+
+        Returns
+        -------
+        RoundReport
+            The report of all that is known so far.
+        """
         result = self.aggregation
         return RoundReport(
             fleet=self.fleet,

@@ -81,7 +81,24 @@ class Bucket:
             raise _failed(f"reading {self.uri(key)}", error) from error
 
     def download(self, key: str, path: Path, *, size: int, sha256: str) -> None:
-        """Fetch an object whose size and digest are known into ``path``."""
+        """Fetch an object whose size and digest are known.
+
+        Parameters
+        ----------
+        key
+            The object's key.
+        path
+            File to write.
+        size
+            Its bytes.
+        sha256
+            Its SHA-256, in hex.
+
+        Raises
+        ------
+        TransferError
+            If it cannot be read, or is another object.
+        """
         digest = hashlib.sha256()
         reference = UpdateReference(thing="", key=key, bytes=size)
         with _body(self._client, self.name, reference) as body, path.open("wb") as file:

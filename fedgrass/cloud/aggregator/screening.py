@@ -84,7 +84,27 @@ class Screening:
         return reader, facts
 
     def passed(self, reference: UpdateReference, facts: UpdateMetadata, norm: float) -> Accepted:
-        """Judge an update of which everything else was good; raises `UpdateError` if its norm is not."""
+        """Check the norm of an update of which everything else was good, and accept the update.
+
+        Parameters
+        ----------
+        reference
+            The update.
+        facts
+            What its header says.
+        norm
+            L2 norm of its difference.
+
+        Returns
+        -------
+        Accepted
+            The update with its measured norm.
+
+        Raises
+        ------
+        UpdateError
+            If the norm exceeds the fixed bound.
+        """
         self.examiner.check_norm(norm)
         self._tell(reference)
         return Accepted(reference, facts.measured(norm))

@@ -21,7 +21,24 @@ _MAX_BYTES = 64 << 30
 
 
 def load_state(bucket: Bucket, base: Base, strategy: Strategy, scratch: Path) -> State:
-    """Return the state that was left with ``base``; empty if there is none, or it is another strategy's."""
+    """Fetch the server optimizer's state that was left with a base.
+
+    Parameters
+    ----------
+    bucket
+        The fleet's bucket.
+    base
+        The model that the state lies beside.
+    strategy
+        Whose state is wanted.
+    scratch
+        Folder that the file is written to.
+
+    Returns
+    -------
+    State
+        Vectors of all parameters by slot; empty if there is none, or it belongs to another strategy.
+    """
     if not _slots(strategy):
         return {}
     content = bucket.read(base.parameters_key.removesuffix(PARAMETERS) + STATE, max_bytes=_MAX_BYTES)
@@ -32,7 +49,27 @@ def load_state(bucket: Bucket, base: Base, strategy: Strategy, scratch: Path) ->
 
 
 def read_state(path: Path, parameters_sha256: str, strategy: Strategy) -> State:
-    """Return the state in a file; empty if there is none, or it belongs to another model or strategy."""
+    """Read the server optimizer's state from a file.
+
+    Parameters
+    ----------
+    path
+        The file.
+    parameters_sha256
+        Digest of the parameters that it must belong to.
+    strategy
+        Whose state is wanted.
+
+    Returns
+    -------
+    State
+        Vectors of all parameters by slot; empty if there is no file, or it belongs to another model or strategy.
+
+    Raises
+    ------
+    TensorFileError
+        If the file is damaged, or larger than its bound.
+    """
     if not _slots(strategy) or not path.exists():
         return {}
     state, metadata = tensors.load(path, max_bytes=_MAX_BYTES)
@@ -45,12 +82,55 @@ def _slots(strategy: Strategy) -> tuple[str, ...]:
 
 
 def write_state(path: Path, model: Bundle, state: State, strategy: str) -> str:
-    """Write the state that belongs to a model; returns the file's SHA-256."""
+    """Write the server optimizer's state that belongs to a model.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    model
+        The model.
+    state
+        Vectors of all parameters by slot.
+    strategy
+        Name of the strategy.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+    """
     return tensors.save(path, state, {"strategy": strategy, "parameters_sha256": model.manifest.parameters_sha256})
 
 
 def publish_state(bucket: Bucket, prefix: str, model: Bundle, state: State, strategy: str, scratch: Path) -> str:
-    """Put the state beside a model that is about to be released or is held, and return its SHA-256; safe to repeat."""
+    """Put the server optimizer's state beside a model that is about to be released, or is held; safe to repeat.
+
+    Parameters
+    ----------
+    bucket
+        The fleet's bucket.
+    prefix
+        The model's prefix; the report's if the model is held.
+    model
+        The model.
+    state
+        Vectors of all parameters by slot.
+    strategy
+        Name of the strategy.
+    scratch
+        Folder for the file.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+
+    Raises
+    ------
+    ReleaseError
+        If another state is there.
+    """
     path = scratch / STATE
     digest = write_state(path, model, state, strategy)
     bucket.publish(prefix + STATE, path)
@@ -58,7 +138,24 @@ def publish_state(bucket: Bucket, prefix: str, model: Bundle, state: State, stra
 
 
 def release_held_state(bucket: Bucket, record: RoundRecord, sha256: str, scratch: Path) -> None:
-    """Put the state that a round kept with its held model beside that model, which is about to be released."""
+    """Move the state that a round kept with its held model beside that model, which is about to be released.
+
+    Parameters
+    ----------
+    bucket
+        The fleet's bucket.
+    record
+        The round.
+    sha256
+        Digest of the state, from the round's report.
+    scratch
+        Folder for the file.
+
+    Raises
+    ------
+    ReleaseError
+        If the state is missing or another one.
+    """
     key = report_prefix(record.fleet, record.round) + STATE
     content = bucket.read(key, max_bytes=_MAX_BYTES)
     if content is None or hashlib.sha256(content).hexdigest() != sha256:

@@ -91,9 +91,24 @@ class Folder(Prefetched):
 def open_ahead(
     source: UpdateSource, references: Sequence[UpdateReference], *, ahead: int = _AHEAD
 ) -> Generator[tuple[UpdateReference, Callable[[], BinaryIO]], None, None]:
-    """Yield each reference, in order, with what opens it, while the next few are being opened in the background.
+    """Open updates in order, the next few in the background.
 
-    Opening costs a request's latency, reading does not need one: with thousands of small updates that is most of the time.
+    Opening costs a request's latency, reading does not need one: with thousands of small updates that is most of the
+    time.
+
+    Parameters
+    ----------
+    source
+        Where the updates are.
+    references
+        Which.
+    ahead
+        How many are opened at once.
+
+    Yields
+    ------
+    tuple
+        A reference, and a function that returns its open stream or raises what opening it raised.
     """
     if isinstance(source, Prefetched):
         yield from ((reference, partial(source.open, reference)) for reference in references)

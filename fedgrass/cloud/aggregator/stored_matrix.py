@@ -36,7 +36,17 @@ class StoredMatrix:
         self._rows: list[tuple[int, UpdateMetadata, float]] = []
 
     def write(self, key: str, values: Floats, start: int = 0) -> None:
-        """Write values of an update, from a place in its vector on; threads may do so at the same time."""
+        """Write values of an update from a place in its vector on; threads may do so at the same time.
+
+        Parameters
+        ----------
+        key
+            The update's key; its first use gives the update a row.
+        values
+            float32 [n].
+        start
+            Index of the first of them in the update's vector.
+        """
         with self._lock:
             place = self._places.setdefault(key, len(self._places))
         write_at(self._file, values, (place * self._layout.size + start) * 4)
@@ -74,7 +84,17 @@ class StoredMatrix:
 
 
 def write_at(file: BinaryIO, values: Array, position: int) -> None:
-    """Write an array's bytes to a place in an unbuffered file; threads may do so at the same time."""
+    """Write an array's bytes to a place in an unbuffered file; threads may do so at the same time.
+
+    Parameters
+    ----------
+    file
+        Opened for writing, unbuffered.
+    values
+        Any dtype, contiguous.
+    position
+        Byte offset of the first value.
+    """
     rest = values.view(np.uint8).data
     while rest:
         written = os.pwrite(file.fileno(), rest, position)
@@ -82,7 +102,22 @@ def write_at(file: BinaryIO, values: Array, position: int) -> None:
 
 
 def read_at(file: BinaryIO, values: Array, position: int) -> None:
-    """Fill an array from a place in an unbuffered file; threads may do so at the same time."""
+    """Fill an array from a place in an unbuffered file; threads may do so at the same time.
+
+    Parameters
+    ----------
+    file
+        Opened for reading, unbuffered.
+    values
+        Any dtype, contiguous; overwritten.
+    position
+        Byte offset of the first value.
+
+    Raises
+    ------
+    OSError
+        If the file ends before.
+    """
     rest = values.view(np.uint8).data
     while rest:
         count = os.preadv(file.fileno(), [rest], position)

@@ -52,7 +52,23 @@ class Tracking:
         self._http = http or URLLib3Session(timeout=_SECONDS)
 
     def follow(self, record: RoundRecord, report: RoundReport, *, experiment: str, report_uri: str) -> str:
-        """Record a round's settings, figures and lineage as one run, once; return the run's id.
+        """Record a round's settings, figures and lineage as one run of the tracking server, once.
+
+        Parameters
+        ----------
+        record
+            The round.
+        report
+            Its report.
+        experiment
+            Name of the experiment; made if absent.
+        report_uri
+            Where the report is.
+
+        Returns
+        -------
+        str
+            The run's id.
 
         Raises
         ------
@@ -159,7 +175,22 @@ def metrics(report: RoundReport) -> dict[str, float]:
 
 
 def lineage(record: RoundRecord, report: RoundReport, report_uri: str) -> dict[str, str]:
-    """Return what the round's model was made of, and what became of it."""
+    """Describe what a round's model was made of, and what became of it.
+
+    Parameters
+    ----------
+    record
+        The round.
+    report
+        Its report.
+    report_uri
+        Where the report is.
+
+    Returns
+    -------
+    dict
+        Tags by name; what is not known is left out.
+    """
     found: dict[str, str | None] = {
         "fleet": record.fleet,
         "outcome": report.outcome,

@@ -15,12 +15,22 @@ from fedgrass.update.codecs import Floats
 
 
 def own_update(base: Bundle, data: Dataset | None, task: FitTask) -> Floats | None:
-    """Train a LiteRT model on the operator's examples as the devices train; returns the flat difference.
+    """Train a LiteRT model on the operator's examples as the devices train.
+
+    Parameters
+    ----------
+    base
+        The model.
+    data
+        The operator's examples; None if there are none.
+    task
+        How the round's devices train.
 
     Returns
     -------
     Floats or None
-        None if there are no examples, or the model is another engine's, which cannot be trained here.
+        The difference, flat float32 of all parameters. None if there are no examples, or the model is another
+        engine's, which cannot be trained here.
     """
     if data is None or base.manifest.graph_file != GRAPH:
         return None
@@ -30,7 +40,24 @@ def own_update(base: Bundle, data: Dataset | None, task: FitTask) -> Floats | No
 
 
 def trained_difference(engine: Engine, base: Bundle, data: Dataset, task: FitTask) -> Floats:
-    """Train an engine that can hold the base's parameters, and return the flat difference."""
+    """Train from a base and return the difference.
+
+    Parameters
+    ----------
+    engine
+        Can hold the base's parameters.
+    base
+        The model.
+    data
+        The examples.
+    task
+        How the round's devices train.
+
+    Returns
+    -------
+    Floats
+        Flat float32 of all parameters, in the manifest's order.
+    """
     before = base.parameters()
     engine.set_parameters(before)
     settings = FitSettings(task.epochs, task.learning_rate, task.proximal_mu, task.gradient_clip_norm)

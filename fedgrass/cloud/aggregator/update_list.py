@@ -37,7 +37,27 @@ def pin_update_list(
     refused: Sequence[QuarantinedEntry] = (),
     more: int = 0,
 ) -> UpdateList:
-    """Return the round's list: the one that is there, or else this one.
+    """Fix the round's list of updates: the one that exists, or else this one.
+
+    Parameters
+    ----------
+    bucket
+        The fleet's bucket.
+    fleet
+        The fleet's name.
+    number
+        The round.
+    found
+        The updates to combine, in any order.
+    refused
+        What was refused by its name.
+    more
+        How much more of that there was, beyond what ``refused`` names.
+
+    Returns
+    -------
+    UpdateList
+        The list that counts, with the seed of the round's noise.
 
     Raises
     ------

@@ -20,7 +20,22 @@ class Page:
 
     @classmethod
     def of(cls, count: int, per_page: int, word: str = "page") -> Page:
-        """Return the page that the request asks for, or the nearest that there is."""
+        """Find the page that the request asks for, or the nearest that exists.
+
+        Parameters
+        ----------
+        count
+            Entries in all.
+        per_page
+            Entries on a page.
+        word
+            Name of the page's number in the address.
+
+        Returns
+        -------
+        Page
+            The page.
+        """
         pages = max(1, -(-count // per_page))
         asked = request.args.get(word, 1, type=int)
         return cls(min(max(asked, 1), pages), pages, per_page, count, word)

@@ -47,7 +47,21 @@ class Access:
 
     @classmethod
     def of(cls, host: str, names: Collection[str] = (), token: str | None = None) -> Access:
-        """Return what is right for a listening address.
+        """Decide by the listening address who may use the console.
+
+        Parameters
+        ----------
+        host
+            Address that it listens on.
+        names
+            Further names by which browsers reach it.
+        token
+            What browsers must know; required beyond this machine.
+
+        Returns
+        -------
+        Access
+            The names that requests may use, and the token.
 
         Raises
         ------

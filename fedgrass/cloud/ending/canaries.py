@@ -29,10 +29,25 @@ def deploy_to_canaries(
 ) -> datetime:
     """Give the canaries the fleet's components with one version changed, or left out, unless they have just that.
 
+    Parameters
+    ----------
+    greengrass
+        The boto3 client.
+    fleet
+        The fleet's latest deployment, as GetDeployment gives it.
+    fleet_arn
+        ARN of the fleet's thing group, the parent of the canaries' deployment.
+    group_arn
+        ARN of the canaries' thing group.
+    component
+        Name of the model component.
+    version
+        The version that they get; None leaves the component out.
+
     Returns
     -------
     datetime
-        Since when they have it.
+        When the canaries' deployment was created: what they said before is not about it.
     """
     components = dict(fleet["components"])
     if version is None:
@@ -59,7 +74,19 @@ def _since(deployment: dict[str, Any]) -> datetime:
 
 
 def restore(greengrass: Any, fleet_arn: str, component: str, record: RoundRecord) -> None:
-    """Give the round's canaries back what the fleet has, if they were given its model and it was not released; safe to repeat."""
+    """Give a round's canaries back what the fleet has, if they had its model and it was not released; safe to repeat.
+
+    Parameters
+    ----------
+    greengrass
+        The boto3 client.
+    fleet_arn
+        ARN of the fleet's thing group.
+    component
+        Name of the model component.
+    record
+        The round, with its canaries and its outcome.
+    """
     trial = record.canaries
     if trial is None or record.outcome in {None, "released"}:
         return

@@ -97,7 +97,22 @@ def deploy_version(
 
 
 def deployed_version(greengrass: Any, target_arn: str, component: str) -> str | None:
-    """Return the version of ``component`` in the target's latest deployment; None if there is neither."""
+    """Find the version of a component in a target's latest deployment.
+
+    Parameters
+    ----------
+    greengrass
+        The boto3 client.
+    target_arn
+        ARN of a thing group or a thing.
+    component
+        Name of the component.
+
+    Returns
+    -------
+    str or None
+        None if the target has no deployment, or the deployment not this component.
+    """
     listed = history(greengrass, target_arn)
     if not listed:
         return None

@@ -155,7 +155,22 @@ def _release(place: Place, record: RoundRecord, proposal: RoundReport) -> Releas
 
 
 def register_released(place: Place, record: RoundRecord, report: RoundReport) -> str | None:
-    """Make the round's model a package of the registry, if there is one and its archive is there; returns the package's ARN."""
+    """Register the round's model in the model registry, if the fleet has one and the model's archive exists.
+
+    Parameters
+    ----------
+    place
+        The fleet's services and names.
+    record
+        The round.
+    report
+        Its report: the model, its figures, and the number of its participants.
+
+    Returns
+    -------
+    str or None
+        ARN of the model package; None if there is none. A failure is logged: people look there, rounds do not.
+    """
     if place.sagemaker is None or report.model is None:
         return None
     try:

@@ -36,7 +36,19 @@ def list_key(fleet: str, number: int) -> str:
 
 
 def recount(rounds: Table, s3: Any, bucket: str, record: RoundRecord) -> None:
-    """Count as in time whoever is recorded as late and was on the list. Safe to repeat."""
+    """Count as in time each device that is recorded as late but whose update the job listed; safe to repeat.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    s3
+        The boto3 client.
+    bucket
+        The fleet's bucket.
+    record
+        The round, as it was when its job had pinned the list.
+    """
     if not load_round(rounds, record.fleet, record.round).late:
         return
     for part in participations(rounds, record.fleet, record.round, consistent=True):
@@ -44,7 +56,26 @@ def recount(rounds: Table, s3: Any, bucket: str, record: RoundRecord) -> None:
 
 
 def count_if_listed(rounds: Table, s3: Any, bucket: str, record: RoundRecord, part: Participation) -> bool:
-    """Count a device as in time if it is recorded as late and its update was on the list; returns whether it was counted now."""
+    """Count a device as in time if it is recorded as late but its update was on the job's list.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    s3
+        The boto3 client.
+    bucket
+        The fleet's bucket.
+    record
+        The round.
+    part
+        The device's part in it.
+
+    Returns
+    -------
+    bool
+        Whether this call changed the count; a repeated call does not.
+    """
     if not part.late or part.status != "uploaded":
         return False
     try:

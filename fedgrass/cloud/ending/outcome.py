@@ -30,13 +30,22 @@ def model_of(report: RoundReport) -> Base:
 
 
 def decide(rounds: Table, record: RoundRecord, report: RoundReport) -> Decision:
-    """Make what the job found the round's outcome, and its model the fleet's if it is adopted: both, or nothing.
+    """Make what the job found the round's outcome, and an adopted model the fleet's: both, or nothing.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    record
+        The round, as it was when the job began.
+    report
+        What the job proposes.
 
     Returns
     -------
     Decision
-        ``ended`` if the round has an outcome or is past its aggregation; ``superseded`` if the fleet's model is not the round's
-        base any more, or another round holds the fleet.
+        ``decided`` if it is written now. ``ended`` if the round has an outcome or is past its aggregation;
+        ``superseded`` if the fleet's model is not the round's base any more, or another round holds the fleet.
     """
     actions = [_action(rounds, _key(record), _of_the_round(report))]
     if report.outcome in ADOPTED:
@@ -50,7 +59,26 @@ def decide(rounds: Table, record: RoundRecord, report: RoundReport) -> Decision:
 
 
 def end(rounds: Table, record: RoundRecord, outcome: RoundOutcome, reason: str, **figures: Any) -> RoundRecord:
-    """Make ``outcome`` the round's, with its figures, unless it has one; returns the record as it is then."""
+    """Give a round an outcome, with its figures, unless it has one.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    record
+        The round.
+    outcome
+        What became of it.
+    reason
+        Why, in words; cut to 1,000 characters.
+    figures
+        Attributes of the record that are written with the outcome.
+
+    Returns
+    -------
+    RoundRecord
+        The record as it is now, with whichever outcome was first.
+    """
     arguments = change(
         put={"outcome": outcome, "reason": reason[:_MAX_REASON], **figures},
         condition="attribute_not_exists(#outcome) AND #phase <> :closed",
@@ -62,12 +90,28 @@ def end(rounds: Table, record: RoundRecord, outcome: RoundOutcome, reason: str, 
 
 
 def release_by_hand(rounds: Table, seen: FleetState, record: RoundRecord, model: Base) -> bool:
-    """Make a round's model the fleet's, and its outcome "released", while a person holds the fleet. Safe to repeat.
+    """Release a round's model while a person holds the fleet: model and outcome change together; safe to repeat.
+
+    Parameters
+    ----------
+    rounds
+        The rounds' table.
+    seen
+        The fleet's state that the caller decided by, with the caller's hold.
+    record
+        The round that made the model.
+    model
+        The model.
 
     Returns
     -------
     bool
-        Whether it is; it is not if the hold is lost, or the fleet is at another model than was ``seen``.
+        False if the hold is lost, or the fleet is at another model than was ``seen``; then nothing is written.
+
+    Raises
+    ------
+    RecordError
+        If the fleet is not held.
     """
     if seen.hand is None:
         raise RecordError(f"fleet {record.fleet!r}: it must be held before a model is released by hand")

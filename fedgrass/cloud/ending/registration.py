@@ -34,7 +34,32 @@ def register(
     participants: int,
     evaluation: Evaluation | None,
 ) -> str:
-    """Make the round's model, whose archive is there, a package of the group, once; returns the package's ARN."""
+    """Register the round's model as a package of the model registry, once.
+
+    Parameters
+    ----------
+    sagemaker
+        The boto3 client.
+    group
+        Name of the model package group.
+    image
+        URI of the image that serves the model.
+    bucket
+        The fleet's bucket, which already holds the model's archive.
+    record
+        The round.
+    model
+        The round's model.
+    participants
+        Number of updates in the model.
+    evaluation
+        Its figures; None if nobody evaluated it.
+
+    Returns
+    -------
+    str
+        ARN of the package, whether it was made now or before.
+    """
     description = f"{record.fleet} {model.version}"
     found = _find(sagemaker, group, description)
     if found is not None:

@@ -22,17 +22,81 @@ def proposal_key(fleet: str, number: int) -> str:
 
 
 def find_report(s3: Any, bucket: str, record: RoundRecord) -> RoundReport | None:
-    """Return the round's report; None if there is none. Raises `AggregationError` if it is not one of this round."""
+    """Read a round's report.
+
+    Parameters
+    ----------
+    s3
+        The boto3 client.
+    bucket
+        The fleet's bucket.
+    record
+        The round; a report of another round, fleet or base under its key is an error.
+
+    Returns
+    -------
+    RoundReport or None
+        None if there is none yet.
+
+    Raises
+    ------
+    AggregationError
+        If it cannot be read, or is not one of this round.
+    """
     return _read(s3, bucket, report_key(record.fleet, record.round), record)
 
 
 def find_proposal(s3: Any, bucket: str, record: RoundRecord) -> RoundReport | None:
-    """Return what the round's job proposed; None if it did not. Raises `AggregationError` as `find_report` does."""
+    """Read what a round's job proposed.
+
+    Parameters
+    ----------
+    s3
+        The boto3 client.
+    bucket
+        The fleet's bucket.
+    record
+        The round.
+
+    Returns
+    -------
+    RoundReport or None
+        None if the job has not proposed anything yet.
+
+    Raises
+    ------
+    AggregationError
+        If it cannot be read, or is not one of this round.
+    """
     return _read(s3, bucket, proposal_key(record.fleet, record.round), record)
 
 
 def write_first(s3: Any, bucket: str, key: str, record: RoundRecord, report: RoundReport) -> RoundReport:
-    """Write a report unless there is one, and return the one that is there then."""
+    """Write a report unless one exists, and return the one that exists then.
+
+    Parameters
+    ----------
+    s3
+        The boto3 client.
+    bucket
+        The fleet's bucket.
+    key
+        The report's key, or the proposal's.
+    record
+        The round.
+    report
+        What is written if nothing is there.
+
+    Returns
+    -------
+    RoundReport
+        The first that was written, by this call or by an earlier attempt.
+
+    Raises
+    ------
+    AggregationError
+        If what is there is not of this round.
+    """
     try:
         s3.put_object(Bucket=bucket, Key=key, Body=report.to_json(), IfNoneMatch="*")
     except ClientError as error:
@@ -60,7 +124,29 @@ def _read(s3: Any, bucket: str, key: str, record: RoundRecord) -> RoundReport | 
 
 
 def read_object(s3: Any, bucket: str, key: str, *, max_bytes: int) -> bytes | None:
-    """Return an object's content; None if there is none. Raises `AggregationError` if it has more than ``max_bytes``."""
+    """Read a bounded object.
+
+    Parameters
+    ----------
+    s3
+        The boto3 client.
+    bucket
+        The bucket.
+    key
+        The object's key.
+    max_bytes
+        Size above which it is refused, before any of it is read.
+
+    Returns
+    -------
+    bytes or None
+        The content; None if there is no such object.
+
+    Raises
+    ------
+    AggregationError
+        If it has more than ``max_bytes``.
+    """
     try:
         answer = s3.get_object(Bucket=bucket, Key=key)
     except ClientError as error:

@@ -63,12 +63,23 @@ def take_back_refused(place: Place, devices: Table, now_ms: float) -> str | None
 
 
 def put_back_over(place: Place, devices: Table, version: str, now_ms: float) -> str | None:
-    """Put the fleet's model back where its devices refuse a version that was deployed past its state; safe to repeat.
+    """Deploy the fleet's model over one that devices refuse and the fleet's state does not have; safe to repeat.
+
+    Parameters
+    ----------
+    place
+        The fleet's services and names.
+    devices
+        The devices' table, with each device's last word on a model.
+    version
+        The version that devices refuse.
+    now_ms
+        Unix time in milliseconds.
 
     Returns
     -------
     str or None
-        The version that is deployed again.
+        The version that is deployed again; None if there is nothing to do.
     """
     state = load_state(place.rounds, place.fleet)
     if state.released is None or state.released.version == version or state.hand is not None:

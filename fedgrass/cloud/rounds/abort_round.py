@@ -74,9 +74,21 @@ def execution_ended(services: Services, end: ExecutionEnd) -> None:
 
 
 def abort(services: Services, execution: str, *, outcome: RoundOutcome, reason: str) -> None:
-    """End the round that ``execution`` holds open, and let it open none any more; does nothing if it holds none.
+    """End the round that an execution holds open, and have the execution open none any more.
 
-    What the round's job decided before stays: then what that asks for is done, and the round is closed as it is.
+    Does nothing if it holds none. What the round's job decided before stays: then what that asks for is done, and the
+    round is closed as it is.
+
+    Parameters
+    ----------
+    services
+        The fleet's clients and tables.
+    execution
+        ARN of the execution of the state machine.
+    outcome
+        The round's outcome, unless it has one.
+    reason
+        Why, in words.
     """
     # First: an opening that is on its way sees either this, or is seen below.
     _note_end(services, execution)

@@ -59,7 +59,17 @@ def _round_of(name: str) -> int | None:
 
 
 def settle(services: Services, record: RoundRecord, job: dict[str, Any]) -> None:
-    """Complete or fail the token of the round's job, if the job has ended."""
+    """Complete or fail the waiting task of the round's job, if the job has ended.
+
+    Parameters
+    ----------
+    services
+        The fleet's clients and tables.
+    record
+        The round, with the task's token.
+    job
+        What DescribeProcessingJob or the event says of the job.
+    """
     status = job["ProcessingJobStatus"]
     token = record.job_token
     if token is None or status not in {"Completed", "Failed", "Stopped"}:

@@ -60,7 +60,25 @@ def check_judgement(notice: UpdateNotice) -> None:
 def record_judgement(
     services: Services, notice: UpdateNotice, delivery: Delivery, record: RoundRecord
 ) -> Literal["counted", "late", "duplicate", "ignored"]:
-    """Count a device's figures, or that it has none, once; figures supersede having none. Returns what became of them."""
+    """Count a device's figures of a candidate model, or that it has none, once; figures replace having none.
+
+    Parameters
+    ----------
+    services
+        The fleet's clients and tables.
+    notice
+        The device's message.
+    delivery
+        When and how it came.
+    record
+        The round.
+
+    Returns
+    -------
+    str
+        ``counted``, ``duplicate``, ``late`` if the round does not aggregate any more, or ``ignored`` from a device
+        that was not asked.
+    """
     if not presence(services.rounds, record, notice.thing).asked:
         return "ignored"
     table = services.rounds

@@ -79,7 +79,17 @@ def measure_closed(services: Services, record: RoundRecord) -> None:
 
 
 def measure_report(services: Services, report: RoundReport, held_in_a_row: int) -> None:
-    """Write what the aggregator found, and how many rounds in a row the gate held for the same reason."""
+    """Write metrics of what the aggregator found.
+
+    Parameters
+    ----------
+    services
+        The fleet's clients and tables.
+    report
+        The round's report.
+    held_in_a_row
+        Rounds in a row that the gate has held for the same reason.
+    """
     # What strangers leave there is none of the round's updates: it must not hide how many of the fleet's own were refused.
     refused = [entry for entry in report.quarantined if entry.reason != UNKNOWN_THING]
     judged = len(report.updates) + len(refused)
@@ -101,6 +111,15 @@ def measure_fleet(services: Services, members: list[FleetMember], state: FleetSt
     """Write how the fleet is: who is alive, overloaded or failing, and which models are in the field.
 
     A device says itself which model it has: what no round of this fleet can have made is one figure, ``other``.
+
+    Parameters
+    ----------
+    services
+        The fleet's clients and tables.
+    members
+        The fleet's devices.
+    state
+        The fleet's state, which knows the versions that its rounds can have made.
     """
     now = services.now().timestamp() * 1000
     heard = [member.heartbeat for member in members if member.heartbeat]

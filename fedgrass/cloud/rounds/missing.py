@@ -54,9 +54,18 @@ def trainer_is_gone(services: Services, delivery: Delivery) -> None:
 
 
 def end_if_nobody_can_answer(services: Services, record: RoundRecord, gone: Collection[str] = ()) -> None:
-    """Let the state machine go on if all who have not answered cannot; ``gone`` are some that the table may not know of yet.
+    """Let the state machine go on if all devices that have not answered cannot.
 
-    Only of a round of which somebody's trainer was heard to be gone is anything read.
+    Tables are read only for a round in which some device's trainer is known to be gone.
+
+    Parameters
+    ----------
+    services
+        The fleet's clients and tables.
+    record
+        The round.
+    gone
+        Devices that are known to be gone although the table may not say so yet.
     """
     missing = record.asked - record.answered
     if record.gone_at is None or record.phase != "collecting" or record.collect_token is None:

@@ -34,7 +34,21 @@ class Delivery(BaseModel):
 
 
 def read_notice(delivery: Delivery, kind: type[N], fleet: str) -> N:
-    """Return the device's notice.
+    """Decode a device's notice, and check that the device speaks for itself.
+
+    Parameters
+    ----------
+    delivery
+        The message, with the topic that it came on.
+    kind
+        Which message it must be.
+    fleet
+        The fleet's name.
+
+    Returns
+    -------
+    N
+        The notice.
 
     Raises
     ------

@@ -108,7 +108,23 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
 
 
 def draw_cohort(able: Iterable[str], fraction: float, at_least: int, fleet: str) -> tuple[Cohort, int]:
-    """Draw a salt that takes enough of the ``able`` devices; returns the cohort and how many of them it takes.
+    """Draw a salt whose cohort has enough devices.
+
+    Parameters
+    ----------
+    able
+        Thing names of the devices that could take part.
+    fraction
+        Share of them that is asked, above 0 and up to 1.
+    at_least
+        Devices that the cohort must have.
+    fleet
+        The fleet's name, for the error.
+
+    Returns
+    -------
+    tuple
+        The cohort, and the number of devices in it.
 
     Raises
     ------

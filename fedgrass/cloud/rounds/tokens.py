@@ -62,12 +62,44 @@ def keep_token(services: Services, request: TokenRequest, *, phase: str, name: s
 
 
 def succeed(step_functions: Any, token: str, output: dict[str, Any]) -> bool:
-    """Let the state machine go on; returns whether it was still waiting."""
+    """Let the state machine go on; returns whether it was still waiting.
+
+    Parameters
+    ----------
+    step_functions
+        The boto3 client.
+    token
+        The waiting task's.
+    output
+        What the state machine goes on with; JSON.
+
+    Returns
+    -------
+    bool
+        Whether the task was still waiting.
+    """
     return _answered(step_functions.send_task_success, taskToken=token, output=json.dumps(output))
 
 
 def fail(step_functions: Any, token: str, *, error: str, cause: str) -> bool:
-    """Fail the waiting task; returns whether it was still waiting."""
+    """Fail the waiting task; returns whether it was still waiting.
+
+    Parameters
+    ----------
+    step_functions
+        The boto3 client.
+    token
+        The waiting task's.
+    error
+        Name that the state machine catches; cut to 256 characters, Step Functions' bound.
+    cause
+        The reason in words; cut to 32,000 characters.
+
+    Returns
+    -------
+    bool
+        Whether the task was still waiting.
+    """
     return _answered(step_functions.send_task_failure, taskToken=token, error=error[:256], cause=cause[:32_000])
 
 

@@ -46,7 +46,24 @@ class FleetAccess:
 
     @classmethod
     def assume(cls, role_arn: str, *, silo: str, region: str) -> FleetAccess:
-        """Assume the fleet's silo role; the session's tag is what the role's policy goes by. It lasts an hour and is renewed."""
+        """Assume the fleet's silo role, for an hour at a time.
+
+        The session carries the silo's name as a tag, by which the role's policy tells silos apart.
+
+        Parameters
+        ----------
+        role_arn
+            The fleet's role for silos.
+        silo
+            The silo's name.
+        region
+            The fleet's region.
+
+        Returns
+        -------
+        FleetAccess
+            Clients whose credentials renew themselves.
+        """
         import boto3
         from botocore.credentials import RefreshableCredentials
         from botocore.session import get_session
