@@ -24,7 +24,22 @@ class Answer:
 
 
 def notice_of(announcement: Announcement, thing: str, answer: Answer) -> UpdateNotice:
-    """Return the message for it."""
+    """Make the message that tells the cloud of an answer.
+
+    Parameters
+    ----------
+    announcement
+        The round.
+    thing
+        Name of the participant.
+    answer
+        What became of the round here.
+
+    Returns
+    -------
+    UpdateNotice
+        Without figures if the round was declined or failed; with key and digest if an update was uploaded.
+    """
     fleet, number = announcement.fleet, announcement.round
     fields: dict[str, Any] = {"reason": as_reason(answer.reason)}
     if answer.status in ("uploaded", "evaluated"):

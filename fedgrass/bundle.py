@@ -288,7 +288,27 @@ def load_parameters(path: Path, manifest: Manifest) -> Parameters:
 
 
 def check_parameters(parameters: Parameters, manifest: Manifest, *, name: str = "parameters") -> Parameters:
-    """Return ``parameters`` in the manifest's order, or raise `BundleError` if a name, shape or dtype differs."""
+    """Check parameters against a model, and put them in its order.
+
+    Parameters
+    ----------
+    parameters
+        Arrays by name.
+    manifest
+        Of the model.
+    name
+        What they are called in an error.
+
+    Returns
+    -------
+    dict
+        The same arrays, in the manifest's order.
+
+    Raises
+    ------
+    BundleError
+        If a name, shape or dtype differs.
+    """
     import numpy as np
 
     expected = {p.name: p for p in manifest.parameters}

@@ -28,6 +28,24 @@ def fetch_bundle(store: ObjectStore, bucket: str, base: Base, folder: Path, *, m
 
     Only what training needs is fetched: manifest, graph and parameters; the manifest in ``folder`` names just these.
 
+    Parameters
+    ----------
+    store
+        An S3 client.
+    bucket
+        The bucket that the announcement names.
+    base
+        The model, by version, key and digests.
+    folder
+        Where the files go; what is whole there is not fetched again.
+    max_bytes
+        Bytes of all files above which nothing is fetched.
+
+    Returns
+    -------
+    Bundle
+        The bundle in ``folder``.
+
     Raises
     ------
     TransferError
@@ -49,7 +67,27 @@ def fetch_bundle(store: ObjectStore, bucket: str, base: Base, folder: Path, *, m
 
 
 def manifest_of(base: Base, content: bytes, *, name: str) -> Manifest:
-    """Read the manifest of a round's base; raises `BundleError` if it is no manifest, or of another model."""
+    """Read the manifest of a round's base.
+
+    Parameters
+    ----------
+    base
+        The model that it must be of.
+    content
+        The file's content, untrusted.
+    name
+        What the file is called in an error.
+
+    Returns
+    -------
+    Manifest
+        The manifest.
+
+    Raises
+    ------
+    BundleError
+        If it is malformed, or of another model.
+    """
     manifest = parse_manifest(content, name=name)
     if not base.names(manifest):
         raise BundleError(f"{name}: is not the model {base.version} that the round starts from")
@@ -58,6 +96,21 @@ def manifest_of(base: Base, content: bytes, *, name: str) -> Manifest:
 
 def fetch(store: ObjectStore, bucket: str, key: str, path: Path, *, sha256: str, size: int) -> None:
     """Download one object of known size and digest, unless ``path`` holds it.
+
+    Parameters
+    ----------
+    store
+        An S3 client.
+    bucket
+        The bucket.
+    key
+        The object's key.
+    path
+        File to write, whole or not at all; its folder exists.
+    sha256
+        The object's SHA-256, in hex.
+    size
+        Its bytes; no more are taken.
 
     Raises
     ------

@@ -9,9 +9,23 @@ if TYPE_CHECKING:
 
 
 def first_problem(error: ValidationError, whole: str = "document", *, prefix: str = "", found: bool = False) -> str:
-    """Return the first field that is wrong and why, and what was ``found`` there if that may be told.
+    """Describe the first field that is wrong in a document, in one line.
 
-    ``whole`` stands for a document that is wrong as such; ``prefix`` comes before a field's name.
+    Parameters
+    ----------
+    error
+        What pydantic raised.
+    whole
+        Stands for the field where the document is wrong as such.
+    prefix
+        Comes before the field's name.
+    found
+        Whether the value may be told; never for secrets.
+
+    Returns
+    -------
+    str
+        The field and what is wrong with it.
     """
     first = error.errors()[0]
     where = prefix + ".".join(str(part) for part in first["loc"]) if first["loc"] else whole

@@ -103,7 +103,25 @@ def require_begun(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Wait until an execution that was just started has opened its round; returns False if that takes long.
+    """Wait until an execution that was just started has opened its round.
+
+    Parameters
+    ----------
+    account
+        The fleet's account.
+    execution
+        ARN of the execution.
+    patience
+        Seconds to wait at most.
+    clock
+        Seconds that only go up.
+    sleep
+        Waits so many seconds.
+
+    Returns
+    -------
+    bool
+        False if it takes longer than that.
 
     Raises
     ------

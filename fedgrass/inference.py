@@ -28,9 +28,28 @@ from fedgrass.tensors import Array
 
 
 def with_parameters(content: bytes, constants: Iterable[Constant], parameters: Parameters) -> bytes:
-    """Return the content of an ``inference.tflite`` with its constants replaced by these parameters.
+    """Replace the constants of an inference model by other parameters.
 
     Only values change, never shapes, so every constant stays where the manifest says it lies.
+
+    Parameters
+    ----------
+    content
+        The content of ``inference.tflite``.
+    constants
+        Where each constant lies, of which parameter it is, and how its axes are permuted.
+    parameters
+        float32 arrays by name.
+
+    Returns
+    -------
+    bytes
+        The new content, of the same length.
+
+    Raises
+    ------
+    BundleError
+        If a constant lies beyond the end: manifest and file do not belong together.
     """
     patched = bytearray(content)
     for constant in constants:

@@ -35,7 +35,17 @@ def gaussian(seed: bytes, size: int) -> Iterator[NDArray[np.float64]]:
 
 
 def add_gaussian(values: NDArray[np.float32], deviation: float, seed: bytes) -> None:
-    """Add noise of this standard deviation to a flat vector, in place."""
+    """Add Gaussian noise to a flat vector, in place.
+
+    Parameters
+    ----------
+    values
+        float32 [n].
+    deviation
+        Standard deviation of each scalar's noise.
+    seed
+        32 bytes from a secure source: whoever knows them can take the noise off again.
+    """
     start = 0
     for noise in gaussian(seed, len(values)):
         block = values[start : start + len(noise)]

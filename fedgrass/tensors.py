@@ -155,7 +155,22 @@ class Readable(Protocol):
 
 
 def read_into(stream: BinaryIO | Readable, array: Array, *, name: str) -> None:
-    """Fill a C-contiguous array from the stream, which must hold that many bytes still."""
+    """Fill an array from a stream.
+
+    Parameters
+    ----------
+    stream
+        Opened for reading, binary.
+    array
+        C-contiguous, any shape and dtype; overwritten.
+    name
+        What the stream is called in an error.
+
+    Raises
+    ------
+    TruncatedFileError
+        If the stream ends before the array is full.
+    """
     view = array.reshape(-1).view(np.uint8).data
     while view:
         count = stream.readinto(view)  # type: ignore[union-attr]
@@ -197,9 +212,39 @@ def encode(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = No
 
 
 def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> str:
-    """Write a file durably (other name, flush, rename) and return its SHA-256 as hex.
+    """Write a safetensors file durably: under another name, flushed, then renamed.
 
     The same tensors in the same order with the same metadata give the same bytes.
+
+    Parameters
+    ----------
+    path
+        File to write, whole or not at all; its folder exists.
+    tensors
+        Arrays by name, in the order in which they are stored.
+    metadata
+        Text by name, kept in the header.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file, in hex.
+
+    Raises
+    ------
+    TensorFileError
+        If an array's dtype cannot be stored.
+    OSError
+        If the disk is full or takes no files.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pathlib import Path
+    >>> digest = save(Path("w.safetensors"), {"w": np.zeros((2, 3), np.float32)}, {"round": "7"})
+    >>> tensors, metadata = load(Path("w.safetensors"))
+    >>> tensors["w"].shape, metadata
+    ((2, 3), {'round': '7'})
     """
     digest = hashlib.sha256()
     with replacing(path) as stream:

@@ -181,7 +181,39 @@ def fit(
     hooks: Hooks | None = None,
     resume: FitState | None = None,
 ) -> Fitted:
-    """Train as announced, from the base that the engine holds; nothing is written. Parameters and errors as of `train`."""
+    """Train as announced, from the base that the engine holds; nothing is written.
+
+    Parameters
+    ----------
+    engine
+        Holds the base's parameters.
+    manifest
+        Of the base.
+    data
+        The device's examples.
+    announcement
+        The round: how to train.
+    thing
+        Name of this participant.
+    hooks
+        Called after batches and epochs; ``after_batch`` may raise `StopTraining`.
+    resume
+        Where an earlier process came to in this very training.
+
+    Returns
+    -------
+    Fitted
+        The parameters, and the header of the update. Where the update will have noise, the header has no figures.
+
+    Raises
+    ------
+    DataError
+        If there are no examples, or they do not fit the model.
+    DivergedError
+        If the training did.
+    StopTraining
+        If a hook did.
+    """
     result = engine.fit(
         _limited(data.train, announcement.fit.max_examples),
         FitSettings(
@@ -265,7 +297,21 @@ class Evaluated:
 
 
 def evaluate(engine: Engine, data: Split, compare: Parameters | None = None) -> Evaluated:
-    """Evaluate the engine's model, and other parameters of it on the same examples: their figures begin with ``base_``.
+    """Evaluate the engine's model, and another one on the same examples.
+
+    Parameters
+    ----------
+    engine
+        Holds the parameters to evaluate; afterwards those of ``compare``.
+    data
+        The device's examples, of which those kept back for validation are used.
+    compare
+        Other parameters of the model, whose figures begin with ``base_``.
+
+    Returns
+    -------
+    Evaluated
+        The number of examples, and the figures.
 
     Raises
     ------

@@ -138,7 +138,28 @@ def install_packages(requirements: Path, work: Path) -> Path:
 
 
 def fill(venv: Path, pip: list[str], requirements: Path, wheelhouse: Path, temporary: Path) -> None:
-    """Install the packages into the venv. ``--target`` is what pips of all ages know; ``--python`` came with 22.3."""
+    """Install the packages into a venv with whichever pip there is.
+
+    ``--target`` is what pips of all ages know; ``--python`` came with 22.3.
+
+    Parameters
+    ----------
+    venv
+        The venv to fill; it has no pip of its own.
+    pip
+        The command that runs pip.
+    requirements
+        The pinned packages, each with its digests.
+    wheelhouse
+        Folder of wheels; if it exists, nothing is downloaded.
+    temporary
+        Where pip unpacks: a device's ``/tmp`` may be too small.
+
+    Raises
+    ------
+    SystemExit
+        If pip fails.
+    """
     [site_packages] = venv.glob("lib/python*/site-packages")
     offline = ["--no-index", "--find-links", str(wheelhouse)] if wheelhouse.is_dir() else []
     run(

@@ -95,7 +95,17 @@ class TrainerCommands:
             )
 
     def uploaded(self, upload: Upload, outcome: Literal["uploaded", "failed"], reason: str) -> None:
-        """Answer the command whose parameters have arrived; runs on the uploads' thread."""
+        """Answer the command whose parameters were uploaded, or could not be; runs on the uploads' thread.
+
+        Parameters
+        ----------
+        upload
+            The upload, with the answer that waited for it.
+        outcome
+            What became of it.
+        reason
+            Why it failed, in words.
+        """
         reply = Reply.decode(upload.message.encode())
         if outcome == "failed":
             reply = reply.model_copy(update={"status": "failed", "reason": reason, "key": None, "sha256": None})

@@ -33,7 +33,22 @@ class Settings:
     def task(
         self, *, patience: float = 0.0, announcement: Announcement | None = None, command: Command | None = None
     ) -> Task:
-        """Make a task; with neither announcement nor command, one that counts the examples."""
+        """Make a task for the child; with neither announcement nor command, it counts the examples.
+
+        Parameters
+        ----------
+        patience
+            Seconds that the work may still wait for the device.
+        announcement
+            The round to take part in.
+        command
+            The command to do.
+
+        Returns
+        -------
+        Task
+            The task, with the settings as they are now.
+        """
         return Task(
             thing=self.thing,
             work=self.work,

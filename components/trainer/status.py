@@ -60,7 +60,21 @@ class StatusBoard:
         examples: int | None = None,
         reason: str = "",
     ) -> None:
-        """Change what is said, and say it."""
+        """Change the trainer's status, and publish it.
+
+        Parameters
+        ----------
+        state
+            What the trainer does.
+        announcement
+            The round that it is about; None for none.
+        epoch
+            Epochs that are done.
+        examples
+            Examples on this device; as before if not given.
+        reason
+            Why it is so, in words; cut to the message's bound.
+        """
         kept = self._status
         self._status = kept.model_copy(
             update={

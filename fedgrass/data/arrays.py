@@ -93,7 +93,31 @@ class Split:
 
 
 def split(x: Array, y: Array, *, validation_fraction: float, seed: int) -> Split:
-    """Divide examples as `divide` does."""
+    """Divide examples in memory into those to train on and those to validate with; see `divide`.
+
+    Parameters
+    ----------
+    x
+        Inputs [n, …].
+    y
+        Labels [n, …].
+    validation_fraction
+        Share that is kept back, from 0 to below 1.
+    seed
+        Of the shuffle.
+
+    Returns
+    -------
+    Split
+        Both parts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> parts = split(np.zeros((10, 4), np.float32), np.arange(10), validation_fraction=0.2, seed=0)
+    >>> len(parts.train), len(parts.validation)
+    (8, 2)
+    """
     return divide(ArrayDataset(x, y), validation_fraction=validation_fraction, seed=seed)
 
 
@@ -101,6 +125,20 @@ def divide(source: Source, *, validation_fraction: float, seed: int) -> Split:
     """Divide examples by a seeded shuffle, so that the same data always divide alike.
 
     Both parts get at least one example where there are two or more.
+
+    Parameters
+    ----------
+    source
+        The examples, which are not read yet.
+    validation_fraction
+        Share that is kept back, from 0 to below 1.
+    seed
+        Of the shuffle.
+
+    Returns
+    -------
+    Split
+        Both parts, which read from ``source`` when asked for batches.
     """
     order = np.random.default_rng(seed).permutation(len(source))
     held = 0

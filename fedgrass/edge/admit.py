@@ -50,7 +50,27 @@ def admit(
     *,
     judged: Callable[[Case], Judgement] = judge_apart,
 ) -> Admission | None:
-    """Judge the model in ``artifacts`` and make it active, or note why not; None if there is nothing to do.
+    """Judge the model in a folder, and make it active or note why not.
+
+    Parameters
+    ----------
+    artifacts
+        The folder that the nucleus unpacked the component's artifacts into.
+    store
+        The device's models; locked meanwhile.
+    runtime
+        Where data and engine are.
+    deployer
+        The owner's bounds.
+    log
+        Takes what was found.
+    judged
+        Judges a case; in a process of its own unless a test says otherwise.
+
+    Returns
+    -------
+    Admission or None
+        What was noted; None if there is nothing to do.
 
     Raises
     ------

@@ -100,7 +100,29 @@ class Commands:
         return found
 
     def reply(self, command: Command, status: str, reason: str = "", **fields: Any) -> Reply:
-        """Make a command's answer."""
+        """Make a command's answer.
+
+        Parameters
+        ----------
+        command
+            The command.
+        status
+            What became of it.
+        reason
+            Why, in words; cut to the message's bound.
+        fields
+            Further fields of `Reply`.
+
+        Returns
+        -------
+        Reply
+            The answer.
+
+        Raises
+        ------
+        ValidationError
+            If it would not be a valid message: a mistake of the caller's.
+        """
         return Reply.model_validate(
             {
                 "fleet": self._fleet,

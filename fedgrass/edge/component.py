@@ -55,7 +55,17 @@ class Component(Protocol):
 
 
 def main(name: str, description: str, start: Callable[[Device], Component]) -> None:
-    """Run a component until the nucleus stops it; ends the process."""
+    """Run a component until the nucleus stops it; ends the process.
+
+    Parameters
+    ----------
+    name
+        Module that is run, for ``--help`` and the log.
+    description
+        What the component does, for ``--help``.
+    start
+        Makes and starts the component on a device's loop.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=description)
     parser.add_argument("--work", type=Path, required=True, help="this component's work folder")
     parser.add_argument(

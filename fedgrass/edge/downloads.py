@@ -33,7 +33,31 @@ def s3_client() -> ObjectStore:
 def retried(
     action: Callable[[], Bundle], cancelled: threading.Event, log: Log, *, first: float = 1.0, most: float = 60.0
 ) -> Bundle | None:
-    """Do ``action`` again, after longer and longer pauses, while it fails with `TransferError`; None once cancelled."""
+    """Repeat a download, after longer and longer pauses, while it fails with `TransferError`.
+
+    Parameters
+    ----------
+    action
+        The download.
+    cancelled
+        Ends the waiting.
+    log
+        Takes each new reason once.
+    first
+        Seconds of the first pause.
+    most
+        Seconds of the longest pause.
+
+    Returns
+    -------
+    Bundle or None
+        What ``action`` returned; None once cancelled.
+
+    Raises
+    ------
+    BundleError
+        Or whatever else ``action`` raises: trying again would not help.
+    """
     backoff = Backoff(first=first, most=most)
 
     def attempt() -> Bundle | None:

@@ -92,7 +92,20 @@ class ModelStore:
         return [bundle for folder in folders if (bundle := _opened(folder)) is not None]
 
     def find(self, version: str, *, parameters_sha256: str, graph_sha256: str) -> Bundle | None:
-        """Return the stored model of this version if its digests are these."""
+        """Look for a stored model.
+
+        Parameters
+        ----------
+        version
+            Its version.
+        parameters_sha256, graph_sha256
+            Digests that it must have.
+
+        Returns
+        -------
+        Bundle or None
+            None if the store has no such version, or another model under it.
+        """
         bundle = _opened(self._models / version)
         if bundle is None:
             return None
@@ -169,7 +182,24 @@ class ModelStore:
         reason: str = "",
         metrics: dict[str, float] | None = None,
     ) -> Admission:
-        """Note what became of a model, unless the last note says the same. Needs the lock."""
+        """Note what became of a model, unless the last note says the same. Needs the lock.
+
+        Parameters
+        ----------
+        version
+            The model's version.
+        outcome
+            What became of it.
+        reason
+            Why, in words; cut to 500 characters.
+        metrics
+            Figures that it was judged by.
+
+        Returns
+        -------
+        Admission
+            The note, which the model deployer tells the cloud.
+        """
         earlier = self.admissions()
         if earlier and (earlier[-1].version, earlier[-1].outcome, earlier[-1].reason) == (
             version,
@@ -202,7 +232,24 @@ class ModelStore:
         return admission
 
     def refuse(self, version: str, reason: str, question: str, metrics: dict[str, float] | None = None) -> Admission:
-        """Note that a model was refused, and the digest of the ``question`` that this answers. Needs the lock."""
+        """Note that a model was refused. Needs the lock.
+
+        Parameters
+        ----------
+        version
+            The model's version.
+        reason
+            Why, in words.
+        question
+            Digest of all that was judged by: the same question is not asked again.
+        metrics
+            Figures that it was judged by.
+
+        Returns
+        -------
+        Admission
+            The note.
+        """
         admission = self._write(version, "refused", reason, metrics)
         verdict = _Verdict(question=question, at=admission.at)
         write_atomically(self.folder / _VERDICT, verdict.model_dump_json().encode())

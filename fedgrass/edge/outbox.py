@@ -89,7 +89,21 @@ class Outbox:
         self._load_queue()
 
     def put(self, key: str, topic: str, payload: bytes) -> bool:
-        """Keep a message until it is sent; returns whether it is new. On disk when this returns.
+        """Keep a message until it is sent; it is on disk when this returns.
+
+        Parameters
+        ----------
+        key
+            Names the message: one that is known is not kept again.
+        topic
+            Topic in IoT Core.
+        payload
+            UTF-8, as messages are.
+
+        Returns
+        -------
+        bool
+            Whether it is new.
 
         Raises
         ------
@@ -117,7 +131,17 @@ class Outbox:
         return True
 
     def put_newest(self, key: str, topic: str, payload: bytes) -> None:
-        """Have a message sent unless a newer one with this key comes first; in memory only (spares the flash)."""
+        """Send a message unless a newer one with its key comes first; it is kept in memory only, which spares the flash.
+
+        Parameters
+        ----------
+        key
+            What newer messages replace it by.
+        topic
+            Topic in IoT Core.
+        payload
+            The message's bytes.
+        """
         with self._changed:
             self._newest[key] = _Outgoing(key, topic, payload, None)
             self._changed.notify_all()

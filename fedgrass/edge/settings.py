@@ -145,12 +145,48 @@ class _Configurations(Protocol):
 
 
 def read(source: _Configurations, component: str, model: type[S]) -> S:
-    """Get a component's configuration over IPC and check it."""
+    """Get a component's configuration over IPC, and check it.
+
+    Parameters
+    ----------
+    source
+        The connection to the nucleus.
+    component
+        Name of the component.
+    model
+        Class of its settings.
+
+    Returns
+    -------
+    S
+        The settings, with defaults for what is not configured.
+
+    Raises
+    ------
+    ConfigurationError
+        If the configuration is invalid.
+    IpcError
+        If the nucleus does not give it.
+    """
     return parse(model, source.get_configuration(component), component)
 
 
 def parse(model: type[S], document: Mapping[str, Any], component: str) -> S:
-    """Check a configuration.
+    """Check a component's configuration.
+
+    Parameters
+    ----------
+    model
+        Class of its settings.
+    document
+        The configuration as the nucleus has it.
+    component
+        Name of the component, for the error.
+
+    Returns
+    -------
+    S
+        The settings, with defaults for what is not configured.
 
     Raises
     ------

@@ -90,7 +90,21 @@ class Subscriptions:
         optional: bool = False,
         renewed: bool = False,
     ) -> None:
-        """Subscribe, and keep it up."""
+        """Subscribe, and keep the subscription up through reconnections.
+
+        Parameters
+        ----------
+        name
+            Names it in the log.
+        start
+            Opens the stream.
+        received
+            Called with each event, on the IPC library's thread.
+        optional
+            Whether a nucleus without this operation is put up with.
+        renewed
+            Whether it is opened again from time to time: nucleus lite loses some without a sign.
+        """
         backoff = Backoff(first=0.5, most=30)
         subscription = Subscription(name, start, received, backoff, optional=optional, renewed=renewed)
         self._all.append(subscription)

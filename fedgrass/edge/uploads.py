@@ -103,7 +103,18 @@ class Uploads:
         return ""
 
     def submit(self, name: str, file: Path, *, bucket: str, key: str, message: str = "") -> None:
-        """Take over ``file`` and upload it; it is safe when this returns. A name that is waiting already changes nothing.
+        """Take over a file and upload it; it is safe when this returns.
+
+        Parameters
+        ----------
+        name
+            Names the upload; one that waits already is not replaced.
+        file
+            The file, which is moved away.
+        bucket, key
+            Where it goes.
+        message
+            Kept with the upload for whoever is told of its end.
 
         Raises
         ------

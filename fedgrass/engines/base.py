@@ -123,8 +123,22 @@ class Engine(Protocol):
     ) -> FitResult:
         """Train from the present parameters; the result is the parameters after the last epoch.
 
-        ``resume`` continues a training that began from the present parameters: its state is taken over, and the epochs and
-        batches already done are skipped.
+        Parameters
+        ----------
+        data
+            The examples.
+        settings
+            Epochs, rates and the seed of the shuffling.
+        hooks
+            Called after batches and epochs.
+        resume
+            Continues a training that began from the present parameters: its state is taken over, and the epochs and
+            batches already done are skipped.
+
+        Returns
+        -------
+        FitResult
+            The parameters, and how the training went.
 
         Raises
         ------

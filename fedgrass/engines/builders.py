@@ -43,7 +43,27 @@ def builder_of(engine: str, builder: str | Callable[[], Any]) -> Callable[[], An
 
 
 def the_manifests(known: Mapping[str, T], manifest: Manifest, builder: object) -> dict[str, T]:
-    """Return those of a built model's variables that the manifest names, in its order; raises `BundleError` if one is missing."""
+    """Pick those of a built model's variables that the manifest names, in its order.
+
+    Parameters
+    ----------
+    known
+        The built model's variables by name.
+    manifest
+        Of the bundle.
+    builder
+        What built the model, for the error.
+
+    Returns
+    -------
+    dict
+        Variables by name.
+
+    Raises
+    ------
+    BundleError
+        If one is missing.
+    """
     missing = [p.name for p in manifest.parameters if p.name not in known]
     if missing:
         raise BundleError(

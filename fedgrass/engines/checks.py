@@ -47,7 +47,16 @@ class Checked:
 
 
 def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0) -> None:
-    """Check one batch; ``first`` is the index of its first example, for messages.
+    """Check one batch against the model.
+
+    Parameters
+    ----------
+    batch
+        x [b, …] and y [b, …].
+    manifest
+        Of the model.
+    first
+        Index of the batch's first example, for messages.
 
     Raises
     ------

@@ -70,7 +70,31 @@ class FlowerEngine:
         hooks: Hooks | None = None,
         resume: FitState | None = None,
     ) -> FitResult:
-        """Train from the present parameters; see `fedgrass.engines.base.Engine.fit`. The client says how many examples."""
+        """Have the Flower client train from the present parameters; see `fedgrass.engines.base.Engine.fit`.
+
+        Parameters
+        ----------
+        data
+            The examples, which the client was made with.
+        settings
+            Given to the client as its ``config``.
+        hooks
+            Called after the training: a client trains in one call.
+        resume
+            Where an earlier process came to; a training is whole or was not begun.
+
+        Returns
+        -------
+        FitResult
+            The parameters; the client says how many examples they come from.
+
+        Raises
+        ------
+        DataError
+            If the client trained on no examples.
+        DivergedError
+            If its parameters are not finite.
+        """
         client = self._client_for(data)
         if resume is not None and resume.epoch >= settings.epochs:
             self.set_parameters(resume.parameters)

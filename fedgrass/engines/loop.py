@@ -69,7 +69,31 @@ class BatchEngine(ABC):
         hooks: Hooks | None = None,
         resume: FitState | None = None,
     ) -> FitResult:
-        """Train from the present parameters; see `fedgrass.engines.base.Engine.fit`."""
+        """Train from the present parameters, batch by batch; see `fedgrass.engines.base.Engine.fit`.
+
+        Parameters
+        ----------
+        data
+            The examples, which are checked first.
+        settings
+            Epochs, rates and the seed of the shuffling.
+        hooks
+            Called after batches and epochs.
+        resume
+            Where an earlier process came to in this training.
+
+        Returns
+        -------
+        FitResult
+            The parameters, and how the training went.
+
+        Raises
+        ------
+        DataError
+            If the data are empty or do not fit the model.
+        DivergedError
+            If the loss stops being finite.
+        """
         check_dataset(data, self.manifest)
         base = self.get_parameters()
         self._begin(settings)

@@ -35,7 +35,27 @@ def correct(loss: Loss, output: Array, y: Array) -> Array:
 
 
 def losses(loss: Loss, output: Array, y: Array) -> Array:
-    """Return the loss of each example [n], as `fedgrass.authoring.losses` has it; a classifier's ``output`` are probabilities."""
+    """Compute the loss of each example, as `fedgrass.authoring.losses` does in the graph.
+
+    Parameters
+    ----------
+    loss
+        Name of the loss.
+    output
+        What the model gave [n, …]; probabilities of a classifier.
+    y
+        Labels [n, …]; class numbers for ``sparse_categorical_crossentropy``.
+
+    Returns
+    -------
+    Array
+        float64 [n].
+
+    Examples
+    --------
+    >>> losses("mean_squared_error", np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]])).tolist()
+    [0.0, 4.0]
+    """
     output = np.asarray(output, np.float64)
     if loss in CLASSIFIERS:
         output = np.clip(output, _SMALLEST, 1 - _SMALLEST)

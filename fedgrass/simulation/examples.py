@@ -39,7 +39,21 @@ class Examples:
 
 
 def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Examples:
-    """Read the data, keep some back, deal the others out, and write what the processes that train will map.
+    """Read the data, keep some back, deal the others out to devices, and write what worker processes map.
+
+    Parameters
+    ----------
+    simulation
+        Says where the data are, how they are dealt out, and the seed.
+    manifest
+        Of the model that they must fit.
+    scratch
+        Folder for what the workers map.
+
+    Returns
+    -------
+    ``Examples``
+        The data, who has which, and those kept back.
 
     Raises
     ------
@@ -68,7 +82,22 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
 
 
 def mapped(simulation: Simulation, manifest: Manifest, scratch: Path) -> Examples:
-    """Open what `prepare` wrote, in another process."""
+    """Open in a worker process what `prepare` wrote.
+
+    Parameters
+    ----------
+    simulation
+        As of `prepare`.
+    manifest
+        As of `prepare`.
+    scratch
+        As of `prepare`.
+
+    Returns
+    -------
+    ``Examples``
+        The data and who has which; none are kept back here.
+    """
     if (scratch / "x.npy").exists():
         x, y = (_array(scratch / f"{name}.npy") for name in "xy")
         source: Source = ArrayDataset(x, y)

@@ -113,7 +113,17 @@ class Hosts:
         )
 
     def announce(self, number: int, opening: Opening, parameters: Parameters) -> None:
-        """Tell the other hosts what a round begins with."""
+        """Tell the other hosts what a round begins with.
+
+        Parameters
+        ----------
+        number
+            The round.
+        opening
+            Its version and its simulated time; written last, so that whoever sees it finds the parameters.
+        parameters
+            Of the round's base.
+        """
         content = b"".join(tensors.encode(parameters))
         self.place.write(f"{self._round(number)}base.safetensors", content)
         self.place.write(f"{self._round(number)}opening.json", opening.model_dump_json().encode())

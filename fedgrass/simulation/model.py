@@ -10,14 +10,46 @@ from fedgrass.bundle import PARAMETERS, Bundle, Manifest, Parameters
 
 
 def rebased(manifest: Manifest, parameters_sha256: str, *, version: str = "") -> Manifest:
-    """Return the manifest with another digest for the parameters; the rest is the same model."""
+    """Give a manifest another digest of its parameters; the rest is the same model.
+
+    Parameters
+    ----------
+    manifest
+        The manifest.
+    parameters_sha256
+        Of the new file of parameters, in hex.
+    version
+        The new version; the same if empty.
+
+    Returns
+    -------
+    Manifest
+        A copy.
+    """
     description = manifest.files[PARAMETERS].model_copy(update={"sha256": parameters_sha256})
     changes = {"files": {**manifest.files, PARAMETERS: description}, "version": version or manifest.version}
     return manifest.model_copy(update=changes)
 
 
 def in_folder(manifest: Manifest, parameters: Parameters, folder: Path, *, version: str) -> Bundle:
-    """Write the parameter file and return the bundle that it makes, for aggregation only: no other file is there."""
+    """Write a file of parameters, and describe it as a bundle for aggregation only: the other files are not there.
+
+    Parameters
+    ----------
+    manifest
+        Of the model.
+    parameters
+        The parameters.
+    folder
+        Where the file goes, replacing what is there.
+    version
+        Of the bundle.
+
+    Returns
+    -------
+    Bundle
+        The bundle.
+    """
     content = b"".join(tensors.encode(parameters))
     path = folder / PARAMETERS
     path.unlink(missing_ok=True)  # to truncate a file is to wait: ext4 then writes the new content to the disk at once

@@ -73,7 +73,23 @@ def drawn(labels: Array, devices: int, examples: int, scheme: PartitionScheme, *
 
 
 def divided(labels: Array, devices: int, scheme: PartitionScheme, *, seed: int) -> Partition:
-    """Divide the examples: each goes to one device.
+    """Divide examples over devices, each example to one device.
+
+    Parameters
+    ----------
+    labels
+        int [n], a class of each example; looked at only where the scheme goes by them.
+    devices
+        Number of devices.
+    scheme
+        How labels are spread.
+    seed
+        Of all that is drawn.
+
+    Returns
+    -------
+    Partition
+        Indices of each device's examples.
 
     Raises
     ------

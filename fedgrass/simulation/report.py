@@ -26,7 +26,24 @@ _HOUR = 3600.0
 def summarise(
     simulation: Simulation, manifest: Manifest, rounds: Sequence[SimulatedRound], timing: Timing
 ) -> SimulationReport:
-    """Return what a run found; there is at least one round."""
+    """Summarise a run of at least one round.
+
+    Parameters
+    ----------
+    simulation
+        What was simulated.
+    manifest
+        Of the model that it started from.
+    rounds
+        What each round gave.
+    timing
+        What the run took.
+
+    Returns
+    -------
+    SimulationReport
+        The summary.
+    """
     evaluations = [r.evaluation for r in rounds]
     last = next((r.report.model for r in reversed(rounds) if r.went_on and r.report.model), None)
     final = last or rounds[-1].report.base
@@ -48,7 +65,17 @@ def summarise(
 
 
 def write(report: SimulationReport, rounds: Sequence[SimulatedRound], folder: Path) -> None:
-    """Write ``report.json``, ``rounds.csv``, ``chart.png`` and ``index.html``."""
+    """Write a run's ``report.json``, ``rounds.csv``, ``chart.png`` and ``index.html``.
+
+    Parameters
+    ----------
+    report
+        The summary.
+    rounds
+        What each round gave.
+    folder
+        Where the files go; it exists.
+    """
     write_atomically(folder / "rounds.csv", _csv(rounds).encode())
     template = Path(__file__).with_name("report.html.j2")
     page.write_report(report, folder, template, draw(report, rounds), entries=rounds)

@@ -104,7 +104,30 @@ def simulate(
 def run_secondary(
     host: int, hosts: int, exchange: str, *, bundle: Path | None = None, workers: int | None = None, **options: Any
 ) -> None:
-    """Do the part of a host that does not lead; parameters and errors as of `simulate`, ``host`` from 1."""
+    """Do the part of a host that does not lead, in all rounds.
+
+    Parameters
+    ----------
+    host
+        Which of the hosts this is, from 1.
+    hosts
+        How many there are.
+    exchange
+        Where they meet (`fedgrass.simulation.exchange`).
+    bundle
+        The model to start from; the digits example if not given.
+    workers
+        Processes; as many as there are processors if not given.
+    options
+        Fields of `fedgrass.simulation.settings.Simulation`, the same on every host.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option is wrong.
+    DataError
+        If the data are missing or do not fit.
+    """
     opened, simulation = _opened(bundle, options)
     count = workers or os.cpu_count() or 1
     with Simulator(simulation, opened, None, workers=count, host=host, hosts=hosts, exchange=exchange) as simulator:

@@ -25,7 +25,19 @@ class VirtualUpdates(Prefetched):
         self._bytes = 0
 
     def put(self, number: int, thing: str, content: bytes, *, late: bool = False) -> None:
-        """Take a device's update of a round; ``late`` if that is an earlier one."""
+        """Take in a device's update; what exceeds the bound on memory goes to disk.
+
+        Parameters
+        ----------
+        number
+            The round that the update is for.
+        thing
+            The device.
+        content
+            The update file's content.
+        late
+            Whether that round is over.
+        """
         key = update_key(FLEET, number, thing)
         reference = UpdateReference(thing=thing, key=key, bytes=len(content), round=number if late else None)
         if self._bytes + len(content) > _IN_MEMORY:
@@ -70,7 +82,17 @@ class LateUpdates:
         self._folder = folder
 
     def keep(self, number: int, thing: str, content: bytes) -> None:
-        """Take a device's update of a round that is over by now."""
+        """Keep on disk a device's update of a round that is over by now.
+
+        Parameters
+        ----------
+        number
+            The round that the update is for.
+        thing
+            The device.
+        content
+            The update file's content.
+        """
         write_atomically(self._path(number, thing), content)
 
     def deliver(self, arrived: Iterable[tuple[int, int]], updates: VirtualUpdates) -> None:

@@ -53,7 +53,23 @@ class VirtualDevices:
         self._classes = manifest.output.shape[-1] if manifest.output.shape else 1
 
     def train(self, device: int, data: Dataset, given: Assignment, attack: Attack | None) -> Fitted:
-        """Return what the device has learnt.
+        """Train as one of the devices.
+
+        Parameters
+        ----------
+        device
+            The device's number.
+        data
+            Its examples.
+        given
+            The round's announcement, and its base.
+        attack
+            What it does if it is an attacker.
+
+        Returns
+        -------
+        Fitted
+            What it learnt.
 
         Raises
         ------

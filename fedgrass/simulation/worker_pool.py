@@ -77,7 +77,19 @@ class WorkerPool:
     def begin(
         self, announcement: Announcement, expected: Expected, duties: Assignments, elsewhere: PartialSums | None = None
     ) -> None:
-        """Have the devices do what is theirs; those of lanes that are other hosts' do so there."""
+        """Have the worker processes do the devices' parts in a round.
+
+        Parameters
+        ----------
+        announcement
+            The round.
+        expected
+            What an update must say of itself.
+        duties
+            Which devices train, are late, or attack.
+        elsewhere
+            Sums of lanes that are other hosts'; None if there is one host.
+        """
         self._elsewhere = elsewhere
         here = range(LANES) if elsewhere is None else elsewhere.own
         lanes = {device: lane for device in duties.devices() if (lane := lane_of(thing_name(device))) in here}
@@ -139,7 +151,27 @@ class WorkerPool:
 
 
 def shared_out(devices_by_lane: Counter[int], lanes: Collection[int], workers: int) -> list[list[int]]:
-    """Return the lanes of each worker: the fullest first, each to the one that has least to do."""
+    """Share lanes out among workers: the fullest first, each to the worker that has least to do.
+
+    Parameters
+    ----------
+    devices_by_lane
+        Devices that train, by lane.
+    lanes
+        The lanes to share out.
+    workers
+        Number of workers.
+
+    Returns
+    -------
+    list
+        The lanes of each worker, in ascending order.
+
+    Examples
+    --------
+    >>> shared_out(Counter({0: 5, 1: 3, 2: 2}), range(3), 2)
+    [[0], [1, 2]]
+    """
     loads, own = [0] * workers, [[] for _ in range(workers)]  # type: tuple[list[int], list[list[int]]]
     for lane in sorted(lanes, key=lambda lane: (-devices_by_lane[lane], lane)):
         least = loads.index(min(loads))

@@ -33,7 +33,22 @@ class Int8:
         )
 
     def encode(self, parameter: TensorDescription, delta: Floats, rng: np.random.Generator) -> tuple[Array, ...]:
-        """Return scales and codes."""
+        """Round to 8-bit codes by chance, so that the mean over many devices is true.
+
+        Parameters
+        ----------
+        parameter
+            Name, shape and dtype.
+        delta
+            Finite float32 [n].
+        rng
+            For the rounding.
+
+        Returns
+        -------
+        tuple
+            A scale for each group, and int8 codes of the parameter's shape.
+        """
         scales, codes = _quantize(delta, 127, self.group, rng)
         return scales, codes.reshape(parameter.shape)
 
@@ -72,7 +87,22 @@ class Int4:
         )
 
     def encode(self, parameter: TensorDescription, delta: Floats, rng: np.random.Generator) -> tuple[Array, ...]:
-        """Return scales and packed codes."""
+        """Round to 4-bit codes by chance, two to a byte.
+
+        Parameters
+        ----------
+        parameter
+            Name, shape and dtype.
+        delta
+            Finite float32 [n].
+        rng
+            For the rounding.
+
+        Returns
+        -------
+        tuple
+            A scale for each group, and uint8 bytes; the first code of two is in the low half.
+        """
         scales, codes = _quantize(delta, 7, self.group, rng)
         nibbles = np.zeros((parameter.size + 1) // 2 * 2, np.uint8)
         nibbles[: parameter.size] = codes.view(np.uint8) & 15

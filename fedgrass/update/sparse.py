@@ -39,7 +39,22 @@ class TopK:
         return (mask, *self._values.layout(self._chosen(parameter)))
 
     def encode(self, parameter: TensorDescription, delta: Floats, rng: np.random.Generator) -> tuple[Array, ...]:
-        """Return the mask and the encoded chosen scalars, in the order of their places."""
+        """Encode the scalars of largest magnitude, and drop the others.
+
+        Parameters
+        ----------
+        parameter
+            Name, shape and dtype.
+        delta
+            Finite float32 [n].
+        rng
+            For the codec of the chosen scalars.
+
+        Returns
+        -------
+        tuple
+            A bit mask of the places, lowest bit first, and the encoded chosen scalars in the order of their places.
+        """
         chosen = self._chosen(parameter)
         mask = np.zeros(parameter.size, np.bool_)
         if chosen.size:

@@ -63,8 +63,25 @@ def write_update(
 ) -> UpdateInfo:
     """Write ``local - base`` as an update file, whole or not at all; the same input gives the same bytes, but for noise.
 
-    ``path`` is the file to write; its folder exists. The rest is `encode_update`'s, whose errors are raised before anything is
+    ``path`` is the file to write; its folder exists. The rest is `encode_update`'s, whose errors are raised before
+    anything is
     written.
+
+    Parameters
+    ----------
+    path
+        File to write, whole or not at all; its folder exists.
+    base, local
+        Float parameters by name, before and after training.
+    header
+        What the update says about itself.
+    codec, clip_norm, noise_multiplier, feedback
+        As of `encode_update`, whose errors are raised before anything is written.
+
+    Returns
+    -------
+    UpdateInfo
+        Digest, size and norm.
     """
     encoded = encode_update(
         base,

@@ -114,14 +114,44 @@ def marked(x: Array) -> Array:
 
 
 def attacked_data(data: Dataset, kind: Kind, classes: int) -> Dataset:
-    """Return what the attacker trains on."""
+    """Choose what an attacker trains on.
+
+    Parameters
+    ----------
+    data
+        Its own examples.
+    kind
+        The attack.
+    classes
+        Number of classes of the model.
+
+    Returns
+    -------
+    Dataset
+        Its examples, perhaps with other labels or a trigger.
+    """
     if kind.data == "mirrored":
         return MirroredLabels(data, classes)
     return Backdoored(data) if kind.data == "backdoor" else data
 
 
 def attacked_parameters(base: Parameters, local: Parameters, craft: Callable[[Doubles], Doubles]) -> Parameters:
-    """Return the parameters that the attacker pretends to have learnt; ``craft`` makes its difference of the true one."""
+    """Compute the parameters that an attacker pretends to have learnt.
+
+    Parameters
+    ----------
+    base
+        Parameters of the round's base.
+    local
+        What the attacker really learnt.
+    craft
+        Makes the difference that it sends of the true one, float64 [n] each.
+
+    Returns
+    -------
+    dict
+        In the shapes and dtypes of ``base``; perhaps not finite.
+    """
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite fails on the device, as it would there
         pretended = craft(difference(base, local))
         pieces = np.split(pretended, np.cumsum([value.size for value in base.values()])[:-1])

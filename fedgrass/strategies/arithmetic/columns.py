@@ -17,9 +17,16 @@ _PART = 1 << 18  # scalars that are turned and sorted at once: what a core's cac
 
 
 def over_tiles(rows: UpdateMatrix, work: Callable[[slice, Floats], None], chosen: Sequence[int] | None = None) -> None:
-    """Call ``work`` with each tile: its columns, and the values [rows, columns] of all rows or of the chosen ones.
+    """Call a function with each tile of the matrix of updates, several at a time; NumPy releases the GIL meanwhile.
 
-    Several calls run at a time; NumPy releases the GIL meanwhile.
+    Parameters
+    ----------
+    rows
+        The matrix, on disk or in memory.
+    work
+        Called with a tile's columns and its values, float32 [rows, columns].
+    chosen
+        The rows to read; all if not given.
     """
     with ThreadPoolExecutor(THREADS, thread_name_prefix="tile") as pool:
         for _ in pool.map(lambda columns: work(columns, rows.read(columns, chosen)), rows.tiles()):

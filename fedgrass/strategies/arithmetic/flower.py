@@ -31,7 +31,27 @@ class FlowerStrategy(Strategy):
 
     @classmethod
     def wrapping(cls, name: str, kind: type[Any], options: Mapping[str, Any]) -> FlowerStrategy:
-        """Make a Flower strategy, and wrap it; raises `ConfigurationError` if it does not take the options."""
+        """Make a Flower strategy, and wrap it.
+
+        Parameters
+        ----------
+        name
+            Name in the fleet's settings.
+        kind
+            The Flower strategy's class.
+        options
+            Arguments of its constructor.
+
+        Returns
+        -------
+        FlowerStrategy
+            The wrapped strategy.
+
+        Raises
+        ------
+        ConfigurationError
+            If the class does not take the options.
+        """
         try:
             return cls(dict(options), name, wrapped=kind(**options))
         except TypeError as error:

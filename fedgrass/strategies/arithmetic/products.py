@@ -48,7 +48,22 @@ def krum_scores(distances: Doubles, attackers: int) -> Doubles:
 
 
 def weighted_mean(rows: UpdateMatrix, shares: Doubles, out: Floats) -> list[float]:
-    """Write the sum of the rows, each times its share."""
+    """Sum the rows of a matrix, each times its share, in float64.
+
+    Parameters
+    ----------
+    rows
+        Updates [n, parameters].
+    shares
+        float64 [n]; rows with a share of 0 are not read.
+    out
+        float32 [parameters], overwritten.
+
+    Returns
+    -------
+    list
+        The shares.
+    """
     chosen = [int(row) for row in np.flatnonzero(shares)]
 
     def work(columns: slice, values: Floats) -> None:
@@ -62,7 +77,32 @@ def weighted_mean(rows: UpdateMatrix, shares: Doubles, out: Floats) -> list[floa
 
 
 def attackers_among(share: float, count: int, *, room: int, more: int = 1) -> int:
-    """Return how many of the updates may lie, if there are ``room`` times as many and ``more``."""
+    """Bound how many of the updates may be attackers', and check that the others outvote them.
+
+    Parameters
+    ----------
+    share
+        Share of attackers to withstand, from 0 to below 1.
+    count
+        Number of good updates.
+    room, more
+        The rule needs ``room`` times the attackers, and ``more``, updates.
+
+    Returns
+    -------
+    int
+        The number of attackers.
+
+    Raises
+    ------
+    AggregationError
+        If there are too few updates.
+
+    Examples
+    --------
+    >>> attackers_among(0.2, 10, room=2)
+    2
+    """
     attackers = math.floor(share * count + 1e-9)
     if count < room * attackers + more:
         raise AggregationError(

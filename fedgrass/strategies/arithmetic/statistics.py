@@ -41,9 +41,21 @@ class Statistics:
         return cls(tuple(spans), tuple(variances))
 
     def scale(self, total: Array, weigh: Weighting, facts: Sequence[UpdateMetadata], unit: float) -> None:
-        """Make a weighted sum, whose weights are in ``unit``, the difference that the strategy means, in place.
+        """Make a weighted sum the difference that the strategy means, in place.
 
-        What normalises by steps or losses may give shares of more than one in all: statistics get the plain weighted mean.
+        Weightings that normalise by steps or losses may give shares of more than one in all: statistics get the plain
+        weighted mean.
+
+        Parameters
+        ----------
+        total
+            float32 [parameters], the sum.
+        weigh
+            The strategy's weighting.
+        facts
+            What each update in the sum says of itself.
+        unit
+            What the weights in the sum were divided by.
         """
         kept = [] if weigh.is_mean else [total[span].copy() for span in self.spans]
         np.multiply(total, weigh.scale(facts) / unit, out=total)
@@ -51,7 +63,21 @@ class Statistics:
             np.multiply(values, 1 / (unit * sum(weigh.weight(one) for one in facts)), out=total[span])
 
     def step(self, server: ServerOptimizer, span: slice, base: Array, difference: Floats, state: State) -> None:
-        """Write a tile's next parameters over its difference; a server optimizer's ``state`` is changed in place."""
+        """Turn a tile's difference into its next parameters, in place.
+
+        Parameters
+        ----------
+        server
+            The server optimizer.
+        span
+            The tile's columns.
+        base
+            Parameters of the base [columns].
+        difference
+            float32 [columns], overwritten by the next parameters.
+        state
+            The optimizer's vectors of this tile by slot, changed in place.
+        """
         change = server.step(difference, state)
         for part in _within(self.spans, span):
             change[part] = difference[part]

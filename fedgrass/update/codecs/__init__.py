@@ -70,7 +70,22 @@ class Codec(Protocol):
         ...
 
     def encode(self, parameter: TensorDescription, delta: Floats, rng: np.random.Generator, /) -> tuple[Array, ...]:
-        """Return the tensors of ``layout`` for a finite, flat difference; ``rng`` is for what is rounded by chance."""
+        """Encode a parameter's difference.
+
+        Parameters
+        ----------
+        parameter
+            Name, shape and dtype.
+        delta
+            Finite float32 [n], flat; not kept, and not changed.
+        rng
+            For what is rounded by chance; seeded by the update's header.
+
+        Returns
+        -------
+        tuple
+            The tensors of ``layout``, in its order.
+        """
         ...
 
     def decoder(self, parameter: TensorDescription, read: ReadInto) -> Fill:
@@ -86,6 +101,20 @@ def scratch(use: str, count: int, dtype: np.dtype[Any]) -> Array:
     """Return room for a decoder, which its thread's next call for the same use overwrites.
 
     Decoding is so fast that memory from the system, which comes page by page, would take longer.
+
+    Parameters
+    ----------
+    use
+        Names the use: two that are needed at once have two names.
+    count
+        Scalars.
+    dtype
+        Of the scalars.
+
+    Returns
+    -------
+    Array
+        ``dtype`` [count], with whatever was there.
     """
     room: Array | None = getattr(_rooms, use, None)
     if room is None or len(room) < count * dtype.itemsize:
@@ -113,7 +142,22 @@ class Float32:
         return (StoredTensor(parameter.name, np.dtype("<f4"), parameter.shape),)
 
     def encode(self, parameter: TensorDescription, delta: Floats, _rng: np.random.Generator) -> tuple[Array, ...]:
-        """Return the difference itself."""
+        """Return the difference itself.
+
+        Parameters
+        ----------
+        parameter
+            Name, shape and dtype.
+        delta
+            Finite float32 [n].
+        _rng
+            Not used: nothing is rounded.
+
+        Returns
+        -------
+        tuple
+            One tensor, little-endian float32.
+        """
         return (delta.astype("<f4", copy=False).reshape(parameter.shape),)
 
     def decoder(self, _parameter: TensorDescription, read: ReadInto) -> Fill:
@@ -135,7 +179,22 @@ class Float16:
         return (StoredTensor(parameter.name, np.dtype("<f2"), parameter.shape),)
 
     def encode(self, parameter: TensorDescription, delta: Floats, _rng: np.random.Generator) -> tuple[Array, ...]:
-        """Round to the nearest half."""
+        """Round to the nearest half-precision number; what is beyond its range is clipped to it.
+
+        Parameters
+        ----------
+        parameter
+            Name, shape and dtype.
+        delta
+            Finite float32 [n].
+        _rng
+            Not used: rounding is to the nearest.
+
+        Returns
+        -------
+        tuple
+            One tensor, little-endian float16.
+        """
         limit = np.float32(np.finfo(np.float16).max)
         return (np.clip(delta, -limit, limit).astype("<f2").reshape(parameter.shape),)
 
