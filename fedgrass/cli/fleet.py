@@ -14,6 +14,7 @@ from fedgrass.cli.account import FleetOption, JsonOption
 from fedgrass.cli.rounds import merge
 from fedgrass.protocol import tables
 from fedgrass.protocol.instances import shared_names
+from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.refusals import Refusals, refusals
 from fedgrass.protocol.roster import may_count
 
@@ -24,7 +25,7 @@ app = typer.Typer(no_args_is_help=True, help="Look at the devices; change the se
 def list_devices(fleet: FleetOption = DEFAULT_FLEET, as_json: JsonOption = False) -> None:
     """List the devices: alive or silent, able to train or why not, their model, and how often their updates were refused."""
     account = Account.of(fleet)
-    members = tables.fleet_members(account.devices_table, fleet)
+    members = fleet_members(account.devices_table, fleet)
     refused, shared = refusals(account.rounds_table, fleet), shared_names(account.rounds_table, fleet)
     silos = tables.load_settings(account.rounds_table, fleet).silos
     if as_json:
@@ -34,7 +35,7 @@ def list_devices(fleet: FleetOption = DEFAULT_FLEET, as_json: JsonOption = False
 
 
 def _facts(
-    member: tables.FleetMember, refused: Refusals | None, silos: Collection[str], shared: Collection[str]
+    member: FleetMember, refused: Refusals | None, silos: Collection[str], shared: Collection[str]
 ) -> dict[str, Any]:
     return {
         "thing": member.thing,

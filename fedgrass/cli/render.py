@@ -13,11 +13,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from fedgrass.protocol.members import FleetMember
 from fedgrass.protocol.messages import Heartbeat
 from fedgrass.protocol.records import Device, Participation, RoundRecord
 from fedgrass.protocol.refusals import Refusals
 from fedgrass.protocol.roster import may_count
-from fedgrass.protocol.tables import FleetMember
 from fedgrass.protocol.waiting import Waiting
 
 _OUTCOME_STYLES = {
@@ -174,10 +174,25 @@ def fleet_table(
     silos: Collection[str] | None = None,
     shared: Collection[str] = (),
 ) -> Table:
-    """Return the devices as a table; ``refused`` says of some how often their updates were.
+    """Show the fleet's devices as a table.
 
-    ``shared`` are names that several devices use. Where the ``silos`` of the fleet's settings are given, one that is not among
-    them is shown as what it is: not counted.
+    Parameters
+    ----------
+    members
+        The devices.
+    refused
+        How often the updates of some of them were refused, by thing name.
+    now_ms
+        Unix time in milliseconds, by which a device is alive or silent.
+    silos
+        Silos of the fleet's settings; a silo that is not among them is shown as not counted. None knows none.
+    shared
+        Names that several devices use.
+
+    Returns
+    -------
+    Table
+        A row for each device.
     """
     table = _table(
         "device",

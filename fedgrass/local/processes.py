@@ -40,7 +40,24 @@ def spawn(
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``argv`` as the leader of a new process group that ends with this process."""
+    """Start a process as the leader of a new process group that ends with this process.
+
+    Parameters
+    ----------
+    argv
+        The command; no shell reads it.
+    env
+        Its whole environment; this process's if not given.
+    cwd
+        Its working folder.
+    stdin, stdout, stderr
+        As of `subprocess.Popen`.
+
+    Returns
+    -------
+    Popen
+        The process.
+    """
     return subprocess.Popen(  # noqa: S603 - argv lists only, never a shell string
         list(argv),
         env=dict(env) if env is not None else None,

@@ -12,10 +12,11 @@ from contextlib import suppress
 
 from pydantic import Field
 
+from fedgrass.protocol.items import get_item, items_below
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName
 from fedgrass.protocol.records import Record
 from fedgrass.protocol.report import UNKNOWN_THING, RoundReport
-from fedgrass.protocol.tables import Table, get_item, items_below
+from fedgrass.protocol.tables import Table
 from fedgrass.protocol.writes import update_item
 
 _PREFIX = "refused#"

@@ -16,9 +16,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from fedgrass.protocol.items import get_item, items_below
 from fedgrass.protocol.names import SILO_NAME
 from fedgrass.protocol.records import RoundRecord
-from fedgrass.protocol.tables import Table, get_item, items_below
+from fedgrass.protocol.tables import Table
 from fedgrass.protocol.writes import put_item
 
 PER_ITEM = 256

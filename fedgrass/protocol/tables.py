@@ -1,29 +1,22 @@
-"""Questions to the two tables that more than one part asks: handlers, the aggregator, the command line.
-
-Tables are boto3's ``Table`` resources, passed in: this package does without boto3.
-"""
+"""A fleet's settings and state, its rounds, and each device's part in them: what handlers, aggregator and command line ask."""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from pydantic import ValidationError
 
 from fedgrass.errors import ConfigurationError, RecordError, first_problem
+from fedgrass.protocol.items import Table as Table  # given on: whoever asks these questions needs it
+from fedgrass.protocol.items import get_item, items_below, items_under
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.records import (
-    MODEL_SUFFIX,
     SETTINGS_KEY,
     STATE_KEY,
-    Device,
-    DeviceModel,
     FleetState,
     HandLock,
     Participation,
@@ -33,47 +26,6 @@ from fedgrass.protocol.records import (
 )
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.writes import put_item, update_item
-
-log = logging.getLogger(__name__)
-
-
-class Table(Protocol):
-    """What is used of boto3's ``Table``."""
-
-    name: str
-    meta: Any
-
-    def get_item(self, **arguments: Any) -> dict[str, Any]:
-        """GetItem."""
-        ...
-
-    def put_item(self, **arguments: Any) -> dict[str, Any]:
-        """PutItem."""
-        ...
-
-    def update_item(self, **arguments: Any) -> dict[str, Any]:
-        """UpdateItem."""
-        ...
-
-    def query(self, **arguments: Any) -> dict[str, Any]:
-        """Query."""
-        ...
-
-
-@dataclass(frozen=True)
-class FleetMember:
-    """A device as the cloud knows it: its last heartbeat, its last report on a model, or both.
-
-    One of which no heartbeat is known is shown, and not counted anywhere (`fedgrass.protocol.roster`).
-    """
-
-    thing: str
-    heartbeat: Device | None = None
-    model: DeviceModel | None = None
-
-    def alive(self, now_ms: float) -> bool:
-        """Whether it was heard within three of its own intervals."""
-        return self.heartbeat is not None and self.heartbeat.alive(now_ms)
 
 
 def load_settings(rounds: Table, fleet: str) -> FleetSettings:
@@ -335,7 +287,7 @@ def rounds_numbered(rounds: Table, fleet: str, numbers: Iterable[int]) -> list[R
         Their records; numbers without a record are left out.
     """
     keys = [round_key(number) for number in numbers]
-    found = {item["key"]: item for item in _batch(rounds, "key", fleet, keys)}
+    found = {item["key"]: item for item in items_under(rounds, "key", fleet, keys)}
     return [RoundRecord.from_item(found[key]) for key in keys if key in found]
 
 
@@ -440,156 +392,4 @@ def participations_at(rounds: Table, fleet: str, places: Iterable[tuple[int, str
         Those that exist, in no particular order.
     """
     keys = [participation_key(number, thing) for number, thing in places]
-    return [Participation.from_item(item) for item in _batch(rounds, "key", fleet, keys)]
-
-
-def fleet_members(devices: Table, fleet: str, *, consistent: bool = False) -> list[FleetMember]:
-    """List the fleet's devices in the order of their names; an item that cannot be read is logged and left out.
-
-    Parameters
-    ----------
-    devices
-        The devices' table.
-    fleet
-        The fleet's name.
-    consistent
-        Whether writes of the last moments must be seen, at twice the read units.
-
-    Returns
-    -------
-    list
-        A member for each device, with its last heartbeat and its last word on a model.
-    """
-    return _members(items_below(devices, "thing", fleet, "", consistent=consistent))
-
-
-def members_named(devices: Table, fleet: str, things: Sequence[str]) -> list[FleetMember]:
-    """List some of the fleet's devices in the order of their names.
-
-    Parameters
-    ----------
-    devices
-        The devices' table.
-    fleet
-        The fleet's name.
-    things
-        Thing names; unknown ones are left out.
-
-    Returns
-    -------
-    list
-        As of `fleet_members`.
-    """
-    return _members(_batch(devices, "thing", fleet, [*things, *(thing + MODEL_SUFFIX for thing in things)]))
-
-
-def _members(items: Iterable[dict[str, Any]]) -> list[FleetMember]:
-    # TTL removes an item up to days after it expired, so that is looked at here as well.
-    now = time.time()
-    heartbeats: dict[str, Device] = {}
-    models: dict[str, DeviceModel] = {}
-    for item in items:
-        if item.get("expires", now) < now:
-            continue
-        thing = str(item["thing"])
-        try:
-            if thing.endswith(MODEL_SUFFIX):
-                models[thing.removesuffix(MODEL_SUFFIX)] = DeviceModel.from_item(item)
-            else:
-                heartbeats[thing] = Device.from_item(item)
-        except RecordError as error:
-            log.warning("unreadable device item: %s", error)
-    return [
-        FleetMember(thing, heartbeats.get(thing), models.get(thing))
-        for thing in sorted(heartbeats.keys() | models.keys())
-    ]
-
-
-def get_item(table: Table, fleet: str, key: str) -> dict[str, Any] | None:
-    """Read one item, with a consistent read.
-
-    Parameters
-    ----------
-    table
-        The rounds' table.
-    fleet
-        Its partition key.
-    key
-        Its range key.
-
-    Returns
-    -------
-    dict or None
-        The item; None if there is none.
-    """
-    # Consistent: a round that opened a moment ago must be seen.
-    item: dict[str, Any] | None = table.get_item(Key={"fleet": fleet, "key": key}, ConsistentRead=True).get("Item")
-    return item
-
-
-def items_below(
-    table: Table,
-    range_name: str,
-    fleet: str,
-    prefix: str,
-    *,
-    attributes: Sequence[str] = (),
-    consistent: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """Yield a fleet's items whose range key begins with a prefix, in the order of their keys.
-
-    Parameters
-    ----------
-    table
-        Either table.
-    range_name
-        Name of the table's range key: ``key`` of the rounds' table, ``thing`` of the devices'.
-    fleet
-        The partition key.
-    prefix
-        Empty for all items.
-    attributes
-        Names of the attributes to read; all if empty. It saves transfer, not read units.
-    consistent
-        Whether writes of the last moments must be seen, at twice the read units.
-
-    Yields
-    ------
-    dict
-        An item; pages are asked for as they are needed.
-    """
-    condition = "#fleet = :fleet"
-    names = {"#fleet": "fleet", **{f"#only_{name}": name for name in attributes}}
-    values = {":fleet": fleet}
-    if prefix:
-        condition += " AND begins_with(#range, :prefix)"
-        names["#range"] = range_name
-        values[":prefix"] = prefix
-    arguments: dict[str, Any] = {
-        "KeyConditionExpression": condition,
-        "ExpressionAttributeNames": names,
-        "ExpressionAttributeValues": values,
-    }
-    if consistent:
-        arguments["ConsistentRead"] = True
-    if attributes:
-        arguments["ProjectionExpression"] = ", ".join(f"#only_{name}" for name in attributes)
-    while True:
-        page = table.query(**arguments)
-        yield from page["Items"]
-        if "LastEvaluatedKey" not in page:
-            return
-        arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
-
-
-def _batch(table: Table, range_name: str, fleet: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Read the items under some range keys, a hundred at a time, which is what BatchGetItem takes."""
-    for first in range(0, len(keys), 100):
-        wanted = [{"fleet": fleet, range_name: key} for key in keys[first : first + 100]]
-        while wanted:
-            answer = table.meta.client.batch_get_item(
-                RequestItems={table.name: {"Keys": wanted, "ConsistentRead": True}}
-            )
-            yield from answer["Responses"].get(table.name, ())
-            # DynamoDB gives back the keys that it had no time for, or no room in its answer.
-            wanted = answer.get("UnprocessedKeys", {}).get(table.name, {}).get("Keys", [])
+    return [Participation.from_item(item) for item in items_under(rounds, "key", fleet, keys)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedgrass.protocol.members import members_named
 from fedgrass.protocol.records import Device, RoundRecord
 from fedgrass.protocol.roster import asked_things
-from fedgrass.protocol.tables import Table, members_named, participations_at
+from fedgrass.protocol.tables import Table, participations_at
 
 
 @dataclass(frozen=True)

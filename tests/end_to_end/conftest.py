@@ -18,6 +18,7 @@ from rich.console import Console
 
 from fedgrass.local.demo.run import Demo, DemoOptions
 from fedgrass.protocol import tables
+from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.records import Participation, RoundRecord
 from tests.faults.fleet import FaultyFleet
 from tests.fixtures.waiting import PATIENCE, eventually
@@ -45,7 +46,7 @@ class Operator:
         """Wait until every device could train: after a release a component starts over, and says so when it is up."""
 
         def able() -> set[str]:
-            members = tables.fleet_members(self.demo.devices_table, self.fleet.fleet)
+            members = fleet_members(self.demo.devices_table, self.fleet.fleet)
             return {member.thing for member in members if member.heartbeat is not None and member.heartbeat.able}
 
         eventually(lambda: able() >= self.fleet.devices.keys(), "every device able to train")

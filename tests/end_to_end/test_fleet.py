@@ -16,6 +16,7 @@ from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.cloud.aggregator.release import release_model
 from fedgrass.inference import write_bundle
 from fedgrass.protocol import tables
+from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.messages import Heartbeat, Reply
 from fedgrass.protocol.names import GLOBAL_MODEL, evaluation_key, update_key
 from fedgrass.protocol.records import MODEL_SUFFIX, to_attribute
@@ -173,7 +174,7 @@ def test_two_silos_and_two_devices_take_part_in_one_round(operator: Operator, tm
     everyone = {*operator.fleet.devices, *silos}
 
     def alive() -> bool:
-        found = tables.fleet_members(operator.demo.devices_table, operator.fleet.fleet)
+        found = fleet_members(operator.demo.devices_table, operator.fleet.fleet)
         return {member.thing for member in found if member.heartbeat is not None} >= everyone
 
     def ended() -> bool:
@@ -291,8 +292,8 @@ def test_a_model_that_devices_refuse_fails_no_deployment_and_is_put_back(operato
     greengrass = operator.fleet.aws.client("greengrassv2")
     released = release_model(bundle, operator.demo.clients())
 
-    def refused() -> list[tables.FleetMember]:
-        members = tables.fleet_members(operator.demo.devices_table, operator.fleet.fleet)
+    def refused() -> list[FleetMember]:
+        members = fleet_members(operator.demo.devices_table, operator.fleet.fleet)
         return [m for m in members if m.model and (m.model.version, m.model.outcome) == ("1.900.0", "refused")]
 
     def statuses() -> set[str]:

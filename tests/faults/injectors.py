@@ -23,6 +23,7 @@ from fedgrass.cloud.aggregator.release import release_model
 from fedgrass.errors import FedgrassError
 from fedgrass.inference import write_bundle
 from fedgrass.protocol import tables
+from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.names import GLOBAL_MODEL, HEARTBEAT, MODEL_DEPLOYER, TRAINER, device_topic, round_topic
 from tests.faults.fleet import FaultyFleet
 from tests.faults.proxy import Mode
@@ -208,7 +209,7 @@ def _outcomes(place: Place, version: str) -> str:
     """Wait for a device's word on a version, and say what it was."""
 
     def told() -> set[str]:
-        members = tables.fleet_members(place.rounds.demo.devices_table, place.fleet.fleet)
+        members = fleet_members(place.rounds.demo.devices_table, place.fleet.fleet)
         return {m.model.outcome for m in members if m.model is not None and m.model.version == version}
 
     try:
@@ -248,7 +249,7 @@ def spoil_an_artifact(place: Place, thing: str) -> str:
         place.moment(3.0)
         greengrass, components = _deployed_model(place, _current(place))
         greengrass.create_deployment(targetArn=place.fleet.outputs.thing_group_arn, components=components)
-    members = tables.fleet_members(place.rounds.demo.devices_table, place.fleet.fleet)
+    members = fleet_members(place.rounds.demo.devices_table, place.fleet.fleet)
     reached = any(m.model is not None and m.model.active_version == bundle.manifest.version for m in members)
     return "became active" if reached else "became active nowhere"
 

@@ -13,8 +13,8 @@ from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.round_page import live_panel
 from fedgrass.protocol import tables
 from fedgrass.protocol.instances import shared_names
+from fedgrass.protocol.members import FleetMember, members_named
 from fedgrass.protocol.records import Participation
-from fedgrass.protocol.tables import FleetMember
 
 _PER_PAGE = 25
 _LAST_ROUNDS = 25
@@ -63,7 +63,7 @@ def pages(context: Context) -> Blueprint:
             and (not version or (brief.version or "none") == version)
         ]
         page = Page.of(len(found), _PER_PAGE)
-        shown = tables.members_named(context.account.devices_table, fleet, found[page.first : page.end])
+        shown = members_named(context.account.devices_table, fleet, found[page.first : page.end])
         fleet_state = tables.load_state(context.account.rounds_table, fleet)
         return render_template(
             "fleet.html",
@@ -82,7 +82,7 @@ def pages(context: Context) -> Blueprint:
 
     @blueprint.get("/devices/<thing>")
     def device(thing: str) -> str:
-        members = tables.members_named(context.account.devices_table, fleet, [thing])
+        members = members_named(context.account.devices_table, fleet, [thing])
         if not members:
             abort(404, f"Fleet {fleet} knows no device {thing}.")
         last = tables.load_state(context.account.rounds_table, fleet).last

@@ -14,10 +14,11 @@ from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.finish import deploy_current
 from fedgrass.cloud.ending.place import Place
 from fedgrass.errors import RecordError
+from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.records import STATE_KEY, FleetState, RoundRecord, round_key
 from fedgrass.protocol.roster import may_count
-from fedgrass.protocol.tables import Table, fleet_members, load_round, load_settings, load_state
+from fedgrass.protocol.tables import Table, load_round, load_settings, load_state
 from fedgrass.protocol.writes import change, transact, update_item
 
 _KEPT_SECONDS = 30 * 86_400

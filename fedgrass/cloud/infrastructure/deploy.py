@@ -86,7 +86,29 @@ def deploy(
 
 
 def check(session: Any, fleet: str, parameters: dict[str, str]) -> bool:
-    """Look before changing anything; returns whether there is a stack. Raises as `deploy` does."""
+    """Look at all that could go wrong before anything is changed.
+
+    Parameters
+    ----------
+    session
+        A boto3 session.
+    fleet
+        The fleet's name.
+    parameters
+        Of the template, by name.
+
+    Returns
+    -------
+    bool
+        Whether there is a stack.
+
+    Raises
+    ------
+    ConfigurationError
+        If a name or a parameter's value is invalid.
+    InfrastructureError
+        If the stack cannot be changed, or another fleet has what this one needs.
+    """
     check_fleet(fleet)
     check_parameters(parameters)
     cloudformation = session.client("cloudformation")
@@ -173,6 +195,15 @@ def _apply(session: Any, fleet: str, parameters: dict[str, str], code: Code, *, 
 def change_parameters(session: Any, fleet: str, parameters: dict[str, str]) -> None:
     """Change parameters of a fleet's stack and nothing else, and wait until it is done.
 
+    Parameters
+    ----------
+    session
+        A boto3 session.
+    fleet
+        The fleet's name.
+    parameters
+        New values by name; the others stay.
+
     Raises
     ------
     InfrastructureError
@@ -239,7 +270,22 @@ def _upload(session: Any, code: Code) -> tuple[str, str]:
 
 
 def wait(cloudformation: Any, name: str, condition: str) -> None:
-    """Wait for a stack; raises `InfrastructureError` with CloudFormation's own reason if it fails."""
+    """Wait up to 20 minutes for a stack.
+
+    Parameters
+    ----------
+    cloudformation
+        The boto3 client.
+    name
+        The stack's name.
+    condition
+        Name of boto3's waiter, such as ``stack_update_complete``.
+
+    Raises
+    ------
+    InfrastructureError
+        If it fails, with CloudFormation's own reason.
+    """
     try:
         cloudformation.get_waiter(condition).wait(StackName=name, WaiterConfig={"Delay": 5, "MaxAttempts": 240})
     except WaiterError as error:

@@ -29,7 +29,22 @@ def owner(iot: Any, thing: str) -> str | None:
 
 
 def check_is_free(iot: Any, fleet: str, thing: str) -> None:
-    """Raise `InfrastructureError` if the thing was made for another fleet."""
+    """Check that a thing was not made for another fleet.
+
+    Parameters
+    ----------
+    iot
+        The boto3 client.
+    fleet
+        The fleet's name.
+    thing
+        The thing's name.
+
+    Raises
+    ------
+    InfrastructureError
+        If it was.
+    """
     found = owner(iot, thing)
     if found not in (None, fleet):
         raise InfrastructureError(f"thing {thing!r} is of fleet {found!r}, not of {fleet!r}: choose another name")
@@ -55,7 +70,17 @@ def left_policies(iot: Any, fleet: str) -> list[str]:
 
 
 def remove_policy(session: Any, fleet: str, policy: str) -> None:
-    """Remove a device's policy, and the device by way of its certificate if it left the fleet's group."""
+    """Remove a device's policy, and the device by way of its certificate if it left the fleet's group.
+
+    Parameters
+    ----------
+    session
+        A boto3 session.
+    fleet
+        The fleet's name.
+    policy
+        The policy's name.
+    """
     iot = session.client("iot")
     for arn in _targets(iot, policy):
         things = iot.list_principal_things(principal=arn)["things"]
@@ -74,6 +99,15 @@ def unprovision(session: Any, fleet: str, thing: str) -> None:
     """Remove a device's certificate, policy, core device and thing; stopped anywhere, it goes on when run again.
 
     A thing that was there before `scripts/provision` stays, and so does a certificate that it had.
+
+    Parameters
+    ----------
+    session
+        A boto3 session.
+    fleet
+        The fleet's name.
+    thing
+        The device's thing name.
 
     Raises
     ------
@@ -102,7 +136,19 @@ def unprovision(session: Any, fleet: str, thing: str) -> None:
 
 
 def forget(session: Any, table: str, fleet: str, thing: str) -> None:
-    """Remove a device's heartbeat and its word on its model: from then on nothing of it counts, what it has uploaded included."""
+    """Remove what the tables know of a device; from then on nothing of it counts, not even what it has uploaded.
+
+    Parameters
+    ----------
+    session
+        A boto3 session.
+    table
+        Name of the devices' table.
+    fleet
+        The fleet's name.
+    thing
+        The device's thing name.
+    """
     devices = session.resource("dynamodb").Table(table)
     for name in (thing, thing + MODEL_SUFFIX):
         delete_item(devices, Key={"fleet": fleet, "thing": name})

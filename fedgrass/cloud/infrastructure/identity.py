@@ -53,7 +53,22 @@ def request(folder: Path, common_name: str) -> str:
 
 
 def is_ours(iot: Any, certificate_arn: str, common_name: str) -> bool:
-    """Whether a certificate is the one that was made here for this device of this fleet."""
+    """Say whether a certificate was made here for a device.
+
+    Parameters
+    ----------
+    iot
+        The boto3 client.
+    certificate_arn
+        ARN of the certificate.
+    common_name
+        Name that `scripts/provision` gives the certificates of this device and fleet.
+
+    Returns
+    -------
+    bool
+        False for a certificate that is gone, too.
+    """
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
@@ -81,6 +96,15 @@ def remove_certificate(iot: Any, certificate_arn: str, thing: str) -> None:
     """Take a certificate off a thing, if it is on it, and delete it, unless another thing has it too.
 
     Its policies stay attached until it is gone: by them the next run would find it.
+
+    Parameters
+    ----------
+    iot
+        The boto3 client.
+    certificate_arn
+        ARN of the certificate.
+    thing
+        Name of the thing.
     """
     identifier = certificate_arn.rpartition("/")[2]
     shared = set(iot.list_principal_things(principal=certificate_arn)["things"]) - {thing}

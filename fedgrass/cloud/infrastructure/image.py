@@ -13,7 +13,22 @@ _POLL_SECONDS = 5.0
 
 
 def image_exists(session: Any, outputs: StackOutputs, tag: str) -> bool:
-    """Whether the fleet's repository has the image."""
+    """Say whether the fleet's repository has an image.
+
+    Parameters
+    ----------
+    session
+        A boto3 session.
+    outputs
+        The stack's, with the repository.
+    tag
+        The image's tag, made of its content's digest.
+
+    Returns
+    -------
+    bool
+        Whether it is there.
+    """
     ecr = session.client("ecr")
     try:
         ecr.describe_images(repositoryName=outputs.repository_uri.partition("/")[2], imageIds=[{"imageTag": tag}])

@@ -64,13 +64,49 @@ class Endpoints:
 
 
 def device_policy(fleet: str, thing: str, role_alias: str, caller: script.Caller) -> dict[str, Any]:
-    """Return a core device's IoT policy in the caller's account; see `fedgrass.protocol.device_policy`."""
+    """Make a core device's IoT policy in the caller's account; see `fedgrass.protocol.device_policy`.
+
+    Parameters
+    ----------
+    fleet
+        The fleet's name.
+    thing
+        The device's thing name.
+    role_alias
+        The fleet's token-exchange role alias.
+    caller
+        Account, region and partition.
+
+    Returns
+    -------
+    dict
+        The policy document.
+    """
     arn = f"arn:{caller.partition}:iot:{caller.region}:{caller.account}"
     return device_policies.device_policy(fleet, thing, role_alias, arn)
 
 
 def nucleus_config(thing: str, region: str, role_alias: str, endpoints: Endpoints, *, lite: bool) -> str:
-    """Return ``config.yaml`` of the classic nucleus, or of nucleus lite."""
+    """Write the configuration of a nucleus.
+
+    Parameters
+    ----------
+    thing
+        The device's thing name.
+    region
+        The fleet's region.
+    role_alias
+        The fleet's token-exchange role alias.
+    endpoints
+        Of IoT's data plane and of its credentials provider.
+    lite
+        Whether it is for nucleus lite; for the classic nucleus otherwise.
+
+    Returns
+    -------
+    str
+        The content of ``config.yaml``.
+    """
     root = _LITE_ROOT if lite else _CLASSIC_ROOT
     settings: dict[str, Any] = {
         "awsRegion": region,
@@ -103,6 +139,21 @@ def provision(
     session: Any, outputs: StackOutputs, caller: script.Caller, thing: ThingName, folder: Path, steps: script.Steps
 ) -> None:
     """Make what is missing of one device, and write its files to ``folder``; stopped anywhere, it goes on when run again.
+
+    Parameters
+    ----------
+    session
+        A boto3 session.
+    outputs
+        The stack's.
+    caller
+        Account, region and partition.
+    thing
+        The device's thing name.
+    folder
+        Where the device's files go; the private key is there and nowhere else.
+    steps
+        Does each step, or only tells of it.
 
     Raises
     ------

@@ -34,6 +34,17 @@ def publish_with_gdk(gdk: str, project: Path, *, bucket: str, region: str) -> No
 
     The kit asks STS without naming a region: it is given the region in the variable that it reads.
 
+    Parameters
+    ----------
+    gdk
+        Path of the kit's command.
+    project
+        The component's folder, with ``gdk-config.json``.
+    bucket
+        Bucket for the artifacts.
+    region
+        Region of bucket and component.
+
     Raises
     ------
     InfrastructureError
@@ -58,7 +69,24 @@ def bucket_of(project: Path) -> str:
 
 
 def publish_all(session: Any, caller: script.Caller, steps: script.Steps, *, gdk: str | None) -> None:
-    """Publish every component, dependencies first, the suite last."""
+    """Publish every component, dependencies first, the suite last.
+
+    Parameters
+    ----------
+    session
+        A boto3 session.
+    caller
+        Account, region and partition.
+    steps
+        Does each step, or only tells of it.
+    gdk
+        Path of the kit's command; None builds and publishes without it.
+
+    Raises
+    ------
+    InfrastructureError
+        If a component cannot be built or published.
+    """
     s3 = own_s3(session, caller)
     publisher = ComponentPublisher(
         greengrass=session.client("greengrassv2"),

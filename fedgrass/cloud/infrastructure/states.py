@@ -45,7 +45,22 @@ _ADVICE = {
 
 
 def check_changeable(name: str, fleet: str, status: str | None) -> None:
-    """Raise `InfrastructureError` with what to do if the stack is in no state to be created or updated."""
+    """Check that a stack can be created or updated.
+
+    Parameters
+    ----------
+    name
+        The stack's name.
+    fleet
+        The fleet's name, for the advice.
+    status
+        The stack's status; None if there is no stack.
+
+    Raises
+    ------
+    InfrastructureError
+        If it cannot; the message says what to do.
+    """
     if status is None or status in _FINISHED:
         return
     if status in _ADVICE:

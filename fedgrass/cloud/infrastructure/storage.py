@@ -60,8 +60,25 @@ def _why(error: ClientError) -> str:
 def ensure_bucket(s3: Any, bucket: str, caller: Caller, *, otherwise: str) -> None:
     """Make a bucket of the account's own where there is none, and protect it where it is not protected yet.
 
-    Nobody reads it in public or without TLS, and uploads that were never finished go. A policy or rules that somebody gave it
+    Nobody reads it in public or without TLS, and uploads that were never finished go. A policy or rules that somebody
+    gave it
     are left as they are.
+
+    Parameters
+    ----------
+    s3
+        The boto3 client, which sends the account's number along: a stranger's bucket is never used.
+    bucket
+        The bucket's name.
+    caller
+        Account, region and partition.
+    otherwise
+        What to do if the name is another account's; it ends the error's message.
+
+    Raises
+    ------
+    InfrastructureError
+        If the name is taken.
     """
     if not bucket_exists(s3, bucket, otherwise=otherwise):
         # us-east-1 is the one region that must not be named.

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from fedgrass.cloud.rounds.services import Services
+from fedgrass.protocol.members import FleetMember
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.records import FleetState, RoundRecord
 from fedgrass.protocol.report import UNKNOWN_THING, RoundReport
-from fedgrass.protocol.tables import FleetMember
 
 NAMESPACE = "fedgrass"
 

@@ -21,20 +21,14 @@ from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import next_version
 from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord, ended_key
 from fedgrass.protocol.roster import may_count, write_roster
 from fedgrass.protocol.settings import FleetSettings
-from fedgrass.protocol.tables import (
-    FleetMember,
-    fleet_members,
-    free_hand,
-    load_round,
-    load_settings,
-    load_state,
-)
+from fedgrass.protocol.tables import free_hand, load_round, load_settings, load_state
 
 _DRAWS = 200
 _ENDED = 2  # the transaction's third action

@@ -6,8 +6,9 @@ from typing import Any
 
 from fedgrass.cloud.rounds.metrics import measure_fleet
 from fedgrass.cloud.rounds.services import Services, connect, own_services
+from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.roster import may_count
-from fedgrass.protocol.tables import fleet_members, load_settings, load_state
+from fedgrass.protocol.tables import load_settings, load_state
 
 connect("devices", "rounds")
 

@@ -50,7 +50,22 @@ def client_environment(endpoint_url: str, keys: Keys) -> Mapping[str, str]:
 
 
 def client(service: str, endpoint_url: str, keys: Keys) -> Any:
-    """Return a boto3 client of ``service`` at the local endpoint."""
+    """Make a boto3 client for the local endpoint.
+
+    Parameters
+    ----------
+    service
+        The service's name, as boto3 has it.
+    endpoint_url
+        Address of the endpoint.
+    keys
+        The account's access key.
+
+    Returns
+    -------
+    BaseClient
+        The client.
+    """
     return boto3.client(
         service,
         endpoint_url=endpoint_url,

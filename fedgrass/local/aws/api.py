@@ -53,7 +53,24 @@ def json_response(
     headers: dict[str, str] | None = None,
     content_type: str = "application/json",
 ) -> Response:
-    """Answer with ``body`` as JSON and the request id that AWS SDKs expect."""
+    """Answer with JSON, and with the request id that AWS SDKs expect.
+
+    Parameters
+    ----------
+    body
+        What is sent.
+    status
+        HTTP status.
+    headers
+        Further headers.
+    content_type
+        Which kind of JSON it is.
+
+    Returns
+    -------
+    Response
+        The answer.
+    """
     response = Response(json.dumps(body), status=status, content_type=content_type)
     response.headers["x-amzn-RequestId"] = str(uuid.uuid4())
     response.headers.update(headers or {})
@@ -71,7 +88,23 @@ def signing_name(authorization: str | None) -> str | None:
 def page(
     items: Sequence[Item], *, token: str | None, limit: int | None, default: int = 50
 ) -> tuple[list[Item], str | None]:
-    """Return one page of ``items`` and the token of the next.
+    """Cut one page out of a list.
+
+    Parameters
+    ----------
+    items
+        The whole list.
+    token
+        ``nextToken`` of the request; None for the first page.
+    limit
+        Items that the request asks for; None for the default.
+    default
+        Items of a page.
+
+    Returns
+    -------
+    tuple
+        The page, and the token of the next; None after the last.
 
     Raises
     ------

@@ -90,7 +90,29 @@ class Bus:
     def publish(
         self, topic: str, payload: bytes | dict[str, Any], *, qos: int = 1, retain: bool = False
     ) -> mqtt.MQTTMessageInfo:
-        """Send ``payload`` (a dictionary as JSON); wait on the result to know that the broker has it."""
+        """Send a message to the broker; wait on the result to know that the broker has it.
+
+        Parameters
+        ----------
+        topic
+            Topic.
+        payload
+            Bytes, or a dictionary that is sent as JSON.
+        qos
+            0 or 1.
+        retain
+            Whether the broker keeps it for later subscribers.
+
+        Returns
+        -------
+        MQTTMessageInfo
+            Paho's handle on the message.
+
+        Raises
+        ------
+        TransferError
+            If the bus was not started.
+        """
         if self._client is None:
             raise TransferError("The bus was used before it was started.")
         data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()

@@ -37,7 +37,24 @@ class Children:
         stdout: int | IO[bytes],
         stderr: int | IO[bytes],
     ) -> subprocess.Popen[bytes]:
-        """Start ``argv`` in a process group of its own."""
+        """Start a process that leads a group of processes, and ends with this one.
+
+        Parameters
+        ----------
+        argv
+            The command; no shell reads it.
+        env
+            Its whole environment.
+        cwd
+            Its working folder.
+        stdin, stdout, stderr
+            As of `subprocess.Popen`.
+
+        Returns
+        -------
+        Popen
+            The process.
+        """
         starting = self._starter.submit(spawn, argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
         child = starting.result()
         with self._lock:

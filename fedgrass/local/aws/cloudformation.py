@@ -62,7 +62,24 @@ class ResourceType:
         raise UnformattedGetAttTemplateException
 
     def update(self, connect: Connect, old: str, new_name: str, properties: Properties) -> str:
-        """Change a resource, or replace it if it is given another name; returns its identifier."""
+        """Change a resource, or replace it if it is given another name.
+
+        Parameters
+        ----------
+        connect
+            Returns a client of a service.
+        old
+            The resource's identifier.
+        new_name
+            What a new resource is called if the template does not say.
+        properties
+            Of the resource, from the template.
+
+        Returns
+        -------
+        str
+            The identifier of the resource that there is now.
+        """
         name = properties.get(self.name_property)
         if name is None or name == self.attribute(old, "Name"):
             return self.put(connect, old, properties, old)

@@ -121,7 +121,19 @@ class Jobs:
         self._lock = threading.RLock()
 
     def create(self, job_id: str, target_arn: str, document: dict[str, Any], *, supersedes: str | None = None) -> None:
-        """Queue a job for its target, taking ``supersedes`` back where it has not begun."""
+        """Queue a job for its target.
+
+        Parameters
+        ----------
+        job_id
+            The job's id.
+        target_arn
+            ARN of a thing or a thing group.
+        document
+            What the devices get.
+        supersedes
+            Id of a job that is taken back where it has not begun.
+        """
         with self._lock:
             self._jobs[job_id] = Job(job_id, target_arn, document)
             changed = self._close(supersedes) if supersedes else set()

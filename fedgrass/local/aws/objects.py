@@ -57,7 +57,16 @@ class Objects:
             raise TransferError(f"s3://{bucket}/{prefix} cannot be listed: {error}") from error
 
     def download(self, bucket: str, key: str, path: Path) -> None:
-        """Write an object to ``path``, making its folder.
+        """Write an object to a file, making its folder.
+
+        Parameters
+        ----------
+        bucket
+            The bucket.
+        key
+            The object's key.
+        path
+            File to write.
 
         Raises
         ------
@@ -70,7 +79,16 @@ class Objects:
                 file.write(block)
 
     def upload(self, path: Path, bucket: str, key: str) -> None:
-        """Put a file's content under ``key``.
+        """Put a file into a bucket.
+
+        Parameters
+        ----------
+        path
+            File to read.
+        bucket
+            The bucket.
+        key
+            The object's key.
 
         Raises
         ------

@@ -63,7 +63,22 @@ class Peers:
             return access_key in self._of_keys
 
     def pass_on(self, access_key: str, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        """Send a request with another account's key there."""
+        """Send a request with another account's key to that account's process.
+
+        Parameters
+        ----------
+        access_key
+            The key that signed the request.
+        environ
+            The request, as of WSGI.
+        start_response
+            As of WSGI.
+
+        Returns
+        -------
+        Iterable
+            The answer's body.
+        """
         with self._lock:
             account = self._of_keys[access_key]
         return self._send(account, environ, _body(environ))(environ, start_response)

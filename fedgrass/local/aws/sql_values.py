@@ -64,7 +64,20 @@ def both(left: Expression, right: Expression) -> Expression:
 
 
 def compare(test: Callable[[Any, Any], bool], left: Expression, right: Expression) -> Expression:
-    """Compare two values; with Undefined, or in order across types, the result is Undefined."""
+    """Make the comparison of two expressions; with Undefined, or in order across types, its value is Undefined.
+
+    Parameters
+    ----------
+    test
+        One of `operator`'s comparisons.
+    left, right
+        What is compared.
+
+    Returns
+    -------
+    Expression
+        Its value is a bool or Undefined.
+    """
 
     def compare(message: Message) -> Any:
         a, b = left(message), right(message)
@@ -86,7 +99,20 @@ def _is_number(value: Any) -> bool:
 
 
 def calculate(operation: Callable[[Any, Any], Any], left: Expression, right: Expression) -> Expression:
-    """Calculate with two numbers; anything else, and what has no result, is Undefined."""
+    """Make the calculation with two expressions; of anything but numbers, and without a result, its value is Undefined.
+
+    Parameters
+    ----------
+    operation
+        One of `operator`'s calculations.
+    left, right
+        What is calculated with.
+
+    Returns
+    -------
+    Expression
+        Its value is a number or Undefined.
+    """
 
     def calculate(message: Message) -> Any:
         a, b = left(message), right(message)

@@ -78,7 +78,22 @@ def _differences(resources: Any, template: Any, parameters: Any, found: dict[str
 
 
 def check_value(name: str, value: str, declared: dict[str, Any]) -> None:
-    """Raise moto's ``ValidationError``, in CloudFormation's words, if a parameter may not have a value."""
+    """Check a parameter's value as CloudFormation does.
+
+    Parameters
+    ----------
+    name
+        The parameter's name.
+    value
+        The value, as text.
+    declared
+        The parameter in the template.
+
+    Raises
+    ------
+    ValidationError
+        If it may not have the value, in CloudFormation's words.
+    """
     said = declared.get("ConstraintDescription")
     pattern, allowed = declared.get("AllowedPattern"), declared.get("AllowedValues")
     if pattern is not None and re.fullmatch(pattern, value) is None:

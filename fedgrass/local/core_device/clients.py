@@ -27,10 +27,26 @@ class Clients:
 
 
 def connect(endpoint_url: str, *, region: str, role_arn: str, thing: str) -> Clients:
-    """Return clients for the endpoint; nothing is sent yet.
+    """Make a device's clients; nothing is sent yet.
 
     The device's certificate is stood in for by the account's keys, from the environment or wherever else boto3 finds
     them; the role's credentials are used for S3, as on the real device.
+
+    Parameters
+    ----------
+    endpoint_url
+        Address of the local AWS.
+    region
+        Region of the fleet.
+    role_arn
+        The token-exchange role.
+    thing
+        The device's thing name.
+
+    Returns
+    -------
+    Clients
+        For Greengrass and S3, with the role's credentials.
     """
     config = Config(retries=_RETRIES, connect_timeout=5, read_timeout=30, s3={"addressing_style": "path"})
     certificate = boto3.Session(region_name=region)

@@ -72,7 +72,20 @@ class ConfigurationStore:
     def merge(
         self, component: str, values: Mapping[str, Any], time_ms: float, *, path: Path = (), strict: bool = False
     ) -> None:
-        """Merge ``values`` at ``path``; a value set later than ``time_ms`` stays.
+        """Merge values into a component's configuration; a value that was set later stays.
+
+        Parameters
+        ----------
+        component
+            Name of the component.
+        values
+            What to set, nested.
+        time_ms
+            When it was set, in Unix milliseconds.
+        path
+            Where in the configuration.
+        strict
+            Whether an older time is an error rather than passed over.
 
         Raises
         ------
@@ -116,7 +129,22 @@ class ConfigurationStore:
             self._saved(component, [leaf for leaf in old.keys() | new.keys() if old.get(leaf) != new.get(leaf)])
 
     def subscribe(self, component: str, path: Path, listener: Listener) -> Subscription:
-        """Call ``listener`` with the path of each change at or below ``path``."""
+        """Call a listener with the path of each change at or below a path.
+
+        Parameters
+        ----------
+        component
+            Name of the component.
+        path
+            Where in its configuration; empty for all of it.
+        listener
+            Called with the path that changed.
+
+        Returns
+        -------
+        Subscription
+            What ends it.
+        """
         subscription = Subscription(component, path, listener)
         self._subscriptions.append(subscription)
         return subscription

@@ -41,7 +41,17 @@ def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fie
 
 
 def configure(path: Path, *, thing: str, verbose: bool) -> None:
-    """Send what the device logs to ``path``, and to stderr if ``verbose``; called once per process."""
+    """Send what the device logs to a file; called once per process.
+
+    Parameters
+    ----------
+    path
+        The log file; one more is kept when it is full.
+    thing
+        Name that every line carries.
+    verbose
+        Whether details are logged, and all of it goes to stderr too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handlers: list[logging.Handler] = [RotatingFileHandler(path, maxBytes=_MAX_BYTES, backupCount=1)]
     if verbose:

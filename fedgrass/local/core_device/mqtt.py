@@ -120,7 +120,18 @@ class IotCore:
         await asyncio.to_thread(self._client.loop_stop)
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> None:
-        """Spool a message.
+        """Spool a message for IoT Core.
+
+        Parameters
+        ----------
+        topic
+            Topic.
+        payload
+            At most 128 KB.
+        qos
+            0 is sent now or never; 1 waits for a link.
+        retain
+            Whether the broker keeps it for later subscribers.
 
         Raises
         ------
@@ -154,6 +165,22 @@ class IotCore:
 
         A retained message comes once per connection, and to a subscription without wildcards only. Without a link the
         subscription is made when there is one.
+
+        Parameters
+        ----------
+        topic
+            Topic or filter.
+        listener
+            Called with each message, on the device's loop.
+        qos
+            0 or 1.
+        of_component
+            Whether a component asked for it: those end with the component.
+
+        Returns
+        -------
+        Subscription
+            What ends it.
         """
         subscription = Subscription(topic, qos, listener, of_component)
         self._subscriptions.append(subscription)

@@ -94,10 +94,21 @@ class Recipe(BaseModel):
     def manifest(
         self, attributes: Mapping[str, str], *, requires_runtime: bool = False, requires_artifacts: bool = False
     ) -> Manifest:
-        """Return the first manifest that fits, with the lifecycle that applies to it.
+        """Choose the first manifest that fits a device, with the lifecycle that applies to it.
 
-        With ``requires_runtime``, a manifest that names no ``runtime`` does not fit; with ``requires_artifacts``, one that
-        fits must have the key, if only with an empty list.
+        Parameters
+        ----------
+        attributes
+            The device's platform, by attribute.
+        requires_runtime
+            Whether a manifest that names no ``runtime`` does not fit, as on nucleus lite.
+        requires_artifacts
+            Whether the one that fits must have the key ``Artifacts``, if only with an empty list.
+
+        Returns
+        -------
+        Manifest
+            The manifest.
 
         Raises
         ------

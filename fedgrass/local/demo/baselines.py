@@ -29,7 +29,22 @@ class Baselines:
 
 
 def measure(bundle: Bundle, data: DemoData, settings: FitSettings) -> Baselines:
-    """Train the same model with the same engine on each device's data alone, and on all of them together."""
+    """Train the same model with the same engine on each device's data alone, and on all of them together.
+
+    Parameters
+    ----------
+    bundle
+        The model to start from.
+    data
+        Each device's examples, those of all, and those that judge.
+    settings
+        How each training goes.
+
+    Returns
+    -------
+    Baselines
+        Accuracy of each device alone, and of the pooled data.
+    """
     examples = [*data.devices.values(), data.pooled]
     # Processes of their own: all cores are used, and LiteRT's greeting on stderr does not reach the terminal.
     context = multiprocessing.get_context("spawn")

@@ -29,6 +29,7 @@ from fedgrass.local.demo import baselines, data, wheels
 from fedgrass.local.demo.summary import DemoReport, RoundSummary, summarise_round
 from fedgrass.local.fleet import LocalFleet
 from fedgrass.protocol import tables
+from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.names import GLOBAL_MODEL, evaluation_key, report_key
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import RoundReport
@@ -157,7 +158,7 @@ class Demo:
         deadline = time.monotonic() + _FIRST_DEPLOYMENT_SECONDS
         while True:
             self.fleet.check_devices()
-            members = tables.fleet_members(self.devices_table, _FLEET)
+            members = fleet_members(self.devices_table, _FLEET)
             ready = [m for m in members if m.heartbeat and m.heartbeat.able and m.heartbeat.model_version]
             if len(ready) == len(self._things):
                 return
@@ -212,7 +213,7 @@ class Demo:
         return summarise_round(record, self.report_of(record.round), parts)
 
     def _active_on(self, version: str) -> int:
-        members = tables.fleet_members(self.devices_table, _FLEET)
+        members = fleet_members(self.devices_table, _FLEET)
         return sum(member.model is not None and member.model.active_version == version for member in members)
 
     def clients(self) -> FleetClients:

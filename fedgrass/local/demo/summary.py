@@ -73,8 +73,23 @@ class DemoReport(_Part):
 def summarise_round(record: RoundRecord, report: RoundReport | None, parts: list[Participation]) -> RoundSummary:
     """Join what the tables and the aggregator's report say of a closed round.
 
-    A round that released nothing leaves the fleet on its base: that is then the version, and the accuracy is the base's.
+    A round that released nothing leaves the fleet on its base: that is then the version, and the accuracy is the
+    base's.
     Without enough updates there is no report at all.
+
+    Parameters
+    ----------
+    record
+        The round.
+    report
+        The aggregator's; None if there were too few updates.
+    parts
+        What each device did.
+
+    Returns
+    -------
+    RoundSummary
+        One round of the demo's report.
     """
     released = report is not None and report.outcome == "released" and record.outcome != "refused"
     evaluation = report and (report.evaluation if released else report.evaluation_base)

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from fedgrass.cli import render
+from fedgrass.protocol.members import FleetMember
 from fedgrass.protocol.names import HEARTBEAT, TRAINER
 from fedgrass.protocol.records import Device
-from fedgrass.protocol.tables import FleetMember
 
 
 def test_the_fleet_shows_at_a_glance_who_can_train_and_why_not() -> None:

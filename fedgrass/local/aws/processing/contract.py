@@ -27,10 +27,30 @@ class Objects(Protocol):
         """Return the keys that begin with ``prefix``, in order."""
 
     def download(self, bucket: str, key: str, path: Path) -> None:
-        """Write an object to ``path``."""
+        """Write an object to ``path``.
+
+        Parameters
+        ----------
+        bucket
+            The bucket.
+        key
+            The object's key.
+        path
+            File to write.
+        """
 
     def upload(self, path: Path, bucket: str, key: str) -> None:
-        """Put a file's content under ``key``."""
+        """Put a file's content under ``key``.
+
+        Parameters
+        ----------
+        path
+            File to read.
+        bucket
+            The bucket.
+        key
+            The object's key.
+        """
 
 
 class Host:

@@ -35,7 +35,22 @@ class Policy(BaseModel):
     resources: list[str] = Field(default_factory=list)
 
     def allows(self, operation: str, resource: str, *, mqtt: bool) -> bool:
-        """Tell whether the policy covers ``operation`` on ``resource``."""
+        """Say whether the policy covers an operation on a resource.
+
+        Parameters
+        ----------
+        operation
+            Without its namespace, such as ``PublishToTopic``.
+        resource
+            Topic or component.
+        mqtt
+            Whether the resource is a topic of IoT Core, where ``#`` and ``+`` are wildcards.
+
+        Returns
+        -------
+        bool
+            Whether it does.
+        """
         if "*" not in self.operations and operation not in self.operations:
             return False
         return any(_pattern(allowed, mqtt).fullmatch(resource) for allowed in self.resources)
@@ -49,7 +64,18 @@ class Authorizer:
         self._max_bytes = max_bytes
 
     def require(self, component: str, service: Service, operation: str, resource: str) -> None:
-        """Return if ``component`` may do it.
+        """Refuse what no policy of a component covers.
+
+        Parameters
+        ----------
+        component
+            Name of the component that asks.
+        service
+            Service whose policies count.
+        operation
+            Without its namespace.
+        resource
+            Topic or component.
 
         Raises
         ------

@@ -150,7 +150,21 @@ class Connection:
         kind: MessageType = MessageType.APPLICATION_MESSAGE,
         flags: int = 0,
     ) -> None:
-        """Send a modelled shape on a stream; one that has ended is no error."""
+        """Send a modelled shape on a stream; one that has ended is no error.
+
+        Parameters
+        ----------
+        stream
+            The stream's number.
+        shape
+            Name of the shape in the IPC model.
+        payload
+            The shape's members, sent as JSON.
+        kind
+            Message or error.
+        flags
+            Of the event stream's message: whether it ends the stream.
+        """
         if stream not in self._streams:
             return
         headers = _headers(kind, flags, stream)

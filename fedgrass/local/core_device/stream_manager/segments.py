@@ -48,7 +48,27 @@ class Segment:
         return self.first + len(self._offsets)
 
     def append(self, ingest_time: int, payload: bytes, *, flush: bool) -> int:
-        """Write a record, to the disk itself if ``flush``, and return its sequence number."""
+        """Write a record at the segment's end.
+
+        Parameters
+        ----------
+        ingest_time
+            Unix milliseconds; given back to whoever reads it.
+        payload
+            The record's bytes.
+        flush
+            Whether it is on the disk itself when this returns.
+
+        Returns
+        -------
+        int
+            Its sequence number.
+
+        Raises
+        ------
+        OSError
+            If the disk is full; then nothing of it stays.
+        """
         sequence = self.next
         checked = _CHECKED.pack(len(payload), sequence, ingest_time)
         record = _HEADER.pack(len(payload), sequence, ingest_time, zlib.crc32(checked + payload)) + payload

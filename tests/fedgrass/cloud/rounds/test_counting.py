@@ -24,11 +24,12 @@ from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol import roster
+from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.names import device_topic
 from fedgrass.protocol.records import Participation
 from fedgrass.protocol.roster import presence, things_of_fleet
-from fedgrass.protocol.tables import fleet_members, participations
+from fedgrass.protocol.tables import participations
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet, FleetFactory
 
 WAIT = TokenRequest(round=1, token="collect")

@@ -9,9 +9,9 @@ from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
+from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.refusals import count_refusals, refusals, refusals_before
 from fedgrass.protocol.report import QuarantinedEntry
-from fedgrass.protocol.tables import fleet_members
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet
 
 

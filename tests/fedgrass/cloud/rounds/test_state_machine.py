@@ -20,10 +20,11 @@ import pytest
 from fedgrass.cloud.infrastructure.deploy import deploy
 from fedgrass.cloudformation import StackOutputs
 from fedgrass.local.aws.client import LocalAwsProcess, start
+from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.messages import Announcement, Base, Heartbeat, ModelNotice, UpdateNotice
 from fedgrass.protocol.names import device_topic, parameters_key, round_topic, update_key
 from fedgrass.protocol.records import RoundRecord
-from fedgrass.protocol.tables import fleet_members, load_round, load_state, participations, set_current_model
+from fedgrass.protocol.tables import load_round, load_state, participations, set_current_model
 from tests.fixtures.mqtt import MqttClient
 from tests.fixtures.waiting import PATIENCE, eventually, longer_and_longer
 
