@@ -25,7 +25,7 @@ def load_data(bundle: Bundle, path: str | Path, loader: str = "npz", **settings:
     Parameters
     ----------
     loader
-        ``npz``, ``npy``, ``csv``, ``images``, or ``module:function``.
+        Name of a loader (`fedgrass.parts.LOADERS` lists them), or ``module:function``.
     settings
         The rest of `fedgrass.data.DataSettings`, such as ``label`` or ``validation_fraction``.
 

@@ -1,4 +1,4 @@
-"""Names of codecs: ``[topk:FRACTION+]VALUES[+zstd]``, as ``int8``, ``topk:0.05`` or ``topk:0.02+int4+zstd``.
+"""Names of codecs: ``[topk:FRACTION+]VALUES[+zstd]``, as ``int8``, ``topk:0.05`` or ``topk:0.02+int8+zstd``.
 
 The grammar is here, apart from the codecs themselves, because settings are checked where NumPy is not installed.
 """

@@ -17,7 +17,8 @@ from fedgrass.bounds import MAX_HEADER_BYTES
 from fedgrass.bundle import TensorDescription
 from fedgrass.errors import TensorFileError, TruncatedFileError, UpdateError
 from fedgrass.tensors import TensorSpec
-from fedgrass.update.codecs import Fill, Float32, Floats, StoredTensor, Whole, scratch
+from fedgrass.update.codecs import Fill, Floats, StoredTensor, Whole, scratch
+from fedgrass.update.codecs.float32 import Float32
 from fedgrass.update.entropy import TENSOR, Decompressor
 from fedgrass.update.header import MAX_METADATA_BYTES, UpdateHeader
 from fedgrass.update.registry import UpdateCodec, codec_named

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from threading import local
 from typing import Any, Protocol
 
@@ -132,109 +131,9 @@ def joined(stored: NDArray[np.uint8], parts: Sequence[slice]) -> NDArray[np.uint
     return np.frombuffer(b"".join([view[part] for part in parts]), np.uint8)
 
 
-class Float32:
-    """Four bytes per scalar: exact."""
-
-    lossless = True
-
-    def layout(self, parameter: TensorDescription) -> tuple[StoredTensor, ...]:
-        """Return one tensor of the parameter's shape."""
-        return (StoredTensor(parameter.name, np.dtype("<f4"), parameter.shape),)
-
-    def encode(self, parameter: TensorDescription, delta: Floats, _rng: np.random.Generator) -> tuple[Array, ...]:
-        """Return the difference itself.
-
-        Parameters
-        ----------
-        parameter
-            Name, shape and dtype.
-        delta
-            Finite float32 [n].
-        _rng
-            Not used: nothing is rounded.
-
-        Returns
-        -------
-        tuple
-            One tensor, little-endian float32.
-        """
-        return (delta.astype("<f4", copy=False).reshape(parameter.shape),)
-
-    def decoder(self, _parameter: TensorDescription, read: ReadInto) -> Fill:
-        """Return what reads straight into the arrays."""
-        return read
-
-    def whole(self, sizes: Sequence[int]) -> Whole:
-        """Return what copies."""
-        return _WholeFloats(4 * sum(sizes), _copy_floats)
-
-
-class Float16:
-    """Two bytes per scalar: 11 bits of precision; what would overflow is held at the largest half, 65,504."""
-
-    lossless = False
-
-    def layout(self, parameter: TensorDescription) -> tuple[StoredTensor, ...]:
-        """Return one tensor of the parameter's shape."""
-        return (StoredTensor(parameter.name, np.dtype("<f2"), parameter.shape),)
-
-    def encode(self, parameter: TensorDescription, delta: Floats, _rng: np.random.Generator) -> tuple[Array, ...]:
-        """Round to the nearest half-precision number; what is beyond its range is clipped to it.
-
-        Parameters
-        ----------
-        parameter
-            Name, shape and dtype.
-        delta
-            Finite float32 [n].
-        _rng
-            Not used: rounding is to the nearest.
-
-        Returns
-        -------
-        tuple
-            One tensor, little-endian float16.
-        """
-        limit = np.float32(np.finfo(np.float16).max)
-        return (np.clip(delta, -limit, limit).astype("<f2").reshape(parameter.shape),)
-
-    def decoder(self, _parameter: TensorDescription, read: ReadInto) -> Fill:
-        """Return what widens."""
-
-        def fill(values: Floats) -> None:
-            halves = scratch("codes", len(values), np.dtype("<u2"))
-            read(halves)
-            widen_halves(halves, values)
-
-        return fill
-
-    def whole(self, sizes: Sequence[int]) -> Whole:
-        """Return what widens."""
-        return _WholeFloats(2 * sum(sizes), lambda stored, values: widen_halves(stored.view("<u2"), values))
-
-
-def widen_halves(halves: NDArray[np.uint16], values: Floats) -> None:
-    """Write half-precision numbers, given by their bits, as float32: what ``astype`` does, by a look-up that is faster."""
-    room = scratch("places", min(_PIECE, len(halves)), np.dtype(np.intp))
-    for start in range(0, len(halves), _PIECE):
-        places = room[: len(halves) - start]
-        places[...] = halves[start : start + _PIECE]
-        np.take(_every_half(), places, out=values[start : start + _PIECE], mode="wrap")  # the fastest; none is outside
-
-
-@lru_cache(maxsize=1)
-def _every_half() -> Floats:
-    return np.arange(1 << 16, dtype=np.uint16).view("<f2").astype(np.float32)
-
-
-_PIECE = 1 << 15
-
-
 @dataclass(frozen=True)
-class _WholeFloats:
+class WholeFloats:
+    """Decodes all parameters of a codec that stores one number per scalar, and nothing besides."""
+
     nbytes: int
     decode: Callable[[NDArray[np.uint8], Floats], None]
-
-
-def _copy_floats(stored: NDArray[np.uint8], values: Floats) -> None:
-    values[...] = stored.view("<f4")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fedgrass import tensors
 from fedgrass.bundle import TensorDescription
 from fedgrass.errors import UpdateError
-from fedgrass.update.codecs import Floats, widen_halves
+from fedgrass.update.codecs import Floats
+from fedgrass.update.codecs.float16 import widen_halves
 from fedgrass.update.registry import codec_named
 
 CODECS = ("float32", "float16", "int8", "int4", "topk:0.05", "topk:0.3+float16", "topk:0.5+int8", "topk:0.2+int4")
