@@ -16,10 +16,10 @@ from typing import TypeAlias
 from pydantic import AwareDatetime, Field
 
 from fedgrass.errors import RecordError
+from fedgrass.protocol.items import Table, items_below
 from fedgrass.protocol.messages import Count
 from fedgrass.protocol.names import FleetName, ThingName
 from fedgrass.protocol.records import Record
-from fedgrass.protocol.tables import Table, items_below
 
 _PREFIX = "instance#"
 _ON_ITS_WAY_SECONDS = 10.0  # a message of the former process may arrive after the next one has begun
