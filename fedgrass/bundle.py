@@ -36,6 +36,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedgrass.bounds import MAX_HEADER_BYTES, MAX_TENSORS
 from fedgrass.errors import BundleError, first_problem
 from fedgrass.files import sha256_of, write_atomically
+from fedgrass.objectives import Loss as Loss
+from fedgrass.objectives import LossOptions as LossOptions
+from fedgrass.objectives import Optimizer as Optimizer
+from fedgrass.objectives import OptimizerName as OptimizerName
+from fedgrass.objectives import Schedule as Schedule
 
 if TYPE_CHECKING:
     from fedgrass.tensors import Array
@@ -57,16 +62,6 @@ Statistic = Literal["mean", "variance"]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,9}\.\d{1,6}$")]
-
-Loss = Literal[
-    "sparse_categorical_crossentropy",
-    "categorical_crossentropy",
-    "binary_crossentropy",
-    "mean_squared_error",
-    "mean_absolute_error",
-    "huber",
-]
-
 
 class InitialParameters(dict[str, "Array"]):
     """A model's first parameters, with what its engine knows of them: which are statistics."""
@@ -93,14 +88,16 @@ class TensorDescription(_Model):
         return math.prod(self.shape)
 
 
-class Optimizer(_Model):
-    """What ``train`` applies to the gradients; the learning rate is an input of the signature."""
+class SelfTest(_Model):
+    """What `fedgrass.authoring.self_test` found when the bundle was exported: relative differences from the framework.
 
-    name: Literal["sgd", "momentum", "adam"] = "sgd"
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    beta_1: float = Field(default=0.9, ge=0, lt=1)
-    beta_2: float = Field(default=0.999, ge=0, lt=1)
-    epsilon: float = Field(default=1e-7, gt=0)
+    None where there was nothing to compare with: a SavedModel does not train.
+    """
+
+    steps: int = Field(ge=1)
+    loss: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    parameters: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    output: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
 
 class Constant(_Model):
@@ -130,7 +127,9 @@ class Manifest(_Model):
     output: TensorDescription
     class_names: tuple[str, ...] = ()
     loss: Loss
+    loss_options: LossOptions = LossOptions()
     optimizer: Optimizer = Optimizer()
+    self_test: SelfTest | None = None
     parameters: tuple[TensorDescription, ...] = Field(min_length=1, max_length=MAX_TENSORS)
     frozen: tuple[str, ...] = ()
     statistics: dict[str, Statistic] | None = Field(

@@ -218,7 +218,7 @@ def fit(
         _limited(data.train, announcement.fit.max_examples),
         FitSettings(
             epochs=announcement.fit.epochs,
-            learning_rate=announcement.fit.learning_rate,
+            learning_rate=announcement.fit.learning_rate or manifest.optimizer.rate,
             proximal_mu=announcement.fit.proximal_mu,
             clip_norm=announcement.fit.gradient_clip_norm,
             seed=seed_of(announcement, thing),

@@ -55,7 +55,7 @@ def train(
     *,
     thing: str,
     epochs: int = 1,
-    learning_rate: float = 0.1,
+    learning_rate: float | None = None,
     codec: str = "float32",
 ) -> Trained:
     """Train from a LiteRT bundle as a device does in a round, and write its update; `fedgrass.aggregate` takes it.
@@ -66,6 +66,8 @@ def train(
         File to write, such as ``updates/press-1.safetensors``.
     thing
         The device's name; the training's seed follows from it.
+    learning_rate
+        None: the model's own, by its optimizer.
 
     Raises
     ------

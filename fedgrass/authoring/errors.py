@@ -31,3 +31,10 @@ class UnsupportedModelError(FedgrassError):
     def at(self, where: str) -> UnsupportedModelError:
         """Return the same error of another place."""
         return UnsupportedModelError(where, self.what, self.instead)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of another library says, short enough for a line of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[0].split()) if lines else ""
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import tempfile
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from fedgrass import bundle, tensors
-from fedgrass.authoring import graph, inference
-from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring import graph, inference, self_test
+from fedgrass.authoring.compiled import Objective, chosen
+from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.flatbuffer import without_initializer
-from fedgrass.authoring.losses import LOSSES
-from fedgrass.authoring.model import Model, frozen
-from fedgrass.authoring.optimizers import OPTIMIZERS
+from fedgrass.authoring.losses import loss_function
+from fedgrass.authoring.model import KerasModel, Model, frozen
+from fedgrass.authoring.optimizers import OPTIMIZERS, Constrained
+from fedgrass.authoring.reference import KerasReference
 from fedgrass.authoring.saved_model import SavedModel
 from fedgrass.bundle import Bundle, Manifest, TensorDescription
+from fedgrass.errors import FedgrassError
 from fedgrass.inference import application_models
 
 
@@ -26,52 +31,110 @@ def export(
     model: Any,
     folder: Path,
     *,
-    loss: bundle.Loss,
+    loss: Any = None,
     batch_size: int,
-    optimizer: bundle.Optimizer | None = None,
+    optimizer: Any = None,
     freeze: Sequence[str] = (),
     class_names: Sequence[str] = (),
     name: str | None = None,
     version: str = "1.0.0",
+    input: Any = None,  # noqa: A002 - the key of EXPORT
+    prove: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Write a model bundle for a model with one input and one output.
 
     Parameters
     ----------
     model
-        A built Keras model, Sequential or functional; or the folder of a SavedModel. A classifier ends in softmax
+        A Keras model, Sequential, functional or subclassed; or the folder of a SavedModel. A classifier ends in softmax
         (sigmoid for binary cross-entropy) or in logits. Its present weights are the bundle's parameters: those that are
         trained, then the moving statistics of its batch normalizations. Other weights are frozen into the graph.
     folder
-        Made if absent; a bundle in it is replaced.
+        Made if absent; a bundle in it is replaced, once the new one is whole.
+    loss
+        By name, Keras' alias, function or object; None: what the model was compiled with.
     batch_size
         Examples per training step, fixed in the graph.
+    optimizer
+        By name, Keras' object or `fedgrass.bundle.Optimizer`; None: what the model was compiled with, else SGD.
     freeze
         Names of layers that are not to be trained, besides those whose ``trainable`` is false.
+    input
+        Shape of one example, or a mapping with ``shape`` and ``dtype``, for a subclassed model that does not say.
+    prove
+        Whether to try the bundle in LiteRT and hold its first steps against Keras' (`fedgrass.authoring.self_test`).
+    tell
+        Is told what of the model was not taken, and what the trial found.
 
     Raises
     ------
     UnsupportedModelError
-        If a layer cannot be trained with LiteRT's built-in operators.
+        If a layer cannot be trained with LiteRT's built-in operators, or the trial fails: nothing is written then.
     """
-    given = nullcontext(SavedModel(model, freeze)) if isinstance(model, Path) else frozen(model, freeze)
-    with given as source:
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= 65536:
+        raise UnsupportedModelError(f"batch_size {batch_size!r}", "this size", "give a whole number from 1 to 65536")
+    objective, rule = chosen(model, loss, optimizer, tell)
+    given = nullcontext(SavedModel(model, freeze)) if isinstance(model, Path) else frozen(model, freeze, input)
+    with given as source, tempfile.TemporaryDirectory() as scratch, _explained(source):
         description = {"name": name or source.name, "version": version, "class_names": tuple(class_names)}
-        try:
-            return _export(source, folder, loss, batch_size, optimizer or bundle.Optimizer(), description)
-        except UnsupportedModelError as error:
-            raise error.at(source.place(error.where)) from error
+        made = _export(source, Path(scratch), objective, batch_size, rule, description)
+        if prove:
+            reference = (
+                KerasReference(source, objective, rule, batch_size) if isinstance(source, KerasModel) else None
+            )
+            found = self_test.run(made, source, reference)
+            tell(self_test.line(found))
+            made = Bundle.seal(made.folder, made.manifest.model_copy(update={"self_test": found}))
+        return _moved(made, folder)
+
+
+@contextmanager
+def _explained(model: Model) -> Iterator[None]:
+    """Say what cannot be exported by its layer, whichever library finds it."""
+    try:
+        yield
+    except UnsupportedModelError as error:
+        raise error.at(model.place(error.where)) from error
+    except (FedgrassError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        operators = re.findall(r"'?tf\.(\w+)'? op", str(error))
+        what = f"operator {operators[0]}" if operators else f"something in it ({first_line(error)})"
+        raise UnsupportedModelError(
+            _place_in(model, str(error)),
+            what,
+            "use the layers of docs/models.md, freeze the layers before it, or replace that part",
+        ) from error
+
+
+def _place_in(model: Model, text: str) -> str:
+    """Return the layer whose node a converter's message names, or else the model."""
+    for node in re.findall(r"""["']([\w./-]+?)[@"':;]""", text):
+        place = model.place(node)
+        if place != node:
+            return place
+    return f"model {model.name!r}"
+
+
+def _moved(made: Bundle, folder: Path) -> Bundle:
+    """Put a whole bundle where it belongs; the manifest goes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / bundle.INFERENCE_INT8).unlink(missing_ok=True)
+    for file in [*made.manifest.files, bundle.MANIFEST]:
+        shutil.copyfile(made.folder / file, folder / file)
+    return Bundle.open(folder)
 
 
 def _export(
     model: Model,
     folder: Path,
-    loss: bundle.Loss,
+    objective: Objective,
     batch_size: int,
     optimizer: bundle.Optimizer,
     description: dict[str, Any],
 ) -> Bundle:
-    parameters = model.values()
+    parameters, loss = model.values(), objective.loss
     x = tf.TensorSpec([batch_size, *model.x.shape[1:]], model.x.dtype, name="x")
     y = _label(model, loss, batch_size)
     manifest = Manifest.model_construct(
@@ -81,6 +144,7 @@ def _export(
         y=TensorDescription(name="y", shape=tuple(y.shape[1:]), dtype=y.dtype.name),
         output=TensorDescription(name="y", shape=model.output_shape, dtype="float32"),
         loss=loss,
+        loss_options=objective.options,
         optimizer=optimizer,
         parameters=tuple(TensorDescription(name=k, shape=v.shape, dtype="float32") for k, v in parameters.items()),
         frozen=model.frozen_names,
@@ -88,24 +152,27 @@ def _export(
     )
     variables = [tf.Variable(value) for value in parameters.values()]
     trained = variables[: model.trained_count]
+    stepped = [
+        variable if constraint is None else Constrained(variable, constraint)
+        for variable, constraint in zip(trained, model.constraints(), strict=True)
+    ]
     owner, signatures = graph.module(
         graph.Forward(
             logits=model.logits(loss),
-            output=lambda x, values: model.call(x, values)[0],
+            output=lambda x, values: model.call(x, values).logits,
             names=tuple(parameters)[: model.trained_count],
             draws_masks=model.draws_masks,
         ),
-        LOSSES[loss],
-        OPTIMIZERS[optimizer.name](trained, optimizer),
+        loss_function(loss, objective.options),
+        OPTIMIZERS[optimizer.name](stepped, optimizer),
         trained,
         variables[len(trained) :],
         x=x,
         y=y,
+        settings=optimizer,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / bundle.GRAPH).write_bytes(_convert(owner, signatures))
     content, constants = inference.convert(model, parameters)
-    (folder / bundle.INFERENCE_INT8).unlink(missing_ok=True)
     for file, model_content in application_models(content).items():
         (folder / file).write_bytes(model_content)
     tensors.save(folder / bundle.PARAMETERS, parameters)
@@ -114,7 +181,11 @@ def _export(
 
 def _label(model: Model, loss: bundle.Loss, batch_size: int) -> Any:
     if loss == "sparse_categorical_crossentropy":
-        return tf.TensorSpec([batch_size], tf.int32, name="y")
+        if not model.output_shape:
+            raise UnsupportedModelError(
+                f"model {model.name!r}", f"an output of one value before {loss}", "give one value for each class"
+            )
+        return tf.TensorSpec([batch_size, *model.output_shape[:-1]], tf.int32, name="y")
     return tf.TensorSpec([batch_size, *model.output_shape], tf.float32, name="y")
 
 

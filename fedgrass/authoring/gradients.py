@@ -36,7 +36,7 @@ def overridden() -> Iterator[None]:
         yield
 
 
-def gradients(y: Tensor, by: Sequence[Tensor], upstream: Tensor) -> list[Tensor | None]:
+def gradients(y: Sequence[Tensor], by: Sequence[Tensor], upstream: Sequence[Tensor]) -> list[Tensor | None]:
     """``tf.gradients`` whose sums of several paths are additions: XNNPACK leaves ADD_N out."""
     before = math_ops.add_n
     math_ops.add_n = added

@@ -8,10 +8,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from fedgrass import bundle
 from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.forward import Forwarded
 from fedgrass.authoring.gradients import added, gradients
 from fedgrass.authoring.losses import LossFunction
-from fedgrass.authoring.optimizers import Optimizer
+from fedgrass.authoring.optimizers import Optimizer, clipped
 
 Tensor = Any
 Variable = Any
@@ -23,12 +25,12 @@ _SCALARS = ("learning_rate", "proximal_mu", "clip_norm")
 class Forward:
     """A model as functions of its input and its values: the parameters first, then the statistics.
 
-    ``logits`` maps x [B, …], the values and the number of the training step (none outside training) to what the loss
-    takes, and new statistics; ``output`` maps x and the values to what the application sees. ``names`` are the parameters'.
+    ``logits`` maps x [B, …], the values and the number of the training step (none outside training) to a `Forwarded`;
+    ``output`` maps x and the values to what the application sees. ``names`` are the parameters'.
     ``draws_masks``: whether the step's number matters.
     """
 
-    logits: Callable[[Tensor, Sequence[Tensor], Tensor | None], tuple[Tensor, Sequence[Tensor]]]
+    logits: Callable[[Tensor, Sequence[Tensor], Tensor | None], Forwarded]
     output: Callable[[Tensor, Sequence[Tensor]], Tensor]
     names: tuple[str, ...]
     draws_masks: bool
@@ -43,6 +45,7 @@ def module(
     *,
     x: Any,
     y: Any,
+    settings: bundle.Optimizer,
 ) -> tuple[Any, dict[str, Any]]:
     """Trace every signature.
 
@@ -87,13 +90,14 @@ def module(
         if seed is not None:
             step.assign_add(1.0)
             number = seed + tf.cast(step, tf.int32)
-        logits, new_statistics = forward.logits(x, present, number)
-        result = loss(logits, y)
-        share = sample_weight / tf.maximum(tf.reduce_sum(sample_weight), 1e-12)
+        made = forward.logits(x, present, number)
+        logits, new_statistics = made.logits, made.statistics
+        result = loss(logits, y, made.mask is not None)
+        share = _share(sample_weight, made.mask)
         # What the gradients, and so what is added to or held against them, are times.
         scale = learning_rate if optimizer.linear else tf.constant(1.0)
-        upstream = result.gradient * tf.reshape(share * scale, [batch] + [1] * (logits.shape.rank - 1))
-        found = gradients(logits, trained, upstream)
+        upstream = [result.gradient * _spread(share * scale, logits.shape.rank), *([scale] * len(made.penalties))]
+        found = gradients([logits, *made.penalties], trained, upstream)
         for name, gradient in zip(forward.names, found, strict=True):
             if gradient is None:
                 raise UnsupportedModelError(name, "a parameter that does not reach the output", "freeze it")
@@ -101,18 +105,24 @@ def module(
             found = [g + scale * proximal_mu * (p - a) for g, p, a in zip(found, trained, anchors, strict=True)]
         if clip_norm is not None:
             found = _clipped(found, scale * clip_norm)
+        found = clipped(found, settings, scale)
+        if settings.decay:
+            trained = [value - value * (learning_rate * settings.decay) for value in trained]
         optimizer.step(trained, found, learning_rate)
         for variable, value in zip(statistics, new_statistics, strict=True):
             variable.assign(value)
-        return {"loss": tf.reduce_sum(result.loss * share)}
+        return {"loss": added([tf.reduce_sum(result.loss * share), *made.penalties])}
 
     def evaluate(x: Tensor, y: Tensor, sample_weight: Tensor) -> dict[str, Tensor]:
-        logits, _ = forward.logits(x, values, None)
-        result = loss(logits, y)
+        made = forward.logits(x, values, None)
+        result = loss(made.logits, y, made.mask is not None)
+        weight = tf.reduce_sum(sample_weight)
+        # Where a mask is, a batch's mean is that of its positions: as in Keras.
+        counted = sample_weight if made.mask is None else _share(sample_weight, made.mask) * weight
         return {
-            "loss": tf.reduce_sum(result.loss * sample_weight),
-            "correct": tf.reduce_sum(result.correct * sample_weight),
-            "weight": tf.reduce_sum(sample_weight),
+            "loss": added([tf.reduce_sum(result.loss * counted), *(penalty * weight for penalty in made.penalties)]),
+            "correct": tf.reduce_sum(result.correct * counted),
+            "weight": weight,
         }
 
     def begin_round(drawn: Tensor | None = None) -> dict[str, Tensor]:
@@ -145,6 +155,18 @@ def module(
     for function in concrete.values():
         _check_operators(function.graph)
     return owner, concrete
+
+
+def _share(sample_weight: Tensor, mask: Tensor | None) -> Tensor:
+    """Return what part of the batch's loss each example is, or each position: where a mask is, only those inside count."""
+    if mask is not None:
+        sample_weight = _spread(sample_weight, mask.shape.rank) * tf.cast(mask, tf.float32)
+    return sample_weight / tf.maximum(tf.reduce_sum(sample_weight), 1e-12)
+
+
+def _spread(values: Tensor, rank: int) -> Tensor:
+    """Give a tensor of the first axes as many axes of length 1 as it takes to multiply a tensor of this rank."""
+    return tf.reshape(values, [*values.shape, *([1] * (rank - values.shape.rank))])
 
 
 def _clipped(found: Sequence[Tensor], clip_norm: Tensor) -> list[Tensor]:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.errors import UnsupportedModelError, first_line
+from fedgrass.authoring.final import Final
+from fedgrass.authoring.forward import Forwarded
+from fedgrass.authoring.inputs import functional
 from fedgrass.authoring.operators import patched, substituted, unrolled
+from fedgrass.authoring.randomness import drawn, is_random
 from fedgrass.bundle import Loss, Parameters, Statistic
+from fedgrass.errors import FedgrassError
 
 Tensor = Any
-Call = Callable[[Tensor, Sequence[Tensor], "Tensor | None"], tuple[Tensor, list[Tensor]]]
-
-FINAL_ACTIVATION: dict[str, str] = {
-    "sparse_categorical_crossentropy": "softmax",
-    "categorical_crossentropy": "softmax",
-    "binary_crossentropy": "sigmoid",
-}
-"""What the loss contains, so that it is left out of the model while that is trained."""
+Call = Callable[[Tensor, Sequence[Tensor], "Tensor | None"], Forwarded]
 
 
 class Model(Protocol):
@@ -51,8 +51,8 @@ class Model(Protocol):
         """Give the model without the final activation that ``loss`` contains, as `call`."""
         ...
 
-    def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Return the output for x [B, …] and new statistics, in operators that train and run fast with variable weights.
+    def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> Forwarded:
+        """Run forward for x [B, …], in operators that train and run fast with variable weights.
 
         Parameters
         ----------
@@ -65,6 +65,14 @@ class Model(Protocol):
 
     def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
         """Return the output for x [B, …] in the model's own operators, the best ones for constant weights."""
+        ...
+
+    def constraints(self) -> list[Callable[[Tensor], Tensor] | None]:
+        """Return for each trained value what a step's result is put through, if anything."""
+        ...
+
+    def takes(self) -> tuple[int | None, float | None]:
+        """Return the number of tokens it knows, if it takes tokens, and the value that masks a step, if one does."""
         ...
 
     def place(self, where: str) -> str:
@@ -90,15 +98,16 @@ class KerasModel:
         self._layers = list(model._flatten_layers())
         self._layer_of: dict[str, Any] = {layer.name: layer for layer in self._layers if layer is not model}
         self._trained = list(model.trainable_variables)
-        self._statistics = [
-            variable
+        normalizations = [
+            layer
             for layer in self._layers
             if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-            for variable in (layer.moving_mean, layer.moving_variance)
         ]
+        self._statistics = [v for layer in normalizations for v in (layer.moving_mean, layer.moving_variance)]
         self._constants = [v.numpy() for v in model.non_trainable_variables]
         self.trained_count = len(self._trained)
-        self.draws_masks = any(isinstance(layer, keras.layers.Dropout) for layer in self._layers)
+        self.draws_masks = any(map(is_random, self._layers))
+        self._names = _named(self.name, [*model.weights, *model.non_trainable_variables])
         moving = {id(variable) for variable in [*self._trained, *self._statistics]}
         kinds: tuple[Statistic, ...] = ("mean", "variance")
         self.statistics = dict(zip(map(self._name, self._statistics), itertools.cycle(kinds)))
@@ -113,48 +122,68 @@ class KerasModel:
 
     def logits(self, loss: Loss) -> Call:
         """Give the model without the final activation that ``loss`` contains."""
-        expected = FINAL_ACTIVATION.get(loss)
-        last = self.keras.outputs[0]._keras_history.operation
-        if expected is None:
-            return self.call
-        if not hasattr(last, "activation") or last.activation.__name__ not in ("linear", expected):
-            raise UnsupportedModelError(
-                last.name,
-                f"this layer before {loss}",
-                f"end the model with a Dense or Activation layer of activation {expected} or linear",
-            )
+        final = Final(self.keras, loss)
 
-        def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-            with patched(last, "activation", keras.activations.linear):
-                return self.call(x, values, step)
+        def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> Forwarded:
+            with final.left_out():
+                made = self.call(x, values, step)
+            return replace(made, logits=final.stripped(made.logits))
 
         return logits
 
-    def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Return output and new statistics; see `Model.call`."""
+    def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> Forwarded:
+        """Run forward; see `Model.call`."""
         with substituted(self._layers, step), self._noting_layers():
             return self._call(x, values, training=step is not None)
 
+    def constraints(self) -> list[Callable[[Tensor], Tensor] | None]:
+        """Return Keras' own constraint of each trained weight."""
+        return [variable.constraint for variable in self._trained]
+
     def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
         """Return the output in Keras' own operators."""
-        with unrolled(self._layers):
-            return self._call(x, values, training=False)[0]
+        with unrolled(self._layers), drawn(None):
+            return self._call(x, values, training=False).logits
+
+    def takes(self) -> tuple[int | None, float | None]:
+        """Return what its embeddings and maskings say; see `Model.takes`."""
+        tokens = [getattr(layer, name) for layer in self._layers for name in ("input_dim", "num_tokens")
+                  if isinstance(getattr(layer, name, None), int)]  # fmt: skip
+        masks = [layer.mask_value for layer in self._layers if isinstance(layer, keras.layers.Masking)]
+        masks += [0 for layer in self._layers if getattr(layer, "mask_zero", False)]
+        return min(tokens, default=None), next(iter(masks), None)
 
     def place(self, where: str) -> str:
         """Return the layer that a graph node belongs to."""
         layer = self._layer_of.get(re.sub(r"^gradients(?:_\d+)?/(.*?)_grad/.*", r"\1", where))
         return f"layer {layer.name!r} ({type(layer).__name__})" if layer else where
 
-    def _call(self, x: Tensor, values: Sequence[Tensor], *, training: bool) -> tuple[Tensor, list[Tensor]]:
+    def _call(self, x: Tensor, values: Sequence[Tensor], *, training: bool) -> Forwarded:
         given = {id(v): value for v, value in zip([*self._trained, *self._statistics], values, strict=True)}
         other = self.keras.non_trainable_variables
         constants = [
             given[id(v)] if id(v) in given else tf.constant(value)
             for v, value in zip(other, self._constants, strict=True)
         ]
-        output, updated = self.keras.stateless_call(list(values[: self.trained_count]), constants, x, training=training)
+        output, updated, penalties = self.keras.stateless_call(
+            list(values[: self.trained_count]), constants, x, training=training, return_losses=True
+        )
         after = {id(variable): value for variable, value in zip(other, updated, strict=True)}
-        return output, [after[id(variable)] for variable in self._statistics]
+        if training:
+            self._check_moved(constants, updated)
+        statistics = [after[id(variable)] for variable in self._statistics]
+        return Forwarded(output, statistics, penalties, getattr(output, "_keras_mask", None))
+
+    def _check_moved(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+        """Refuse a layer that changes, in training, a variable which would stay as it is on a device."""
+        known = {id(variable) for variable in self._statistics}
+        for variable, value, found in zip(self.keras.non_trainable_variables, before, after, strict=True):
+            if found is not value and id(variable) not in known and "seed_generator" not in variable.path:
+                raise UnsupportedModelError(
+                    self._name(variable),
+                    "a variable that the layer itself changes in training",
+                    "use BatchNormalization or LayerNormalization, or a layer without such a variable",
+                )
 
     @contextmanager
     def _noting_layers(self) -> Iterator[None]:
@@ -165,6 +194,14 @@ class KerasModel:
             before = len(graph.get_operations())
             try:
                 return call(layer, *args, **kwargs)
+            except FedgrassError:
+                raise
+            except Exception as error:
+                raise UnsupportedModelError(
+                    f"layer {layer.name!r} ({type(layer).__name__})",
+                    f"what it does ({first_line(error)})",
+                    "use a layer of docs/models.md in its place",
+                ) from error
             finally:
                 for node in graph.get_operations()[before:] if layer is not self.keras else ():
                     self._layer_of.setdefault(node.name, layer)
@@ -173,12 +210,29 @@ class KerasModel:
             yield
 
     def _name(self, variable: Any) -> str:
-        return str(variable.path.removeprefix(f"{self.name}/"))
+        return self._names[id(variable)]
+
+
+def _named(model: str, variables: Sequence[Any]) -> dict[int, str]:
+    """Return a name for each variable: its path, with a number where two layers of a model of one's own share a name."""
+    names: dict[int, str] = {}
+    seen: Counter[str] = Counter()
+    for variable in variables:
+        if id(variable) in names:
+            continue
+        path = str(variable.path.removeprefix(f"{model}/"))
+        seen[path] += 1
+        names[id(variable)] = path if seen[path] == 1 else f"{path}_{seen[path] - 1}"
+    return names
 
 
 @contextmanager
-def frozen(model: Any, names: Sequence[str]) -> Iterator[KerasModel]:
-    """Give a Keras model with these layers not trainable, besides those that are not anyway."""
+def frozen(model: Any, names: Sequence[str], given: Any = None) -> Iterator[KerasModel]:
+    """Give a Keras model with these layers not trainable, besides those that are not anyway.
+
+    ``given`` describes the input of a model that does not know it (`fedgrass.authoring.inputs`).
+    """
+    model = functional(model, given)
     layers = {layer.name: layer for layer in model._flatten_layers() if layer is not model}
     unknown = sorted(set(names) - layers.keys())
     if unknown:
@@ -192,17 +246,31 @@ def frozen(model: Any, names: Sequence[str]) -> Iterator[KerasModel]:
 
 
 def _check(model: Any) -> None:
-    if not getattr(model, "built", False) or len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise UnsupportedModelError(
-            model.name,
-            "a model that is not built, or has several inputs or outputs",
-            "give a built model with one of each",
-        )
+    for layer in model._flatten_layers():
+        _check_layer(layer)
     if None in model.inputs[0].shape[1:]:
         raise UnsupportedModelError(
             model.name, f"input shape {model.inputs[0].shape}", "fix every axis but the first in keras.Input"
         )
-    if model.losses:
-        raise UnsupportedModelError(model.name, "a regularization loss", "remove it; use proximal_mu or weight decay")
+    if None in model.outputs[0].shape[1:]:
+        raise UnsupportedModelError(
+            model.name, f"output shape {model.outputs[0].shape}", "give an output whose axes but the first are fixed"
+        )
     if not model.trainable_variables:
         raise UnsupportedModelError(model.name, "a model without trainable variables", "unfreeze a layer")
+
+
+def _check_layer(layer: Any) -> None:
+    place = f"layer {layer.name!r} ({type(layer).__name__})"
+    if getattr(layer, "quantization_mode", None) is not None:
+        raise UnsupportedModelError(
+            place, f"weights quantized as {layer.quantization_mode}", "export it before it is quantized"
+        )
+    if layer.compute_dtype in ("float16", "bfloat16", "float64") or layer.variable_dtype != "float32":
+        raise UnsupportedModelError(
+            place,
+            f"dtype policy {layer.dtype_policy.name}",
+            'call keras.config.set_dtype_policy("float32") before the model is built, and load its weights',
+        )
+    if isinstance(layer, keras.layers.RNN) and layer.stateful:
+        raise UnsupportedModelError(place, "a state kept from batch to batch", "build it with stateful=False")

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from fedgrass.authoring import convolution, gradients
 from fedgrass.authoring.depthwise import depthwise_convolution
+from fedgrass.authoring.randomness import drawn
 
 Tensor = Any
 
@@ -30,13 +31,8 @@ def substituted(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
     layers
         Keras' layers in the model.
     step
-        Number of the training step, int32, from which Dropout draws its masks; none outside training.
+        Number of the training step, int32, from which random layers draw; none outside training.
     """
-    masks = None if step is None else _Masks(step)
-
-    def dropout(layer: Any, inputs: Tensor, training: bool = False) -> Tensor:
-        return masks.drop(inputs, layer.rate, layer.noise_shape) if masks and training and layer.rate > 0 else inputs
-
     with ExitStack() as stack:
         for owner, name, function in (
             (tf.nn, "bias_add", convolution.bias_add),
@@ -45,9 +41,9 @@ def substituted(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
             (tf.nn, "depthwise_conv2d", _depthwise_conv2d),
             (tf.nn, "separable_conv2d", _separable_conv2d),
             (tf.nn, "gelu", _gelu),
-            (keras.layers.Dropout, "call", dropout),
         ):
             stack.enter_context(patched(owner, name, function))
+        stack.enter_context(drawn(step))
         stack.enter_context(unrolled(layers))
         stack.enter_context(gradients.overridden())
         yield
@@ -137,30 +133,3 @@ def _gelu(x: Tensor, approximate: bool = False) -> Tensor:
 
     found: Tensor = tf.custom_gradient(gelu)(x)
     return found
-
-
-class _Masks:
-    """Dropout masks that are a function of the step, the layer and the place, so that a resumed training draws the same ones.
-
-    A hash in 32-bit integers: a multiplication spreads the low bits up, a shift and xor the high bits down, three times.
-    """
-
-    _MULTIPLIERS = (0x2C1B3C6D, 0x297A2D39, 0x7FEB352D)
-
-    def __init__(self, step: Tensor) -> None:
-        self._step = step
-        self._drawn = 0
-
-    def drop(self, x: Tensor, rate: float, noise_shape: Sequence[int | None] | None) -> Tensor:
-        shape = [
-            size if wanted is None else wanted for size, wanted in zip(x.shape, noise_shape or x.shape, strict=True)
-        ]
-        self._drawn += 1
-        count = math.prod(shape)
-        salt = np.uint32(self._drawn * 0x9E3779B1 & 0x7FFFFFFF).astype(np.int32)
-        hashed = tf.range(count, dtype=tf.int32) + self._step * 0x3C6EF372 + salt
-        for multiplier in self._MULTIPLIERS:
-            hashed = tf.bitwise.bitwise_xor(hashed, tf.bitwise.right_shift(hashed, 15)) * multiplier
-        uniform = tf.cast(hashed, tf.float32) * 2.0**-32 + 0.5
-        kept = tf.cast(uniform >= rate, tf.float32) / (1.0 - rate)
-        return x * tf.reshape(kept, shape)

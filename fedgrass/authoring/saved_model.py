@@ -15,7 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from fedgrass.authoring.errors import UnsupportedModelError
-from fedgrass.authoring.model import FINAL_ACTIVATION, Call
+from fedgrass.authoring.final import ACTIVATIONS, FINAL_ACTIVATION
+from fedgrass.authoring.forward import Forwarded
+from fedgrass.authoring.model import Call
 from fedgrass.authoring.operators import substituted
 from fedgrass.authoring.replay import replay
 from fedgrass.bundle import Loss, Parameters, Statistic
@@ -23,7 +25,6 @@ from fedgrass.bundle import Loss, Parameters, Statistic
 Tensor = Any
 
 _SIGNATURE = "serving_default"
-_ACTIVATIONS = {"Softmax", "Sigmoid", "Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Tanh", "Softplus"}
 
 
 class SavedModel:
@@ -90,21 +91,25 @@ class SavedModel:
         """Give the model without the final activation that ``loss`` contains."""
         expected = FINAL_ACTIVATION.get(loss)
 
-        def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-            output = self.call(x, values, step)[0]
-            if expected is None or output.op.type not in _ACTIVATIONS:
-                return output, []
+        def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> Forwarded:
+            output = self.call(x, values, step).logits
+            if expected is None or output.op.type not in ACTIVATIONS:
+                return Forwarded(output)
             if output.op.type.lower() != expected:
                 advice = f"end the model with {expected} or with logits"
                 raise UnsupportedModelError(output.op.name, f"{output.op.type} before {loss}", advice)
-            return output.op.inputs[0], []
+            return Forwarded(output.op.inputs[0])
 
         return logits
 
-    def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+    def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> Forwarded:
         """Return the output for x [B, …], in operators that train; there are no statistics."""
         with substituted([], step):
-            return self.infer(x, values), []
+            return Forwarded(self.infer(x, values))
+
+    def constraints(self) -> list[None]:
+        """Return none: a SavedModel does not tell."""
+        return [None] * self.trained_count
 
     def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
         """Return the output for x [B, …]."""
@@ -112,6 +117,10 @@ class SavedModel:
         resources = {id(variable.handle): given[name] for name, variable in self._variables.items()}
         (output,) = replay(self._function, [x], resources)
         return output
+
+    def takes(self) -> tuple[None, None]:
+        """Return nothing: a SavedModel does not tell."""
+        return None, None
 
     def place(self, where: str) -> str:
         """Return the node, whose path has the layer's name in it."""

@@ -105,7 +105,17 @@ def _label_range(manifest: Manifest) -> tuple[float, float]:
         return 0, manifest.output.shape[-1] - 1
     if manifest.loss in CLASSIFIERS:
         return 0, 1
-    return -math.inf, math.inf
+    return _RANGES.get(manifest.loss, (-math.inf, math.inf))
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "poisson": (0, math.inf),
+    "mean_squared_logarithmic_error": (-1, math.inf),
+    "kl_divergence": (0, 1),
+    "hinge": (-1, 1),
+    "squared_hinge": (-1, 1),
+    "categorical_hinge": (0, 1),
+}
 
 
 def _first_where(mask: Array, array: Array) -> tuple[int, object]:

@@ -10,11 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from fedgrass.bundle import Bundle, InitialParameters, Parameters, Statistic, check_parameters
+from fedgrass.bundle import (
+    Bundle,
+    InitialParameters,
+    Loss,
+    LossOptions,
+    Optimizer,
+    Parameters,
+    Statistic,
+    check_parameters,
+)
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.builders import builder_of, the_manifests
 from fedgrass.engines.loop import OutputEngine, check_state
-from fedgrass.engines.metrics import CLASSIFIERS, sigmoid, softmax
+from fedgrass.engines.metrics import BINARY, CLASSIFIERS, sigmoid, softmax
 from fedgrass.errors import EngineError
 from fedgrass.tensors import Array
 
@@ -26,13 +35,40 @@ except ImportError as error:
 
 Builder = str | Callable[[], Any]
 
-_LOSSES = {
-    "sparse_categorical_crossentropy": keras.losses.SparseCategoricalCrossentropy,
-    "categorical_crossentropy": keras.losses.CategoricalCrossentropy,
-    "binary_crossentropy": keras.losses.BinaryCrossentropy,
-    "mean_squared_error": keras.losses.MeanSquaredError,
-    "mean_absolute_error": keras.losses.MeanAbsoluteError,
-    "huber": keras.losses.Huber,
+def loss_object(loss: Loss, options: LossOptions, *, from_logits: bool) -> Any:
+    """Return Keras' loss of this name."""
+    known = {name: value for name, value in options.model_dump().items() if name in _OPTIONS.get(loss, ())}
+    if loss in CLASSIFIERS:
+        known["from_logits"] = from_logits
+    return keras.losses.get({"class_name": _CLASSES[loss], "config": known})
+
+
+_CLASSES: dict[Loss, str] = {
+    "sparse_categorical_crossentropy": "SparseCategoricalCrossentropy",
+    "categorical_crossentropy": "CategoricalCrossentropy",
+    "binary_crossentropy": "BinaryCrossentropy",
+    "mean_squared_error": "MeanSquaredError",
+    "mean_absolute_error": "MeanAbsoluteError",
+    "huber": "Huber",
+    "mean_absolute_percentage_error": "MeanAbsolutePercentageError",
+    "mean_squared_logarithmic_error": "MeanSquaredLogarithmicError",
+    "log_cosh": "LogCosh",
+    "poisson": "Poisson",
+    "kl_divergence": "KLDivergence",
+    "hinge": "Hinge",
+    "squared_hinge": "SquaredHinge",
+    "categorical_hinge": "CategoricalHinge",
+    "cosine_similarity": "CosineSimilarity",
+    "binary_focal_crossentropy": "BinaryFocalCrossentropy",
+    "categorical_focal_crossentropy": "CategoricalFocalCrossentropy",
+}
+
+_OPTIONS: dict[Loss, tuple[str, ...]] = {
+    "categorical_crossentropy": ("label_smoothing",),
+    "binary_crossentropy": ("label_smoothing",),
+    "huber": ("delta",),
+    "binary_focal_crossentropy": ("label_smoothing", "gamma", "alpha", "apply_class_balancing"),
+    "categorical_focal_crossentropy": ("label_smoothing", "gamma", "alpha"),
 }
 
 
@@ -74,8 +110,7 @@ class KerasEngine(OutputEngine):
             keras.activations.softmax,
             keras.activations.sigmoid,
         )
-        options = {"from_logits": self._logits} if self.manifest.loss in CLASSIFIERS else {}
-        self._loss = _LOSSES[self.manifest.loss](**options)
+        self._loss = loss_object(self.manifest.loss, self.manifest.loss_options, from_logits=self._logits)
         self._anchor = [tf.Variable(variable) for variable in self._trained()]
         self._scalars = [tf.Variable(0.0) for _ in range(2)]
         self._draws = [v for v in self._model.variables if v.path.endswith("seed_generator_state")]
@@ -101,7 +136,7 @@ class KerasEngine(OutputEngine):
             scalar.assign(value)
         for index, draw in enumerate(self._draws):
             draw.assign([settings.masks_seed(), index])
-        self._optimizer = _optimizer(self.manifest.optimizer, settings.learning_rate)
+        self._optimizer = optimizer_object(self.manifest.optimizer, settings.learning_rate)
         self._optimizer.build(trained)
         self._compiled = tf.function(self._train, reduce_retracing=True)
 
@@ -123,11 +158,14 @@ class KerasEngine(OutputEngine):
         x, y = np.asarray(batch.x, self.manifest.x.dtype), np.asarray(batch.y, self.manifest.y.dtype)
         return float(self._compiled(tf.constant(x), tf.constant(y)))
 
+    def _set_rate(self, rate: float) -> None:
+        self._optimizer.learning_rate = rate
+
     def _outputs(self, x: Array) -> Array:
         outputs = np.asarray(self._model(np.asarray(x, self.manifest.x.dtype), training=False))
         if self.manifest.loss not in CLASSIFIERS or not self._logits:
             return outputs
-        return sigmoid(outputs) if self.manifest.loss == "binary_crossentropy" else softmax(outputs)
+        return sigmoid(outputs) if self.manifest.loss in BINARY else softmax(outputs)
 
     def _optimizer_state(self) -> list[Array]:
         return [np.array(variable.numpy()) for variable in self._state_variables()]
@@ -165,10 +203,29 @@ def _variance(layer: Any) -> Any:
     return getattr(layer, "adapt_variance", None) if isinstance(layer, keras.layers.Normalization) else None
 
 
-def _optimizer(settings: Any, learning_rate: float) -> Any:
-    if settings.name == "adam":
-        return keras.optimizers.Adam(learning_rate, settings.beta_1, settings.beta_2, settings.epsilon)
-    return keras.optimizers.SGD(learning_rate, settings.momentum if settings.name == "momentum" else 0.0)
+def optimizer_object(settings: Optimizer, learning_rate: float) -> Any:
+    """Return Keras' optimizer with these settings, at a constant rate."""
+    common: dict[str, Any] = {
+        "learning_rate": learning_rate,
+        "clipnorm": settings.clipnorm,
+        "clipvalue": settings.clipvalue,
+        "global_clipnorm": settings.global_clipnorm,
+        "weight_decay": settings.decay or None,
+    }
+    if settings.name in ("adam", "adamw"):
+        kind = keras.optimizers.AdamW if settings.name == "adamw" else keras.optimizers.Adam
+        if settings.name == "adamw":
+            common["weight_decay"] = settings.decay
+        moments = {"beta_1": settings.beta_1, "beta_2": settings.beta_2}
+        return kind(**common, **moments, epsilon=settings.epsilon, amsgrad=settings.amsgrad)
+    if settings.name == "rmsprop":
+        squares = {"rho": settings.rho, "momentum": settings.rmsprop_momentum, "centered": settings.centered}
+        return keras.optimizers.RMSprop(**common, **squares, epsilon=settings.epsilon)
+    if settings.name == "adagrad":
+        first = settings.initial_accumulator_value
+        return keras.optimizers.Adagrad(**common, initial_accumulator_value=first, epsilon=settings.epsilon)
+    momentum = settings.momentum if settings.name == "momentum" else 0.0
+    return keras.optimizers.SGD(**common, momentum=momentum, nesterov=settings.nesterov)
 
 
 def _use_threads(threads: int) -> None:

@@ -92,6 +92,9 @@ class LiteRTEngine(BatchEngine):
         self._unset = {}  # inputs keep their values
         return float(loss)
 
+    def _set_rate(self, rate: float) -> None:
+        self._unset["learning_rate"] = np.float32(rate)
+
     def _sums(self, batch: Batch) -> tuple[float, float]:
         sums = self._signatures["evaluate"](**self._padded(batch))
         return float(sums["loss"]), float(sums["correct"])

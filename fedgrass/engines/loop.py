@@ -49,6 +49,12 @@ class BatchEngine(ABC):
     def _step(self, batch: Batch) -> float:
         """Take one optimizer step; return the mean loss before it."""
 
+    def _set_rate(self, rate: float) -> None:
+        """Take the next steps at this learning rate; an engine that cannot raises `EngineError`."""
+        raise EngineError(
+            f"model {self.manifest.name!r}: this engine follows no learning-rate schedule; export the model without one"
+        )
+
     @abstractmethod
     def _sums(self, batch: Batch) -> tuple[float, float]:
         """Return the sums over the batch of the losses, and of how right each example is."""
@@ -144,6 +150,9 @@ class BatchEngine(ABC):
             step += 1
             if step <= begun.step:
                 continue
+            if self.manifest.optimizer.schedule is not None:
+                done = begun.steps + step - begun.step - 1
+                self._set_rate(self.manifest.optimizer.rate_at(settings.learning_rate, done))
             loss = self._step(batch)
             if not math.isfinite(loss):
                 raise self._diverged(f"loss is {loss} in epoch {epoch + 1}, step {step}")
@@ -192,7 +201,7 @@ class OutputEngine(BatchEngine):
 
     def _sums(self, batch: Batch) -> tuple[float, float]:
         outputs, loss = self._outputs(batch.x), self.manifest.loss
-        return float(losses(loss, outputs, batch.y).sum()), float(correct(loss, outputs, batch.y).sum())
+        return float(losses(loss, outputs, batch.y, self.manifest.loss_options).sum()), float(correct(loss, outputs, batch.y).sum())
 
 
 def check_state(state: Sequence[Array], expected: Sequence[tuple[int, ...]]) -> None:

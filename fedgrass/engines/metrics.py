@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from fedgrass.bundle import Loss
+from fedgrass.bundle import Loss, LossOptions
 from fedgrass.tensors import Array
 
-CLASSIFIERS = ("sparse_categorical_crossentropy", "categorical_crossentropy", "binary_crossentropy")
+BINARY = ("binary_crossentropy", "binary_focal_crossentropy")
+"""Losses of sigmoids."""
+
+CLASSIFIERS = (
+    "sparse_categorical_crossentropy",
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    *BINARY,
+)
 """Losses for which accuracy means something."""
 
 _SMALLEST = 1e-7
@@ -24,17 +34,17 @@ def correct(loss: Loss, output: Array, y: Array) -> Array:
         [n, …]: labels as the loss takes them.
     """
     if loss == "sparse_categorical_crossentropy":
-        return np.asarray(output.argmax(axis=-1) == y, np.float64)
-    if loss == "categorical_crossentropy":
-        return np.asarray(output.argmax(axis=-1) == y.argmax(axis=-1), np.float64)
-    if loss == "binary_crossentropy":
+        return _per_example(output.argmax(axis=-1) == y)
+    if loss in ("categorical_crossentropy", "categorical_focal_crossentropy"):
+        return _per_example(output.argmax(axis=-1) == y.argmax(axis=-1))
+    if loss in BINARY:
         # Beyond 0..1 they can only be logits, whose middle is 0.
         middle = 0.5 if output.size and output.min() >= 0 and output.max() <= 1 else 0.0
         return _per_example((output > middle) == (y.reshape(output.shape) > 0.5))
     return np.zeros(len(output))
 
 
-def losses(loss: Loss, output: Array, y: Array) -> Array:
+def losses(loss: Loss, output: Array, y: Array, options: LossOptions | None = None) -> Array:
     """Compute the loss of each example, as `fedgrass.authoring.losses` does in the graph.
 
     Parameters
@@ -45,6 +55,8 @@ def losses(loss: Loss, output: Array, y: Array) -> Array:
         What the model gave [n, …]; probabilities of a classifier.
     y
         Labels [n, …]; class numbers for ``sparse_categorical_crossentropy``.
+    options
+        Of the loss; the defaults if None.
 
     Returns
     -------
@@ -56,23 +68,75 @@ def losses(loss: Loss, output: Array, y: Array) -> Array:
     >>> losses("mean_squared_error", np.array([[1.0], [3.0]]), np.array([[1.0], [1.0]])).tolist()
     [0.0, 4.0]
     """
-    output = np.asarray(output, np.float64)
+    output, options = np.asarray(output, np.float64), options or LossOptions()
     if loss in CLASSIFIERS:
         output = np.clip(output, _SMALLEST, 1 - _SMALLEST)
     if loss == "sparse_categorical_crossentropy":
         chosen: Array = np.take_along_axis(output, np.asarray(y)[..., np.newaxis], axis=-1)
-        return np.asarray(-np.log(chosen[..., 0]))
+        return _per_example(-np.log(chosen[..., 0]))
     y = np.asarray(y, np.float64).reshape(output.shape)
-    if loss == "categorical_crossentropy":
-        return np.asarray(-(y * np.log(output)).sum(axis=-1))
-    if loss == "binary_crossentropy":
-        return _per_example(-(y * np.log(output) + (1 - y) * np.log(1 - output)))
+    if options.label_smoothing and loss in CLASSIFIERS:
+        y = y * (1 - options.label_smoothing) + options.label_smoothing / (2 if loss in BINARY else y.shape[-1])
+    return _per_example(_FORMULAS[loss](output, y, options))
+
+
+def _focal(p: Array, y: Array, options: LossOptions) -> Array:
+    missed = 1 - (y * p + (1 - y) * (1 - p))
+    balance = y * options.alpha + (1 - y) * (1 - options.alpha) if options.apply_class_balancing else 1.0
+    return np.asarray(balance * missed**options.gamma * _binary(p, y, options))
+
+
+def _binary(p: Array, y: Array, _: LossOptions) -> Array:
+    return np.asarray(-(y * np.log(p) + (1 - y) * np.log(1 - p)))
+
+
+def _huber(output: Array, y: Array, options: LossOptions) -> Array:
     difference = np.abs(output - y)
-    if loss == "mean_squared_error":
-        return _per_example(difference**2)
-    if loss == "mean_absolute_error":
-        return _per_example(difference)
-    return _per_example(np.where(difference <= 1, difference**2 / 2, difference - 0.5))
+    inner = np.minimum(difference, options.delta)
+    return np.asarray(inner * (difference - inner / 2))
+
+
+def _hinge(output: Array, y: Array, _: LossOptions) -> Array:
+    signs = 2 * y - 1 if np.isin(y, (0, 1)).all() else y
+    return np.maximum(1 - signs * output, 0)
+
+
+def _categorical_hinge(output: Array, y: Array, _: LossOptions) -> Array:
+    worst = ((1 - y) * output).max(axis=-1)
+    return np.asarray(np.maximum(worst - (y * output).sum(axis=-1) + 1, 0))
+
+
+def _kl_divergence(output: Array, y: Array, _: LossOptions) -> Array:
+    y, output = np.clip(y, _SMALLEST, 1), np.clip(output, _SMALLEST, 1)
+    return np.asarray((y * np.log(y / output)).sum(axis=-1))
+
+
+def _cosine(output: Array, y: Array, _: LossOptions) -> Array:
+    lengths = [np.maximum(np.linalg.norm(value, axis=-1), _SMALLEST) for value in (output, y)]
+    return np.asarray(-(output * y).sum(axis=-1) / lengths[0] / lengths[1])
+
+
+_FORMULAS: dict[Loss, Callable[[Array, Array, LossOptions], Array]] = {
+    "categorical_crossentropy": lambda p, y, _: -(y * np.log(p)).sum(axis=-1),
+    "categorical_focal_crossentropy": lambda p, y, o: -(o.alpha * (1 - p) ** o.gamma * y * np.log(p)).sum(axis=-1),
+    "binary_crossentropy": _binary,
+    "binary_focal_crossentropy": _focal,
+    "mean_squared_error": lambda p, y, _: (p - y) ** 2,
+    "mean_absolute_error": lambda p, y, _: np.abs(p - y),
+    "huber": _huber,
+    "mean_absolute_percentage_error": lambda p, y, _: 100 * np.abs(p - y) / np.maximum(np.abs(y), _SMALLEST),
+    "mean_squared_logarithmic_error": lambda p, y, _: (
+        (np.log1p(np.maximum(p, _SMALLEST)) - np.log1p(np.maximum(y, _SMALLEST))) ** 2
+    ),
+    "log_cosh": lambda p, y, _: np.logaddexp(p - y, y - p) - np.log(2),
+    "poisson": lambda p, y, _: p - y * np.log(p + _SMALLEST),
+    "kl_divergence": _kl_divergence,
+    "hinge": _hinge,
+    "squared_hinge": lambda p, y, o: _hinge(p, y, o) ** 2,
+    "categorical_hinge": _categorical_hinge,
+    "cosine_similarity": _cosine,
+}
+"""Of each value, or of each position where a loss joins the last axis."""
 
 
 def softmax(logits: Array) -> Array:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from fedgrass.bundle import Bundle, InitialParameters, Parameters, Statistic, check_parameters
+from fedgrass.bundle import Bundle, InitialParameters, Manifest, Parameters, Statistic, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.builders import builder_of, the_manifests
 from fedgrass.engines.loop import OutputEngine, check_state
@@ -65,6 +66,7 @@ class TorchEngine(OutputEngine):
 
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
         super().__init__(bundle)
+        _check(self.manifest)
         torch.set_num_threads(threads)
         self._module = _build(builder)
         self._entries = the_manifests(_entries(self._module), self.manifest, builder)
@@ -92,6 +94,7 @@ class TorchEngine(OutputEngine):
     def _step(self, batch: Batch) -> float:
         self._module.train()
         self._optimizer.zero_grad()
+        self._match_keras_epsilon()
         loss = _LOSSES[self.manifest.loss](self._forward(batch.x), self._tensor(batch.y, self.manifest.y.dtype))
         loss.backward()
         if self._settings.proximal_mu:
@@ -101,6 +104,18 @@ class TorchEngine(OutputEngine):
             torch.nn.utils.clip_grad_norm_(self._trained, self._settings.clip_norm)
         self._optimizer.step()
         return float(loss.detach())
+
+    def _match_keras_epsilon(self) -> None:
+        """Let Adam divide by √v + ε as Keras does, and by √v̂ + ε no more: ε grows less than PyTorch's by √(1 − β₂ᵗ)."""
+        if self.manifest.optimizer.name not in ("adam", "adamw"):
+            return
+        number = 1 + max((int(entry["step"]) for entry in self._optimizer.state.values() if "step" in entry), default=0)
+        for group in self._optimizer.param_groups:
+            group["eps"] = self.manifest.optimizer.epsilon / math.sqrt(1 - group["betas"][1] ** number)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
 
     def _outputs(self, x: Array) -> Array:
         self._module.eval()
@@ -137,6 +152,22 @@ class TorchEngine(OutputEngine):
         torch.set_rng_state(draws)
 
 
+def _check(manifest: Manifest) -> None:
+    """Refuse what this engine would train otherwise than the bundle says."""
+    settings, options = manifest.optimizer, manifest.loss_options
+    if manifest.loss not in _LOSSES or options.label_smoothing or options.delta != 1:
+        raise EngineError(
+            f"engine torch: model {manifest.name!r} has loss {manifest.loss} ({options}); it takes {', '.join(_LOSSES)}, "
+            "without options"
+        )
+    others = (settings.clipnorm, settings.clipvalue, settings.global_clipnorm)
+    if settings.name not in ("sgd", "momentum", "adam", "adamw") or any(others):
+        raise EngineError(
+            f"engine torch: model {manifest.name!r} has optimizer {settings.name}; it takes sgd, momentum, adam and adamw, "
+            "without clipping of their own; use gradient_clip_norm of the fleet's settings"
+        )
+
+
 def _build(builder: Builder) -> Any:
     module = builder_of("torch", builder)()
     if not isinstance(module, torch.nn.Module):
@@ -157,10 +188,14 @@ def _array(tensor: Any) -> Array:
 
 
 def _optimizer(settings: Any, parameters: list[Any], learning_rate: float) -> Any:
-    if settings.name == "adam":
+    if settings.name in ("adam", "adamw"):
         betas = (settings.beta_1, settings.beta_2)
-        return torch.optim.Adam(parameters, learning_rate, betas, settings.epsilon)
-    return torch.optim.SGD(parameters, learning_rate, settings.momentum if settings.name == "momentum" else 0.0)
+        # AdamW without decay is Adam; Adam's own decay is another thing in PyTorch than in Keras.
+        return torch.optim.AdamW(
+            parameters, learning_rate, betas, settings.epsilon, settings.decay, amsgrad=settings.amsgrad
+        )
+    momentum = settings.momentum if settings.name == "momentum" else 0.0
+    return torch.optim.SGD(parameters, learning_rate, momentum, nesterov=bool(settings.nesterov and momentum))
 
 
 engine = TorchEngine

@@ -128,7 +128,9 @@ class FitTask(Part):
     """How each device trains. The size of a batch is the model's: its bundle fixes it."""
 
     epochs: int = Field(default=1, ge=1, le=10_000)
-    learning_rate: float = Field(default=0.1, gt=0, le=100, allow_inf_nan=False)
+    learning_rate: float | None = Field(
+        default=None, gt=0, le=100, allow_inf_nan=False, description="None: the model's own, by its optimizer"
+    )
     proximal_mu: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
     gradient_clip_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     max_examples: int | None = Field(default=None, ge=1)

@@ -66,7 +66,7 @@ def assert_parity(
     settings: FitSettings | None = None,
 ) -> None:
     settings = settings or FitSettings(learning_rate=0.1)
-    written = export(model, folder, loss=loss, batch_size=BATCH, optimizer=optimizer)
+    written = export(model, folder, loss=loss, batch_size=BATCH, optimizer=optimizer, prove=False)
     engine = LiteRTEngine(written)
     data = examples(model, loss, count)
     np.testing.assert_allclose(engine.infer(data.x), model.predict(data.x, verbose=0), atol=TOLERANCE)

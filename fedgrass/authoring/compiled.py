@@ -1,0 +1,216 @@
+"""Keras' losses and optimizers, as objects, names or aliases, in the words of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_args
+
+import keras
+
+from fedgrass.authoring.errors import UnsupportedModelError, first_line
+from fedgrass.bundle import Loss, LossOptions, Optimizer, OptimizerName, Schedule
+
+Tell = Callable[[str], None]
+
+_LOSS_NAMES = ", ".join(get_args(Loss))
+_OPTIMIZER_NAMES = ", ".join(get_args(OptimizerName))
+_REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
+
+class Objective(NamedTuple):
+    """A loss with its options, and whether it says that outputs are logits; None: it does not say."""
+
+    loss: Loss
+    options: LossOptions
+    from_logits: bool | None = None
+
+
+def objective(given: Any) -> Objective:
+    """Return a loss by its name, Keras' alias, function, object or configuration.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If devices cannot train with it.
+    """
+    if isinstance(given, Objective):
+        return given
+    try:
+        found = keras.losses.get(given)
+    except (ValueError, TypeError) as error:
+        raise _no_loss(given, "a loss that Keras does not know") from error
+    function = getattr(found, "fn", found)
+    name = str(getattr(function, "__name__", type(found).__name__))
+    if name not in get_args(Loss) or not getattr(function, "__module__", "").startswith("keras."):
+        raise _no_loss(given if isinstance(given, str) else name, "this loss")
+    options = dict(getattr(found, "_fn_kwargs", {}))
+    if getattr(found, "reduction", "mean") not in _REDUCTIONS:
+        raise UnsupportedModelError(
+            f"loss {name}", f"reduction {found.reduction!r}", "use sum_over_batch_size, and scale the learning rate"
+        )
+    for option, only in (("axis", -1), ("ignore_class", None)):
+        if options.pop(option, only) != only:
+            raise UnsupportedModelError(f"loss {name}", f"{option} other than {only}", f"leave {option} out")
+    from_logits = options.pop("from_logits", None) if found is not function else None
+    known = {key: value for key, value in options.items() if key in LossOptions.model_fields}
+    return Objective(name, LossOptions(**known), from_logits)  # type: ignore[arg-type] - held against Loss above
+
+
+def _no_loss(given: Any, what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"loss {given!r}", what, f"use one of {_LOSS_NAMES}")
+
+
+def optimizer(given: Any) -> Optimizer:
+    """Return an optimizer by its name, Keras' object or configuration, with its learning rate.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If devices cannot train with it.
+    """
+    if isinstance(given, Optimizer):
+        return given
+    if isinstance(given, str) and given.lower() in get_args(OptimizerName):
+        return Optimizer(name=given.lower())  # type: ignore[arg-type] - held against OptimizerName
+    try:
+        found = keras.optimizers.get(given)
+    except (ValueError, TypeError) as error:
+        raise _no_optimizer(given) from error
+    config = found.get_config()
+    kind = type(found).__name__
+    if kind not in _KINDS or type(found).__module__.split(".")[0] != "keras":
+        raise _no_optimizer(kind)
+    for option in ("use_ema", "loss_scale_factor", "gradient_accumulation_steps"):
+        if config.get(option):
+            raise UnsupportedModelError(f"optimizer {kind}", option, f"compile it without {option}")
+    if getattr(found, "_exclude_from_weight_decay", None):
+        raise UnsupportedModelError(
+            f"optimizer {kind}", "weight decay that leaves variables out", "let it decay all, or use a kernel_regularizer"
+        )
+    rate, schedule = _rate(found, kind)
+    clips = {key: config[key] for key in ("clipnorm", "clipvalue", "global_clipnorm") if config.get(key)}
+    options = {"learning_rate": rate, "schedule": schedule, "weight_decay": config.get("weight_decay"), **clips}
+    return Optimizer(**_KINDS[kind](config), **{key: value for key, value in options.items() if value is not None})
+
+
+def _no_optimizer(given: Any) -> UnsupportedModelError:
+    return UnsupportedModelError(f"optimizer {given!r}", "this optimizer", f"use one of {_OPTIMIZER_NAMES}")
+
+
+def _sgd(config: Mapping[str, Any]) -> dict[str, Any]:
+    if not config["momentum"]:
+        return {"name": "sgd"}
+    return {"name": "momentum", "momentum": config["momentum"], "nesterov": config["nesterov"]}
+
+
+def _adam(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    return lambda config: {
+        "name": name,
+        **{key: config[key] for key in ("beta_1", "beta_2", "epsilon", "amsgrad")},
+    }
+
+
+def _rmsprop(config: Mapping[str, Any]) -> dict[str, Any]:
+    same = {key: config[key] for key in ("rho", "epsilon", "centered")}
+    return {"name": "rmsprop", "rmsprop_momentum": config["momentum"], **same}
+
+
+def _adagrad(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": "adagrad", **{key: config[key] for key in ("initial_accumulator_value", "epsilon")}}
+
+
+_KINDS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "SGD": _sgd,
+    "Adam": _adam("adam"),
+    "AdamW": _adam("adamw"),
+    "RMSprop": _rmsprop,
+    "Adagrad": _adagrad,
+}
+
+
+def _rate(found: Any, kind: str) -> tuple[float, Schedule | None]:
+    schedule = found._learning_rate
+    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        # As it was written down: 0.001 and not float32's neighbour of it.
+        return float(f"{float(schedule):.7g}"), None
+    name, config = type(schedule).__name__, schedule.get_config()
+    if name not in _SCHEDULES:
+        raise UnsupportedModelError(
+            f"optimizer {kind}", f"learning-rate schedule {name}", f"use one of {', '.join(_SCHEDULES)}"
+        )
+    return _SCHEDULES[name](config)
+
+
+def _exponential(config: Mapping[str, Any], name: Any = "exponential") -> tuple[float, Schedule]:
+    same = {key: config[key] for key in ("decay_steps", "decay_rate", "staircase")}
+    return config["initial_learning_rate"], Schedule(name=name, **same)
+
+
+def _inverse_time(config: Mapping[str, Any]) -> tuple[float, Schedule]:
+    return _exponential(config, "inverse_time")
+
+
+def _polynomial(config: Mapping[str, Any]) -> tuple[float, Schedule]:
+    rate = config["initial_learning_rate"]
+    same = {key: config[key] for key in ("decay_steps", "power", "cycle")}
+    return rate, Schedule(name="polynomial", end=config["end_learning_rate"] / rate, **same)
+
+
+def _cosine(config: Mapping[str, Any]) -> tuple[float, Schedule]:
+    first, target = config["initial_learning_rate"], config["warmup_target"]
+    schedule = {"name": "cosine", "decay_steps": config["decay_steps"], "end": config["alpha"]}
+    if target is None:
+        return first, Schedule(**schedule)
+    return target, Schedule(**schedule, warmup_steps=config["warmup_steps"], warmup_from=first / target)
+
+
+def _piecewise(config: Mapping[str, Any]) -> tuple[float, Schedule]:
+    first = config["values"][0]
+    multiples = tuple(value / first for value in config["values"])
+    return first, Schedule(name="piecewise", boundaries=tuple(config["boundaries"]), multiples=multiples)
+
+
+_SCHEDULES: dict[str, Callable[[Mapping[str, Any]], tuple[float, Schedule]]] = {
+    "ExponentialDecay": _exponential,
+    "InverseTimeDecay": _inverse_time,
+    "PolynomialDecay": _polynomial,
+    "CosineDecay": _cosine,
+    "PiecewiseConstantDecay": _piecewise,
+}
+
+
+def chosen(model: Any, loss: Any, given: Any, tell: Tell) -> tuple[Objective, Optimizer]:
+    """Return what to train with: what is asked for, else what the model was compiled with; say what is not taken.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is no loss, or devices cannot train with what there is.
+    """
+    compiled = bool(getattr(model, "compiled", False)) and hasattr(model, "optimizer")
+    own_loss, own_optimizer = (getattr(model, "loss", None), model.optimizer) if compiled else (None, None)
+    if compiled and getattr(model, "_compile_loss", None) is not None:
+        weights = getattr(model._compile_loss, "_user_loss_weights", None)
+        if weights is not None and loss is None:
+            raise UnsupportedModelError(model.name, f"loss_weights {weights}", "scale the learning rate instead")
+    if loss is None and own_loss is None:
+        raise UnsupportedModelError(
+            getattr(model, "name", str(model)), "a model without a loss", f"compile it, or give one of {_LOSS_NAMES}"
+        )
+    if loss is not None and own_loss is not None:
+        _tell_other("loss", loss, own_loss, objective, tell)
+    if given is not None and own_optimizer is not None:
+        _tell_other("optimizer", given, own_optimizer, optimizer, tell)
+    found = objective(own_loss if loss is None else loss)
+    chosen_optimizer = given if given is not None else own_optimizer
+    return found, Optimizer() if chosen_optimizer is None else optimizer(chosen_optimizer)
+
+
+def _tell_other(what: str, given: Any, own: Any, read: Callable[[Any], Any], tell: Tell) -> None:
+    try:
+        theirs = read(own)
+    except UnsupportedModelError as error:
+        tell(f"the model was compiled with another {what}, which is not taken ({first_line(error)})")
+        return
+    if read(given) != theirs:
+        tell(f"the model was compiled with {what} {getattr(theirs, 'loss', theirs)}; the one given is taken")

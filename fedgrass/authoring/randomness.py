@@ -1,0 +1,129 @@
+"""What random layers draw, as a function of the step, the layer and the place, so that a resumed training draws the same.
+
+Keras' layers (Dropout, noise, augmentation) all draw through a few functions of its backend, which are pointed here while
+a model is traced; called without a trace, with the same step, they give the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.tensorflow import random as backend_random
+
+from fedgrass.authoring.errors import UnsupportedModelError
+
+Tensor = Any
+
+_MULTIPLIERS = (0x2C1B3C6D, 0x297A2D39, 0x7FEB352D)
+
+
+def is_random(layer: Any) -> bool:
+    """Whether a layer draws in training."""
+    return isinstance(layer, keras.layers.Dropout) or any(
+        isinstance(value, keras.random.SeedGenerator) for value in vars(layer).values()
+    )
+
+
+@contextmanager
+def drawn(step: Tensor | None) -> Iterator[Draws]:
+    """Let Keras' layers draw from this step, int32; none: outside training, where the few that draw all the same get one draw."""
+    draws = Draws(tf.constant(0) if step is None else step)
+    with ExitStack() as stack:
+        for name in ("dropout", "uniform", "normal", "randint"):
+            stack.enter_context(_pointed(name, getattr(draws, name)))
+        for name in ("categorical", "truncated_normal", "shuffle", "gamma", "binomial", "beta"):
+            stack.enter_context(_pointed(name, _refused(name)))
+        yield draws
+
+
+@contextmanager
+def _pointed(name: str, elsewhere: Any) -> Iterator[None]:
+    before = getattr(backend_random, name)
+    setattr(backend_random, name, elsewhere)
+    try:
+        yield
+    finally:
+        setattr(backend_random, name, before)
+
+
+def _refused(name: str) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise UnsupportedModelError(
+            "the model", f"drawing random numbers by {name}", "draw by uniform, normal or randint"
+        )
+
+    return refuse
+
+
+class Draws:
+    """Random numbers of one step.
+
+    A hash in 32-bit integers: a multiplication spreads the low bits up, a shift and xor the high bits down, three times.
+    """
+
+    def __init__(self, step: Tensor) -> None:
+        self._step = step
+        self.count = 0
+
+    def dropout(self, x: Tensor, rate: float, noise_shape: Any = None, seed: Any = None) -> Tensor:
+        """Set a share of x to zero and scale the rest up."""
+        if rate == 0.0:
+            return x
+        if rate == 1.0:
+            return tf.zeros_like(x)
+        kept = tf.cast(self._unit(_dropped_shape(x, noise_shape), shaped=False) >= rate, tf.float32) / (1.0 - rate)
+        return x * tf.reshape(kept, _dropped_shape(x, noise_shape))
+
+    def uniform(
+        self, shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: Any = None, seed: Any = None
+    ) -> Tensor:
+        """Draw from minval up to maxval."""
+        return tf.cast(minval + (maxval - minval) * self._unit(_static(shape)), dtype or tf.float32)
+
+    def normal(self, shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: Any = None, seed: Any = None) -> Tensor:
+        """Draw from a normal distribution (Box and Muller 1958)."""
+        size = _static(shape)
+        radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(1.0 - self._unit(size), 1e-9)))
+        return tf.cast(mean + stddev * radius * tf.cos(2.0 * math.pi * self._unit(size)), dtype or tf.float32)
+
+    def randint(self, shape: Any, minval: Any, maxval: Any, dtype: Any = "int32", seed: Any = None) -> Tensor:
+        """Draw whole numbers from minval up to and without maxval."""
+        span = tf.cast(maxval - minval, tf.float32)
+        return tf.cast(tf.minimum(tf.floor(self._unit(_static(shape)) * span), span - 1.0), dtype) + minval
+
+    def _unit(self, shape: Sequence[int], *, shaped: bool = True) -> Tensor:
+        self.count += 1
+        count = math.prod(shape)
+        salt = np.uint32(self.count * 0x9E3779B1 & 0x7FFFFFFF).astype(np.int32)
+        hashed = tf.range(count, dtype=tf.int32) + self._step * 0x3C6EF372 + salt
+        for multiplier in _MULTIPLIERS:
+            hashed = tf.bitwise.bitwise_xor(hashed, tf.bitwise.right_shift(hashed, 15)) * multiplier
+        uniform = tf.cast(hashed, tf.float32) * 2.0**-32 + 0.5
+        return tf.reshape(uniform, shape) if shaped else uniform
+
+
+def _dropped_shape(x: Tensor, noise_shape: Any) -> list[int]:
+    if noise_shape is not None and not isinstance(noise_shape, (list, tuple)):
+        return _static(noise_shape)
+    found = []
+    for size, wanted in zip(x.shape, noise_shape or x.shape, strict=True):
+        known = size if wanted is None else tf.get_static_value(wanted)
+        found.append(size if known is None else int(known))
+    return found
+
+
+def _static(shape: Any) -> list[int]:
+    """Return a shape as numbers: in the graph every one is known."""
+    found = [tf.get_static_value(size) for size in shape] if isinstance(shape, (list, tuple)) else shape
+    known = tf.get_static_value(found) if isinstance(found, tf.Tensor) else found
+    if known is None or any(size is None for size in known):
+        raise UnsupportedModelError(
+            "the model", f"drawing random numbers of the shape {shape}", "take the shape from keras.ops.shape(x)"
+        )
+    return [int(size) for size in known]

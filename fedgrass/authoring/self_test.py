@@ -1,0 +1,210 @@
+"""A bundle proves itself before its export counts: it trains, evaluates, infers, stops and goes on as on a device.
+
+The first steps are held against the framework's own, on data that are made up to suit the model. A net may be chaotic:
+where the difference is larger than it should be, it is compared with what the framework's own difference becomes when its
+first parameters are moved by a ten-millionth.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedgrass import bundle
+from fedgrass.authoring.errors import UnsupportedModelError, first_line
+from fedgrass.authoring.model import Model
+from fedgrass.authoring.reference import Reference, Steps
+from fedgrass.bundle import Bundle, Parameters, SelfTest
+from fedgrass.data import ArrayDataset
+from fedgrass.engines.base import FitSettings, FitState, Hooks, StopTraining
+from fedgrass.errors import FedgrassError
+from fedgrass.tensors import Array
+
+STEPS = 2
+LOSS_TOLERANCE = 2e-5
+PARAMETER_TOLERANCE = 1e-4
+OUTPUT_TOLERANCE = 1e-4
+
+_MOVED_BY = 1e-7
+_TIMES = 20.0
+"""How much more than Keras moved by rounding a device may differ: its sums are in another order all the way."""
+
+
+def run(made: Bundle, model: Model, reference: Reference | None) -> SelfTest:
+    """Try a bundle and return the differences.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the graph fails in LiteRT, is no longer the same after a restart, or trains otherwise than the framework.
+    """
+    data = examples(made, model)
+    try:
+        device = _on_device(made, data)
+    except (FedgrassError, RuntimeError, ValueError) as error:
+        raise _failed(made, model, error) from error
+    if reference is None:
+        return SelfTest(steps=STEPS)
+    settings = FitSettings(learning_rate=made.manifest.optimizer.rate)
+    expected = reference.steps(data, settings)
+    found = _differences(device, expected)
+    if not found.within():
+        moved = reference.steps(data, settings, moved_by=_MOVED_BY)
+        chaos = _differences(moved, expected)
+        if not found.within(chaos):
+            raise _differs(model, device, expected, found)
+    return SelfTest(steps=STEPS, loss=found.loss, parameters=found.parameters, output=found.output)
+
+
+@dataclass(frozen=True)
+class _Differences:
+    loss: float
+    parameters: float
+    output: float
+    worst: str
+
+    def within(self, chaos: _Differences | None = None) -> bool:
+        more = (chaos.loss, chaos.parameters, chaos.output) if chaos else (0.0, 0.0, 0.0)
+        limits = (LOSS_TOLERANCE, PARAMETER_TOLERANCE, OUTPUT_TOLERANCE)
+        found = (self.loss, self.parameters, self.output)
+        return all(value <= max(limit, _TIMES * extra) for value, limit, extra in zip(found, limits, more, strict=True))
+
+
+def examples(made: Bundle, model: Model) -> ArrayDataset:
+    """Make up two batches that the model takes: labels in range, tokens within the vocabulary."""
+    manifest, generator = made.manifest, np.random.default_rng(0)
+    shape = (STEPS * manifest.batch_size, *manifest.x.shape)
+    vocabulary, masked = model.takes()
+    x: Array
+    if manifest.x.dtype in ("float32", "float16"):
+        x = generator.normal(size=shape).astype(manifest.x.dtype)
+    elif manifest.x.dtype == "bool":
+        x = generator.integers(0, 2, shape).astype(bool)
+    else:
+        high = vocabulary or (256 if manifest.x.dtype == "uint8" else 2)
+        x = generator.integers(min(1, high - 1), high, shape).astype(manifest.x.dtype)
+    if masked is not None and x.ndim >= 2:
+        for row in range(len(x)):  # sequences of unlike length, none of them empty
+            x[row, max(1, x.shape[1] - row % x.shape[1]) :] = masked
+    return ArrayDataset(x, _labels(made, generator, len(x)))
+
+
+def _labels(made: Bundle, generator: np.random.Generator, count: int) -> Array:
+    manifest = made.manifest
+    shape = (count, *manifest.y.shape)
+    if manifest.loss == "sparse_categorical_crossentropy":
+        return generator.integers(0, manifest.output.shape[-1], shape).astype(manifest.y.dtype)
+    if manifest.loss in ("categorical_crossentropy", "categorical_focal_crossentropy", "categorical_hinge"):
+        chosen = generator.integers(0, shape[-1], shape[:-1])
+        return np.eye(shape[-1], dtype=np.float32)[chosen]
+    if manifest.loss in ("binary_crossentropy", "binary_focal_crossentropy", "hinge", "squared_hinge"):
+        return generator.integers(0, 2, shape).astype(np.float32)
+    if manifest.loss in ("poisson", "mean_squared_logarithmic_error"):
+        return generator.integers(0, 5, shape).astype(np.float32)
+    if manifest.loss == "kl_divergence":
+        return generator.dirichlet(np.ones(shape[-1]), shape[:-1]).astype(np.float32)
+    return generator.normal(size=shape).astype(np.float32)
+
+
+def _on_device(made: Bundle, data: ArrayDataset) -> Steps:
+    """Train as a device does, stopped after the first batch and gone on with by another engine."""
+    from fedgrass.engines.litert import LiteRTEngine
+
+    settings = FitSettings(learning_rate=made.manifest.optimizer.rate)
+    engine = LiteRTEngine(made)
+    outputs = engine.infer(data.x[: made.manifest.batch_size])
+    evaluated = engine.evaluate(data)["loss"]
+    unbroken = engine.fit(data, settings)
+    states: list[FitState] = []
+
+    def stop(epoch: int, step: int) -> None:
+        raise StopTraining
+
+    other = LiteRTEngine(made)
+    try:
+        other.fit(data, settings, hooks=Hooks(stop, stopped=states.append))
+    except StopTraining:
+        pass
+    resumed = LiteRTEngine(made).fit(data, settings, resume=states[0])
+    for name, value in unbroken.parameters.items():
+        if not np.array_equal(value, resumed.parameters[name]):
+            raise UnsupportedModelError(
+                name, "a training that does not go on as it was after a restart", "report this model"
+            )
+    first = states[0].loss_sum / made.manifest.batch_size
+    return Steps(
+        losses=[first, STEPS * unbroken.metrics["loss"] - first, evaluated],
+        parameters=unbroken.parameters,
+        outputs=[outputs, _of_application(made, data.x[:1])],
+    )
+
+
+def _of_application(made: Bundle, x: Array) -> Array:
+    from ai_edge_litert.interpreter import Interpreter
+
+    infer = Interpreter(model_path=str(made.path(bundle.INFERENCE))).get_signature_runner("infer")
+    found: Array = infer(x=x)["y"]
+    return found
+
+
+def _differences(found: Steps, expected: Steps) -> _Differences:
+    scale = max((float(np.abs(value).max(initial=0)) for value in expected.parameters.values()), default=0.0)
+    apart = {
+        name: _apart(found.parameters[name], value, floor=1e-3 * scale) for name, value in expected.parameters.items()
+    }
+    worst = max(apart, key=lambda name: apart[name])
+    return _Differences(
+        loss=max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(found.losses, expected.losses, strict=True)),
+        parameters=apart[worst],
+        output=max(_apart(a, b, floor=1e-3) for a, b in zip(found.outputs, expected.outputs, strict=True)),
+        worst=worst,
+    )
+
+
+def _apart(found: Array, expected: Array, *, floor: float) -> float:
+    """Return the largest difference as a share of the largest value."""
+    if expected.size == 0:
+        return 0.0
+    difference = np.abs(found.astype(np.float64) - expected)
+    if not np.isfinite(difference).all():
+        return float(np.finfo(np.float32).max)
+    return float(difference.max() / max(float(np.abs(expected).max()), floor, 1e-12))
+
+
+def _differs(model: Model, device: Steps, expected: Steps, found: _Differences) -> UnsupportedModelError:
+    figures = ", ".join(f"{a:.6g} for {b:.6g}" for a, b in zip(device.losses, expected.losses, strict=True))
+    return UnsupportedModelError(
+        found.worst,
+        f"a training that would differ from the framework's (loss {figures}; parameters by {found.parameters:.1e}, output by "
+        f"{found.output:.1e})",
+        "freeze that layer, or use another in its place; --no-self-test exports it all the same",
+    )
+
+
+def _failed(made: Bundle, model: Model, error: Exception) -> UnsupportedModelError:
+    if isinstance(error, UnsupportedModelError):
+        return error
+    text = first_line(error)
+    operator = re.search(r"\((\w+)\)|operator (\w+)|delegate (\w+) node", str(error))
+    where = next((part for part in operator.groups() if part), "") if operator else ""
+    return UnsupportedModelError(
+        made.manifest.name,
+        f"operator {where}, which fails in LiteRT ({text})," if where else f"its graph, which fails in LiteRT ({text}),",
+        "try the layers one by one, and freeze or replace the one that fails",
+    )
+
+
+def line(found: SelfTest) -> str:
+    """Say in one line what was tried."""
+    if found.loss is None or found.parameters is None or found.output is None:
+        return f"self-test: {found.steps} steps trained, evaluated, stopped and gone on with; nothing to compare with"
+    return (
+        f"self-test: {found.steps} steps trained, evaluated, stopped and gone on with; largest differences from the "
+        f"framework's: loss {found.loss:.1e}, parameters {found.parameters:.1e}, output {found.output:.1e}"
+    )
+
+
