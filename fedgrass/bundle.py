@@ -63,6 +63,7 @@ Statistic = Literal["mean", "variance"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,9}\.\d{1,6}$")]
 
+
 class InitialParameters(dict[str, "Array"]):
     """A model's first parameters, with what its engine knows of them: which are statistics."""
 

@@ -75,7 +75,7 @@ class Schedule(_Model):
             return self._polynomial(step)
         share = step / self.decay_steps
         share = math.floor(share) if self.staircase else share
-        return self.decay_rate**share if self.name == "exponential" else 1 / (1 + self.decay_rate * share)
+        return float(self.decay_rate**share if self.name == "exponential" else 1 / (1 + self.decay_rate * share))
 
     def _cosine(self, step: int) -> float:
         if step < self.warmup_steps:
@@ -85,7 +85,7 @@ class Schedule(_Model):
 
     def _polynomial(self, step: int) -> float:
         length = self.decay_steps * (max(math.ceil(step / self.decay_steps), 1) if self.cycle else 1)
-        return (1.0 - self.end) * (1 - min(step, length) / length) ** self.power + self.end
+        return float((1.0 - self.end) * (1 - min(step, length) / length) ** self.power + self.end)
 
 
 _DEFAULT_RATES: dict[OptimizerName, float] = {

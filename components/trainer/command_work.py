@@ -56,7 +56,7 @@ def do(command: Command, place: Workspace) -> Result:
         split.train,
         FitSettings(
             epochs=command.fit.epochs,
-            learning_rate=command.fit.learning_rate,
+            learning_rate=command.fit.learning_rate or bundle.manifest.optimizer.rate,
             proximal_mu=command.fit.proximal_mu,
             clip_norm=command.fit.gradient_clip_norm,
             seed=int.from_bytes(hashlib.sha256(command.id.encode()).digest()[:4], "big"),

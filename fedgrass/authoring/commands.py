@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import runpy
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import typer
+from pydantic import ValidationError
 
-from fedgrass.bundle import Loss, Optimizer
-from fedgrass.errors import ConfigurationError
+from fedgrass.bundle import Loss, Optimizer, OptimizerName
+from fedgrass.errors import ConfigurationError, FedgrassError, first_problem
 
 
 def export(
@@ -21,11 +24,20 @@ def export(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the model bundle; made if absent.", file_okay=False)],
-    loss: Annotated[str, typer.Option(help=f"One of {', '.join(get_args(Loss))}.")] = "",
-    optimizer: Annotated[
-        Literal["", "sgd", "momentum", "adam"],
-        typer.Option(help="How devices train it. [default: sgd]", show_default=False),
+    loss: Annotated[
+        str,
+        typer.Option(help=f"One of {', '.join(get_args(Loss))}, or Keras' alias. [default: the compiled model's]"),
     ] = "",
+    optimizer: Annotated[
+        str,
+        typer.Option(help=f"One of {', '.join(get_args(OptimizerName))}. [default: the compiled model's, else sgd]"),
+    ] = "",
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-9, max=100, help="Of rounds that set none. [default: the compiled model's, else by optimizer]"
+        ),
+    ] = None,
     batch_size: Annotated[
         int, typer.Option(min=0, max=65536, help="Examples in a training step; fixed in the graph.")
     ] = 0,
@@ -36,57 +48,168 @@ def export(
     classes: Annotated[str, typer.Option(help="Names of the classes, with commas.")] = "",
     name: Annotated[str, typer.Option(help="The model's name; else that of the Keras model or of the folder.")] = "",
     version: Annotated[str, typer.Option(help="Of the bundle.")] = "1.0.0",
+    self_test: Annotated[
+        bool, typer.Option(help="Try the bundle in LiteRT, and hold its first steps against Keras'.")
+    ] = True,
 ) -> None:
     """Export a Keras model or a SavedModel as a bundle that devices can train without TensorFlow.
 
-    What is not given is taken from EXPORT of a .py file: a dictionary with loss, batch_size, optimizer, class_names, freeze.
+    What is not given is taken from EXPORT of a .py file, a dictionary with loss, batch_size, optimizer, learning_rate,
+    class_names, freeze, name and input; then from what the model was compiled with.
     """
-    if loss and loss not in get_args(Loss):
-        raise ConfigurationError(f"--loss {loss}: expected one of {', '.join(get_args(Loss))}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _check(loss, optimizer)
     keras_model, options = _load(model)
     given: dict[str, Any] = {
         "loss": loss,
         "batch_size": batch_size,
-        "optimizer": Optimizer(name=optimizer) if optimizer else None,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
         "freeze": freeze,
         "class_names": tuple(part.strip() for part in classes.split(",") if part.strip()),
         "name": name,
     }
     options |= {key: value for key, value in given.items() if value}
-    for key in ("loss", "batch_size"):
-        if key not in options:
-            raise ConfigurationError(f"{model}: give --{key.replace('_', '-')}, or EXPORT in a .py file")
-
-    from fedgrass.authoring.export import export as export_model
-
-    bundle = export_model(keras_model, output, version=version, **options)
+    if "batch_size" not in options:
+        raise ConfigurationError(f"{model}: give --batch-size, or EXPORT in a .py file")
+    bundle = _exported(model, keras_model, output, options | {"version": version, "prove": self_test})
     manifest = bundle.manifest
-    typer.echo(f"{bundle.folder}: {manifest.name}, {manifest.parameter_count:,} parameters, loss {manifest.loss}")
+    typer.echo(
+        f"{bundle.folder}: {manifest.name}, {manifest.parameter_count:,} parameters, loss {manifest.loss}, "
+        f"{manifest.optimizer.name} at {manifest.optimizer.rate:g}"
+    )
     typer.echo(f"next: fedgrass model inspect {output}; fedgrass model publish {output}")
+
+
+def _check(loss: str, optimizer: str) -> None:
+    """Refuse a loss or optimizer before TensorFlow is loaded, where that can be said already."""
+    if optimizer and optimizer.lower() not in get_args(OptimizerName):
+        raise ConfigurationError(f"--optimizer {optimizer}: expected one of {', '.join(get_args(OptimizerName))}")
+    if loss and not loss.replace("_", "").isalnum():
+        raise ConfigurationError(f"--loss {loss}: expected one of {', '.join(get_args(Loss))}")
+
+
+def _exported(path: Path, model: Any, output: Path, options: dict[str, Any]) -> Any:
+    from fedgrass.authoring.compiled import optimizer as read_optimizer
+    from fedgrass.authoring.export import export as export_model
+    from fedgrass.authoring.quiet import quiet
+
+    notes: list[str] = []
+    rate = options.pop("learning_rate", None)
+    try:
+        with quiet():
+            if rate is not None:
+                own = getattr(model, "optimizer", None) if getattr(model, "compiled", False) else None
+                chosen = options.get("optimizer", own)
+                rule = Optimizer() if chosen is None else read_optimizer(chosen)
+                options["optimizer"] = Optimizer(**rule.model_dump() | {"learning_rate": rate})
+            bundle = export_model(model, output, tell=notes.append, **options)
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: {first_problem(error)}") from error
+    for note in notes:
+        typer.echo(note)
+    return bundle
+
+
+_EXPORT_KEYS = ("loss", "batch_size", "optimizer", "learning_rate", "class_names", "freeze", "name", "input")
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:
     """Return the Keras model in ``path``, or ``path`` if it is a SavedModel's, and the options that come with it."""
+    from fedgrass.authoring.quiet import quiet
+
     try:
-        import keras
+        with quiet():
+            import keras
+            import tensorflow  # noqa: F401 - so that its messages end here
     except ImportError as error:
         raise ConfigurationError(
             "fedgrass model export: needs TensorFlow; pip install 'fedgrass[authoring]'"
         ) from error
     if path.suffix == ".py":
-        namespace = runpy.run_path(str(path))
-        if not callable(namespace.get("build_model")):
-            raise ConfigurationError(f"{path}: has no function build_model() that returns a built Keras model")
-        return namespace["build_model"](), dict(namespace.get("EXPORT", {}))
+        return _from_python(path)
     if path.suffix == ".keras":
-        try:
-            return keras.saving.load_model(path, compile=False), {}
-        except (ValueError, TypeError, OSError) as error:
-            raise ConfigurationError(
-                f"{path}: Keras cannot load it ({str(error).splitlines()[0]}); a model with custom layers goes into a .py file"
-            ) from error
+        with quiet():
+            return _from_keras(path, keras), {}
     if (path / "saved_model.pb").exists():
         return path, {}
     raise ConfigurationError(
         f"{path}: expected a .keras file, a .py file with build_model(), or the folder of a SavedModel"
     )
+
+
+def _from_keras(path: Path, keras: Any) -> Any:
+    with contextlib.suppress(Exception):  # what it was compiled with may be beyond us; its layers may not
+        return keras.saving.load_model(path)
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{path}: Keras cannot load it ({_said(error)}); a model with custom layers goes into a .py file"
+        ) from error
+
+
+def _from_python(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Run a file, which is the user's own, and call its build_model()."""
+    try:
+        namespace = runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(
+            f"{path}{_line(error, path)}: it cannot be run ({_said(error)}); correct it"
+        ) from error
+    build, options = namespace.get("build_model"), namespace.get("EXPORT", {})
+    if not callable(build):
+        raise ConfigurationError(f"{path}: has no function build_model() that returns a built Keras model")
+    if not isinstance(options, dict):
+        raise ConfigurationError(f"{path}: EXPORT is a {type(options).__name__}; expected a dictionary")
+    if unknown := [key for key in options if key not in _EXPORT_KEYS]:
+        raise ConfigurationError(
+            f"{path}: EXPORT has {unknown[0]!r}, which is not known; expected some of {', '.join(_EXPORT_KEYS)}"
+        )
+    _check_options(path, options)
+    try:
+        model = build()
+    except FedgrassError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(
+            f"{path}{_line(error, path)}: build_model() fails ({_said(error)}); correct it"
+        ) from error
+    if model is None:
+        raise ConfigurationError(f"{path}: build_model() returns None; end it with return model")
+    return model, dict(options)
+
+
+def _check_options(path: Path, options: dict[str, Any]) -> None:
+    for key in ("class_names", "freeze"):
+        value = options.get(key, ())
+        if isinstance(value, str) or not all(isinstance(part, str) for part in _listed(value)):
+            raise ConfigurationError(f"{path}: EXPORT[{key!r}] is {value!r}; expected a list of names")
+    size, rate = options.get("batch_size", 1), options.get("learning_rate", 1)
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 65536:
+        raise ConfigurationError(f"{path}: EXPORT['batch_size'] is {size!r}; expected a whole number from 1 to 65536")
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 100:
+        raise ConfigurationError(f"{path}: EXPORT['learning_rate'] is {rate!r}; expected a number up to 100")
+    if not isinstance(options.get("name", ""), str):
+        raise ConfigurationError(f"{path}: EXPORT['name'] is {options['name']!r}; expected a text")
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple, set, range)) else [None]
+
+
+def _said(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """Return the last line of the file that an error went through, as ``:12``."""
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            found = f":{trace.tb_lineno}"
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        return f":{error.lineno}"
+    return found

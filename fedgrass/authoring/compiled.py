@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import keras
 
@@ -53,7 +53,7 @@ def objective(given: Any) -> Objective:
             raise UnsupportedModelError(f"loss {name}", f"{option} other than {only}", f"leave {option} out")
     from_logits = options.pop("from_logits", None) if found is not function else None
     known = {key: value for key, value in options.items() if key in LossOptions.model_fields}
-    return Objective(name, LossOptions(**known), from_logits)  # type: ignore[arg-type] - held against Loss above
+    return Objective(cast(Loss, name), LossOptions(**known), from_logits)
 
 
 def _no_loss(given: Any, what: str) -> UnsupportedModelError:
@@ -71,7 +71,7 @@ def optimizer(given: Any) -> Optimizer:
     if isinstance(given, Optimizer):
         return given
     if isinstance(given, str) and given.lower() in get_args(OptimizerName):
-        return Optimizer(name=given.lower())  # type: ignore[arg-type] - held against OptimizerName
+        return Optimizer(name=cast(OptimizerName, given.lower()))
     try:
         found = keras.optimizers.get(given)
     except (ValueError, TypeError) as error:
@@ -85,7 +85,9 @@ def optimizer(given: Any) -> Optimizer:
             raise UnsupportedModelError(f"optimizer {kind}", option, f"compile it without {option}")
     if getattr(found, "_exclude_from_weight_decay", None):
         raise UnsupportedModelError(
-            f"optimizer {kind}", "weight decay that leaves variables out", "let it decay all, or use a kernel_regularizer"
+            f"optimizer {kind}",
+            "weight decay that leaves variables out",
+            "let it decay all, or use a kernel_regularizer",
         )
     rate, schedule = _rate(found, kind)
     clips = {key: config[key] for key in ("clipnorm", "clipvalue", "global_clipnorm") if config.get(key)}

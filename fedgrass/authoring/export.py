@@ -80,9 +80,7 @@ def export(
         description = {"name": name or source.name, "version": version, "class_names": tuple(class_names)}
         made = _export(source, Path(scratch), objective, batch_size, rule, description)
         if prove:
-            reference = (
-                KerasReference(source, objective, rule, batch_size) if isinstance(source, KerasModel) else None
-            )
+            reference = KerasReference(source, objective, rule, batch_size) if isinstance(source, KerasModel) else None
             found = self_test.run(made, source, reference)
             tell(self_test.line(found))
             made = Bundle.seal(made.folder, made.manifest.model_copy(update={"self_test": found}))

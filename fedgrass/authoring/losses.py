@@ -104,9 +104,7 @@ def _log_cosh(_: LossOptions, output: Tensor, y: Tensor, positions: bool) -> Per
     difference = output - y
     size = tf.abs(difference)
     # log cosh d = |d| + log(1 + e^−2|d|) − log 2
-    return _of_values(
-        size + tf.math.log(1.0 + tf.exp(-2.0 * size)) - math.log(2.0), tf.tanh(difference), positions
-    )
+    return _of_values(size + tf.math.log(1.0 + tf.exp(-2.0 * size)) - math.log(2.0), tf.tanh(difference), positions)
 
 
 def _poisson(_: LossOptions, output: Tensor, y: Tensor, positions: bool) -> PerExample:
@@ -120,7 +118,7 @@ def _kl_divergence(_: LossOptions, output: Tensor, y: Tensor, positions: bool) -
     return _of_positions(loss, -wanted / found * inside, tf.zeros_like(loss), positions)
 
 
-def _hinge(options: LossOptions, output: Tensor, y: Tensor, positions: bool, squared: bool = False) -> PerExample:
+def _hinge(_: LossOptions, output: Tensor, y: Tensor, positions: bool, squared: bool = False) -> PerExample:
     y = _signs(y)
     short = tf.nn.relu(1.0 - y * output)
     hit = tf.cast(tf.equal(output > 0, y > 0), tf.float32)
@@ -166,7 +164,9 @@ def _binary_focal_crossentropy(options: LossOptions, logits: Tensor, y: Tensor, 
     missed = 1.0 - (y * p + (1.0 - y) * (1.0 - p))
     weight = _power(missed, options.gamma)
     # By z: d entropy = p − y; d missed = −(2y − 1)·p(1 − p).
-    gradient = weight * (p - y) - options.gamma * _power(missed, options.gamma - 1.0) * (2.0 * y - 1.0) * slope * entropy
+    gradient = (
+        weight * (p - y) - options.gamma * _power(missed, options.gamma - 1.0) * (2.0 * y - 1.0) * slope * entropy
+    )
     loss = weight * entropy
     if options.apply_class_balancing:
         balance = y * options.alpha + (1.0 - y) * (1.0 - options.alpha)

@@ -67,7 +67,7 @@ class Model(Protocol):
         """Return the output for x [B, …] in the model's own operators, the best ones for constant weights."""
         ...
 
-    def constraints(self) -> list[Callable[[Tensor], Tensor] | None]:
+    def constraints(self) -> Sequence[Callable[[Tensor], Tensor] | None]:
         """Return for each trained value what a step's result is put through, if anything."""
         ...
 
@@ -99,9 +99,7 @@ class KerasModel:
         self._layer_of: dict[str, Any] = {layer.name: layer for layer in self._layers if layer is not model}
         self._trained = list(model.trainable_variables)
         normalizations = [
-            layer
-            for layer in self._layers
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+            layer for layer in self._layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         ]
         self._statistics = [v for layer in normalizations for v in (layer.moving_mean, layer.moving_variance)]
         self._constants = [v.numpy() for v in model.non_trainable_variables]
@@ -147,8 +145,8 @@ class KerasModel:
 
     def takes(self) -> tuple[int | None, float | None]:
         """Return what its embeddings and maskings say; see `Model.takes`."""
-        tokens = [getattr(layer, name) for layer in self._layers for name in ("input_dim", "num_tokens")
-                  if isinstance(getattr(layer, name, None), int)]  # fmt: skip
+        sizes = (getattr(layer, name, None) for layer in self._layers for name in ("input_dim", "num_tokens"))
+        tokens = [size for size in sizes if isinstance(size, int)]
         masks = [layer.mask_value for layer in self._layers if isinstance(layer, keras.layers.Masking)]
         masks += [0 for layer in self._layers if getattr(layer, "mask_zero", False)]
         return min(tokens, default=None), next(iter(masks), None)

@@ -71,7 +71,7 @@ class Draws:
         self._step = step
         self.count = 0
 
-    def dropout(self, x: Tensor, rate: float, noise_shape: Any = None, seed: Any = None) -> Tensor:
+    def dropout(self, x: Tensor, rate: float, noise_shape: Any = None, seed: Any = None) -> Tensor:  # noqa: ARG002 - Keras gives it
         """Set a share of x to zero and scale the rest up."""
         if rate == 0.0:
             return x
@@ -80,19 +80,17 @@ class Draws:
         kept = tf.cast(self._unit(_dropped_shape(x, noise_shape), shaped=False) >= rate, tf.float32) / (1.0 - rate)
         return x * tf.reshape(kept, _dropped_shape(x, noise_shape))
 
-    def uniform(
-        self, shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: Any = None, seed: Any = None
-    ) -> Tensor:
+    def uniform(self, shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: Any = None, seed: Any = None) -> Tensor:  # noqa: ARG002 - Keras gives it
         """Draw from minval up to maxval."""
         return tf.cast(minval + (maxval - minval) * self._unit(_static(shape)), dtype or tf.float32)
 
-    def normal(self, shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: Any = None, seed: Any = None) -> Tensor:
+    def normal(self, shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: Any = None, seed: Any = None) -> Tensor:  # noqa: ARG002 - Keras gives it
         """Draw from a normal distribution (Box and Muller 1958)."""
         size = _static(shape)
         radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(1.0 - self._unit(size), 1e-9)))
         return tf.cast(mean + stddev * radius * tf.cos(2.0 * math.pi * self._unit(size)), dtype or tf.float32)
 
-    def randint(self, shape: Any, minval: Any, maxval: Any, dtype: Any = "int32", seed: Any = None) -> Tensor:
+    def randint(self, shape: Any, minval: Any, maxval: Any, dtype: Any = "int32", seed: Any = None) -> Tensor:  # noqa: ARG002 - Keras gives it
         """Draw whole numbers from minval up to and without maxval."""
         span = tf.cast(maxval - minval, tf.float32)
         return tf.cast(tf.minimum(tf.floor(self._unit(_static(shape)) * span), span - 1.0), dtype) + minval

@@ -103,5 +103,3 @@ def _move(variables: Sequence[Any], share: float) -> None:
     for variable in variables:
         value = variable.numpy()
         variable.assign(value * (1 + share * generator.standard_normal(value.shape).astype(np.float32)))
-
-

@@ -7,10 +7,9 @@ first parameters are moved by a ten-millionth.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +17,10 @@ from fedgrass import bundle
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.model import Model
 from fedgrass.authoring.reference import Reference, Steps
-from fedgrass.bundle import Bundle, Parameters, SelfTest
+from fedgrass.bundle import Bundle, SelfTest
 from fedgrass.data import ArrayDataset
 from fedgrass.engines.base import FitSettings, FitState, Hooks, StopTraining
+from fedgrass.engines.signatures import Signature
 from fedgrass.errors import FedgrassError
 from fedgrass.tensors import Array
 
@@ -46,7 +46,7 @@ def run(made: Bundle, model: Model, reference: Reference | None) -> SelfTest:
     try:
         device = _on_device(made, data)
     except (FedgrassError, RuntimeError, ValueError) as error:
-        raise _failed(made, model, error) from error
+        raise _failed(made, error) from error
     if reference is None:
         return SelfTest(steps=STEPS)
     settings = FitSettings(learning_rate=made.manifest.optimizer.rate)
@@ -56,7 +56,7 @@ def run(made: Bundle, model: Model, reference: Reference | None) -> SelfTest:
         moved = reference.steps(data, settings, moved_by=_MOVED_BY)
         chaos = _differences(moved, expected)
         if not found.within(chaos):
-            raise _differs(model, device, expected, found)
+            raise _differs(device, expected, found)
     return SelfTest(steps=STEPS, loss=found.loss, parameters=found.parameters, output=found.output)
 
 
@@ -121,14 +121,11 @@ def _on_device(made: Bundle, data: ArrayDataset) -> Steps:
     unbroken = engine.fit(data, settings)
     states: list[FitState] = []
 
-    def stop(epoch: int, step: int) -> None:
+    def stop(_epoch: int, _step: int) -> None:
         raise StopTraining
 
-    other = LiteRTEngine(made)
-    try:
-        other.fit(data, settings, hooks=Hooks(stop, stopped=states.append))
-    except StopTraining:
-        pass
+    with contextlib.suppress(StopTraining):
+        LiteRTEngine(made).fit(data, settings, hooks=Hooks(stop, stopped=states.append))
     resumed = LiteRTEngine(made).fit(data, settings, resume=states[0])
     for name, value in unbroken.parameters.items():
         if not np.array_equal(value, resumed.parameters[name]):
@@ -146,7 +143,7 @@ def _on_device(made: Bundle, data: ArrayDataset) -> Steps:
 def _of_application(made: Bundle, x: Array) -> Array:
     from ai_edge_litert.interpreter import Interpreter
 
-    infer = Interpreter(model_path=str(made.path(bundle.INFERENCE))).get_signature_runner("infer")
+    infer = Signature(Interpreter(model_path=str(made.path(bundle.INFERENCE))).get_signature_runner("infer"))
     found: Array = infer(x=x)["y"]
     return found
 
@@ -175,7 +172,7 @@ def _apart(found: Array, expected: Array, *, floor: float) -> float:
     return float(difference.max() / max(float(np.abs(expected).max()), floor, 1e-12))
 
 
-def _differs(model: Model, device: Steps, expected: Steps, found: _Differences) -> UnsupportedModelError:
+def _differs(device: Steps, expected: Steps, found: _Differences) -> UnsupportedModelError:
     figures = ", ".join(f"{a:.6g} for {b:.6g}" for a, b in zip(device.losses, expected.losses, strict=True))
     return UnsupportedModelError(
         found.worst,
@@ -185,7 +182,7 @@ def _differs(model: Model, device: Steps, expected: Steps, found: _Differences) 
     )
 
 
-def _failed(made: Bundle, model: Model, error: Exception) -> UnsupportedModelError:
+def _failed(made: Bundle, error: Exception) -> UnsupportedModelError:
     if isinstance(error, UnsupportedModelError):
         return error
     text = first_line(error)
@@ -193,7 +190,9 @@ def _failed(made: Bundle, model: Model, error: Exception) -> UnsupportedModelErr
     where = next((part for part in operator.groups() if part), "") if operator else ""
     return UnsupportedModelError(
         made.manifest.name,
-        f"operator {where}, which fails in LiteRT ({text})," if where else f"its graph, which fails in LiteRT ({text}),",
+        f"operator {where}, which fails in LiteRT ({text}),"
+        if where
+        else f"its graph, which fails in LiteRT ({text}),",
         "try the layers one by one, and freeze or replace the one that fails",
     )
 
@@ -206,5 +205,3 @@ def line(found: SelfTest) -> str:
         f"self-test: {found.steps} steps trained, evaluated, stopped and gone on with; largest differences from the "
         f"framework's: loss {found.loss:.1e}, parameters {found.parameters:.1e}, output {found.output:.1e}"
     )
-
-

@@ -35,6 +35,7 @@ except ImportError as error:
 
 Builder = str | Callable[[], Any]
 
+
 def loss_object(loss: Loss, options: LossOptions, *, from_logits: bool) -> Any:
     """Return Keras' loss of this name."""
     known = {name: value for name, value in options.model_dump().items() if name in _OPTIONS.get(loss, ())}

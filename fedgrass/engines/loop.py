@@ -52,7 +52,8 @@ class BatchEngine(ABC):
     def _set_rate(self, rate: float) -> None:
         """Take the next steps at this learning rate; an engine that cannot raises `EngineError`."""
         raise EngineError(
-            f"model {self.manifest.name!r}: this engine follows no learning-rate schedule; export the model without one"
+            f"model {self.manifest.name!r}: this engine cannot change the learning rate to {rate:g} within a round; "
+            "export the model without a schedule"
         )
 
     @abstractmethod
@@ -201,7 +202,9 @@ class OutputEngine(BatchEngine):
 
     def _sums(self, batch: Batch) -> tuple[float, float]:
         outputs, loss = self._outputs(batch.x), self.manifest.loss
-        return float(losses(loss, outputs, batch.y, self.manifest.loss_options).sum()), float(correct(loss, outputs, batch.y).sum())
+        return float(losses(loss, outputs, batch.y, self.manifest.loss_options).sum()), float(
+            correct(loss, outputs, batch.y).sum()
+        )
 
 
 def check_state(state: Sequence[Array], expected: Sequence[tuple[int, ...]]) -> None:

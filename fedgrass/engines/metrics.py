@@ -76,7 +76,8 @@ def losses(loss: Loss, output: Array, y: Array, options: LossOptions | None = No
         return _per_example(-np.log(chosen[..., 0]))
     y = np.asarray(y, np.float64).reshape(output.shape)
     if options.label_smoothing and loss in CLASSIFIERS:
-        y = y * (1 - options.label_smoothing) + options.label_smoothing / (2 if loss in BINARY else y.shape[-1])
+        classes = 2 if loss in BINARY else output.shape[-1]
+        y = np.asarray(y * (1 - options.label_smoothing) + options.label_smoothing / classes)
     return _per_example(_FORMULAS[loss](output, y, options))
 
 
@@ -98,7 +99,7 @@ def _huber(output: Array, y: Array, options: LossOptions) -> Array:
 
 def _hinge(output: Array, y: Array, _: LossOptions) -> Array:
     signs = 2 * y - 1 if np.isin(y, (0, 1)).all() else y
-    return np.maximum(1 - signs * output, 0)
+    return np.asarray(np.maximum(1 - signs * output, 0))
 
 
 def _categorical_hinge(output: Array, y: Array, _: LossOptions) -> Array:

@@ -81,7 +81,9 @@ class TrainingOptions:
     engine: Annotated[str, typer.Option(help=f"As devices have it: {ENGINES.choices()}.")] = "litert"
     builder: Annotated[str, typer.Option(help="module:function that builds the model, for those engines.")] = ""
     epochs: Annotated[int, typer.Option(min=1, help="On each device.")] = 5
-    learning_rate: Annotated[float, typer.Option(help="On each device.")] = 0.1
+    learning_rate: Annotated[
+        float | None, typer.Option(help="On each device.", show_default="the model's own, by its optimizer")
+    ] = None
     codec: Annotated[str, typer.Option(help="Of updates: float32, int8, topk:0.05+int8+zstd, …; docs/codecs.md.")] = (
         "float32"
     )

@@ -195,7 +195,8 @@ class Demo:
 
     def _measure_baselines(self) -> baselines.Baselines:
         epochs = self.settings.fit.epochs * self._options.rounds
-        fit = FitSettings(epochs=epochs, learning_rate=self.settings.fit.learning_rate, seed=self._options.seed)
+        rate = self.settings.fit.learning_rate or self._bundle.manifest.optimizer.rate
+        fit = FitSettings(epochs=epochs, learning_rate=rate, seed=self._options.seed)
         with self._step(f"For comparison: each device alone, and all data in one place, for {epochs} epochs"):
             return baselines.measure(self._bundle, self._data, fit)
 

@@ -38,7 +38,7 @@ def test_the_gradient_of_a_repetition_sums_its_copies_over_few_axes(axes: list[t
 
     with tf.Graph().as_default() as graph, overridden():
         x = tf.compat.v1.placeholder(tf.float32, sizes)
-        (ours,) = gradients(tf.tile(x, repeats) * weights, [x], tf.ones(weights.shape))
+        (ours,) = gradients([tf.tile(x, repeats) * weights], [x], [tf.ones(weights.shape)])
         ranks = [op.inputs[0].shape.rank for op in graph.get_operations() if op.type == "Sum"]
         with tf.compat.v1.Session() as session:
             found = session.run(ours, {x: np.zeros(sizes, np.float32)})
