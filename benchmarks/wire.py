@@ -146,7 +146,7 @@ def run(wanted: Run) -> Result:
             for thing, data in task.devices.items():
                 engine.set_parameters(bundle.parameters())
                 trained = train(
-                    engine,
+                    lambda: engine,
                     bundle,
                     Split(data, data.take(0)),
                     announcement,

@@ -21,6 +21,8 @@ Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called
 - ``read_parameters() -> p0 …``, ``write_parameters(p0 …) -> ok``. Resource variables start uninitialised: write first.
 - ``begin_round() -> ok``: takes the present parameters as the proximal term's anchor and zeroes the optimizer's state.
   Where the model has Dropout: ``begin_round(seed)``, int32, from which and the step's number the masks are drawn.
+- ``begin_plain([seed]) -> ok``: the same without an anchor, which is as large as the parameters; ``train_plain`` needs none
+  (optional).
 - ``read_optimizer() -> s0 …`` and ``write_optimizer(s0 …) -> ok``, where the optimizer has state: for checkpoints.
 """
 
@@ -28,6 +30,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -72,6 +75,9 @@ class InitialParameters(dict[str, "Array"]):
         self.statistics = statistics
 
 
+_ITEM_BYTES = {"float32": 4, "float16": 2, "int32": 4, "int64": 8, "int8": 1, "uint8": 1, "bool": 1}
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -87,6 +93,11 @@ class TensorDescription(_Model):
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.size * _ITEM_BYTES[self.dtype]
 
 
 class SelfTest(_Model):
@@ -182,6 +193,11 @@ class Manifest(_Model):
         """Number of trainable scalars."""
         return sum(parameter.size for parameter in self.parameters)
 
+    @property
+    def parameter_bytes(self) -> int:
+        """Size of all parameters together."""
+        return sum(parameter.nbytes for parameter in self.parameters)
+
     def to_json(self) -> bytes:
         """Return the file's content; the same manifest gives the same bytes."""
         document = self.model_dump(mode="json", by_alias=True)
@@ -250,6 +266,14 @@ class Bundle:
         """Read the parameters, checked against the manifest, in its order."""
         return load_parameters(self.folder / PARAMETERS, self.manifest)
 
+    def stored_parameters(self) -> Mapping[str, Array]:
+        """Return the parameters as `parameters` does, but each in memory only while somebody holds it."""
+        from fedgrass.tensors import MappedTensors
+
+        mapped = MappedTensors(self.folder / PARAMETERS, max_bytes=_parameter_file_bytes(self.manifest))
+        check_parameters(mapped, self.manifest, name=str(self.folder / PARAMETERS))
+        return mapped
+
 
 def parse_manifest(content: bytes, *, name: str = MANIFEST) -> Manifest:
     """Validate the bytes of a ``model.json``.
@@ -278,16 +302,17 @@ def load_parameters(path: Path, manifest: Manifest) -> Parameters:
         If it holds other tensors than the manifest names.
     """
     # Here and below and not above: heartbeat and model deployer read manifests, and live without NumPy.
-    import numpy as np
-
     from fedgrass import tensors
 
-    expected_bytes = sum(np.dtype(p.dtype).itemsize * p.size for p in manifest.parameters)
-    loaded, _ = tensors.load(path, max_bytes=expected_bytes + MAX_HEADER_BYTES + 8)
+    loaded, _ = tensors.load(path, max_bytes=_parameter_file_bytes(manifest))
     return check_parameters(loaded, manifest, name=str(path))
 
 
-def check_parameters(parameters: Parameters, manifest: Manifest, *, name: str = "parameters") -> Parameters:
+def _parameter_file_bytes(manifest: Manifest) -> int:
+    return manifest.parameter_bytes + MAX_HEADER_BYTES + 8
+
+
+def check_parameters(parameters: Mapping[str, Array], manifest: Manifest, *, name: str = "parameters") -> Parameters:
     """Check parameters against a model, and put them in its order.
 
     Parameters

@@ -25,6 +25,7 @@ from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import UpdateInfo, write_update
 
+_PARAMETER, _OPTIMIZER = "p/", "o/"
 _MOST_METRICS, _LONGEST_NAME = 16, 40
 """What a message holds of them (`fedgrass.protocol.messages.Metrics`)."""
 
@@ -81,7 +82,7 @@ class TrainingFiles:
 
 
 def train(
-    engine: Engine,
+    open_engine: Callable[[], Engine],
     base: Bundle,
     data: Split,
     announcement: Announcement,
@@ -95,8 +96,8 @@ def train(
 
     Parameters
     ----------
-    engine
-        Holds the parameters of ``base``.
+    open_engine
+        Makes an engine that holds the parameters of ``base``; it is gone before the update is written, and its memory with it.
     base
         The model that the round starts from, which the update is a difference from.
     data
@@ -140,20 +141,25 @@ def train(
         return save
 
     fitted = fit(
-        engine,
+        open_engine(),
         manifest,
         data,
         announcement,
         thing,
-        hooks=Hooks(hooks.after_batch, saved_then(hooks.after_epoch), saved_then(hooks.stopped)),
+        hooks=Hooks(hooks.after_batch, saved_then(hooks.after_epoch), saved_then(hooks.stopped), keep=False),
         resume=earlier.state if earlier else None,
     )
     seconds = clock() - started
+    last = _load(files.checkpoint, identity)
+    # Tensor by tensor from the disk, if the engine told of each epoch: a large model is then not in memory twice.
+    whole = last is not None and last.state.epoch >= announcement.fit.epochs
+    local = last.state.parameters if last is not None and whole else fitted.parameters
     header = fitted.header
+    del fitted  # with what its engine lends, and so with the engine
     info = write_update(
         files.update,
-        base.parameters(),
-        fitted.parameters,
+        base.stored_parameters(),
+        local,
         header,
         codec=announcement.update.codec,
         clip_norm=announcement.update.clip_norm,
@@ -249,8 +255,8 @@ class _Checkpoint:
 
 
 def _save(path: Path, identity: str, state: FitState, seconds: float) -> None:
-    stored = {f"p/{name}": value for name, value in state.parameters.items()}
-    stored |= {f"o/{index:06d}": value for index, value in enumerate(state.optimizer)}
+    stored = {f"{_PARAMETER}{name}": value for name, value in state.parameters.items()}
+    stored |= {f"{_OPTIMIZER}{index:06d}": value for index, value in enumerate(state.optimizer)}
     metadata = {
         "identity": identity,
         "epoch": str(state.epoch),
@@ -268,12 +274,13 @@ def _load(path: Path, identity: str) -> _Checkpoint | None:
     if not path.exists():
         return None
     with contextlib.suppress(TensorFileError, KeyError, ValueError):
-        stored, metadata = tensors.load(path)
+        stored = tensors.MappedTensors(path)
+        metadata = stored.metadata
         if metadata["identity"] == identity:
             state = FitState(
                 epoch=int(metadata["epoch"]),
-                parameters={name[2:]: value for name, value in stored.items() if name.startswith("p/")},
-                optimizer=[stored[name] for name in sorted(stored) if name.startswith("o/")],
+                parameters=tensors.MappedTensors(path, prefix=_PARAMETER),
+                optimizer=[stored[name] for name in sorted(stored) if name.startswith(_OPTIMIZER)],
                 losses=[float(loss) for loss in json.loads(metadata["losses"])],
                 step=int(metadata["step"]),
                 loss_sum=float(metadata["loss_sum"]),

@@ -91,7 +91,7 @@ def train(
     update.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         return take_part(
-            open_engine("litert", bundle),
+            lambda: open_engine("litert", bundle),
             bundle,
             data,
             announcement,

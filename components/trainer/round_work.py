@@ -5,6 +5,7 @@ from __future__ import annotations
 from components.trainer.task import Result
 from components.trainer.workspace import Workspace
 from fedgrass.bundle import Bundle
+from fedgrass.edge.memory import available_bytes, require_memory
 from fedgrass.engines.base import Hooks
 from fedgrass.protocol.messages import Announcement
 from fedgrass.training import TrainingFiles, evaluate, train
@@ -30,13 +31,13 @@ def _evaluate(announcement: Announcement, place: Workspace, bundle: Bundle) -> R
 
 def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Result:
     task = place.task
-    engine = place.engine(bundle)
+    require_memory(bundle.manifest, available_bytes())
     split = place.split(bundle)
     examples = len(split.train)
     place.log.info("training", examples=examples, base=bundle.manifest.version)
     place.progressed(0, examples)
     trained = train(
-        engine,
+        lambda: place.engine(bundle),
         bundle,
         split,
         announcement,

@@ -125,14 +125,17 @@ def module(
             "weight": weight,
         }
 
-    def begin_round(drawn: Tensor | None = None) -> dict[str, Tensor]:
+    def begin_plain(drawn: Tensor | None = None) -> dict[str, Tensor]:
         if seed is not None:
             seed.assign(drawn)
-        for anchor, parameter in zip(anchors, parameters, strict=True):
-            anchor.assign(parameter)
         for variable, initial in zip(state, initials, strict=True):
             variable.assign(tf.fill(variable.shape, initial))
         return _ok()
+
+    def begin_round(drawn: Tensor | None = None) -> dict[str, Tensor]:
+        for anchor, parameter in zip(anchors, parameters, strict=True):
+            anchor.assign(parameter)
+        return begin_plain(drawn)
 
     # The step's number is kept, restored and reset with the optimizer's state.
     state, initials = list(optimizer.state), list(optimizer.initial)
@@ -140,12 +143,14 @@ def module(
         state, initials = [*state, step], [*initials, 0.0]
     weight = tf.TensorSpec([batch], tf.float32, name="sample_weight")
     scalars = [tf.TensorSpec([], tf.float32, name=name) for name in _SCALARS]
+    drawn = [tf.TensorSpec([], tf.int32, name="seed")] if seed is not None else []
     signatures = {
         "train": _function(train, [x, y, weight, *scalars]),
         "train_plain": _function(train, [x, y, weight, scalars[0]]),
         "evaluate": _function(evaluate, [x, y, weight]),
         "infer": _function(lambda x: {"y": forward.output(x, values)}, [x]),
-        "begin_round": _function(begin_round, [tf.TensorSpec([], tf.int32, name="seed")] if seed is not None else []),
+        "begin_round": _function(begin_round, drawn),
+        "begin_plain": _function(begin_plain, drawn),
         **_access(values, "parameters", "p"),
         **(_access(state, "optimizer", "s") if state else {}),
     }

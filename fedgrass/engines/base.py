@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -67,7 +67,7 @@ class FitState:
     """
 
     epoch: int
-    parameters: Parameters
+    parameters: Mapping[str, Array]
     optimizer: list[Array] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     step: int = 0
@@ -95,11 +95,15 @@ class Hooks:
 
     ``after_batch(epoch, step)`` may sleep (throttling, pausing) or raise `StopTraining`. ``after_epoch(state)`` is where
     checkpoints are written, and so is ``stopped(state)``, which follows a `StopTraining`.
+
+    ``keep``: whether the hooks, and whoever has the result, keep its arrays. If not, an engine may lend its own, which hold until
+    it is called again: a copy of a large model's parameters is memory that a small device lacks.
     """
 
     after_batch: Callable[[int, int], None] = lambda epoch, step: None
     after_epoch: Callable[[FitState], None] = lambda state: None
     stopped: Callable[[FitState], None] = lambda state: None
+    keep: bool = True
 
 
 class Engine(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,17 +54,33 @@ class LiteRTEngine(BatchEngine):
         self._has_optimizer = _OPTIMIZER[0] in self._signatures
         # Of as many ones as a batch has examples, and as many zeros, the weights of n examples begin n before the middle.
         self._weights = np.repeat(np.array([1, 0], np.float32), self.manifest.batch_size)
-        self.set_parameters(bundle.parameters())
+        stored = bundle.stored_parameters()
+        self.set_parameters(dict(stored))
+        self._held_on_disk: Mapping[str, Array] | None = stored
 
     def get_parameters(self) -> Parameters:
         """Return a copy of the trainable parameters, in the manifest's order."""
-        found = self._signatures["read_parameters"]()
-        return {p.name: found[f"p{i}"] for i, p in enumerate(self.manifest.parameters)}
+        read = self._signatures["read_parameters"]
+        found = self._named(read())
+        read.release()
+        return found
 
     def set_parameters(self, parameters: Parameters) -> None:
         """Replace the trainable parameters; raises `BundleError` if they are another model's."""
         values = check_parameters(parameters, self.manifest).values()
-        self._signatures["write_parameters"](**{f"p{i}": value for i, value in enumerate(values)})
+        write = self._signatures["write_parameters"]
+        write(**{f"p{i}": value for i, value in enumerate(values)})
+        write.release()
+        self._held_on_disk = None
+
+    def _base(self) -> Mapping[str, Array]:
+        return self.get_parameters() if self._held_on_disk is None else self._held_on_disk
+
+    def _lend_parameters(self) -> Parameters:
+        return self._named(self._signatures["read_parameters"].lend())
+
+    def _named(self, found: Mapping[str, Array]) -> Parameters:
+        return {p.name: found[f"p{i}"] for i, p in enumerate(self.manifest.parameters)}
 
     def infer(self, x: Array) -> Array:
         """Return the model's output [n, …] for inputs [n, …] in the present parameters."""
@@ -75,17 +91,17 @@ class LiteRTEngine(BatchEngine):
         return output[: len(x)]
 
     def _begin(self, settings: FitSettings) -> None:
-        begin = self._signatures["begin_round"]
+        plain = settings.proximal_mu == settings.clip_norm == 0 and "train_plain" in self._signatures
+        begin = self._signatures["begin_plain" if plain and "begin_plain" in self._signatures else "begin_round"]
         begin(**({"seed": np.int32(settings.masks_seed())} if begin.inputs else {}))
-        self._train = self._signatures["train"]
-        self._unset: dict[str, np.generic] = {
-            "learning_rate": np.float32(settings.learning_rate),
-            "proximal_mu": np.float32(settings.proximal_mu),
-            "clip_norm": np.float32(settings.clip_norm),
-        }
-        if settings.proximal_mu == settings.clip_norm == 0 and "train_plain" in self._signatures:
-            self._train = self._signatures["train_plain"]
-            self._unset = {"learning_rate": np.float32(settings.learning_rate)}
+        self._held_on_disk = None
+        self._train = self._signatures["train_plain" if plain else "train"]
+        self._unset: dict[str, np.generic] = {"learning_rate": np.float32(settings.learning_rate)}
+        if not plain:
+            self._unset |= {
+                "proximal_mu": np.float32(settings.proximal_mu),
+                "clip_norm": np.float32(settings.clip_norm),
+            }
 
     def _step(self, batch: Batch) -> float:
         loss = self._train(**self._padded(batch), **self._unset)["loss"]

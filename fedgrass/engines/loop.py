@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from fedgrass.engines.checks import Checked, check_batch, check_dataset
 from fedgrass.engines.metrics import CLASSIFIERS, correct, losses
 from fedgrass.errors import DataError, DivergedError, EngineError
 from fedgrass.tensors import Array
+
+_BLOCK = 1 << 20
 
 
 class BatchEngine(ABC):
@@ -102,12 +104,12 @@ class BatchEngine(ABC):
             If the loss stops being finite.
         """
         check_dataset(data, self.manifest)
-        base = self.get_parameters()
+        base = self._base()
         self._begin(settings)
-        state = resume or FitState(0, base)
+        state = resume or FitState(0, {})
         try:
             if resume is not None:
-                self.set_parameters(resume.parameters)
+                self.set_parameters(dict(resume.parameters))
                 self._set_optimizer_state(resume.optimizer)
             while state.epoch < settings.epochs:
                 state = self._epoch(data, settings, state, hooks)
@@ -115,10 +117,10 @@ class BatchEngine(ABC):
                     hooks.after_epoch(state)
         except BaseException:
             # Whatever ended the training, what comes next starts from parameters that are known to be good.
-            self.set_parameters(base)
+            self.set_parameters(dict(base))
             raise
         metrics = {"loss": state.losses[-1]} if state.losses else {}
-        return FitResult(state.parameters, len(data), metrics, state.steps)
+        return FitResult(dict(state.parameters) or self.get_parameters(), len(data), metrics, state.steps)
 
     def evaluate(self, data: Dataset) -> Metrics:
         """Return ``loss`` (mean), ``accuracy`` for classifiers, and ``examples``.
@@ -164,26 +166,37 @@ class BatchEngine(ABC):
                 hooks.after_batch(epoch, step)
             except StopTraining:
                 steps = begun.steps + step - begun.step
-                hooks.stopped(replace(begun, step=step, loss_sum=total, steps=steps, **self._held()))
+                hooks.stopped(replace(begun, step=step, loss_sum=total, steps=steps, **self._held(keep=hooks.keep)))
                 raise
         state = FitState(
             epoch + 1,
-            begun.parameters,
+            {},
             losses=[*begun.losses, total / max(examples, 1)],
             steps=begun.steps + step - begun.step,
         )
         if hooks is not None or state.epoch == settings.epochs:
-            state = replace(state, **self._held())
+            state = replace(state, **self._held(keep=hooks is None or hooks.keep))
             self._require_finite(state.parameters)
         return state
 
-    def _held(self) -> dict[str, Any]:
+    def _held(self, *, keep: bool) -> dict[str, Any]:
         """Return the fields of `FitState` that the engine holds."""
-        return {"parameters": self.get_parameters(), "optimizer": self._optimizer_state()}
+        parameters = self.get_parameters() if keep else self._lend_parameters()
+        return {"parameters": parameters, "optimizer": self._optimizer_state()}
 
-    def _require_finite(self, parameters: Parameters) -> None:
+    def _base(self) -> Mapping[str, Array]:
+        """Return the present parameters, to be put back if the training fails."""
+        return self.get_parameters()
+
+    def _lend_parameters(self) -> Parameters:
+        """Return the present parameters, which hold until the engine is called again."""
+        return self.get_parameters()
+
+    def _require_finite(self, parameters: Mapping[str, Array]) -> None:
         for name, value in parameters.items():
-            if not np.isfinite(value).all():
+            flat = value.reshape(-1)
+            # In blocks, because what is compared takes a byte for each scalar.
+            if not all(np.isfinite(flat[start : start + _BLOCK]).all() for start in range(0, flat.size, _BLOCK)):
                 raise self._diverged(f"{name!r} is no longer finite")
 
     def _diverged(self, what: str) -> DivergedError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +46,35 @@ class Signature:
         RuntimeError
             If LiteRT cannot run it.
         """
+        self._run(inputs)
+        return {name: self._interpreter.GetTensor(index, self._subgraph) for name, index in self._outputs.items()}
+
+    def lend(self, **inputs: Array | np.generic) -> dict[str, Array]:
+        """Run as a call does, but return the outputs themselves: they hold until the next call or `release`.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            As a call does.
+        """
+        self._run(inputs)
+        return {name: self._memory(index) for name, index in self._outputs.items()}
+
+    def release(self) -> None:
+        """Give the memory of large inputs and outputs back to the system, until the next call, which must set all inputs.
+
+        LiteRT holds a subgraph's tensors for as long as the model is there: with every parameter an input of one signature and
+        an output of another, a model takes three times its size before it trains. The pages are private and anonymous, so that
+        what is dropped reads as zeros and is there again when it is written to.
+        """
+        for index in {*self.inputs.values(), *self._outputs.values()}:
+            drop_pages(self._memory(index))
+
+    def _memory(self, index: int) -> Array:
+        found: Array = self._interpreter.tensor(self._interpreter, index, self._subgraph)
+        return found
+
+    def _run(self, inputs: Mapping[str, Array | np.generic]) -> None:
         if not self._allocated:
             if missing := self.inputs.keys() - inputs.keys():
                 raise ValueError(f"input {min(missing)!r} was never set")
@@ -53,9 +85,25 @@ class Signature:
                 raise ValueError(f"there is no input {name!r}; expected {', '.join(sorted(self.inputs))}")
             self._interpreter.SetTensor(self.inputs[name], value, self._subgraph)
         self._interpreter.Invoke(self._subgraph)
-        return {name: self._interpreter.GetTensor(index, self._subgraph) for name, index in self._outputs.items()}
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the inputs by name."""
         return {name: tuple(details["shape"]) for name, details in self._runner.get_input_details().items()}
+
+
+_LEAST = 1 << 20
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+def drop_pages(array: Array) -> None:
+    """Give the whole pages of an array in anonymous memory back, if it is at least 1 MiB; what it held is lost.
+
+    A system that refuses keeps the memory; nothing else depends on it.
+    """
+    if array.nbytes < _LEAST:
+        return
+    begin = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    _libc.madvise(begin, end - begin, mmap.MADV_DONTNEED)

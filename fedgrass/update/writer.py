@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.registry import codec_named
 
+_BLOCK = 1 << 20
 _NO_CHANCE = np.random.default_rng(0)  # for codecs that leave nothing to it
 
 
@@ -52,8 +53,8 @@ class EncodedUpdate:
 
 def write_update(
     path: Path,
-    base: Parameters,
-    local: Parameters,
+    base: Mapping[str, Array],
+    local: Mapping[str, Array],
     header: UpdateHeader,
     *,
     codec: str = "float32",
@@ -97,8 +98,8 @@ def write_update(
 
 
 def encode_update(
-    base: Parameters,
-    local: Parameters,
+    base: Mapping[str, Array],
+    local: Mapping[str, Array],
     header: UpdateHeader,
     *,
     codec: str = "float32",
@@ -225,11 +226,16 @@ def _difference(before: Array, after: Array) -> Floats:
 
 
 def _squares(delta: Floats) -> float:
-    wide = delta.astype(np.float64)
-    return float(wide @ wide)
+    total = 0.0
+    for start in range(
+        0, delta.size, _BLOCK
+    ):  # twice the size of a large difference is memory that a small device lacks
+        wide = delta[start : start + _BLOCK].astype(np.float64)
+        total += float(wide @ wide)
+    return total
 
 
-def _require_alike(base: Parameters, local: Parameters) -> None:
+def _require_alike(base: Mapping[str, Array], local: Mapping[str, Array]) -> None:
     if base.keys() != local.keys():
         odd = ", ".join(sorted(base.keys() ^ local.keys())[:3])
         raise BundleError(f"update: base and trained parameters have other names (for example {odd})")

@@ -70,6 +70,32 @@ def test_the_same_tensors_give_the_same_bytes(
     assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
 
 
+@given(content=tensor_maps, metadata=metadata_maps)
+def test_a_mapped_file_reads_as_a_loaded_one_even_after_another_has_its_name(
+    tmp_path_factory: pytest.TempPathFactory, content: dict[str, Any], metadata: dict[str, str]
+) -> None:
+    path = tmp_path_factory.mktemp("tensors") / "x.safetensors"
+    tensors.save(path, {**{f"a/{name}": value for name, value in content.items()}, "b/other": np.ones(3)}, metadata)
+    mapped = tensors.MappedTensors(path, prefix="a/")
+    tensors.save(path, {"a/another": np.zeros(5000)}, {})
+    assert same(dict(mapped), content)
+    assert list(mapped) == list(content)
+    assert mapped.metadata == metadata
+    assert not any(value.flags.writeable for value in mapped.values() if value.size)
+
+
+def test_a_mapped_file_is_refused_as_a_loaded_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors.save(path, {"w": np.zeros(100)}, {})
+    with pytest.raises(TensorFileError, match="at most 10 are accepted"):
+        tensors.MappedTensors(path, max_bytes=10)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TensorFileError, match="header and tensors make"):
+        tensors.MappedTensors(path)
+    with pytest.raises(TensorFileError, match="cannot be read"):
+        tensors.MappedTensors(tmp_path / "none")
+
+
 @given(data=st.data())
 def test_a_damaged_file_is_refused_or_read_and_nothing_else(data: st.DataObject) -> None:
     content = bytearray(safetensors.numpy.save({"w": np.zeros((2, 3), np.float32)}, {"a": "b"}))

@@ -56,7 +56,7 @@ def run(
 ) -> Trained:
     bundle = Bundle.open(digits.BUNDLE)
     return train(
-        LiteRTEngine(bundle),
+        lambda: LiteRTEngine(bundle),
         bundle,
         data or examples(),
         announcement(**fit),
@@ -172,7 +172,7 @@ def test_seconds_count_over_restarts(tmp_path: Path) -> None:
 
     def once(hooks: Hooks | None) -> Trained:
         return train(
-            LiteRTEngine(bundle),
+            lambda: LiteRTEngine(bundle),
             bundle,
             examples(),
             announcement(),

@@ -203,7 +203,7 @@ class Participant:
     def _train(self, announcement: Announcement) -> Trained:
         bundle = self._bundle(announcement, announcement.base)
         return train(
-            self._engine(bundle),
+            lambda: self._engine(bundle),
             bundle,
             loaders.load(self.data, bundle.manifest),
             announcement,

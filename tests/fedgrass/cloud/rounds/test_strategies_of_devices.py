@@ -39,7 +39,7 @@ def updates(announcement: Announcement, thing: str, folder: Path, count: int = 6
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{thing}.safetensors"
     train(
-        LiteRTEngine(BUNDLE),
+        lambda: LiteRTEngine(BUNDLE),
         BUNDLE,
         data(count),
         announcement,
