@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from fedgrass.tensors import Array
+
 WIDTHS = {"0.04M": (64, 512), "1M": (1000, 1000), "4M": (2000, 2000), "17M": (4096, 4096), "50M": (7000, 7000)}
 """Widths of the net's two inner layers."""
 
@@ -82,7 +84,7 @@ def export(widths: tuple[int, int], folder: Path) -> Path:
     return folder
 
 
-def examples() -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def examples() -> tuple[Array, Array]:
     """Made-up data."""
     rng = np.random.default_rng(0)
     return rng.normal(size=(EXAMPLES, INPUTS)).astype(np.float32), rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)

@@ -97,9 +97,9 @@ class FlowerEngine:
         """
         client = self._client_for(data)
         if resume is not None and resume.epoch >= settings.epochs:
-            self.set_parameters(resume.parameters)
+            self.set_parameters(dict(resume.parameters))
             metrics = {"loss": resume.losses[-1]} if resume.losses else {}
-            return FitResult(resume.parameters, len(data), metrics, resume.steps)
+            return FitResult(dict(resume.parameters), len(data), metrics, resume.steps)
         config = {
             "epochs": settings.epochs,
             "batch_size": self.manifest.batch_size,

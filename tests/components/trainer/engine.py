@@ -56,7 +56,7 @@ class QuickEngine:
             self.epochs.append(state.epoch)
             state = FitState(state.epoch + 1, {name: value + 1 for name, value in state.parameters.items()})
             hooks.after_epoch(state)
-        return FitResult(state.parameters, len(data), {"loss": 0.5}, settings.epochs)
+        return FitResult(dict(state.parameters), len(data), {"loss": 0.5}, settings.epochs)
 
     def evaluate(self, data: Dataset) -> Metrics:
         return {"loss": 0.5, "accuracy": 0.5, "examples": float(len(data))}
