@@ -120,6 +120,23 @@ class Constant(_Model):
     axes: tuple[Annotated[int, Field(ge=0, lt=8)], ...] = Field(max_length=8)
 
 
+class DataDescription(_Model):
+    """How devices find x and y in their tables and images: part of the model, so that all devices read alike."""
+
+    columns: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(), max_length=65536, description="Names of x's columns, in row-major order; (): by place"
+    )
+    labels: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(), max_length=65536, description="Names of y's columns; (): the last ones"
+    )
+    means: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(
+        default=(), max_length=65536, description="The fleet's mean of each column of x, to fill in missing values"
+    )
+    pixels: tuple[float, float] | None = Field(
+        default=None, description="What x holds for black and for white; None: 0 and 1, or the range of a whole dtype"
+    )
+
+
 class FileDescription(_Model):
     """A file of the bundle."""
 
@@ -138,6 +155,7 @@ class Manifest(_Model):
     y: TensorDescription
     output: TensorDescription
     class_names: tuple[str, ...] = ()
+    data: DataDescription = DataDescription()
     loss: Loss
     loss_options: LossOptions = LossOptions()
     optimizer: Optimizer = Optimizer()
@@ -166,6 +184,9 @@ class Manifest(_Model):
             raise ValueError(f"files lacks {', '.join(sorted(missing))}")
         if any("/" in name or name.startswith(".") for name in self.files):
             raise ValueError("file names must be plain")
+        for kind in ("columns", "means"):
+            if (given := len(getattr(self.data, kind))) not in (0, self.x.size):
+                raise ValueError(f"data.{kind} has {given} entries, x has {self.x.size} values")
         return self
 
     @property

@@ -1,14 +1,42 @@
-"""Where a device's examples are; apart from what reads them, for NumPy is not needed to know it."""
+"""Where a device's examples are and how they are written; apart from what reads them, for NumPy is not needed to know it."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic.alias_generators import to_camel
 
 from fedgrass.parts import LOADERS
+
+MISSING = ("", "-", "--", "?", "n/a", "na", "nan", "nil", "none", "null", "<na>", "#n/a", "#na", "\\n")
+"""Cells that stand for a missing value, whatever their case."""
+
+_CHARACTERS = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semicolon": ";", "pipe": "|"}
+
+
+def _listed(value: object) -> object:
+    """Take a list also from text: nucleus lite makes one of every value."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError("is no JSON list") from error
+    return [part.strip() for part in value.split(",")] if value.strip() else []
+
+
+def _character(value: object) -> object:
+    return _CHARACTERS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+Character = Annotated[str, BeforeValidator(_character), Field(max_length=1)]
+Names = Annotated[tuple[Annotated[str, Field(max_length=200)], ...], BeforeValidator(_listed), Field(max_length=65536)]
 
 
 class DataSettings(BaseModel):
@@ -22,12 +50,70 @@ class DataSettings(BaseModel):
         description=f"{', '.join(LOADERS.built_in())}, one that a package registers, or module:function",
     )
     path: str = Field(default="", max_length=1024)
-    label: str = Field(default="", max_length=200, description="The csv loader's label column; else the last")
+    label: str = Field(
+        default="",
+        max_length=8192,
+        description="Column of y in a table, or several after commas; else as the bundle says, else the last",
+    )
+    columns: Names = Field(
+        default=(), description="Columns of x in a table, in the model's order; else as the bundle says"
+    )
+    header: bool | None = Field(default=None, description="Whether a table's first row names the columns; else guessed")
+    separator: Character = Field(default="", description="Between a CSV file's cells, or tab, space; else guessed")
+    decimal: Character = Field(default="", description="Decimal mark of a CSV file; else guessed")
+    thousands: Character = Field(default="", description="Between groups of three digits in a CSV file; else guessed")
+    quote: Character = Field(default="", description="Around a CSV file's cells; else guessed")
+    comment: Character = Field(default="", description="Begins a CSV file's comment lines; else guessed")
+    encoding: str = Field(default="", max_length=40, description="Of a CSV file, such as latin-1; else guessed")
+    skip_lines: int = Field(default=0, ge=0, le=10_000, description="Lines before a CSV file's header")
+    missing: str = Field(
+        default="refuse",
+        max_length=40,
+        description="For a missing value: refuse the data, skip the row, fill in the mean (of the fleet, see means), or a number",
+    )
+    missing_values: Names = Field(
+        default=MISSING, description="Cells that stand for a missing value, whatever their case"
+    )
+    means: Annotated[tuple[float, ...], BeforeValidator(_listed), Field(max_length=65536)] = Field(
+        default=(), description="One for each column of x, for missing: mean; else as the bundle says"
+    )
+    max_bad_share: float = Field(
+        default=0.1, ge=0, lt=1, description="Share of rows, images or files that may be bad, and are left out"
+    )
+    time: str = Field(default="", max_length=200, description="Column of a row's time, for windowHours")
+    window_rows: int = Field(default=0, ge=0, description="Only so many of the newest examples; 0 is all")
+    window_hours: float = Field(
+        default=0, ge=0, le=1e6, description="Only examples of the last hours, by time or the image's file; 0 is all"
+    )
+    table: str = Field(default="", max_length=200, description="The sqlite loader's table or view; else the only one")
+    query: str = Field(default="", max_length=8192, description="The sqlite loader's SELECT, in place of table")
+    pixels: str = Field(
+        default="",
+        max_length=40,
+        description="Black and white to the model, such as 0..255; else as the bundle says, else 0..1, or 0..255 if whole",
+    )
     validation_fraction: float = Field(default=0.2, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
-    max_bytes: int = Field(default=1 << 30, ge=1, description="Larger npz and csv data are refused")
+    max_bytes: int = Field(default=1 << 30, ge=1, description="Larger data are refused; images are not counted")
+
+    @field_validator("missing")
+    @classmethod
+    def _missing_is_known(cls, value: str) -> str:
+        if value not in ("refuse", "skip", "mean"):
+            try:
+                known = math.isfinite(float(value))
+            except ValueError:
+                known = False
+            if not known:
+                raise ValueError("takes refuse, skip, mean or a number")
+        return value
 
     @property
     def file(self) -> Path:
         """``path`` with the component's environment variables filled in, ``$AWS_IOT_THING_NAME`` among them."""
         return Path(os.path.expandvars(self.path)).expanduser()
+
+    @property
+    def fill(self) -> float | None:
+        """The number that stands in for a missing value, if it is one for all columns."""
+        return None if self.missing in ("refuse", "skip", "mean") else float(self.missing)

@@ -109,7 +109,7 @@ def _done(place: Workspace) -> Result:
     if task.command is not None:
         return command_work.do(task.command, place)
     model = place.store.active()
-    return Result(status="done", num_examples=len(place.split(model).train) if model is not None else 0)
+    return Result(status="done", num_examples=place.count(model) if model is not None else 0)
 
 
 def main() -> int:

@@ -103,8 +103,18 @@ class Workspace:
         return open_engine(runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder)
 
     def split(self, bundle: Bundle) -> data.Split:
-        """Read this device's examples for a model."""
-        return data.load(self.task.runtime.data, bundle.manifest)
+        """Read this device's examples for a model, and say what was left out, filled in or guessed."""
+        found = data.load(self.task.runtime.data, bundle.manifest)
+        if found.account is not None:
+            if found.account.trouble:
+                self.log.warning(found.account.trouble, first=found.account.reasons)
+            if found.account.notes:
+                self.log.info("data read", notes=found.account.notes)
+        return found
+
+    def count(self, bundle: Bundle) -> int:
+        """Return how many examples there are to train on."""
+        return data.count(self.task.runtime.data, bundle.manifest)
 
     def progressed(self, epoch: int, examples: int) -> None:
         """Say how many epochs are done."""

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgrass.data.account import Account
 from fedgrass.engines.base import Batch, Dataset
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
@@ -77,6 +78,10 @@ class Part:
     def __len__(self) -> int:
         return len(self._indices)
 
+    def origin(self, position: int) -> int:
+        """Return the number that an example of this part has in the source."""
+        return int(self._indices[position])
+
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield every example once; see `fedgrass.engines.base.Dataset`."""
         order = self._indices if seed is None else self._indices[shuffled(len(self), seed)]
@@ -90,6 +95,8 @@ class Split:
 
     train: Dataset
     validation: Dataset
+    account: Account | None = None
+    """What the loader left out, filled in and guessed."""
 
 
 def split(x: Array, y: Array, *, validation_fraction: float, seed: int) -> Split:

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedgrass.bundle import Manifest
+from fedgrass.data.account import Account
 from fedgrass.data.arrays import Indices
+from fedgrass.data.files import below, is_hidden
+from fedgrass.data.labels import Labels, takes_x_alone
+from fedgrass.data.pixels import SUFFIXES, UNREAD, Pixels
+from fedgrass.data_settings import DataSettings
 from fedgrass.engines.base import Batch
 from fedgrass.errors import DataError
-from fedgrass.tensors import Array
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_MOST_PIXELS = 64 << 20
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class ImageFolder:
-    """``<folder>/<class>/<image>`` as examples: x scaled to the model's size and to 0..1, y the number of the class.
+    """``<folder>/<class>/…/<image>`` as examples: x as `Pixels` reads it, y the class of the outermost folder.
 
-    Classes are numbered as in the manifest; where it names none, in the order of the folders' names.
+    Folders are classes by `Labels`' one rule. For a model whose y is x, all images in the folder are examples.
 
     Raises
     ------
@@ -29,32 +29,23 @@ class ImageFolder:
         If the model takes no images or classes, Pillow is not installed, or the folder is not as described.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self._image = _pillow()
-        shape = manifest.x.shape
-        if len(shape) != 3 or shape[2] not in _MODES or manifest.y.shape != ():
-            raise DataError(
-                f"data {folder}: model {manifest.name!r} takes x {list(shape)} and y {list(manifest.y.shape)}; images need "
-                "x [height, width, 1, 3 or 4] and a class number for y"
-            )
+    def __init__(self, folder: Path, manifest: Manifest, settings: DataSettings) -> None:
+        self._what = f"data {folder}"
+        self._pixels = Pixels(manifest, settings, self._what)
         self._manifest = manifest
-        if not folder.is_dir():
-            raise DataError(f"data {folder}: is no folder; expected one folder of images for each class in it")
-        found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        classes = list(manifest.class_names) or found
-        unknown = sorted(set(found) - set(classes))
-        if unknown:
+        self._labels = Labels(manifest)
+        self._takes_x_alone = takes_x_alone(manifest)
+        if not self._takes_x_alone and not self._labels.fits_one:
             raise DataError(
-                f"data {folder}: folder {unknown[0]!r} is none of the model's classes {', '.join(classes[:10])}"
+                f"{self._what}: model {manifest.name!r} takes y {list(manifest.y.shape)}; images need a class number for y, or "
+                "one value for each class"
             )
-        self._files = [
-            (file, classes.index(name))
-            for name in found
-            for file in sorted((folder / name).iterdir())
-            if file.suffix.lower() in SUFFIXES
-        ]
+        if not folder.is_dir():
+            raise DataError(f"{self._what}: is no folder; expected one folder of images for each class in it")
+        self.account = Account(self._what, "images", settings.max_bad_share)
+        self._files = self._found(folder, settings)
         if not self._files:
-            raise DataError(f"data {folder}: no images ({', '.join(SUFFIXES)}) in folders of classes")
+            raise DataError(f"{self._what}: no images ({', '.join(SUFFIXES)}) in folders of classes")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -62,27 +53,72 @@ class ImageFolder:
     def read(self, indices: Indices) -> Batch:
         """Decode these images; see `fedgrass.data.arrays.Source`."""
         chosen = [self._files[index] for index in indices]
-        x = np.stack([self._pixels(file) for file, _ in chosen])
-        return Batch(x.astype(self._manifest.x.dtype), np.array([label for _, label in chosen], self._manifest.y.dtype))
+        x = np.stack([self._pixels.read(file) for file, _ in chosen])
+        if self._takes_x_alone:
+            return Batch(x, x.astype(self._manifest.y.dtype))
+        return Batch(x, self._labels.y(np.array([[label] for _, label in chosen])))
 
-    def _pixels(self, file: Path) -> Array:
-        height, width, channels = self._manifest.x.shape
+    def verify(self) -> None:
+        """Decode every image once, and leave out those that cannot be.
+
+        Raises
+        ------
+        DataError
+            If they are more than the settings allow.
+        """
+        self._files = [entry for entry in self._files if self._is_good(entry[0])]
+        self.account.judge()
+
+    def _found(self, folder: Path, settings: DataSettings) -> list[tuple[Path, int]]:
+        if self._takes_x_alone:
+            files = [(file, 0) for file in below(folder)]
+        else:
+            files = [(file, index) for name, index in self._classes(folder) for file in below(folder / name)]
+        images = [(file, index) for file, index in files if file.suffix.lower() in (*SUFFIXES, *UNREAD)]
+        if len(images) < len(files):
+            self.account.says(f"{len(files) - len(images)} files that are no images left out")
+        return _newest(images, settings)
+
+    def _classes(self, folder: Path) -> list[tuple[str, int]]:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+        return [(name, self._class_of(name)) for name in names]
+
+    def _class_of(self, name: str) -> int:
         try:
-            with self._image.open(file) as image:
-                if image.width * image.height > _MOST_PIXELS:
-                    raise DataError(
-                        f"data {file}: {image.width}×{image.height} pixels; at most {_MOST_PIXELS} are decoded"
-                    )
-                fitted = image.convert(_MODES[channels]).resize((width, height), self._image.Resampling.BILINEAR)
-                pixels: Array = np.asarray(fitted, np.float32).reshape(height, width, channels)
-        except (OSError, SyntaxError, ValueError, self._image.DecompressionBombError) as error:
-            raise DataError(f"data {file}: is no readable image ({error})") from error
-        return np.asarray(pixels / np.float32(255))
+            return self._labels.of_text(name)
+        except DataError as error:
+            raise DataError(f"{self._what}: folder {name!r}: {error}") from error
+        except ValueError as error:
+            known = ", ".join(self._labels.names[:10])
+            raise DataError(f"{self._what}: folder {name!r} is none of the model's classes {known}") from error
+
+    def _is_good(self, file: Path) -> bool:
+        try:
+            self._pixels.read(file)
+        except DataError as error:
+            self.account.leaves_out(str(error))
+            return False
+        self.account.good += 1
+        return True
 
 
-def _pillow() -> Any:
+def _newest(files: list[tuple[Path, int]], settings: DataSettings) -> list[tuple[Path, int]]:
+    """Return the files that the window holds, in their order."""
+    if not settings.window_hours and not settings.window_rows:
+        return files
+    times = np.array([_changed(file) for file, _ in files])
+    kept = (
+        np.flatnonzero(times >= time.time() - 3600 * settings.window_hours)
+        if settings.window_hours
+        else np.arange(len(files))
+    )
+    if settings.window_rows:
+        kept = np.sort(kept[np.argsort(times[kept], kind="stable")[-settings.window_rows :]])
+    return [files[index] for index in kept]
+
+
+def _changed(file: Path) -> float:
     try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError("data loader images: Pillow is not installed; pip install 'fedgrass[images]'") from error
-    return Image
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0  # reading it says what is wrong

@@ -1,171 +1,163 @@
-"""Examples from a CSV file, without pandas and in bounded memory.
+"""Examples from the rows of a table, in bounded memory.
 
-The file is read once, row by row, into one float32 matrix: in memory while that is small, else in an unnamed temporary file
-(in ``TMPDIR``) that is mapped and vanishes with the process.
+What reads the table hands over its rows a block at a time. They are kept as one float32 matrix: in memory while that is small,
+else in an unnamed temporary file (in ``TMPDIR``) that is mapped and vanishes with the process.
 """
 
 from __future__ import annotations
 
-import csv
-import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from fedgrass.bundle import Manifest
+from fedgrass.data.account import Account
 from fedgrass.data.arrays import Indices
+from fedgrass.data.columns import Layout
+from fedgrass.data.files import in_folder
+from fedgrass.data.labels import LabelError, Labels
+from fedgrass.data.rows import Block, Judge
+from fedgrass.data_settings import DataSettings
 from fedgrass.engines.base import Batch
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
 
+Blocks = Iterator[tuple[Block, Layout]]
+
 _IN_MEMORY_BYTES = 64 << 20
-_ROWS = 4096
-_INTEGERS_BELOW = 1 << 24
-"""Whole numbers that float32 holds exactly."""
 
 
 class Table:
-    """Rows of a CSV file as examples of one model.
+    """Rows as examples of one model: first filled by `add`, then read."""
 
-    A first row that is not all numbers names the columns. ``label`` names the column of y; without it, y are the last columns.
-    All other columns, in their order, make up x in row-major order. A label may be one of the manifest's class names; one
-    that reads as a number is that number.
-
-    Raises
-    ------
-    DataError
-        Naming the file, the row (the header is row 1) and the column of what is wrong.
-    """
-
-    def __init__(self, path: Path, manifest: Manifest, *, label: str = "", max_bytes: int) -> None:
-        self._path = path
+    def __init__(self, what: str, manifest: Manifest, settings: DataSettings) -> None:
+        self.account = Account(what, "rows", settings.max_bad_share)
+        self.labels = Labels(manifest)
         self._manifest = manifest
-        self._classes = {name: index for index, name in enumerate(manifest.class_names)}
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as stream:
-                rows = csv.reader(stream)
-                first = next(rows, [])
-                self._names = [f"{i + 1}" for i in range(len(first))] if self._is_data(first) else first
-                self._labels = self._label_columns(label)
-                self._features = [column for column in range(len(self._names)) if column not in self._labels]
-                self._whole = [
-                    column
-                    for columns, wanted in ((self._features, manifest.x), (self._labels, manifest.y))
-                    for column in columns
-                    if np.dtype(wanted.dtype).kind in "iu"
-                ]
-                if self._names is first:
-                    self._matrix = self._read(rows, max_bytes, first_row=2)
-                else:
-                    self._matrix = self._read(itertools.chain([first], rows), max_bytes, first_row=1)
-        except OSError as error:
-            raise DataError(f"data {path}: cannot be read ({error.strerror or error})") from error
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"data {path}: is no CSV text in UTF-8 ({error})") from error
+        self.settings = settings
+        self._judge = Judge(manifest, settings, self.labels, self.account)
+        self._rows: _Matrix | None = None
+        self._matrix: Array = np.empty((0, 0), np.float32)
+        self._features = manifest.x.size
+
+    def add(self, block: Block, layout: Layout) -> None:
+        """Keep the rows that are fit.
+
+        Raises
+        ------
+        DataError
+            As `Judge.passed`, or if there are more than ``maxBytes``.
+        """
+        rows = self._judge.passed(block, layout)
+        if self._rows is None:
+            self._rows = _Matrix(rows.shape[1], self.settings.window_rows)
+        if rows.shape[1] != self._rows.columns:
+            raise DataError(
+                f"{self.account.what}: {rows.shape[1]} columns, the files before it have {self._rows.columns}"
+            )
+        self._rows.add(rows)
+        if self._rows.nbytes > self.settings.max_bytes:
+            raise DataError(f"{self.account.what}: more than {self.settings.max_bytes} bytes as float32 (maxBytes)")
+
+    def finished(self) -> Table:
+        """Return the table, for reading; raises `DataError` if too many rows are bad."""
+        self.account.judge()
+        if self._rows is not None:
+            self._matrix = self._rows.finished()
+        return self
 
     def __len__(self) -> int:
         return len(self._matrix)
 
     def read(self, indices: Indices) -> Batch:
         """Return these rows; see `fedgrass.data.arrays.Source`."""
-        rows = self._matrix[indices]
-        x, y = self._manifest.x, self._manifest.y
-        return Batch(
-            rows[:, self._features].reshape(-1, *x.shape).astype(x.dtype),
-            rows[:, self._labels].reshape(-1, *y.shape).astype(y.dtype),
-        )
+        rows = self._matrix.take(indices, axis=0)
+        x = rows[:, : self._features].reshape(-1, *self._manifest.x.shape).astype(self._manifest.x.dtype)
+        if rows.shape[1] == self._features:
+            return Batch(x, x.astype(self._manifest.y.dtype))
+        return Batch(x, self.labels.y(rows[:, self._features :]))
 
-    def _label_columns(self, label: str) -> list[int]:
-        wanted, features = self._manifest.y.size, self._manifest.x.size
-        if len(self._names) != wanted + features:
-            raise DataError(
-                f"data {self._path}: {len(self._names)} columns; model {self._manifest.name!r} takes {features} for x and "
-                f"{wanted} for y"
-            )
-        if not label:
-            return list(range(features, features + wanted))
-        if label not in self._names or wanted != 1:
-            raise DataError(f"data {self._path}: no single label column {label!r} among {', '.join(self._names[:20])}")
-        return [self._names.index(label)]
 
-    def _read(self, rows: Iterator[list[str]], max_bytes: int, *, first_row: int) -> Array:
-        matrix, number = _Matrix(len(self._names)), first_row
-        while block := list(itertools.islice(rows, _ROWS)):
-            matrix.add(self._numbers(block, number))
-            number += len(block)
-            if matrix.nbytes > max_bytes:
-                raise DataError(f"data {self._path}: more than {max_bytes} bytes as float32 (maxBytes)")
-        return matrix.finished()
+def read_all(table: Table, path: Path, suffixes: Sequence[str], blocks: Callable[[Path], Blocks]) -> Table:
+    """Fill a table from a file, or from all with these suffixes in a folder, the newest last.
 
-    def _numbers(self, block: Sequence[list[str]], first: int) -> Array:
-        """Return the block's rows as float32; blank ones are left out."""
-        filled = [(first + i, row) for i, row in enumerate(block) if row]
-        for number, row in filled:
-            if len(row) != len(self._names):
-                raise DataError(f"data {self._path}: row {number}: {len(row)} columns, expected {len(self._names)}")
-        try:
-            values = np.array([row for _, row in filled], np.float64)
-        except ValueError:
-            values = np.array([[self._number(c, text, number) for c, text in enumerate(row)] for number, row in filled])
-        rounded = values.astype(np.float32).reshape(-1, len(self._names))
-        whole = rounded[:, self._whole]
-        odd = (whole != np.rint(whole)) | (np.abs(whole) >= _INTEGERS_BELOW)
-        if odd.any():
-            at, column = (int(index[0]) for index in np.nonzero(odd))
-            raise DataError(
-                f"data {self._path}: row {filled[at][0]}, column {self._names[self._whole[column]]!r}: {whole[at, column]} "
-                f"is no whole number below {_INTEGERS_BELOW}, which the model takes"
-            )
-        return rounded
+    In a folder a file that cannot be read, or that has not the columns, is left out, up to the settings' share of them.
 
-    def _number(self, column: int, text: str, row: int) -> float:
-        if column in self._labels and text in self._classes:
-            return self._classes[text]
-        try:
-            return float(text)
-        except ValueError:
-            known = (
-                f" or one of {', '.join(list(self._classes)[:10])}" if column in self._labels and self._classes else ""
-            )
-            raise DataError(
-                f"data {self._path}: row {row}, column {self._names[column]!r}: {text[:40]!r} is not a number{known}"
-            ) from None
+    Raises
+    ------
+    DataError
+        If the file is bad, or too many are.
+    """
+    if not path.is_dir():
+        for block, layout in blocks(path):
+            table.add(block, layout)
+        return table.finished()
+    files = Account(table.account.what, "files", table.settings.max_bad_share)
+    for file in in_folder(path, suffixes):
+        found = blocks(file)
+        if (first := _first(found, files)) is not None:
+            for block, layout in chain([first], found):
+                table.add(block, layout)
+    files.judge()
+    table.account.includes(files)
+    return table.finished()
 
-    def _is_data(self, row: list[str]) -> bool:
-        return all(text in self._classes or _is_number(text) for text in row)
+
+def _first(blocks: Blocks, files: Account) -> tuple[Block, Layout] | None:
+    """Return a file's first rows, if it has any; what is wrong with it shows there."""
+    try:
+        first = next(blocks, None)
+    except LabelError:
+        raise
+    except DataError as error:
+        files.leaves_out(str(error))
+        return None
+    files.good += 1
+    return first
 
 
 class _Matrix:
-    """Rows that are collected in memory while they are few, and in a temporary file from then on."""
+    """Rows that are collected in memory while they are few, and in a temporary file from then on.
 
-    def __init__(self, columns: int) -> None:
-        self._columns = columns
-        self._blocks: list[Array] = []
+    Parameters
+    ----------
+    newest
+        How many of the last rows to keep; 0 is all.
+    """
+
+    def __init__(self, columns: int, newest: int) -> None:
+        self.columns = columns
+        self._newest = newest
+        self._blocks: deque[Array] = deque()
         self._file: IO[bytes] | None = None
         self.nbytes = 0
 
     def add(self, rows: Array) -> None:
         self.nbytes += rows.nbytes
         self._blocks.append(rows)
-        if self.nbytes > _IN_MEMORY_BYTES:
+        if self._newest:
+            self._forget()
+        elif self.nbytes > _IN_MEMORY_BYTES:
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its mapping
             self._file.writelines(block.tobytes() for block in self._blocks)
-            self._blocks = []
+            self._blocks.clear()
+
+    def _forget(self) -> None:
+        held = self.nbytes // (4 * self.columns)
+        while self._blocks and held - len(self._blocks[0]) >= self._newest:
+            old = self._blocks.popleft()
+            held -= len(old)
+            self.nbytes -= old.nbytes
 
     def finished(self) -> Array:
         if self._file is None:
-            return np.concatenate([np.empty((0, self._columns), np.float32), *self._blocks])
+            rows = np.concatenate([np.empty((0, self.columns), np.float32), *self._blocks])
+            return rows[-self._newest :] if self._newest else rows
         self._file.flush()
-        return np.memmap(self._file, np.float32, "r", shape=(self.nbytes // (4 * self._columns), self._columns))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        return np.memmap(self._file, np.float32, "r", shape=(self.nbytes // (4 * self.columns), self.columns))

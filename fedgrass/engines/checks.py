@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -24,9 +24,9 @@ def check_dataset(data: Dataset, manifest: Manifest) -> None:
     """
     if isinstance(data, Checked) and len(data):
         return
-    first = 0
+    first, origin = 0, origin_in(data)
     for batch in data.batches(manifest.batch_size):
-        check_batch(batch, manifest, first=first)
+        check_batch(batch, manifest, first=first, origin=origin)
         first += len(batch.x)
     if first == 0:
         raise DataError(f"no examples for model {manifest.name!r}; check the data loader's path and filters")
@@ -46,7 +46,17 @@ class Checked:
         return self._data.batches(batch_size, seed=seed)
 
 
-def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0) -> None:
+def origin_in(data: Dataset) -> Callable[[int], int]:
+    """Return what tells an example's number in the file from its place in a part of the data, which are shuffled."""
+    found: Callable[[int], int] = getattr(data, "origin", _same)
+    return found
+
+
+def _same(number: int) -> int:
+    return number
+
+
+def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0, origin: Callable[[int], int] = _same) -> None:
     """Check one batch against the model.
 
     Parameters
@@ -56,13 +66,15 @@ def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0) -> None:
     manifest
         Of the model.
     first
-        Index of the batch's first example, for messages.
+        The place of the batch's first example in the data.
+    origin
+        Tells, for messages, an example's number from its place.
 
     Raises
     ------
     DataError
         If x and y differ in length, exceed the batch size, or have another shape or kind of dtype than the model; if a
-        value is not finite or a label is out of range.
+        value is not finite, is beyond the model's dtype, or a label is out of range.
     """
     if len(batch.x) != len(batch.y):
         raise DataError(f"examples from {first}: {len(batch.x)} rows of x but {len(batch.y)} of y")
@@ -70,30 +82,40 @@ def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0) -> None:
         raise DataError(
             f"examples from {first}: a batch of {len(batch.x)}; at most {manifest.batch_size} were asked for"
         )
-    _check_array(batch.x, manifest.x, first)
-    _check_array(batch.y, manifest.y, first)
+    for array, description in ((batch.x, manifest.x), (batch.y, manifest.y)):
+        _check_array(array, description, lambda row: origin(first + row))
     low, high = _label_range(manifest)
     outside = (batch.y < low) | (batch.y > high)
     if outside.any():
         row, value = _first_where(outside, batch.y)
         raise DataError(
-            f"y of example {first + row}: label {value} is out of range, model {manifest.name!r} takes {low} to {high}"
+            f"y of example {origin(first + row)}: label {value} is out of range, model {manifest.name!r} takes {low} to {high}"
         )
 
 
-def _check_array(array: Array, expected: TensorDescription, first: int) -> None:
+def _check_array(array: Array, expected: TensorDescription, number: Callable[[int], int]) -> None:
+    wanted = np.dtype(expected.dtype)
     if array.shape[1:] != expected.shape:
         raise DataError(
-            f"{expected.name} of example {first}: shape {list(array.shape[1:])}, the model takes {list(expected.shape)}"
+            f"{expected.name} of example {number(0)}: shape {list(array.shape[1:])}, the model takes {list(expected.shape)}"
         )
-    if _kind(array.dtype) != _kind(np.dtype(expected.dtype)):
+    if _kind(array.dtype) != _kind(wanted):
         raise DataError(
-            f"{expected.name} of example {first}: dtype {array.dtype}, the model takes {expected.dtype}; "
+            f"{expected.name} of example {number(0)}: dtype {array.dtype}, the model takes {expected.dtype}; "
             "convert (and scale) it in the data loader"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row, value = _first_where(~np.isfinite(array), array)
-        raise DataError(f"{expected.name} of example {first + row}: value {value} is not finite")
+        raise DataError(f"{expected.name} of example {number(row)}: value {value} is not finite")
+    if array.dtype != wanted and wanted.kind in "iuf":
+        info = np.finfo(wanted) if wanted.kind == "f" else np.iinfo(wanted)
+        beyond = (array < info.min) | (array > info.max)
+        if beyond.any():
+            row, value = _first_where(beyond, array)
+            raise DataError(
+                f"{expected.name} of example {number(row)}: value {value} is beyond {expected.dtype}, which the model takes and "
+                f"which holds {info.min} to {info.max}"
+            )
 
 
 def _kind(dtype: np.dtype[np.generic]) -> str:

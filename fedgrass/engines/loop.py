@@ -12,7 +12,7 @@ import numpy as np
 
 from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Metrics, StopTraining
-from fedgrass.engines.checks import Checked, check_batch, check_dataset
+from fedgrass.engines.checks import Checked, check_batch, check_dataset, origin_in
 from fedgrass.engines.metrics import CLASSIFIERS, correct, losses
 from fedgrass.errors import DataError, DivergedError, EngineError
 from fedgrass.tensors import Array
@@ -133,7 +133,7 @@ class BatchEngine(ABC):
         loss = right = examples = 0.0
         for batch in data.batches(self.manifest.batch_size):
             if not isinstance(data, Checked):
-                check_batch(batch, self.manifest, first=int(examples))
+                check_batch(batch, self.manifest, first=int(examples), origin=origin_in(data))
             sums = self._sums(batch)
             loss += sums[0]
             right += sums[1]

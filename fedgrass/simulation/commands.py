@@ -29,7 +29,7 @@ class DataOptions:
     data: Annotated[
         str,
         typer.Option(
-            help="An .npz or .csv file, a folder of x.npy and y.npy, or one of image folders.",
+            help="A file (.npz, .csv, .db, .parquet), a folder of x.npy and y.npy, or one of image folders.",
             show_default="scikit-learn's digits",
         ),
     ] = ""

@@ -19,6 +19,15 @@ from fedgrass.simulation.settings import PartitionScheme, Simulation
 from fedgrass.tensors import Array
 
 _READ = 4096
+_LOADERS = {
+    ".npz": "npz",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+    ".db": "sqlite",
+    ".sqlite": "sqlite",
+    ".sqlite3": "sqlite",
+}
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,9 @@ def _opened(simulation: Simulation, manifest: Manifest) -> Source:
 def _kind(path: Path) -> str:
     if path.is_dir():
         return "npy" if (path / "x.npy").exists() else "images"
-    if path.suffix in (".npz", ".csv"):
-        return path.suffix[1:]
-    raise DataError(f"data {path}: expected an .npz or .csv file, a folder of x.npy and y.npy, or one of image folders")
+    if (loader := _LOADERS.get(path.suffix.lower())) is not None:
+        return loader
+    raise DataError(
+        f"data {path}: expected a file {', '.join(_LOADERS)}, a folder of x.npy and y.npy, or one of image folders; or name "
+        "the loader"
+    )

@@ -40,6 +40,8 @@ def default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if value is None or isinstance(value, BaseModel):
         return ""
+    if isinstance(value, tuple):
+        return f"`{', '.join(map(str, value)).strip(' ,')}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

@@ -1,13 +1,15 @@
 """Loaders: one module each, those that installed packages register, or a function of the user's own as ``module:function``.
 
-========== ======================================================================== ============================
-loader     ``path``                                                                 memory
-========== ======================================================================== ============================
-``npz``    an archive of the arrays ``x`` and ``y``                                 all of it
-``npy``    a folder with ``x.npy`` and ``y.npy``                                    a batch (they are mapped)
-``csv``    a CSV file; see `fedgrass.data.tables.Table`                             a batch, from 64 MB on
-``images`` a folder with one folder of images for each class                        a batch
-========== ======================================================================== ============================
+=========== ======================================================================= ============================
+loader      ``path``                                                                memory
+=========== ======================================================================= ============================
+``npz``     an archive of the arrays ``x`` and ``y``                                all of it
+``npy``     a folder with ``x.npy`` and ``y.npy``                                   a batch (they are mapped)
+``csv``     a CSV file, or a folder of such; see `fedgrass.data.csv_file.CsvFile`   a batch, from 64 MB on
+``parquet`` a Parquet file, or a folder of such                                     a batch, from 64 MB on
+``sqlite``  an SQLite database                                                      a batch, from 64 MB on
+``images``  a folder with one folder of images for each class                       a batch
+=========== ======================================================================= ============================
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import importlib
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,13 @@ import numpy as np
 
 from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import ArrayDataset, Source, Split, divide
+from fedgrass.data.labels import Labels, takes_x_alone
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.parts import LOADERS
 from fedgrass.tensors import Array
+
+_WITHOUT_WINDOW = ("npz", "npy")
 
 Loader = Callable[[DataSettings, Manifest], tuple[Array, Array] | Source]
 """What a function of the user's own is: it returns x and y, or something that can be read by example number."""
@@ -40,21 +46,48 @@ def open_source(settings: DataSettings, manifest: Manifest) -> Source:
         If the loader is unknown, or the data are missing, too large or empty. Whether they fit the model is checked
         by the engine.
     """
+    if settings.loader in _WITHOUT_WINDOW and (settings.window_rows or settings.window_hours):
+        raise DataError(f"data: the {settings.loader} loader has no window; remove windowRows and windowHours")
     found = _loader(settings.loader)(settings, manifest)
     source = ArrayDataset(*found) if isinstance(found, tuple) else found
-    if len(source) == 0:
-        raise DataError(f"data {settings.path or settings.loader!r}: no examples")
+    _require_some(source, settings)
     return source
 
 
 def load(settings: DataSettings, manifest: Manifest) -> Split:
-    """Read a device's examples for this model and split them; raises `DataError` as `open_source` does."""
+    """Read a device's examples for this model and split them.
+
+    Raises
+    ------
+    DataError
+        As `open_source` does, or if more of the examples are bad than the settings allow.
+    """
     source = open_source(settings, manifest)
-    return divide(source, validation_fraction=settings.validation_fraction, seed=settings.seed)
+    if hasattr(source, "verify"):
+        source.verify()
+        _require_some(source, settings)
+    parts = divide(source, validation_fraction=settings.validation_fraction, seed=settings.seed)
+    return replace(parts, account=getattr(source, "account", None))
 
 
-def load_npz(path: Path, *, max_bytes: int) -> tuple[Array, Array]:
+def count(settings: DataSettings, manifest: Manifest) -> int:
+    """Return how many examples `load` would train on, as far as that shows without reading each image."""
+    source = open_source(settings, manifest)
+    return len(divide(source, validation_fraction=settings.validation_fraction, seed=settings.seed).train)
+
+
+def _require_some(source: Source, settings: DataSettings) -> None:
+    if len(source) == 0:
+        raise DataError(f"data {settings.path or settings.loader!r}: no examples")
+
+
+def load_npz(path: Path, *, max_bytes: int, manifest: Manifest | None = None) -> tuple[Array, Array]:
     """Read the arrays ``x`` and ``y`` of an ``.npz`` file; nothing in it is executed.
+
+    Parameters
+    ----------
+    manifest
+        The model's, by which labels become y, and ``y`` may be absent where it is x.
 
     Raises
     ------
@@ -67,7 +100,9 @@ def load_npz(path: Path, *, max_bytes: int) -> tuple[Array, Array]:
         if unpacked > max_bytes:
             raise DataError(f"data {path}: unpacks to {unpacked} bytes; maxBytes is {max_bytes}")
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["x"], arrays["y"]
+            if manifest is not None and "y" not in arrays and takes_x_alone(manifest):
+                return arrays["x"], arrays["x"]
+            return arrays["x"], arrays["y"] if manifest is None else Labels(manifest).of_array(arrays["y"])
     except OSError as error:
         raise DataError(f"data {path}: cannot be read ({error.strerror or error})") from error
     except KeyError as error:

@@ -11,7 +11,7 @@ from fedgrass.data_settings import DataSettings
 
 def load(settings: DataSettings, manifest: Manifest) -> Source:
     """Open the folder."""
-    return ImageFolder(needed_path(settings), manifest)
+    return ImageFolder(needed_path(settings), manifest, settings)
 
 
 loader = load

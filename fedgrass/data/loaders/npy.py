@@ -1,4 +1,4 @@
-"""The npy loader: a folder with ``x.npy`` and ``y.npy``, which are mapped."""
+"""The npy loader: a folder with ``x.npy`` and ``y.npy``, which are mapped; without the latter y is x, for a model with such."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from fedgrass.bundle import Manifest
+from fedgrass.data.labels import Labels, takes_x_alone
 from fedgrass.data.loaders import needed_path
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
 
 
-def load(settings: DataSettings, _manifest: Manifest) -> tuple[Array, Array]:
+def load(settings: DataSettings, manifest: Manifest) -> tuple[Array, Array]:
     """Map the arrays."""
-    x, y = (_mapped(needed_path(settings) / f"{name}.npy") for name in "xy")
-    return x, y
+    folder = needed_path(settings)
+    x = _mapped(folder / "x.npy")
+    if takes_x_alone(manifest) and not (folder / "y.npy").exists():
+        return x, x
+    return x, Labels(manifest).of_array(_mapped(folder / "y.npy"))
 
 
 def _mapped(path: Path) -> Array:

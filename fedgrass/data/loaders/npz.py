@@ -8,9 +8,9 @@ from fedgrass.data_settings import DataSettings
 from fedgrass.tensors import Array
 
 
-def load(settings: DataSettings, _manifest: Manifest) -> tuple[Array, Array]:
-    """Return the examples of an archive of the arrays ``x`` and ``y``."""
-    return load_npz(needed_path(settings), max_bytes=settings.max_bytes)
+def load(settings: DataSettings, manifest: Manifest) -> tuple[Array, Array]:
+    """Return the examples of an archive of the arrays ``x`` and ``y``; of ``x`` alone for a model whose y is x."""
+    return load_npz(needed_path(settings), max_bytes=settings.max_bytes, manifest=manifest)
 
 
 loader = load

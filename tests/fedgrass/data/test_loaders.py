@@ -168,12 +168,14 @@ def test_a_folder_of_images_gives_scaled_pixels_and_class_numbers(tmp_path: Path
         draw(tmp_path / "blue" / f"{i}.jpg", (5, 5), (0, 0, 255))
     (tmp_path / "red" / "notes.txt").write_text("not an image")
     settings = DataSettings(loader="images", path=str(tmp_path))
-    for classes, red in ((("red", "green", "blue"), 0), ((), 1)):
+    for classes, red in ((("red", "green", "blue"), 0), (("blue", "red"), 1)):
         x, y = collected(load(settings, model((4, 6, 3), classes=classes)))
         assert (x.shape, x.dtype.name) == ((6, 4, 6, 3), "float32")
         np.testing.assert_allclose(x[y == red], np.broadcast_to([1.0, 0.0, 0.0], (3, 4, 6, 3)), atol=0.02)
-    x, _ = collected(load(settings, model((4, 6, 1))))
+    x, _ = collected(load(settings, model((4, 6, 1), classes=("red", "blue"))))
     assert x.shape == (6, 4, 6, 1)
+    with pytest.raises(DataError, match="'blue' is text, and model 'plant' has no class names"):
+        load(settings, model((4, 6, 3)))
 
 
 def test_what_is_wrong_in_a_folder_of_images_is_named(tmp_path: Path) -> None:
@@ -188,7 +190,7 @@ def test_what_is_wrong_in_a_folder_of_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'cat' is none of the model's classes dog"):
         load(settings, model((4, 4, 3), classes=("dog",)))
     with pytest.raises(DataError, match=r"bad\.png: is no readable image"):
-        next(iter(load(settings, model((4, 4, 3))).train.batches(1)))
+        load(settings, model((4, 4, 3), classes=("cat", "dog")))
     with pytest.raises(DataError, match="images need"):
         load(settings, model((16,)))
 

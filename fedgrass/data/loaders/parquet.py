@@ -1,0 +1,60 @@
+"""The parquet loader: a Parquet file, or all those in a folder, the newest last; read by groups of rows (extra ``parquet``)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedgrass.bundle import Manifest
+from fedgrass.data.arrays import Source
+from fedgrass.data.cells import number_format
+from fedgrass.data.columns import Wanted
+from fedgrass.data.loaders import needed_path
+from fedgrass.data.tables import Blocks, Table, read_all
+from fedgrass.data.values import Values
+from fedgrass.data_settings import DataSettings
+from fedgrass.errors import DataError
+
+_ROWS = 8192
+_SUFFIXES = (".parquet", ".pq")
+
+
+def load(settings: DataSettings, manifest: Manifest) -> Source:
+    """Read the rows."""
+    path = needed_path(settings)
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError("data loader parquet: pyarrow is not installed; pip install 'fedgrass[parquet]'") from error
+    table = Table(f"data {path}", manifest, settings)
+    return read_all(table, path, _SUFFIXES, lambda file: _blocks(pyarrow, file, settings, manifest, table))
+
+
+def _blocks(pyarrow: Any, path: Path, settings: DataSettings, manifest: Manifest, table: Table) -> Blocks:
+    what = f"data {path}"
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            wanted = Wanted(what, manifest, settings, table.labels)
+            layout = wanted.lay_out(file.schema_arrow.names, named=True)
+            since = time.time() - 3600 * settings.window_hours
+            values = Values(what, number_format(settings), layout, table.labels, table.account, since=since)
+            chosen = sorted({*layout.needed, *(() if layout.time is None else (layout.time,))})
+            places = {column: place for place, column in enumerate(chosen)}
+            first = 1
+            for batch in file.iter_batches(
+                _ROWS, columns=[layout.names[column] for column in chosen], use_threads=False
+            ):
+                columns = [batch.column(places[column]).to_pylist() for column in layout.needed]
+                times = None if layout.time is None else batch.column(places[layout.time]).to_pylist()
+                yield values.block(columns, times, np.arange(first, first + batch.num_rows)), layout
+                first += batch.num_rows
+    except OSError as error:
+        raise DataError(f"{what}: cannot be read ({error.strerror or error})") from error
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{what}: cannot be read as a Parquet file ({error})") from error
+
+
+loader = load

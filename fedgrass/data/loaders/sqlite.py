@@ -1,0 +1,94 @@
+"""The sqlite loader: a table, a view or a SELECT of an SQLite database, which is opened for reading only."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from fedgrass.bundle import Manifest
+from fedgrass.data.arrays import Source
+from fedgrass.data.cells import number_format
+from fedgrass.data.columns import Wanted
+from fedgrass.data.loaders import needed_path
+from fedgrass.data.tables import Blocks, Table, read_all
+from fedgrass.data.values import Values
+from fedgrass.data_settings import DataSettings
+from fedgrass.errors import DataError
+
+_ROWS = 4096
+_SUFFIXES = (".db", ".sqlite", ".sqlite3")
+_WAIT_SECONDS = 30.0
+
+
+def load(settings: DataSettings, manifest: Manifest) -> Source:
+    """Read the rows; with ``windowRows`` those that the table's or the query's order has last."""
+    path = needed_path(settings)
+    table = Table(f"data {path}", manifest, settings)
+    return read_all(table, path, _SUFFIXES, lambda file: _blocks(file, settings, manifest, table))
+
+
+def _blocks(path: Path, settings: DataSettings, manifest: Manifest, table: Table) -> Blocks:
+    what = f"data {path}"
+    if not path.exists():
+        raise DataError(f"{what}: cannot be read (No such file or directory)")
+    try:
+        database = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=_WAIT_SECONDS)
+        database.text_factory = lambda content: content.decode("utf-8", "replace")
+        try:
+            yield from _read(database, what, settings, manifest, table)
+        finally:
+            database.close()
+    except sqlite3.Error as error:
+        raise DataError(f"{what}: cannot be read as an SQLite database ({error})") from error
+
+
+def _read(database: sqlite3.Connection, what: str, settings: DataSettings, manifest: Manifest, table: Table) -> Blocks:
+    database.execute("PRAGMA query_only = ON")
+    query = settings.query or f"SELECT * FROM {_quoted(_table(database, what, settings))}"  # noqa: S608 - quoted, and known
+    rows = database.execute(query)
+    if rows.description is None:
+        raise DataError(f"{what}: query is no SELECT")
+    wanted = Wanted(what, manifest, settings, table.labels)
+    layout = wanted.lay_out([column[0] for column in rows.description], named=True)
+    since = time.time() - 3600 * settings.window_hours
+    values = Values(what, number_format(settings), layout, table.labels, table.account, since=since)
+    for first, chunk in _chunks(rows):
+        columns = [[row[column] for row in chunk] for column in layout.needed]
+        times = [row[layout.time] for row in chunk] if layout.time is not None else None
+        yield values.block(columns, times, np.arange(first, first + len(chunk))), layout
+
+
+def _chunks(rows: sqlite3.Cursor) -> Iterator[tuple[int, list[tuple[object, ...]]]]:
+    first = 1
+    while chunk := rows.fetchmany(_ROWS):
+        yield first, chunk
+        first += len(chunk)
+
+
+def _table(database: sqlite3.Connection, what: str, settings: DataSettings) -> str:
+    names = [
+        str(name)
+        for (name,) in database.execute(
+            "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+        )
+    ]
+    if not settings.table and len(names) == 1:
+        return names[0]
+    if settings.table not in names:
+        raise DataError(
+            f"{what}: {f'has no table {settings.table!r}' if settings.table else f'has {len(names)} tables'}; name one of "
+            f"{', '.join(names[:20]) or 'none'} (table), or give a query"
+        )
+    return settings.table
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+loader = load

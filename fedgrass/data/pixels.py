@@ -1,0 +1,160 @@
+"""One image file as the model's x: turned as its camera was held, fitted, and between the model's black and white."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedgrass.bundle import Manifest
+from fedgrass.data.rows import limits
+from fedgrass.data_settings import DataSettings
+from fedgrass.errors import DataError
+from fedgrass.tensors import Array
+
+SUFFIXES = (
+    *(".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
+    *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+UNREAD = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".eps", ".heic", ".heics", ".heif", ".jxl"),
+    *(".nef", ".orf", ".psd", ".raf", ".raw", ".rw2", ".svg"),
+)
+"""Images that are not read; they are counted as bad, and not overlooked."""
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+_FORMATS = ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
+_MOST_PIXELS = 64 << 20
+_WIDE = ("I", "F")
+_RANGES = (1.0, 255.0, 65535.0)
+
+
+class Pixels:
+    """Reads images for one model.
+
+    Raises
+    ------
+    DataError
+        If Pillow is not installed, or the model takes no images.
+    """
+
+    def __init__(self, manifest: Manifest, settings: DataSettings, what: str) -> None:
+        self._pillow, self._ops = _pillow()
+        shape = manifest.x.shape
+        if len(shape) != 3 or shape[2] not in MODES:
+            raise DataError(
+                f"{what}: model {manifest.name!r} takes x {list(shape)} and y {list(manifest.y.shape)}; images need "
+                "x [height, width, 1, 3 or 4] and a class number for y"
+            )
+        self._shape = shape
+        self._dtype = np.dtype(manifest.x.dtype)
+        self._black, self._white = _ends(manifest, settings, what)
+
+    def read(self, file: Path) -> Array:
+        """Return x [height, width, channels] in the model's dtype; raises `DataError` if the file is no such image."""
+        height, width, _ = self._shape
+        with self._opened(file) as image:
+            try:
+                turned = self._ops.exif_transpose(image)
+                values = self._wide(turned, file) if _is_wide(turned.mode) else self._narrow(turned)
+            except (
+                OSError,
+                SyntaxError,
+                ValueError,
+                MemoryError,
+                EOFError,
+                KeyError,
+                TypeError,
+                ZeroDivisionError,
+            ) as error:
+                raise DataError(f"data {file}: is no readable image ({error})") from error
+        values = np.broadcast_to(values.reshape(height, width, -1), self._shape)
+        scaled = self._black + values * np.float32(self._white - self._black)
+        return np.asarray(scaled if self._dtype.kind == "f" else np.rint(scaled), self._dtype)
+
+    def _narrow(self, image: Any) -> Array:
+        """Return an image of 8 bits as 0..1."""
+        height, width, channels = self._shape
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        fitted = image.convert(MODES[channels]).resize((width, height), self._pillow.Resampling.BILINEAR)
+        return np.asarray(np.asarray(fitted, np.float32) / np.float32(255))
+
+    def _wide(self, image: Any, file: Path) -> Array:
+        """Return a grey image of more than 8 bits as 0..1, by the range that its values are from."""
+        height, width, channels = self._shape
+        values = np.asarray(image, np.float32)
+        whole = image.mode != "F"
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > _RANGES[-1]:
+            raise DataError(
+                f"data {file}: values from {values.min():g} to {values.max():g}; an image of more than 8 bits has 0 to 65535, "
+                "or is float of 0 to 1 or 0 to 255"
+            )
+        most = _RANGES[-1] if whole else next(most for most in _RANGES if values.max() <= most)
+        grey = self._pillow.fromarray(values / np.float32(most)).resize(
+            (width, height), self._pillow.Resampling.BILINEAR
+        )
+        fitted = np.clip(np.asarray(grey, np.float32), 0, 1)[..., np.newaxis]
+        if channels == 4:
+            return np.concatenate([np.broadcast_to(fitted, (height, width, 3)), np.ones_like(fitted)], axis=-1)
+        return fitted
+
+    def _opened(self, file: Path) -> Any:
+        if file.suffix.lower() in UNREAD:
+            raise DataError(f"data {file}: {file.suffix[1:].upper()} is not read; convert it to JPEG or PNG")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of its own bound, which is wider than ours
+                image = self._pillow.open(file, formats=self._formats)
+        except (OSError, SyntaxError, ValueError, self._pillow.DecompressionBombError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise DataError(f"data {file}: is no readable image ({reason})") from error
+        try:
+            if image.width * image.height > _MOST_PIXELS:
+                raise DataError(f"data {file}: {image.width}×{image.height} pixels; at most {_MOST_PIXELS} are decoded")
+            if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) != 1:
+                raise DataError(f"data {file}: has {frames} pictures, as an animation or pages; expected one")
+        except DataError:
+            image.close()
+            raise
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            image.close()
+            raise DataError(f"data {file}: is no readable image ({error})") from error
+        return image
+
+    @property
+    def _formats(self) -> list[str]:
+        """What Pillow may take a file for: not, say, what it would have another program draw."""
+        self._pillow.init()
+        return [name for name in _FORMATS if name in self._pillow.OPEN]
+
+
+def _is_wide(mode: str) -> bool:
+    return mode.startswith(_WIDE)
+
+
+def _ends(manifest: Manifest, settings: DataSettings, what: str) -> tuple[float, float]:
+    """Return what black and white are to the model."""
+    if settings.pixels:
+        low, _, high = settings.pixels.partition("..")
+        try:
+            return float(low), float(high)
+        except ValueError as error:
+            raise DataError(f"{what}: pixels is {settings.pixels!r}; expected black..white, such as 0..255") from error
+    if manifest.data.pixels is not None:
+        return manifest.data.pixels
+    if np.dtype(manifest.x.dtype).kind == "f":
+        return 0.0, 1.0
+    low_end, high_end = limits(manifest.x.dtype)
+    return (low_end, high_end) if high_end - low_end <= 255 else (0.0, 255.0)
+
+
+def _pillow() -> tuple[Any, Any]:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise DataError("data loader images: Pillow is not installed; pip install 'fedgrass[images]'") from error
+    return Image, ImageOps

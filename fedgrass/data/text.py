@@ -1,0 +1,125 @@
+"""A text file's lines: unpacked, decoded, and no further than it was long when it was opened."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import zlib
+from pathlib import Path
+from typing import IO
+
+from fedgrass.errors import DataError
+
+_CHUNK = 1 << 20
+_BOMS = (  # UTF-32 before UTF-16, whose mark begins alike
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_OTHER = (
+    (b"PK\x03\x04", "a zip archive or an Excel file; unpack it, or save the sheet as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel file; save the sheet as CSV"),
+    (b"SQLite format 3\x00", "an SQLite database; set loader to sqlite"),
+    (b"PAR1", "a Parquet file; set loader to parquet"),
+    (b"\x93NUMPY", "a NumPy array; set loader to npy and path to its folder"),
+    (b"\x28\xb5\x2f\xfd", "packed with Zstandard; unpack it"),
+    (b"BZh", "packed with bzip2; unpack it"),
+    (b"\xfd7zXZ", "packed with xz; unpack it"),
+    (b"%PDF", "a PDF"),
+)
+
+
+def open_text(path: Path, encoding: str, *, max_bytes: int) -> tuple[io.TextIOWrapper, str]:
+    """Open a text file, or one packed with gzip; returns it and the encoding's name.
+
+    What is written to the file from now on is not read. Without an encoding, it is told from the byte order mark, or from zeros
+    in UTF-16; else it is UTF-8 if the whole file is, and Windows' Latin-1 if not.
+
+    Raises
+    ------
+    DataError
+        If it is no text, or unpacks to more than ``max_bytes``.
+    OSError
+        If it cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(16)
+    for magic, what in _OTHER:
+        if head.startswith(magic):
+            raise DataError(f"data {path}: is {what}")
+    packed = head.startswith(b"\x1f\x8b")
+    try:
+        found = encoding or _encoding(path, packed, size, max_bytes)
+        codecs.lookup(found)
+    except LookupError as error:
+        raise DataError(f"data {path}: there is no encoding {encoding!r}; utf-8, utf-16, latin-1 are some") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"data {path}: is no whole gzip file ({error})") from error
+    raw = io.BufferedReader(_UpTo(_unpacked(path, packed), max_bytes if packed else size), _CHUNK)
+    # A byte that is no character makes one row bad, not all; half a character of UTF-16 does not stay alone.
+    errors = "strict" if encoding or found.startswith("utf-16") or found == "utf-32" else "replace"
+    return io.TextIOWrapper(raw, encoding=found, errors=errors, newline=""), found
+
+
+def _unpacked(path: Path, packed: bool) -> IO[bytes]:
+    return gzip.open(path) if packed else path.open("rb")  # type: ignore[return-value]
+
+
+def _encoding(path: Path, packed: bool, size: int, max_bytes: int) -> str:
+    with _unpacked(path, packed) as file:
+        chunk = file.read(_CHUNK)
+        for mark, name in _BOMS:
+            if chunk.startswith(mark):
+                return name
+        if guessed := _wide(chunk):
+            return guessed
+        decoder, seen = codecs.getincrementaldecoder("utf-8")("replace"), 0
+        right = wrong = 0
+        while chunk and (packed or seen < size):
+            seen += len(chunk)
+            if packed and seen > max_bytes:
+                raise DataError(f"data {path}: unpacks to more than {max_bytes} bytes (maxBytes)")
+            if not chunk.isascii() or decoder.getstate()[0]:
+                text = decoder.decode(chunk)
+                wrong += (found := text.count("\ufffd"))
+                right += len(text) - len(text.encode("ascii", "ignore")) - found
+            chunk = file.read(_CHUNK)
+    return "utf-8" if right >= wrong else "cp1252"
+
+
+def _wide(chunk: bytes) -> str:
+    """Tell UTF-16 without a mark by its zeros: in ASCII text every second byte is one."""
+    sample = chunk[: len(chunk) // 2 * 2][:4096]
+    if len(sample) < 4:
+        return ""
+    even, odd = sample[::2].count(0), sample[1::2].count(0)
+    half = len(sample) // 2
+    if odd > 0.7 * half and even < 0.1 * half:
+        return "utf-16-le"
+    return "utf-16-be" if even > 0.7 * half and odd < 0.1 * half else ""
+
+
+class _UpTo(io.RawIOBase):
+    """The first bytes of a file: what is appended while it is read stays out."""
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self._file = file
+        self._left = most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> int:
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        content = self._file.read(min(len(view), self._left))
+        view[: len(content)] = content
+        self._left -= len(content)
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
