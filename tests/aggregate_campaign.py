@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.aggregate_cohorts import Maker, Mix, arranged, essence, now, reference_of, run
+from tests.aggregate_cohorts import arranged, essence, now, reference_of, run
+from tests.aggregate_mixes import Maker, Mix
 from tests.fedgrass.cloud.aggregator.updates import flat
 
 TOLERANCE = 1e-6

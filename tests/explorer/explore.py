@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.explorer.invariants import violations
+from tests.explorer.scenario import Plan, Scenario, Schedule
 from tests.explorer.scheduler import EndlessError
-from tests.explorer.world import Plan, Scenario, Schedule, World
+from tests.explorer.world import World
 
 SCENARIOS = (
     Scenario("release"),

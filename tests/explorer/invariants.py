@@ -11,7 +11,8 @@ from fedgrass.protocol.names import GLOBAL_MODEL, model_prefix, report_key, roun
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import ADOPTED, RoundReport
 from fedgrass.protocol.tables import participations
-from tests.explorer.world import CANARIES_ARN, FIRST, FLEET, GROUP_ARN, World
+from tests.explorer.scenario import CANARIES_ARN, FIRST, FLEET, GROUP_ARN
+from tests.explorer.world import World
 
 _HARMLESS = {"conflict", "throttle"}
 """Disturbances that no execution may fail of."""

@@ -9,7 +9,8 @@ import pytest
 
 from fedgrass.cloud.ending.outcome import decide
 from tests.explorer.explore import SCENARIOS, SINGLE, campaign, length, mixed, run
-from tests.explorer.world import CANARIES_ARN, GROUP_ARN, Scenario, Schedule, World
+from tests.explorer.scenario import CANARIES_ARN, GROUP_ARN, Scenario, Schedule
+from tests.explorer.world import World
 
 _BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 

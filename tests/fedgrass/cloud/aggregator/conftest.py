@@ -171,3 +171,8 @@ def fleet(digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sessi
         )
         current = upload(digits, bucket, FLEET)
         yield Fleet(clients, s3, greengrass, digits, current, tmp_path)
+
+
+def three_updates(fleet: Fleet) -> None:
+    for seed, thing in enumerate(["press-b", "press-a", "press-c"]):
+        fleet.put_update(thing, seed, num_examples=100 * (seed + 1))

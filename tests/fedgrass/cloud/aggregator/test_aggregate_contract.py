@@ -28,7 +28,8 @@ from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import strategy_named
 from fedgrass.update.codecs import Floats
 from tests.aggregate_campaign import campaign, check
-from tests.aggregate_cohorts import STRATEGIES, Maker, arranged
+from tests.aggregate_cohorts import arranged
+from tests.aggregate_mixes import STRATEGIES, Maker
 from tests.fedgrass.cloud.aggregator.updates import UNBOUNDED, Memory, combine, flat, tiny_model, update_of
 
 KINDS = [f"{name}{json.dumps(options) if options else ''}" for name, options in STRATEGIES]
