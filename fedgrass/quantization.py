@@ -54,6 +54,7 @@ def _quantize_subgraph(schema: Any, model: Any, subgraph: Any) -> bool:
     changed, dequantized = False, []
     for index, tensor in enumerate(list(subgraph.tensors)):
         data = model.buffers[tensor.buffer].data
+        # Constants alone have data. A buffer that several tensors share cannot be float for one and int8 for another.
         if tensor.type != schema.TensorType.FLOAT32 or data is None or shared[tensor.buffer] > 1:
             continue
         values = np.asarray(data, np.uint8).view("<f4").reshape(tensor.shape)
@@ -63,8 +64,10 @@ def _quantize_subgraph(schema: Any, model: Any, subgraph: Any) -> bool:
             for position, source in enumerate(operator.inputs)
             if source == index
         }
+        # Vectors are biases and the like, which these kernels take as float.
         if not axes or values.ndim < 2 or not np.isfinite(values).all():
             continue
+        # Used in two ways, or by another operator: it is made float again in front of them.
         found = axes.pop() if len(axes) == 1 else None
         axis = values.ndim - 1 if found is None else found
         if values.size <= _LEAST_PER_CHANNEL * values.shape[axis]:
@@ -90,6 +93,7 @@ def _int8(values: Array, axis: int) -> tuple[Array, Array]:
     """Return int8 values and the float32 scale of each channel; ``values ≈ int8 × scale``."""
     others = tuple(other for other in range(values.ndim) if other != axis)
     largest = np.abs(values).max(axis=others)
+    # A channel of zeros would have a scale of 0, by which nothing can be divided.
     scales = (np.where(largest > 0, largest, 1.0) / 127).astype(np.float32)
     shape = [-1 if other == axis else 1 for other in range(values.ndim)]
     return np.clip(np.rint(values / scales.reshape(shape)), -127, 127).astype(np.int8), scales
@@ -119,10 +123,12 @@ def _insert_dequantize(schema: Any, model: Any, subgraph: Any, source: int, targ
     operator = schema.OperatorT()
     operator.opcodeIndex = known.index(builtin)
     operator.inputs, operator.outputs = np.array([source], np.int32), np.array([target], np.int32)
+    # Operators run in their order, and this one needs nothing but the constant.
     subgraph.operators.insert(0, operator)
 
 
 def _builtin(code: Any) -> int:
+    # Codes above 127 have no room in the older field; files of old converters have the older field alone.
     return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
 
 

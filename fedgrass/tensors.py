@@ -115,10 +115,12 @@ def read_header(
     (length,) = struct.unpack("<Q", prefix)
     if length > max_header_bytes:
         raise TensorFileError(f"{name}: the header claims {length} bytes; at most {max_header_bytes} are accepted")
+    # Before anything is allocated: the length is eight bytes of a stranger's.
     if length > file_bytes - 8:
         raise TruncatedFileError(f"{name}: the header claims {length} bytes, the whole file has {file_bytes}")
     metadata, tensors = _parse(_read_exactly(stream, length, name), known, name)
     position = tensors[-1].end if tensors else 0
+    # What lay behind the last tensor nobody would check, and two files with one content would have two digests.
     if 8 + length + position != file_bytes:
         kind = TruncatedFileError if 8 + length + position > file_bytes else TensorFileError
         raise kind(f"{name}: header and tensors make {8 + length + position} bytes, the file has {file_bytes}")

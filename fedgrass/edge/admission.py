@@ -94,6 +94,7 @@ def judge(
         return Verdict("sound; there is no active model to compare with", metrics)
     try:
         before = open_engine(active).evaluate(load(active.manifest).validation)
+    # A damaged active model must not keep a sound one out.
     except FedgrassError as error:
         return Verdict(f"sound; the active model {active.manifest.version} cannot be judged ({error})", metrics)
     metrics |= {f"active_{name}": before[name] for name in ("loss", "accuracy") if name in before}
@@ -172,6 +173,7 @@ def _require_affordable(bundle: Bundle, *, max_latency_ms: float, max_memory_mb:
     for _ in range(_LOOKED_AT):
         began = time.perf_counter()
         _infer(bundle, infer, x)
+        # Of many the median: the first run allocates, and others may be disturbed.
         spent.append(time.perf_counter() - began)
     latency, memory = 1000 * statistics.median(spent), (process.memory_info().rss - before) / (1 << 20)
     for name, found, most, unit in (

@@ -86,6 +86,7 @@ class Child:
     def read(self, timeout: float) -> bytes | None:
         """Return some of what it answers; see `Running`. Its end counts, though a separate process may hold the pipe."""
         over = self._process.poll() is not None
+        # What a dead child wrote last is read before its end counts.
         ready, _, _ = select.select([self._out], [], [], 0 if over else timeout)
         if ready:
             return os.read(self._out.fileno(), MAX_LINE_BYTES)
@@ -137,17 +138,21 @@ def become_child(parent: int) -> tuple[int, int]:
     """
     with contextlib.suppress(AttributeError, OSError):  # not Linux: the pipe that closes is left
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have died before the line above: then no signal will come.
     if os.getppid() != parent:
         os._exit(1)
     for number in _LEAVING:
         signal.signal(number, signal.SIG_IGN)
+    # A mask is inherited: the component may have been started with one.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEAVING)
     with contextlib.suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")
         score.write_text(str(max(int(score.read_text()), _FIRST_TO_BE_KILLED)))
     orders, answers = os.dup(0), os.dup(_STANDARD_OUTPUT)
     nothing = os.open(os.devnull, os.O_RDONLY)
+    # Whatever reads standard input, an engine's debugger say, must not take an order.
     os.dup2(nothing, 0)
     os.close(nothing)
+    # And what an engine prints must not be taken for a report.
     os.dup2(2, _STANDARD_OUTPUT)
     return orders, answers

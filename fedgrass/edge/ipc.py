@@ -130,6 +130,7 @@ class GreengrassIpc:
                 "IPC: cannot connect to the nucleus; expected SVCUID and AWS_GG_NUCLEUS_DOMAIN_SOCKET_FILEPATH_FOR_COMPONENT "
                 "of a running nucleus in the environment. Start this as a Greengrass component"
             )
+        # Not on the SDK's own thread: its callbacks must not call back into IPC.
         threading.Thread(target=self._maintain, name="ipc", daemon=True).start()
 
     def get_configuration(self, component: str) -> dict[str, Any]:
@@ -202,6 +203,7 @@ class GreengrassIpc:
         """Disconnect."""
         self._closing = True
         self._wake.set()
+        # Taken away first, so that the disconnection is not taken for a loss.
         client, self._client = self._client, None
         if client is not None:
             client.close()
@@ -238,8 +240,11 @@ class GreengrassIpc:
                     return True
                 unanswered = 0
             except (AccessDeniedError, KeyError):
+                # Refused in so many words: there is no need to try further.
                 unanswered = _VOID_AFTER
             except AwsCrtError as error:
+                # Nucleus lite closes without an answer; a nucleus that restarts refuses the connection instead, and a
+                # token is then not at fault.
                 unanswered = unanswered + 1 if error.name == "AWS_IO_SOCKET_CLOSED" else 0
             except (RuntimeError, FutureTimeoutError):
                 unanswered = 0
@@ -250,6 +255,7 @@ class GreengrassIpc:
                 unanswered, renewed = 0, True
                 continue
             wait = backoff.failed()
+            # No wait that would outlast the patience.
             if time.monotonic() + wait > deadline:
                 return False
             self._wake.wait(wait)
@@ -260,6 +266,7 @@ class GreengrassIpc:
         """Connect now; False if the connection ended as soon as it was made."""
         lifecycle = _Lifecycle(self)
         connection = awsiot.greengrasscoreipc.connect(lifecycle_handler=lifecycle, timeout=self._timeout)
+        # Without an executor callbacks run on the network thread: they only hand over.
         self._client = GreengrassCoreIPCClientV2(client=connection, executor=None)
         gc.collect()  # a connection that is over is a cycle of objects, and holds a thread and two files until then
         if lifecycle.is_over:
@@ -303,6 +310,7 @@ def _translated(name: str, error: BaseException) -> IpcError:
 
 
 def _local_payload(event: Any) -> bytes:
+    # Another component may publish JSON; nucleus lite then delivers it as such.
     if event.json_message is not None:
         return json.dumps(event.json_message.message).encode()
     return _bytes(event.binary_message.message if event.binary_message else None)

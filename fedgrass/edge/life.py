@@ -70,6 +70,7 @@ def seen(work: Path) -> Seen | None:
     except OSError:
         return None
     try:
+        # A lock ends with its process, however that ends: a PID in a file could be another's by now.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         said = os.read(descriptor, 16).decode(errors="replace")
         return Seen(False, int(said) if said.isdecimal() else None)

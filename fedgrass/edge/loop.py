@@ -28,6 +28,7 @@ class Loop:
 
     def later(self, seconds: float, action: Action) -> None:
         """Have ``action`` done once, after ``seconds``; from the loop's thread only."""
+        # The number keeps equal times in order, as functions cannot be compared.
         heapq.heappush(self._timers, (self._clock() + seconds, next(self._order), action))
 
     def every(self, seconds: Callable[[], float], action: Action) -> None:

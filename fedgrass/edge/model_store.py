@@ -128,10 +128,13 @@ class ModelStore:
         target = self._models / bundle.manifest.version
         if bundle.folder != target:
             self._take_in(bundle, target)
+        # By this time models are kept and rolled back to.
         os.utime(target)
         fresh = self.folder / f".active.{os.getpid()}"
         fresh.unlink(missing_ok=True)
+        # Relative: the nucleus may mount or move the work folder.
         fresh.symlink_to(Path("models") / bundle.manifest.version)
+        # Renaming is atomic: whoever opens a file through the link sees one model or the other, never none.
         fresh.replace(self._link)
         flush_directory(self.folder)
         return Bundle.open(target)
@@ -227,6 +230,7 @@ class ModelStore:
             at=datetime.now(timezone.utc),
         )
         write_atomically(self._admissions / f"{admission.number:08d}.json", admission.model_dump_json().encode())
+        # A device that is offline for months would fill its disk with notes.
         for old in earlier[: -_KEPT_ADMISSIONS + 1]:
             (self._admissions / f"{old.number:08d}.json").unlink(missing_ok=True)
         return admission
@@ -263,6 +267,7 @@ class ModelStore:
             return None
         age = (datetime.now(timezone.utc) - known.at).total_seconds()
         told = self.admissions()
+        # A clock that was set back makes an age negative: judged again, then.
         if known.question != question or not 0 <= age <= seconds or not told or told[-1].outcome != "refused":
             return None
         return told[-1]
@@ -286,6 +291,7 @@ class ModelStore:
         old = bundles[max(keep - 1, 0) :]
         for bundle in old:
             shutil.rmtree(bundle.folder, ignore_errors=True)
+        # What a kill left of a copy.
         for partial in self._models.glob(".*"):
             shutil.rmtree(partial, ignore_errors=True)
         return [bundle.manifest.version for bundle in old]

@@ -117,6 +117,7 @@ class Outbox:
                 raise TransferError(
                     f"outbox {self._folder}: {self._limit} messages wait already; is the device offline?"
                 )
+            # The number in the name keeps the order of messages over restarts.
             path = self._folder / f"{self._number:016d}.json"
             kept = _Kept(key=key, topic=topic, payload=payload.decode())
             try:
@@ -199,6 +200,7 @@ class Outbox:
 
     def _forget(self, message: _Outgoing) -> None:
         with self._changed:
+            # Unless a newer one took its place while this one was sent.
             if message.path is None:
                 if self._newest.get(message.key) is message:
                     del self._newest[message.key]
@@ -208,6 +210,7 @@ class Outbox:
                 write_atomically(self._folder / _DELIVERED, _Keys.dump_json(self._delivered))
             except OSError as error:
                 self._log.once("cannot note what was sent", folder=str(self._folder), error=error.strerror)
+            # After the note of what was sent: the other way round, a kill in between would send it twice.
             message.path.unlink(missing_ok=True)
             flush_directory(self._folder)
             self._queue.pop(0)

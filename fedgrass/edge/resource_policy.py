@@ -79,6 +79,7 @@ class ResourcePolicy:
         """Take in whether the application is busy; that holds for as long as it says."""
         with self._lock:
             self._busy_until = self._clock() + status.valid_seconds if status.busy else 0.0
+            # The application's word counts at once, not at the next second's look.
             self._looked_at = None
 
     def hold(self) -> Block | None:
@@ -94,6 +95,8 @@ class ResourcePolicy:
             if self._looked_at is None or self._clock() - self._looked_at >= _LOOK_SECONDS:
                 self._looked_at = self._clock()
                 settings, reading = self._settings(), self._read()
+                # Half speed from half of the limit on: so it does not swing between training at full speed and not at
+                # all.
                 slow = settings.max_cpu_percent < 100 and reading.others_percent > settings.max_cpu_percent / 2
                 self._seen = self._judged(settings, reading), slow
             return self._seen
@@ -181,6 +184,7 @@ class Pause:
         if self._guard.hold() is not None:
             self._wait(cancelled)
         elif self._guard.is_slow():
+            # As long as the last batch took: that is half speed.
             cancelled.wait(min(self.clock() - self._went_on, _LOOK_SECONDS))
         self._went_on = self.clock()
 

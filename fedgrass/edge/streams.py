@@ -121,6 +121,7 @@ class StreamManagerStreams:
 
     def __init__(self, *, tasks_bytes: int = _TASKS_BYTES) -> None:
         self._tasks_bytes = tasks_bytes
+        # Not by a call: see below.
         self._client: Any = StreamManagerClient.__new__(StreamManagerClient)
         try:
             # The SDK connects while it is made and leaves its thread behind when that fails, so the object is had first.
@@ -141,6 +142,7 @@ class StreamManagerStreams:
             newest_task=_newest(tasks),
             exported_task=_number(exported[0] if exported else None),
             newest_status=_newest(statuses),
+            # Messages stay after their export: the stream fills up although all is done (decisions/0019).
             fill=_number(tasks.storage_status.total_bytes) / tasks.definition.max_size,
         )
 
@@ -219,8 +221,10 @@ def _definitions(tasks_bytes: int) -> tuple[MessageStreamDefinition, MessageStre
         name=STATUSES,
         max_size=_STATUSES_BYTES,
         stream_segment_size=_SEGMENT_BYTES,
+        # One that is overwritten costs an upload more; a stream of them that refused would stop all.
         strategy_on_full=StrategyOnFull.OverwriteOldestData,
         persistence=Persistence.File,
+        # To the disk itself: a device's power may be cut at any time.
         flush_on_write=True,
     )
     export = S3ExportTaskExecutorConfig(
@@ -230,6 +234,7 @@ def _definitions(tasks_bytes: int) -> tuple[MessageStreamDefinition, MessageStre
         name=TASKS,
         max_size=tasks_bytes,
         stream_segment_size=_SEGMENT_BYTES,
+        # A task that was accepted must not vanish.
         strategy_on_full=StrategyOnFull.RejectNewData,
         persistence=Persistence.File,
         flush_on_write=True,
@@ -249,6 +254,7 @@ def _status(message: Any) -> TaskStatus | None:
     try:
         status = Util.deserialize_json_bytes_to_obj(message.payload, StatusMessage)
         context = status.status_context
+        # Warnings and progress come on the same stream.
         if status.status not in (Status.Success, Status.Failure, Status.Canceled) or context is None:
             return None
         return TaskStatus(

@@ -67,10 +67,12 @@ class Sensors:
         spent = {name: getattr(self._times, name) - getattr(before, name) for name in self._times._fields}
         # The kernel counts a guest's time twice: as its own and as user time.
         total = sum(value for name, value in spent.items() if not name.startswith("guest"))
+        # Two looks within one tick of the kernel's clock.
         if total <= 0:
             return 0.0, 0.0
         idle = spent["idle"] + spent.get("iowait", 0.0)
         niced = spent.get("nice", 0.0)
+        # The trainer runs at low priority, and the kernel counts that apart: what is left is the others'.
         return _percent(total - idle, total), _percent(total - idle - niced, total)
 
 

@@ -50,5 +50,6 @@ class CpuBudget:
         ahead = (self._cpu() - self._cpu_began) / self._rate - (self._clock() - self._began)
         if ahead >= _LEAST_REST_SECONDS:
             self._rest(ahead)
+        # The beginning moves along, so that credit is forgotten rather than spent at once.
         elif ahead < -_MOST_CREDIT_SECONDS:
             self._began -= ahead + _MOST_CREDIT_SECONDS

@@ -212,6 +212,7 @@ class Uploads:
             if upload.after is not None:  # appended, perhaps, before a crash
                 upload.sequence = streams.find(task, upload.after)
             if upload.sequence is None:
+                # Noted before the task is appended: after a kill in between, the task is looked for from here on.
                 upload.after = streams.extent().newest_task
                 upload.statuses_from = position
                 self._write(upload)
@@ -237,6 +238,7 @@ class Uploads:
 
         Returns whether the streams were created again. ``after`` stays: the task may be queued for all we know.
         """
+        # A full stream is this upload's trouble alone; a connection that is gone is everybody's.
         streams.extent()  # raises if it was the connection
         self._log.once("the task stream refuses, uploads wait", error=str(error))
         if self._empty(streams, but=upload):
@@ -260,6 +262,7 @@ class Uploads:
         """
         with self._changed:
             others = [upload for upload in self._pending.values() if upload is not but]
+        # Some task may be on its way: deleting the stream would lose it.
         if any(upload.sequence is not None or upload.after is not None for upload in others):
             return False
         extent = streams.extent()
@@ -273,6 +276,8 @@ class Uploads:
         with self._changed:
             found = [u for u in self._pending.values() if u.sequence == status.sequence and u.key == status.key]
         for upload in found:
+            # An end that was told before this task was queued is of an earlier task with its number: the streams were
+            # created again.
             if status.position < upload.statuses_from:
                 continue
             if status.outcome == "success":
@@ -314,6 +319,8 @@ class Uploads:
         self._write(upload)
 
     def _end(self, upload: Upload, outcome: Outcome, reason: str) -> None:
+        # The order is what makes a kill harmless: told, then no record, then no file. Told again is no harm, a file
+        # without a record is swept.
         self._ended(upload, outcome, reason)
         folder = self._folder_of(upload.name)
         (folder / _RECORD).unlink(missing_ok=True)

@@ -91,8 +91,10 @@ class LiteRTEngine(BatchEngine):
         return output[: len(x)]
 
     def _begin(self, settings: FitSettings) -> None:
+        # The same step without the two terms that are 0: it takes less time.
         plain = settings.proximal_mu == settings.clip_norm == 0 and "train_plain" in self._signatures
         begin = self._signatures["begin_plain" if plain and "begin_plain" in self._signatures else "begin_round"]
+        # Bundles of models without Dropout have no such input.
         begin(**({"seed": np.int32(settings.masks_seed())} if begin.inputs else {}))
         self._held_on_disk = None
         self._train = self._signatures["train_plain" if plain else "train"]
@@ -153,6 +155,7 @@ class LiteRTEngine(BatchEngine):
 
 def _pad(array: Array, size: int, dtype: str) -> Array:
     if len(array) < size:
+        # Its own examples again rather than zeros, which batch normalization would take for examples.
         array = array.take(np.arange(size), axis=0, mode="wrap")
     return np.ascontiguousarray(array, dtype)
 

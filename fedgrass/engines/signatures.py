@@ -78,6 +78,7 @@ class Signature:
         if not self._allocated:
             if missing := self.inputs.keys() - inputs.keys():
                 raise ValueError(f"input {min(missing)!r} was never set")
+            # Once: allocating again would forget the inputs that a call leaves out.
             self._interpreter.AllocateTensors(self._subgraph)
             self._allocated = True
         for name, value in inputs.items():

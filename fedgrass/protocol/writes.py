@@ -67,6 +67,7 @@ def change(
     values
         The values that ``condition`` names.
     """
+    # DynamoDB would store a NULL, for which attribute_exists holds.
     given = {name: value for name, value in (put or {}).items() if value is not None}
     clauses = []
     if given:
@@ -76,6 +77,7 @@ def change(
     gone = list(remove)
     if gone:
         clauses.append("REMOVE " + ", ".join(f"#{name}" for name in gone))
+    # Names that an expression does not use are an error of UpdateItem.
     used = {*given, *(add or {}), *gone, *re.findall(r"#(\w+)", condition)}
     bound = {
         **{f":put_{name}": value for name, value in given.items()},
@@ -157,6 +159,7 @@ def _repeated(table: Any, write: Callable[[], T], pause: Callable[[float], None]
             if not _is_busy(getattr(error, "response", {})):  # this package does without botocore
                 raise
             last = error
+        # Full jitter, up to 1.3 seconds: what collided once must not collide in step again.
         (pause or time.sleep)(random.uniform(0, 0.02 * 2 ** min(attempt, 6)))  # noqa: S311 - jitter
     raise BusyError(f"table {table.name}: an item stayed busy through {_ATTEMPTS} attempts; try again") from last
 

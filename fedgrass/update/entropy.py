@@ -30,6 +30,7 @@ _idle: list[
 
 def compress(arrays: Iterable[Array]) -> NDArray[np.uint8]:
     """Return the frame; the same arrays give the same bytes."""
+    # A checksum: a flipped bit would otherwise decode to other numbers.
     parameters = zstandard.ZstdCompressionParameters.from_level(_LEVEL, window_log=_WINDOW_LOG, write_checksum=True)
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     parts = [compressor.compress(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) for array in arrays]
@@ -50,6 +51,7 @@ class Decompressor:
         try:
             decompressor = _idle.pop()
         except IndexError:
+            # A frame says itself how much memory it wants: one that wants more than ours is refused.
             decompressor = zstandard.ZstdDecompressor(max_window_size=1 << _WINDOW_LOG)
         self._decompressor: zstandard.ZstdDecompressor | None = decompressor
         self._reader = decompressor.stream_reader(cast(BinaryIO, self._source), read_size=_READ)
@@ -60,6 +62,7 @@ class Decompressor:
             count: int = self._reader.readinto(buffer)
         except zstandard.ZstdError as error:
             raise UpdateError("corrupt_data", f"the zstandard frame cannot be decoded ({error})") from error
+        # A short frame must not leave the rest of an array as it was.
         if not count and buffer:
             raise UpdateError("corrupt_data", "the zstandard frame holds less than the model calls for")
         return count

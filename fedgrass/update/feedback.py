@@ -45,10 +45,12 @@ class ErrorFeedback:
         with contextlib.suppress(TensorFileError, BundleError, KeyError):
             stored, metadata = tensors.load(self.path)
             if metadata["graph_sha256"] == self.manifest.graph_sha256:
+                # The same round again: its update is made of what went into it, not of what came out.
                 kept = "before" if metadata["round"] == self.round_identity else "after"
                 residual = {
                     name.removeprefix(f"{kept}/"): v for name, v in stored.items() if name.startswith(f"{kept}/")
                 }
+                # A residual that is not finite would spoil every later update of this device.
                 if residual and all(np.isfinite(value).all() for value in residual.values()):
                     return check_parameters(residual, self.manifest, name=str(self.path))
         return {}

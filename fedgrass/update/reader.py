@@ -86,6 +86,7 @@ class UpdateReader:
                 parameter = next(self._parameters)
                 self._left = parameter.size
                 self._decode = self._codec.decoder(parameter, self._read)
+            # An array may span parameters, each with a decoder of its own.
             part, values = values[: self._left], values[self._left :]
             self._decode(part)
             self._left -= len(part)
@@ -126,6 +127,8 @@ def max_update_bytes(parameters: Sequence[TensorDescription]) -> int:
     float32 is the longest, but for a few bytes of scales and masks, and what a frame adds to data that cannot be compressed.
     """
     longest = sum(4 * parameter.size + 16 for parameter in parameters)
+    # 8 bytes are the header's length; Zstandard adds at most 1/256 of incompressible data and some bytes for each
+    # frame.
     return 8 + _max_header_bytes(parameters) + longest + longest // 128 + 1024
 
 
@@ -148,6 +151,7 @@ class UpdateForm:
 
     def require(self, found: tensors.Specs, codec: UpdateCodec) -> None:
         """Raise `UpdateError` unless these are the tensors that the codec makes of the model."""
+        # The same object, not an equal one: `known` gave it.
         if found is self._specs.get(codec.name):  # its header was compared byte by byte
             return
         expected = [tensor for parameter in self.parameters for tensor in codec.parameters.layout(parameter)]

@@ -58,6 +58,7 @@ class TopK:
         chosen = self._chosen(parameter)
         mask = np.zeros(parameter.size, np.bool_)
         if chosen.size:
+            # A partition takes linear time, and the order among the chosen means nothing.
             mask[np.argpartition(np.abs(delta), -chosen.size)[-chosen.size :]] = True
         return (np.packbits(mask, bitorder="little"), *self._values.encode(chosen, delta[mask], rng))
 
@@ -74,6 +75,7 @@ class TopK:
         chosen = self._chosen(parameter)
         if parameter.size % 8:
             mask[-1] &= (1 << parameter.size % 8) - 1  # the other bits mean nothing
+        # Checked before anything is placed: a mask with more marks than scalars would read beyond them.
         marked = int(np.count_nonzero(_bits(mask)))
         if marked != chosen.size:
             raise UpdateError(
@@ -85,6 +87,7 @@ class TopK:
         def fill(values: Floats) -> None:
             nonlocal left
             places = _places(left[: (len(values) + 7) // 8])
+            # Arrays end at whole bytes of the mask but for the last: `GRAIN` is a multiple of 8.
             left = left[len(values) // 8 :]
             values.fill(0)
             sent.scatter(values, places)

@@ -52,6 +52,8 @@ class Bounds:
         """Return, by key, the updates that the settings refuse because others are much shorter."""
         factor = self.checks.max_norm_over_median
         bound = factor * median_norm([one.norm for one in good])
+        # A median of 0 is that of devices that learnt nothing: nobody is long beside it. One update has nobody to be
+        # compared with.
         if bound == 0 or len(good) == 1:
             return {}
         return {
@@ -68,13 +70,16 @@ class Bounds:
         if not good:
             return []
         factor = self.checks.max_examples_over_median
+        # The lower of two middle values: half of the cohort must claim so much before it counts.
         most = max(1, int(factor * median_low([one.facts.num_examples for one in good])))
         clip = self.clip
         bound = clip.bound([one.norm for one in good]) if clip else 0.0
         ages: dict[str, list[int]] = {}
         for one in good:
+            # A device with late updates has several, and they share what it counts.
             ages.setdefault(one.facts.thing, []).append(one.facts.age)
         claims = [one.facts for one in good]
+        # Below 1 a bound would call the median itself a lie.
         if factor > 0 and isinstance(weighting := self.weighting, ClaimWeighting):
             claims = list(weighting.believed(claims, max(1.0, factor)))
         found = []
@@ -98,4 +103,5 @@ class Bounds:
         UpdateError
             Coded ``missing_metric``.
         """
+        # The unit is divided out again where the sum is complete; a power of two costs no rounding.
         return self.weighting.weight(facts) * factor * UNIT

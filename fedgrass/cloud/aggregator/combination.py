@@ -179,10 +179,13 @@ class Mean:
         total, good = self._reading.sum(candidates, self._as_claimed)
         kept = self._refuse_odd(good)
         weight = self._by_cohort(kept)
+        # As a rule nothing is bounded and nobody is odd: then the sum that was read along the way is the result, and
+        # the updates are read once.
         if len(kept) == len(good) and all(
             weight(one.reference, one.facts) == self._as_claimed(one.reference, one.facts) for one in good
         ):
             return total, Screened(good, self._intake.refused)
+        # Two sums at a time would double the memory.
         del total
         references = [one.reference for one in kept]
         total, again = self._reading.sum(references, weight)
@@ -206,6 +209,7 @@ class Mean:
         measured = self._reading.measure(own)
         everything = share.exchange(Screened(measured, self._intake.refused))
         kept = self._refuse_odd(sorted(everything.good, key=_by_name))
+        # Judged by all instances' updates together, so every instance drops the same ones.
         keys = {one.reference.key for one in kept}
         return [one.reference for one in measured if one.reference.key in keys], self._by_cohort(kept)
 

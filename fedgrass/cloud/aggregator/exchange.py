@@ -108,6 +108,7 @@ class BucketPartialSums:
         """Tell the others of one's own updates, and return what all instances found, in their order."""
         self._bucket.write(self._survey(self._index), _Told.of(found).model_dump_json().encode())
         everything = Screened((), ())
+        # An instance without lanes writes nothing: nobody waits for it.
         for index in filter(lambda index: lanes_of(index, self._count), range(self._count)):
             everything = merged(everything, self._await(self._survey(index)).found)
         return everything
@@ -151,6 +152,7 @@ class BucketPartialSums:
                     f"{self._bucket.uri(key)}: another instance of the job has not written it in time. Run the job again"
                 )
             self._sleep(pause)
+            # S3 bills each look; the first ones come soon, for small models.
             pause = min(2.0, pause * 1.5)
         try:
             return _Told.model_validate_json(content)

@@ -95,6 +95,7 @@ class Tiles:
         together: list[Accepted] = []
         for start in range(0, len(references), TOGETHER):
             window = references[start : start + TOGETHER]
+            # One of the next window is enough to tell whether the last lane goes on: updates come in lane order.
             following = references[start + TOGETHER : start + TOGETHER + 1]
             while window:
                 with ExitStack() as streams:
@@ -111,6 +112,7 @@ class Tiles:
                     together += good
                     break
                 window = [one.reference for one in good]
+        # No window had a good update: the sum of nothing.
         total = standing.total if standing.total is not None else np.zeros(self._layout.size, np.float32)
         if standing.partial is not None:
             np.add(total, standing.partial, out=total)
@@ -160,7 +162,10 @@ class Tiles:
     def _judged(self, update: OpenUpdate) -> Accepted | None:
         try:
             if update.errors:
+                # The first tile's, as an update that is read in order would have shown it: a reason must not depend
+                # on threads.
                 raise update.errors[min(update.errors)]
+            # Bytes after the last tensor would be a second message that nobody has checked.
             update.reader.require_end()
             return self._intake.passed(update.reference, update.facts, norm_of(update.squares))
         except UpdateError as error:
@@ -183,6 +188,7 @@ class _Scan:
     def __init__(self, updates: Sequence[OpenUpdate], layout: Layout, work: Callable[[], Work]) -> None:
         self._updates = updates
         self._work = work
+        # A model below one tile needs no more room than itself.
         self._room = min(TILE, layout.size)
         self._tiles = enumerate(layout.tiles(TILE))
         self._turns = [
@@ -198,6 +204,7 @@ class _Scan:
         for thread in threads:
             thread.join()
         if self._failure is not None:
+            # Only here: raised in a thread, it would end that thread and leave the others waiting for its turns.
             raise self._failure
 
     def _thread(self) -> None:
@@ -220,6 +227,8 @@ class _Scan:
                 return False
             block = values[: span.stop - span.start]
             work.begin(span)
+            # Hand over hand: the next update is held before this one is let go, so no thread overtakes another, and
+            # each update's bytes are read in order.
             for position, update in enumerate(self._updates, start=1):
                 is_read = self._read(update, number, block)
                 following = self._turns[position] if position < len(self._turns) else None

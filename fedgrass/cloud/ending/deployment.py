@@ -72,16 +72,21 @@ def deploy_version(
     made: str | None = None
     for attempt in range(_ATTEMPTS):
         deployments = history(greengrass, target_arn)
+        # ListDeployments is eventually consistent: our own may not show yet.
         if made is not None and made not in deployments:
             pause(0.1 * 2**attempt)
             continue
         latest = deployments[0] if deployments else None
+        # CreateDeployment replaces all components, so ours is made from the newest that is somebody else's; made from
+        # our own, it would undo theirs.
         theirs = next((one for one in deployments if one not in ours), None)
         if theirs is None and not create:
             return None
         base = greengrass.get_deployment(deploymentId=theirs) if theirs is not None else {}
         found = base.get("components", {}).get(component, {}).get("componentVersion")
+        # A round that is late never puts an older model in place of a newer one.
         wanted = version if found is None or exact else max(found, version, key=version_order)
+        # Done if our newest was made from their newest, or theirs has the version already.
         if latest is not None and (ours[latest] == theirs if latest in ours else found == wanted):
             if wanted != version:
                 raise SupersededError(f"{component} {wanted} is deployed already; {version} was not put in its place")

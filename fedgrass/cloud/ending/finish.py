@@ -40,6 +40,7 @@ def finish(place: Place, record: RoundRecord) -> RoundReport | None:
     AggregationError
         If what lies where the report should is none of this round.
     """
+    # First, and whatever the outcome: devices must not stay on a model that went no further.
     restore_canaries(place, record)
     if record.outcome not in _OF_THE_JOB:
         return None
@@ -48,6 +49,7 @@ def finish(place: Place, record: RoundRecord) -> RoundReport | None:
         proposal = find_proposal(place.s3, place.bucket, record)
         if proposal is None:
             return None
+        # Before the report, which says who was in time.
         recount(place.rounds, place.s3, place.bucket, record)
         # What the devices said of it afterwards is no part of what the job did.
         outcome = "released" if record.outcome == "refused" else record.outcome
@@ -100,6 +102,7 @@ def deploy_current(place: Place, *, job: dict[str, Any] | None = None, over: str
             exact=others or bool(over) or released.by in {"roll_back", "refusal"},
             job=job,
         )
+        # Somebody may have released or gone back while this was deploying: what counts is the state, not who is last.
         if load_state(place.rounds, place.fleet).released == released:
             return made
         others = True

@@ -109,6 +109,7 @@ def _said_of_a_publication(place: Place, devices: Table, version: str, since_ms:
     settings = load_settings(place.rounds, place.fleet)
     key = {"fleet": place.fleet, "key": f"refusals#{version}"}
     heard = update_item(place.rounds, Key=key, ReturnValues="ALL_NEW", **change(add={"heard": 1}))["Attributes"]
+    # Reading all devices at each refusal would cost a large fleet dearly: many refuse at once.
     if heard["heard"] < heard.get("enough", 0):
         return ""
     members = [

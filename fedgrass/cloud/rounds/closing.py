@@ -58,6 +58,7 @@ def close(
                 "reason": "; ".join(word for word in words if word),
                 "closed_at": services.now().isoformat(),
             },
+            # Nobody answers for a closed round any more.
             remove=["collect_token", "job_token", "rollout_token", "question"],
             condition="#phase <> :closed",
             values={":closed": "closed"},
@@ -66,6 +67,7 @@ def close(
             record = closed
             tell("round_closed", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=record.reason)
             measure_closed(services, record)
+    # After the record: a fleet that is free has no open round's record.
     _free(services, number, reserve)
     _look_at_refusals(services)
     announce_round(services)

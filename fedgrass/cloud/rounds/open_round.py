@@ -61,6 +61,7 @@ def sweep(services: Services) -> None:
 
     Else devices would go on with a round that nobody waits for, if the event of its execution's end was lost.
     """
+    # Nothing waits for a sweep's answer.
     with contextlib.suppress(RoundRefusedError):  # somebody holds the fleet
         _take_over(services, load_state(services.rounds, services.fleet))
         _refuse_reserved(services, load_state(services.rounds, services.fleet), "")
@@ -85,6 +86,7 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
     if state.open and state.open.execution == request.execution:
         record = load_round(services.rounds, services.fleet, state.open.round)
     else:
+        # Before all that is read below: it changes the fleet's state.
         _take_over(services, state)
         act_on_refusals(services)
         record = _open(services, request, settings)
@@ -146,6 +148,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
     able = [member.thing for member in alive if member.heartbeat and member.heartbeat.able]
     if len(able) < settings.min_devices:
         raise RoundRefusedError(_too_few(fleet, members, alive, able, settings.min_devices))
+    # The salt is not told before the announcement: a device cannot choose a name that is asked.
     cohort, asked = draw_cohort(able, settings.fraction, settings.min_updates, fleet)
     state = load_state(services.rounds, fleet)
     _refuse_reserved(services, state, request.execution)
@@ -168,6 +171,8 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         deadline=now + timedelta(seconds=settings.deadline_seconds),
         privacy=_charged(fleet, state.privacy, settings),
     )
+    # Before the lock: a device may answer the moment the round is announced, and its answer is counted by the roster.
+    # One that no round comes to use expires.
     write_roster(
         services.rounds,
         record,
@@ -202,6 +207,8 @@ def _charged(fleet: str, ledger: PrivacyLedger, settings: FleetSettings) -> Priv
 def _take_lock(services: Services, state: FleetState, model: Base, record: RoundRecord) -> bool:
     """Write lock and record together, if nobody did since ``state`` was read, and the execution is not known to have ended."""
     lock = OpenRound(round=record.round, execution=record.execution, opened_at=record.opened_at)
+    # All that was read above may have changed since: each piece of it is a condition, so that whoever writes first is
+    # the one.
     condition = (
         "attribute_not_exists(#open) AND attribute_not_exists(#hand) AND #model.#version = :version AND "
         "(attribute_not_exists(#reserved) OR #reserved = :execution) AND "
@@ -274,6 +281,7 @@ def _refuse_reserved(services: Services, state: FleetState, execution: str) -> N
 
 def _close_if_ended(services: Services, record: RoundRecord) -> None:
     """A stopped execution's event may be lost, or have come too early: then nobody else would close its round."""
+    # After the announcement: from then on a stopped execution's event finds the round by itself.
     status = _status(services, record.execution)
     if status not in {*_RUNNING, _FORGOTTEN}:
         abort(
@@ -290,6 +298,7 @@ def _status(services: Services, execution: str) -> str:
     except ClientError as error:
         if error.response["Error"]["Code"] != "ExecutionDoesNotExist":
             raise
+        # Step Functions forgets executions after 90 days; one of which nothing is known does not run.
         return _FORGOTTEN
 
 

@@ -103,6 +103,7 @@ def _check(services: Services, notice: UpdateNotice, record: RoundRecord, judgin
 def _count(services: Services, notice: UpdateNotice, delivery: Delivery, record: RoundRecord) -> Counted:
     asked = presence(services.rounds, record, notice.thing).asked
     for _ in range(_ATTEMPTS):
+        # By the record as it was read; the transaction's condition holds it against the record as it is.
         late = record.phase != "collecting"
         known = load_participation(services.rounds, record.fleet, record.round, notice.thing)
         if not _supersedes(notice, known, late=late):
@@ -119,6 +120,7 @@ def _supersedes(notice: UpdateNotice, known: Participation | None, *, late: bool
     """Whether a notice says more than what is known of the device; what it said in time stands against what is late."""
     if known is None or known.status is None:
         return True
+    # Ranks only rise, so notices may come in any order and any number: the highest wins.
     return known.late == late and _RANK[notice.status] > _RANK[known.status]
 
 
@@ -137,6 +139,7 @@ def _write(
     # Not a Put: the device may have reported on the round's model already.
     part = change(
         put={**notice.model_dump(mode="json", include=_NOTICED), **told},
+        # Two deliveries at once: the second finds its condition broken, and looks again.
         condition="#status = :before AND #late = :late" if before else "attribute_not_exists(#status)",
         values={":before": before, ":late": late} if before else None,
     )
@@ -154,6 +157,7 @@ def _counters(notice: UpdateNotice, before: str | None, received_at: int, *, ask
     if late:
         return {} if before else change(add={"late": 1})
     done = notice.status in _DONE.values()
+    # Anybody can say no; only what is done is worth counting of a device that was not asked.
     if not asked and not done:
         return {}
     add: dict[str, float] = {("uploaded" if done else notice.status) if asked else "joined": 1}
