@@ -177,7 +177,7 @@ class Manifest(_Model):
         if len(set(names)) != len(names):
             raise ValueError("parameter names must be unique")
         if strange := sorted((self.statistics or {}).keys() - set(names)):
-            raise ValueError(f"statistics names {strange[0]!r}, which is no parameter")
+            raise ValueError(f"statistics names {strange[0]!r}, which is not a parameter")
         needed = {ARCHITECTURE} if ARCHITECTURE in self.files else {GRAPH, INFERENCE}
         missing = {PARAMETERS, *needed} - self.files.keys()
         if missing:

@@ -36,7 +36,7 @@ class StackOutputs:
 
 
 def stack_name(fleet: str) -> str:
-    """Return the name of the fleet's stack, which is no other fleet's.
+    """Return the name of the fleet's stack, which is not any other fleet's.
 
     CloudFormation allows no underscores: a name that has any follows two hyphens, which no other begins with, and is written
     with ``-u`` for each of them and ``--`` for a hyphen.

@@ -51,7 +51,7 @@ def subclass(reference: str, bases: Sequence[str]) -> type[Any]:
     Raises
     ------
     ConfigurationError
-        If there is no such class or it is no subclass. A module that was not loaded before is not loaded then either, as far
+        If there is no such class or it is not a subclass. A module that was not loaded before is not loaded then either, as far
         as its source tells: the class must be declared there with its base, not made while it runs.
     """
     module, name = split_reference(reference)
@@ -65,7 +65,7 @@ def subclass(reference: str, bases: Sequence[str]) -> type[Any]:
     found = _imported(reference, module, name)
     kinds = tuple(kind for kind in map(_loaded, bases) if kind is not None)
     if not (isinstance(found, type) and issubclass(found, kinds)):
-        raise ConfigurationError(f"{reference!r}: is no subclass of {expected}")
+        raise ConfigurationError(f"{reference!r}: is not a subclass of {expected}")
     return found
 
 
@@ -78,7 +78,7 @@ def function(reference: str) -> Callable[..., Any]:
         raise ConfigurationError(f"{reference!r}: no source found that declares function {name}; it was not imported")
     found = _imported(reference, module, name)
     if not callable(found) or isinstance(found, type) or getattr(found, "__module__", None) != module:
-        raise ConfigurationError(f"{reference!r}: is no function of that module's own")
+        raise ConfigurationError(f"{reference!r}: is not a function of that module's own")
     declared: Callable[..., Any] = found
     return declared
 

@@ -214,7 +214,7 @@ def _opened(path: Path, max_bytes: int) -> Iterator[tuple[BinaryIO, int]]:
 
 
 class Readable(Protocol):
-    """What is read from, where it is no file."""
+    """What is read from, where it is not a file."""
 
     def readinto(self, buffer: Any, /) -> int | None:
         """Fill the buffer from its start and return how many bytes came; 0 at the end."""

@@ -199,7 +199,7 @@ def test_what_other_packages_cannot_register(acme: Path, tmp_path: Path, monkeyp
     for name, problem in {
         "fedpower": "registered as acme.strategy:FedPower and as subprocess:Popen",
         "../Fed": "expected one of",
-        "popen": "is no subclass of fedgrass.strategies.base.Strategy",
+        "popen": "is not a subclass of fedgrass.strategies.base.Strategy",
         "gone": "cannot be imported",
     }.items():
         with pytest.raises(ConfigurationError, match=problem):

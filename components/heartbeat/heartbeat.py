@@ -275,7 +275,7 @@ class Heartbeat:
         return {name: version for name, version in versions.items() if version}
 
     def _silent(self) -> tuple[str, ...]:
-        """Components not heard for two minutes. ModelDeployer speaks of the active model only: without one it may be silent."""
+        """Components silent for two minutes. ModelDeployer speaks of the active model only: without one it may be silent."""
         heard = {TRAINER: self._trainer_heard if self._trainer else self._began}
         if self._store.active() is not None:
             heard[MODEL_DEPLOYER] = self._deployer_heard if self._deployer else self._began

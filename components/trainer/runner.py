@@ -124,7 +124,7 @@ class Runner:
                 orders.give(self._order(stop=cancelled.is_set()))
             cause = child.died_of()
         except MessageError as error:
-            raise DiedError(f"with what is no report ({error})") from error
+            raise DiedError(f"with what is not a report ({error})") from error
         finally:
             child.kill()
             child.died_of()
@@ -148,7 +148,7 @@ class _Reports:
         self.result: Result | None = None
 
     def take_in(self, some: bytes) -> None:
-        """Act on the reports that these bytes complete; raises `MessageError` for what is no report."""
+        """Act on the reports that these bytes complete; raises `MessageError` for what is not a report."""
         *lines, self._rest = (self._rest + some).split(b"\n")
         for line in (*lines, self._rest):
             # The rest too: a child gone wild could send a line without an end.

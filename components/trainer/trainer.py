@@ -258,7 +258,7 @@ class Trainer:
                 bucket = announcement.upload.bucket
                 self._uploads.submit(key, self._now.work / UPDATE, bucket=bucket, key=where, message=notice.decode())
         except TransferError as error:
-            # Kept open: the checkpoint is whole, so the answer is had again soon without training again.
+            # Kept open: the checkpoint is whole, so the answer comes again soon without training again.
             self._log.error("the answer cannot be kept now", round=announcement.round, reason=str(error))
             self._status.say("waiting", announcement, reason=str(error))
             self._loop.later(_RECHECK_SECONDS, lambda: self._answer_again(announcement))

@@ -120,7 +120,7 @@ def _question(
 
 
 def _refused_unread(artifacts: Path, store: ModelStore, error: BundleError) -> Admission:
-    """Refuse what is no bundle this release reads, by the version that the nucleus names its folder after."""
+    """Refuse what is not a bundle this release reads, by the version that the nucleus names its folder after."""
     version = artifacts.name
     if not is_version(version):
         raise error

@@ -81,7 +81,7 @@ class GreengrassIpc:
         The component that this process belongs to: with its name a new token is asked for when the nucleus has forgotten the
         one from the environment.
     lost
-        Called once, from a separate thread, when the connection cannot be had back: the process should exit with
+        Called once, from a separate thread, when the connection cannot be restored: the process should exit with
         `EXIT_RELAUNCH`.
     patience
         Seconds of trying to reconnect before it counts as lost.

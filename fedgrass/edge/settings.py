@@ -64,7 +64,7 @@ class Window(BaseModel):
 
 
 class GuardSettings(Settings):
-    """When a device is not to be had for training: see `fedgrass.edge.resource_policy`."""
+    """When a device is unavailable for training: see `fedgrass.edge.resource_policy`."""
 
     min_free_disk_mb: int = Field(default=100, ge=0)
     min_free_memory_mb: int = Field(default=50, ge=0)

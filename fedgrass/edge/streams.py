@@ -121,10 +121,10 @@ class StreamManagerStreams:
 
     def __init__(self, *, tasks_bytes: int = _TASKS_BYTES) -> None:
         self._tasks_bytes = tasks_bytes
-        # Not by a call: see below.
         self._client: Any = StreamManagerClient.__new__(StreamManagerClient)
         try:
-            # The SDK connects while it is made and leaves its thread behind when that fails, so the object is had first.
+            # The SDK connects in its constructor and leaves a thread behind if that fails: the object is made first, so that it
+            # can be closed.
             with _translated("connect"):
                 self._client.__init__(request_timeout=_REQUEST_SECONDS)
                 self._create()

@@ -71,7 +71,7 @@ def spawn(
 
 
 def signal_group(pid: int, number: int) -> None:
-    """Send a signal to the whole group that ``pid`` leads; a group that is gone is no error."""
+    """Send a signal to the whole group that ``pid`` leads; a group that is gone is not an error."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
 

@@ -1,4 +1,4 @@
-"""The fleet's devices as their table has them: the last heartbeat of each, and its last word on a model."""
+"""The fleet's devices as their table has them: the last heartbeat of each, and its last report on a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class FleetMember:
     model: DeviceModel | None = None
 
     def alive(self, now_ms: float) -> bool:
-        """Whether it was heard within three of its own intervals."""
+        """Whether its last heartbeat is younger than three of its intervals."""
         return self.heartbeat is not None and self.heartbeat.alive(now_ms)
 
 
@@ -46,7 +46,7 @@ def fleet_members(devices: Table, fleet: str, *, consistent: bool = False) -> li
     Returns
     -------
     list
-        A member for each device, with its last heartbeat and its last word on a model.
+        A member for each device, with its last heartbeat and its last report on a model.
     """
     return _members(items_below(devices, "thing", fleet, "", consistent=consistent))
 

@@ -29,7 +29,7 @@ ObjectKey = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 def as_reason(text: str, most: int = 500) -> str:
-    """Cut a text to what a `Reason` holds; bytes of a file name that are no text become question marks.
+    """Cut a text to what a `Reason` holds; bytes of a file name that are not text become question marks.
 
     Parameters
     ----------
@@ -277,7 +277,7 @@ class Heartbeat(Message):
     ``trainer_runs`` is False when the trainer's process is gone or has been silent for two minutes: nobody waits for its answer
     then, as for that of one that is busy or waits for its owner's window.
 
-    ``silent`` are the components that should have been heard on the device and were not; ``errors`` the last error or
+    ``silent`` are the components that should have reported on the device and did not; ``errors`` the last error or
     warning of those that had one.
 
     ``instance`` tells this process from any other, ``up_seconds`` for how long it has run. The first heartbeat has them, and

@@ -79,7 +79,7 @@ class Device(Heartbeat, Record):
     received_at: Count = Field(description="Epoch milliseconds, by the cloud's clock")
 
     def alive(self, now_ms: float) -> bool:
-        """Whether it was heard within three of its own intervals."""
+        """Whether its last heartbeat is younger than three of its intervals."""
         return now_ms - self.received_at <= ALIVE_INTERVALS * self.interval_seconds * 1000
 
 
@@ -189,7 +189,7 @@ class RoundRecord(Record):
     base: Base
     version: Version = Field(description="Version that the round's model gets if it is released")
     cohort: Cohort
-    alive: int = Field(ge=0, description="Devices heard of at the opening")
+    alive: int = Field(ge=0, description="Devices alive at the opening")
     asked: int = Field(ge=0, description="Of these, the able ones that the cohort takes")
     quorum: int = Field(ge=1, description="Uploads that end the collecting")
 
@@ -205,13 +205,13 @@ class RoundRecord(Record):
     joined: int = Field(
         default=0, description="Devices that were silent or unable at the opening, and did in time what was asked"
     )
-    late: int = Field(default=0, description="Devices of which nothing was heard until the collecting was over")
+    late: int = Field(default=0, description="Devices that first answered after the collecting was over")
     bytes_uploaded: int = 0
     evaluated_examples: int = Field(
         default=0, description="Of a round that evaluates: examples of all devices together, as they counted"
     )
     gone_at: int | None = Field(
-        default=None, description="When a trainer of those asked was last heard to be gone, epoch milliseconds"
+        default=None, description="When an asked device last reported that its trainer is gone, in epoch milliseconds"
     )
     last_upload_at: int | None = Field(default=None, description="Epoch milliseconds")
 
@@ -293,7 +293,7 @@ class RoundRecord(Record):
 
     @property
     def seconds_last_upload_to_active(self) -> float | None:
-        """Seconds from the last upload to the last device's word on the new model."""
+        """Seconds from the last upload to the last device's report on the new model."""
         if self.last_upload_at is None or self.last_model_at is None:
             return None
         return (self.last_model_at - self.last_upload_at) / 1000

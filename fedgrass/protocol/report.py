@@ -29,7 +29,7 @@ ADVICE: dict[Hold, str] = {
     "accept it by a round started with --set gate.forget_best=true",
     "best_loss": "The fleet's model has decayed in small steps: roll back to a better version (fedgrass model roll-back), or "
     "accept it by a round started with --set gate.forget_best=true",
-    "not_finite": "The model's figures are no numbers: lower fit.learning_rate or the strategy's, bound updates with "
+    "not_finite": "The model's figures are not numbers: lower fit.learning_rate or the strategy's, bound updates with "
     "checks.max_norm, and roll back if the base itself gives none",
     "figures": "Too few devices evaluate: raise gate.devices_seconds, lower min_updates, or put an evaluation set into the "
     "bucket",
@@ -164,7 +164,7 @@ class RoundReport(_Part):
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise RecordError(f"{name}: no report of a round: {first_problem(error)}") from error
+            raise RecordError(f"{name}: not a report of a round: {first_problem(error)}") from error
 
     def to_json(self) -> bytes:
         """Return the file's content."""

@@ -106,7 +106,7 @@ def put_item(table: Any, **arguments: Any) -> dict[str, Any]:
 
 
 def delete_item(table: Any, **arguments: Any) -> dict[str, Any]:
-    """Do DeleteItem; no item under the key is no error."""
+    """Do DeleteItem; no item under the key is not an error."""
     return _repeated(table, lambda: table.delete_item(**arguments))
 
 

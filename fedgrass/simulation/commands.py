@@ -42,7 +42,7 @@ class DataOptions:
         "dirichlet:0.3"
     )
     examples: Annotated[
-        int, typer.Option(min=0, help="Of each device, drawn with repetitions; 0 divides the data instead.")
+        int, typer.Option(min=0, help="Examples of each device, drawn with repetitions; 0 divides the data instead.")
     ] = 40
     held_out: Annotated[float, typer.Option(help="Share of the data that judges the models.")] = 0.2
 
@@ -53,7 +53,7 @@ class FleetOptions:
 
     devices: Annotated[int, typer.Option(min=1, help="Virtual devices.")] = 1000
     cohort: Annotated[int, typer.Option(min=1, help="How many are asked in each round.")] = 50
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 20
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to simulate.")] = 20
     dropout: Annotated[float, typer.Option(help="Share of the asked that never answers.")] = 0.0
     stragglers: Annotated[
         str, typer.Option(metavar="SHARE:FACTOR", help="Such as 0.2:5x: a fifth of the devices is five times as slow.")
@@ -80,9 +80,12 @@ class TrainingOptions:
     ] = None
     engine: Annotated[str, typer.Option(help=f"As devices have it: {ENGINES.choices()}.")] = "litert"
     builder: Annotated[str, typer.Option(help="module:function that builds the model, for those engines.")] = ""
-    epochs: Annotated[int, typer.Option(min=1, help="On each device.")] = 5
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of training on each device, in a round.")] = 5
     learning_rate: Annotated[
-        float | None, typer.Option(help="On each device.", show_default="the model's own, by its optimizer")
+        float | None,
+        typer.Option(
+            help="Step size of the training on each device.", show_default="the model's own, by its optimizer"
+        ),
     ] = None
     codec: Annotated[str, typer.Option(help="Of updates: float32, int8, topk:0.05+int8+zstd, …; docs/codecs.md.")] = (
         "float32"

@@ -56,7 +56,7 @@ def drawn(labels: Array, devices: int, examples: int, scheme: PartitionScheme, *
     Raises
     ------
     DataError
-        If the labels are no classes, or not as many as a device is to have.
+        If the labels are not classes, or not as many as a device is to have.
     """
     rng = np.random.default_rng(seed)
     starts = np.arange(devices + 1, dtype=np.int64) * examples
@@ -120,7 +120,7 @@ def divided(labels: Array, devices: int, scheme: PartitionScheme, *, seed: int) 
 
 def _classes(labels: Array) -> list[Indices]:
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError("partition: the examples' labels are no classes, by which devices could differ; use iid")
+        raise DataError("partition: the examples' labels are not classes, by which devices could differ; use iid")
     return [np.flatnonzero(labels == label).astype(np.int32) for label in np.unique(labels)]
 
 

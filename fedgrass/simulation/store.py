@@ -122,7 +122,7 @@ def open_report(folder: Path) -> tuple[SimulationReport, Sequence[SimulatedRound
     try:
         report = SimulationReport.model_validate_json((folder / REPORT).read_bytes())
     except (OSError, ValidationError) as error:
-        raise DataError(f"{folder / REPORT}: is no simulation's report ({error})") from error
+        raise DataError(f"{folder / REPORT}: is not a simulation's report ({error})") from error
     return report, Store(folder).rounds()
 
 

@@ -57,7 +57,7 @@ class Decompressor:
         self._reader = decompressor.stream_reader(cast(BinaryIO, self._source), read_size=_READ)
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill as much of the buffer as can be had at once."""
+        """Fill as much of the buffer as is available at once."""
         try:
             count: int = self._reader.readinto(buffer)
         except zstandard.ZstdError as error:

@@ -56,12 +56,12 @@ def _metrics(pairs: list[tuple[str, object]]) -> dict[str, object]:
         raise ValueError("a name occurs twice")
     for name, value in pairs:
         if type(value) not in (int, float):  # bool is an int to isinstance, and pydantic takes text for numbers
-            raise ValueError(f"{name[:40]!r} is no number")
+            raise ValueError(f"{name[:40]!r} is not a number")
     return found
 
 
 def _no_constant(text: str) -> object:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 _METRICS = json.JSONDecoder(object_pairs_hook=_metrics, parse_constant=_no_constant)
@@ -109,7 +109,7 @@ class UpdateHeader(BaseModel):
         for name in ("round", "num_examples"):
             if _WHOLE_NUMBER.fullmatch(metadata.get(name, "1")) is None:
                 reason = _REASONS.get(name, "corrupt_header")
-                raise UpdateError(reason, f"header field {name}: {metadata[name][:40]!r} is no whole number from 1")
+                raise UpdateError(reason, f"header field {name}: {metadata[name][:40]!r} is not a whole number from 1")
         try:
             document["metrics"] = _METRICS.decode(metadata.get("metrics", "{}"))
             return cls.model_validate(document)

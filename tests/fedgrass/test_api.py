@@ -74,5 +74,5 @@ def test_a_file_that_is_no_report_is_named_with_what_is_wrong(tmp_path: Path) ->
     with pytest.raises(RecordError, match="cannot be read"):
         fedgrass.read_report(path)
     path.write_text('{"schema": 1}')
-    with pytest.raises(RecordError, match=r"report.json: no report of a round: fleet"):
+    with pytest.raises(RecordError, match=r"report.json: not a report of a round: fleet"):
         fedgrass.read_report(path)

@@ -157,7 +157,7 @@ class BucketPartialSums:
         try:
             return _Told.model_validate_json(content)
         except ValidationError as error:
-            raise TransferError(f"{self._bucket.uri(key)}: is no note of another instance ({error})") from error
+            raise TransferError(f"{self._bucket.uri(key)}: is not a note of another instance ({error})") from error
 
     def _survey(self, index: int) -> str:
         return f"{self._prefix}measured-{self._count:03d}-{index:03d}.json"

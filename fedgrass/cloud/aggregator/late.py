@@ -1,6 +1,6 @@
-"""Late updates: what came to an earlier round after its job had looked, and has had no turn since.
+"""Late updates: what came to an earlier round after its job had looked, and was not consumed since.
 
-The account of who had a turn is the reports themselves. What the report of a round that combined its updates names as used, and
+The reports themselves say which updates were consumed. What the report of a round that combined its updates names as used, and
 what any report names as refused, is never taken again; a round without such a report leaves its updates to the next. So each
 update counts once, nothing else has to be kept, and a job that is run again finds the same.
 """
@@ -55,7 +55,7 @@ def earlier_rounds(rounds: Table, bucket: Bucket, record: RoundRecord, staleness
             earlier = load_round(rounds, record.fleet, number)
         except RecordError:
             continue  # the fleet started over in between
-        for key, etag in _had_a_turn(bucket, earlier):
+        for key, etag in _consumed(bucket, earlier):
             spent.setdefault(key, set()).add(etag)
         records.append(earlier)
     ages = staleness_of(record.base.parameters_sha256, [earlier.base.parameters_sha256 for earlier in records])
@@ -110,7 +110,7 @@ def late_updates(
     ]
 
 
-def _had_a_turn(bucket: Bucket, record: RoundRecord) -> list[tuple[str, str]]:
+def _consumed(bucket: Bucket, record: RoundRecord) -> list[tuple[str, str]]:
     """Return key and ETag of the updates that a round's report disposes of: the record says whether it was one that counts."""
     if record.outcome in {"failed", "cancelled"}:
         return []

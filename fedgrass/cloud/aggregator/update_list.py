@@ -71,4 +71,4 @@ def pin_update_list(
     try:
         return UpdateList.model_validate_json(pinned)
     except ValidationError as error:
-        raise TransferError(f"{bucket.uri(key)}: is no update list; move it away to make a new one") from error
+        raise TransferError(f"{bucket.uri(key)}: is not an update list; move it away to make a new one") from error

@@ -33,7 +33,7 @@ class DeviceSummary(NamedTuple):
     version: str
 
     def alive(self, now_ms: float) -> bool:
-        """Whether it was heard within three of its own intervals."""
+        """Whether its last heartbeat is younger than three of its intervals."""
         return now_ms - self.received_at <= ALIVE_INTERVALS * self.interval_seconds * 1000
 
     def is_(self, state: State, now_ms: float) -> bool:

@@ -92,7 +92,7 @@ def pages(context: Context) -> Blueprint:
 
     def _do(version: str, action: Callable[[Any, str], Release], done: str) -> Response:
         if not VERSION.match(version):
-            abort(404, f"{version} is no version.")
+            abort(404, f"{version} is not a version.")
 
         def act() -> str:
             released = action(account, version)

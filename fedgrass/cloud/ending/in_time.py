@@ -112,5 +112,5 @@ def _listed(s3: Any, bucket: str, fleet: str, number: int, _salt: str) -> frozen
     try:
         found = _List.model_validate_json(content)
     except ValidationError as error:
-        raise AggregationError(f"s3://{bucket}/{key}: is no update list; move it away to make a new one") from error
+        raise AggregationError(f"s3://{bucket}/{key}: is not an update list; move it away to make a new one") from error
     return frozenset(entry.key for entry in found.updates)

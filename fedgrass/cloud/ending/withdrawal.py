@@ -71,7 +71,7 @@ def put_back_over(place: Place, devices: Table, version: str, now_ms: float) -> 
     place
         The fleet's services and names.
     devices
-        The devices' table, with each device's last word on a model.
+        The devices' table, with each device's last report on a model.
     version
         The version that devices refuse.
     now_ms
@@ -104,7 +104,7 @@ def _said_of_a_round(record: RoundRecord) -> str:
 def _said_of_a_publication(place: Place, devices: Table, version: str, since_ms: int, now_ms: float) -> str:
     """Return why a person's model is taken back; nothing if it is not.
 
-    All devices are looked at, so not at each refusal, but again when as many more were heard as are missing.
+    All devices are looked at, so not at each refusal, but again when as many more have reported as are missing.
     """
     settings = load_settings(place.rounds, place.fleet)
     key = {"fleet": place.fleet, "key": f"refusals#{version}"}

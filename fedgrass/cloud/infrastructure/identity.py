@@ -45,7 +45,7 @@ def request(folder: Path, common_name: str) -> str:
         key = serialization.load_pem_private_key((folder / KEY).read_bytes(), password=None)
     except ValueError as error:
         raise ConfigurationError(
-            f"{folder / KEY}: is no private key in PEM ({error}); remove it for a new one"
+            f"{folder / KEY}: is not a private key in PEM ({error}); remove it for a new one"
         ) from error
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     signed = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())  # type: ignore[arg-type]

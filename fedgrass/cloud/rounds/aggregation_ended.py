@@ -19,7 +19,7 @@ _NO_MEMORY = re.compile(r"exit code: 137\b|out[ _]?of[ _]?memory|more memory", r
 
 
 class JobEvent(BaseModel):
-    """EventBridge's word on a job; the detail is what DescribeProcessingJob answers."""
+    """EventBridge's event about a job; the detail is what DescribeProcessingJob answers."""
 
     detail: dict[str, Any]
 

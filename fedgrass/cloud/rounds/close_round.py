@@ -1,4 +1,4 @@
-"""Close a round that went its way, whatever the outcome."""
+"""Close a round that ran to completion, whatever the outcome."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def record_model(services: Services, delivery: Delivery) -> None:
         silos = (record.settings if record else load_settings(services.rounds, services.fleet)).silos
         if not may_count(notice.thing, silos):
             raise MessageError(
-                f"{notice.thing!r} is no silo of fleet {services.fleet!r}: list it in the settings (silos)"
+                f"{notice.thing!r} is not a silo of fleet {services.fleet!r}: list it in the settings (silos)"
             )
     except MessageError as error:
         tell("model_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))

@@ -84,7 +84,7 @@ def _check(services: Services, notice: UpdateNotice, record: RoundRecord, judgin
     """Raise `MessageError` unless the thing is of the fleet and the cohort, and its answer one to what was asked."""
     if not is_of_fleet(services.devices, services.fleet, notice.thing, record.settings.silos):
         raise MessageError(
-            f"{notice.thing!r} is not of fleet {services.fleet!r}: it has sent no heartbeat, or is no silo of its"
+            f"{notice.thing!r} is not of fleet {services.fleet!r}: it has sent no heartbeat, or is not one of its silos"
         )
     if not is_member(record.cohort.salt, record.cohort.fraction, notice.thing):
         raise MessageError(f"{notice.thing!r} is not in the cohort of round {record.round}")

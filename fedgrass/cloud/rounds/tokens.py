@@ -1,4 +1,4 @@
-"""Answers to the state machine's waiting tasks. One that waits no longer (timed out, answered, stopped) is no error."""
+"""Answers to the state machine's waiting tasks. One that waits no longer (timed out, answered, stopped) is not an error."""
 
 from __future__ import annotations
 

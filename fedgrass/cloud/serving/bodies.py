@@ -129,5 +129,5 @@ def _as_examples(array: Array, x: TensorDescription) -> Array:
         if not np.isfinite(cast).all():
             raise DataError(f"the examples hold values beyond the model's {x.dtype}")
     elif not np.array_equal(cast, array):
-        raise DataError(f"the model takes {x.dtype}: the examples hold values that are no such numbers")
+        raise DataError(f"the model takes {x.dtype}: the examples hold values that are not such numbers")
     return cast

@@ -1,1 +1,1 @@
-"""A participant that is no device: a training job, in whatever AWS account the data are."""
+"""A participant that is not a device: a training job, in whatever AWS account the data are."""

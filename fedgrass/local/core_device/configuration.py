@@ -236,7 +236,7 @@ def _set_at(modified: Mapping[str, float], leaf: Path) -> float:
 
 
 def _leaves(values: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Yield what is no map, lists included, with its path; an empty map counts as a leaf."""
+    """Yield what is not a map, lists included, with its path; an empty map counts as a leaf."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, (*path, key))

@@ -1,4 +1,4 @@
-"""A file of values that are no numbers."""
+"""A file of values that are not numbers."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class Connection:
         kind: MessageType = MessageType.APPLICATION_MESSAGE,
         flags: int = 0,
     ) -> None:
-        """Send a modelled shape on a stream; one that has ended is no error.
+        """Send a modelled shape on a stream; one that has ended is not an error.
 
         Parameters
         ----------
