@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fedgrass.protocol.messages import Announcement, UpdateNotice, as_reason
+from fedgrass.protocol.messages import MAX_MESSAGE_BYTES, Announcement, UpdateNotice, as_reason
 from fedgrass.protocol.names import update_key
+from fedgrass.protocol.sums import MAX_TEXT, Sums
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a round here. ``sha256`` and ``bytes`` are of the update that was ``uploaded``."""
+    """What became of a round here. ``sha256`` and ``bytes`` are of the update that was ``uploaded``.
+
+    ``sums`` are what the figures of an evaluation are made of (`fedgrass.protocol.sums`), ``base_sums`` those of the other model.
+    """
 
     status: Literal["uploaded", "evaluated", "declined", "failed"]
     reason: str = ""
@@ -21,6 +25,8 @@ class Answer:
     num_examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    sums: str | None = None
+    base_sums: str | None = None
 
 
 def notice_of(announcement: Announcement, thing: str, answer: Answer) -> UpdateNotice:
@@ -51,6 +57,26 @@ def notice_of(announcement: Announcement, thing: str, answer: Answer) -> UpdateN
             "bytes": answer.bytes,
             "seconds_train": round(answer.seconds, 3),
         }
-    return UpdateNotice(
+    notice = UpdateNotice(
         fleet=fleet, round=number, thing=thing, opened_at=announcement.opened_at, status=answer.status, **fields
     )
+    return _with_sums(notice, answer) if answer.status == "evaluated" else notice
+
+
+def _with_sums(notice: UpdateNotice, answer: Answer) -> UpdateNotice:
+    """Put in the sums as far as a message holds them: of all classes' scores, then of the counts alone, or none."""
+    texts = {"sums": answer.sums, "base_sums": answer.base_sums}
+    for shorter in (lambda text: text, _without_scores):
+        told = notice.model_copy(update={name: text and shorter(text) for name, text in texts.items()})
+        longest = max((len(text) for text in (told.sums, told.base_sums) if text), default=0)
+        if longest <= MAX_TEXT and _size(told) <= MAX_MESSAGE_BYTES:
+            return told
+    return notice
+
+
+def _without_scores(text: str) -> str:
+    return Sums.decode(text).without_scores().encode()
+
+
+def _size(notice: UpdateNotice) -> int:
+    return len(notice.model_dump_json(by_alias=True, exclude_none=True).encode())

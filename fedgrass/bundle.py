@@ -13,10 +13,13 @@ A model of another engine than LiteRT has ``architecture.json`` in place of the 
 Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called ``p0 … pN`` in the manifest's order):
 
 - ``train(x, y, sample_weight, learning_rate, proximal_mu, clip_norm) -> loss``: one optimizer step on one batch.
-  ``sample_weight`` [B] float32 is 0 for the padding of a short last batch; the three scalars are float32, and 0 switches
+  ``sample_weight`` [B] float32 is what each example's loss is times, and 0 for the padding of a short last batch; the sum is
+  divided by the number of weights above 0 (by their sum in graphs from before ``loss_mean``).
+  The three scalars are float32, and 0 switches
   the last two off.
 - ``train_plain(x, y, sample_weight, learning_rate) -> loss``: the same with both off, at less cost (optional).
-- ``evaluate(x, y, sample_weight) -> loss, correct, weight``: weighted sums over the batch.
+- ``evaluate(x, y, sample_weight) -> loss, correct, weight, output``: weighted sums over the batch, and what the loss takes
+  for each example: logits of a classifier. Graphs from before this lack ``output``.
 - ``infer(x) -> y``.
 - ``read_parameters() -> p0 …``, ``write_parameters(p0 …) -> ok``. Resource variables start uninitialised: write first.
 - ``begin_round() -> ok``: takes the present parameters as the proximal term's anchor and zeroes the optimizer's state.
@@ -165,6 +168,16 @@ class Manifest(_Model):
     statistics: dict[str, Statistic] | None = Field(
         default=None,
         description="Which parameters are statistics, averaged and never stepped; None: written before this was said",
+    )
+    loss_mean: Literal["weights", "examples"] = Field(
+        default="weights",
+        description="What the graph divides a batch's weighted losses by: the sum of weights, or (as Keras) the examples",
+    )
+    anomaly_quantile: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Of a model that reconstructs its input: the share of normal examples' errors below its threshold",
     )
     constants: tuple[Constant, ...] = Field(default=(), max_length=MAX_TENSORS)
     files: dict[str, FileDescription]

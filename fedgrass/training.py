@@ -18,9 +18,10 @@ from fedgrass import tensors
 from fedgrass.answer import Answer
 from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.data import Split
-from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Metrics
+from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Measured, Metrics
 from fedgrass.errors import DataError, EngineError, TensorFileError
 from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.metrics import others
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import UpdateInfo, write_update
@@ -228,6 +229,7 @@ def fit(
             proximal_mu=announcement.fit.proximal_mu,
             clip_norm=announcement.fit.gradient_clip_norm,
             seed=seed_of(announcement, thing),
+            class_weight=announcement.fit.class_weight,
         ),
         hooks=hooks,
         resume=resume,
@@ -296,11 +298,19 @@ class Evaluated:
 
     num_examples: int
     metrics: Metrics
+    sums: str | None = None
+    base_sums: str | None = None
 
     @property
     def answer(self) -> Answer:
         """What the cloud is told."""
-        return Answer("evaluated", num_examples=self.num_examples, metrics=self.metrics)
+        return Answer(
+            "evaluated",
+            num_examples=self.num_examples,
+            metrics=self.metrics,
+            sums=self.sums,
+            base_sums=self.base_sums,
+        )
 
 
 def evaluate(engine: Engine, data: Split, compare: Parameters | None = None) -> Evaluated:
@@ -331,18 +341,25 @@ def evaluate(engine: Engine, data: Split, compare: Parameters | None = None) -> 
         raise DataError(
             "no examples are kept back to evaluate on; set validationFraction of com.fedgrass.Runtime's data"
         )
-    metrics = _figures(engine, data)
-    if compare is not None:
-        engine.set_parameters(compare)
-        metrics |= {f"base_{name}": value for name, value in _figures(engine, data).items()}
-    return Evaluated(len(data.validation), metrics)
+    examples = len(data.validation)
+    metrics, sums = _figures(engine, data)
+    if compare is None:
+        return Evaluated(examples, metrics, sums)
+    engine.set_parameters(compare)
+    base, base_sums = _figures(engine, data)
+    # A message holds so many figures; those that the cloud makes of the sums itself are not missed.
+    both = [(name, value) for name, value in metrics.items() if name in base]
+    told = [pair for name, value in both for pair in ((name, value), (f"base_{name}", base[name]))]
+    return Evaluated(examples, dict(told[:_MOST_METRICS]), sums, base_sums)
 
 
-def _figures(engine: Engine, data: Split) -> Metrics:
+def _figures(engine: Engine, data: Split) -> tuple[Metrics, str | None]:
     found = engine.evaluate(data.validation)
     if not math.isfinite(found["loss"]):
         raise EngineError(f"the loss of the evaluated model is {found['loss']}")
-    return {name: found[name] for name in ("loss", "accuracy") if name in found}
+    told = {name: found[name] for name in ("loss", "accuracy") if name in found} | others(found)
+    sums = found.sums if isinstance(found, Measured) else None
+    return told, None if sums is None else sums.encode()
 
 
 def _measured(engine: Engine, data: Split, result: FitResult) -> Metrics:
@@ -355,6 +372,8 @@ def _measured(engine: Engine, data: Split, result: FitResult) -> Metrics:
         judged = engine.evaluate(data.validation)
         found |= {f"validation_{name}": judged[name] for name in ("loss", "accuracy") if name in judged}
     found |= {name: value for name, value in result.metrics.items() if name not in found and len(name) <= _LONGEST_NAME}
+    if len(data.validation):
+        found |= {f"validation_{name}": value for name, value in others(judged).items()}
     finite = [(name, value) for name, value in found.items() if math.isfinite(value)]
     return dict(finite[:_MOST_METRICS])  # a Flower client may have any number of its own
 

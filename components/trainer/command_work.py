@@ -59,6 +59,7 @@ def do(command: Command, place: Workspace) -> Result:
             learning_rate=command.fit.learning_rate or bundle.manifest.optimizer.rate,
             proximal_mu=command.fit.proximal_mu,
             clip_norm=command.fit.gradient_clip_norm,
+            class_weight=command.fit.class_weight,
             seed=int.from_bytes(hashlib.sha256(command.id.encode()).digest()[:4], "big"),
         ),
         hooks=Hooks(place.after_batch),

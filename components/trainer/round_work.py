@@ -26,7 +26,13 @@ def _evaluate(announcement: Announcement, place: Workspace, bundle: Bundle) -> R
     place.log.info("evaluating", examples=len(split.validation), model=bundle.manifest.version)
     compared = place.bundle(announcement.compare, announcement.upload.bucket) if announcement.compare else None
     found = evaluate(place.engine(bundle), split, compared.parameters() if compared else None)
-    return Result(status="done", num_examples=found.num_examples, metrics=found.metrics)
+    return Result(
+        status="done",
+        num_examples=found.num_examples,
+        metrics=found.metrics,
+        sums=found.sums,
+        base_sums=found.base_sums,
+    )
 
 
 def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Result:

@@ -89,6 +89,8 @@ class Result(Line):
     bytes: Count = 0
     num_examples: Count = 0
     metrics: Metrics = {}
+    sums: str | None = None
+    base_sums: str | None = None
     seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 

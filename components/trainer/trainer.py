@@ -332,5 +332,7 @@ def _answer_of(announcement: Announcement, result: Result) -> Answer:
         status = "evaluated" if announcement.task == "evaluate" else "uploaded"
     else:
         status = "failed" if result.status == "failed" else "declined"
-    told = result.model_dump(include={"reason", "sha256", "bytes", "num_examples", "metrics", "seconds"})
+    told = result.model_dump(
+        include={"reason", "sha256", "bytes", "num_examples", "metrics", "sums", "base_sums", "seconds"}
+    )
     return Answer(status, **told)

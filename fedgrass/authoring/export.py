@@ -147,6 +147,7 @@ def _export(
         parameters=tuple(TensorDescription(name=k, shape=v.shape, dtype="float32") for k, v in parameters.items()),
         frozen=model.frozen_names,
         statistics=model.statistics,
+        loss_mean="examples",
     )
     variables = [tf.Variable(value) for value in parameters.values()]
     trained = variables[: model.trained_count]

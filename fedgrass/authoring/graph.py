@@ -123,6 +123,7 @@ def module(
             "loss": added([tf.reduce_sum(result.loss * counted), *(penalty * weight for penalty in made.penalties)]),
             "correct": tf.reduce_sum(result.correct * counted),
             "weight": weight,
+            "output": made.logits,
         }
 
     def begin_plain(drawn: Tensor | None = None) -> dict[str, Tensor]:
@@ -163,10 +164,16 @@ def module(
 
 
 def _share(sample_weight: Tensor, mask: Tensor | None) -> Tensor:
-    """Return what part of the batch's loss each example is, or each position: where a mask is, only those inside count."""
+    """Return what part of the batch's loss each example is, or each position: where a mask is, only those inside count.
+
+    As in Keras, weighted losses are divided by the number of examples, not by their weights.
+    """
+    counted = tf.cast(sample_weight > 0.0, tf.float32)
     if mask is not None:
-        sample_weight = _spread(sample_weight, mask.shape.rank) * tf.cast(mask, tf.float32)
-    return sample_weight / tf.maximum(tf.reduce_sum(sample_weight), 1e-12)
+        inside = tf.cast(mask, tf.float32)
+        sample_weight = _spread(sample_weight, mask.shape.rank) * inside
+        counted = _spread(counted, mask.shape.rank) * inside
+    return sample_weight / tf.maximum(tf.reduce_sum(counted), 1e-12)
 
 
 def _spread(values: Tensor, rank: int) -> Tensor:

@@ -132,7 +132,16 @@ def round_panel(record: RoundRecord) -> Panel:
         facts.add_row("used", f"{record.participants} used, {record.quarantined} quarantined")
     if record.accuracy is not None:
         facts.add_row("accuracy", percent(record.accuracy))
+    if record.loss is not None:
+        facts.add_row("loss", f"{record.loss:.4g}")
+    if record.metrics:
+        facts.add_row("figures", figures_line(record.metrics))
     return Panel(facts, title=f"Round {record.round} of {record.fleet}", title_align="left", expand=False)
+
+
+def figures_line(metrics: Mapping[str, float]) -> str:
+    """Return figures in one line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
 
 def participants_table(participants: Sequence[Participation]) -> Table:

@@ -21,10 +21,12 @@ import psutil
 
 from fedgrass.bundle import INFERENCE, Bundle, Manifest
 from fedgrass.data import Split
-from fedgrass.engines.base import Dataset, Engine, Metrics
+from fedgrass.engines.base import Dataset, Engine, Measured, Metrics
 from fedgrass.engines.signatures import Signature
 from fedgrass.errors import AdmissionError, DataError, FedgrassError
+from fedgrass.protocol.metrics import SHARES, Metric, slack, worse_by
 from fedgrass.protocol.names import version_order
+from fedgrass.protocol.sums import Sums
 from fedgrass.tensors import Array
 
 _LOOKED_AT = 32
@@ -47,6 +49,7 @@ def judge(
     open_engine: Callable[[Bundle], Engine],
     max_latency_ms: float = 0.0,
     max_memory_mb: float = 0.0,
+    metric: Metric | None = None,
 ) -> Verdict:
     """Examine a model.
 
@@ -59,6 +62,9 @@ def judge(
     tolerance
         By how much the accuracy may be lower (0.05 = five points), beyond what chance explains (`chance`). Where a model
         has no accuracy, by what share its loss may be higher.
+    metric
+        The figure by which the models are compared, in place of the accuracy or the loss. Where either model has none, as
+        where no example of a rare class is held back, they are compared as without it.
     max_latency_ms, max_memory_mb
         What one inference may take, and the application's model in memory; 0 is no limit.
     load
@@ -81,11 +87,11 @@ def judge(
         validation = load(candidate.manifest).validation
         if len(validation) == 0:
             raise DataError("no examples are held back for validation (validationFraction)")
-        metrics = engine.evaluate(validation)
+        evaluated = engine.evaluate(validation)
     except DataError as error:
         _require_unfit_for_active_too(error, active, load)
         return Verdict(f"sound; not compared, as this device has no data to judge by ({error})", cost)
-    metrics |= cost
+    metrics = {**evaluated, **cost}
     if for_application:
         _require_inference_works(candidate, validation)
     if not np.isfinite(metrics["loss"]):
@@ -93,16 +99,20 @@ def judge(
     if active is None:
         return Verdict("sound; there is no active model to compare with", metrics)
     try:
-        before = open_engine(active).evaluate(load(active.manifest).validation)
+        before: Metrics = open_engine(active).evaluate(load(active.manifest).validation)
     # A damaged active model must not keep a sound one out.
     except FedgrassError as error:
         return Verdict(f"sound; the active model {active.manifest.version} cannot be judged ({error})", metrics)
-    metrics |= {f"active_{name}": before[name] for name in ("loss", "accuracy") if name in before}
+    metrics |= {f"active_{name}": before[name] for name in ("loss", "accuracy", metric) if name in before}
     if version_order(candidate.manifest.version) < version_order(active.manifest.version):
         return Verdict(
             f"sound; older than {active.manifest.version}, so brought back by decision, not compared", metrics
         )
-    _require_not_worse(candidate.manifest.version, active.manifest.version, metrics, tolerance)
+    if metric in metrics and f"active_{metric}" in metrics:
+        sums = evaluated.sums if isinstance(evaluated, Measured) else None
+        _require_not_worse_by(metric, candidate.manifest.version, active.manifest.version, metrics, tolerance, sums)
+    else:
+        _require_not_worse(candidate.manifest.version, active.manifest.version, metrics, tolerance)
     return Verdict("", metrics)
 
 
@@ -128,6 +138,35 @@ def _require_not_worse(version: str, active: str, metrics: Metrics, tolerance: f
             f"and the tolerance is {tolerance:.0%}",
             metrics,
         )
+
+
+def _require_not_worse_by(
+    metric: str, version: str, active: str, metrics: Metrics, tolerance: float, sums: Sums | None
+) -> None:
+    found, before = metrics[metric], metrics[f"active_{metric}"]
+    allowed = slack(metric, tolerance, before)
+    if metric in SHARES:
+        allowed += chance(before, _told_by(metric, sums, int(metrics["examples"])))
+    if worse_by(metric, found, before) > allowed:
+        raise WorseError(
+            f"model {version}: {metric} {found:.4g} on this device's {int(metrics['examples'])} examples, {active} has "
+            f"{before:.4g}; it may be {allowed:.4g} worse (tolerance {tolerance}, the rest for chance)",
+            metrics,
+        )
+
+
+def _told_by(metric: str, sums: Sums | None, examples: int) -> int:
+    """Return on how many examples a share hangs: of a rare class few, however many there are of the other.
+
+    A mean over classes varies as one share of n examples does, where n is the classes' number times the harmonic mean of theirs.
+    """
+    if sums is None or metric == "accuracy" or not any(sums.true):
+        return examples
+    each = [min(true, sums.rows - true) if metric == "auc" else true for true in sums.true]
+    if sums.kind == "classes" and len(each) == 2 and metric not in ("auc", "f1_macro"):
+        each = each[1:]
+    known = [count for count in each if count]
+    return max(1, int(len(known) ** 2 / sum(1 / count for count in known))) if known else 1
 
 
 def chance(accuracy: float, examples: int) -> float:

@@ -74,6 +74,7 @@ def judge_here(case: Case, log: Log) -> Judgement:
             Bundle.open(case.candidate),
             Bundle.open(case.active) if case.active is not None else None,
             tolerance=deployer.tolerance,
+            metric=deployer.metric,
             max_latency_ms=deployer.max_latency_ms,
             max_memory_mb=deployer.max_memory_mb,
             load=lambda manifest: load(runtime.data, manifest),

@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.parts import ENGINES
+from fedgrass.protocol.metrics import Metric
 from fedgrass.protocol.names import FleetName
 
 EXIT_CONFIGURATION = 78
@@ -118,7 +119,12 @@ class TrainerSettings(GuardSettings):
 class ModelDeployerSettings(Settings):
     """Configuration of ``com.fedgrass.ModelDeployer``; the admission of models reads it too."""
 
-    tolerance: float = Field(default=0.05, ge=0, le=1, description="By how much a new model's accuracy may be lower")
+    metric: Metric | None = Field(
+        default=None, description="The figure by which a new model may be no worse; null: accuracy, else loss"
+    )
+    tolerance: float = Field(
+        default=0.05, ge=0, le=1, description="By how much it may be worse: points of a share or of R², else a fraction"
+    )
     max_latency_ms: float = Field(default=0, ge=0, description="Of one inference, the median; 0 is no limit")
     max_memory_mb: float = Field(default=0, ge=0, description="That the application's model takes; 0 is no limit")
     keep: int = Field(default=3, ge=1, le=100, description="Models kept on the device, the active one included")

@@ -5,23 +5,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from fedgrass.bundle import Parameters
+from fedgrass.protocol.sums import Sums
 from fedgrass.tensors import Array
 
 Metrics = dict[str, float]
 """Named scalars that travel with an update or an evaluation (``loss``, ``accuracy``, …)."""
 
 
+class Measured(dict[str, float]):
+    """Figures of an evaluation, and the sums that they are made of, where an engine counts them: those of a fleet are added."""
+
+    def __init__(self, metrics: Metrics, sums: Sums | None = None) -> None:
+        super().__init__(metrics)
+        self.sums = sums
+
+
 @dataclass(frozen=True)
 class Batch:
-    """One batch: ``x`` [n, …] and ``y`` [n, …] with n ≤ the batch size asked for."""
+    """One batch: ``x`` [n, …] and ``y`` [n, …] with n ≤ the batch size asked for.
+
+    ``weights`` [n] float32 are what each example's loss is times in training (None: 1). ``anomaly`` [n] says of evaluation data
+    which examples are known to be none of the normal ones.
+    """
 
     x: Array
     y: Array
+    weights: Array | None = None
+    anomaly: Array | None = None
 
 
 class Dataset(Protocol):
@@ -40,6 +55,8 @@ class Dataset(Protocol):
 class FitSettings:
     """One round's local training.
 
+    ``class_weight``: what each example's loss is times, by its class (`fedgrass.engines.weights`).
+
     ``seed`` and the epoch's number fix the order of examples, so that a resumed run equals an unbroken one.
     """
 
@@ -48,6 +65,7 @@ class FitSettings:
     proximal_mu: float = 0.0
     clip_norm: float = 0.0
     seed: int = 0
+    class_weight: Literal["balanced"] | Mapping[str, float] | None = None
 
     def epoch_seed(self, epoch: int) -> int:
         """Seed of one epoch's order of examples; every engine takes it from here."""
@@ -154,5 +172,8 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, data: Dataset) -> Metrics:
-        """Return ``loss`` (mean), ``accuracy`` for classifiers, and ``examples``."""
+        """Return ``loss`` (mean), ``examples``, and what `fedgrass.protocol.metrics` names of a model of its kind.
+
+        `Measured` carries the sums besides; plain figures are averaged over a fleet's devices.
+        """
         ...

@@ -6,6 +6,7 @@ from a `Dataset`: it is called again for each training and each evaluation. Flow
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -107,6 +108,7 @@ class FlowerEngine:
             "proximal_mu": settings.proximal_mu,
             "clip_norm": settings.clip_norm,
             "seed": settings.seed,
+            **({"class_weight": json.dumps(settings.class_weight)} if settings.class_weight else {}),
         }
         arrays, examples, metrics = client.fit(self._arrays(), config)
         parameters = self._named(arrays)

@@ -141,11 +141,11 @@ class KerasEngine(OutputEngine):
         self._optimizer.build(trained)
         self._compiled = tf.function(self._train, reduce_retracing=True)
 
-    def _train(self, x: Any, y: Any) -> Any:
+    def _train(self, x: Any, y: Any, weights: Any) -> Any:
         mu, clip = self._scalars
         trained = self._trained()
         with tf.GradientTape() as tape:
-            loss = self._loss(y, self._model(x, training=True))
+            loss = self._loss(y, self._model(x, training=True), sample_weight=weights)
         gradients = [
             gradient + mu * (variable - anchor)
             for gradient, variable, anchor in zip(tape.gradient(loss, trained), trained, self._anchor, strict=True)
@@ -157,7 +157,8 @@ class KerasEngine(OutputEngine):
 
     def _step(self, batch: Batch) -> float:
         x, y = np.asarray(batch.x, self.manifest.x.dtype), np.asarray(batch.y, self.manifest.y.dtype)
-        return float(self._compiled(tf.constant(x), tf.constant(y)))
+        weights = None if batch.weights is None else tf.constant(batch.weights, tf.float32)
+        return float(self._compiled(tf.constant(x), tf.constant(y), weights))
 
     def _set_rate(self, rate: float) -> None:
         self._optimizer.learning_rate = rate

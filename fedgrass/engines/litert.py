@@ -10,6 +10,7 @@ import numpy as np
 from fedgrass.bundle import GRAPH, Bundle, Parameters, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.loop import BatchEngine, check_state
+from fedgrass.engines.metrics import BINARY, CLASSIFIERS, probabilities, sigmoid, softmax
 from fedgrass.engines.signatures import Signature
 from fedgrass.errors import BundleError, EngineError
 from fedgrass.tensors import Array
@@ -20,6 +21,7 @@ except ImportError as error:
     raise EngineError("engine litert: ai-edge-litert is not installed; pip install 'fedgrass[edge]'") from error
 
 _SIGNATURES = ("train", "evaluate", "infer", "begin_round", "read_parameters", "write_parameters")
+_LEAST_WEIGHT = 1e-30
 _OPTIMIZER = ("read_optimizer", "write_optimizer")
 
 
@@ -113,9 +115,14 @@ class LiteRTEngine(BatchEngine):
     def _set_rate(self, rate: float) -> None:
         self._unset["learning_rate"] = np.float32(rate)
 
-    def _sums(self, batch: Batch) -> tuple[float, float]:
-        sums = self._signatures["evaluate"](**self._padded(batch))
-        return float(sums["loss"]), float(sums["correct"])
+    def _judged(self, batch: Batch) -> tuple[float, float, Array]:
+        found = self._signatures["evaluate"](**self._padded(batch))
+        loss = self.manifest.loss
+        if (output := found.get("output")) is None:  # a graph from before it gave its output
+            output = probabilities(loss, self._infer(batch.x))
+        elif loss in CLASSIFIERS:
+            output = sigmoid(output) if loss in BINARY else softmax(output)
+        return float(found["loss"]), float(found["correct"]), output[: len(batch.x)]
 
     def _optimizer_state(self) -> list[Array]:
         if not self._has_optimizer:
@@ -135,8 +142,17 @@ class LiteRTEngine(BatchEngine):
         return {
             "x": _pad(batch.x, size, self.manifest.x.dtype),
             "y": _pad(batch.y, size, self.manifest.y.dtype),
-            "sample_weight": self._weights[size - len(batch.x) :][:size],
+            "sample_weight": self._weights_of(batch),
         }
+
+    def _weights_of(self, batch: Batch) -> Array:
+        size = self.manifest.batch_size
+        if batch.weights is None:
+            return self._weights[size - len(batch.x) :][:size]
+        weights = np.zeros(size, np.float32)
+        # Nothing but padding weighs nothing: an example counts in the mean, however little its loss does.
+        weights[: len(batch.x)] = np.maximum(batch.weights, _LEAST_WEIGHT)
+        return weights
 
     def _runners(self, name: str) -> dict[str, Signature]:
         found = self._interpreter.get_signature_list()

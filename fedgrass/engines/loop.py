@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from fedgrass.bundle import Bundle, Manifest, Parameters
-from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Metrics, StopTraining
+from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Measured, StopTraining
 from fedgrass.engines.checks import Checked, check_batch, check_dataset, origin_in
 from fedgrass.engines.metrics import CLASSIFIERS, correct, losses
+from fedgrass.engines.tally import Tally
+from fedgrass.engines.weights import weighted
 from fedgrass.errors import DataError, DivergedError, EngineError
 from fedgrass.tensors import Array
 
@@ -59,8 +61,11 @@ class BatchEngine(ABC):
         )
 
     @abstractmethod
-    def _sums(self, batch: Batch) -> tuple[float, float]:
-        """Return the sums over the batch of the losses, and of how right each example is."""
+    def _judged(self, batch: Batch) -> tuple[float, float, Array]:
+        """Return the sums over the batch of the losses and of how right each example is, and the outputs [n, …].
+
+        Outputs of classifiers are probabilities.
+        """
 
     @abstractmethod
     def _optimizer_state(self) -> list[Array]:
@@ -104,6 +109,7 @@ class BatchEngine(ABC):
             If the loss stops being finite.
         """
         check_dataset(data, self.manifest)
+        data = weighted(data, settings.class_weight, self.manifest)
         base = self._base()
         self._begin(settings)
         state = resume or FitState(0, {})
@@ -122,8 +128,8 @@ class BatchEngine(ABC):
         metrics = {"loss": state.losses[-1]} if state.losses else {}
         return FitResult(dict(state.parameters) or self.get_parameters(), len(data), metrics, state.steps)
 
-    def evaluate(self, data: Dataset) -> Metrics:
-        """Return ``loss`` (mean), ``accuracy`` for classifiers, and ``examples``.
+    def evaluate(self, data: Dataset) -> Measured:
+        """Return ``loss`` (mean), ``examples``, and the other figures of a model of its kind, with their sums.
 
         Raises
         ------
@@ -131,19 +137,22 @@ class BatchEngine(ABC):
             If the data are empty or do not fit the model.
         """
         loss = right = examples = 0.0
+        tally = Tally(self.manifest)
         for batch in data.batches(self.manifest.batch_size):
             if not isinstance(data, Checked):
                 check_batch(batch, self.manifest, first=int(examples), origin=origin_in(data))
-            sums = self._sums(batch)
-            loss += sums[0]
-            right += sums[1]
+            judged = self._judged(batch)
+            loss += judged[0]
+            right += judged[1]
             examples += len(batch.x)
+            tally.add(judged[2], batch.y, batch.anomaly)
         if examples == 0:
             raise DataError(f"no examples to evaluate model {self.manifest.name!r} on")
         metrics = {"loss": loss / examples, "examples": examples}
         if self.manifest.loss in CLASSIFIERS:
             metrics["accuracy"] = right / examples
-        return metrics
+        figures, sums = tally.figures()
+        return Measured({**metrics, **figures}, sums)
 
     def _epoch(self, data: Dataset, settings: FitSettings, begun: FitState, hooks: Hooks | None) -> FitState:
         """Do the rest of an epoch. Between epochs, without hooks, nobody looks at the parameters: they stay where they are."""
@@ -213,11 +222,10 @@ class OutputEngine(BatchEngine):
     def _outputs(self, x: Array) -> Array:
         """Return probabilities of classifiers, plain outputs of others [n, …]."""
 
-    def _sums(self, batch: Batch) -> tuple[float, float]:
+    def _judged(self, batch: Batch) -> tuple[float, float, Array]:
         outputs, loss = self._outputs(batch.x), self.manifest.loss
-        return float(losses(loss, outputs, batch.y, self.manifest.loss_options).sum()), float(
-            correct(loss, outputs, batch.y).sum()
-        )
+        each = losses(loss, outputs, batch.y, self.manifest.loss_options)
+        return float(each.sum()), float(correct(loss, outputs, batch.y).sum()), outputs
 
 
 def check_state(state: Sequence[Array], expected: Sequence[tuple[int, ...]]) -> None:

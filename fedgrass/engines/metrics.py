@@ -21,6 +21,8 @@ CLASSIFIERS = (
 """Losses for which accuracy means something."""
 
 _SMALLEST = 1e-7
+_ROUNDING = 1e-2
+"""By how much float32 probabilities of many classes may add up to another sum than 1."""
 
 
 def correct(loss: Loss, output: Array, y: Array) -> Array:
@@ -138,6 +140,16 @@ _FORMULAS: dict[Loss, Callable[[Array, Array, LossOptions], Array]] = {
     "cosine_similarity": _cosine,
 }
 """Of each value, or of each position where a loss joins the last axis."""
+
+
+def probabilities(loss: Loss, output: Array) -> Array:
+    """Return a classifier's output as probabilities, be it these or logits; another model's as it is."""
+    if loss not in CLASSIFIERS or not output.size:
+        return output
+    shares = bool(output.min() >= 0 and output.max() <= 1)
+    if loss in BINARY:
+        return output if shares else sigmoid(output)
+    return output if shares and np.abs(output.sum(axis=-1) - 1).max() < _ROUNDING else softmax(output)
 
 
 def softmax(logits: Array) -> Array:

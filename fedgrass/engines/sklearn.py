@@ -109,13 +109,18 @@ class SklearnEngine(OutputEngine):
 
     def _step(self, batch: Batch) -> float:
         x, y = self._flat(batch.x), self._targets(batch.y)
-        loss = float(losses(self.manifest.loss, self._outputs(batch.x), batch.y).mean())
+        each = losses(self.manifest.loss, self._outputs(batch.x), batch.y)
+        loss = float(each.mean() if batch.weights is None else (each * batch.weights).mean())
         before = _copies(self._model)
         updates = len(x)
         if not isinstance(self._model, _LINEAR):
             updates, self._model.batch_size = 1, len(x)
         try:
-            self._model.partial_fit(x, y)
+            self._model.partial_fit(x, y, **({} if batch.weights is None else {"sample_weight": batch.weights}))
+        except TypeError as error:
+            raise EngineError(
+                "engine sklearn: this scikit-learn's perceptrons take no weights; set fit.class_weight to null, or use 1.7"
+            ) from error
         except ValueError as error:  # parameters that are no longer finite
             raise self._diverged(str(error)) from error
         self._shorten(before, updates)

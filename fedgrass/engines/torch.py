@@ -24,8 +24,10 @@ except ImportError as error:
 Builder = str | Callable[[], Any]
 
 _functional = torch.nn.functional
-_LOSSES: dict[str, Callable[[Any, Any], Any]] = {
-    "sparse_categorical_crossentropy": lambda output, y: _functional.cross_entropy(output, y.long()),
+_LOSSES: dict[str, Callable[..., Any]] = {
+    "sparse_categorical_crossentropy": lambda output, y, **options: _functional.cross_entropy(
+        output, y.long(), **options
+    ),
     "categorical_crossentropy": _functional.cross_entropy,
     "binary_crossentropy": _functional.binary_cross_entropy_with_logits,
     "mean_squared_error": _functional.mse_loss,
@@ -95,7 +97,7 @@ class TorchEngine(OutputEngine):
         self._module.train()
         self._optimizer.zero_grad()
         self._match_keras_epsilon()
-        loss = _LOSSES[self.manifest.loss](self._forward(batch.x), self._tensor(batch.y, self.manifest.y.dtype))
+        loss = self._loss(batch)
         loss.backward()
         if self._settings.proximal_mu:
             for parameter, anchor in zip(self._trained, self._anchor, strict=True):
@@ -116,6 +118,14 @@ class TorchEngine(OutputEngine):
     def _set_rate(self, rate: float) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+
+    def _loss(self, batch: Batch) -> Any:
+        function, output = _LOSSES[self.manifest.loss], self._forward(batch.x)
+        y = self._tensor(batch.y, self.manifest.y.dtype)
+        if batch.weights is None:
+            return function(output, y)
+        each = function(output, y, reduction="none").reshape(len(batch.x), -1).mean(1)
+        return (each * torch.from_numpy(np.asarray(batch.weights, np.float32))).mean()
 
     def _outputs(self, x: Array) -> Array:
         self._module.eval()

@@ -1,16 +1,22 @@
 """Devices' own figures, averaged so that none of the devices decides.
 
-Loss, accuracy and the number of examples are each device's word. So no count weighs more than the checks allow, by itself and by
-the median of all (`Checks`), and no loss is farther from the median loss than they allow; an accuracy cannot be outside 0 to 1.
+All figures and the number of examples are each device's word. So no count weighs more than the checks allow, by itself and by
+the median of all (`Checks`), and no loss or other error is farther from the median one than they allow; an accuracy, and what
+else is a share, cannot be outside 0 to 1. Figures that are no means over examples are made of devices' sums
+(`fedgrass.protocol.sums`), where devices with most of the examples send them; else they are means of devices' own figures, and
+that is said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median_low
 
+from fedgrass.errors import MessageError
+from fedgrass.protocol.metrics import OTHERS
 from fedgrass.protocol.settings import Checks
+from fedgrass.protocol.sums import Sums, added
 
 
 @dataclass(frozen=True)
@@ -19,13 +25,52 @@ class Claim:
 
     examples: int
     metrics: Mapping[str, float]
+    sums: Mapping[str, str | None] = field(default_factory=dict)
+    """By the prefix of the figures' names."""
 
 
-FIGURES = ("loss", "accuracy")
+FIGURES = ("loss", "accuracy", *OTHERS)
+_ERRORS = ("loss", "mae", "rmse", "r2", "error_threshold")
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Figures of several devices together, and on how many examples; ``averaged`` names those that are means of devices' own."""
+
+    figures: dict[str, float]
+    examples: int
+    averaged: tuple[str, ...] = ()
+
+
+def pooled(claims: Sequence[Claim], checks: Checks, prefix: str = "") -> Pooled:
+    """Return the figures of all devices' examples in one place as far as their sums tell, and means of the devices' own else."""
+    means, examples = averaged(claims, checks, prefix)
+    means.pop("auc_error", None)  # says nothing of a mean of devices' own
+    summed = _of_sums(claims, checks, prefix)
+    return Pooled(means | summed, examples, tuple(name for name in OTHERS if name in means and name not in summed))
+
+
+def _of_sums(claims: Sequence[Claim], checks: Checks, prefix: str) -> dict[str, float]:
+    """Add the sums of the devices that agree on their shape, if these have more than half of the examples."""
+    weights = _weights([claim.examples for claim in claims], checks)
+    by_shape: dict[object, list[tuple[Sums, float]]] = {}
+    for claim, weight in zip(claims, weights, strict=True):
+        for sums in _readable(claim.sums.get(prefix)):
+            by_shape.setdefault(sums.shape, []).append((sums, weight))
+    half = sum(weights) / 2
+    found: dict[str, float] = {}
+    # What most can add without their scores first, so that some devices' messages without them cost no more than the AUC.
+    for parts in sorted(by_shape.values(), key=lambda parts: -sum(weight for _, weight in parts)):
+        if sum(weight for _, weight in parts) > half:
+            sums = added(
+                [part for part, _ in parts], [weight for _, weight in parts], reach=checks.clip_loss_over_median
+            )
+            found = sums.figures() | found
+    return found
 
 
 def averaged(claims: Sequence[Claim], checks: Checks, prefix: str = "") -> tuple[dict[str, float], int]:
-    """Average devices' losses and accuracies, weighted by their examples.
+    """Average devices' own figures, weighted by their examples.
 
     A figure is averaged over the devices that have it, and left out if none has it.
 
@@ -52,11 +97,22 @@ def averaged(claims: Sequence[Claim], checks: Checks, prefix: str = "") -> tuple
         if not given:
             continue
         values = [value for value, _ in given]
-        if name == "loss":
+        if name in _ERRORS:
             values = _near_the_median(values, checks.clip_loss_over_median)
         total = sum(weight for _, weight in given)
         means[name] = sum(value * (weight / total) for value, (_, weight) in zip(values, given, strict=True))
     return means, int(sum(weights))
+
+
+def _readable(text: str | None) -> list[Sums]:
+    """Return a device's sums, and the same without scores; nothing if it sent none, or they are none."""
+    if not text:
+        return []
+    try:
+        sums = Sums.decode(text)
+    except MessageError:
+        return []
+    return [sums, sums.without_scores()] if sums.scores else [sums]
 
 
 def _weights(examples: Sequence[int], checks: Checks) -> list[float]:

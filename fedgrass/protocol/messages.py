@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from fedgrass.errors import MessageError, first_problem
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version, parameters_key
+from fedgrass.protocol.sums import MAX_TEXT
 
 MAX_MESSAGE_BYTES = 4096
 
@@ -22,6 +23,14 @@ Reason = Annotated[str, Field(max_length=500)]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Metrics = Annotated[dict[Annotated[str, Field(max_length=40)], Finite], Field(max_length=16)]
+ClassWeights = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=64)],
+        Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)],
+    ],
+    Field(max_length=64),
+]
+SumsText = Annotated[str, Field(max_length=MAX_TEXT)]
 ComponentVersion = Annotated[str, Field(max_length=64)]
 LastError = Annotated[str, Field(max_length=200)]
 CommandId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -133,6 +142,10 @@ class FitTask(Part):
     )
     proximal_mu: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
     gradient_clip_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    class_weight: Literal["balanced"] | ClassWeights | None = Field(
+        default=None,
+        description="What an example's loss is times, by its class's name or number; balanced: by each device's own data",
+    )
     max_examples: int | None = Field(default=None, ge=1)
 
 
@@ -177,7 +190,8 @@ class UpdateNotice(Message):
     """A device's answer to a round: ``uploaded`` (the object is in S3), ``evaluated`` (see the metrics), or why there is none.
 
     ``opened_at`` is that of the announcement it answers, and says which of a round's tasks is meant: the round itself, or the
-    evaluation of its model before the release.
+    evaluation of its model before the release. ``sums`` are what the figures of an evaluation are made of
+    (`fedgrass.protocol.sums`), ``base_sums`` those of the model that it is compared with.
     """
 
     fleet: FleetName
@@ -191,6 +205,8 @@ class UpdateNotice(Message):
     bytes: Count = 0
     num_examples: Count = 0
     metrics: Metrics = {}
+    sums: SumsText | None = None
+    base_sums: SumsText | None = None
     seconds_train: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 

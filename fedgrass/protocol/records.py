@@ -30,7 +30,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from fedgrass.errors import RecordError, first_problem
-from fedgrass.protocol.messages import Base, Cohort, Count, Finite, Heartbeat, Metrics, Reason
+from fedgrass.protocol.messages import Base, Cohort, Count, Finite, Heartbeat, Metrics, Reason, SumsText
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.report import ADOPTED, ADVICE, HELD_IN_A_ROW, Hold
@@ -230,6 +230,7 @@ class RoundRecord(Record):
     quarantined: int | None = None
     accuracy: Finite | None = None
     loss: Finite | None = None
+    metrics: dict[str, Finite] = Field(default={}, description="The model's other figures, such as f1 or rmse")
     hold: Hold | None = Field(default=None, description="Why the gate held the model, as a code")
     held_in_a_row: int = Field(default=0, description="Rounds held for that reason, one after the other, with this one")
     privacy: PrivacyLedger | None = Field(default=None, description="What is spent with this round, if it has noise")
@@ -314,12 +315,15 @@ class Participation(Record):
     bytes: Count = 0
     num_examples: Count = 0
     metrics: Metrics = {}
+    sums: SumsText | None = None
     seconds_train: float = 0.0
     received_at: Count | None = None
 
     judged_at: Count | None = Field(default=None, description="When it judged the new model before its release")
     judged_metrics: Metrics = {}
     judged_examples: Count = 0
+    judged_sums: SumsText | None = None
+    judged_base_sums: SumsText | None = None
 
     model_outcome: ModelOutcome | None = None
     model_reason: Reason = ""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.errors import RecordError, first_problem
 from fedgrass.protocol.messages import ModelIdentity
+from fedgrass.protocol.metrics import others
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
 
@@ -17,14 +19,22 @@ Outcome = Literal["released", "advanced", "held", "insufficient_updates"]
 ADOPTED: frozenset[str] = frozenset({"released", "advanced"})
 """Outcomes of a round whose model is the base of the next one."""
 
-Hold = Literal["accuracy", "loss", "best_accuracy", "best_loss", "not_finite", "figures"]
-"""Why the gate held a model: worse than its base, worse than the best so far, no numbers, or too few devices' figures."""
+Hold = Literal["accuracy", "loss", "metric", "best_accuracy", "best_loss", "best_metric", "not_finite", "figures"]
+"""Why the gate held a model: worse than its base, worse than the best so far, no numbers, or too few devices' figures.
+
+``metric`` and ``best_metric`` are of the figure that ``gate.metric`` names.
+"""
 
 ADVICE: dict[Hold, str] = {
     "accuracy": "Devices make the model worse: lower fit.learning_rate or fit.epochs, look at the quarantined and the heaviest "
     "updates of the report, choose a robust strategy",
     "loss": "Devices make the model worse: lower fit.learning_rate or fit.epochs, lower privacy.noise_multiplier or ask more "
     "devices, choose a robust strategy",
+    "metric": "Devices make the model worse by the figure that gate.metric names, or the evaluation gives no such figure: see "
+    "the rounds' reasons; lower fit.learning_rate or fit.epochs, set fit.class_weight where a class is rare, or name another "
+    "figure",
+    "best_metric": "The fleet's model has decayed in small steps: roll back to a better version (fedgrass model roll-back), or "
+    "accept it by a round started with --set gate.forget_best=true",
     "best_accuracy": "The fleet's model has decayed in small steps: roll back to a better version (fedgrass model roll-back), or "
     "accept it by a round started with --set gate.forget_best=true",
     "best_loss": "The fleet's model has decayed in small steps: roll back to a better version (fedgrass model roll-back), or "
@@ -89,7 +99,28 @@ class Evaluation(_Part):
 
     loss: float
     accuracy: float | None = None
+    metrics: dict[str, float] = Field(default={}, description="Other figures by name: f1, auc, rmse, …")
+    averaged: tuple[str, ...] = Field(
+        default=(), description="Figures that are means of devices' own, not those of all examples in one place"
+    )
     examples: int
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float], examples: int, averaged: tuple[str, ...] = ()) -> Evaluation:
+        """Make it of an engine's figures; ``loss`` is among them."""
+        return cls(
+            loss=metrics["loss"],
+            accuracy=metrics.get("accuracy"),
+            metrics=others(metrics),
+            averaged=averaged,
+            examples=examples,
+        )
+
+    def value(self, metric: str) -> float | None:
+        """Return one figure by its name; None if it has none of that name."""
+        if metric == "loss":
+            return self.loss
+        return self.accuracy if metric == "accuracy" else self.metrics.get(metric)
 
 
 class Best(_Part):
@@ -101,6 +132,7 @@ class Best(_Part):
     evaluation_set: str = Field(max_length=64)
     loss: float
     accuracy: float | None = None
+    metrics: dict[str, float] = {}
 
 
 class ModelEntry(_Part):

@@ -11,6 +11,7 @@ from fedgrass import strategies
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.messages import FitTask, UpdateTask
+from fedgrass.protocol.metrics import Metric
 
 
 class _Settings(BaseModel):
@@ -135,6 +136,10 @@ class Privacy(_Settings):
 class Gate(_Settings):
     """When a new model is good enough: its accuracy may fall by at most ``tolerance`` (0.02 = two points)."""
 
+    metric: Metric | None = Field(
+        default=None,
+        description="The figure that the gate watches, and that release on_improvement asks for; None: accuracy, else loss",
+    )
     tolerance: float = Field(default=0.02, ge=0, le=1)
     loss_tolerance: float = Field(
         default=0.5,

@@ -275,6 +275,8 @@ def _show(report: SimulationReport, output: Path) -> None:
     figures = f"loss {first.loss:.4f} → {final.loss:.4f}"
     if final.accuracy is not None:
         figures = f"accuracy {render.percent(first.accuracy)} → [bold]{render.percent(final.accuracy)}[/], {figures}"
+    if final.metrics:
+        figures += f"; {render.figures_line(final.metrics)}"
     console = render.console()
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in report.outcomes.items())
     console.print(f"{report.rounds} rounds ({outcomes}): {figures}", highlight=False)

@@ -12,6 +12,7 @@ from fedgrass.bundle import Manifest
 from fedgrass.cli import page
 from fedgrass.cli.page import BLUE, GREEN, GREY, ORANGE
 from fedgrass.files import write_atomically
+from fedgrass.protocol.metrics import OTHERS
 from fedgrass.protocol.report import Evaluation
 from fedgrass.simulation.records import Comparison, SimulatedRound, SimulationReport, Timing
 from fedgrass.simulation.settings import Simulation
@@ -19,6 +20,7 @@ from fedgrass.simulation.settings import Simulation
 _COLUMNS = (
     *("round", "outcome", "version", "accuracy", "loss", "asked", "used", "quarantined", "dropped", "late", "failed"),
     *("bytes", "simulated_seconds", "reason"),
+    *OTHERS,
 )
 _HOUR = 3600.0
 
@@ -162,6 +164,7 @@ def _csv(rounds: Sequence[SimulatedRound]) -> str:
                 report.bytes_read,
                 round(r.seconds, 1),
                 report.reason,
+                *(found.metrics.get(name, "") for name in OTHERS),
             ]
         )
     return file.getvalue()

@@ -263,7 +263,7 @@ class Simulator:
         metrics = self._engine.evaluate(self._judging)
         if not math.isfinite(metrics["loss"]):
             raise EngineError(f"the loss on the examples that were kept back is {metrics['loss']}")
-        return Evaluation(loss=metrics["loss"], accuracy=metrics.get("accuracy"), examples=len(self._judging))
+        return Evaluation.of(metrics, len(self._judging))
 
     def _publish(self, standing: SimulationState) -> Bundle:
         return in_folder(self._manifest, standing.parameters, self._scratch, version=standing.version)

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from fedgrass.cloud.ending.announcement import announce
-from fedgrass.protocol.figures import Claim, averaged
+from fedgrass.protocol.figures import Claim, pooled
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.records import Participation, Question, RoundRecord, round_key
 from fedgrass.protocol.report import Evaluation
@@ -97,12 +97,16 @@ def enough(record: RoundRecord) -> bool:
 
 def verdicts(parts: Iterable[Participation], checks: Checks) -> tuple[Evaluation, Evaluation] | None:
     """Return the base's and the model's figures, weighted by examples; None if no device gave any."""
-    claims = [Claim(part.judged_examples, part.judged_metrics) for part in parts if part.judged_metrics]
+    claims = [
+        Claim(part.judged_examples, part.judged_metrics, {"": part.judged_sums, "base_": part.judged_base_sums})
+        for part in parts
+        if part.judged_metrics
+    ]
     if not claims:
         return None
 
     def figures(prefix: str) -> Evaluation:
-        means, examples = averaged(claims, checks, prefix)
-        return Evaluation(loss=means["loss"], accuracy=means.get("accuracy"), examples=examples)
+        found = pooled(claims, checks, prefix)
+        return Evaluation.of(found.figures, found.examples, found.averaged)
 
     return figures("base_"), figures("")

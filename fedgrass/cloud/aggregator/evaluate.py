@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
 from fedgrass.bundle import PARAMETERS, Bundle, Parameters
 from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.data import ArrayDataset
+from fedgrass.data.arrays import Indices
 from fedgrass.data.loaders import load_npz
-from fedgrass.errors import EngineError
+from fedgrass.engines.base import Batch
+from fedgrass.errors import DataError, EngineError
 from fedgrass.files import write_atomically
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import evaluation_key
 from fedgrass.protocol.report import Best, Evaluation
+from fedgrass.tensors import Array
 
 MAX_EVALUATION_BYTES = 1 << 30
 BEST = "best.json"
@@ -62,7 +68,32 @@ def evaluation_set_sha256(scratch: Path) -> str:
 _FILE = "evaluation.npz"
 
 
-def load_evaluation_set(bucket: Bucket, fleet: str, scratch: Path) -> ArrayDataset | None:
+class EvaluationSet(ArrayDataset):
+    """The operator's examples; ``anomaly`` [n] says which are none of the normal ones, where that is known."""
+
+    def __init__(self, x: Array, y: Array, anomaly: Array | None = None) -> None:
+        super().__init__(x, y)
+        if anomaly is not None and (anomaly.shape != (len(x),) or anomaly.dtype.kind not in "biu"):
+            raise DataError(
+                f"evaluation set: anomaly is {anomaly.dtype}{list(anomaly.shape)}; expected {len(x)} times 0 or 1"
+            )
+        self.anomaly = anomaly
+
+    def read(self, indices: Indices) -> Batch:
+        """Return these examples; see `fedgrass.data.arrays.Source`."""
+        batch = super().read(indices)
+        return batch if self.anomaly is None else replace(batch, anomaly=self.anomaly.take(indices))
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        """Yield every example once; see `fedgrass.engines.base.Dataset`."""
+        if self.anomaly is None or seed is not None:
+            yield from super().batches(batch_size, seed=seed)
+            return
+        for start in range(0, len(self), batch_size):
+            yield self.read(np.arange(start, min(start + batch_size, len(self))))
+
+
+def load_evaluation_set(bucket: Bucket, fleet: str, scratch: Path) -> EvaluationSet | None:
     """Fetch the fleet's evaluation set.
 
     Parameters
@@ -76,20 +107,25 @@ def load_evaluation_set(bucket: Bucket, fleet: str, scratch: Path) -> ArrayDatas
 
     Returns
     -------
-    ArrayDataset or None
+    EvaluationSet or None
         None if the operator has put none there.
 
     Raises
     ------
     DataError
-        If it is not an ``.npz`` of arrays ``x`` and ``y``, or unpacks to more than 1 GiB.
+        If it is not an ``.npz`` of arrays ``x`` and ``y``, and perhaps ``anomaly``, or unpacks to more than 1 GiB.
     """
     content = bucket.read(evaluation_key(fleet), max_bytes=MAX_EVALUATION_BYTES)
     if content is None:
         return None
     path = scratch / _FILE
     write_atomically(path, content)
-    return ArrayDataset(*load_npz(path, max_bytes=MAX_EVALUATION_BYTES))
+    x, y = load_npz(path, max_bytes=MAX_EVALUATION_BYTES)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return EvaluationSet(x, y, arrays.get("anomaly"))
+    except ValueError as error:
+        raise DataError(f"evaluation set: anomaly is no plain array ({error})") from error
 
 
 class Evaluator:
@@ -108,7 +144,7 @@ class Evaluator:
         self._data = data
 
     def evaluate(self, parameters: Parameters) -> Evaluation:
-        """Return loss and, for classifiers, accuracy.
+        """Return loss, and the other figures of a model of its kind.
 
         Raises
         ------
@@ -121,4 +157,4 @@ class Evaluator:
         metrics = self._engine.evaluate(self._data)
         if not math.isfinite(metrics["loss"]):
             raise EngineError(f"the loss on the evaluation set is {metrics['loss']}")
-        return Evaluation(loss=metrics["loss"], accuracy=metrics.get("accuracy"), examples=len(self._data))
+        return Evaluation.of(metrics, len(self._data))

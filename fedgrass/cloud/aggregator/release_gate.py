@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fedgrass.protocol.metrics import METRICS, Metric, is_better, slack, worse_by
 from fedgrass.protocol.report import Best, Evaluation, Hold, Outcome
 from fedgrass.protocol.settings import FleetSettings, Gate
 
@@ -29,6 +30,7 @@ def judge(
     loss_tolerance: float = math.inf,
     below_best: float = math.inf,
     best: Best | None = None,
+    metric: Metric | None = None,
 ) -> Verdict:
     """Compare the new model with its base, and with the best that the fleet had, on the same examples.
 
@@ -39,6 +41,9 @@ def judge(
     remembered, and the accuracy may lie at most ``below_best`` under it; a loss is held against the lowest one
     likewise. Without
     an evaluation set every model passes: each device's own admission is then the only check.
+
+    With a ``metric``, that figure is held against the base's and the best so far instead of the accuracy: a share or R² by
+    points, an error by a fraction of itself. The loss may rise by at most ``loss_tolerance`` of itself then too.
 
     Parameters
     ----------
@@ -53,6 +58,8 @@ def judge(
         How far under the fleet's best accuracy a model may lie, in fractions of 1.
     best
         The best figures so far on the same examples; None if nothing is known of them.
+    metric
+        The figure to judge by; None: accuracy, or loss where there is none.
 
     Returns
     -------
@@ -61,8 +68,12 @@ def judge(
     """
     if base is None or new is None:
         return Verdict(True, "no evaluation set for this model: the gate did not look")
-    if new.accuracy is None or base.accuracy is None:
+    if metric not in (None, "accuracy", "loss"):
+        return _judged_by_metric(metric, base, new, tolerance, loss_tolerance, below_best, best)
+    if metric == "loss" or (metric is None and (new.accuracy is None or base.accuracy is None)):
         return _judged_by_loss(base, new, tolerance, below_best, best)
+    if new.accuracy is None or base.accuracy is None:
+        return _without("accuracy", new)
     figures = f"accuracy {new.accuracy:.4f} after {base.accuracy:.4f}, tolerance {tolerance:g}"
     if new.accuracy < base.accuracy - tolerance - _ROUNDING:
         return Verdict(False, f"{figures}: the base stays", "accuracy")
@@ -104,7 +115,13 @@ def judge_by(gate: Gate, base: Evaluation | None, new: Evaluation | None, best: 
         Whether the model passed, and why.
     """
     return judge(
-        base, new, tolerance=gate.tolerance, loss_tolerance=gate.loss_tolerance, below_best=gate.below_best, best=best
+        base,
+        new,
+        tolerance=gate.tolerance,
+        loss_tolerance=gate.loss_tolerance,
+        below_best=gate.below_best,
+        best=best,
+        metric=gate.metric,
     )
 
 
@@ -127,11 +144,24 @@ def raised(best: Best | None, figures: Evaluation, evaluation_set: str) -> Best:
         Lowest loss and highest accuracy.
     """
     if best is None or best.evaluation_set != evaluation_set:
-        return Best(evaluation_set=evaluation_set, loss=figures.loss, accuracy=figures.accuracy)
+        return Best(
+            evaluation_set=evaluation_set, loss=figures.loss, accuracy=figures.accuracy, metrics=_watchable(figures)
+        )
     known = [accuracy for accuracy in (best.accuracy, figures.accuracy) if accuracy is not None]
+    metrics = dict(best.metrics)
+    for name, value in _watchable(figures).items():
+        if name not in metrics or is_better(name, value, metrics[name]):
+            metrics[name] = value
     return Best(
-        evaluation_set=evaluation_set, loss=min(best.loss, figures.loss), accuracy=max(known) if known else None
+        evaluation_set=evaluation_set,
+        loss=min(best.loss, figures.loss),
+        accuracy=max(known) if known else None,
+        metrics=metrics,
     )
+
+
+def _watchable(figures: Evaluation) -> dict[str, float]:
+    return {name: value for name, value in figures.metrics.items() if name in METRICS}
 
 
 def decided(
@@ -162,22 +192,65 @@ def decided(
     every = settings.release_every
     if number % every:
         return "advanced", f"{verdict.reason}; the next release is round {number + every - number % every}'s"
-    if settings.release == "on_improvement" and not (better := improved(base, new)).passed:
+    if settings.release == "on_improvement" and not (better := improved(base, new, settings.gate.metric)).passed:
         return "held", better.reason
     return "released", verdict.reason
 
 
-def improved(base: Evaluation | None, new: Evaluation | None) -> Verdict:
-    """Say whether the new model is better than its base: more accurate, or else of smaller loss. Without figures it is not."""
+def improved(base: Evaluation | None, new: Evaluation | None, metric: Metric | None = None) -> Verdict:
+    """Say whether the new model is better than its base by a metric: else more accurate, or else of smaller loss.
+
+    Without figures it is not.
+    """
     if base is None or new is None:
         return Verdict(False, "no evaluation set: whether the model is better is not known, and the base stays")
-    if new.accuracy is None or base.accuracy is None:
-        return Verdict(new.loss < base.loss, f"loss {new.loss:.4f} after {base.loss:.4f}: released on improvement only")
-    passed = new.accuracy > base.accuracy
-    return Verdict(passed, f"accuracy {new.accuracy:.4f} after {base.accuracy:.4f}: released on improvement only")
+    name = metric or ("loss" if new.accuracy is None or base.accuracy is None else "accuracy")
+    before, after = base.value(name), new.value(name)
+    if before is None or after is None:
+        return _without(name, new)
+    return Verdict(
+        is_better(name, after, before), f"{name} {after:.4f} after {before:.4f}: released on improvement only"
+    )
 
 
 _ROUNDING = 1e-12  # 0.9 - 0.02 is not quite 0.88 in binary
+
+
+def _judged_by_metric(
+    metric: Metric,
+    base: Evaluation,
+    new: Evaluation,
+    tolerance: float,
+    loss_tolerance: float,
+    below_best: float,
+    best: Best | None,
+) -> Verdict:
+    before, after = base.value(metric), new.value(metric)
+    if after is None:
+        return _without(metric, new)
+    if before is None:
+        return Verdict(True, f"{metric} {after:.4f}; the base has none, so any model with one is better")
+    figures = f"{metric} {after:.4f} after {before:.4f}, tolerance {tolerance:g}"
+    if worse_by(metric, after, before) > slack(metric, tolerance, before) + _ROUNDING:
+        return Verdict(False, f"{figures}: the base stays", "metric")
+    if new.loss > (most := _most(base.loss, loss_tolerance)):
+        return Verdict(False, f"loss {new.loss:.4f} after {base.loss:.4f}, {most:.4f} at most: the base stays", "loss")
+    known = None if best is None else best.metrics.get(metric)
+    if known is not None and worse_by(metric, after, known) > slack(metric, below_best, known) + _ROUNDING:
+        return Verdict(
+            False,
+            f"{metric} {after:.4f}, and the fleet has had {known:.4f}; it may be {slack(metric, below_best, known):.4f} worse "
+            "than that: the base stays",
+            "best_metric",
+        )
+    return Verdict(True, figures)
+
+
+def _without(metric: str, new: Evaluation) -> Verdict:
+    has = ", ".join(["loss", *(["accuracy"] if new.accuracy is not None else []), *new.metrics])
+    return Verdict(
+        False, f"gate.metric {metric}: the evaluation has no such figure, it has {has}: the base stays", "metric"
+    )
 
 
 def _judged_by_loss(

@@ -121,6 +121,7 @@ def summary(report: RoundReport) -> str:
         "quarantined": len(report.quarantined) + report.quarantined_more,
         "accuracy": report.evaluation.accuracy if report.evaluation else None,
         "loss": report.evaluation.loss if report.evaluation else None,
+        "metrics": report.evaluation.metrics or None if report.evaluation else None,
         "report": report_key(report.fleet, report.round),
         "reason": report.reason[:300],
     }

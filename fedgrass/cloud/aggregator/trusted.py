@@ -61,7 +61,7 @@ def trained_difference(engine: Engine, base: Bundle, data: Dataset, task: FitTas
     before = base.parameters()
     engine.set_parameters(before)
     rate = task.learning_rate or base.manifest.optimizer.rate
-    settings = FitSettings(task.epochs, rate, task.proximal_mu, task.gradient_clip_norm)
+    settings = FitSettings(task.epochs, rate, task.proximal_mu, task.gradient_clip_norm, class_weight=task.class_weight)
     after = engine.fit(data, settings).parameters
     return np.concatenate([(after[name] - value).ravel() for name, value in before.items()]).astype(np.float32)
 

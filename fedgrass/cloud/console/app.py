@@ -17,6 +17,7 @@ from fedgrass.cloud.console import fleet_page, model_page, round_page, settings_
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.security import Access, protect
 from fedgrass.errors import FedgrassError, RecordError, RoundRefusedError
+from fedgrass.protocol.metrics import label
 
 _NOTHING = "–"
 
@@ -41,6 +42,7 @@ def create_app(account: Account, access: Access, *, clock: Callable[[], float] =
         "ago": lambda moment_ms: _ago(clock() - float(moment_ms) / 1000),
         "span": _span,
         "number": lambda value: _NOTHING if value is None else f"{value:,}",
+        "metric": label,
         "figure": lambda value: _NOTHING if value is None else f"{value:.4g}",
     }
     app.context_processor(lambda: {"fleet": account.fleet, "notices": session.pop("notices", [])})

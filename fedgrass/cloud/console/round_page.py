@@ -16,6 +16,7 @@ from fedgrass.cloud.console.notices import attempt, tell
 from fedgrass.cloud.console.paging import Page
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol import tables
+from fedgrass.protocol.metrics import label
 from fedgrass.protocol.records import FleetState, RoundRecord
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.rounds_api import Started, aggregate_now, cancel_round, is_running, start_rounds
@@ -194,12 +195,19 @@ def _follow(started: Started) -> Response:
     return redirect(url_for("rounds.rounds", execution=started.execution.rsplit(":", 1)[-1]), 303)
 
 
+_CURVES = ("f1", "auc", "rmse", "r2")
+
+
 def drawn(records: Sequence[RoundRecord]) -> list[charts.Chart]:
     """Return the curves of some rounds, given the newest first; a figure that they do not have has no curve."""
     oldest_first = list(reversed(records))
     found = [
         charts.line("Accuracy", [(record.round, record.accuracy) for record in oldest_first], percent=True),
         charts.line("Loss", [(record.round, record.loss) for record in oldest_first]),
+        *(
+            charts.line(label(name), [(record.round, record.metrics.get(name)) for record in oldest_first])
+            for name in _CURVES
+        ),
         charts.line("Devices whose update was used", _shares(oldest_first), percent=True),
     ]
     return [chart for chart in found if chart is not None]

@@ -202,6 +202,7 @@ def _keep_figures(place: Place, record: RoundRecord, report: RoundReport) -> Non
         "quarantined": len(report.quarantined) + report.quarantined_more,
         "accuracy": report.evaluation.accuracy if report.evaluation else None,
         "loss": report.evaluation.loss if report.evaluation else None,
+        "metrics": report.evaluation.metrics if report.evaluation else None,
         "hold": report.hold,
         "privacy": privacy,
     }

@@ -80,6 +80,7 @@ def register(
         properties |= {"loss": f"{evaluation.loss:.6g}", "examples": str(evaluation.examples)}
         if evaluation.accuracy is not None:
             properties["accuracy"] = f"{evaluation.accuracy:.6g}"
+        properties |= {name: f"{value:.6g}" for name, value in evaluation.metrics.items()}
     archive = f"s3://{bucket}/{archive_key(record.fleet, model.version)}"
     made = sagemaker.create_model_package(
         ModelPackageGroupName=group,

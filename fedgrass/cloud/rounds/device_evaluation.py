@@ -96,6 +96,8 @@ def record_judgement(
                 "judged_at": delivery.received_at,
                 "judged_metrics": notice.metrics if notice.status == "evaluated" else {},
                 "judged_examples": notice.num_examples if notice.status == "evaluated" else 0,
+                "judged_sums": notice.sums,
+                "judged_base_sums": notice.base_sums,
             },
             condition="#judged_metrics = :none" if before else "attribute_not_exists(#judged_at)",
             values={":none": {}} if before else None,

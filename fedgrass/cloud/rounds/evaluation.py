@@ -9,20 +9,26 @@ from __future__ import annotations
 from fedgrass.cloud.ending.outcome import end
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.errors import MessageError
-from fedgrass.protocol.figures import Claim, averaged
+from fedgrass.protocol.figures import Claim, pooled
 from fedgrass.protocol.messages import UpdateNotice
+from fedgrass.protocol.metrics import impossible, others
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.sums import Sums
 from fedgrass.protocol.tables import participations
 
 
 def check_figures(notice: UpdateNotice) -> None:
     """Raise `MessageError` if a notice of an evaluation lacks its figures, or they cannot be."""
-    accuracy = notice.metrics.get("accuracy", 0.0)
-    if notice.num_examples < 1 or abs(notice.metrics.get("loss", float("inf"))) > 1e30 or not 0 <= accuracy <= 1:
+    wrong = "loss" if "loss" not in notice.metrics else impossible(notice.metrics)
+    if notice.num_examples < 1 or wrong:
         raise MessageError(
             f"{notice.thing!r} evaluated {notice.num_examples} examples with {dict(notice.metrics)}: "
-            "expected at least one example, a loss, and an accuracy from 0 to 1 if any"
+            "expected at least one example, a loss, and shares such as the accuracy from 0 to 1 if any"
+            + (f"; look at {wrong}" if wrong else "")
         )
+    for text in (notice.sums, notice.base_sums):
+        if text is not None:
+            Sums.decode(text)
 
 
 def record_evaluation(services: Services, record: RoundRecord) -> RoundRecord:
@@ -31,15 +37,20 @@ def record_evaluation(services: Services, record: RoundRecord) -> RoundRecord:
     Call it when the round collects no more: then nothing is added to what was in time.
     """
     parts = participations(services.rounds, record.fleet, record.round, consistent=True)
-    claims = [Claim(part.num_examples, part.metrics) for part in parts if part.status == "evaluated" and not part.late]
-    means, examples = averaged(claims, record.settings.checks)
+    claims = [
+        Claim(part.num_examples, part.metrics, {"": part.sums})
+        for part in parts
+        if part.status == "evaluated" and not part.late
+    ]
+    found = pooled(claims, record.settings.checks)
     return end(
         services.rounds,
         record,
         "evaluated",
-        f"model {record.base.version} on {examples} examples of {record.contributed} devices",
+        f"model {record.base.version} on {found.examples} examples of {record.contributed} devices",
         participants=record.contributed,
-        evaluated_examples=examples,
-        loss=means.get("loss"),
-        accuracy=means.get("accuracy"),
+        evaluated_examples=found.examples,
+        loss=found.figures.get("loss"),
+        accuracy=found.figures.get("accuracy"),
+        metrics=others(found.figures),
     )

@@ -19,9 +19,21 @@ from fedgrass.protocol.report import UNKNOWN_THING, RoundReport
 
 NAMESPACE = "fedgrass"
 
+_FIGURES = {
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1",
+    "f1_macro": "F1Macro",
+    "auc": "AUC",
+    "mae": "MAE",
+    "rmse": "RMSE",
+    "r2": "R2",
+    "error_threshold": "ErrorThreshold",
+}
 _UNITS = {
     "Accuracy": "None",
     "Loss": "None",
+    **dict.fromkeys(_FIGURES.values(), "None"),
     "UploadBytes": "Bytes",
     "PhaseSeconds": "Seconds",
     "QuarantinedPercent": "Percent",
@@ -98,6 +110,7 @@ def measure_report(services: Services, report: RoundReport, held_in_a_row: int) 
         {
             "Accuracy": report.evaluation.accuracy if report.evaluation else None,
             "Loss": report.evaluation.loss if report.evaluation else None,
+            **{_FIGURES[name]: value for name, value in _others(report).items()},
             "UpdatesUsed": len(report.updates),
             "RoundsHeldInARow": held_in_a_row,
             "QuarantinedPercent": 100 * len(refused) / judged if judged else None,
@@ -138,6 +151,11 @@ def measure_fleet(services: Services, members: list[FleetMember], state: FleetSt
     versions = Counter(_version(heartbeat.model_version, state) for heartbeat in alive)
     for version, count in versions.most_common(_MOST_VALUES):
         measure(services, {"DevicesOnModel": count}, Version=version)
+
+
+def _others(report: RoundReport) -> dict[str, float]:
+    found = report.evaluation.metrics if report.evaluation else {}
+    return {name: value for name, value in found.items() if name in _FIGURES}
 
 
 def _version(version: str | None, state: FleetState) -> str:

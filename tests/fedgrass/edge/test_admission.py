@@ -328,3 +328,45 @@ def test_a_model_that_was_rolled_back_stays_out_when_its_script_runs_again(
     assert place.active == "1.1.0"
     assert place.admit(better.folder) is None
     assert place.active == "1.1.0"
+
+
+def test_a_model_is_compared_by_the_figure_that_the_device_names(place: Place, good: Bundle, bad: Bundle) -> None:
+    place.admit(good.folder)
+    refused = place.admit(bad.folder, metric="auc")
+    assert refused is not None
+    assert refused.outcome == "refused"
+    assert "auc" in refused.reason
+    assert refused.metrics["auc"] < refused.metrics["active_auc"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "found", "before", "refused"),
+    [
+        ("f1", 0.50, 0.90, True),
+        ("f1", 0.85, 0.90, False),
+        ("rmse", 2.0, 1.0, True),
+        ("rmse", 1.04, 1.0, False),
+        ("r2", 0.5, 0.9, True),
+        ("mae", 0.5, 0.9, False),
+    ],
+)
+def test_a_named_figure_may_be_worse_by_the_tolerance(metric: str, found: float, before: float, refused: bool) -> None:
+    from fedgrass.edge.admission import WorseError, _require_not_worse_by
+
+    metrics = {"examples": 1000.0, metric: found, f"active_{metric}": before}
+    if refused:
+        with pytest.raises(WorseError, match=metric):
+            _require_not_worse_by(metric, "1.1.0", "1.0.0", metrics, 0.05, None)
+    else:
+        _require_not_worse_by(metric, "1.1.0", "1.0.0", metrics, 0.05, None)
+
+
+def test_a_rare_class_leaves_more_to_chance_than_the_examples_say() -> None:
+    from fedgrass.edge.admission import _told_by
+    from fedgrass.protocol.sums import Sums
+
+    sums = Sums.model_validate({"k": "classes", "n": 1000, "r": (985, 4), "g": (991, 9), "t": (990, 10)})
+    assert [_told_by(metric, sums, 1000) for metric in ("f1", "auc", "accuracy")] == [10, 20, 1000]
+    assert _told_by("f1", None, 1000) == 1000
+    many = Sums.model_validate({"k": "classes", "n": 40, "r": (4,) * 10, "g": (4,) * 10, "t": (4,) * 10})
+    assert _told_by("f1", many, 40) == 40

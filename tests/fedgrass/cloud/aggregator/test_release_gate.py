@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fedgrass.cloud.aggregator.release_gate import Verdict, decided, judge, judge_by, raised
+from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.report import Evaluation
 from fedgrass.protocol.settings import FleetSettings, Gate
 
@@ -107,3 +108,71 @@ def test_the_best_is_of_one_evaluation_set_and_of_each_figure_by_itself() -> Non
     assert (best.accuracy, best.loss) == (0.9, 0.4)
     other = raised(best, figures(0.7, 0.6), "b")
     assert (other.evaluation_set, other.accuracy, other.loss) == ("b", 0.7, 0.6)
+
+
+def watched(loss: float = 1.0, **metrics: float) -> Evaluation:
+    return Evaluation(loss=loss, accuracy=0.9, metrics=metrics, examples=10)
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "passed"),
+    [
+        ("f1", 0.80, 0.79, True),
+        ("f1", 0.80, 0.77, False),
+        ("auc", 0.80, 0.90, True),
+        ("recall", 0.80, 0.70, False),
+        ("r2", 0.80, 0.78, True),
+        ("r2", 0.80, 0.77, False),
+        ("rmse", 10.0, 10.2, True),
+        ("rmse", 10.0, 10.3, False),
+        ("mae", 10.0, 5.0, True),
+        ("mae", 0.0, 0.1, False),
+    ],
+)
+def test_the_gate_watches_the_figure_that_it_names_and_knows_which_way_it_is_better(
+    metric: str, before: float, after: float, passed: bool
+) -> None:
+    gate = Gate.model_validate({"metric": metric})
+    base, new = watched(**{metric: before}), watched(**{metric: after})
+    verdict = judge_by(gate, base, new)
+    assert (verdict.passed, verdict.hold) == (passed, None if passed else "metric")
+    assert metric in verdict.reason
+    better = decided(FleetSettings(gate=gate, release="on_improvement"), 1, Verdict(True, ""), base, new)[0]
+    assert (better == "released") is (after < before if metric in ("rmse", "mae") else after > before)
+
+
+def test_the_accuracy_does_not_hold_a_model_whose_watched_figure_rose() -> None:
+    base = Evaluation(loss=1.0, accuracy=0.99, metrics={"f1": 0.1}, examples=10)
+    new = Evaluation(loss=1.0, accuracy=0.90, metrics={"f1": 0.6}, examples=10)
+    assert judge_by(Gate(metric="f1"), base, new).passed
+    assert not judge_by(Gate(), base, new).passed
+
+
+def test_a_figure_that_the_evaluation_lacks_holds_the_model_and_says_what_there_is() -> None:
+    verdict = judge_by(Gate(metric="auc"), watched(f1=0.5), watched(f1=0.6))
+    assert (verdict.passed, verdict.hold) == (False, "metric")
+    assert "auc" in verdict.reason
+    assert "f1" in verdict.reason
+    assert judge_by(Gate(metric="auc"), watched(f1=0.5), watched(auc=0.6)).passed
+
+
+def test_falls_of_a_watched_figure_that_add_up_are_held_by_the_best() -> None:
+    best = raised(None, watched(f1=0.9, rmse=1.0, auc_error=0.1), "set")
+    assert "auc_error" not in best.metrics
+    best = raised(best, watched(f1=0.8, rmse=2.0), "set")
+    assert best.metrics == {"f1": 0.9, "rmse": 1.0}
+    verdict = judge_by(Gate(metric="f1"), watched(f1=0.85), watched(f1=0.84), best)
+    assert (verdict.passed, verdict.hold) == (False, "best_metric")
+    verdict = judge_by(Gate(metric="rmse"), watched(rmse=1.05), watched(rmse=1.06), best)
+    assert (verdict.passed, verdict.hold) == (False, "best_metric")
+    assert judge_by(Gate(metric="rmse"), watched(rmse=1.04), watched(rmse=1.05), best).passed
+
+
+def test_a_loss_that_explodes_is_held_whatever_figure_is_watched() -> None:
+    verdict = judge_by(Gate(metric="f1"), watched(1.0, f1=0.5), watched(2.0, f1=0.6))
+    assert (verdict.passed, verdict.hold) == (False, "loss")
+
+
+def test_a_figure_that_no_gate_knows_is_refused_by_name() -> None:
+    with pytest.raises(ConfigurationError, match=r"gate\.metric"):
+        FleetSettings().overridden({"gate": {"metric": "f2"}})
