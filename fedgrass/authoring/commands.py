@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic import ValidationError
 
-from fedgrass.bundle import Loss, Optimizer, OptimizerName
+from fedgrass.bundle import DataDescription, Loss, Optimizer, OptimizerName
 from fedgrass.errors import ConfigurationError, FedgrassError, first_problem
 
 
@@ -55,7 +55,7 @@ def export(
     """Export a Keras model or a SavedModel as a bundle that devices can train without TensorFlow.
 
     What is not given is taken from EXPORT of a .py file, a dictionary with loss, batch_size, optimizer, learning_rate,
-    class_names, freeze, name and input; then from what the model was compiled with.
+    class_names, data, freeze, name and input; then from what the model was compiled with.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _check(loss, optimizer)
@@ -111,7 +111,7 @@ def _exported(path: Path, model: Any, output: Path, options: dict[str, Any]) -> 
     return bundle
 
 
-_EXPORT_KEYS = ("loss", "batch_size", "optimizer", "learning_rate", "class_names", "freeze", "name", "input")
+_EXPORT_KEYS = ("loss", "batch_size", "optimizer", "learning_rate", "class_names", "data", "freeze", "name", "input")
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -190,8 +190,20 @@ def _check_options(path: Path, options: dict[str, Any]) -> None:
         raise ConfigurationError(f"{path}: EXPORT['batch_size'] is {size!r}; expected a whole number from 1 to 65536")
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 100:
         raise ConfigurationError(f"{path}: EXPORT['learning_rate'] is {rate!r}; expected a number up to 100")
+    _check_data(path, options.get("data", {}))
     if not isinstance(options.get("name", ""), str):
         raise ConfigurationError(f"{path}: EXPORT['name'] is {options['name']!r}; expected a text")
+
+
+def _check_data(path: Path, data: Any) -> None:
+    expected = f"expected {', '.join(DataDescription.model_fields)}"
+    if isinstance(data, dict) and (unknown := [key for key in data if key not in DataDescription.model_fields]):
+        raise ConfigurationError(f"{path}: EXPORT['data'] has {unknown[0]!r}, which is not known; {expected}")
+    try:
+        DataDescription.model_validate(data)
+    except ValidationError as error:
+        problem = first_problem(error, "EXPORT['data']", prefix="EXPORT['data'] ")
+        raise ConfigurationError(f"{path}: {problem}; {expected}") from error
 
 
 def _listed(value: Any) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fedgrass.authoring.flatbuffer import without_initializer
 from fedgrass.authoring.losses import loss_function
 from fedgrass.authoring.model import KerasModel, Model, frozen
 from fedgrass.authoring.optimizers import OPTIMIZERS, Constrained
+from fedgrass.authoring.pixels import pixel_range
 from fedgrass.authoring.reference import KerasReference
 from fedgrass.authoring.saved_model import SavedModel
 from fedgrass.bundle import Bundle, Manifest, TensorDescription
@@ -36,6 +37,7 @@ def export(
     optimizer: Any = None,
     freeze: Sequence[str] = (),
     class_names: Sequence[str] = (),
+    data: Mapping[str, Any] | None = None,
     name: str | None = None,
     version: str = "1.0.0",
     input: Any = None,  # noqa: A002 - the key of EXPORT
@@ -60,6 +62,9 @@ def export(
         By name, Keras' object or `fedgrass.bundle.Optimizer`; None: what the model was compiled with, else SGD.
     freeze
         Names of layers that are not to be trained, besides those whose ``trainable`` is false.
+    data
+        How devices find x and y in their tables and images: the fields of `fedgrass.bundle.DataDescription`. ``pixels`` of a
+        model that begins with ``Rescaling`` follow from it.
     input
         Shape of one example, or a mapping with ``shape`` and ``dtype``, for a subclassed model that does not say.
     prove
@@ -78,6 +83,7 @@ def export(
     given = nullcontext(SavedModel(model, freeze)) if isinstance(model, Path) else frozen(model, freeze, input)
     with given as source, tempfile.TemporaryDirectory() as scratch, _explained(source):
         description = {"name": name or source.name, "version": version, "class_names": tuple(class_names)}
+        description["data"] = _data(model, data or {}, tell)
         made = _export(source, Path(scratch), objective, batch_size, rule, description)
         if prove:
             reference = KerasReference(source, objective, rule, batch_size) if isinstance(source, KerasModel) else None
@@ -85,6 +91,13 @@ def export(
             tell(self_test.line(found))
             made = Bundle.seal(made.folder, made.manifest.model_copy(update={"self_test": found}))
         return _moved(made, folder)
+
+
+def _data(model: Any, given: Mapping[str, Any], tell: Callable[[str], None]) -> bundle.DataDescription:
+    found = pixel_range(model) if "pixels" not in given else None
+    if found is not None:
+        tell(f"images: devices give pixels of {found[0]:g} to {found[1]:g}, as the model scales them itself")
+    return bundle.DataDescription(**{"pixels": found, **given})
 
 
 @contextmanager

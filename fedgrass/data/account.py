@@ -63,7 +63,7 @@ class Account:
     def trouble(self) -> str:
         """What the operator should know; empty if all was read as it stands."""
         said = [
-            f"{one.bad} of {one.good + one.bad} {one._unit} left out (first: {one._first[0]})"
+            f"{one.bad} of {one.good + one.bad} {one._unit} left out ({one._first[0].removeprefix(self.what).lstrip(':/ ')})"
             for one in (*self._others, self)
             if one.bad
         ]
