@@ -82,7 +82,11 @@ def export(
     objective, rule = chosen(model, loss, optimizer, tell)
     given = nullcontext(SavedModel(model, freeze)) if isinstance(model, Path) else frozen(model, freeze, input)
     with given as source, tempfile.TemporaryDirectory() as scratch, _explained(source):
-        description = {"name": name or source.name, "version": version, "class_names": tuple(class_names)}
+        description: dict[str, Any] = {
+            "name": name or source.name,
+            "version": version,
+            "class_names": tuple(class_names),
+        }
         description["data"] = _data(model, data or {}, tell)
         made = _export(source, Path(scratch), objective, batch_size, rule, description)
         if prove:
