@@ -302,7 +302,7 @@ class Bundle:
 
     def stored_parameters(self) -> Mapping[str, Array]:
         """Return the parameters as `parameters` does, but each in memory only while somebody holds it."""
-        from fedgrass.tensors import MappedTensors
+        from fedgrass.mapped_tensors import MappedTensors
 
         mapped = MappedTensors(self.folder / PARAMETERS, max_bytes=_parameter_file_bytes(self.manifest))
         check_parameters(mapped, self.manifest, name=str(self.folder / PARAMETERS))

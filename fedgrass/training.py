@@ -20,6 +20,7 @@ from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Measured, Metrics
 from fedgrass.errors import DataError, EngineError, TensorFileError
+from fedgrass.mapped_tensors import MappedTensors
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.metrics import others
 from fedgrass.update.feedback import ErrorFeedback
@@ -276,12 +277,12 @@ def _load(path: Path, identity: str) -> _Checkpoint | None:
     if not path.exists():
         return None
     with contextlib.suppress(TensorFileError, KeyError, ValueError):
-        stored = tensors.MappedTensors(path)
+        stored = MappedTensors(path)
         metadata = stored.metadata
         if metadata["identity"] == identity:
             state = FitState(
                 epoch=int(metadata["epoch"]),
-                parameters=tensors.MappedTensors(path, prefix=_PARAMETER),
+                parameters=MappedTensors(path, prefix=_PARAMETER),
                 optimizer=[stored[name] for name in sorted(stored) if name.startswith(_OPTIMIZER)],
                 losses=[float(loss) for loss in json.loads(metadata["losses"])],
                 step=int(metadata["step"]),

@@ -182,7 +182,23 @@ _SCHEDULES: dict[str, Callable[[Mapping[str, Any]], tuple[float, Schedule]]] = {
 
 
 def chosen(model: Any, loss: Any, given: Any, tell: Tell) -> tuple[Objective, Optimizer]:
-    """Return what to train with: what is asked for, else what the model was compiled with; say what is not taken.
+    """Choose loss and optimizer: what is asked for, else what the model was compiled with; say what is not taken.
+
+    Parameters
+    ----------
+    model
+        A Keras model, compiled or not.
+    loss
+        Name or Keras object of the loss that is asked for; None takes the model's.
+    given
+        Name or Keras object of the optimizer that is asked for; None takes the model's, else plain gradient descent.
+    tell
+        Called with a line for whatever the model was compiled with and is not taken.
+
+    Returns
+    -------
+    tuple
+        The objective and the optimizer.
 
     Raises
     ------

@@ -46,7 +46,22 @@ def in_parts(x: Tensor) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor, *, transpose_b: bool = False) -> Tensor:
-    """Multiply two matrices. In three dimensions, lest LiteRT's converter choose its slow FULLY_CONNECTED."""
+    """Multiply two matrices, in three dimensions, lest LiteRT's converter choose its slow FULLY_CONNECTED.
+
+    Parameters
+    ----------
+    a
+        [M, K].
+    b
+        [K, N], or [N, K] if ``transpose_b``.
+    transpose_b
+        Whether ``b`` is multiplied transposed.
+
+    Returns
+    -------
+    Tensor
+        [M, N].
+    """
     found = tf.matmul(in_parts(a), tf.expand_dims(b, 0), transpose_b=transpose_b)
     return tf.reshape(found, [-1, found.shape[2]])
 
@@ -133,7 +148,24 @@ class _Blocks:
 
 
 def convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tensor | None:
-    """Convolve x [B, H, W, C] with a kernel [kh, kw, C, N]; none if the patches would take too much memory."""
+    """Convolve images with a kernel by way of a product of matrices, whose gradients are products too.
+
+    Parameters
+    ----------
+    x
+        [B, H, W, C], of a fixed shape.
+    kernel
+        [kh, kw, C, N].
+    strides
+        Along height and width.
+    padding
+        ``SAME`` or ``VALID``, as of TensorFlow.
+
+    Returns
+    -------
+    Tensor or None
+        [B, H', W', N]; None if the patches would take more than ``MAX_PATCH_BYTES``.
+    """
     layouts = (_Blocks(x.shape, kernel.shape, strides, padding, block) for block in range(1, _MAX_BLOCK + 1))
     layout = min(layouts, key=lambda found: found.cost)
     if layout.rows * layout.depth * 4 > MAX_PATCH_BYTES:
@@ -154,7 +186,22 @@ def convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tenso
 
 
 def bias_add(x: Tensor, bias: Tensor, data_format: str = "NHWC") -> Tensor:
-    """Add bias [C] to x [B, …, C]; few channels in rows as long as the last two axes, since XNNPACK adds row by row."""
+    """Add a bias to the last axis; few channels in rows as long as the last two axes, since XNNPACK adds row by row.
+
+    Parameters
+    ----------
+    x
+        [B, …, C].
+    bias
+        [C].
+    data_format
+        ``NHWC``; any other is left to TensorFlow.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of ``x``.
+    """
     if data_format != "NHWC" or x.shape.rank < 3:
         return _tf_bias_add(x, bias, data_format)
     if x.shape[-1] >= _LANES:

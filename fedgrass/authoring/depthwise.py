@@ -32,7 +32,24 @@ _DEPTHWISE = tf.raw_ops.DepthwiseConv2dNative
 
 
 def depthwise_convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tensor:
-    """Convolve each channel of x [B, H, W, C] with its own filters [kh, kw, C, M]; the result has C · M channels."""
+    """Convolve each channel with its own filters.
+
+    Parameters
+    ----------
+    x
+        [B, H, W, C], of a fixed shape.
+    kernel
+        [kh, kw, C, M].
+    strides
+        Along height and width.
+    padding
+        ``SAME`` or ``VALID``, as of TensorFlow.
+
+    Returns
+    -------
+    Tensor
+        [B, H', W', C · M].
+    """
     height, width, channels, multiplier = kernel.shape
     total = channels * multiplier
     repeated = tf.reshape(concat([tf.expand_dims(x, 4)] * multiplier, 4), [*x.shape[:3], total])

@@ -26,7 +26,17 @@ class Optimizer(Protocol):
     linear: bool
 
     def step(self, values: Sequence[Tensor], gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
-        """Change the parameters, which have these values now, by one step."""
+        """Change the parameters by one step.
+
+        Parameters
+        ----------
+        values
+            What the parameters are now, read once.
+        gradients
+            One for each parameter; times the learning rate where the optimizer is ``linear``.
+        learning_rate
+            Scalar.
+        """
         ...
 
 
@@ -155,7 +165,22 @@ class Constrained:
 
 
 def clipped(gradients: Sequence[Tensor], settings: bundle.Optimizer, scale: Tensor) -> list[Tensor]:
-    """Clip gradients, which are times ``scale``, as the optimizer's settings say: by Keras the first of three that is set."""
+    """Clip gradients as the optimizer's settings say; like Keras, by the first of the three settings that is set.
+
+    Parameters
+    ----------
+    gradients
+        One for each parameter, times ``scale``.
+    settings
+        The optimizer's.
+    scale
+        Scalar that the gradients are multiplied by already, so the bounds are too.
+
+    Returns
+    -------
+    list
+        The gradients, clipped or as they were.
+    """
     if settings.clipnorm is not None:
         return [_bounded(gradient, _norm([gradient]), scale * settings.clipnorm) for gradient in gradients]
     if settings.global_clipnorm is not None:

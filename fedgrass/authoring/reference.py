@@ -33,9 +33,21 @@ class Reference(Protocol):
     """A framework that can train the model which was exported."""
 
     def steps(self, data: ArrayDataset, settings: FitSettings, *, moved_by: float = 0.0) -> Steps:
-        """Take one step on each batch of ``data``, as the engine orders them, from the model's present parameters.
+        """Take one step on each batch, as the engine orders them, from the model's present parameters.
 
-        ``moved_by`` changes each of them by about this share first.
+        Parameters
+        ----------
+        data
+            The examples.
+        settings
+            Rate, seed and the rest, as the engine gets them.
+        moved_by
+            Share by which each parameter is changed first: shows how far rounding alone can lead.
+
+        Returns
+        -------
+        Steps
+            What the steps gave.
         """
         ...
 
@@ -53,7 +65,22 @@ class KerasReference:
         self._model, self._objective, self._optimizer, self._batch_size = model, objective, optimizer, batch_size
 
     def steps(self, data: ArrayDataset, settings: FitSettings, *, moved_by: float = 0.0) -> Steps:
-        """Take the steps and put the model's weights back."""
+        """Take the steps with Keras, and put the model's weights back.
+
+        Parameters
+        ----------
+        data
+            The examples.
+        settings
+            As the engine gets them.
+        moved_by
+            Share by which each parameter is changed first.
+
+        Returns
+        -------
+        Steps
+            What the steps gave.
+        """
         model = self._model.keras
         kept = [variable.numpy() for variable in model.variables]
         try:

@@ -33,7 +33,22 @@ def crop(x: Tensor, *ranges: slice) -> Tensor:
 
 
 def pad(x: Tensor, pads: Sequence[Sequence[int]], value: float = 0.0) -> Tensor:
-    """``tf.pad``, with the last axes joined where they can be: XNNPACK pads row by row, and short rows are slow."""
+    """Pad a tensor, with the last axes joined where they can be: XNNPACK pads row by row, and short rows are slow.
+
+    Parameters
+    ----------
+    x
+        Of a fixed shape.
+    pads
+        For each axis how much comes before and after.
+    value
+        What it is padded with.
+
+    Returns
+    -------
+    Tensor
+        As of ``tf.pad``.
+    """
     sizes, widths = list(x.shape), [list(width) for width in pads]
     if not any(sum(width) for width in widths):
         return x
@@ -46,7 +61,24 @@ def pad(x: Tensor, pads: Sequence[Sequence[int]], value: float = 0.0) -> Tensor:
 
 
 def output_and_padding(size: int, kernel: int, stride: int, padding: str) -> Pair:
-    """Number of windows along an axis, and of zeros before it, by TensorFlow's rules for VALID and SAME."""
+    """Count the windows along an axis, and the zeros before it, by TensorFlow's rules.
+
+    Parameters
+    ----------
+    size
+        Length of the axis.
+    kernel
+        Length of a window.
+    stride
+        From one window to the next.
+    padding
+        ``SAME`` or ``VALID``.
+
+    Returns
+    -------
+    tuple
+        Number of windows, and of zeros before the axis.
+    """
     if padding == "VALID":
         return (size - kernel) // stride + 1, 0
     count = -(-size // stride)

@@ -39,7 +39,22 @@ class Dialect:
 
 
 def reader(lines: Iterable[str], separator: str, quote: str, escape: str | None) -> Iterator[list[str]]:
-    """Return Python's own CSV reader."""
+    """Make Python's own CSV reader for a dialect.
+
+    Parameters
+    ----------
+    lines
+        The file's lines.
+    separator, quote
+        One character each.
+    escape
+        What goes before a quote within quotes; None if it is doubled instead.
+
+    Returns
+    -------
+    Iterator
+        Rows of cells.
+    """
     return csv.reader(
         lines,
         delimiter=separator,
@@ -59,6 +74,24 @@ def declared_separator(line: str) -> str:
 
 def guess(lines: Sequence[str], settings: DataSettings, wanted: Wanted, what: str, declared: str = "") -> Dialect:
     """Tell a file's dialect from its first lines.
+
+    Parameters
+    ----------
+    lines
+        The first lines; blank ones are passed over.
+    settings
+        What the owner says of the file, which is never guessed.
+    wanted
+        The columns that the model needs.
+    what
+        What the file is called in messages.
+    declared
+        The separator that the file itself declares.
+
+    Returns
+    -------
+    Dialect
+        The dialect, with what was guessed in words.
 
     Raises
     ------

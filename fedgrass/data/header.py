@@ -58,7 +58,22 @@ def _uncommented(record: Record, dialect: Dialect) -> list[str]:
 
 
 def is_data(row: Sequence[str], numbers: NumberFormat, labels: Labels) -> bool:
-    """Whether a first row is one of numbers, class names and missing values."""
+    """Say whether a first row holds data rather than column names.
+
+    Parameters
+    ----------
+    row
+        Its cells.
+    numbers
+        How numbers and missing values are written.
+    labels
+        The class names.
+
+    Returns
+    -------
+    bool
+        Whether all its cells are numbers, class names or missing, and one at least is not missing.
+    """
     cells = [cell for cell in row if not numbers.is_missing(cell)]
     return bool(cells) and all(_is_value(cell, numbers, labels) for cell in cells)
 

@@ -86,7 +86,24 @@ class Table:
 def read_all(table: Table, path: Path, suffixes: Sequence[str], blocks: Callable[[Path], Blocks]) -> Table:
     """Fill a table from a file, or from all with these suffixes in a folder, the newest last.
 
-    In a folder a file that cannot be read, or that has not the columns, is left out, up to the settings' share of them.
+    In a folder a file that cannot be read, or that has not the columns, is left out, up to the settings' share of
+    them.
+
+    Parameters
+    ----------
+    table
+        The table to fill.
+    path
+        The file, or the folder.
+    suffixes
+        Endings of the files that count in a folder.
+    blocks
+        Yields a file's blocks of rows.
+
+    Returns
+    -------
+    Table
+        The table.
 
     Raises
     ------

@@ -35,8 +35,23 @@ _OTHER = (
 def open_text(path: Path, encoding: str, *, max_bytes: int) -> tuple[io.TextIOWrapper, str]:
     """Open a text file, or one packed with gzip; returns it and the encoding's name.
 
-    What is written to the file from now on is not read. Without an encoding, it is told from the byte order mark, or from zeros
+    What is written to the file from now on is not read. Without an encoding, it is told from the byte order mark, or
+    from zeros
     in UTF-16; else it is UTF-8 if the whole file is, and Windows' Latin-1 if not.
+
+    Parameters
+    ----------
+    path
+        The file.
+    encoding
+        Its encoding; empty to find out.
+    max_bytes
+        Bytes above which a packed file is refused, unpacked.
+
+    Returns
+    -------
+    tuple
+        The open file, and the encoding's name.
 
     Raises
     ------

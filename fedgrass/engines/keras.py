@@ -37,7 +37,22 @@ Builder = str | Callable[[], Any]
 
 
 def loss_object(loss: Loss, options: LossOptions, *, from_logits: bool) -> Any:
-    """Return Keras' loss of this name."""
+    """Make Keras' loss of a name.
+
+    Parameters
+    ----------
+    loss
+        The manifest's.
+    options
+        The manifest's, of which the loss takes those it knows.
+    from_logits
+        Whether a classifier's output are logits rather than probabilities.
+
+    Returns
+    -------
+    Loss
+        A Keras loss.
+    """
     known = {name: value for name, value in options.model_dump().items() if name in _OPTIONS.get(loss, ())}
     if loss in CLASSIFIERS:
         known["from_logits"] = from_logits

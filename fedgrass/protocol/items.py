@@ -110,7 +110,24 @@ def items_below(
 
 
 def items_under(table: Table, range_name: str, fleet: str, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Read the items under some range keys, a hundred at a time, which is what BatchGetItem takes."""
+    """Read the items under some range keys, a hundred at a time, which is what BatchGetItem takes.
+
+    Parameters
+    ----------
+    table
+        Either table.
+    range_name
+        Name of the table's range key.
+    fleet
+        The partition key.
+    keys
+        The range keys.
+
+    Yields
+    ------
+    dict
+        Those items that exist, in no particular order.
+    """
     for first in range(0, len(keys), 100):
         wanted = [{"fleet": fleet, range_name: key} for key in keys[first : first + 100]]
         while wanted:

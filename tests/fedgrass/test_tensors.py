@@ -17,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from fedgrass import tensors
 from fedgrass.errors import TensorFileError
+from fedgrass.mapped_tensors import MappedTensors
 
 DTYPES = ["?", "<u1", "<i1", "<u2", "<i2", "<f2", "<u4", "<i4", "<f4", "<u8", "<i8", "<f8"]
 arrays = hnp.arrays(
@@ -76,7 +77,7 @@ def test_a_mapped_file_reads_as_a_loaded_one_even_after_another_has_its_name(
 ) -> None:
     path = tmp_path_factory.mktemp("tensors") / "x.safetensors"
     tensors.save(path, {**{f"a/{name}": value for name, value in content.items()}, "b/other": np.ones(3)}, metadata)
-    mapped = tensors.MappedTensors(path, prefix="a/")
+    mapped = MappedTensors(path, prefix="a/")
     tensors.save(path, {"a/another": np.zeros(5000)}, {})
     assert same(dict(mapped), content)
     assert list(mapped) == list(content)
@@ -88,12 +89,12 @@ def test_a_mapped_file_is_refused_as_a_loaded_one(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensors.save(path, {"w": np.zeros(100)}, {})
     with pytest.raises(TensorFileError, match="at most 10 are accepted"):
-        tensors.MappedTensors(path, max_bytes=10)
+        MappedTensors(path, max_bytes=10)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TensorFileError, match="header and tensors make"):
-        tensors.MappedTensors(path)
+        MappedTensors(path)
     with pytest.raises(TensorFileError, match="cannot be read"):
-        tensors.MappedTensors(tmp_path / "none")
+        MappedTensors(tmp_path / "none")
 
 
 @given(data=st.data())

@@ -36,7 +36,19 @@ class JsonFormatter(logging.Formatter):
 
 
 def event(logger: logging.Logger, name: str, *, level: int = logging.INFO, **fields: object) -> None:
-    """Log the event ``name`` with its fields."""
+    """Log an event with its fields.
+
+    Parameters
+    ----------
+    logger
+        Where to.
+    name
+        The event's name.
+    level
+        Of the standard library's logging.
+    fields
+        What the event is about.
+    """
     logger.log(level, name, extra={"fields": fields})
 
 
