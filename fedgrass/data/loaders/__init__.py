@@ -1,15 +1,6 @@
 """Loaders: one module each, those that installed packages register, or a function of the user's own as ``module:function``.
 
-=========== ======================================================================= ============================
-loader      ``path``                                                                memory
-=========== ======================================================================= ============================
-``npz``     an archive of the arrays ``x`` and ``y``                                all of it
-``npy``     a folder with ``x.npy`` and ``y.npy``                                   a batch (they are mapped)
-``csv``     a CSV file, or a folder of such; see `fedgrass.data.csv_file.CsvFile`   a batch, from 64 MB on
-``parquet`` a Parquet file, or a folder of such                                     a batch, from 64 MB on
-``sqlite``  an SQLite database                                                      a batch, from 64 MB on
-``images``  a folder with one folder of images for each class                       a batch
-=========== ======================================================================= ============================
+Each module says what ``path`` is to its loader, and how much memory that takes.
 """
 
 from __future__ import annotations

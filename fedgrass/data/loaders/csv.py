@@ -1,4 +1,7 @@
-"""The csv loader: a CSV file, or all those in a folder, the newest last; see `fedgrass.data.csv_file.CsvFile`."""
+"""The csv loader: a CSV file, or all those in a folder, the newest last; see `fedgrass.data.csv_file.CsvFile`.
+
+All of it is in memory, from 64 MB on a batch.
+"""
 
 from __future__ import annotations
 

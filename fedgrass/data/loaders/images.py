@@ -1,4 +1,7 @@
-"""The images loader: a folder with one folder of images for each class."""
+"""The images loader: a folder with one folder of images for each class.
+
+A batch is in memory.
+"""
 
 from __future__ import annotations
 

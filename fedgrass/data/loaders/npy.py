@@ -1,4 +1,7 @@
-"""The npy loader: a folder with ``x.npy`` and ``y.npy``, which are mapped; without the latter y is x, for a model with such."""
+"""The npy loader: a folder with ``x.npy`` and ``y.npy``, which are mapped; without the latter y is x, for a model with such.
+
+A batch is in memory.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The npz loader: an archive of the arrays ``x`` and ``y``."""
+"""The npz loader: an archive of the arrays ``x`` and ``y``.
+
+All of it is in memory.
+"""
 
 from __future__ import annotations
 

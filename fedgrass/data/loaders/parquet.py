@@ -1,4 +1,7 @@
-"""The parquet loader: a Parquet file, or all those in a folder, the newest last; read by groups of rows (extra ``parquet``)."""
+"""The parquet loader: a Parquet file, or all those in a folder, the newest last; read by groups of rows (extra ``parquet``).
+
+All of it is in memory, from 64 MB on a batch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The sqlite loader: a table, a view or a SELECT of an SQLite database, which is opened for reading only."""
+"""The sqlite loader: a table, a view or a SELECT of an SQLite database, which is opened for reading only.
+
+All of it is in memory, from 64 MB on a batch.
+"""
 
 from __future__ import annotations
 
