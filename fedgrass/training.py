@@ -5,29 +5,25 @@ The same code runs wherever a participant runs: on a core device, in a silo's tr
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedgrass import tensors
+from fedgrass import checkpoints
 from fedgrass.answer import Answer
 from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Measured, Metrics
-from fedgrass.errors import DataError, EngineError, TensorFileError
-from fedgrass.mapped_tensors import MappedTensors
+from fedgrass.errors import DataError, EngineError
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.metrics import others
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import UpdateInfo, write_update
 
-_PARAMETER, _OPTIMIZER = "p/", "o/"
 _MOST_METRICS, _LONGEST_NAME = 16, 40
 """What a message holds of them (`fedgrass.protocol.messages.Metrics`)."""
 
@@ -132,12 +128,12 @@ def train(
     hooks = hooks or Hooks()
     identity = hashlib.sha256(announcement.encode() + thing.encode()).hexdigest()
     manifest = base.manifest
-    earlier = _load(files.checkpoint, identity)
+    earlier = checkpoints.load(files.checkpoint, identity)
     started = clock() - (earlier.seconds if earlier else 0.0)
 
     def saved_then(hook: Callable[[FitState], None]) -> Callable[[FitState], None]:
         def save(state: FitState) -> None:
-            _save(files.checkpoint, identity, state, clock() - started)
+            checkpoints.save(files.checkpoint, identity, state, clock() - started)
             hook(state)
 
         return save
@@ -152,7 +148,7 @@ def train(
         resume=earlier.state if earlier else None,
     )
     seconds = clock() - started
-    last = _load(files.checkpoint, identity)
+    last = checkpoints.load(files.checkpoint, identity)
     # Tensor by tensor from the disk, if the engine told of each epoch: a large model is then not in memory twice.
     whole = last is not None and last.state.epoch >= announcement.fit.epochs
     local = last.state.parameters if last is not None and whole else fitted.parameters
@@ -249,48 +245,6 @@ def fit(
         metrics=metrics,
     )
     return Fitted(result.parameters, header)
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    state: FitState
-    seconds: float
-
-
-def _save(path: Path, identity: str, state: FitState, seconds: float) -> None:
-    stored = {f"{_PARAMETER}{name}": value for name, value in state.parameters.items()}
-    stored |= {f"{_OPTIMIZER}{index:06d}": value for index, value in enumerate(state.optimizer)}
-    metadata = {
-        "identity": identity,
-        "epoch": str(state.epoch),
-        "losses": json.dumps(state.losses),
-        "step": str(state.step),
-        "loss_sum": repr(state.loss_sum),
-        "steps": str(state.steps),
-        "seconds": repr(seconds),
-    }
-    tensors.save(path, stored, metadata)
-
-
-def _load(path: Path, identity: str) -> _Checkpoint | None:
-    """Return the checkpoint of this very training; None if there is none, or it is damaged: then training starts over."""
-    if not path.exists():
-        return None
-    with contextlib.suppress(TensorFileError, KeyError, ValueError):
-        stored = MappedTensors(path)
-        metadata = stored.metadata
-        if metadata["identity"] == identity:
-            state = FitState(
-                epoch=int(metadata["epoch"]),
-                parameters=MappedTensors(path, prefix=_PARAMETER),
-                optimizer=[stored[name] for name in sorted(stored) if name.startswith(_OPTIMIZER)],
-                losses=[float(loss) for loss in json.loads(metadata["losses"])],
-                step=int(metadata["step"]),
-                loss_sum=float(metadata["loss_sum"]),
-                steps=int(metadata["steps"]),
-            )
-            return _Checkpoint(state, float(metadata["seconds"]))
-    return None
 
 
 @dataclass(frozen=True)
