@@ -1,4 +1,8 @@
-"""One JSON object per line on standard output, which Greengrass keeps as the component's log."""
+"""Structured logs: one JSON object per line for each event, with its names from one list (`fedgrass.events`).
+
+A component's standard output is its log under Greengrass, where standard error would be a warning; a function's is its log group.
+Nothing secret and no data belong in events.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,72 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from typing import Any
+
+from fedgrass.events import EVENTS, Event
 
 _REMEMBERED = 1000
+_UNLISTED = Event(logging.INFO, "An event of somebody else's program.")
+# They say at each attempt, or in a way of their own, what ours say once.
+_QUIETER = {"StreamManagerClient": logging.CRITICAL, "awsiot": logging.CRITICAL, "botocore": logging.WARNING}
 
 
-class _JsonLines(logging.Formatter):
+class JsonLines(logging.Formatter):
+    """Render a record as one line of JSON: ``time``, ``level``, ``event``, ``logger``, then its fields.
+
+    Parameters
+    ----------
+    context
+        Fields that every line has.
+    """
+
+    def __init__(self, context: Mapping[str, object] | None = None) -> None:
+        super().__init__()
+        self._context = dict(context or {})
+
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
+        """Return the line, without its end."""
+        ours: Mapping[str, object] | None = getattr(record, "fields", None)
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": "library_message" if ours is None else record.getMessage(),
             "logger": record.name,
+            **self._context,
+            **({"message": record.getMessage()} if ours is None else ours),
         }
-        line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 
-def configure(level: int = logging.INFO) -> None:
-    """Send every logger of this process to standard output as JSON lines."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_JsonLines())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    # The SDK reports each failed reconnection itself; ours says the same once.
-    logging.getLogger("StreamManagerClient").setLevel(logging.CRITICAL)
-    logging.getLogger("awsiot").setLevel(logging.CRITICAL)
+class _Words(logging.Formatter):
+    """For a process that nobody configured, a command or a notebook: what is wrong, on standard error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: Mapping[str, object] | None = getattr(record, "fields", None)
+        if fields is None:
+            return super().format(record)
+        shown = ", ".join(f"{name} {value}" for name, value in fields.items())
+        return f"{record.levelname.lower()}: {_in_words(record.getMessage())}" + f" ({shown})" * bool(shown)
+
+
+if logging.lastResort is not None:
+    logging.lastResort.setFormatter(_Words())
+
+
+def configure(*handlers: logging.Handler, level: int = logging.INFO, **context: object) -> None:
+    """Send every logger of this process, as JSON lines, to ``handlers``: to standard output if none are given.
+
+    ``context`` are fields that each line has.
+    """
+    used = handlers or (logging.StreamHandler(sys.stdout),)
+    for handler in used:
+        handler.setFormatter(JsonLines(context))
+    logging.basicConfig(level=level, handlers=list(used), force=True)
+    for name, quieter in _QUIETER.items():
+        logging.getLogger(name).setLevel(quieter)
 
 
 class _Troubles:
@@ -46,16 +87,16 @@ class _Troubles:
 
 
 class Log:
-    """Events with fields: ``log.info("trained", round=3)``. No data and no secrets belong in them."""
+    """A log whose events carry the same fields: ``Log("com.fedgrass.Trainer", thing=thing)``."""
 
-    def __init__(self, name: str, **fields: Any) -> None:
+    def __init__(self, name: str, **fields: object) -> None:
         self._logger = logging.getLogger(name)
         self._fields = fields
         self._said: set[str] = set()
         self._lock = threading.Lock()
         self._troubles = _Troubles()  # shared with the logs bound from this one
 
-    def bind(self, **fields: Any) -> Log:
+    def bind(self, **fields: object) -> Log:
         """Return a log whose events also carry these fields."""
         bound = Log(self._logger.name, **{**self._fields, **fields})
         bound._troubles = self._troubles
@@ -63,7 +104,7 @@ class Log:
 
     @property
     def last_error(self) -> str:
-        """The last warning or error said through this log and those bound from it, with its reason."""
+        """The last warning or error said through this log and those bound from it, in words, with its reason."""
         return self._troubles.last
 
     def on_trouble(self, told: Callable[[str], None]) -> None:
@@ -75,31 +116,42 @@ class Log:
         self._troubles.last = what
         self._troubles.told(what)
 
-    def info(self, event: str, **fields: Any) -> None:
-        """Say what happened."""
-        self._say(logging.INFO, event, fields)
+    def log_event(self, name: str, /, **fields: object) -> None:
+        """Log an event of `fedgrass.events`; its level is the list's.
 
-    def warning(self, event: str, **fields: Any) -> None:
-        """Say what went wrong and is being dealt with."""
-        self._say(logging.WARNING, event, fields)
+        Parameters
+        ----------
+        name
+            The event's name. One that is not in the list is logged as information, so that programs of other people
+            can have names of their own.
+        fields
+            What is to be known of it. A field that is None is left out; what JSON does not have is written as text.
+        """
+        event = EVENTS.get(name, _UNLISTED)
+        shown = {field: value for field, value in {**self._fields, **fields}.items() if value is not None}
+        if event.once and not self._is_new(name, fields):
+            return
+        if event.level >= logging.WARNING:
+            cause, words = fields.get("reason") or fields.get("error"), _in_words(name)
+            self.trouble(f"{words}: {cause}" if cause else words)
+        error = fields.get("error")
+        raised = error if isinstance(error, BaseException) else True  # True: the one that is being handled
+        self._logger.log(event.level, name, extra={"fields": shown}, exc_info=raised if event.trace else None)
 
-    def error(self, event: str, *, trace: bool = False, **fields: Any) -> None:
-        """Say what failed; ``trace`` adds the traceback of the exception being handled."""
-        self._say(logging.ERROR, event, fields, trace=trace)
-
-    def once(self, event: str, **fields: Any) -> None:
-        """Warn, unless the same was said before in this process."""
-        said = json.dumps([event, fields], default=str, sort_keys=True)
+    def _is_new(self, name: str, fields: Mapping[str, object]) -> bool:
+        said = json.dumps([name, fields], default=str, sort_keys=True)
         with self._lock:
             if said in self._said:
-                return
+                return False
             if len(self._said) >= _REMEMBERED:
                 self._said.clear()
             self._said.add(said)
-        self.warning(event, **fields)
+        return True
 
-    def _say(self, level: int, event: str, fields: dict[str, Any], *, trace: bool = False) -> None:
-        if level >= logging.WARNING:
-            cause = fields.get("reason") or fields.get("error")
-            self.trouble(f"{event}: {cause}" if cause else event)
-        self._logger.log(level, event, extra={"fields": {**self._fields, **fields}}, exc_info=trace)
+
+def _in_words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+log_event = Log("fedgrass").log_event
+"""Log an event where there is nothing to bind it to: ``log_event("round_opened", fleet="mill", round=3, asked=20)``."""

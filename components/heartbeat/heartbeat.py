@@ -293,5 +293,5 @@ class Heartbeat:
         try:
             return kind.decode(payload)
         except MessageError as error:
-            self._log.once("local message ignored", reason=str(error))
+            self._log.log_event("local_message_ignored", reason=str(error))
             return None

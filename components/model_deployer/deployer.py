@@ -77,7 +77,7 @@ class ModelDeployer:
         try:
             status = ApplicationStatus.decode(payload)
         except MessageError as error:
-            self._log.once("local message ignored", reason=str(error))
+            self._log.log_event("local_message_ignored", reason=str(error))
             return
         active = self._store.active()
         if status.healthy or active is None or status.model_version != active.manifest.version:
@@ -85,7 +85,7 @@ class ModelDeployer:
         try:
             self._roll_back(f"the application: {status.reason or 'it gave no reason'}")
         except FedgrassError as error:
-            self._log.once("the application is not well, but its model stays", reason=str(error))
+            self._log.log_event("application_unhealthy_model_stays", reason=str(error))
 
     def commanded(self, payload: bytes) -> None:
         """Take in a command from the operator."""
@@ -140,10 +140,14 @@ class ModelDeployer:
             self._outbox.put(key, device_topic(fleet, thing, "model"), notice.encode())
             self._reported.move(admission.number)
         except (TransferError, OSError) as error:
-            self._log.once("an outcome cannot be kept now", reason=str(error))
+            self._log.log_event("model_outcome_not_kept", reason=str(error))
             return False
-        self._log.info(
-            "model " + admission.outcome, version=admission.version, reason=admission.reason, **admission.metrics
+        self._log.log_event(
+            "model_outcome",
+            version=admission.version,
+            outcome=admission.outcome,
+            reason=admission.reason,
+            metrics=admission.metrics,
         )
         return True
 
@@ -161,17 +165,17 @@ class ModelDeployer:
         try:
             self._ipc.publish_local(MODEL_ACTIVE_TOPIC, message.encode())
         except IpcError as error:
-            self._log.once("active model not announced", error=str(error))
+            self._log.log_event("model_not_announced", error=str(error))
 
     def _prune(self) -> None:
         try:
             with self._store.lock():
                 gone = self._store.prune(self._settings.own.keep)
         except AdmissionError as error:
-            self._log.once("old models stay", reason=str(error))
+            self._log.log_event("old_models_not_deleted", reason=str(error))
         else:
             if gone:
-                self._log.info("old models deleted", versions=gone)
+                self._log.log_event("old_models_deleted", versions=gone)
 
 
 class _Cursor:

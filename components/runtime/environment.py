@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import shutil
@@ -18,6 +19,7 @@ import struct
 import subprocess
 import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 GRACE_SECONDS = 6.0
@@ -29,10 +31,12 @@ LOADED = ("numpy", "pydantic", "awscrt.io", "awsiot.greengrasscoreipc", "ai_edge
 NEEDS = "a 64-bit x86_64 or aarch64 Python with glibc, on aarch64 glibc 2.30 with the libstdc++ of GCC 9"
 
 
-def log(text: str) -> None:
-    """Write a line to the component's log."""
-    sys.stderr.write(f"runtime: {text}\n")
-    sys.stderr.flush()
+def log_event(name: str, **fields: str) -> None:
+    """Write a line to the component's log, as `fedgrass.logs` does, which is not installed yet."""
+    now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    line = {"time": now, "level": "info", "event": name, "logger": "com.fedgrass.Runtime", **fields}
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
 
 
 def this_device() -> str:
@@ -104,7 +108,7 @@ def make_venv(venv: Path, temporary: Path) -> list[str]:
     run(sys.executable, "-m", "venv", "--without-pip", str(venv), temporary=temporary)
     if has_pip:
         return [sys.executable, "-m", "pip"]
-    log("the host has no pip: using the one of ensurepip")
+    log_event("pip_borrowed")
     lender = temporary / "pip"
     run(sys.executable, "-m", "venv", str(lender), temporary=temporary)
     return [str(lender / "bin/python"), "-m", "pip"]
@@ -116,14 +120,14 @@ def install_packages(requirements: Path, work: Path) -> Path:
     venv = work / "venvs" / tag
     complete = venv / ".complete"
     if complete.exists():
-        log(f"packages are in place ({tag})")
+        log_event("packages_in_place", tag=tag)
         return venv
     shutil.rmtree(venv, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(work).free >> 20
     if free < NEEDED_MB:
         raise SystemExit(f"runtime: {work}: {free} MB of disk are free, {NEEDED_MB} are needed to install the packages")
-    log(f"installing packages ({tag})")
+    log_event("packages_installing", tag=tag)
     temporary = work / ".temporary"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -231,7 +235,7 @@ def install(source: Path, work: Path) -> None:
     fresh.replace(path_file)
     point(work / "venv", venv)
     remove_others(venv, library)
-    log(f"ready: {work / 'venv'} ({this_device()})")
+    log_event("runtime_ready", venv=str(work / "venv"), device=this_device())
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ def work_on(announcement: Announcement, place: Workspace) -> Result:
 
 def _evaluate(announcement: Announcement, place: Workspace, bundle: Bundle) -> Result:
     split = place.split(bundle)
-    place.log.info("evaluating", examples=len(split.validation), model=bundle.manifest.version)
+    place.log.log_event("evaluation_started", examples=len(split.validation), model=bundle.manifest.version)
     compared = place.bundle(announcement.compare, announcement.upload.bucket) if announcement.compare else None
     found = evaluate(place.engine(bundle), split, compared.parameters() if compared else None)
     return Result(
@@ -40,7 +40,7 @@ def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Resu
     require_memory(bundle.manifest, available_bytes())
     split = place.split(bundle)
     examples = len(split.train)
-    place.log.info("training", examples=examples, base=bundle.manifest.version)
+    place.log.log_event("training_started", examples=examples, base=bundle.manifest.version)
     place.progressed(0, examples)
     trained = train(
         lambda: place.engine(bundle),

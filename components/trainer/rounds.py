@@ -68,11 +68,11 @@ class Rounds:
             announcement = Announcement.decode(payload)
             self._check(announcement)
         except MessageError as error:
-            self._log.once("announcement ignored", reason=str(error))
+            self._log.log_event("announcement_ignored", reason=str(error))
             return None
         known = self._record
         if known is not None and announcement.opened_at < known.announcement.opened_at:
-            self._log.once("announcement ignored", reason="stale", round=announcement.round)
+            self._log.log_event("announcement_ignored", reason="stale", round=announcement.round)
             return None
         if known is not None and _identity(announcement) == _identity(known.announcement):
             if known.phase in ("answered", "passed"):
@@ -84,13 +84,13 @@ class Rounds:
         asked = is_member(cohort.salt, cohort.fraction, self._thing)
         self._keep(_Record(announcement=announcement, phase="open" if asked else "passed", received_at=self._clock()))
         if not asked:
-            self._log.info("not in the cohort", round=announcement.round)
+            self._log.log_event("not_in_cohort", round=announcement.round)
         return announcement if asked else None
 
     def closed(self) -> None:
         """Note that no round is open in the cloud any more."""
         if self._record is not None and self._record.phase == "open":
-            self._log.info("round closed in the cloud", round=self._record.announcement.round)
+            self._log.log_event("announced_round_closed", round=self._record.announcement.round)
             self._move("closed")
 
     def answered(self, announcement: Announcement) -> None:
@@ -131,7 +131,7 @@ class Rounds:
             write_atomically(self._path, record.model_dump_json(by_alias=True).encode())
         except OSError as error:
             # A restart then sees the earlier state, and an answer that is repeated is known by its key.
-            self._log.once("the round's record cannot be written", reason=error.strerror)
+            self._log.log_event("round_record_not_written", reason=error.strerror)
 
     def _load(self) -> _Record | None:
         try:
@@ -139,7 +139,7 @@ class Rounds:
         except FileNotFoundError:
             return None
         except ValidationError:
-            self._log.warning("the round's record is damaged and starts over", file=str(self._path))
+            self._log.log_event("round_record_damaged", file=str(self._path))
             return None
         return record if record.announcement.fleet == self._fleet else None
 

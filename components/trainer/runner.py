@@ -93,7 +93,7 @@ class Runner:
                 try:
                     return STOPPED if cancelled.is_set() else self._once(task, cancelled, told)
                 except DiedError as error:
-                    self._log.error(f"the child died {what}", reason=str(error))
+                    self._log.log_event("child_died", during=what, reason=str(error))
                     if not error.began and not_begun < _MOST_NOT_BEGUN:
                         not_begun += 1
                         if attempts is not None:

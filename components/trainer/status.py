@@ -101,7 +101,7 @@ class StatusBoard:
         try:
             self._ipc.publish_local(TRAINER_STATUS_TOPIC, status.encode())
         except IpcError as error:
-            self._log.once("status not published", error=str(error))
+            self._log.log_event("status_not_published", error=str(error))
 
     def counted(self, outcome: Literal["taken", "declined", "failed"], seconds: float = 0.0) -> None:
         """Count a round that was answered."""
@@ -119,7 +119,7 @@ class StatusBoard:
         try:
             write_atomically(self._path, tally.model_dump_json().encode())
         except OSError as error:
-            self._log.once("the tally cannot be written", reason=error.strerror)
+            self._log.log_event("tally_not_written", reason=error.strerror)
 
     def _load(self) -> Tally:
         try:

@@ -124,7 +124,7 @@ class Trainer:
         self._commands.start()
         self._count_examples()
         if (unfinished := self._rounds.unfinished()) is not None:
-            self._log.info("resuming", round=unfinished.round)
+            self._log.log_event("training_resumed", round=unfinished.round)
             self._work_on(unfinished)
         post, fleet = self._loop.post, self._settings.runtime.fleet
         self._ipc.on_cloud(round_topic(fleet), lambda payload: post(lambda: self.announced(payload)))
@@ -171,7 +171,7 @@ class Trainer:
         try:
             self._guard.application_said(ApplicationStatus.decode(payload))
         except MessageError as error:
-            self._log.once("local message ignored", reason=str(error))
+            self._log.log_event("local_message_ignored", reason=str(error))
 
     def update_requested(self, deployment: str) -> None:
         """Answer a component update: later while training, within the bound; at once otherwise."""
@@ -180,11 +180,11 @@ class Trainer:
         wait = min(left, _RECHECK_SECONDS) if self._job is not None and left > 0 else 0.0
         if wait == 0:
             self._deferred_since.pop(deployment, None)
-        self._log.info("component update", deployment=deployment, deferred_seconds=wait)
+        self._log.log_event("component_update_answered", deployment=deployment, deferred_seconds=wait)
         try:
             self._ipc.defer(deployment, int(wait * 1000))
         except IpcError as error:
-            self._log.once("cannot answer a component update", error=str(error))
+            self._log.log_event("component_update_not_answered", error=str(error))
 
     def _settings_changed(self) -> None:
         """Use changed settings from the next round on."""
@@ -223,7 +223,7 @@ class Trainer:
     def _drop_job(self) -> None:
         """Let go of the job at hand. Its thread ends after the batch; what it still says is not listened to."""
         if self._job is not None:
-            self._log.info("training dropped", round=self._job.announcement.round)
+            self._log.log_event("training_dropped", round=self._job.announcement.round)
             self._job.drop()
             self._job = None
 
@@ -259,23 +259,27 @@ class Trainer:
                 self._uploads.submit(key, self._now.work / UPDATE, bucket=bucket, key=where, message=notice.decode())
         except TransferError as error:
             # Kept open: the checkpoint is whole, so the answer comes again soon without training again.
-            self._log.error("the answer cannot be kept now", round=announcement.round, reason=str(error))
+            self._log.log_event("answer_not_kept", round=announcement.round, reason=str(error))
             self._status.say("waiting", announcement, reason=str(error))
             self._loop.later(_RECHECK_SECONDS, lambda: self._answer_again(announcement))
             return
         self._rounds.answered(announcement)
         (self._now.work / CHECKPOINT).unlink(missing_ok=True)
         if result.status in ("declined", "failed"):
-            self._log.warning("round " + result.status, round=announcement.round, reason=result.reason)
+            self._log.log_event(
+                "round_declined" if result.status == "declined" else "round_failed",
+                round=announcement.round,
+                reason=result.reason,
+            )
             self._status.counted(result.status)
             self._status.say(result.status, announcement, reason=result.reason)
         elif announcement.task == "evaluate":
-            self._log.info("evaluated", round=announcement.round, metrics=result.metrics)
+            self._log.log_event("evaluated", round=announcement.round, metrics=result.metrics)
             self._status.counted("taken", 0.0)
             self._status.say("idle", None)
         else:
             self._status.counted("taken", result.seconds)
-            self._log.info("trained", round=announcement.round, seconds=result.seconds, metrics=result.metrics)
+            self._log.log_event("trained", round=announcement.round, seconds=result.seconds, metrics=result.metrics)
             self._status.say("uploading", announcement)
 
     def _answer_again(self, announcement: Announcement) -> None:

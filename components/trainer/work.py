@@ -96,7 +96,7 @@ def _result(place: Workspace) -> Result:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a loader or an engine of the user's own may raise anything
-        place.log.error("it failed unexpectedly", trace=True)
+        place.log.log_event("work_crashed")
         return Result(status="failed", reason=as_reason(f"{type(error).__name__}: {error}"))
 
 

@@ -85,7 +85,7 @@ class Workspace:
         if stored is not None:
             return stored
         folder = self.task.work / "bundles" / f"{base.version}-{base.parameters_sha256[:16]}"
-        self.log.info("base model is not on this device, downloading it", base=base.version)
+        self.log.log_event("base_downloading", base=base.version)
 
         def download() -> Bundle:
             return fetch_bundle(self._s3(), bucket, base, folder, max_bytes=self.task.settings.max_bundle_mb << 20)
@@ -107,9 +107,9 @@ class Workspace:
         found = data.load(self.task.runtime.data, bundle.manifest)
         if found.account is not None:
             if found.account.trouble:
-                self.log.warning(found.account.trouble, first=found.account.reasons)
+                self.log.log_event("data_left_out", reason=found.account.trouble, first=found.account.reasons)
             if found.account.notes:
-                self.log.info("data read", notes=found.account.notes)
+                self.log.log_event("data_read", notes=found.account.notes)
         return found
 
     def count(self, bundle: Bundle) -> int:
@@ -134,7 +134,7 @@ class Workspace:
 
     def _waits(self, reason: str) -> None:
         if reason:
-            self.log.info("training waits", reason=reason)
+            self.log.log_event("training_waiting", reason=reason)
             self._say(Report(say="waits", reason=as_reason(reason)))
         elif self._epoch is not None:
             self.progressed(self._epoch, self._examples)

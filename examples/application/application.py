@@ -73,7 +73,7 @@ class Application:
         self._infer = Interpreter(model_path=str(path)).get_signature_runner("infer")
         self._model = active
         self._examples = self._stream()
-        self._device.log.info("model loaded", version=active.manifest.version)
+        self._device.log.log_event("application_model_loaded", version=active.manifest.version)
 
     def classify(self) -> None:
         """Classify the next example, and judge the model by how sure of itself it is."""
@@ -98,7 +98,7 @@ class Application:
         try:
             examples = data.load(configuration.data, self._model.manifest).train
         except DataError as error:
-            self._device.log.once("nothing to classify", reason=str(error))
+            self._device.log.log_event("application_input_missing", reason=str(error))
             return
         for _ in itertools.count():
             for batch in examples.batches(1):
@@ -108,7 +108,7 @@ class Application:
         try:
             self._device.ipc.publish_local(APPLICATION_TOPIC, status.encode())
         except IpcError as error:
-            self._device.log.once("status not published", error=str(error))
+            self._device.log.log_event("status_not_published", error=str(error))
 
 
 def start(device: Device) -> Component:

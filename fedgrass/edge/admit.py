@@ -88,16 +88,16 @@ def admit(
             store.forget_verdict()
             told = [a for a in store.admissions() if a.outcome == "active"]
             if told and told[-1].version == version:
-                log.info("model is active already", version=version)
+                log.log_event("model_active_already", version=version)
                 return None
             return store.record(version, "active", reason="an earlier admission was cut short after it")
         if store.is_taken_back(version):
-            log.warning("model was rolled back on this device and stays out", version=version)
+            log.log_event("model_rolled_back_before", version=version)
             return None
         active = store.active()
         question = _question(candidate, active, runtime, deployer)
         if (refusal := store.verdict(question, _VERDICT_SECONDS)) is not None:
-            log.info("model was refused just now and stays out", version=version)
+            log.log_event("model_refused_before", version=version)
             return refusal
         before = active.folder if active is not None else None
         judgement = judged(Case(candidate=candidate.folder, active=before, runtime=runtime, deployer=deployer))
@@ -145,15 +145,20 @@ def main() -> int:
         ipc, runtime, deployer = _surroundings(log)
         admission = admit(arguments.artifacts, store, runtime, deployer, log.bind(fleet=runtime.fleet))
     except FedgrassError as error:
-        log.error(str(error), code=error.code)
+        log.log_event("admission_failed", code=error.code, reason=str(error))
         return EXIT_CONFIGURATION if isinstance(error, ConfigurationError) else EXIT_FAILED
     except OSError as error:
-        log.error(f"{error.filename or arguments.store}: {error.strerror}", code="admission")
+        reason = f"{error.filename or arguments.store}: {error.strerror}"
+        log.log_event("admission_failed", code="admission", reason=reason)
         return EXIT_FAILED
     if admission is None:
         return 0
-    say = log.info if admission.outcome == "active" else log.warning
-    say("model " + admission.outcome, version=admission.version, reason=admission.reason, metrics=admission.metrics)
+    log.log_event(
+        "model_active" if admission.outcome == "active" else "model_refused",
+        version=admission.version,
+        reason=admission.reason,
+        metrics=admission.metrics,
+    )
     if ipc is not None:
         _publish(ipc, admission, log)
     return EXIT_FAILED if admission.outcome == "refused" and arguments.refusal == "fail" else 0
@@ -165,7 +170,7 @@ def _surroundings(log: Log) -> tuple[Ipc | None, RuntimeSettings, ModelDeployerS
     Under a nucleus that does not answer, the model is refused: without settings there are no data to judge it by.
     """
     if "SVCUID" not in os.environ:
-        log.warning("no nucleus: the model is not compared on data")
+        log.log_event("nucleus_missing")
         return None, RuntimeSettings(fleet="none", data=DataSettings()), ModelDeployerSettings()
     from fedgrass.edge.ipc import GreengrassIpc
 
@@ -190,7 +195,7 @@ def _publish(ipc: Ipc, admission: Admission, log: Log) -> None:
     try:
         ipc.publish_local(MODEL_ADMISSION_TOPIC, notice.encode())
     except IpcError as error:
-        log.warning("ModelDeployer was not told", error=str(error))
+        log.log_event("admission_not_told", error=str(error))
 
 
 if __name__ == "__main__":

@@ -62,12 +62,12 @@ class Commands:
             if (command.fleet, command.thing) != (self._fleet, self._thing):
                 raise MessageError(f"it is for {command.thing!r} of fleet {command.fleet!r}")
         except MessageError as error:
-            self._log.once("command ignored", reason=str(error))
+            self._log.log_event("command_ignored", reason=str(error))
             return None
         if command.kind not in self._kinds and (self._elsewhere is None or command.kind in self._elsewhere):
             return None
         if self._outbox.knows(answer_name(command.id)) or self._path(command.id).exists():
-            self._log.once("command ignored", reason="known already", command=command.id)
+            self._log.log_event("command_ignored", reason="known already", command=command.id)
             return None
         if command.kind not in self._kinds:
             self.answer(self.reply(command, "refused", f"{command.kind!r} is not known to this version"))
@@ -80,7 +80,7 @@ class Commands:
         except OSError as error:
             self.answer(self.reply(command, "refused", f"it cannot be kept ({error.strerror})"))
             return None
-        self._log.info("command", kind=command.kind, command=command.id)
+        self._log.log_event("command_received", kind=command.kind, command=command.id)
         return command
 
     def waiting(self) -> list[Command]:
@@ -90,7 +90,7 @@ class Commands:
             try:
                 command = Command.model_validate_json(path.read_bytes())
             except ValidationError:
-                self._log.error("a command is damaged and dropped", file=path.name)
+                self._log.log_event("command_damaged", file=path.name)
                 path.unlink()
                 continue
             if self._outbox.knows(answer_name(command.id)):
@@ -140,10 +140,12 @@ class Commands:
         try:
             self._outbox.put(answer_name(reply.id), device_topic(self._fleet, self._thing, "reply"), reply.encode())
         except TransferError as error:
-            self._log.error("a command's answer cannot be kept; it is done again at the next start", reason=str(error))
+            self._log.log_event("command_answer_not_kept", reason=str(error))
             return
         self._path(reply.id).unlink(missing_ok=True)
-        self._log.info("command " + reply.status, kind=reply.kind, command=reply.id, reason=reply.reason)
+        self._log.log_event(
+            "command_answered", kind=reply.kind, command=reply.id, status=reply.status, reason=reply.reason
+        )
 
     def _path(self, command: str) -> Path:
         return self._folder / f"{command}.json"

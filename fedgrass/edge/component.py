@@ -82,7 +82,7 @@ def main(name: str, description: str, start: Callable[[Device], Component]) -> N
     # What could not even begin is left to the nucleus, which does not try for ever.
     began_well = time.monotonic() - began > _LOOK_SECONDS
     in_place = code == EXIT_RELAUNCH and began_well and life is not None and not life.may_leave
-    log.info("restarting in its own place" if in_place else "stopped", exit_code=code)
+    log.log_event("component_restarting" if in_place else "component_stopped", exit_code=code)
     sys.stdout.flush()
     if in_place:
         # The IPC library's sockets would stay open: nucleus lite then waits for ever to write to a connection that nobody reads.
@@ -98,7 +98,7 @@ def _live(work: Path, log: Log) -> Life | None:
         work.mkdir(parents=True, exist_ok=True)
         return Life(work)
     except OSError as error:
-        log.warning("the work folder cannot be written", folder=str(work), reason=error.strerror)
+        log.log_event("work_folder_not_writable", folder=str(work), reason=error.strerror)
         return None
 
 
@@ -110,7 +110,7 @@ def _run(work: Path, store: Path, log: Log, start: Callable[[Device], Component]
 
     def look() -> None:
         if library.present() != installed:
-            log.info("the runtime's library is another, leaving to be relaunched")
+            log.log_event("library_changed")
             loop.stop(EXIT_RELAUNCH)
 
     try:
@@ -120,18 +120,18 @@ def _run(work: Path, store: Path, log: Log, start: Callable[[Device], Component]
         # Both nuclei name the work folder after the component.
         ipc = GreengrassIpc(log, component=work.name, lost=lambda: loop.stop(EXIT_RELAUNCH))
         component = start(Device(thing, work, store, ipc, loop, log))
-        log.info("started", fedgrass=fedgrass.__version__)
+        log.log_event("component_started", fedgrass=fedgrass.__version__)
         loop.every(lambda: _LOOK_SECONDS, look)
         code = loop.run()
         component.stop()
         ipc.close()
     except FedgrassError as error:
-        log.error(str(error), code=error.code)
+        log.log_event("component_failed", code=error.code, reason=str(error))
         if isinstance(error, ConfigurationError):
             return EXIT_CONFIGURATION
         return EXIT_RELAUNCH if isinstance(error, IpcError) else 1
     except Exception:  # noqa: BLE001 - the last resort; the trace is in the log
-        log.error("unexpected failure", trace=True)
+        log.log_event("component_crashed")
         return 1
     return code
 

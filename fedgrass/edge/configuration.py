@@ -50,16 +50,16 @@ class Configuration(Generic[S]):
         try:
             runtime, own = self._read()
         except (ConfigurationError, IpcError) as error:
-            self._device.log.error("new configuration is not taken over", reason=str(error))
+            self._device.log.log_event("configuration_not_updated", reason=str(error))
             return False
         if (runtime, own) == (self.runtime, self.own):
             return False
         if runtime.fleet != self.runtime.fleet:
-            self._device.log.info("the fleet changed, leaving to be relaunched", to=runtime.fleet)
+            self._device.log.log_event("fleet_changed", to=runtime.fleet)
             self._device.loop.stop(EXIT_RELAUNCH)
             return False
         self.runtime, self.own = runtime, own
-        self._device.log.info("configuration taken over")
+        self._device.log.log_event("configuration_updated")
         return True
 
     def _read(self) -> tuple[RuntimeSettings, S]:

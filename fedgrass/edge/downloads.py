@@ -64,7 +64,7 @@ def retried(
         try:
             return action()
         except TransferError as error:
-            log.once("download waits", error=str(error))
+            log.log_event("download_waiting", error=str(error))
             return None
 
     while not cancelled.is_set():

@@ -225,7 +225,7 @@ class GreengrassIpc:
             if self._closing:
                 return
             if self._client is None and not self._reconnect():
-                self._log.error("IPC is lost, leaving to be relaunched", exit_code=EXIT_RELAUNCH)
+                self._log.log_event("ipc_lost", exit_code=EXIT_RELAUNCH)
                 self._lost()
                 return
             self._subscriptions.work()
@@ -251,7 +251,7 @@ class GreengrassIpc:
             if unanswered >= _VOID_AFTER:
                 if renewed or not token.renew(self._component, self._timeout):
                     return False
-                self._log.info("the nucleus had forgotten this component, and gave it a new token")
+                self._log.log_event("ipc_token_renewed")
                 unanswered, renewed = 0, True
                 continue
             wait = backoff.failed()
@@ -276,7 +276,7 @@ class GreengrassIpc:
     def _disconnected(self) -> None:
         if self._closing:
             return
-        self._log.warning("IPC disconnected")
+        self._log.log_event("ipc_disconnected")
         self._client = None
         self._subscriptions.disconnected()
         self._wake.set()

@@ -88,7 +88,7 @@ def judge_here(case: Case, log: Log) -> Judgement:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a loader or an engine of the user's own may raise anything
-        log.error("it could not be judged", trace=True)
+        log.log_event("model_evaluation_crashed")
         return Judgement(admitted=False, reason=as_reason(f"{type(error).__name__}: {error}"))
     return Judgement(admitted=True, reason=as_reason(verdict.reason), metrics=_finite(verdict.metrics))
 

@@ -169,7 +169,7 @@ class Outbox:
             self._send(message.topic, message.payload)
         except IpcError as error:
             delay = self._backoff.failed()
-            self._log.once("message waits in the outbox", topic=message.topic, error=type(error).__name__)
+            self._log.log_event("message_waiting", topic=message.topic, error=type(error).__name__)
         else:
             delay = self._gap
             self._backoff.succeeded()
@@ -209,7 +209,7 @@ class Outbox:
             try:
                 write_atomically(self._folder / _DELIVERED, _Keys.dump_json(self._delivered))
             except OSError as error:
-                self._log.once("cannot note what was sent", folder=str(self._folder), error=error.strerror)
+                self._log.log_event("outbox_not_writable", folder=str(self._folder), error=error.strerror)
             # After the note of what was sent: the other way round, a kill in between would send it twice.
             message.path.unlink(missing_ok=True)
             flush_directory(self._folder)
@@ -221,7 +221,7 @@ class Outbox:
         except FileNotFoundError:
             return []
         except ValidationError:
-            self._log.warning("outbox: the list of sent messages is damaged and starts over", folder=str(self._folder))
+            self._log.log_event("outbox_list_damaged", folder=str(self._folder))
             return []
 
     def _load_queue(self) -> None:
@@ -229,7 +229,7 @@ class Outbox:
             try:
                 kept = _Kept.model_validate_json(path.read_bytes())
             except ValidationError:
-                self._log.error("outbox: a message is damaged and set aside", file=path.name)
+                self._log.log_event("message_damaged", file=path.name)
                 path.replace(path.with_suffix(".damaged"))
                 continue
             self._number = int(path.stem) + 1

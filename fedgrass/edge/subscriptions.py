@@ -137,7 +137,7 @@ class Subscriptions:
         """Have those streams opened again that the MQTT daemon of before kept."""
         now = self._daemon()
         if self._seen and now and now != self._seen:
-            self._log.info("the nucleus's MQTT daemon is another, subscribing again")
+            self._log.log_event("mqtt_daemon_replaced")
             for subscription in list(self._all):
                 if subscription.renewed:
                     subscription.due = 0.0
@@ -188,11 +188,11 @@ class Subscriptions:
         if subscription.optional and self._unsupported(error):
             subscription.given_up = True
             if subscription.name not in self._unavailable:
-                self._log.info("operation unsupported by this nucleus", operation=subscription.name)
+                self._log.log_event("operation_unsupported", operation=subscription.name)
             self._unavailable.add(subscription.name)
             return
         subscription.due = time.monotonic() + subscription.backoff.failed()
-        self._log.once("subscription failed, trying on", subscription=subscription.name, error=type(error).__name__)
+        self._log.log_event("subscription_failed", subscription=subscription.name, error=type(error).__name__)
 
     def _until_renewal(self, subscription: Subscription) -> float:
         if not subscription.renewed:

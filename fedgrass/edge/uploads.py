@@ -167,14 +167,14 @@ class Uploads:
             try:
                 streams = self._connect()
             except TransferError as error:
-                self._log.once("Stream Manager is away, uploads wait", error=str(error))
+                self._log.log_event("stream_manager_away", error=str(error))
                 self._until(lambda: False, timeout=backoff.failed())
                 continue
             try:
                 self.work(streams)
                 backoff.succeeded()
             except TransferError as error:
-                self._log.warning("upload interrupted", error=str(error))
+                self._log.log_event("upload_interrupted", error=str(error))
                 self._until(lambda: False, timeout=backoff.failed())
             finally:
                 streams.close()
@@ -221,7 +221,7 @@ class Uploads:
                 except TransferError as error:
                     return 0 if self._refused(streams, upload, error) else position
             self._write(upload)
-            self._log.info("upload queued", upload=upload.name, sequence=upload.sequence)
+            self._log.log_event("upload_queued", upload=upload.name, sequence=upload.sequence)
         return position
 
     def _appendable(self) -> list[Upload]:
@@ -240,7 +240,7 @@ class Uploads:
         """
         # A full stream is this upload's trouble alone; a connection that is gone is everybody's.
         streams.extent()  # raises if it was the connection
-        self._log.once("the task stream refuses, uploads wait", error=str(error))
+        self._log.log_event("task_stream_refused", error=str(error))
         if self._empty(streams, but=upload):
             upload.after = None
             self._write(upload)
@@ -268,7 +268,7 @@ class Uploads:
         extent = streams.extent()
         if extent.fill < _FULL or extent.exported_task < extent.newest_task:
             return False
-        self._log.info("the task stream is full of finished uploads and is created again")
+        self._log.log_event("task_stream_recreated")
         streams.clear()
         return True
 
@@ -284,9 +284,7 @@ class Uploads:
                 self._end(upload, "uploaded", "")
             else:
                 delay = self._postpone(upload)
-                self._log.warning(
-                    "upload failed, trying again", upload=upload.name, seconds=delay, reason=status.message
-                )
+                self._log.log_event("upload_failed", upload=upload.name, seconds=delay, reason=status.message)
                 self._requeue(upload)
 
     def _reconcile(self, extent: Extent, position: int | None) -> int:
@@ -306,7 +304,7 @@ class Uploads:
                 and upload.sequence <= extent.exported_task
             )
             if reset or untold:
-                self._log.warning("upload's status is lost, uploading again", upload=upload.name)
+                self._log.log_event("upload_status_lost", upload=upload.name)
                 self._requeue(upload)
         if position is not None and position <= extent.newest_status + 1:
             return position
@@ -328,7 +326,7 @@ class Uploads:
         with self._changed:
             self._pending.pop(upload.name, None)
             self._retries.pop(upload.name, None)
-        self._log.info("upload ended", upload=upload.name, outcome=outcome, reason=reason)
+        self._log.log_event("upload_ended", upload=upload.name, outcome=outcome, reason=reason)
 
     def _until(self, condition: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait for a condition; returns False once stopping."""
@@ -355,5 +353,5 @@ class Uploads:
         except FileNotFoundError:
             shutil.rmtree(folder, ignore_errors=True)
         except ValidationError as error:
-            self._log.error("an upload's record is damaged; it is set aside", folder=folder.name, error=str(error))
+            self._log.log_event("upload_record_damaged", folder=folder.name, error=str(error))
         return None

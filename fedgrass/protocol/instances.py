@@ -7,7 +7,6 @@ Processes of one device follow each other; where two ran at one time there are t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
 from itertools import combinations
@@ -16,6 +15,7 @@ from typing import TypeAlias
 from pydantic import AwareDatetime, Field
 
 from fedgrass.errors import RecordError
+from fedgrass.logs import log_event
 from fedgrass.protocol.items import Table, items_below
 from fedgrass.protocol.messages import Count
 from fedgrass.protocol.names import FleetName, ThingName
@@ -27,8 +27,6 @@ _CLOCK_SECONDS = 1.0
 _MONTH_SECONDS = 30 * 86_400.0
 
 _Span: TypeAlias = tuple[float, float]
-
-log = logging.getLogger(__name__)
 
 
 class Instance(Record):
@@ -76,7 +74,7 @@ def shared_names(rounds: Table, fleet: str) -> set[str]:
         try:
             instance = Instance.from_item(item)
         except RecordError as error:
-            log.warning("unreadable item: %s", error)
+            log_event("instance_item_unreadable", fleet=fleet, reason=str(error))
             continue
         things[instance.thing].append(instance)
     return {

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedgrass.errors import RecordError
+from fedgrass.logs import log_event
 from fedgrass.protocol.items import Table, items_below, items_under
 from fedgrass.protocol.records import MODEL_SUFFIX, Device, DeviceModel
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def _members(items: Iterable[dict[str, Any]]) -> list[FleetMember]:
             else:
                 heartbeats[thing] = Device.from_item(item)
         except RecordError as error:
-            log.warning("unreadable device item: %s", error)
+            log_event("device_item_unreadable", thing=thing, reason=str(error))
     return [
         FleetMember(thing, heartbeats.get(thing), models.get(thing))
         for thing in sorted(heartbeats.keys() | models.keys())

@@ -183,7 +183,7 @@ def test_a_round_on_a_device_and_a_kill_in_the_middle_of_another(
         os.kill(trainer.pid, signal.SIGKILL)
         notice = UpdateNotice.decode(mqtt.next_on(suite.topic("update")).payload)
         assert (notice.status, notice.round) == ("uploaded", 2)
-        assert '"resuming"' in suite.device.log(TRAINER)
+        assert '"training_resumed"' in suite.device.log(TRAINER)
 
 
 def test_a_bad_model_is_refused_and_the_cloud_is_told(suite: Suite, aws: LocalAwsProcess, tmp_path: Path) -> None:
@@ -193,12 +193,12 @@ def test_a_bad_model_is_refused_and_the_cloud_is_told(suite: Suite, aws: LocalAw
         mqtt.subscribe(suite.topic("model"))
         assert suite.deploy(model="2.0.0")["coreDeviceExecutionStatus"] == "SUCCEEDED"
         assert ModelNotice.decode(mqtt.next().payload).outcome == "active"
-        eventually(lambda: '"started"' in suite.device.log(TRAINER), "trainer started")
+        eventually(lambda: '"component_started"' in suite.device.log(TRAINER), "trainer started")
         assert suite.deploy(model="2.1.0")["coreDeviceExecutionStatus"] == "SUCCEEDED"  # a decision, and no failure
         refused = ModelNotice.decode(mqtt.next().payload)
         assert (refused.version, refused.outcome, refused.active_version) == ("2.1.0", "refused", "2.0.0")
         assert "accuracy" in refused.reason
-    assert '"component update"' in suite.device.log(TRAINER)
+    assert '"component_update_answered"' in suite.device.log(TRAINER)
     active = suite.store.active()
     assert active is not None
     assert active.manifest.version == "2.0.0"
@@ -208,7 +208,7 @@ def test_components_stop_quickly_and_go_on_where_they_were(suite: Suite, aws: Lo
     suite.bundle = digits.version(tmp_path / "model", "3.0.0", suite.bundle.parameters())
     suite.publish_model(suite.bundle)
     assert suite.deploy()["coreDeviceExecutionStatus"] == "SUCCEEDED"
-    eventually(lambda: all('"started"' in suite.device.log(name) for name in MODULES), "all started")
+    eventually(lambda: all('"component_started"' in suite.device.log(name) for name in MODULES), "all started")
     processes = [process for name in MODULES if (process := suite.process(name))]
     assert len(processes) == len(MODULES)
     with MqttClient(aws.mqtt) as mqtt:
@@ -219,9 +219,9 @@ def test_components_stop_quickly_and_go_on_where_they_were(suite: Suite, aws: Lo
         suite.device.stop()
         assert not any(process.is_running() for process in processes)
         for name in MODULES:
-            assert '"stopped"' in suite.device.log(name)
+            assert '"component_stopped"' in suite.device.log(name)
             assert "Traceback" not in suite.device.log(name)
         suite.device.start()
         notice = UpdateNotice.decode(mqtt.next().payload)
         assert (notice.status, notice.round) == ("uploaded", 1)
-        assert '"resuming"' in suite.device.log(TRAINER)
+        assert '"training_resumed"' in suite.device.log(TRAINER)

@@ -61,7 +61,7 @@ def test_devices_of_both_nuclei_take_part_in_a_round(operator: Operator) -> None
         thing: (device.greengrass_root / "logs" / "com.fedgrass.Trainer.log").read_text()
         for thing, device in operator.fleet.devices.items()
     }
-    unsupported = {thing for thing, log in logs.items() if "operation unsupported by this nucleus" in log}
+    unsupported = {thing for thing, log in logs.items() if '"operation_unsupported"' in log}
     assert unsupported == {"device-2"}
 
 

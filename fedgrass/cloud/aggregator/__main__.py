@@ -7,7 +7,6 @@ message is a line of JSON, or the error. With the argument ``serve`` it is the c
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -36,7 +35,6 @@ _UNWIND_SECONDS = 30  # of the 120 that SageMaker gives a container
 def main(environment: Mapping[str, str]) -> int:
     """Run the job and return its exit code."""
     configure()
-    logging.getLogger("botocore").setLevel(logging.WARNING)
     container = Container.of(environment)
     try:
         settings = container.settings(environment)
@@ -44,11 +42,11 @@ def main(environment: Mapping[str, str]) -> int:
         if said is not None:
             container.say(said)
     except FedgrassError as error:
-        log.error("failed", code=error.code, reason=str(error))
+        log.log_event("job_failed", code=error.code, reason=str(error))
         container.say(f"{error.code}: {error}")
         return 2 if isinstance(error, ConfigurationError) else 1
     except MemoryError as error:
-        log.error("failed", code=OutOfMemoryError.code, reason=str(error))
+        log.log_event("job_failed", code=OutOfMemoryError.code, reason=str(error))
         container.say(f"{OutOfMemoryError.code}: {error}")
         return _KILLED
     return 0
@@ -94,9 +92,9 @@ def _track(record: RoundRecord, report: RoundReport, bucket: Bucket) -> None:
     try:
         run = server.follow(record, report, experiment=tracking.experiment or record.fleet, report_uri=report_uri)
     except TransferError as error:
-        log.error("not_tracked", round=record.round, reason=str(error))
+        log.log_event("round_not_tracked", round=record.round, reason=str(error))
     else:
-        log.info("tracked", round=record.round, run=run)
+        log.log_event("round_tracked", round=record.round, run=run)
 
 
 def obey_stop() -> None:

@@ -111,13 +111,13 @@ class Container:
 
     def say(self, message: str) -> None:
         """Leave the job's last word, of which SageMaker keeps 1 KB; it is in the log in any case."""
-        log.info("said", message=message)
+        log.log_event("exit_message", message=message)
         path = self.root / "output" / "message"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode())
         except OSError as error:  # the image's user is not root; a word that cannot be left is no failure of the round
-            log.warning("message_not_left", path=str(path), reason=str(error))
+            log.log_event("exit_message_not_written", path=str(path), reason=str(error))
 
     def _config(self, name: str) -> dict[str, Any]:
         path = self.root / "config" / name
@@ -126,7 +126,7 @@ class Container:
         except FileNotFoundError:
             return {}  # run outside SageMaker
         except PermissionError as error:  # of an image with a user of its own: the environment has it all
-            log.warning("config_not_read", path=str(path), reason=str(error))
+            log.log_event("container_config_not_read", path=str(path), reason=str(error))
             return UNREADABLE
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{path}: cannot be read ({error})") from error

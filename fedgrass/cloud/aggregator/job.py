@@ -112,7 +112,7 @@ class RoundJob:
     def _run(self) -> RoundReport:
         finished = self._finished_report()
         if finished is not None:
-            self._log.info("already_finished", outcome=finished.outcome)
+            self._log.log_event("round_finished_before", outcome=finished.outcome)
             return finished
         now = self._now()
         if now.outcome is None and now.phase == "aggregating":
@@ -153,8 +153,8 @@ class RoundJob:
         result = self._counted(result)
         self._report.aggregation = result
         for entry in result.quarantined:
-            self._log.warning(
-                "quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
+            self._log.log_event(
+                "update_quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
             )
         return Candidate(self._record, self._clients, self._report, self._scratch, self._clock).prepare(base, result)
 
@@ -214,7 +214,7 @@ class RoundJob:
         try:
             self._bucket.remove_below(partial_prefix(self._record.fleet, self._record.round))
         except TransferError as error:  # the bucket's lifecycle does, two days later
-            self._log.warning("partial_sums_left", reason=str(error))
+            self._log.log_event("partial_sums_not_removed", reason=str(error))
 
     def _now(self) -> RoundRecord:
         return load_round(self._clients.rounds, self._record.fleet, self._record.round)
@@ -223,7 +223,7 @@ class RoundJob:
         """Return what an earlier run proposed: its canaries, and its devices, have spoken."""
         proposal = find_proposal(self._bucket.client, self._bucket.name, self._record)
         if proposal is not None:
-            self._log.info("already_proposed", outcome=proposal.outcome)
+            self._log.log_event("round_proposed_before", outcome=proposal.outcome)
         return proposal
 
     def _propose(self, outcome: Outcome, reason: str) -> RoundReport:
@@ -250,10 +250,10 @@ class RoundJob:
         if report is None:
             ended = f"{now.outcome}: {now.reason}" if now.outcome else now.phase
             reason = f"the round is not aggregating any more, but {ended}; nothing is released after its end"
-            self._log.warning("too_late", reason=reason)
+            self._log.log_event("round_ended_meanwhile", reason=reason)
             return self._report.build("held", reason, self._clock())
-        self._log.info(
-            "finished",
+        self._log.log_event(
+            "aggregation_finished",
             outcome=report.outcome,
             reason=report.reason,
             updates=len(report.updates),

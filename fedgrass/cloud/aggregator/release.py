@@ -164,7 +164,7 @@ def prepare_round(
         except (ClientError, BotoCoreError, TransferError) as error:
             # The registry is for people, so its failure is none of the release.
             log = Log(__name__, fleet=record.fleet, round=record.round)
-            log.error("not_registered", version=record.version, reason=str(error))
+            log.log_event("model_not_registered", version=record.version, reason=str(error))
     if canaries and rollout.canary_group:
         _canaries(clients, record).try_out(
             clients.greengrass, clients.thing_group_arn, clients.model_component, record.version

@@ -326,7 +326,7 @@ class _ResumingBody(io.RawIOBase):
                 self._body = self._open_at(self._position)
             count: int = self._body.readinto(buffer)
         except (BotoCoreError, OSError) as error:
-            log.warning("read_broken", object=self._where, position=self._position, error=str(error))
+            log.log_event("object_read_interrupted", object=self._where, position=self._position, error=str(error))
             self._close_body()
             raise
         self._position += count

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from fedgrass.cloud.ending.deployment import entries
-from fedgrass.cloud.ending.events import tell
+from fedgrass.logs import log_event
 from fedgrass.protocol.records import RoundRecord
 
 
@@ -64,7 +64,7 @@ def deploy_to_canaries(
         components=components,
         **({"deploymentPolicies": fleet["deploymentPolicies"]} if fleet.get("deploymentPolicies") else {}),
     )
-    tell("canaries", target=group_arn, version=version, deployment=made["deploymentId"])
+    log_event("canaries_deployed", target=group_arn, version=version, deployment=made["deploymentId"])
     return _since(greengrass.get_deployment(deploymentId=made["deploymentId"]))
 
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.errors import ReleaseError
+from fedgrass.logs import log_event
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.settings import Rollout
 
@@ -92,7 +92,7 @@ def deploy_version(
                 raise SupersededError(f"{component} {wanted} is deployed already; {version} was not put in its place")
             return latest
         if made is not None:
-            tell("deployment_merged", target=target_arn, deployment=theirs)
+            log_event("deployment_merged", target=target_arn, deployment=theirs)
         made = greengrass.create_deployment(**_changed(base, target_arn, component, wanted, job))["deploymentId"]
         ours[made] = theirs
     raise ReleaseError(

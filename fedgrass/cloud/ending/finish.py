@@ -13,12 +13,12 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from fedgrass.cloud.ending.canaries import restore
 from fedgrass.cloud.ending.deployment import SupersededError, deploy_version, deployed_version, job_configuration
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.in_time import recount
 from fedgrass.cloud.ending.place import Place
 from fedgrass.cloud.ending.registration import archive_key, register
 from fedgrass.cloud.ending.reports import find_proposal, find_report, write_first
 from fedgrass.errors import RecordError
+from fedgrass.logs import log_event
 from fedgrass.protocol.names import report_key, version_order
 from fedgrass.protocol.records import STATE_KEY, RoundRecord, round_key
 from fedgrass.protocol.refusals import count_refusals
@@ -135,7 +135,7 @@ def compared(place: Place, record: RoundRecord) -> str:
     try:
         found = deployed_version(place.greengrass, place.thing_group_arn, place.model_component)
     except (ClientError, BotoCoreError) as error:
-        tell("not_compared", fleet=place.fleet, round=record.round, reason=str(error))
+        log_event("deployment_not_compared", fleet=place.fleet, round=record.round, reason=str(error))
         return ""
     if found == released.version:
         return ""
@@ -152,7 +152,7 @@ def _release(place: Place, record: RoundRecord, proposal: RoundReport) -> Releas
     try:
         deployment = deploy_current(place, job=job_configuration(record.settings.rollout)) or ""
     except SupersededError as error:
-        tell("superseded", fleet=record.fleet, round=record.round, reason=str(error))
+        log_event("release_superseded", fleet=record.fleet, round=record.round, reason=str(error))
     package = register_released(place, record, proposal)
     return proposal.release.model_copy(update={"deployment_id": deployment, "model_package_arn": package})
 
@@ -190,7 +190,9 @@ def register_released(place: Place, record: RoundRecord, report: RoundReport) ->
         )
     except (ClientError, BotoCoreError) as error:
         # A service for people, so its failure is none of the release.
-        tell("not_registered", fleet=record.fleet, round=record.round, version=record.version, reason=str(error))
+        log_event(
+            "model_not_registered", fleet=record.fleet, round=record.round, version=record.version, reason=str(error)
+        )
         return None
 
 

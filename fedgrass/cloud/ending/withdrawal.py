@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from fedgrass.cloud.ending.deployment import deployed_version
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.finish import deploy_current
 from fedgrass.cloud.ending.place import Place
 from fedgrass.errors import RecordError
+from fedgrass.logs import log_event
 from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.records import STATE_KEY, FleetState, RoundRecord, round_key
@@ -56,7 +56,7 @@ def take_back_refused(place: Place, devices: Table, now_ms: float) -> str | None
         )
         if not said or not _take_back(place.rounds, place.fleet, state, record, said):
             return None
-        tell("model_refused", fleet=place.fleet, version=released.version, reason=said)
+        log_event("model_withdrawn", fleet=place.fleet, version=released.version, reason=said)
         taken_back = True
     # Decided, now or before: whoever comes sees to it that the devices get it.
     deploy_current(place)
@@ -88,7 +88,7 @@ def put_back_over(place: Place, devices: Table, version: str, now_ms: float) -> 
     said = _said_of_a_publication(place, devices, version, 0, now_ms)
     if not said or deployed_version(place.greengrass, place.thing_group_arn, place.model_component) != version:
         return None
-    tell("model_refused", fleet=place.fleet, version=version, reason=said)
+    log_event("model_withdrawn", fleet=place.fleet, version=version, reason=said)
     deploy_current(place, over=version)
     return state.released.version
 

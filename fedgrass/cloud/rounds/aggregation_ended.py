@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.finish import restore_canaries
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.cloud.rounds.tokens import fail, succeed
 from fedgrass.errors import AggregationError, OutOfMemoryError
+from fedgrass.logs import log_event
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import load_round, load_state
 
@@ -75,7 +75,7 @@ def settle(services: Services, record: RoundRecord, job: dict[str, Any]) -> None
     if token is None or status not in {"Completed", "Failed", "Stopped"}:
         return
     said = job.get("ExitMessage") or job.get("FailureReason")
-    tell("aggregation_ended", fleet=record.fleet, round=record.round, status=status, said=said)
+    log_event("aggregation_ended", fleet=record.fleet, round=record.round, status=status, said=said)
     if status == "Completed":
         succeed(services.step_functions, token, {"job": status})
     else:

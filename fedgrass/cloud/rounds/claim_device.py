@@ -12,9 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import ConfigurationError
+from fedgrass.logs import log_event
 from fedgrass.protocol.device_policy import device_policy, policy_name
 from fedgrass.protocol.names import check_device
 
@@ -42,9 +42,9 @@ def claim_device(services: Services, claim: Claim) -> dict[str, Any]:
     thing = services.setting("FEDGRASS_CLAIM_PREFIX") + serial
     reason = _prepare(services, claim, thing) if serial else f"no {_SERIAL} was given"
     if reason is not None:
-        tell("claim_refused", fleet=services.fleet, thing=thing[:128], reason=reason)
+        log_event("claim_refused", fleet=services.fleet, thing=thing[:128], reason=reason)
         return {"allowProvisioning": False}
-    tell("device_claimed", fleet=services.fleet, thing=thing)
+    log_event("device_claimed", fleet=services.fleet, thing=thing)
     names = {"ThingName": thing, "PolicyName": policy_name(services.fleet, thing)}
     return {"allowProvisioning": True, "parameterOverrides": names}
 

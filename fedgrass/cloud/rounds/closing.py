@@ -6,7 +6,6 @@ import contextlib
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.finish import compared, finish
 from fedgrass.cloud.ending.outcome import end
 from fedgrass.cloud.rounds.announcement import announce_round
@@ -15,6 +14,7 @@ from fedgrass.cloud.rounds.metrics import measure_closed
 from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.errors import FedgrassError
+from fedgrass.logs import log_event
 from fedgrass.protocol.records import STATE_KEY, RoundOutcome, RoundRecord
 from fedgrass.protocol.tables import load_round
 from fedgrass.protocol.writes import update_item
@@ -65,7 +65,9 @@ def close(
         )
         if closed is not None:
             record = closed
-            tell("round_closed", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=record.reason)
+            log_event(
+                "round_closed", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=record.reason
+            )
             measure_closed(services, record)
     # After the record: a fleet that is free has no open round's record.
     _free(services, number, reserve)
@@ -79,7 +81,7 @@ def _look_at_refusals(services: Services) -> None:
     try:
         act_on_refusals(services)
     except (FedgrassError, ClientError, BotoCoreError) as error:
-        tell("not_taken_back", fleet=services.fleet, reason=str(error))
+        log_event("refusals_not_acted_on", fleet=services.fleet, reason=str(error))
 
 
 def _finished(services: Services, record: RoundRecord, *, whatever_happens: bool) -> tuple[RoundRecord, str]:
@@ -89,7 +91,9 @@ def _finished(services: Services, record: RoundRecord, *, whatever_happens: bool
     except (FedgrassError, ClientError, BotoCoreError) as error:
         if not whatever_happens:
             raise
-        tell("not_finished", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=str(error))
+        log_event(
+            "round_not_finished", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=str(error)
+        )
         return record, f"what this asks for could not be done ({error})"
     record = load_round(services.rounds, services.fleet, record.round)
     # Where there was a deployment: a model that no device was ever to get is no deployment's.

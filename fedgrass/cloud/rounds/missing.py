@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.rounds.changes import change_round
 from fedgrass.cloud.rounds.notices import Delivery
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.cloud.rounds.tokens import succeed
 from fedgrass.errors import MessageError
+from fedgrass.logs import log_event
 from fedgrass.protocol.messages import Heartbeat
 from fedgrass.protocol.names import parse_device_topic
 from fedgrass.protocol.records import RoundRecord
@@ -32,7 +32,7 @@ def trainer_is_gone(services: Services, delivery: Delivery) -> None:
         thing = parse_device_topic(delivery.topic).thing
         beat = Heartbeat.decode(delivery.content())
     except MessageError as error:
-        tell("heartbeat_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
+        log_event("heartbeat_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
         return
     state = load_state(services.rounds, services.fleet)
     if state.open is None or beat.trainer_runs or beat.thing != thing:
@@ -49,7 +49,7 @@ def trainer_is_gone(services: Services, delivery: Delivery) -> None:
         values={":collecting": "collecting"},
     )
     if noted is not None:
-        tell("trainer_gone", fleet=services.fleet, round=record.round, thing=thing, reason=beat.reason)
+        log_event("trainer_gone", fleet=services.fleet, round=record.round, thing=thing, reason=beat.reason)
         end_if_nobody_can_answer(services, noted, {thing})
 
 
@@ -75,5 +75,7 @@ def end_if_nobody_can_answer(services: Services, record: RoundRecord, gone: Coll
     waiting = waiting_for(services.rounds, services.devices, record)
     if not all(one.gone or one.thing in gone for one in waiting):
         return
-    tell("nobody_left_to_answer", fleet=record.fleet, round=record.round, without=[one.thing for one in waiting[:20]])
+    log_event(
+        "nobody_left_to_answer", fleet=record.fleet, round=record.round, without=[one.thing for one in waiting[:20]]
+    )
     succeed(services.step_functions, record.collect_token, {"uploaded": record.uploaded})

@@ -12,7 +12,6 @@ from typing import Any
 from botocore.exceptions import ClientError
 from pydantic import BaseModel, Field
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.finish import finish_by_hand
 from fedgrass.cloud.rounds.abort_round import abort, give_up_reservation
 from fedgrass.cloud.rounds.announcement import announce_round
@@ -20,6 +19,7 @@ from fedgrass.cloud.rounds.changes import change, transact
 from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import RoundRefusedError
+from fedgrass.logs import log_event
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.messages import Base, Cohort
@@ -92,7 +92,7 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
         record = _open(services, request, settings)
     announce_round(services)
     _close_if_ended(services, record)
-    tell("round_opened", fleet=record.fleet, round=record.round, asked=record.asked, base=record.base.version)
+    log_event("round_opened", fleet=record.fleet, round=record.round, asked=record.asked, base=record.base.version)
     return {
         "round": record.round,
         "rounds": settings.rounds,

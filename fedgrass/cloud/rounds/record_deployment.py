@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.rounds.metrics import measure
 from fedgrass.cloud.rounds.services import Services, connect, own_services
+from fedgrass.logs import log_event
 from fedgrass.protocol.roster import is_of_fleet
 
 
@@ -40,7 +40,7 @@ def record_deployment(services: Services, event: DeploymentEvent) -> bool:
     thing = event.resources[0].rpartition("coreDevices:")[2]
     if not is_of_fleet(services.devices, services.fleet, thing, ()):  # a silo is no core device
         return False
-    tell(
+    log_event(
         "deployment_failed",
         fleet=services.fleet,
         thing=thing,

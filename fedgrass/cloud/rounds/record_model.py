@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.rounds.await_rollout import complete_rollout
 from fedgrass.cloud.rounds.changes import change, transact
 from fedgrass.cloud.rounds.notices import Delivery, read_notice
 from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import MessageError, RecordError
+from fedgrass.logs import log_event
 from fedgrass.protocol.messages import ModelNotice
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.records import MODEL_SUFFIX, DeviceModel, RoundRecord, participation_key, round_key
@@ -44,10 +44,10 @@ def record_model(services: Services, delivery: Delivery) -> None:
                 f"{notice.thing!r} is not a silo of fleet {services.fleet!r}: list it in the settings (silos)"
             )
     except MessageError as error:
-        tell("model_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
+        log_event("model_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
         return
     _record_with_device(services, notice, delivery)
-    tell(
+    log_event(
         "model_notice",
         fleet=notice.fleet,
         round=record.round if record else None,

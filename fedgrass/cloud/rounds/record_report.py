@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.finish import finish
 from fedgrass.cloud.ending.outcome import decide, end
 from fedgrass.cloud.ending.reports import find_proposal, find_report
@@ -14,6 +13,7 @@ from fedgrass.cloud.rounds.changes import change_round
 from fedgrass.cloud.rounds.metrics import measure_report
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import AggregationError
+from fedgrass.logs import log_event
 from fedgrass.protocol.names import RoundNumber, report_key
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import RoundReport
@@ -66,7 +66,9 @@ def record_report(services: Services, request: RoundRequest) -> dict[str, Any]:
         condition="#phase = :aggregating",
         values={":aggregating": "aggregating"},
     )
-    tell("report", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=record.reason or None)
+    log_event(
+        "report_recorded", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=record.reason or None
+    )
     if changed is not None and report is not None:
         measure_report(services, report, held)
     return {"outcome": record.outcome}

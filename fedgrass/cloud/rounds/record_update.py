@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.in_time import count_if_listed
 from fedgrass.cloud.rounds.await_updates import complete_collecting
 from fedgrass.cloud.rounds.changes import change, transact
@@ -19,6 +18,7 @@ from fedgrass.cloud.rounds.missing import end_if_nobody_can_answer, trainer_is_g
 from fedgrass.cloud.rounds.notices import Delivery, read_notice
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import MessageError, RecordError
+from fedgrass.logs import log_event
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.names import update_key
@@ -54,7 +54,7 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
         judging = answers_judging(notice, record)
         _check(services, notice, record, judging)
     except (MessageError, RecordError) as error:
-        tell("update_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
+        log_event("update_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
         return "ignored"
     count = record_judgement if judging else _count
     counted: Counted = count(services, notice, delivery, record)
@@ -63,8 +63,8 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
         part = load_participation(services.rounds, record.fleet, record.round, notice.thing)
         if part and count_if_listed(services.rounds, services.s3, services.bucket, record, part):
             counted = "counted"
-    tell(
-        "judgement" if judging else "update_notice",
+    log_event(
+        "evaluation_notice" if judging else "update_notice",
         fleet=notice.fleet,
         round=notice.round,
         thing=notice.thing,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.withdrawal import put_back_over, take_back_refused
 from fedgrass.cloud.rounds.metrics import measure
 from fedgrass.cloud.rounds.services import Services
+from fedgrass.logs import log_event
 
 
 def act_on_refusals(services: Services, past_the_state: str = "") -> None:
@@ -21,5 +21,5 @@ def act_on_refusals(services: Services, past_the_state: str = "") -> None:
     if again is None and past_the_state:
         again = put_back_over(services.place, services.devices, past_the_state, now)
     if again is not None:
-        tell("model_put_back", fleet=services.fleet, version=again)
+        log_event("model_put_back", fleet=services.fleet, version=again)
         measure(services, {"ModelsTakenBack": 1})

@@ -14,6 +14,7 @@ from botocore.config import Config
 from fedgrass.buckets import owned_by
 from fedgrass.cloud.ending.place import Place
 from fedgrass.errors import ConfigurationError
+from fedgrass.logs import configure
 from fedgrass.protocol.tables import Table
 
 
@@ -140,10 +141,11 @@ def own_services() -> Services:
 
 
 def connect(*names: str) -> None:
-    """Make the named clients while Lambda initialises the function, so that no event waits for them.
+    """Make the named clients while Lambda initialises the function, so that no event waits for them; logs are JSON from then on.
 
     Elsewhere nothing happens: whoever imports a function's module passes services of their own.
     """
     if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
+        configure()
         for name in names:
             getattr(own_services(), name)

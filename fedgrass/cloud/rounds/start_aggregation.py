@@ -7,7 +7,6 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from fedgrass.cloud.ending.events import tell
 from fedgrass.cloud.ending.outcome import end
 from fedgrass.cloud.rounds.aggregation_ended import settle
 from fedgrass.cloud.rounds.announcement import announce_round
@@ -16,6 +15,7 @@ from fedgrass.cloud.rounds.evaluation import record_evaluation
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.cloud.rounds.tokens import TokenRequest, succeed
 from fedgrass.errors import OutOfMemoryError, RecordError
+from fedgrass.logs import log_event
 from fedgrass.protocol.names import job_prefix
 from fedgrass.protocol.records import RoundRecord
 
@@ -85,7 +85,7 @@ def _larger(record: RoundRecord, machine: str) -> str:
     family, _, size = machine.rpartition(".")
     if size not in _TWICE:
         raise OutOfMemoryError(f"{said}, and there is no size after that to try; set aggregation.instance_type")
-    tell(
+    log_event(
         "aggregation_repeated",
         fleet=record.fleet,
         round=record.round,
@@ -147,7 +147,7 @@ def _start(services: Services, record: RoundRecord, name: str, machine: str) -> 
         # An earlier attempt started it, and its end may have passed before this attempt's token was known.
         settle(services, record, services.sagemaker.describe_processing_job(ProcessingJobName=name))
         return
-    tell(
+    log_event(
         "aggregation_started",
         fleet=record.fleet,
         round=record.round,

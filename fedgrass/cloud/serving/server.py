@@ -120,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, error: RefusedError) -> None:
         self.close_connection = True  # the rest of its body is not read
-        log.warning("refused", path=self._path()[:100], status=int(error.status), reason=str(error)[:500])
+        log.log_event("inference_refused", path=self._path()[:100], status=int(error.status), reason=str(error)[:500])
         self._answer(error.status, JSON, json.dumps({"error": str(error)}).encode())
 
     def _answer(self, status: HTTPStatus, content_type: str, content: bytes) -> None:
@@ -162,10 +162,12 @@ def serve(environment: Mapping[str, str]) -> int:
         host = environment.get("FEDGRASS_SERVING_HOST", "0.0.0.0")  # noqa: S104
         server = ModelServer((host, int(port)), model)
     except (FedgrassError, OSError) as error:
-        log.error("not_served", reason=str(error))
+        log.log_event("endpoint_failed", reason=str(error))
         return 2
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-    log.info("serving", model=model.manifest.name, version=model.manifest.version, port=server.server_port)
+    log.log_event(
+        "endpoint_started", model=model.manifest.name, version=model.manifest.version, port=server.server_port
+    )
     server.serve_forever()
     server.server_close()
     return 0

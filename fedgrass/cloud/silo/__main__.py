@@ -69,7 +69,7 @@ def main(environment: Mapping[str, str]) -> int:
     try:
         _run(read_settings(root), root)
     except FedgrassError as error:
-        log.error("failed", code=error.code, reason=str(error))
+        log.log_event("job_failed", code=error.code, reason=str(error))
         _say_failure(root, str(error))
         return 2 if isinstance(error, ConfigurationError) else 1
     return 0
@@ -110,7 +110,7 @@ def _say_failure(root: Path, reason: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(reason[:1024])
     except OSError as error:
-        log.warning("failure_not_left", reason=str(error))
+        log.log_event("exit_message_not_written", reason=str(error))
 
 
 if __name__ == "__main__":

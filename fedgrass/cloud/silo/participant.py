@@ -180,7 +180,7 @@ class Participant:
             self._bucket = announcement.upload.bucket
         exposure = against_round(announcement, least=self.min_noise_multiplier)
         if exposure:
-            self._log.warning("round declined", round=announcement.round, reason=exposure)
+            self._log.log_event("round_declined", round=announcement.round, reason=exposure)
             self._tell("update", notice_of(announcement, self.silo, Answer("declined", exposure)))
             return
         try:
@@ -194,7 +194,9 @@ class Participant:
             with self._update.open("rb") as file:
                 self.access.s3.put_object(Bucket=announcement.upload.bucket, Key=key, Body=file)
         self._tell("update", notice_of(announcement, self.silo, outcome.answer))
-        self._log.info("answered", round=announcement.round, task=announcement.task, examples=outcome.num_examples)
+        self._log.log_event(
+            "silo_answered", round=announcement.round, task=announcement.task, examples=outcome.num_examples
+        )
 
     @property
     def _update(self) -> Path:

@@ -15,8 +15,7 @@ import typer
 
 from fedgrass.errors import ConfigurationError, FedgrassError
 from fedgrass.local.aws.server import LocalAws
-
-_FORMAT = "time=%(asctime)s level=%(levelname)s logger=%(name)s thread=%(threadName)s %(message)s"
+from fedgrass.logs import configure, log_event
 
 
 def main(
@@ -58,9 +57,7 @@ def main(
         accounts=accounts,
     )
     ready = account.start()
-    logging.getLogger(__name__).info(
-        "ready %s", " ".join(f"{name}={value}" for name, value in ready.items() if not name.endswith("_key"))
-    )
+    log_event("aws_ready", endpoint={name: value for name, value in ready.items() if not name.endswith("_key")})
     stopping.recv(1)
     account.stop()
 
@@ -99,10 +96,10 @@ def _log(state: Path, *, verbose: bool) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(logs / "aws.log")
     console = logging.StreamHandler()
-    console.addFilter(lambda record: verbose or record.name.startswith(("fedgrass.local", "__main__", "py.warnings")))
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format=_FORMAT, handlers=[file, console])
+    console.addFilter(lambda record: verbose or record.name in {"fedgrass", "py.warnings"})
+    configure(file, console, level=logging.DEBUG if verbose else logging.INFO)
     logging.captureWarnings(True)  # moto warns of resource types that it skips
-    for chatty in ("amqtt", "botocore", "transitions", "urllib3"):
+    for chatty in ("amqtt", "transitions", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
@@ -112,7 +109,7 @@ def run() -> None:
     try:
         typer.run(main)
     except FedgrassError as error:
-        logging.getLogger(__name__).error("%s", error)
+        log_event("aws_failed", reason=str(error))
         code = 1
     except SystemExit as leaving:  # --help, or a wrong option
         code = leaving.code if isinstance(leaving.code, int) else 1

@@ -8,7 +8,6 @@ A page in a developer's browser can send requests to loopback, whichever site it
 from __future__ import annotations
 
 import hmac
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -19,8 +18,7 @@ from werkzeug import Response
 from fedgrass.local.aws.account import REGION, Keys
 from fedgrass.local.aws.api import ApiError, signing_name
 from fedgrass.local.aws.peers import Peers
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 _NAMES = {"127.0.0.1", "localhost"}
 """What the endpoint is called; the port is not compared, as a client may go through a proxy of its own."""
@@ -60,7 +58,7 @@ class Guard:
                 return self._peers.pass_on(key, environ, start_response)
             elsewhere = self._peers.assume(environ)
             return (elsewhere or self._application)(environ, start_response)
-        logger.warning("refused path=%s reason=%s", environ.get("PATH_INFO"), refusal)
+        log_event("aws_request_refused", path=environ.get("PATH_INFO"), reason=str(refusal))
         return _answer(refusal, environ)(environ, start_response)
 
     def _refusal(self, environ: dict[str, Any]) -> ApiError | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import uuid
 from collections.abc import Callable
@@ -15,8 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from fedgrass.errors import TransferError
 from fedgrass.local.aws.broker import LAYER_CLIENT
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 Handler = Callable[[str, bytes], object]
 """Called with topic and payload, on the connection's thread: it must not wait for the broker."""
@@ -48,8 +46,8 @@ def _client(host: str, port: int, client_id: str) -> mqtt.Client:
 def _hand_over(handler: Handler, topic: str, payload: bytes) -> None:
     try:
         handler(topic, payload)
-    except Exception:  # one bad message must not end the connection's thread
-        logger.exception("handler failed topic=%s", topic)
+    except Exception:  # noqa: BLE001 - one bad message must not end the connection's thread
+        log_event("mqtt_handler_failed", topic=topic)
 
 
 class Bus:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -17,8 +16,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from fedgrass.local.aws.account import REGION
 from fedgrass.local.aws.api import Layer, signing_name
 from fedgrass.local.aws.contention import Contention
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 _WARM = ("s3", "sts", "iam", "iot", "dynamodb", "lambda", "events", "states", "sagemaker", "logs", "cloudformation")
 """Services whose moto backends are loaded before the endpoint says that it is ready: each takes a while."""
@@ -86,10 +84,10 @@ class _Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002
-        logger.debug('request="%s" status=%s', getattr(self, "requestline", "-"), code)
+        log_event("http_request", request=getattr(self, "requestline", "-"), status=code)
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
-        logger.log(logging.ERROR if type == "error" else logging.DEBUG, message, *args)
+        log_event("http_failed" if type == "error" else "http_message", message=message % args if args else message)
 
 
 class Server:

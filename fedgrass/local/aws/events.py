@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,7 @@ from moto.events.utils import EventTemplateParser
 
 from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.account import ACCOUNT, REGION
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 Emit = Callable[[str, str, list[str], dict[str, Any]], None]
 """Sends an event: source, detail type, resources, detail."""
@@ -82,7 +80,7 @@ def _deliver(send: Target, target: dict[str, Any], event: dict[str, Any]) -> Non
     try:
         send(target["Arn"], json.dumps(_input(target, event)).encode())
     except (BotoCoreError, ClientError, FedgrassError) as error:
-        logger.warning("event=%s target=%s not delivered: %s", event["detail-type"], target["Arn"], error)
+        log_event("event_not_delivered", detail_type=event["detail-type"], target=target["Arn"], error=str(error))
 
 
 def _input(target: dict[str, Any], event: dict[str, Any]) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import logging
 import os
 import re
 import signal
@@ -30,8 +29,6 @@ from fedgrass.local.aws.api import ApiError, json_response
 from fedgrass.local.aws.processing.job import Surroundings
 from fedgrass.local.processes import signal_group
 from fedgrass.local.s3_uri import split_uri
-
-logger = logging.getLogger(__name__)
 
 _START_S = 240.0  # what SageMaker gives a container until /ping answers, half of it
 _ANSWER_S = 60.0

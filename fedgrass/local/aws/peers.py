@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import logging
 import re
 import threading
 from collections.abc import Iterable
@@ -21,8 +20,7 @@ from werkzeug import Response
 
 from fedgrass.local.aws.account import ACCOUNT, Keys
 from fedgrass.local.aws.api import signing_name
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 _KEY = re.compile(r"<AccessKeyId>([A-Z0-9]+)</AccessKeyId>")
 _SIGNED_WITH = re.compile(r"Credential=[^/,]+/")
@@ -125,7 +123,7 @@ class Peers:
             answer = connection.getresponse()
             content = answer.read()
         except OSError as error:
-            logger.warning("account=%s is not there: %s", account, error)
+            log_event("account_unreachable", account=account, error=str(error))
             return Response(f"Account {account} does not answer.", status=503)
         finally:
             connection.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,8 +19,7 @@ from fedgrass.errors import ConfigurationError, FedgrassError, MessageError
 from fedgrass.local.aws import sql
 from fedgrass.local.aws.bus import Bus
 from fedgrass.local.aws.sql_values import Message
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 Action = Callable[[dict[str, Any], dict[str, Any], Message], None]
 """Called with the action's parameters, what the rule selected, and the message."""
@@ -62,8 +60,8 @@ class RuleEngine:
     def _try(self, rule: Any, message: Message) -> None:
         try:
             self._apply(rule, message)
-        except Exception:  # one rule's fault must not stop the others
-            logger.exception("rule=%s topic=%s", rule.rule_name, message.topic)
+        except Exception:  # noqa: BLE001 - one rule's fault must not stop the others
+            log_event("rule_crashed", rule=rule.rule_name, topic=message.topic)
 
     def _apply(self, rule: Any, message: Message) -> None:
         query = _parse(rule.sql)
@@ -94,7 +92,7 @@ class RuleEngine:
         return None
 
     def _fail(self, rule: Any, message: Message, failures: list[tuple[str, str]]) -> None:
-        logger.warning("rule=%s topic=%s failures=%s", rule.rule_name, message.topic, failures)
+        log_event("rule_failed", rule=rule.rule_name, topic=message.topic, failures=failures)
         report = {
             "ruleName": rule.rule_name,
             "topic": message.topic,
@@ -104,7 +102,7 @@ class RuleEngine:
         for kind, parameters in (rule.error_action or {}).items():
             reason = self._run(kind, parameters, report, message)
             if reason:
-                logger.warning("rule=%s error action failed: %s", rule.rule_name, reason)
+                log_event("rule_error_action_failed", rule=rule.rule_name, reason=reason)
 
 
 def put_item(dynamodb: Any) -> Action:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -44,8 +43,6 @@ from fedgrass.local.aws.peers import Peers
 from fedgrass.local.aws.processing.job import Surroundings
 from fedgrass.local.aws.processing.service import Processing
 from fedgrass.local.aws.training import Training
-
-logger = logging.getLogger(__name__)
 
 READY_FILE = "endpoint.json"
 

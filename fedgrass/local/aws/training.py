@@ -6,7 +6,6 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-ru
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -27,8 +26,7 @@ from fedgrass.local.aws.api import ApiError, json_response
 from fedgrass.local.aws.processing.contract import Host
 from fedgrass.local.aws.processing.job import Surroundings
 from fedgrass.local.processes import signal_group
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 _MAX_FAILURE = 1024
 _STOP_GRACE_S = 120.0  # what SageMaker gives a container between SIGTERM and SIGKILL
@@ -137,7 +135,7 @@ class _Job:
     def _end(self, status: str, failure: str | None) -> None:
         with self.lock:
             self.status, self.failure, self.ended = status, failure, time.time()
-        logger.info("training job=%s status=%s reason=%s", self.name, status, failure)
+        log_event("training_job_ended", job=self.name, status=status, reason=failure)
 
 
 class Training:

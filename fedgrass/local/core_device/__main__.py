@@ -13,9 +13,10 @@ from typing import Annotated, Optional
 import typer
 
 from fedgrass.errors import ConfigurationError, FedgrassError
-from fedgrass.local.core_device import clients, logs
+from fedgrass.local.core_device import clients
 from fedgrass.local.core_device.device import CoreDevice, Settings
 from fedgrass.local.core_device.layout import sole_owner
+from fedgrass.local.core_device.logs import configure_device
 from fedgrass.local.core_device.nucleus import CLASSIC, LITE
 
 _ROLE = "arn:aws:iam::123456789012:role/GreengrassV2TokenExchangeRole"
@@ -61,7 +62,7 @@ def main(
         if patience is not None:
             kind = replace(kind, patience=patience)
         settings = Settings(root.resolve(), thing, endpoint_url, host, int(port), region, kind)
-        logs.configure(settings.root / "logs" / "greengrass.log", thing=thing, verbose=verbose)
+        configure_device(settings.root / "logs" / "greengrass.log", thing=thing, verbose=verbose)
         with sole_owner(settings.root):
             asyncio.run(_serve(settings, role_arn))
     except FedgrassError as error:

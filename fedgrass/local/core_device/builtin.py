@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
 import subprocess
@@ -15,12 +14,11 @@ from pathlib import Path
 
 from fedgrass.local import processes
 from fedgrass.local.core_device.component import State
-from fedgrass.local.core_device.logs import event
+from fedgrass.logs import log_event
 
 STREAM_MANAGER = "aws.greengrass.StreamManager"
 TOKEN_EXCHANGE = "aws.greengrass.TokenExchangeService"  # noqa: S105 - a component's name
 
-_log = logging.getLogger(__name__)
 _RESTART_SECONDS = 0.5
 _PROBE_SECONDS = 0.05
 
@@ -73,12 +71,12 @@ class StreamManagerProcess:
             while not exited.done() and not await self._accepts():
                 await asyncio.sleep(_PROBE_SECONDS)
             if not exited.done():
-                event(_log, "stream-manager-running", port=self.port, pid=self.pid)
+                log_event("stream_manager_running", port=self.port, pid=self.pid)
                 self._enter(State.RUNNING)
             code = await asyncio.shield(exited)
             if self._child is not None:
                 processes.signal_group(self._child.pid, signal.SIGKILL)
-            event(_log, "stream-manager-exited", level=logging.ERROR, code=code)
+            log_event("stream_manager_exited", code=code)
             self._enter(State.ERRORED)
             await asyncio.sleep(_RESTART_SECONDS)
 

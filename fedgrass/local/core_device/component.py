@@ -10,7 +10,6 @@ GenericExternalService and GreengrassService of the nucleus.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,12 +17,11 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
 from fedgrass.local.core_device.recipe import DependencyType
 from fedgrass.local.core_device.scripts import Script, ScriptProcess
+from fedgrass.logs import log_event
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 MAX_ERRORS = 3
@@ -138,7 +136,7 @@ class Component:
         """Look at the dependencies again: restart if a HARD one is gone, go on if all are there."""
         self._dependency_moved.set()
         if self.state in (State.STARTING, State.RUNNING) and not self._dependencies_ready():
-            event(_log, "component-restart", component=self.name, reason="a hard dependency left its ready state")
+            log_event("dependency_restart", component=self.name, reason="a hard dependency left its ready state")
             self.request(Request.RESTART)
 
     def _dependencies_ready(self) -> bool:
@@ -260,10 +258,8 @@ class Component:
         starts, most = [at for at in self._starts if now - at < ERROR_MEMORY_SECONDS], MAX_ERRORS
         if failed_in is not State.NEW and (limit := self._surroundings.nucleus.starts_an_hour) is not None:
             self._errors[failed_in], most = starts, limit
-        event(
-            _log,
-            "component-errored",
-            level=logging.ERROR,
+        log_event(
+            "component_errored",
             component=self.name,
             version=self.specification.version,
             state=failed_in.value,
@@ -287,7 +283,7 @@ class Component:
         if script is not None and not script.skipped():
             shutdown = self._spawn(script)
             if await _bounded(shutdown.exited, script.timeout) is None:
-                event(_log, "component-shutdown-timeout", level=logging.WARNING, component=self.name)
+                log_event("component_shutdown_slow", component=self.name)
             await shutdown.stop()
         if running is not None:
             await running.stop()
@@ -302,14 +298,13 @@ class Component:
         process = ScriptProcess(
             script, environment=around.environment(self.name), directory=around.directory, log=around.log
         )
-        event(_log, "script-started", component=self.name, phase=script.phase, pid=process.pid)
+        log_event("script_started", component=self.name, phase=script.phase, pid=process.pid)
         return process
 
     def _enter(self, state: State, reason: str = "") -> None:
         previous, self.state, self.reason = self.state, state, reason
-        event(
-            _log,
-            "component-state",
+        log_event(
+            "component_state",
             component=self.name,
             version=self.specification.version,
             state=state.value,
@@ -319,7 +314,7 @@ class Component:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("component-supervision-failed", exc_info=error, extra={"fields": {"component": self.name}})
+            log_event("component_supervision_crashed", component=self.name, error=error)
             self._enter(State.BROKEN, repr(error))
 
     async def _wait_for_dependencies(self) -> None:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from fedgrass.local.core_device.logs import event
+from fedgrass.logs import log_event
 
-_log = logging.getLogger(__name__)
 _PATH = "/2016-11-01/credentialprovider/"
 _REFRESH_BEFORE = timedelta(minutes=5)
 _READ_TIMEOUT = 10.0
@@ -138,7 +136,7 @@ class TokenExchangeService:
             current = await asyncio.to_thread(self._credentials)
         except Exception as error:  # noqa: BLE001 - botocore has no common base for what can go wrong here
             self._failed_until = self._clock() + self._keeps_failure
-            event(_log, "credentials-unavailable", level=logging.WARNING, component=component, error=repr(error))
+            log_event("credentials_unavailable", component=component, error=repr(error))
             return "500 Internal Server Error", {"message": "Failed to get connection"}
         return "200 OK", {
             "AccessKeyId": current.access_key,

@@ -8,7 +8,6 @@ back.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -24,14 +23,13 @@ from fedgrass.local.core_device.component import Specification
 from fedgrass.local.core_device.configuration import DEFAULTS_TIME, ConfigurationStore, Snapshot
 from fedgrass.local.core_device.ipc.lifecycle import ComponentUpdates
 from fedgrass.local.core_device.layout import Layout
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
 from fedgrass.local.core_device.recipe import Recipe
 from fedgrass.local.core_device.resolve import Resolved, Resolver
 from fedgrass.local.core_device.store import ComponentStore
 from fedgrass.local.core_device.supervisor import Outcome, Supervisor
+from fedgrass.logs import log_event
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _KEPT_RESULTS = 20
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
@@ -139,14 +137,14 @@ class Deployer:
     async def resume(self) -> None:
         """Start what was in force when the device stopped; a deployment that was cut off is undone first."""
         if self._undo.exists():
-            event(_log, "deployment-interrupted", level=logging.WARNING)
+            log_event("deployment_interrupted")
             self._parts.configuration.restore(Snapshot.model_validate_json(self._undo.read_bytes()))
             self._undo.unlink()
         await self._begin(self._specify(self.active), installed=not self._parts.nucleus.installs_at_boot)
 
     async def deploy(self, document: DeploymentDocument) -> Result:
         """Carry out a deployment; it can be cancelled until :attr:`applying` is true."""
-        event(_log, "deployment-started", deployment=document.deployment_id, components=sorted(document.components))
+        log_event("deployment_started", deployment=document.deployment_id, components=sorted(document.components))
         target = self.active.model_copy(deep=True)
         # A subdeployment takes the place of its parent's on the few devices that it is for.
         group = document.parent_target_arn or document.target_arn
@@ -184,7 +182,7 @@ class Deployer:
         if self._parts.nucleus.installs_first:
             prepared = await self._parts.supervisor.prepare(specifications, self._parts.nucleus.patience)
             if not prepared.succeeded:
-                event(_log, "deployment-not-installed", level=logging.WARNING, **prepared.broken)
+                log_event("deployment_not_installed", broken=dict(prepared.broken))
                 return self._ended(document, Result(status="FAILED", detail=""), self.active)
         outcome = await self._start(specifications)
         if outcome.succeeded:
@@ -193,13 +191,13 @@ class Deployer:
             return self._ended(document, Result(status="SUCCEEDED", detail="SUCCESSFUL"), target)
         cause = "; ".join(f"{name} is BROKEN: {reason}" for name, reason in sorted(outcome.broken.items()))
         if not self._parts.nucleus.rolls_back:
-            event(_log, "deployment-failed", level=logging.WARNING, deployment=document.deployment_id, cause=cause)
+            log_event("deployment_broken", deployment=document.deployment_id, cause=cause)
             return self._ended(document, Result(status="FAILED", detail=""), target)
         if document.failure_handling_policy == "DO_NOTHING":
             return self._ended(
                 document, Result(status="FAILED", detail="FAILED_ROLLBACK_NOT_REQUESTED", cause=cause), target
             )
-        event(_log, "deployment-rollback", level=logging.WARNING, deployment=document.deployment_id, cause=cause)
+        log_event("deployment_rolled_back", deployment=document.deployment_id, cause=cause)
         self._parts.configuration.restore(before)
         undone = await self._start(self._specify(self.active))
         detail = "FAILED_ROLLBACK_COMPLETE" if undone.succeeded else "FAILED_UNABLE_TO_ROLLBACK"
@@ -213,7 +211,13 @@ class Deployer:
         self._undo.unlink(missing_ok=True)
         self._parts.store.clean(self.active.components.items())
         self._parts.updates.announce_done(document.deployment_id)
-        event(_log, "deployment-ended", deployment=document.deployment_id, **result.model_dump())
+        log_event(
+            "deployment_ended",
+            deployment=document.deployment_id,
+            status=result.status,
+            detail=result.detail,
+            cause=result.cause,
+        )
         return result
 
     def _configure(self, document: DeploymentDocument, resolved: Mapping[str, Resolved]) -> None:
@@ -256,6 +260,6 @@ class Deployer:
             except (ClientError, BotoCoreError) as error:
                 if not is_transient(error):
                     raise
-                event(_log, "cloud-unreachable", level=logging.WARNING, error=str(error), retry_seconds=delay)
+                log_event("cloud_unreachable", error=str(error), retry_seconds=delay)
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LAST_RETRY)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,6 @@ from fedgrass.local.core_device.ipc.pubsub import LocalPubSub
 from fedgrass.local.core_device.ipc.server import IpcServer, Operation
 from fedgrass.local.core_device.jobs import JobChannel
 from fedgrass.local.core_device.layout import Layout, SocketPlace
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.mqtt import IotCore
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
 from fedgrass.local.core_device.recipe import Recipe, platform_attributes
@@ -37,8 +35,7 @@ from fedgrass.local.core_device.status import FleetStatus
 from fedgrass.local.core_device.store import ComponentStore
 from fedgrass.local.core_device.supervisor import Supervisor
 from fedgrass.local.core_device.variables import Places, Variables
-
-_log = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ class CoreDevice:
     async def start(self) -> None:
         """Serve components, start those of the last deployment, and take part in the fleet."""
         if leftovers := kill_leftovers(self.layout.root):
-            event(_log, "leftovers-killed", level=logging.WARNING, processes=leftovers)
+            log_event("leftovers_killed", processes=leftovers)
         await self._ipc.start()
         await self._credentials.start()
         self._status.start()
@@ -148,11 +145,11 @@ class CoreDevice:
         self.iot_core.start()
         description = {"pid": os.getpid(), "thing": self._settings.thing, "ipc_socket": str(self._socket.path)}
         write_atomically(self.layout.root / "device.json", json.dumps(description).encode())
-        event(_log, "device-started", root=str(self.layout.root))
+        log_event("device_started", root=str(self.layout.root))
 
     async def stop(self) -> None:
         """Stop every component and leave nothing behind but the root's content."""
-        event(_log, "device-stopping")
+        log_event("device_stopping")
         self._status.stop()
         await self._jobs.stop()
         await self.supervisor.stop()
@@ -162,18 +159,18 @@ class CoreDevice:
         await self.iot_core.stop()
         self._socket.remove()
         (self.layout.root / "device.json").unlink(missing_ok=True)
-        event(_log, "device-stopped")
+        log_event("device_stopped")
 
     async def restart_ipc(self) -> None:
         """Do as nucleus lite when its IPC daemon restarts: connections end, and every token is void."""
-        event(_log, "ipc-restarted", level=logging.WARNING)
+        log_event("ipc_restarted")
         await self._ipc.stop()
         self._tokens.forget()
         await self._ipc.start()
 
     def restart_mqtt(self) -> None:
         """Do as nucleus lite when its MQTT daemon restarts: components' subscriptions are gone, and nobody tells them."""
-        event(_log, "mqtt-restarted", level=logging.WARNING)
+        log_event("mqtt_restarted")
         self.iot_core.forget_components()
 
     def _token_of(self, component: str, process: int) -> str | None:

@@ -8,17 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections.abc import Callable
 from typing import Any
 
 from pydantic import ValidationError
 
 from fedgrass.local.core_device.deployment import Deployer, DeploymentDocument, Result
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.mqtt import Delivery, IotCore
+from fedgrass.logs import log_event
 
-_log = logging.getLogger(__name__)
 _NAMESPACE = "namespace-aws-gg-deployment"
 
 
@@ -63,13 +61,13 @@ class JobChannel:
             execution = json.loads(delivery.payload).get("execution") or {}
             job = execution.get("jobId")
         except (ValueError, AttributeError) as error:
-            event(_log, "job-malformed", level=logging.WARNING, topic=delivery.topic, error=str(error))
+            log_event("job_malformed", topic=delivery.topic, error=str(error))
             return
         self._offered = execution if job else None
         if self._running is None:
             self._take()
         elif self._running[0] != job and not self._deployer.applying:
-            event(_log, "job-superseded", job=self._running[0], by=job)
+            log_event("job_superseded", job=self._running[0], by=job)
             self._running[1].cancel()
 
     def _take(self) -> None:
@@ -100,7 +98,7 @@ class JobChannel:
     def _ran(self, task: asyncio.Task[None]) -> None:
         self._running = None
         if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("deployment-failed-inside", exc_info=error, extra={"fields": {"job": task.get_name()}})
+            log_event("job_crashed", job=task.get_name(), error=error)
             cause = f"the device failed: {error!r}"
             job = task.get_name().removeprefix("job-")
             self._report(job, Result(status="FAILED", detail="FAILED_NO_STATE_CHANGE", cause=cause))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,10 +18,8 @@ from paho.mqtt.client import Client, MQTTMessage, topic_matches_sub
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fedgrass.errors import FedgrassError
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
-
-_log = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 SPOOL_BYTES = int(2.5 * 1024 * 1024)
 MAX_MESSAGE_BYTES = 128 * 1024
@@ -213,7 +210,7 @@ class IotCore:
 
     def _on_connect(self) -> None:
         self.connected.set()
-        event(_log, "mqtt-connected", host=self._address[0], port=self._address[1])
+        log_event("cloud_connected", host=self._address[0], port=self._address[1])
         for subscription in self._subscriptions:
             subscription.awaits_retained = True
         for topic, qos in {(subscription.topic, subscription.qos) for subscription in self._subscriptions}:
@@ -223,7 +220,7 @@ class IotCore:
 
     def _on_disconnect(self, reason: str) -> None:
         self.connected.clear()
-        event(_log, "mqtt-disconnected", level=logging.WARNING, reason=reason)
+        log_event("cloud_disconnected", reason=reason)
 
     def _on_acknowledged(self, mid: int) -> None:
         self._spool.pop(mid, None)

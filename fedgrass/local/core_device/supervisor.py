@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fedgrass.local.core_device.component import Component, Request, Specification, State, Surroundings
 from fedgrass.local.core_device.layout import Layout
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
+from fedgrass.logs import log_event
 
-_log = logging.getLogger(__name__)
 _TIMED_OUT = "Timed out waiting for a response"
 
 
@@ -91,7 +89,7 @@ class Supervisor:
             for name, specification in specifications.items()
             if name in going or name not in self._components
         }
-        event(_log, "components-replaced", stopping=sorted(going), starting=sorted(coming))
+        log_event("components_replaced", stopping=sorted(going), starting=sorted(coming))
         await asyncio.gather(*(component.stop() for component in going.values()))
         for name in going:
             del self._components[name]

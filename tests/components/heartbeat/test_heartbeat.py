@@ -325,7 +325,7 @@ def test_a_heartbeat_reaches_every_nucleus_whatever_the_texts_are_made_of(
         version="1.1.0", path="/x", parameters_sha256=digest, last_error=text * 200, component_version=text * 64
     )
     place.heartbeat.deployer_said(said.encode())
-    place.heartbeat._log.warning(letter * 3000)
+    place.heartbeat._log.trouble(letter * 3000)
     place.until(lambda: len(place.heartbeat._outbox) == 0, "the first beats")
     beat = place.beat()
     assert beat.able is able

@@ -105,7 +105,7 @@ def test_what_is_malformed_or_foreign_is_ignored_and_logged_once(
     assert known.announced(payload) is None
     assert known.announced(payload) is None
     assert known.phase is None
-    assert [record.getMessage() for record in caplog.records] == ["announcement ignored"]
+    assert [record.getMessage() for record in caplog.records] == ["announcement_ignored"]
 
 
 def test_a_device_outside_the_cohort_passes(tmp_path: Path) -> None:

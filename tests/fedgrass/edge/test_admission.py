@@ -265,12 +265,12 @@ def test_the_script_tells_its_verdict_by_exit_code_and_one_line_of_json(good: Bu
     store = tmp_path / "store"
     admitted = run_script(good.folder, store)
     assert admitted.returncode == 0, admitted.stdout + admitted.stderr
-    assert json.loads(admitted.stdout.splitlines()[-1])["event"] == "model active"
+    assert json.loads(admitted.stdout.splitlines()[-1])["event"] == "model_active"
     good.path(GRAPH).write_bytes(b"")
     refused = run_script(good.folder, tmp_path / "other")
     assert refused.returncode == 0, refused.stderr  # a decision, and no failure of the deployment
     told = [json.loads(line) for line in (refused.stdout + refused.stderr).splitlines()][-1]
-    assert (told["event"], told["level"]) == ("model refused", "warning")
+    assert (told["event"], told["level"]) == ("model_refused", "warning")
     assert run_script(good.folder, tmp_path / "other", "--refusal", "fail").returncode == 1
     assert run_script(tmp_path, store).returncode == 1
 

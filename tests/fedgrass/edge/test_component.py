@@ -94,12 +94,12 @@ def test_pauses_double_up_to_a_bound_and_start_over_after_a_success() -> None:
 def test_a_log_line_is_one_json_object_with_its_fields(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure()
     log = Log("name", thing="t").bind(fleet="f")
-    log.info("trained", round=3)
+    log.log_event("trained", round=3)
     for _ in range(3):
-        log.once("ignored", reason="stale")
+        log.log_event("announcement_ignored", reason="stale")
     first, second = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert first.items() >= {"event": "trained", "thing": "t", "fleet": "f", "round": 3, "level": "info"}.items()
-    assert second["event"] == "ignored"
+    assert second["event"] == "announcement_ignored"
 
 
 def test_a_reason_can_always_be_sent() -> None:

@@ -132,7 +132,7 @@ def test_an_unsupported_operation_is_worked_around(client: Client, caplog: pytes
     for _ in range(2):
         client.ipc.on_component_update(lambda _deployment: None)
     client.ipc.publish_local("open/t", b"")
-    assert [r.getMessage() for r in caplog.records if r.name == "test"] == ["operation unsupported by this nucleus"]
+    assert [r.getMessage() for r in caplog.records if r.name == "test"] == ["operation_unsupported"]
 
 
 def test_a_lost_connection_comes_back_with_its_subscriptions(client: Client, nucleus: Nucleus) -> None:

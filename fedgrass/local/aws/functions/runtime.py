@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,8 +16,7 @@ from fedgrass.local.aws.api import ApiError
 from fedgrass.local.aws.children import Children
 from fedgrass.local.aws.functions.process import Function, Outcome, Worker
 from fedgrass.local.aws.rest_json import RestJsonService
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 _RETRY_DELAYS_S = (1.0, 2.0)  # Lambda retries an asynchronous event twice, after one and two minutes
 _MAX_PAYLOAD = 6 * 1024 * 1024
@@ -128,11 +126,11 @@ class LambdaRuntime:
             try:
                 outcome = self.invoke(name, event)
             except ApiError as error:  # deleted meanwhile
-                logger.warning("event dropped function=%s reason=%s", name, error)
+                log_event("function_event_dropped", function=name, reason=str(error))
                 return
             if outcome.error is None:
                 return
-            logger.warning("event failed function=%s answer=%s", name, outcome.payload[:500])
+            log_event("function_event_failed", function=name, answer=outcome.payload[:500])
             if delay is None:
                 self._lost(name, _record(self._find(name)[0].arn, event, outcome))
             elif self._stopping.wait(delay):
@@ -151,7 +149,7 @@ class LambdaRuntime:
         try:
             self._worker(name)
         except ApiError as error:  # whoever invokes it is told
-            logger.warning("function=%s cannot start: %s", name, error)
+            log_event("function_not_started", function=name, error=str(error))
 
     def _worker(self, name: str) -> Worker:
         function, code = self._find(name)

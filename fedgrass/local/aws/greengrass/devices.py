@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from dataclasses import dataclass, field
@@ -13,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.local.aws.account import arn
 from fedgrass.local.aws.api import ApiError, page
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 _TOPIC = re.compile(r"\$aws/things/(?P<thing>[^/]+)/greengrassv2/health/json")
 
@@ -81,7 +79,7 @@ class CoreDevices:
         try:
             health = DeviceHealth.model_validate_json(payload)
         except ValidationError as error:
-            logger.warning("fleet status ignored thing=%s reason=%s", match["thing"], error)
+            log_event("fleet_status_ignored", thing=match["thing"], reason=str(error))
             return
         with self._lock:
             device = self._devices.setdefault(match["thing"], CoreDevice(match["thing"], health))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,7 @@ from fedgrass.local.aws.api import ApiError, page
 from fedgrass.local.aws.greengrass.recipe import Recipe, dump, load
 from fedgrass.local.aws.greengrass.semver import Version, newest
 from fedgrass.local.s3_uri import split_uri
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 _SETTLE_S = 0.1
 """How long a new version stays REQUESTED, so that callers must poll as they must on AWS."""
@@ -254,7 +252,7 @@ class Registry:
         if version.errors:
             version.message = "One or more artifacts could not be read."
         version.state = "FAILED" if version.errors else "DEPLOYABLE"
-        logger.info("component=%s state=%s errors=%s", version.arn, version.state, version.errors)
+        log_event("component_version_settled", arn=version.arn, state=version.state, errors=version.errors)
 
     def _add_digest(self, version: ComponentVersion, artifact: dict[str, Any]) -> None:
         digest = hashlib.sha256()

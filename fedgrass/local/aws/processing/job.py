@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import signal
@@ -20,8 +19,7 @@ from fedgrass.local.aws.account import arn
 from fedgrass.local.aws.children import Children
 from fedgrass.local.aws.processing.contract import Host, Objects
 from fedgrass.local.processes import signal_group
-
-logger = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 _STOP_GRACE_S = 120.0  # what SageMaker gives a container between SIGTERM and SIGKILL
 _STOP = "stop"
@@ -216,7 +214,7 @@ class ProcessingJob:
             self.status = status
             self.modified = time.time()
         if changed:
-            logger.info("processing job=%s status=%s reason=%s", self.name, status, self.failure)
+            log_event("processing_job_changed", job=self.name, status=status, reason=self.failure)
             self.changed(self)
         return True
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from functools import partial
 
 from fedgrass.local.core_device.component import Request, State
 from fedgrass.local.core_device.configuration import ConfigurationStore
 from fedgrass.local.core_device.ipc.errors import InvalidArgumentsError, ResourceNotFoundError, ServiceError
 from fedgrass.local.core_device.ipc.server import Operation, Payload, Stream
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.supervisor import Supervisor
+from fedgrass.logs import log_event
 
-_log = logging.getLogger(__name__)
 _REPORTS = {"RUNNING": Request.REPORT_RUNNING, "ERRORED": Request.REPORT_ERRORED}
 
 
@@ -38,7 +36,7 @@ class ComponentUpdates:
         and all are asked again after it.
         """
         while (deferral := await self._ask(deployment, timeout)) > 0:
-            event(_log, "deployment-deferred", deployment=deployment, seconds=deferral)
+            log_event("deployment_deferred", deployment=deployment, seconds=deferral)
             await asyncio.sleep(deferral)
 
     def announce_done(self, deployment: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,14 +20,13 @@ from typing import Any
 from fedgrass.errors import MessageError
 from fedgrass.local.core_device.ipc import frames
 from fedgrass.local.core_device.ipc.errors import IpcError, ServiceError
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
+from fedgrass.logs import log_event
 
 Payload = dict[str, Any]
 Handler = Callable[["Stream", Payload], Awaitable[Payload]]
 Authenticate = Callable[[str], str | None]
 
-_log = logging.getLogger(__name__)
 _NAMESPACE = "aws.greengrass#"
 _ACCEPTED, _TERMINATE = 1, 2
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
@@ -129,7 +127,7 @@ class Connection:
                 if self._too_large(message) or not self._receive(message):
                     break
         except MessageError as error:
-            event(_log, "ipc-protocol-error", level=logging.WARNING, component=self.component, error=str(error))
+            log_event("ipc_protocol_error", component=self.component, error=str(error))
             self._send(_headers(MessageType.PROTOCOL_ERROR))
         finally:
             for call in self._calls:
@@ -181,7 +179,7 @@ class Connection:
         limit, size = self._server.nucleus.max_request, len(message.payload)
         if limit is None or size <= limit:
             return False
-        event(_log, "ipc-request-too-large", level=logging.WARNING, component=self.component, bytes=size)
+        log_event("ipc_request_too_large", component=self.component, bytes=size)
         return True
 
     def _receive(self, message: frames.Message) -> bool:
@@ -207,7 +205,7 @@ class Connection:
         headers = _headers(MessageType.CONNECT_ACK, _ACCEPTED if self.component else 0)
         if not self.component and self._server.nucleus.names_renew_tokens:
             headers |= self._by_name(message.payload)
-        event(_log, "ipc-connected" if self.component else "ipc-connection-refused", component=self.component)
+        log_event("ipc_connected" if self.component else "ipc_connection_refused", component=self.component)
         if not self.component and not self._server.nucleus.answers_void_tokens:
             return False
         self._send(headers)
@@ -248,7 +246,7 @@ class Connection:
         stream = Stream(self, number, name, operation.events if operation else None)
         self._streams[number] = stream
         if operation is None:
-            event(_log, "ipc-unsupported-operation", level=logging.WARNING, component=self.component, operation=name)
+            log_event("ipc_operation_unsupported", component=self.component, operation=name)
             stream.fail(ServiceError(f"Operation {_NAMESPACE}{name} is not supported by this device"))
             return
         call = asyncio.get_running_loop().create_task(self._call(stream, operation.handle, payload))
@@ -262,9 +260,8 @@ class Connection:
                 raise MessageError(f"IPC {stream.operation}: expected a JSON object, found {type(request).__name__}")
             stream.answer(await handle(stream, request))
         except IpcError as error:
-            event(
-                _log,
-                "ipc-refused",
+            log_event(
+                "ipc_refused",
                 component=self.component,
                 operation=stream.operation,
                 error=error.shape,
@@ -277,14 +274,14 @@ class Connection:
     def _called(self, stream: Stream, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
         if not call.cancelled() and (error := call.exception()) is not None:
-            _log.error("ipc-handler-failed", exc_info=error, extra={"fields": {"operation": stream.operation}})
+            log_event("ipc_handler_crashed", operation=stream.operation, error=error)
             stream.fail(ServiceError(f"{stream.operation} failed inside the device: {error!r}"))
 
     def _send(self, headers: Mapping[str, frames.HeaderValue], payload: bytes = b"") -> None:
         if self._writer.is_closing():
             return
         if self._writer.transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
-            event(_log, "ipc-slow-consumer", level=logging.WARNING, component=self.component)
+            log_event("ipc_consumer_slow", component=self.component)
             self.abort()
             return
         self._writer.write(frames.encode(frames.Message(headers, payload)))

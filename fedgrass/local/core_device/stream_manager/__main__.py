@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import os
 import signal
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -18,11 +16,10 @@ import boto3
 import typer
 from botocore.config import Config
 
-from fedgrass.local.core_device.logs import JsonFormatter, event
 from fedgrass.local.core_device.stream_manager.server import StreamManagerServer
 from fedgrass.local.core_device.stream_manager.store import StreamStore
+from fedgrass.logs import configure, log_event
 
-_log = logging.getLogger(__name__)
 _CREDENTIALS_URI = "AWS_CONTAINER_CREDENTIALS_FULL_URI"
 _TOKEN_CHECK_SECONDS = 10.0
 _creating = threading.Lock()
@@ -33,11 +30,7 @@ def main(
     port: Annotated[int, typer.Option(help="TCP port on loopback; 0 for a free one.")] = 8088,
 ) -> None:
     """Serve message streams until SIGTERM; S3 and its credentials come from the usual AWS variables."""
-    logger = logging.getLogger("fedgrass.local.core_device")
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JsonFormatter(os.environ.get("AWS_IOT_THING_NAME", "")))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    configure(thing=os.environ.get("AWS_IOT_THING_NAME", ""))
     asyncio.run(_serve(directory, port))
 
 
@@ -48,7 +41,7 @@ async def _serve(directory: Path, port: int) -> None:
     store = StreamStore(directory, s3_client)
     store.open()
     server = StreamManagerServer(store, _known_to_the_device)
-    event(_log, "stream-manager-started", port=await server.start(port), streams=store.names())
+    log_event("stream_manager_started", port=await server.start(port), streams=store.names())
     warming = asyncio.get_running_loop().run_in_executor(None, s3_client)  # so that the first upload need not wait
     await stopping.wait()
     await server.stop()

@@ -7,7 +7,6 @@ S3 refuses it. A crash between an upload and the note of it repeats the upload: 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from pydantic import ValidationError
 
 from fedgrass.local.core_device.clients import is_transient
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.stream_manager.definition import (
     S3Export,
     S3Task,
@@ -33,8 +31,8 @@ from fedgrass.local.core_device.stream_manager.definition import (
 from fedgrass.local.core_device.stream_manager.segments import Record
 from fedgrass.local.core_device.stream_manager.stream import MessageStream
 from fedgrass.local.core_device.stream_manager.wire import StreamError
+from fedgrass.logs import log_event
 
-_log = logging.getLogger(__name__)
 _FIRST_RETRY, _LAST_RETRY = 0.25, 30.0
 _LEVELS = {TaskStatus.FAILURE: StatusLevel.ERROR, TaskStatus.WARNING: StatusLevel.WARN}
 
@@ -62,7 +60,7 @@ class S3Exporter:
             try:
                 exported = await self._export_next()
             except OSError as error:  # the disk is full: neither the status nor the progress can be kept
-                event(_log, "export-halted", level=logging.ERROR, stream=self._stream.name, error=str(error))
+                log_event("export_halted", stream=self._stream.name, error=str(error))
                 await asyncio.sleep(_LAST_RETRY)
                 continue
             if not exported:
@@ -110,7 +108,7 @@ class S3Exporter:
                 reason = str(error)
             except OSError as error:
                 raise TaskFailedError(f"input file {path} cannot be read: {error}") from error
-            event(_log, "export-retry", level=logging.WARNING, stream=self._stream.name, error=reason, seconds=delay)
+            log_event("export_retried", stream=self._stream.name, error=reason, seconds=delay)
             if not warned:
                 self._tell(record, task, TaskStatus.WARNING, reason)
                 warned = True
@@ -129,9 +127,8 @@ class S3Exporter:
             )
 
     def _tell(self, record: Record, task: S3Task | None, status: TaskStatus, message: str) -> None:
-        event(
-            _log,
-            "export-status",
+        log_event(
+            "export_status",
             stream=self._stream.name,
             sequence=record.sequence,
             key=task.key if task else "",
@@ -157,7 +154,7 @@ class S3Exporter:
         try:
             self._report(config.status_stream_name, told)
         except StreamError as error:
-            event(_log, "export-status-lost", level=logging.ERROR, stream=self._stream.name, error=str(error))
+            log_event("export_status_lost", stream=self._stream.name, error=str(error))
 
 
 def input_path(url: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,14 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from fedgrass.errors import MessageError
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.stream_manager import wire
 from fedgrass.local.core_device.stream_manager.definition import StreamDefinition
 from fedgrass.local.core_device.stream_manager.segments import Record
 from fedgrass.local.core_device.stream_manager.store import StreamStore
 from fedgrass.local.core_device.stream_manager.wire import Operation, Status, StreamError
+from fedgrass.logs import log_event
 
-_log = logging.getLogger(__name__)
 _SERVER_VERSION = "1.1.0"
 
 Payload = dict[str, Any]
@@ -98,7 +96,7 @@ class StreamManagerServer:
                     calls.add(call)
                     call.add_done_callback(calls.discard)
         except MessageError as error:
-            event(_log, "stream-manager-protocol-error", level=logging.WARNING, error=str(error))
+            log_event("stream_manager_protocol_error", error=str(error))
         finally:
             for call in calls:
                 call.cancel()
@@ -143,7 +141,7 @@ class StreamManagerServer:
         except OSError as error:
             response |= {"status": Status.UNKNOWN_FAILURE, "errorMessage": f"the store failed: {error}"}
         if response["status"] != Status.SUCCESS:
-            event(_log, "request-refused", operation=kind.name, error=response["errorMessage"])
+            log_event("stream_request_refused", operation=kind.name, error=response["errorMessage"])
         if not writer.is_closing():
             writer.write(wire.encode(kind, response))
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from pathlib import Path
 from urllib.parse import quote
 
-from fedgrass.local.core_device.logs import event
 from fedgrass.local.core_device.stream_manager.definition import StatusMessage, StreamDefinition
 from fedgrass.local.core_device.stream_manager.exporter import S3, S3Exporter
 from fedgrass.local.core_device.stream_manager.stream import MessageStream
 from fedgrass.local.core_device.stream_manager.wire import Status, StreamError
-
-_log = logging.getLogger(__name__)
+from fedgrass.logs import log_event
 
 
 class StreamStore:
@@ -94,4 +91,4 @@ class StreamStore:
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        event(_log, "exporter-failed", level=logging.ERROR, error=repr(error))
+        log_event("exporter_crashed", error=repr(error))

@@ -117,7 +117,7 @@ def test_a_failed_deployment_is_rolled_back_with_its_configuration(
     fleet.publish(name, {"startup": "exit 9"}, version="1.1.0", configuration={"version": "two"})
     fleet.publish(kept, FOREVER)
     succeeds(device, {name: "1.0.0", kept: "1.0.0"})
-    pid = device.events("script-started")[-1]["pid"] if device.events("script-started") else 0
+    pid = device.events("script_started")[-1]["pid"] if device.events("script_started") else 0
     result = fails(device, {name: "1.1.0", kept: "1.0.0"})
     assert "FAILED_ROLLBACK_COMPLETE" in str(result)
     assert "exited with code 9" in str(result)
@@ -180,7 +180,7 @@ def test_a_deployment_waits_while_a_component_defers_it(fleet: Fleet, device: De
     succeeds(device, {busy: "1.0.0"})
     eventually(lambda: "ready" in device.log(busy), "component ready")
     deployment = succeeds(device, {busy: "1.0.0", other: "1.0.0"})
-    deferred = [event for event in device.events("deployment-deferred") if event["deployment"] == deployment]
+    deferred = [event for event in device.events("deployment_deferred") if event["deployment"] == deployment]
     assert [event["seconds"] for event in deferred] == [0.7]
     eventually(lambda: f"updated {deployment}" in device.log(busy), "post-update event")
     assert device.log(busy).count(f"asked {deployment}") == 2
@@ -263,7 +263,7 @@ def test_a_deployment_cut_off_by_a_power_cut_is_undone_and_done_again(own_device
     device.start()
     assert fleet.result(device.thing, deployment)["coreDeviceExecutionStatus"] == "SUCCEEDED"
     assert device.log(name).split() == ["one", "two", "one", "two"]
-    assert device.events("deployment-interrupted")
+    assert device.events("deployment_interrupted")
 
 
 def test_two_devices_cannot_share_a_root(fleet: Fleet, device: DeviceProcess, unique: str) -> None:
@@ -370,8 +370,8 @@ def test_a_component_uploads_through_stream_manager_which_comes_back_when_killed
     eventually(uploaded, "upload")
     assert fleet.s3.get_object(**key)["Body"].read() == f"update of {device.thing}".encode()
     fleet.s3.delete_object(**key)
-    before = device.events("stream-manager-running")
+    before = device.events("stream_manager_running")
     psutil.Process(before[-1]["pid"]).kill()
-    eventually(lambda: len(device.events("stream-manager-running")) > len(before), "Stream Manager back")
+    eventually(lambda: len(device.events("stream_manager_running")) > len(before), "Stream Manager back")
     succeeds(device, {name: "1.1.0"})
     eventually(uploaded, "upload after the restart")

@@ -59,11 +59,11 @@ def ends(device: DeviceProcess, components: dict[str, Any]) -> str:
 
 def state(device: DeviceProcess, name: str) -> str:
     """Return the state that the component entered last."""
-    return str([e["state"] for e in device.events("component-state") if e["component"] == name][-1])
+    return str([e["state"] for e in device.events("component_state") if e["component"] == name][-1])
 
 
 def pids(device: DeviceProcess, name: str) -> list[int]:
-    return [e["pid"] for e in device.events("script-started") if e["component"] == name and e["phase"] == "run"]
+    return [e["pid"] for e in device.events("script_started") if e["component"] == name and e["phase"] == "run"]
 
 
 def test_a_component_that_only_installs_fails_its_deployment_for_want_of_patience(lite: DeviceProcess) -> None:
@@ -122,9 +122,9 @@ def test_a_failed_install_takes_nothing_back_and_what_ran_goes_on(lite: DevicePr
     )
     result = lite.fleet.result(lite.thing, deployment)
     assert result["coreDeviceExecutionStatus"] == "FAILED"
-    assert not lite.events("deployment-rollback")
+    assert not lite.events("deployment_rolled_back")
     assert psutil.pid_exists(running)
-    assert [e["error"] for e in lite.events("component-errored")] == ["install exited with code 1"] * 3
+    assert [e["error"] for e in lite.events("component_errored")] == ["install exited with code 1"] * 3
     configuration = json.loads(lite.text("config/effective.json"))["values"][other]
     assert configuration["n"] == "2"
 
@@ -191,9 +191,9 @@ def test_a_restarted_mqtt_daemon_forgets_subscriptions_and_leaves_their_streams_
         cloud.client.publish(f"tell/{lite.thing}", b"one", qos=1)
         eventually(lambda: "one" in lite.log(name), "heard")
         assert lite.child is not None
-        connections = len(lite.events("mqtt-connected"))
+        connections = len(lite.events("cloud_connected"))
         os.kill(lite.child.pid, signal.SIGUSR2)
-        eventually(lambda: len(lite.events("mqtt-connected")) > connections, "connected again")
+        eventually(lambda: len(lite.events("cloud_connected")) > connections, "connected again")
         cloud.client.publish(f"tell/{lite.thing}", b"two", qos=1)
         # What the device itself hears after that is the proof that the message had the time to come.
         assert ends(lite, {name: "1.0.0"}) == "SUCCEEDED"
