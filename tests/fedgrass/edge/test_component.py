@@ -160,7 +160,7 @@ def test_a_wrong_configuration_and_a_stop_have_their_own_exit_codes(
     try:
         if code == 0:
             assert child.stdout is not None
-            eventually(lambda: '"started"' in child.stdout.readline())  # type: ignore[union-attr]
+            eventually(lambda: '"component_started"' in child.stdout.readline())  # type: ignore[union-attr]
             child.send_signal(signal.SIGTERM)
         output, _ = child.communicate(timeout=PATIENCE)
         assert child.returncode == code, output
@@ -216,7 +216,7 @@ class Runs:
         """Replace the library once the component has started; returns what it wrote until its end."""
         assert self.child.stdout is not None
         stdout = self.child.stdout
-        eventually(lambda: '"started"' in stdout.readline())
+        eventually(lambda: '"component_started"' in stdout.readline())
         self._library.write_text("two")
         return self.child.communicate(timeout=PATIENCE)[0]
 
