@@ -127,8 +127,8 @@ class CsvFile:
         rows, numbers, used = [], [], 0
         for record in records(lines, stream, self._dialect, first=self._line):
             used = record.used
-            if record.comment or not record.cells:
-                continue
+            if record.comment or not ("".join(record.cells).strip() or record.problem):
+                continue  # a blank line, or what a spreadsheet makes of one
             cells = self._trimmed(record.cells)
             if len(cells) == self._width and not record.problem:
                 rows.append(cells)

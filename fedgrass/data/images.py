@@ -80,7 +80,10 @@ class ImageFolder:
         return _newest(images, settings)
 
     def _classes(self, folder: Path) -> list[tuple[str, int]]:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+        try:
+            names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+        except OSError as error:
+            raise DataError(f"{self._what}: cannot be read ({error.strerror})") from error
         return [(name, self._class_of(name)) for name in names]
 
     def _class_of(self, name: str) -> int:

@@ -204,7 +204,7 @@ class WrongLabelError(LabelError):
     def __init__(self, label: float, expected: str, at: int) -> None:
         self.at = at
         super().__init__(
-            f"label {label:g} is not {expected}. If the labels are numbered otherwise, from 1 say, export the model with "
+            f"label {label:.10g} is not {expected}. If the labels are numbered otherwise, from 1 say, export the model with "
             "class_names that are those numbers"
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +58,10 @@ class Pixels:
     def read(self, file: Path) -> Array:
         """Return x [height, width, channels] in the model's dtype; raises `DataError` if the file is no such image."""
         height, width, _ = self._shape
-        with self._opened(file) as image:
-            try:
-                turned = self._ops.exif_transpose(image)
-                values = self._wide(turned, file) if _is_wide(turned.mode) else self._narrow(turned)
-            except (
-                OSError,
-                SyntaxError,
-                ValueError,
-                MemoryError,
-                EOFError,
-                KeyError,
-                TypeError,
-                ZeroDivisionError,
-            ) as error:
-                raise DataError(f"data {file}: is no readable image ({error})") from error
+        with _decoding(file), self._opened(file) as image:
+            self._require_one(image, file)
+            turned = self._ops.exif_transpose(image)
+            values = self._wide(turned, file) if turned.mode.startswith(_WIDE) else self._narrow(turned)
         values = np.broadcast_to(values.reshape(height, width, -1), self._shape)
         scaled = self._black + values * np.float32(self._white - self._black)
         return np.asarray(scaled if self._dtype.kind == "f" else np.rint(scaled), self._dtype)
@@ -105,25 +96,17 @@ class Pixels:
     def _opened(self, file: Path) -> Any:
         if file.suffix.lower() in UNREAD:
             raise DataError(f"data {file}: {file.suffix[1:].upper()} is not read; convert it to JPEG or PNG")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of its own bound, which is wider than ours
-                image = self._pillow.open(file, formats=self._formats)
-        except (OSError, SyntaxError, ValueError, self._pillow.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise DataError(f"data {file}: is no readable image ({reason})") from error
-        try:
-            if image.width * image.height > _MOST_PIXELS:
-                raise DataError(f"data {file}: {image.width}×{image.height} pixels; at most {_MOST_PIXELS} are decoded")
-            if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) != 1:
-                raise DataError(f"data {file}: has {frames} pictures, as an animation or pages; expected one")
-        except DataError:
-            image.close()
-            raise
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
-            image.close()
-            raise DataError(f"data {file}: is no readable image ({error})") from error
-        return image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own bound, which is wider than ours
+            return self._pillow.open(file, formats=self._formats)
+
+    @staticmethod
+    def _require_one(image: Any, file: Path) -> None:
+        """Refuse what is too large, or several pictures, before it is decoded; a camera's MPO has its picture first."""
+        if image.width * image.height > _MOST_PIXELS:
+            raise DataError(f"data {file}: {image.width}×{image.height} pixels; at most {_MOST_PIXELS} are decoded")
+        if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) != 1:
+            raise DataError(f"data {file}: has {frames} pictures, as an animation or pages; expected one")
 
     @property
     def _formats(self) -> list[str]:
@@ -132,8 +115,16 @@ class Pixels:
         return [name for name in _FORMATS if name in self._pillow.OPEN]
 
 
-def _is_wide(mode: str) -> bool:
-    return mode.startswith(_WIDE)
+@contextmanager
+def _decoding(file: Path) -> Iterator[None]:
+    """Say of which file it is that it cannot be decoded."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # decoders of broken files raise whatever comes
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"data {file}: is no readable image ({reason})") from error
 
 
 def _ends(manifest: Manifest, settings: DataSettings, what: str) -> tuple[float, float]:

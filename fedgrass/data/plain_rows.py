@@ -52,7 +52,7 @@ def _numbers(lines: list[str], dialect: Dialect, columns: Sequence[int]) -> Doub
     if decimal != ".":
         lines = [line.replace(decimal, ".") for line in lines]
     values = _read(lines, mark, columns)
-    if values is None and "" in missing and mark != " ":
+    if values is None and "" in missing and mark != " " and all(line.strip(f"{mark} \t\r\n") for line in lines):
         values = _read([_with_nan(line, mark) for line in lines], mark, columns)
     if values is None or len(values) != len(lines) or np.isinf(values).any():
         return None

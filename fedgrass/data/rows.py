@@ -107,10 +107,8 @@ class Judge:
         for row in np.flatnonzero(bad):
             column = int(np.argmax(unfit[row]))
             dtype = spans[column >= at][1]
-            self._account.leaves_out(
-                f"{self._place(block, layout, int(row), column)}: {block.values[row, column]:g} is {expected(dtype)}, which the "
-                "model takes"
-            )
+            place, value = self._place(block, layout, int(row), column), block.values[row, column]
+            self._account.leaves_out(f"{place}: {value:.10g} is {expected(dtype)}, which the model takes")
         return block.only(~bad)
 
     def _stored_label(self, layout: Layout) -> str:

@@ -61,6 +61,8 @@ def open_text(path: Path, encoding: str, *, max_bytes: int) -> tuple[io.TextIOWr
         If it cannot be read.
     """
     size = path.stat().st_size
+    if not path.is_file():
+        raise DataError(f"data {path}: is no file")
     with path.open("rb") as file:
         head = file.read(16)
     for magic, what in _OTHER:
