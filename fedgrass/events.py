@@ -108,6 +108,7 @@ _DEVICE = {
     "task_stream_recreated": _info("The stream of tasks is full of finished ones and is created again."),
     "upload_queued": _info("Stream Manager has an upload's task.", "upload sequence"),
     "upload_interrupted": _warning("The connection to Stream Manager broke; uploads go on after it is back.", "error"),
+    "upload_waiting": _warning("Nothing is heard of an upload because the device lacks credentials.", "reason"),
     "upload_failed": _warning("An upload failed and is tried again after a pause.", "upload seconds reason"),
     "upload_status_lost": _warning("How an upload ended will never be told; it is uploaded again.", "upload"),
     "upload_ended": _info("An upload has ended.", "upload outcome reason"),

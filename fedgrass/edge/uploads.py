@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedgrass.edge.backoff import Backoff
+from fedgrass.edge.credentials import CredentialsWatch, refusal
 from fedgrass.edge.streams import Extent, Streams, Task, TaskStatus
 from fedgrass.errors import TransferError
 from fedgrass.files import bytes_below, flush_directory, write_atomically
@@ -67,6 +68,10 @@ class Uploads:
         What may wait at once.
     wait
         Seconds that one read of the statuses waits for news; longer once nothing came.
+    clock
+        Seconds that only go up.
+    refusal
+        Returns why the device has no credentials for S3, or nothing.
     """
 
     def __init__(
@@ -80,8 +85,10 @@ class Uploads:
         max_count: int = 1000,
         wait: float = 2.0,
         clock: Callable[[], float] = time.monotonic,
+        refusal: Callable[[], str] = refusal,
     ) -> None:
         self._folder = folder
+        self._credentials = CredentialsWatch(log, ask=refusal, clock=clock)
         self._connect = connect
         self._ended = ended
         self._log = log
@@ -197,6 +204,7 @@ class Uploads:
             for status in statuses:
                 self._apply(status)
                 heard = self._clock()
+            self._credentials.look(self._clock() - heard)
             if self._clock() - heard > _SILENCE_SECONDS:
                 position = self._reconcile(streams.extent(), position)
                 heard = self._clock()

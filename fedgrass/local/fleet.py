@@ -22,6 +22,7 @@ from fedgrass.cloudformation import StackOutputs
 from fedgrass.errors import ConfigurationError
 from fedgrass.local.aws.client import LocalAwsProcess
 from fedgrass.local.aws.client import start as start_aws
+from fedgrass.local.core_device.builtin import TOKEN_EXCHANGE
 from fedgrass.local.processes import spawn, stop
 from fedgrass.protocol.names import HEARTBEAT, RUNTIME, SUITE
 
@@ -188,12 +189,19 @@ class LocalFleet:
                 "componentVersion": "1.0.0",
                 "configurationUpdate": {"merge": json.dumps({"intervalSeconds": str(heartbeat_seconds)})},
             },
+            **self.nucleus_components(),
             **(more or {}),
         }
         created = self.aws.client("greengrassv2").create_deployment(
             targetArn=self.outputs.thing_group_arn, deploymentName=f"fedgrass-{self.fleet}", components=components
         )
         return str(created["deploymentId"])
+
+    def nucleus_components(self) -> dict[str, dict[str, Any]]:
+        """Return the deployment's entries for what comes with the classic nucleus; for nucleus lite they are left out."""
+        # By default it keeps a failed connection for 300 s, and no credentials reach an upload for as long (docs/aws.md).
+        retry = {"credentialRetryInSec": {"unknownError": 10}}
+        return {TOKEN_EXCHANGE: {"componentVersion": "2.0.3", "configurationUpdate": {"merge": json.dumps(retry)}}}
 
     def stop(self) -> None:
         """Stop the devices and then the account. Safe to repeat."""

@@ -61,6 +61,9 @@ class FaultyFleet(LocalFleet):
             data=data, heartbeat_seconds=_HEARTBEAT_SECONDS, more={MODEL_DEPLOYER: deployer, **(more or {})}
         )
 
+    def nucleus_components(self) -> dict[str, dict[str, Any]]:
+        return {}  # half of the devices are nucleus lite
+
     def _nucleus(self, thing: str, wanted: str) -> str:
         """The same one at every start of a device."""
         file = self.folder / "devices" / thing / "nucleus"

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from fedgrass.logs import log_event
 
+_RETRY_SECONDS, _LEAST_RETRY_SECONDS = 300.0, 10.0
 _PATH = "/2016-11-01/credentialprovider/"
 _REFRESH_BEFORE = timedelta(minutes=5)
 _READ_TIMEOUT = 10.0
@@ -62,13 +63,35 @@ class RoleCredentials:
         return self._current
 
 
+def kept_failure(configuration: Mapping[str, Any], default: float) -> float:
+    """Return for how long a failed connection is kept.
+
+    Parameters
+    ----------
+    configuration
+        Of the service's component: ``credentialRetryInSec.unknownError`` is 300 s if it is not set, and 10 s at least.
+    default
+        Seconds that stand here for those 300.
+
+    Returns
+    -------
+    float
+        Seconds.
+    """
+    try:
+        wanted = float(configuration["credentialRetryInSec"]["unknownError"])
+    except (KeyError, TypeError, ValueError):
+        return default
+    return default * max(wanted, _LEAST_RETRY_SECONDS) / _RETRY_SECONDS
+
+
 class TokenExchangeService:
     """The HTTP endpoint on loopback.
 
     Parameters
     ----------
     keeps_failure
-        For how many seconds it goes on answering 500 after it got no connection, whether there is a link again or not.
+        Returns for how many seconds it goes on answering 500 after it got no connection, whether there is a link again or not.
     """
 
     def __init__(
@@ -76,7 +99,7 @@ class TokenExchangeService:
         credentials: Callable[[], Credentials],
         authenticate: Callable[[str], str | None],
         *,
-        keeps_failure: float = 0.0,
+        keeps_failure: Callable[[], float] = lambda: 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._credentials = credentials
@@ -135,7 +158,7 @@ class TokenExchangeService:
         try:
             current = await asyncio.to_thread(self._credentials)
         except Exception as error:  # noqa: BLE001 - botocore has no common base for what can go wrong here
-            self._failed_until = self._clock() + self._keeps_failure
+            self._failed_until = self._clock() + self._keeps_failure()
             log_event("credentials_unavailable", component=component, error=repr(error))
             return "500 Internal Server Error", {"message": "Failed to get connection"}
         return "200 OK", {

@@ -15,7 +15,7 @@ from fedgrass.local.core_device.builtin import STREAM_MANAGER, TOKEN_EXCHANGE, S
 from fedgrass.local.core_device.clients import Clients
 from fedgrass.local.core_device.component import Specification, State
 from fedgrass.local.core_device.configuration import ConfigurationStore
-from fedgrass.local.core_device.credentials import TokenExchangeService
+from fedgrass.local.core_device.credentials import TokenExchangeService, kept_failure
 from fedgrass.local.core_device.deployment import Deployer, Parts
 from fedgrass.local.core_device.environment import Environment
 from fedgrass.local.core_device.ipc.authorization import Authorizer
@@ -104,7 +104,7 @@ class CoreDevice:
         self.iot_core = IotCore(settings.thing, settings.mqtt_host, settings.mqtt_port, nucleus=nucleus)
         self.updates = ComponentUpdates()
         self._credentials = TokenExchangeService(
-            clients.credentials.get, self._tokens.component, keeps_failure=nucleus.keeps_failed_credentials
+            clients.credentials.get, self._tokens.component, keeps_failure=self._keeps_failed_credentials
         )
         self.streams = StreamManagerProcess(
             self.layout.streams,
@@ -250,6 +250,9 @@ class CoreDevice:
             needs |= new
             queue.extend(new)
         return needs
+
+    def _keeps_failed_credentials(self) -> float:
+        return kept_failure(self.configuration.get(TOKEN_EXCHANGE), self._nucleus.keeps_failed_credentials)
 
     def _builtin_state(self, name: str) -> State | None:
         if name == STREAM_MANAGER:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from botocore.credentials import ContainerMetadataFetcher, ContainerProvider
 
-from fedgrass.local.core_device.credentials import RoleCredentials, TokenExchangeService
+from fedgrass.local.core_device.credentials import RoleCredentials, TokenExchangeService, kept_failure
 from fedgrass.local.core_device.nucleus import CLASSIC
 from tests.fedgrass.local.core_device.conftest import Loop
 from tests.fixtures.waiting import PATIENCE
@@ -94,7 +94,10 @@ def test_a_failed_connection_is_kept_after_the_link_is_back_as_the_classic_nucle
         return service._credentials()
 
     running = TokenExchangeService(
-        credentials, {"good": "com.example.A"}.get, keeps_failure=CLASSIC.keeps_failed_credentials, clock=lambda: now[0]
+        credentials,
+        {"good": "com.example.A"}.get,
+        keeps_failure=lambda: CLASSIC.keeps_failed_credentials,
+        clock=lambda: now[0],
     )
     loop.run(running.start())
     assert status_of(running.url, "good")[0] == 500
@@ -103,6 +106,23 @@ def test_a_failed_connection_is_kept_after_the_link_is_back_as_the_classic_nucle
     now[0] += 1
     assert status_of(running.url, "good")[0] == 200
     loop.run(running.stop())
+
+
+@pytest.mark.parametrize(
+    ("configuration", "seconds"),
+    [
+        ({}, 3.0),
+        ({"credentialRetryInSec": {"clientError": 20}}, 3.0),
+        ({"credentialRetryInSec": {"unknownError": 10}}, 0.1),
+        ({"credentialRetryInSec": {"unknownError": "60"}}, 0.6),
+        ({"credentialRetryInSec": {"unknownError": 1}}, 0.1),
+        ({"credentialRetryInSec": "soon"}, 3.0),
+    ],
+)
+def test_how_long_it_is_kept_is_configured_as_for_the_classic_nucleus(
+    configuration: dict[str, Any], seconds: float
+) -> None:
+    assert kept_failure(configuration, CLASSIC.keeps_failed_credentials) == pytest.approx(seconds)
 
 
 def test_without_the_cloud_there_are_no_credentials_and_no_crash(loop: Loop) -> None:
