@@ -128,7 +128,7 @@ class CoreDevice:
         self._status = FleetStatus(
             settings.thing, self.iot_core, self.supervisor, nucleus=nucleus, active=lambda: self.deployer.active
         )
-        self._jobs = JobChannel(settings.thing, self.iot_core, self.deployer, finished=self._deployed)
+        self._jobs = JobChannel(settings.thing, self.iot_core, self.deployer, finished=self._deployed, nucleus=nucleus)
         self._ipc = IpcServer(
             self._socket.path, self._tokens.component, self._operations(), nucleus, token_of=self._token_of
         )

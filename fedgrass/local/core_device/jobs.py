@@ -15,26 +15,53 @@ from pydantic import ValidationError
 
 from fedgrass.local.core_device.deployment import Deployer, DeploymentDocument, Result
 from fedgrass.local.core_device.mqtt import Delivery, IotCore
+from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
 from fedgrass.logs import log_event
 
 _NAMESPACE = "namespace-aws-gg-deployment"
+_FIRST_LINK_SECONDS = 1.0
 
 
 class JobChannel:
     """Takes the next job, runs it through the deployer, reports, and asks for the next."""
 
-    def __init__(self, thing: str, iot_core: IotCore, deployer: Deployer, *, finished: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        thing: str,
+        iot_core: IotCore,
+        deployer: Deployer,
+        *,
+        finished: Callable[[str], None],
+        nucleus: Nucleus = CLASSIC,
+    ) -> None:
         self._prefix = f"$aws/things/{thing}/jobs/"
         self._next = f"{self._prefix}$next/{_NAMESPACE}/get"
         self._iot_core = iot_core
         self._deployer = deployer
         self._finished = finished
+        self._nucleus = nucleus
+        self._subscribing: asyncio.Task[None] | None = None
         self._unconfirmed: dict[str, bytes] = {}
         self._running: tuple[str, asyncio.Task[None]] | None = None
         self._offered: dict[str, Any] | None = None
 
     def start(self) -> None:
-        """Listen for jobs, and ask for a pending one at each connection."""
+        """Listen for jobs, and ask for a pending one at each connection; late, if there is no link now."""
+        if self._nucleus.subscribes_again:
+            self._subscribing = asyncio.get_running_loop().create_task(self._subscribe_with_a_link(), name="jobs")
+        else:
+            self._subscribe()
+
+    async def _subscribe_with_a_link(self) -> None:
+        linked = self._iot_core.connected
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(linked.wait(), _FIRST_LINK_SECONDS)
+        while not linked.is_set():
+            await asyncio.sleep(self._nucleus.subscribes_again)
+        self._subscribe()
+        self._on_connected()
+
+    def _subscribe(self) -> None:
         self._iot_core.subscribe(f"{self._prefix}notify-next-{_NAMESPACE}", self._on_next)
         self._iot_core.subscribe(f"{self._next}/accepted", self._on_next)
         self._iot_core.subscribe(f"{self._prefix}+/{_NAMESPACE}/update/accepted", self._on_confirmed)
@@ -44,6 +71,8 @@ class JobChannel:
     async def stop(self) -> None:
         """Give up the job at hand; the cloud offers it again."""
         self._offered = None
+        if self._subscribing is not None:
+            self._subscribing.cancel()
         if self._running is not None:
             self._running[1].cancel()
             await asyncio.wait({self._running[1]})
@@ -90,6 +119,7 @@ class JobChannel:
         except ValidationError as error:
             self._report(job, Result(status="REJECTED", detail="REJECTED", cause=str(error)))
             return
+        await asyncio.sleep(self._nucleus.looks_for_deployments)
         self._publish(job, {"status": "IN_PROGRESS", "statusDetails": {"detailed-deployment-status": "IN_PROGRESS"}})
         result = await self._deployer.deploy(document)
         self._report(job, result)

@@ -27,7 +27,9 @@ class Nucleus:
     ``needs_something_to_run``: a component without ``run`` and ``startup`` never gets beyond INSTALLED. ``patience``: how long
     a deployment waits for a component. ``answers_void_tokens``: a connection with one is refused, not just closed.
     ``keeps_failed_credentials``: how long the token exchange service goes on refusing after it had no connection.
-    ``names_renew_tokens``: a component that connects by its name gets a token.
+    ``looks_for_deployments``: how often it looks whether one has come. ``subscribes_again``: after how long it tries to
+    subscribe to its jobs again, when there was no link at its start. ``names_renew_tokens``: a component that connects by its
+    name gets a token.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Nucleus:
     patience: float | None = None
     jobs_name_a_configuration: bool = False
     keeps_failed_credentials: float = 0.0
+    looks_for_deployments: float = 0.0
+    subscribes_again: float = 0.0
     # IPC
     answers_void_tokens: bool = True
     names_renew_tokens: bool = False
@@ -68,8 +72,16 @@ class Nucleus:
     max_delivery: int | None = None
 
 
-# The real one keeps a failed connection for 300 s; a hundredth of that here.
-CLASSIC = Nucleus("aws.greengrass.Nucleus", "2.16.0", "aws_nucleus_classic", keeps_failed_credentials=3.0)
+# The real one keeps a failed connection for 300 s, looks for deployments every 15 s and subscribes again after 120 s: here a
+# hundredth of that.
+CLASSIC = Nucleus(
+    "aws.greengrass.Nucleus",
+    "2.16.0",
+    "aws_nucleus_classic",
+    keeps_failed_credentials=3.0,
+    looks_for_deployments=0.15,
+    subscribes_again=1.2,
+)
 
 LITE = Nucleus(
     "aws.greengrass.NucleusLite",

@@ -1,11 +1,16 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
+import pytest
+
+from fedgrass.local.core_device import jobs
 from fedgrass.local.core_device.deployment import Active, Deployer, DeploymentDocument, Result
 from fedgrass.local.core_device.jobs import JobChannel
 from fedgrass.local.core_device.mqtt import Delivery, IotCore
+from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
 
 PREFIX = "$aws/things/thing-1/jobs/"
 SPACE = "namespace-aws-gg-deployment"
@@ -27,6 +32,7 @@ class Cloud:
         self.published: list[tuple[str, Any]] = []
         self._listeners: dict[str, Callable[[Delivery], None]] = {}
         self._connected: list[Callable[[], None]] = []
+        self.connected = asyncio.Event()
 
     def subscribe(self, topic: str, listener: Callable[[Delivery], None]) -> None:
         self._listeners[plain(topic)] = listener
@@ -38,8 +44,13 @@ class Cloud:
         self.published.append((plain(topic), json.loads(payload)))
 
     def connect(self) -> None:
+        self.connected.set()
         for listener in self._connected:
             listener()
+
+    @property
+    def heard(self) -> bool:
+        return bool(self._listeners)
 
     def offer(self, deployment: str | None, *, on: str = "notify-next", document: Any = None) -> None:
         document = document or {
@@ -81,13 +92,20 @@ async def _settle() -> None:
         await asyncio.sleep(0)
 
 
-def play(scenario: Callable[[Cloud, Deployments], Any]) -> Cloud:
+AT_ONCE = replace(CLASSIC, looks_for_deployments=0.0, subscribes_again=0.0)
+
+
+def play(scenario: Callable[[Cloud, Deployments], Any], nucleus: Nucleus = AT_ONCE) -> Cloud:
     """Run a scenario with a channel between a cloud and deployments."""
     cloud, deployments = Cloud(), Deployments()
 
     async def run() -> None:
         channel = JobChannel(
-            "thing-1", cast(IotCore, cloud), cast(Deployer, deployments), finished=lambda _deployment: None
+            "thing-1",
+            cast(IotCore, cloud),
+            cast(Deployer, deployments),
+            finished=lambda _deployment: None,
+            nucleus=nucleus,
         )
         channel.start()
         await scenario(cloud, deployments)
@@ -107,6 +125,40 @@ def test_a_job_is_asked_for_at_each_connection_and_its_result_reported() -> None
         await _settle()
 
     assert play(scenario).statuses() == [("1", "IN_PROGRESS"), ("1", "SUCCEEDED")]
+
+
+def test_the_classic_nucleus_looks_for_deployments_from_time_to_time() -> None:
+    async def scenario(cloud: Cloud, deployments: Deployments) -> None:
+        cloud.offer("1")
+        await _settle()
+        assert (cloud.published, deployments.begun) == ([], {})
+        cloud.offer("2")  # the newer one is what it finds
+        while not deployments.begun:
+            await asyncio.sleep(0.01)
+        assert list(deployments.begun) == ["2"]
+
+    assert play(scenario, replace(AT_ONCE, looks_for_deployments=0.15)).statuses() == [("2", "IN_PROGRESS")]
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_started_without_a_link_the_classic_nucleus_subscribes_to_its_jobs_late(
+    linked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "_FIRST_LINK_SECONDS", 60.0 if linked else 0.01)
+
+    async def scenario(cloud: Cloud, deployments: Deployments) -> None:
+        await asyncio.sleep(0.05)
+        assert not cloud.heard
+        cloud.connect()
+        assert cloud.published == []
+        began = asyncio.get_running_loop().time()
+        while not cloud.heard:
+            await asyncio.sleep(0.01)
+        if not linked:
+            assert asyncio.get_running_loop().time() - began > 0.3
+        assert cloud.published == [("$next/get", {"clientToken": "next"})]
+
+    play(scenario, replace(AT_ONCE, subscribes_again=3.0))
 
 
 def test_a_report_that_was_not_confirmed_is_sent_again_with_the_link() -> None:
