@@ -68,7 +68,8 @@ def test_without_a_nucleus_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_it_says_for_how_long_and_asks_less_and_less_often() -> None:
-    now, asked, troubles = [100.0], 0, []
+    now, asked = [100.0], 0
+    troubles: list[str] = []
     log = Log("test")
     log.on_trouble(troubles.append)
 
