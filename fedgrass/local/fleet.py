@@ -139,7 +139,8 @@ class LocalFleet:
         iot = self.aws.client("iot")
         iot.create_thing(thingName=thing)
         iot.add_thing_to_thing_group(thingName=thing, thingGroupName=self.fleet)
-        folder = self.folder / "devices" / thing
+        # No venv can be made below a folder with a colon in its name, which things' names may have.
+        folder = self.folder / "devices" / thing.replace(":", "%3A")
         folder.mkdir(parents=True, exist_ok=True)
         argv = [*self.device_command(thing), "--root", str(folder / "greengrass"), "--thing", thing]
         argv += ["--role-arn", self.outputs.token_exchange_role_arn]
