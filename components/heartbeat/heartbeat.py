@@ -96,15 +96,18 @@ class Absence:
         given_up = self._given_up()
         if gone < _RELAUNCH_SECONDS and not given_up:
             return ""
-        if self._exit_code == 0:
-            ended = "stopped"
-        elif self._exit_code is not None:
-            ended = f"ended with code {self._exit_code}"
-        else:
-            died_of = self._unit.died_of if self._unit is not None else ""
-            ended = f"died by {died_of}" if died_of.startswith("signal") else "died"
         advice = "; the nucleus has given it up: deploy again" if given_up else ""
-        return f"the trainer does not run ({ended} {gone:.0f} s ago{advice})"
+        return f"the trainer does not run ({self._ended()} {gone:.0f} s ago{advice})"
+
+    def _ended(self) -> str:
+        died_of = self._unit.died_of if self._unit is not None else ""
+        if died_of == systemd.OUT_OF_MEMORY:
+            return "the device ran out of memory"
+        if self._exit_code == 0:
+            return "stopped"
+        if self._exit_code is not None:
+            return f"ended with code {self._exit_code}"
+        return f"died by {died_of}" if died_of.startswith("signal") else "died"
 
     def _given_up(self) -> bool:
         """Whether the nucleus starts it no more: systemd knows, and the classic nucleus counts three errors in an hour."""

@@ -14,6 +14,7 @@ _GROUPS = tuple(
 )
 _SECONDS = 5.0
 _KILLED = {"2", "3"}  # CLD_KILLED, CLD_DUMPED
+OUT_OF_MEMORY = "memory"
 
 
 def mqtt_daemon() -> str:
@@ -26,7 +27,10 @@ def mqtt_daemon() -> str:
 
 @dataclass(frozen=True)
 class Unit:
-    """How a component's unit is: whether systemd has given it up, and what its process last died of, in words."""
+    """How a component's unit is: whether systemd has given it up, and what its process last died of, in words.
+
+    `OUT_OF_MEMORY` is any process of it that was killed as memory ran out.
+    """
 
     given_up: bool
     died_of: str
@@ -58,7 +62,10 @@ def read_unit(text: str) -> Unit | None:
         return None
     status = found.get("ExecMainStatus", "0")
     died_of = ""
-    if found.get("ExecMainCode") in _KILLED:
+    # The kernel killed a process of the unit, and systemd then stopped the others (OOMPolicy=stop): that of ours ended by itself.
+    if found.get("Result") == "oom-kill":
+        died_of = OUT_OF_MEMORY
+    elif found.get("ExecMainCode") in _KILLED:
         died_of = f"signal {status}"
         with suppress(ValueError):
             died_of += f" ({signal.Signals(int(status)).name})"

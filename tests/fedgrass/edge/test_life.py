@@ -91,5 +91,8 @@ ExecMainStatus=9
     )
     exited = given_up.replace("Code=2", "Code=1").replace("Status=9", "Status=75")
     assert read_unit(exited) == Unit(True, "exit code 75")
+    # As systemd 252 said it of a process that left by itself, when one that it had started was killed for memory.
+    out_of_memory = exited.replace("Result=signal", "Result=oom-kill").replace("Status=75", "Status=0")
+    assert read_unit(out_of_memory) == Unit(True, "memory")
     assert read_unit("LoadState=not-found\nActiveState=inactive\n") is None
     assert read_unit("") is None
