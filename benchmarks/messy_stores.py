@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.messy import AUTOENCODER, BYTES, GOOD, NAMED, NAMED_WORDS, WORDS, Case, X, Y
+from benchmarks.messy import AUTOENCODER, BINARY, BYTES, GOOD, NAMED, NAMED_WORDS, NUMBERS, WORDS, Case, X, Y
 
 
 def ago(hours: float) -> str:
@@ -146,6 +146,32 @@ STORES = [
         _arrays(x=np.array(X, np.float32), y=np.array([0.0, 1.0, 2.0])),
         X,
         Y,
+        loader="npz",
+        suffix=".npz",
+    ),
+    Case(
+        "arrays with a sigmoid's whole labels, flat",
+        _arrays(x=np.array(X, np.float32), y=np.array([1, 0, 1])),
+        X,
+        [[1], [0], [1]],
+        model=BINARY,
+        loader="npz",
+        suffix=".npz",
+    ),
+    Case(
+        "arrays with classes that are numbers, in a column",
+        _arrays(x=np.array(X, np.float32), y=np.array([[30], [20], [10]])),
+        X,
+        [2, 1, 0],
+        model=NUMBERS,
+        loader="npz",
+        suffix=".npz",
+    ),
+    Case(
+        "arrays with a number that is no class",
+        _arrays(x=np.array(X, np.float32), y=np.array([30, 25, 10])),
+        refused="y of example 1: label 25 is not one of the classes",
+        model=NUMBERS,
         loader="npz",
         suffix=".npz",
     ),

@@ -170,26 +170,33 @@ class Labels:
         DataError
             If a label is none of the classes.
         """
+        try:
+            numbers = self._numbers_of(y)
+        except WrongLabelError as error:
+            raise DataError(f"y of example {error.at // max(1, math.prod(y.shape[1:]))}: {error}") from error
+        except (LabelError, ValueError) as error:
+            raise DataError(f"y: {error}") from error
+        if numbers is not None:
+            return self._shaped(numbers)
+        if self._y.size == 1 and y.shape[1:] in ((), (1,)):
+            y = y.reshape(-1, *self._y.shape)
+        return y.astype(self._y.dtype) if y.dtype.kind in "iub" and np.dtype(self._y.dtype).kind == "f" else y
+
+    def _numbers_of(self, y: Array) -> Doubles | None:
+        """Return an array's labels as classes; None if they are y as it stands."""
         if y.dtype.kind in "US":
             texts, which = np.unique(y.astype(str), return_inverse=True)
-            try:
-                numbers = np.array([self.of_text(str(text)) for text in texts], np.float64)[which].reshape(y.shape)
-            except (LabelError, ValueError) as error:
-                raise DataError(f"y: {error}") from error
-            return self._shaped(numbers)
-        identity = [*self._numbers] == list(range(len(self.names)))
+            return np.array([self.of_text(str(text)) for text in texts], np.float64)[which].reshape(y.shape)
         marks = self._y.size > 1 and y.shape[1:] == self._y.shape and not self.is_whole
-        if y.dtype.kind in "iufb" and not marks:
-            if self.are_numbers and not identity:
-                return self._shaped(self.of_numbers(y.astype(np.float64)))
-            whole = y.dtype.kind == "b" or (y.dtype.kind == "f" and bool(np.all(y == np.rint(y))))
-            if self.is_whole and whole and bool(np.all(np.abs(y.astype(np.float64)) < 2**31)):
-                return y.astype(self._y.dtype)
-            if y.ndim == 1 and self._y.size > 1 and self.fits_one:
-                return self._shaped(self.of_numbers(y.astype(np.float64)))
-        if np.dtype(self._y.dtype).kind == "f" and ((y.dtype.kind in "iu" and self.names) or y.dtype.kind == "b"):
-            return y.astype(self._y.dtype)
-        return y
+        if marks or y.dtype.kind not in "iufb":
+            return None
+        if self.are_numbers and [*self._numbers] != list(range(len(self.names))):
+            return self.of_numbers(y.astype(np.float64))
+        if y.ndim == 1 and self._y.size > 1 and self.fits_one:
+            return self.of_numbers(y.astype(np.float64))
+        if self.is_whole and y.dtype.kind in "fb" and bool(np.all((y == np.rint(y)) & (np.abs(y) < 2**31))):
+            return y.astype(np.float64)
+        return None
 
     def _shaped(self, numbers: Doubles) -> Array:
         columns = math.prod(numbers.shape[1:])
