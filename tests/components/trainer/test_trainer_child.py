@@ -202,7 +202,7 @@ def test_a_child_whose_words_are_no_report_is_ended(
     place.stop()
     [notice] = place.notices
     assert notice.status == "declined"
-    assert "what is no report" in notice.reason
+    assert "what is not a report" in notice.reason
 
 
 def test_data_that_kill_who_reads_them_make_a_device_unable(make: Callable[[str], PlaceWithChildren]) -> None:

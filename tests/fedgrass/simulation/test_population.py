@@ -137,7 +137,7 @@ def test_options_are_read_as_they_are_written() -> None:
         ({"partition": "shards:0"}, "shards:LABELS"),
         ({"attack": "bribe:0.2"}, "sign_flip"),
         ({"attack": "scale:2"}, "between 0 and 1"),
-        ({"attack": "scale:a"}, "no number"),
+        ({"attack": "scale:a"}, "not a number"),
         ({"stragglers": "0.2"}, "0.2:5x"),
         ({"cohort": 41}, "only 40 devices"),
         ({"cohort": 1}, "min_updates"),

@@ -72,7 +72,7 @@ def test_options_reach_the_simulation_and_several_runs_are_compared(tmp_path: Pa
         (["--strategy", "fedmagic"], "fedmagic"),
         (["--codec", "int3"], "int3"),
         (["--attack", "bribe"], "sign_flip"),
-        (["--partition", "dirichlet:x"], "no number"),
+        (["--partition", "dirichlet:x"], "not a number"),
         (["--set", "colour=red"], "colour"),
         (["--set", "colour"], "NAME=JSON"),
         (["--cohort", 31], "31"),

@@ -278,7 +278,7 @@ def test_a_flower_strategy_is_fed_what_flower_feeds_it(cohort: Cohort) -> None:
 
 @pytest.mark.usefixtures("flower")
 def test_a_class_that_is_no_strategy_is_not_made() -> None:
-    with pytest.raises(ConfigurationError, match="no subclass"):
+    with pytest.raises(ConfigurationError, match="not a subclass"):
         strategy_named("my_strategies:Careless")
 
 
@@ -365,7 +365,7 @@ def test_a_strategy_that_is_not_what_it_says_is_not_used(cohort: Cohort) -> None
 def test_flowers_strategies_have_a_spelling_of_their_own(cohort: Cohort) -> None:
     found = cohort.difference("flower:my_strategies:Doubling", times=3.0)
     np.testing.assert_allclose(found, 3 * mean(cohort.deltas, None), rtol=1e-5, atol=1e-5)
-    with pytest.raises(ConfigurationError, match="no subclass"):
+    with pytest.raises(ConfigurationError, match="not a subclass"):
         strategy_named(f"flower:{__name__}:Halving")
     settings = FleetSettings.model_validate({"strategy": {"name": "flower:my_strategies:Doubling"}})
     assert settings.strategy.uses_one_instance
