@@ -54,7 +54,7 @@ def judged_model(
     Verdict
         Passed, if nobody can evaluate the model.
     """
-    data = load_evaluation_set(clients.bucket, record.fleet, scratch)
+    data = load_evaluation_set(clients.bucket, record.fleet, scratch, new.manifest)
     if data is not None and new.manifest.graph_file == GRAPH:
         verdict, evaluation_set = _on_the_operators_set(report, data, base, new), evaluation_set_sha256(scratch)
     elif record.settings.gate.devices_seconds:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from fedgrass.bundle import PARAMETERS, Bundle, Parameters
+from fedgrass.bundle import PARAMETERS, Bundle, Manifest, Parameters
 from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.data import ArrayDataset
 from fedgrass.data.arrays import Indices
@@ -93,7 +93,9 @@ class EvaluationSet(ArrayDataset):
             yield self.read(np.arange(start, min(start + batch_size, len(self))))
 
 
-def load_evaluation_set(bucket: Bucket, fleet: str, scratch: Path) -> EvaluationSet | None:
+def load_evaluation_set(
+    bucket: Bucket, fleet: str, scratch: Path, manifest: Manifest | None = None
+) -> EvaluationSet | None:
     """Fetch the fleet's evaluation set.
 
     Parameters
@@ -104,6 +106,8 @@ def load_evaluation_set(bucket: Bucket, fleet: str, scratch: Path) -> Evaluation
         The fleet's name.
     scratch
         Folder that the file is written to.
+    manifest
+        The model's, by which labels become y as on devices; None: y is taken as it stands.
 
     Returns
     -------
@@ -120,7 +124,7 @@ def load_evaluation_set(bucket: Bucket, fleet: str, scratch: Path) -> Evaluation
         return None
     path = scratch / _FILE
     write_atomically(path, content)
-    x, y = load_npz(path, max_bytes=MAX_EVALUATION_BYTES)
+    x, y = load_npz(path, max_bytes=MAX_EVALUATION_BYTES, manifest=manifest)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return EvaluationSet(x, y, arrays.get("anomaly"))

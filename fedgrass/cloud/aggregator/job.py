@@ -182,7 +182,7 @@ class RoundJob:
 
     def _own_update(self, base: Bundle) -> Floats | None:
         with self._phases.timed("own_update"):
-            data = load_evaluation_set(self._bucket, self._record.fleet, self._scratch)
+            data = load_evaluation_set(self._bucket, self._record.fleet, self._scratch, base.manifest)
             return own_update(base, data, self._record.settings.fit)
 
     def _counted(self, result: Aggregation) -> Aggregation:

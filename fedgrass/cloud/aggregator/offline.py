@@ -69,7 +69,9 @@ def aggregate_folder(
     source = Folder(updates_dir)
     expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, checks=checks or Checks())
     strategy = strategy or strategy_named("fedavg")
-    data = None if evaluation is None else ArrayDataset(*load_npz(evaluation, max_bytes=MAX_EVALUATION_BYTES))
+    data = None
+    if evaluation is not None:
+        data = ArrayDataset(*load_npz(evaluation, max_bytes=MAX_EVALUATION_BYTES, manifest=base.manifest))
     strategy = with_own_update(strategy, lambda: own_update(base, data, FitTask()))
     state = read_state(base_dir / STATE, base.manifest.parameters_sha256, strategy)
     result = aggregate(
