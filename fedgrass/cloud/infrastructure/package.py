@@ -20,6 +20,8 @@ _FUNCTIONS = (
     "fedgrass/__init__.py",
     "fedgrass/buckets.py",
     "fedgrass/errors.py",
+    "fedgrass/events.py",
+    "fedgrass/logs.py",
     "fedgrass/references.py",
     "fedgrass/parts.py",
     "fedgrass/registry.py",
