@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ _BLOCK = 1 << 20
 class ObjectStore(Protocol):
     """The one S3 call that is used, as boto3's client has it."""
 
-    def get_object(self, *, Bucket: str, Key: str) -> dict[str, Any]:  # noqa: N803 - boto3's names
+    def get_object(self, *, Bucket: str, Key: str) -> Mapping[str, Any]:  # noqa: N803 - boto3's names
         """Return an object whose ``Body`` can be read."""
         ...
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,7 @@ class LocalDevice:
         return self.greengrass_root / "work" / "com.fedgrass.ModelDeployer"
 
 
-class _LocalSession(boto3.session.Session):  # type: ignore[misc]
+class _LocalSession(boto3.session.Session):
     """A session whose clients go to the local endpoint: boto3 itself takes one per client, or for the whole process."""
 
     def __init__(self, aws: LocalAwsProcess) -> None:
@@ -60,13 +61,15 @@ class _LocalSession(boto3.session.Session):  # type: ignore[misc]
         )
         self._endpoint_url = aws.endpoint_url
 
-    def client(self, service_name: str, **arguments: Any) -> Any:
+    def client(self, service_name: str, **arguments: Any) -> Any:  # type: ignore[override]  # for any name
         """Return a client of the local account."""
-        return super().client(service_name, **{"endpoint_url": self._endpoint_url, **arguments})
+        connect: Callable[..., Any] = super().client
+        return connect(service_name, **{"endpoint_url": self._endpoint_url, **arguments})
 
-    def resource(self, service_name: str, **arguments: Any) -> Any:
+    def resource(self, service_name: str, **arguments: Any) -> Any:  # type: ignore[override]
         """Return a resource of the local account."""
-        return super().resource(service_name, **{"endpoint_url": self._endpoint_url, **arguments})
+        connect: Callable[..., Any] = super().resource
+        return connect(service_name, **{"endpoint_url": self._endpoint_url, **arguments})
 
 
 class LocalFleet:

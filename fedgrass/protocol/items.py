@@ -5,29 +5,42 @@ Tables are boto3's ``Table`` resources, passed in: this package does without bot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+_Call: TypeAlias = Callable[..., Mapping[str, Any]]
 
 
 class Table(Protocol):
     """What is used of boto3's ``Table``."""
 
-    name: str
-    meta: Any
+    @property
+    def name(self) -> str:
+        """The table's name."""
+        ...
 
-    def get_item(self, **arguments: Any) -> dict[str, Any]:
+    @property
+    def meta(self) -> Any:
+        """What leads to the client, for transactions."""
+        ...
+
+    @property
+    def get_item(self) -> _Call:
         """GetItem."""
         ...
 
-    def put_item(self, **arguments: Any) -> dict[str, Any]:
+    @property
+    def put_item(self) -> _Call:
         """PutItem."""
         ...
 
-    def update_item(self, **arguments: Any) -> dict[str, Any]:
+    @property
+    def update_item(self) -> _Call:
         """UpdateItem."""
         ...
 
-    def query(self, **arguments: Any) -> dict[str, Any]:
+    @property
+    def query(self) -> _Call:
         """Query."""
         ...
 

@@ -49,7 +49,7 @@ class Tracking:
         self._region = uri.split(":")[3] if self._arn else ""
         self._address = f"https://{self._region}.experiments.sagemaker.aws" if self._arn else uri.rstrip("/")
         self._credentials = credentials
-        self._http = http or URLLib3Session(timeout=_SECONDS)
+        self._http = http or URLLib3Session(timeout=_SECONDS)  # type: ignore[arg-type]  # the stubs know no pair
 
     def follow(self, record: RoundRecord, report: RoundReport, *, experiment: str, report_uri: str) -> str:
         """Record a round's settings, figures and lineage as one run of the tracking server, once.
@@ -131,6 +131,8 @@ class Tracking:
         if self._arn:
             request.headers["x-mlflow-sm-tracking-server-arn"] = self._arn
             request.headers["X-Amz-Content-SHA256"] = hashlib.sha256(content).hexdigest()
+            if self._credentials is None:
+                raise TransferError("there are no AWS credentials to sign requests to SageMaker's MLflow with")
             SigV4Auth(self._credentials, "sagemaker-mlflow", self._region).add_auth(request)
         try:
             response = self._http.send(request.prepare())

@@ -82,7 +82,7 @@ class FleetAccess:
 
         session = get_session()
         # botocore has no public way to give a session credentials that renew themselves.
-        session._credentials = RefreshableCredentials.create_from_metadata(
+        vars(session)["_credentials"] = RefreshableCredentials.create_from_metadata(
             metadata=credentials(), refresh_using=credentials, method="sts-assume-role"
         )
         assumed = boto3.Session(botocore_session=session, region_name=region)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,8 @@ def client(service: str, endpoint_url: str, keys: Keys) -> Any:
     BaseClient
         The client.
     """
-    return boto3.client(
+    connect: Callable[..., Any] = boto3.client  # typed for names that are written out
+    return connect(
         service,
         endpoint_url=endpoint_url,
         region_name=REGION,

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,7 +43,8 @@ class LocalAwsProcess:
 
     def resource(self, service: str) -> Any:
         """Return a boto3 resource of this account."""
-        return boto3.resource(
+        connect: Callable[..., Any] = boto3.resource  # typed for names that are written out
+        return connect(
             service,
             endpoint_url=self.endpoint_url,
             region_name=self.region,

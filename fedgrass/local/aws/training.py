@@ -162,11 +162,11 @@ class Training:
         """Answer the operations on training jobs."""
         name = request.headers.get("X-Amz-Target", "").removeprefix("SageMaker.")
         operation = self._operations.get(name)
-        if operation is None:
+        shape = None if operation is None else self._model.operation_model(name).input_shape
+        if operation is None or shape is None:
             return None
         try:
             parameters = json.loads(request.get_data() or b"{}")
-            shape = self._model.operation_model(name).input_shape
             report = ParamValidator().validate(parameters, shape)
             if report.has_errors():
                 raise ApiError("ValidationException", report.generate_report())

@@ -13,7 +13,6 @@ from botocore.exceptions import ClientError, HTTPClientError
 
 from fedgrass.local.core_device.credentials import RoleCredentials
 
-_RETRIES = {"total_max_attempts": 2, "mode": "standard"}
 _TRANSIENT_CODES = {"Throttling", "ThrottlingException", "TooManyRequestsException", "RequestTimeout", "SlowDown"}
 
 
@@ -48,7 +47,12 @@ def connect(endpoint_url: str, *, region: str, role_arn: str, thing: str) -> Cli
     Clients
         For Greengrass and S3, with the role's credentials.
     """
-    config = Config(retries=_RETRIES, connect_timeout=5, read_timeout=30, s3={"addressing_style": "path"})
+    config = Config(
+        retries={"total_max_attempts": 2, "mode": "standard"},
+        connect_timeout=5,
+        read_timeout=30,
+        s3={"addressing_style": "path"},
+    )
     certificate = boto3.Session(region_name=region)
     sts = certificate.client("sts", endpoint_url=endpoint_url, config=config)
     credentials = RoleCredentials(sts, role_arn=role_arn, thing=thing)
@@ -67,7 +71,7 @@ def role_session(credentials: RoleCredentials) -> Any:
     return session
 
 
-class _RoleProvider(CredentialProvider):  # type: ignore[misc]  # botocore has no types
+class _RoleProvider(CredentialProvider):
     METHOD = "token-exchange"
 
     def __init__(self, credentials: RoleCredentials) -> None:

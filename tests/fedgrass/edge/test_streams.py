@@ -30,9 +30,8 @@ class Bucket:
 
     def upload_fileobj(self, file: BinaryIO, bucket: str, key: str, **_: Any) -> None:
         if self.refuse:
-            raise ClientError(
-                {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "PutObject"
-            )
+            response: Any = {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+            raise ClientError(response, "PutObject")
         self.objects[f"{bucket}/{key}"] = file.read()
 
 

@@ -57,8 +57,9 @@ def s3_client() -> Any:
 
 @functools.cache
 def _s3_client() -> Any:
-    retries = {"total_max_attempts": 1}
-    config = Config(retries=retries, connect_timeout=5, read_timeout=60, s3={"addressing_style": "path"})
+    config = Config(
+        retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60, s3={"addressing_style": "path"}
+    )
     return boto3.client("s3", config=config)
 
 

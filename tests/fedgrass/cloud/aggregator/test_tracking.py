@@ -124,7 +124,7 @@ def test_requests_to_sagemakers_server_are_signed_for_it(record: RoundRecord, re
             content = b'{"experiment": {"experiment_id": "1"}, "runs": [{"info": {"run_id": "r"}}]}'
             return SimpleNamespace(status_code=200, content=content)
 
-    http = Sagemaker()
+    http: Any = Sagemaker()
     server = Tracking(ARN, Credentials("id", "secret", "token"), http)
     assert server.follow(record, report, experiment=FLEET, report_uri=REPORT) == "r"
     for request in http.asked:

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,7 +62,8 @@ class Account:
     def client(self, name: str) -> Any:
         with self._lock:
             if name not in self._clients:
-                self._clients[name] = self._session.client(name)
+                connect: Callable[..., Any] = self._session.client
+                self._clients[name] = connect(name)
             return self._clients[name]
 
     def get_credentials(self) -> Any:

@@ -218,7 +218,7 @@ class _BusyTable:
     def __init__(self, conflicts: int) -> None:
         from botocore.exceptions import ClientError
 
-        class CancelledError(ClientError):  # type: ignore[misc]
+        class CancelledError(ClientError):
             pass
 
         self.calls = 0
@@ -232,7 +232,8 @@ class _BusyTable:
         self.calls += 1
         if self.calls <= self._conflicts:
             reasons = {"CancellationReasons": [{"Code": "None"}, {"Code": "TransactionConflict"}]}
-            raise self._cancelled({"Error": {"Code": "TransactionCanceledException"}, **reasons}, "TransactWriteItems")
+            response: Any = {"Error": {"Code": "TransactionCanceledException"}, **reasons}
+            raise self._cancelled(response, "TransactWriteItems")
 
 
 def test_a_transaction_that_meets_another_is_repeated() -> None:

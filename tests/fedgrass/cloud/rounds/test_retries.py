@@ -74,11 +74,12 @@ class Table:
     def __init__(self, code: str, times: int, **more: Any) -> None:
         self.calls = 0
         self._times = times
-        self._error = ClientError({"Error": {"Code": code, "Message": code}, **more}, "Write")
+        response: Any = {"Error": {"Code": code, "Message": code}, **more}
+        self._error = ClientError(response, "Write")
         self.meta = self.client = self
         self.exceptions = type("Exceptions", (), {"TransactionCanceledException": CancelledError})
         if code == "TransactionCanceledException":
-            self._error = CancelledError({"Error": {"Code": code}, **more}, "Write")
+            self._error = CancelledError(response, "Write")
         self.tokens: set[str] = set()
 
     def _write(self, **arguments: Any) -> dict[str, Any]:
@@ -91,7 +92,7 @@ class Table:
     put_item = update_item = transact_write_items = _write
 
 
-class CancelledError(ClientError):  # type: ignore[misc]
+class CancelledError(ClientError):
     pass
 
 

@@ -58,7 +58,8 @@ def test_a_fleet_s_model_is_served_changed_and_taken_away(
     assert np.array_equal(np.load(io.BytesIO(ask(content.getvalue()))), ServedModel(BUNDLE).predict(x))
     with pytest.raises(ClientError, match="not an npy file") as refused:
         ask(b"no npy")
-    assert refused.value.response["OriginalStatusCode"] == 400
+    response: Any = refused.value.response
+    assert response["OriginalStatusCode"] == 400
 
     publish_model(renamed(Bundle.open(BUNDLE), "2.0.0", tmp_path / "next"), fleet_clients(account))
     before = sagemaker.describe_endpoint(EndpointName=name)

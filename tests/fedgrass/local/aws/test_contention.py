@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import boto3
@@ -28,7 +28,8 @@ def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAwsProcess]:
 def client(account: LocalAwsProcess, service: str) -> Any:
     """One that tries once."""
     given = account.environment()
-    return boto3.client(
+    connect: Callable[..., Any] = boto3.client
+    return connect(
         service,
         endpoint_url=account.endpoint_url,
         region_name=account.region,

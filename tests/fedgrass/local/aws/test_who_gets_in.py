@@ -9,7 +9,7 @@ import json
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,8 @@ def test_each_start_has_keys_of_its_own_that_only_its_owner_can_read(
         variables = {**other.environment(), "AWS_ENDPOINT_URL": local_aws.endpoint_url}
         assert variables["AWS_ACCESS_KEY_ID"] != key_of(local_aws)
         for service, call in (("sts", "get_caller_identity"), ("s3", "list_buckets"), ("iot", "list_things")):
-            client = boto3.client(
+            connect: Callable[..., Any] = boto3.client
+            client = connect(
                 service,
                 endpoint_url=variables["AWS_ENDPOINT_URL"],
                 region_name=other.region,

@@ -62,7 +62,9 @@ def test_botocore_takes_the_credentials_as_in_a_container(service: TokenExchange
         "AWS_CONTAINER_CREDENTIALS_FULL_URI": service.url,
         "AWS_CONTAINER_AUTHORIZATION_TOKEN": "good",
     }
-    credentials = ContainerProvider(environ=environment, fetcher=ContainerMetadataFetcher()).load()
+    fetcher: Any = ContainerMetadataFetcher()  # what botocore itself passes; the stubs name another
+    credentials = ContainerProvider(environ=environment, fetcher=fetcher).load()
+    assert credentials is not None
     assert credentials.get_frozen_credentials() == ("key1", "secret1", "session1", None)
 
 
