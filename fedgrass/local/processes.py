@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
@@ -29,6 +31,32 @@ def _die_with_parent() -> Callable[[], None] | None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     return set_signal
+
+
+def wait_until(condition: Callable[[], bool], *, seconds: float, pause: float = 0.05) -> bool:
+    """Wait until a condition holds.
+
+    Parameters
+    ----------
+    condition
+        Called again and again.
+    seconds
+        How long at most.
+    pause
+        Seconds between two calls.
+
+    Returns
+    -------
+    bool
+        False if it did not hold in time.
+    """
+    wait = Retrying(
+        retry=retry_if_result(lambda holds: not holds),
+        wait=wait_fixed(pause),
+        stop=stop_after_delay(seconds),
+        retry_error_callback=lambda _: False,
+    )
+    return bool(wait(condition))
 
 
 def spawn(

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,7 @@ import boto3
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.local.aws.account import Keys, client, client_environment
-from fedgrass.local.processes import spawn, stop
+from fedgrass.local.processes import spawn, stop, wait_until
 
 _READY_FILE = "endpoint.json"
 
@@ -112,13 +111,11 @@ def start(
     environment = {**os.environ, **({"MOTO_ACCOUNT_ID": account} if account else {})}
     with log.open("wb") as stderr:
         process = spawn(argv, env=environment, stdout=stderr, stderr=stderr)
-    deadline = time.monotonic() + timeout
-    while not ready.exists():
-        if process.poll() is not None or time.monotonic() > deadline:
-            state_of = f"ended with code {process.returncode}" if process.poll() is not None else "is not ready"
-            stop(process)
-            raise ConfigurationError(
-                f"The local AWS {state_of} after {timeout:.0f} s or less. It wrote: {log.read_text()[-2000:]}"
-            )
-        time.sleep(0.02)
+    wait_until(lambda: ready.exists() or process.poll() is not None, seconds=timeout, pause=0.02)
+    if not ready.exists():
+        state_of = f"ended with code {process.returncode}" if process.poll() is not None else "is not ready"
+        stop(process)
+        raise ConfigurationError(
+            f"The local AWS {state_of} after {timeout:.0f} s or less. It wrote: {log.read_text()[-2000:]}"
+        )
     return LocalAwsProcess(process, state, json.loads(ready.read_text()))

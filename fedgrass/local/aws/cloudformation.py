@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from botocore.exceptions import ClientError
 from moto.cloudformation.exceptions import UnformattedGetAttTemplateException, ValidationError
 from moto.core.common_models import CloudFormationModel
 from moto.sagemaker.models import sagemaker_backends
+from tenacity import Retrying, retry_if_result, wait_fixed
 
 from fedgrass.local.aws import stacks
 from fedgrass.local.aws.account import ACCOUNT, REGION, arn
@@ -236,8 +236,10 @@ def _put_endpoint(connect: Connect, name: str, properties: Properties, existing:
     sagemaker = connect("sagemaker")
     put = sagemaker.update_endpoint if existing else sagemaker.create_endpoint
     put(EndpointName=name, EndpointConfigName=properties["EndpointConfigName"])
-    while (found := sagemaker.describe_endpoint(EndpointName=name))["EndpointStatus"] in {"Creating", "Updating"}:
-        time.sleep(0.1)
+    wait = Retrying(
+        retry=retry_if_result(lambda found: found["EndpointStatus"] in {"Creating", "Updating"}), wait=wait_fixed(0.1)
+    )
+    found = wait(sagemaker.describe_endpoint, EndpointName=name)
     if found["EndpointStatus"] != "InService":
         raise ValidationError(message=f"Endpoint {name}: {found['FailureReason']}")
     return name

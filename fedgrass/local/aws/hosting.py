@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.account import arn
 from fedgrass.local.aws.api import ApiError, json_response
 from fedgrass.local.aws.processing.job import Surroundings
-from fedgrass.local.processes import signal_group
+from fedgrass.local.processes import signal_group, wait_until
 from fedgrass.local.s3_uri import split_uri
 
 _START_S = 240.0  # what SageMaker gives a container until /ping answers, half of it
@@ -147,14 +146,12 @@ class Hosting:
         except (FedgrassError, OSError, tarfile.TarError) as error:
             endpoint.status, endpoint.reason = "Failed", f"Failed to download model data: {error}"
             return
-        deadline = time.monotonic() + _START_S
-        while not _pings(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                _end(process)
-                endpoint.status = "Failed"
-                endpoint.reason = "The container did not pass the ping health check; see its log."
-                return
-            time.sleep(0.05)
+        ended = wait_until(lambda: _pings(port) or process.poll() is not None, seconds=_START_S)
+        if not ended or process.poll() is not None:
+            _end(process)
+            endpoint.status = "Failed"
+            endpoint.reason = "The container did not pass the ping health check; see its log."
+            return
         endpoint.process, endpoint.port, endpoint.status = process, port, "InService"
         _end(before)
 

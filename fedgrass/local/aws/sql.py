@@ -5,6 +5,9 @@ are literals, attributes of the JSON payload (``a.b``), the functions below, ari
 ``NOT`` and parentheses; ``encode(*, 'base64')`` is the payload as it came. What a message does not have is *Undefined*:
 it is left out of the result, and no comparison with it holds. A payload that is not JSON has no attributes.
 Source: "AWS IoT SQL reference" in the IoT Core developer guide.
+
+It is more than the fleet's template uses (``OR``, ``NOT``, ``isundefined``, ``startswith`` and some more): rules that somebody
+adds on the fleet's topics are tried here as well, and one that is refused here but not on AWS would mislead.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """Semantic versions and the npm-style requirements that Greengrass recipes use.
 
 Sources: semver.org 2.0.0; "Component dependencies" in the Greengrass developer guide, which names npm's syntax.
+
+Not a library: python-semver has no ranges, and semantic-version 2.10 refuses some that npm takes and recipes have, such as
+``>=1.0.0<2.0.0``, ``>= 1.0.0`` and ``^v1.2.3``.
 """
 
 from __future__ import annotations
