@@ -28,12 +28,12 @@ def without_initializer(content: bytes) -> bytes:
         calls = [operator for operator in subgraph.operators if codes[operator.opcodeIndex] == _CALL_ONCE]
         initializers.update(operator.builtinOptions.initSubgraphIndex for operator in calls)
         subgraph.operators = [operator for operator in subgraph.operators if operator not in calls]
-    if initializers != {len(model.subgraphs) - 1}:
+    if len(initializers) != 1:
         raise EngineError(
             f"the converter made initializers {sorted(initializers)} among {len(model.subgraphs)} subgraphs; "
-            "expected the last one only. Use the TensorFlow version of constraints.txt"
+            "expected one. Use the TensorFlow version of constraints.txt"
         )
-    model.subgraphs.pop()
+    _remove_subgraph(model, *initializers)
     # It has a hash of the input, weights included.
     model.metadata = [entry for entry in model.metadata if entry.name != b"CONVERSION_METADATA"]
     # Names of tensors inside the graph, which nothing reads, are a third of it.
@@ -47,6 +47,23 @@ def without_initializer(content: bytes) -> bytes:
         user.buffer = kept.index(user.buffer)
     model.buffers = [model.buffers[index] for index in kept]
     return _packed(model)
+
+
+def _remove_subgraph(model: Any, index: int) -> None:
+    """Take a subgraph out, and count those after it anew wherever one is named: in signatures and loops."""
+    model.subgraphs.pop(index)
+    named = {signature.subgraphIndex for signature in model.signatureDefs}
+    for place, subgraph in enumerate(model.subgraphs):
+        # The names of loops hold a counter of the process.
+        if place + (place >= index) not in named:
+            subgraph.name = None
+        for operator in subgraph.operators:
+            if isinstance(operator.builtinOptions, schema.WhileOptionsT):
+                options = operator.builtinOptions
+                options.condSubgraphIndex -= options.condSubgraphIndex > index
+                options.bodySubgraphIndex -= options.bodySubgraphIndex > index
+    for signature in model.signatureDefs:
+        signature.subgraphIndex -= signature.subgraphIndex > index
 
 
 def with_constant_inputs(content: bytes, values: Mapping[str, np.ndarray[Any, Any]]) -> bytes:

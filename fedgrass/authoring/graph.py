@@ -76,6 +76,10 @@ def module(
     seed = tf.Variable(0) if forward.draws_masks else None
     batch = x.shape[0]
 
+    def present() -> list[Tensor]:
+        # Read here: a loop cannot take a variable along.
+        return [value.read_value() for value in values]
+
     def train(
         x: Tensor,
         y: Tensor,
@@ -84,13 +88,13 @@ def module(
         proximal_mu: Tensor | None = None,
         clip_norm: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        present = [value.read_value() for value in values]
-        trained = present[: len(parameters)]
+        read = present()
+        trained = read[: len(parameters)]
         number = tf.constant(0)
         if seed is not None:
             step.assign_add(1.0)
             number = seed + tf.cast(step, tf.int32)
-        made = forward.logits(x, present, number)
+        made = forward.logits(x, read, number)
         logits, new_statistics = made.logits, made.statistics
         result = loss(logits, y, made.mask is not None)
         share = _share(sample_weight, made.mask)
@@ -114,7 +118,7 @@ def module(
         return {"loss": added([tf.reduce_sum(result.loss * share), *made.penalties])}
 
     def evaluate(x: Tensor, y: Tensor, sample_weight: Tensor) -> dict[str, Tensor]:
-        made = forward.logits(x, values, None)
+        made = forward.logits(x, present(), None)
         result = loss(made.logits, y, made.mask is not None)
         weight = tf.reduce_sum(sample_weight)
         # Where a mask is, a batch's mean is that of its positions: as in Keras.
@@ -149,7 +153,7 @@ def module(
         "train": _function(train, [x, y, weight, *scalars]),
         "train_plain": _function(train, [x, y, weight, scalars[0]]),
         "evaluate": _function(evaluate, [x, y, weight]),
-        "infer": _function(lambda x: {"y": forward.output(x, values)}, [x]),
+        "infer": _function(lambda x: {"y": forward.output(x, present())}, [x]),
         "begin_round": _function(begin_round, drawn),
         "begin_plain": _function(begin_plain, drawn),
         **_access(values, "parameters", "p"),
@@ -217,10 +221,17 @@ def _ok() -> dict[str, Tensor]:
 
 def _check_operators(graph: Any) -> None:
     for op in graph.get_operations():
-        if op.type not in _CONVERTIBLE:
-            layer = op.name.removeprefix("gradients/")
-            advice = next((text for start, text in _INSTEAD.items() if op.type.startswith(start)), "choose another")
-            raise UnsupportedModelError(layer, f"operator {op.type}", f"{advice}; docs/models.md lists what can be")
+        _check_operator(op.name, op.type)
+    for function in graph.as_graph_def().library.function:
+        for node in function.node_def:
+            _check_operator(node.name, node.op)
+
+
+def _check_operator(name: str, operator: str) -> None:
+    if operator not in _CONVERTIBLE:
+        layer = name.removeprefix("gradients/")
+        advice = next((text for start, text in _INSTEAD.items() if operator.startswith(start)), "choose another")
+        raise UnsupportedModelError(layer, f"operator {operator}", f"{advice}; docs/models.md lists what can be")
 
 
 _INSTEAD = {
@@ -234,13 +245,13 @@ _INSTEAD = {
 }
 
 _OPERATORS = """
-    Abs Add AddN AddV2 ArgMax AssignAddVariableOp AssignSubVariableOp AssignVariableOp AvgPool BatchMatMulV2 BiasAdd
+    Abs Add AddN AddV2 Any ArgMax AssignAddVariableOp AssignSubVariableOp AssignVariableOp AvgPool BatchMatMulV2 BiasAdd
     BitwiseXor BroadcastGradientArgs BroadcastTo Cast ConcatV2 Const Conv2D Conv2DBackpropInput Cumsum DepthToSpace
     DepthwiseConv2dNative DivNoNan Elu Equal Erf Erfc Exp ExpandDims Fill FloorDiv FloorMod GatherV2 Greater
     GreaterEqual Identity IdentityN LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul
-    Max MaxPool Maximum Mean Min Minimum Mul Neg NoOp OneHot OnesLike Pack Pad PadV2 Placeholder Pow Prod Range
+    Max MaxPool Maximum Mean Min Minimum Mul Neg NoOp NotEqual OneHot OnesLike Pack Pad PadV2 Placeholder Pow Prod Range
     ReadVariableOp RealDiv Relu Relu6 Reshape ReverseV2 RightShift Rsqrt Select SelectV2 Shape Sigmoid Sign Slice
-    Softmax SpaceToDepth Split SplitV Sqrt Square SquaredDifference Squeeze StopGradient StridedSlice Sub Sum Tanh
-    Tile Transpose Unpack UnsortedSegmentSum ZerosLike
+    Softmax SpaceToDepth Split SplitV Sqrt Square SquaredDifference Squeeze StatelessWhile StopGradient StridedSlice Sub Sum Tanh
+    Tile Transpose Unpack UnsortedSegmentSum XlaDynamicUpdateSlice ZerosLike
 """
 _CONVERTIBLE = frozenset(_OPERATORS.split())

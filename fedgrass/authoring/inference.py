@@ -67,7 +67,8 @@ def _convert(model: Model, parameters: Parameters, *, apart: Set[str]) -> bytes:
     specs += [tf.TensorSpec(value.shape, tf.float32, name=key) for key, value in separate.items()]
     traced = tf.function(infer, input_signature=specs, autograph=False).get_concrete_function()
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(tf.Module(), folder, signatures={"infer": traced})
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(tf.Module(), folder, signatures={"infer": traced}, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["infer"])
         content = bytes(converter.convert())
     return with_constant_inputs(content, separate) if separate else content

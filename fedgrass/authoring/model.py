@@ -18,8 +18,9 @@ from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.final import Final
 from fedgrass.authoring.forward import Forwarded
 from fedgrass.authoring.inputs import functional
-from fedgrass.authoring.operators import patched, substituted, unrolled
+from fedgrass.authoring.operators import patched, recurrent, substituted
 from fedgrass.authoring.randomness import drawn, is_random
+from fedgrass.authoring.recurrence import Recurrence
 from fedgrass.bundle import Loss, Parameters, Statistic
 from fedgrass.errors import FedgrassError
 
@@ -131,7 +132,7 @@ class KerasModel:
 
     def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> Forwarded:
         """Run forward; see `Model.call`."""
-        with substituted(self._layers, step), self._noting_layers():
+        with substituted(step), self._noting_layers():
             return self._call(x, values, training=step is not None)
 
     def constraints(self) -> list[Callable[[Tensor], Tensor] | None]:
@@ -140,7 +141,7 @@ class KerasModel:
 
     def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
         """Return the output in Keras' own operators."""
-        with unrolled(self._layers), drawn(None):
+        with recurrent(Recurrence()), drawn(None):
             return self._call(x, values, training=False).logits
 
     def takes(self) -> tuple[int | None, float | None]:

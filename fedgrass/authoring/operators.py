@@ -7,29 +7,29 @@ so the names are pointed elsewhere for the time of the trace.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src import backend
 
 from fedgrass.authoring import convolution, gradients
 from fedgrass.authoring.depthwise import depthwise_convolution
 from fedgrass.authoring.randomness import drawn
+from fedgrass.authoring.recurrence import Recurrence, time_distributed
 
 Tensor = Any
 
 
 @contextmanager
-def substituted(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
+def substituted(step: Tensor | None) -> Iterator[None]:
     """Trace a model inside this.
 
     Parameters
     ----------
-    layers
-        Keras' layers in the model.
     step
         Number of the training step, int32, from which random layers draw; none outside training.
     """
@@ -43,19 +43,19 @@ def substituted(layers: Iterable[Any], step: Tensor | None) -> Iterator[None]:
             (tf.nn, "gelu", _gelu),
         ):
             stack.enter_context(patched(owner, name, function))
-        stack.enter_context(drawn(step))
-        stack.enter_context(unrolled(layers))
+        draws = stack.enter_context(drawn(step))
+        stack.enter_context(recurrent(Recurrence(training=step is not None, turns=draws.turns)))
         stack.enter_context(gradients.overridden())
         yield
 
 
 @contextmanager
-def unrolled(layers: Iterable[Any]) -> Iterator[None]:
-    """Trace recurrent layers as one copy of the cell for each time step, without a loop."""
-    with ExitStack() as stack:
-        for layer in layers:
-            if isinstance(layer, keras.layers.RNN):
-                stack.enter_context(patched(layer, "unroll", True))
+def recurrent(recurrence: Recurrence) -> Iterator[None]:
+    """Trace recurrent layers, and layers applied to each step, in this way."""
+    with (
+        patched(backend, "rnn", recurrence.rnn),
+        patched(keras.layers.TimeDistributed, "call", time_distributed),
+    ):
         yield
 
 

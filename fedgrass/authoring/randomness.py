@@ -7,8 +7,8 @@ a model is traced; called without a trace, with the same step, they give the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import keras
@@ -68,8 +68,24 @@ class Draws:
     """
 
     def __init__(self, step: Tensor) -> None:
-        self._step = step
+        # With an axis, as loops take it along.
+        self._step = tf.reshape(step, [1])
+        self._turn: Tensor | None = None
         self.count = 0
+
+    def turns(self) -> Callable[[Tensor], AbstractContextManager[None]]:
+        """Draw alike whenever a chunk of a recurrence is traced, and otherwise in each chunk (number [1]) that runs."""
+        first = self.count
+
+        @contextmanager
+        def turn(number: Tensor) -> Iterator[None]:
+            self.count, self._turn = first, number
+            try:
+                yield
+            finally:
+                self._turn = None
+
+        return turn
 
     def dropout(self, x: Tensor, rate: float, noise_shape: Any = None, seed: Any = None) -> Tensor:  # noqa: ARG002 - Keras gives it
         """Set a share of x to zero and scale the rest up."""
@@ -100,6 +116,8 @@ class Draws:
         count = math.prod(shape)
         salt = np.uint32(self.count * 0x9E3779B1 & 0x7FFFFFFF).astype(np.int32)
         hashed = tf.range(count, dtype=tf.int32) + self._step * 0x3C6EF372 + salt
+        if self._turn is not None:
+            hashed += self._turn * 0x2545F491
         for multiplier in _MULTIPLIERS:
             hashed = tf.bitwise.bitwise_xor(hashed, tf.bitwise.right_shift(hashed, 15)) * multiplier
         uniform = tf.cast(hashed, tf.float32) * 2.0**-32 + 0.5

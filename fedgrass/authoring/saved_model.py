@@ -104,7 +104,7 @@ class SavedModel:
 
     def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> Forwarded:
         """Return the output for x [B, …], in operators that train; there are no statistics."""
-        with substituted([], step):
+        with substituted(step):
             return Forwarded(self.infer(x, values))
 
     def constraints(self) -> list[None]:

@@ -1,0 +1,188 @@
+"""Recurrent layers: unrolled if short, else a loop over chunks of about ten steps.
+
+Keras' loop keeps every step's values for the gradient in lists of tensors, which LiteRT lacks; `fedgrass.authoring.scan`
+keeps the states before each chunk only. A chunk is what is worth a turn of a loop: LiteRT copies what a loop carries at
+each turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+from tensorflow.python.framework.func_graph import FuncGraph
+
+from fedgrass.authoring.randomness import is_random
+from fedgrass.authoring.scan import Scan
+from fedgrass.authoring.windows import concat
+
+Tensor = Any
+Tensors = list[Any]
+
+MAX_UNROLLED = 20
+"""Steps up to which a copy of the cell for each is faster than a loop."""
+
+_CHUNKS = (10, 11, 9, 12, 8, 13, 7)
+"""Steps in a chunk: the first of these that leaves the fewest over."""
+
+Turn = Callable[[Tensor], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """How layers are traced.
+
+    Parameters
+    ----------
+    training
+        Whether gradients will be asked for.
+    turns
+        Gives, for a layer, what is entered around each chunk with its number [1], so that what is drawn at random differs by
+        chunk and is the same when the chunk runs again.
+    """
+
+    training: bool = False
+    turns: Callable[[], Turn] = lambda: lambda _: nullcontext()
+
+    def rnn(
+        self,
+        step_function: Callable[..., Any],
+        inputs: Any,
+        initial_states: Any,
+        go_backwards: bool = False,
+        mask: Tensor | None = None,
+        constants: Sequence[Tensor] | None = None,
+        unroll: bool = False,
+        input_length: Any = None,
+        time_major: bool = False,
+        zero_output_for_mask: bool = False,
+        return_all_outputs: bool = True,
+    ) -> tuple[Any, Any, list[Any]]:
+        """Stand for ``keras.src.backend.rnn``, whose arguments and results these are."""
+        del unroll, input_length
+        sequences = [tf.convert_to_tensor(x) for x in tree.flatten(inputs)]
+        if mask is not None:
+            sequences.append(tf.cast(tf.reshape(mask, mask.shape[:2]), tf.float32))
+        sequences = [x if time_major else _swapped(x) for x in sequences]
+        if go_backwards:
+            sequences = [tf.reverse(x, [0]) for x in sequences]
+        states = tuple(initial_states)
+        cell = _Cell(step_function, inputs, states, tuple(constants or ()), zero_output_for_mask, return_all_outputs)
+        shapes = cell.output_shapes(sequences)
+        carried = tree.flatten(states)
+        if mask is not None:
+            carried += [tf.zeros(output.shape) for output in tree.flatten(shapes)]
+        if sequences[0].shape[0] <= MAX_UNROLLED:
+            carried, outputs = cell.steps(sequences, carried)
+        else:
+            carried, outputs = self._by_chunks(cell, sequences, carried, tree.flatten(shapes))
+        last = [output[-1] for output in outputs]
+        whole = [output if time_major else _swapped(output) for output in outputs]
+        found = tree.pack_sequence_as(states, carried[: len(tree.flatten(states))])
+        return tree.pack_sequence_as(shapes, last), tree.pack_sequence_as(shapes, whole), list(found)
+
+    def _by_chunks(
+        self, cell: _Cell, sequences: Tensors, carried: Tensors, shapes: Sequence[Any]
+    ) -> tuple[Tensors, Tensors]:
+        """As `_Cell.steps`: whole chunks, and the steps that are left over."""
+        steps = sequences[0].shape[0]
+        size = min(_CHUNKS, key=lambda size: steps % size)
+        whole = steps - steps % size
+        count = size if cell.all_outputs else 1
+        turn = self.turns()
+
+        def chunk(number: Tensor, slices: Tensors, carried: Tensors) -> tuple[Tensors, Tensors]:
+            with turn(number):
+                return cell.steps(slices, carried)
+
+        carried, outputs = Scan(
+            chunk,
+            slices=[tf.reshape(x[:whole], [whole // size, size, *x.shape[1:]]) for x in sequences],
+            carried=carried,
+            outputs=[tf.TensorSpec([count, *x.shape], x.dtype) for x in shapes],
+        ).run(training=self.training)
+        outputs = [tf.reshape(x, [-1, *x.shape[2:]]) for x in outputs]
+        if whole == steps:
+            return carried, outputs
+        with turn(tf.constant([whole // size])):
+            carried, rest = cell.steps([x[whole:] for x in sequences], carried)
+        return carried, [tf.concat(parts, 0) for parts in zip(outputs, rest, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell over flat lists of tensors.
+
+    The sequences [T, B, …] are the inputs and, if there is a mask, that [T, B] of zeros and ones. Carried from step to
+    step are the states and, with a mask, the outputs, which a masked step gives again.
+    """
+
+    step: Callable[[Any, Any], tuple[Any, Any]]
+    inputs: Any
+    states: Any
+    constants: tuple[Tensor, ...]
+    zero_if_masked: bool
+    all_outputs: bool
+
+    def output_shapes(self, sequences: Sequence[Tensor]) -> Any:
+        """``tf.TensorSpec`` of each output, in the cell's own structure; traced beside the graph."""
+        with FuncGraph("output_shapes").as_default():
+            inputs = [tf.zeros(x.shape[1:], x.dtype) for x in sequences]
+            outputs, _ = self._call(inputs, [tf.zeros(x.shape, x.dtype) for x in tree.flatten(self.states)])
+            return tree.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), outputs)
+
+    def steps(self, sequences: Sequence[Tensor], carried: Sequence[Tensor]) -> tuple[Tensors, Tensors]:
+        """Return what is carried on, and the outputs [T, B, …], or [1, B, …] of the last step."""
+        found: list[Tensors] = []
+        carried = list(carried)
+        for inputs in zip(*(tf.unstack(x) for x in sequences), strict=True):
+            outputs, carried = self._one(list(inputs), carried)
+            found = [*found, outputs] if self.all_outputs else [outputs]
+        return carried, [concat([tf.expand_dims(x, 0) for x in times], 0) for times in zip(*found, strict=True)]
+
+    def _one(self, inputs: Tensors, carried: Tensors) -> tuple[Tensors, Tensors]:
+        count = len(tree.flatten(self.states))
+        states, shown = carried[:count], carried[count:]
+        found, new_states = (tree.flatten(part) for part in self._call(inputs, states))
+        if not shown:
+            return found, new_states
+        after = [_chosen(inputs[-1], new, old) for new, old in zip(new_states, states, strict=True)]
+        old_outputs = [tf.zeros_like(x) for x in shown] if self.zero_if_masked else shown
+        outputs = [_chosen(inputs[-1], new, old) for new, old in zip(found, old_outputs, strict=True)]
+        return outputs, [*after, *outputs]
+
+    def _call(self, inputs: Tensors, states: Tensors) -> tuple[Any, Any]:
+        given = tree.pack_sequence_as(self.inputs, inputs[: len(tree.flatten(self.inputs))])
+        return self.step(given, (*tree.pack_sequence_as(self.states, states), *self.constants))
+
+
+def time_distributed(layer: Any, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+    """Stand for ``keras.layers.TimeDistributed.call``: all steps at once, as more examples."""
+    wrapped = layer.layer
+    inner = list(wrapped._flatten_layers())
+    if any(isinstance(x, keras.layers.BatchNormalization) or is_random(x) for x in inner):
+        return _time_distributed(layer, inputs, training=training, mask=mask)
+    batch, steps = inputs.shape[:2]
+    options: dict[str, Any] = {"training": training} if wrapped._call_has_training_arg else {}
+    if mask is not None and wrapped._call_has_mask_arg:
+        options["mask"] = tf.reshape(mask, [batch * steps, *mask.shape[2:]])
+    found = wrapped.call(tf.reshape(inputs, [batch * steps, *inputs.shape[2:]]), **options)
+    return keras.tree.map_structure(lambda x: tf.reshape(x, [batch, steps, *x.shape[1:]]), found)
+
+
+_time_distributed = keras.layers.TimeDistributed.call
+
+
+def _swapped(x: Tensor) -> Tensor:
+    return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
+
+
+def _chosen(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``new`` where the mask [B] is 1, ``old`` where it is 0."""
+    mask = tf.reshape(mask, [-1] + [1] * (new.shape.rank - 1))
+    return mask * new + (1.0 - mask) * old
