@@ -1,0 +1,159 @@
+"""Recurrent layers of any length have Keras' outputs and gradients, and their loops run in LiteRT.
+
+Outputs and gradients are compared in TensorFlow, which traces in a second what takes ten to convert; its runtime lacks the
+operator that writes a slice, so another stands for it there. One net is trained in LiteRT.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.authoring
+
+keras = pytest.importorskip("keras")
+tf = pytest.importorskip("tensorflow")
+
+from ai_edge_litert import schema_py_generated as schema  # noqa: E402 - only where TensorFlow is
+from keras import layers  # noqa: E402
+
+from fedgrass.authoring import loops  # noqa: E402
+from fedgrass.authoring.errors import UnsupportedModelError  # noqa: E402
+from fedgrass.authoring.export import export  # noqa: E402
+from fedgrass.authoring.gradients import gradients  # noqa: E402
+from fedgrass.authoring.operators import substituted  # noqa: E402
+from fedgrass.bundle import GRAPH  # noqa: E402
+from tests.fedgrass.authoring import nets  # noqa: E402
+
+BATCH, FEATURES = 3, 2
+
+
+class Cell(layers.Layer):
+    """A cell of one's own, whose output is not its state."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.state_size = self.output_size = units
+
+    def build(self, shape: Any) -> None:
+        self.inner = self.add_weight(shape=(self.state_size, self.state_size), name="inner")
+        self.outer = self.add_weight(shape=(shape[-1], self.state_size), name="outer")
+
+    def call(self, x: Any, states: Any) -> Any:
+        state = keras.ops.tanh(keras.ops.matmul(x, self.outer) + keras.ops.matmul(states[0], self.inner))
+        return 2.0 * state, [state]
+
+
+def handed_on(x: Any) -> Any:
+    whole, first, second = layers.LSTM(3, return_sequences=True, return_state=True)(x)
+    return layers.Concatenate()([layers.Flatten()(whole), layers.LSTM(3)(2.0 * x, initial_state=[first, second])])
+
+
+def masked(layer: Any) -> Callable[[Any], Any]:
+    return lambda x: layer(layers.Masking()(x))
+
+
+KINDS: dict[str, Callable[[], Callable[[Any], Any]]] = {
+    "simple, backwards": lambda: layers.SimpleRNN(3, go_backwards=True, return_sequences=True),
+    "GRU, reset before": lambda: layers.GRU(3, reset_after=False),
+    "GRU, masked": lambda: masked(layers.GRU(3, return_sequences=True)),
+    "bidirectional LSTM, masked": lambda: masked(layers.Bidirectional(layers.LSTM(2, return_sequences=True))),
+    "states handed on": lambda: handed_on,
+    "stacked cells": lambda: layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)]),
+    "own cell, masked to zero": lambda: masked(layers.RNN(Cell(2), return_sequences=True, zero_output_for_mask=True)),
+    "each step": lambda: lambda x: layers.TimeDistributed(layers.Dense(2))(layers.GRU(2, return_sequences=True)(x)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_cell_has_keras_gradients(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _difference(KINDS[kind](), 23, monkeypatch) < 2e-6
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 11, 19, 20, 21, 22, 100, 500])
+def test_every_length_has_keras_gradients(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = masked(layers.RNN(Cell(2), return_sequences=True))
+    assert _difference(layer, steps, monkeypatch) < 5e-6
+
+
+def test_frames_have_keras_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = lambda x: layers.ConvLSTM2D(2, 2)(layers.Reshape((-1, 3, 3, 1))(layers.Dense(9)(x)))  # noqa: E731
+    assert _difference(frames, 22, monkeypatch) < 2e-6
+
+
+def _difference(layer: Callable[[Any], Any], steps: int, monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr(loops, "write", _write)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((steps, FEATURES))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layer(inputs))))
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(BATCH, steps, FEATURES)).astype(np.float32)
+    for row, end in zip(x, generator.integers(1, steps + 1, BATCH), strict=True):
+        row[end:] = 0
+        row[generator.integers(0, steps)] = 0
+    variables = [tf.Variable(variable.numpy()) for variable in model.trainable_variables]
+
+    @tf.function(autograph=False)
+    def ours() -> Any:
+        values = [variable.read_value() for variable in variables]
+        with substituted(tf.constant(1)):
+            y, _ = model.stateless_call(values, [v.value for v in model.non_trainable_variables], x, training=True)
+        return [y, *gradients(y, values, tf.cos(y))]
+
+    with tf.GradientTape() as tape:
+        y = model(x, training=True)
+        total = tf.reduce_sum(tf.sin(y))
+    expected = [y, *tape.gradient(total, [variable.value for variable in model.trainable_variables])]
+    pairs = zip(ours(), expected, strict=True)
+    return max(float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-2)) for found, wanted in pairs)
+
+
+def _write(slices: Any, value: Any, number: Any) -> Any:
+    return tf.tensor_scatter_nd_update(slices, tf.reshape(number, [1, 1]), tf.expand_dims(value, 0))
+
+
+def _net(steps: int) -> Any:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((steps, FEATURES))
+    x = layers.Masking()(inputs)
+    x = layers.LSTM(3, dropout=0.2, recurrent_dropout=0.2)(x)
+    return keras.Model(inputs, layers.Dense(nets.CLASSES, activation="softmax")(x), name="net")
+
+
+def test_a_loop_trains_in_litert_as_keras_does_and_carries_no_scalar(tmp_path: Path) -> None:
+    made = export(_net(32), tmp_path / "a", loss="sparse_categorical_crossentropy", batch_size=nets.BATCH)
+
+    found = made.manifest.self_test
+    assert found is not None
+    assert found.parameters is not None
+    assert found.parameters < 1e-5
+    graph = made.path(GRAPH).read_bytes()
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(graph, 0))
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    shapes = [
+        subgraph.tensors[index].shape
+        for subgraph in model.subgraphs
+        for operator in subgraph.operators
+        if codes[operator.opcodeIndex] == schema.BuiltinOperator.WHILE
+        for index in itertools.chain(operator.inputs, operator.outputs)
+    ]
+    assert shapes
+    assert all(shape is not None and len(shape) >= 1 for shape in shapes)
+
+    longer = export(
+        _net(320), tmp_path / "b", loss="sparse_categorical_crossentropy", batch_size=nets.BATCH, prove=False
+    )
+    assert len(longer.path(GRAPH).read_bytes()) < 1.1 * len(graph)
+
+
+def test_a_state_from_batch_to_batch_is_refused_by_name(tmp_path: Path) -> None:
+    inputs = keras.Input(batch_shape=(2, 5, FEATURES))
+    model = keras.Model(inputs, layers.Dense(2)(layers.LSTM(2, stateful=True, name="kept")(inputs)))
+
+    with pytest.raises(UnsupportedModelError, match="kept"):
+        export(model, tmp_path, loss="mean_squared_error", batch_size=2)
