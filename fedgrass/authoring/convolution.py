@@ -20,7 +20,7 @@ from fedgrass.authoring.windows import ALL, Pair, Windows, concat, crop, output_
 
 Tensor = Any
 
-_LANES = 16
+LANES = 16
 """Columns that XNNPACK's matrix product computes at once."""
 
 _COPY_COST = 40
@@ -95,7 +95,7 @@ class _Blocks:
 
     @property
     def cost(self) -> float:
-        lanes = -(-self.block * self.kernel[3] // _LANES) * _LANES
+        lanes = -(-self.block * self.kernel[3] // LANES) * LANES
         return float(self.rows * self.depth * (lanes + _COPY_COST))
 
     def patches(self, x: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ def bias_add(x: Tensor, bias: Tensor, data_format: str = "NHWC") -> Tensor:
     """
     if data_format != "NHWC" or x.shape.rank < 3:
         return _tf_bias_add(x, bias, data_format)
-    if x.shape[-1] >= _LANES:
+    if x.shape[-1] >= LANES:
         return tf.reshape(_tf_bias_add(in_parts(x), bias), x.shape)
     width, channels = x.shape[-2:]
 
@@ -223,7 +223,7 @@ def bias_add(x: Tensor, bias: Tensor, data_format: str = "NHWC") -> Tensor:
 
 def relu(x: Tensor) -> Tensor:
     """In the shape that `bias_add` and the products use."""
-    if x.shape.rank < 3 or x.shape[-1] < _LANES:
+    if x.shape.rank < 3 or x.shape[-1] < LANES:
         return _tf_relu(x)
     return tf.reshape(_tf_relu(in_parts(x)), x.shape)
 

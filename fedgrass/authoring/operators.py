@@ -18,6 +18,7 @@ from keras.src import backend
 
 from fedgrass.authoring import convolution, gradients
 from fedgrass.authoring.depthwise import depthwise_convolution
+from fedgrass.authoring.normalization import batch_normalization
 from fedgrass.authoring.randomness import drawn
 from fedgrass.authoring.recurrence import Recurrence, time_distributed
 
@@ -41,6 +42,7 @@ def substituted(step: Tensor | None) -> Iterator[None]:
             (tf.nn, "depthwise_conv2d", _depthwise_conv2d),
             (tf.nn, "separable_conv2d", _separable_conv2d),
             (tf.nn, "gelu", _gelu),
+            (keras.layers.BatchNormalization, "call", batch_normalization),
         ):
             stack.enter_context(patched(owner, name, function))
         draws = stack.enter_context(drawn(step))
