@@ -169,7 +169,8 @@ def _litert(_name: str, _families: list[str], folder: Path, seconds: float) -> F
     batches = list(data.batches(BATCH, seed=settings.epoch_seed(0)))
     np.savez(folder / "data.npz", x=np.stack([b.x for b in batches]), y=np.stack([b.y for b in batches]))
     losses = [engine.fit(ArrayDataset(b.x, b.y), settings).metrics["loss"] for b in batches]
-    np.savez(folder / "litert.npz", **engine.get_parameters())
+    parameters: dict[str, Any] = dict(engine.get_parameters())
+    np.savez(folder / "litert.npz", **parameters)
     speed = _speed(lambda: engine.fit(data, settings), seconds)
     return {"losses": losses, "steps_per_second": speed, "rss_mb": _rss()}
 
