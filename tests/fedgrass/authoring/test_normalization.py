@@ -28,7 +28,9 @@ def test_values_statistics_and_gradients_equal_tensorflows(shape: tuple[int, ...
         return tf.nn.batch_normalization(x, mean, variance, offset, scale, EPSILON), mean, variance
 
     expected = _differentiated(reference, values)
-    ours = _differentiated(lambda *x: normalized(*x, EPSILON), [tf.cast(value, tf.float32) for value in values])
+    ours = _differentiated(
+        lambda x, scale, offset: normalized(x, scale, offset, EPSILON), [tf.cast(value, tf.float32) for value in values]
+    )
     for found, wanted in zip(ours, expected, strict=True):
         scale = max(float(np.abs(wanted).max()), 1.0)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * scale)
