@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgrass import tensors
+from fedgrass.associated_files import files_of, with_files
 from fedgrass.bundle import (
     INFERENCE,
     INFERENCE_INT8,
@@ -86,7 +87,7 @@ def pruned(parameters: Parameters, sparsity: float) -> Parameters:
 def application_models(content: bytes, *, int8: bool = True) -> dict[str, bytes]:
     """Return the application's models by file name: the float one, and the quantized one if that makes it much smaller."""
     small = quantized(content) if int8 else None
-    return {INFERENCE: content} | ({} if small is None else {INFERENCE_INT8: small})
+    return {INFERENCE: content} | ({} if small is None else {INFERENCE_INT8: with_files(small, files_of(content))})
 
 
 def inference_accuracy(bundle: Bundle, data: Dataset) -> dict[str, float]:

@@ -39,7 +39,7 @@ def quantized(content: bytes) -> bytes | None:
     except (struct.error, IndexError, ValueError, TypeError) as error:
         raise BundleError(f"inference model: cannot be read ({error}); export the bundle again") from error
     done = [_quantize_subgraph(schema, model, subgraph) for subgraph in model.subgraphs]
-    return _packed(model) if any(done) else None
+    return packed(model) if any(done) else None
 
 
 def _quantize_subgraph(schema: Any, model: Any, subgraph: Any) -> bool:
@@ -132,7 +132,8 @@ def _builtin(code: Any) -> int:
     return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
 
 
-def _packed(model: Any) -> bytes:
+def packed(model: Any) -> bytes:
+    """Return a model of the schema's objects as a file."""
     import flatbuffers
 
     class Aligned(flatbuffers.Builder):  # type: ignore[misc]

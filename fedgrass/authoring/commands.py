@@ -55,7 +55,7 @@ def export(
     """Export a Keras model or a SavedModel as a bundle that devices can train without TensorFlow.
 
     What is not given is taken from EXPORT of a .py file, a dictionary with loss, batch_size, optimizer, learning_rate,
-    class_names, data, freeze, name and input; then from what the model was compiled with.
+    class_names, data, freeze, name, input and anomaly_quantile; then from what the model was compiled with.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _check(loss, optimizer)
@@ -111,7 +111,18 @@ def _exported(path: Path, model: Any, output: Path, options: dict[str, Any]) -> 
     return bundle
 
 
-_EXPORT_KEYS = ("loss", "batch_size", "optimizer", "learning_rate", "class_names", "data", "freeze", "name", "input")
+_EXPORT_KEYS = (
+    "loss",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "class_names",
+    "data",
+    "freeze",
+    "name",
+    "input",
+    "anomaly_quantile",
+)
 
 
 def _load(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -1,12 +1,11 @@
-"""``fedgrass model create``: a sensible small model for those who have none, ready to train on devices.
+"""``fedgrass model create``: a sensible model for those who have none, ready to train on devices.
 
-Every architecture is plain: convolutions or dense layers with relu. Nothing in them keeps statistics of its own device's
-data, so averaging them is sound from the first round.
+Default architectures are plain (`fedgrass.authoring.architectures`); an image classifier may have a network of
+``keras.applications`` as its body instead, with weights from a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,15 +14,32 @@ import typer
 from fedgrass.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from fedgrass.authoring.metadata import Description
     from fedgrass.bundle import Bundle
 
-Task = Literal["image-classifier", "tabular-classifier", "regressor", "time-series"]
+Task = Literal[
+    "image-classifier",
+    "audio-classifier",
+    "text-classifier",
+    "tabular-classifier",
+    "anomaly-detector",
+    "regressor",
+    "forecaster",
+    "time-series",
+]
 
-_SMALLEST_MAP = 8
-_FIRST_FILTERS = 16
-_MOST_FILTERS = 64
-_HIDDEN = 64
-_DIMENSIONS = {"image-classifier": 3, "tabular-classifier": 1, "regressor": 1, "time-series": 2}
+_DIMENSIONS: dict[str, tuple[int, ...]] = {
+    "image-classifier": (3,),
+    "audio-classifier": (1,),
+    "text-classifier": (1,),
+    "tabular-classifier": (1,),
+    "anomaly-detector": (1, 2, 3),
+    "regressor": (1,),
+    "forecaster": (2,),
+    "time-series": (2,),
+}
+_MOST_WORDS = 200_000
+_MAX_VOCABULARY_BYTES = 8 << 20
 
 
 def create(
@@ -31,21 +47,60 @@ def create(
     input_shape: Annotated[
         str,
         typer.Option(
-            help="One example's shape: 28,28,1 (height, width, channels), 12 (features) or 100,3 (steps, features)."
+            help="One example's shape: 96,96,3 (height, width, channels), 16000 (samples of a sound), 64 (words of a text), 12 "
+            "(features) or 100,3 (steps, features)."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the model bundle; made if absent.", file_okay=False)],
     classes: Annotated[str, typer.Option(help="Number of classes, or their names: 10, or cat,dog.")] = "",
-    outputs: Annotated[int, typer.Option(min=1, help="Values to predict, where there are no classes.")] = 1,
+    outputs: Annotated[int, typer.Option(min=1, help="Values to predict (forecaster: at each step).")] = 1,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            help="Image classifier: its body, one of mobilenet, mobilenet_v2, mobilenet_v3_small, mobilenet_v3_large, "
+            "efficientnet_b0, efficientnet_v2_b0. Random without --weights; nothing is downloaded."
+        ),
+    ] = "",
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the backbone's weights, without its top: .weights.h5 or …_no_top.h5.", exists=True
+        ),
+    ] = None,
+    train_backbone: Annotated[
+        bool | None,
+        typer.Option(
+            "--train-backbone/--freeze-backbone",
+            help="Whether devices train the backbone too. [default: only without --weights]",
+            show_default=False,
+        ),
+    ] = None,
+    sample_rate: Annotated[int, typer.Option(min=1000, max=192_000, help="Audio: samples in a second.")] = 16_000,
+    vocabulary: Annotated[
+        str,
+        typer.Option(help="Text: file with a word on each line, in the order of their numbers; or how many there are."),
+    ] = "",
+    horizon: Annotated[int, typer.Option(min=1, max=10_000, help="Forecaster: steps to predict.")] = 1,
+    quantile: Annotated[
+        float,
+        typer.Option(
+            min=0.5, max=0.9999, help="Anomaly detector: share of normal examples whose errors lie below the threshold."
+        ),
+    ] = 0.99,
     batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Examples in a training step.")] = 16,
     optimizer: Annotated[Literal["sgd", "momentum", "adam"], typer.Option(help="How devices train it.")] = "sgd",
     name: Annotated[str, typer.Option(help="The model's name; else the task.")] = "",
     seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
 ) -> None:
-    """Create a model bundle from a task's default architecture.
+    """Create a model bundle for a task: a default architecture, or for images a known network with your weights.
 
-    A time series is classified where --classes is given, else its next --outputs values are predicted. Scale inputs to
-    about 0..1 (images) or to a mean of 0 and a deviation of 1 in the data loader.
+    Examples: image-classifier --input-shape 96,96,3 --classes cat,dog --backbone mobilenet_v3_small --weights small.weights.h5;
+    audio-classifier --input-shape 16000 --classes yes,no; text-classifier --input-shape 64 --vocabulary words.txt --classes 2;
+    anomaly-detector --input-shape 12; forecaster --input-shape 96,3 --horizon 24.
+
+    A time series is classified where --classes is given, else its next --outputs values are predicted. Scale inputs in the data
+    loader: images to 0..1, sounds to -1..1, texts to the numbers of their words, anything else to a mean of 0 and a deviation
+    of 1. An anomaly detector's y is its x; a forecaster's is [horizon, outputs].
     """
     bundle = create_bundle(
         task,
@@ -57,6 +112,13 @@ def create(
         optimizer=optimizer,
         name=name or task,
         seed=seed,
+        backbone=backbone,
+        weights=weights,
+        train_backbone=train_backbone,
+        sample_rate=sample_rate,
+        vocabulary=_words(vocabulary),
+        horizon=horizon,
+        quantile=quantile,
     )
     manifest = bundle.manifest
     typer.echo(f"{bundle.folder}: {manifest.name}, {manifest.parameter_count:,} parameters, loss {manifest.loss}")
@@ -74,22 +136,58 @@ def create_bundle(
     optimizer: Literal["sgd", "momentum", "adam"] = "sgd",
     name: str = "model",
     seed: int = 0,
+    backbone: str = "",
+    weights: Path | None = None,
+    train_backbone: bool | None = None,
+    sample_rate: int = 16_000,
+    vocabulary: int | tuple[str, ...] = 0,
+    horizon: int = 1,
+    quantile: float = 0.99,
 ) -> Bundle:
-    """Write the bundle of a task's default architecture.
+    """Write the bundle of a task's model.
+
+    Parameters
+    ----------
+    task
+        What the model is for.
+    input_shape
+        One example's shape.
+    folder
+        Where the bundle goes; made if absent.
+    classes
+        Names of the classes, for classifiers.
+    outputs
+        How many values are predicted, for others (at each step, of a forecaster).
+    batch_size, optimizer, name, seed
+        As `fedgrass.authoring.export.export` and Keras take them.
+    backbone, weights, train_backbone
+        Of an image classifier: its body, a file with that body's weights, and whether it is trained (None: only if random).
+    sample_rate
+        Of an audio classifier, in Hz.
+    vocabulary
+        Of a text classifier: its words in the order of their numbers, or how many numbers there are.
+    horizon
+        Steps that a forecaster predicts.
+    quantile
+        Of an anomaly detector: share of normal examples whose reconstruction errors lie below its threshold.
+
+    Returns
+    -------
+    Bundle
+        What was written.
 
     Raises
     ------
     ConfigurationError
-        If the shape or the classes are not what the task takes, or TensorFlow is not installed.
+        If the shape, the classes or an option are not what the task takes, or TensorFlow is not installed.
     """
-    expected = _DIMENSIONS[task]
-    if len(input_shape) != expected or min(input_shape) < 1:
-        raise ConfigurationError(f"--input-shape {input_shape}: {task} takes {expected} whole numbers of at least 1")
-    if task.endswith("classifier") and len(classes) < 2:
-        raise ConfigurationError(f"--classes: {task} needs a number of classes of at least 2, or their names")
-    if task == "regressor" and classes:
-        raise ConfigurationError("--classes: a regressor has none; use tabular-classifier, or --outputs")
+    _check(task, input_shape, classes, vocabulary)
+    if (backbone or weights is not None) and (task != "image-classifier" or not backbone):
+        raise ConfigurationError("--backbone, --weights: an image-classifier has a backbone, and the weights are its")
     try:
+        import keras
+
+        from fedgrass.authoring import architectures, backbones
         from fedgrass.authoring.export import export
     except ImportError as error:
         raise ConfigurationError(
@@ -97,65 +195,119 @@ def create_bundle(
         ) from error
     from fedgrass.bundle import Optimizer
 
+    keras.utils.set_random_seed(seed)
+    if backbone:
+        train = weights is None if train_backbone is None else train_backbone
+        model = backbones.classifier(backbone, input_shape, len(classes), weights, train=train)
+    elif task == "audio-classifier":
+        model = architectures.audio(keras, input_shape[0], sample_rate, len(classes))
+    elif task == "text-classifier":
+        words = vocabulary if isinstance(vocabulary, int) else len(vocabulary)
+        model = architectures.text(keras, input_shape[0], words, len(classes))
+    elif task == "anomaly-detector":
+        model = architectures.autoencoder(keras, input_shape)
+    elif task == "forecaster":
+        model = architectures.forecaster(keras, input_shape, horizon, outputs)
+    else:
+        model = build_model(task, input_shape, outputs=len(classes) or outputs, classifies=bool(classes), seed=seed)
     return export(
-        build_model(task, input_shape, outputs=len(classes) or outputs, classifies=bool(classes), seed=seed),
+        model,
         folder,
         loss="sparse_categorical_crossentropy" if classes else "mean_squared_error",
         batch_size=batch_size,
         optimizer=Optimizer(name=optimizer),
         class_names=classes,
         name=name,
+        anomaly_quantile=quantile if task == "anomaly-detector" else None,
+        about=_description(task, name, input_shape, classes, vocabulary, sample_rate, quantile),
     )
 
 
 def build_model(task: Task, input_shape: tuple[int, ...], *, outputs: int, classifies: bool, seed: int = 0) -> Any:
-    """Return the untrained Keras model; the same weights each time."""
+    """Build the untrained Keras model of an image or tabular classifier, a regressor or a time series.
+
+    Parameters
+    ----------
+    task
+        What the model is for.
+    input_shape
+        One example's shape.
+    outputs
+        How many classes, or values.
+    classifies
+        Whether they are classes.
+    seed
+        Of the initial weights: the same gives the same ones.
+
+    Returns
+    -------
+    keras.Model
+        The model.
+    """
     import keras
+
+    from fedgrass.authoring.architectures import BODIES, HIDDEN
 
     keras.utils.set_random_seed(seed)
     head = keras.layers.Dense(outputs, activation="softmax" if classifies else None, name="output")
-    hidden = keras.layers.Dense(_HIDDEN, activation="relu", name="hidden")
-    body = _BODIES[task](keras.layers, input_shape)
+    hidden = keras.layers.Dense(HIDDEN, activation="relu", name="hidden")
+    body = BODIES[task](keras.layers, input_shape)
     return keras.Sequential([keras.Input(input_shape, name="x"), *body, hidden, head], name="model")
 
 
-def _image(layers: Any, shape: tuple[int, ...]) -> list[Any]:
-    """Convolution and pooling until the map is small: 8×8 takes one stage, 28×28 two, 96×96 four."""
-    body: list[Any] = []
-    side, filters = min(shape[:2]), _FIRST_FILTERS
-    while True:
-        stage = len(body) // 2
-        body.append(layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"conv{stage}"))
-        if side < 2:
-            break
-        body.append(layers.MaxPooling2D(2, name=f"pool{stage}"))
-        side, filters = side // 2, min(2 * filters, _MOST_FILTERS)
-        if side < _SMALLEST_MAP:
-            break
-    return [*body, layers.Flatten(name="flatten")]
+def _check(
+    task: Task, input_shape: tuple[int, ...], classes: tuple[str, ...], vocabulary: int | tuple[str, ...]
+) -> None:
+    expected = _DIMENSIONS[task]
+    if len(input_shape) not in expected or min(input_shape) < 1:
+        numbers = " or ".join(map(str, expected))
+        raise ConfigurationError(f"--input-shape {input_shape}: {task} takes {numbers} whole numbers of at least 1")
+    if task.endswith("classifier") and len(classes) < 2:
+        raise ConfigurationError(f"--classes: {task} needs a number of classes of at least 2, or their names")
+    if task == "regressor" and classes:
+        raise ConfigurationError("--classes: a regressor has none; use tabular-classifier, or --outputs")
+    if task in ("anomaly-detector", "forecaster") and classes:
+        raise ConfigurationError(f"--classes: {task} has none; leave it out")
+    words = vocabulary if isinstance(vocabulary, int) else len(vocabulary)
+    if task == "text-classifier" and not 2 <= words <= _MOST_WORDS:
+        raise ConfigurationError(
+            f"--vocabulary: text-classifier needs a file of 2 to {_MOST_WORDS} words, one on each line, or their number"
+        )
+    if task != "text-classifier" and words:
+        raise ConfigurationError(f"--vocabulary: {task} has none; leave it out")
 
 
-def _table(layers: Any, _shape: tuple[int, ...]) -> list[Any]:
-    return [layers.Dense(_HIDDEN, activation="relu", name="features")]
+def _description(
+    task: Task,
+    name: str,
+    input_shape: tuple[int, ...],
+    classes: tuple[str, ...],
+    vocabulary: int | tuple[str, ...],
+    sample_rate: int,
+    quantile: float,
+) -> Description:
+    from fedgrass.authoring.metadata import Description
 
-
-def _series(layers: Any, shape: tuple[int, ...]) -> list[Any]:
-    """Two strided convolutions over time, written in two dimensions."""
-    steps, features = shape
-    return [
-        layers.Reshape((steps, 1, features), name="steps"),
-        layers.Conv2D(32, (5, 1), strides=(2, 1), padding="same", activation="relu", name="conv0"),
-        layers.Conv2D(32, (5, 1), strides=(2, 1), padding="same", activation="relu", name="conv1"),
-        layers.Flatten(name="flatten"),
-    ]
-
-
-_BODIES: dict[Task, Callable[[Any, tuple[int, ...]], list[Any]]] = {
-    "image-classifier": _image,
-    "tabular-classifier": _table,
-    "regressor": _table,
-    "time-series": _series,
-}
+    inputs = {
+        "image-classifier": "pixels from 0 to 1",
+        "audio-classifier": f"sound from -1 to 1, {sample_rate} samples a second",
+        "text-classifier": "numbers of words; the numbers are lines of the vocabulary, from 0",
+        "forecaster": "past steps, scaled to a mean of 0 and a deviation of 1",
+    }
+    results = {
+        "anomaly-detector": "the input as the model knows it; its mean squared difference from the input is the error, and "
+        f"{quantile:g} of normal examples' errors lie below the threshold",
+        "forecaster": "the next steps",
+    }
+    return Description(
+        name=name,
+        text=f"{task}, trained by a fleet of devices",
+        x=inputs.get(task, "values scaled to a mean of 0 and a deviation of 1"),
+        y=results.get(task, "probability of each class" if classes else "predicted values"),
+        labels=classes,
+        vocabulary=vocabulary if isinstance(vocabulary, tuple) else (),
+        image=(input_shape[0], input_shape[1], input_shape[2]) if task == "image-classifier" else None,
+    )
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -174,3 +326,21 @@ def _class_names(text: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ConfigurationError(f"--classes {text!r}: a name occurs twice")
     return names
+
+
+def _words(text: str) -> int | tuple[str, ...]:
+    """Return the words of a file, or their number."""
+    if not text:
+        return 0
+    if text.isdecimal():
+        return int(text)
+    path = Path(text)
+    try:
+        if path.stat().st_size > _MAX_VOCABULARY_BYTES:
+            raise ConfigurationError(f"--vocabulary {text}: is larger than {_MAX_VOCABULARY_BYTES} bytes")
+        words = tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--vocabulary {text}: cannot be read as UTF-8 text ({error})") from error
+    if len(set(words)) != len(words):
+        raise ConfigurationError(f"--vocabulary {text}: a word occurs twice; give each line another one")
+    return words

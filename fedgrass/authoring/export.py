@@ -18,6 +18,7 @@ from fedgrass.authoring.compiled import Objective, chosen
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.flatbuffer import without_initializer
 from fedgrass.authoring.losses import loss_function
+from fedgrass.authoring.metadata import Description
 from fedgrass.authoring.model import KerasModel, Model, frozen
 from fedgrass.authoring.optimizers import OPTIMIZERS, Constrained
 from fedgrass.authoring.pixels import pixel_range
@@ -41,6 +42,8 @@ def export(
     name: str | None = None,
     version: str = "1.0.0",
     input: Any = None,  # noqa: A002 - the key of EXPORT
+    anomaly_quantile: float | None = None,
+    about: Description | None = None,
     prove: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
@@ -67,6 +70,10 @@ def export(
         model that begins with ``Rescaling`` follow from it.
     input
         Shape of one example, or a mapping with ``shape`` and ``dtype``, for a subclassed model that does not say.
+    anomaly_quantile
+        Of a model that reconstructs its input: share of normal examples whose errors lie below the threshold.
+    about
+        What the application's model says of itself; None: its name, and its classes as ``labels.txt``.
     prove
         Whether to try the bundle in LiteRT and hold its first steps against Keras' (`fedgrass.authoring.self_test`).
     tell
@@ -88,7 +95,9 @@ def export(
             "class_names": tuple(class_names),
         }
         description["data"] = _data(model, data or {}, tell)
-        made = _export(source, Path(scratch), objective, batch_size, rule, description)
+        description["anomaly_quantile"] = anomaly_quantile
+        about = about or Description(name=description["name"], labels=tuple(class_names))
+        made = _export(source, Path(scratch), objective, batch_size, rule, description, about)
         if prove:
             reference = KerasReference(source, objective, rule, batch_size) if isinstance(source, KerasModel) else None
             found = self_test.run(made, source, reference)
@@ -148,6 +157,7 @@ def _export(
     batch_size: int,
     optimizer: bundle.Optimizer,
     description: dict[str, Any],
+    about: Description,
 ) -> Bundle:
     parameters, loss = model.values(), objective.loss
     x = tf.TensorSpec([batch_size, *model.x.shape[1:]], model.x.dtype, name="x")
@@ -188,7 +198,7 @@ def _export(
         settings=optimizer,
     )
     (folder / bundle.GRAPH).write_bytes(_convert(owner, signatures))
-    content, constants = inference.convert(model, parameters)
+    content, constants = inference.convert(model, parameters, about)
     for file, model_content in application_models(content).items():
         (folder / file).write_bytes(model_content)
     tensors.save(folder / bundle.PARAMETERS, parameters)

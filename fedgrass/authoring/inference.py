@@ -16,18 +16,21 @@ import tensorflow as tf
 
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.flatbuffer import with_constant_inputs
+from fedgrass.authoring.metadata import Description, described
 from fedgrass.authoring.model import Model
 from fedgrass.bundle import Constant, Parameters
 from fedgrass.inference import with_parameters
 
 
-def convert(model: Model, parameters: Parameters) -> tuple[bytes, tuple[Constant, ...]]:
+def convert(model: Model, parameters: Parameters, about: Description) -> tuple[bytes, tuple[Constant, ...]]:
     """Convert a model to a LiteRT model for one example with signature ``infer(x) -> y``.
 
     Parameters
     ----------
     parameters
         As `Model.values` gives them.
+    about
+        What the file says of itself.
 
     Returns
     -------
@@ -41,10 +44,10 @@ def convert(model: Model, parameters: Parameters) -> tuple[bytes, tuple[Constant
     """
     generator = np.random.default_rng(0)
     probes = {key: generator.uniform(0.5, 1.5, value.shape).astype(np.float32) for key, value in parameters.items()}
-    content = _convert(model, probes, apart=frozenset())
+    content = described(_convert(model, probes, apart=frozenset()), about)
     constants = _locate_all(content, probes)
     if merged := probes.keys() - {constant.parameter for constant in constants}:
-        content = _convert(model, probes, apart=merged)
+        content = described(_convert(model, probes, apart=merged), about)
         constants = _locate_all(content, probes)
     missing = probes.keys() - {constant.parameter for constant in constants}
     if missing:

@@ -1,0 +1,84 @@
+"""Networks of ``keras.applications`` as bodies of image classifiers: weights from a file, or random; nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from fedgrass.errors import ConfigurationError
+
+Backbone = Literal[
+    "mobilenet", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_b0"
+]
+
+_CLASSES: dict[str, str] = {
+    "mobilenet": "MobileNet",
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3_small": "MobileNetV3Small",
+    "mobilenet_v3_large": "MobileNetV3Large",
+    "efficientnet_b0": "EfficientNetB0",
+    "efficientnet_v2_b0": "EfficientNetV2B0",
+}
+_SCALES_ITSELF = {"efficientnet_b0"}
+_SMALLEST = 32
+_DROPOUT = 0.2
+
+
+def backbone(name: str, shape: tuple[int, ...], weights: Path | None) -> Any:
+    """Return a network from images of values 0 to 255 or -1 to 1 (`scaled`) to features [n, …].
+
+    Raises
+    ------
+    ConfigurationError
+        If it does not take images of that shape, or the file does not hold its weights.
+    """
+    import keras
+
+    if name not in get_args(Backbone):
+        raise ConfigurationError(f"--backbone {name}: expected one of {', '.join(get_args(Backbone))}")
+    if min(shape[:2]) < _SMALLEST:
+        raise ConfigurationError(f"--input-shape {shape}: {name} takes images of at least {_SMALLEST} pixels a side")
+    if weights is not None and shape[2] != 3:
+        raise ConfigurationError(f"--weights: they are of images of 3 colours; --input-shape has {shape[2]} channels")
+    options: dict[str, Any] = {"weights": None, "include_top": False, "pooling": "avg", "input_shape": shape}
+    if "v3" in name or "v2_b0" in name:
+        options["include_preprocessing"] = False
+    network = getattr(keras.applications, _CLASSES[name])(**options)
+    if weights is not None:
+        _load(network, name, weights)
+    return network
+
+
+def scaled(name: str) -> tuple[float, float]:
+    """Return scale and offset from pixels of 0 to 1 to what a backbone takes."""
+    return (255.0, 0.0) if name in _SCALES_ITSELF else (2.0, -1.0)
+
+
+def classifier(name: str, shape: tuple[int, ...], classes: int, weights: Path | None, *, train: bool) -> Any:
+    """Return an image classifier for pixels of 0 to 1.
+
+    Parameters
+    ----------
+    train
+        Whether the backbone is trained; else its weights are fixed in the graph, and only the last layer travels.
+    """
+    import keras
+
+    network = backbone(name, shape, weights)
+    network.trainable = train
+    x = keras.Input(shape, name="x")
+    scale, offset = scaled(name)
+    features = network(keras.layers.Rescaling(scale, offset, name="scale")(x))
+    dropped = keras.layers.Dropout(_DROPOUT, name="dropout")(features)
+    return keras.Model(x, keras.layers.Dense(classes, "softmax", name="output")(dropped), name="model")
+
+
+def _load(network: Any, name: str, weights: Path) -> None:
+    try:
+        network.load_weights(weights)
+    except Exception as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigurationError(
+            f"--weights {weights}: are none of {name} without its top ({said[0][:200]}). Give a .weights.h5 that Keras saved of "
+            f"keras.applications.{_CLASSES[name]}(include_top=False), or the published file whose name ends in no_top.h5"
+        ) from error
