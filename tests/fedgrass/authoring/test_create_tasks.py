@@ -82,7 +82,7 @@ def simulated(folder: Path, bundle: Bundle, make: Make, rate: float) -> Any:
     return simulate(
         folder / "out",
         bundle=bundle.folder,
-        data=folder / "data.npz",
+        data=str(folder / "data.npz"),
         devices=4,
         cohort=4,
         rounds=3,
