@@ -7,25 +7,22 @@ from typing import Any, Literal, get_args
 
 from fedgrass.errors import ConfigurationError
 
-Backbone = Literal[
-    "mobilenet", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_b0"
-]
+Backbone = Literal["mobilenet", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"]
 
 _CLASSES: dict[str, str] = {
     "mobilenet": "MobileNet",
     "mobilenet_v2": "MobileNetV2",
     "mobilenet_v3_small": "MobileNetV3Small",
     "mobilenet_v3_large": "MobileNetV3Large",
-    "efficientnet_b0": "EfficientNetB0",
-    "efficientnet_v2_b0": "EfficientNetV2B0",
 }
-_SCALES_ITSELF = {"efficientnet_b0"}
+_SCALE, _OFFSET = 2.0, -1.0
+"""From pixels of 0 to 1 to what these networks take."""
 _SMALLEST = 32
 _DROPOUT = 0.2
 
 
 def backbone(name: str, shape: tuple[int, ...], weights: Path | None) -> Any:
-    """Return a network from images of values 0 to 255 or -1 to 1 (`scaled`) to features [n, …].
+    """Return a network from images of values -1 to 1 to features [n, …].
 
     Raises
     ------
@@ -41,17 +38,12 @@ def backbone(name: str, shape: tuple[int, ...], weights: Path | None) -> Any:
     if weights is not None and shape[2] != 3:
         raise ConfigurationError(f"--weights: they are of images of 3 colours; --input-shape has {shape[2]} channels")
     options: dict[str, Any] = {"weights": None, "include_top": False, "pooling": "avg", "input_shape": shape}
-    if "v3" in name or "v2_b0" in name:
+    if "v3" in name:
         options["include_preprocessing"] = False
     network = getattr(keras.applications, _CLASSES[name])(**options)
     if weights is not None:
         _load(network, name, weights)
     return network
-
-
-def scaled(name: str) -> tuple[float, float]:
-    """Return scale and offset from pixels of 0 to 1 to what a backbone takes."""
-    return (255.0, 0.0) if name in _SCALES_ITSELF else (2.0, -1.0)
 
 
 def classifier(name: str, shape: tuple[int, ...], classes: int, weights: Path | None, *, train: bool) -> Any:
@@ -67,8 +59,7 @@ def classifier(name: str, shape: tuple[int, ...], classes: int, weights: Path | 
     network = backbone(name, shape, weights)
     network.trainable = train
     x = keras.Input(shape, name="x")
-    scale, offset = scaled(name)
-    features = network(keras.layers.Rescaling(scale, offset, name="scale")(x))
+    features = network(keras.layers.Rescaling(_SCALE, _OFFSET, name="scale")(x))
     dropped = keras.layers.Dropout(_DROPOUT, name="dropout")(features)
     return keras.Model(x, keras.layers.Dense(classes, "softmax", name="output")(dropped), name="model")
 

@@ -57,8 +57,8 @@ def create(
     backbone: Annotated[
         str,
         typer.Option(
-            help="Image classifier: its body, one of mobilenet, mobilenet_v2, mobilenet_v3_small, mobilenet_v3_large, "
-            "efficientnet_b0, efficientnet_v2_b0. Random without --weights; nothing is downloaded."
+            help="Image classifier: its body, one of mobilenet, mobilenet_v2, mobilenet_v3_small, mobilenet_v3_large. "
+            "Random without --weights; nothing is downloaded."
         ),
     ] = "",
     weights: Annotated[

@@ -87,6 +87,7 @@ def simulated(folder: Path, bundle: Bundle, make: Make, rate: float) -> Any:
         cohort=4,
         rounds=3,
         workers=1,
+        partition="iid",
         fleet={"fit": {"epochs": 4, "learning_rate": rate}},
     )
 
