@@ -70,7 +70,7 @@ Make = Callable[[int, np.random.Generator], tuple[Array, Array]]
 TASKS: dict[str, tuple[tuple[int, ...], dict[str, Any], Make, float]] = {
     "audio-classifier": ((400,), {"classes": ("low", "middle", "high"), "sample_rate": RATE}, sounds, 0.05),
     "text-classifier": ((8,), {"classes": ("no", "yes"), "vocabulary": 30, "optimizer": "adam"}, texts, 0.01),
-    "anomaly-detector": ((10,), {"quantile": 0.95, "optimizer": "adam"}, readings, 0.005),
+    "anomaly-detector": ((10,), {"quantile": 0.95, "optimizer": "adam"}, readings, 0.01),
     "forecaster": ((24, 2), {"horizon": 6, "optimizer": "adam"}, seasons, 0.003),
 }
 
@@ -88,7 +88,7 @@ def simulated(folder: Path, bundle: Bundle, make: Make, rate: float) -> Any:
         rounds=3,
         workers=1,
         partition="iid",
-        fleet={"fit": {"epochs": 4, "learning_rate": rate}},
+        fleet={"fit": {"epochs": 20, "learning_rate": rate}},
     )
 
 
