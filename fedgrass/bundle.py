@@ -163,6 +163,9 @@ class Manifest(_Model):
     loss_options: LossOptions = LossOptions()
     optimizer: Optimizer = Optimizer()
     self_test: SelfTest | None = None
+    vocabulary: int | None = Field(
+        default=None, ge=1, description="Tokens in x are from 0 to one less; None: not known"
+    )
     parameters: tuple[TensorDescription, ...] = Field(min_length=1, max_length=MAX_TENSORS)
     frozen: tuple[str, ...] = ()
     statistics: dict[str, Statistic] | None = Field(

@@ -175,6 +175,7 @@ def _export(
         frozen=model.frozen_names,
         statistics=model.statistics,
         loss_mean="examples",
+        vocabulary=getattr(model, "vocabulary", None),
     )
     variables = [tf.Variable(value) for value in parameters.values()]
     trained = variables[: model.trained_count]

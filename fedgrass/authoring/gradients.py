@@ -188,25 +188,50 @@ def _gather(op: Any, dy: Tensor) -> tuple[Tensor, None, None]:
 def _strided_slice(op: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
     shape = op.inputs[0].shape
     begin, end, strides = (tf.get_static_value(value) for value in op.inputs[1:])
+    if begin is None or end is None or strides is None:
+        raise UnsupportedModelError(op.name, "StridedSlice with a variable range", "use a range that is known")
     masks = {name: op.get_attr(f"{name}_mask") for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
-    if begin is None or end is None or any(strides != 1) or masks["ellipsis"] or masks["new_axis"]:
-        raise UnsupportedModelError(op.name, "StridedSlice with a step or a variable range", "use plain slices")
-    pads, kept = [], []
-    for axis, size in enumerate(shape):
-        if axis >= len(begin):
-            pads.append([0, 0])
-            kept.append(size)
-            continue
-        first, last, _ = slice(
-            None if masks["begin"] >> axis & 1 else int(begin[axis]),
-            None if masks["end"] >> axis & 1 else int(end[axis]),
-        ).indices(size)
-        if masks["shrink_axis"] >> axis & 1:
-            first = int(begin[axis]) % size
-            last = first + 1
-        pads.append([first, size - last])
-        kept.append(last - first)
-    return pad(tf.reshape(dy, kept), pads), None, None, None
+    ranges = _ranges(shape, begin, end, strides, masks)
+    dy = tf.reshape(dy, [len(taken) for taken in ranges])
+    pads = []
+    for axis, (taken, size) in enumerate(zip(ranges, shape, strict=True)):
+        if taken.step < 0:
+            dy, taken = tf.reverse(dy, [axis]), taken[::-1]
+        if taken.step > 1 and len(taken) > 1:
+            dy = _with_gaps(dy, axis, taken.step)
+        before = taken.start if len(taken) else 0
+        pads.append([before, size - before - dy.shape[axis]])
+    return pad(dy, pads), None, None, None
+
+
+def _ranges(shape: Any, begin: Any, end: Any, strides: Any, masks: dict[str, int]) -> list[range]:
+    """Return which places of each axis were taken."""
+    found: list[range] = []
+    ellipses = bin(masks["ellipsis"]).count("1")
+    named = len(begin) - ellipses - bin(masks["new_axis"]).count("1")
+    for i in range(len(begin)):
+        if masks["ellipsis"] >> i & 1:
+            found += [range(size) for size in shape[len(found) : len(found) + len(shape) - named]]
+        elif not masks["new_axis"] >> i & 1:
+            size = shape[len(found)]
+            if masks["shrink_axis"] >> i & 1:
+                first = int(begin[i]) % size
+                found.append(range(first, first + 1))
+                continue
+            first = None if masks["begin"] >> i & 1 else int(begin[i])
+            last = None if masks["end"] >> i & 1 else int(end[i])
+            found.append(range(size)[first : last : int(strides[i])])
+    return found + [range(size) for size in shape[len(found) :]]
+
+
+def _with_gaps(x: Tensor, axis: int, stride: int) -> Tensor:
+    """Put zeros between the places of an axis, so that they lie ``stride`` apart."""
+    shape = list(x.shape)
+    pads = [[0, 0]] * (len(shape) + 1)
+    pads[axis + 1] = [0, stride - 1]
+    wide = pad(tf.expand_dims(x, axis + 1), pads)
+    wide = tf.reshape(wide, [*shape[:axis], shape[axis] * stride, *shape[axis + 1 :]])
+    return wide[(slice(None),) * axis + (slice(0, (shape[axis] - 1) * stride + 1),)]
 
 
 def _slice(op: Any, dy: Tensor) -> tuple[Tensor, None, None]:

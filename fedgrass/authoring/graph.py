@@ -235,23 +235,36 @@ def _check_operator(name: str, operator: str) -> None:
 
 
 _INSTEAD = {
-    "PartitionedCall": "use groups=1 or DepthwiseConv2D",
-    "Selu": "use elu or gelu",
-    "Softplus": "use relu or swish",
-    "SpaceToBatchND": "use dilation_rate=1",
-    "Stateless": "use Dropout",
+    "PartitionedCall": "take the tf.function or jit_compile away",
+    "StatefulPartitionedCall": "take the tf.function or jit_compile away",
+    "SpaceToBatchND": "use channels last, and strides or dilation, not both",
+    "Selu": "use elu or gelu, or give the .keras file",
+    "Softplus": "use relu or swish, or give the .keras file",
+    "Softsign": "use tanh, or give the .keras file",
+    "Stateless": "draw by keras.random with a keras.random.SeedGenerator, as Dropout does",
     "While": "unroll the loop",
     "Conv3D": "use Conv2D",
+    "AvgPool3D": "use AveragePooling2D",
+    "MaxPool3D": "use MaxPooling2D",
+    "FFT": "take the spectrum in the data loader",
+    "RFFT": "take the spectrum in the data loader",
+    "Lookup": "look words up in the data loader",
+    "String": "give numbers: make them of text in the data loader",
+    "Image": "transform images in the data loader",
+    "TopK": "use softmax in place of sparsemax, and reduce_max in place of a sort",
+    "Cholesky": "take that part into the data loader",
+    "Xla": "take jit_compile away",
 }
 
 _OPERATORS = """
-    Abs Add AddN AddV2 Any ArgMax AssignAddVariableOp AssignSubVariableOp AssignVariableOp AvgPool BatchMatMulV2 BiasAdd
-    BitwiseXor BroadcastGradientArgs BroadcastTo Cast ConcatV2 Const Conv2D Conv2DBackpropInput Cumsum DepthToSpace
-    DepthwiseConv2dNative DivNoNan Elu Equal Erf Erfc Exp ExpandDims Fill FloorDiv FloorMod GatherV2 Greater
-    GreaterEqual Identity IdentityN LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul
-    Max MaxPool Maximum Mean Min Minimum Mul Neg NoOp NotEqual OneHot OnesLike Pack Pad PadV2 Placeholder Pow Prod Range
-    ReadVariableOp RealDiv Relu Relu6 Reshape ReverseV2 RightShift Rsqrt Select SelectV2 Shape Sigmoid Sign Slice
-    Softmax SpaceToDepth Split SplitV Sqrt Square SquaredDifference Squeeze StatelessWhile StopGradient StridedSlice Sub Sum Tanh
-    Tile Transpose Unpack UnsortedSegmentSum XlaDynamicUpdateSlice ZerosLike
+    Abs Add AddN AddV2 All Any ArgMax AssignAddVariableOp AssignSubVariableOp AssignVariableOp AvgPool BatchMatMulV2
+    BiasAdd BitwiseXor BroadcastGradientArgs BroadcastTo Cast Ceil ConcatV2 Const Conv2D Conv2DBackpropInput Cos
+    Cumsum DepthToSpace DepthwiseConv2dNative DivNoNan Elu Equal Erf Erfc Exp ExpandDims Fill Floor FloorDiv
+    FloorMod GatherV2 Greater GreaterEqual Identity IdentityN LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd
+    LogicalNot LogicalOr LogicalXor MatMul Max MaxPool Maximum Mean Min Minimum Mul Neg NoOp NotEqual OneHot
+    OnesLike Pack Pad PadV2 Placeholder Pow Prod Range ReadVariableOp RealDiv Relu Relu6 Reshape ReverseSequence
+    ReverseV2 RightShift Round Rsqrt Select SelectV2 Shape Sigmoid Sign Sin Slice Softmax SpaceToDepth Split SplitV
+    Sqrt Square SquaredDifference Squeeze StatelessWhile StopGradient StridedSlice Sub Sum Tanh Tile Transpose
+    Unpack UnsortedSegmentSum XlaDynamicUpdateSlice ZerosLike
 """
 _CONVERTIBLE = frozenset(_OPERATORS.split())

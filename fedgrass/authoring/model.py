@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fedgrass.authoring import exchanged
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.final import Final
 from fedgrass.authoring.forward import Forwarded
@@ -106,6 +107,9 @@ class KerasModel:
         self._constants = [v.numpy() for v in model.non_trainable_variables]
         self.trained_count = len(self._trained)
         self.draws_masks = any(map(is_random, self._layers))
+        self.vocabulary = min(
+            (layer.input_dim for layer in self._layers if _embeds(layer, model.inputs[0])), default=None
+        )
         self._names = _named(self.name, [*model.weights, *model.non_trainable_variables])
         moving = {id(variable) for variable in [*self._trained, *self._statistics]}
         kinds: tuple[Statistic, ...] = ("mean", "variance")
@@ -141,7 +145,7 @@ class KerasModel:
 
     def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
         """Return the output in Keras' own operators."""
-        with recurrent(Recurrence()), drawn(None):
+        with recurrent(Recurrence()), drawn(None), exchanged.for_inference():
             return self._call(x, values, training=False).logits
 
     def takes(self) -> tuple[int | None, float | None]:
@@ -150,7 +154,7 @@ class KerasModel:
         tokens = [size for size in sizes if isinstance(size, int)]
         masks = [layer.mask_value for layer in self._layers if isinstance(layer, keras.layers.Masking)]
         masks += [0 for layer in self._layers if getattr(layer, "mask_zero", False)]
-        return min(tokens, default=None), next(iter(masks), None)
+        return self.vocabulary or min(tokens, default=None), next(iter(masks), None)
 
     def place(self, where: str) -> str:
         """Return the layer that a graph node belongs to."""
@@ -210,6 +214,12 @@ class KerasModel:
 
     def _name(self, variable: Any) -> str:
         return self._names[id(variable)]
+
+
+def _embeds(layer: Any, x: Any) -> bool:
+    """Whether a layer looks the model's very input up in its table."""
+    nodes = layer._inbound_nodes if isinstance(layer, keras.layers.Embedding) else ()
+    return any(tensor is x for node in nodes for tensor in node.input_tensors)
 
 
 def _named(model: str, variables: Sequence[Any]) -> dict[int, str]:

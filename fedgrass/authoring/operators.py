@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src import backend
 
-from fedgrass.authoring import convolution, gradients
+from fedgrass.authoring import convolution, exchanged, gradients
 from fedgrass.authoring.depthwise import depthwise_convolution
 from fedgrass.authoring.normalization import batch_normalization
 from fedgrass.authoring.randomness import drawn
@@ -47,6 +47,7 @@ def substituted(step: Tensor | None) -> Iterator[None]:
             stack.enter_context(patched(owner, name, function))
         draws = stack.enter_context(drawn(step))
         stack.enter_context(recurrent(Recurrence(training=step is not None, turns=draws.turns)))
+        stack.enter_context(exchanged.for_training())
         stack.enter_context(gradients.overridden())
         yield
 

@@ -109,7 +109,9 @@ class KerasReference:
             optimizer.learning_rate = self._optimizer.rate_at(settings.learning_rate, step)
             with drawn(tf.constant(settings.masks_seed() + step + 1, tf.int32)), tf.GradientTape() as tape:
                 value = _total(model, loss, batch.x, batch.y, training=True)
-            gradients = tape.gradient(value, [variable.value for variable in model.trainable_variables])
+            found = tape.gradient(value, [variable.value for variable in model.trainable_variables])
+            # Keras' optimizers would square the parts of a token that occurs twice one by one, and not their sum.
+            gradients = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
             optimizer.apply(gradients, model.trainable_variables)
             losses.append(float(value))
         return Steps([*losses, float(np.mean(evaluated))], self._model.values(), [outputs, one])

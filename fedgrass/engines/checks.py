@@ -84,12 +84,24 @@ def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0, origin: Cal
         )
     for array, description in ((batch.x, manifest.x), (batch.y, manifest.y)):
         _check_array(array, description, lambda row: origin(first + row))
+    if manifest.vocabulary is not None:
+        _check_tokens(batch.x, manifest, lambda row: origin(first + row))
     low, high = _label_range(manifest)
     outside = (batch.y < low) | (batch.y > high)
     if outside.any():
         row, value = _first_where(outside, batch.y)
         raise DataError(
             f"y of example {origin(first + row)}: label {value} is out of range, model {manifest.name!r} takes {low} to {high}"
+        )
+
+
+def _check_tokens(x: Array, manifest: Manifest, origin: Callable[[int], int]) -> None:
+    beyond = (x < 0) | (x >= (manifest.vocabulary or 0))
+    if beyond.any():
+        row, value = _first_where(beyond, x)
+        raise DataError(
+            f"x of example {origin(row)}: token {value} is not in the vocabulary of model {manifest.name!r}, "
+            f"0 to {(manifest.vocabulary or 0) - 1}; map unknown tokens in the data loader"
         )
 
 

@@ -142,20 +142,26 @@ def dense(**options: Any) -> Any:
     ("build", "message"),
     [
         (
-            lambda: [image(), layers.Conv2D(2, 3), layers.SpatialDropout2D(0.5, name="d"), layers.Flatten(), dense()],
-            "'d' .SpatialDropout2D.*StatelessRandom.*use Dropout",
+            lambda: [image(), layers.SpectralNormalization(layers.Conv2D(2, 3), name="s"), layers.Flatten(), dense()],
+            "s/vector_u: a variable that the layer itself changes.*use BatchNormalization",
         ),
         (
-            lambda: [image(), layers.Conv2D(2, 3, dilation_rate=2, name="c"), layers.Flatten(), dense()],
-            "'c' .Conv2D.*SpaceToBatchND",
+            lambda: [
+                keras.Input((4, 4, 4, 1)),
+                layers.Dense(2),
+                layers.Conv3D(2, 2, name="c"),
+                layers.Flatten(),
+                dense(),
+            ],
+            "'c' .Conv3D.*use Conv2D",
         ),
         (
-            lambda: [image(), layers.Conv2D(2, 3, groups=2, name="c"), layers.Flatten(), dense()],
-            "'c' .Conv2D.*PartitionedCall",
+            lambda: [keras.Input((3, 4), batch_size=2), layers.LSTM(3, stateful=True, name="l"), dense()],
+            "'l' .LSTM.*stateful=False",
         ),
         (
-            lambda: [keras.Input((4,)), layers.Dense(3, activation="selu", name="s"), dense()],
-            "'s' .Dense.*Selu.*use elu",
+            lambda: [keras.Input((4,)), layers.Lambda(lambda x: x["a"], output_shape=(3,), name="l"), dense()],
+            "'l' .Lambda.: what it does",
         ),
         (
             lambda: [keras.Input((4,)), layers.Dense(3, activation="tanh", name="out")],
@@ -170,10 +176,10 @@ def dense(**options: Any) -> Any:
         (lambda: [keras.Input((4,)), dense(trainable=False)], "without trainable"),
     ],
     ids=[
-        "spatial dropout",
-        "dilation",
-        "groups",
-        "activation",
+        "moving variable",
+        "three dimensions",
+        "state",
+        "failing call",
         "final activation",
         "half precision",
         "open shape",
@@ -189,4 +195,53 @@ def test_a_model_that_cannot_be_trained_is_refused_with_the_layer_and_a_way_out(
 
     with pytest.raises(UnsupportedModelError, match=message):
         export(model(), tmp_path / "bundle", loss="sparse_categorical_crossentropy", batch_size=2)
+    assert not (tmp_path / "bundle").exists()
+
+
+class Own(keras.Model):  # type: ignore[misc, name-defined]
+    """A model whose call takes what it was not built for."""
+
+    def __init__(self, *, failing: bool = False) -> None:
+        super().__init__(name="own")
+        self.failing = failing
+        self.head = layers.Dense(3, name="head")
+
+    def call(self, x: Any) -> Any:
+        return x["values"] if self.failing else self.head(x)
+
+
+def two_outputs() -> Any:
+    x = keras.Input((4,))
+    return keras.Model(x, [layers.Dense(2)(x), layers.Dense(3)(x)], name="two")
+
+
+def compiled(**options: Any) -> Any:
+    model = keras.Sequential([keras.Input((4,)), dense()], name="net")
+    model.compile(**options)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        (lambda: {"a": 1}, {"loss": "mse"}, "a dict cannot .* give a keras.Model"),
+        (lambda: Own(), {"loss": "mse"}, r"whose input is not known.*EXPORT\[.input.\]"),
+        (lambda: Own(), {"loss": "mse", "input": "4"}, "input '4'.*give a shape"),
+        (lambda: Own(failing=True), {"loss": "mse", "input": (4,)}, "own: a call that cannot be traced"),
+        (two_outputs, {"loss": "mse"}, "two: a model of 1 inputs and 2 outputs"),
+        (lambda: compiled(), {}, "a model without a loss.*compile it"),
+        (lambda: compiled(loss=lambda y, z: y - z), {}, "this loss.*use one of"),
+        (lambda: compiled(loss=keras.losses.MeanSquaredError(reduction="sum")), {}, "reduction 'sum'"),
+        (lambda: compiled(loss="mse", optimizer="nadam"), {}, "Nadam.*use one of sgd"),
+        (lambda: compiled(loss="mse", optimizer=keras.optimizers.Adam(use_ema=True)), {}, "Adam: use_ema"),
+        (lambda: compiled(loss="mse", loss_weights=[2.0]), {}, "loss_weights"),
+        (lambda: compiled(), {"loss": "no_such_loss"}, "'no_such_loss'.*use one of"),
+        (lambda: compiled(), {"loss": "mse", "batch_size": 0}, "batch_size 0"),
+    ],
+)
+def test_what_devices_cannot_train_with_is_refused_by_name(
+    tmp_path: Path, build: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        export(build(), tmp_path / "bundle", **{"batch_size": 2, **options})
     assert not (tmp_path / "bundle").exists()

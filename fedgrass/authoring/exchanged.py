@@ -1,0 +1,203 @@
+"""Functions of Keras' backend exchanged, while a model is traced, for ones that train on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from keras.src.backend.tensorflow import image as backend_image
+from keras.src.backend.tensorflow import nn as backend_nn
+
+from fedgrass.authoring import activations, spatial
+from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.windows import Pair
+
+Tensor = Any
+
+_backend: dict[str, Any] = {
+    name: getattr(backend_nn, name) for name in ("conv", "depthwise_conv", "separable_conv", "conv_transpose")
+}
+_tf_resize = tf.image.resize
+
+
+@contextmanager
+def for_training() -> Iterator[None]:
+    """Trace a model inside this to get operators that train."""
+    with _pointed(
+        (backend_nn, "conv", _conv),
+        (backend_nn, "depthwise_conv", _depthwise_conv),
+        (backend_nn, "separable_conv", _separable_conv),
+        (backend_nn, "conv_transpose", _conv_transpose),
+        (tf.image, "resize", _resize),
+        (backend_image, "affine_transform", spatial.affine_transform),
+    ):
+        yield
+
+
+@contextmanager
+def for_inference() -> Iterator[None]:
+    """Trace a model inside this to get operators that LiteRT has, for weights that do not change."""
+    with _pointed((backend_nn, "conv", _without_xla), (tf.image, "resize", _resize_of_inference)):
+        yield
+
+
+@contextmanager
+def _pointed(*pointers: tuple[Any, str, Callable[..., Any]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(activations.exchanged())
+        for owner, name, function in pointers:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, function)
+        yield
+
+
+def _conv(
+    inputs: Tensor,
+    kernel: Tensor,
+    strides: Any = 1,
+    padding: str = "valid",
+    data_format: str | None = None,
+    dilation_rate: Any = 1,
+) -> Tensor:
+    rank = inputs.shape.rank - 2
+    grouped = inputs.shape[-1] != kernel.shape[-2]
+    if data_format == "channels_first" or rank > 2 or (not grouped and _ones(dilation_rate)):
+        return _backend["conv"](inputs, kernel, strides, padding, data_format, dilation_rate)
+    kernel = tf.convert_to_tensor(kernel)
+    if grouped:
+        return spatial.grouped_convolution(
+            inputs,
+            kernel,
+            lambda x, part: _conv(x, part, strides, padding, data_format, dilation_rate),
+        )
+    if not _ones(strides):
+        raise UnsupportedModelError("the model", "a convolution with strides and dilation", "use one of them only")
+    x, kernel = _images(inputs, kernel)
+    return _as(inputs, spatial.dilated_convolution(x, kernel, _pair(dilation_rate, rank), padding.upper()))
+
+
+def _without_xla(
+    inputs: Tensor,
+    kernel: Tensor,
+    strides: Any = 1,
+    padding: str = "valid",
+    data_format: str | None = None,
+    dilation_rate: Any = 1,
+) -> Tensor:
+    if data_format == "channels_first" or inputs.shape[-1] == kernel.shape[-2]:
+        return _backend["conv"](inputs, kernel, strides, padding, data_format, dilation_rate)
+    kernel = tf.convert_to_tensor(kernel)
+    return spatial.grouped_convolution(
+        inputs, kernel, lambda x, part: tf.nn.convolution(x, part, strides, padding.upper(), dilations=dilation_rate)
+    )
+
+
+def _depthwise_conv(
+    inputs: Tensor,
+    kernel: Tensor,
+    strides: Any = 1,
+    padding: str = "valid",
+    data_format: str | None = None,
+    dilation_rate: Any = 1,
+) -> Tensor:
+    if data_format == "channels_first" or _ones(dilation_rate):
+        return _backend["depthwise_conv"](inputs, kernel, strides, padding, data_format, dilation_rate)
+    if not _ones(strides):
+        raise UnsupportedModelError("the model", "a convolution with strides and dilation", "use one of them only")
+    x, kernel = _images(inputs, tf.convert_to_tensor(kernel))
+    dilations = _pair(dilation_rate, inputs.shape.rank - 2)
+    return _as(inputs, spatial.dilated_depthwise_convolution(x, kernel, dilations, padding.upper()))
+
+
+def _separable_conv(
+    inputs: Tensor,
+    depthwise_kernel: Tensor,
+    pointwise_kernel: Tensor,
+    strides: Any = 1,
+    padding: str = "valid",
+    data_format: str | None = None,
+    dilation_rate: Any = 1,
+) -> Tensor:
+    if data_format == "channels_first" or _ones(dilation_rate):
+        return _backend["separable_conv"](
+            inputs, depthwise_kernel, pointwise_kernel, strides, padding, data_format, dilation_rate
+        )
+    y = _depthwise_conv(inputs, depthwise_kernel, strides, padding, data_format, dilation_rate)
+    return _backend["conv"](y, pointwise_kernel, 1, "valid", data_format, 1)
+
+
+def _conv_transpose(
+    inputs: Tensor,
+    kernel: Tensor,
+    strides: Any = 1,
+    padding: str = "valid",
+    output_padding: Any = None,
+    data_format: str | None = None,
+    dilation_rate: Any = 1,
+) -> Tensor:
+    rank = inputs.shape.rank - 2
+    if data_format == "channels_first" or rank > 2 or not _ones(dilation_rate):
+        raise UnsupportedModelError(
+            "the model",
+            "a transposed convolution with dilation, channels first or in three dimensions",
+            "use Conv1DTranspose or Conv2DTranspose with dilation_rate=1 and channels last",
+        )
+    kernel = tf.convert_to_tensor(kernel)
+    shape = backend_nn.compute_conv_transpose_output_shape(
+        list(inputs.shape),
+        kernel.shape[:-2],
+        kernel.shape[-2],
+        strides,
+        padding,
+        output_padding,
+        "channels_last",
+        dilation_rate,
+    )
+    x, kernel = _images(inputs, kernel)
+    output = (1, *shape[1:-1])[-2:]
+    found = spatial.transposed_convolution(
+        x,
+        kernel,
+        [int(size) for size in output],
+        _pair(strides, rank),
+        padding.upper(),
+        lambda x, k: tf.nn.convolution(x, k, [1, 1], "VALID", data_format="NHWC", dilations=[1, 1]),
+    )
+    return _as(inputs, found)
+
+
+def _resize(images: Tensor, size: Any, method: Any = "bilinear", **options: Any) -> Tensor:
+    if images.shape.rank != 4 or None in images.shape or options.get("preserve_aspect_ratio"):
+        return _tf_resize(images, size, method=method, **options)
+    known = [tf.get_static_value(value) for value in size]
+    if None in known:
+        return _tf_resize(images, size, method=method, **options)
+    resized = spatial.resize(_tf_resize, images, known, method=method, antialias=options.get("antialias", False))
+    return tf.cast(resized, images.dtype) if method == "nearest" else resized
+
+
+def _resize_of_inference(images: Tensor, size: Any, method: Any = "bilinear", **options: Any) -> Tensor:
+    known = method in ("bilinear", "nearest") and not options.get("antialias")
+    return (_tf_resize if known else _resize)(images, size, method=method, **options)
+
+
+def _images(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Give what has one dimension two."""
+    return (tf.expand_dims(x, 1), tf.expand_dims(kernel, 0)) if x.shape.rank == 3 else (x, kernel)
+
+
+def _as(inputs: Tensor, found: Tensor) -> Tensor:
+    return tf.squeeze(found, [1]) if inputs.shape.rank == 3 else found
+
+
+def _pair(values: Any, rank: int) -> Pair:
+    first, second = (1, *(int(value) for value in np.broadcast_to(values, rank)))[-2:]
+    return first, second
+
+
+def _ones(values: Any) -> bool:
+    sizes: Sequence[int] = np.atleast_1d(1 if values is None else values).tolist()
+    return set(sizes) == {1}
