@@ -19,7 +19,7 @@ def export(
     model: Annotated[
         Path,
         typer.Argument(
-            help="A .keras file, a .py file with build_model() and, optionally, EXPORT, or the folder of a SavedModel.",
+            help="A .keras file, a .py file with build_model() (Keras or PyTorch) and perhaps EXPORT, or a SavedModel's folder.",
             exists=True,
         ),
     ],
@@ -52,10 +52,11 @@ def export(
         bool, typer.Option(help="Try the bundle in LiteRT, and hold its first steps against Keras'.")
     ] = True,
 ) -> None:
-    """Export a Keras model or a SavedModel as a bundle that devices can train without TensorFlow.
+    """Export a Keras model, a PyTorch module or a SavedModel as a bundle that devices can train without either library.
 
     What is not given is taken from EXPORT of a .py file, a dictionary with loss, batch_size, optimizer, learning_rate,
-    class_names, data, freeze, name, input and anomaly_quantile; then from what the model was compiled with.
+    class_names, data, freeze, name, anomaly_quantile and input (the shape of one example, which a PyTorch module does not
+    know); then from what the model was compiled with.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _check(loss, optimizer)
@@ -170,7 +171,9 @@ def _from_python(path: Path) -> tuple[Any, dict[str, Any]]:
         ) from error
     build, options = namespace.get("build_model"), namespace.get("EXPORT", {})
     if not callable(build):
-        raise ConfigurationError(f"{path}: has no function build_model() that returns a built Keras model")
+        raise ConfigurationError(
+            f"{path}: has no function build_model() that returns a built Keras model or a torch.nn.Module"
+        )
     if not isinstance(options, dict):
         raise ConfigurationError(f"{path}: EXPORT is a {type(options).__name__}; expected a dictionary")
     if unknown := [key for key in options if key not in _EXPORT_KEYS]:

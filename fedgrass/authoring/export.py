@@ -1,4 +1,4 @@
-"""A Keras model in, a model bundle out."""
+"""A Keras model or a PyTorch module in, a model bundle out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from fedgrass.authoring.metadata import Description
 from fedgrass.authoring.model import KerasModel, Model, frozen
 from fedgrass.authoring.optimizers import OPTIMIZERS, Constrained
 from fedgrass.authoring.pixels import pixel_range
-from fedgrass.authoring.reference import KerasReference
+from fedgrass.authoring.reference import KerasReference, Reference
 from fedgrass.authoring.saved_model import SavedModel
 from fedgrass.bundle import Bundle, Manifest, TensorDescription
 from fedgrass.errors import FedgrassError
@@ -52,13 +52,14 @@ def export(
     Parameters
     ----------
     model
-        A Keras model, Sequential, functional or subclassed; or the folder of a SavedModel. A classifier ends in softmax
-        (sigmoid for binary cross-entropy) or in logits. Its present weights are the bundle's parameters: those that are
-        trained, then the moving statistics of its batch normalizations. Other weights are frozen into the graph.
+        A Keras model, Sequential, functional or subclassed; the folder of a SavedModel; or a ``torch.nn.Module``. A
+        classifier ends in softmax (sigmoid for binary cross-entropy) or in logits. Its present weights are the bundle's
+        parameters: those that are trained, then the moving statistics of its batch normalizations. Other weights are
+        frozen into the graph.
     folder
         Made if absent; a bundle in it is replaced, once the new one is whole.
     loss
-        By name, Keras' alias, function or object; None: what the model was compiled with.
+        By name, Keras' or PyTorch's alias, function or object; None: what the model was compiled with.
     batch_size
         Examples per training step, fixed in the graph.
     optimizer
@@ -69,7 +70,8 @@ def export(
         How devices find x and y in their tables and images: the fields of `fedgrass.bundle.DataDescription`. ``pixels`` of a
         model that begins with ``Rescaling`` follow from it.
     input
-        Shape of one example, or a mapping with ``shape`` and ``dtype``, for a subclassed model that does not say.
+        Shape of one example, or a mapping with ``shape`` and ``dtype``, for a model that does not say: a subclassed one,
+        and every PyTorch module.
     anomaly_quantile
         Of a model that reconstructs its input: share of normal examples whose errors lie below the threshold.
     about
@@ -86,8 +88,12 @@ def export(
     """
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= 65536:
         raise UnsupportedModelError(f"batch_size {batch_size!r}", "this size", "give a whole number from 1 to 65536")
+    if is_torch(model):
+        from fedgrass.authoring.torch.losses import objective as torch_objective
+
+        loss = torch_objective(loss)
     objective, rule = chosen(model, loss, optimizer, tell)
-    given = nullcontext(SavedModel(model, freeze)) if isinstance(model, Path) else frozen(model, freeze, input)
+    given = _taken(model, objective, freeze, batch_size, input)
     with given as source, tempfile.TemporaryDirectory() as scratch, _explained(source):
         description: dict[str, Any] = {
             "name": name or source.name,
@@ -99,8 +105,7 @@ def export(
         about = about or Description(name=description["name"], labels=tuple(class_names))
         made = _export(source, Path(scratch), objective, batch_size, rule, description, about)
         if prove:
-            reference = KerasReference(source, objective, rule, batch_size) if isinstance(source, KerasModel) else None
-            found = self_test.run(made, source, reference)
+            found = self_test.run(made, source, _reference(source, made, objective, rule))
             tell(self_test.line(found))
             made = Bundle.seal(made.folder, made.manifest.model_copy(update={"self_test": found}))
         return _moved(made, folder)
@@ -111,6 +116,35 @@ def _data(model: Any, given: Mapping[str, Any], tell: Callable[[str], None]) -> 
     if found is not None:
         tell(f"images: devices give pixels of {found[0]:g} to {found[1]:g}, as the model scales them itself")
     return bundle.DataDescription(**{"pixels": found, **given})
+
+
+def is_torch(model: Any) -> bool:
+    """Whether it is a PyTorch module; torch is not imported to find out."""
+    return any(kind.__module__.startswith("torch.nn.") for kind in type(model).__mro__)
+
+
+def _taken(
+    model: Any, objective: Objective, freeze: Sequence[str], batch_size: int, example: Any
+) -> AbstractContextManager[Model]:
+    if isinstance(model, Path):
+        return nullcontext(SavedModel(model, freeze))
+    if is_torch(model):
+        from fedgrass.authoring.torch.model import taken
+
+        return taken(model, example, freeze, batch_size, objective.loss)
+    return frozen(model, freeze, example)
+
+
+def _reference(source: Model, made: Bundle, objective: Objective, optimizer: bundle.Optimizer) -> Reference | None:
+    """Return the framework's own training of the model, where there is one to compare with."""
+    if isinstance(source, KerasModel):
+        return KerasReference(source, objective, optimizer, made.manifest.batch_size)
+    if isinstance(source, SavedModel):
+        return None
+    from fedgrass.authoring.torch.model import TorchModel
+    from fedgrass.authoring.torch.reference import reference
+
+    return reference(source, made) if isinstance(source, TorchModel) else None
 
 
 @contextmanager

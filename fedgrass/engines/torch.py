@@ -26,7 +26,7 @@ Builder = str | Callable[[], Any]
 _functional = torch.nn.functional
 _LOSSES: dict[str, Callable[..., Any]] = {
     "sparse_categorical_crossentropy": lambda output, y, **options: _functional.cross_entropy(
-        output, y.long(), **options
+        output.movedim(-1, 1), y.long(), **options
     ),
     "categorical_crossentropy": _functional.cross_entropy,
     "binary_crossentropy": _functional.binary_cross_entropy_with_logits,
@@ -136,7 +136,9 @@ class TorchEngine(OutputEngine):
         return sigmoid(outputs) if self.manifest.loss == "binary_crossentropy" else softmax(outputs)
 
     def _forward(self, x: Array) -> Any:
-        return self._module(self._tensor(x, self.manifest.x.dtype))
+        output = self._module(self._tensor(x, self.manifest.x.dtype))
+        # PyTorch has the classes of each pixel first, a bundle last.
+        return output if tuple(output.shape[1:]) == self.manifest.output.shape else output.movedim(1, -1)
 
     def _tensor(self, array: Array, dtype: str) -> Any:
         return torch.from_numpy(np.ascontiguousarray(array, dtype))

@@ -1,0 +1,394 @@
+"""Products, normalizations, attention, embeddings and Dropout of PyTorch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import torch
+
+from fedgrass.authoring.convolution import product, transposed_product
+from fedgrass.authoring.torch.elementwise import as_float, each
+from fedgrass.authoring.torch.registry import OPERATORS, Context, operator, require
+from fedgrass.authoring.torch.shapes import along
+from fedgrass.authoring.torch.values import Value, permute, reshape
+
+Tensor = Any
+Gradient = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@operator("linear")
+def _linear(context: Context, x: Value, weight: Any, bias: Any = None) -> Value:
+    weight = context.value(weight)
+    last = x.rank - 1
+    order = [*(axis for axis in x.order if axis != last), last]
+    tensor = x.laid(order)
+    flat = tf.reshape(tensor, [-1, tensor.shape[-1]])
+    found = (times_transposed if context.trains else _by_constant)(flat, weight.plain)
+    if bias is not None:
+        found = tf.nn.bias_add(found, context.value(bias).tensor)
+    return Value(tf.reshape(found, [*tensor.shape[:-1], found.shape[-1]]), order)
+
+
+def _by_constant(x: Tensor, weight: Tensor) -> Tensor:
+    found: Tensor = tf.matmul(x, weight, transpose_b=True)
+    return found
+
+
+def times_transposed(x: Tensor, weight: Tensor) -> Tensor:
+    """X · weightᵀ, without a transposed copy of the weight."""
+
+    def multiply(x: Tensor, weight: Tensor) -> tuple[Tensor, Gradient]:
+        return product(x, weight, transpose_b=True), lambda dy: (product(dy, weight), transposed_product(dy, x))
+
+    found: Tensor = tf.custom_gradient(multiply)(x, weight)
+    return found
+
+
+@operator("matmul", "mm", "bmm", "mv", "dot", "linalg_matmul")
+def matmul(context: Context, a: Any, b: Any) -> Value:
+    """Multiply matrices; one-dimensional operands as PyTorch takes them."""
+    a, b = context.value(a), context.value(b)
+    rows, columns = a.rank == 1, b.rank == 1
+    a = reshape(a, [1, *a.shape]) if rows else a
+    b = reshape(b, [*b.shape, 1]) if columns else b
+    found = _matmul(a, b)
+    shape = list(found.shape)
+    if rows:
+        del shape[-2]
+    if columns:
+        del shape[-1]
+    return reshape(found, shape)
+
+
+def _matmul(a: Value, b: Value) -> Value:
+    if b.rank == 2:
+        flat = tf.reshape(a.plain, [1, -1, a.shape[-1]])
+        tensor, turned = _matrix(b)
+        found = tf.matmul(flat, tensor[None], transpose_b=turned)
+        return Value(tf.reshape(found, [*a.shape[:-1], b.shape[1]]))
+    rank = max(a.rank, b.rank)
+    left, left_turned = _matrix(reshape(a, [1] * (rank - a.rank) + list(a.shape)))
+    right, right_turned = _matrix(reshape(b, [1] * (rank - b.rank) + list(b.shape)))
+    return Value(tf.matmul(left, right, transpose_a=left_turned, transpose_b=right_turned))
+
+
+def _matrix(x: Value) -> tuple[Tensor, bool]:
+    """A tensor, and whether its last two axes lie the other way round."""
+    turned = (*range(x.rank - 2), x.rank - 1, x.rank - 2)
+    return (x.tensor, True) if x.order == turned else (x.plain, False)
+
+
+@operator("addmm", "baddbmm", "addmv", "addbmm")
+def _addmm(context: Context, x: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Value:
+    found = matmul(context, a, b)
+    return each(context, lambda p, q: beta * p + alpha * q, x, found)
+
+
+def normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (x − mean) / √(variance + ε) over these axes with its gradient in closed form, the mean and the variance."""
+    mean = tf.reduce_mean(tf.stop_gradient(x), axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(tf.stop_gradient(x) - mean), axes, keepdims=True)
+
+    def normalize(x: Tensor) -> tuple[Tensor, Gradient]:
+        scale = tf.math.rsqrt(variance + epsilon)
+        y = (x - mean) * scale
+
+        def gradient(dy: Tensor) -> tuple[Tensor]:
+            mean_dy = tf.reduce_mean(dy, axes, keepdims=True)
+            mean_dy_y = tf.reduce_mean(dy * y, axes, keepdims=True)
+            return ((dy - mean_dy - y * mean_dy_y) * scale,)
+
+        return y, gradient
+
+    return tf.custom_gradient(normalize)(x), mean, variance
+
+
+def _affine(context: Context, y: Value, weight: Any, bias: Any, shape: Sequence[int]) -> Value:
+    if weight is not None:
+        y = each(context, tf.multiply, y, reshape(context.value(weight), shape))
+    return y if bias is None else each(context, tf.add, y, reshape(context.value(bias), shape))
+
+
+@operator("layer_norm")
+def _layer_norm(
+    context: Context, x: Value, shape: Sequence[int], weight: Any, bias: Any, epsilon: float, *_: Any
+) -> Value:
+    axes = range(x.rank - len(shape), x.rank)
+    y, _mean, _variance = normalized(x.tensor, sorted(x.axes(axes)), epsilon)
+    return _affine(context, x.like(y), weight, bias, shape)
+
+
+@operator("native_layer_norm")
+def _native_layer_norm(context: Context, *arguments: Any) -> list[Value]:
+    return [_layer_norm(context, *arguments)]
+
+
+@operator("rms_norm", "_fused_rms_norm")
+def _rms_norm(context: Context, x: Value, shape: Sequence[int], weight: Any, epsilon: float | None) -> Value:
+    axes = sorted(x.axes(range(x.rank - len(shape), x.rank)))
+    squares = tf.reduce_mean(tf.square(x.tensor), axes, keepdims=True)
+    smallest = float(np.finfo(np.float32).eps) if epsilon is None else epsilon
+    return _affine(context, x.like(x.tensor * tf.math.rsqrt(squares + smallest)), weight, None, shape)
+
+
+@operator("group_norm")
+def _group_norm(context: Context, x: Value, groups: int, weight: Any, bias: Any, epsilon: float, *_: Any) -> Value:
+    batch, channels, *spatial = x.shape
+    last = [0, *range(2, x.rank), 1]
+    image = tf.reshape(x.laid(last), [batch, math.prod(spatial), groups, channels // groups])
+    y, _mean, _variance = normalized(image, [1, 3], epsilon)
+    found = Value(tf.reshape(y, [batch, *spatial, channels]), last)
+    return _affine(context, found, weight, bias, [1, channels, *([1] * len(spatial))])
+
+
+@operator("instance_norm")
+def _instance_norm(
+    context: Context,
+    x: Value,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    by_input: bool,
+    momentum: float,
+    epsilon: float,
+    *_: Any,
+) -> Value:
+    require(mean is None, "InstanceNorm with track_running_stats", "use track_running_stats=False")
+    axes = sorted(x.axes(range(2, x.rank)))
+    y, _mean, _variance = normalized(x.tensor, axes, epsilon)
+    return _affine(context, x.like(y), weight, bias, [1, x.shape[1], *([1] * (x.rank - 2))])
+
+
+def _batch_norm(
+    context: Context, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, epsilon: float
+) -> tuple[Value, Tensor, Tensor]:
+    """By the batch's own statistics if none are given; returns them, [C]."""
+    channels = x.shape[1]
+    order = [*(axis for axis in x.order if axis != 1), 1]
+    tensor = x.laid(order)
+    rows = tf.reshape(tensor, [-1, channels])
+    if mean is None:
+        y, mean, variance = normalized(rows, [0], epsilon)
+        mean, variance = tf.reshape(mean, [channels]), tf.reshape(variance, [channels])
+    else:
+        mean, variance = context.value(mean).tensor, context.value(variance).tensor
+        y = (rows - mean) * tf.math.rsqrt(variance + epsilon)
+    if weight is not None:
+        y = y * context.value(weight).tensor
+    if bias is not None:
+        y = tf.nn.bias_add(y, context.value(bias).tensor)
+    return Value(tf.reshape(y, tensor.shape), order), mean, variance
+
+
+@operator("_native_batch_norm_legit_functional")
+def _batch_norm_training(
+    context: Context,
+    x: Value,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+) -> list[Any]:
+    if not training:
+        return [_batch_norm(context, x, weight, bias, mean, variance, epsilon)[0], None, None, mean, variance]
+    y, batch_mean, batch_variance = _batch_norm(context, x, weight, bias, None, None, epsilon)
+    count = math.prod(x.shape) / x.shape[1]
+    unbiased = batch_variance * (count / max(count - 1.0, 1.0))
+    moved = [
+        Value(old + momentum * (new - old))
+        for old, new in ((context.value(mean).tensor, batch_mean), (context.value(variance).tensor, unbiased))
+    ]
+    return [y, None, None, *moved]
+
+
+@operator("_native_batch_norm_legit")
+def _batch_norm_of_the_batch(
+    context: Context, x: Value, weight: Any, bias: Any, training: bool, momentum: float, epsilon: float, *_: Any
+) -> list[Any]:
+    return [_batch_norm(context, x, weight, bias, None, None, epsilon)[0]]
+
+
+@operator("_native_batch_norm_legit_no_training")
+def _batch_norm_inference(
+    context: Context, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, epsilon: float
+) -> list[Any]:
+    return [_batch_norm(context, x, weight, bias, mean, variance, epsilon)[0]]
+
+
+@operator("batch_norm")
+def _batch_norm_plain(
+    context: Context,
+    x: Value,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    variance: Any,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+    *_: Any,
+) -> Value:
+    if training:
+        mean = variance = None
+    return _batch_norm(context, x, weight, bias, mean, variance, epsilon)[0]
+
+
+@operator("scaled_dot_product_attention")
+def _attention(
+    context: Context,
+    query: Value,
+    key: Value,
+    value: Value,
+    mask: Any,
+    dropout: float,
+    causal: bool,
+    scale: float | None,
+    grouped: bool,
+) -> Value:
+    query, key, value = (context.value(one) for one in (query, key, value))
+    if grouped and key.shape[-3] != query.shape[-3]:
+        times = query.shape[-3] // key.shape[-3]
+        repeat = OPERATORS["repeat_interleave"]
+        key, value = repeat(context, key, times, -3), repeat(context, value, times, -3)
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    axes = list(range(key.rank))
+    axes[-1], axes[-2] = axes[-2], axes[-1]
+    scores = _matmul(query.like(query.tensor * factor), permute(key, axes))
+    if causal:
+        mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+    if mask is not None:
+        scores = each(context, tf.add, scores, _additive(context, mask))
+    weights = scores.like(tf.nn.softmax(scores.plain))
+    return _matmul(dropped(context, weights, dropout), value)
+
+
+def _additive(context: Context, mask: Any) -> Value:
+    """A mask of truth values as what is added to scores: 0 where they count."""
+    if isinstance(mask, torch.Tensor):
+        if mask.dtype == torch.bool:
+            return context.value(torch.where(mask, 0.0, -1e9))
+        return context.value(mask.clamp(min=-1e9))
+    if mask.tensor.dtype == tf.bool:
+        return Value((tf.cast(mask.tensor, tf.float32) - 1.0) * 1e9, mask.order)
+    return Value(tf.maximum(mask.tensor, -1e9), mask.order)
+
+
+def dropped(context: Context, x: Value, rate: float, shape: Sequence[int | None] | None = None) -> Value:
+    """Set a share of x to zero in training, one draw for each place of ``shape``, and scale the rest up."""
+    if context.draws is None or not rate:
+        return x
+    if shape is None:
+        return x.like(context.draws.dropout(x.tensor, rate))
+    return x.like(context.draws.dropout(x.tensor, rate, [shape[axis] for axis in x.order]))
+
+
+@operator("dropout")
+def _dropout(context: Context, x: Value, rate: float, training: bool) -> Value:
+    return dropped(context, x, rate) if training else x
+
+
+@operator("native_dropout")
+def _native_dropout(context: Context, x: Value, rate: float, training: bool | None) -> list[Value]:
+    return [_dropout(context, x, rate, training is not False)]
+
+
+@operator("feature_dropout")
+def _feature_dropout(context: Context, x: Value, rate: float, training: bool) -> Value:
+    return dropped(context, x, rate, [None, None, *([1] * (x.rank - 2))]) if training else x
+
+
+@operator("embedding")
+def _embedding(context: Context, table: Any, indices: Any, padding: int = -1, *_: Any) -> Value:
+    table, indices = context.value(table), context.value(indices)
+    rows = table.plain
+    if padding >= 0:  # it is read, but never moved
+        kept = np.ones([table.shape[0], 1], np.float32)
+        kept[padding] = 0.0
+        rows = rows * kept + tf.stop_gradient(rows) * (1.0 - kept)
+    return Value(tf.gather(rows, tf.cast(indices.plain, tf.int32)))
+
+
+@operator("index_select")
+def _index_select(context: Context, x: Any, axis: int, indices: Any) -> Value:
+    return take(context, context.value(x), axis, indices)
+
+
+def take(context: Context, x: Value, axis: int, indices: Any) -> Value:
+    """Places of an axis: by a product where they are known, else along the first axis."""
+    axis %= x.rank
+    if isinstance(indices, torch.Tensor) and indices.ndim == 1 and x.is_float and axis:
+        matrix = np.eye(x.shape[axis], dtype=np.float32)[indices.numpy()]
+        return along(x, axis, matrix)
+    order = [axis, *(a for a in range(x.rank) if a != axis)]
+    places = context.value(indices)
+    found = tf.gather(x.laid(order), tf.cast(places.plain, tf.int32))
+    count = places.rank
+    # [indices …, the other axes] back to where the axis was.
+    rest = [a if a < axis else a + count - 1 for a in order[1:]]
+    return Value(found, [*range(axis, axis + count), *rest])
+
+
+@operator("index", "_unsafe_index")
+def _index(context: Context, x: Any, indices: Sequence[Any]) -> Value:
+    x = context.value(x)
+    named = [(axis, one) for axis, one in enumerate(indices) if one is not None]
+    if len(named) == 1:
+        axis, one = named[0]
+        truth = isinstance(one, torch.Tensor) and one.dtype == torch.bool
+        return take(context, x, axis, one.nonzero().flatten() if truth else _from_start(context, one, x.shape[axis]))
+    axes = [axis for axis, _ in named]
+    require(axes == list(range(len(axes))), "indexing by several tensors", "index the first axes, or one")
+    sizes = x.shape[: len(axes)]
+    flat = context.value(0)
+    for (_, one), size in zip(named, sizes, strict=True):
+        flat = each(
+            context, lambda total, place, size=size: total * size + place, flat, _from_start(context, one, size)
+        )
+    return take(context, reshape(x, [math.prod(sizes), *x.shape[len(axes) :]]), 0, flat)
+
+
+def _from_start(context: Context, indices: Any, size: int) -> Any:
+    if isinstance(indices, torch.Tensor):
+        return indices.remainder(size)
+    return each(context, tf.math.floormod, indices, size)
+
+
+@operator("gather")
+def _gather(context: Context, x: Any, axis: int, indices: Any, *_: Any) -> Value:
+    """By a product with ones at the places: LiteRT has no gradient of it otherwise."""
+    x, places = context.value(x), context.value(indices)
+    axis %= x.rank
+    order = [*(a for a in range(x.rank) if a != axis), axis]
+    require(
+        all(x.shape[a] == places.shape[a] for a in order[:-1]),
+        "gather of a part of the other axes",
+        "slice them before",
+    )
+    hot = tf.one_hot(places.laid(order), x.shape[axis], dtype=tf.float32)
+    found = tf.reduce_sum(hot * tf.expand_dims(as_float(x.laid(order)), x.rank - 1), axis=-1)
+    return Value(found, order)
+
+
+@operator("one_hot")
+def _one_hot(context: Context, x: Value, classes: int) -> Value:
+    require(classes > 0, "one_hot without num_classes", "give num_classes")
+    return Value(tf.one_hot(x.plain, classes, dtype=tf.int32))
+
+
+@operator("cosine_similarity")
+def _cosine(context: Context, a: Any, b: Any, axis: int, epsilon: float) -> Value:
+    norm, total = OPERATORS["linalg_vector_norm"], OPERATORS["sum"]
+    lengths = each(
+        context,
+        lambda p, q: tf.maximum(p, epsilon) * tf.maximum(q, epsilon),
+        *(norm(context, context.value(one), 2, [axis], False) for one in (a, b)),
+    )
+    return each(context, tf.divide, total(context, each(context, tf.multiply, a, b), [axis], False), lengths)

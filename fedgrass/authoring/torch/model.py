@@ -1,0 +1,215 @@
+"""A PyTorch module as a function of its parameters and statistics, by the names of its ``state_dict``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import torch
+
+from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.final import FINAL_ACTIVATION
+from fedgrass.authoring.forward import Forwarded
+from fedgrass.authoring.model import Call
+from fedgrass.authoring.operators import substituted
+from fedgrass.authoring.randomness import Draws
+from fedgrass.authoring.torch.inputs import Input, described_input
+from fedgrass.authoring.torch.program import SCOPE, Program, Replay, described, trace
+from fedgrass.authoring.torch.registry import Context, load
+from fedgrass.authoring.torch.values import Value
+from fedgrass.bundle import Loss, Parameters, Statistic
+
+Tensor = Any
+
+_NORMALIZATIONS = torch.nn.modules.batchnorm._NormBase
+
+
+class TorchModel:
+    """A module that takes one tensor and gives one; see `fedgrass.authoring.model.Model`.
+
+    Parameters
+    ----------
+    module
+        Its parameters that require a gradient are trained; float buffers that training changes are statistics. All else is
+        constant in the graph.
+    example
+        What it takes: see `fedgrass.authoring.torch.inputs`.
+    freeze
+        Modules or parameters, by path, that are not trained either.
+    batch_size
+        Of a training step.
+    loss
+        Before a cross-entropy, classes that PyTorch has in the first of three axes [C, H, W] come last, as everywhere here.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it cannot be traced, or has an operator that is not in the table; by the path of the module.
+    """
+
+    def __init__(self, module: Any, example: Any, freeze: Sequence[str], batch_size: int, loss: str) -> None:
+        load()
+        self.module = module
+        self._loss = loss
+        self.name = type(module).__name__
+        self._input: Input = described_input(example)
+        self._programs: dict[tuple[int, bool], Program] = {}
+        named = dict(module.named_parameters())
+        _check_frozen(module, freeze)
+        frozen = [name for name, parameter in named.items() if not parameter.requires_grad or _is_within(name, freeze)]
+        self._trained = [name for name in named if name not in frozen]
+        if not self._trained:
+            raise UnsupportedModelError(self.name, "a model without trainable parameters", "unfreeze a module")
+        strange = [name for name in self._trained if named[name].dtype != torch.float32]
+        if strange:
+            raise UnsupportedModelError(strange[0], f"a parameter of {named[strange[0]].dtype}", "call float() on it")
+        program = self._program(batch_size, training=True)
+        self._statistics = [name for name in program.statistics if not _is_within(name, freeze)]
+        self.trained_count = len(self._trained)
+        self.draws_masks = program.draws()
+        self._classes_first = FINAL_ACTIVATION.get(loss) == "softmax" and len(program.output_shape) == 4
+        self.output_shape = self._laid_out(program.output_shape[1:])
+        self.x = tf.TensorSpec([None, *self._input.shape], self._input.dtype, name="x")
+        self._check_batch_axis(program, batch_size)
+        self.statistics: dict[str, Statistic] = {name: self._kind(name) for name in self._statistics}
+        travelling = {*self._trained, *self._statistics}
+        self.frozen_names = tuple(
+            name for name, value in _entries(module).items() if name not in travelling and value.is_floating_point()
+        )
+        # A tied parameter has several names, of which the first travels.
+        known = {id(value): name for name, value in named.items()}
+        self._aliases = {name: known[id(value)] for name, value in module.named_parameters(remove_duplicate=False)}
+
+    def values(self) -> Parameters:
+        """Return the trained parameters, then the statistics, by their names in the state dict."""
+        state = _entries(self.module)
+        return {
+            name: np.array(state[name].detach().cpu().numpy(), dtype=np.float32)
+            for name in [*self._trained, *self._statistics]
+        }
+
+    def logits(self, loss: Loss) -> Call:
+        """Give the module without a last softmax or sigmoid that ``loss`` contains."""
+        expected = FINAL_ACTIVATION.get(loss)
+
+        def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> Forwarded:
+            return self._call(x, values, step, without=expected)
+
+        return logits
+
+    def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> Forwarded:
+        """Run forward for x [B, …]."""
+        return self._call(x, values, step)
+
+    def left_out(self) -> str | None:
+        """Return the last activation, if the loss contains it."""
+        expected = FINAL_ACTIVATION.get(self._loss)
+        (program, *_) = self._programs.values()
+        return expected if program.last_operator() == expected else None
+
+    def constraints(self) -> list[Callable[[Tensor], Tensor] | None]:
+        """PyTorch has none."""
+        return [None] * self.trained_count
+
+    def takes(self) -> tuple[int | None, float | None]:
+        """Return the smallest vocabulary of its embeddings, if it takes tokens."""
+        sizes = [part.num_embeddings for part in self.module.modules() if hasattr(part, "num_embeddings")]
+        return (min(sizes) if sizes and not self.x.dtype.is_floating else None), None
+
+    def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """Return the output for x [B, …] in operators for constant weights."""
+        program = self._program(int(x.shape[0]), training=False)
+        (output,) = self._replay(program, values, Context(trains=False)).run([x], [program.output])
+        return self._as_described(output)
+
+    def place(self, where: str) -> str:
+        """Return the module that a node of the graph belongs to."""
+        found = re.search(rf"(?:^|/){SCOPE}/([^/]*)/", where)
+        if found is None:
+            return where or described(self.module, "")
+        if found[1] in dict(self.module.named_modules()):
+            return described(self.module, found[1])
+        return described(self.module, "")
+
+    def _call(
+        self,
+        x: Tensor,
+        values: Sequence[Tensor],
+        step: Tensor | None,
+        *,
+        without: str | None = None,
+    ) -> Forwarded:
+        program = self._program(int(x.shape[0]), training=step is not None)
+        output = program.output.args[0] if without and program.last_operator() == without else program.output
+        with substituted(step):
+            context = Context(draws=None if step is None else Draws(step))
+            changed = [program.changes[name] for name in self._statistics] if step is not None else []
+            found, *statistics = self._replay(program, values, context).run([x], [output, *changed])
+            return Forwarded(self._as_described(found), [one.plain for one in statistics])
+
+    def _as_described(self, output: Value) -> Tensor:
+        return output.laid(self._laid_out(range(1, 4), (0,))) if self._classes_first else output.plain
+
+    def _laid_out(self, axes: Sequence[int], before: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Move the first of three axes to the end where it is the classes'."""
+        return (*before, *axes[1:], axes[0]) if self._classes_first else (*before, *axes)
+
+    def _replay(self, program: Program, values: Sequence[Tensor], context: Context) -> Replay:
+        names = [*self._trained, *self._statistics]
+        given: dict[str, Tensor] = dict(zip(names, (tf.convert_to_tensor(value) for value in values), strict=True))
+        given |= {alias: given[name] for alias, name in self._aliases.items() if name in given}
+        return Replay(program, given, context)
+
+    def _program(self, batch_size: int, *, training: bool) -> Program:
+        key = (batch_size, training)
+        if key not in self._programs:
+            self._programs[key] = trace(self.module, [self._input.example(batch_size)], training=training)
+        return self._programs[key]
+
+    def _check_batch_axis(self, program: Program, batch_size: int) -> None:
+        if not program.output_shape or program.output_shape[0] != batch_size:
+            raise UnsupportedModelError(
+                described(self.module, ""),
+                f"an output of shape {list(program.output_shape)} for a batch of {batch_size}",
+                "give an output whose first axis is the batch",
+            )
+
+    def _kind(self, name: str) -> Statistic:
+        path, _, last = name.rpartition(".")
+        normalizes = isinstance(self.module.get_submodule(path), _NORMALIZATIONS)
+        return "variance" if normalizes and last == "running_var" else "mean"
+
+
+@contextmanager
+def taken(module: Any, example: Any, freeze: Sequence[str], batch_size: int, loss: str) -> Iterator[TorchModel]:
+    """Give a module as a model, and leave the module as it was."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        yield TorchModel(module, example, freeze, batch_size, loss)
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _entries(module: Any) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = module.state_dict()
+    return found
+
+
+def _is_within(name: str, paths: Sequence[str]) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+def _check_frozen(module: Any, paths: Sequence[str]) -> None:
+    names = _entries(module)
+    for path in paths:
+        if not any(_is_within(name, [path]) for name in names):
+            raise UnsupportedModelError(
+                type(module).__name__,
+                f"freezing {path!r}, which it does not have,",
+                f"choose among {', '.join(list(names)[:20])}, or what they begin with",
+            )

@@ -1,0 +1,314 @@
+"""What ``torch.export`` records of a module's call, and how it is made again in the present TensorFlow graph."""
+
+from __future__ import annotations
+
+import operator
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+import torch
+
+from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.torch.registry import OPERATORS, Context
+from fedgrass.authoring.torch.values import Value, constant
+
+Tensor = Any
+_transformer = torch.nn.modules.transformer
+
+SCOPE = "torch"
+"""Of the nodes' names in the graph; the module's path follows."""
+
+_PASSES = 4
+"""How often what is not in the table is taken apart, one level at a time."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One traced call. ``statistics`` are the float buffers that it changes, in the state dict's order."""
+
+    exported: Any
+    statistics: tuple[str, ...]
+    output: Any
+    output_shape: tuple[int, ...]
+    changes: Mapping[str, Any]
+    """Node of a buffer's new value, by the buffer's name."""
+
+    def last_operator(self) -> str:
+        """Return the name of the operator that makes the output."""
+        return _name(self.output).strip("_")
+
+    def draws(self) -> bool:
+        """Whether the operators draw random numbers."""
+        return any(_draws(node) for node in self.exported.graph.nodes)
+
+
+def trace(module: Any, inputs: Sequence[Any], *, training: bool) -> Program:
+    """Record a module's call with these example inputs.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it does not take them, or cannot be recorded, or has an operator that is not in the table; by module path.
+    """
+    # In one process, Triton (of the CUDA wheel) and TensorFlow abort each other: both bring LLVM. Nothing here needs it.
+    sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+    before = module.training
+    module.train(training)
+    try:
+        with _quietly(), _following(module) as entered, torch.no_grad():
+            try:
+                exported = torch.export.export(module, tuple(inputs), strict=False)
+            except Exception as error:
+                raise _untraceable(module, entered, error) from error
+            exported = _taken_apart(exported)
+    finally:
+        module.train(before)
+    return _described(exported, module)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    fast, detect = torch.backends.mha.get_fastpath_enabled(), _transformer._detect_is_causal_mask
+    torch.backends.mha.set_fastpath_enabled(False)  # its one operator for a whole layer has no gradient
+    # Looks into a mask for whether it is a causal one, which changes nothing but speed.
+    _transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        _transformer._detect_is_causal_mask = detect
+
+
+@contextmanager
+def _following(module: Any) -> Iterator[list[str]]:
+    """Keep the paths of the modules whose call has begun and not ended."""
+    entered: list[str] = []
+    hooks = []
+
+    def leave(*_: Any) -> None:
+        entered.pop()
+
+    for path, part in module.named_modules():
+        hooks.append(part.register_forward_pre_hook(lambda *_, path=path: entered.append(path)))
+        hooks.append(part.register_forward_hook(leave))
+    try:
+        yield entered
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _untraceable(module: Any, entered: list[str], error: Exception) -> UnsupportedModelError:
+    where = described(module, entered[-1] if entered else "")
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "data-dependent" in str(error).lower() or "GuardOnDataDependent" in type(error).__name__:
+        return UnsupportedModelError(
+            where,
+            "control flow or a shape that depends on the data",
+            "use torch.where, masks, or sizes known beforehand",
+        )
+    return UnsupportedModelError(
+        where,
+        f"a call that torch.export cannot record ({type(error).__name__}: {text[:300]})",
+        'check that EXPORT["input"] is what forward() takes, and that forward() uses tensors alone',
+    )
+
+
+def _taken_apart(exported: Any) -> Any:
+    """Make it functional, and take operators apart until all are in the table."""
+    exported = exported.run_decompositions({})
+    for _ in range(_PASSES):
+        unknown = {node.target for node in _calls(exported) if not _is_known(node)}
+        if not unknown:
+            break
+        rules = torch.export.default_decompositions()
+        usable = {target: rules[target] for target in unknown if target in rules}
+        if not usable:
+            usable = _explicit(unknown)
+        if not usable:
+            break
+        exported = exported.run_decompositions(usable)
+    for node in _calls(exported):
+        if not _is_known(node):
+            raise UnsupportedModelError(
+                _where(node), f"operator {_name(node)}", "use another; docs/models.md lists what can be"
+            )
+    return exported
+
+
+def _explicit(unknown: set[Any]) -> dict[Any, Any]:
+    """Rules that torch has but does not apply by default."""
+    from torch._decomp import get_decompositions
+
+    found: dict[Any, Any] = get_decompositions([target for target in unknown if hasattr(target, "overloadpacket")])
+    return {target: rule for target, rule in found.items() if target in unknown}
+
+
+def _calls(exported: Any) -> list[Any]:
+    return [node for node in exported.graph.nodes if node.op == "call_function"]
+
+
+def _is_known(node: Any) -> bool:
+    return node.target is operator.getitem or _name(node) in OPERATORS or _is_constant(node)
+
+
+_DRAWN = ("rand", "bernoulli", "dropout", "multinomial", "normal_", "rrelu", "exponential", "uniform")
+
+
+def _is_constant(node: Any) -> bool:
+    """Whether PyTorch can compute it once: it depends on nothing that is given."""
+    if any(word in _name(node) for word in _DRAWN) or not hasattr(node.target, "_schema"):
+        return False
+    return all(_is_constant(source) for source in node.all_input_nodes) if node.op == "call_function" else False
+
+
+def _name(node: Any) -> str:
+    target = node.target
+    packet = getattr(target, "overloadpacket", None)
+    return str(target if packet is None else packet).removeprefix("aten.")
+
+
+def _draws(node: Any) -> bool:
+    if node.op != "call_function":
+        return False
+    name = _name(node)
+    if name == "scaled_dot_product_attention":
+        return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0))
+    if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        return bool(node.args[-4] and node.args[-3])
+    return any(word in name for word in _DRAWN)
+
+
+def _path(node: Any) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _where(node: Any) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    if not stack:
+        return "the model"
+    path, kind = list(stack.values())[-1]
+    kind = kind if isinstance(kind, str) else kind.__name__
+    return f"module {path!r} ({kind.split('.')[-1]})" if path else f"the model ({kind.split('.')[-1]})"
+
+
+def described(module: Any, path: str) -> str:
+    """Return a module in the words of an error."""
+    try:
+        part = module.get_submodule(path)
+    except AttributeError:
+        return path
+    return f"module {path!r} ({type(part).__name__})" if path else f"the model ({type(module).__name__})"
+
+
+def _described(exported: Any, module: Any) -> Program:
+    outputs = next(node for node in exported.graph.nodes if node.op == "output").args[0]
+    changes: dict[str, Any] = {}
+    results = []
+    for spec, node in zip(exported.graph_signature.output_specs, outputs, strict=True):
+        if spec.kind.name == "BUFFER_MUTATION":
+            changes[spec.target] = node
+        elif spec.kind.name == "USER_OUTPUT":
+            results.append(node)
+        else:
+            raise UnsupportedModelError(
+                spec.target or "the model", "an input or parameter that the call changes", "change buffers alone"
+            )
+    if len(results) != 1 or not hasattr(results[0], "meta"):
+        raise UnsupportedModelError(
+            described(module, ""), f"a module that gives {len(results)} outputs", "give one tensor"
+        )
+    state = module.state_dict()
+    statistics = tuple(
+        name
+        for name, value in module.named_buffers()
+        if name in changes and value.is_floating_point() and name in state
+    )
+    shape = tuple(int(size) for size in results[0].meta["val"].shape)
+    return Program(exported, statistics, results[0], shape, changes)
+
+
+@dataclass
+class Replay:
+    """A program made again around values: by the parameters' and buffers' names, else as PyTorch has them."""
+
+    program: Program
+    values: Mapping[str, Tensor]
+    context: Context
+    known: dict[Any, Any] = field(default_factory=dict)
+
+    def run(self, inputs: Sequence[Tensor], wanted: Sequence[Any]) -> list[Value]:
+        """Return the values of these nodes."""
+        given = iter(inputs)
+        specs = iter(self.program.exported.graph_signature.input_specs)
+        for node in self.program.exported.graph.nodes:
+            if node.op == "placeholder":
+                self.known[node] = self._placed(next(specs), given)
+            elif node.op == "call_function":
+                self.known[node] = self._called(node)
+        return [self.context.value(self.known[node]) for node in wanted]
+
+    def _placed(self, spec: Any, given: Iterator[Tensor]) -> Any:
+        if spec.kind.name == "USER_INPUT":
+            tensor = next(given)
+            return Value(tf.cast(tensor, tf.int32) if tensor.dtype == tf.int64 else tensor)
+        if spec.target in self.values:
+            return Value(self.values[spec.target])
+        exported = self.program.exported
+        held = exported.state_dict.get(spec.target)
+        return (exported.constants[spec.target] if held is None else held).detach()
+
+    def _called(self, node: Any) -> Any:
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: self.known[source])
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        name = _name(node)
+        if not any(isinstance(value, Value) for value in _flat([args, kwargs])) and not _draws(node):
+            return node.target(*args, **kwargs)
+        function = OPERATORS.get(name)
+        if function is None:
+            raise UnsupportedModelError(
+                _where(node), f"operator {name}", "use another; docs/models.md lists what can be"
+            )
+        with tf.name_scope(f"{SCOPE}/{re.sub(r'[^A-Za-z0-9_.-]', '_', _path(node))}/{name}/".replace("//", "/")):
+            try:
+                return function(self.context, *_bound(node.target, args, kwargs))
+            except UnsupportedModelError as error:
+                raise error.at(_where(node)) from error
+            except (ValueError, TypeError, tf.errors.InvalidArgumentError, NotImplementedError) as error:
+                text = str(error).splitlines()[0][:200]
+                raise UnsupportedModelError(
+                    _where(node), f"operator {name} with such arguments ({text})", "use other arguments"
+                ) from error
+
+
+def _bound(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Every argument of the operator's schema, in its order."""
+    found = []
+    for place, argument in enumerate(target._schema.arguments):
+        if place < len(args):
+            found.append(args[place])
+        else:
+            found.append(kwargs.get(argument.name, argument.default_value))
+    return found
+
+
+def _flat(values: Any) -> list[Any]:
+    if isinstance(values, Mapping):
+        return _flat(list(values.values()))
+    if isinstance(values, (list, tuple)):
+        return [one for value in values for one in _flat(value)]
+    return [values]
+
+
+Operator = Callable[..., Any]
+__all__ = ["Program", "Replay", "constant", "described", "trace"]

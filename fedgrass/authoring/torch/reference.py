@@ -1,0 +1,80 @@
+"""PyTorch's own training of a module, which an exported one is held against."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+
+from fedgrass.authoring.reference import Steps
+from fedgrass.authoring.torch.model import TorchModel
+from fedgrass.bundle import Bundle
+from fedgrass.data import ArrayDataset
+from fedgrass.engines.base import FitSettings
+from fedgrass.engines.torch import TorchEngine
+from fedgrass.errors import EngineError
+from fedgrass.tensors import Array
+
+
+def reference(model: TorchModel, made: Bundle) -> TorchReference | None:
+    """Return what to compare with; none where it would draw other random numbers, or trains with another loss."""
+    if model.draws_masks:
+        return None
+    try:
+        return TorchReference(model, made)
+    except EngineError:
+        return None
+
+
+class TorchReference:
+    """PyTorch's autograd and optimizers, through the engine that devices with PyTorch have."""
+
+    def __init__(self, model: TorchModel, made: Bundle) -> None:
+        self._model, self._made = model, made
+        self._engine()
+
+    def steps(self, data: ArrayDataset, settings: FitSettings, *, moved_by: float = 0.0) -> Steps:
+        """Take the steps on a copy of the module."""
+        engine, size = self._engine(), self._made.manifest.batch_size
+        if moved_by:
+            engine.move(moved_by)
+        outputs = [engine.plain_outputs(data.x[:size]), engine.plain_outputs(data.x[:1])]
+        engine.leave_out(self._model.left_out())
+        evaluated = float(engine.evaluate(data)["loss"])
+        losses = engine.steps(data, settings)
+        return Steps([*losses, evaluated], engine.get_parameters(), outputs)
+
+    def _engine(self) -> _Engine:
+        threads = torch.get_num_threads()
+        return _Engine(self._made, threads=threads, builder=lambda: copy.deepcopy(self._model.module))
+
+
+class _Engine(TorchEngine):
+    def plain_outputs(self, x: Array) -> Array:
+        self._module.eval()
+        with torch.no_grad():
+            found: Array = self._forward(x).numpy()
+        return found
+
+    def leave_out(self, activation: str | None) -> None:
+        """Undo a last activation that the loss contains."""
+        if activation is not None:
+            forward = self._module.forward
+            undo = torch.logit if activation == "sigmoid" else torch.log
+            self._module.forward = lambda *inputs: undo(forward(*inputs))
+
+    def move(self, share: float) -> None:
+        generator = np.random.default_rng(0)
+        with torch.no_grad():
+            for parameter in self._trained:
+                noise = generator.standard_normal(tuple(parameter.shape)).astype(np.float32)
+                parameter.mul_(torch.from_numpy(1 + share * noise))
+
+    def steps(self, data: ArrayDataset, settings: FitSettings) -> list[float]:
+        self._begin(settings)
+        losses = []
+        for number, batch in enumerate(data.batches(self.manifest.batch_size, seed=settings.epoch_seed(0))):
+            self._set_rate(self.manifest.optimizer.rate_at(settings.learning_rate, number))
+            losses.append(self._step(batch))
+        return losses

@@ -1,0 +1,75 @@
+"""The table of PyTorch's operators, and what each is given beside its own arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.torch.values import Value, constant
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+OPERATORS: dict[str, Callable[..., Any]] = {}
+"""By name without ``aten.`` and overload: a function of a `Context` and all arguments of the operator's schema."""
+
+
+def operator(*names: str) -> Callable[[Function], Function]:
+    """Enter a function into the table."""
+
+    def enter(function: Function) -> Function:
+        for name in names:
+            OPERATORS[name] = function
+        return function
+
+    return enter
+
+
+@dataclass
+class Context:
+    """One call of a model.
+
+    Parameters
+    ----------
+    draws
+        Draws what is random (`fedgrass.authoring.randomness`); none outside training.
+    trains
+        Whether weights are variables and gradients are wanted; else they are constants, which LiteRT's own operators like.
+    """
+
+    draws: Any = None
+    trains: bool = True
+    _constants: dict[int, tuple[Any, Value]] = field(default_factory=dict)
+
+    def value(self, found: Any) -> Value:
+        """Return a value of the graph for one of the graph, a tensor that PyTorch knew, or a number."""
+        if isinstance(found, Value):
+            return found
+        if isinstance(found, torch.Tensor):
+            if id(found) not in self._constants:  # the tensor is kept, lest another get its id
+                self._constants[id(found)] = (found, constant(found.detach().cpu().numpy()))
+            return self._constants[id(found)][1]
+        return constant(np.asarray(found))
+
+
+def require(condition: object, what: str, instead: str) -> None:
+    """Refuse an operator's arguments; the place is added where it is known."""
+    if not condition:
+        raise UnsupportedModelError("", what, instead)
+
+
+def load() -> None:
+    """Fill the table: each module enters its functions as it is imported."""
+    from fedgrass.authoring.torch import (  # noqa: F401
+        convolutions,
+        elementwise,
+        images,
+        layers,
+        recurrent,
+        reductions,
+        shapes,
+    )
