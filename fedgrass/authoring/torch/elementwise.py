@@ -281,7 +281,7 @@ def _prelu(context: Context, x: Value, weight: Any) -> Value:
     weight = context.value(weight)
     if weight.rank == 1 and x.rank > 1:  # one slope, or one for each channel
         weight = Value(tf.reshape(weight.tensor, [-1] + [1] * (x.rank - 2)))
-    return each(context, lambda v, w: tf.nn.relu(v) - w * tf.nn.relu(-v), x, weight)
+    return each(context, lambda v, w: tf.nn.relu(v) + w * tf.minimum(v, 0.0), x, weight)
 
 
 @operator("glu")
