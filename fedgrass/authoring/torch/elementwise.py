@@ -253,7 +253,11 @@ def _celu(context: Context, x: Value, alpha: float) -> Value:
 
 @operator("gelu")
 def _gelu(context: Context, x: Value, approximate: str) -> Value:
-    return x.like(tf.nn.gelu(x.tensor, approximate=approximate == "tanh"))
+    if approximate != "tanh":
+        return x.like(tf.nn.gelu(x.tensor))
+    # Without the product 0.5 · x, which an exact GELU of the same tensor would share: LiteRT then knows it no more.
+    inner = math.sqrt(2.0 / math.pi) * (x.tensor + 0.044715 * x.tensor * x.tensor * x.tensor)
+    return x.like(x.tensor * (0.5 + 0.5 * tf.tanh(inner)))
 
 
 @operator("softplus")
