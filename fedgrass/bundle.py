@@ -25,7 +25,7 @@ Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called
 - ``begin_round() -> ok``: takes the present parameters as the proximal term's anchor and zeroes the optimizer's state.
   Where the model has Dropout: ``begin_round(seed)``, int32, from which and the step's number the masks are drawn.
 - ``begin_plain([seed]) -> ok``: the same without an anchor, which is as large as the parameters; ``train_plain`` needs none
-  (optional).
+  (optional). Where there are neither masks nor an optimizer's state, nothing is to be begun for ``train_plain``.
 - ``read_optimizer() -> s0 …`` and ``write_optimizer(s0 …) -> ok``, where the optimizer has state: for checkpoints.
 """
 
@@ -237,8 +237,8 @@ class Manifest(_Model):
 
     def to_json(self) -> bytes:
         """Return the file's content; the same manifest gives the same bytes."""
-        document = self.model_dump(mode="json", by_alias=True)
-        return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
+        document = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
 
 class Bundle:

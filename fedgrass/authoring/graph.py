@@ -155,7 +155,9 @@ def module(
         "evaluate": _function(evaluate, [x, y, weight]),
         "infer": _function(lambda x: {"y": forward.output(x, present())}, [x]),
         "begin_round": _function(begin_round, drawn),
-        "begin_plain": _function(begin_plain, drawn),
+        # Only where there is something to do: LiteRT leaves XNNPACK out of the whole graph if its first signature, by name, has
+        # no operator.
+        **({"begin_plain": _function(begin_plain, drawn)} if state else {}),
         **_access(values, "parameters", "p"),
         **(_access(state, "optimizer", "s") if state else {}),
     }

@@ -96,8 +96,10 @@ class LiteRTEngine(BatchEngine):
         # The same step without the two terms that are 0: it takes less time.
         plain = settings.proximal_mu == settings.clip_norm == 0 and "train_plain" in self._signatures
         begin = self._signatures["begin_plain" if plain and "begin_plain" in self._signatures else "begin_round"]
-        # Bundles of models without Dropout have no such input.
-        begin(**({"seed": np.int32(settings.masks_seed())} if begin.inputs else {}))
+        if begin.inputs:
+            begin(seed=np.int32(settings.masks_seed()))
+        elif self._has_optimizer or not plain:
+            begin()
         self._held_on_disk = None
         self._train = self._signatures["train_plain" if plain else "train"]
         self._unset: dict[str, np.generic] = {"learning_rate": np.float32(settings.learning_rate)}

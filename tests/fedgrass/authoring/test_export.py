@@ -65,6 +65,11 @@ def test_graphs_have_built_in_operators_only(rebuilt: Bundle, name: str) -> None
     assert [code.customCode for code in model.operatorCodes if code.customCode] == []
 
 
+def test_the_first_signature_has_an_operator_lest_litert_leave_xnnpack_out_of_all(rebuilt: Bundle) -> None:
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(rebuilt.path(bundle.GRAPH).read_bytes(), 0))
+    assert model.subgraphs[0].operators
+
+
 def test_the_training_graph_holds_no_weights(rebuilt: Bundle, tmp_path: Path) -> None:
     other = runpy.run_path(str(DIGITS / "model.py"))["build_model"]()
     for variable in other.trainable_variables:
