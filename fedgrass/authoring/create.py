@@ -100,7 +100,7 @@ def create(
 
     A time series is classified where --classes is given, else its next --outputs values are predicted. Scale inputs in the data
     loader: images to 0..1, sounds to -1..1, texts to the numbers of their words, anything else to a mean of 0 and a deviation
-    of 1. An anomaly detector's y is its x; a forecaster's is [horizon, outputs].
+    of 1. An anomaly detector's y is its x; a forecaster's is horizon × outputs.
     """
     bundle = create_bundle(
         task,
