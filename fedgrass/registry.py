@@ -98,7 +98,7 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r}: registered as {one.value}, which cannot be imported ({error})"
             ) from error
         if not self.valid(part):
-            raise ConfigurationError(f"{self.kind} {name!r}: registered as {one.value}, which is no {self.expected}")
+            raise ConfigurationError(f"{self.kind} {name!r}: registered as {one.value}, which is not a {self.expected}")
         return cast(T, part)
 
     def _entry_points(self) -> Collection[EntryPoint]:

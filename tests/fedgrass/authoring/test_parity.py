@@ -74,7 +74,7 @@ def assert_parity(
     expected = reference_steps(
         model, loss, data, keras_optimizer or keras.optimizers.SGD(settings.learning_rate), settings
     )
-    assert result.metrics["loss"] == pytest.approx(expected, abs=TOLERANCE)
+    assert result.metrics["loss"] == pytest.approx(expected, abs=TOLERANCE * max(1.0, abs(expected)))
     for found, variable in zip(result.parameters.values(), model.trainable_variables, strict=True):
         np.testing.assert_allclose(found, variable.numpy(), atol=TOLERANCE, err_msg=variable.path)
 
@@ -93,7 +93,9 @@ def test_images_too_large_for_patches_train_alike(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("loss", get_args(bundle.Loss))
 def test_losses(tmp_path: Path, loss: bundle.Loss) -> None:
-    assert_parity(tmp_path, for_loss(loss), loss=loss, count=2 * BATCH + 1)
+    # Percentages of labels near 0 are thousands: at 0.1 the weights would be hundreds after a step.
+    rate = 1e-4 if loss == "mean_absolute_percentage_error" else 0.1
+    assert_parity(tmp_path, for_loss(loss), loss=loss, count=2 * BATCH + 1, settings=FitSettings(learning_rate=rate))
 
 
 @pytest.mark.parametrize(

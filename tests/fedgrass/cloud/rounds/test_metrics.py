@@ -18,7 +18,7 @@ from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.watch_fleet import watch_fleet
 from fedgrass.protocol.messages import Tally, TrainerStatus
-from fedgrass.protocol.report import QuarantinedEntry
+from fedgrass.protocol.report import Evaluation, QuarantinedEntry
 from tests.fedgrass.cloud.infrastructure.resolved import Template
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet
 from tests.fedgrass.cloud.rounds.test_ending import aggregate, failure
@@ -83,7 +83,12 @@ def test_every_figure_that_is_written_is_shown_and_every_one_that_is_shown_is_wr
     watch_fleet(fleet.services)
     aggregate(fleet)
     fleet.pass_time(60)
-    fleet.write_report(quarantined=(REFUSED,))
+    figures = dict.fromkeys(
+        ("precision", "recall", "f1", "f1_macro", "auc", "mae", "rmse", "r2", "error_threshold"), 0.5
+    )
+    fleet.write_report(
+        quarantined=(REFUSED,), evaluation=Evaluation(loss=0.25, accuracy=0.9, metrics=figures, examples=100)
+    )
     record_report(fleet.services, RoundRequest(round=1))
     fleet.pass_time(5)
     close_round(fleet.services, CloseRequest(round=1, rounds=1))

@@ -213,7 +213,8 @@ def test_a_silo_that_is_asked_to_evaluate_does_and_sends_no_update(fleet: Fleet)
     fleet.silo("clinic-a").take_part(rounds=1, wait_seconds=60)
     [notice] = [UpdateNotice.decode(payload) for payload in fleet.iot.said(NAMES["clinic-a"], "update")]
     assert (notice.status, notice.num_examples) == ("evaluated", 40)
-    assert notice.metrics.keys() == {"loss", "accuracy", "base_loss", "base_accuracy"}
+    figures = {"loss", "accuracy", "precision", "recall", "f1", "f1_macro", "auc"}
+    assert notice.metrics.keys() == figures | {f"base_{name}" for name in figures}
     assert "Contents" not in fleet.s3.list_objects_v2(Bucket=BUCKET, Prefix=update_prefix(FLEET, 1))
 
 
