@@ -43,5 +43,6 @@ def test_ci_ends_with_what_was_left_out_and_why(tmp_path: Path, tests: int, othe
         "4 tests marked slow: pytest -m slow",
         "Python 3.10: not on this machine",
         "[2] tests/test_a.py:7: torch is not installed",
+        "PyTorch's and Flower's, which bring gigabytes and ten minutes: scripts/torch_tests",
         "the device on emulated 64-bit Arm, which needs root and a quarter of an hour: scripts/on_arm",
     ]
