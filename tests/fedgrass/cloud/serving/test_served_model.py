@@ -28,13 +28,16 @@ from tests.fixtures.waiting import PATIENCE, eventually
 BUNDLE = checkout() / "examples/digits/bundle"
 
 
+LOG = "container.log"
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 @contextmanager
-def container(folder: Path, bundle: Path = BUNDLE) -> Iterator[tuple[subprocess.Popen[str], int]]:
+def container(folder: Path, bundle: Path = BUNDLE) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """Start what SageMaker starts: the image's entry point with ``serve``."""
     (folder / "ml").mkdir()
     (folder / "ml/model").symlink_to(bundle)
@@ -45,21 +48,23 @@ def container(folder: Path, bundle: Path = BUNDLE) -> Iterator[tuple[subprocess.
         "FEDGRASS_SERVING_HOST": "127.0.0.1",
     }
     command = [sys.executable, "-m", "fedgrass.cloud.aggregator", "serve"]
-    with subprocess.Popen(
-        command, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        try:
-            yield process, port
-        finally:
-            process.kill()
+    # To a file: a pipe that nobody reads is full after some hundred refusals, and the server waits for it.
+    with (folder / LOG).open("wb") as log:
+        process = subprocess.Popen(command, env={**os.environ, **own}, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    with container(tmp_path_factory.mktemp("served")) as (process, port):
+    folder = tmp_path_factory.mktemp("served")
+    with container(folder) as (process, port):
 
         def up() -> bool:
-            assert process.poll() is None, process.communicate()[0]
+            assert process.poll() is None, (folder / LOG).read_text()
             try:
                 return request(port, "GET", "/ping")[0] == 200
             except OSError:
@@ -173,7 +178,7 @@ def test_a_container_without_a_model_to_serve_ends_with_words(tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     with container(tmp_path, tmp_path / "empty") as (process, _):
         assert process.wait(PATIENCE) == 2
-        assert "a model bundle?" in process.communicate()[0]
+        assert "a model bundle?" in (tmp_path / LOG).read_text()
 
 
 def test_requests_side_by_side_get_their_own_answers(port: int) -> None:
