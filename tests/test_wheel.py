@@ -104,8 +104,7 @@ def test_commands_run_outside_the_checkout(place: Path) -> None:
 def test_each_command_has_its_help_outside_the_checkout(place: Path) -> None:
     code = """
 import click, typer
-from fedgrass.cli import _add_plugins, cli
-_add_plugins()
+from fedgrass.cli import cli
 def every(command, words):
     print(*words)
     command.get_help(click.Context(command, info_name=words[-1]))

@@ -11,6 +11,7 @@ import typer
 from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.cli import render
 from fedgrass.cli.account import FleetOption, JsonOption
+from fedgrass.cli.lazy import LazyGroup
 from fedgrass.cli.rounds import merge
 from fedgrass.protocol import tables
 from fedgrass.protocol.instances import shared_names
@@ -18,7 +19,7 @@ from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.refusals import Refusals, refusals
 from fedgrass.protocol.roster import may_count
 
-app = typer.Typer(no_args_is_help=True, help="Look at the devices; change the settings.")
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, help="Look at the devices; change the settings.")
 
 
 @app.command("list")

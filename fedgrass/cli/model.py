@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from rich.table import Table
 
-from fedgrass.bundle import Bundle
 from fedgrass.cli import render
 from fedgrass.cli.account import JsonOption
+from fedgrass.cli.lazy import LazyGroup
 
-app = typer.Typer(no_args_is_help=True, help="Look at model bundles, and publish them.")
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, help="Look at model bundles, and publish them.")
 
 
 @app.command()
@@ -22,6 +20,11 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Check a model bundle and show what it holds."""
+    import numpy as np
+    from rich.table import Table
+
+    from fedgrass.bundle import Bundle
+
     bundle = Bundle.open(folder)
     bundle.verify()
     manifest = bundle.manifest

@@ -14,6 +14,7 @@ from rich.markup import escape
 from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.cli import render
 from fedgrass.cli.account import FleetOption, JsonOption
+from fedgrass.cli.lazy import LazyGroup
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.failures import in_words, last_failure, lost_events, require_begun
 from fedgrass.protocol import tables
@@ -21,7 +22,7 @@ from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.waiting import waiting_for
 from fedgrass.rounds_api import aggregate_now, cancel_round, is_running, start_rounds
 
-app = typer.Typer(no_args_is_help=True, help="Start, watch, list, aggregate and cancel rounds.")
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, help="Start, watch, list, aggregate and cancel rounds.")
 
 _REFRESH_SECONDS = 1.0
 _SECRET = {"collect_token", "job_token", "rollout_token"}

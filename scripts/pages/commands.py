@@ -23,7 +23,6 @@ SCRIPTS: dict[str, Callable[..., None]] = {
 
 def page() -> str:
     """Return the whole page."""
-    cli._add_plugins()
     parts = [
         "# Commands\n\nMade from the code by `scripts/reference`. Each has `--help`. Account, region and endpoint are those of "
         "the AWS environment variables and profile.\n",

@@ -89,7 +89,6 @@ def _problem_of(words: list[str]) -> str:
 
 @cache
 def _fedgrass() -> Any:
-    cli._add_plugins()
     return typer.main.get_command(cli.cli)
 
 

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from fedgrass.cli import _add_plugins, cli
-
-_add_plugins()
+from fedgrass.cli import cli
 
 Place = tuple[str, str]
 
