@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,9 @@ MOST_DEVIATION = 1 << 26
 """Largest standard deviation, in steps: squares of what is drawn then fit into 64 bits."""
 
 _BLOCK = 1 << 16
+_PIECE = 1 << 20
+"""Values that are in double precision at once."""
+
 _FAR = 31
 """Multiples of the deviation from which on nothing is proposed: one in 2**640 draws would be accepted there."""
 
@@ -116,6 +119,24 @@ class Grid:
         steps: NDArray[np.float64] = values * np.float64(factor / self.step)
         return np.trunc(steps, out=steps)
 
+    def clip_and_noise(self, values: NDArray[np.float32], factor: float, seed: Callable[[], bytes]) -> None:
+        """Scale, quantize and add noise to a flat vector in place, a block at a time.
+
+        Parameters
+        ----------
+        values
+            float32 [n].
+        factor
+            As of `quantized`.
+        seed
+            Gives the seed of each block.
+        """
+        for start in range(0, len(values), _PIECE):
+            block = values[start : start + _PIECE]
+            steps = self.quantized(block, factor)
+            self.add_noise(steps, seed())
+            np.multiply(steps, self.step, out=block, casting="same_kind")
+
     def add_noise(self, steps: NDArray[np.float64], seed: bytes) -> None:
         """Add noise to a flat vector of whole steps, in place, without rounding.
 
@@ -165,7 +186,7 @@ class _Bits:
         if bound == 1:
             return np.zeros(count, np.uint64)
         shift = np.uint64(64 - (bound - 1).bit_length())
-        found = self.words(count) >> shift
+        found: _Words = self.words(count) >> shift
         while len(again := np.flatnonzero(found >= bound)):
             found[again] = self.words(len(again)) >> shift
         return found
@@ -225,45 +246,3 @@ def _below_one(bits: _Bits, numerators: _Words, denominator: int) -> NDArray[np.
         even[on] = ~even[on]
         k += 1
     return even
-
-
-def gaussian(seed: bytes, size: int) -> Iterator[NDArray[np.float64]]:
-    """Yield ``size`` standard normal numbers in blocks; the same seed gives the same numbers.
-
-    The uniform numbers beneath are SHAKE-256 of the seed and the block's number (FIPS 202), not those of NumPy's generators:
-    whoever sees some of the noise must not be able to work out the rest. Box and Muller, Annals of Mathematical Statistics, 1958.
-    The numbers are doubles: the attacks on the last bits of such noise (Mironov, CCS 2012) are not countered.
-
-    Parameters
-    ----------
-    seed
-        `SEED_BYTES` from the system's source of randomness.
-    """
-    for index, start in enumerate(range(0, size, _BLOCK)):
-        count = min(_BLOCK, size - start)
-        pairs = (count + 1) // 2
-        digest = hashlib.shake_256(seed + index.to_bytes(8, "big")).digest(16 * pairs)
-        uniform = (np.frombuffer(digest, "<u8") >> 11).astype(np.float64) / 2**53
-        radius = np.sqrt(-2 * np.log1p(-uniform[:pairs]))  # of 1 - u, which is never 0
-        angle = 2 * np.pi * uniform[pairs:]
-        yield np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
-
-
-def add_gaussian(values: NDArray[np.float32], deviation: float, seed: bytes) -> None:
-    """Add Gaussian noise to a flat vector, in place.
-
-    Parameters
-    ----------
-    values
-        float32 [n].
-    deviation
-        Standard deviation of each scalar's noise.
-    seed
-        32 bytes from a secure source: whoever knows them can take the noise off again.
-    """
-    start = 0
-    for noise in gaussian(seed, len(values)):
-        block = values[start : start + len(noise)]
-        noise *= deviation
-        np.add(block, noise, out=block, casting="same_kind")
-        start += len(noise)

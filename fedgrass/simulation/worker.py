@@ -19,7 +19,7 @@ import numpy as np
 from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.cloud.aggregator.aggregate import contribute
-from fedgrass.cloud.aggregator.combination import Screened, Sums
+from fedgrass.cloud.aggregator.combination import Screened
 from fedgrass.cloud.aggregator.privacy import noise_of
 from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.engines.registry import open_engine
@@ -32,6 +32,7 @@ from fedgrass.simulation.population import Assignments, Population, thing_name
 from fedgrass.simulation.settings import Attack, Simulation
 from fedgrass.simulation.updates import LateUpdates, VirtualUpdates
 from fedgrass.simulation.virtual_device import Assignment, VirtualDevices
+from fedgrass.strategies.arithmetic.interfaces import Sums
 from fedgrass.training import Fitted
 
 _TOGETHER_BYTES = 16 << 20  # of parameters that are trained before they are encoded

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgrass.cloud.aggregator.combination import PartialSums, Screened, Sums, merged
+from fedgrass.cloud.aggregator.combination import PartialSums, Screened, merged
 from fedgrass.cloud.aggregator.lanes import LANES, lane_of
 from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.errors import EngineError
@@ -21,6 +21,7 @@ from fedgrass.simulation import worker
 from fedgrass.simulation.population import Assignments, thing_name
 from fedgrass.simulation.updates import VirtualUpdates
 from fedgrass.simulation.worker import Done, Failed, LaneTotal, Setup, Surveyed, Task
+from fedgrass.strategies.arithmetic.interfaces import Sums
 
 _PATIENCE = 10.0
 _NOTHING = np.empty(0, np.float64)

@@ -17,7 +17,7 @@ import numpy as np
 from fedgrass import tensors
 from fedgrass.bundle import Parameters, TensorDescription
 from fedgrass.errors import BundleError, ConfigurationError, DivergedError
-from fedgrass.noise import SEED_BYTES, add_gaussian
+from fedgrass.noise import SEED_BYTES, Grid, shrunk_to
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import Codec, Floats, StoredTensor
 from fedgrass.update.entropy import TENSOR, compress
@@ -119,15 +119,16 @@ def encode_update(
     codec
         How differences are stored (`fedgrass.protocol.codec_name`).
     clip_norm
-        If positive, a difference with a larger L2 norm is scaled down to it. What error feedback adds is clipped with it.
+        If positive, a difference with a larger L2 norm is scaled down to it, or to a little less, never to more. What error
+        feedback adds is clipped with it.
     noise_multiplier
-        If positive, Gaussian noise of standard deviation ``noise_multiplier * clip_norm`` is added to every scalar of the
-        clipped difference: local differential privacy (docs/privacy.md). Error feedback is then off: it would carry
+        If positive, discrete Gaussian noise of standard deviation ``noise_multiplier * clip_norm`` is added to every scalar of
+        the clipped difference: local differential privacy (docs/privacy.md). Error feedback is then off: it would carry
         this round's noise, taken back, into the next.
     feedback
         Where the residual of a lossy codec is kept.
     noise_seed
-        Gives the noise of each parameter its seed. Only a simulation may have one that can be repeated.
+        Gives the noise of each block of a parameter its seed. Only a simulation may have one that can be repeated.
 
     Raises
     ------
@@ -153,6 +154,7 @@ def encode_update(
 
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by its norm
         scale = _clip_factor((difference(name) for name in base), clip_norm) if clip_norm > 0 else 1.0
+        grid = Grid.of(noise_multiplier * clip_norm) if noise_multiplier > 0 else None
         squares = 0.0
         rounding = _NO_CHANCE if encoder.parameters.lossless else np.random.default_rng(_seed(header))
         stored: dict[str, Array] = {}
@@ -163,10 +165,10 @@ def encode_update(
             squares += _squares(delta)
             if not math.isfinite(squares):
                 raise DivergedError("the trained parameters are not finite. Lower the learning rate")
-            if scale != 1.0:
-                delta *= np.float32(scale)
-            if noise_multiplier > 0:
-                add_gaussian(delta, noise_multiplier * clip_norm, noise_seed())
+            if grid is not None:
+                grid.clip_and_noise(delta, scale, noise_seed)
+            elif scale != 1.0:
+                np.multiply(delta, np.float64(scale), out=delta, casting="same_kind")
             encoded = encoder.parameters.encode(parameter, delta, rounding)
             _store(stored, name, layout, encoded)
             if feedback is not None and not encoder.parameters.lossless:
@@ -188,9 +190,12 @@ def _require_clipping(clip_norm: float) -> None:
 
 
 def _clip_factor(deltas: Iterable[Floats], clip_norm: float) -> float:
-    """Return what the differences are multiplied by, so that their joint L2 norm is at most ``clip_norm``."""
+    """Return what the differences are multiplied by, so that their joint L2 norm is at most ``clip_norm``.
+
+    The factor leaves room for the rounding of each product to float32, so that not the last bit is beyond it.
+    """
     norm = math.sqrt(sum(map(_squares, deltas)))
-    return clip_norm / norm if clip_norm < norm else 1.0
+    return shrunk_to(clip_norm, norm) * (1 - 2.0**-22) if clip_norm < norm else 1.0
 
 
 def _store(stored: dict[str, Array], name: str, layout: Sequence[StoredTensor], encoded: Sequence[Array]) -> None:

@@ -124,14 +124,12 @@ def aggregate(
             method.combination, bounds, base, screening, candidates, options.min_updates, options.scratch
         )
     else:
-        combined = Mean(bounds, statistics, screening, options.share).of(candidates, options.min_updates)
+        combined = Mean(bounds, statistics, screening, options.share, noise).of(candidates, options.min_updates)
     shares = combined.shares or [0.0] * len(combined.counted)
     used = sorted(map(_entry, combined.counted, shares), key=lambda entry: (entry.thing, entry.key))
     refused = tuple(sorted(combined.found.refused, key=lambda entry: (entry.thing, entry.key)))
     if combined.difference is None:
         return Aggregation(None, tuple(used), refused)
-    if noise is not None:
-        noise.add_noise(combined.difference, len(used))
     try:
         server = method.server if isinstance(method, WeightedMean) else Step()
         vector, following = _step(base, layout, statistics, server, combined.difference, options.state or {})
@@ -176,7 +174,7 @@ def contribute(
         return  # it takes all updates in one place
     bounds = Bounds(with_noise(strategy, noise), expected.checks)
     screening = Screening(Layout(base.manifest.parameters), source, UpdateValidator(expected), weight=bounds.weight)
-    Mean(bounds, Statistics.of(base.manifest), screening, share).contribute(screening.admit(references), share)
+    Mean(bounds, Statistics.of(base.manifest), screening, share, noise).contribute(screening.admit(references), share)
 
 
 class _NotFiniteError(Exception):

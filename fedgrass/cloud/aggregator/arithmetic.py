@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from fedgrass.errors import UpdateError
+from fedgrass.noise import Grid
+from fedgrass.strategies.arithmetic.interfaces import Sums
 from fedgrass.update.codecs import Floats
+
+UNIT = 2.0**-40
+"""Weights are taken in this unit, a power of two: so the sum of the largest finite values does not overflow."""
 
 PIECE = 1 << 17
 """Values that are squared at once: they stay in a core's cache. Changing it changes norms by rounding."""
@@ -22,7 +28,58 @@ _LEAST = 2.0**-100  # below it a float32 weight would lose digits, and its produ
 _LEAST_SQUARES = 1e-30
 
 
-def scaled(values: Floats, weight: float, out: Floats) -> None:
+class Terms(Protocol):
+    """How weighted updates are added up."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Return what sums are held in."""
+        ...
+
+    def scaled(self, values: Floats, weight: float, out: Sums) -> None:
+        """Write the weighted values to ``out``."""
+        ...
+
+    def add_scaled(self, total: Sums, values: Floats, weight: float) -> None:
+        """Add the weighted values to a sum; they may be overwritten."""
+        ...
+
+
+class Rounded:
+    """In float32, each term and sum rounded to the nearest."""
+
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    def scaled(self, values: Floats, weight: float, out: Sums) -> None:
+        """As the function of this name."""
+        scaled(values, weight, out)
+
+    def add_scaled(self, total: Sums, values: Floats, weight: float) -> None:
+        """As the function of this name."""
+        add_scaled(total, values, weight)
+
+
+class WholeSteps:
+    """In whole steps of a grid, held in float64: sums are exact, so that one update changes them by itself and nothing else.
+
+    Central privacy needs that: its noise hides one update of the norm that it was made for, and no rounding of others.
+    """
+
+    dtype: np.dtype[Any] = np.dtype(np.float64)
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def scaled(self, values: Floats, weight: float, out: Sums) -> None:
+        """Write the whole steps of the weighted values."""
+        np.copyto(out, self._grid.quantized(values, weight / UNIT))
+
+    def add_scaled(self, total: Sums, values: Floats, weight: float) -> None:
+        """Add the whole steps of the weighted values."""
+        np.add(total, self._grid.quantized(values, weight / UNIT), out=total)
+
+
+def scaled(values: Floats, weight: float, out: Sums) -> None:
     """Write the weighted values to ``out``, which may be they.
 
     Parameters
@@ -40,7 +97,7 @@ def scaled(values: Floats, weight: float, out: Floats) -> None:
         np.multiply(values, weight, out=out, dtype=np.float64, casting="same_kind")
 
 
-def add_scaled(total: Floats, values: Floats, weight: float) -> None:
+def add_scaled(total: Sums, values: Floats, weight: float) -> None:
     """Add weighted values to a sum, overwriting the values.
 
     Parameters

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
 
+from fedgrass.cloud.aggregator.arithmetic import UNIT
 from fedgrass.cloud.aggregator.screening import Accepted
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.settings import Checks
@@ -16,9 +17,6 @@ from fedgrass.strategies.arithmetic.clipping import ClipToMedian, median_norm
 from fedgrass.strategies.arithmetic.interfaces import ClaimWeighting, Clip, UpdateMetadata, Weighting
 from fedgrass.strategies.arithmetic.weighting import EqualWeighting
 from fedgrass.strategies.base import Method, WeightedMean
-
-UNIT = 2.0**-40
-"""Weights are taken in this unit, a power of two: so the sum of the largest finite values does not overflow."""
 
 
 @dataclass(frozen=True)

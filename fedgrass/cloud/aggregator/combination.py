@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedgrass.bundle import Bundle
-from fedgrass.cloud.aggregator.bounds import UNIT, Bounds, Counted
+from fedgrass.cloud.aggregator.arithmetic import UNIT, Rounded, Terms, WholeSteps
+from fedgrass.cloud.aggregator.bounds import Bounds, Counted
 from fedgrass.cloud.aggregator.lanes import LANES, lane_of
 from fedgrass.cloud.aggregator.rows import Rows
 from fedgrass.cloud.aggregator.screening import Accepted, Screening, WeightOf
@@ -21,13 +21,11 @@ from fedgrass.cloud.aggregator.tiles import Tiles
 from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.protocol.report import QuarantinedEntry
 from fedgrass.strategies.arithmetic.clipping import ClipToNorm
-from fedgrass.strategies.arithmetic.interfaces import Combination, Noise, UpdateMetadata
+from fedgrass.strategies.arithmetic.interfaces import Combination, Noise, Sums, UpdateMetadata
 from fedgrass.strategies.arithmetic.statistics import Statistics
 from fedgrass.strategies.arithmetic.weighting import EqualWeighting
 from fedgrass.strategies.base import Method, Strategy, WeightedMean
 from fedgrass.update.codecs import Floats
-
-Sums = NDArray[np.float32] | NDArray[np.float64]
 
 SMALL = 1 << 20
 """Scalars up to which an update is read whole (see `rows` beside this module), not tile by tile (`tiles`)."""
@@ -55,9 +53,9 @@ class Reading(Protocol):
         ...
 
 
-def reading(screening: Screening) -> Reading:
+def reading(screening: Screening, terms: Terms | None = None) -> Reading:
     """Return the way for a model of this size."""
-    return Rows(screening) if screening.layout.size <= SMALL else Tiles(screening)
+    return Rows(screening, terms) if screening.layout.size <= SMALL else Tiles(screening, terms)
 
 
 @dataclass(frozen=True)
@@ -141,11 +139,19 @@ class Mean:
     measure first, tell each other what they found, and add when that is known.
     """
 
-    def __init__(self, bounds: Bounds, statistics: Statistics, screening: Screening, share: PartialSums | None) -> None:
+    def __init__(
+        self,
+        bounds: Bounds,
+        statistics: Statistics,
+        screening: Screening,
+        share: PartialSums | None,
+        noise: Noise | None = None,
+    ) -> None:
         self._bounds = bounds
         self._statistics = statistics
         self._intake = screening
-        self._reading = reading(screening)
+        self._noise = noise
+        self._reading = reading(screening, Rounded() if noise is None else WholeSteps(noise.grid))
         self._share = share
 
     def of(self, candidates: Sequence[UpdateReference], min_updates: int) -> Combined:
@@ -156,12 +162,18 @@ class Mean:
         if len(counted) < max(1, min_updates):
             return Combined(found, counted)
         facts = [one.facts for one in counted]
-        with np.errstate(all="ignore"):
-            self._statistics.scale(total, self._bounds.weighting, facts, UNIT)
-            difference = total.astype(np.float32, copy=False)
+        difference = self._mean(total, facts)
         weights = [self._bounds.weighting.weight(one) for one in facts]
         whole = sum(weights)
         return Combined(found, counted, difference, [weight / whole for weight in weights])
+
+    def _mean(self, total: Sums, facts: Sequence[UpdateMetadata]) -> Floats:
+        """Return what the sum amounts to, in its place if it can be."""
+        with np.errstate(all="ignore"):
+            if self._noise is not None:
+                return self._noise.noised_mean(total, len(facts))
+            self._statistics.scale(total, self._bounds.weighting, facts, UNIT)
+            return total.astype(np.float32, copy=False)
 
     def contribute(self, candidates: Sequence[UpdateReference], share: PartialSums) -> None:
         """Leave this instance's lanes for the first instance."""

@@ -15,13 +15,13 @@ from typing import BinaryIO, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from fedgrass.cloud.aggregator.combination import Screened, Sums, merged
+from fedgrass.cloud.aggregator.combination import Screened, merged
 from fedgrass.cloud.aggregator.lanes import lanes_of
 from fedgrass.cloud.aggregator.screening import Accepted
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import AggregationError, TransferError
 from fedgrass.protocol.report import QuarantinedEntry
-from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
+from fedgrass.strategies.arithmetic.interfaces import Sums, UpdateMetadata
 from fedgrass.tensors import read_into
 
 _MAX_NOTE_BYTES = 1 << 30

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from fedgrass.noise import add_gaussian
+import numpy as np
+
+from fedgrass.noise import Grid
 from fedgrass.protocol.privacy import PrivacyLedger, Spend
 from fedgrass.protocol.settings import Privacy
+from fedgrass.strategies.arithmetic.interfaces import Sums
 from fedgrass.update.codecs import Floats
 
 
 class Gaussian:
-    """The Gaussian mechanism on the sum of updates of norm ``clip_norm`` at most.
+    """The discrete Gaussian mechanism on the sum of updates of norm ``clip_norm`` at most.
 
     McMahan et al., "Learning Differentially Private Recurrent Language Models", ICLR 2018, https://arxiv.org/abs/1710.06963
 
@@ -23,12 +26,23 @@ class Gaussian:
 
     def __init__(self, *, clip_norm: float, noise_multiplier: float, seed: bytes) -> None:
         self.clip_norm = clip_norm
-        self._multiplier = noise_multiplier
+        self.grid = Grid.of(noise_multiplier * clip_norm)
         self._seed = seed
 
-    def add_noise(self, mean: Floats, count: int) -> None:
-        """Add noise to the mean of ``count`` clipped differences, in place."""
-        add_gaussian(mean, self._multiplier * self.clip_norm / count, self._seed)
+    def noised_mean(self, total: Sums, count: int) -> Floats:
+        """Return the mean of ``count`` clipped differences with noise.
+
+        Parameters
+        ----------
+        total
+            Their sum in whole steps of ``grid``; overwritten.
+        count
+            How many they are.
+        """
+        steps = total.astype(np.float64, copy=False)
+        self.grid.add_noise(steps, self._seed)
+        np.multiply(steps, self.grid.step / count, out=steps)
+        return steps.astype(np.float32)
 
 
 def noise_of(privacy: Privacy, seed: str) -> Gaussian | None:

@@ -17,13 +17,14 @@ from typing import BinaryIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedgrass.cloud.aggregator.arithmetic import PIECE, add_scaled, norm_of, scaled, sum_of_squares
+from fedgrass.cloud.aggregator.arithmetic import PIECE, Rounded, Terms, norm_of, sum_of_squares
 from fedgrass.cloud.aggregator.lanes import lane_of
 from fedgrass.cloud.aggregator.screening import Accepted, Screening, WeightOf
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.stored_matrix import StoredMatrix
 from fedgrass.cloud.aggregator.vector import aligned
 from fedgrass.errors import UpdateError
+from fedgrass.strategies.arithmetic.interfaces import Sums
 from fedgrass.update.codecs import Floats
 
 Doubles = NDArray[np.float64]
@@ -39,8 +40,9 @@ _WORTH = 1 << 20  # scalars: with less to read, a thread takes longer to begin t
 class Rows:
     """Reads whole updates. Memory: 8 bytes per parameter, and some 24 in each thread, whatever the number of updates."""
 
-    def __init__(self, screening: Screening) -> None:
+    def __init__(self, screening: Screening, terms: Terms | None = None) -> None:
         self._intake = screening
+        self._terms = terms or Rounded()
         self._size = screening.layout.size
         self._failed = Event()
 
@@ -76,7 +78,7 @@ class Rows:
         """Yield the sum of each lane that has updates, in order."""
 
         def work(some: Sequence[UpdateReference]) -> tuple[Doubles, list[Accepted]]:
-            lane_sum = Accumulator(self._size)
+            lane_sum = Accumulator(self._size, self._terms)
             good = []
             for one, row in self._good_rows(some):
                 lane_sum.add(row, weight(one.reference, one.facts))
@@ -143,17 +145,18 @@ class Rows:
 class Accumulator:
     """The weighted sum of one lane's updates, in the order in which they are added."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, terms: Terms) -> None:
+        self._terms = terms
         self._total: Doubles = np.zeros(size, np.float64)
-        self._chunk: Floats = aligned(size, np.dtype(np.float32))
+        self._chunk: Sums = aligned(size, terms.dtype)
         self._held = 0
 
     def add(self, values: Floats, weight: float) -> None:
         """Add a good update's values, which are overwritten."""
         if not self._held:
-            scaled(values, weight, self._chunk)
+            self._terms.scaled(values, weight, self._chunk)
         else:
-            add_scaled(self._chunk, values, weight)
+            self._terms.add_scaled(self._chunk, values, weight)
         self._held += 1
         if self._held == CHUNK:
             self.finish()

@@ -21,14 +21,14 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from fedgrass.cloud.aggregator.arithmetic import PIECE, add_scaled, norm_of, scaled, sum_of_squares
+from fedgrass.cloud.aggregator.arithmetic import PIECE, Rounded, Terms, norm_of, sum_of_squares
 from fedgrass.cloud.aggregator.lanes import lane_of
 from fedgrass.cloud.aggregator.screening import Accepted, Screening, WeightOf
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.stored_matrix import StoredMatrix
 from fedgrass.cloud.aggregator.vector import Layout, aligned
 from fedgrass.errors import UpdateError
-from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
+from fedgrass.strategies.arithmetic.interfaces import Sums, UpdateMetadata
 from fedgrass.update.codecs import Floats
 from fedgrass.update.reader import UpdateReader
 
@@ -69,16 +69,20 @@ class Work(Protocol):
 class Standing:
     """The sum of what was added: of whole lanes, and of a lane of which more may come. None is all zeros."""
 
-    total: Floats | None = None
-    partial: Floats | None = None
+    total: Sums | None = None
+    partial: Sums | None = None
     lane: int | None = None
 
 
 class Tiles:
-    """Reads updates side by side. Memory: 4 bytes per parameter for 64 updates, 16 for more, and 2 MiB in each thread."""
+    """Reads updates side by side.
 
-    def __init__(self, screening: Screening) -> None:
+    Memory: 4 bytes per parameter for 64 updates, 16 for more, and 2 MiB in each thread; with noise twice as much.
+    """
+
+    def __init__(self, screening: Screening, terms: Terms | None = None) -> None:
         self._intake = screening
+        self._terms = terms or Rounded()
         self._layout = screening.layout
 
     def measure(self, references: Sequence[UpdateReference]) -> list[Accepted]:
@@ -89,7 +93,7 @@ class Tiles:
         """Judge updates and write them down, whether good or bad; returns the good ones, in order."""
         return self._each_window(references, lambda: _Spooling(spool))
 
-    def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Floats, list[Accepted]]:
+    def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Sums, list[Accepted]]:
         """Return the weighted sum of the good ones among updates in lane order, and these."""
         standing = Standing()
         together: list[Accepted] = []
@@ -105,7 +109,7 @@ class Tiles:
                         one.reference.key: (lane_of(one.reference.thing), weight(one.reference, one.facts))
                         for one in updates
                     }
-                    self._scan(updates, partial(_Adding, standing, after, terms))
+                    self._scan(updates, partial(_Adding, standing, after, terms, self._terms))
                     good = self._judge(updates)
                 if len(good) == len(updates):
                     standing = after if updates else standing
@@ -113,14 +117,14 @@ class Tiles:
                     break
                 window = [one.reference for one in good]
         # No window had a good update: the sum of nothing.
-        total = standing.total if standing.total is not None else np.zeros(self._layout.size, np.float32)
+        total = standing.total if standing.total is not None else np.zeros(self._layout.size, self._terms.dtype)
         if standing.partial is not None:
             np.add(total, standing.partial, out=total)
         return total, together
 
     def lanes(
         self, references: Sequence[UpdateReference], weight: WeightOf
-    ) -> Iterator[tuple[int, Floats, list[Accepted]]]:
+    ) -> Iterator[tuple[int, Sums, list[Accepted]]]:
         """Yield the sum of each lane that has updates, in order."""
         for lane, some in itertools.groupby(references, key=lambda reference: lane_of(reference.thing)):
             yield lane, *self.sum(list(some), weight)
@@ -178,8 +182,8 @@ class Tiles:
             return Standing()
         size, lane = self._layout.size, lane_of(updates[-1].reference.thing)
         carried = any(lane_of(reference.thing) == lane for reference in following)
-        room = np.empty(size, np.float32) if carried else None
-        return Standing(np.empty(size, np.float32), room, lane if carried else None)
+        room = np.empty(size, self._terms.dtype) if carried else None
+        return Standing(np.empty(size, self._terms.dtype), room, lane if carried else None)
 
 
 class _Scan:
@@ -294,11 +298,14 @@ class _Spooling:
 class _Adding:
     """Work that writes the sum with a window beside the sum before it."""
 
-    def __init__(self, before: Standing, after: Standing, terms: Mapping[str, tuple[int, float]]) -> None:
+    def __init__(
+        self, before: Standing, after: Standing, weights: Mapping[str, tuple[int, float]], terms: Terms
+    ) -> None:
         self._before = before
         self._after = after
-        self._terms = terms  # lane and weight, by key
-        self._room: Floats = aligned(TILE, np.dtype(np.float32))
+        self._weights = weights  # lane and weight, by key
+        self._terms = terms
+        self._room: Sums = aligned(TILE, terms.dtype)
 
     def begin(self, span: slice) -> None:
         before, after = self._before, self._after
@@ -313,12 +320,12 @@ class _Adding:
         self._lane = before.lane
 
     def take(self, update: OpenUpdate, values: Floats) -> None:
-        lane, weight = self._terms[update.reference.key]
+        lane, weight = self._weights[update.reference.key]
         if lane == self._lane:
-            add_scaled(self._partial, values, weight)
+            self._terms.add_scaled(self._partial, values, weight)
             return
         self._close_lane()
-        scaled(values, weight, self._partial)
+        self._terms.scaled(values, weight, self._partial)
         self._lane = lane
 
     def end(self) -> None:
@@ -330,5 +337,5 @@ class _Adding:
             np.add(self._total, self._partial, out=self._total)
 
 
-def _part(vector: Floats | None, span: slice, room: Floats) -> Floats:
+def _part(vector: Sums | None, span: slice, room: Sums) -> Sums:
     return room[: span.stop - span.start] if vector is None else vector[span]

@@ -6,8 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedgrass.bundle import Bundle
+from fedgrass.noise import Grid
 from fedgrass.update.codecs import Floats
+
+Sums = NDArray[np.float32] | NDArray[np.float64]
 
 State = dict[str, Floats]
 """A server optimizer's vectors, by name: all zeros before the first round."""
@@ -149,6 +155,11 @@ class Noise(Protocol):
         """Return the L2 norm that no update may exceed."""
         ...
 
-    def add_noise(self, mean: Floats, count: int) -> None:
-        """Add noise to the mean of ``count`` clipped differences, in place."""
+    @property
+    def grid(self) -> Grid:
+        """Return the steps in which clipped differences are added up."""
+        ...
+
+    def noised_mean(self, total: Sums, count: int) -> Floats:
+        """Return the mean of ``count`` clipped differences with noise; ``total`` is their sum in steps, overwritten."""
         ...

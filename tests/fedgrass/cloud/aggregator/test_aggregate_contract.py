@@ -19,13 +19,14 @@ from hypothesis import strategies as st
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import AggregationOptions, aggregate, contribute
-from fedgrass.cloud.aggregator.combination import Screened, Sums
+from fedgrass.cloud.aggregator.combination import Screened
 from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.errors import TransferError
 from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import strategy_named
+from fedgrass.strategies.arithmetic.interfaces import Sums
 from fedgrass.update.codecs import Floats
 from tests.aggregate_campaign import campaign, check
 from tests.aggregate_cohorts import arranged

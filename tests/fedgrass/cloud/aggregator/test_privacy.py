@@ -1,21 +1,26 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedgrass import tensors
+from fedgrass.cloud.aggregator import combination
+from fedgrass.cloud.aggregator.arithmetic import UNIT, Rounded, WholeSteps
 from fedgrass.cloud.aggregator.job import RoundJob
 from fedgrass.cloud.aggregator.privacy import Gaussian, epsilon, judged, noise_of
+from fedgrass.cloud.aggregator.rows import Accumulator
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.errors import ConfigurationError
-from fedgrass.noise import gaussian
+from fedgrass.noise import Grid, discrete_gaussian
 from fedgrass.protocol.names import parameters_key, report_key
 from fedgrass.protocol.privacy import PrivacyLedger, Spend
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings, Privacy
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND, Fleet, make_record
+from tests.fedgrass.cloud.aggregator.updates import Memory, combine, flat, tiny_model, update_of
 
 SEED = "5a" * 32
 
@@ -23,28 +28,20 @@ SEED = "5a" * 32
 def test_noise_on_the_mean_has_the_deviation_of_clip_norm_over_the_count() -> None:
     noise = noise_of(Privacy(mode="central", clip_norm=0.5, noise_multiplier=3.0), SEED)
     assert noise is not None
-    vector = np.full(200_001, 7, np.float32)
-    noise.add_noise(vector, 10)
-    added = vector.astype(np.float64) - 7
+    total = np.full(200_001, round(70 / noise.grid.step), np.float64)
+    added = noise.noised_mean(total, 10).astype(np.float64) - 7
     assert added.std() == pytest.approx(0.5 * 3.0 / 10, rel=0.01)
-    assert abs(added.mean()) < 5 * 0.15 / np.sqrt(len(vector))
+    assert abs(added.mean()) < 5 * 0.15 / np.sqrt(len(total))
     assert np.mean((added / added.std()) ** 4) == pytest.approx(3, rel=0.05)
     assert abs(np.corrcoef(added[:-1], added[1:])[0, 1]) < 0.02
 
 
 def test_a_job_that_is_started_again_adds_the_same_noise_and_another_round_another() -> None:
     def drawn(seed: str) -> bytes:
-        vector = np.zeros(70_000, np.float32)
-        Gaussian(clip_norm=1.0, noise_multiplier=1.0, seed=bytes.fromhex(seed)).add_noise(vector, 2)
-        return vector.tobytes()
+        noise = Gaussian(clip_norm=1.0, noise_multiplier=1.0, seed=bytes.fromhex(seed))
+        return noise.noised_mean(np.zeros(70_000), 2).tobytes()
 
     assert drawn(SEED) == drawn(SEED) != drawn("5b" * 32)
-
-
-def test_noise_never_repeats_within_a_model() -> None:
-    numbers = np.concatenate(list(gaussian(b"s" * 32, 300_000)))
-    assert len(np.unique(numbers)) == len(numbers)
-    assert np.isfinite(numbers).all()
 
 
 def test_nothing_is_added_where_the_devices_add_it_or_nobody_does() -> None:
@@ -130,3 +127,46 @@ def test_a_round_beyond_the_budget_touches_no_update(fleet: Fleet, tmp_path: Pat
 def test_one_device_s_norm_does_not_decide_over_another_s_update() -> None:
     with pytest.raises(ConfigurationError, match="max_norm_over_median"):
         FleetSettings().overridden({"privacy": {"mode": "central"}, "checks": {"max_norm_over_median": 3.0}})
+
+
+@pytest.mark.parametrize("small", [combination.SMALL, -1])
+@pytest.mark.parametrize("devices", [1, 16, 17, 70])
+def test_the_noised_sum_is_the_plain_integer_sum_of_clipped_updates_and_the_noise_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int, devices: int
+) -> None:
+    """No update changes the rounding of others': sums are integers, at every boundary of chunks and windows."""
+    monkeypatch.setattr(combination, "SMALL", small)
+    base = tiny_model(tmp_path / "model", 7, 900)
+    rng = np.random.default_rng(devices)
+    rows = rng.normal(size=(devices, 907)).astype(np.float32) * rng.uniform(1e-4, 10, (devices, 1)).astype(np.float32)
+    names = [f"d{i:02d}" for i in range(devices)]
+    source = Memory({name: update_of(base, name, row) for name, row in zip(names, rows, strict=True)})
+    noise = Gaussian(clip_norm=1.0, noise_multiplier=1.5, seed=bytes.fromhex(SEED))
+    found = combine(base, source, noise=noise)
+    norms = np.array([math.fsum(np.square(row, dtype=np.float64)) ** 0.5 for row in rows])
+    draw = np.concatenate(list(discrete_gaussian(bytes.fromhex(SEED), 907, noise.grid.deviation)))
+    assert found.parameters is not None
+    steps = flat(found.parameters).astype(np.float64) * devices / noise.grid.step - draw
+    clipped = rows * np.minimum(1, 1 / norms)[:, None].astype(np.float64) / noise.grid.step
+    # What was added, but for the noise: each update towards zero, and never longer than the norm.
+    assert np.all(np.abs(steps - clipped.sum(axis=0)) <= devices * (2 + 2.0**-14 * np.abs(clipped).max()))
+    alone = combine(base, Memory({names[0]: update_of(base, names[0], rows[0])}), noise=noise)
+    assert alone.parameters is not None
+    part = np.rint(flat(alone.parameters).astype(np.float64) / noise.grid.step) - draw
+    assert math.isclose(np.linalg.norm(part) * noise.grid.step, min(1.0, norms[0]), rel_tol=1e-4)
+
+
+def test_sums_in_steps_are_exact_so_that_one_update_changes_them_by_itself(tmp_path: Path) -> None:
+    """In float32 the same updates beside one more, which is small, give sums that differ by more than that one."""
+    rng = np.random.default_rng(3)
+    rows = [rng.normal(size=5_000).astype(np.float32) for _ in range(40)]
+    grid = Grid.of(1.0)
+    for terms in (WholeSteps(grid), Rounded()):
+        sums = []
+        for chosen in (rows, rows[1:]):
+            lane = Accumulator(5_000, terms)
+            for row in chosen:
+                lane.add(row.copy(), UNIT)
+            sums.append(lane.finish())
+        exact = np.array_equal(sums[0] - sums[1], grid.quantized(rows[0]))
+        assert exact == isinstance(terms, WholeSteps)
