@@ -234,7 +234,7 @@ def run_ours(folder: Path) -> dict[str, Any]:
 
 def run_floor(folder: Path, threads: int = 2) -> dict[str, Any]:
     """Read and add, in two threads or in one, and nothing else."""
-    from scipy.linalg.blas import saxpy  # type: ignore[import-untyped]
+    from scipy.linalg.blas import saxpy
 
     size = sum(p.size for p in Bundle.open(folder / "base").manifest.parameters)
     paths = sorted(str(path) for path in (folder / "updates").iterdir())

@@ -60,6 +60,11 @@ class BatchEngine(ABC):
             "export the model without a schedule"
         )
 
+    def _batch_size(self, data: Dataset) -> int:
+        """Return how many examples a step takes."""
+        del data
+        return self.manifest.batch_size
+
     @abstractmethod
     def _judged(self, batch: Batch) -> tuple[float, float, Array]:
         """Return the sums over the batch of the losses and of how right each example is, and the outputs [n, …].
@@ -157,7 +162,7 @@ class BatchEngine(ABC):
     def _epoch(self, data: Dataset, settings: FitSettings, begun: FitState, hooks: Hooks | None) -> FitState:
         """Do the rest of an epoch. Between epochs, without hooks, nobody looks at the parameters: they stay where they are."""
         epoch, total, examples, step = begun.epoch, begun.loss_sum, 0, 0
-        for batch in data.batches(self.manifest.batch_size, seed=settings.epoch_seed(epoch)):
+        for batch in data.batches(self._batch_size(data), seed=settings.epoch_seed(epoch)):
             examples += len(batch.x)
             step += 1
             if step <= begun.step:

@@ -1,58 +1,68 @@
-"""Training scikit-learn's linear models and perceptrons, batch by batch with ``partial_fit``.
+"""Training scikit-learn's estimators: by ``partial_fit``, by ``fit`` and a mean of coefficients, or by sums over the fleet.
 
-Estimators: SGDClassifier(loss="log_loss"), SGDRegressor, MLPClassifier, MLPRegressor. scikit-learn gives no gradients, so the
-proximal term and clipping act on each batch's whole step: the proximal term as its closed-form operator (Parikh and
-Boyd 2014, section 6.1), clipping as a bound of ``learning_rate × clip_norm`` for each update that the estimator makes in a batch.
+`fedgrass.engines.estimators.choice.LEARNERS` lists them; a `Pipeline` may put a StandardScaler in front.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from fedgrass.bundle import Bundle, Manifest, Optimizer, Parameters, check_parameters
-from fedgrass.engines.base import Batch, FitSettings
+from fedgrass.bundle import Bundle, InitialParameters, Manifest, Parameters, check_parameters
+from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks
 from fedgrass.engines.builders import builder_of
-from fedgrass.engines.loop import OutputEngine, check_state
+from fedgrass.engines.loop import OutputEngine
 from fedgrass.engines.metrics import losses
+from fedgrass.engines.weights import ClassWeight
 from fedgrass.errors import BundleError, EngineError
 from fedgrass.tensors import Array
 
 try:
-    from sklearn.linear_model import SGDClassifier, SGDRegressor
-    from sklearn.neural_network import MLPClassifier, MLPRegressor
+    from fedgrass.engines.estimators.base import Learner, Task
+    from fedgrass.engines.estimators.chain import Chain
+    from fedgrass.engines.estimators.choice import learner_for
+    from fedgrass.engines.estimators.counted import Clusters
 except ImportError as error:
     raise EngineError("engine sklearn: scikit-learn is not installed; pip install 'fedgrass[sklearn]'") from error
 
 Builder = str | Callable[[], Any]
 
-_LINEAR = (SGDClassifier, SGDRegressor)
-_CLASSIFIERS = (SGDClassifier, MLPClassifier)
-_LOSSES = {
-    SGDClassifier: ("sparse_categorical_crossentropy", "binary_crossentropy"),
-    MLPClassifier: ("sparse_categorical_crossentropy", "binary_crossentropy"),
-    SGDRegressor: ("mean_squared_error", "mean_absolute_error", "huber"),
-    MLPRegressor: ("mean_squared_error",),
-}
-_NO_STEP = 1e-30
-"""A learning rate at which a step changes no parameter."""
+_NOT_FINITE = ("finite", "overflow", "infinity", "nan")
+"""Words of scikit-learn's messages about numbers that grew too large."""
 
 
-def initial_parameters(builder: Builder, *, features: int, classes: int = 0, outputs: int = 1) -> Parameters:
+def initial_parameters(
+    builder: Builder, *, features: int, classes: int = 0, outputs: int = 1, sample: Array | None = None
+) -> InitialParameters:
     """Return the parameters of a fresh estimator for flat inputs of ``features`` values.
 
     Parameters
     ----------
+    builder
+        Makes the estimator, as ``module:function`` or the function itself.
+    features
+        Number of values of x.
     classes
         Number of labels of a classifier.
     outputs
         Number of targets of a regressor.
+    sample
+        Some examples of x [n, features], where MiniBatchKMeans finds its first centres.
+
+    Raises
+    ------
+    EngineError
+        If the estimator cannot be trained over a fleet.
     """
-    model = _build(builder)
-    _prime(model, features, classes, outputs)
-    return {name: np.array(value, np.float32) for name, value in _arrays(model).items()}
+    learner, _ = _learner(builder, Task(features, classes, outputs))
+    last = learner.last if isinstance(learner, Chain) else learner
+    if isinstance(last, Clusters):
+        last.place(None if sample is None else np.asarray(sample, np.float64).reshape(len(sample), -1))
+    arrays = {name: np.array(value, np.float32) for name, value in learner.arrays().items()}
+    return InitialParameters(arrays, learner.statistics)
 
 
 class SklearnEngine(OutputEngine):
@@ -71,172 +81,142 @@ class SklearnEngine(OutputEngine):
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
         del threads
         super().__init__(bundle)
-        self._model = _build(builder)
         manifest = self.manifest
-        _require_suitable(self._model, manifest)
-        if not isinstance(self._model, _LINEAR):
-            _use_optimizer(self._model, manifest.optimizer)
-        self._classes = 2 if manifest.loss == "binary_crossentropy" else manifest.output.size
-        _prime(self._model, manifest.x.size, self._classes, manifest.output.size)
-        found = {name: value.shape for name, value in _arrays(self._model).items()}
+        classes = 2 if manifest.loss == "binary_crossentropy" else manifest.output.size
+        task = Task(manifest.x.size, classes, manifest.output.size, manifest.optimizer)
+        self._learner, self._class_weight = _learner(builder, task, manifest)
+        _require_targets(self._learner, manifest)
+        found = {name: value.shape for name, value in self._learner.arrays().items()}
         expected = {p.name: p.shape for p in manifest.parameters}
         if found != expected:
             raise BundleError(f"builder {builder!r}: its estimator has {found}, model {manifest.name!r} has {expected}")
         self.set_parameters(bundle.parameters())
 
+    @property
+    def estimator(self) -> Any:
+        """The fitted estimator itself, with the present parameters."""
+        return self._learner.model
+
     def get_parameters(self) -> Parameters:
         """Return a copy of the trainable parameters, in the manifest's order."""
-        arrays = _arrays(self._model)
+        arrays = self._learner.arrays()
         with np.errstate(over="ignore"):  # becomes infinite, and is told as divergence
             return {p.name: np.array(arrays[p.name], np.float32) for p in self.manifest.parameters}
 
     def set_parameters(self, parameters: Parameters) -> None:
         """Replace the trainable parameters; raises `BundleError` if they are another model's."""
-        arrays = _arrays(self._model)
-        for name, value in check_parameters(parameters, self.manifest).items():
-            arrays[name][...] = value
+        self._learner.load(check_parameters(parameters, self.manifest))
+
+    def fit(
+        self,
+        data: Dataset,
+        settings: FitSettings,
+        *,
+        hooks: Hooks | None = None,
+        resume: FitState | None = None,
+    ) -> FitResult:
+        """Train from the present parameters; see `fedgrass.engines.base.Engine.fit`.
+
+        The estimator's own ``class_weight`` holds unless the round has one.
+
+        Parameters
+        ----------
+        data
+            The examples, which are checked first.
+        settings
+            Epochs, rates, seed and the weights of classes.
+        hooks
+            Called after batches and epochs.
+        resume
+            Where an earlier process came to in this training.
+
+        Returns
+        -------
+        FitResult
+            The parameters, and how the training went.
+
+        Raises
+        ------
+        DataError
+            If the data are empty or do not fit the model.
+        DivergedError
+            If the loss stops being finite.
+        EngineError
+            If the estimator cannot do what the round asks for.
+        """
+        weights = settings.class_weight or self._class_weight
+        return super().fit(data, replace(settings, class_weight=weights), hooks=hooks, resume=resume)
+
+    def _batch_size(self, data: Dataset) -> int:
+        return len(data) if self._learner.whole else super()._batch_size(data)
 
     def _begin(self, settings: FitSettings) -> None:
-        self._settings = settings
-        self._anchor = _copies(self._model)
-        if isinstance(self._model, _LINEAR):
-            self._model.set_params(eta0=settings.learning_rate)
-            return
-        _prime(self._model, self.manifest.x.size, self._classes, self.manifest.output.size)
-        solver = self._model._optimizer
-        solver.learning_rate_init = solver.learning_rate = settings.learning_rate
-        self._set_optimizer_state([np.zeros_like(value) for value in self._optimizer_state()])
+        self._learner.begin(settings)
 
     def _step(self, batch: Batch) -> float:
-        x, y = self._flat(batch.x), self._targets(batch.y)
-        each = losses(self.manifest.loss, self._outputs(batch.x), batch.y)
-        loss = float(each.mean() if batch.weights is None else (each * batch.weights).mean())
-        before = _copies(self._model)
-        updates = len(x)
-        if not isinstance(self._model, _LINEAR):
-            updates, self._model.batch_size = 1, len(x)
+        before = self._loss(batch)
         try:
-            self._model.partial_fit(x, y, **({} if batch.weights is None else {"sample_weight": batch.weights}))
-        except TypeError as error:
+            self._learner.step(replace(batch, x=self._flat(batch.x), y=self._targets(batch.y)))
+        except ValueError as error:
+            if any(word in str(error).lower() for word in _NOT_FINITE):
+                raise self._diverged(str(error)) from error
             raise EngineError(
-                "engine sklearn: this scikit-learn's perceptrons take no weights; set fit.class_weight to null, or use 1.7"
+                f"model {self.manifest.name!r}: {self._learner.kind} refuses to train ({error})"
             ) from error
-        except ValueError as error:  # parameters that are no longer finite
-            raise self._diverged(str(error)) from error
-        self._shorten(before, updates)
-        pull = self._settings.learning_rate * self._settings.proximal_mu * updates
-        if pull:
-            for name, value in _arrays(self._model).items():
-                value[...] = (value + pull * self._anchor[name]) / (1 + pull)
-        return loss
+        # One step that does all is told by what came of it.
+        return self._loss(batch) if self._learner.whole else before
 
-    def _shorten(self, before: Parameters, updates: int) -> None:
-        if not self._settings.clip_norm:
-            return
-        arrays = _arrays(self._model)
-        length = np.sqrt(sum(float(np.sum((arrays[name] - old) ** 2)) for name, old in before.items()))
-        longest = self._settings.learning_rate * self._settings.clip_norm * updates
-        if length > longest:
-            for name, old in before.items():
-                arrays[name][...] = old + (arrays[name] - old) * (longest / length)
+    def _loss(self, batch: Batch) -> float:
+        each = losses(self.manifest.loss, self._outputs(batch.x), batch.y, self.manifest.loss_options)
+        return float(each.mean() if batch.weights is None else (each * batch.weights).mean())
 
     def _outputs(self, x: Array) -> Array:
-        flat = self._flat(x)
+        outputs = self._learner.outputs(self._flat(x))
         if self.manifest.loss == "sparse_categorical_crossentropy":
-            return np.asarray(self._model.predict_proba(flat))
+            return outputs
         if self.manifest.loss == "binary_crossentropy":
-            return np.asarray(self._model.predict_proba(flat)[:, 1]).reshape(-1, *self.manifest.output.shape)
-        return np.asarray(self._model.predict(flat)).reshape(-1, *self.manifest.output.shape)
+            outputs = outputs[:, 1]
+        return outputs.reshape(-1, *self.manifest.output.shape)
 
     def _flat(self, x: Array) -> Array:
         return np.asarray(x, np.float64).reshape(len(x), -1)
 
     def _targets(self, y: Array) -> Array:
-        if isinstance(self._model, _CLASSIFIERS):
+        if self.manifest.loss in ("sparse_categorical_crossentropy", "binary_crossentropy"):
             return np.asarray(y).reshape(len(y)).astype(int)
         targets = np.asarray(y, np.float64).reshape(len(y), -1)
         return targets[:, 0] if targets.shape[1] == 1 else targets
 
     def _optimizer_state(self) -> list[Array]:
-        if isinstance(self._model, _LINEAR):
-            return []
-        solver = self._model._optimizer
-        if self._model.solver == "adam":
-            return [np.array(solver.t), *map(np.array, solver.ms), *map(np.array, solver.vs)]
-        return [np.array(velocity) for velocity in solver.velocities]
+        return self._learner.state()
 
     def _set_optimizer_state(self, state: Sequence[Array]) -> None:
-        check_state(state, [value.shape for value in self._optimizer_state()])
-        if isinstance(self._model, _LINEAR):
-            return
-        solver = self._model._optimizer
-        if self._model.solver == "adam":
-            half = len(solver.ms)
-            solver.t, solver.ms, solver.vs = int(state[0]), list(state[1 : 1 + half]), list(state[1 + half :])
-        else:
-            solver.velocities = list(state)
+        self._learner.restore(state)
 
 
-def _build(builder: Builder) -> Any:
+def _learner(builder: Builder, task: Task, manifest: Manifest | None = None) -> tuple[Learner, ClassWeight]:
+    """Return what trains the builder's estimator, and the weights of classes that the estimator asks for."""
     model = builder_of("sklearn", builder)()
-    if not isinstance(model, (SGDClassifier, SGDRegressor, MLPClassifier, MLPRegressor)):
+    last = model.steps[-1][1] if hasattr(model, "steps") else model
+    weight = getattr(last, "class_weight", None)
+    if weight is not None:
+        # Given with the examples: partial_fit knows no "balanced", and a device not all classes.
+        last.set_params(class_weight=None)
+    weights: ClassWeight = weight
+    if isinstance(weight, dict):
+        weights = {str(key): float(value) for key, value in weight.items()}
+    try:
+        return learner_for(model, task, manifest.loss if manifest else None), weights
+    except EngineError as error:
+        raise EngineError(f"builder {builder!r}: {error}") from error
+
+
+def _require_targets(learner: Learner, manifest: Manifest) -> None:
+    if learner.reconstructs and not manifest.x.size == manifest.y.size == manifest.output.size:
         raise EngineError(
-            f"builder {builder!r}: gave {type(model).__name__}; expected SGDClassifier (log_loss is logistic regression), "
-            "SGDRegressor, MLPClassifier or MLPRegressor"
+            f"model {manifest.name!r}: {learner.kind} has no targets; y and output must be as x is, {list(manifest.x.shape)}, "
+            "and y the same values"
         )
-    return model
-
-
-def _require_suitable(model: Any, manifest: Manifest) -> None:
-    kind = type(model).__name__
-    allowed = next(losses for known, losses in _LOSSES.items() if isinstance(model, known))
-    if manifest.loss not in allowed:
-        raise EngineError(
-            f"model {manifest.name!r}: {kind} cannot train {manifest.loss}; it takes {', '.join(allowed)}"
-        )
-    if isinstance(model, SGDClassifier) and model.loss != "log_loss":
-        raise EngineError(
-            f"model {manifest.name!r}: SGDClassifier has loss {model.loss!r}; build it with loss='log_loss'"
-        )
-
-
-def _use_optimizer(model: Any, optimizer: Optimizer) -> None:
-    model.set_params(
-        solver="adam" if optimizer.name == "adam" else "sgd",
-        momentum=optimizer.momentum if optimizer.name == "momentum" else 0.0,
-        nesterovs_momentum=False,
-        beta_1=optimizer.beta_1,
-        beta_2=optimizer.beta_2,
-        epsilon=optimizer.epsilon,
-        learning_rate="constant",
-        shuffle=False,
-    )
-
-
-def _prime(model: Any, features: int, classes: int, outputs: int) -> None:
-    """Bring the estimator's arrays, and a fresh solver, into being by a step that changes nothing."""
-    x = np.zeros((1, features))
-    if isinstance(model, _LINEAR):
-        model.set_params(learning_rate="constant", eta0=_NO_STEP)
-    else:
-        model.set_params(learning_rate_init=_NO_STEP, batch_size=1)
-        model.__dict__.pop("_optimizer", None)
-    if isinstance(model, _CLASSIFIERS):
-        model.partial_fit(x, np.zeros(1, int), classes=np.arange(classes))
-    else:
-        model.partial_fit(x, np.zeros((1, outputs)) if outputs > 1 else np.zeros(1))
-
-
-def _arrays(model: Any) -> Parameters:
-    """Return the estimator's own arrays by name."""
-    if isinstance(model, _LINEAR):
-        return {"coef": model.coef_, "intercept": model.intercept_}
-    layers = enumerate(zip(model.coefs_, model.intercepts_, strict=True))
-    return {f"{kind}/{i}": array for i, pair in layers for kind, array in zip(("coef", "intercept"), pair, strict=True)}
-
-
-def _copies(model: Any) -> Parameters:
-    return {name: array.copy() for name, array in _arrays(model).items()}
 
 
 engine = SklearnEngine

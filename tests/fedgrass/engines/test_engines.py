@@ -206,7 +206,7 @@ def test_a_bundle_that_was_altered_is_refused(make: Maker, tmp_path: Path) -> No
     ],
 )
 def test_scikit_learn_predicts_values_and_tells_two_classes_apart(
-    tmp_path: Path, builder: str, loss: Any, initial: dict[str, int]
+    tmp_path: Path, builder: str, loss: Any, initial: dict[str, Any]
 ) -> None:
     from fedgrass.engines.sklearn import initial_parameters
 
