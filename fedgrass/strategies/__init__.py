@@ -17,7 +17,7 @@ from fedgrass.strategies.base import RobustRule, Strategy, WeightedMean
 __all__ = ["STRATEGIES", "RobustRule", "Strategy", "WeightedMean", "checked_strategy", "strategy_named"]
 
 _OWN = f"{Strategy.__module__}.{Strategy.__qualname__}"
-_FLOWER = "flwr.server.strategy.Strategy"
+_FLOWER = ("flwr.server.strategy.Strategy", "flwr.serverapp.strategy.Strategy")
 _FLOWER_PREFIX = "flower:"
 
 STRATEGIES: Registry[type[Strategy]] = Registry(
@@ -69,7 +69,7 @@ def strategy_named(name: str, **options: Any) -> Strategy:
         return STRATEGIES.get(name).made(name, options)
     reference = name.removeprefix(_FLOWER_PREFIX)
     try:
-        kind = subclass(reference, [_FLOWER] if reference != name else [_OWN, _FLOWER])
+        kind = subclass(reference, _FLOWER if reference != name else [_OWN, *_FLOWER])
     except ConfigurationError as error:
         raise ConfigurationError(
             f"strategy {error} A strategy must be installed where it runs: for rounds, in the aggregator's image"

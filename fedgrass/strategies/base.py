@@ -139,6 +139,8 @@ class Strategy(ABC):
     """Whether `build` returns a `RobustRule`: several instances have nothing to share then."""
     needs_metrics: ClassVar[tuple[str, ...]] = ()
     """Metrics of updates that it weighs by, such as ``steps``; local privacy sends none."""
+    keeps_state: ClassVar[bool] = False
+    """Whether a `RobustRule` goes on from round to round (`fedgrass.strategies.arithmetic.interfaces.Continued`)."""
     needs_own_update: ClassVar[bool] = False
     """Whether it compares updates with one that is trained on the operator's evaluation set."""
 

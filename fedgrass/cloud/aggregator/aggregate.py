@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource
 from fedgrass.cloud.aggregator.validation import Expected, UpdateValidator
 from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.protocol.report import QuarantinedEntry, UpdateEntry
-from fedgrass.strategies.arithmetic.interfaces import Noise, ServerOptimizer, State
+from fedgrass.strategies.arithmetic.interfaces import Continued, Noise, ServerOptimizer, State
 from fedgrass.strategies.arithmetic.server import Step
 from fedgrass.strategies.arithmetic.statistics import Statistics
 from fedgrass.strategies.base import RobustRule, Strategy, WeightedMean
@@ -62,6 +63,8 @@ class AggregationOptions:
         Folder for temporary files, if the strategy must see all updates at once: 4 bytes per parameter and update.
     progress
         Told of the bytes of each update that is done with.
+    failures
+        Why devices that were asked sent nothing, for a strategy that wants to know; refused updates are added.
     """
 
     min_updates: int = 1
@@ -70,6 +73,7 @@ class AggregationOptions:
     share: PartialSums | None = None
     scratch: Path | None = None
     progress: Callable[[int], None] = lambda _: None
+    failures: Sequence[str] = ()
 
 
 def aggregate(
@@ -119,7 +123,12 @@ def aggregate(
     layout, statistics = Layout(base.manifest.parameters), Statistics.of(base.manifest)
     screening = Screening(layout, source, UpdateValidator(expected), weight=bounds.weight, progress=options.progress)
     candidates = screening.admit(references)
+    continued: Continued | None = None
     if isinstance(method, RobustRule):
+        if strategy.keeps_state:
+            continued = cast("Continued", method.combination)
+            continued.round, continued.state = expected.round or 1, dict(options.state or {})
+            continued.failures = options.failures
         combined = combine(
             method.combination, bounds, base, screening, candidates, options.min_updates, options.scratch
         )
@@ -135,6 +144,7 @@ def aggregate(
         vector, following = _step(base, layout, statistics, server, combined.difference, options.state or {})
     except _NotFiniteError as error:
         return Aggregation(None, tuple(used), refused, problem=str(error))
+    following = following if continued is None else continued.state
     return Aggregation(layout.unflatten(vector), tuple(used), refused, following)
 
 

@@ -303,6 +303,9 @@ def combine(
             return Combined(found, counted)
         spool.choose([(one.good.reference.key, one.facts, one.factor) for one in counted])
         difference = np.empty(screening.layout.size, np.float32)
+        if hasattr(combination, "failures"):
+            told = [f"{entry.reason}: {entry.detail}" for entry in screening.refused]
+            combination.failures = (*combination.failures, *told)
         shares = combination.combine(spool, difference)
     return Combined(found, counted, difference, shares)
 

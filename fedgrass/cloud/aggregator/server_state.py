@@ -39,7 +39,7 @@ def load_state(bucket: Bucket, base: Base, strategy: Strategy, scratch: Path) ->
     State
         Vectors of all parameters by slot; empty if there is none, or it belongs to another strategy.
     """
-    if not _slots(strategy):
+    if not _keeps_state(strategy):
         return {}
     content = bucket.read(base.parameters_key.removesuffix(PARAMETERS) + STATE, max_bytes=_MAX_BYTES)
     if content is None:
@@ -70,15 +70,16 @@ def read_state(path: Path, parameters_sha256: str, strategy: Strategy) -> State:
     TensorFileError
         If the file is damaged, or larger than its bound.
     """
-    if not _slots(strategy) or not path.exists():
+    if not _keeps_state(strategy) or not path.exists():
         return {}
     state, metadata = tensors.load(path, max_bytes=_MAX_BYTES)
     belongs = (metadata.get("strategy"), metadata.get("parameters_sha256")) == (strategy.name, parameters_sha256)
     return state if belongs else {}
 
 
-def _slots(strategy: Strategy) -> tuple[str, ...]:
-    return strategy.method.server.slots if isinstance(strategy.method, WeightedMean) else ()
+def _keeps_state(strategy: Strategy) -> bool:
+    method = strategy.method
+    return bool(method.server.slots) if isinstance(method, WeightedMean) else strategy.keeps_state
 
 
 def write_state(path: Path, model: Bundle, state: State, strategy: str) -> str:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from fedgrass.bundle import Bundle
 from fedgrass.noise import Grid
+from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
 
 Sums = NDArray[np.float32] | NDArray[np.float64]
 
-State = dict[str, Floats]
-"""A server optimizer's vectors, by name: all zeros before the first round."""
+State = dict[str, Array]
+"""A server optimizer's vectors, by name: all zeros before the first round. A `Continued` combination has others, of any kind."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,18 @@ class Combination(Protocol):
             If there are too few rows for the number of attackers that is to be withstood.
         """
         ...
+
+
+class Continued(Combination, Protocol):
+    """A combination that goes on from round to round.
+
+    Before it combines it is told the round's number, why devices failed, and the state that the round which made the base left;
+    afterwards ``state`` is what the next round is to start from.
+    """
+
+    round: int
+    failures: Sequence[str]
+    state: State
 
 
 class ServerOptimizer(Protocol):

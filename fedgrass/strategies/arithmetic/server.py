@@ -37,7 +37,7 @@ class Momentum:
 
     def step(self, delta: Floats, state: State) -> Floats:
         """Return lr·m."""
-        m = state["momentum"]
+        m: Floats = state["momentum"]
         m *= np.float32(self.momentum)
         m += delta
         return m * self.learning_rate
@@ -53,7 +53,8 @@ class _Adaptive:
 
     def step(self, delta: Floats, state: State) -> Floats:
         """Return lr·m / (√v + τ)."""
-        m, v = state["momentum"], state["variance"]
+        m: Floats = state["momentum"]
+        v: Floats = state["variance"]
         m *= np.float32(self.beta_1)
         m += (1 - self.beta_1) * delta
         self._accumulate(v, np.square(delta))

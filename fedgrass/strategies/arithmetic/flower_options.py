@@ -1,0 +1,173 @@
+"""A strategy of Flower's from a fleet's settings: made with what its constructor needs, or refused by name.
+
+A fleet's own settings say who trains, with what configuration, and how models are evaluated. What a strategy would say of that is
+refused before a round opens, with the setting that takes its place, for it would be ignored.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.references import function, subclass
+
+LEGACY = "flwr.server.strategy.Strategy"
+MESSAGES = "flwr.serverapp.strategy.Strategy"
+BASES = (LEGACY, MESSAGES)
+
+_DRIVE = "fedgrass flower run drives rounds by it"
+_PLACES = {
+    "fraction_fit": "fraction",
+    "fraction_train": "fraction",
+    "min_fit_clients": "min_updates",
+    "min_train_nodes": "min_updates",
+    "min_available_clients": "min_devices",
+    "min_available_nodes": "min_devices",
+    "min_completion_rate_fit": "quorum",
+    "fraction_evaluate": "gate.devices_seconds",
+    "min_evaluate_clients": "gate.devices_seconds",
+    "min_evaluate_nodes": "gate.devices_seconds",
+    "on_fit_config_fn": "fit.config",
+    "on_evaluate_config_fn": "fit.config",
+    "evaluate_fn": "an evaluation set (fedgrass model evaluation-set)",
+    "evaluate_function": "an evaluation set (fedgrass model evaluation-set)",
+    "evaluate_metrics_aggregation_fn": "the fleet's own mean by examples",
+    "evaluate_metrics_aggr_fn": "the fleet's own mean by examples",
+    "fit_metrics_aggregation_fn": "the fleet's own mean by examples",
+    "train_metrics_aggr_fn": "the fleet's own mean by examples",
+}
+"""Arguments that say what a fleet's settings say, and which do."""
+
+_BOUNDS = (
+    "it tells each client a bound in each round; use privacy.mode, or a strategy of Flower's that clips on the server"
+)
+_WITHOUT_PLACE = {
+    "FedXgbBagging": "its model is a file of trees, not arrays of fixed shape",
+    "FedXgbCyclic": "its model is a file of trees, not arrays of fixed shape",
+    "FedXgbNnAvg": "its model is a file of trees, not arrays of fixed shape",
+    "FedAvgAndroid": "its clients' bytes are those of Flower's Android SDK",
+    "DPFedAvgFixed": _BOUNDS,
+    "DPFedAvgAdaptive": _BOUNDS,
+    "DifferentialPrivacyClientSideFixedClipping": _BOUNDS,
+    "DifferentialPrivacyClientSideAdaptiveClipping": _BOUNDS,
+}
+"""Flower's own that settings cannot have, and why."""
+
+_METHODS = {
+    "configure_fit": "fraction and fit.config",
+    "configure_train": "fraction and fit.config",
+    "configure_evaluate": "fit.config",
+    "evaluate": "an evaluation set (fedgrass model evaluation-set)",
+    "aggregate_evaluate": "the fleet's own mean by examples",
+    "initialize_parameters": "fedgrass model publish",
+    "start": "rounds",
+}
+"""Methods that a fleet's rounds do not call as Flower does, and what takes their place."""
+
+_FUNCTIONS = ("first_aggregation_rule", "selection_rule")
+
+
+def check(name: str, kind: type[Any], options: Mapping[str, Any]) -> None:
+    """Refuse a strategy, a method or an argument that a fleet's rounds would ignore.
+
+    Raises
+    ------
+    ConfigurationError
+        Naming it, and what takes its place.
+    """
+    for above in kind.__mro__:
+        if _is_flowers(above) and above.__name__ in _WITHOUT_PLACE:
+            raise ConfigurationError(f"strategy {name!r}: {_WITHOUT_PLACE[above.__name__]}. {_DRIVE}")
+        if not _is_flowers(above):
+            _check_methods(name, above, kind)
+    if any(_is_flowers(above) and above.__name__ == "QFedAvg" and _is_legacy(above) for above in kind.__mro__):
+        raise ConfigurationError(
+            f"strategy {name!r}: weighs by what its evaluate_fn says; use flwr.serverapp.strategy:QFedAvg, which takes the "
+            "devices' own losses (train_loss_key: loss), or qfedavg"
+        )
+    taken = _arguments(kind)
+    for argument, value in options.items():
+        if argument in _PLACES and (argument not in taken or value != taken[argument]):
+            raise ConfigurationError(
+                f"strategy {name!r}: {argument} has no part in a fleet's rounds; use {_PLACES[argument]}. {_DRIVE}"
+            )
+
+
+def made(name: str, kind: type[Any], options: Mapping[str, Any], initial: Any) -> Any:
+    """Make the strategy.
+
+    Parameters
+    ----------
+    name
+        In settings, for messages.
+    kind
+        Its class.
+    options
+        Arguments of its constructor. Another strategy, which it wraps, is ``{"name": "module:Class", "options": {…}}``, or the
+        name alone; without one it is Flower's FedAvg. A function is ``module:function``.
+    initial
+        The model that the round starts from, where the constructor takes ``initial_parameters``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the class does not take the options.
+    """
+    taken = _arguments(kind)
+    given = dict(options)
+    if "initial_parameters" in taken and initial is not None:
+        given["initial_parameters"] = initial
+    if "strategy" in taken:
+        given["strategy"] = _wrapped(name, kind, given.get("strategy"), initial)
+    for argument in _FUNCTIONS:
+        if isinstance(given.get(argument), str):
+            given[argument] = function(given[argument])
+    try:
+        return kind(**given)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"strategy {name!r}: cannot be made with {dict(options)} ({error})") from error
+
+
+def _wrapped(name: str, kind: type[Any], asked: Any, initial: Any) -> Any:
+    tree = "flwr.server.strategy" if _is_legacy(kind) else "flwr.serverapp.strategy"
+    inner = {"name": asked} if isinstance(asked, str) else dict(asked or {})
+    reference, options = str(inner.get("name", f"{tree}:FedAvg")), inner.get("options", {})
+    if inner.keys() - {"name", "options"} or not isinstance(options, dict):
+        raise ConfigurationError(f"strategy {name!r}: expected strategy as {{name, options}}, found {asked!r}")
+    below = subclass(reference.removeprefix("flower:"), [LEGACY if _is_legacy(kind) else MESSAGES])
+    check(reference, below, options)
+    return made(reference, below, options, initial)
+
+
+def _check_methods(name: str, above: type[Any], kind: type[Any]) -> None:
+    for method, place in _METHODS.items():
+        below = kind.__mro__[kind.__mro__.index(above) + 1 :]
+        inherited = next((getattr(one, method) for one in below if method in vars(one)), None)
+        # What Flower's base leaves to every strategy says nothing; what replaces a method that works does.
+        if method in vars(above) and inherited is not None and not getattr(inherited, "__isabstractmethod__", False):
+            raise ConfigurationError(
+                f"strategy {name!r}: its own {method}() has no part in a fleet's rounds; use {place}. {_DRIVE}"
+            )
+
+
+def _arguments(kind: type[Any]) -> dict[str, Any]:
+    """Return the constructor's arguments with their defaults, those of the classes below among them where it hands them on."""
+    found: dict[str, Any] = {}
+    for above in kind.__mro__:
+        if "__init__" not in vars(above):
+            continue
+        parameters = inspect.signature(vars(above)["__init__"]).parameters.values()
+        found = {one.name: one.default for one in parameters if one.kind is not one.VAR_KEYWORD} | found
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return found
+
+
+def _is_legacy(kind: type[Any]) -> bool:
+    return hasattr(kind, "aggregate_fit")
+
+
+def _is_flowers(kind: type[Any]) -> bool:
+    return kind.__module__.partition(".")[0] == "flwr" or kind is object
