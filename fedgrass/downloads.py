@@ -95,7 +95,7 @@ def manifest_of(base: Base, content: bytes, *, name: str) -> Manifest:
     return manifest
 
 
-def fetch(store: ObjectStore, bucket: str, key: str, path: Path, *, sha256: str, size: int) -> None:
+def fetch(store: ObjectStore, bucket: str, key: str, path: Path, *, sha256: str, size: int, exact: bool = True) -> None:
     """Download one object of known size and digest, unless ``path`` holds it.
 
     Parameters
@@ -112,6 +112,8 @@ def fetch(store: ObjectStore, bucket: str, key: str, path: Path, *, sha256: str,
         The object's SHA-256, in hex.
     size
         Its bytes; no more are taken.
+    exact
+        Whether they are known; if not, ``size`` is the most that it may have.
 
     Raises
     ------
@@ -120,7 +122,7 @@ def fetch(store: ObjectStore, bucket: str, key: str, path: Path, *, sha256: str,
     BundleError
         If it is another object.
     """
-    if path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256:
+    if path.is_file() and (path.stat().st_size == size or not exact) and sha256_of(path) == sha256:
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     digest, count = hashlib.sha256(), 0
@@ -135,7 +137,7 @@ def fetch(store: ObjectStore, bucket: str, key: str, path: Path, *, sha256: str,
                 stream.write(block)
             stream.flush()
             os.fsync(stream.fileno())
-        if count < size:
+        if exact and count < size:
             raise TransferError(f"s3://{bucket}/{key}: ended after {count} of {size} bytes")
         if count > size or digest.hexdigest() != sha256:
             raise BundleError(f"s3://{bucket}/{key}: differs from its digest {sha256[:12]}…")

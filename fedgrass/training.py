@@ -15,6 +15,7 @@ from pathlib import Path
 from fedgrass import checkpoints
 from fedgrass.answer import Answer
 from fedgrass.bundle import Bundle, Manifest, Parameters
+from fedgrass.control import STEP_LENGTH, Control, ControlFiles, require_linear, step_length
 from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Measured, Metrics
 from fedgrass.errors import DataError, EngineError
@@ -72,11 +73,14 @@ class TrainingFiles:
         update is safe.
     residual
         File that keeps what a lossy codec leaves out for this device's next update (`ErrorFeedback`); None keeps nothing.
+    control
+        What strategies such as ``scaffold`` keep and need (`fedgrass.control`); None: this participant trains without.
     """
 
     update: Path
     checkpoint: Path
     residual: Path | None = None
+    control: ControlFiles | None = None
 
 
 def train(
@@ -128,6 +132,7 @@ def train(
     hooks = hooks or Hooks()
     identity = hashlib.sha256(announcement.encode() + thing.encode()).hexdigest()
     manifest = base.manifest
+    control = Control.of(announcement, manifest, files.control, identity)
     earlier = checkpoints.load(files.checkpoint, identity)
     started = clock() - (earlier.seconds if earlier else 0.0)
 
@@ -146,6 +151,7 @@ def train(
         thing,
         hooks=Hooks(hooks.after_batch, saved_then(hooks.after_epoch), saved_then(hooks.stopped), keep=False),
         resume=earlier.state if earlier else None,
+        correction=control.correction if control else None,
     )
     seconds = clock() - started
     last = checkpoints.load(files.checkpoint, identity)
@@ -154,6 +160,8 @@ def train(
     local = last.state.parameters if last is not None and whole else fitted.parameters
     header = fitted.header
     del fitted  # with what its engine lends, and so with the engine
+    if control is not None:
+        control.keep(base.stored_parameters(), local, header.metrics.get(STEP_LENGTH, 1.0))
     info = write_update(
         files.update,
         base.stored_parameters(),
@@ -184,6 +192,7 @@ def fit(
     *,
     hooks: Hooks | None = None,
     resume: FitState | None = None,
+    correction: Parameters | None = None,
 ) -> Fitted:
     """Train as announced, from the base that the engine holds; nothing is written.
 
@@ -203,6 +212,8 @@ def fit(
         Called after batches and epochs; ``after_batch`` may raise `StopTraining`.
     resume
         Where an earlier process came to in this very training.
+    correction
+        What the round's strategy adds to the gradient (`fedgrass.control`).
 
     Returns
     -------
@@ -215,23 +226,31 @@ def fit(
         If there are no examples, or they do not fit the model.
     DivergedError
         If the training did.
+    EngineError
+        If the engine or the model's optimizer does not go with the round's strategy.
     StopTraining
         If a hook did.
     """
+    rate = announcement.fit.learning_rate or manifest.optimizer.rate
+    _require_control(engine, manifest, announcement)
     result = engine.fit(
         _limited(data.train, announcement.fit.max_examples),
         FitSettings(
             epochs=announcement.fit.epochs,
-            learning_rate=announcement.fit.learning_rate or manifest.optimizer.rate,
+            learning_rate=rate,
             proximal_mu=announcement.fit.proximal_mu,
             clip_norm=announcement.fit.gradient_clip_norm,
             seed=seed_of(announcement, thing),
             class_weight=announcement.fit.class_weight,
+            correction=correction,
         ),
         hooks=hooks,
         resume=resume,
     )
-    metrics, num_examples = _measured(engine, data, result), result.num_examples
+    found = {"steps": float(result.steps)}
+    if announcement.fit.control == "scaffold":
+        found[STEP_LENGTH] = step_length(manifest.optimizer, rate, result.steps)
+    metrics, num_examples = _measured(engine, data, result, found), result.num_examples
     if announcement.update.noise_multiplier > 0:
         # The noise hides the update; exact figures beside it would give away what it hides.
         metrics, num_examples = {}, 1
@@ -317,12 +336,21 @@ def _figures(engine: Engine, data: Split) -> tuple[Metrics, str | None]:
     return told, None if sums is None else sums.encode()
 
 
-def _measured(engine: Engine, data: Split, result: FitResult) -> Metrics:
+def _require_control(engine: Engine, manifest: Manifest, announcement: Announcement) -> None:
+    control = announcement.fit.control
+    if control is not None and not getattr(engine, "takes_correction", False):
+        raise EngineError(
+            f"strategy {control}: this device's engine cannot add to a gradient; use litert, keras or torch, or another strategy"
+        )
+    if control == "scaffold":
+        require_linear(manifest.optimizer)
+
+
+def _measured(engine: Engine, data: Split, result: FitResult, found: Metrics) -> Metrics:
     """How the training went, and how the trained model does on the held-back examples, if the device has any.
 
-    ``steps`` are those of the whole training, over restarts: FedNova weighs by them.
+    ``found`` comes first: ``steps`` of the whole training, over restarts, by which FedNova weighs.
     """
-    found = {"steps": float(result.steps)}
     if len(data.validation):
         judged = engine.evaluate(data.validation)
         found |= {f"validation_{name}": judged[name] for name in ("loss", "accuracy") if name in judged}

@@ -48,7 +48,7 @@ def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Resu
         split,
         announcement,
         task.thing,
-        TrainingFiles(task.update, task.checkpoint, task.residual),
+        TrainingFiles(task.update, task.checkpoint, task.residual, place.control(announcement, bundle)),
         hooks=Hooks(place.after_batch, lambda state: place.progressed(state.epoch, examples)),
     )
     return Result(

@@ -13,6 +13,7 @@ from fedgrass.protocol.messages import Announcement, Command, Count, Metrics, Re
 from fedgrass.protocol.names import Sha256, Version
 
 UPDATE, CHECKPOINT, RESIDUAL = "update.safetensors", "checkpoint.safetensors", "residual.safetensors"
+CONTROL = "control.safetensors"
 
 L = TypeVar("L", bound="Line")
 
@@ -64,6 +65,11 @@ class Task(Line):
     def residual(self) -> Path:
         """File that holds what a lossy codec left out of this device's updates."""
         return self.work / RESIDUAL
+
+    @property
+    def control(self) -> Path:
+        """File that holds what a strategy has this device keep from round to round."""
+        return self.work / CONTROL
 
 
 class Order(Line):

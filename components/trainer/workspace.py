@@ -10,6 +10,7 @@ from pathlib import Path
 from components.trainer.task import Order, Report, Task
 from fedgrass import data
 from fedgrass.bundle import Bundle
+from fedgrass.control import ControlFiles, fetch_control
 from fedgrass.downloads import ObjectStore, fetch_bundle
 from fedgrass.edge.downloads import keep_newest, retried
 from fedgrass.edge.model_store import ModelStore
@@ -18,7 +19,7 @@ from fedgrass.edge.throttle import CpuBudget
 from fedgrass.engines.base import Engine, StopTraining
 from fedgrass.engines.registry import open_engine
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import Base, as_reason
+from fedgrass.protocol.messages import Announcement, Base, as_reason
 
 _BUNDLES_KEPT = 2
 
@@ -96,6 +97,29 @@ class Workspace:
         os.utime(folder)
         keep_newest(folder.parent, _BUNDLES_KEPT)
         return bundle
+
+    def control(self, announcement: Announcement, bundle: Bundle) -> ControlFiles | None:
+        """Return where a strategy's state is, the fleet's downloaded; None if the round's strategy has devices keep none.
+
+        Raises
+        ------
+        BundleError
+            If the fleet's is not what was announced.
+        StopTraining
+            If the order came meanwhile.
+        """
+        if announcement.fit.control is None:
+            return None
+        store, bucket = self._s3, announcement.upload.bucket
+
+        def download() -> ControlFiles:
+            server = fetch_control(store(), bucket, announcement, bundle.manifest, self.task.work)
+            return ControlFiles(self.task.control, server)
+
+        files = retried(download, self._stopping, self.log)
+        if files is None:
+            raise StopTraining
+        return files
 
     def engine(self, bundle: Bundle) -> Engine:
         """Make the engine that the device's settings name, with a model."""

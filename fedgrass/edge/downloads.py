@@ -7,12 +7,14 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
-from fedgrass.bundle import Bundle
 from fedgrass.downloads import ObjectStore
 from fedgrass.edge.backoff import Backoff
 from fedgrass.errors import TransferError
 from fedgrass.logs import Log
+
+T = TypeVar("T")
 
 
 @cache
@@ -31,8 +33,8 @@ def s3_client() -> ObjectStore:
 
 
 def retried(
-    action: Callable[[], Bundle], cancelled: threading.Event, log: Log, *, first: float = 1.0, most: float = 60.0
-) -> Bundle | None:
+    action: Callable[[], T], cancelled: threading.Event, log: Log, *, first: float = 1.0, most: float = 60.0
+) -> T | None:
     """Repeat a download, after longer and longer pauses, while it fails with `TransferError`.
 
     Parameters
@@ -50,7 +52,7 @@ def retried(
 
     Returns
     -------
-    Bundle or None
+    T or None
         What ``action`` returned; None once cancelled.
 
     Raises
@@ -60,7 +62,7 @@ def retried(
     """
     backoff = Backoff(first=first, most=most)
 
-    def attempt() -> Bundle | None:
+    def attempt() -> T | None:
         try:
             return action()
         except TransferError as error:
@@ -68,8 +70,8 @@ def retried(
             return None
 
     while not cancelled.is_set():
-        if (bundle := attempt()) is not None:
-            return bundle
+        if (found := attempt()) is not None:
+            return found
         cancelled.wait(backoff.failed())
     return None
 

@@ -57,6 +57,8 @@ class FitSettings:
 
     ``class_weight``: what each example's loss is times, by its class (`fedgrass.engines.weights`).
 
+    ``correction``: what is added to the gradient in every step, by parameter; for engines whose class says ``takes_correction``.
+
     ``seed`` and the epoch's number fix the order of examples, so that a resumed run equals an unbroken one.
     """
 
@@ -66,6 +68,7 @@ class FitSettings:
     clip_norm: float = 0.0
     seed: int = 0
     class_weight: Literal["balanced"] | Mapping[str, float] | None = None
+    correction: Mapping[str, Array] | None = None
 
     def epoch_seed(self, epoch: int) -> int:
         """Seed of one epoch's order of examples; every engine takes it from here."""

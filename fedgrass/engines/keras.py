@@ -116,6 +116,7 @@ class KerasEngine(OutputEngine):
     """
 
     takes_builder = True
+    takes_correction = True
 
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
         super().__init__(bundle)
@@ -150,6 +151,9 @@ class KerasEngine(OutputEngine):
             anchor.assign(variable)
         for scalar, value in zip(self._scalars, (settings.proximal_mu, settings.clip_norm), strict=True):
             scalar.assign(value)
+        given = settings.correction or {}
+        names = {id(variable): name for name, variable in self._variables.items()}
+        self._added = [given.get(names[id(variable)]) for variable in trained] if given else [None] * len(trained)
         for index, draw in enumerate(self._draws):
             draw.assign([settings.masks_seed(), index])
         self._optimizer = optimizer_object(self.manifest.optimizer, settings.learning_rate)
@@ -165,6 +169,7 @@ class KerasEngine(OutputEngine):
             gradient + mu * (variable - anchor)
             for gradient, variable, anchor in zip(tape.gradient(loss, trained), trained, self._anchor, strict=True)
         ]
+        gradients = [g if added is None else g + added for g, added in zip(gradients, self._added, strict=True)]
         norm = tf.linalg.global_norm(gradients)
         scale = tf.where((clip > 0) & (norm > clip), clip / norm, 1.0)
         self._optimizer.apply([gradient * scale for gradient in gradients])

@@ -22,6 +22,8 @@ except ImportError as error:
 
 _SIGNATURES = ("train", "evaluate", "infer", "begin_round", "read_parameters", "write_parameters")
 _LEAST_WEIGHT = 1e-30
+_SLIGHT = 2.0**-20
+"""A proximal term's strength that is nothing beside a gradient."""
 _OPTIMIZER = ("read_optimizer", "write_optimizer")
 
 
@@ -40,6 +42,8 @@ class LiteRTEngine(BatchEngine):
     BundleError
         If a file differs from the manifest, or the graph lacks a signature.
     """
+
+    takes_correction = True
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         if bundle.manifest.graph_file != GRAPH:
@@ -94,20 +98,41 @@ class LiteRTEngine(BatchEngine):
 
     def _begin(self, settings: FitSettings) -> None:
         # The same step without the two terms that are 0: it takes less time.
-        plain = settings.proximal_mu == settings.clip_norm == 0 and "train_plain" in self._signatures
+        proximal_mu = settings.proximal_mu or (_SLIGHT if settings.correction else 0.0)
+        plain = proximal_mu == settings.clip_norm == 0 and "train_plain" in self._signatures
         begin = self._signatures["begin_plain" if plain and "begin_plain" in self._signatures else "begin_round"]
-        if begin.inputs:
-            begin(seed=np.int32(settings.masks_seed()))
-        elif self._has_optimizer or not plain:
-            begin()
+        seed = {"seed": np.int32(settings.masks_seed())} if begin.inputs else {}
+        if settings.correction:
+            self._begin_far_off(begin, seed, settings.correction, proximal_mu)
+        elif seed or self._has_optimizer or not plain:
+            begin(**seed)
         self._held_on_disk = None
         self._train = self._signatures["train_plain" if plain else "train"]
         self._unset: dict[str, np.generic] = {"learning_rate": np.float32(settings.learning_rate)}
         if not plain:
             self._unset |= {
-                "proximal_mu": np.float32(settings.proximal_mu),
+                "proximal_mu": np.float32(proximal_mu),
                 "clip_norm": np.float32(settings.clip_norm),
             }
+
+    def _begin_far_off(
+        self, begin: Signature, seed: dict[str, np.int32], correction: Mapping[str, Array], proximal_mu: float
+    ) -> None:
+        """Anchor the proximal term where it pulls along the correction: a + μ·(w - base) = μ·(w - (base - a / μ)).
+
+        So a graph needs no input for it. A slight μ is a power of two, and the correction as exact as float32 has it.
+        """
+        present = self.get_parameters()
+        self.set_parameters(
+            {
+                name: np.asarray(value - correction[name] / np.float32(proximal_mu), value.dtype)
+                if name in correction
+                else value
+                for name, value in present.items()
+            }
+        )
+        begin(**seed)
+        self.set_parameters(present)
 
     def _step(self, batch: Batch) -> float:
         loss = self._train(**self._padded(batch), **self._unset)["loss"]

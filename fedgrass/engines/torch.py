@@ -65,6 +65,7 @@ class TorchEngine(OutputEngine):
     """
 
     takes_builder = True
+    takes_correction = True
 
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
         super().__init__(bundle)
@@ -92,6 +93,12 @@ class TorchEngine(OutputEngine):
         self._settings = settings
         self._anchor = [parameter.detach().clone() for parameter in self._trained]
         self._optimizer = _optimizer(self.manifest.optimizer, self._trained, settings.learning_rate)
+        given = settings.correction or {}
+        self._added = [
+            (entry, torch.from_numpy(np.array(given[name])))
+            for name, entry in self._module.named_parameters()
+            if entry.requires_grad and name in given
+        ]
 
     def _step(self, batch: Batch) -> float:
         self._module.train()
@@ -102,6 +109,8 @@ class TorchEngine(OutputEngine):
         if self._settings.proximal_mu:
             for parameter, anchor in zip(self._trained, self._anchor, strict=True):
                 parameter.grad += self._settings.proximal_mu * (parameter.detach() - anchor)
+        for parameter, added in self._added:
+            parameter.grad += added
         if self._settings.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._trained, self._settings.clip_norm)
         self._optimizer.step()

@@ -102,6 +102,13 @@ class ModelIdentity(Protocol):
         """SHA-256 of the training graph, in hex."""
 
 
+class ServerState(Part):
+    """The state of a round's strategy that lies beside the model it made, as ``server.safetensors``."""
+
+    strategy: str = Field(max_length=200)
+    sha256: Sha256
+
+
 class Base(Part):
     """The model that a round starts from. Its other files lie beside ``parameters_key``."""
 
@@ -109,15 +116,17 @@ class Base(Part):
     parameters_key: ObjectKey
     parameters_sha256: Sha256
     graph_sha256: Sha256
+    state: ServerState | None = None
 
     @classmethod
-    def of(cls, model: ModelIdentity, fleet: str) -> Base:
+    def of(cls, model: ModelIdentity, fleet: str, state: ServerState | None = None) -> Base:
         """Name a model as the rounds of a fleet start from it, under the fleet's models in the bucket."""
         return cls(
             version=model.version,
             parameters_key=parameters_key(fleet, model.version),
             parameters_sha256=model.parameters_sha256,
             graph_sha256=model.graph_sha256,
+            state=state,
         )
 
     def names(self, model: ModelIdentity) -> bool:
@@ -147,6 +156,9 @@ class FitTask(Part):
         description="What an example's loss is times, by its class's name or number; balanced: by each device's own data",
     )
     max_examples: int | None = Field(default=None, ge=1)
+    control: Literal["scaffold", "feddyn"] | None = Field(
+        default=None, description="What devices keep from round to round, and train with; the strategy sets it"
+    )
 
 
 class UpdateTask(Part):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -68,6 +69,18 @@ class Strategy(_Settings):
         """Whether updates count by what devices measured."""
         found = self._known()
         return found is not None and bool(found.needs_metrics)
+
+    @property
+    def keeps_device_state(self) -> bool:
+        """Whether devices keep something for it from round to round."""
+        found = self._known()
+        return found is not None and found.device_state is not None
+
+    @property
+    def device_fit(self) -> Mapping[str, Any]:
+        """What it sets of each device's training; nothing where only the aggregator can know."""
+        found = self._known()
+        return {} if found is None else found.device_fit
 
     def made(self) -> strategies.Strategy:
         """Return the strategy itself; raises `ConfigurationError` if it is not installed here."""
@@ -303,6 +316,24 @@ class FleetSettings(_Settings):
                 "update; use checks.max_norm"
             )
         return self
+
+    @model_validator(mode="after")
+    def _goes_with_what_the_strategy_sets(self) -> FleetSettings:
+        if self.fit.control is not None:
+            raise ValueError(f"fit.control: choose strategy {self.fit.control} instead, which sets it")
+        if self.strategy.keeps_device_state and self.privacy.mode != "none":
+            raise ValueError(
+                f"strategy {self.strategy.name}: with privacy.mode {self.privacy.mode} the noise would add up in what devices "
+                "and server keep; use fedavg or fedprox"
+            )
+        if "proximal_mu" in self.strategy.device_fit and self.fit.proximal_mu > 0:
+            raise ValueError(f"fit.proximal_mu: strategy {self.strategy.name} sets it; use its option alpha")
+        return self
+
+    @property
+    def announced_fit(self) -> FitTask:
+        """How devices are told to train: as ``fit`` says, with what the strategy sets."""
+        return self.fit.model_copy(update=dict(self.strategy.device_fit))
 
     @property
     def announced_update(self) -> UpdateTask:

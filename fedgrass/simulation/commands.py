@@ -45,6 +45,13 @@ class DataOptions:
         int, typer.Option(min=0, help="Examples of each device, drawn with repetitions; 0 divides the data instead.")
     ] = 40
     held_out: Annotated[float, typer.Option(help="Share of the data that judges the models.")] = 0.2
+    evaluation: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Examples that judge the models, as --data names some; then none of the data are held out.",
+        ),
+    ] = ""
 
 
 @dataclass(frozen=True)

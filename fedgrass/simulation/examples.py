@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedgrass.bundle import Manifest
-from fedgrass.data.arrays import ArrayDataset, Part, Source
+from fedgrass.data.arrays import ArrayDataset, Indices, Part, Source
 from fedgrass.data.digits import digits
 from fedgrass.data.loaders import open_source
 from fedgrass.data_settings import DataSettings
@@ -71,11 +71,7 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
     """
     source = _opened(simulation, manifest)
     check_dataset(Part(source, np.arange(len(source))), manifest)
-    order = np.random.default_rng((simulation.seed, 0)).permutation(len(source))
-    count = round(len(source) * simulation.held_out)
-    if not 0 < count < len(source):
-        raise DataError(f"{len(source)} examples: too few to keep {simulation.held_out:.0%} back")
-    kept, pool = order[:count], np.sort(order[count:])
+    kept, pool = _kept_back(simulation, manifest, source)
     scheme = PartitionScheme.parse(simulation.partition)
     labels = np.concatenate([source.read(pool[i : i + _READ]).y for i in range(0, len(pool), _READ)])
     if simulation.examples:
@@ -87,7 +83,21 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
     if isinstance(source, ArrayDataset):
         for name, array in (("x", source.x), ("y", source.y)):
             np.save(scratch / f"{name}.npy", array)
-    return Examples(source, partition, Part(source, np.sort(kept)))
+    return Examples(source, partition, kept)
+
+
+def _kept_back(simulation: Simulation, manifest: Manifest, source: Source) -> tuple[Part, Indices]:
+    """Return what judges the models, and which of the examples are left for the devices."""
+    if simulation.evaluation:
+        other = _read(simulation, simulation.evaluation, manifest)
+        judging = Part(other, np.arange(len(other)))
+        check_dataset(judging, manifest)
+        return judging, np.arange(len(source))
+    order = np.random.default_rng((simulation.seed, 0)).permutation(len(source))
+    count = round(len(source) * simulation.held_out)
+    if not 0 < count < len(source):
+        raise DataError(f"{len(source)} examples: too few to keep {simulation.held_out:.0%} back")
+    return Part(source, np.sort(order[:count])), np.sort(order[count:])
 
 
 def mapped(simulation: Simulation, manifest: Manifest, scratch: Path) -> Examples:
@@ -126,9 +136,12 @@ def _opened(simulation: Simulation, manifest: Manifest) -> Source:
                 f"model {manifest.name!r} takes {list(manifest.x.shape)}, the digits are of 64 pixels: name your data with --data"
             )
         return digits(manifest.x.shape)
-    path = Path(simulation.data)
-    loader = simulation.loader or _kind(path)
-    return open_source(DataSettings(loader=loader, path=simulation.data, label=simulation.label), manifest)
+    return _read(simulation, simulation.data, manifest)
+
+
+def _read(simulation: Simulation, path: str, manifest: Manifest) -> Source:
+    loader = simulation.loader or _kind(Path(path))
+    return open_source(DataSettings(loader=loader, path=path, label=simulation.label), manifest)
 
 
 def _kind(path: Path) -> str:

@@ -26,6 +26,7 @@ from fedgrass.cloud.aggregator.lanes import LANES, lanes_of
 from fedgrass.errors import AggregationError, ConfigurationError, TransferError
 from fedgrass.files import copy_atomically, write_atomically
 from fedgrass.simulation.settings import Simulation
+from fedgrass.strategies.arithmetic.interfaces import State
 
 _MAX_BYTES = 64 << 30
 _PAUSE = 0.02
@@ -38,6 +39,7 @@ class Opening(BaseModel):
 
     version: str
     opened_at: datetime
+    has_state: bool = False
 
 
 class Failures(BaseModel):
@@ -112,7 +114,7 @@ class Hosts:
             self.index, self.count, self.place, self._round(number), self.scratch, patience=self.patience, sleep=_short
         )
 
-    def announce(self, number: int, opening: Opening, parameters: Parameters) -> None:
+    def announce(self, number: int, opening: Opening, parameters: Parameters, server: State) -> None:
         """Tell the other hosts what a round begins with.
 
         Parameters
@@ -123,17 +125,24 @@ class Hosts:
             Its version and its simulated time; written last, so that whoever sees it finds the parameters.
         parameters
             Of the round's base.
+        server
+            What the strategy keeps of the fleet, for devices that train with it; the opening says whether there is any.
         """
         content = b"".join(tensors.encode(parameters))
         self.place.write(f"{self._round(number)}base.safetensors", content)
+        if opening.has_state:
+            self.place.write(f"{self._round(number)}server.safetensors", b"".join(tensors.encode(server)))
         self.place.write(f"{self._round(number)}opening.json", opening.model_dump_json().encode())
 
-    def opening(self, number: int) -> tuple[Opening, Parameters]:
+    def opening(self, number: int) -> tuple[Opening, Parameters, State]:
         """Wait for what a round begins with."""
         opening = Opening.model_validate_json(self._await(f"{self._round(number)}opening.json"))
-        path = self.scratch / "base"
-        path.write_bytes(self._await(f"{self._round(number)}base.safetensors"))
-        return opening, tensors.load(path)[0]
+        return opening, self._tensors(number, "base"), self._tensors(number, "server") if opening.has_state else {}
+
+    def _tensors(self, number: int, what: str) -> Parameters:
+        path = self.scratch / what
+        path.write_bytes(self._await(f"{self._round(number)}{what}.safetensors"))
+        return tensors.load(path)[0]
 
     def tell_failures(self, number: int, failures: dict[str, str]) -> None:
         """Leave word of devices that could not train."""

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle, Manifest, Parameters
+from fedgrass.control import SERVER_STATE
+from fedgrass.protocol.messages import ServerState
+from fedgrass.strategies.arithmetic.interfaces import State
 
 
 def rebased(manifest: Manifest, parameters_sha256: str, *, version: str = "") -> Manifest:
@@ -29,6 +32,28 @@ def rebased(manifest: Manifest, parameters_sha256: str, *, version: str = "") ->
     description = manifest.files[PARAMETERS].model_copy(update={"sha256": parameters_sha256})
     changes = {"files": {**manifest.files, PARAMETERS: description}, "version": version or manifest.version}
     return manifest.model_copy(update=changes)
+
+
+def state_in_folder(state: State, strategy: str, base: Bundle) -> ServerState | None:
+    """Write the state of a round's strategy beside its base, as a round's job does; None if there is none.
+
+    Parameters
+    ----------
+    state
+        Vectors of all parameters by slot.
+    strategy
+        Name of the strategy.
+    base
+        The model that it belongs to.
+    """
+    if not state:
+        return None
+    metadata = {"strategy": strategy, "parameters_sha256": base.manifest.parameters_sha256}
+    content = b"".join(tensors.encode(state, metadata))
+    path = base.folder / SERVER_STATE
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+    return ServerState(strategy=strategy, sha256=hashlib.sha256(content).hexdigest())
 
 
 def in_folder(manifest: Manifest, parameters: Parameters, folder: Path, *, version: str) -> Bundle:

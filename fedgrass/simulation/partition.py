@@ -75,6 +75,9 @@ def drawn(labels: Array, devices: int, examples: int, scheme: PartitionScheme, *
 def divided(labels: Array, devices: int, scheme: PartitionScheme, *, seed: int) -> Partition:
     """Divide examples over devices, each example to one device.
 
+    With ``shards``, each device has exactly so many labels; as many devices share each label as share any other, or one more,
+    and its examples evenly (as NIID-Bench's #C=k, Li et al. 2022, arXiv:2102.02079, which draws who shares what).
+
     Parameters
     ----------
     labels
@@ -101,13 +104,7 @@ def divided(labels: Array, devices: int, scheme: PartitionScheme, *, seed: int) 
         _classes(labels)
         parts = dirichlet(labels, devices, alpha=scheme.value, seed=seed, min_examples=1)
     elif scheme.kind == "shards":
-        _classes(labels)
-        each = int(scheme.value)
-        if len(labels) < devices * each:
-            raise DataError(f"{len(labels)} examples do not make {each} shards for each of {devices} devices")
-        shards = np.array_split(np.argsort(labels, kind="stable"), devices * each)
-        order = rng.permutation(len(shards))
-        parts = [np.concatenate([shards[s] for s in order[d * each : (d + 1) * each]]) for d in range(devices)]
+        parts = _by_label(_classes(labels), devices, int(scheme.value), rng)
     else:
         if len(labels) < devices:
             raise DataError(
@@ -116,6 +113,31 @@ def divided(labels: Array, devices: int, scheme: PartitionScheme, *, seed: int) 
         parts = list(np.array_split(rng.permutation(len(labels)), devices))
     starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
     return Partition(starts, np.concatenate(parts).astype(np.int32))
+
+
+def _by_label(classes: list[Indices], devices: int, each: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
+    """Give each device its labels, of those that the fewest have so far, and its part of their examples."""
+    scheme = f"partition shards:{each}"
+    if each > len(classes):
+        raise DataError(f"{scheme}: the data have {len(classes)} labels")
+    if devices * each < len(classes):
+        raise DataError(
+            f"{scheme}: {devices} devices would leave out labels, of which the data have {len(classes)}; ask for more of either"
+        )
+    holders: list[list[int]] = [[] for _ in classes]
+    for device in range(devices):
+        fewest = np.lexsort((rng.random(len(classes)), np.array([len(some) for some in holders])))
+        for label in fewest[:each]:
+            holders[label].append(device)
+    parts: list[list[Indices]] = [[] for _ in range(devices)]
+    for label, (pool, some) in enumerate(zip(classes, holders, strict=True)):
+        if len(pool) < len(some):
+            raise DataError(
+                f"{scheme}: label number {label} has {len(pool)} examples for {len(some)} devices; let them draw (--examples 40)"
+            )
+        for device, piece in zip(some, np.array_split(rng.permutation(pool), len(some)), strict=True):
+            parts[device].append(piece)
+    return [np.sort(np.concatenate(part)).astype(np.intp) for part in parts]
 
 
 def _classes(labels: Array) -> list[Indices]:

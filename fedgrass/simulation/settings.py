@@ -96,6 +96,7 @@ class Simulation(BaseModel):
     loader: str = Field(default="", description="As of com.fedgrass.Runtime's data; empty: by the kind of file")
     label: str = ""
     held_out: float = Field(default=0.2, gt=0, lt=1, description="Share of the examples that judges the models")
+    evaluation: str = Field(default="", description="Examples that judge the models, in place of a share of the data")
     devices: int = Field(default=1000, ge=1, le=10_000_000)
     examples: int = Field(default=40, ge=0, le=1_000_000, description="Of each device, drawn; 0 divides all of them")
     partition: str = "dirichlet:0.3"

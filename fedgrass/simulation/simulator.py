@@ -22,6 +22,7 @@ from fedgrass.cloud.aggregator.release_gate import decided, judge_by, raised
 from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.cloud.aggregator.trusted import trained_difference, with_own_update
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
+from fedgrass.control import require_linear
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Engine
 from fedgrass.engines.checks import Checked
@@ -32,7 +33,7 @@ from fedgrass.protocol.names import next_version, update_prefix
 from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
 from fedgrass.simulation.examples import prepare
 from fedgrass.simulation.exchange import Opening, hosts_of
-from fedgrass.simulation.model import in_folder
+from fedgrass.simulation.model import in_folder, state_in_folder
 from fedgrass.simulation.population import FLEET, Assignments, Plan, Population
 from fedgrass.simulation.records import SimulatedRound
 from fedgrass.simulation.settings import Simulation
@@ -79,6 +80,8 @@ class Simulator:
         self._store = store
         self._clock = clock
         self._manifest = bundle.manifest
+        if simulation.fleet.strategy.device_fit.get("control") == "scaffold":
+            require_linear(bundle.manifest.optimizer)
         self._population = Population(simulation)
         self._strategy = simulation.fleet.strategy.made()
         self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
@@ -97,7 +100,9 @@ class Simulator:
         self._saved_at = clock()
         self._late = LateUpdates(kept)
         self._save_each = (
-            bool(self._strategy.staleness) or not codec_named(simulation.fleet.update.codec).parameters.lossless
+            bool(self._strategy.staleness)
+            or self._strategy.device_state is not None
+            or not codec_named(simulation.fleet.update.codec).parameters.lossless
         )
         self._bases = {one.report.round: one.report.base.parameters_sha256 for one in self.standing.rounds}
         self._base = self._publish(self.standing)
@@ -136,8 +141,8 @@ class Simulator:
         if self._hosts is None:
             raise ConfigurationError("a host that helps needs one that leads: expected more than one")
         for number in range(1, self._simulation.rounds + 1):
-            opening, parameters = self._hosts.opening(number)
-            self._base = self._publish(SimulationState((), opening.version, parameters, {}))
+            opening, parameters, server = self._hosts.opening(number)
+            self._base = self._publish(SimulationState((), opening.version, parameters, server))
             share = self._hosts.share(number)
             self._pool.begin(*self._task(number, opening.opened_at), share)
             self._hosts.tell_failures(number, self._pool.relay(share))
@@ -174,8 +179,9 @@ class Simulator:
         now = self._now()
         announced, expected, duties = self._task(number, now)
         if self._hosts is not None:
-            opening = Opening(version=self.standing.version, opened_at=now)
-            self._hosts.announce(number, opening, self.standing.parameters)
+            server = self.standing.server if self._strategy.device_state else {}
+            opening = Opening(version=self.standing.version, opened_at=now, has_state=bool(server))
+            self._hosts.announce(number, opening, self.standing.parameters, server)
         share = self._hosts.share(number) if self._hosts is not None else None
         self._pool.begin(announced, expected, duties, share)
         if number < self._simulation.rounds:
@@ -191,6 +197,7 @@ class Simulator:
             expected,
             AggregationOptions(
                 min_updates=fleet.min_updates,
+                devices=self._simulation.devices,
                 state=self.standing.server,
                 noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
                 share=self._pool if not self._strategy.needs_all else None,
@@ -266,7 +273,10 @@ class Simulator:
         return Evaluation.of(metrics, len(self._judging))
 
     def _publish(self, standing: SimulationState) -> Bundle:
-        return in_folder(self._manifest, standing.parameters, self._scratch, version=standing.version)
+        base = in_folder(self._manifest, standing.parameters, self._scratch, version=standing.version)
+        server = standing.server if self._strategy.device_state else {}
+        self._state = state_in_folder(server, self._strategy.name, base)
+        return base
 
     def _now(self) -> datetime:
         return self.standing.rounds[-1].report.finished_at if self.standing.rounds else _BEGINNING
@@ -278,9 +288,9 @@ class Simulator:
             round=number,
             opened_at=now,
             deadline=now + timedelta(seconds=fleet.deadline_seconds),
-            base=Base.of(self._base.manifest, FLEET),
+            base=Base.of(self._base.manifest, FLEET, self._state),
             cohort=cohort,
-            fit=fleet.fit,
+            fit=fleet.announced_fit,
             update=fleet.announced_update,
             upload=Upload(bucket=FLEET, prefix=update_prefix(FLEET, number)),
         )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgrass import tensors
 from fedgrass.bundle import Manifest, Parameters
+from fedgrass.control import STEP_LENGTH, Control, ControlFiles
 from fedgrass.data import Split
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Dataset, Engine
@@ -31,11 +31,15 @@ _NONE = ArrayDataset(np.empty(0, np.float32), np.empty(0, np.float32))
 
 @dataclass(frozen=True)
 class Assignment:
-    """What every device of a round has in common: the base, as parameters and as its manifest, and what was announced."""
+    """What every device of a round has in common: the base, as parameters and as its manifest, and what was announced.
+
+    ``server`` is the file with what the strategy keeps of the fleet, for devices that train with it.
+    """
 
     base: Parameters
     manifest: Manifest
     announcement: Announcement
+    server: Path | None = None
 
 
 class VirtualDevices:
@@ -43,13 +47,14 @@ class VirtualDevices:
 
     Parameters
     ----------
-    residuals
-        Folder for what lossy codecs leave out, a file for each device.
+    kept
+        Folder for what lossy codecs leave out, and for what strategies have devices keep: a file of each for each device. None
+        of it is flushed to the disk: a power cut costs a simulation its last rounds only.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest, residuals: Path) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest, kept: Path) -> None:
         self._engine = engine
-        self._residuals = residuals
+        self._kept = kept
         self._classes = manifest.output.shape[-1] if manifest.output.shape else 1
 
     def train(self, device: int, data: Dataset, given: Assignment, attack: Attack | None) -> Fitted:
@@ -79,8 +84,16 @@ class VirtualDevices:
         if attack is not None and attack.does.data != "own":
             data = Checked(attacked_data(data, attack.does, self._classes))
         self._engine.set_parameters(given.base)
-        examples = Split(data, _NONE)
-        return fit(self._engine, given.manifest, examples, given.announcement, thing_name(device))
+        examples, thing, announced = Split(data, _NONE), thing_name(device), given.announcement
+        control = None
+        if announced.fit.control is not None:
+            files = ControlFiles(self._kept / f"control-{thing}.safetensors", given.server, durable=False)
+            control = Control.of(announced, given.manifest, files, str(announced.round))
+        correction = control.correction if control else None
+        fitted = fit(self._engine, given.manifest, examples, announced, thing, correction=correction)
+        if control is not None:
+            control.keep(given.base, fitted.parameters, fitted.header.metrics.get(STEP_LENGTH, 1.0))
+        return fitted
 
     def encode(self, fitted: Fitted, given: Assignment, attack: Attack | None, honest: Doubles = _NOBODY) -> bytes:
         """Return the device's update file; raises `FedgrassError` if it has nothing finite to tell.
@@ -116,17 +129,8 @@ class VirtualDevices:
     def _feedback(self, thing: str, given: Assignment) -> ErrorFeedback | None:
         if codec_named(given.announcement.update.codec).parameters.lossless:
             return None
-        return _Residual(self._residuals / f"{thing}.safetensors", given.manifest, str(given.announcement.round))
-
-
-class _Residual(ErrorFeedback):
-    """As on a device, but not flushed to the disk: a power cut costs a simulation its last rounds only."""
-
-    def keep(self, before: Parameters, after: Parameters) -> None:
-        stored = {f"before/{name}": value for name, value in before.items()}
-        stored |= {f"after/{name}": value for name, value in after.items()}
-        metadata = {"graph_sha256": self.manifest.graph_sha256, "round": self.round_identity}
-        self.path.write_bytes(b"".join(tensors.encode(stored, metadata)))
+        path, identity = self._kept / f"{thing}.safetensors", str(given.announcement.round)
+        return ErrorFeedback(path, given.manifest, identity, durable=False)
 
 
 def _seeds(text: str) -> Callable[[], bytes]:

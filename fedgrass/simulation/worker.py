@@ -22,6 +22,7 @@ from fedgrass.cloud.aggregator.aggregate import contribute
 from fedgrass.cloud.aggregator.combination import Screened
 from fedgrass.cloud.aggregator.privacy import noise_of
 from fedgrass.cloud.aggregator.validation import Expected
+from fedgrass.control import SERVER_STATE
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.messages import Announcement
@@ -147,7 +148,8 @@ class Worker:
     def _train(self, base: Bundle, task: Task, updates: VirtualUpdates) -> dict[str, str]:
         """Train some devices, then encode their updates: LiteRT's wide instructions slow many processors down for a while."""
         parameters, _ = tensors.load(self._scratch / PARAMETERS)
-        given = Assignment(parameters, base.manifest, task.announcement)
+        server = self._scratch / SERVER_STATE if task.announcement.base.state is not None else None
+        given = Assignment(parameters, base.manifest, task.announcement, server)
         failures: dict[str, str] = {}
         together = max(1, _TOGETHER_BYTES // sum(value.nbytes for value in parameters.values()))
         honest = self._honest(given, task)

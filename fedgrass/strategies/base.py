@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fedgrass.update.codecs import Floats
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+DeviceState = Literal["scaffold", "feddyn"]
+"""What a strategy has each device keep from round to round (`fedgrass.control`)."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -143,6 +145,8 @@ class Strategy(ABC):
     """Whether a `RobustRule` goes on from round to round (`fedgrass.strategies.arithmetic.interfaces.Continued`)."""
     needs_own_update: ClassVar[bool] = False
     """Whether it compares updates with one that is trained on the operator's evaluation set."""
+    device_state: ClassVar[DeviceState | None] = None
+    """What each device keeps for it; such a strategy goes with no privacy, whose noise it would add up."""
 
     options: Any
     name: str
@@ -152,6 +156,11 @@ class Strategy(ABC):
     def staleness(self) -> int:
         """Number of earlier rounds whose late updates are taken too."""
         return 0
+
+    @property
+    def device_fit(self) -> Mapping[str, Any]:
+        """What it sets of each device's training, by the names of `fedgrass.protocol.messages.FitTask`."""
+        return {} if self.device_state is None else {"control": self.device_state}
 
     @abstractmethod
     def build(self) -> Method:

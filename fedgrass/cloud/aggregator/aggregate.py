@@ -17,10 +17,10 @@ from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource
 from fedgrass.cloud.aggregator.validation import Expected, UpdateValidator
 from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.protocol.report import QuarantinedEntry, UpdateEntry
-from fedgrass.strategies.arithmetic.interfaces import Continued, Noise, ServerOptimizer, State
+from fedgrass.strategies.arithmetic.interfaces import Continued, Noise, RoundOptimizer, ServerOptimizer, State
 from fedgrass.strategies.arithmetic.server import Step
 from fedgrass.strategies.arithmetic.statistics import Statistics
-from fedgrass.strategies.base import RobustRule, Strategy, WeightedMean
+from fedgrass.strategies.base import Method, RobustRule, Strategy, WeightedMean
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
 
@@ -53,6 +53,8 @@ class AggregationOptions:
     ----------
     min_updates
         Good updates without which there is no result.
+    devices
+        How many devices there are, asked or not, for strategies whose devices keep state; 0 if none but those who sent.
     state
         The server optimizer's, as the round that made the base left it; vectors of all parameters in the manifest's order.
     noise
@@ -68,6 +70,7 @@ class AggregationOptions:
     """
 
     min_updates: int = 1
+    devices: int = 0
     state: State | None = None
     noise: Noise | None = None
     share: PartialSums | None = None
@@ -140,7 +143,7 @@ def aggregate(
     if combined.difference is None:
         return Aggregation(None, tuple(used), refused)
     try:
-        server = method.server if isinstance(method, WeightedMean) else Step()
+        server = _server(method, combined.counted, options.devices)
         vector, following = _step(base, layout, statistics, server, combined.difference, options.state or {})
     except _NotFiniteError as error:
         return Aggregation(None, tuple(used), refused, problem=str(error))
@@ -185,6 +188,12 @@ def contribute(
     bounds = Bounds(with_noise(strategy, noise), expected.checks)
     screening = Screening(Layout(base.manifest.parameters), source, UpdateValidator(expected), weight=bounds.weight)
     Mean(bounds, Statistics.of(base.manifest), screening, share, noise).contribute(screening.admit(references), share)
+
+
+def _server(method: Method, counted: Sequence[Counted], devices: int) -> ServerOptimizer:
+    """Return the round's server optimizer."""
+    server = method.server if isinstance(method, WeightedMean) else Step()
+    return server.in_round([one.facts for one in counted], devices) if isinstance(server, RoundOptimizer) else server
 
 
 class _NotFiniteError(Exception):

@@ -144,6 +144,7 @@ class RoundJob:
                 given.expected(base),
                 AggregationOptions(
                     min_updates=self._record.settings.min_updates,
+                    devices=max(self._record.alive, self._record.taking_part),
                     state=load_state(self._bucket, self._record.base, strategy, self._scratch),
                     noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
                     share=self._share(pinned) if self._instances > 1 and not strategy.needs_all else None,

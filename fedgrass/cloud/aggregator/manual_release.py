@@ -10,7 +10,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,12 +25,12 @@ from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.cloud.aggregator.server_state import release_held_state
 from fedgrass.cloud.ending.deployment import SupersededError, job_configuration
 from fedgrass.cloud.ending.finish import deploy_current, finish_by_hand, register_released
-from fedgrass.cloud.ending.outcome import release_by_hand
+from fedgrass.cloud.ending.outcome import release_by_hand, state_of
 from fedgrass.cloud.ending.reports import find_report
-from fedgrass.errors import RecordError, ReleaseError, RoundRefusedError, TensorFileError
+from fedgrass.errors import AggregationError, RecordError, ReleaseError, RoundRefusedError, TensorFileError
 from fedgrass.files import write_atomically
 from fedgrass.inference import write_bundle
-from fedgrass.protocol.messages import Base
+from fedgrass.protocol.messages import Base, ServerState
 from fedgrass.protocol.names import model_prefix, report_prefix, version_order
 from fedgrass.protocol.records import FleetState, HandLock, OpenRound, RoundRecord
 from fedgrass.protocol.report import RoundReport
@@ -96,6 +96,7 @@ def release(account: Account, version: str, *, canaries: bool = True) -> Release
             if record.outcome == "held" and report.server_state_sha256 is not None:
                 release_held_state(clients.bucket, record, report.server_state_sha256, Path(folder))
             base, arn = prepare_round(bundle, clients, record, canaries=canaries and not tried)
+            base = base.model_copy(update={"state": state_of(report)})
         _require_complete(clients, bundle.manifest)
         if not release_by_hand(clients.rounds, state, record, base):
             raise ReleaseError(f"fleet {account.fleet!r}: its state changed meanwhile; look again")
@@ -131,7 +132,7 @@ def roll_back(account: Account, version: str) -> Release:
                 f"({clients.bucket.uri(model_prefix(clients.fleet, version) + MANIFEST)}); see its versions in the console"
             )
         _require_complete(clients, manifest)
-        base = Base.of(manifest, clients.fleet)
+        base = Base.of(manifest, clients.fleet, None if record is None else _state_of(clients, record))
         arn = make_component(manifest, clients)
         # Before the deployment, which follows it: a round that opened in between would train on the model that is withdrawn.
         if not return_to_model(clients.rounds, clients.fleet, state, base):
@@ -139,6 +140,14 @@ def roll_back(account: Account, version: str) -> Release:
         job = job_configuration(record.settings.rollout) if record is not None else None
         deployment_id = deploy_current(clients.place, job=job)
     return Release(base, arn, deployment_id, clients.thing_group_arn)
+
+
+def _state_of(clients: FleetClients, record: RoundRecord) -> ServerState | None:
+    """Return what the round's strategy left beside its model; a report that is gone does not hold a roll-back up."""
+    with suppress(AggregationError):
+        report = find_report(clients.bucket.client, clients.bucket.name, record)
+        return None if report is None else state_of(report)
+    return None
 
 
 def released_bundle(account: Account, version: str, folder: Path) -> Bundle:

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.cloud.aggregator.s3 import Bucket
+from fedgrass.control import SERVER_STATE
 from fedgrass.errors import ReleaseError
 from fedgrass.files import write_atomically
 from fedgrass.protocol.messages import Base
@@ -16,7 +17,7 @@ from fedgrass.protocol.records import RoundRecord
 from fedgrass.strategies.arithmetic.interfaces import State
 from fedgrass.strategies.base import Strategy, WeightedMean
 
-STATE = "server.safetensors"
+STATE = SERVER_STATE
 _MAX_BYTES = 64 << 30
 
 

@@ -66,7 +66,7 @@ def task_of(record: RoundRecord, bucket: str) -> Announcement:
         deadline=record.deadline,
         base=record.base,
         cohort=record.cohort,
-        fit=record.settings.fit,
+        fit=record.settings.announced_fit,
         update=record.settings.announced_update,
         upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
     )

@@ -10,7 +10,7 @@ import contextlib
 from typing import Any, Literal
 
 from fedgrass.errors import RecordError
-from fedgrass.protocol.messages import Base
+from fedgrass.protocol.messages import Base, ServerState
 from fedgrass.protocol.records import STATE_KEY, FleetState, RoundOutcome, RoundRecord, round_key
 from fedgrass.protocol.report import ADOPTED, RoundReport
 from fedgrass.protocol.tables import Table, load_round, load_state
@@ -26,7 +26,13 @@ def model_of(report: RoundReport) -> Base:
     """Return a report's model as a round starts from it."""
     if report.model is None:
         raise RecordError(f"report of round {report.round}: it is {report.outcome} and has no model")
-    return Base.of(report.model, report.fleet)
+    return Base.of(report.model, report.fleet, state_of(report))
+
+
+def state_of(report: RoundReport) -> ServerState | None:
+    """Return what a round's strategy left beside its model; None if nothing."""
+    sha256 = report.server_state_sha256
+    return None if sha256 is None else ServerState(strategy=report.strategy, sha256=sha256)
 
 
 def decide(rounds: Table, record: RoundRecord, report: RoundReport) -> Decision:

@@ -19,6 +19,7 @@ from fedgrass import data as loaders
 from fedgrass.answer import Answer, notice_of
 from fedgrass.buckets import owned_by
 from fedgrass.bundle import MANIFEST, Bundle
+from fedgrass.control import ControlFiles, fetch_control
 from fedgrass.data import DataSettings
 from fedgrass.downloads import fetch_bundle
 from fedgrass.engines.base import Engine
@@ -211,9 +212,19 @@ class Participant:
             announcement,
             self.silo,
             TrainingFiles(
-                self._update, self.work / "checkpoint.safetensors", residual=self.work / "residual.safetensors"
+                self._update,
+                self.work / "checkpoint.safetensors",
+                self.work / "residual.safetensors",
+                self._control(announcement, bundle),
             ),
         )
+
+    def _control(self, announcement: Announcement, bundle: Bundle) -> ControlFiles | None:
+        if announcement.fit.control is None:
+            return None
+        bucket, manifest = announcement.upload.bucket, bundle.manifest
+        server = fetch_control(self.access.s3, bucket, announcement, manifest, self.work)
+        return ControlFiles(self.work / "control.safetensors", server)
 
     def _evaluate(self, announcement: Announcement) -> Evaluated:
         bundle, compared = self._bundle(announcement, announcement.base), announcement.compare

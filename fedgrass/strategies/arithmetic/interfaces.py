@@ -160,6 +160,23 @@ class ServerOptimizer(Protocol):
         ...
 
 
+@runtime_checkable
+class RoundOptimizer(ServerOptimizer, Protocol):
+    """A server optimizer that depends on who took part."""
+
+    def in_round(self, facts: Sequence[UpdateMetadata], devices: int) -> ServerOptimizer:
+        """Return the optimizer of a round.
+
+        Parameters
+        ----------
+        facts
+            What is known of each update that counts.
+        devices
+            How many devices there are, asked or not; 0 if none but these.
+        """
+        ...
+
+
 class Noise(Protocol):
     """Central differential privacy."""
 

@@ -94,10 +94,38 @@ class FedNovaWeighting:
 
     def believed(self, facts: Sequence[UpdateMetadata], factor: float) -> Sequence[UpdateMetadata]:
         """Return them with their steps within ``factor`` of the median: few weigh much, and many lengthen the whole step."""
-        steps = [_metric(f, "steps", least=1.0) for f in facts]
-        middle = median_low(steps)
-        bounded = (min(max(one, middle / factor), middle * factor) for one in steps)
-        return [f.claiming("steps", one) for f, one in zip(facts, bounded, strict=True)]
+        return _near_the_median(facts, "steps", 1.0, factor)
+
+
+@dataclass(frozen=True)
+class StepLengthWeighting:
+    """SCAFFOLD: each difference per unit of step length, so that what is summed is a gradient (times -1).
+
+    A step length is the metric ``step_length``: the sum of a device's learning rates, as its optimizer applies them.
+    """
+
+    equal: bool = False
+    is_mean: ClassVar[bool] = False
+
+    def weight(self, facts: UpdateMetadata) -> float:
+        """Return the device's part over its step length."""
+        return self._part(facts) / _metric(facts, "step_length", least=_LEAST_LENGTH)
+
+    def scale(self, facts: Sequence[UpdateMetadata]) -> float:
+        """Return one over all parts."""
+        return 1 / sum(map(self._part, facts))
+
+    def mean_length(self, facts: Sequence[UpdateMetadata]) -> float:
+        """Return the mean step length of the updates that count."""
+        lengths = (self._part(f) * _metric(f, "step_length", least=_LEAST_LENGTH) for f in facts)
+        return self.scale(facts) * sum(lengths)
+
+    def believed(self, facts: Sequence[UpdateMetadata], factor: float) -> Sequence[UpdateMetadata]:
+        """Return them with their step lengths within ``factor`` of the median."""
+        return _near_the_median(facts, "step_length", _LEAST_LENGTH, factor)
+
+    def _part(self, facts: UpdateMetadata) -> float:
+        return 1.0 if self.equal else float(facts.num_examples)
 
 
 @dataclass(frozen=True)
@@ -137,6 +165,19 @@ class QFairWeighting:
 
     def _loss(self, facts: UpdateMetadata) -> float:
         return min(_metric(facts, "loss", least=1e-10), self.max_loss)
+
+
+_LEAST_LENGTH = 1e-12
+
+
+def _near_the_median(
+    facts: Sequence[UpdateMetadata], name: str, least: float, factor: float
+) -> Sequence[UpdateMetadata]:
+    """Return them with a metric, which is a claim, within ``factor`` of its median."""
+    claims = [_metric(f, name, least=least) for f in facts]
+    middle = median_low(claims)
+    bounded = (min(max(one, middle / factor), middle * factor) for one in claims)
+    return [f.claiming(name, one) for f, one in zip(facts, bounded, strict=True)]
 
 
 def _metric(facts: UpdateMetadata, name: str, *, least: float) -> float:

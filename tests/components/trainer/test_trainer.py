@@ -12,8 +12,8 @@ import pytest
 from fedgrass import tensors
 from fedgrass.edge.ipc import EXIT_RELAUNCH
 from fedgrass.errors import TransferError
-from fedgrass.protocol.messages import Cohort
-from fedgrass.protocol.names import RUNTIME, TRAINER, update_key
+from fedgrass.protocol.messages import Cohort, FitTask, ServerState
+from fedgrass.protocol.names import RUNTIME, TRAINER, model_prefix, update_key
 from fedgrass.update.header import UpdateHeader
 from tests.components.trainer.engine import QuickEngine
 from tests.components.trainer.place import FLEET, THING, Place
@@ -54,6 +54,45 @@ def test_the_update_is_readable_and_names_this_device(place: Place, tmp_path: Pa
     values, metadata = tensors.load(tmp_path / "u")
     assert UpdateHeader.from_metadata(metadata).thing == THING
     assert all(np.allclose(value, 3) for value in values.values())
+
+
+def test_a_strategy_that_has_devices_keep_state_has_it_over_rounds_and_restarts(tmp_path: Path) -> None:
+    place = Place(tmp_path, engine="litert")
+    fit = FitTask(epochs=1, learning_rate=0.2, control="scaffold")
+    sent = []
+    for number in (1, 2, 3):
+        place.start()
+        announced = place.announcement(number, fit=fit)
+        if number > 1:  # the fleet's control variate lies beside the base by now
+            flat = np.full(place.bundle.manifest.parameter_count, 0.01, np.float32)
+            belongs = {"strategy": "scaffold", "parameters_sha256": place.bundle.manifest.parameters_sha256}
+            sha256 = tensors.save(tmp_path / "server", {"control": flat}, belongs)
+            key = f"{model_prefix(FLEET, place.bundle.manifest.version)}server.safetensors"
+            place.s3.hold(place.bundle)
+            place.s3.objects[key] = (tmp_path / "server").read_bytes()
+            state = ServerState(strategy="scaffold", sha256=sha256)
+            announced = announced.model_copy(update={"base": announced.base.model_copy(update={"state": state})})
+        place.have_model()
+        if number == 3:
+            (place.folder / "work" / "control.safetensors").unlink()  # lost
+        place.open(announced)
+        place.settle()
+        assert place.notices[-1].status == "uploaded", place.notices[-1].reason
+        assert place.notices[-1].metrics["step_length"] == pytest.approx(0.2 * place.notices[-1].metrics["steps"])
+        sent.append(place.streams.s3[update_key(FLEET, number, THING)])
+        assert (place.folder / "work" / "control.safetensors").exists()
+        place.stop()
+    values = []
+    for content in sent:
+        (tmp_path / "sent").write_bytes(content)
+        stored = tensors.load(tmp_path / "sent")[0]
+        values.append(np.concatenate([value.ravel() for value in stored.values()]))
+    # The second is another step than the shuffling alone makes it: by the fleet's variate minus its own, of the first update.
+    length = 0.2 * place.notices[1].metrics["steps"]
+    pulled, other = values[1] - values[0], values[2] - values[0]
+    along = 0.01 * length + values[0]  # -(c - c_i) * length, with c_i = -values[0] / length
+    assert np.linalg.norm(pulled + along) < 0.7 * np.linalg.norm(pulled)
+    assert np.linalg.norm(other + along) > np.linalg.norm(other)
 
 
 def test_the_status_tells_each_step(place: Place) -> None:

@@ -98,6 +98,25 @@ def test_it_learns_the_digits_and_the_same_seed_gives_the_same_parameters(make: 
     assert same(*few)
 
 
+def test_a_correction_is_added_to_the_gradient_or_the_engine_says_that_it_cannot(
+    make: Maker, digits: ArrayDataset
+) -> None:
+    engine, one = make(), digits.take(16)
+    if not getattr(engine, "takes_correction", False):
+        assert type(engine).__name__ == "SklearnEngine"
+        return
+    base = engine.get_parameters()
+    rng = np.random.default_rng(0)
+    correction = {name: rng.normal(size=value.shape).astype(np.float32) for name, value in base.items()}
+    plain = engine.fit(one, FitSettings(seed=3)).parameters
+    engine.set_parameters(base)
+    added = engine.fit(one, FitSettings(seed=3, correction=correction)).parameters
+    statistics = ("moving_mean", "moving_variance", "running_mean", "running_var")
+    for name, value in plain.items():
+        wanted = value if name.endswith(statistics) else value - np.float32(0.1) * correction[name]
+        np.testing.assert_allclose(added[name], wanted, atol=2e-6)
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_a_resumed_training_equals_an_unbroken_one(make: Maker, digits: ArrayDataset, optimizer: str) -> None:
     states: list[FitState] = []

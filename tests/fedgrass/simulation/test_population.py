@@ -102,6 +102,33 @@ def test_dividing_gives_each_example_to_one_device(scheme: str) -> None:
     assert partition.starts[-1] == 300
 
 
+@pytest.mark.parametrize(("devices", "each"), [(10, 2), (7, 2), (12, 1), (30, 3), (5, 10), (5, 2)])
+def test_dividing_by_label_gives_each_device_exactly_so_many_labels_and_each_label_to_as_many_devices(
+    devices: int, each: int
+) -> None:
+    labels = np.repeat(np.arange(10), [30 + 7 * label for label in range(10)]) * 3 + 1  # not 0, 1, 2, …
+    for seed in range(5):
+        partition = divided(labels, devices, PartitionScheme.parse(f"shards:{each}"), seed=seed)
+        assert sorted(partition.indices) == list(range(len(labels)))
+        held = [set(labels[partition.of(device)]) for device in range(devices)]
+        assert {len(some) for some in held} == {each}
+        holders = [sum(label in some for some in held) for label in set(labels)]
+        assert max(holders) - min(holders) <= 1
+        for label in set(labels):
+            parts = [n for d in range(devices) if (n := int((labels[partition.of(d)] == label).sum()))]
+            assert max(parts) - min(parts) <= 1
+
+
+def test_labels_that_cannot_be_divided_so_are_an_error_that_says_why() -> None:
+    for devices, each, match in (
+        (10, 11, "have 10 labels"),
+        (3, 3, "leave out labels"),
+        (400, 1, "30 examples for 40"),
+    ):
+        with pytest.raises(DataError, match=match):
+            divided(LABELS, devices, PartitionScheme.parse(f"shards:{each}"), seed=0)
+
+
 def test_a_device_at_rest_costs_its_examples_numbers() -> None:
     partition = drawn(LABELS, 1000, 40, PartitionScheme.parse("dirichlet:0.3"), seed=0)
     assert partition.indices.nbytes + partition.starts.nbytes < 200_000

@@ -221,6 +221,24 @@ def test_your_own_examples_are_taken_from_a_file(tmp_path: Path) -> None:
         run(tmp_path / "wide", data=str(tmp_path / "wide.npz"))
 
 
+def test_a_file_of_ones_own_judges_the_models_and_leaves_all_the_data_to_the_devices(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.random((60, 8, 8, 1), np.float32), np.arange(60, dtype=np.int32) % 10
+    np.savez(tmp_path / "mine.npz", x=x, y=y)
+    np.savez(tmp_path / "judge.npz", x=x[:30], y=y[:30])
+    options: dict[str, Any] = {"data": str(tmp_path / "mine.npz"), "examples": 0, "devices": 10, "cohort": 10, "partition": "shards:2"}
+    report = run(tmp_path / "s", evaluation=str(tmp_path / "judge.npz"), rounds=1, **options)
+    assert report.final.examples == 30
+    assert sum(update.num_examples for update in open_report(tmp_path / "s")[1][0].report.updates) == 60
+    with refused("another evaluation"):
+        run(tmp_path / "s", evaluation="", rounds=2, resume=True, **options)
+    np.savez(tmp_path / "wide.npz", x=np.zeros((9, 9), np.float32), y=np.zeros(9, np.int32))
+    with pytest.raises(DataError, match="shape"):
+        run(tmp_path / "w", evaluation=str(tmp_path / "wide.npz"), rounds=1, **options)
+    with pytest.raises(DataError, match="nowhere"):
+        run(tmp_path / "n", evaluation=str(tmp_path / "nowhere.npz"), rounds=1, **options)
+
+
 def test_a_report_is_the_same_document_as_a_real_rounds(plain: Path) -> None:
     line = json.loads((plain / "rounds.jsonl").read_text().splitlines()[-1])
     entry = line["report"]["updates"][0]

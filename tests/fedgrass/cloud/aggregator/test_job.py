@@ -12,11 +12,14 @@ from sklearn.datasets import load_digits
 from fedgrass.bundle import Bundle, Parameters
 from fedgrass.cloud.aggregator.evaluate import BEST, Evaluator, publish_best
 from fedgrass.cloud.aggregator.report import summary
+from fedgrass.cloud.ending.announcement import task_of
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import BundleError, DataError, EngineError, ReleaseError, TransferError
+from fedgrass.protocol.messages import ServerState
 from fedgrass.protocol.names import GLOBAL_MODEL, evaluation_key, model_prefix, report_key, report_prefix
 from fedgrass.protocol.report import Best, Evaluation, RoundReport
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.tables import load_round, load_state
 from fedgrass.update import write_update
 from tests.fedgrass.cloud.aggregator.conftest import (
     FLEET,
@@ -240,6 +243,19 @@ def test_between_two_releases_the_model_is_published_for_the_next_round_and_for_
     assert published(fleet, tmp_path / "published").manifest.parameters_sha256 == report.model.parameters_sha256
     assert not fleet.greengrass.components
     assert not fleet.greengrass.deployments
+
+
+def test_the_fleets_next_base_says_what_the_strategy_left_beside_it(fleet: Fleet) -> None:
+    for seed, thing in enumerate(["press-a", "press-b", "press-c"]):
+        fleet.put_update(thing, seed, metrics={"step_length": 0.5})
+    fleet.settings = FleetSettings.model_validate({"strategy": {"name": "scaffold"}})
+    report = fleet.run()
+    assert report.outcome == "released", report.reason
+    model = load_state(fleet.clients.rounds, FLEET).model
+    assert model is not None
+    assert model.state == ServerState(strategy="scaffold", sha256=report.server_state_sha256 or "")
+    record = load_round(fleet.clients.rounds, FLEET, ROUND)
+    assert task_of(record, "bucket").fit.control == "scaffold"
 
 
 def test_every_nth_round_releases_its_model(fleet: Fleet) -> None:

@@ -127,6 +127,9 @@ def test_a_model_that_was_only_the_base_of_the_next_round_is_released_and_is_a_w
 def test_the_server_s_state_goes_with_a_held_model(mill: Mill, tmp_path: Path) -> None:
     record = mill.run(release="never", strategy={"name": "fedavgm"})
     released = release(mill.account, HELD)
+    assert released.base.state is not None
+    assert released.base.state.strategy == "fedavgm"
+    assert released.base == tables.load_state(mill.clients.rounds, FLEET).model
     assert load_state(mill.clients.bucket, released.base, record.settings.strategy.made(), tmp_path)
 
 

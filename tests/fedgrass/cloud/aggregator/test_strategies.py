@@ -31,6 +31,7 @@ N, SIZE = 11, 40
 EXAMPLES = np.arange(1, N + 1)
 STEPS = 1 + np.arange(N) % 4
 LOSSES = 0.1 + np.arange(N) / 3
+LENGTHS = 0.05 * STEPS
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     deltas[4] *= 30
     contents = {}
     for i, delta in enumerate(deltas):
-        metrics = {"steps": float(STEPS[i]), "loss": float(LOSSES[i])}
+        metrics = {"steps": float(STEPS[i]), "loss": float(LOSSES[i]), "step_length": float(LENGTHS[i])}
         contents[f"t{i:02d}"] = update_of(base, f"t{i:02d}", delta, num_examples=int(EXAMPLES[i]), metrics=metrics)
     return Cohort(base, deltas, Memory(contents))
 
@@ -137,6 +138,13 @@ REFERENCES: list[tuple[str, dict[str, Any], Callable[[Doubles], Doubles]]] = [
     ),
     ("fedprox", {}, lambda d: mean(d, EXAMPLES)),
     ("fednova", {}, lambda d: mean(d / STEPS[:, None], EXAMPLES) * np.average(STEPS, weights=EXAMPLES)),
+    ("scaffold", {}, lambda d: mean(d / LENGTHS[:, None], EXAMPLES) * np.average(LENGTHS, weights=EXAMPLES)),
+    (
+        "scaffold",
+        {"weighting": "equal", "learning_rate": 0.5},
+        lambda d: 0.5 * mean(d / LENGTHS[:, None], None) * LENGTHS.mean(),
+    ),
+    ("feddyn", {}, lambda d: 2 * mean(d, EXAMPLES)),
     ("qfedavg", {"q": 2.0, "learning_rate": 0.5}, lambda d: qfedavg(d, 2.0, 0.5)),
     ("fedbuff", {}, lambda d: mean(d, EXAMPLES)),
     ("median", {}, lambda d: np.median(d, axis=0)),
@@ -176,11 +184,22 @@ def _adaptive(beta_1: float, second: Callable[[Doubles, Doubles], Doubles]) -> A
     return step
 
 
+def _scaffold(d: Doubles, state: dict[str, Doubles]) -> Doubles:
+    return d  # what it keeps changes nothing on the server
+
+
+def _feddyn(d: Doubles, state: dict[str, Doubles]) -> Doubles:
+    state["m"] = state["m"] + d
+    return d + state["m"]
+
+
 OPTIMIZERS: list[tuple[str, dict[str, Any], Any]] = [
     ("fedavgm", {"learning_rate": 0.5, "momentum": 0.9}, _momentum),
     ("fedadagrad", {}, _adaptive(0.0, lambda v, s: v + s)),
     ("fedadam", {}, _adaptive(0.9, lambda v, s: 0.99 * v + 0.01 * s)),
     ("fedyogi", {}, _adaptive(0.9, lambda v, s: v - 0.01 * s * np.sign(v - s))),
+    ("scaffold", {}, _scaffold),
+    ("feddyn", {}, _feddyn),
 ]
 
 
@@ -196,7 +215,7 @@ def test_a_server_optimizer_goes_on_from_the_state_that_lies_beside_the_model(
         delta = np.random.default_rng(number).normal(size=size).astype(np.float32)
         folder = tmp_path / f"updates{number}"
         folder.mkdir()
-        (folder / "a.safetensors").write_bytes(update_of(base, "a", delta))
+        (folder / "a.safetensors").write_bytes(update_of(base, "a", delta, metrics={"step_length": 0.3}))
         found = aggregate_folder(base.folder, folder, tmp_path / str(number), strategy_named(name, **options))
         wanted += step(delta.astype(np.float64), state)
         assert found.parameters is not None
@@ -206,6 +225,21 @@ def test_a_server_optimizer_goes_on_from_the_state_that_lies_beside_the_model(
     assert set(read_state(left, base.manifest.parameters_sha256, strategy_named(name))) == set(found.state) != set()
     assert read_state(left, "0" * 64, strategy_named(name)) == {}, "another model's"
     assert read_state(left, base.manifest.parameters_sha256, strategy_named("fedavg")) == {}, "another strategy's"
+
+
+def test_the_fleets_control_variate_is_the_mean_of_the_devices_gradients_by_how_many_took_part(cohort: Cohort) -> None:
+    before = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    for devices, share in ((N, 1.0), (4 * N, 0.25), (0, 1.0), (N - 1, 1.0)):
+        found = combine(
+            cohort.base,
+            cohort.source,
+            strategy=strategy_named("scaffold", weighting="equal"),
+            devices=devices,
+            state={"control": before},
+        )
+        gradients = -cohort.deltas.astype(np.float64) / LENGTHS[:, None]
+        wanted = (1 - share) * before + share * gradients.mean(axis=0)
+        np.testing.assert_allclose(found.state["control"], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_every_strategy_that_can_be_named_is_tried_here() -> None:

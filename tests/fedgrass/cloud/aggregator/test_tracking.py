@@ -30,7 +30,7 @@ __all__ = ["mlflow_server"]
 
 ARN = "arn:aws:sagemaker:eu-central-1:123456789012:mlflow-tracking-server/lab"
 REPORT = "s3://fedgrass-test/report.json"
-ENTRY = {"version": "1.2.0", "parameters_sha256": "a" * 64, "graph_sha256": "b" * 64}
+ENTRY: dict[str, Any] = {"version": "1.2.0", "parameters_sha256": "a" * 64, "graph_sha256": "b" * 64}
 
 
 @pytest.fixture
