@@ -226,7 +226,13 @@ def test_a_file_of_ones_own_judges_the_models_and_leaves_all_the_data_to_the_dev
     x, y = rng.random((60, 8, 8, 1), np.float32), np.arange(60, dtype=np.int32) % 10
     np.savez(tmp_path / "mine.npz", x=x, y=y)
     np.savez(tmp_path / "judge.npz", x=x[:30], y=y[:30])
-    options: dict[str, Any] = {"data": str(tmp_path / "mine.npz"), "examples": 0, "devices": 10, "cohort": 10, "partition": "shards:2"}
+    options: dict[str, Any] = {
+        "data": str(tmp_path / "mine.npz"),
+        "examples": 0,
+        "devices": 10,
+        "cohort": 10,
+        "partition": "shards:2",
+    }
     report = run(tmp_path / "s", evaluation=str(tmp_path / "judge.npz"), rounds=1, **options)
     assert report.final.examples == 30
     assert sum(update.num_examples for update in open_report(tmp_path / "s")[1][0].report.updates) == 60
