@@ -132,6 +132,8 @@ def round_panel(record: RoundRecord) -> Panel:
         facts.add_row("used", f"{record.participants} used, {record.quarantined} quarantined")
     if record.accuracy is not None:
         facts.add_row("accuracy", percent(record.accuracy))
+    if record.privacy is not None and record.privacy.said:
+        facts.add_row("privacy", record.privacy.said)
     if record.loss is not None:
         facts.add_row("loss", f"{record.loss:.4g}")
     if record.metrics:

@@ -1,13 +1,14 @@
 """What a fleet has spent of its privacy, and whether another round may spend more. Needs no accountant: the aggregator has one.
 
-Every round that opens with noise counts, whatever becomes of it: what was asked of the devices cannot be unasked.
+Every round that opens counts, whatever becomes of it: what was asked of the devices cannot be unasked. One without noise counts
+too: whatever learnt in it has no finite ε, and noise before and after does not give it one.
 """
 
 from __future__ import annotations
 
 import math
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from fedgrass.protocol.messages import Finite
 from fedgrass.protocol.settings import Privacy
@@ -18,25 +19,68 @@ class _Part(BaseModel):
 
 
 class Spend(_Part):
-    """Rounds with the same noise. ``fraction`` is the share of devices in each of them, where that may be counted; else 1."""
+    """Rounds with the same noise. ``fraction`` is the share of devices in each of them, where that may be counted; else 1.
+
+    ``sensitivity`` is how far what the noise was added to may change between two fleets that must not be told apart, in units of
+    the clipping norm: 1 where one device's update is zero in one of them, 2 where it may be any two.
+    """
 
     noise_multiplier: float = Field(gt=0)
+    sensitivity: float = Field(default=1.0, gt=0)
     fraction: float = Field(default=1.0, gt=0, le=1)
     rounds: int = Field(default=1, ge=1)
 
+    @property
+    def relative_noise(self) -> float:
+        """Standard deviation of the noise in units of the sensitivity: what an accountant asks for."""
+        return self.noise_multiplier / self.sensitivity
+
 
 class PrivacyLedger(_Part):
-    """All rounds with noise so far, and the (ε, δ) that the accountant made of them.
+    """All rounds so far, and the (ε, δ) that the accountant made of those with noise.
 
-    ``epsilon`` is for the first ``judged`` rounds, and ``next_epsilon`` for one more like the last of them: what came later has
-    not been judged yet.
+    ``epsilon`` is for the first ``judged`` rounds with noise, and ``next_epsilon`` for one more like the last of them: what came
+    later has not been judged yet. ``epsilon_renyi`` is what Rényi accounting makes of the same rounds. There is none of these if
+    a round without noise is among them (``bare`` such rounds, the last of them ``last_bare``) from round ``since`` on.
     """
 
     spends: tuple[Spend, ...] = Field(default=(), max_length=1000)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     judged: int = Field(default=0, ge=0)
     epsilon: Finite | None = None
+    epsilon_renyi: Finite | None = None
     next_epsilon: Finite | None = None
+    bare: int = Field(default=0, ge=0)
+    last_bare: int = Field(default=0, ge=0)
+    since: int = Field(default=0, ge=0)
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether a round without noise is in the account, so that no ε is finite."""
+        return self.last_bare >= max(1, self.since)
+
+    @property
+    def neighbours(self) -> str:
+        """Say between which two fleets nobody can tell by more than ε, in words."""
+        if any(spend.sensitivity < 2 for spend in self.spends):
+            return "with or without one device's updates"
+        return "whatever one device's updates are"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def said(self) -> str:
+        """What is spent, in words; empty if there was never any noise."""
+        if not self.spends:
+            return ""
+        if self.unbounded:
+            return (
+                f"no finite ε: {self.bare} rounds were without noise, the last of them round {self.last_bare}; noise in "
+                f"{self.rounds} others does not undo them"
+            )
+        if self.epsilon is None:
+            return ""
+        since = f", from round {self.since} on: what came before is in no account" if self.since else ""
+        return f"ε {self.epsilon:.4g} at δ {self.delta:g}, {self.neighbours}{since}"
 
     @property
     def rounds(self) -> int:
@@ -49,14 +93,17 @@ class PrivacyLedger(_Part):
         new = _spend(privacy, fraction)
         if spends and spends[-1].model_copy(update={"rounds": 1}) == new:
             new = new.model_copy(update={"rounds": spends.pop().rounds + 1})
-        return self.model_copy(update={"spends": (*spends, new), "delta": privacy.delta})
+        return self.model_copy(update={"spends": (*spends, new), "delta": privacy.delta, "since": privacy.account_from})
+
+    def with_bare(self, number: int) -> PrivacyLedger:
+        """Return the ledger with a round without noise, of this number."""
+        nothing = {"epsilon": None, "epsilon_renyi": None, "next_epsilon": None, "judged": 0}
+        return self.model_copy(update={"bare": self.bare + 1, "last_bare": number, **nothing})
 
     def projected(self, privacy: Privacy, fraction: float) -> float | None:
         """Return an upper bound of ε after one more round; None if only the accountant can tell.
 
-        The accountant's own word, where it judged this very case. Otherwise that of zero-concentrated differential
-        privacy, which is a little larger: ρ + 2√(ρ ln 1/δ) with ρ = Σ 1/(2z²) (Bun and Steinke, TCC 2016,
-        https://arxiv.org/abs/1605.02065), and which knows nothing of sampling.
+        The accountant's own word, where it judged this very case. Otherwise `gaussian_epsilon`, which knows nothing of sampling.
         """
         new = _spend(privacy, fraction)
         after = self.charged(privacy, fraction)
@@ -69,10 +116,42 @@ class PrivacyLedger(_Part):
             return self.next_epsilon
         if new.fraction < 1:
             return None
-        rho = sum(spend.rounds / (2 * spend.noise_multiplier**2) for spend in after.spends)
-        return rho + 2 * math.sqrt(rho * math.log(1 / privacy.delta))
+        return gaussian_epsilon(
+            sum(spend.rounds / (2 * spend.relative_noise**2) for spend in after.spends), privacy.delta
+        )
+
+
+def gaussian_epsilon(rho: float, delta: float) -> float:
+    """Return ε at δ of Gaussian noise that is ρ-zCDP: ρ = 1/(2z²) for noise z times the sensitivity, added up over rounds.
+
+    It is the Gaussian's own curve (Balle and Wang, ICML 2018, https://arxiv.org/abs/1805.06530, theorem 8); above 700 the
+    bound of zero-concentrated privacy, ρ + 2√(ρ ln 1/δ) (Bun and Steinke, TCC 2016, https://arxiv.org/abs/1605.02065).
+    """
+    shift, low, high = math.sqrt(2 * rho), 0.0, rho + 2 * math.sqrt(rho * math.log(1 / delta))
+    if not 0 < high < _MOST_EXPONENT:
+        return high
+    for _ in range(60):
+        middle = (low + high) / 2
+        near, far = (side * shift / 2 + middle / shift for side in (-1, 1))
+        if _tail(near) - math.exp(middle) * _tail(far) > delta:
+            low = middle
+        else:
+            high = middle
+    return high * (1 + 1e-9)
+
+
+_MOST_EXPONENT = 700.0
+
+
+def _tail(at: float) -> float:
+    """Return the probability that a standard normal number is larger."""
+    return math.erfc(at / math.sqrt(2)) / 2
 
 
 def _spend(privacy: Privacy, fraction: float) -> Spend:
     counts = privacy.mode == "central" and privacy.secret_cohort
-    return Spend(noise_multiplier=privacy.noise_multiplier, fraction=fraction if counts else 1.0)
+    # An update that is seen by itself may be any two for the one who looks; a sum hides whether there was one.
+    sensitivity = 2.0 if privacy.mode == "local" else 1.0
+    return Spend(
+        noise_multiplier=privacy.noise_multiplier, sensitivity=sensitivity, fraction=fraction if counts else 1.0
+    )

@@ -130,6 +130,7 @@ class Privacy(_Settings):
 
     ``central``: the aggregator clips every update to ``clip_norm``, counts all alike, and adds noise to their mean.
     ``local``: each device clips its update and adds noise to it before it leaves.
+    With ``epsilon_budget``, rounds without noise are refused: they have no finite ε.
     """
 
     mode: Literal["none", "central", "local"] = "none"
@@ -140,6 +141,11 @@ class Privacy(_Settings):
     delta: float = Field(default=1e-5, gt=0, lt=1, description="Less than one over the number of devices")
     epsilon_budget: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="A round that would pass it is refused. 0 sets no bound"
+    )
+    account_from: int = Field(
+        default=0,
+        ge=0,
+        description="First round that counts: rounds without noise before it are left out of the account, which says so. 0: all",
     )
     secret_cohort: bool = Field(
         default=False, description="Assume the cohort is secret, so that sampling amplification lowers the ε spent"

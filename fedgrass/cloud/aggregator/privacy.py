@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
 from fedgrass.noise import Grid
@@ -54,12 +58,16 @@ def noise_of(privacy: Privacy, seed: str) -> Gaussian | None:
 
 def judged(ledger: PrivacyLedger) -> PrivacyLedger:
     """Return the ledger with the accountant's figures: what is spent, and what one more round like the last would make it."""
-    last = ledger.spends[-1]
+    if ledger.unbounded:
+        return ledger
+    more = (*ledger.spends, ledger.spends[-1].model_copy(update={"rounds": 1}))
+    found, following = accounted(ledger.spends, ledger.delta), accounted(more, ledger.delta)
     return ledger.model_copy(
         update={
             "judged": ledger.rounds,
-            "epsilon": epsilon(ledger.spends, ledger.delta),
-            "next_epsilon": epsilon((*ledger.spends, last.model_copy(update={"rounds": 1})), ledger.delta),
+            "epsilon": found.best,
+            "epsilon_renyi": found.renyi,
+            "next_epsilon": following.best,
         }
     )
 
@@ -69,23 +77,65 @@ def beyond_budget(ledger: PrivacyLedger, privacy: Privacy) -> str:
 
     What the opening could not tell, because it has no accountant, is told here, before anything leaves the aggregator.
     """
+    if ledger.unbounded and privacy.epsilon_budget > 0:
+        return f"{ledger.said}; the budget is {privacy.epsilon_budget:g}"
     if ledger.epsilon is None or not 0 < privacy.epsilon_budget < ledger.epsilon:
         return ""
     return f"with this round ε would be {ledger.epsilon:.4g} at δ = {ledger.delta:g}; the budget is {privacy.epsilon_budget:g}"
 
 
-def epsilon(spends: tuple[Spend, ...], delta: float) -> float:
-    """Return ε at δ of all these rounds together, by Rényi accounting (Mironov, CSF 2017, https://arxiv.org/abs/1702.07476).
+@dataclass(frozen=True)
+class Accounted:
+    """Two upper bounds of the same ε: by Rényi divergences, and by the distribution of the privacy loss, if that was computed."""
 
-    Two fleets are neighbours if one device's updates are all zero in one of them. The library is Google's ``dp-accounting``.
+    renyi: float
+    loss: float | None
+
+    @property
+    def best(self) -> float:
+        """The smaller one: both hold."""
+        return self.renyi if self.loss is None else min(self.renyi, self.loss)
+
+
+def epsilon(spends: tuple[Spend, ...], delta: float) -> float:
+    """Return ε at δ of all these rounds together, as `accounted`."""
+    return accounted(spends, delta).best
+
+
+_MOST_EPSILON = 40.0
+"""Above it the distribution of the privacy loss takes minutes, and says nothing that matters."""
+
+
+def accounted(spends: tuple[Spend, ...], delta: float) -> Accounted:
+    """Return ε at δ of all these rounds together, by two accountants of Google's ``dp-accounting``.
+
+    Rényi accounting (Mironov, CSF 2017, https://arxiv.org/abs/1702.07476), and privacy-loss distributions (Koskela et al.,
+    AISTATS 2020, https://arxiv.org/abs/1906.03049), which are tight; without sampling the Gaussian's own curve (Balle and
+    Wang, ICML 2018, https://arxiv.org/abs/1805.06530). Two fleets are neighbours if one device's updates are all zero
+    in one of them (``REPLACE_SPECIAL``); where any two updates are meant, the sensitivity of the rounds says so.
     """
     import dp_accounting  # takes seconds, which other rounds should not pay
+    from dp_accounting.pld import PLDAccountant
     from dp_accounting.rdp import RdpAccountant
 
-    accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+    whole = [spend for spend in spends if spend.fraction == 1]
+    # Gaussian noise that is drawn several times hides as much as that drawn once which is less by the root of their number.
+    precision = sum(spend.rounds / spend.relative_noise**2 for spend in whole)
+    together = 1 / math.sqrt(precision) if whole else None
+    events = [] if together is None else [(dp_accounting.GaussianDpEvent(together), 1)]
     for spend in spends:
-        event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(spend.noise_multiplier)
         if spend.fraction < 1:
-            event = dp_accounting.PoissonSampledDpEvent(spend.fraction, event)
-        accountant.compose(event, spend.rounds)
-    return float(accountant.get_epsilon(delta))
+            event = dp_accounting.GaussianDpEvent(spend.relative_noise)
+            events.append((dp_accounting.PoissonSampledDpEvent(spend.fraction, event), spend.rounds))
+
+    def by(accountant: Any) -> float:
+        for event, count in events:
+            accountant.compose(event, count)
+        return float(accountant.get_epsilon(delta))
+
+    neighbours = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
+    renyi = by(RdpAccountant(neighboring_relation=neighbours))
+    if together is not None and len(events) == 1:
+        return Accounted(renyi, float(dp_accounting.get_epsilon_gaussian(together, delta)))
+    loss = by(PLDAccountant(neighboring_relation=neighbours)) if renyi < _MOST_EPSILON else None
+    return Accounted(renyi, loss)

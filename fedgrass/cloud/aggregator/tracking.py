@@ -172,7 +172,7 @@ def metrics(report: RoundReport) -> dict[str, float]:
             found[prefix + "loss"] = evaluation.loss
             found |= {} if evaluation.accuracy is None else {prefix + "accuracy": evaluation.accuracy}
             found |= {prefix + name: value for name, value in evaluation.metrics.items()}
-    if report.privacy is not None and report.privacy.epsilon is not None:
+    if report.privacy is not None and report.privacy.epsilon is not None and not report.privacy.unbounded:
         found["epsilon"] = report.privacy.epsilon
     return found
 

@@ -156,6 +156,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         raise RoundRefusedError(
             f"fleet {fleet!r} has no model to start from; publish one with `fedgrass model publish DIR`"
         )
+    ledger = _charged(fleet, state.last + 1, state.privacy, settings)
     record = RoundRecord(
         fleet=fleet,
         round=state.last + 1,
@@ -169,7 +170,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         quorum=max(settings.min_updates, math.ceil(settings.quorum * asked)),
         opened_at=now,
         deadline=now + timedelta(seconds=settings.deadline_seconds),
-        privacy=_charged(fleet, state.privacy, settings),
+        privacy=ledger if ledger.spends else None,
     )
     # Before the lock: a device may answer the moment the round is announced, and its answer is counted by the roster.
     # One that no round comes to use expires.
@@ -179,7 +180,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         alive=[member.thing for member in alive],
         asked={thing for thing in able if is_member(cohort.salt, cohort.fraction, thing)},
     )
-    if not _take_lock(services, state, state.model, record):
+    if not _take_lock(services, state, state.model, record, ledger):
         holder = load_state(services.rounds, fleet).open
         raise RoundRefusedError(
             _is_open(fleet, holder)
@@ -189,11 +190,25 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
     return record
 
 
-def _charged(fleet: str, ledger: PrivacyLedger, settings: FleetSettings) -> PrivacyLedger | None:
-    """Return what is spent with one more round; None without noise. Raises `RoundRefusedError` if that is too much."""
+def _charged(fleet: str, number: int, ledger: PrivacyLedger, settings: FleetSettings) -> PrivacyLedger:
+    """Return what is spent with one more round. Raises `RoundRefusedError` if that is too much."""
     privacy = settings.privacy
-    if privacy.mode == "none" or settings.task == "evaluate":
-        return None
+    if settings.task == "evaluate":
+        return ledger
+    if privacy.mode == "none":
+        if privacy.epsilon_budget > 0:
+            raise RoundRefusedError(
+                f"fleet {fleet!r}: the budget is ε {privacy.epsilon_budget:g} (privacy.epsilon_budget), and a round without "
+                "noise has no finite ε. Set privacy.mode, or privacy.epsilon_budget to 0"
+            )
+        return ledger.with_bare(number)
+    after = ledger.charged(privacy, settings.fraction)
+    if privacy.epsilon_budget > 0 and after.unbounded:
+        raise RoundRefusedError(
+            f"fleet {fleet!r}: {ledger.bare} of its rounds were without noise, the last of them round {ledger.last_bare}; what "
+            f"learnt in them has no finite ε, and no budget ({privacy.epsilon_budget:g}) can be kept. Publish a model that has "
+            f"not learnt from these data and set privacy.account_from to {number}, or set privacy.epsilon_budget to 0"
+        )
     projected = ledger.projected(privacy, settings.fraction)
     if projected is not None and 0 < privacy.epsilon_budget < projected:
         raise RoundRefusedError(
@@ -201,10 +216,10 @@ def _charged(fleet: str, ledger: PrivacyLedger, settings: FleetSettings) -> Priv
             f"{privacy.epsilon_budget:g} (privacy.epsilon_budget; {ledger.rounds} rounds are spent). "
             "Keep the model as it is, or decide on a larger budget"
         )
-    return ledger.charged(privacy, settings.fraction)
+    return after
 
 
-def _take_lock(services: Services, state: FleetState, model: Base, record: RoundRecord) -> bool:
+def _take_lock(services: Services, state: FleetState, model: Base, record: RoundRecord, ledger: PrivacyLedger) -> bool:
     """Write lock and record together, if nobody did since ``state`` was read, and the execution is not known to have ended."""
     lock = OpenRound(round=record.round, execution=record.execution, opened_at=record.opened_at)
     # All that was read above may have changed since: each piece of it is a condition, so that whoever writes first is
@@ -220,8 +235,8 @@ def _take_lock(services: Services, state: FleetState, model: Base, record: Round
     else:
         condition += "attribute_not_exists(#last)"
     put = {"open": lock.model_dump(mode="json"), "last": record.round}
-    if record.privacy is not None:
-        put["privacy"] = record.privacy.model_dump(mode="json")
+    if ledger != state.privacy:
+        put["privacy"] = ledger.model_dump(mode="json", exclude_none=True)
     take = change(put=put, remove=["reserved"], condition=condition, values=values)
     table = services.rounds
     ended = {"fleet": record.fleet, "key": ended_key(record.execution)}

@@ -10,7 +10,7 @@ from fedgrass import tensors
 from fedgrass.cloud.aggregator import combination
 from fedgrass.cloud.aggregator.arithmetic import UNIT, Rounded, WholeSteps
 from fedgrass.cloud.aggregator.job import RoundJob
-from fedgrass.cloud.aggregator.privacy import Gaussian, epsilon, judged, noise_of
+from fedgrass.cloud.aggregator.privacy import Gaussian, accounted, epsilon, judged, noise_of
 from fedgrass.cloud.aggregator.rows import Accumulator
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.errors import ConfigurationError
@@ -170,3 +170,13 @@ def test_sums_in_steps_are_exact_so_that_one_update_changes_them_by_itself(tmp_p
             sums.append(lane.finish())
         exact = np.array_equal(sums[0] - sums[1], grid.quantized(rows[0]))
         assert exact == isinstance(terms, WholeSteps)
+
+
+def test_two_accountants_agree_and_the_tighter_one_counts() -> None:
+    sampled = (Spend(noise_multiplier=1.0, fraction=0.01, rounds=1_000), Spend(noise_multiplier=4.0))
+    found = accounted(sampled, 1e-5)
+    assert found.loss is not None
+    assert 0.8 * found.renyi < found.loss == found.best < found.renyi
+    loud = accounted((Spend(noise_multiplier=0.05, fraction=0.5, rounds=100),), 1e-5)
+    assert loud.loss is None
+    assert loud.best == loud.renyi > 40

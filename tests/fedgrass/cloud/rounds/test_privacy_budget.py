@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import pytest
 
@@ -13,7 +14,7 @@ from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.protocol.messages import Announcement
-from fedgrass.protocol.privacy import PrivacyLedger, Spend
+from fedgrass.protocol.privacy import PrivacyLedger, Spend, gaussian_epsilon
 from fedgrass.protocol.settings import FleetSettings, Privacy
 from fedgrass.protocol.tables import load_state
 from tests.fedgrass.cloud.rounds.harness import EXECUTION, FLEET, Fleet
@@ -33,7 +34,8 @@ def test_a_round_with_noise_counts_when_it_opens_whatever_becomes_of_it(fleet: F
     assert fleet.open().privacy is None
     ended(fleet, 1)
     record = fleet.open(EXECUTION + "2", privacy=CENTRAL)
-    assert record.privacy == PrivacyLedger(spends=(Spend(noise_multiplier=2.0),)) == spent(fleet)
+    expected = PrivacyLedger(spends=(Spend(noise_multiplier=2.0),), bare=1, last_bare=1)
+    assert record.privacy == expected == spent(fleet)
     assert fleet.open(EXECUTION + "2", privacy=CENTRAL).round == 2  # the function runs again: nothing is spent twice
     ended(fleet, 2)
     fleet.open(EXECUTION + "3", privacy=CENTRAL)
@@ -117,6 +119,54 @@ def test_sampling_counts_only_where_the_operator_says_that_the_cohort_is_secret(
     assert ledger.charged(secret, 0.1).spends == (Spend(noise_multiplier=1.0, fraction=0.1),)
     assert ledger.projected(secret, 0.1) is None  # the aggregator judges before anything is published
     local = Privacy(mode="local", secret_cohort=True)
-    assert ledger.charged(local, 0.1).spends == (Spend(noise_multiplier=1.0),)
-    rho = 0.5
-    assert ledger.projected(local, 0.1) == pytest.approx(rho + 2 * math.sqrt(rho * math.log(1e5)))
+    assert ledger.charged(local, 0.1).spends == (Spend(noise_multiplier=1.0, sensitivity=2.0),)
+    rho = 2.0
+    assert ledger.projected(local, 0.1) == pytest.approx(gaussian_epsilon(rho, 1e-5)) == pytest.approx(9.997, abs=1e-3)
+
+
+def test_a_model_that_learnt_without_noise_between_rounds_with_it_has_no_finite_epsilon(fleet: Fleet) -> None:
+    """Central, none, none, central: Rényi accounting of the two with noise alone gives 7.08, which the model does not have."""
+    accountant = pytest.importorskip("fedgrass.cloud.aggregator.privacy")
+    pytest.importorskip("dp_accounting")
+    for number, mode in enumerate(("central", "none", "none", "central"), start=1):
+        fleet.open(f"{EXECUTION}{number}", privacy={"mode": mode, "noise_multiplier": 1.0})
+        ended(fleet, number)
+    ledger = accountant.judged(spent(fleet))
+    assert accountant.accounted(ledger.spends, 1e-5).renyi == pytest.approx(7.08, abs=0.005)
+    assert (ledger.unbounded, ledger.epsilon, ledger.next_epsilon) == (True, None, None)
+    assert ledger.said == (
+        "no finite ε: 2 rounds were without noise, the last of them round 3; noise in 2 others does not undo them"
+    )
+    assert accountant.beyond_budget(ledger, Privacy(mode="central", epsilon_budget=1e6)).startswith("no finite ε")
+    with pytest.raises(RoundRefusedError, match=r"2 of its rounds were without noise, .*round 3; .*account_from to 5"):
+        fleet.open(EXECUTION + "5", privacy={"mode": "central", "epsilon_budget": 1e6})
+    again = {"mode": "central", "noise_multiplier": 1.0, "epsilon_budget": 50.0, "account_from": 5}
+    record = fleet.open(EXECUTION + "5", privacy=again)
+    assert record.privacy is not None
+    said = accountant.judged(record.privacy).said
+    assert said.startswith("ε ")
+    assert "from round 5 on: what came before is in no account" in said
+
+
+def test_a_round_without_noise_is_refused_under_a_budget(fleet: Fleet) -> None:
+    with pytest.raises(RoundRefusedError, match="a round without noise has no finite ε"):
+        fleet.open(privacy={"epsilon_budget": 8.0})
+    assert fleet.announcement is None
+    fleet.open(task="evaluate", privacy={"mode": "central", "epsilon_budget": 8.0})
+    assert spent(fleet) == PrivacyLedger()  # nothing was learnt
+
+
+def test_an_update_that_is_seen_by_itself_is_accounted_for_as_any_of_two() -> None:
+    """One round with local noise of 1 on updates of norm 1: two of them may lie 2 apart, so 10.7 and not 4.7."""
+    accountant = pytest.importorskip("fedgrass.cloud.aggregator.privacy")
+    pytest.importorskip("dp_accounting")
+    local = PrivacyLedger().charged(Privacy(mode="local"), 1.0)
+    central = PrivacyLedger().charged(Privacy(mode="central"), 1.0)
+    assert accountant.accounted(local.spends, 1e-5).renyi == pytest.approx(10.73, abs=0.005)
+    assert accountant.accounted(central.spends, 1e-5).renyi == pytest.approx(4.73, abs=0.005)
+    assert accountant.judged(local).said == "ε 9.997 at δ 1e-05, whatever one device's updates are"
+    assert accountant.judged(central).said == "ε 4.377 at δ 1e-05, with or without one device's updates"
+    # The curve of two normal distributions that lie 2 apart (Balle and Wang, ICML 2018, theorem 8), by the standard library.
+    normal, epsilon = NormalDist().cdf, accountant.epsilon(local.spends, 1e-5)
+    delta = normal(1 - epsilon / 2) - math.exp(epsilon) * normal(-1 - epsilon / 2)
+    assert delta == pytest.approx(1e-5, rel=1e-3)
