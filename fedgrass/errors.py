@@ -235,6 +235,17 @@ class AggregationError(FedgrassError):
     code = "aggregation"
 
 
+class HelpersMissingError(AggregationError):
+    """Too few helpers gave the sums of the masks, so the sum of the updates stays closed.
+
+    Cause: Helpers were off, or refused: the message names each and why.
+
+    Remedy: See that the helpers run; the next round asks them again. The model is unchanged.
+    """
+
+    code = "helpers_missing"
+
+
 class OutOfMemoryError(AggregationError):
     """The Processing job of a round ran out of memory.
 

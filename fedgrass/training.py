@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.control import STEP_LENGTH, Control, ControlFiles, require_linear, step_length
 from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Measured, Metrics
-from fedgrass.errors import DataError, EngineError
+from fedgrass.errors import ConfigurationError, DataError, EngineError
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.metrics import others
+from fedgrass.tensors import Array
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import UpdateInfo, write_update
@@ -75,12 +76,15 @@ class TrainingFiles:
         File that keeps what a lossy codec leaves out for this device's next update (`ErrorFeedback`); None keeps nothing.
     control
         What strategies such as ``scaffold`` keep and need (`fedgrass.control`); None: this participant trains without.
+    keys
+        Folder of the device's signing key, which a round with secure aggregation needs.
     """
 
     update: Path
     checkpoint: Path
     residual: Path | None = None
     control: ControlFiles | None = None
+    keys: Path | None = None
 
 
 def train(
@@ -158,10 +162,13 @@ def train(
     # Tensor by tensor from the disk, if the engine told of each epoch: a large model is then not in memory twice.
     whole = last is not None and last.state.epoch >= announcement.fit.epochs
     local = last.state.parameters if last is not None and whole else fitted.parameters
-    header = fitted.header
+    header, examples = fitted.header, fitted.num_examples
     del fitted  # with what its engine lends, and so with the engine
     if control is not None:
         control.keep(base.stored_parameters(), local, header.metrics.get(STEP_LENGTH, 1.0))
+    if announcement.secure is not None:
+        info = _write_masked(files, base.stored_parameters(), local, header, examples, announcement)
+        return Trained(info, header.num_examples, header.metrics, seconds)
     info = write_update(
         files.update,
         base.stored_parameters(),
@@ -175,12 +182,40 @@ def train(
     return Trained(info, header.num_examples, header.metrics, seconds)
 
 
+def _write_masked(
+    files: TrainingFiles,
+    base: Mapping[str, Array],
+    local: Mapping[str, Array],
+    header: UpdateHeader,
+    examples: int,
+    announcement: Announcement,
+) -> UpdateInfo:
+    # Not every device has the library that it needs.
+    from fedgrass.secure.device import context_of, masked, signing_key
+
+    if files.keys is None or announcement.secure is None:
+        raise ConfigurationError("secure: this participant has no folder for a key, so it cannot mask its update")
+    update = masked(
+        base,
+        local,
+        header,
+        examples,
+        announcement.secure,
+        context_of(announcement),
+        signing_key(files.keys),
+        clip_norm=announcement.update.clip_norm,
+    )
+    sha256 = update.save(files.update)
+    return UpdateInfo(sha256, files.update.stat().st_size, 0.0)
+
+
 @dataclass(frozen=True)
 class Fitted:
-    """What a device has learnt, and what its update will say of itself."""
+    """What a device has learnt, and what its update will say of itself; ``num_examples`` are the true ones."""
 
     parameters: Parameters
     header: UpdateHeader
+    num_examples: int = 1
 
 
 def fit(
@@ -218,7 +253,7 @@ def fit(
     Returns
     -------
     Fitted
-        The parameters, and the header of the update. Where the update will have noise, the header has no figures.
+        The parameters, and the header of the update. Where the update will have noise or masks, the header has no figures.
 
     Raises
     ------
@@ -251,8 +286,8 @@ def fit(
     if announcement.fit.control == "scaffold":
         found[STEP_LENGTH] = step_length(manifest.optimizer, rate, result.steps)
     metrics, num_examples = _measured(engine, data, result, found), result.num_examples
-    if announcement.update.noise_multiplier > 0:
-        # The noise hides the update; exact figures beside it would give away what it hides.
+    if announcement.update.noise_multiplier > 0 or announcement.secure is not None:
+        # Noise, or masks, hide the update; exact figures beside it would give away what they hide.
         metrics, num_examples = {}, 1
     header = UpdateHeader(
         fleet=announcement.fleet,
@@ -263,7 +298,7 @@ def fit(
         num_examples=num_examples,
         metrics=metrics,
     )
-    return Fitted(result.parameters, header)
+    return Fitted(result.parameters, header, result.num_examples)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ _OUTCOME_STYLES = {
     "advanced": "green",
     "held": "yellow",
     "insufficient_updates": "yellow",
+    "helpers_missing": "yellow",
     "failed": "red",
     "cancelled": "red",
     "active": "green",

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from fedgrass.errors import MessageError, first_problem
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version, parameters_key
+from fedgrass.protocol.secure import SecureTask
 from fedgrass.protocol.sums import MAX_TEXT
 
 MAX_MESSAGE_BYTES = 4096
@@ -195,6 +196,7 @@ class Announcement(Message):
     cohort: Cohort
     fit: FitTask = FitTask()
     update: UpdateTask = UpdateTask()
+    secure: SecureTask | None = None
     upload: Upload
 
 

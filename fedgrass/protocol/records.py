@@ -42,7 +42,15 @@ MODEL_SUFFIX = "#model"
 
 Phase = Literal["collecting", "aggregating", "rolling_out", "closed"]
 RoundOutcome = Literal[
-    "released", "refused", "advanced", "held", "evaluated", "insufficient_updates", "failed", "cancelled"
+    "released",
+    "refused",
+    "advanced",
+    "held",
+    "evaluated",
+    "insufficient_updates",
+    "helpers_missing",
+    "failed",
+    "cancelled",
 ]
 ModelOutcome = Literal["active", "refused", "rolled_back"]
 

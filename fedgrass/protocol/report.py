@@ -13,8 +13,11 @@ from fedgrass.protocol.metrics import others
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
 
-Outcome = Literal["released", "advanced", "held", "insufficient_updates"]
-"""``advanced``: the model is the base of the next round, and devices do not get it otherwise."""
+Outcome = Literal["released", "advanced", "held", "insufficient_updates", "helpers_missing"]
+"""``advanced``: the model is the base of the next round, and devices do not get it otherwise.
+
+``helpers_missing``: with secure aggregation, too few helpers opened the sum.
+"""
 
 ADOPTED: frozenset[str] = frozenset({"released", "advanced"})
 """Outcomes of a round whose model is the base of the next one."""

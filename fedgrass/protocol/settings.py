@@ -13,6 +13,8 @@ from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.metrics import Metric
+from fedgrass.protocol.secure import SecureTask
+from fedgrass.protocol.secure_settings import Secure, counts_alike, require_sums_are_enough
 
 
 class _Settings(BaseModel):
@@ -55,38 +57,39 @@ class Strategy(_Settings):
     @property
     def staleness(self) -> int:
         """Number of earlier rounds whose late updates are taken; 0 where only the aggregator can know."""
-        found = self._known()
+        found = self.known()
         return 0 if found is None else found.staleness
 
     @property
     def uses_one_instance(self) -> bool:
         """Whether more instances than one would have nothing to do."""
-        found = self._known()
+        found = self.known()
         return found is None or found.needs_all
 
     @property
     def weighs_by_metrics(self) -> bool:
         """Whether updates count by what devices measured."""
-        found = self._known()
+        found = self.known()
         return found is not None and bool(found.needs_metrics)
 
     @property
     def keeps_device_state(self) -> bool:
         """Whether devices keep something for it from round to round."""
-        found = self._known()
+        found = self.known()
         return found is not None and found.device_state is not None
 
     @property
     def device_fit(self) -> Mapping[str, Any]:
         """What it sets of each device's training; nothing where only the aggregator can know."""
-        found = self._known()
+        found = self.known()
         return {} if found is None else found.device_fit
 
     def made(self) -> strategies.Strategy:
         """Return the strategy itself; raises `ConfigurationError` if it is not installed here."""
         return strategies.strategy_named(self.name, **self.options)
 
-    def _known(self) -> strategies.Strategy | None:
+    def known(self) -> strategies.Strategy | None:
+        """Return the strategy; None if it is not installed here."""
         return strategies.checked_strategy(self.name, self.options)
 
 
@@ -284,6 +287,9 @@ class FleetSettings(_Settings):
     aggregation: Aggregation = Aggregation()
     rollout: Rollout = Rollout()
     tracking: Tracking = Tracking()
+    secure: Secure | None = Field(
+        default=None, description="Secure aggregation: its helpers, and how updates are masked; null: none"
+    )
     silos: tuple[SiloName, ...] = Field(
         default=(), max_length=500, description="Silos that take part, each <account>-<name>; others do not count"
     )
@@ -340,6 +346,21 @@ class FleetSettings(_Settings):
     def announced_fit(self) -> FitTask:
         """How devices are told to train: as ``fit`` says, with what the strategy sets."""
         return self.fit.model_copy(update=dict(self.strategy.device_fit))
+
+    @model_validator(mode="after")
+    def _sums_are_enough(self) -> FleetSettings:
+        if self.secure is not None:
+            require_sums_are_enough(self, self.strategy.known())
+        return self
+
+    def announced_secure(self, known: int) -> SecureTask | None:
+        """What devices are told of masks, in a fleet of so many; raises `ConfigurationError` if the integers are too narrow."""
+        if self.secure is None or self.task != "fit":
+            return None
+        try:
+            return self.secure.task(known, equal=counts_alike(self))
+        except ValidationError as error:
+            raise ConfigurationError(first_problem(error, "secure", prefix="secure.")) from error
 
     @property
     def announced_update(self) -> UpdateTask:

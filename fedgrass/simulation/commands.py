@@ -101,6 +101,13 @@ class TrainingOptions:
         str,
         typer.Option(metavar="NAME[:OPTION=VALUE,…]", help="Such as fedadam:learning_rate=0.05; docs/strategies.md."),
     ] = "fedavg"
+    secure: Annotated[
+        str,
+        typer.Option(
+            metavar="HELPERS:COLLUDE[:BITS]",
+            help="Secure aggregation, such as 3:1 or 5:2:16; docs/secure-aggregation.md.",
+        ),
+    ] = ""
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -154,7 +161,7 @@ def simulate(
         "seed": run.seed,
         "workers": run.workers,
     }
-    options["fleet"] = _settings(fleet, training)
+    options["fleet"] = _settings(fleet, training, run.seed)
     if index:
         return run_secondary(index, hosts, run.exchange, **options)
     with _Live(fleet.rounds) as live:
@@ -177,7 +184,7 @@ def _of_training(given: TrainingOptions) -> dict[str, Any]:
     return {name: getattr(given, name) for name in ("bundle", "engine", "builder")}
 
 
-def _settings(fleet: FleetOptions, training: TrainingOptions) -> FleetSettings:
+def _settings(fleet: FleetOptions, training: TrainingOptions, seed: int) -> FleetSettings:
     """Return a fleet's settings as the options have them; ``--set`` comes last, and so has the last word."""
     from fedgrass.protocol.settings import FleetSettings
     from fedgrass.simulation.settings import parse_strategy
@@ -191,6 +198,10 @@ def _settings(fleet: FleetOptions, training: TrainingOptions) -> FleetSettings:
             "strategy": parse_strategy(training.strategy),
         }
     )
+    if training.secure:
+        from fedgrass.simulation.helpers import parse_secure
+
+        settings = settings.overridden({"secure": parse_secure(training.secure, seed)})
     for text in training.setting or ():
         settings = settings.overridden(parse_setting(text))
     return settings

@@ -17,6 +17,7 @@ from fedgrass.bundle import Bundle, Parameters
 from fedgrass.cloud.aggregator.aggregate import Aggregation, AggregationOptions, aggregate
 from fedgrass.cloud.aggregator.candidate import without_model
 from fedgrass.cloud.aggregator.late import staleness_of
+from fedgrass.cloud.aggregator.masked_sum import Masked
 from fedgrass.cloud.aggregator.privacy import noise_of
 from fedgrass.cloud.aggregator.release_gate import decided, judge_by, raised
 from fedgrass.cloud.aggregator.report import ReportBuilder
@@ -31,8 +32,10 @@ from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import next_version, update_prefix
 from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
+from fedgrass.secure.device import context_of
 from fedgrass.simulation.examples import prepare
 from fedgrass.simulation.exchange import Opening, hosts_of
+from fedgrass.simulation.helpers import VirtualHelpers
 from fedgrass.simulation.model import in_folder, state_in_folder
 from fedgrass.simulation.population import FLEET, Assignments, Plan, Population
 from fedgrass.simulation.records import SimulatedRound
@@ -99,6 +102,8 @@ class Simulator:
         self.standing = standing or SimulationState((), bundle.manifest.version, bundle.parameters(), {})
         self._saved_at = clock()
         self._late = LateUpdates(kept)
+        self._together = self._strategy.needs_all or simulation.fleet.secure is not None
+        self._helpers = self._virtual_helpers()
         self._save_each = (
             bool(self._strategy.staleness)
             or self._strategy.device_state is not None
@@ -186,7 +191,7 @@ class Simulator:
         self._pool.begin(announced, expected, duties, share)
         if number < self._simulation.rounds:
             self._population.opened(number + 1)  # while the devices train
-        failures, updates = self._pool.end() if self._strategy.needs_all else ({}, None)
+        failures, updates = self._pool.end() if self._together else ({}, None)
         updates = updates or VirtualUpdates(self._scratch)
         own = partial(trained_difference, self._engine, base, self._judging, fleet.fit)
         result = aggregate(
@@ -200,16 +205,31 @@ class Simulator:
                 devices=self._simulation.devices,
                 state=self.standing.server,
                 noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
-                share=self._pool if not self._strategy.needs_all else None,
+                share=self._pool if not self._together else None,
+                masked=self._masked(announced),
                 scratch=self._scratch,
             ),
         )
         updates.clear()
-        if not self._strategy.needs_all:
+        if not self._together:
             failures, _ = self._pool.end()
         if self._hosts is not None:
             failures |= self._hosts.all_failures(number)
         return self._conclude(number, plan, announced, result, failures, now)
+
+    def _virtual_helpers(self) -> VirtualHelpers | None:
+        simulation = self._simulation
+        task = simulation.fleet.announced_secure(simulation.cohort)
+        if task is None:
+            return None
+        if self._hosts is not None:
+            raise ConfigurationError("secure: a simulation with secure aggregation runs on one host")
+        return VirtualHelpers(task, FLEET, simulation.seed, self._scratch / "helpers")
+
+    def _masked(self, announced: Announcement) -> Masked | None:
+        if announced.secure is None or self._helpers is None:
+            return None
+        return Masked(announced.secure, context_of(announced), self._helpers)
 
     def _conclude(
         self,
@@ -292,5 +312,6 @@ class Simulator:
             cohort=cohort,
             fit=fleet.announced_fit,
             update=fleet.announced_update,
+            secure=fleet.announced_secure(self._simulation.cohort),
             upload=Upload(bucket=FLEET, prefix=update_prefix(FLEET, number)),
         )

@@ -17,7 +17,9 @@ from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Dataset, Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.protocol.messages import Announcement
+from fedgrass.secure.device import context_of, masked
 from fedgrass.simulation.attacks import Doubles, Seen, attacked_bytes, attacked_data, attacked_parameters
+from fedgrass.simulation.helpers import virtual_signer
 from fedgrass.simulation.population import thing_name
 from fedgrass.simulation.settings import Attack
 from fedgrass.training import Fitted, fit
@@ -50,10 +52,13 @@ class VirtualDevices:
     kept
         Folder for what lossy codecs leave out, and for what strategies have devices keep: a file of each for each device. None
         of it is flushed to the disk: a power cut costs a simulation its last rounds only.
+    seed
+        The simulation's, from which devices' signing keys follow.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest, kept: Path) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest, kept: Path, *, seed: int = 0) -> None:
         self._engine = engine
+        self._seed = seed
         self._kept = kept
         self._classes = manifest.output.shape[-1] if manifest.output.shape else 1
 
@@ -103,7 +108,7 @@ class VirtualDevices:
         honest
             Differences [n, size] of the round's honest devices, for attackers that know them.
         """
-        thing, announced = fitted.header.thing, given.announcement
+        announced = given.announcement
         local = fitted.parameters
         if attack is not None and (craft := attack.does.craft) is not None:
             draws = np.random.default_rng(list(f"{announced.cohort.salt}/attack".encode()))
@@ -112,7 +117,23 @@ class VirtualDevices:
                 return craft(Seen(own, honest, attack.factor, draws))
 
             local = attacked_parameters(given.base, local, pretended)
+        content = self._encoded(fitted, local, given)
+        return attacked_bytes(content) if attack is not None and attack.does.spoils_file else content
+
+    def _encoded(self, fitted: Fitted, local: Parameters, given: Assignment) -> bytes:
+        thing, announced = fitted.header.thing, given.announcement
         task = announced.update
+        if announced.secure is not None:
+            return masked(
+                given.base,
+                local,
+                fitted.header,
+                fitted.num_examples,
+                announced.secure,
+                context_of(announced),
+                virtual_signer(self._seed, thing),
+                clip_norm=task.clip_norm,
+            ).to_bytes()
         encoded = encode_update(
             given.base,
             local,
@@ -123,8 +144,7 @@ class VirtualDevices:
             feedback=self._feedback(thing, given),
             noise_seed=_seeds(f"{announced.cohort.salt}/{thing}"),
         )
-        content = encoded.to_bytes()
-        return attacked_bytes(content) if attack is not None and attack.does.spoils_file else content
+        return encoded.to_bytes()
 
     def _feedback(self, thing: str, given: Assignment) -> ErrorFeedback | None:
         if codec_named(given.announcement.update.codec).parameters.lossless:

@@ -118,11 +118,12 @@ class Worker:
         bundle = Bundle.open(setup.bundle)
         engine = open_engine(setup.simulation.engine, bundle, builder=setup.simulation.builder)
         self._manifest = bundle.manifest
-        self._devices = VirtualDevices(engine, bundle.manifest, setup.kept)
+        self._devices = VirtualDevices(engine, bundle.manifest, setup.kept, seed=setup.simulation.seed)
         self._late = LateUpdates(setup.kept)
         self._examples = mapped(setup.simulation, bundle.manifest, setup.scratch)
         self._population = Population(setup.simulation)
         self._strategy = setup.simulation.fleet.strategy.made()
+        self._together = self._strategy.needs_all or setup.simulation.fleet.secure is not None
 
     def run(self, task: Task) -> None:
         """Train the devices, and hand over what came of it."""
@@ -130,7 +131,7 @@ class Worker:
         updates = VirtualUpdates(self._scratch)
         failures = self._train(base, task, updates)
         self._late.deliver(task.duties.arrived, updates)
-        if self._strategy.needs_all:
+        if self._together:
             self._connection.send(Done(failures, updates))
             return
         contribute(

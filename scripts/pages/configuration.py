@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -51,6 +51,8 @@ def rows(model: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         key = prefix + (field.alias or name)
         nested: Any = field.annotation
+        if model is FleetSettings and len(get_args(nested)) == 2:  # a part that may be absent
+            nested = get_args(nested)[0]
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             if model is not edge.RuntimeSettings:  # its `data` has a table of its own
                 lines += rows(nested, f"{key}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedgrass.protocol import messages
+from fedgrass.protocol import messages, secure
 from scripts.pages.tables import nested, section
 
 
@@ -19,6 +19,6 @@ def page() -> str:
             "the reader's log.\n",
             *(section(kind, "##") for kind in said),
             "## Parts of messages\n",
-            *(section(getattr(messages, name)) for name in parts),
+            *(section(getattr(messages, name, None) or getattr(secure, name)) for name in parts),
         ]
     )

@@ -12,6 +12,7 @@ import numpy as np
 from fedgrass.bundle import PARAMETERS, Bundle, Parameters
 from fedgrass.cloud.aggregator.bounds import Bounds, Counted
 from fedgrass.cloud.aggregator.combination import Mean, PartialSums, combine, with_noise
+from fedgrass.cloud.aggregator.masked_sum import Masked, MaskedMean, require_sums
 from fedgrass.cloud.aggregator.screening import Screening
 from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource
 from fedgrass.cloud.aggregator.validation import Expected, UpdateValidator
@@ -61,6 +62,8 @@ class AggregationOptions:
         Central privacy: clips every update, counts all alike, and adds noise to their mean.
     share
         The job's instances, if there are several; this must be the first. Others call `contribute`.
+    masked
+        The round's masks, with secure aggregation: the updates' sum is opened by the helpers.
     scratch
         Folder for temporary files, if the strategy must see all updates at once: 4 bytes per parameter and update.
     progress
@@ -74,6 +77,7 @@ class AggregationOptions:
     state: State | None = None
     noise: Noise | None = None
     share: PartialSums | None = None
+    masked: Masked | None = None
     scratch: Path | None = None
     progress: Callable[[int], None] = lambda _: None
     failures: Sequence[str] = ()
@@ -115,7 +119,7 @@ def aggregate(
     TransferError
         If the storage fails. A bad update raises nothing: it is quarantined.
     AggregationError
-        If the updates are too few for the strategy.
+        If the updates are too few for the strategy, or the helpers for the masks (`HelpersMissingError`).
     ConfigurationError
         If the strategy does not go with ``noise``.
     """
@@ -127,7 +131,10 @@ def aggregate(
     screening = Screening(layout, source, UpdateValidator(expected), weight=bounds.weight, progress=options.progress)
     candidates = screening.admit(references)
     continued: Continued | None = None
-    if isinstance(method, RobustRule):
+    if options.masked is not None:
+        require_sums(strategy)
+        combined = MaskedMean(options.masked, screening).of(candidates, options.min_updates)
+    elif isinstance(method, RobustRule):
         if strategy.keeps_state:
             continued = cast("Continued", method.combination)
             continued.round, continued.state = expected.round or 1, dict(options.state or {})

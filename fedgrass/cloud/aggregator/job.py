@@ -33,7 +33,7 @@ from fedgrass.cloud.aggregator.update_list import UpdateList
 from fedgrass.cloud.ending.finish import finish
 from fedgrass.cloud.ending.outcome import decide
 from fedgrass.cloud.ending.reports import find_proposal, proposal_key, write_first
-from fedgrass.errors import RecordError, ReleaseError, TransferError
+from fedgrass.errors import HelpersMissingError, RecordError, ReleaseError, TransferError
 from fedgrass.logs import Log
 from fedgrass.protocol.names import partial_prefix, report_key
 from fedgrass.protocol.records import RoundRecord
@@ -41,6 +41,7 @@ from fedgrass.protocol.refusals import refusals_before
 from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, RoundReport
 from fedgrass.protocol.tables import load_round
 from fedgrass.protocol.tables import load_state as load_fleet_state
+from fedgrass.strategies import Strategy
 from fedgrass.update.codecs import Floats
 
 
@@ -135,8 +136,22 @@ class RoundJob:
                 self._report.privacy = judged(self._record.privacy)
             if passed := beyond_budget(self._report.privacy, self._record.settings.privacy):
                 return "held", passed
+        try:
+            result = self._aggregated(base, given, strategy)
+        except HelpersMissingError as error:
+            return "helpers_missing", str(error)
+        result = self._counted(result)
+        self._report.aggregation = result
+        for entry in result.quarantined:
+            self._log.log_event(
+                "update_quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
+            )
+        return Candidate(self._record, self._clients, self._report, self._scratch, self._clock).prepare(base, result)
+
+    def _aggregated(self, base: Bundle, given: RoundInput, strategy: Strategy) -> Aggregation:
+        pinned = given.pinned
         with self._phases.timed("aggregate"):
-            result = aggregate(
+            return aggregate(
                 base,
                 self._source,
                 pinned.updates,
@@ -151,13 +166,6 @@ class RoundJob:
                     scratch=self._scratch,
                 ),
             )
-        result = self._counted(result)
-        self._report.aggregation = result
-        for entry in result.quarantined:
-            self._log.log_event(
-                "update_quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
-            )
-        return Candidate(self._record, self._clients, self._report, self._scratch, self._clock).prepare(base, result)
 
     def contribute(self) -> None:
         """Do the part of an instance that is not the first: nothing, if it has no lanes, or the round its result already."""

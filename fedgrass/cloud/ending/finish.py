@@ -27,7 +27,7 @@ from fedgrass.protocol.tables import load_round, load_state
 from fedgrass.protocol.writes import change, update_item
 
 _ATTEMPTS = 10
-_OF_THE_JOB = frozenset({"released", "refused", "advanced", "held", "insufficient_updates"})
+_OF_THE_JOB = frozenset({"released", "refused", "advanced", "held", "insufficient_updates", "helpers_missing"})
 
 
 def finish(place: Place, record: RoundRecord) -> RoundReport | None:

@@ -82,6 +82,11 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
     # The console's input box begins with a comment.
     overrides = {name: value for name, value in request.overrides.items() if name.lower() != "comment"}
     settings = load_settings(services.rounds, services.fleet).overridden(overrides)
+    if settings.secure is not None:
+        raise RoundRefusedError(
+            f"fleet {services.fleet!r}: secure aggregation runs in simulations only so far (docs/secure-aggregation.md); "
+            "set secure to null"
+        )
     state = load_state(services.rounds, services.fleet)
     if state.open and state.open.execution == request.execution:
         record = load_round(services.rounds, services.fleet, state.open.round)

@@ -1,0 +1,107 @@
+"""The mean of masked updates: their sum modulo a power of two, with the masks' sums, as the helpers give them, taken off.
+
+Every update is read once, whole, and only then added. No single update is ever in clear, so what can be checked of one is what
+its header says and that it is of the right form; its values are the device's to bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from fedgrass.cloud.aggregator.bounds import Counted
+from fedgrass.cloud.aggregator.combination import Combined, Screened
+from fedgrass.cloud.aggregator.screening import Accepted, Screening
+from fedgrass.cloud.aggregator.sources import UpdateReference
+from fedgrass.errors import ConfigurationError, UpdateError
+from fedgrass.protocol.secure import SecureTask
+from fedgrass.protocol.secure_settings import why_not_by_sums
+from fedgrass.secure.masked import MaskedUpdate, read_masked
+from fedgrass.secure.masks import dtype_of
+from fedgrass.secure.quantize import mean_of
+from fedgrass.secure.request import Candidate, SumRequest, requests_for
+from fedgrass.secure.sealing import Context
+from fedgrass.secure.unmask import unmask
+from fedgrass.strategies.base import Strategy
+
+_LEAST = 2
+
+
+class Helpers(Protocol):
+    """The helpers, seen from the aggregator."""
+
+    def ask(self, requests: Sequence[SumRequest]) -> Mapping[int, Path]:
+        """Tell each helper its request, wait, and return the files of those that answered in time, by their number."""
+        ...
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A round's masks: how updates were masked, what their seeds are bound to, and who opens them."""
+
+    task: SecureTask
+    context: Context
+    helpers: Helpers
+
+
+class MaskedMean:
+    """The mean of a round's masked updates. Memory: two vectors of ``bits`` each, whatever the number of updates."""
+
+    def __init__(self, masked: Masked, screening: Screening) -> None:
+        self._masked = masked
+        self._screening = screening
+        self._length = screening.layout.size + masked.task.count_coordinates
+
+    def of(self, candidates: Sequence[UpdateReference], min_updates: int) -> Combined:
+        """Return the mean, once the helpers have opened the sum.
+
+        Raises
+        ------
+        HelpersMissingError
+            If too few helpers did.
+        AggregationError
+            If what they gave makes no sense.
+        """
+        task = self._masked.task
+        total = np.zeros(self._length, dtype_of(task.bits))
+        good: list[Accepted] = []
+        named: list[Candidate] = []
+        for reference, opener in (opening := self._screening.openers(candidates)):
+            try:
+                with opener() as stream:
+                    update = read_masked(stream, reference.bytes, self._screening.layout.size, task)
+                accepted = self._judged(reference, update, len(good))
+            except UpdateError as error:
+                self._screening.refuse(reference, error)
+                continue
+            np.add(total, update.values, out=total)
+            good.append(accepted)
+            named.append(Candidate(reference.thing, update.boxes))
+        opening.close()
+        ordered = sorted(good, key=lambda one: one.reference.thing)
+        found, counted = Screened(ordered, self._screening.refused), [Counted(one, one.facts) for one in ordered]
+        if len(good) < max(_LEAST, min_updates):
+            return Combined(found, counted)
+        requests = requests_for(named, self._masked.context, self._length, task)
+        unmask([total], requests[0].accepted, self._masked.helpers.ask(requests))
+        difference = mean_of(total, len(good), task)
+        return Combined(found, counted, difference, [1 / len(good)] * len(good))
+
+    def _judged(self, reference: UpdateReference, update: MaskedUpdate, before: int) -> Accepted:
+        facts = self._screening.examiner.check_header(reference, update.header)
+        if before >= self._masked.task.most:
+            raise UpdateError(
+                "uninvited",
+                f"the sum is wide enough for {self._masked.task.most} devices (secure.most), and has as many",
+            )
+        return self._screening.passed(reference, facts, 0.0)
+
+
+def require_sums(strategy: Strategy) -> None:
+    """Raise `ConfigurationError` if a strategy needs single updates: here all strategies are installed."""
+    if why := why_not_by_sums(strategy):
+        raise ConfigurationError(f"strategy {strategy.name!r}: with secure the cloud sees sums only, and it {why}")

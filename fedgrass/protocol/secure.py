@@ -1,0 +1,119 @@
+"""Secure aggregation as settings and announcements name it: who the helpers are, and how values become integers.
+
+docs/secure-aggregation.md has the protocol, its threat model and a proof sketch.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from itertools import combinations
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fedgrass.protocol.names import ThingName
+
+KEY_BYTES = 32
+MOST_HELPERS = 5
+MOST_DEVICES = 100_000
+COUNT_BITS = 20
+"""Bits of an example count: `SecureTask.max_examples` is below two to that power."""
+
+
+def decoded_key(text: str) -> bytes:
+    """Return a public key's 32 bytes; raises `ValueError` if the text is not their base64."""
+    try:
+        found = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        found = b""
+    if len(found) != KEY_BYTES:
+        raise ValueError(f"{text[:60]!r} is no public key: expected the base64 of {KEY_BYTES} bytes")
+    return found
+
+
+def encoded_key(key: bytes) -> str:
+    """Return a public key as settings have it."""
+    return base64.b64encode(key).decode()
+
+
+class Helper(BaseModel):
+    """Who opens the masks of a set of devices together, with the X25519 public key that seeds are sealed for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: ThingName
+    key: Annotated[str, Field(max_length=44)]
+
+    @field_validator("key")
+    @classmethod
+    def _is_a_key(cls, text: str) -> str:
+        decoded_key(text)
+        return text
+
+
+class SecureTask(BaseModel):
+    """How each device masks its update. Part of the announcement; ``most`` is the most devices that are summed together."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    helpers: Annotated[tuple[Helper, ...], Field(min_length=2, max_length=MOST_HELPERS)]
+    collude: int = Field(default=1, ge=1, lt=MOST_HELPERS, description="Helpers that may tell the cloud all they know")
+    bits: Literal[16, 32] = Field(default=32, description="Width of a masked value")
+    value_range: float = Field(
+        default=4.0,
+        gt=0,
+        le=1e6,
+        allow_inf_nan=False,
+        description="Values of a difference beyond it are cut off at it; the smaller, the finer are the steps",
+    )
+    max_examples: int = Field(
+        default=1024, ge=1, lt=1 << COUNT_BITS, description="Examples from which on a device counts no more"
+    )
+    equal: bool = Field(default=False, description="Every device counts alike, whatever its number of examples")
+    most: int = Field(default=1, ge=1, le=MOST_DEVICES)
+
+    @model_validator(mode="after")
+    def _can_be_met(self) -> SecureTask:
+        if self.collude >= len(self.helpers):
+            raise ValueError(
+                f"collude is {self.collude} of {len(self.helpers)} helpers: expected fewer than there are, as all "
+                "together open everything"
+            )
+        for what, values in (("name", [one.name for one in self.helpers]), ("key", [one.key for one in self.helpers])):
+            if len(set(values)) < len(values):
+                raise ValueError(f"helpers: two have the same {what}")
+        if self.levels < 1:
+            raise ValueError(
+                f"bits {self.bits}: too narrow for the sum of {self.most} devices; at most {((1 << self.bits) - 1) // 2}"
+            )
+        return self
+
+    @property
+    def needed(self) -> int:
+        """Helpers without whose sums nothing is opened."""
+        return self.collude + 1
+
+    @property
+    def masks(self) -> tuple[tuple[int, ...], ...]:
+        """The masks of a device: each named by the helpers, from 0, that do not know its seed."""
+        return tuple(combinations(range(len(self.helpers)), self.collude))
+
+    def known_to(self, helper: int) -> tuple[int, ...]:
+        """Return the numbers of the masks whose seeds a helper is given, in order."""
+        return tuple(number for number, without in enumerate(self.masks) if helper not in without)
+
+    @property
+    def levels(self) -> int:
+        """A value is an integer from ``-levels`` to ``levels``, so that ``most`` of them never pass the modulus's half."""
+        return ((1 << self.bits) - 1) // (2 * max(1, self.most))
+
+    @property
+    def count_bits(self) -> int:
+        """Bits of an example count in one coordinate, so that ``most`` of them never reach the modulus."""
+        return min(COUNT_BITS, (((1 << self.bits) - 1) // max(1, self.most) + 1).bit_length() - 1)
+
+    @property
+    def count_coordinates(self) -> int:
+        """Coordinates that an example count takes, behind the values."""
+        return -(-COUNT_BITS // self.count_bits)

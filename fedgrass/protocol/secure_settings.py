@@ -1,0 +1,101 @@
+"""Secure aggregation in a fleet's settings, and what of the other settings cannot go with it: what needs single updates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import ConfigDict, Field
+
+from fedgrass.protocol.secure import MOST_DEVICES, SecureTask
+
+if TYPE_CHECKING:
+    from fedgrass.protocol.settings import FleetSettings
+    from fedgrass.strategies import Strategy
+
+_LEAST = 2
+
+
+class Secure(SecureTask):
+    """Secure aggregation, strict about names: the cloud sees sums of updates only (docs/secure-aggregation.md)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    most: int = Field(
+        default=0, ge=0, le=MOST_DEVICES, description="Most devices that are summed; 0: the fleet's, when a round opens"
+    )
+    helper_seconds: int = Field(
+        default=600, ge=1, le=86_400, description="How long the helpers' sums are waited for; then the round ends"
+    )
+
+    def task(self, known: int, *, equal: bool) -> SecureTask:
+        """Return what devices are told.
+
+        Parameters
+        ----------
+        known
+            Devices that the fleet has, if the settings do not say how many may be summed.
+        equal
+            Whether all count alike for another reason than these settings.
+
+        Raises
+        ------
+        ValidationError
+            If ``bits`` are too narrow for so many.
+        """
+        named = {name: getattr(self, name) for name in SecureTask.model_fields}
+        return SecureTask.model_validate({**named, "most": self.most or max(1, known), "equal": self.equal or equal})
+
+
+def counts_alike(settings: FleetSettings) -> bool:
+    """Whether privacy or the strategy has every device count alike."""
+    options = settings.strategy.options
+    return settings.privacy.mode != "none" or options.get("weighting") == "equal"
+
+
+def require_sums_are_enough(settings: FleetSettings, strategy: Strategy | None) -> None:
+    """Raise `ValueError` naming the first setting that needs single updates, which secure aggregation shows nobody.
+
+    Parameters
+    ----------
+    settings
+        With ``secure``.
+    strategy
+        The settings' strategy; None if it is not installed here.
+    """
+    if strategy is not None and (why := why_not_by_sums(strategy)):
+        raise ValueError(f"strategy {strategy.name}: with secure the cloud sees sums only, and it {why}")
+    checks, default = settings.checks, type(settings.checks)()
+    for name in ("max_norm", "max_norm_over_median", "clip_norm_over_median", "max_examples_over_median"):
+        value = getattr(checks, name)
+        if value and value != getattr(default, name):
+            raise ValueError(
+                f"checks.{name}: with secure no single update is seen, so nothing can be held against it; devices bound theirs "
+                "by update.clip_norm, secure.value_range and secure.max_examples"
+            )
+    if settings.update.codec != "float32":
+        raise ValueError(f"update.codec {settings.update.codec}: with secure an update's form is secure.bits")
+    if settings.privacy.mode == "local":
+        raise ValueError("privacy.mode local: with secure, set it to none or central")
+    if settings.min_updates < _LEAST:
+        raise ValueError(
+            f"min_updates {settings.min_updates}: the sum of one update is that update; expected {_LEAST} or more"
+        )
+    if settings.silos:
+        raise ValueError("silos: they do not mask updates yet, so they cannot take part in a fleet with secure")
+
+
+def why_not_by_sums(strategy: Strategy) -> str:
+    """Say what a strategy needs beside the sum of the updates, or nothing."""
+    if strategy.needs_all:
+        return "must see all updates"
+    if strategy.staleness > 0:
+        return "takes late updates, whose masks nobody opens"
+    if strategy.needs_metrics:
+        return f"weighs by {', '.join(strategy.needs_metrics)}, which no update tells"
+    if strategy.device_state is not None:
+        return "keeps state on devices by figures that no update tells"
+    if strategy.needs_own_update:
+        return "compares updates with its own"
+    if getattr(strategy.options, "clip", None) is not None:
+        return "clips single updates (option clip); set update.clip_norm instead, by which devices clip"
+    return ""

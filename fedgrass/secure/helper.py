@@ -1,0 +1,252 @@
+"""A helper's part: once in a round, for one set of devices, the sums of the masks whose seeds it was given."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedgrass.errors import MessageError
+from fedgrass.files import sha256_of, write_atomically
+from fedgrass.secure.answer import header_bytes, sums_of
+from fedgrass.secure.keys import helper_key, public_text
+from fedgrass.secure.lock import locked, own_key, tokens
+from fedgrass.secure.masks import Expander, encrypted, pieces, span
+from fedgrass.secure.request import AcceptedSet, SumRequest
+from fedgrass.secure.sealing import opened, signer_of
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class HelperLimits:
+    """What the helper's owner allows, whatever the cloud asks for.
+
+    Attributes
+    ----------
+    min_devices
+        Devices in a set, and in each of its groups, without which it is not summed.
+    known_seconds
+        How long the helper must have known the key of a device for it to be among these.
+    """
+
+    min_devices: int = 2
+    known_seconds: float = 0.0
+
+
+class Helper:
+    """A helper, by its folder: its key, what it has answered, and which devices' keys it knows since when.
+
+    Parameters
+    ----------
+    folder
+        Outlives the process. Without it the helper could answer twice.
+    fleet
+        The only fleet whose rounds are answered.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fleet: str,
+        limits: HelperLimits | None = None,
+        *,
+        key: X25519PrivateKey | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder = folder
+        self._fleet = fleet
+        self._limits = limits or HelperLimits()
+        self._key = key or helper_key(folder)
+        self._clock = clock
+
+    @property
+    def public_key(self) -> str:
+        """The key to pin in the fleet's settings."""
+        return public_text(self._key)
+
+    def answer(self, request: SumRequest, path: Path, *, after_piece: Callable[[], None] = lambda: None) -> str:
+        """Write the answer to a request; repeated, or taken up after a kill, it gives the same bytes.
+
+        Parameters
+        ----------
+        request
+            The set, and this helper's boxes.
+        path
+            File to write; it may hold what an earlier attempt wrote.
+        after_piece
+            Called between two pieces of a sum; may raise to stop here and go on later.
+
+        Returns
+        -------
+        str
+            SHA-256 of the file.
+
+        Raises
+        ------
+        MessageError
+            If the set is not to be answered: another one was in this round, it is too small, a box does not open.
+        """
+        accepted = request.accepted
+        self._check(request)
+        seeds = self._seeds(request)
+        self._check_devices(request)
+        self._commit(accepted)
+        _write(path, accepted, request.helper, seeds, self._key, after_piece)
+        return sha256_of(path)
+
+    def _check(self, request: SumRequest) -> None:
+        accepted, task = request.accepted, request.accepted.task
+        if accepted.fleet != self._fleet:
+            raise MessageError(f"it is for fleet {accepted.fleet!r}, this helper is of {self._fleet!r}")
+        if request.helper >= len(task.helpers) or task.helpers[request.helper].key != self.public_key:
+            raise MessageError(f"it is for another helper's key; this one's is {self.public_key}")
+        things = [member.thing for member in accepted.members]
+        if things != sorted(set(things)) or len(request.boxes) != len(things):
+            raise MessageError("its devices are not in order, or one is there twice, or a box is missing")
+        if len(things) > task.most:
+            raise MessageError(f"it names {len(things)} devices; the values are wide enough for {task.most}")
+        sizes = [0] * accepted.groups
+        for member in accepted.members:
+            sizes[member.group] += 1
+        if min(sizes) < self._limits.min_devices:
+            raise MessageError(f"a group has {min(sizes)} devices; this helper sums {self._limits.min_devices} or more")
+
+    def _seeds(self, request: SumRequest) -> list[list[bytes]]:
+        """Open the boxes; returns each device's seeds in the order of this helper's masks."""
+        accepted, task = request.accepted, request.accepted.task
+        known, found = len(task.known_to(request.helper)), []
+        for member, text in zip(accepted.members, request.boxes, strict=True):
+            try:
+                box, digests = (base64.b64decode(part, validate=True) for part in (text, member.boxes))
+            except (binascii.Error, ValueError) as error:
+                raise MessageError(f"{member.thing!r}: its box is not base64") from error
+            if digests[32 * request.helper :][:32] != hashlib.sha256(box).digest():
+                raise MessageError(f"{member.thing!r}: its box is not the one that the set names")
+            helper = task.helpers[request.helper]
+            found.append(opened(box, known, accepted.context, member.thing, helper, self._key))
+        return found
+
+    def _check_devices(self, request: SumRequest) -> None:
+        """Keep devices' keys, and require that enough of them were known before."""
+        path = self._folder / "devices.json"
+        try:
+            known: dict[str, list[object]] = json.loads(path.read_text())
+        except FileNotFoundError:
+            known = {}
+        now = self._clock()
+        old = 0
+        before = len(known)
+        for member, box in zip(request.accepted.members, request.boxes, strict=True):
+            signer = base64.b64encode(signer_of(base64.b64decode(box))).decode()
+            pinned, since = known.setdefault(member.thing, [signer, now])
+            if pinned != signer:
+                raise MessageError(
+                    f"{member.thing!r} signs with another key than before; if it was set up anew, remove it from {path}"
+                )
+            old += now - float(str(since)) >= self._limits.known_seconds
+        if len(known) > before:
+            write_atomically(path, json.dumps(known).encode())
+        if old < self._limits.min_devices:
+            raise MessageError(
+                f"of {len(request.boxes)} devices it has known {old} for {self._limits.known_seconds:g} s; "
+                f"{self._limits.min_devices} are needed"
+            )
+
+    def _commit(self, accepted: AcceptedSet) -> None:
+        """Take this set for the round's one, durably; raises `MessageError` if there is another."""
+        identity = hashlib.sha256(f"{accepted.round}|{accepted.session}".encode()).hexdigest()[:32]
+        path = self._folder / "answered" / identity
+        if path.exists():
+            if path.read_text() != accepted.digest:
+                raise MessageError(f"round {accepted.round} was answered for another set; a helper answers once")
+            return
+        write_atomically(path, accepted.digest.encode())
+
+
+def _write(
+    path: Path,
+    accepted: AcceptedSet,
+    helper: int,
+    seeds: Sequence[Sequence[bytes]],
+    key: X25519PrivateKey,
+    after_piece: Callable[[], None],
+) -> None:
+    """Write the sums piece by piece, after what is there already."""
+    digest, task = accepted.digest, accepted.task
+    header, secret = header_bytes(accepted, helper), own_key(key, digest)
+    size = task.bits // 8
+    with path.open(_mode(path)) as stream:
+        hashed = hashlib.sha256()
+        position = _resumed(stream, header, hashed, accepted, helper)
+        expander = Expander(task.bits)
+        known = task.known_to(helper)
+        done = 0
+        for group, mask in sums_of(accepted, helper):
+            own = [one[known.index(mask)] for one, m in zip(seeds, accepted.members, strict=True) if m.group == group]
+            for index in pieces(accepted.length):
+                part = span(index, accepted.length)
+                width = (part.stop - part.start) * size
+                if done + width > position:
+                    content = encrypted(_summed(own, index, part.stop - part.start, expander), secret, done)
+                    hashed.update(content)
+                    stream.write(content)
+                    after_piece()
+                done += width
+        stream.write(locked(secret + hashed.digest(), key, task, helper, digest))
+        stream.write(tokens(key, task, helper, digest))
+        stream.truncate()
+        stream.flush()
+
+
+def _mode(path: Path) -> Literal["r+b", "w+b"]:
+    """Go on with a file of this boot only: a power cut may have left blocks of zeros in one from before it."""
+    boot = path.with_name(f"{path.name}.boot")
+    if path.exists() and boot.exists() and boot.read_text() == _this_boot():
+        return "r+b"
+    path.unlink(missing_ok=True)
+    write_atomically(boot, _this_boot().encode())
+    return "w+b"
+
+
+def _this_boot() -> str:
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _resumed(stream: BinaryIO, header: bytes, hashed: hashlib._Hash, accepted: AcceptedSet, helper: int) -> int:
+    """Go behind the last whole piece of an earlier attempt; returns the bytes of sums that are there."""
+    if stream.read(len(header)) != header:
+        stream.seek(0)
+        stream.truncate()
+        stream.write(header)
+        return 0
+    size, position = accepted.task.bits // 8, 0
+    for _ in sums_of(accepted, helper):
+        for index in pieces(accepted.length):
+            part = span(index, accepted.length)
+            content = stream.read((part.stop - part.start) * size)
+            if len(content) < (part.stop - part.start) * size:
+                stream.seek(len(header) + position)
+                return position
+            hashed.update(content)
+            position += len(content)
+    return position
+
+
+def _summed(seeds: Sequence[bytes], index: int, count: int, expander: Expander) -> bytes:
+    total = np.zeros(count, expander.dtype)
+    for seed in seeds:
+        np.add(total, expander.piece(seed, index, count), out=total)
+    return total.tobytes()

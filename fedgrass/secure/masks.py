@@ -1,0 +1,72 @@
+"""Masks: uniform integers modulo two to the 16 or 32, expanded from a seed of 32 bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from numpy.typing import NDArray
+
+SEED_BYTES = 32
+PIECE = 1 << 16
+"""Coordinates that are expanded at a time."""
+
+Masked = NDArray[np.uint16] | NDArray[np.uint32]
+
+_BLOCK = 64  # bytes of a ChaCha20 block
+_ZEROS = bytes(4 * PIECE)
+
+
+def dtype_of(bits: int) -> np.dtype[Any]:
+    """Return the little-endian unsigned integers of 16 or 32 bits."""
+    return np.dtype("<u2" if bits == 16 else "<u4")
+
+
+class Expander:
+    """Expands seeds piece by piece, into one piece's memory.
+
+    A mask is the key stream of ChaCha20 (RFC 8439) under its seed, which serves for nothing else, so the nonce is zero.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self.dtype = dtype_of(bits)
+        self._memory = bytearray(PIECE * self.dtype.itemsize)
+        self._values: Masked = np.frombuffer(self._memory, self.dtype)
+
+    def piece(self, seed: bytes, index: int, count: int) -> Masked:
+        """Return coordinates ``index * PIECE`` and on of a mask, at most `PIECE`; the next call overwrites them."""
+        size = count * self.dtype.itemsize
+        block = index * PIECE * self.dtype.itemsize // _BLOCK
+        key_stream(seed, block).update_into(memoryview(_ZEROS)[:size], memoryview(self._memory)[:size])
+        return self._values[:count]
+
+
+def key_stream(key: bytes, block: int = 0) -> Any:
+    """Return a cipher whose output on zeros is ChaCha20's key stream from a block of 64 bytes on."""
+    return Cipher(algorithms.ChaCha20(key, block.to_bytes(8, "little") + bytes(8)), mode=None).encryptor()
+
+
+def pieces(length: int) -> range:
+    """Return the numbers of the pieces of a vector."""
+    return range(-(-length // PIECE))
+
+
+def span(index: int, length: int) -> slice:
+    """Return where a piece lies in a vector."""
+    return slice(index * PIECE, min(length, (index + 1) * PIECE))
+
+
+def add_mask(values: Masked, seed: bytes, expander: Expander) -> None:
+    """Add a seed's mask to a vector, in place, modulo two to its width."""
+    for index in pieces(len(values)):
+        part = values[span(index, len(values))]
+        np.add(part, expander.piece(seed, index, len(part)), out=part)
+
+
+def encrypted(content: bytes, key: bytes, position: int) -> bytes:
+    """Encrypt, or decrypt, bytes that lie at a position of the sums; the position is one of a piece."""
+    cipher = key_stream(key, position // _BLOCK)
+    cipher.update(bytes(position % _BLOCK))
+    found: bytes = cipher.update(content)
+    return found

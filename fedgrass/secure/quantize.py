@@ -1,0 +1,136 @@
+"""From floats to integers modulo two to the 16 or 32, and from their sum back to the mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedgrass.errors import AggregationError, DivergedError
+from fedgrass.protocol.secure import SecureTask
+from fedgrass.secure.masks import PIECE, Masked, dtype_of
+from fedgrass.update.codecs import Floats
+
+Blocks = Callable[[], Iterator[Floats]]
+"""The values in order, in pieces of any length; may be asked for more than once."""
+
+_TRIES = 4
+
+
+def quantized(
+    blocks: Blocks, size: int, examples: int, task: SecureTask, *, seed: int, clip_norm: float = 0.0
+) -> Masked:
+    """Return a difference's values, and the example count behind them, as integers modulo two to ``task.bits``.
+
+    A value is cut off at ``task.value_range``, weighed by the examples, and rounded to one of the two integers next to it
+    at random, so that the sum of many is right in the mean (stochastic rounding).
+
+    Parameters
+    ----------
+    blocks
+        The float32 values.
+    size
+        How many they are.
+    examples
+        The device's number of examples; what exceeds ``task.max_examples`` does not count.
+    seed
+        Of the rounding: the same one gives the same integers. It need not be secret.
+    clip_norm
+        If positive, the bound on the L2 norm of what the integers stand for, rounding included.
+
+    Returns
+    -------
+    Masked
+        Unsigned integers [size + count coordinates].
+
+    Raises
+    ------
+    DivergedError
+        If a value is not finite.
+    """
+    found = np.empty(size + task.count_coordinates, dtype_of(task.bits))
+    # Where all count alike, an exact number would tell of the data for nothing.
+    counted = 1 if task.equal else min(examples, task.max_examples)
+    unit = task.levels / task.value_range
+    scale = unit * _norm_factor(blocks, clip_norm) * (1.0 if task.equal else counted / task.max_examples)
+    most = (clip_norm * unit) ** 2 if clip_norm > 0 else math.inf
+    for attempt in range(_TRIES + 1):
+        # The last rounds towards zero, which lengthens nothing.
+        rounding = np.random.default_rng([seed, attempt]) if attempt < _TRIES else None
+        if _fill(found, blocks(), scale, task, rounding) <= most:
+            break
+    for index in range(task.count_coordinates):
+        found[size + index] = (counted >> (index * task.count_bits)) & ((1 << task.count_bits) - 1)
+    return found
+
+
+def _fill(
+    found: Masked, blocks: Iterator[Floats], scale: float, task: SecureTask, rounding: np.random.Generator | None
+) -> int:
+    """Write the integers of all values; returns the sum of their squares."""
+    position, squares = 0, 0
+    limit = task.value_range
+    for block in blocks:
+        for start in range(0, len(block), PIECE):
+            part = block[start : start + PIECE].astype(np.float64)
+            if not np.isfinite(part).all():
+                raise DivergedError("the trained parameters are not finite. Lower the learning rate")
+            np.clip(part, -limit, limit, out=part)
+            part *= scale
+            if rounding is None:
+                np.trunc(part, out=part)
+            else:
+                part += rounding.random(len(part))
+                np.floor(part, out=part)
+            whole = np.clip(part, -task.levels, task.levels).astype(np.int64)
+            squares += _squares(whole)
+            found[position : position + len(whole)] = whole.astype(found.dtype)
+            position += len(whole)
+    return squares
+
+
+def _squares(whole: NDArray[np.int64]) -> int:
+    # Of 32 bits the squares fill 62 bits already.
+    high, low = whole >> 16, whole & 0xFFFF
+    return (int((high * high).sum()) << 32) + (int((high * low).sum()) << 17) + int((low * low).sum())
+
+
+def _norm_factor(blocks: Blocks, clip_norm: float) -> float:
+    if clip_norm <= 0:
+        return 1.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm = math.sqrt(sum(float(np.square(block, dtype=np.float64).sum()) for block in blocks()))
+    if not math.isfinite(norm):
+        raise DivergedError("the trained parameters are not finite. Lower the learning rate")
+    return clip_norm / norm if norm > clip_norm else 1.0
+
+
+def examples_in(total: Masked, task: SecureTask) -> int:
+    """Return the number of examples in a sum of vectors without masks."""
+    parts = total[len(total) - task.count_coordinates :]
+    return sum(int(part) << (index * task.count_bits) for index, part in enumerate(parts))
+
+
+def mean_of(total: Masked, devices: int, task: SecureTask) -> Floats:
+    """Return the mean difference that a sum of so many vectors without masks stands for, weighed as the task says.
+
+    Raises
+    ------
+    AggregationError
+        If the sum holds no examples.
+    """
+    examples = examples_in(total, task)
+    most = devices if task.equal else devices * task.max_examples
+    if not devices <= examples <= most:
+        raise AggregationError(
+            f"the sum of {devices} updates claims {examples} examples, expected {devices} to {most}: a "
+            "device's update or a helper's sum is not what it should be; nothing was made of it"
+        )
+    weight = devices if task.equal else examples / task.max_examples
+    signed = total[: len(total) - task.count_coordinates].view(f"<i{total.dtype.itemsize}")
+    mean = np.empty(len(signed), np.float32)
+    for start in range(0, len(signed), PIECE):
+        mean[start : start + PIECE] = signed[start : start + PIECE] * (task.value_range / task.levels / weight)
+    return mean

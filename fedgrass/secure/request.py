@@ -1,0 +1,120 @@
+"""What the cloud asks a helper: the accepted devices of a round, named once and for all, with their seeds for it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedgrass.errors import MessageError, first_problem
+from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName
+from fedgrass.protocol.secure import MOST_DEVICES, SecureTask
+from fedgrass.secure.sealing import Context
+
+MAX_REQUEST_BYTES = 128 << 20
+
+
+class Member(BaseModel):
+    """A device of the set. ``boxes`` is the base64 of the SHA-256 of its box for each helper, one after the other."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    thing: ThingName
+    group: int = Field(default=0, ge=0, lt=1000)
+    boxes: Annotated[str, Field(max_length=300)]
+
+
+class AcceptedSet(BaseModel):
+    """The set: all that must be the same for every helper. Its digest stands for it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fleet: FleetName
+    round: RoundNumber
+    session: Annotated[str, Field(min_length=1, max_length=64)]
+    base_sha256: Sha256
+    length: int = Field(ge=1, le=1 << 40)
+    task: SecureTask
+    members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=MOST_DEVICES)]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the set, in hex."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def context(self) -> Context:
+        """What the boxes are bound to."""
+        task = self.task
+        return Context(self.fleet, self.round, self.session, self.base_sha256, task.bits, task.collude)
+
+    @property
+    def groups(self) -> int:
+        """How many groups are summed, each by itself."""
+        return 1 + max(member.group for member in self.members)
+
+
+class SumRequest(BaseModel):
+    """The set, and the boxes of its devices for one helper, in the order of the members, as base64."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    accepted: AcceptedSet
+    helper: int = Field(ge=0)
+    boxes: tuple[str, ...]
+
+    def encode(self) -> bytes:
+        """Return the request as JSON."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def decode(cls, content: bytes) -> SumRequest:
+        """Read a request; raises `MessageError` naming what is wrong."""
+        if len(content) > MAX_REQUEST_BYTES:
+            raise MessageError(f"request: {len(content)} bytes; at most {MAX_REQUEST_BYTES} are accepted")
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            raise MessageError(f"request: {first_problem(error)}") from error
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A device that may be in the set, with its boxes for all helpers."""
+
+    thing: str
+    boxes: tuple[bytes, ...]
+    group: int = 0
+
+
+def requests_for(accepted: Sequence[Candidate], context: Context, length: int, task: SecureTask) -> list[SumRequest]:
+    """Return the request to each helper, for a set of devices."""
+    ordered = sorted(accepted, key=lambda one: one.thing)
+    named = AcceptedSet(
+        fleet=context.fleet,
+        round=context.round,
+        session=context.session,
+        base_sha256=context.base_sha256,
+        length=length,
+        task=task,
+        members=tuple(
+            Member(
+                thing=one.thing,
+                group=one.group,
+                boxes=base64.b64encode(b"".join(hashlib.sha256(box).digest() for box in one.boxes)).decode(),
+            )
+            for one in ordered
+        ),
+    )
+    return [
+        SumRequest(
+            accepted=named,
+            helper=index,
+            boxes=tuple(base64.b64encode(one.boxes[index]).decode() for one in ordered),
+        )
+        for index in range(len(task.helpers))
+    ]

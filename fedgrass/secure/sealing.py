@@ -1,0 +1,77 @@
+"""Seeds, sealed for one helper and signed by the device: HPKE (RFC 9180) and Ed25519 (RFC 8032)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
+
+from fedgrass.errors import MessageError
+from fedgrass.protocol.secure import KEY_BYTES, Helper, decoded_key
+from fedgrass.secure.masks import SEED_BYTES
+
+SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+_OVERHEAD = 32 + 16  # the encapsulated key, and the tag
+_SIGNATURE = 64
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a box is bound to: it opens in this round of this fleet, from this base, for this helper, as this device's only.
+
+    ``session`` is the cohort's salt: a fleet that was made again, under its old name, has rounds of the same numbers.
+    """
+
+    fleet: str
+    round: int
+    session: str
+    base_sha256: str
+    bits: int
+    collude: int
+
+    def of(self, thing: str, helper: Helper) -> bytes:
+        """Return the bytes for one device and helper."""
+        bound = [self.fleet, self.round, self.session, self.base_sha256, self.bits, self.collude, thing]
+        return json.dumps(["fedgrass secure 1", *bound, helper.name, helper.key]).encode()
+
+
+def box_bytes(seeds: int) -> int:
+    """Return the size of a box with so many seeds: the sealed seeds, the signature, and the device's public key."""
+    return seeds * SEED_BYTES + _OVERHEAD + _SIGNATURE + KEY_BYTES
+
+
+def seal(seeds: Sequence[bytes], context: Context, thing: str, helper: Helper, signer: Ed25519PrivateKey) -> bytes:
+    """Return the box of a device for a helper."""
+    bound = context.of(thing, helper)
+    sealed = SUITE.encrypt(b"".join(seeds), X25519PublicKey.from_public_bytes(decoded_key(helper.key)), bound)
+    return sealed + signer.sign(bound + sealed) + signer.public_key().public_bytes_raw()
+
+
+def signer_of(box: bytes) -> bytes:
+    """Return the public key, 32 bytes, of the device that signed a box."""
+    return box[-KEY_BYTES:]
+
+
+def opened(box: bytes, seeds: int, context: Context, thing: str, helper: Helper, key: X25519PrivateKey) -> list[bytes]:
+    """Return the seeds of a box; raises `MessageError` if it is not this device's for this helper in this round."""
+    if len(box) != box_bytes(seeds):
+        raise MessageError(
+            f"{thing!r}: its seeds for {helper.name!r} are {len(box)} bytes, expected {box_bytes(seeds)}"
+        )
+    bound, sealed = context.of(thing, helper), box[: -_SIGNATURE - KEY_BYTES]
+    try:
+        Ed25519PublicKey.from_public_bytes(signer_of(box)).verify(
+            box[-_SIGNATURE - KEY_BYTES : -KEY_BYTES], bound + sealed
+        )
+        found = SUITE.decrypt(sealed, key, bound)
+    except (InvalidSignature, InvalidTag, ValueError) as error:
+        raise MessageError(
+            f"{thing!r}: its seeds for {helper.name!r} do not open: they are of another round, base or device, for another "
+            "helper's key, or were changed"
+        ) from error
+    return [found[start : start + SEED_BYTES] for start in range(0, len(found), SEED_BYTES)]

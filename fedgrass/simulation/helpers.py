@@ -1,0 +1,85 @@
+"""The helpers of a simulation with secure aggregation: real ones, in this process, whose keys follow from the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.secure import SecureTask
+from fedgrass.secure.helper import Helper
+from fedgrass.secure.keys import public_text
+from fedgrass.secure.request import SumRequest
+
+
+def parse_secure(text: str, seed: int) -> dict[str, Any]:
+    """Read ``HELPERS:COLLUDE[:BITS]`` as the setting ``secure``.
+
+    Parameters
+    ----------
+    text
+        Such as ``3:1`` or ``5:2:16``.
+    seed
+        The simulation's, from which the helpers' keys follow.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is something else.
+
+    Examples
+    --------
+    >>> [helper["name"] for helper in parse_secure("3:1:16", 0)["helpers"]]
+    ['helper-1', 'helper-2', 'helper-3']
+    """
+    found = re.fullmatch(r"(\d):(\d)(?::(16|32))?", text)
+    if found is None:
+        raise ConfigurationError(f"secure {text!r}: expected HELPERS:COLLUDE[:BITS], such as 3:1 or 5:2:16")
+    helpers = [{"name": f"helper-{i + 1}", "key": public_text(_key(seed, i))} for i in range(int(found[1]))]
+    return {"helpers": helpers, "collude": int(found[2]), "bits": int(found[3] or 32)}
+
+
+def virtual_signer(seed: int, thing: str) -> Ed25519PrivateKey:
+    """Return a virtual device's key."""
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"signer/{seed}/{thing}".encode()).digest())
+
+
+class VirtualHelpers:
+    """The helpers of a run, as the aggregator asks them; each keeps what a helper keeps in a folder.
+
+    Raises
+    ------
+    ConfigurationError
+        If the settings pin other keys than the simulation has.
+    """
+
+    def __init__(self, task: SecureTask, fleet: str, seed: int, folder: Path) -> None:
+        keys = [_key(seed, index) for index in range(len(task.helpers))]
+        for helper, key in zip(task.helpers, keys, strict=True):
+            if helper.key != public_text(key):
+                raise ConfigurationError(
+                    f"secure.helpers: a simulation has no private key for that of {helper.name!r}; let --secure make the helpers"
+                )
+        self._answers = folder / "answers"
+        self._helpers = [Helper(folder / f"helper-{i}", fleet, key=key) for i, key in enumerate(keys)]
+
+    def ask(self, requests: Sequence[SumRequest]) -> Mapping[int, Path]:
+        """Have every helper answer."""
+        shutil.rmtree(self._answers, ignore_errors=True)
+        self._answers.mkdir(parents=True)
+        found = {}
+        for index, (helper, request) in enumerate(zip(self._helpers, requests, strict=True)):
+            found[index] = self._answers / f"helper-{index}"
+            helper.answer(request, found[index])
+        return found
+
+
+def _key(seed: int, index: int) -> X25519PrivateKey:
+    return X25519PrivateKey.from_private_bytes(hashlib.sha256(f"helper/{seed}/{index}".encode()).digest())

@@ -1,0 +1,89 @@
+"""What cannot go with secure aggregation is refused by name when the settings are made."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.secure import encoded_key
+from fedgrass.protocol.settings import FleetSettings
+
+SECURE = {"helpers": [{"name": f"h{i}", "key": encoded_key(bytes([i]) * 32)} for i in range(3)], "collude": 1}
+
+
+def with_secure(**changes: Any) -> FleetSettings:
+    return FleetSettings().overridden({"secure": SECURE, **changes})
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi", "fedprox"])
+def test_means_and_server_steps_go_with_it(name: str) -> None:
+    assert with_secure(strategy={"name": name}).secure is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        *(
+            ({"strategy": {"name": name}}, f"strategy {name}: with secure the cloud sees sums only")
+            for name in (
+                "krum",
+                "multi_krum",
+                "median",
+                "trimmed_mean",
+                "bulyan",
+                "geometric_median",
+                "centered_clipping",
+            )
+        ),
+        ({"strategy": {"name": "trust"}}, "strategy trust: with secure the cloud sees sums only"),
+        ({"strategy": {"name": "fedbuff"}}, "takes late updates"),
+        ({"strategy": {"name": "scaffold"}}, "strategy scaffold: with secure"),
+        ({"strategy": {"name": "feddyn"}}, "strategy feddyn: with secure"),
+        ({"strategy": {"name": "fednova"}}, "weighs by steps"),
+        ({"strategy": {"name": "qfedavg"}}, "weighs by"),
+        ({"strategy": {"name": "fedavg", "options": {"clip": {"norm": 1}}}}, "set update.clip_norm instead"),
+        ({"checks": {"max_norm": 1}}, "checks.max_norm: with secure no single update"),
+        ({"checks": {"max_norm_over_median": 3}}, "checks.max_norm_over_median"),
+        ({"checks": {"clip_norm_over_median": 3}}, "checks.clip_norm_over_median"),
+        ({"checks": {"max_examples_over_median": 2}}, "checks.max_examples_over_median"),
+        ({"update": {"codec": "int8"}}, "update.codec int8"),
+        ({"privacy": {"mode": "local"}}, "privacy.mode local"),
+        ({"min_updates": 1}, "the sum of one update is that update"),
+        ({"silos": ["123456789012-a"]}, "silos"),
+        ({"secure": {**SECURE, "collude": 3}}, "all together open everything"),
+        ({"secure": {**SECURE, "bits": 16, "most": 40000}}, "too narrow"),
+        ({"secure": {**SECURE, "helper": 1}}, "there is no such setting"),
+    ],
+)
+def test_what_needs_single_updates_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        with_secure(**changes)
+
+
+def test_bits_that_are_too_narrow_for_the_fleet_are_told_when_a_round_opens() -> None:
+    settings = with_secure(secure={**SECURE, "bits": 16})
+    task = settings.announced_secure(300)
+    assert task is not None
+    assert (task.most, task.levels) == (300, 109)
+    with pytest.raises(ConfigurationError, match=r"secure.*too narrow for the sum of 40000 devices"):
+        settings.announced_secure(40_000)
+
+
+def test_with_central_privacy_all_count_alike_and_an_evaluation_has_no_masks() -> None:
+    task = with_secure(privacy={"mode": "central"}).announced_secure(9)
+    assert task is not None
+    assert task.equal
+    assert with_secure(task="evaluate").announced_secure(9) is None
+
+
+def test_settings_with_it_are_checked_without_numpy_and_cryptography() -> None:
+    code = (
+        "import sys; sys.modules['numpy'] = sys.modules['cryptography'] = None\n"
+        "from fedgrass.protocol.settings import FleetSettings\n"
+        f"FleetSettings().overridden({{'secure': {SECURE!r}}}).announced_secure(5)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,107 @@
+"""Floats to integers and their sum back: held against plain NumPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgrass.errors import AggregationError, DivergedError
+from fedgrass.protocol.secure import COUNT_BITS, SecureTask
+from fedgrass.secure.masks import PIECE, Masked
+from fedgrass.secure.quantize import Blocks, examples_in, mean_of, quantized
+from tests.fedgrass.secure.fleets import task_of
+
+
+def blocks(values: np.ndarray[Any, np.dtype[np.float32]], cut: int = 7) -> Blocks:
+    def some() -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+        yield values[:cut]
+        yield values[cut:]
+
+    return some
+
+
+def changed(task: SecureTask, **changes: object) -> SecureTask:
+    return SecureTask.model_validate({**task.model_dump(), **changes})
+
+
+def summed(rows: list[Masked]) -> Masked:
+    total: Masked = np.zeros_like(rows[0])
+    for row in rows:
+        np.add(total, row, out=total)
+    return total
+
+
+@given(bits=st.sampled_from([16, 32]), most=st.integers(1, 20_000))
+def test_the_widest_values_of_the_most_devices_never_pass_the_modulus(bits: int, most: int) -> None:
+    task = task_of(bits=bits, most=most)
+    assert 2 * task.levels * most < 1 << bits
+    assert 2 * (task.levels + 1) * most >= 1 << bits or task.levels == ((1 << bits) - 1) // (2 * most)
+    assert most * ((1 << task.count_bits) - 1) < 1 << bits
+    assert task.count_bits * task.count_coordinates >= COUNT_BITS
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("most", [1, 2, 1000, 10_000, 30_000])
+def test_extreme_values_and_counts_of_all_devices_come_back(bits: int, most: int) -> None:
+    task = changed(task_of(bits=bits, most=most), max_examples=(1 << COUNT_BITS) - 1)
+    row = quantized(blocks(np.array([9, -9, 4, -4, 0], np.float32)), 5, 1 << 40, task, seed=1)
+    total: Masked = np.zeros_like(row)
+    np.multiply(row, row.dtype.type(most), out=total)
+    assert examples_in(total, task) == most * task.max_examples
+    assert np.allclose(mean_of(total, most, task), [4, -4, 4, -4, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("equal", [False, True])
+def test_the_mean_is_numpys_but_for_a_step_and_right_on_average(bits: int, equal: bool) -> None:
+    draws = np.random.default_rng(3)
+    task = changed(task_of(bits=bits, most=100), equal=equal, value_range=1.0, max_examples=50)
+    values = [draws.uniform(-0.9, 0.9, PIECE + 11).astype(np.float32) for _ in range(20)]
+    counts = draws.integers(1, 80, 20)
+    rows = [
+        quantized(blocks(v), len(v), int(n), task, seed=i) for i, (v, n) in enumerate(zip(values, counts, strict=True))
+    ]
+    weights = np.ones(20) if equal else np.minimum(counts, 50)
+    expected = np.average(np.array(values, np.float64), axis=0, weights=weights)
+    found = mean_of(summed(rows), 20, task)
+    step = 1 / task.levels * (1.0 if equal else 50 * 20 / weights.sum())
+    assert np.abs(found - expected).max() <= step + 1e-6
+    # The mean error of so many coordinates is far below a step: rounding is no bias.
+    assert abs((found - expected).mean()) < step / 50 + 1e-7
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_clipped_difference_stays_within_its_norm_rounding_included(bits: int) -> None:
+    draws = np.random.default_rng(5)
+    task = changed(task_of(bits=bits, most=100), equal=True, value_range=0.5)
+    for size in (3, 400, PIECE + 5):
+        values = draws.normal(size=size).astype(np.float32)
+        row = quantized(blocks(values), size, 1, task, seed=1, clip_norm=1.0)
+        whole = row[:size].view(f"<i{row.dtype.itemsize}").astype(object)
+        norm = math.sqrt(sum(int(x) ** 2 for x in whole)) * task.value_range / task.levels
+        assert 0 < norm <= 1.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_what_is_not_finite_is_no_update(bad: float, clip: float) -> None:
+    with pytest.raises(DivergedError, match="not finite"):
+        quantized(blocks(np.array([1, bad], np.float32)), 2, 1, task_of(), seed=1, clip_norm=clip)
+
+
+def test_a_sum_that_claims_impossible_examples_makes_no_model() -> None:
+    task = task_of()
+    row = quantized(blocks(np.zeros(3, np.float32)), 3, 5, task, seed=1)
+    with pytest.raises(AggregationError, match="the sum of 6 updates claims 5 examples, expected 6 to"):
+        mean_of(row, 6, task)
+
+
+def test_where_all_count_alike_no_count_is_told() -> None:
+    task = changed(task_of(), equal=True)
+    assert examples_in(quantized(blocks(np.zeros(3, np.float32)), 3, 500, task, seed=1), task) == 1

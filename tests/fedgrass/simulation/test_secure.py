@@ -1,0 +1,38 @@
+"""A simulation with secure aggregation: real masks, boxes, helpers and locks, and the model that plain rounds give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.secure import encoded_key
+from fedgrass.protocol.settings import FleetSettings
+from fedgrass.simulation.helpers import parse_secure
+from fedgrass.simulation.run import simulate
+
+OPTIONS: dict[str, Any] = {"devices": 20, "cohort": 8, "rounds": 3, "dropout": 0.25, "workers": 1, "partition": "iid"}
+
+
+def test_masked_rounds_give_what_plain_rounds_give(tmp_path: Path) -> None:
+    plain = simulate(tmp_path / "plain", fleet=FleetSettings(), **OPTIONS)
+    settings = FleetSettings().overridden({"secure": parse_secure("3:1", 0)})
+    masked = simulate(tmp_path / "masked", fleet=settings, **OPTIONS)
+    assert masked.final.accuracy == pytest.approx(plain.final.accuracy, abs=0.003)
+    assert masked.final.loss == pytest.approx(plain.final.loss, rel=0.01)
+    assert masked.outcomes == plain.outcomes
+
+
+def test_keys_that_the_simulation_has_no_part_in_are_refused(tmp_path: Path) -> None:
+    helpers = [{"name": f"h{i}", "key": encoded_key(bytes([i + 1]) * 32)} for i in range(3)]
+    settings = FleetSettings().overridden({"secure": {"helpers": helpers}})
+    with pytest.raises(ConfigurationError, match="no private key for that of 'h0'; let --secure make the helpers"):
+        simulate(tmp_path / "run", fleet=settings, **OPTIONS)
+
+
+@pytest.mark.parametrize("text", ["", "3", "3:1:8", "a:b", "33:1"])
+def test_what_is_no_choice_of_helpers_is_named(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="expected HELPERS:COLLUDE"):
+        parse_secure(text, 0)
