@@ -5,7 +5,8 @@ from __future__ import annotations
 from components.trainer.task import Result
 from components.trainer.workspace import Workspace
 from fedgrass.bundle import Bundle
-from fedgrass.edge.memory import available_bytes, require_memory
+from fedgrass.edge.memory import require_memory
+from fedgrass.edge.system import available_bytes
 from fedgrass.engines.base import Hooks
 from fedgrass.protocol.messages import Announcement
 from fedgrass.training import TrainingFiles, evaluate, train

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+_GROUPS = Path("/sys/fs/cgroup")
+_LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
 @dataclass(frozen=True)
@@ -15,8 +20,9 @@ class Reading:
     """The device now.
 
     ``load`` is the one-minute load average per processor. ``others_percent`` is the share of all processors in use by what
-    runs at normal priority, the trainer therefore not included. ``temperature`` is the hottest sensor's in °C. What the
-    platform does not tell is None. ``read_only`` is the disk, as flash is mounted again after errors.
+    runs at normal priority, the trainer therefore not included. ``memory_free_bytes`` is what this process may still take
+    (`available_bytes`). ``temperature`` is the hottest sensor's in °C. What the platform does not tell is None.
+    ``read_only`` is the disk, as flash is mounted again after errors.
     """
 
     cpu_percent: float
@@ -47,14 +53,13 @@ class Sensors:
     def read(self) -> Reading:
         """Measure now."""
         cpu, others = self._cpu()
-        memory = psutil.virtual_memory()
         battery = _told(psutil, "sensors_battery")
         return Reading(
             cpu_percent=cpu,
             others_percent=others,
             load=os.getloadavg()[0] / (os.cpu_count() or 1),
-            memory_percent=memory.percent,
-            memory_free_bytes=memory.available,
+            memory_percent=psutil.virtual_memory().percent,
+            memory_free_bytes=available_bytes(),
             disk_free_bytes=psutil.disk_usage(str(self._folder)).free,
             temperature=_hottest(_told(psutil, "sensors_temperatures") or {}),
             battery_percent=None if battery is None else float(battery.percent),
@@ -74,6 +79,54 @@ class Sensors:
         niced = spent.get("nice", 0.0)
         # The trainer runs at low priority, and the kernel counts that apart: what is left is the others'.
         return _percent(total - idle, total), _percent(total - idle - niced, total)
+
+
+def available_bytes(*, groups: Path = _GROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return what this process may still take: the system's free memory, or less where a control group bounds it.
+
+    Parameters
+    ----------
+    groups
+        Where control groups are mounted.
+    own
+        The file that names this process's groups.
+    """
+    return min([psutil.virtual_memory().available, *_left_in_groups(groups, own)])
+
+
+def _left_in_groups(groups: Path, own: Path) -> Iterator[int]:
+    """Yield what each bounded control group above this process has left."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = groups / "memory" if controllers else groups
+        folder = root / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            yield from _left(group)
+            if group == root:
+                break
+
+
+def _left(group: Path) -> Iterator[int]:
+    for limit, usage in _LIMITS:
+        with suppress(OSError, ValueError):  # "max" is no limit
+            used = int((group / usage).read_text()) - _reclaimable(group)
+            yield max(0, int((group / limit).read_text()) - max(0, used))
+
+
+def _reclaimable(group: Path) -> int:
+    """Return the bytes of files that count as used, but are given up when memory is short."""
+    with suppress(OSError, ValueError):
+        for line in (group / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if name in ("inactive_file", "total_inactive_file"):
+                return int(value)
+    return 0
 
 
 def _percent(part: float, whole: float) -> float:

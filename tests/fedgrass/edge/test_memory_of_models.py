@@ -8,8 +8,10 @@ import psutil
 import pytest
 
 from fedgrass.bundle import Bundle, Manifest
-from fedgrass.edge.memory import available_bytes, needed_bytes, require_memory
+from fedgrass.edge import system
+from fedgrass.edge.memory import needed_bytes, require_memory
 from fedgrass.edge.resource_policy import UnavailableError
+from fedgrass.edge.system import Sensors, available_bytes
 from tests.fedgrass.edge import digits
 
 MANIFEST = Bundle.open(digits.BUNDLE).manifest
@@ -73,3 +75,11 @@ def test_without_bounds_the_system_counts(tmp_path: Path) -> None:
         psutil.virtual_memory().available, rel=0.5
     )
     assert groups(tmp_path, "", {"system.slice/trainer/memory.max": "no number"}) > 0
+
+
+def test_a_control_group_s_bound_counts_for_min_free_memory_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "_left_in_groups", lambda _groups, _own: iter([7 * MB, 9 * MB]))
+    assert Sensors(tmp_path).read().memory_free_bytes == 7 * MB
+    assert available_bytes() == 7 * MB
