@@ -48,9 +48,14 @@ class Request(Enum):
     """What others ask of a component while it is in some state."""
 
     STOP = "stop"
+    FINISH = "finish"
+    """Stop, and stay FINISHED until a restart or the next deployment: ``component stop``."""
     RESTART = "restart"
     REPORT_RUNNING = "report_running"
     REPORT_ERRORED = "report_errored"
+
+
+_LEAVES = frozenset({Request.STOP, Request.FINISH, Request.RESTART})
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class Component:
         self.specification = specification
         self.state = State.NEW
         self.reason = ""
+        self.halted = False
+        """Whether it was asked to stay FINISHED."""
         self._surroundings = surroundings
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._dependency_moved = asyncio.Event()
@@ -124,6 +131,7 @@ class Component:
 
     def request(self, request: Request) -> None:
         """Ask for a change; it is made as soon as the present step can be left."""
+        self.halted = request is Request.FINISH or (self.halted and request is not Request.RESTART)
         self._requests.put_nowait(request)
 
     async def stop(self) -> None:
@@ -154,10 +162,10 @@ class Component:
                 # There is no unit for it, so nothing that depends on it HARD finds one.
                 await self._next_request({Request.STOP})
                 return
-            if await self._or_request(self._wait_for_dependencies(), {Request.STOP}) is Request.STOP:
+            if await self._or_request(self._wait_for_dependencies(), {Request.STOP, Request.FINISH}) is Request.STOP:
                 return
             self._drop_stale_requests()
-            alive = await self._start_and_run()
+            alive = await self._stay_finished() if self.halted else await self._start_and_run()
         if self.state is State.BROKEN:
             await self._next_request({Request.STOP})
 
@@ -194,15 +202,19 @@ class Component:
         await self._shut_down_as(State.STOPPING)
         if outcome is Request.RESTART:
             return True
-        self._enter(State.FINISHED)
         if outcome is Request.STOP:
+            self._enter(State.FINISHED)
             return False
+        return await self._stay_finished()
+
+    async def _stay_finished(self) -> bool:
+        self._enter(State.FINISHED)
         return await self._next_request({Request.STOP, Request.RESTART}) is Request.RESTART
 
     async def _start(self) -> str | Request | None:
         """Return ``None`` once RUNNING, the error's description, or the request that ended it."""
         if "startup" in self.specification.scripts:
-            wanted = {Request.STOP, Request.RESTART, Request.REPORT_RUNNING, Request.REPORT_ERRORED}
+            wanted = {*_LEAVES, Request.REPORT_RUNNING, Request.REPORT_ERRORED}
             outcome = await self._execute("startup", wanted)
             if outcome is Request.REPORT_RUNNING:
                 return None
@@ -217,7 +229,7 @@ class Component:
         script = self.specification.scripts.get("run") or self.specification.scripts.get("startup")
         if script is None:
             return None  # an empty lifecycle goes straight on to FINISHED
-        wanted = {Request.STOP, Request.RESTART, Request.REPORT_ERRORED}
+        wanted = {*_LEAVES, Request.REPORT_ERRORED}
         outcome: int | Request | None = 0
         if self._process is not None:
             # A startup script may have reported RUNNING before its end, for which there is no limit then.

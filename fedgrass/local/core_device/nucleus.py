@@ -13,6 +13,7 @@ _LITE_LACKS = frozenset(
         "DeferComponentUpdate",
         "ListComponents",
         "GetComponentDetails",
+        "StopComponent",
     }
 )
 _CLASSIC_PHASES = frozenset({"install", "startup", "run", "shutdown", "recover"})

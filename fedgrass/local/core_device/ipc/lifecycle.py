@@ -83,7 +83,7 @@ class ComponentUpdates:
 
 
 class LifecycleService:
-    """UpdateState, RestartComponent, GetComponentDetails and ListComponents."""
+    """UpdateState, StopComponent, RestartComponent, GetComponentDetails and ListComponents."""
 
     def __init__(self, supervisor: Supervisor, store: ConfigurationStore) -> None:
         self._supervisor = supervisor
@@ -93,6 +93,7 @@ class LifecycleService:
         """Return the operations by name."""
         return {
             "UpdateState": Operation(self._update_state),
+            "StopComponent": Operation(self._stop),
             "RestartComponent": Operation(self._restart),
             "GetComponentDetails": Operation(self._details),
             "ListComponents": Operation(self._list),
@@ -105,6 +106,14 @@ class LifecycleService:
         if not self._supervisor.request(stream.component, report):
             raise _not_found(stream.component)
         return {}
+
+    async def _stop(self, stream: Stream, request: Payload) -> Payload:
+        """As ``greengrass-cli component stop`` has it: the answer says that it was asked for, not that it is done."""
+        del stream
+        name = str(request.get("componentName"))
+        if not self._supervisor.request(name, Request.FINISH):
+            raise _not_found(name)
+        return {"stopStatus": "SUCCEEDED"}
 
     async def _restart(self, stream: Stream, request: Payload) -> Payload:
         del stream

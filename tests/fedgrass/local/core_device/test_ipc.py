@@ -32,7 +32,7 @@ from fedgrass.local.core_device.layout import Layout
 from fedgrass.local.core_device.scripts import read_lifecycle
 from fedgrass.local.core_device.supervisor import Supervisor
 from tests.fedgrass.local.core_device.conftest import Loop
-from tests.fixtures.waiting import PATIENCE
+from tests.fixtures.waiting import PATIENCE, eventually
 
 ALICE, BOB = "com.example.Alice", "com.example.Bob"
 EVERYTHING = {
@@ -216,6 +216,29 @@ def test_a_component_reports_its_state(device: Device) -> None:
     with pytest.raises(ResourceNotFoundError):
         alice.get_component_details(component_name=BOB)
     assert device.supervisor.request(ALICE, Request.RESTART)
+
+
+def test_a_component_that_was_stopped_is_finished_until_the_next_deployment_of_anything(device: Device) -> None:
+    forever = read_lifecycle({"run": "exec sleep 100000"})
+    both = {name: Specification(name, "1.0.0", forever) for name in (ALICE, BOB)}
+    device.loop.run(device.supervisor.replace({ALICE: both[ALICE]}))
+    device.loop.run(device.supervisor.settled())
+    bob = device.connect(BOB)
+    assert bob.stop_component(component_name=ALICE).stop_status == "SUCCEEDED"
+
+    def state() -> str:
+        return str(bob.get_component_details(component_name=ALICE).component_details.state)
+
+    eventually(lambda: state() == State.FINISHED.value, "Alice FINISHED")
+    with pytest.raises(ResourceNotFoundError):
+        bob.stop_component(component_name="com.example.Nobody")
+    device.loop.run(device.supervisor.replace(both))
+    assert device.loop.run(device.supervisor.settled()).succeeded
+    assert state() == State.RUNNING.value
+    bob.stop_component(component_name=ALICE)
+    eventually(lambda: state() == State.FINISHED.value, "Alice FINISHED again")
+    bob.restart_component(component_name=ALICE)
+    eventually(lambda: state() == State.RUNNING.value, "Alice RUNNING again")
 
 
 def _deployment_events(client: Any) -> "queue.Queue[Any]":

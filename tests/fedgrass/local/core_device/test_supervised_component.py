@@ -233,6 +233,45 @@ def test_a_stop_during_install_ends_it_at_once(tmp_path: Path) -> None:
     assert State.ERRORED not in states
 
 
+def test_a_halted_component_stays_finished_until_a_restart(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.reaches(State.RUNNING)
+        bench.component.request(Request.FINISH)
+        await bench.reaches(State.STOPPING, State.FINISHED)
+        assert bench.component.halted
+        bench.component.request(Request.RESTART)
+        await bench.reaches(State.INSTALLED, State.STARTING, State.RUNNING)
+        assert not bench.component.halted
+
+    live(tmp_path, {"run": "exec sleep 100000"}, scenario)
+
+
+def test_a_component_that_is_halted_before_its_start_does_not_start(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.reaches(State.INSTALLED)
+        bench.component.request(Request.FINISH)
+        await bench.reaches(State.INSTALLED, State.FINISHED)
+        bench.component.request(Request.RESTART)
+        bench.set_dependency("D", State.RUNNING)
+        await bench.reaches(State.STARTING, State.RUNNING)
+
+    live(tmp_path, {"run": "exec sleep 100000"}, scenario, {"D": State.NEW})
+
+
+def test_a_halt_during_install_lets_it_end_and_goes_no_further(tmp_path: Path) -> None:
+    async def scenario(bench: Bench) -> None:
+        while not (tmp_path / "began").exists():
+            await asyncio.sleep(0.01)
+        bench.component.request(Request.FINISH)
+        (tmp_path / "go").touch()
+        await bench.reaches(State.INSTALLED, State.FINISHED)
+
+    install = "touch began; until [ -e go ]; do sleep 0.02; done; echo installed"
+    states = live(tmp_path, {"install": install, "run": "exec sleep 100000"}, scenario)
+    assert (tmp_path / "log").read_text() == "installed\n"
+    assert State.STARTING not in states
+
+
 def test_skipif_skips_a_step(tmp_path: Path) -> None:
     lifecycle = {"install": {"script": "echo no", "skipif": "onpath sh"}, "run": "echo yes"}
     live(tmp_path, lifecycle, _finished)
