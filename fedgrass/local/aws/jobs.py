@@ -4,6 +4,8 @@ Source: "AWS IoT Jobs MQTT API" in the IoT Core developer guide. A thing is offe
 in progress, else the oldest that is queued. Both nuclei use the topics with the namespace of Greengrass deployments, on
 which nothing to do is no ``execution`` (nucleus lite refuses an empty one, and asks again). A thing that has used none of them
 is served on those without; one that has, on them alone, for an answer that comes twice can stop nucleus lite's MQTT daemon.
+``notify-next`` tells of another next execution, ``notify`` of another list of pending ones: nucleus lite listens to the first,
+the classic nucleus to the second.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ _NEXT = "$next"
 
 ReportedStatus = Literal["IN_PROGRESS", "SUCCEEDED", "FAILED", "REJECTED"]
 _OPEN = {"QUEUED", "IN_PROGRESS"}
+_SUMMARY = ("jobId", "queuedAt", "lastUpdatedAt", "startedAt", "executionNumber", "versionNumber")
 
 
 class Publish(Protocol):
@@ -116,6 +119,7 @@ class Jobs:
         self._on_change = on_change
         self._jobs: dict[str, Job] = {}
         self._offered: dict[str, str | None] = {}
+        self._listed: dict[str, set[str]] = {}
         self._with_namespace: set[str] = set()
         self._count = 0
         self._lock = threading.RLock()
@@ -159,6 +163,7 @@ class Jobs:
             for job in self._jobs.values():
                 job.executions.pop(thing, None)
             self._offered.pop(thing, None)
+            self._listed.pop(thing, None)
 
     def executions(self, *, job_id: str | None = None, thing: str | None = None) -> list[Execution]:
         """Return executions of a job, of a thing, or of both, newest first."""
@@ -274,10 +279,28 @@ class Jobs:
             job_id = execution.job_id if execution else None
             if self._offered.get(thing) != job_id:
                 self._offered[thing] = job_id
-                shown, topic = {"execution": self._shown(execution)}, f"$aws/things/{thing}/jobs/notify-next"
-                if thing not in self._with_namespace:
-                    self._publish(topic, _answer(shown, None))
-                self._publish(f"{topic}-{_NAMESPACE}", _answer(_said(shown), None))
+                self._notify(thing, "notify-next", {"execution": self._shown(execution)})
+            pending = [one for one in self.executions(thing=thing) if one.status in _OPEN]
+            listed = {one.job_id for one in pending}
+            if self._listed.get(thing, set()) != listed:
+                self._listed[thing] = listed
+                self._notify(thing, "notify", {"jobs": _by_status(pending)})
+
+    def _notify(self, thing: str, name: str, body: dict[str, Any]) -> None:
+        topic = f"$aws/things/{thing}/jobs/{name}"
+        if thing not in self._with_namespace:
+            self._publish(topic, _answer(body, None))
+        self._publish(f"{topic}-{_NAMESPACE}", _answer(_said(body), None))
+
+
+def _by_status(executions: list[Execution]) -> dict[str, list[dict[str, Any]]]:
+    """Return what ``notify`` tells of pending executions, oldest first."""
+    listed: dict[str, list[dict[str, Any]]] = {}
+    for execution in reversed(executions):
+        shown = execution.document()
+        summary = {key: shown[key] for key in _SUMMARY if key in shown}
+        listed.setdefault(execution.status, []).append(summary)
+    return listed
 
 
 def _parse(payload: bytes) -> dict[str, Any]:

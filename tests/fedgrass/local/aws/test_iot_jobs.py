@@ -228,4 +228,32 @@ def test_a_thing_that_uses_the_namespace_is_answered_once_and_on_it_alone() -> N
     before = len(account.sent)
     account.jobs.handle("$aws/things/a/jobs/$next/get", b"{}")
     account.jobs.create("1", "g", {})
-    assert [name for name, _ in account.sent[before:]] == [f"$aws/things/a/jobs/notify-next-{space}"]
+    assert [name for name, _ in account.sent[before:]] == [
+        f"$aws/things/a/jobs/notify-next-{space}",
+        f"$aws/things/a/jobs/notify-{space}",
+    ]
+
+
+@pytest.mark.parametrize("space", ["", "-namespace-aws-gg-deployment"])
+def test_the_list_of_pending_jobs_is_told_when_one_comes_or_goes(space: str) -> None:
+    account, topic = Account("a"), f"$aws/things/a/jobs/notify{space}"
+
+    def told() -> list[dict[str, list[str]]]:
+        sent = [body["jobs"] for name, body in account.sent if name == topic]
+        return [{status: [job["jobId"] for job in jobs] for status, jobs in one.items()} for one in sent]
+
+    account.jobs.create("1", "g", {})
+    account.ask("a", "1", "update", status="IN_PROGRESS")
+    account.jobs.create("2", "g", {}, supersedes="1")
+    account.jobs.create("3", "g", {}, supersedes="2")
+    account.ask("a", "1", "update", status="SUCCEEDED")
+    account.jobs.cancel("3")
+    assert told() == [
+        {"QUEUED": ["1"]},
+        {"IN_PROGRESS": ["1"], "QUEUED": ["2"]},
+        {"IN_PROGRESS": ["1"], "QUEUED": ["3"]},
+        {"QUEUED": ["3"]},
+        {},
+    ]
+    first = next(body["jobs"]["QUEUED"][0] for name, body in account.sent if name == topic)
+    assert first.keys() == {"jobId", "queuedAt", "lastUpdatedAt", "executionNumber", "versionNumber"}
