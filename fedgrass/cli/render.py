@@ -170,12 +170,7 @@ def participants_table(participants: Sequence[Participation]) -> Table:
 
 def waiting_line(one: Waiting, now_ms: float) -> Text:
     """Return whom a round waits for, and what is known of that device."""
-    beat = one.heartbeat
-    if beat is None or not beat.alive(now_ms):
-        said = "silent" if beat is None else f"silent for {(now_ms - beat.received_at) / 1000:.0f} s"
-    else:
-        said = f"no: {beat.reason}" if not beat.able else beat.trainer.state
-    return Text(f"no answer yet of {one.thing}: {said}", style="red" if one.gone else "yellow")
+    return Text(f"no answer yet of {one.thing}: {one.said(now_ms)}", style="red" if one.gone else "yellow")
 
 
 def fleet_table(

@@ -22,6 +22,15 @@ class Waiting:
         """Whether it cannot answer: its trainer does not run."""
         return self.heartbeat is not None and not self.heartbeat.trainer_runs
 
+    def said(self, now_ms: float) -> str:
+        """Return what is known of the device at a Unix time in milliseconds: silent, why it is not able, or what it does."""
+        beat = self.heartbeat
+        if beat is None:
+            return "silent"
+        if not beat.alive(now_ms):
+            return f"silent for {(now_ms - beat.received_at) / 1000:.0f} s"
+        return beat.trainer.state if beat.able else f"no: {beat.reason}"
+
 
 def waiting_for(rounds: Table, devices: Table, record: RoundRecord) -> list[Waiting]:
     """List the devices that a round asked and that have not answered in time.

@@ -19,6 +19,7 @@ from fedgrass.protocol import tables
 from fedgrass.protocol.metrics import label
 from fedgrass.protocol.records import FleetState, RoundRecord
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.waiting import waiting_for
 from fedgrass.rounds_api import Started, aggregate_now, cancel_round, is_running, start_rounds
 
 _PER_PAGE = 25
@@ -124,6 +125,9 @@ def _add_views(blueprint: Blueprint, context: Context) -> None:
         after = request.args.get("after", "")
         parts, following = tables.participations_after(account.rounds_table, account.fleet, number, after)
         updates = report.updates if report else ()
+        waiting = (
+            waiting_for(account.rounds_table, account.devices_table, record) if record.phase == "collecting" else []
+        )
         return render_template(
             "round.html",
             record=record,
@@ -134,6 +138,9 @@ def _add_views(blueprint: Blueprint, context: Context) -> None:
             page=Page.of(len(updates), _UPDATES_PER_PAGE, "updates"),
             quarantined=Counter(entry.reason for entry in report.quarantined).most_common() if report else (),
             refused=Page.of(len(report.quarantined) if report else 0, _UPDATES_PER_PAGE, "refused"),
+            waiting=waiting,
+            waited=Page.of(len(waiting), _UPDATES_PER_PAGE, "waiting"),
+            now_ms=context.now_ms,
             changed=forms.differences(FleetSettings(), record.settings),
             phases=PHASES,
         )

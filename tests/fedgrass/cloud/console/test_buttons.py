@@ -1,4 +1,4 @@
-"""What the buttons do, and what is said when AWS does not answer."""
+"""An open round, what the buttons do, and what is said when AWS does not answer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 from fedgrass.account import Account
 from fedgrass.protocol import tables
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.roster import write_roster
 from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.console.conftest import NOW, Browser, Fleet, browser_of, typed, visible
 
@@ -36,6 +37,24 @@ def opened(fleet: Fleet) -> RoundRecord:
     )
     fleet.open(record)
     return record
+
+
+def test_a_round_that_collects_shows_whom_it_waits_for_and_what_is_known_of_them(
+    fleet: Fleet, browser: Browser
+) -> None:
+    record = fleet.fill(devices=70, rounds=3).record(4)
+    record = record.model_copy(
+        update={"phase": "collecting", "outcome": None, "aggregated_at": None, "closed_at": None}
+    )
+    asked = [f"press-{number:05d}" for number in (3, 4, 6)]
+    write_roster(fleet.account.rounds_table, record, alive=asked, asked=asked)
+    fleet.open(record)
+    words = visible(browser.get("/rounds/4"))
+    waited = words[words.index("Waited for") : words.index("Each device")]
+    assert "press-00003 idle" in waited
+    assert "press-00004 no: memory: 92 % used, the limit is 85 %" in waited
+    assert "press-00006 silent for 1200 s" in waited
+    assert "Waited for" not in visible(browser.get("/rounds/3"))
 
 
 def test_the_open_round_is_shown_by_phase_and_goes_on_live(fleet: Fleet, browser: Browser, opened: RoundRecord) -> None:
