@@ -9,9 +9,11 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from fedgrass.engines.signatures import LEAST_PASSING, PASSING
 from fedgrass.errors import EngineError
 
 _CALL_ONCE = schema.BuiltinOperator.CALL_ONCE
+_READ, _ASSIGN = schema.BuiltinOperator.READ_VARIABLE, schema.BuiltinOperator.ASSIGN_VARIABLE
 _FILE_IDENTIFIER = b"TFL3"
 
 
@@ -36,10 +38,11 @@ def without_initializer(content: bytes) -> bytes:
     _remove_subgraph(model, *initializers)
     # It has a hash of the input, weights included.
     model.metadata = [entry for entry in model.metadata if entry.name != b"CONVERSION_METADATA"]
-    # Names of tensors inside the graph, which nothing reads, are a third of it.
+    # Names of tensors inside the graph, which nothing reads but this one, are a third of it.
     for subgraph in model.subgraphs:
-        for tensor in subgraph.tensors:
-            tensor.name = None
+        passing = _passing(subgraph, codes)
+        for index, tensor in enumerate(subgraph.tensors):
+            tensor.name = PASSING if index in passing else None
     users = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors] + model.metadata
     # Buffer 0 is the format's empty one.
     kept = sorted({0} | {user.buffer for user in users})
@@ -47,6 +50,24 @@ def without_initializer(content: bytes) -> bytes:
         user.buffer = kept.index(user.buffer)
     model.buffers = [model.buffers[index] for index in kept]
     return _packed(model)
+
+
+def _passing(subgraph: Any, codes: list[int]) -> set[int]:
+    """Return the large tensors that hold nothing from one run to the next: what is read of variables, and what they are set to.
+
+    What is computed of constants alone is none of them: LiteRT may do that once.
+    """
+    changing = set(map(int, subgraph.inputs))
+    found: set[int] = set()
+    for operator in subgraph.operators:
+        code, inputs, outputs = (codes[operator.opcodeIndex], list(operator.inputs), list(operator.outputs))
+        if code == _READ:
+            found.update(outputs)
+        elif code == _ASSIGN and inputs[1] in changing and inputs[1] not in subgraph.inputs:
+            found.add(inputs[1])
+        if code == _READ or changing.intersection(inputs):
+            changing.update(outputs)
+    return {index for index in found if 4 * np.prod(subgraph.tensors[index].shape, dtype=np.int64) >= LEAST_PASSING}
 
 
 def _remove_subgraph(model: Any, index: int) -> None:

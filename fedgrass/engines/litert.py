@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedgrass.bundle import GRAPH, Bundle, Parameters, check_parameters
-from fedgrass.engines.base import Batch, FitSettings
+from fedgrass.engines.base import Batch, Dataset, FitSettings, Measured
 from fedgrass.engines.loop import BatchEngine, check_state
 from fedgrass.engines.metrics import BINARY, CLASSIFIERS, probabilities, sigmoid, softmax
 from fedgrass.engines.signatures import Signature
@@ -57,6 +57,7 @@ class LiteRTEngine(BatchEngine):
         except (ValueError, RuntimeError) as error:
             raise BundleError(f"{bundle.path(GRAPH)}: LiteRT cannot load it ({error})") from error
         self._signatures = self._runners(str(bundle.path(GRAPH)))
+        self._lent = False
         self._has_optimizer = _OPTIMIZER[0] in self._signatures
         # Of as many ones as a batch has examples, and as many zeros, the weights of n examples begin n before the middle.
         self._weights = np.repeat(np.array([1, 0], np.float32), self.manifest.batch_size)
@@ -66,6 +67,7 @@ class LiteRTEngine(BatchEngine):
 
     def get_parameters(self) -> Parameters:
         """Return a copy of the trainable parameters, in the manifest's order."""
+        self._rest()
         read = self._signatures["read_parameters"]
         found = self._named(read())
         read.release()
@@ -83,7 +85,23 @@ class LiteRTEngine(BatchEngine):
         return self.get_parameters() if self._held_on_disk is None else self._held_on_disk
 
     def _lend_parameters(self) -> Parameters:
+        self._rest()
+        self._lent = True
         return self._named(self._signatures["read_parameters"].lend())
+
+    def _rest(self) -> None:
+        """Leave no copies of the variables in the other signatures."""
+        for name in ("train", "train_plain", "evaluate", "infer"):
+            if name in self._signatures:
+                self._signatures[name].rest()
+
+    def evaluate(self, data: Dataset) -> Measured:
+        """Return the figures of the present parameters; see `BatchEngine.evaluate`."""
+        self._rest()
+        try:
+            return super().evaluate(data)
+        finally:
+            self._rest()
 
     def _named(self, found: Mapping[str, Array]) -> Parameters:
         return {p.name: found[f"p{i}"] for i, p in enumerate(self.manifest.parameters)}
@@ -135,6 +153,9 @@ class LiteRTEngine(BatchEngine):
         self.set_parameters(present)
 
     def _step(self, batch: Batch) -> float:
+        if self._lent:  # until now
+            self._signatures["read_parameters"].release()
+            self._lent = False
         loss = self._train(**self._padded(batch), **self._unset)["loss"]
         self._unset = {}  # inputs keep their values
         return float(loss)

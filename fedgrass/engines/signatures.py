@@ -5,11 +5,18 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from fedgrass.tensors import Array
+
+PASSING = b"passing"
+"""Name of a tensor inside a graph that holds nothing from one run of its signature to the next."""
+
+LEAST_PASSING = 1 << 20
+"""Bytes from which on memory is given back."""
 
 
 class Signature:
@@ -34,6 +41,10 @@ class Signature:
         self._subgraph = runner._subgraph_index
         self.inputs: dict[str, int] = dict(runner._inputs)
         self._outputs: dict[str, int] = dict(runner._outputs)
+        names = [
+            self._interpreter.TensorName(i, self._subgraph) for i in range(self._interpreter.NumTensors(self._subgraph))
+        ]
+        self._passing = [index for index, name in enumerate(names) if name == PASSING.decode()]
 
     def __call__(self, **inputs: Array | np.generic) -> dict[str, Array]:
         """Set the inputs, run, and return copies of the outputs by name.
@@ -70,6 +81,17 @@ class Signature:
         for index in {*self.inputs.values(), *self._outputs.values()}:
             drop_pages(self._memory(index))
 
+    def rest(self) -> None:
+        """Give the memory of what the next run makes anew back to the system: inputs and outputs stay.
+
+        That is what the exporter named `PASSING`: copies of variables, and what they were set to.
+        """
+        if not self._allocated:
+            return
+        for index in self._passing:
+            with suppress(ValueError):  # inside a delegate it has no memory of its own
+                drop_pages(self._memory(index))
+
     def _memory(self, index: int) -> Array:
         found: Array = self._interpreter.tensor(self._interpreter, index, self._subgraph)
         return found
@@ -93,7 +115,6 @@ class Signature:
         return {name: tuple(details["shape"]) for name, details in self._runner.get_input_details().items()}
 
 
-_LEAST = 1 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
@@ -103,7 +124,7 @@ def drop_pages(array: Array) -> None:
 
     A system that refuses keeps the memory; nothing else depends on it.
     """
-    if array.nbytes < _LEAST:
+    if array.nbytes < LEAST_PASSING:
         return
     begin = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
