@@ -24,10 +24,18 @@ _MULTIPLIERS = (0x2C1B3C6D, 0x297A2D39, 0x7FEB352D)
 
 
 def is_random(layer: Any) -> bool:
-    """Whether a layer draws in training."""
+    """Whether a layer draws in training: not one of Keras' own that only could, such as an LSTM's cell without dropout."""
+    if type(layer).__module__.startswith("keras.") and (
+        rates := [r for r in map(vars(layer).get, _RATES) if r is not None]
+    ):
+        return any(rates)
     return isinstance(layer, keras.layers.Dropout) or any(
         isinstance(value, keras.random.SeedGenerator) for value in vars(layer).values()
     )
+
+
+_RATES = ("dropout", "recurrent_dropout", "_dropout")
+"""Attributes of recurrent layers, their cells and attention: what share they drop, 0 for none."""
 
 
 @contextmanager
