@@ -12,7 +12,8 @@ A model of another engine than LiteRT has ``architecture.json`` in place of the 
 
 Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called ``p0 … pN`` in the manifest's order):
 
-- ``train(x, y, sample_weight, learning_rate, proximal_mu, clip_norm) -> loss``: one optimizer step on one batch.
+- ``train(x, y, sample_weight, learning_rate, proximal_mu, clip_norm) -> loss``: one optimizer step on one batch. Of several
+  inputs or outputs ``x`` and ``y`` [B, values] hold all, as float32 (`fedgrass.interface`).
   ``sample_weight`` [B] float32 is what each example's loss is times, and 0 for the padding of a short last batch; the sum is
   divided by the number of weights above 0 (by their sum in graphs from before ``loss_mean``).
   The three scalars are float32, and 0 switches
@@ -32,7 +33,6 @@ Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -42,6 +42,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedgrass.bounds import MAX_HEADER_BYTES, MAX_TENSORS
 from fedgrass.errors import BundleError, first_problem
 from fedgrass.files import sha256_of, write_atomically
+from fedgrass.interface import Head as Head
+from fedgrass.interface import TensorDescription as TensorDescription
+from fedgrass.interface import problem_of
 from fedgrass.objectives import Loss as Loss
 from fedgrass.objectives import LossOptions as LossOptions
 from fedgrass.objectives import Optimizer as Optimizer
@@ -78,29 +81,8 @@ class InitialParameters(dict[str, "Array"]):
         self.statistics = statistics
 
 
-_ITEM_BYTES = {"float32": 4, "float16": 2, "int32": 4, "int64": 8, "int8": 1, "uint8": 1, "bool": 1}
-
-
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class TensorDescription(_Model):
-    """Name, shape (without the batch axis for inputs) and dtype of a tensor."""
-
-    name: str = Field(min_length=1, max_length=200)
-    shape: tuple[Annotated[int, Field(ge=0, lt=1 << 40)], ...] = Field(max_length=8)
-    dtype: Literal["float32", "float16", "int32", "int64", "int8", "uint8", "bool"]
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.size * _ITEM_BYTES[self.dtype]
 
 
 class SelfTest(_Model):
@@ -157,6 +139,14 @@ class Manifest(_Model):
     x: TensorDescription
     y: TensorDescription
     output: TensorDescription
+    inputs: tuple[TensorDescription, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Several inputs, one after another in the row that x is; (): x is the input",
+    )
+    outputs: tuple[Head, ...] = Field(
+        default=(), max_length=64, description="Several outputs, one after another in the rows that y and output are"
+    )
     class_names: tuple[str, ...] = ()
     data: DataDescription = DataDescription()
     loss: Loss
@@ -166,6 +156,7 @@ class Manifest(_Model):
     vocabulary: int | None = Field(
         default=None, ge=1, description="Tokens in x are from 0 to one less; None: not known"
     )
+    vocabularies: dict[str, int] = Field(default={}, description="The same of several inputs, by name")
     parameters: tuple[TensorDescription, ...] = Field(min_length=1, max_length=MAX_TENSORS)
     frozen: tuple[str, ...] = ()
     statistics: dict[str, Statistic] | None = Field(
@@ -200,10 +191,18 @@ class Manifest(_Model):
             raise ValueError(f"files lacks {', '.join(sorted(missing))}")
         if any("/" in name or name.startswith(".") for name in self.files):
             raise ValueError("file names must be plain")
+        if wrong := problem_of(self.inputs, self.outputs, x=self.x, y=self.y, output=self.output):
+            raise ValueError(wrong)
         for kind in ("columns", "means"):
             if (given := len(getattr(self.data, kind))) not in (0, self.x.size):
                 raise ValueError(f"data.{kind} has {given} entries, x has {self.x.size} values")
         return self
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """Its outputs, each with its label and its loss: one, or `outputs`."""
+        own = Head(output=self.output, y=self.y, loss=self.loss, loss_options=self.loss_options)
+        return self.outputs or (own.model_copy(update={"class_names": self.class_names}),)
 
     @property
     def graph_file(self) -> str:

@@ -15,12 +15,14 @@ from fedgrass.bundle import (
     PARAMETERS,
     Bundle,
     Constant,
+    Manifest,
     Parameters,
     check_parameters,
     parse_manifest,
 )
 from fedgrass.engines.base import Dataset
 from fedgrass.engines.metrics import CLASSIFIERS, correct
+from fedgrass.engines.several import apart
 from fedgrass.engines.signatures import Signature
 from fedgrass.errors import BundleError
 from fedgrass.files import write_atomically
@@ -90,8 +92,37 @@ def application_models(content: bytes, *, int8: bool = True) -> dict[str, bytes]
     return {INFERENCE: content} | ({} if small is None else {INFERENCE_INT8: with_files(small, files_of(content))})
 
 
+class Application:
+    """A bundle's model for the application, for examples as a device's data give them: several inputs or outputs in rows.
+
+    Raises
+    ------
+    ValueError, RuntimeError, KeyError
+        As LiteRT's interpreter raises them.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._manifest = manifest
+        self._infer = Signature(Interpreter(model_path=str(path)).get_signature_runner("infer"))
+
+    def __call__(self, x: Array) -> Array:
+        """Return the output [1, …] for one example [1, …]."""
+        inputs, outputs = self._manifest.inputs, self._manifest.outputs
+        given = {"x": x}
+        if inputs:
+            given = dict(zip((part.name for part in inputs), apart(x, inputs), strict=True))
+        found = self._infer(**given)
+        if not outputs:
+            return found["y"]
+        return np.concatenate([found[head.name].reshape(len(x), -1) for head in outputs], axis=1)
+
+
 def inference_accuracy(bundle: Bundle, data: Dataset) -> dict[str, float]:
-    """Return the share of right answers of each of the application's models, by file name; none for a regression.
+    """Return the share of right answers of each of the application's models, by file name.
+
+    There is none for a regression, and none for several outputs.
 
     Raises
     ------
@@ -99,20 +130,18 @@ def inference_accuracy(bundle: Bundle, data: Dataset) -> dict[str, float]:
         If LiteRT cannot run a model.
     """
     manifest = bundle.manifest
-    if manifest.loss not in CLASSIFIERS:
+    if manifest.loss not in CLASSIFIERS or manifest.outputs:
         return {}
-    from ai_edge_litert.interpreter import Interpreter
-
     found = {}
     for name in (INFERENCE, INFERENCE_INT8):
         if name not in manifest.files:
             continue
         try:
-            infer = Signature(Interpreter(model_path=str(bundle.path(name))).get_signature_runner("infer"))
+            infer = Application(bundle.path(name), manifest)
             right = 0.0
             for batch in data.batches(manifest.batch_size):
                 x = np.asarray(batch.x, manifest.x.dtype)
-                outputs = np.concatenate([infer(x=example[np.newaxis])["y"] for example in x])
+                outputs = np.concatenate([infer(example[np.newaxis]) for example in x])
                 right += float(correct(manifest.loss, outputs, batch.y).sum())
         except (ValueError, RuntimeError) as error:
             raise BundleError(f"{bundle.path(name)}: LiteRT cannot run it ({error})") from error

@@ -56,7 +56,8 @@ def export(
 
     What is not given is taken from EXPORT of a .py file, a dictionary with loss, batch_size, optimizer, learning_rate,
     class_names, data, freeze, name, anomaly_quantile and input (the shape of one example, which a PyTorch module does not
-    know); then from what the model was compiled with.
+    know); then from what the model was compiled with. Of several outputs loss, loss_weights and class_names are by output, of
+    several inputs input is by name.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _check(loss, optimizer)
@@ -114,6 +115,7 @@ def _exported(path: Path, model: Any, output: Path, options: dict[str, Any]) -> 
 
 _EXPORT_KEYS = (
     "loss",
+    "loss_weights",
     "batch_size",
     "optimizer",
     "learning_rate",
@@ -197,6 +199,8 @@ def _from_python(path: Path) -> tuple[Any, dict[str, Any]]:
 def _check_options(path: Path, options: dict[str, Any]) -> None:
     for key in ("class_names", "freeze"):
         value = options.get(key, ())
+        if key == "class_names" and isinstance(value, dict):  # by output
+            value = [name for names in value.values() for name in _listed(names)]
         if isinstance(value, str) or not all(isinstance(part, str) for part in _listed(value)):
             raise ConfigurationError(f"{path}: EXPORT[{key!r}] is {value!r}; expected a list of names")
     size, rate = options.get("batch_size", 1), options.get("learning_rate", 1)
@@ -213,6 +217,8 @@ def _check_data(path: Path, data: Any) -> None:
     expected = f"expected {', '.join(DataDescription.model_fields)}"
     if isinstance(data, dict) and (unknown := [key for key in data if key not in DataDescription.model_fields]):
         raise ConfigurationError(f"{path}: EXPORT['data'] has {unknown[0]!r}, which is not known; {expected}")
+    if isinstance(data, dict):  # of several inputs and outputs by name: their number shows when the model is known
+        data = {key: value for key, value in data.items() if not isinstance(value, dict)}
     try:
         DataDescription.model_validate(data)
     except ValidationError as error:

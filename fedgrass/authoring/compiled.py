@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast, get_args
 
 import keras
@@ -23,6 +23,13 @@ class Objective(NamedTuple):
     loss: Loss
     options: LossOptions
     from_logits: bool | None = None
+
+
+class Several(NamedTuple):
+    """Losses of several outputs, by name, in order or one for all; and their weights likewise."""
+
+    losses: Any
+    weights: Any = None
 
 
 def objective(given: Any) -> Objective:
@@ -181,7 +188,9 @@ _SCHEDULES: dict[str, Callable[[Mapping[str, Any]], tuple[float, Schedule]]] = {
 }
 
 
-def chosen(model: Any, loss: Any, given: Any, tell: Tell) -> tuple[Objective, Optimizer]:
+def chosen(
+    model: Any, loss: Any, given: Any, tell: Tell, loss_weights: Any = None
+) -> tuple[Objective | Several, Optimizer]:
     """Choose loss and optimizer: what is asked for, else what the model was compiled with; say what is not taken.
 
     Parameters
@@ -194,11 +203,13 @@ def chosen(model: Any, loss: Any, given: Any, tell: Tell) -> tuple[Objective, Op
         Name or Keras object of the optimizer that is asked for; None takes the model's, else plain gradient descent.
     tell
         Called with a line for whatever the model was compiled with and is not taken.
+    loss_weights
+        What the losses of several outputs are times; None takes the model's, if its losses are taken, else 1.
 
     Returns
     -------
     tuple
-        The objective and the optimizer.
+        The objective, or `Several` as they were given where there is more than one loss, weight or output; and the optimizer.
 
     Raises
     ------
@@ -207,21 +218,35 @@ def chosen(model: Any, loss: Any, given: Any, tell: Tell) -> tuple[Objective, Op
     """
     compiled = bool(getattr(model, "compiled", False)) and hasattr(model, "optimizer")
     own_loss, own_optimizer = (getattr(model, "loss", None), model.optimizer) if compiled else (None, None)
-    if compiled and getattr(model, "_compile_loss", None) is not None:
-        weights = getattr(model._compile_loss, "_user_loss_weights", None)
-        if weights is not None and loss is None:
-            raise UnsupportedModelError(model.name, f"loss_weights {weights}", "scale the learning rate instead")
+    if loss_weights is None and loss is None and compiled and getattr(model, "_compile_loss", None) is not None:
+        loss_weights = getattr(model._compile_loss, "_user_loss_weights", None)
     if loss is None and own_loss is None:
         raise UnsupportedModelError(
             getattr(model, "name", str(model)), "a model without a loss", f"compile it, or give one of {_LOSS_NAMES}"
         )
-    if loss is not None and own_loss is not None:
+    taken = own_loss if loss is None else loss
+    nested = _is_nested(taken) or loss_weights is not None or len(_outputs(model)) > 1
+    if loss is not None and own_loss is not None and not nested and not _is_nested(own_loss):
         _tell_other("loss", loss, own_loss, objective, tell)
     if given is not None and own_optimizer is not None:
         _tell_other("optimizer", given, own_optimizer, optimizer, tell)
-    found = objective(own_loss if loss is None else loss)
+    found = Several(taken, loss_weights) if nested else objective(taken)
     chosen_optimizer = given if given is not None else own_optimizer
     return found, Optimizer() if chosen_optimizer is None else optimizer(chosen_optimizer)
+
+
+def _is_nested(loss: Any) -> bool:
+    # Keras' configuration of one loss is a mapping too.
+    return (isinstance(loss, (list, tuple)) and not isinstance(loss, Objective)) or (
+        isinstance(loss, Mapping) and "class_name" not in loss
+    )
+
+
+def _outputs(model: Any) -> Sequence[Any]:
+    try:
+        return list(model.outputs or ())
+    except (AttributeError, ValueError):  # a subclassed model that is not built; a PyTorch module
+        return ()
 
 
 def _tell_other(what: str, given: Any, own: Any, read: Callable[[Any], Any], tell: Tell) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import tensorflow as tf
 
 from fedgrass import bundle, tensors
-from fedgrass.authoring import graph, inference, self_test
-from fedgrass.authoring.compiled import Objective, chosen
+from fedgrass.authoring import graph, heads, inference, self_test
+from fedgrass.authoring.compiled import Objective, Several, chosen
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.flatbuffer import without_initializer
+from fedgrass.authoring.heads import heads_of
 from fedgrass.authoring.losses import loss_function
 from fedgrass.authoring.metadata import Description
 from fedgrass.authoring.model import KerasModel, Model, frozen
@@ -24,9 +25,12 @@ from fedgrass.authoring.optimizers import OPTIMIZERS, Constrained
 from fedgrass.authoring.pixels import pixel_range
 from fedgrass.authoring.reference import KerasReference, Reference
 from fedgrass.authoring.saved_model import SavedModel
-from fedgrass.bundle import Bundle, Manifest, TensorDescription
+from fedgrass.bundle import Bundle, Head, Manifest, TensorDescription
 from fedgrass.errors import FedgrassError
 from fedgrass.inference import application_models
+
+_NAMED_COLUMNS = 4096
+"""Values of several inputs for which columns of a table have names by default."""
 
 
 def export(
@@ -37,7 +41,8 @@ def export(
     batch_size: int,
     optimizer: Any = None,
     freeze: Sequence[str] = (),
-    class_names: Sequence[str] = (),
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] = (),
+    loss_weights: Any = None,
     data: Mapping[str, Any] | None = None,
     name: str | None = None,
     version: str = "1.0.0",
@@ -47,7 +52,7 @@ def export(
     prove: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
-    """Write a model bundle for a model with one input and one output.
+    """Write a model bundle for a model, of one or several inputs and outputs.
 
     Parameters
     ----------
@@ -59,7 +64,12 @@ def export(
     folder
         Made if absent; a bundle in it is replaced, once the new one is whole.
     loss
-        By name, Keras' or PyTorch's alias, function or object; None: what the model was compiled with.
+        By name, Keras' or PyTorch's alias, function or object; None: what the model was compiled with. Of several outputs one
+        for all, or a mapping by name or a list in their order, as Keras takes them.
+    loss_weights
+        What each output's loss is times in their sum, by name or in order; 1 for each if None.
+    class_names
+        Of the classes in the order of their numbers; of several outputs by name.
     batch_size
         Examples per training step, fixed in the graph.
     optimizer
@@ -71,7 +81,7 @@ def export(
         model that begins with ``Rescaling`` follow from it.
     input
         Shape of one example, or a mapping with ``shape`` and ``dtype``, for a model that does not say: a subclassed one,
-        and every PyTorch module.
+        and every PyTorch module; of several inputs these by name.
     anomaly_quantile
         Of a model that reconstructs its input: share of normal examples whose errors lie below the threshold.
     about
@@ -89,33 +99,62 @@ def export(
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= 65536:
         raise UnsupportedModelError(f"batch_size {batch_size!r}", "this size", "give a whole number from 1 to 65536")
     if is_torch(model):
-        from fedgrass.authoring.torch.losses import objective as torch_objective
+        from fedgrass.authoring.torch.losses import objectives as torch_objectives
 
-        loss = torch_objective(loss)
-    objective, rule = chosen(model, loss, optimizer, tell)
+        loss = torch_objectives(loss)
+    objective, rule = chosen(model, loss, optimizer, tell, loss_weights)
     given = _taken(model, objective, freeze, batch_size, input)
     with given as source, tempfile.TemporaryDirectory() as scratch, _explained(source):
         description: dict[str, Any] = {
             "name": name or source.name,
             "version": version,
-            "class_names": tuple(class_names),
+            "class_names": () if source.outputs else tuple(class_names),
         }
-        description["data"] = _data(model, data or {}, tell)
         description["anomaly_quantile"] = anomaly_quantile
-        about = about or Description(name=description["name"], labels=tuple(class_names))
-        made = _export(source, Path(scratch), objective, batch_size, rule, description, about)
+        about = about or Description(name=description["name"], labels=description["class_names"])
+        described = heads_of(objective, source.outputs or (_only_output(source),), class_names)
+        if not source.outputs and described[0].weight != 1:
+            raise UnsupportedModelError(
+                source.name, f"loss_weights {described[0].weight:g}", "scale the learning rate instead"
+            )
+        columns = _columns(data or {}, source.inputs, described if source.outputs else ())
+        description["data"] = _data(model, source, columns, tell)
+        made = _export(source, Path(scratch), described, batch_size, rule, description, about)
         if prove:
-            found = self_test.run(made, source, _reference(source, made, objective, rule))
+            found = self_test.run(made, source, _reference(source, made, described, rule))
             tell(self_test.line(found))
             made = Bundle.seal(made.folder, made.manifest.model_copy(update={"self_test": found}))
         return _moved(made, folder)
 
 
-def _data(model: Any, given: Mapping[str, Any], tell: Callable[[str], None]) -> bundle.DataDescription:
-    found = pixel_range(model) if "pixels" not in given else None
+def _only_output(model: Model) -> TensorDescription:
+    return TensorDescription(name="y", shape=model.output_shape, dtype="float32")
+
+
+def _data(model: Any, source: Model, given: Mapping[str, Any], tell: Callable[[str], None]) -> bundle.DataDescription:
+    found = pixel_range(model) if "pixels" not in given and not source.inputs else None
     if found is not None:
         tell(f"images: devices give pixels of {found[0]:g} to {found[1]:g}, as the model scales them itself")
     return bundle.DataDescription(**{"pixels": found, **given})
+
+
+def _columns(given: Mapping[str, Any], inputs: Sequence[TensorDescription], outputs: Sequence[Head]) -> dict[str, Any]:
+    """Return the names of columns of several inputs or outputs: as given, by input or output too, else by theirs."""
+    found = dict(given)
+    parts = {"columns": inputs, "means": inputs, "labels": [head.y for head in outputs]}
+    for key, wanted in parts.items():
+        if not wanted:
+            continue
+        if isinstance(given.get(key), Mapping):
+            each = heads.of_each(given[key], [part.name for part in wanted], f"data {key}")
+            found[key] = [name for names in each for name in names]
+        elif key not in given and key != "means" and sum(part.size for part in wanted) <= _NAMED_COLUMNS:
+            found[key] = [name for part in wanted for name in _names_of(part)]
+    return found
+
+
+def _names_of(part: TensorDescription) -> list[str]:
+    return [part.name] if part.size == 1 else [f"{part.name}_{at}" for at in range(part.size)]
 
 
 def is_torch(model: Any) -> bool:
@@ -124,21 +163,21 @@ def is_torch(model: Any) -> bool:
 
 
 def _taken(
-    model: Any, objective: Objective, freeze: Sequence[str], batch_size: int, example: Any
+    model: Any, objective: Objective | Several, freeze: Sequence[str], batch_size: int, example: Any
 ) -> AbstractContextManager[Model]:
     if isinstance(model, Path):
         return nullcontext(SavedModel(model, freeze))
     if is_torch(model):
         from fedgrass.authoring.torch.model import taken
 
-        return taken(model, example, freeze, batch_size, objective.loss)
+        return taken(model, example, freeze, batch_size, objective)
     return frozen(model, freeze, example)
 
 
-def _reference(source: Model, made: Bundle, objective: Objective, optimizer: bundle.Optimizer) -> Reference | None:
+def _reference(source: Model, made: Bundle, heads: Sequence[Head], optimizer: bundle.Optimizer) -> Reference | None:
     """Return the framework's own training of the model, where there is one to compare with."""
     if isinstance(source, KerasModel):
-        return KerasReference(source, objective, optimizer, made.manifest.batch_size)
+        return KerasReference(source, heads, optimizer, made.manifest.batch_size)
     if isinstance(source, SavedModel):
         return None
     from fedgrass.authoring.torch.model import TorchModel
@@ -187,29 +226,33 @@ def _moved(made: Bundle, folder: Path) -> Bundle:
 def _export(
     model: Model,
     folder: Path,
-    objective: Objective,
+    described: Sequence[Head],
     batch_size: int,
     optimizer: bundle.Optimizer,
     description: dict[str, Any],
     about: Description,
 ) -> Bundle:
-    parameters, loss = model.values(), objective.loss
+    parameters, first = model.values(), described[0]
+    label = heads.row([head.y for head in described], "y") if model.outputs else first.y
     x = tf.TensorSpec([batch_size, *model.x.shape[1:]], model.x.dtype, name="x")
-    y = _label(model, loss, batch_size)
+    y = tf.TensorSpec([batch_size, *label.shape], label.dtype, name="y")
     manifest = Manifest.model_construct(
         **description,
         batch_size=batch_size,
         x=TensorDescription(name="x", shape=tuple(x.shape[1:]), dtype=x.dtype.name),
         y=TensorDescription(name="y", shape=tuple(y.shape[1:]), dtype=y.dtype.name),
-        output=TensorDescription(name="y", shape=model.output_shape, dtype="float32"),
-        loss=loss,
-        loss_options=objective.options,
+        output=_only_output(model),
+        inputs=model.inputs,
+        outputs=tuple(described) if model.outputs else (),
+        loss=first.loss,
+        loss_options=first.loss_options,
         optimizer=optimizer,
         parameters=tuple(TensorDescription(name=k, shape=v.shape, dtype="float32") for k, v in parameters.items()),
         frozen=model.frozen_names,
         statistics=model.statistics,
         loss_mean="examples",
         vocabulary=getattr(model, "vocabulary", None),
+        vocabularies=model.vocabularies(),
     )
     variables = [tf.Variable(value) for value in parameters.values()]
     trained = variables[: model.trained_count]
@@ -219,12 +262,12 @@ def _export(
     ]
     owner, signatures = graph.module(
         graph.Forward(
-            logits=model.logits(loss),
+            logits=model.logits([head.loss for head in described]),
             output=lambda x, values: model.call(x, values).logits,
             names=tuple(parameters)[: model.trained_count],
             draws_masks=model.draws_masks,
         ),
-        loss_function(loss, objective.options),
+        heads.loss_of(described) if model.outputs else loss_function(first.loss, first.loss_options),
         OPTIMIZERS[optimizer.name](stepped, optimizer),
         trained,
         variables[len(trained) :],
@@ -238,16 +281,6 @@ def _export(
         (folder / file).write_bytes(model_content)
     tensors.save(folder / bundle.PARAMETERS, parameters)
     return Bundle.seal(folder, manifest.model_copy(update={"constants": constants}))
-
-
-def _label(model: Model, loss: bundle.Loss, batch_size: int) -> Any:
-    if loss == "sparse_categorical_crossentropy":
-        if not model.output_shape:
-            raise UnsupportedModelError(
-                f"model {model.name!r}", f"an output of one value before {loss}", "give one value for each class"
-            )
-        return tf.TensorSpec([batch_size, *model.output_shape[:-1]], tf.int32, name="y")
-    return tf.TensorSpec([batch_size, *model.output_shape], tf.float32, name="y")
 
 
 def _convert(owner: Any, signatures: dict[str, Any]) -> bytes:

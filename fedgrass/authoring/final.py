@@ -32,16 +32,21 @@ _CARRIED = {"Reshape", "Squeeze", "ExpandDims", "Identity"}
 class Final:
     """How the last activation of a Keras model is left out for a loss.
 
+    Parameters
+    ----------
+    output
+        Number of the output that the loss is of.
+
     Raises
     ------
     UnsupportedModelError
         If the model ends in another activation than the loss contains.
     """
 
-    def __init__(self, model: Any, loss: str) -> None:
+    def __init__(self, model: Any, loss: str, output: int = 0) -> None:
         self._loss = loss
         self._expected = FINAL_ACTIVATION.get(loss)
-        self._last = _last(model)
+        self._last = _last(model.outputs[output])
         self._at_the_layer = self._expected is not None and self._is_alone() and self._activation() is not None
         if self._at_the_layer and self._activation() not in ("linear", self._expected):
             raise self._unsupported(self._last.name)
@@ -86,9 +91,8 @@ class Final:
         )
 
 
-def _last(model: Any) -> Any:
+def _last(tensor: Any) -> Any:
     """Return the operation that gives a model's output, inside nested models too."""
-    tensor = model.outputs[0]
     while True:
         history = tensor._keras_history
         operation = history.operation

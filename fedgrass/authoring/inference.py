@@ -23,7 +23,7 @@ from fedgrass.inference import with_parameters
 
 
 def convert(model: Model, parameters: Parameters, about: Description) -> tuple[bytes, tuple[Constant, ...]]:
-    """Convert a model to a LiteRT model for one example with signature ``infer(x) -> y``.
+    """Convert a model to a LiteRT model for one example with signature ``infer(x) -> y``, or several of both by name.
 
     Parameters
     ----------
@@ -59,14 +59,17 @@ def convert(model: Model, parameters: Parameters, about: Description) -> tuple[b
 
 def _convert(model: Model, parameters: Parameters, *, apart: Set[str]) -> bytes:
     """Convert; parameters of ``apart`` are inputs to the converter, so that it cannot merge them (batch normalization)."""
+    names = [part.name for part in model.outputs] or ["y"]
 
-    def infer(x: Any, *inputs: Any) -> dict[str, Any]:
-        given = iter(inputs)
+    def infer(*inputs: Any) -> dict[str, Any]:
+        given = iter(inputs[count:])
         values = [next(given) if key in apart else tf.constant(value) for key, value in parameters.items()]
-        return {"y": model.infer(x, values)}
+        return dict(zip(names, model.infer(inputs[:count], values), strict=True))
 
     separate = {f"parameter_{i}": value for i, (key, value) in enumerate(parameters.items()) if key in apart}
-    specs = [tf.TensorSpec([1, *model.x.shape[1:]], model.x.dtype, name="x")]
+    specs = [tf.TensorSpec([1, *part.shape], part.dtype, name=part.name) for part in model.inputs]
+    specs = specs or [tf.TensorSpec([1, *model.x.shape[1:]], model.x.dtype, name="x")]
+    count = len(specs)
     specs += [tf.TensorSpec(value.shape, tf.float32, name=key) for key, value in separate.items()]
     traced = tf.function(infer, input_signature=specs, autograph=False).get_concrete_function()
     with tempfile.TemporaryDirectory() as folder:

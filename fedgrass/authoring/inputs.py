@@ -16,7 +16,8 @@ def functional(model: Any, given: Any = None) -> Any:
     Parameters
     ----------
     given
-        Shape of one example, or a mapping with ``shape`` and ``dtype``, for a model that does not say.
+        Shape of one example, or a mapping with ``shape`` and ``dtype``, for a model that does not say; of several inputs these
+        by name, and the model's call takes a dictionary of them.
 
     Raises
     ------
@@ -29,13 +30,29 @@ def functional(model: Any, given: Any = None) -> Any:
         )
     if not _symbolic(model):
         model = _traced(model, given)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise UnsupportedModelError(
-            model.name,
-            f"a model of {len(model.inputs)} inputs and {len(model.outputs)} outputs",
-            "give a model with one of each, with several joined by Concatenate",
-        )
+    if len({id(tensor) for tensor in model.outputs}) < len(model.outputs):
+        raise UnsupportedModelError(model.name, "one tensor as two outputs", "give it once")
     return model
+
+
+def names(model: Any) -> tuple[list[str], list[str]]:
+    """Return the names of a functional model's inputs and outputs, in the order of ``model.inputs`` and ``model.outputs``.
+
+    They are the keys where the model takes or gives a dictionary, else those of the layers, as in Keras.
+    """
+    both = (model.inputs, "_inputs_struct"), (model.outputs, "_outputs_struct")
+    inputs, outputs = (
+        _names(getattr(model, struct, None), [tensor._keras_history.operation.name for tensor in tensors])
+        for tensors, struct in both
+    )
+    return inputs, outputs
+
+
+def _names(struct: Any, layers: list[str]) -> list[str]:
+    if isinstance(struct, Mapping) and len(struct) == len(layers):
+        return sorted(map(str, struct))
+    # One layer may give several outputs.
+    return [name if layers.count(name) == 1 else f"{name}_{at}" for at, name in enumerate(layers)]
 
 
 def _symbolic(model: Any) -> bool:
@@ -46,15 +63,18 @@ def _symbolic(model: Any) -> bool:
 
 
 def _traced(model: Any, given: Any) -> Any:
-    shape, dtype = _spec(model, given)
-    x = keras.Input(shape, dtype=dtype, name="x")
+    several = isinstance(given, Mapping) and "shape" not in given
+    specs = {str(name): _spec(model, spec) for name, spec in given.items()} if several else {"x": _spec(model, given)}
+    x = {name: keras.Input(shape, dtype=dtype, name=name) for name, (shape, dtype) in specs.items()}
+    shape, dtype = next(iter(specs.values()))
     try:
-        return keras.Model(x, model(x), name=model.name)
+        taken = x if several else x["x"]
+        return keras.Model(taken, model(taken), name=model.name)
     except Exception as error:
         raise UnsupportedModelError(
             model.name,
             f"a call that cannot be traced for input {list(shape)} of {dtype} ({first_line(error)})",
-            'let call(x) return one tensor, made with Keras layers and keras.ops, and give EXPORT["input"] if it is another',
+            'let call(x) return tensors, made with Keras layers and keras.ops, and give EXPORT["input"] if it is another',
         ) from error
 
 

@@ -14,15 +14,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fedgrass.authoring import exchanged
+from fedgrass.authoring import exchanged, heads
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.final import Final
 from fedgrass.authoring.forward import Forwarded
-from fedgrass.authoring.inputs import functional
+from fedgrass.authoring.inputs import functional, names
 from fedgrass.authoring.operators import patched, recurrent, substituted
 from fedgrass.authoring.randomness import drawn, is_random
 from fedgrass.authoring.recurrence import Recurrence
-from fedgrass.bundle import Loss, Parameters, Statistic
+from fedgrass.bundle import Loss, Parameters, Statistic, TensorDescription
 from fedgrass.errors import FedgrassError
 
 Tensor = Any
@@ -37,6 +37,10 @@ class Model(Protocol):
     """``tf.TensorSpec`` of the input; its batch axis is open."""
     output_shape: tuple[int, ...]
     """Of one example."""
+    inputs: tuple[TensorDescription, ...]
+    """Of several inputs, which are one row in x; none of one."""
+    outputs: tuple[TensorDescription, ...]
+    """Of several outputs, which are one row in what `call` gives; none of one."""
     trained_count: int
     """How many of `values` the optimizer changes; the forward pass changes the rest (statistics)."""
     frozen_names: tuple[str, ...]
@@ -49,8 +53,8 @@ class Model(Protocol):
         """Return the present values by name: the trained weights, then the statistics."""
         ...
 
-    def logits(self, loss: Loss) -> Call:
-        """Give the model without the final activation that ``loss`` contains, as `call`."""
+    def logits(self, losses: Sequence[Loss]) -> Call:
+        """Give the model without the final activations that the outputs' losses contain, as `call`."""
         ...
 
     def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> Forwarded:
@@ -65,8 +69,8 @@ class Model(Protocol):
         """
         ...
 
-    def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """Return the output for x [B, …] in the model's own operators, the best ones for constant weights."""
+    def infer(self, inputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the outputs for inputs [B, …] in the model's own operators, the best ones for constant weights."""
         ...
 
     def constraints(self) -> Sequence[Callable[[Tensor], Tensor] | None]:
@@ -75,6 +79,10 @@ class Model(Protocol):
 
     def takes(self) -> tuple[int | None, float | None]:
         """Return the number of tokens it knows, if it takes tokens, and the value that masks a step, if one does."""
+        ...
+
+    def vocabularies(self) -> dict[str, int]:
+        """Return the number of tokens that each of several inputs may be, by name, where it is known."""
         ...
 
     def place(self, where: str) -> str:
@@ -95,8 +103,17 @@ class KerasModel:
         _check(model)
         self.keras = model
         self.name = str(model.name)
+        input_names, output_names = names(model)
+        self.inputs = (
+            heads.described(_tensors(input_names, model.inputs), "input", self.name) if input_names[1:] else ()
+        )
+        self.outputs = (
+            heads.described(_tensors(output_names, model.outputs), "output", self.name) if output_names[1:] else ()
+        )
         self.x = tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype, name="x")
-        self.output_shape = tuple(model.outputs[0].shape[1:])
+        if self.inputs:
+            self.x = tf.TensorSpec([None, *heads.row(self.inputs, "x").shape], tf.float32, name="x")
+        self.output_shape = heads.row(self.outputs, "y").shape if self.outputs else tuple(model.outputs[0].shape[1:])
         self._layers = list(model._flatten_layers())
         self._layer_of: dict[str, Any] = {layer.name: layer for layer in self._layers if layer is not model}
         self._trained = list(model.trainable_variables)
@@ -107,9 +124,11 @@ class KerasModel:
         self._constants = [v.numpy() for v in model.non_trainable_variables]
         self.trained_count = len(self._trained)
         self.draws_masks = any(map(is_random, self._layers))
-        self.vocabulary = min(
-            (layer.input_dim for layer in self._layers if _embeds(layer, model.inputs[0])), default=None
-        )
+        self._vocabularies = [
+            min((layer.input_dim for layer in self._layers if _embeds(layer, tensor)), default=None)
+            for tensor in model.inputs
+        ]
+        self.vocabulary = None if self.inputs else self._vocabularies[0]
         self._names = _named(self.name, [*model.weights, *model.non_trainable_variables])
         moving = {id(variable) for variable in [*self._trained, *self._statistics]}
         kinds: tuple[Statistic, ...] = ("mean", "variance")
@@ -123,30 +142,42 @@ class KerasModel:
             for variable in [*self._trained, *self._statistics]
         }
 
-    def logits(self, loss: Loss) -> Call:
-        """Give the model without the final activation that ``loss`` contains."""
-        final = Final(self.keras, loss)
+    def logits(self, losses: Sequence[Loss]) -> Call:
+        """Give the model without the final activations that the losses contain."""
+        finals = [Final(self.keras, loss, output) for output, loss in enumerate(losses)]
 
         def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> Forwarded:
-            with final.left_out():
-                made = self.call(x, values, step)
-            return replace(made, logits=final.stripped(made.logits))
+            with ExitStack() as stack:
+                for final in finals:
+                    stack.enter_context(final.left_out())
+                made, outputs = self._traced(x, values, step)
+            given = [final.stripped(output) for final, output in zip(finals, outputs, strict=True)]
+            return replace(made, logits=heads.joined(given) if self.outputs else given[0])
 
         return logits
 
     def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> Forwarded:
         """Run forward; see `Model.call`."""
+        return self._traced(x, values, step)[0]
+
+    def _traced(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> tuple[Forwarded, Sequence[Tensor]]:
         with substituted(step), self._noting_layers():
-            return self._call(x, values, training=step is not None)
+            given = heads.apart(x, self.inputs) if self.inputs else [x]
+            return self._call(given, values, training=step is not None)
 
     def constraints(self) -> list[Callable[[Tensor], Tensor] | None]:
         """Return Keras' own constraint of each trained weight."""
         return [variable.constraint for variable in self._trained]
 
-    def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """Return the output in Keras' own operators."""
+    def infer(self, inputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the outputs in Keras' own operators."""
         with recurrent(Recurrence()), drawn(None), exchanged.for_inference():
-            return self._call(x, values, training=False).logits
+            return self._call(inputs, values, training=False)[1]
+
+    def vocabularies(self) -> dict[str, int]:
+        """Return what embeddings of its inputs know; see `Model.vocabularies`."""
+        sizes = zip(self.inputs, self._vocabularies, strict=False)
+        return {part.name: size for part, size in sizes if size is not None}
 
     def takes(self) -> tuple[int | None, float | None]:
         """Return what its embeddings and maskings say; see `Model.takes`."""
@@ -161,21 +192,40 @@ class KerasModel:
         layer = self._layer_of.get(re.sub(r"^gradients(?:_\d+)?/(.*?)_grad/.*", r"\1", where))
         return f"layer {layer.name!r} ({type(layer).__name__})" if layer else where
 
-    def _call(self, x: Tensor, values: Sequence[Tensor], *, training: bool) -> Forwarded:
+    def _call(
+        self, inputs: Sequence[Tensor], values: Sequence[Tensor], *, training: bool
+    ) -> tuple[Forwarded, Sequence[Tensor]]:
         given = {id(v): value for v, value in zip([*self._trained, *self._statistics], values, strict=True)}
         other = self.keras.non_trainable_variables
         constants = [
             given[id(v)] if id(v) in given else tf.constant(value)
             for v, value in zip(other, self._constants, strict=True)
         ]
+        # A Sequential has no structure of its own.
+        struct = getattr(self.keras, "_inputs_struct", None)
+        x = inputs[0] if struct is None else keras.tree.pack_sequence_as(struct, list(inputs))
         output, updated, penalties = self.keras.stateless_call(
             list(values[: self.trained_count]), constants, x, training=training, return_losses=True
         )
+        outputs = keras.tree.flatten(output)
         after = {id(variable): value for variable, value in zip(other, updated, strict=True)}
         if training:
             self._check_moved(constants, updated)
         statistics = [after[id(variable)] for variable in self._statistics]
-        return Forwarded(output, statistics, penalties, getattr(output, "_keras_mask", None))
+        masks = [getattr(each, "_keras_mask", None) for each in outputs]
+        if not self.outputs:
+            return Forwarded(outputs[0], statistics, penalties, masks[0]), outputs
+        self._check_unmasked(masks)
+        return Forwarded(heads.joined(outputs), statistics, penalties), outputs
+
+    def _check_unmasked(self, masks: Sequence[Tensor | None]) -> None:
+        for part, mask in zip(self.outputs, masks, strict=True):
+            if mask is not None:
+                raise UnsupportedModelError(
+                    f"output {part.name!r}",
+                    "a mask that reaches one of several outputs",
+                    "let a layer take it up, such as a last LSTM or GlobalAveragePooling1D, or export that output alone",
+                )
 
     def _check_moved(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
         """Refuse a layer that changes, in training, a variable which would stay as it is on a device."""
@@ -216,6 +266,10 @@ class KerasModel:
         return self._names[id(variable)]
 
 
+def _tensors(names: Sequence[str], tensors: Sequence[Any]) -> list[tuple[str, Sequence[int], str]]:
+    return [(name, tensor.shape[1:], tensor.dtype) for name, tensor in zip(names, tensors, strict=True)]
+
+
 def _embeds(layer: Any, x: Any) -> bool:
     """Whether a layer looks the model's very input up in its table."""
     nodes = layer._inbound_nodes if isinstance(layer, keras.layers.Embedding) else ()
@@ -236,20 +290,20 @@ def _named(model: str, variables: Sequence[Any]) -> dict[int, str]:
 
 
 @contextmanager
-def frozen(model: Any, names: Sequence[str], given: Any = None) -> Iterator[KerasModel]:
+def frozen(model: Any, layer_names: Sequence[str], given: Any = None) -> Iterator[KerasModel]:
     """Give a Keras model with these layers not trainable, besides those that are not anyway.
 
     ``given`` describes the input of a model that does not know it (`fedgrass.authoring.inputs`).
     """
     model = functional(model, given)
     layers = {layer.name: layer for layer in model._flatten_layers() if layer is not model}
-    unknown = sorted(set(names) - layers.keys())
+    unknown = sorted(set(layer_names) - layers.keys())
     if unknown:
         raise UnsupportedModelError(
             model.name, f"freezing {unknown[0]!r}, which it does not have,", f"choose among {', '.join(layers)}"
         )
     with ExitStack() as stack:
-        for name in names:
+        for name in layer_names:
             stack.enter_context(patched(layers[name], "trainable", False))
         yield KerasModel(model)
 
@@ -257,14 +311,16 @@ def frozen(model: Any, names: Sequence[str], given: Any = None) -> Iterator[Kera
 def _check(model: Any) -> None:
     for layer in model._flatten_layers():
         _check_layer(layer)
-    if None in model.inputs[0].shape[1:]:
-        raise UnsupportedModelError(
-            model.name, f"input shape {model.inputs[0].shape}", "fix every axis but the first in keras.Input"
-        )
-    if None in model.outputs[0].shape[1:]:
-        raise UnsupportedModelError(
-            model.name, f"output shape {model.outputs[0].shape}", "give an output whose axes but the first are fixed"
-        )
+    for tensor in model.inputs:
+        if None in tensor.shape[1:]:
+            raise UnsupportedModelError(
+                model.name, f"input shape {tensor.shape}", "fix every axis but the first in keras.Input"
+            )
+    for tensor in model.outputs:
+        if None in tensor.shape[1:]:
+            raise UnsupportedModelError(
+                model.name, f"output shape {tensor.shape}", "give an output whose axes but the first are fixed"
+            )
     if not model.trainable_variables:
         raise UnsupportedModelError(model.name, "a model without trainable variables", "unfreeze a layer")
 

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from fedgrass.authoring.compiled import Objective
 from fedgrass.authoring.model import KerasModel
 from fedgrass.authoring.randomness import drawn
-from fedgrass.bundle import Optimizer, Parameters
+from fedgrass.bundle import Head, Optimizer, Parameters
 from fedgrass.data import ArrayDataset
-from fedgrass.engines.base import FitSettings
+from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.keras import loss_object, optimizer_object
 from fedgrass.engines.metrics import CLASSIFIERS
+from fedgrass.engines.several import apart, labels
 from fedgrass.tensors import Array
 
 
@@ -57,12 +58,12 @@ class KerasReference:
 
     Parameters
     ----------
-    given
-        The loss and the optimizer that the model was compiled with or that the caller gave, if they are Keras' objects.
+    heads
+        The model's outputs with their losses.
     """
 
-    def __init__(self, model: KerasModel, objective: Objective, optimizer: Optimizer, batch_size: int) -> None:
-        self._model, self._objective, self._optimizer, self._batch_size = model, objective, optimizer, batch_size
+    def __init__(self, model: KerasModel, heads: Sequence[Head], optimizer: Optimizer, batch_size: int) -> None:
+        self._model, self._heads, self._optimizer, self._batch_size = model, heads, optimizer, batch_size
 
     def steps(self, data: ArrayDataset, settings: FitSettings, *, moved_by: float = 0.0) -> Steps:
         """Take the steps with Keras, and put the model's weights back.
@@ -94,37 +95,54 @@ class KerasReference:
     def _steps(self, data: ArrayDataset, settings: FitSettings) -> Steps:
         model = self._model.keras
         with drawn(None):
-            outputs = np.asarray(model(data.x[: self._batch_size], training=False))
-            one = np.asarray(model(data.x[:1], training=False))
-        loss = loss_object(
-            self._objective.loss, self._objective.options, from_logits=not self._gives_probabilities(outputs)
-        )
+            outputs = self._outputs(data.x[: self._batch_size], training=False)
+            one = self._outputs(data.x[:1], training=False)
+        losses_of = [
+            loss_object(head.loss, head.loss_options, from_logits=not _gives_probabilities(head, np.asarray(output)))
+            for head, output in zip(self._heads, outputs, strict=True)
+        ]
         evaluated = []
         for batch in data.batches(self._batch_size):
             with drawn(None):
-                evaluated.append(_total(model, loss, batch.x, batch.y, training=False))
+                evaluated.append(self._total(losses_of, batch, training=False))
         optimizer = optimizer_object(self._optimizer, settings.learning_rate)
         losses = []
         for step, batch in enumerate(data.batches(self._batch_size, seed=settings.epoch_seed(0))):
             optimizer.learning_rate = self._optimizer.rate_at(settings.learning_rate, step)
             with drawn(tf.constant(settings.masks_seed() + step + 1, tf.int32)), tf.GradientTape() as tape:
-                value = _total(model, loss, batch.x, batch.y, training=True)
+                value = self._total(losses_of, batch, training=True)
             found = tape.gradient(value, [variable.value for variable in model.trainable_variables])
             # Keras' optimizers would square the parts of a token that occurs twice one by one, and not their sum.
             gradients = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
             optimizer.apply(gradients, model.trainable_variables)
             losses.append(float(value))
-        return Steps([*losses, float(np.mean(evaluated))], self._model.values(), [outputs, one])
+        return Steps([*losses, float(np.mean(evaluated))], self._model.values(), [_row(outputs), _row(one)])
 
-    def _gives_probabilities(self, outputs: Array) -> bool:
-        if self._objective.loss not in CLASSIFIERS or outputs.min() < 0 or outputs.max() > 1:
-            return False
-        return "binary" in self._objective.loss or bool(np.allclose(outputs.sum(axis=-1), 1, atol=1e-3))
+    def _outputs(self, x: Array, *, training: bool) -> list[Any]:
+        model, inputs = self._model.keras, self._model.inputs
+        struct = getattr(model, "_inputs_struct", None)
+        arrays = apart(x, inputs) if inputs else [x]
+        given = x if struct is None else keras.tree.pack_sequence_as(struct, arrays)
+        return list(keras.tree.flatten(model(given, training=training)))
+
+    def _total(self, losses: Sequence[Any], batch: Batch, *, training: bool) -> Any:
+        each = zip(
+            self._heads, losses, labels(batch.y, self._heads), self._outputs(batch.x, training=training), strict=True
+        )
+        weighted = [head.weight * loss(y, output) for head, loss, y, output in each]
+        return tf.add_n([*weighted, *self._model.keras.losses])
 
 
-def _total(model: Any, loss: Any, x: Array, y: Array, *, training: bool) -> Any:
-    value = loss(y, model(x, training=training))
-    return tf.add_n([value, *model.losses])
+def _row(outputs: Sequence[Any]) -> Array:
+    """Return what several outputs gave in a row, and of one what it gave."""
+    arrays = [np.asarray(output) for output in outputs]
+    return arrays[0] if len(arrays) == 1 else np.concatenate([a.reshape(len(a), -1) for a in arrays], axis=1)
+
+
+def _gives_probabilities(head: Head, outputs: Array) -> bool:
+    if head.loss not in CLASSIFIERS or outputs.min() < 0 or outputs.max() > 1:
+        return False
+    return "binary" in head.loss or bool(np.allclose(outputs.sum(axis=-1), 1, atol=1e-3))
 
 
 def _move(variables: Sequence[Any], share: float) -> None:

@@ -20,7 +20,7 @@ from fedgrass.authoring.forward import Forwarded
 from fedgrass.authoring.model import Call
 from fedgrass.authoring.operators import substituted
 from fedgrass.authoring.replay import replay
-from fedgrass.bundle import Loss, Parameters, Statistic
+from fedgrass.bundle import Loss, Parameters, Statistic, TensorDescription
 
 Tensor = Any
 
@@ -44,6 +44,8 @@ class SavedModel:
     """
 
     draws_masks = False
+    inputs: tuple[TensorDescription, ...] = ()
+    outputs: tuple[TensorDescription, ...] = ()
 
     def __init__(self, folder: Path, freeze: Sequence[str] = ()) -> None:
         self._loaded = tf.saved_model.load(str(folder))
@@ -87,8 +89,9 @@ class SavedModel:
         """Return the present values of the trained variables by name."""
         return {name: np.array(self._variables[name].numpy(), dtype=np.float32) for name in self._trained}
 
-    def logits(self, loss: Loss) -> Call:
-        """Give the model without the final activation that ``loss`` contains."""
+    def logits(self, losses: Sequence[Loss]) -> Call:
+        """Give the model without the final activation that its loss contains."""
+        (loss,) = losses
         expected = FINAL_ACTIVATION.get(loss)
 
         def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> Forwarded:
@@ -105,22 +108,25 @@ class SavedModel:
     def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> Forwarded:
         """Return the output for x [B, …], in operators that train; there are no statistics."""
         with substituted(step):
-            return Forwarded(self.infer(x, values))
+            return Forwarded(self.infer([x], values)[0])
 
     def constraints(self) -> list[None]:
         """Return none: a SavedModel does not tell."""
         return [None] * self.trained_count
 
-    def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """Return the output for x [B, …]."""
+    def infer(self, inputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the output for an input [B, …]."""
         given = self._constants | dict(zip(self._trained, values, strict=True))
         resources = {id(variable.handle): given[name] for name, variable in self._variables.items()}
-        (output,) = replay(self._function, [x], resources)
-        return output
+        return replay(self._function, inputs, resources)
 
     def takes(self) -> tuple[None, None]:
         """Return nothing: a SavedModel does not tell."""
         return None, None
+
+    def vocabularies(self) -> dict[str, int]:
+        """Return nothing: there is one input."""
+        return {}
 
     def place(self, where: str) -> str:
         """Return the node, whose path has the layer's name in it."""

@@ -17,11 +17,12 @@ from fedgrass import bundle
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.model import Model
 from fedgrass.authoring.reference import Reference, Steps
-from fedgrass.bundle import Bundle, Parameters, SelfTest
+from fedgrass.bundle import Bundle, Head, Parameters, SelfTest, TensorDescription
 from fedgrass.data import ArrayDataset
 from fedgrass.engines.base import FitSettings, FitState, Hooks, StopTraining
-from fedgrass.engines.signatures import Signature
+from fedgrass.engines.several import joined
 from fedgrass.errors import FedgrassError
+from fedgrass.inference import Application
 from fedgrass.tensors import Array
 
 STEPS = 2
@@ -83,35 +84,46 @@ class _Differences:
 def examples(made: Bundle, model: Model) -> ArrayDataset:
     """Make up two batches that the model takes: labels in range, tokens within the vocabulary."""
     manifest, generator = made.manifest, np.random.default_rng(0)
-    shape = (STEPS * manifest.batch_size, *manifest.x.shape)
-    vocabulary, masked = model.takes()
+    count, (vocabulary, masked) = STEPS * manifest.batch_size, model.takes()
+    inputs = manifest.inputs or (manifest.x,)
+    known = {part.name: vocabulary for part in inputs} | manifest.vocabularies
+    arrays = {part.name: _inputs(part, known[part.name], masked, generator, count) for part in inputs}
+    labels = {head.y.name: _labels(head, generator, count) for head in manifest.heads}
+    x = joined(arrays, inputs) if manifest.inputs else arrays[manifest.x.name]
+    y = joined(labels, [head.y for head in manifest.heads]) if manifest.outputs else labels[manifest.y.name]
+    return ArrayDataset(x, y)
+
+
+def _inputs(
+    part: TensorDescription, vocabulary: int | None, masked: float | None, generator: np.random.Generator, count: int
+) -> Array:
+    shape: tuple[int, ...] = (count, *part.shape)
     x: Array
-    if manifest.x.dtype in ("float32", "float16"):
-        x = generator.normal(size=shape).astype(manifest.x.dtype)
-    elif manifest.x.dtype == "bool":
+    if part.dtype in ("float32", "float16"):
+        x = generator.normal(size=shape).astype(part.dtype)
+    elif part.dtype == "bool":
         x = generator.integers(0, 2, shape).astype(bool)
     else:
-        high = vocabulary or (256 if manifest.x.dtype == "uint8" else 2)
-        x = generator.integers(min(1, high - 1), high, shape).astype(manifest.x.dtype)
+        high = vocabulary or (256 if part.dtype == "uint8" else 2)
+        x = generator.integers(min(1, high - 1), high, shape).astype(part.dtype)
     if masked is not None and x.ndim >= 2:
         for row in range(len(x)):  # sequences of unlike length, none of them empty
             x[row, max(1, x.shape[1] - row % x.shape[1]) :] = masked
-    return ArrayDataset(x, _labels(made, generator, len(x)))
+    return x
 
 
-def _labels(made: Bundle, generator: np.random.Generator, count: int) -> Array:
-    manifest = made.manifest
-    shape = (count, *manifest.y.shape)
-    if manifest.loss == "sparse_categorical_crossentropy":
-        return generator.integers(0, manifest.output.shape[-1], shape).astype(manifest.y.dtype)
-    if manifest.loss in ("categorical_crossentropy", "categorical_focal_crossentropy", "categorical_hinge"):
+def _labels(head: Head, generator: np.random.Generator, count: int) -> Array:
+    shape = (count, *head.y.shape)
+    if head.loss == "sparse_categorical_crossentropy":
+        return generator.integers(0, head.output.shape[-1], shape).astype(head.y.dtype)
+    if head.loss in ("categorical_crossentropy", "categorical_focal_crossentropy", "categorical_hinge"):
         chosen = generator.integers(0, shape[-1], shape[:-1])
         return np.eye(shape[-1], dtype=np.float32)[chosen]
-    if manifest.loss in ("binary_crossentropy", "binary_focal_crossentropy", "hinge", "squared_hinge"):
+    if head.loss in ("binary_crossentropy", "binary_focal_crossentropy", "hinge", "squared_hinge"):
         return generator.integers(0, 2, shape).astype(np.float32)
-    if manifest.loss in ("poisson", "mean_squared_logarithmic_error"):
+    if head.loss in ("poisson", "mean_squared_logarithmic_error"):
         return generator.integers(0, 5, shape).astype(np.float32)
-    if manifest.loss == "kl_divergence":
+    if head.loss == "kl_divergence":
         return generator.dirichlet(np.ones(shape[-1]), shape[:-1]).astype(np.float32)
     return generator.normal(size=shape).astype(np.float32)
 
@@ -146,11 +158,7 @@ def _on_device(made: Bundle, data: ArrayDataset, settings: FitSettings) -> Steps
 
 
 def _of_application(made: Bundle, x: Array) -> Array:
-    from ai_edge_litert.interpreter import Interpreter
-
-    infer = Signature(Interpreter(model_path=str(made.path(bundle.INFERENCE))).get_signature_runner("infer"))
-    found: Array = infer(x=x)["y"]
-    return found
+    return Application(made.path(bundle.INFERENCE), made.manifest)(x)
 
 
 def _differences(found: Steps, expected: Steps, start: Parameters) -> _Differences:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,15 @@ from fedgrass.cli import render
 from fedgrass.cli.account import JsonOption
 from fedgrass.cli.lazy import LazyGroup
 
+if TYPE_CHECKING:
+    from fedgrass.bundle import Head
+
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, help="Look at model bundles, and publish them.")
+
+
+def _told(head: Head, *, named: bool) -> str:
+    label = f"{head.y.dtype}{list(head.y.shape)}, {len(head.class_names)} classes"
+    return f"{head.name}: {label}, loss weighs {head.weight:g}" if named else label
 
 
 @app.command()
@@ -39,8 +47,11 @@ def inspect(
     console.print(f"[bold]{manifest.name}[/] {manifest.version}: every file matches its digest")
     facts = Table(show_header=False, box=None)
     facts.add_row("input", f"{manifest.x.dtype}{list(manifest.x.shape)}, batches of {manifest.batch_size}")
-    facts.add_row("label", f"{manifest.y.dtype}{list(manifest.y.shape)}, {len(manifest.class_names)} classes")
-    facts.add_row("loss", manifest.loss)
+    for part in manifest.inputs:
+        facts.add_row(f"  {part.name}", f"{part.dtype}{list(part.shape)}")
+    for head in manifest.heads:
+        facts.add_row("output" if manifest.outputs else "label", _told(head, named=bool(manifest.outputs)))
+        facts.add_row("  loss" if manifest.outputs else "loss", head.loss)
     facts.add_row("optimizer", manifest.optimizer.name)
     facts.add_row("trainable", f"{manifest.parameter_count:,} parameters")
     console.print(facts)

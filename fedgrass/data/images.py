@@ -31,8 +31,13 @@ class ImageFolder:
 
     def __init__(self, folder: Path, manifest: Manifest, settings: DataSettings) -> None:
         self._what = f"data {folder}"
-        self._pixels = Pixels(manifest, settings, self._what)
         self._manifest = manifest
+        if manifest.inputs or manifest.outputs:
+            raise DataError(
+                f"{self._what}: model {manifest.name!r} has several inputs or outputs, an image and its folder are one of each; "
+                "give arrays by their names (loader npz or npy)"
+            )
+        self._pixels = Pixels(manifest, settings, self._what)
         self._labels = Labels(manifest)
         self._takes_x_alone = takes_x_alone(manifest)
         if not self._takes_x_alone and not self._labels.fits_one:

@@ -75,6 +75,10 @@ class Labels:
             return False
         return self.is_whole or (columns == 1 and (bool(self.names) or self._y.size > 1))
 
+    def of_column(self, column: int) -> Labels:  # noqa: ARG002 - several outputs' look at it
+        """Return the labels of one of y's columns: these, where all columns are read alike."""
+        return self
+
     def refuse_text(self, text: str) -> None:
         """Raise `UnnamedLabelError` for a label that is text, if the model has classes and no names for them."""
         if not self.names and (self.is_whole or self._classifies):
@@ -218,7 +222,13 @@ class WrongLabelError(LabelError):
 
 def takes_x_alone(manifest: Manifest) -> bool:
     """Whether y may be x itself, as for an autoencoder: it has its shape, and is no class."""
-    return manifest.x.shape == manifest.y.shape and manifest.x.shape != () and not manifest.class_names
+    return (
+        not manifest.inputs
+        and not manifest.outputs
+        and manifest.x.shape == manifest.y.shape
+        and manifest.x.shape != ()
+        and not manifest.class_names
+    )
 
 
 def truth(text: str) -> float | None:

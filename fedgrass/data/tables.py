@@ -20,8 +20,9 @@ from fedgrass.data.account import Account
 from fedgrass.data.arrays import Indices
 from fedgrass.data.columns import Layout
 from fedgrass.data.files import in_folder
-from fedgrass.data.labels import LabelError, Labels
+from fedgrass.data.labels import LabelError
 from fedgrass.data.rows import Block, Judge
+from fedgrass.data.several import labels_of
 from fedgrass.data_settings import DataSettings
 from fedgrass.engines.base import Batch
 from fedgrass.errors import DataError
@@ -37,7 +38,7 @@ class Table:
 
     def __init__(self, what: str, manifest: Manifest, settings: DataSettings) -> None:
         self.account = Account(what, "rows", settings.max_bad_share)
-        self.labels = Labels(manifest)
+        self.labels = labels_of(manifest)
         self._manifest = manifest
         self.settings = settings
         self._judge = Judge(manifest, settings, self.labels, self.account)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,18 @@ class Values:
         self._what = what
         self._numbers = numbers
         self._layout = layout
-        self._labels = labels
+        self._labels = [labels.of_column(column) for column in range(len(layout.labels))]
         self._account = account
         self._since = since
         self.reads_texts = labels.are_texts and labels.maps(len(layout.labels))
-        self.texts: dict[str, float] = {}
-        """Classes by label, as far as they have been met."""
+        self._texts: list[dict[str, float]] = [{} for _ in self._labels]
+        if self._labels and self._labels[0] is labels:
+            self._texts = self._texts[:1] * len(self._labels)
+
+    @property
+    def texts(self) -> dict[str, float]:
+        """Classes by label, as far as they have been met, where all columns are read alike."""
+        return self._texts[0] if self._texts else {}
 
     def block(self, columns: Sequence[Sequence[Any]], times: Sequence[Any] | None, rows: NDArray[np.int64]) -> Block:
         """Return the rows that are numbers.
@@ -87,10 +94,10 @@ class Values:
 
     def _column(self, cells: Sequence[Any], at: int, rows: NDArray[np.int64]) -> Sequence[float | str]:
         """Return a column's values, and for cells that are none what is wrong."""
-        is_label = at >= len(self._layout.features)
-        if not (is_label and self.reads_texts) and (numbers := self._plain(cells)) is not None:
+        label = at - len(self._layout.features)
+        if not (label >= 0 and self._reads_texts(label)) and (numbers := self._plain(cells)) is not None:
             return numbers
-        read = self._label if is_label else self._number
+        read = partial(self._label, label) if label >= 0 else self._number
         return [self._cell(cell, read, row, at) for row, cell in zip(rows, cells, strict=True)]
 
     def _cell(self, cell: Any, read: Callable[[Any], float], row: np.int64, at: int) -> float | str:
@@ -128,21 +135,25 @@ class Values:
             raise ValueError(f"{number} is not finite")
         return number
 
-    def _label(self, cell: Any) -> float:
+    def _reads_texts(self, label: int) -> bool:
+        return self.reads_texts or (self._labels[label].are_texts and self._labels[label].maps(1))
+
+    def _label(self, label: int, cell: Any) -> float:
         if cell is None or (isinstance(cell, float) and math.isnan(cell)):
             return math.nan
-        if not self.reads_texts:
+        labels, texts = self._labels[label], self._texts[label]
+        if not self._reads_texts(label):
             try:
                 return self._number(cell)
             except ValueError:
-                self._labels.refuse_text(str(cell))
+                labels.refuse_text(str(cell))
                 raise
         text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
-        if text not in self.texts:
-            if not self._labels.has(text) and self._numbers.is_missing(text):
+        if text not in texts:
+            if not labels.has(text) and self._numbers.is_missing(text):
                 return math.nan
-            value = float(self._labels.of_text(text))
-            if len(self.texts) >= _MOST_TEXTS:
+            value = float(labels.of_text(text))
+            if len(texts) >= _MOST_TEXTS:
                 return value
-            self.texts[text] = value
-        return self.texts[text]
+            texts[text] = value
+        return texts[text]

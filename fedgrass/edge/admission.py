@@ -14,7 +14,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import psutil
@@ -22,9 +21,9 @@ import psutil
 from fedgrass.bundle import INFERENCE, Bundle, Manifest
 from fedgrass.data import Split
 from fedgrass.engines.base import Dataset, Engine, Measured, Metrics
-from fedgrass.engines.signatures import Signature
 from fedgrass.errors import AdmissionError, DataError, FedgrassError
-from fedgrass.protocol.metrics import SHARES, Metric, slack, worse_by
+from fedgrass.inference import Application
+from fedgrass.protocol.metrics import SHARES, Metric, kind, slack, worse_by
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.sums import Sums
 from fedgrass.tensors import Array
@@ -145,7 +144,7 @@ def _require_not_worse_by(
 ) -> None:
     found, before = metrics[metric], metrics[f"active_{metric}"]
     allowed = slack(metric, tolerance, before)
-    if metric in SHARES:
+    if kind(metric) in SHARES:
         allowed += chance(before, _told_by(metric, sums, int(metrics["examples"])))
     if worse_by(metric, found, before) > allowed:
         raise WorseError(
@@ -232,20 +231,18 @@ def _require_inference_works(bundle: Bundle, validation: Dataset) -> None:
         _infer(bundle, infer, example[np.newaxis])
 
 
-def _application_model(bundle: Bundle) -> Any:
-    from ai_edge_litert.interpreter import Interpreter
-
+def _application_model(bundle: Bundle) -> Application:
     name = str(bundle.path(INFERENCE))
     try:
-        return Signature(Interpreter(model_path=name).get_signature_runner("infer"))
+        return Application(bundle.path(INFERENCE), bundle.manifest)
     except (ValueError, RuntimeError, KeyError) as error:
         raise AdmissionError(f"{name}: does not load ({error})") from error
 
 
-def _infer(bundle: Bundle, infer: Any, x: Array) -> None:
+def _infer(bundle: Bundle, infer: Application, x: Array) -> None:
     name, expected = bundle.path(INFERENCE), bundle.manifest.output.shape
     try:
-        output = infer(x=x)["y"]
+        output = infer(x)
     except (ValueError, RuntimeError, KeyError) as error:
         raise AdmissionError(f"{name}: does not run ({error})") from error
     if output.shape[1:] != expected:

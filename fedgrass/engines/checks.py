@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from fedgrass.bundle import Manifest, TensorDescription
+from fedgrass.bundle import Head, Manifest, TensorDescription
 from fedgrass.engines.base import Batch, Dataset
 from fedgrass.engines.metrics import CLASSIFIERS
+from fedgrass.engines.several import apart, labels
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
 
@@ -84,25 +85,31 @@ def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0, origin: Cal
         )
     for array, description in ((batch.x, manifest.x), (batch.y, manifest.y)):
         _check_array(array, description, lambda row: origin(first + row))
-    if manifest.vocabulary is not None:
-        _check_tokens(batch.x, manifest, lambda row: origin(first + row))
-    low, high = _label_range(manifest)
-    outside = (batch.y < low) | (batch.y > high)
-    if outside.any():
-        row, value = _first_where(outside, batch.y)
-        raise DataError(
-            f"y of example {origin(first + row)}: label {value} is out of range, model {manifest.name!r} takes {low} to {high}"
-        )
+    _check_tokens(batch.x, manifest, lambda row: origin(first + row))
+    for head, y in zip(manifest.heads, labels(batch.y, manifest.heads), strict=True):
+        low, high = _label_range(head)
+        outside = (y < low) | (y > high)
+        if outside.any():
+            row, value = _first_where(outside, y)
+            raise DataError(
+                f"{head.y.name} of example {origin(first + row)}: label {value} is out of range, model {manifest.name!r} takes "
+                f"{low} to {high}"
+            )
 
 
 def _check_tokens(x: Array, manifest: Manifest, origin: Callable[[int], int]) -> None:
-    beyond = (x < 0) | (x >= (manifest.vocabulary or 0))
-    if beyond.any():
-        row, value = _first_where(beyond, x)
-        raise DataError(
-            f"x of example {origin(row)}: token {value} is not in the vocabulary of model {manifest.name!r}, "
-            f"0 to {(manifest.vocabulary or 0) - 1}; map unknown tokens in the data loader"
-        )
+    arrays = zip(manifest.inputs, apart(x, manifest.inputs), strict=True) if manifest.inputs else [(manifest.x, x)]
+    sizes = manifest.vocabularies if manifest.inputs else {manifest.x.name: manifest.vocabulary}
+    for part, array in arrays:
+        if (size := sizes.get(part.name)) is None:
+            continue
+        beyond = (array < 0) | (array >= size)
+        if beyond.any():
+            row, value = _first_where(beyond, array)
+            raise DataError(
+                f"{part.name} of example {origin(row)}: token {value} is not in the vocabulary of model {manifest.name!r}, "
+                f"0 to {size - 1}; map unknown tokens in the data loader"
+            )
 
 
 def _check_array(array: Array, expected: TensorDescription, number: Callable[[int], int]) -> None:
@@ -134,12 +141,12 @@ def _kind(dtype: np.dtype[np.generic]) -> str:
     return "i" if dtype.kind in "iu" else dtype.kind
 
 
-def _label_range(manifest: Manifest) -> tuple[float, float]:
-    if manifest.loss == "sparse_categorical_crossentropy":
-        return 0, manifest.output.shape[-1] - 1
-    if manifest.loss in CLASSIFIERS:
+def _label_range(head: Head) -> tuple[float, float]:
+    if head.loss == "sparse_categorical_crossentropy":
+        return 0, head.output.shape[-1] - 1
+    if head.loss in CLASSIFIERS:
         return 0, 1
-    return _RANGES.get(manifest.loss, (-math.inf, math.inf))
+    return _RANGES.get(head.loss, (-math.inf, math.inf))
 
 
 _RANGES: dict[str, tuple[float, float]] = {

@@ -24,6 +24,7 @@ from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.builders import builder_of, the_manifests
 from fedgrass.engines.loop import OutputEngine, check_state
 from fedgrass.engines.metrics import BINARY, CLASSIFIERS, sigmoid, softmax
+from fedgrass.engines.several import require_one_of_each
 from fedgrass.errors import EngineError
 from fedgrass.tensors import Array
 
@@ -120,6 +121,7 @@ class KerasEngine(OutputEngine):
 
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
         super().__init__(bundle)
+        require_one_of_each(self.manifest, "keras")
         _use_threads(threads)
         self._model = _build(builder)
         self._variables = the_manifests(_variables(self._model), self.manifest, builder)

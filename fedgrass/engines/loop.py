@@ -14,6 +14,7 @@ from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Measured, StopTraining
 from fedgrass.engines.checks import Checked, check_batch, check_dataset, origin_in
 from fedgrass.engines.metrics import CLASSIFIERS, correct, losses
+from fedgrass.engines.several import total_loss
 from fedgrass.engines.tally import Tally
 from fedgrass.engines.weights import weighted
 from fedgrass.errors import DataError, DivergedError, EngineError
@@ -69,7 +70,7 @@ class BatchEngine(ABC):
     def _judged(self, batch: Batch) -> tuple[float, float, Array]:
         """Return the sums over the batch of the losses and of how right each example is, and the outputs [n, …].
 
-        Outputs of classifiers are probabilities.
+        Outputs of classifiers are probabilities; several are in a row, as their losses take them.
         """
 
     @abstractmethod
@@ -154,7 +155,7 @@ class BatchEngine(ABC):
         if examples == 0:
             raise DataError(f"no examples to evaluate model {self.manifest.name!r} on")
         metrics = {"loss": loss / examples, "examples": examples}
-        if self.manifest.loss in CLASSIFIERS:
+        if self.manifest.loss in CLASSIFIERS and not self.manifest.outputs:
             metrics["accuracy"] = right / examples
         figures, sums = tally.figures()
         return Measured({**metrics, **figures}, sums)
@@ -229,6 +230,8 @@ class OutputEngine(BatchEngine):
 
     def _judged(self, batch: Batch) -> tuple[float, float, Array]:
         outputs, loss = self._outputs(batch.x), self.manifest.loss
+        if several := self.manifest.outputs:
+            return total_loss(outputs, batch.y, several), 0.0, outputs
         each = losses(loss, outputs, batch.y, self.manifest.loss_options)
         return float(each.sum()), float(correct(loss, outputs, batch.y).sum()), outputs
 

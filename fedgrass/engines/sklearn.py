@@ -16,6 +16,7 @@ from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitSta
 from fedgrass.engines.builders import builder_of
 from fedgrass.engines.loop import OutputEngine
 from fedgrass.engines.metrics import losses
+from fedgrass.engines.several import require_one_of_each
 from fedgrass.engines.weights import ClassWeight
 from fedgrass.errors import BundleError, EngineError
 from fedgrass.tensors import Array
@@ -81,6 +82,7 @@ class SklearnEngine(OutputEngine):
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: Builder = "") -> None:
         del threads
         super().__init__(bundle)
+        require_one_of_each(self.manifest, "sklearn")
         manifest = self.manifest
         classes = 2 if manifest.loss == "binary_crossentropy" else manifest.output.size
         task = Task(manifest.x.size, classes, manifest.output.size, manifest.optimizer)

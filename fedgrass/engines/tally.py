@@ -5,10 +5,13 @@ Outputs of classifiers are probabilities here. Rows are examples; where each tim
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from fedgrass.bundle import Manifest
-from fedgrass.engines.metrics import BINARY, CLASSIFIERS
+from fedgrass.bundle import Head, Manifest
+from fedgrass.engines.metrics import BINARY, CLASSIFIERS, correct, losses
+from fedgrass.engines.several import given, labels
 from fedgrass.protocol.sums import (
     ERROR_BINS,
     ERROR_STEP,
@@ -38,7 +41,8 @@ class Tally:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self._counts = _counts_of(manifest)
+        several = manifest.outputs
+        self._counts = _Heads(several) if several else _counts_of(manifest.heads[0], manifest.anomaly_quantile)
         self._waiting: list[tuple[Array, Array, Array | None]] = []
         self._values = 0
 
@@ -283,10 +287,44 @@ def _figures_of(kind: str, rows: int, counts: tuple[Array, Array, Array], scores
     return found
 
 
-def _counts_of(manifest: Manifest) -> _Classes | _Labels | _Values:
-    shape = manifest.output.shape
-    if manifest.loss in BINARY:
+class _Heads:
+    """Several outputs: each one's loss and figures, under its name; they are means over a fleet's devices, so without sums."""
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        self._heads = heads
+        self._counts = [_counts_of(head, None) for head in heads]
+        self._rows = 0
+        self._losses, self._right = np.zeros(len(heads)), np.zeros(len(heads))
+
+    def add(self, output: Array, y: Array, anomaly: Array) -> None:
+        self._rows += len(y)
+        each = zip(self._heads, given(output, self._heads), labels(y, self._heads), strict=True)
+        for at, (head, found, true) in enumerate(each):
+            self._losses[at] += losses(head.loss, found, true, head.loss_options).sum()
+            self._right[at] += correct(head.loss, found, true).sum()
+            self._counts[at].add(found, true, anomaly)
+
+    def sums(self) -> Sums | None:
+        return None
+
+    def figures(self) -> dict[str, float]:
+        first: dict[str, float] = {}
+        then: dict[str, float] = {}
+        for head, counts, loss, right in zip(self._heads, self._counts, self._losses, self._right, strict=True):
+            first[f"{head.name}_loss"] = float(loss) / self._rows
+            own = counts.figures()
+            if head.loss in CLASSIFIERS:
+                first[f"{head.name}_accuracy"] = float(right) / self._rows
+            elif "mae" in own:
+                first[f"{head.name}_mae"] = own.pop("mae")
+            then |= {f"{head.name}_{name}": value for name, value in own.items() if name != "auc_error"}
+        return first | then
+
+
+def _counts_of(head: Head, quantile: float | None) -> _Classes | _Labels | _Values:
+    shape = head.output.shape
+    if head.loss in BINARY:
         return _Labels(shape[-1] if shape else 1)
-    if manifest.loss in CLASSIFIERS:
-        return _Classes(shape[-1], sparse=manifest.loss.startswith("sparse"))
-    return _Values(manifest.output.size, manifest.anomaly_quantile)
+    if head.loss in CLASSIFIERS:
+        return _Classes(shape[-1], sparse=head.loss.startswith("sparse"))
+    return _Values(head.output.size, quantile)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fedgrass.bundle import Bundle, InitialParameters, Manifest, Parameters, Statistic, check_parameters
+from fedgrass.bundle import Bundle, Head, InitialParameters, Manifest, Parameters, Statistic, check_parameters
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.builders import builder_of, the_manifests
 from fedgrass.engines.loop import OutputEngine, check_state
 from fedgrass.engines.metrics import CLASSIFIERS, sigmoid, softmax
+from fedgrass.engines.several import apart, labels
 from fedgrass.errors import EngineError
 from fedgrass.tensors import Array
 
@@ -129,25 +130,39 @@ class TorchEngine(OutputEngine):
             group["lr"] = rate
 
     def _loss(self, batch: Batch) -> Any:
-        function, output = _LOSSES[self.manifest.loss], self._forward(batch.x)
-        y = self._tensor(batch.y, self.manifest.y.dtype)
-        if batch.weights is None:
+        heads = self.manifest.heads
+        given = zip(heads, self._forward(batch.x), labels(batch.y, heads), strict=True)
+        return sum(head.weight * self._loss_of(head, output, y, batch.weights) for head, output, y in given)
+
+    def _loss_of(self, head: Head, output: Any, labels: Array, weights: Array | None) -> Any:
+        function, y = _LOSSES[head.loss], self._tensor(labels, head.y.dtype)
+        if weights is None:
             return function(output, y)
-        each = function(output, y, reduction="none").reshape(len(batch.x), -1).mean(1)
-        return (each * torch.from_numpy(np.asarray(batch.weights, np.float32))).mean()
+        each = function(output, y, reduction="none").reshape(len(labels), -1).mean(1)
+        return (each * torch.from_numpy(np.asarray(weights, np.float32))).mean()
 
     def _outputs(self, x: Array) -> Array:
         self._module.eval()
         with torch.no_grad():
-            outputs: Array = self._forward(x).numpy()
+            found = self._forward(x)
+        if self.manifest.outputs:
+            return np.concatenate([output.reshape(len(x), -1).numpy() for output in found], axis=1)
+        outputs: Array = found[0].numpy()
         if self.manifest.loss not in CLASSIFIERS:
             return outputs
         return sigmoid(outputs) if self.manifest.loss == "binary_crossentropy" else softmax(outputs)
 
-    def _forward(self, x: Array) -> Any:
-        output = self._module(self._tensor(x, self.manifest.x.dtype))
+    def _forward(self, x: Array) -> list[Any]:
+        """Return what each output gives."""
+        inputs = self.manifest.inputs or (self.manifest.x,)
+        arrays = apart(x, inputs) if self.manifest.inputs else [x]
+        found = self._module(*(self._tensor(array, part.dtype) for array, part in zip(arrays, inputs, strict=True)))
+        outputs = [found] if isinstance(found, torch.Tensor) else list(getattr(found, "values", lambda: found)())
         # PyTorch has the classes of each pixel first, a bundle last.
-        return output if tuple(output.shape[1:]) == self.manifest.output.shape else output.movedim(1, -1)
+        return [
+            output if tuple(output.shape[1:]) == head.output.shape else output.movedim(1, -1)
+            for output, head in zip(outputs, self.manifest.heads, strict=True)
+        ]
 
     def _tensor(self, array: Array, dtype: str) -> Any:
         return torch.from_numpy(np.ascontiguousarray(array, dtype))
@@ -175,10 +190,13 @@ class TorchEngine(OutputEngine):
 
 def _check(manifest: Manifest) -> None:
     """Refuse what this engine would train otherwise than the bundle says."""
-    settings, options = manifest.optimizer, manifest.loss_options
-    if manifest.loss not in _LOSSES or options.label_smoothing or options.delta != 1:
+    settings = manifest.optimizer
+    for head in manifest.heads:
+        options = head.loss_options
+        if head.loss in _LOSSES and not options.label_smoothing and options.delta == 1:
+            continue
         raise EngineError(
-            f"engine torch: model {manifest.name!r} has loss {manifest.loss} ({options}); it takes {', '.join(_LOSSES)}, "
+            f"engine torch: model {manifest.name!r} has loss {head.loss} ({options}); it takes {', '.join(_LOSSES)}, "
             "without options"
         )
     others = (settings.clipnorm, settings.clipvalue, settings.global_clipnorm)

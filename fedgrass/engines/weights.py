@@ -59,6 +59,11 @@ class _Weighted:
 
 def _class_count(manifest: Manifest) -> int:
     """Return how many classes an example has one of; raises `ConfigurationError` if it has not one."""
+    if manifest.outputs:
+        raise ConfigurationError(
+            f"fit.class_weight: model {manifest.name!r} has several outputs, of which each has classes of its own; set it to "
+            "null, and give examples a sample_weight"
+        )
     if manifest.loss in CLASSIFIERS:
         if manifest.loss == "sparse_categorical_crossentropy" and manifest.y.shape in ((), (1,)):
             return manifest.output.shape[-1]

@@ -9,12 +9,13 @@ that is said.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median_low
 
 from fedgrass.errors import MessageError
-from fedgrass.protocol.metrics import OTHERS
+from fedgrass.protocol.metrics import OTHERS, is_of_output, kind
 from fedgrass.protocol.settings import Checks
 from fedgrass.protocol.sums import Sums, added
 
@@ -30,6 +31,8 @@ class Claim:
 
 
 FIGURES = ("loss", "accuracy", *OTHERS)
+_MEANS = ("loss", "accuracy", "mae")
+"""Figures that are means over examples, so that means of devices' means are those of all examples."""
 _ERRORS = ("loss", "mae", "rmse", "r2", "error_threshold")
 
 
@@ -47,7 +50,8 @@ def pooled(claims: Sequence[Claim], checks: Checks, prefix: str = "") -> Pooled:
     means, examples = averaged(claims, checks, prefix)
     means.pop("auc_error", None)  # says nothing of a mean of devices' own
     summed = _of_sums(claims, checks, prefix)
-    return Pooled(means | summed, examples, tuple(name for name in OTHERS if name in means and name not in summed))
+    figures = means | summed
+    return Pooled(figures, examples, tuple(name for name in figures if name not in summed and kind(name) not in _MEANS))
 
 
 def _of_sums(claims: Sequence[Claim], checks: Checks, prefix: str) -> dict[str, float]:
@@ -91,17 +95,23 @@ def averaged(claims: Sequence[Claim], checks: Checks, prefix: str = "") -> tuple
     """
     weights = _weights([claim.examples for claim in claims], checks)
     means: dict[str, float] = {}
-    for name in FIGURES:
+    for name in (*FIGURES, *_of_outputs(claims, prefix)):
         pairs = zip(claims, weights, strict=True)
         given = [(claim.metrics[prefix + name], weight) for claim, weight in pairs if prefix + name in claim.metrics]
         if not given:
             continue
         values = [value for value, _ in given]
-        if name in _ERRORS:
+        if kind(name) in _ERRORS:
             values = _near_the_median(values, checks.clip_loss_over_median)
         total = sum(weight for _, weight in given)
         means[name] = sum(value * (weight / total) for value, (_, weight) in zip(values, given, strict=True))
     return means, int(sum(weights))
+
+
+def _of_outputs(claims: Sequence[Claim], prefix: str) -> list[str]:
+    """Return the names of several outputs' figures that at least half of the devices have: nobody else invents any."""
+    counts = Counter(name.removeprefix(prefix) for claim in claims for name in claim.metrics if name.startswith(prefix))
+    return sorted(name for name, count in counts.items() if 2 * count >= len(claims) and is_of_output(name))
 
 
 def _readable(text: str | None) -> list[Sums]:

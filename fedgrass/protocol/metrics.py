@@ -1,15 +1,29 @@
-"""The figures by which a model is judged: their names, which way each is better, and what values can be."""
+"""The figures by which a model is judged: their names, which way each is better, and what values can be.
+
+Of a model with several outputs each output has its own, called ``<output>_accuracy`` and so on; ``loss`` is the weighted sum.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-Metric = Literal["loss", "accuracy", "precision", "recall", "f1", "f1_macro", "auc", "mae", "rmse", "r2"]
+from pydantic import Field
+
+_Watched = Literal["loss", "accuracy", "precision", "recall", "f1", "f1_macro", "auc", "mae", "rmse", "r2"]
+
+METRICS: tuple[str, ...] = get_args(_Watched)
 """Figures that a gate may watch."""
 
-METRICS: tuple[Metric, ...] = get_args(Metric)
+LONGEST_OUTPUT = 19
+"""Characters of an output's name, with which its figures' names begin."""
+
+PREFIXES = ("validation_", "base_", "active_")
+"""What figures' names begin with that are of another model or of other examples; no output's name begins so."""
+
+Metric = _Watched | Annotated[str, Field(pattern=rf"^\w{{1,{LONGEST_OUTPUT}}}_({'|'.join(METRICS)})$")]
+"""A figure that a gate may watch, perhaps one output's."""
 
 SHARES = ("accuracy", "precision", "recall", "f1", "f1_macro", "auc")
 """Figures from 0 to 1, of which more is better: a tolerance of them is in points."""
@@ -33,6 +47,25 @@ _LABELS = {
 }
 
 
+_KNOWN = sorted({*METRICS, *OTHERS}, key=len, reverse=True)
+
+
+def kind(name: str) -> str:
+    """Return what a figure measures, whatever output it is of.
+
+    Examples
+    --------
+    >>> kind("digit_f1_macro"), kind("f1_macro"), kind("seconds")
+    ('f1_macro', 'f1_macro', 'seconds')
+    """
+    return next((known for known in _KNOWN if name == known or name.endswith(f"_{known}")), name)
+
+
+def is_of_output(name: str) -> bool:
+    """Whether a figure is one of several outputs'."""
+    return name != kind(name) and not name.startswith(PREFIXES)
+
+
 def label(name: str) -> str:
     """Return a figure's name as people read it."""
     return _LABELS.get(name, name.replace("_", " ").capitalize())
@@ -40,7 +73,7 @@ def label(name: str) -> str:
 
 def falls(metric: str) -> bool:
     """Whether less of it is better."""
-    return metric in FALLING
+    return kind(metric) in FALLING
 
 
 def is_better(metric: str, new: float, old: float) -> bool:
@@ -59,20 +92,22 @@ def worse_by(metric: str, new: float, old: float) -> float:
 
 
 def others(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the known figures beside loss and accuracy, without those that are not finite."""
-    return {name: metrics[name] for name in OTHERS if name in metrics and math.isfinite(metrics[name])}
+    """Return the known figures beside loss and accuracy, several outputs' last, without those that are not finite."""
+    known = [name for name in OTHERS if name in metrics] + [name for name in metrics if is_of_output(name)]
+    return {name: metrics[name] for name in known if math.isfinite(metrics[name])}
 
 
 def impossible(metrics: Mapping[str, float]) -> str | None:
     """Return the name of a figure whose value cannot be; None if all can."""
     for name, value in metrics.items():
-        if name in SHARES or name == "auc_error":
+        what = kind(name)
+        if what in SHARES or what == "auc_error":
             low, high = 0.0, 1.0
-        elif name == "r2":
+        elif what == "r2":
             low, high = -_LARGEST, 1.0
-        elif name in ("mae", "rmse", "error_threshold"):
+        elif what in ("mae", "rmse", "error_threshold"):
             low, high = 0.0, _LARGEST
-        elif name == "loss":
+        elif what == "loss":
             low, high = -_LARGEST, _LARGEST
         else:
             continue

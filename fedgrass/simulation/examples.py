@@ -11,11 +11,12 @@ from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import ArrayDataset, Indices, Part, Source
 from fedgrass.data.digits import digits
 from fedgrass.data.loaders import open_source
+from fedgrass.data.several import of_first_class
 from fedgrass.data_settings import DataSettings
 from fedgrass.engines.checks import Checked, check_dataset
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.simulation.partition import Partition, divided, drawn
-from fedgrass.simulation.settings import PartitionScheme, Simulation
+from fedgrass.simulation.settings import Attack, PartitionScheme, Simulation
 from fedgrass.tensors import Array
 
 _READ = 4096
@@ -69,11 +70,14 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
     DataError
         If the data are missing, do not fit the model, or are too few.
     """
+    _require_attackable(simulation, manifest)
     source = _opened(simulation, manifest)
     check_dataset(Part(source, np.arange(len(source))), manifest)
     kept, pool = _kept_back(simulation, manifest, source)
     scheme = PartitionScheme.parse(simulation.partition)
-    labels = np.concatenate([source.read(pool[i : i + _READ]).y for i in range(0, len(pool), _READ)])
+    labels = np.concatenate(
+        [of_first_class(source.read(pool[i : i + _READ]).y, manifest) for i in range(0, len(pool), _READ)]
+    )
     if simulation.examples:
         dealt = drawn(labels, simulation.devices, simulation.examples, scheme, seed=simulation.seed)
     else:
@@ -98,6 +102,14 @@ def _kept_back(simulation: Simulation, manifest: Manifest, source: Source) -> tu
     if not 0 < count < len(source):
         raise DataError(f"{len(source)} examples: too few to keep {simulation.held_out:.0%} back")
     return Part(source, np.sort(order[:count])), np.sort(order[count:])
+
+
+def _require_attackable(simulation: Simulation, manifest: Manifest) -> None:
+    if simulation.attack and manifest.outputs and Attack.parse(simulation.attack).does.data != "own":
+        raise ConfigurationError(
+            f"attack {simulation.attack}: changes labels, and model {manifest.name!r} has several outputs; choose one of those "
+            "that change the update"
+        )
 
 
 def mapped(simulation: Simulation, manifest: Manifest, scratch: Path) -> Examples:

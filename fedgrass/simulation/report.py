@@ -145,7 +145,8 @@ def _goodness(evaluation: Evaluation) -> float:
 def _csv(rounds: Sequence[SimulatedRound]) -> str:
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
-    table.writerow(_COLUMNS)
+    outputs = sorted({name for r in rounds for name in r.evaluation.metrics} - {*OTHERS})
+    table.writerow([*_COLUMNS, *outputs])
     for r in rounds:
         report, found = r.report, r.evaluation
         table.writerow(
@@ -164,7 +165,7 @@ def _csv(rounds: Sequence[SimulatedRound]) -> str:
                 report.bytes_read,
                 round(r.seconds, 1),
                 report.reason,
-                *(found.metrics.get(name, "") for name in OTHERS),
+                *(found.metrics.get(name, "") for name in (*OTHERS, *outputs)),
             ]
         )
     return file.getvalue()

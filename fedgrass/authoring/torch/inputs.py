@@ -12,7 +12,8 @@ from fedgrass.errors import ConfigurationError
 
 _EXPECTED = (
     'EXPORT["input"]: expected the shape of one example, such as (3, 32, 32), with its dtype if that is not float32: '
-    '{"shape": (16,), "dtype": "int64"}; or a batch as a torch.Tensor'
+    '{"shape": (16,), "dtype": "int64"}; or a batch as a torch.Tensor; of several inputs these by name: {"image": (3, 32, 32), '
+    '"age": (1,)}'
 )
 _DTYPES = ("float32", "int32", "int64", "uint8", "bool")
 
@@ -29,6 +30,19 @@ class Input:
     def example(self, batch_size: int) -> torch.Tensor:
         """Return a batch to trace with; its values do not matter."""
         return torch.zeros(batch_size, *self.shape, dtype=getattr(torch, self.dtype))
+
+
+def described_inputs(found: Any) -> dict[str, Input]:
+    """Read what a model file says of its inputs: of one, or of several by name, in the order in which forward() takes them.
+
+    Raises
+    ------
+    ConfigurationError
+        As `described_input`.
+    """
+    if isinstance(found, Mapping) and found and "shape" not in found:
+        return {str(name): described_input(spec) for name, spec in found.items()}
+    return {"x": described_input(found)}
 
 
 def described_input(found: Any) -> Input:

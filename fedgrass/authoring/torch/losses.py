@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from fedgrass.authoring.compiled import Objective
@@ -34,6 +35,15 @@ _ONLY = {
     "label_smoothing": 0.0,
     "beta": 1.0,
 }
+
+
+def objectives(given: Any) -> Any:
+    """Return a loss as `objective` does, or those of several outputs, by name or in order."""
+    if isinstance(given, Mapping):
+        return {str(name): objective(loss) for name, loss in given.items()}
+    if isinstance(given, (list, tuple)) and not isinstance(given, Objective):
+        return [objective(loss) for loss in given]
+    return objective(given)
 
 
 def objective(given: Any) -> Any:

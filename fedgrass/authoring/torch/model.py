@@ -11,13 +11,15 @@ import numpy as np
 import tensorflow as tf
 import torch
 
+from fedgrass.authoring import heads
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.final import FINAL_ACTIVATION
 from fedgrass.authoring.forward import Forwarded
+from fedgrass.authoring.heads import losses_of
 from fedgrass.authoring.model import Call
 from fedgrass.authoring.operators import substituted
 from fedgrass.authoring.randomness import Draws
-from fedgrass.authoring.torch.inputs import Input, described_input
+from fedgrass.authoring.torch.inputs import Input, described_inputs
 from fedgrass.authoring.torch.program import SCOPE, Program, Replay, described, trace
 from fedgrass.authoring.torch.registry import Context, load
 from fedgrass.authoring.torch.values import Value
@@ -29,7 +31,7 @@ _NORMALIZATIONS = torch.nn.modules.batchnorm._NormBase
 
 
 class TorchModel:
-    """A module that takes one tensor and gives one; see `fedgrass.authoring.model.Model`.
+    """A module that takes tensors and gives tensors; see `fedgrass.authoring.model.Model`.
 
     Parameters
     ----------
@@ -42,8 +44,9 @@ class TorchModel:
         Modules or parameters, by path, that are not trained either.
     batch_size
         Of a training step.
-    loss
-        Before a cross-entropy, classes that PyTorch has in the first of three axes [C, H, W] come last, as everywhere here.
+    losses
+        Of each output, or one for all. Before a cross-entropy, classes that PyTorch has in the first of three axes [C, H, W]
+        come last, as everywhere here.
 
     Raises
     ------
@@ -51,12 +54,11 @@ class TorchModel:
         If it cannot be traced, or has an operator that is not in the table; by the path of the module.
     """
 
-    def __init__(self, module: Any, example: Any, freeze: Sequence[str], batch_size: int, loss: str) -> None:
+    def __init__(self, module: Any, example: Any, freeze: Sequence[str], batch_size: int, losses: Any) -> None:
         load()
         self.module = module
-        self._loss = loss
         self.name = type(module).__name__
-        self._input: Input = described_input(example)
+        self._inputs: dict[str, Input] = described_inputs(example)
         self._programs: dict[tuple[int, bool], Program] = {}
         named = dict(module.named_parameters())
         _check_frozen(module, freeze)
@@ -71,10 +73,22 @@ class TorchModel:
         self._statistics = [name for name in program.statistics if not _is_within(name, freeze)]
         self.trained_count = len(self._trained)
         self.draws_masks = program.draws()
-        self._classes_first = FINAL_ACTIVATION.get(loss) == "softmax" and len(program.output_shape) == 4
-        self.output_shape = self._laid_out(program.output_shape[1:])
-        self.x = tf.TensorSpec([None, *self._input.shape], self._input.dtype, name="x")
         self._check_batch_axis(program, batch_size)
+        self._losses = [one.loss for one in losses_of(losses, program.output_names)]
+        self._classes_first = [
+            FINAL_ACTIVATION.get(loss) == "softmax" and len(shape) == 4
+            for loss, shape in zip(self._losses, program.output_shapes, strict=True)
+        ]
+        shapes = [self._laid_out(at, shape[1:]) for at, shape in enumerate(program.output_shapes)]
+        given = [(name, part.shape, part.dtype) for name, part in self._inputs.items()]
+        several = [(name, shape, "float32") for name, shape in zip(program.output_names, shapes, strict=True)]
+        self.inputs = heads.described(given, "input", self.name) if given[1:] else ()
+        self.outputs = heads.described(several, "output", self.name) if several[1:] else ()
+        (_, shape, dtype), *_ = given
+        self.output_shape = heads.row(self.outputs, "y").shape if self.outputs else shapes[0]
+        self.x = tf.TensorSpec([None, *shape], dtype, name="x")
+        if self.inputs:
+            self.x = tf.TensorSpec([None, *heads.row(self.inputs, "x").shape], tf.float32, name="x")
         self.statistics: dict[str, Statistic] = {name: self._kind(name) for name in self._statistics}
         travelling = {*self._trained, *self._statistics}
         self.frozen_names = tuple(
@@ -92,9 +106,9 @@ class TorchModel:
             for name in [*self._trained, *self._statistics]
         }
 
-    def logits(self, loss: Loss) -> Call:
-        """Give the module without a last softmax or sigmoid that ``loss`` contains."""
-        expected = FINAL_ACTIVATION.get(loss)
+    def logits(self, losses: Sequence[Loss]) -> Call:
+        """Give the module without a last softmax or sigmoid that the losses contain."""
+        expected = [FINAL_ACTIVATION.get(loss) for loss in losses]
 
         def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> Forwarded:
             return self._call(x, values, step, without=expected)
@@ -105,11 +119,11 @@ class TorchModel:
         """Run forward for x [B, …]."""
         return self._call(x, values, step)
 
-    def left_out(self) -> str | None:
-        """Return the last activation, if the loss contains it."""
-        expected = FINAL_ACTIVATION.get(self._loss)
+    def left_out(self) -> list[str | None]:
+        """Return each output's last activation, if its loss contains it."""
         (program, *_) = self._programs.values()
-        return expected if program.last_operator() == expected else None
+        expected = map(FINAL_ACTIVATION.get, self._losses)
+        return [found if program.last_operator(at) == found else None for at, found in enumerate(expected)]
 
     def constraints(self) -> list[Callable[[Tensor], Tensor] | None]:
         """PyTorch has none."""
@@ -120,11 +134,16 @@ class TorchModel:
         sizes = [part.num_embeddings for part in self.module.modules() if hasattr(part, "num_embeddings")]
         return (min(sizes) if sizes and not self.x.dtype.is_floating else None), None
 
-    def infer(self, x: Tensor, values: Sequence[Tensor]) -> Tensor:
-        """Return the output for x [B, …] in operators for constant weights."""
-        program = self._program(int(x.shape[0]), training=False)
-        (output,) = self._replay(program, values, Context(trains=False)).run([x], [program.output])
-        return self._as_described(output)
+    def vocabularies(self) -> dict[str, int]:
+        """Return the smallest vocabulary of its embeddings for each of several inputs that takes whole numbers."""
+        sizes = [part.num_embeddings for part in self.module.modules() if hasattr(part, "num_embeddings")]
+        return {part.name: min(sizes) for part in self.inputs if sizes and part.dtype in ("int32", "int64")}
+
+    def infer(self, inputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the outputs for inputs [B, …] in operators for constant weights."""
+        program = self._program(int(inputs[0].shape[0]), training=False)
+        outputs = self._replay(program, values, Context(trains=False)).run(inputs, program.outputs)
+        return [self._as_described(at, output) for at, output in enumerate(outputs)]
 
     def place(self, where: str) -> str:
         """Return the module that a node of the graph belongs to."""
@@ -141,22 +160,25 @@ class TorchModel:
         values: Sequence[Tensor],
         step: Tensor | None,
         *,
-        without: str | None = None,
+        without: Sequence[str | None] = (),
     ) -> Forwarded:
         program = self._program(int(x.shape[0]), training=step is not None)
-        output = program.output.args[0] if without and program.last_operator() == without else program.output
+        wanted = program.without(without or [None] * len(program.outputs))
         with substituted(step):
+            inputs = heads.apart(x, self.inputs) if self.inputs else [x]
             context = Context(draws=None if step is None else Draws(step))
             changed = [program.changes[name] for name in self._statistics] if step is not None else []
-            found, *statistics = self._replay(program, values, context).run([x], [output, *changed])
-            return Forwarded(self._as_described(found), [one.plain for one in statistics])
+            found = self._replay(program, values, context).run(inputs, [*wanted, *changed])
+            outputs = [self._as_described(at, output) for at, output in enumerate(found[: len(wanted)])]
+            statistics = [one.plain for one in found[len(wanted) :]]
+            return Forwarded(heads.joined(outputs) if self.outputs else outputs[0], statistics)
 
-    def _as_described(self, output: Value) -> Tensor:
-        return output.laid(self._laid_out(range(1, 4), (0,))) if self._classes_first else output.plain
+    def _as_described(self, at: int, output: Value) -> Tensor:
+        return output.laid(self._laid_out(at, range(1, 4), (0,))) if self._classes_first[at] else output.plain
 
-    def _laid_out(self, axes: Sequence[int], before: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Move the first of three axes to the end where it is the classes'."""
-        return (*before, *axes[1:], axes[0]) if self._classes_first else (*before, *axes)
+    def _laid_out(self, at: int, axes: Sequence[int], before: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Move the first of three axes to the end where it is the classes' of that output."""
+        return (*before, *axes[1:], axes[0]) if self._classes_first[at] else (*before, *axes)
 
     def _replay(self, program: Program, values: Sequence[Tensor], context: Context) -> Replay:
         names = [*self._trained, *self._statistics]
@@ -167,16 +189,19 @@ class TorchModel:
     def _program(self, batch_size: int, *, training: bool) -> Program:
         key = (batch_size, training)
         if key not in self._programs:
-            self._programs[key] = trace(self.module, [self._input.example(batch_size)], training=training)
+            self._programs[key] = trace(
+                self.module, [part.example(batch_size) for part in self._inputs.values()], training=training
+            )
         return self._programs[key]
 
     def _check_batch_axis(self, program: Program, batch_size: int) -> None:
-        if not program.output_shape or program.output_shape[0] != batch_size:
-            raise UnsupportedModelError(
-                described(self.module, ""),
-                f"an output of shape {list(program.output_shape)} for a batch of {batch_size}",
-                "give an output whose first axis is the batch",
-            )
+        for shape in program.output_shapes:
+            if not shape or shape[0] != batch_size:
+                raise UnsupportedModelError(
+                    described(self.module, ""),
+                    f"an output of shape {list(shape)} for a batch of {batch_size}",
+                    "give an output whose first axis is the batch",
+                )
 
     def _kind(self, name: str) -> Statistic:
         path, _, last = name.rpartition(".")
@@ -185,11 +210,11 @@ class TorchModel:
 
 
 @contextmanager
-def taken(module: Any, example: Any, freeze: Sequence[str], batch_size: int, loss: str) -> Iterator[TorchModel]:
+def taken(module: Any, example: Any, freeze: Sequence[str], batch_size: int, losses: Any) -> Iterator[TorchModel]:
     """Give a module as a model, and leave the module as it was."""
     modes = {part: part.training for part in module.modules()}
     try:
-        yield TorchModel(module, example, freeze, batch_size, loss)
+        yield TorchModel(module, example, freeze, batch_size, losses)
     finally:
         for part, training in modes.items():
             part.training = training

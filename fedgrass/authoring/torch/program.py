@@ -34,14 +34,26 @@ class Program:
 
     exported: Any
     statistics: tuple[str, ...]
-    output: Any
-    output_shape: tuple[int, ...]
+    outputs: tuple[Any, ...]
+    output_names: tuple[str, ...]
     changes: Mapping[str, Any]
     """Node of a buffer's new value, by the buffer's name."""
 
-    def last_operator(self) -> str:
-        """Return the name of the operator that makes the output."""
-        return _name(self.output).strip("_")
+    @property
+    def output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of the outputs, with their batch axis."""
+        return tuple(tuple(int(size) for size in output.meta["val"].shape) for output in self.outputs)
+
+    def last_operator(self, output: int) -> str:
+        """Return the name of the operator that makes an output."""
+        return _name(self.outputs[output]).strip("_")
+
+    def without(self, activations: Sequence[str | None]) -> list[Any]:
+        """Return the outputs' nodes, or what goes into those that are made by the activation at their place."""
+        return [
+            node.args[0] if activation is not None and self.last_operator(at) == activation else node
+            for at, (node, activation) in enumerate(zip(self.outputs, activations, strict=True))
+        ]
 
     def draws(self) -> bool:
         """Whether the operators draw random numbers."""
@@ -223,18 +235,28 @@ def _described(exported: Any, module: Any) -> Program:
             raise UnsupportedModelError(
                 spec.target or "the model", "an input or parameter that the call changes", "change buffers alone"
             )
-    if len(results) != 1 or not hasattr(results[0], "meta"):
+    if not results or not all(hasattr(result, "meta") for result in results):
         raise UnsupportedModelError(
-            described(module, ""), f"a module that gives {len(results)} outputs", "give one tensor"
+            described(module, ""), "a module that gives something else than tensors", "give tensors alone"
         )
+    if len({id(result) for result in results}) < len(results):
+        raise UnsupportedModelError(described(module, ""), "one tensor as two outputs", "give it once")
     state = module.state_dict()
     statistics = tuple(
         name
         for name, value in module.named_buffers()
         if name in changes and value.is_floating_point() and name in state
     )
-    shape = tuple(int(size) for size in results[0].meta["val"].shape)
-    return Program(exported, statistics, results[0], shape, changes)
+    return Program(exported, statistics, tuple(results), _output_names(exported, len(results)), changes)
+
+
+def _output_names(exported: Any, count: int) -> tuple[str, ...]:
+    """Return the keys of what the call gives, if that is a dictionary or a named tuple, else numbers."""
+    spec = exported.call_spec.out_spec
+    names = getattr(spec.context, "_fields", spec.context) if spec is not None else None
+    if isinstance(names, (list, tuple)) and len(names) == count and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return tuple(f"output_{at}" for at in range(count))
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,19 +52,24 @@ class TorchReference:
         return _Engine(self._made, threads=threads, builder=lambda: copy.deepcopy(self._model.module))
 
 
+_UNDO: dict[str | None, Any] = {None: lambda output: output, "sigmoid": torch.logit, "softmax": torch.log}
+
+
 class _Engine(TorchEngine):
     def plain_outputs(self, x: Array) -> Array:
         self._module.eval()
         with torch.no_grad():
-            found: Array = self._forward(x).numpy()
-        return found
+            found: list[Array] = [output.numpy() for output in self._forward(x)]
+        return np.concatenate([output.reshape(len(x), -1) for output in found], axis=1) if found[1:] else found[0]
 
-    def leave_out(self, activation: str | None) -> None:
-        """Undo a last activation that the loss contains."""
-        if activation is not None:
-            forward = self._module.forward
-            undo = torch.logit if activation == "sigmoid" else torch.log
-            self._module.forward = lambda *inputs: undo(forward(*inputs))
+    def leave_out(self, activations: Sequence[str | None]) -> None:
+        """Undo last activations that the outputs' losses contain."""
+        forward = self._forward
+
+        def undone(x: Array) -> list[Any]:
+            return [_UNDO[how](output) for how, output in zip(activations, forward(x), strict=True)]
+
+        self._forward = undone  # type: ignore[method-assign]
 
     def move(self, share: float) -> None:
         generator = np.random.default_rng(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fedgrass.protocol.metrics import METRICS, Metric, is_better, slack, worse_by
+from fedgrass.protocol.metrics import METRICS, Metric, is_better, kind, slack, worse_by
 from fedgrass.protocol.report import Best, Evaluation, Hold, Outcome
 from fedgrass.protocol.settings import FleetSettings, Gate
 
@@ -161,7 +161,7 @@ def raised(best: Best | None, figures: Evaluation, evaluation_set: str) -> Best:
 
 
 def _watchable(figures: Evaluation) -> dict[str, float]:
-    return {name: value for name, value in figures.metrics.items() if name in METRICS}
+    return {name: value for name, value in figures.metrics.items() if kind(name) in METRICS}
 
 
 def decided(

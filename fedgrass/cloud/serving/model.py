@@ -35,6 +35,11 @@ class ServedModel:
         self.manifest = bundle.manifest
         if INFERENCE not in bundle.manifest.files:
             raise BundleError(f"{folder}: has no {INFERENCE}; models of other engines than LiteRT are not served")
+        if bundle.manifest.inputs or bundle.manifest.outputs:
+            raise BundleError(
+                f"{folder}: has several inputs or outputs, and a request holds one of each; run its {INFERENCE} with LiteRT, "
+                "where they have names"
+            )
         try:
             interpreter = Interpreter(model_path=str(bundle.path(INFERENCE)))
             self._infer = Signature(interpreter.get_signature_runner("infer"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import ArrayDataset, Source, Split, divide
 from fedgrass.data.labels import Labels, takes_x_alone
+from fedgrass.data.several import arrays_of
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.parts import LOADERS
@@ -75,6 +76,8 @@ def _require_some(source: Source, settings: DataSettings) -> None:
 def load_npz(path: Path, *, max_bytes: int, manifest: Manifest | None = None) -> tuple[Array, Array]:
     """Read the arrays ``x`` and ``y`` of an ``.npz`` file; nothing in it is executed.
 
+    Those of several inputs or outputs are called as these are.
+
     Parameters
     ----------
     manifest
@@ -91,6 +94,8 @@ def load_npz(path: Path, *, max_bytes: int, manifest: Manifest | None = None) ->
         if unpacked > max_bytes:
             raise DataError(f"data {path}: unpacks to {unpacked} bytes; maxBytes is {max_bytes}")
         with np.load(path, allow_pickle=False) as arrays:
+            if manifest is not None and (manifest.inputs or manifest.outputs):
+                return _several(path, arrays, manifest)
             if manifest is not None and "y" not in arrays and takes_x_alone(manifest):
                 return arrays["x"], arrays["x"]
             return arrays["x"], arrays["y"] if manifest is None else Labels(manifest).of_array(arrays["y"])
@@ -100,6 +105,13 @@ def load_npz(path: Path, *, max_bytes: int, manifest: Manifest | None = None) ->
         raise DataError(f"data {path}: expected arrays 'x' and 'y' ({error.args[0]})") from error
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"data {path}: not a NumPy archive of plain arrays ({error})") from error
+
+
+def _several(path: Path, arrays: Mapping[str, Array], manifest: Manifest) -> tuple[Array, Array]:
+    try:
+        return arrays_of(arrays, manifest)
+    except DataError as error:
+        raise DataError(f"data {path}: {error}") from error
 
 
 def needed_path(settings: DataSettings) -> Path:

@@ -1,6 +1,6 @@
 """The npy loader: a folder with ``x.npy`` and ``y.npy``, which are mapped; without the latter y is x, for a model with such.
 
-A batch is in memory.
+A batch is in memory. Of several inputs or outputs there is a file for each, by its name; these are joined in memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from fedgrass.bundle import Manifest
 from fedgrass.data.labels import Labels, takes_x_alone
 from fedgrass.data.loaders import needed_path
+from fedgrass.data.several import arrays_of
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
@@ -20,6 +21,11 @@ from fedgrass.tensors import Array
 def load(settings: DataSettings, manifest: Manifest) -> tuple[Array, Array]:
     """Map the arrays."""
     folder = needed_path(settings)
+    if manifest.inputs or manifest.outputs:
+        names = [part.name for part in manifest.inputs] or ["x"]
+        names += [head.name for head in manifest.outputs] or ["y"]
+        arrays = {name: _mapped(folder / f"{name}.npy") for name in names}
+        return arrays_of(arrays, manifest)
     x = _mapped(folder / "x.npy")
     if takes_x_alone(manifest) and not (folder / "y.npy").exists():
         return x, x

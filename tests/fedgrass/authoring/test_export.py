@@ -217,7 +217,7 @@ class Own(keras.Model):  # type: ignore[misc, name-defined]
 
 def two_outputs() -> Any:
     x = keras.Input((4,))
-    return keras.Model(x, [layers.Dense(2)(x), layers.Dense(3)(x)], name="two")
+    return keras.Model(x, [layers.Dense(2, name="same")(x)] * 2, name="two")
 
 
 def compiled(**options: Any) -> Any:
@@ -233,7 +233,7 @@ def compiled(**options: Any) -> Any:
         (lambda: Own(), {"loss": "mse"}, r"whose input is not known.*EXPORT\[.input.\]"),
         (lambda: Own(), {"loss": "mse", "input": "4"}, "input '4'.*give a shape"),
         (lambda: Own(failing=True), {"loss": "mse", "input": (4,)}, "own: a call that cannot be traced"),
-        (two_outputs, {"loss": "mse"}, "two: a model of 1 inputs and 2 outputs"),
+        (two_outputs, {"loss": "mse"}, "two: one tensor as two outputs"),
         (lambda: compiled(), {}, "a model without a loss.*compile it"),
         (lambda: compiled(loss=lambda y, z: y - z), {}, "this loss.*use one of"),
         (lambda: compiled(loss=keras.losses.MeanSquaredError(reduction="sum")), {}, "reduction 'sum'"),

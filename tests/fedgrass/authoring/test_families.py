@@ -19,8 +19,7 @@ keras = pytest.importorskip("keras")
 pytest.importorskip("tensorflow")
 layers = keras.layers
 
-from fedgrass.authoring.compiled import chosen  # noqa: E402 - only where TensorFlow is
-from fedgrass.authoring.export import export  # noqa: E402
+from fedgrass.authoring.export import export  # noqa: E402 - only where TensorFlow is
 from fedgrass.authoring.model import frozen  # noqa: E402
 from fedgrass.authoring.reference import KerasReference  # noqa: E402
 
@@ -134,9 +133,8 @@ def test_ten_steps_equal_keras(tmp_path: Path, build: Callable[[], Any]) -> None
         x = generator.normal(size=shape).astype(np.float32)
     y = generator.integers(0, 2, (STEPS * BATCH, *manifest.y.shape)).astype(manifest.y.dtype)
     data, settings = ArrayDataset(x, y), FitSettings(learning_rate=min(manifest.optimizer.rate, 0.001))
-    objective, rule = chosen(model, loss, None, print)
     with frozen(model, ()) as source:
-        expected = KerasReference(source, objective, rule, BATCH).steps(data, settings)
+        expected = KerasReference(source, manifest.heads, manifest.optimizer, BATCH).steps(data, settings)
     found = LiteRTEngine(written).fit(data, settings)
     assert found.metrics["loss"] == pytest.approx(np.mean(expected.losses[:-1]), rel=1e-5, abs=1e-6)
     for name, value in expected.parameters.items():

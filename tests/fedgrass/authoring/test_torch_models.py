@@ -164,6 +164,58 @@ def test_dropout_is_drawn_anew_by_round_and_step_and_off_in_evaluation(tmp_path:
     assert not np.array_equal(found[0], found[2])
 
 
+class Two(nn.Module):  # type: ignore[misc]
+    """Takes an image and numbers, gives classes and a place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.numbers = nn.Conv2d(1, 3, 2), nn.Linear(3, 4)
+        self.kind, self.place = nn.Linear(31, 3), nn.Linear(31, 2)
+
+    def forward(self, image: Any, numbers: Any) -> dict[str, Any]:
+        hidden = torch.cat([F.relu(self.image(image)).flatten(1), self.numbers(numbers)], 1)
+        return {"kind": self.kind(hidden), "place": self.place(hidden)}
+
+
+def test_several_inputs_and_outputs_train_as_in_torch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, weights = Two(), {"kind": 1.0, "place": 0.4}
+    made = export(
+        module,
+        tmp_path,
+        loss={"kind": "cross_entropy", "place": "mse_loss"},
+        loss_weights=weights,
+        batch_size=BATCH,
+        input={"image": (1, 4, 4), "numbers": (3,)},
+    )
+    assert made.manifest.self_test is not None
+    assert made.manifest.self_test.parameters is not None
+    generator = np.random.default_rng(0)
+    image = generator.normal(size=(BATCH * STEPS, 1, 4, 4)).astype(np.float32)
+    numbers = generator.normal(size=(BATCH * STEPS, 3)).astype(np.float32)
+    kind = generator.integers(0, 3, (BATCH * STEPS, 1))
+    place = generator.normal(size=(BATCH * STEPS, 2)).astype(np.float32)
+    rows = np.concatenate([image.reshape(len(image), -1), numbers], axis=1)
+    data = ArrayDataset(rows, np.concatenate([kind, place], axis=1).astype(np.float32))
+    engines = [LiteRTEngine(made), TorchEngine(made, builder=lambda: copy.deepcopy(module))]
+    settings = FitSettings(learning_rate=RATE)
+    results = [engine.fit(data, settings) for engine in engines]
+    optimizer = torch.optim.SGD(module.parameters(), RATE)
+    for batch in data.batches(BATCH, seed=settings.epoch_seed(0)):
+        optimizer.zero_grad()
+        x, y = torch.from_numpy(batch.x), torch.from_numpy(batch.y)
+        found = module(x[:, :16].reshape(-1, 1, 4, 4), x[:, 16:])
+        loss = F.cross_entropy(found["kind"], y[:, 0].long()) + 0.4 * F.mse_loss(found["place"], y[:, 1:])
+        loss.backward()
+        optimizer.step()
+    for result in results:
+        for name, value in result.parameters.items():
+            np.testing.assert_allclose(value, module.state_dict()[name].numpy(), atol=TOLERANCE, err_msg=name)
+    ours, theirs = (engine.evaluate(data) for engine in engines)
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    assert {"kind_loss", "kind_accuracy", "place_mae"} <= ours.keys()
+
+
 class Branching(nn.Module):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +242,7 @@ class Outer(nn.Module):  # type: ignore[misc]
         (nets.Lambda(lambda x: x.half().float()), r"module 'body' \(Lambda\): a tensor of torch.float16"),
         (nets.Lambda(lambda x: x[x > 0]), r"module 'body' \(Lambda\): "),
         (nets.Lambda(lambda x: x.sum()), "an output of shape"),
-        (nets.Lambda(lambda x: (x, x)), "a module that gives 2 outputs"),
+        (nets.Lambda(lambda x: (x, 2)), "a module that gives something else than tensors"),
         (
             nets.Lambda(lambda x: x @ torch.ones(7, 2)),
             r"module 'body' \(Lambda\): a call that torch.export cannot record",
