@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fedgrass import tensors
 from fedgrass.bundle import (
     ARCHITECTURE,
@@ -26,6 +28,7 @@ from fedgrass.bundle import (
     TensorDescription,
 )
 from fedgrass.files import write_atomically
+from fedgrass.native import native_dtypes
 from fedgrass.statistics import inferred_statistics
 
 
@@ -40,7 +43,8 @@ class NewModel:
     name
         The model's name, as people see it.
     parameters
-        The initial ones, float32: each engine's module has ``initial_parameters(builder)``.
+        The initial ones: each engine's module has ``initial_parameters(builder)``. They travel as float32. What is whole
+        numbers, or yes and no, in the model's own code, such as a counter, is a statistic, and rounded where that code gets it.
     x, y, output
         Names, shapes without the batch axis, and dtypes. ``output`` of a classifier are probabilities or logits.
     loss
@@ -111,13 +115,15 @@ def new_bundle(folder: Path, model: NewModel) -> Bundle:
     >>> new_bundle(Path(mkdtemp()), model).manifest.parameter_count
     2
     """
-    parameters, statistics = model.parameters, model.statistics
+    statistics, native = model.statistics, native_dtypes(model.parameters)
+    parameters = {name: np.asarray(value, np.float32) for name, value in model.parameters.items()}
     described = tuple(
         TensorDescription(name=key, shape=value.shape, dtype=value.dtype.name) for key, value in parameters.items()
     )
     if statistics is None:
-        known = parameters.statistics if isinstance(parameters, InitialParameters) else None
+        known = model.parameters.statistics if isinstance(model.parameters, InitialParameters) else None
         statistics = inferred_statistics(described) if known is None else known
+    counted: dict[str, Statistic] = {name: "mean" for name, dtype in native.items() if not dtype.startswith("float")}
     folder.mkdir(parents=True, exist_ok=True)
     document = {"schema": 1, "engine": model.engine, "parameters": [item.model_dump(mode="json") for item in described]}
     write_atomically(folder / ARCHITECTURE, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
@@ -133,6 +139,8 @@ def new_bundle(folder: Path, model: NewModel) -> Bundle:
         loss=model.loss,
         optimizer=model.optimizer or Optimizer(),
         parameters=described,
-        statistics=dict(statistics),
+        statistics={**counted, **statistics},
+        native=native or None,
+        local=(model.parameters.local or None) if isinstance(model.parameters, InitialParameters) else None,
     )
     return Bundle.seal(folder, manifest)

@@ -69,16 +69,22 @@ Parameters = dict[str, "Array"]
 Statistic = Literal["mean", "variance"]
 """What a parameter that no gradient trains measures (`fedgrass.statistics`); a ``variance`` is never below zero."""
 
+Native = Literal["float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+"""A dtype that a parameter has in the model's own code, where that is not float32."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Version = Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,9}\.\d{1,6}$")]
 
 
 class InitialParameters(dict[str, "Array"]):
-    """A model's first parameters, with what its engine knows of them: which are statistics."""
+    """A model's first parameters, with what its engine knows of them: which are statistics, and what else stays ``local``."""
 
-    def __init__(self, parameters: Parameters, statistics: dict[str, Statistic]) -> None:
+    def __init__(
+        self, parameters: Parameters, statistics: dict[str, Statistic], *, local: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(parameters)
         self.statistics = statistics
+        self.local = local
 
 
 class _Model(BaseModel):
@@ -163,6 +169,15 @@ class Manifest(_Model):
         default=None,
         description="Which parameters are statistics, averaged and never stepped; None: written before this was said",
     )
+    native: dict[str, Native] | None = Field(
+        default=None,
+        description="What the model's own code holds of a parameter that travels as float32: its dtype there",
+    )
+    local: tuple[str, ...] | None = Field(
+        default=None,
+        max_length=MAX_TENSORS,
+        description="State that does not travel: each device has it as its builder makes it",
+    )
     loss_mean: Literal["weights", "examples"] = Field(
         default="weights",
         description="What the graph divides a batch's weighted losses by: the sum of weights, or (as Keras) the examples",
@@ -185,6 +200,8 @@ class Manifest(_Model):
             raise ValueError("parameter names must be unique")
         if strange := sorted((self.statistics or {}).keys() - set(names)):
             raise ValueError(f"statistics names {strange[0]!r}, which is not a parameter")
+        if strange := sorted((self.native or {}).keys() - set(names)):
+            raise ValueError(f"native names {strange[0]!r}, which is not a parameter")
         needed = {ARCHITECTURE} if ARCHITECTURE in self.files else {GRAPH, INFERENCE}
         missing = {PARAMETERS, *needed} - self.files.keys()
         if missing:

@@ -64,6 +64,16 @@ def _crash(meaning: str, fields: str = "") -> Event:
 
 _ANY_PROCESS = {
     "library_message": _info("A library logged a line of its own; its level is the library's.", "message"),
+    "own_code_failed": Event(
+        logging.ERROR,
+        "A builder, an engine, a client or a loader of the user's own raised an error; its traceback is in the line.",
+        ("what", "reason"),
+        once=True,
+        trace=True,
+    ),
+    "parameters_cast": _once(
+        "A builder's parameters have another kind of float; they are trained as float32.", "dtypes"
+    ),
 }
 
 _DEVICE = {

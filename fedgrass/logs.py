@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from typing import TextIO
 
 from fedgrass.events import EVENTS, Event
 
@@ -58,7 +59,16 @@ class _Words(logging.Formatter):
         if fields is None:
             return super().format(record)
         shown = ", ".join(f"{name} {value}" for name, value in fields.items())
-        return f"{record.levelname.lower()}: {_in_words(record.getMessage())}" + f" ({shown})" * bool(shown)
+        line = f"{record.levelname.lower()}: {_in_words(record.getMessage())}" + f" ({shown})" * bool(shown)
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def words_to(stream: TextIO) -> None:
+    """Have warnings and errors of a process that nobody configured go to ``stream``, in words."""
+    handler = logging.StreamHandler(stream)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_Words())
+    logging.lastResort = handler
 
 
 if logging.lastResort is not None:

@@ -19,6 +19,7 @@ from fedgrass.control import STEP_LENGTH, Control, ControlFiles, require_linear,
 from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Measured, Metrics
 from fedgrass.errors import ConfigurationError, DataError, EngineError
+from fedgrass.own_code import own_code
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.metrics import others
 from fedgrass.tensors import Array
@@ -268,20 +269,17 @@ def fit(
     """
     rate = announcement.fit.learning_rate or manifest.optimizer.rate
     _require_control(engine, manifest, announcement)
-    result = engine.fit(
-        _limited(data.train, announcement.fit.max_examples),
-        FitSettings(
-            epochs=announcement.fit.epochs,
-            learning_rate=rate,
-            proximal_mu=announcement.fit.proximal_mu,
-            clip_norm=announcement.fit.gradient_clip_norm,
-            seed=seed_of(announcement, thing),
-            class_weight=announcement.fit.class_weight,
-            correction=correction,
-        ),
-        hooks=hooks,
-        resume=resume,
+    settings = FitSettings(
+        epochs=announcement.fit.epochs,
+        learning_rate=rate,
+        proximal_mu=announcement.fit.proximal_mu,
+        clip_norm=announcement.fit.gradient_clip_norm,
+        seed=seed_of(announcement, thing),
+        class_weight=announcement.fit.class_weight,
+        correction=correction,
     )
+    with own_code("training"):
+        result = engine.fit(_limited(data.train, announcement.fit.max_examples), settings, hooks=hooks, resume=resume)
     found = {"steps": float(result.steps)}
     if announcement.fit.control == "scaffold":
         found[STEP_LENGTH] = step_length(manifest.optimizer, rate, result.steps)
@@ -363,7 +361,8 @@ def evaluate(engine: Engine, data: Split, compare: Parameters | None = None) -> 
 
 
 def _figures(engine: Engine, data: Split) -> tuple[Metrics, str | None]:
-    found = engine.evaluate(data.validation)
+    with own_code("evaluating"):
+        found = engine.evaluate(data.validation)
     if not math.isfinite(found["loss"]):
         raise EngineError(f"the loss of the evaluated model is {found['loss']}")
     told = {name: found[name] for name in ("loss", "accuracy") if name in found} | others(found)
@@ -387,7 +386,8 @@ def _measured(engine: Engine, data: Split, result: FitResult, found: Metrics) ->
     ``found`` comes first: ``steps`` of the whole training, over restarts, by which FedNova weighs.
     """
     if len(data.validation):
-        judged = engine.evaluate(data.validation)
+        with own_code("evaluating"):
+            judged = engine.evaluate(data.validation)
         found |= {f"validation_{name}": judged[name] for name in ("loss", "accuracy") if name in judged}
     found |= {name: value for name, value in result.metrics.items() if name not in found and len(name) <= _LONGEST_NAME}
     if len(data.validation):

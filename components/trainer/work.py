@@ -21,6 +21,7 @@ from fedgrass.edge.downloads import s3_client
 from fedgrass.edge.resource_policy import UnavailableError
 from fedgrass.errors import DataError, FedgrassError, MessageError
 from fedgrass.logs import Log
+from fedgrass.own_code import as_itself
 from fedgrass.protocol.messages import as_reason
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _result(place: Workspace) -> Result:
         raise
     except Exception as error:  # noqa: BLE001 - a loader or an engine of the user's own may raise anything
         place.log.log_event("work_crashed")
-        return Result(status="failed", reason=as_reason(f"{type(error).__name__}: {error}"))
+        return Result(status="failed", reason=as_reason(as_itself(error)))
 
 
 def _done(place: Workspace) -> Result:

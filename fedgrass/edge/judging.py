@@ -20,6 +20,7 @@ from fedgrass.edge.child import EXIT_MEMORY, MAX_LINE_BYTES, Child, Running, bec
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.errors import FedgrassError
 from fedgrass.logs import Log
+from fedgrass.own_code import as_itself
 from fedgrass.protocol.messages import Metrics, as_reason
 
 
@@ -89,7 +90,7 @@ def judge_here(case: Case, log: Log) -> Judgement:
         raise
     except Exception as error:  # noqa: BLE001 - a loader or an engine of the user's own may raise anything
         log.log_event("model_evaluation_crashed")
-        return Judgement(admitted=False, reason=as_reason(f"{type(error).__name__}: {error}"))
+        return Judgement(admitted=False, reason=as_reason(as_itself(error)))
     return Judgement(admitted=True, reason=as_reason(verdict.reason), metrics=_finite(verdict.metrics))
 
 

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fedgrass.bundle import Parameters
+from fedgrass.own_code import Passing
 from fedgrass.protocol.sums import Sums
 from fedgrass.tensors import Array
 
@@ -106,7 +107,7 @@ class FitResult:
     steps: int
 
 
-class StopTraining(Exception):  # noqa: N818 - control flow, not a failure
+class StopTraining(Passing):
     """Raised by a hook to end a training between two batches; see `Hooks.stopped`."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from fedgrass.bundle import Manifest
 from fedgrass.errors import BundleError, EngineError
+from fedgrass.own_code import own_code
 
 T = TypeVar("T")
 
@@ -23,10 +24,11 @@ def named(reference: str, *, setting: str) -> Any:
     module_name, colon, object_name = reference.partition(":")
     if not colon:
         raise EngineError(f"{setting} {reference!r}: expected module:object")
-    try:
-        return getattr(importlib.import_module(module_name), object_name)
-    except (ImportError, AttributeError) as error:
-        raise EngineError(f"{setting} {reference!r}: cannot be imported ({error})") from error
+    with own_code(f"{setting} {reference!r}"):
+        try:
+            return getattr(importlib.import_module(module_name), object_name)
+        except (ImportError, AttributeError) as error:
+            raise EngineError(f"{setting} {reference!r}: cannot be imported ({error})") from error
 
 
 def builder_of(engine: str, builder: str | Callable[[], Any]) -> Callable[[], Any]:

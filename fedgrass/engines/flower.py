@@ -18,6 +18,7 @@ from fedgrass.engines.base import Dataset, FitResult, FitSettings, FitState, Hoo
 from fedgrass.engines.builders import named
 from fedgrass.engines.checks import check_dataset
 from fedgrass.errors import DataError, DivergedError, EngineError
+from fedgrass.native import as_native
 from fedgrass.tensors import Array
 
 _METHODS = ("fit", "evaluate")
@@ -152,7 +153,8 @@ class FlowerEngine:
         return client
 
     def _arrays(self) -> list[Array]:
-        return [value.copy() for value in self._parameters.values()]
+        native = self.manifest.native or {}
+        return [as_native(value, native.get(name)) for name, value in self._parameters.items()]
 
     def _named(self, arrays: list[Array]) -> Parameters:
         expected = self.manifest.parameters
@@ -166,8 +168,16 @@ class FlowerEngine:
 
 def _floats(metrics: Any) -> Metrics:
     """Keep what is a finite number: a client's metrics may be strings and bytes too."""
-    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, (bool, int, float))}
+    numbers = {name: float(np.asarray(value).item()) for name, value in metrics.items() if _is_number(value)}
     return {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+
+def _is_number(value: object) -> bool:
+    """Say whether it is a number of Python's, NumPy's, or an array of one."""
+    if isinstance(value, (bool, int, float)):
+        return True
+    array = np.asarray(value) if hasattr(value, "dtype") else np.empty(0)
+    return array.size == 1 and array.dtype.kind in "biuf"
 
 
 engine = FlowerEngine

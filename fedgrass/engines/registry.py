@@ -6,6 +6,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.engines.base import Engine
 from fedgrass.engines.builders import named
 from fedgrass.errors import ConfigurationError, EngineError
+from fedgrass.own_code import own_code
 from fedgrass.parts import ENGINES
 
 
@@ -27,12 +28,14 @@ def open_engine(name: str, bundle: Bundle, *, threads: int = 1, builder: str = "
         If the bundle is damaged.
     """
     if ":" in name:
-        engine: Engine = named(name, setting="engine")(bundle, threads=threads)
+        with own_code(f"engine {name!r}"):
+            engine: Engine = named(name, setting="engine")(bundle, threads=threads)
         return engine
     try:
         kind = ENGINES.get(name)
     except ConfigurationError as error:
         raise EngineError(str(error)) from error
     built = {"builder": builder} if getattr(kind, "takes_builder", False) else {}
-    found: Engine = kind(bundle, threads=threads, **built)
+    with own_code(f"builder {builder!r}" if built else f"engine {name!r}"):
+        found: Engine = kind(bundle, threads=threads, **built)
     return found

@@ -15,6 +15,7 @@ from fedgrass.engines.loop import OutputEngine, check_state
 from fedgrass.engines.metrics import CLASSIFIERS, sigmoid, softmax
 from fedgrass.engines.several import apart, labels
 from fedgrass.errors import EngineError
+from fedgrass.logs import Log
 from fedgrass.tensors import Array
 
 try:
@@ -23,6 +24,8 @@ except ImportError as error:
     raise EngineError("engine torch: torch is not installed; pip install 'fedgrass[torch]'") from error
 
 Builder = str | Callable[[], Any]
+
+_LOG = Log("fedgrass.engines.torch")
 
 _functional = torch.nn.functional
 _LOSSES: dict[str, Callable[..., Any]] = {
@@ -40,7 +43,8 @@ _LOSSES: dict[str, Callable[..., Any]] = {
 def initial_parameters(builder: Builder) -> InitialParameters:
     """Return every float entry of the module's ``state_dict``, running statistics included, as float32.
 
-    Buffers are statistics; the running variance of a normalization, and no other buffer, is held above zero.
+    Buffers are statistics; the running variance of a normalization, and no other buffer, is held above zero. What is no float,
+    such as counters and masks, is named as local: each device has it as its builder makes it.
     """
     module = _build(builder)
     entries = _entries(module)
@@ -50,7 +54,8 @@ def initial_parameters(builder: Builder) -> InitialParameters:
         name = f"{path}.running_var" if path else "running_var"
         if isinstance(layer, torch.nn.modules.batchnorm._NormBase) and name in statistics:
             statistics[name] = "variance"
-    return InitialParameters({name: _array(tensor) for name, tensor in entries.items()}, statistics)
+    local = tuple(name for name in module.state_dict() if name not in entries)
+    return InitialParameters({name: _array(tensor) for name, tensor in entries.items()}, statistics, local=local)
 
 
 class TorchEngine(OutputEngine):
@@ -211,7 +216,10 @@ def _build(builder: Builder) -> Any:
     module = builder_of("torch", builder)()
     if not isinstance(module, torch.nn.Module):
         raise EngineError(f"builder {builder!r}: gave {type(module).__name__}, expected a torch.nn.Module")
-    return module
+    kinds = {str(value.dtype) for value in module.state_dict().values() if value.is_floating_point()}
+    if odd := sorted(kinds - {"torch.float32"}):
+        _LOG.log_event("parameters_cast", dtypes=", ".join(odd))
+    return module.float()
 
 
 def _entries(module: Any) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fedgrass.engines.base import Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, EngineError
+from fedgrass.own_code import own_code
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import next_version, update_prefix
 from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
@@ -287,7 +288,8 @@ class Simulator:
 
     def _evaluate(self, parameters: Parameters) -> Evaluation:
         self._engine.set_parameters(parameters)
-        metrics = self._engine.evaluate(self._judging)
+        with own_code("evaluating"):
+            metrics = self._engine.evaluate(self._judging)
         if not math.isfinite(metrics["loss"]):
             raise EngineError(f"the loss on the examples that were kept back is {metrics['loss']}")
         return Evaluation.of(metrics, len(self._judging))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgrass import tensors
+from fedgrass import logs, tensors
 from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.cloud.aggregator.aggregate import contribute
 from fedgrass.cloud.aggregator.combination import Screened
@@ -25,6 +25,7 @@ from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.control import SERVER_STATE
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import FedgrassError
+from fedgrass.own_code import as_itself
 from fedgrass.protocol.messages import Announcement
 from fedgrass.simulation.attacks import Doubles, difference
 from fedgrass.simulation.examples import mapped
@@ -96,7 +97,9 @@ class Failed:
 def main(connection: Connection, setup: Setup) -> None:
     """Do what comes through the connection, until None does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the leading one decides
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # LiteRT greets on stderr
+    # LiteRT greets on stderr; what the log says goes where it went.
+    logs.words_to(os.fdopen(os.dup(2), "w"))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         worker = Worker(connection, setup)
         connection.send(None)
@@ -106,6 +109,11 @@ def main(connection: Connection, setup: Setup) -> None:
         connection.send(Failed(f"{error.code}: {error}"))
     except (EOFError, BrokenPipeError):
         return  # the leading process is gone
+    except MemoryError:
+        connection.send(Failed("there is too little memory; give --workers fewer"))
+    except Exception as error:
+        connection.send(Failed(as_itself(error)))
+        raise
 
 
 class Worker:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare, kstest, norm  # type: ignore[import-untyped]
+from scipy.stats import chisquare, kstest, norm
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.noise import MOST_DEVIATION, Grid, Integers, discrete_gaussian, shrunk_to

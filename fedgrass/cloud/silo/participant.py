@@ -20,12 +20,13 @@ from fedgrass.answer import Answer, notice_of
 from fedgrass.buckets import owned_by
 from fedgrass.bundle import MANIFEST, Bundle
 from fedgrass.control import ControlFiles, fetch_control
-from fedgrass.data import DataSettings
+from fedgrass.data import DataSettings, Split
 from fedgrass.downloads import fetch_bundle
 from fedgrass.engines.base import Engine
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError, TransferError
 from fedgrass.logs import Log
+from fedgrass.own_code import own_code
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.exposure import against_round
 from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice
@@ -208,7 +209,7 @@ class Participant:
         return train(
             lambda: self._engine(bundle),
             bundle,
-            loaders.load(self.data, bundle.manifest),
+            self._examples(bundle),
             announcement,
             self.silo,
             TrainingFiles(
@@ -230,9 +231,13 @@ class Participant:
         bundle, compared = self._bundle(announcement, announcement.base), announcement.compare
         return evaluate(
             self._engine(bundle),
-            loaders.load(self.data, bundle.manifest),
+            self._examples(bundle),
             self._bundle(announcement, compared).parameters() if compared is not None else None,
         )
+
+    def _examples(self, bundle: Bundle) -> Split:
+        with own_code("reading the data"):
+            return loaders.load(self.data, bundle.manifest)
 
     def _bundle(self, announcement: Announcement, base: Base) -> Bundle:
         folder = self.work / f"{base.version}-{base.parameters_sha256[:16]}"

@@ -262,8 +262,9 @@ def test_a_loader_that_raises_anything_fails_the_round_and_not_the_component(pla
     place.start()
     place.open(place.announcement())
     place.settle()
+    line = broken_loader.__code__.co_firstlineno + 1
     assert [(notice.status, notice.reason) for notice in place.notices] == [
-        ("failed", "ZeroDivisionError: division by zero")
+        ("failed", f"ZeroDivisionError: division by zero (test_trainer.py, line {line}, in broken_loader)")
     ]
 
 
