@@ -41,6 +41,7 @@ def test_a_heartbeat_reaches_the_table_whole(template: Template) -> None:
         interval_seconds=30,
         able=False,
         reason="window",
+        trainer_runs=False,
         cpu_percent=3.5,
         load=0.25,
         memory_percent=40,
@@ -56,6 +57,9 @@ def test_a_heartbeat_reaches_the_table_whole(template: Template) -> None:
         item(template, "HeartbeatRule", device_topic("digits", "a", "heartbeat"), beat.encode()) or {}
     )
     assert {name: getattr(stored, name) for name in Heartbeat.model_fields} == dict(beat)
+    # One that is left out of the rule cannot hide behind its default: only what InstanceRule takes has it here.
+    unset = {name for name, field in Heartbeat.model_fields.items() if getattr(beat, name) == field.default}
+    assert unset == {"schema_", "instance", "up_seconds"}
 
 
 def test_a_heartbeat_that_names_its_process_leaves_an_item_of_it(template: Template) -> None:

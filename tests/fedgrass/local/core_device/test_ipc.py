@@ -218,7 +218,7 @@ def test_a_component_reports_its_state(device: Device) -> None:
     assert device.supervisor.request(ALICE, Request.RESTART)
 
 
-def test_a_component_that_was_stopped_is_finished_until_the_next_deployment_of_anything(device: Device) -> None:
+def test_a_component_that_was_stopped_is_finished_until_a_deployment_changes_it_or_a_restart(device: Device) -> None:
     forever = read_lifecycle({"run": "exec sleep 100000"})
     both = {name: Specification(name, "1.0.0", forever) for name in (ALICE, BOB)}
     device.loop.run(device.supervisor.replace({ALICE: both[ALICE]}))
@@ -233,6 +233,9 @@ def test_a_component_that_was_stopped_is_finished_until_the_next_deployment_of_a
     with pytest.raises(ResourceNotFoundError):
         bob.stop_component(component_name="com.example.Nobody")
     device.loop.run(device.supervisor.replace(both))
+    assert device.loop.run(device.supervisor.settled()).succeeded
+    assert state() == State.FINISHED.value
+    device.loop.run(device.supervisor.replace({**both, ALICE: Specification(ALICE, "1.1.0", forever)}))
     assert device.loop.run(device.supervisor.settled()).succeeded
     assert state() == State.RUNNING.value
     bob.stop_component(component_name=ALICE)
