@@ -49,7 +49,7 @@ class Request(Enum):
 
     STOP = "stop"
     FINISH = "finish"
-    """Stop, and stay FINISHED until a restart or the next deployment: ``component stop``."""
+    """Stop, and stay FINISHED until a restart or a deployment that changes it: ``component stop``."""
     RESTART = "restart"
     REPORT_RUNNING = "report_running"
     REPORT_ERRORED = "report_errored"

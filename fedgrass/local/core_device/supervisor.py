@@ -74,7 +74,7 @@ class Supervisor:
         return Outcome(broken)
 
     async def replace(self, specifications: Mapping[str, Specification], *, installed: bool = False) -> None:
-        """Make ``specifications`` the whole set: what is not in it, or differs, is broken or halted, is stopped first.
+        """Make ``specifications`` the whole set: what is not in it, or differs, or is broken, is stopped first.
 
         A replaced component's HARD dependents restart by themselves when they see it go. ``installed`` says that everything
         was installed before the device started.
@@ -116,9 +116,7 @@ class Supervisor:
 
     def _differs(self, name: str, specification: Specification) -> bool:
         present = self._components.get(name)
-        if present is None or present.specification != specification:
-            return True
-        return present.state is State.BROKEN or present.halted
+        return present is None or present.specification != specification or present.state is State.BROKEN
 
     async def stop(self) -> None:
         """Stop every component, dependents before what they depend on."""
