@@ -180,6 +180,19 @@ class RoundRefusedError(FedgrassError):
     code = "round_refused"
 
 
+class PrivacyLimitError(FedgrassError):
+    """A round or a command asks for more than the device's owner lets it tell.
+
+    Cause: The device's account of its privacy would pass `maxEpsilon`, or training would be on fewer examples or steps than
+    `minExamples` and `minSteps` allow.
+
+    Remedy: Ask for less: more noise, fewer rounds, more examples. The limits are the owner's, in the configuration of
+    com.fedgrass.Trainer.
+    """
+
+    code = "privacy_limit"
+
+
 class CommandError(FedgrassError):
     """A command to one device was not done.
 

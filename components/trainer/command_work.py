@@ -50,6 +50,7 @@ def do(command: Command, place: Workspace) -> Result:
             raise DataError("no examples are held back for validation (validationFraction)")
         found = _bounded(engine.evaluate(split.validation))
         return Result(status="done", version=version, metrics=found, num_examples=len(split.validation))
+    place.task.floors.require(split.train, command.fit, bundle.manifest)
     place.after_batch(0, 0)
     began = time.monotonic()
     result = engine.fit(

@@ -87,12 +87,16 @@ class TrainerCommands:
         command = self._commands.received(payload)
         if command is None:
             return
-        if self._settings().own.allow_commands:
-            self._todo.put(command)
+        own = self._settings().own
+        if not own.allow_commands:
+            self._refuse(command, "this device takes no commands (allowCommands)")
+        elif command.kind not in own.allowed_commands.split(","):
+            self._refuse(command, f"this device does not do {command.kind} (allowedCommands: {own.allowed_commands})")
         else:
-            self._commands.answer(
-                self._commands.reply(command, "refused", "this device takes no commands (allowCommands)")
-            )
+            self._todo.put(command)
+
+    def _refuse(self, command: Command, reason: str) -> None:
+        self._commands.answer(self._commands.reply(command, "refused", reason))
 
     def uploaded(self, upload: Upload, outcome: Literal["uploaded", "failed"], reason: str) -> None:
         """Answer the command whose parameters were uploaded, or could not be; runs on the uploads' thread.

@@ -40,6 +40,7 @@ def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Resu
     task = place.task
     require_memory(bundle.manifest, available_bytes())
     split = place.split(bundle)
+    task.floors.require(split.train, announcement.fit, bundle.manifest)
     examples = len(split.train)
     place.log.log_event("training_started", examples=examples, base=bundle.manifest.version)
     place.progressed(0, examples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,6 +11,9 @@ from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
 from fedgrass.errors import MessageError, first_problem
 from fedgrass.protocol.messages import Announcement, Command, Count, Metrics, Reason
 from fedgrass.protocol.names import Sha256, Version
+
+if TYPE_CHECKING:
+    from fedgrass.floors import Floors
 
 UPDATE, CHECKPOINT, RESIDUAL = "update.safetensors", "checkpoint.safetensors", "residual.safetensors"
 CONTROL = "control.safetensors"
@@ -50,6 +53,13 @@ class Task(Line):
     patience: float = 0.0
     announcement: Announcement | None = None
     command: Command | None = None
+
+    @property
+    def floors(self) -> Floors:
+        """What the device's owner sets as the least to train on."""
+        from fedgrass.floors import Floors
+
+        return Floors(self.settings.min_examples, self.settings.min_steps)
 
     @property
     def update(self) -> Path:

@@ -28,12 +28,13 @@ from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox
+from fedgrass.edge.privacy_account import PrivacyAccount
 from fedgrass.edge.resource_policy import ResourcePolicy
 from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
-from fedgrass.errors import IpcError, MessageError, TransferError
+from fedgrass.errors import IpcError, MessageError, PrivacyLimitError, TransferError
 from fedgrass.protocol.exposure import against_exact_answers, against_round
 from fedgrass.protocol.messages import Announcement, ApplicationStatus, UpdateNotice, as_reason
 from fedgrass.protocol.names import (
@@ -76,6 +77,7 @@ class Trainer:
         self._runner = Runner(start_child, self._guard, self._log)
         self._rounds = Rounds(device.work / "round.json", fleet=runtime.fleet, thing=device.thing, log=self._log)
         self._attempts = Attempts(device.work / "attempts" / "round.json")
+        self._account = PrivacyAccount(device.work / "privacy.json")
         self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
         self._uploads = Uploads(
             device.work / "uploads",
@@ -113,7 +115,7 @@ class Trainer:
             self._guard,
             Attempts(device.work / "attempts" / "command.json"),
             self._log,
-            privacy=lambda: against_exact_answers(self._rounds.newest, least=self._settings.own.min_noise_multiplier),
+            privacy=self._against_exact_answers,
         )
 
     def start(self) -> None:
@@ -203,8 +205,7 @@ class Trainer:
             if self._job.announcement == announcement:
                 return
             self._drop_job()
-        exposure = against_round(announcement, least=self._settings.own.min_noise_multiplier)
-        if objection := exposure or self._uploads.room() or self._shortage():
+        if objection := self._exposure(announcement) or self._uploads.room() or self._shortage():
             self._answer(announcement, Result(status="declined", reason=as_reason(objection)))
             return
         self._status.say("waiting", announcement)
@@ -219,6 +220,25 @@ class Trainer:
         job = Job(announcement, self._now, self._runner, self._guard, self._attempts, told=told, ended=ended)
         self._job = job
         job.start()
+
+    def _exposure(self, announcement: Announcement) -> str:
+        """Say why a round would have this device tell too much, or nothing."""
+        own = self._settings.own
+        try:
+            self._account.require(announcement, limit=own.max_epsilon, delta=own.delta)
+        except PrivacyLimitError as error:
+            return str(error)
+        return against_round(announcement, least=own.min_noise_multiplier)
+
+    def _against_exact_answers(self) -> str:
+        own = self._settings.own
+        if reason := against_exact_answers(self._rounds.newest, least=own.min_noise_multiplier):
+            return reason
+        try:
+            rounds = self._account.rounds if own.max_epsilon else 0
+        except PrivacyLimitError as error:
+            return str(error)
+        return f"this device has answered {rounds} rounds with noise" if rounds else ""
 
     def _drop_job(self) -> None:
         """Let go of the job at hand. Its thread ends after the batch; what it still says is not listened to."""
@@ -256,6 +276,7 @@ class Trainer:
             else:
                 where = update_key(announcement.fleet, announcement.round, self._device.thing)
                 bucket = announcement.upload.bucket
+                self._charge(announcement, key)
                 self._uploads.submit(key, self._now.work / UPDATE, bucket=bucket, key=where, message=notice.decode())
         except TransferError as error:
             # Kept open: the checkpoint is whole, so the answer comes again soon without training again.
@@ -281,6 +302,13 @@ class Trainer:
             self._status.counted("taken", result.seconds)
             self._log.log_event("trained", round=announcement.round, seconds=result.seconds, metrics=result.metrics)
             self._status.say("uploading", announcement)
+
+    def _charge(self, announcement: Announcement, key: str) -> None:
+        """Count the round's noise as spent; raises `TransferError` if that cannot be kept, for then nothing may leave."""
+        try:
+            self._account.charge(announcement, key)
+        except (OSError, PrivacyLimitError) as error:
+            raise TransferError(f"the account of this device's privacy cannot be written: {error}") from error
 
     def _answer_again(self, announcement: Announcement) -> None:
         if self._job is None and self._rounds.unfinished() == announcement:

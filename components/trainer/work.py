@@ -19,7 +19,7 @@ from fedgrass.downloads import ObjectStore
 from fedgrass.edge.child import EXIT_MEMORY, become_child
 from fedgrass.edge.downloads import s3_client
 from fedgrass.edge.resource_policy import UnavailableError
-from fedgrass.errors import DataError, FedgrassError, MessageError
+from fedgrass.errors import DataError, FedgrassError, MessageError, PrivacyLimitError
 from fedgrass.logs import Log
 from fedgrass.own_code import as_itself
 from fedgrass.protocol.messages import as_reason
@@ -88,7 +88,7 @@ def _result(place: Workspace) -> Result:
         return _done(place)
     except StopTraining:
         return Result(status="stopped")
-    except (DataError, UnavailableError, MessageError) as error:
+    except (DataError, UnavailableError, MessageError, PrivacyLimitError) as error:
         return Result(status="declined", reason=as_reason(str(error)))
     except FedgrassError as error:
         return Result(status="failed", reason=as_reason(str(error)))

@@ -17,7 +17,7 @@ from fedgrass.data_settings import DataSettings
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.parts import ENGINES
 from fedgrass.protocol.metrics import Metric
-from fedgrass.protocol.names import FleetName
+from fedgrass.protocol.names import TRAINER_COMMANDS, FleetName
 
 EXIT_CONFIGURATION = 78
 """Exit code of a process whose configuration is wrong: EX_CONFIG of sysexits.h."""
@@ -108,12 +108,36 @@ class TrainerSettings(GuardSettings):
     )
     max_waiting_uploads_mb: int = Field(default=512, ge=1, description="Updates kept while there is no link")
     allow_commands: bool = Field(default=True, description="Whether the operator may direct this device alone")
+    allowed_commands: str = Field(
+        default=",".join(sorted(TRAINER_COMMANDS)),
+        max_length=200,
+        description="What the operator may then ask this device alone for, separated by commas",
+    )
     min_noise_multiplier: float = Field(
         default=0,
         ge=0,
         description="Decline rounds whose updates carry less noise, and commands whose answers would tell of the data",
     )
+    max_epsilon: float = Field(
+        default=50,
+        ge=0,
+        description="Largest ε of all this device's updates with noise together; rounds beyond it are declined, and those "
+        "without noise after any with it. 0 is no limit",
+    )
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="δ of maxEpsilon")
+    min_examples: int = Field(
+        default=16, ge=1, description="Training on fewer examples in a pass is declined: an update of one gives it away"
+    )
+    min_steps: int = Field(default=1, ge=1, description="Training of fewer steps (epochs times batches) is declined")
     max_bundle_mb: int = Field(default=2048, ge=1, description="Largest model that is downloaded")
+
+    @field_validator("allowed_commands")
+    @classmethod
+    def _commands_exist(cls, value: str) -> str:
+        names = {name.strip() for name in value.split(",")} - {""}
+        if odd := sorted(names - TRAINER_COMMANDS):
+            raise ValueError(f"there is no command {odd[0]!r}; there are {', '.join(sorted(TRAINER_COMMANDS))}")
+        return ",".join(sorted(names))
 
 
 class ModelDeployerSettings(Settings):

@@ -24,7 +24,8 @@ from fedgrass.data import DataSettings, Split
 from fedgrass.downloads import fetch_bundle
 from fedgrass.engines.base import Engine
 from fedgrass.engines.registry import open_engine
-from fedgrass.errors import DataError, FedgrassError, TransferError
+from fedgrass.errors import DataError, FedgrassError, PrivacyLimitError, TransferError
+from fedgrass.floors import Floors
 from fedgrass.logs import Log
 from fedgrass.own_code import own_code
 from fedgrass.protocol.cohort import is_member
@@ -104,6 +105,8 @@ class Participant:
         Folder for the base model and the update.
     min_noise_multiplier
         The silo declines rounds whose updates carry less noise, as a device does with its ``minNoiseMultiplier``.
+    floors
+        The least that it trains on.
     max_bundle_mb
         Largest model that is downloaded.
     poll_seconds
@@ -118,6 +121,7 @@ class Participant:
     builder: str
     work: Path
     min_noise_multiplier: float = 0.0
+    floors: Floors = field(default_factory=Floors)
     max_bundle_mb: int = 2048
     poll_seconds: float = 5.0
     _answered: set[tuple[int, str]] = field(default_factory=set)
@@ -188,7 +192,9 @@ class Participant:
         try:
             outcome = self._evaluate(announcement) if announcement.task == "evaluate" else self._train(announcement)
         except FedgrassError as error:
-            status: Literal["declined", "failed"] = "declined" if isinstance(error, DataError) else "failed"
+            status: Literal["declined", "failed"] = (
+                "declined" if isinstance(error, (DataError, PrivacyLimitError)) else "failed"
+            )
             self._tell("update", notice_of(announcement, self.silo, Answer(status, str(error))))
             raise
         if isinstance(outcome, Trained):
@@ -206,10 +212,12 @@ class Participant:
 
     def _train(self, announcement: Announcement) -> Trained:
         bundle = self._bundle(announcement, announcement.base)
+        data = self._examples(bundle)
+        self.floors.require(data.train, announcement.fit, bundle.manifest)
         return train(
             lambda: self._engine(bundle),
             bundle,
-            self._examples(bundle),
+            data,
             announcement,
             self.silo,
             TrainingFiles(

@@ -1,0 +1,100 @@
+"""What a device does not tell, whatever it is asked: its account, its floors, its commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.messages import Command, FitTask, Reply, UpdateTask
+from fedgrass.protocol.names import device_topic
+from tests.components.trainer.engine import QuickEngine
+from tests.components.trainer.place import FLEET, THING, Place
+
+NOISY = UpdateTask(clip_norm=1.0, noise_multiplier=1.0)
+
+
+def place_with(folder: Path, **trainer: Any) -> Place:
+    QuickEngine.reset()
+    place = Place(folder, **trainer)
+    place.have_model()
+    place.start()
+    return place
+
+
+def answered(place: Place, kind: str, **fields: Any) -> Reply:
+    sent = Command(fleet=FLEET, thing=THING, id=f"{kind}-{len(place.ipc.cloud)}", kind=kind, bucket="bucket", **fields)
+    place.ipc.from_cloud(device_topic(FLEET, THING, "command"), sent.encode())
+
+    def found() -> list[Reply]:
+        replies = (Reply.decode(payload) for topic, payload in place.ipc.cloud if topic.endswith("/reply"))
+        return [reply for reply in replies if reply.id == sent.id]
+
+    place.until(found, "an answer")
+    return found()[0]
+
+
+def test_rounds_beyond_the_device_s_own_limit_are_declined_also_after_a_restart(tmp_path: Path) -> None:
+    place = place_with(tmp_path, maxEpsilon="12")
+    place.open(place.announcement(1, update=NOISY))  # ε 10 at 1e-5
+    place.settle()
+    place.stop()
+    place.start()
+    place.open(place.announcement(2, update=NOISY))
+    place.settle()
+    place.open(place.announcement(3))
+    place.settle()
+    first, second, third = place.notices
+    assert first.status == "uploaded"
+    assert (second.status, third.status) == ("declined", "declined")
+    assert "on this device, maxEpsilon is 12 (1 rounds are spent)" in second.reason
+    assert "1 rounds with noise, and one without it would undo them" in third.reason
+    assert "1 rounds with noise" in answered(place, "fit").reason
+    place.stop()
+    assert (tmp_path / "work" / "privacy.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "fit", "told"),
+    [
+        ({}, FitTask(max_examples=1), "on 1 examples (fit.max_examples 1, 40 on this device), minExamples is 16"),
+        ({}, FitTask(max_examples=15), "on 15 examples"),
+        ({"minExamples": "41"}, FitTask(), "on 40 examples (40 on this device), minExamples is 41"),
+        ({"minSteps": "99"}, FitTask(epochs=2), "minSteps is 99"),
+        ({"minSteps": "2"}, FitTask(max_examples=16), "minSteps is 2"),
+        # All other classes count for nothing: what is left is the examples of one.
+        ({}, FitTask(class_weight={str(digit): 0.0 for digit in range(1, 10)}), "minExamples is 16"),
+        ({}, FitTask(class_weight={"0": 1e6}), "minExamples is 16"),
+        ({}, FitTask(max_examples=16), ""),
+        ({"minExamples": "1"}, FitTask(max_examples=1), ""),
+    ],
+)
+def test_a_device_does_not_train_on_less_than_its_owner_allows(
+    tmp_path: Path, own: dict[str, str], fit: FitTask, told: str
+) -> None:
+    place = place_with(tmp_path, **own)
+    place.open(place.announcement(fit=fit))
+    place.settle()
+    [notice] = place.notices
+    assert (notice.status, told in notice.reason) == ("declined" if told else "uploaded", True)
+    reply = answered(place, "fit", fit=fit)
+    assert (reply.status, told in reply.reason) == ("refused" if told else "done", True)
+    place.stop()
+
+
+def test_an_owner_says_which_commands_are_done(tmp_path: Path) -> None:
+    place = place_with(tmp_path, allowedCommands="evaluate, get_parameters")
+    assert answered(place, "get_parameters").status == "done"
+    refused = answered(place, "fit")
+    assert (refused.status, refused.reason) == (
+        "refused",
+        "this device does not do fit (allowedCommands: evaluate,get_parameters)",
+    )
+    place.stop()
+
+
+def test_a_command_that_does_not_exist_cannot_be_allowed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="there is no command 'fits'; there are evaluate, fit, "):
+        place_with(tmp_path, allowedCommands="fits")
