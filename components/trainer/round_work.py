@@ -8,6 +8,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.edge.memory import require_memory
 from fedgrass.edge.system import available_bytes
 from fedgrass.engines.base import Hooks
+from fedgrass.errors import DataError
 from fedgrass.protocol.messages import Announcement
 from fedgrass.training import TrainingFiles, evaluate, train
 
@@ -42,6 +43,8 @@ def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Resu
     split = place.split(bundle)
     task.floors.require(split.train, announcement.fit, bundle.manifest)
     examples = len(split.train)
+    if examples < announcement.cohort.min_examples:
+        raise DataError(f"{examples} examples to train on; the round wants {announcement.cohort.min_examples} at least")
     place.log.log_event("training_started", examples=examples, base=bundle.manifest.version)
     place.progressed(0, examples)
     trained = train(

@@ -7,7 +7,7 @@ also tells a re-created fleet's round 1 from an old one. A round is answered at 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from fedgrass.errors import MessageError
 from fedgrass.files import write_atomically
 from fedgrass.logs import Log
-from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.cohort import fits, takes
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.names import model_prefix, update_prefix
 
@@ -40,15 +40,27 @@ class Rounds:
     ----------
     path
         File that holds it over restarts.
+    tags
+        What the configuration says of this device, by which a cohort may choose.
     clock
         This device's own clock, seconds; only differences of it are used.
     """
 
-    def __init__(self, path: Path, *, fleet: str, thing: str, log: Log, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        fleet: str,
+        thing: str,
+        log: Log,
+        tags: Callable[[], Mapping[str, str]] = dict,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._path = path
         self._fleet = fleet
         self._thing = thing
         self._log = log
+        self._tags = tags
         self._clock = clock
         self._record = self._load()
 
@@ -81,7 +93,7 @@ class Rounds:
                 self._move("open")
             return known.announcement
         cohort = announcement.cohort
-        asked = is_member(cohort.salt, cohort.fraction, self._thing)
+        asked = takes(cohort, self._thing) and fits(cohort.where, self._tags())
         self._keep(_Record(announcement=announcement, phase="open" if asked else "passed", received_at=self._clock()))
         if not asked:
             self._log.log_event("not_in_cohort", round=announcement.round)

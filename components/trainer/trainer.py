@@ -17,6 +17,7 @@ from components.trainer.attempts import Attempts
 from components.trainer.commands import TrainerCommands
 from components.trainer.counting import Counting
 from components.trainer.job import Job, Settings
+from components.trainer.recent import RecentRounds
 from components.trainer.rounds import Rounds, answer_key
 from components.trainer.runner import Runner
 from components.trainer.status import StatusBoard
@@ -75,7 +76,14 @@ class Trainer:
         self._now = Settings(device.thing, device.work, device.store, runtime, trainer)
         self._store = ModelStore(device.store)
         self._runner = Runner(start_child, self._guard, self._log)
-        self._rounds = Rounds(device.work / "round.json", fleet=runtime.fleet, thing=device.thing, log=self._log)
+        self._rounds = Rounds(
+            device.work / "round.json",
+            fleet=runtime.fleet,
+            thing=device.thing,
+            log=self._log,
+            tags=lambda: self._settings.runtime.tags,
+        )
+        self._recent = RecentRounds(device.work / "recent.json", lambda: self._settings.own.max_rounds_per_day)
         self._attempts = Attempts(device.work / "attempts" / "round.json")
         self._account = PrivacyAccount(device.work / "privacy.json")
         self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
@@ -205,7 +213,8 @@ class Trainer:
             if self._job.announcement == announcement:
                 return
             self._drop_job()
-        if objection := self._exposure(announcement) or self._uploads.room() or self._shortage():
+        exposure = self._exposure(announcement)
+        if objection := exposure or self._uploads.room() or self._recent.objection() or self._shortage():
             self._answer(announcement, Result(status="declined", reason=as_reason(objection)))
             return
         self._status.say("waiting", announcement)
@@ -299,6 +308,7 @@ class Trainer:
             self._status.counted("taken", 0.0)
             self._status.say("idle", None)
         else:
+            self._recent.took_part()
             self._status.counted("taken", result.seconds)
             self._log.log_event("trained", round=announcement.round, seconds=result.seconds, metrics=result.metrics)
             self._status.say("uploading", announcement)
@@ -331,7 +341,7 @@ class Trainer:
 
     def _objection(self) -> str:
         hold = self._guard.hold()
-        return hold.reason if hold is not None else self._uploads.room()
+        return hold.reason if hold is not None else self._recent.objection() or self._uploads.room()
 
     def _shortage(self) -> str:
         hold = self._guard.hold()

@@ -213,6 +213,7 @@ def fleet_table(
         "memory",
         "disk free",
         "trouble",
+        *(["tags"] if any(member.heartbeat and member.heartbeat.tags for member in members) else []),
     )
     for member in members:
         beat = member.heartbeat
@@ -236,6 +237,7 @@ def fleet_table(
             f"{beat.memory_percent:.0f} %",
             size(beat.disk_free_bytes),
             _trouble(beat, shares_its_name=member.thing in shared),
+            *([", ".join(f"{name}={value}" for name, value in beat.tags.items())] if beat.tags else []),
         )
     return table
 

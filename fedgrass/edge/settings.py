@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.parts import ENGINES
+from fedgrass.protocol.messages import Tags
 from fedgrass.protocol.metrics import Metric
 from fedgrass.protocol.names import TRAINER_COMMANDS, FleetName
 
@@ -44,6 +45,9 @@ class RuntimeSettings(Settings):
         default="", max_length=200, description="module:function that builds the model, for others than litert"
     )
     threads: int = Field(default=1, ge=1, le=256)
+    tags: Tags = Field(
+        default={}, description="What this device is, by which rounds choose: {site: north, hardware: pi4}"
+    )
 
 
 class Window(BaseModel):
@@ -129,6 +133,12 @@ class TrainerSettings(GuardSettings):
         default=16, ge=1, description="Training on fewer examples in a pass is declined: an update of one gives it away"
     )
     min_steps: int = Field(default=1, ge=1, description="Training of fewer steps (epochs times batches) is declined")
+    max_rounds_per_day: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Rounds that it trains for within 24 hours; then it declines. 0 is no limit",
+    )
     max_bundle_mb: int = Field(default=2048, ge=1, description="Largest model that is downloaded")
 
     @field_validator("allowed_commands")

@@ -1,8 +1,34 @@
-"""Who takes part in a round, decided by each device alone from an announcement whose size does not grow with the fleet."""
+"""Who takes part in a round, decided by each device alone from an announcement whose size does not grow with the fleet.
+
+A device's lot is a salted hash of its name. Who is asked are those whose lots lie in a piece of the circle of all lots: so
+cohorts that follow one another on the circle of one salt ask every device once before any is asked again.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+
+class Asks(Protocol):
+    """What an announcement says of who is asked: a `fedgrass.protocol.messages.Cohort`."""
+
+    @property
+    def salt(self) -> str:
+        """The salt of the lots."""
+
+    @property
+    def fraction(self) -> float:
+        """Share of the circle, above 0 and up to 1."""
+
+    @property
+    def begin(self) -> float:
+        """Where the piece begins on the circle, from 0."""
+
+    @property
+    def where(self) -> Mapping[str, Collection[str]]:
+        """Tags that a device must have, each with one of some values."""
 
 
 def draw(salt: str, thing: str) -> float:
@@ -11,7 +37,7 @@ def draw(salt: str, thing: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def is_member(salt: str, fraction: float, thing: str) -> bool:
+def is_member(salt: str, fraction: float, thing: str, begin: float = 0.0) -> bool:
     """Say whether a device is in the cohort, as device and cloud both find out by themselves.
 
     Parameters
@@ -22,11 +48,13 @@ def is_member(salt: str, fraction: float, thing: str) -> bool:
         Share of the fleet that is asked, above 0 and up to 1; 1 takes every device.
     thing
         The device's thing name.
+    begin
+        Where on the circle of lots the cohort begins.
 
     Returns
     -------
     bool
-        Whether the salted hash of its name, a number from 0 to 1, is below the fraction.
+        Whether the salted hash of its name, a number from 0 to 1, is less than the fraction past ``begin``.
 
     Examples
     --------
@@ -35,4 +63,55 @@ def is_member(salt: str, fraction: float, thing: str) -> bool:
     >>> sum(is_member("salt", 0.25, f"press-{number}") for number in range(1000))
     240
     """
-    return fraction >= 1.0 or draw(salt, thing) < fraction
+    return fraction >= 1.0 or (draw(salt, thing) - begin) % 1.0 < fraction
+
+
+def takes(cohort: Asks, thing: str) -> bool:
+    """Say whether a device's lot is in a cohort, whatever its tags are: these only the device knows for sure."""
+    return is_member(cohort.salt, cohort.fraction, thing, cohort.begin)
+
+
+def fits(where: Mapping[str, Collection[str]], tags: Mapping[str, str]) -> bool:
+    """Say whether a device has the tags that a cohort is of.
+
+    Examples
+    --------
+    >>> fits({"site": ("north", "east")}, {"site": "east", "hardware": "pi4"})
+    True
+    >>> fits({"site": ("north",)}, {})
+    False
+    """
+    return all(tags.get(name) in values for name, values in where.items())
+
+
+class Piece(NamedTuple):
+    """A piece of the circle of lots, and how many devices it takes."""
+
+    begin: float
+    fraction: float
+    devices: int
+
+
+def piece_of(lots: Iterable[float], count: int, begin: float) -> Piece:
+    """Return the piece that takes so many devices, from ``begin`` on.
+
+    It ends half-way between two lots, so that no rounding moves a device from one cohort to the next.
+
+    Parameters
+    ----------
+    lots
+        Of the devices that could take part.
+    count
+        How many to take, 1 at least; all, if there are no more.
+    begin
+        Where the piece begins: where the one before ended.
+
+    Examples
+    --------
+    >>> piece_of([0.1, 0.4, 0.8], 2, 0.3)
+    Piece(begin=0.3, fraction=0.65, devices=2)
+    """
+    ahead = sorted((lot - begin) % 1.0 for lot in lots)
+    if count >= len(ahead):
+        return Piece(begin, 1.0, len(ahead))
+    return Piece(begin, (ahead[count - 1] + ahead[count]) / 2, count)

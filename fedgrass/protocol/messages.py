@@ -32,6 +32,12 @@ ClassWeights = Annotated[
     Field(max_length=64),
 ]
 SumsText = Annotated[str, Field(max_length=MAX_TEXT)]
+TagName = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_.-]{0,31}$")]
+TagValue = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,40}$")]
+Tags = Annotated[dict[TagName, TagValue], Field(max_length=8)]
+Where = Annotated[
+    dict[TagName, Annotated[tuple[TagValue, ...], Field(min_length=1, max_length=8)]], Field(max_length=4)
+]
 ComponentVersion = Annotated[str, Field(max_length=64)]
 LastError = Annotated[str, Field(max_length=200)]
 CommandId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -141,6 +147,10 @@ class Cohort(Part):
 
     salt: str = Field(min_length=1, max_length=64)
     fraction: float = Field(default=1.0, gt=0, le=1)
+    begin: float = Field(default=0.0, ge=0, lt=1)
+    where: Where = {}
+    min_examples: Count = 0
+    fair: bool = False
 
 
 class FitTask(Part):
@@ -310,6 +320,8 @@ class Heartbeat(Message):
     ``silent`` are the components that should have reported on the device and did not; ``errors`` the last error or
     warning of those that had one.
 
+    ``tags`` are what the device's configuration says of it, such as its site, by which a round can choose devices.
+
     ``instance`` tells this process from any other, ``up_seconds`` for how long it has run. The first heartbeat has them, and
     every tenth: by them two devices of one name are found out (`fedgrass.protocol.instances`).
     """
@@ -326,6 +338,7 @@ class Heartbeat(Message):
     memory_percent: float = Field(default=0.0, ge=0, le=100)
     disk_free_bytes: Count = 0
     examples: Count = 0
+    tags: Tags = {}
     model_version: Version | None = None
     trainer: TrainerStatus = TrainerStatus()
     components: Annotated[dict[Annotated[str, Field(max_length=128)], ComponentVersion], Field(max_length=16)] = {}

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fedgrass import strategies
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.codec_name import CodecName
+from fedgrass.protocol.cohort_settings import CohortSettings
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.metrics import Metric
 from fedgrass.protocol.secure import SecureTask
@@ -267,6 +268,7 @@ class FleetSettings(_Settings):
         default="fit", description="evaluate: devices judge the current model on their own data, and nothing changes"
     )
     fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the fleet that is asked")
+    cohort: CohortSettings = CohortSettings()
     min_devices: int = Field(default=2, ge=1, description="Devices that must be able to train for a round to open")
     min_updates: int = Field(default=2, ge=1, description="Updates without which the round changes nothing")
     quorum: float = Field(default=1.0, gt=0, le=1, description="Share of the asked devices that ends the waiting")
@@ -330,6 +332,18 @@ class FleetSettings(_Settings):
         return self
 
     @model_validator(mode="after")
+    def _one_thing_says_how_many_are_asked(self) -> FleetSettings:
+        if self.cohort.size and self.fraction < 1:
+            raise ValueError(
+                f"cohort.size: fraction is {self.fraction:g}; set one of them, and the other to its default"
+            )
+        if 0 < self.cohort.size < self.min_updates:
+            raise ValueError(
+                f"cohort.size ({self.cohort.size}) is less than min_updates ({self.min_updates}): no round could succeed"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _goes_with_what_the_strategy_sets(self) -> FleetSettings:
         if self.fit.control is not None:
             raise ValueError(f"fit.control: choose strategy {self.fit.control} instead, which sets it")
@@ -341,6 +355,11 @@ class FleetSettings(_Settings):
         if "proximal_mu" in self.strategy.device_fit and self.fit.proximal_mu > 0:
             raise ValueError(f"fit.proximal_mu: strategy {self.strategy.name} sets it; use its option alpha")
         return self
+
+    @property
+    def sampled_fraction(self) -> float:
+        """Share of the fleet by which a round's privacy is counted: all of it, where nobody draws by chance alone."""
+        return 1.0 if self.cohort.size or self.cohort.fair or self.cohort.where else self.fraction
 
     @property
     def announced_fit(self) -> FitTask:

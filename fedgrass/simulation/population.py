@@ -124,13 +124,23 @@ class Population:
 
     def cohort(self, number: int) -> tuple[Cohort, list[int]]:
         """Return who is asked in a round: by the real lots, with a fraction that takes exactly as many as wanted."""
-        simulation = self._simulation
-        salt = hashlib.sha256(f"{simulation.seed}/{number}".encode()).hexdigest()[:16]
-        lots = _draws(salt, map(thing_name, range(simulation.devices)))
-        if simulation.cohort == simulation.devices:
+        simulation, asked = self._simulation, self._simulation.asked
+        fair = simulation.fleet.cohort.fair
+        salt = hashlib.sha256(f"{simulation.seed}/{0 if fair else number}".encode()).hexdigest()[:16]
+        if asked == simulation.devices:
             return Cohort(salt=salt), list(range(simulation.devices))
-        fraction = float(np.partition(lots, simulation.cohort)[simulation.cohort])
-        return Cohort(salt=salt, fraction=fraction), [int(device) for device in np.flatnonzero(lots < fraction)]
+        lots = _draws(salt, map(thing_name, range(simulation.devices)))
+        if not fair:
+            fraction = float(np.partition(lots, asked)[asked])
+            return Cohort(salt=salt, fraction=fraction), [int(device) for device in np.flatnonzero(lots < fraction)]
+        order, start = np.argsort(lots), (number - 1) * asked % len(lots)
+        chosen = np.sort(order[(start + np.arange(asked)) % len(lots)])
+        ends = [
+            float(lots[order[at - 1]] + lots[order[at]]) / 2 if at else 0.0
+            for at in (start, (start + asked) % len(lots))
+        ]
+        cohort = Cohort(salt=salt, begin=ends[0], fraction=(ends[1] - ends[0]) % 1.0, fair=True)
+        return cohort, [int(device) for device in chosen]
 
     def plan(self, number: int, asked: list[int]) -> Plan:
         """Return who answers when: the round ends when the quorum has, or at the deadline."""
@@ -140,7 +150,7 @@ class Population:
         slower = np.array([self._stragglers.factor if device in self._slow else 1.0 for device in asked])
         seconds = TYPICAL_SECONDS * np.exp(_SPREAD * rng.standard_normal(len(asked))) * slower
         seconds[~alive] = math.inf
-        quorum = max(1, math.ceil(fleet.quorum * len(asked) - 1e-9))
+        quorum = fleet.cohort.size or max(1, math.ceil(fleet.quorum * len(asked) - 1e-9))
         end = min(float(np.partition(seconds, quorum - 1)[quorum - 1]), float(fleet.deadline_seconds))
         return Plan(
             asked=tuple(asked),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -117,13 +118,23 @@ class Simulation(BaseModel):
             Stragglers.parse(self.stragglers)
         if self.attack:
             Attack.parse(self.attack)
-        if self.cohort > self.devices:
-            raise ValueError(f"cohort {self.cohort}: there are only {self.devices} devices")
-        if self.fleet.min_updates > self.cohort:
-            raise ValueError(f"min_updates {self.fleet.min_updates} is more than the cohort of {self.cohort}")
+        if self.asked > self.devices:
+            raise ValueError(f"cohort {self.asked}: there are only {self.devices} devices")
+        if self.fleet.min_updates > self.asked:
+            raise ValueError(f"min_updates {self.fleet.min_updates} is more than the cohort of {self.asked}")
+        if self.fleet.cohort.where or self.fleet.cohort.min_examples:
+            raise ValueError(
+                "cohort.where, cohort.min_examples: virtual devices have no tags; these are for a real fleet"
+            )
         if self.fleet.task != "fit":
             raise ValueError("task evaluate: a simulation trains")
         return self
+
+    @property
+    def asked(self) -> int:
+        """Devices that are asked in each round: with ``cohort.size`` of the fleet's settings, so many more than that."""
+        wanted = self.fleet.cohort
+        return math.ceil(wanted.size * wanted.over_ask - 1e-9) or self.cohort
 
     @classmethod
     def checked(cls, values: dict[str, Any]) -> Simulation:

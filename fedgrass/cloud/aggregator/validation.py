@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import UpdateError
-from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.cohort import takes
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
 from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
@@ -63,7 +63,7 @@ class UpdateValidator:
                 f"thing {reference.thing!r} was already used for round {reference.round}, and sent another since",
             )
         cohort = earlier.cohort if earlier else self._expected.cohort
-        if cohort is not None and not is_member(cohort.salt, cohort.fraction, reference.thing):
+        if cohort is not None and not takes(cohort, reference.thing):
             raise UpdateError("uninvited", f"thing {reference.thing!r} is not in the round's cohort")
         self._seen.add((reference.thing, reference.round))
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import secrets
-from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -16,11 +13,12 @@ from fedgrass.cloud.ending.finish import finish_by_hand
 from fedgrass.cloud.rounds.abort_round import abort, give_up_reservation
 from fedgrass.cloud.rounds.announcement import announce_round
 from fedgrass.cloud.rounds.changes import change, transact
+from fedgrass.cloud.rounds.cohorts import choose_cohort, is_wanted, quorum_of, why_fewer
 from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import RoundRefusedError
 from fedgrass.logs import log_event
-from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.cohort import takes
 from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import next_version
@@ -30,7 +28,6 @@ from fedgrass.protocol.roster import may_count, write_roster
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import free_hand, load_round, load_settings, load_state
 
-_DRAWS = 200
 _ENDED = 2  # the transaction's third action
 _RUNNING = frozenset({"RUNNING", "PENDING_REDRIVE"})
 _FORGOTTEN = "forgotten"
@@ -108,54 +105,19 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
     }
 
 
-def draw_cohort(able: Iterable[str], fraction: float, at_least: int, fleet: str) -> tuple[Cohort, int]:
-    """Draw a salt whose cohort has enough devices.
-
-    Parameters
-    ----------
-    able
-        Thing names of the devices that could take part.
-    fraction
-        Share of them that is asked, above 0 and up to 1.
-    at_least
-        Devices that the cohort must have.
-    fleet
-        The fleet's name, for the error.
-
-    Returns
-    -------
-    tuple
-        The cohort, and the number of devices in it.
-
-    Raises
-    ------
-    RoundRefusedError
-        If ``fraction`` of them is too few, draw after draw.
-    """
-    things = list(able)
-    for _ in range(_DRAWS):
-        cohort = Cohort(salt=secrets.token_hex(16), fraction=fraction)
-        asked = sum(is_member(cohort.salt, fraction, thing) for thing in things)
-        if asked >= at_least:
-            return cohort, asked
-    raise RoundRefusedError(
-        f"fleet {fleet!r}: a fraction of {fraction:g} of {len(things)} devices does not give the {at_least} updates "
-        "that the settings ask for; raise fraction or lower min_updates"
-    )
-
-
 def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> RoundRecord:
     fleet = services.fleet
     now = services.now()
     # A silo's account could make up names: those that the settings do not list are not there.
     members = [member for member in fleet_members(services.devices, fleet) if may_count(member.thing, settings.silos)]
     alive = [member for member in members if member.alive(now.timestamp() * 1000)]
-    able = [member.thing for member in alive if member.heartbeat and member.heartbeat.able]
+    fit = [member for member in alive if is_wanted(member, settings)]
+    able = [member.thing for member in fit if member.heartbeat and member.heartbeat.able]
     if len(able) < settings.min_devices:
-        raise RoundRefusedError(_too_few(fleet, members, alive, able, settings.min_devices))
-    # The salt is not told before the announcement: a device cannot choose a name that is asked.
-    cohort, asked = draw_cohort(able, settings.fraction, settings.min_updates, fleet)
+        raise RoundRefusedError(_too_few(fleet, members, alive, able, settings.min_devices) + why_fewer(alive, fit))
     state = load_state(services.rounds, fleet)
+    # A new salt is not told before the announcement: a device cannot choose a name that is asked.
+    cohort, asked = choose_cohort(able, settings, fleet, _cohort_before(services, state))
     _refuse_reserved(services, state, request.execution)
     if state.model is None:
         raise RoundRefusedError(
@@ -172,7 +134,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         cohort=cohort,
         alive=len(alive),
         asked=asked,
-        quorum=max(settings.min_updates, math.ceil(settings.quorum * asked)),
+        quorum=quorum_of(settings, asked),
         opened_at=now,
         deadline=now + timedelta(seconds=settings.deadline_seconds),
         privacy=ledger if ledger.spends else None,
@@ -183,7 +145,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         services.rounds,
         record,
         alive=[member.thing for member in alive],
-        asked={thing for thing in able if is_member(cohort.salt, cohort.fraction, thing)},
+        asked={thing for thing in able if takes(cohort, thing)},
     )
     if not _take_lock(services, state, state.model, record, ledger):
         holder = load_state(services.rounds, fleet).open
@@ -193,6 +155,10 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
             else f"fleet {fleet!r}: its state changed while a round opened; start again"
         )
     return record
+
+
+def _cohort_before(services: Services, state: FleetState) -> Cohort | None:
+    return load_round(services.rounds, services.fleet, state.last).cohort if state.last else None
 
 
 def _charged(fleet: str, number: int, ledger: PrivacyLedger, settings: FleetSettings) -> PrivacyLedger:
@@ -207,14 +173,14 @@ def _charged(fleet: str, number: int, ledger: PrivacyLedger, settings: FleetSett
                 "noise has no finite ε. Set privacy.mode, or privacy.epsilon_budget to 0"
             )
         return ledger.with_bare(number)
-    after = ledger.charged(privacy, settings.fraction)
+    after = ledger.charged(privacy, settings.sampled_fraction)
     if privacy.epsilon_budget > 0 and after.unbounded:
         raise RoundRefusedError(
             f"fleet {fleet!r}: {ledger.bare} of its rounds were without noise, the last of them round {ledger.last_bare}; what "
             f"learnt in them has no finite ε, and no budget ({privacy.epsilon_budget:g}) can be kept. Publish a model that has "
             f"not learnt from these data and set privacy.account_from to {number}, or set privacy.epsilon_budget to 0"
         )
-    projected = ledger.projected(privacy, settings.fraction)
+    projected = ledger.projected(privacy, settings.sampled_fraction)
     if projected is not None and 0 < privacy.epsilon_budget < projected:
         raise RoundRefusedError(
             f"fleet {fleet!r}: with this round ε would be {projected:.4g} at δ = {privacy.delta:g}, the budget is "

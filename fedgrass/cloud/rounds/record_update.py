@@ -19,7 +19,7 @@ from fedgrass.cloud.rounds.notices import Delivery, read_notice
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import MessageError, RecordError
 from fedgrass.logs import log_event
-from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.cohort import takes
 from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.names import update_key
 from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
@@ -86,7 +86,7 @@ def _check(services: Services, notice: UpdateNotice, record: RoundRecord, judgin
         raise MessageError(
             f"{notice.thing!r} is not of fleet {services.fleet!r}: it has sent no heartbeat, or is not one of its silos"
         )
-    if not is_member(record.cohort.salt, record.cohort.fraction, notice.thing):
+    if not takes(record.cohort, notice.thing):
         raise MessageError(f"{notice.thing!r} is not in the cohort of round {record.round}")
     if judging:
         check_judgement(notice)

@@ -28,7 +28,7 @@ from fedgrass.errors import DataError, FedgrassError, PrivacyLimitError, Transfe
 from fedgrass.floors import Floors
 from fedgrass.logs import Log
 from fedgrass.own_code import own_code
-from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.cohort import fits, takes
 from fedgrass.protocol.exposure import against_round
 from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice
 from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, round_topic, update_key
@@ -175,7 +175,7 @@ class Participant:
         found = Announcement.decode(payload)
         if (found.round, found.opened_at.isoformat()) in self._answered:
             return None
-        return found if is_member(found.cohort.salt, found.cohort.fraction, self.silo) else None
+        return found if takes(found.cohort, self.silo) and fits(found.cohort.where, {}) else None
 
     def _answer(self, announcement: Announcement) -> None:
         """Do what is asked for and answer, or say why there is no answer; either way the round is answered."""

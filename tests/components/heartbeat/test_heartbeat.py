@@ -317,6 +317,9 @@ def test_the_cause_is_named_as_far_as_it_can_be_seen(
 def test_a_heartbeat_reaches_every_nucleus_whatever_the_texts_are_made_of(
     place: Place, letter: str, able: bool
 ) -> None:
+    tags = {f"{name}" + "t" * 31: "v" * 40 for name in "abcdefgh"}
+    place.ipc.configurations[RUNTIME]["tags"] = tags
+    place.heartbeat = Heartbeat(place.device, clock=lambda: place.now, unit=lambda _component: None)
     place.heartbeat.start()
     text = letter.encode(errors="replace").decode()
     status = TrainerStatus(able=able, reason=text * 500, last_error=text * 200, component_version=text * 64)
@@ -330,6 +333,7 @@ def test_a_heartbeat_reaches_every_nucleus_whatever_the_texts_are_made_of(
     place.until(lambda: len(place.heartbeat._outbox) == 0, "the first beats")
     beat = place.beat()
     assert beat.able is able
+    assert beat.tags == tags
     assert beat.errors[HEARTBEAT].startswith(text)
     assert all(len(payload) <= messages.MAX_MESSAGE_BYTES for _, payload in place.ipc.cloud)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.trainer.recent import RecentRounds
 from fedgrass import tensors
 from fedgrass.edge.ipc import EXIT_RELAUNCH
 from fedgrass.errors import TransferError
@@ -93,6 +94,49 @@ def test_a_strategy_that_has_devices_keep_state_has_it_over_rounds_and_restarts(
     along = 0.01 * length + values[0]  # -(c - c_i) * length, with c_i = -values[0] / length
     assert np.linalg.norm(pulled + along) < 0.7 * np.linalg.norm(pulled)
     assert np.linalg.norm(other + along) > np.linalg.norm(other)
+
+
+def test_a_device_takes_part_in_so_many_rounds_a_day_and_says_when_it_will_again(tmp_path: Path) -> None:
+    QuickEngine.reset()
+    place = Place(tmp_path, maxRoundsPerDay="2")
+    place.have_model()
+    for number in (1, 2, 3):
+        place.start()  # over restarts
+        place.open(place.announcement(number))
+        place.settle()
+        if number < 3:
+            assert place.notices[-1].status == "uploaded"
+            place.stop()
+    assert place.notices[-1].status == "declined"
+    assert "2 rounds within a day (maxRoundsPerDay); again in 24.0 h" in place.notices[-1].reason
+    assert not place.statuses[-1].able
+    place.stop()
+
+
+def test_the_day_of_recent_rounds_passes_and_a_clock_or_a_file_that_is_wrong_holds_nobody(tmp_path: Path) -> None:
+    now = [1e9]
+    recent = RecentRounds(tmp_path / "recent.json", lambda: 1, clock=lambda: now[0])
+    assert not recent.objection()
+    recent.took_part()
+    assert recent.objection()
+    now[0] += 86_400
+    assert not recent.objection()
+    recent.took_part()
+    now[0] -= 1000
+    assert not recent.objection(), "set back"
+    for content in (b"", b"{}", b'["x", NaN]', b"[[]]"):
+        (tmp_path / "recent.json").write_bytes(content)
+        assert not recent.objection()
+
+
+def test_a_device_with_too_few_examples_declines(place: Place) -> None:
+    place.start()
+    place.open(place.announcement(cohort=Cohort(salt="s", min_examples=41)))
+    place.settle()
+    assert (place.notices[-1].status, "40 examples" in place.notices[-1].reason) == ("declined", True)
+    place.open(place.announcement(2, cohort=Cohort(salt="s", min_examples=40)))
+    place.settle()
+    assert place.notices[-1].status == "uploaded"
 
 
 def test_the_status_tells_each_step(place: Place) -> None:

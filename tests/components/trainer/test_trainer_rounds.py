@@ -55,6 +55,28 @@ def rounds(folder: Path, clock: Clock | None = None) -> Rounds:
     return Rounds(folder / "round.json", fleet=FLEET, thing=THING, log=Log("test"), clock=clock or Clock())
 
 
+def test_a_device_takes_part_where_its_tags_are_those_of_the_cohort(tmp_path: Path) -> None:
+    tags = {"site": "north"}
+    known = Rounds(tmp_path / "round.json", fleet=FLEET, thing=THING, log=Log("test"), tags=lambda: tags, clock=Clock())
+    cases: list[tuple[dict[str, tuple[str, ...]], bool]] = [
+        ({"site": ("north", "east")}, True),
+        ({"site": ("south",)}, False),
+        ({"hardware": ("pi4",)}, False),
+        ({}, True),
+    ]
+    for number, (where, asked) in enumerate(cases, 1):
+        announced = announcement(number).model_copy(update={"cohort": Cohort(salt="salt", where=where)})
+        assert known.announced(announced.encode()) == (announced if asked else None)
+        assert known.phase == ("open" if asked else "passed")
+
+
+def test_a_device_outside_the_cohorts_piece_of_the_circle_is_not_asked(tmp_path: Path) -> None:
+    lot = draw("salt", THING)
+    for number, (begin, asked) in enumerate((((lot - 0.05) % 1, True), ((lot + 0.05) % 1, False)), 1):
+        announced = announcement(number).model_copy(update={"cohort": Cohort(salt="salt", fraction=0.1, begin=begin)})
+        assert (rounds(tmp_path / str(number)).announced(announced.encode()) is not None) == asked
+
+
 def test_a_new_round_is_worked_on_and_a_repeated_announcement_names_the_same(tmp_path: Path) -> None:
     known, round_1 = rounds(tmp_path), announcement(1)
     assert known.announced(round_1.encode()) == round_1

@@ -61,3 +61,23 @@ def test_the_cohort_is_about_its_fraction_and_changes_with_the_salt() -> None:
     second = {thing for thing in fleet if cohort.is_member("salt-2", 0.3, thing)}
     assert 2_800 < len(first) < 3_200
     assert 700 < len(first & second) < 1_100
+
+
+@given(
+    st.sets(st.text("abcdef0123456789", min_size=1, max_size=8), min_size=1, max_size=60),
+    st.lists(st.integers(1, 20), min_size=1, max_size=12),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_pieces_that_follow_one_another_take_as_many_as_they_say_and_nobody_twice_in_a_turn(
+    things: set[str], counts: list[int], begin: float
+) -> None:
+    lots = [cohort.draw("salt", thing) for thing in things]
+    taken = dict.fromkeys(things, 0)
+    for count in counts:
+        piece = cohort.piece_of(lots, count, begin)
+        asked = {thing for thing in things if cohort.is_member("salt", piece.fraction, thing, piece.begin)}
+        assert len(asked) == piece.devices == min(count, len(things))
+        for thing in asked:
+            taken[thing] += 1
+        begin = (piece.begin + piece.fraction) % 1.0
+        assert max(taken.values()) - min(taken.values()) <= 1

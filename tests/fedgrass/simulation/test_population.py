@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedgrass.cloud.aggregator.lanes import LANES
 from fedgrass.errors import ConfigurationError, DataError
-from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.cohort import is_member, takes
 from fedgrass.simulation.partition import divided, drawn
 from fedgrass.simulation.population import Population, thing_name
 from fedgrass.simulation.settings import Attack, PartitionScheme, Simulation, Stragglers, parse_strategy
@@ -182,3 +182,23 @@ def test_the_first_setting_that_differs_is_named() -> None:
     assert simulation().difference(simulation(seed=5)) == "seed"
     with pytest.raises(ConfigurationError, match="evaluate"):
         simulation(fleet=fleet({"task": "evaluate"}))
+
+
+def test_with_a_size_more_are_asked_and_the_round_takes_the_first_so_many() -> None:
+    simulated = simulation(fleet=fleet({"deadline_seconds": 600, "cohort": {"size": 6, "over_ask": 1.5}}))
+    for number in range(1, 6):
+        cohort, plan = Population(simulated).opened(number)
+        assert (len(plan.asked), len(plan.answers), len(plan.late)) == (9, 6, 3 - plan.dropped)
+        assert list(plan.asked) == [d for d in range(40) if takes(cohort, thing_name(d))]
+
+
+def test_fair_cohorts_ask_all_virtual_devices_in_turn() -> None:
+    simulated = simulation(fleet=fleet({"cohort": {"fair": True}}), cohort=7)
+    counts = [0] * 40
+    for number in range(1, 30):
+        cohort, asked = Population(simulated).cohort(number)
+        assert asked == [d for d in range(40) if takes(cohort, thing_name(d))]
+        assert len(asked) == simulated.cohort
+        for device in asked:
+            counts[device] += 1
+        assert max(counts) - min(counts) <= 1

@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedgrass.cloud.rounds.open_round import OpenRequest, draw_cohort, open_round
+from fedgrass.cloud.rounds.cohorts import draw_cohort
+from fedgrass.cloud.rounds.open_round import OpenRequest, open_round
+from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.errors import ConfigurationError, RoundRefusedError
-from fedgrass.protocol.cohort import is_member
+from fedgrass.protocol.cohort import fits, is_member, takes
+from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.messages import MAX_MESSAGE_BYTES, Announcement
 from fedgrass.protocol.records import to_attribute
+from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.rounds.harness import BASE, EXECUTION, FLEET, Fleet, FleetFactory
 
 OTHER = EXECUTION.replace("one", "other")
@@ -137,3 +141,106 @@ def test_a_cohort_always_takes_as_many_as_it_says(things: set[str], fraction: fl
 def test_a_fraction_that_cannot_give_enough_updates_is_refused() -> None:
     with pytest.raises(RoundRefusedError, match="raise fraction"):
         draw_cohort(["a", "b"], 0.001, 2, FLEET)
+
+
+def asked_of(fleet: Fleet, announcement: Announcement, things: list[str]) -> set[str]:
+    """Who finds out by the announcement alone that they are asked."""
+    tags = {
+        member.thing: member.heartbeat.tags
+        for member in fleet_members(fleet.services.devices, FLEET)
+        if member.heartbeat
+    }
+    cohort = announcement.cohort
+    return {thing for thing in things if takes(cohort, thing) and fits(cohort.where, tags[thing])}
+
+
+def test_a_cohort_of_a_size_is_asked_for_more_and_ends_with_the_first_so_many(make_fleet: FleetFactory) -> None:
+    fleet = make_fleet()
+    things = [f"press-{number}" for number in range(40)]
+    fleet.heartbeats(*things)
+    record = fleet.open(cohort={"size": 10})
+    assert (record.asked, record.quorum) == (13, 10)
+    announcement = Announcement.decode(fleet.announcement or b"")
+    asked = asked_of(fleet, announcement, things)
+    assert len(asked) == 13
+    for number, thing in enumerate(sorted(asked)[:10], 1):
+        assert fleet.round().collected == (number > 10), "not before the tenth"
+        record_update(fleet.services, fleet.update(thing))
+    assert fleet.round().collected
+
+
+def test_where_there_are_fewer_than_a_size_wants_all_are_asked_and_the_quorum_is_theirs(
+    make_fleet: FleetFactory,
+) -> None:
+    fleet = make_fleet()
+    fleet.heartbeats(*(f"press-{number}" for number in range(8)))
+    record = fleet.open(cohort={"size": 10}, quorum=0.5)
+    assert (record.asked, record.quorum) == (8, 4)
+
+
+def test_a_round_asks_devices_by_their_tags_and_examples_and_says_how_many_are_left_out(
+    make_fleet: FleetFactory,
+) -> None:
+    fleet = make_fleet()
+    north, south = [f"n{number}" for number in range(5)], [f"s{number}" for number in range(6)]
+    fleet.heartbeats(*north, tags={"site": "north", "hardware": "pi4"}, examples=50)
+    fleet.heartbeats(*south, tags={"site": "south"}, examples=50)
+    fleet.heartbeats("untagged", examples=50)
+    fleet.heartbeats("poor", tags={"site": "north"}, examples=3)
+    with pytest.raises(
+        RoundRefusedError, match=r"5 devices can train, 6 are needed.*8 of 13 that are alive lack the tags"
+    ):
+        fleet.open(min_devices=6, cohort={"where": {"site": ["north", "east"]}, "min_examples": 10})
+    record = fleet.open(cohort={"where": {"site": ["north", "east"]}, "min_examples": 10})
+    assert (record.asked, record.alive) == (5, 13)
+    announcement = Announcement.decode(fleet.announcement or b"")
+    assert asked_of(fleet, announcement, [*north, *south, "untagged"]) == set(north)
+    assert announcement.cohort.min_examples == 10
+
+
+def test_a_fair_cohort_asks_every_device_once_before_any_again_whatever_the_size(make_fleet: FleetFactory) -> None:
+    fleet = make_fleet()
+    things = [f"press-{number}" for number in range(23)]
+    fleet.heartbeats(*things)
+    counts = dict.fromkeys(things, 0)
+    for number in range(1, 10):
+        execution = f"{EXECUTION}-{number}"
+        fleet.step_functions.statuses[execution] = "RUNNING"
+        record = fleet.open(execution, cohort={"size": 4, "over_ask": 1.0, "fair": True}, min_updates=2)
+        asked = asked_of(fleet, Announcement.decode(fleet.announcement or b""), things)
+        assert len(asked) == record.asked == 4
+        for thing in asked:
+            counts[thing] += 1
+        assert max(counts.values()) - min(counts.values()) <= 1, number
+        fleet.step_functions.statuses[execution] = "ABORTED"
+    assert set(counts.values()) == {1, 2}
+
+
+def test_an_announcement_with_the_largest_cohort_reaches_every_nucleus(make_fleet: FleetFactory) -> None:
+    fleet = make_fleet()
+    where = {f"{name}" + "n" * 31: [f"{value}" + "v" * 39 for value in range(8)] for name in "abcd"}
+    fleet.heartbeats("a", "b", tags={name: values[-1] for name, values in where.items()})
+    assert fleet.open(cohort={"where": where, "size": 2, "fair": True}).asked == 2
+    assert len(fleet.announcement or b"") < MAX_MESSAGE_BYTES - 1000
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"fraction": 0.5, "cohort": {"size": 3}}, "set one of them"),
+        ({"min_updates": 4, "min_devices": 4, "cohort": {"size": 3}}, "less than min_updates"),
+        ({"cohort": {"where": {"a b": ["x"]}}}, "where"),
+        ({"cohort": {"where": {"site": []}}}, "where"),
+        ({"cohort": {"over_ask": 0.5}}, "over_ask"),
+    ],
+)
+def test_a_cohort_that_cannot_be_is_refused_by_name(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigurationError, match=match):
+        FleetSettings().overridden(settings)
+
+
+def test_privacy_is_counted_for_the_whole_fleet_where_more_than_chance_says_who_is_asked() -> None:
+    assert FleetSettings(fraction=0.1).sampled_fraction == 0.1
+    for cohort in ({"fair": True}, {"where": {"site": ["north"]}}):
+        assert FleetSettings().overridden({"fraction": 0.1, "cohort": cohort}).sampled_fraction == 1.0
+    assert FleetSettings().overridden({"cohort": {"size": 5}}).sampled_fraction == 1.0

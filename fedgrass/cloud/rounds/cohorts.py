@@ -1,0 +1,124 @@
+"""Whom a round asks: of the devices that could take part, as many as the settings want, and which."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable, Sequence
+
+from fedgrass.errors import RoundRefusedError
+from fedgrass.protocol.cohort import draw, fits, is_member, piece_of
+from fedgrass.protocol.members import FleetMember
+from fedgrass.protocol.messages import Cohort
+from fedgrass.protocol.roster import is_silo
+from fedgrass.protocol.settings import FleetSettings
+
+_DRAWS = 200
+
+
+def is_wanted(member: FleetMember, settings: FleetSettings) -> bool:
+    """Whether a device is one of those that the settings ask; silos have no tags."""
+    heartbeat, wanted = member.heartbeat, settings.cohort
+    return (
+        heartbeat is not None
+        and fits(wanted.where, heartbeat.tags)
+        and (settings.task == "evaluate" or heartbeat.examples >= wanted.min_examples or is_silo(member.thing))
+    )
+
+
+def draw_cohort(able: Iterable[str], fraction: float, at_least: int, fleet: str) -> tuple[Cohort, int]:
+    """Draw a salt whose cohort has enough devices.
+
+    Parameters
+    ----------
+    able
+        Thing names of the devices that could take part.
+    fraction
+        Share of them that is asked, above 0 and up to 1.
+    at_least
+        Devices that the cohort must have.
+    fleet
+        The fleet's name, for the error.
+
+    Returns
+    -------
+    tuple
+        The cohort, and the number of devices in it.
+
+    Raises
+    ------
+    RoundRefusedError
+        If ``fraction`` of them is too few, draw after draw.
+    """
+    things = list(able)
+    for _ in range(_DRAWS):
+        cohort = Cohort(salt=secrets.token_hex(16), fraction=fraction)
+        asked = sum(is_member(cohort.salt, fraction, thing) for thing in things)
+        if asked >= at_least:
+            return cohort, asked
+    raise RoundRefusedError(
+        f"fleet {fleet!r}: a fraction of {fraction:g} of {len(things)} devices does not give the {at_least} updates "
+        "that the settings ask for; raise fraction or lower min_updates"
+    )
+
+
+def choose_cohort(
+    things: Sequence[str], settings: FleetSettings, fleet: str, before: Cohort | None
+) -> tuple[Cohort, int]:
+    """Choose who is asked of the devices that could take part, as the settings say.
+
+    Parameters
+    ----------
+    things
+        Their names; at least the least number of updates.
+    settings
+        The round's.
+    fleet
+        The fleet's name, for an error.
+    before
+        The cohort of the round before, which a fair one follows on the circle of lots.
+
+    Returns
+    -------
+    tuple
+        The cohort, and the number of devices in it.
+
+    Raises
+    ------
+    RoundRefusedError
+        If ``fraction`` of the devices is too few.
+    """
+    wanted = settings.cohort
+    if wanted.size == 0 and not wanted.fair:
+        cohort, asked = draw_cohort(things, settings.fraction, settings.min_updates, fleet)
+        return cohort.model_copy(update={"where": wanted.where, "min_examples": wanted.min_examples}), asked
+    count = math.ceil(wanted.size * wanted.over_ask - 1e-9) or round(settings.fraction * len(things))
+    follows = before is not None and before.fair and wanted.fair
+    salt = before.salt if before is not None and follows else secrets.token_hex(16)
+    begin = (before.begin + before.fraction) % 1.0 if before is not None and follows else 0.0
+    piece = piece_of([draw(salt, thing) for thing in things], max(count, settings.min_updates), begin)
+    cohort = Cohort(
+        salt=salt,
+        fraction=piece.fraction,
+        begin=piece.begin,
+        where=wanted.where,
+        min_examples=wanted.min_examples,
+        fair=wanted.fair,
+    )
+    return cohort, piece.devices
+
+
+def quorum_of(settings: FleetSettings, asked: int) -> int:
+    """Return how many updates end the collecting: the cohort's size, if as many are asked, else their share."""
+    size = settings.cohort.size
+    return size if 0 < size <= asked else max(settings.min_updates, math.ceil(settings.quorum * asked))
+
+
+def why_fewer(alive: list[FleetMember], fit: list[FleetMember]) -> str:
+    """Say how many that are alive the settings do not ask; empty if none."""
+    others = len(alive) - len(fit)
+    return (
+        f". {others} of {len(alive)} that are alive lack the tags or the examples that cohort asks for"
+        if others
+        else ""
+    )
