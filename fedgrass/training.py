@@ -277,6 +277,8 @@ def fit(
         seed=seed_of(announcement, thing),
         class_weight=announcement.fit.class_weight,
         correction=correction,
+        round=announcement.round,
+        config=announcement.fit.config,
     )
     with own_code("training"):
         result = engine.fit(_limited(data.train, announcement.fit.max_examples), settings, hooks=hooks, resume=resume)

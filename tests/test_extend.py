@@ -175,7 +175,7 @@ def test_a_loader_and_an_engine(acme: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="larger than maxBytes"):
         open_source(DataSettings(loader="plain_text", path=settings.path, max_bytes=10), bundle.manifest)
     with pytest.raises(
-        DataError, match="expected one of csv, images, npy, npz, parquet, sqlite, plain_text, or module:function"
+        DataError, match="expected one of csv, images, npy, npz, own, parquet, sqlite, plain_text, or module:function"
     ):
         open_source(DataSettings(loader="plain_texts"), bundle.manifest)
     with pytest.raises(EngineError, match="expected one of flower, keras, litert, sklearn, torch, linear"):

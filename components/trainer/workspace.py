@@ -17,6 +17,7 @@ from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.resource_policy import Block, Pause
 from fedgrass.edge.throttle import CpuBudget
 from fedgrass.engines.base import Engine, StopTraining
+from fedgrass.engines.flower_node import Node, join
 from fedgrass.engines.registry import open_engine
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import Announcement, Base, as_reason
@@ -124,7 +125,10 @@ class Workspace:
     def engine(self, bundle: Bundle) -> Engine:
         """Make the engine that the device's settings name, with a model."""
         runtime = self.task.runtime
-        return open_engine(runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder)
+        engine = open_engine(runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder)
+        task, asked = self.task, self.task.announcement
+        about = (asked.round, asked.fit.config) if asked is not None else (0, {})
+        return join(engine, Node(task.thing, {**runtime.node_config, "thing": task.thing}, self.file("flower"), *about))
 
     def split(self, bundle: Bundle) -> data.Split:
         """Read this device's examples for a model, and say what was left out, filled in or guessed."""

@@ -10,7 +10,17 @@ from collections.abc import Mapping
 from datetime import time
 from typing import Any, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from fedgrass.data_settings import DataSettings
@@ -47,6 +57,11 @@ class RuntimeSettings(Settings):
     threads: int = Field(default=1, ge=1, le=256)
     tags: Tags = Field(
         default={}, description="What this device is, by which rounds choose: {site: north, hardware: pi4}"
+    )
+    node_config: dict[str, StrictBool | StrictInt | StrictFloat | StrictStr] = Field(
+        default={},
+        max_length=64,
+        description="What a Flower app finds in its context.node_config, beside the thing's name",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class FitSettings:
 
     ``correction``: what is added to the gradient in every step, by parameter; for engines whose class says ``takes_correction``.
 
+    ``round`` and ``config`` are for clients that are told of them, Flower's: the round's number, and what the operator adds.
+
     ``seed`` and the epoch's number fix the order of examples, so that a resumed run equals an unbroken one.
     """
 
@@ -70,6 +72,8 @@ class FitSettings:
     seed: int = 0
     class_weight: Literal["balanced"] | Mapping[str, float] | None = None
     correction: Mapping[str, Array] | None = None
+    round: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def epoch_seed(self, epoch: int) -> int:
         """Seed of one epoch's order of examples; every engine takes it from here."""

@@ -1,7 +1,8 @@
-"""Training with the user's own Flower client: any object with the methods of ``flwr.client.NumPyClient``.
+"""Training with the user's own Flower code: a ``ClientApp``, a ``client_fn(context)``, a ``Client`` or a ``NumPyClient``.
 
-``builder`` names, as ``module:object``, either a client, which has its data already, or a function (or class) that makes one
-from a `Dataset`: it is called again for each training and each evaluation. Flower itself need not be installed.
+``builder`` names, as ``module:object``, one of these, which have their data already, or a function (or class) that makes a
+NumPyClient from a `Dataset`: it is called again for each training and each evaluation. For such Flower itself need not be
+installed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from fedgrass.bundle import Bundle, Parameters, check_parameters
 from fedgrass.engines.base import Dataset, FitResult, FitSettings, FitState, Hooks, Metrics
 from fedgrass.engines.builders import named
 from fedgrass.engines.checks import check_dataset
+from fedgrass.engines.flower_app import AppClient, app_of, project_of, run_config_of
+from fedgrass.engines.flower_node import Node
 from fedgrass.errors import DataError, DivergedError, EngineError
 from fedgrass.native import as_native
 from fedgrass.tensors import Array
@@ -35,8 +38,9 @@ def initial_parameters(client: Client, names: list[str] | None = None) -> Parame
 class FlowerEngine:
     """A Flower client that is given the bundle's parameters, and the round's settings as its ``config``.
 
-    ``config`` holds ``epochs``, ``batch_size``, ``learning_rate``, ``proximal_mu``, ``clip_norm`` and ``seed``. A client trains
-    all epochs in one call: it cannot be paused or checkpointed between them.
+    ``config`` holds ``server_round``, ``epochs``, ``batch_size``, ``learning_rate``, ``proximal_mu``, ``clip_norm`` and ``seed``,
+    and what the operator adds by ``fit.config``, which is laid over these, and over an app's ``run_config``.
+    A client trains all epochs in one call: it cannot be paused or checkpointed between them.
 
     Parameters
     ----------
@@ -45,13 +49,19 @@ class FlowerEngine:
     """
 
     takes_builder = True
+    node = Node("device")
+    """Whom the client runs as; whoever opens the engine says so (`fedgrass.engines.flower_node.join`)."""
 
     def __init__(self, bundle: Bundle, *, threads: int = 1, builder: str | Client = "") -> None:
         del threads
         bundle.verify()
         self.manifest = bundle.manifest
         self._client = named(builder, setting="builder") if isinstance(builder, str) else builder
+        self._config: dict[str, Any] = {}
+        self._app = self._app_client(builder)
         self._makes_clients = isinstance(self._client, type) or not hasattr(self._client, "fit")
+        if self._app is not None:
+            self._makes_clients = False
         if self._makes_clients and not callable(self._client):
             raise EngineError(f"builder {builder!r}: is neither a Flower NumPyClient nor a function that makes one")
         self._parameters = bundle.parameters()
@@ -97,7 +107,6 @@ class FlowerEngine:
         DivergedError
             If its parameters are not finite.
         """
-        client = self._client_for(data)
         if resume is not None and resume.epoch >= settings.epochs:
             self.set_parameters(dict(resume.parameters))
             metrics = {"loss": resume.losses[-1]} if resume.losses else {}
@@ -110,8 +119,15 @@ class FlowerEngine:
             "clip_norm": settings.clip_norm,
             "seed": settings.seed,
             **({"class_weight": json.dumps(settings.class_weight)} if settings.class_weight else {}),
+            **settings.config,
+            "server_round": settings.round,
         }
-        arrays, examples, metrics = client.fit(self._arrays(), config)
+        self._config = config
+        if self._app is not None:
+            self._app.given = dict(settings.config)
+            arrays, examples, metrics = self._app.fit(self._arrays(), config, self.node)
+        else:
+            arrays, examples, metrics = self._client_for(data).fit(self._arrays(), config)
         parameters = self._named(arrays)
         found = _floats(metrics)
         for name, value in parameters.items():
@@ -132,12 +148,24 @@ class FlowerEngine:
 
     def evaluate(self, data: Dataset) -> Metrics:
         """Return the client's ``loss``, ``examples``, and its own metrics (``accuracy`` among them, if it gives one)."""
-        loss, examples, metrics = self._client_for(data).evaluate(
-            self._arrays(), {"batch_size": self.manifest.batch_size}
-        )
+        asked = {"server_round": self.node.round, **self.node.given}
+        config = {"batch_size": self.manifest.batch_size, **(self._config or asked)}
+        if self._app is not None:
+            self._app.given = self._app.given or dict(self.node.given)
+            loss, examples, metrics = self._app.evaluate(self._arrays(), config, self.node)
+        else:
+            loss, examples, metrics = self._client_for(data).evaluate(self._arrays(), config)
         if examples < 1:
             raise DataError(f"no examples to evaluate model {self.manifest.name!r} on")
         return {**_floats(metrics), "loss": float(loss), "examples": float(examples)}
+
+    def _app_client(self, builder: str | Client) -> AppClient | None:
+        app = app_of(self._client)
+        if app is None:
+            return None
+        module = builder.partition(":")[0] if isinstance(builder, str) else ""
+        names = [parameter.name for parameter in self.manifest.parameters]
+        return AppClient(app, names, run_config_of(project_of(module)))
 
     def _client_for(self, data: Dataset) -> Client:
         if not self._makes_clients:

@@ -9,7 +9,18 @@ from __future__ import annotations
 import json
 from typing import Annotated, Literal, Protocol, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 
 from fedgrass.errors import MessageError, first_problem
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version, parameters_key
@@ -31,6 +42,19 @@ ClassWeights = Annotated[
     ],
     Field(max_length=64),
 ]
+ConfigName = Annotated[str, Field(min_length=1, max_length=64)]
+_Int = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 63)]
+
+
+def _no_whole_number(value: object) -> object:
+    if isinstance(value, int):
+        raise ValueError("expected a number with a decimal point, or all of them whole numbers below 2^63")
+    return value
+
+
+_Float = Annotated[StrictFloat, BeforeValidator(_no_whole_number), Field(allow_inf_nan=False)]
+_Str = Annotated[StrictStr, Field(max_length=200)]
+ConfigValue = StrictBool | _Int | _Float | _Str | list[StrictBool] | list[_Int] | list[_Float] | list[_Str]
 SumsText = Annotated[str, Field(max_length=MAX_TEXT)]
 TagName = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_.-]{0,31}$")]
 TagValue = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,40}$")]
@@ -169,6 +193,11 @@ class FitTask(Part):
     max_examples: int | None = Field(default=None, ge=1)
     control: Literal["scaffold", "feddyn"] | None = Field(
         default=None, description="What devices keep from round to round, and train with; the strategy sets it"
+    )
+    config: Annotated[dict[ConfigName, ConfigValue], Field(max_length=32)] = Field(
+        default={},
+        description="For Flower's clients, in their config beside server_round: bools, whole numbers, floats, text, and lists "
+        "of one kind",
     )
 
 

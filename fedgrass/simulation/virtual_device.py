@@ -16,6 +16,7 @@ from fedgrass.data import Split
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Dataset, Engine
 from fedgrass.engines.checks import Checked
+from fedgrass.engines.flower_node import PARTITION, PARTITIONS, Node, join
 from fedgrass.protocol.messages import Announcement
 from fedgrass.secure.device import context_of, masked
 from fedgrass.simulation.attacks import Doubles, Seen, attacked_bytes, attacked_data, attacked_parameters
@@ -54,9 +55,12 @@ class VirtualDevices:
         of it is flushed to the disk: a power cut costs a simulation its last rounds only.
     seed
         The simulation's, from which devices' signing keys follow.
+    devices
+        How many there are: Flower's clients are told.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest, kept: Path, *, seed: int = 0) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest, kept: Path, *, seed: int = 0, devices: int = 0) -> None:
+        self._count = devices
         self._engine = engine
         self._seed = seed
         self._kept = kept
@@ -90,6 +94,7 @@ class VirtualDevices:
             data = Checked(attacked_data(data, attack.does, self._classes))
         self._engine.set_parameters(given.base)
         examples, thing, announced = Split(data, _NONE), thing_name(device), given.announcement
+        join(self._engine, Node(thing, {PARTITION: device, PARTITIONS: self._count}, self._kept / "flower" / thing))
         control = None
         if announced.fit.control is not None:
             files = ControlFiles(self._kept / f"control-{thing}.safetensors", given.server, durable=False)

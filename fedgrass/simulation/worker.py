@@ -126,7 +126,10 @@ class Worker:
         bundle = Bundle.open(setup.bundle)
         engine = open_engine(setup.simulation.engine, bundle, builder=setup.simulation.builder)
         self._manifest = bundle.manifest
-        self._devices = VirtualDevices(engine, bundle.manifest, setup.kept, seed=setup.simulation.seed)
+        simulated = setup.simulation
+        self._devices = VirtualDevices(
+            engine, bundle.manifest, setup.kept, seed=simulated.seed, devices=simulated.devices
+        )
         self._late = LateUpdates(setup.kept)
         self._examples = mapped(setup.simulation, bundle.manifest, setup.scratch)
         self._population = Population(setup.simulation)

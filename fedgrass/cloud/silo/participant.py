@@ -23,6 +23,7 @@ from fedgrass.control import ControlFiles, fetch_control
 from fedgrass.data import DataSettings, Split
 from fedgrass.downloads import fetch_bundle
 from fedgrass.engines.base import Engine
+from fedgrass.engines.flower_node import Node, join
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError, PrivacyLimitError, TransferError
 from fedgrass.floors import Floors
@@ -215,7 +216,7 @@ class Participant:
         data = self._examples(bundle)
         self.floors.require(data.train, announcement.fit, bundle.manifest)
         return train(
-            lambda: self._engine(bundle),
+            lambda: self._engine(bundle, announcement),
             bundle,
             data,
             announcement,
@@ -238,7 +239,7 @@ class Participant:
     def _evaluate(self, announcement: Announcement) -> Evaluated:
         bundle, compared = self._bundle(announcement, announcement.base), announcement.compare
         return evaluate(
-            self._engine(bundle),
+            self._engine(bundle, announcement),
             self._examples(bundle),
             self._bundle(announcement, compared).parameters() if compared is not None else None,
         )
@@ -252,8 +253,9 @@ class Participant:
         bucket = announcement.upload.bucket
         return fetch_bundle(self.access.s3, bucket, base, folder, max_bytes=self.max_bundle_mb << 20)
 
-    def _engine(self, bundle: Bundle) -> Engine:
-        return open_engine(self.engine, bundle, builder=self.builder)
+    def _engine(self, bundle: Bundle, asked: Announcement) -> Engine:
+        engine = open_engine(self.engine, bundle, builder=self.builder)
+        return join(engine, Node(self.silo, {"thing": self.silo}, self.work / "flower", asked.round, asked.fit.config))
 
     def _look_for_model(self, version: str) -> None:
         """Tell the fleet that the round's model has reached this silo, so that its round does not wait for it."""

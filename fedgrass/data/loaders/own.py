@@ -1,0 +1,24 @@
+"""The own loader: for a client that has its data already, a Flower app's say. Nothing is read, and no example of it is used.
+
+What stands for the data are ten examples of zeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedgrass.bundle import Manifest
+from fedgrass.data_settings import DataSettings
+from fedgrass.tensors import Array
+
+_EXAMPLES = 10
+
+
+def load(settings: DataSettings, manifest: Manifest) -> tuple[Array, Array]:
+    """Return the zeros."""
+    del settings
+    x, y = (np.zeros((_EXAMPLES, *one.shape), one.dtype) for one in (manifest.x, manifest.y))
+    return x, y
+
+
+loader = load
