@@ -57,6 +57,8 @@ def notice_of(announcement: Announcement, thing: str, answer: Answer) -> UpdateN
             "bytes": answer.bytes,
             "seconds_train": round(answer.seconds, 3),
         }
+        if announcement.update.hides_figures:
+            fields |= {"num_examples": 1, "metrics": {}, "seconds_train": 0.0}
     notice = UpdateNotice(
         fleet=fleet, round=number, thing=thing, opened_at=announcement.opened_at, status=answer.status, **fields
     )

@@ -286,7 +286,7 @@ def fit(
     if announcement.fit.control == "scaffold":
         found[STEP_LENGTH] = step_length(manifest.optimizer, rate, result.steps)
     metrics, num_examples = _measured(engine, data, result, found), result.num_examples
-    if announcement.update.noise_multiplier > 0 or announcement.secure is not None:
+    if announcement.update.hides_figures or announcement.secure is not None:
         # Noise, or masks, hide the update; exact figures beside it would give away what they hide.
         metrics, num_examples = {}, 1
     header = UpdateHeader(

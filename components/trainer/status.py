@@ -35,6 +35,7 @@ class StatusBoard:
         self._log = log
         self._problem = problem
         self._status = TrainerStatus(component_version=version, tally=self._load())
+        self._private = False
 
     @property
     def state(self) -> State:
@@ -50,6 +51,10 @@ class StatusBoard:
     def examples(self) -> int:
         """Number of local examples, as far as is known."""
         return self._status.examples
+
+    def hides_figures(self, *, private: bool) -> None:
+        """Say no figures of this device's data from now on, or do again: the heartbeat repeats them to the cloud."""
+        self._private = private
 
     def say(
         self,
@@ -96,6 +101,9 @@ class StatusBoard:
     def publish(self) -> None:
         """Say it again."""
         status = self._status.model_copy(update={"last_error": as_reason(self._log.last_error, 200)})
+        if self._private:
+            tally = status.tally.model_copy(update={"training_seconds": 0.0})
+            status = status.model_copy(update={"examples": 0, "tally": tally})
         if problem := self._problem():
             status = status.model_copy(update={"able": False, "reason": as_reason(problem)})
         try:

@@ -146,6 +146,8 @@ class Trainer:
         self._ipc.on_local(APPLICATION_TOPIC, lambda payload: post(lambda: self.application_said(payload)))
         self._ipc.on_component_update(lambda deployment: post(lambda: self.update_requested(deployment)))
         self._settings.follow(self._settings_changed)
+        if (newest := self._rounds.newest) is not None:
+            self._status.hides_figures(private=newest.update.hides_figures)
         self._status.publish()
         self._loop.every(lambda: self._settings.own.status_seconds, self._status.publish)
 
@@ -213,6 +215,7 @@ class Trainer:
             if self._job.announcement == announcement:
                 return
             self._drop_job()
+        self._status.hides_figures(private=announcement.update.hides_figures)
         exposure = self._exposure(announcement)
         if objection := exposure or self._uploads.room() or self._recent.objection() or self._shortage():
             self._answer(announcement, Result(status="declined", reason=as_reason(objection)))

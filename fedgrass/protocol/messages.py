@@ -207,6 +207,15 @@ class UpdateTask(Part):
     codec: str = Field(default="float32", max_length=40)
     clip_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     noise_multiplier: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    figures: Literal["exact", "left_out"] = Field(
+        default="exact",
+        description="left_out: a device's count of examples, its metrics and its training's time go with no update",
+    )
+
+    @property
+    def hides_figures(self) -> bool:
+        """Whether no figure of the device's data goes beside its update: the noise on it would hide nothing then."""
+        return self.noise_multiplier > 0 or self.figures == "left_out"
 
 
 class Upload(Part):

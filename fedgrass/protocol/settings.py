@@ -146,6 +146,11 @@ class Privacy(_Settings):
     epsilon_budget: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="A round that would pass it is refused. 0 sets no bound"
     )
+    figures: Literal["left_out", "exact"] = Field(
+        default="left_out",
+        description="Counts of examples, metrics and times that devices send beside updates, with noise anywhere: left_out has "
+        "them send none; exact sends them as they are, outside every budget (central only)",
+    )
     account_from: int = Field(
         default=0,
         ge=0,
@@ -307,12 +312,8 @@ class FleetSettings(_Settings):
             raise ValueError(
                 "update.noise_multiplier: set privacy.mode to local instead, so that what is spent is counted"
             )
-        if self.privacy.mode == "local" and self.task == "evaluate":
-            raise ValueError("task evaluate: with privacy.mode local no device may send exact figures of its data")
-        if self.privacy.mode == "local" and self.gate.devices_seconds > 0:
-            raise ValueError(
-                "gate.devices_seconds: with privacy.mode local no device may send exact figures of its data"
-            )
+        if exact := self._exact_figures():
+            raise ValueError(exact)
         if self.gate.devices_seconds >= self.aggregation.timeout_seconds:
             raise ValueError("gate.devices_seconds: the job waits for them, so less than aggregation.timeout_seconds")
         if self.privacy.mode == "central" and self.strategy.staleness > 0:
@@ -320,9 +321,10 @@ class FleetSettings(_Settings):
                 f"strategy {self.strategy.name}: with privacy.mode central a device counts once in a round, so late updates "
                 "cannot be taken; set its option staleness to 0"
             )
-        if self.privacy.mode == "local" and self.strategy.weighs_by_metrics:
+        if self.privacy.mode != "none" and self.strategy.weighs_by_metrics:
             raise ValueError(
-                f"strategy {self.strategy.name}: it weighs by a metric, and with privacy.mode local updates carry none"
+                f"strategy {self.strategy.name}: it weighs by a metric, and with privacy.mode {self.privacy.mode} updates carry "
+                "none, or all count alike"
             )
         if self.privacy.mode == "central" and self.checks.max_norm_over_median > 0:
             raise ValueError(
@@ -330,6 +332,18 @@ class FleetSettings(_Settings):
                 "update; use checks.max_norm"
             )
         return self
+
+    def _exact_figures(self) -> str:
+        """Say what would have devices send exact figures although only noise may leave them; empty if nothing would."""
+        if self.privacy.mode != "local":
+            return ""
+        asking = {
+            "privacy.figures": self.privacy.figures == "exact",
+            "task evaluate": self.task == "evaluate",
+            "gate.devices_seconds": self.gate.devices_seconds > 0,
+        }
+        found = next((name for name, asks in asking.items() if asks), "")
+        return found and f"{found}: with privacy.mode local no device may send exact figures of its data"
 
     @model_validator(mode="after")
     def _one_thing_says_how_many_are_asked(self) -> FleetSettings:
@@ -389,7 +403,10 @@ class FleetSettings(_Settings):
             return self.update
         clip_norm = min(privacy.clip_norm, self.update.clip_norm or privacy.clip_norm)
         noise_multiplier = privacy.noise_multiplier if privacy.mode == "local" else 0.0
-        return self.update.model_copy(update={"clip_norm": clip_norm, "noise_multiplier": noise_multiplier})
+        figures = "left_out" if "left_out" in (privacy.figures, self.update.figures) else "exact"
+        return self.update.model_copy(
+            update={"clip_norm": clip_norm, "noise_multiplier": noise_multiplier, "figures": figures}
+        )
 
     def overridden(self, changes: dict[str, Any]) -> FleetSettings:
         """Return these settings with ``changes`` laid over them, objects merged key by key.

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fedgrass import tensors
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.messages import Command, FitTask, Reply, UpdateTask
 from fedgrass.protocol.names import device_topic
@@ -98,3 +99,27 @@ def test_an_owner_says_which_commands_are_done(tmp_path: Path) -> None:
 def test_a_command_that_does_not_exist_cannot_be_allowed(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="there is no command 'fits'; there are evaluate, fit, "):
         place_with(tmp_path, allowedCommands="fits")
+
+
+@pytest.mark.parametrize("update", [NOISY, UpdateTask(clip_norm=1.0, figures="left_out"), UpdateTask()])
+def test_no_figure_of_the_data_goes_beside_an_update_where_it_is_left_out(tmp_path: Path, update: UpdateTask) -> None:
+    place = place_with(tmp_path)
+    place.until(lambda: place.statuses[-1].examples == 40, "counted")
+    place.open(place.announcement(update=update))
+    place.settle()
+    [notice] = place.notices
+    file, header = tmp_path / "update", place.streams.s3[notice.key or ""]
+    file.write_bytes(header)
+    _, metadata = tensors.load(file)
+    told = (notice.num_examples, metadata["num_examples"], place.statuses[-1].examples)
+    if not update.hides_figures:
+        assert told == (40, "40", 40)
+        assert notice.metrics
+        return
+    assert told == (1, "1", 0)
+    assert (notice.metrics, metadata["metrics"], notice.seconds_train) == ({}, "{}", 0.0)
+    assert place.statuses[-1].tally.training_seconds == 0
+    place.stop()
+    place.start()
+    assert place.statuses[-1].examples == 0  # also what a new process says
+    place.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import Any
 
 import pytest
 
@@ -170,3 +171,35 @@ def test_an_update_that_is_seen_by_itself_is_accounted_for_as_any_of_two() -> No
     normal, epsilon = NormalDist().cdf, accountant.epsilon(local.spends, 1e-5)
     delta = normal(1 - epsilon / 2) - math.exp(epsilon) * normal(-1 - epsilon / 2)
     assert delta == pytest.approx(1e-5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "figures"),
+    [
+        ({}, "exact"),
+        ({"mode": "central"}, "left_out"),
+        ({"mode": "central", "figures": "exact"}, "exact"),
+        ({"mode": "local"}, "left_out"),
+    ],
+)
+def test_devices_are_told_what_becomes_of_their_figures(fleet: Fleet, privacy: dict[str, str], figures: str) -> None:
+    fleet.open(privacy=privacy)
+    update = Announcement.decode(fleet.announcement or b"").update
+    assert (update.figures, update.hides_figures) == (figures, figures == "left_out")
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes"),
+    [
+        ("local", {"task": "evaluate"}),
+        ("local", {"gate": {"devices_seconds": 60}}),
+        ("local", {"privacy": {"figures": "exact"}}),
+        ("local", {"strategy": {"name": "fednova"}}),
+        ("central", {"strategy": {"name": "fednova"}}),
+        ("central", {"strategy": {"name": "qfedavg"}}),
+    ],
+)
+def test_what_needs_exact_figures_is_refused_with_noise(mode: str, changes: dict[str, Any]) -> None:
+    privacy = {"mode": mode, **changes.get("privacy", {})}
+    with pytest.raises(ConfigurationError, match=f"privacy.mode {mode}"):
+        FleetSettings().overridden({**changes, "privacy": privacy})
