@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from types import ModuleType
+from typing import TypeAlias
 
 import tensorflow as tf
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
@@ -32,7 +33,7 @@ def exchanged() -> Iterator[None]:
 
 
 @contextmanager
-def _pointed(owner: Any, name: str, elsewhere: Any) -> Iterator[None]:
+def _pointed(owner: ModuleType, name: str, elsewhere: Callable[..., Tensor]) -> Iterator[None]:
     before = getattr(owner, name)
     setattr(owner, name, elsewhere)
     try:

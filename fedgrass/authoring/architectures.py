@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.tensors import Array
+
+if TYPE_CHECKING:
+    from keras import KerasTensor, Layer, Model
 
 HIDDEN = 64
 MEL_BANDS = 40
@@ -21,9 +25,9 @@ _BLOCKS_OF_FRAME, _BLOCKS_OF_HOP, _BLOCK_SECONDS = 5, 2, 0.005
 _QUIETEST = 1e-6
 
 
-def image(layers: Any, shape: tuple[int, ...]) -> list[Any]:
+def image(layers: ModuleType, shape: tuple[int, ...]) -> list[Layer]:
     """Convolution and pooling until the map is small: 8×8 takes one stage, 28×28 two, 96×96 four."""
-    body: list[Any] = []
+    body: list[Layer] = []
     side, filters = min(shape[:2]), _FIRST_FILTERS
     while True:
         stage = len(body) // 2
@@ -37,12 +41,12 @@ def image(layers: Any, shape: tuple[int, ...]) -> list[Any]:
     return [*body, layers.Flatten(name="flatten")]
 
 
-def table(layers: Any, _shape: tuple[int, ...]) -> list[Any]:
+def table(layers: ModuleType, _shape: tuple[int, ...]) -> list[Layer]:
     """One dense layer."""
     return [layers.Dense(HIDDEN, activation="relu", name="features")]
 
 
-def series(layers: Any, shape: tuple[int, ...]) -> list[Any]:
+def series(layers: ModuleType, shape: tuple[int, ...]) -> list[Layer]:
     """Two strided convolutions over time, written in two dimensions."""
     steps, features = shape
     return [
@@ -53,7 +57,7 @@ def series(layers: Any, shape: tuple[int, ...]) -> list[Any]:
     ]
 
 
-def text(keras: Any, length: int, words: int, classes: int) -> Any:
+def text(keras: ModuleType, length: int, words: int, classes: int) -> Model:
     """Words' vectors, a convolution over three of them, and its largest response anywhere in the text."""
     layers = keras.layers
     return keras.Sequential(
@@ -68,7 +72,7 @@ def text(keras: Any, length: int, words: int, classes: int) -> Any:
     )
 
 
-def audio(keras: Any, samples: int, rate: int, classes: int) -> Any:
+def audio(keras: ModuleType, samples: int, rate: int, classes: int) -> Model:
     """Log-mel bands of the sound, made in the graph, and an image classifier on them."""
     x = keras.Input((samples,), name="x")
     bands = log_mel(keras, x, samples, rate)
@@ -80,7 +84,7 @@ def audio(keras: Any, samples: int, rate: int, classes: int) -> Any:
     return keras.Model(x, keras.layers.Dense(classes, activation="softmax", name="output")(y), name="model")
 
 
-def log_mel(keras: Any, x: Any, samples: int, rate: int) -> Any:
+def log_mel(keras: ModuleType, x: KerasTensor, samples: int, rate: int) -> KerasTensor:
     """Return log-mel bands [n, frames, `MEL_BANDS`] of sound [n, samples]: frames of 25 ms, one each 10 ms, a Hann window.
 
     Bands are triangles on HTK's mel scale up to half of the rate; a value is ln(power + 1e-6) / 5 + 1.4, so about -1.4 to 1.4.
@@ -105,7 +109,7 @@ def log_mel(keras: Any, x: Any, samples: int, rate: int) -> Any:
     return layers.Rescaling(0.2, 1.4, name="decades")(keras.ops.log(y + _QUIETEST))
 
 
-def autoencoder(keras: Any, shape: tuple[int, ...]) -> Any:
+def autoencoder(keras: ModuleType, shape: tuple[int, ...]) -> Model:
     """Reconstruct the input through a layer that is an eighth of it (2 to 32 wide)."""
     layers = keras.layers
     size = int(np.prod(shape))
@@ -125,7 +129,7 @@ def autoencoder(keras: Any, shape: tuple[int, ...]) -> Any:
     )
 
 
-def forecaster(keras: Any, shape: tuple[int, ...], horizon: int, outputs: int) -> Any:
+def forecaster(keras: ModuleType, shape: tuple[int, ...], horizon: int, outputs: int) -> Model:
     """Predict the next values as a linear function of the past ones plus what two convolutions over time add to it."""
     layers = keras.layers
     x = keras.Input(shape, name="x")
@@ -138,10 +142,10 @@ def forecaster(keras: Any, shape: tuple[int, ...], horizon: int, outputs: int) -
     return keras.Model(x, layers.Reshape((horizon, outputs), name="output")(y), name="model")
 
 
-def _fixed(layers: Any, name: str, weights: Array) -> Any:
+def _fixed(layers: ModuleType, name: str, weights: Array) -> Layer:
     """Return a matrix product that is not trained."""
 
-    def initializer(shape: Any, dtype: Any = None) -> Any:
+    def initializer(shape: object, dtype: object = None) -> Array:
         del shape, dtype
         return weights
 
@@ -166,7 +170,7 @@ def _mel(frame: int, rate: int) -> Array:
     return np.asarray(np.concatenate([triangles, triangles]), np.float32)
 
 
-BODIES: dict[str, Callable[[Any, tuple[int, ...]], list[Any]]] = {
+BODIES: dict[str, Callable[[ModuleType, tuple[int, ...]], list[Layer]]] = {
     "image-classifier": image,
     "tabular-classifier": table,
     "regressor": table,

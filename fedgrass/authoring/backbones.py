@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fedgrass.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import keras
 
 Backbone = Literal["mobilenet", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"]
 
@@ -21,7 +24,7 @@ _SMALLEST = 32
 _DROPOUT = 0.2
 
 
-def backbone(name: str, shape: tuple[int, ...], weights: Path | None) -> Any:
+def backbone(name: str, shape: tuple[int, ...], weights: Path | None) -> keras.Model:
     """Return a network from images of values -1 to 1 to features [n, …].
 
     Raises
@@ -37,7 +40,7 @@ def backbone(name: str, shape: tuple[int, ...], weights: Path | None) -> Any:
         raise ConfigurationError(f"--input-shape {shape}: {name} takes images of at least {_SMALLEST} pixels a side")
     if weights is not None and shape[2] != 3:
         raise ConfigurationError(f"--weights: they are of images of 3 colours; --input-shape has {shape[2]} channels")
-    options: dict[str, Any] = {"weights": None, "include_top": False, "pooling": "avg", "input_shape": shape}
+    options: dict[str, object] = {"weights": None, "include_top": False, "pooling": "avg", "input_shape": shape}
     if "v3" in name:
         options["include_preprocessing"] = False
     network = getattr(keras.applications, _CLASSES[name])(**options)
@@ -46,7 +49,7 @@ def backbone(name: str, shape: tuple[int, ...], weights: Path | None) -> Any:
     return network
 
 
-def classifier(name: str, shape: tuple[int, ...], classes: int, weights: Path | None, *, train: bool) -> Any:
+def classifier(name: str, shape: tuple[int, ...], classes: int, weights: Path | None, *, train: bool) -> keras.Model:
     """Return an image classifier for pixels of 0 to 1.
 
     Parameters
@@ -64,7 +67,7 @@ def classifier(name: str, shape: tuple[int, ...], classes: int, weights: Path | 
     return keras.Model(x, keras.layers.Dense(classes, "softmax", name="output")(dropped), name="model")
 
 
-def _load(network: Any, name: str, weights: Path) -> None:
+def _load(network: keras.Model, name: str, weights: Path) -> None:
     try:
         network.load_weights(weights)
     except Exception as error:

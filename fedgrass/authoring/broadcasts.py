@@ -10,12 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 MAX_AXES = 5
 """Joined axes of one reduction."""
@@ -68,22 +68,22 @@ def _groups(shape: Sequence[int], axes: Collection[int]) -> list[tuple[int, bool
     return [(math.prod(size for size, _ in run), reduced) for reduced, run in runs]
 
 
-def _sum(op: Any, dy: Tensor) -> tuple[Tensor, None]:
+def _sum(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
     shape = op.inputs[0].shape
     axes = {int(axis) % shape.rank for axis in np.atleast_1d(tf.get_static_value(op.inputs[1]))}
     kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
     return spread(tf.reshape(dy, kept), shape), None
 
 
-def _mean(op: Any, dy: Tensor) -> tuple[Tensor, None]:
+def _mean(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
     return _sum(op, dy * (op.outputs[0].shape.num_elements() / op.inputs[0].shape.num_elements()))
 
 
-def _broadcast_to(op: Any, dy: Tensor) -> tuple[Tensor, None]:
+def _broadcast_to(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
     return unbroadcast(dy, op.inputs[0].shape), None
 
 
-def _tile(op: Any, dy: Tensor) -> tuple[Tensor, None]:
+def _tile(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
     """An axis that is repeated is seen as two, of which the first is summed."""
     shape = op.inputs[0].shape
     pairs = [(dy.shape[axis] // size, size) for axis, size in enumerate(shape)]
@@ -94,7 +94,7 @@ def _tile(op: Any, dy: Tensor) -> tuple[Tensor, None]:
 _Pair = tuple[Tensor | None, Tensor | None]
 
 
-def _operands(op: Any, *by_operand: Callable[[], Tensor]) -> _Pair:
+def _operands(op: tf.Operation, *by_operand: Callable[[], Tensor]) -> _Pair:
     """Gradients by both operands; none by a constant, which nothing asks for."""
     first, second = (
         None if x.op.type == "Const" else unbroadcast(gradient(), x.shape)
@@ -103,30 +103,30 @@ def _operands(op: Any, *by_operand: Callable[[], Tensor]) -> _Pair:
     return first, second
 
 
-def _add(op: Any, dy: Tensor) -> _Pair:
+def _add(op: tf.Operation, dy: Tensor) -> _Pair:
     return _operands(op, lambda: dy, lambda: dy)
 
 
-def _sub(op: Any, dy: Tensor) -> _Pair:
+def _sub(op: tf.Operation, dy: Tensor) -> _Pair:
     return _operands(op, lambda: dy, lambda: -dy)
 
 
-def _mul(op: Any, dy: Tensor) -> _Pair:
+def _mul(op: tf.Operation, dy: Tensor) -> _Pair:
     a, b = op.inputs
     return _operands(op, lambda: dy * b, lambda: dy * a)
 
 
-def _real_div(op: Any, dy: Tensor) -> _Pair:
+def _real_div(op: tf.Operation, dy: Tensor) -> _Pair:
     _, b = op.inputs
     return _operands(op, lambda: dy / b, lambda: -dy * op.outputs[0] / b)
 
 
-def _squared_difference(op: Any, dy: Tensor) -> _Pair:
+def _squared_difference(op: tf.Operation, dy: Tensor) -> _Pair:
     a, b = op.inputs
     return _operands(op, lambda: 2.0 * dy * (a - b), lambda: 2.0 * dy * (b - a))
 
 
-GRADIENTS: dict[str, Callable[..., Any]] = {
+GRADIENTS: dict[str, Callable[..., Tensor | Sequence[Tensor | None]]] = {
     "Add": _add,
     "AddV2": _add,
     "BroadcastTo": _broadcast_to,

@@ -6,13 +6,17 @@ import contextlib
 import os
 import runpy
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
 
 from fedgrass.bundle import DataDescription, Loss, Optimizer, OptimizerName
 from fedgrass.errors import ConfigurationError, FedgrassError, first_problem
+
+if TYPE_CHECKING:
+    from fedgrass.bundle import Bundle
 
 
 def export(
@@ -62,7 +66,7 @@ def export(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _check(loss, optimizer)
     keras_model, options = _load(model)
-    given: dict[str, Any] = {
+    given: dict[str, object] = {
         "loss": loss,
         "batch_size": batch_size,
         "optimizer": optimizer,
@@ -91,7 +95,7 @@ def _check(loss: str, optimizer: str) -> None:
         raise ConfigurationError(f"--loss {loss}: expected one of {', '.join(get_args(Loss))}")
 
 
-def _exported(path: Path, model: Any, output: Path, options: dict[str, Any]) -> Any:
+def _exported(path: Path, model: object, output: Path, options: dict[str, Any]) -> Bundle:
     from fedgrass.authoring.compiled import optimizer as read_optimizer
     from fedgrass.authoring.export import export as export_model
     from fedgrass.authoring.quiet import quiet
@@ -128,7 +132,7 @@ _EXPORT_KEYS = (
 )
 
 
-def _load(path: Path) -> tuple[Any, dict[str, Any]]:
+def _load(path: Path) -> tuple[object, dict[str, Any]]:
     """Return the Keras model in ``path``, or ``path`` if it is a SavedModel's, and the options that come with it."""
     from fedgrass.authoring.quiet import quiet
 
@@ -152,7 +156,7 @@ def _load(path: Path) -> tuple[Any, dict[str, Any]]:
     )
 
 
-def _from_keras(path: Path, keras: Any) -> Any:
+def _from_keras(path: Path, keras: ModuleType) -> object:
     with contextlib.suppress(Exception):  # what it was compiled with may be beyond us; its layers may not
         return keras.saving.load_model(path)
     try:
@@ -163,7 +167,7 @@ def _from_keras(path: Path, keras: Any) -> Any:
         ) from error
 
 
-def _from_python(path: Path) -> tuple[Any, dict[str, Any]]:
+def _from_python(path: Path) -> tuple[object, dict[str, Any]]:
     """Run a file, which is the user's own, and call its build_model()."""
     try:
         namespace = runpy.run_path(str(path))
@@ -213,7 +217,7 @@ def _check_options(path: Path, options: dict[str, Any]) -> None:
         raise ConfigurationError(f"{path}: EXPORT['name'] is {options['name']!r}; expected a text")
 
 
-def _check_data(path: Path, data: Any) -> None:
+def _check_data(path: Path, data: object) -> None:
     expected = f"expected {', '.join(DataDescription.model_fields)}"
     if isinstance(data, dict) and (unknown := [key for key in data if key not in DataDescription.model_fields]):
         raise ConfigurationError(f"{path}: EXPORT['data'] has {unknown[0]!r}, which is not known; {expected}")
@@ -226,7 +230,7 @@ def _check_data(path: Path, data: Any) -> None:
         raise ConfigurationError(f"{path}: {problem}; {expected}") from error
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[object]:
     return list(value) if isinstance(value, (list, tuple, set, range)) else [None]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import keras
 
@@ -11,6 +11,8 @@ from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.bundle import Loss, LossOptions, Optimizer, OptimizerName, Schedule
 
 Tell = Callable[[str], None]
+Config: TypeAlias = Mapping[str, Any]
+"""What ``get_config()`` of an optimizer or a schedule gives: numbers, truth values, texts and lists of them, by name."""
 
 _LOSS_NAMES = ", ".join(get_args(Loss))
 _OPTIMIZER_NAMES = ", ".join(get_args(OptimizerName))
@@ -63,11 +65,11 @@ def objective(given: Any) -> Objective:
     return Objective(cast(Loss, name), LossOptions(**known), from_logits)
 
 
-def _no_loss(given: Any, what: str) -> UnsupportedModelError:
+def _no_loss(given: object, what: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"loss {given!r}", what, f"use one of {_LOSS_NAMES}")
 
 
-def optimizer(given: Any) -> Optimizer:
+def optimizer(given: object) -> Optimizer:
     """Return an optimizer by its name, Keras' object or configuration, with its learning rate.
 
     Raises
@@ -99,36 +101,37 @@ def optimizer(given: Any) -> Optimizer:
     rate, schedule = _rate(found, kind)
     clips = {key: config[key] for key in ("clipnorm", "clipvalue", "global_clipnorm") if config.get(key)}
     options = {"learning_rate": rate, "schedule": schedule, "weight_decay": config.get("weight_decay"), **clips}
-    return Optimizer(**_KINDS[kind](config), **{key: value for key, value in options.items() if value is not None})
+    given_options = {key: value for key, value in options.items() if value is not None}
+    return Optimizer.model_validate({**_KINDS[kind](config), **given_options})
 
 
-def _no_optimizer(given: Any) -> UnsupportedModelError:
+def _no_optimizer(given: object) -> UnsupportedModelError:
     return UnsupportedModelError(f"optimizer {given!r}", "this optimizer", f"use one of {_OPTIMIZER_NAMES}")
 
 
-def _sgd(config: Mapping[str, Any]) -> dict[str, Any]:
+def _sgd(config: Config) -> dict[str, object]:
     if not config["momentum"]:
         return {"name": "sgd"}
     return {"name": "momentum", "momentum": config["momentum"], "nesterov": config["nesterov"]}
 
 
-def _adam(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+def _adam(name: str) -> Callable[[Config], dict[str, object]]:
     return lambda config: {
         "name": name,
         **{key: config[key] for key in ("beta_1", "beta_2", "epsilon", "amsgrad")},
     }
 
 
-def _rmsprop(config: Mapping[str, Any]) -> dict[str, Any]:
+def _rmsprop(config: Config) -> dict[str, object]:
     same = {key: config[key] for key in ("rho", "epsilon", "centered")}
     return {"name": "rmsprop", "rmsprop_momentum": config["momentum"], **same}
 
 
-def _adagrad(config: Mapping[str, Any]) -> dict[str, Any]:
+def _adagrad(config: Config) -> dict[str, object]:
     return {"name": "adagrad", **{key: config[key] for key in ("initial_accumulator_value", "epsilon")}}
 
 
-_KINDS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+_KINDS: dict[str, Callable[[Config], dict[str, object]]] = {
     "SGD": _sgd,
     "Adam": _adam("adam"),
     "AdamW": _adam("adamw"),
@@ -137,7 +140,7 @@ _KINDS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 }
 
 
-def _rate(found: Any, kind: str) -> tuple[float, Schedule | None]:
+def _rate(found: keras.optimizers.Optimizer, kind: str) -> tuple[float, Schedule | None]:
     schedule = found._learning_rate
     if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
         # As it was written down: 0.001 and not float32's neighbour of it.
@@ -150,22 +153,24 @@ def _rate(found: Any, kind: str) -> tuple[float, Schedule | None]:
     return _SCHEDULES[name](config)
 
 
-def _exponential(config: Mapping[str, Any], name: Any = "exponential") -> tuple[float, Schedule]:
+def _exponential(
+    config: Config, name: Literal["exponential", "inverse_time"] = "exponential"
+) -> tuple[float, Schedule]:
     same = {key: config[key] for key in ("decay_steps", "decay_rate", "staircase")}
     return config["initial_learning_rate"], Schedule(name=name, **same)
 
 
-def _inverse_time(config: Mapping[str, Any]) -> tuple[float, Schedule]:
+def _inverse_time(config: Config) -> tuple[float, Schedule]:
     return _exponential(config, "inverse_time")
 
 
-def _polynomial(config: Mapping[str, Any]) -> tuple[float, Schedule]:
+def _polynomial(config: Config) -> tuple[float, Schedule]:
     rate = config["initial_learning_rate"]
     same = {key: config[key] for key in ("decay_steps", "power", "cycle")}
     return rate, Schedule(name="polynomial", end=config["end_learning_rate"] / rate, **same)
 
 
-def _cosine(config: Mapping[str, Any]) -> tuple[float, Schedule]:
+def _cosine(config: Config) -> tuple[float, Schedule]:
     first, target = config["initial_learning_rate"], config["warmup_target"]
     schedule = {"name": "cosine", "decay_steps": config["decay_steps"], "end": config["alpha"]}
     if target is None:
@@ -173,13 +178,13 @@ def _cosine(config: Mapping[str, Any]) -> tuple[float, Schedule]:
     return target, Schedule(**schedule, warmup_steps=config["warmup_steps"], warmup_from=first / target)
 
 
-def _piecewise(config: Mapping[str, Any]) -> tuple[float, Schedule]:
+def _piecewise(config: Config) -> tuple[float, Schedule]:
     first = config["values"][0]
     multiples = tuple(value / first for value in config["values"])
     return first, Schedule(name="piecewise", boundaries=tuple(config["boundaries"]), multiples=multiples)
 
 
-_SCHEDULES: dict[str, Callable[[Mapping[str, Any]], tuple[float, Schedule]]] = {
+_SCHEDULES: dict[str, Callable[[Config], tuple[float, Schedule]]] = {
     "ExponentialDecay": _exponential,
     "InverseTimeDecay": _inverse_time,
     "PolynomialDecay": _polynomial,

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 
 from fedgrass.authoring.windows import ALL, Pair, Windows, concat, crop, output_and_padding, pad
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 LANES = 16
 """Columns that XNNPACK's matrix product computes at once."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from fedgrass.authoring.convolution import in_parts
 from fedgrass.authoring.windows import ALL, Pair, Windows, concat, crop, output_and_padding, pad
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 _LANES = 16
 """Columns that XNNPACK's matrix product computes at once."""
@@ -133,7 +134,7 @@ class _Strips:
             seen.append(pad(first, [[0, 0], [0, 1], [0, 0]]))
         return tf.reshape(concat(seen, 2), [self._channels, strips.shape[1], -1])
 
-    def places(self, of_x: range, of_y: range) -> np.ndarray[Any, Any]:
+    def places(self, of_x: range, of_y: range) -> NDArray[np.generic]:
         """For each tap of the kernel, 1 where it joins pixels of these rows [kh · kw, pixels of x, pixels of y], else 0."""
         found = np.zeros([*self._kernel, len(of_x), self.x.width, len(of_y), self.y.width], np.float32)
         for a, b, i, j in np.ndindex(*self._kernel, len(of_y), self.y.width):
@@ -170,7 +171,7 @@ def _by_strips(layout: _Strips) -> _Convolve:
     return convolve
 
 
-def _matrices(taps: Tensor, places: np.ndarray[Any, Any]) -> Tensor:
+def _matrices(taps: Tensor, places: NDArray[np.generic]) -> Tensor:
     """[C, …] from taps [1, C, kh · kw] and places [kh · kw, …]."""
     return tf.reshape(tf.matmul(taps, places.reshape(1, len(places), -1)), [-1, *places.shape[1:]])
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from types import ModuleType
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -15,9 +16,10 @@ from fedgrass.authoring import activations, spatial
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.windows import Pair
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
+Sizes: TypeAlias = "int | Sequence[int]"
 
-_backend: dict[str, Any] = {
+_backend: dict[str, Callable[..., Tensor]] = {
     name: getattr(backend_nn, name) for name in ("conv", "depthwise_conv", "separable_conv", "conv_transpose")
 }
 _tf_resize = tf.image.resize
@@ -45,7 +47,7 @@ def for_inference() -> Iterator[None]:
 
 
 @contextmanager
-def _pointed(*pointers: tuple[Any, str, Callable[..., Any]]) -> Iterator[None]:
+def _pointed(*pointers: tuple[ModuleType, str, Callable[..., Tensor]]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(activations.exchanged())
         for owner, name, function in pointers:
@@ -57,10 +59,10 @@ def _pointed(*pointers: tuple[Any, str, Callable[..., Any]]) -> Iterator[None]:
 def _conv(
     inputs: Tensor,
     kernel: Tensor,
-    strides: Any = 1,
+    strides: Sizes = 1,
     padding: str = "valid",
     data_format: str | None = None,
-    dilation_rate: Any = 1,
+    dilation_rate: Sizes = 1,
 ) -> Tensor:
     rank = inputs.shape.rank - 2
     grouped = inputs.shape[-1] != kernel.shape[-2]
@@ -82,10 +84,10 @@ def _conv(
 def _without_xla(
     inputs: Tensor,
     kernel: Tensor,
-    strides: Any = 1,
+    strides: Sizes = 1,
     padding: str = "valid",
     data_format: str | None = None,
-    dilation_rate: Any = 1,
+    dilation_rate: Sizes = 1,
 ) -> Tensor:
     if data_format == "channels_first" or inputs.shape[-1] == kernel.shape[-2]:
         return _backend["conv"](inputs, kernel, strides, padding, data_format, dilation_rate)
@@ -98,10 +100,10 @@ def _without_xla(
 def _depthwise_conv(
     inputs: Tensor,
     kernel: Tensor,
-    strides: Any = 1,
+    strides: Sizes = 1,
     padding: str = "valid",
     data_format: str | None = None,
-    dilation_rate: Any = 1,
+    dilation_rate: Sizes = 1,
 ) -> Tensor:
     if data_format == "channels_first" or _ones(dilation_rate):
         return _backend["depthwise_conv"](inputs, kernel, strides, padding, data_format, dilation_rate)
@@ -116,10 +118,10 @@ def _separable_conv(
     inputs: Tensor,
     depthwise_kernel: Tensor,
     pointwise_kernel: Tensor,
-    strides: Any = 1,
+    strides: Sizes = 1,
     padding: str = "valid",
     data_format: str | None = None,
-    dilation_rate: Any = 1,
+    dilation_rate: Sizes = 1,
 ) -> Tensor:
     if data_format == "channels_first" or _ones(dilation_rate):
         return _backend["separable_conv"](
@@ -132,11 +134,11 @@ def _separable_conv(
 def _conv_transpose(
     inputs: Tensor,
     kernel: Tensor,
-    strides: Any = 1,
+    strides: Sizes = 1,
     padding: str = "valid",
-    output_padding: Any = None,
+    output_padding: Sizes | None = None,
     data_format: str | None = None,
-    dilation_rate: Any = 1,
+    dilation_rate: Sizes = 1,
 ) -> Tensor:
     rank = inputs.shape.rank - 2
     if data_format == "channels_first" or rank > 2 or not _ones(dilation_rate):
@@ -169,7 +171,7 @@ def _conv_transpose(
     return _as(inputs, found)
 
 
-def _resize(images: Tensor, size: Any, method: Any = "bilinear", **options: Any) -> Tensor:
+def _resize(images: Tensor, size: Sequence[int | Tensor], method: str = "bilinear", **options: bool) -> Tensor:
     if images.shape.rank != 4 or None in images.shape or options.get("preserve_aspect_ratio"):
         return _tf_resize(images, size, method=method, **options)
     known = [tf.get_static_value(value) for value in size]
@@ -179,7 +181,9 @@ def _resize(images: Tensor, size: Any, method: Any = "bilinear", **options: Any)
     return tf.cast(resized, images.dtype) if method == "nearest" else resized
 
 
-def _resize_of_inference(images: Tensor, size: Any, method: Any = "bilinear", **options: Any) -> Tensor:
+def _resize_of_inference(
+    images: Tensor, size: Sequence[int | Tensor], method: str = "bilinear", **options: bool
+) -> Tensor:
     known = method in ("bilinear", "nearest") and not options.get("antialias")
     return (_tf_resize if known else _resize)(images, size, method=method, **options)
 
@@ -193,11 +197,11 @@ def _as(inputs: Tensor, found: Tensor) -> Tensor:
     return tf.squeeze(found, [1]) if inputs.shape.rank == 3 else found
 
 
-def _pair(values: Any, rank: int) -> Pair:
+def _pair(values: Sizes, rank: int) -> Pair:
     first, second = (1, *(int(value) for value in np.broadcast_to(values, rank)))[-2:]
     return first, second
 
 
-def _ones(values: Any) -> bool:
+def _ones(values: Sizes | None) -> bool:
     sizes: Sequence[int] = np.atleast_1d(1 if values is None else values).tolist()
     return set(sizes) == {1}

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tensorflow as tf
 
@@ -29,24 +29,31 @@ from fedgrass.bundle import Bundle, Head, Manifest, TensorDescription
 from fedgrass.errors import FedgrassError
 from fedgrass.inference import application_models
 
+if TYPE_CHECKING:
+    import keras
+    import torch
+
+Given: TypeAlias = "keras.Model | torch.nn.Module | Path"
+"""A Keras model, a PyTorch module, or the folder of a SavedModel."""
+
 _NAMED_COLUMNS = 4096
 """Values of several inputs for which columns of a table have names by default."""
 
 
 def export(
-    model: Any,
+    model: Given,
     folder: Path,
     *,
-    loss: Any = None,
+    loss: object = None,
     batch_size: int,
-    optimizer: Any = None,
+    optimizer: object = None,
     freeze: Sequence[str] = (),
     class_names: Sequence[str] | Mapping[str, Sequence[str]] = (),
     loss_weights: Any = None,
     data: Mapping[str, Any] | None = None,
     name: str | None = None,
     version: str = "1.0.0",
-    input: Any = None,  # noqa: A002 - the key of EXPORT
+    input: object = None,  # noqa: A002 - the key of EXPORT
     anomaly_quantile: float | None = None,
     about: Description | None = None,
     prove: bool = True,
@@ -135,7 +142,7 @@ def _data(model: Any, source: Model, given: Mapping[str, Any], tell: Callable[[s
     found = pixel_range(model) if "pixels" not in given and not source.inputs else None
     if found is not None:
         tell(f"images: devices give pixels of {found[0]:g} to {found[1]:g}, as the model scales them itself")
-    return bundle.DataDescription(**{"pixels": found, **given})
+    return bundle.DataDescription.model_validate({"pixels": found, **given})
 
 
 def _columns(given: Mapping[str, Any], inputs: Sequence[TensorDescription], outputs: Sequence[Head]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -12,7 +12,7 @@ import tensorflow as tf
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.operators import patched
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 FINAL_ACTIVATION: dict[str, str] = {
     "sparse_categorical_crossentropy": "softmax",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
 
 from fedgrass.engines.signatures import LEAST_PASSING, PASSING
 from fedgrass.errors import EngineError
@@ -52,7 +52,7 @@ def without_initializer(content: bytes) -> bytes:
     return _packed(model)
 
 
-def _passing(subgraph: Any, codes: list[int]) -> set[int]:
+def _passing(subgraph: schema.SubGraphT, codes: list[int]) -> set[int]:
     """Return the large tensors that hold nothing from one run to the next: what is read of variables, and what they are set to.
 
     What is computed of constants alone is none of them: LiteRT may do that once.
@@ -70,7 +70,7 @@ def _passing(subgraph: Any, codes: list[int]) -> set[int]:
     return {index for index in found if 4 * np.prod(subgraph.tensors[index].shape, dtype=np.int64) >= LEAST_PASSING}
 
 
-def _remove_subgraph(model: Any, index: int) -> None:
+def _remove_subgraph(model: schema.ModelT, index: int) -> None:
     """Take a subgraph out, and count those after it anew wherever one is named: in signatures and loops."""
     model.subgraphs.pop(index)
     named = {signature.subgraphIndex for signature in model.signatureDefs}
@@ -87,7 +87,7 @@ def _remove_subgraph(model: Any, index: int) -> None:
         signature.subgraphIndex -= signature.subgraphIndex > index
 
 
-def with_constant_inputs(content: bytes, values: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+def with_constant_inputs(content: bytes, values: Mapping[str, NDArray[np.generic]]) -> bytes:
     """Turn inputs of a model's only signature, by name, into constants."""
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     (signature,) = model.signatureDefs
@@ -102,7 +102,7 @@ def with_constant_inputs(content: bytes, values: Mapping[str, np.ndarray[Any, An
     return _packed(model)
 
 
-def _packed(model: Any) -> bytes:
+def _packed(model: schema.ModelT) -> bytes:
     builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
     return bytes(builder.Output())

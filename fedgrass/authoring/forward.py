@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
-Tensor = Any
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Tensor: TypeAlias = "tf.Tensor"
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 from tensorflow.python.ops import math_ops
 
 from fedgrass.authoring import broadcasts
 from fedgrass.authoring.convolution import product, transposed_product
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.windows import Windows, concat, output_and_padding, pad
+from fedgrass.tensors import Array
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 _PREFIX = "Fedgrass"
 
@@ -58,61 +60,61 @@ def positive(x: Tensor) -> Tensor:
     return tf.minimum(tf.nn.relu(x) * _HUGE, 1.0)
 
 
-def _relu(op: Any, dy: Tensor) -> Tensor:
+def _relu(op: tf.Operation, dy: Tensor) -> Tensor:
     # The output is not negative.
     return dy * tf.minimum(op.outputs[0] * _HUGE, 1.0)
 
 
-def _relu6(op: Any, dy: Tensor) -> Tensor:
+def _relu6(op: tf.Operation, dy: Tensor) -> Tensor:
     y = op.outputs[0]
     return dy * tf.minimum(y * _HUGE, 1.0) * tf.minimum((6.0 - y) * _HUGE, 1.0)
 
 
-def _leaky_relu(op: Any, dy: Tensor) -> Tensor:
+def _leaky_relu(op: tf.Operation, dy: Tensor) -> Tensor:
     alpha = op.get_attr("alpha")
     return dy * (alpha + (1.0 - alpha) * positive(op.inputs[0]))
 
 
-def _elu(op: Any, dy: Tensor) -> Tensor:
+def _elu(op: tf.Operation, dy: Tensor) -> Tensor:
     # Where x > 0 the output is x, elsewhere e^x − 1.
     return dy * (tf.minimum(op.outputs[0], 0.0) + 1.0)
 
 
-def _sigmoid(op: Any, dy: Tensor) -> Tensor:
+def _sigmoid(op: tf.Operation, dy: Tensor) -> Tensor:
     y = op.outputs[0]
     return dy * (y - y * y)
 
 
-def _tanh(op: Any, dy: Tensor) -> Tensor:
+def _tanh(op: tf.Operation, dy: Tensor) -> Tensor:
     return dy * (1.0 - tf.square(op.outputs[0]))
 
 
-def _rsqrt(op: Any, dy: Tensor) -> Tensor:
+def _rsqrt(op: tf.Operation, dy: Tensor) -> Tensor:
     y = op.outputs[0]
     return -0.5 * dy * y * y * y
 
 
-def _sqrt(op: Any, dy: Tensor) -> Tensor:
+def _sqrt(op: tf.Operation, dy: Tensor) -> Tensor:
     return 0.5 * dy / op.outputs[0]
 
 
-def _log(op: Any, dy: Tensor) -> Tensor:
+def _log(op: tf.Operation, dy: Tensor) -> Tensor:
     return dy / op.inputs[0]
 
 
-def _mat_mul(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+def _mat_mul(op: tf.Operation, dy: Tensor) -> tuple[Tensor, Tensor]:
     a, b = op.inputs
     if op.get_attr("transpose_a") or op.get_attr("transpose_b"):
         raise UnsupportedModelError(op.name, "MatMul with a transposed operand", "transpose it before")
     return product(dy, b, transpose_b=True), transposed_product(a, dy)
 
 
-def _bias_add(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+def _bias_add(op: tf.Operation, dy: Tensor) -> tuple[Tensor, Tensor]:
     _require_channels_last(op)
     return dy, tf.reduce_sum(dy, axis=list(range(dy.shape.rank - 1)))
 
 
-def _conv2d(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+def _conv2d(op: tf.Operation, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Input by transposed convolution; filter by a convolution with the batch and channel axes swapped.
 
     For images too large for `fedgrass.authoring.convolution`. The filter's gradient at tap (a, b) sums x[a + s·i, b + s·j] ·
@@ -140,7 +142,7 @@ def _conv2d(op: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
     return dx, tf.transpose(taps, [1, 2, 0, 3])
 
 
-def _max_pool(op: Any, dy: Tensor) -> Tensor:
+def _max_pool(op: tf.Operation, dy: Tensor) -> Tensor:
     """The first of the largest values of each window takes its gradient, as in TensorFlow."""
     x, y = op.inputs[0], op.outputs[0]
     windows = _pool_windows(op)
@@ -152,7 +154,7 @@ def _max_pool(op: Any, dy: Tensor) -> Tensor:
     return windows.scatter([*parts, remaining])
 
 
-def _avg_pool(op: Any, dy: Tensor) -> Tensor:
+def _avg_pool(op: tf.Operation, dy: Tensor) -> Tensor:
     x = op.inputs[0]
     windows = _pool_windows(op)
     size = list(op.get_attr("ksize"))[1:3]
@@ -165,19 +167,19 @@ def _avg_pool(op: Any, dy: Tensor) -> Tensor:
     return windows.scatter([share] * (size[0] * size[1]))
 
 
-def _inside(size: int, kernel: int, stride: int, padding: str) -> np.ndarray[Any, Any]:
+def _inside(size: int, kernel: int, stride: int, padding: str) -> NDArray[np.intp]:
     count, before = output_and_padding(size, kernel, stride, padding)
     first = np.arange(count) * stride - before
     return np.minimum(first + kernel, size) - np.maximum(first, 0)
 
 
-def _pool_windows(op: Any) -> Windows:
+def _pool_windows(op: tf.Operation) -> Windows:
     _require_channels_last(op)
     size, strides = list(op.get_attr("ksize"))[1:3], list(op.get_attr("strides"))[1:3]
     return Windows(op.inputs[0].shape, (size[0], size[1]), (strides[0], strides[1]), op.get_attr("padding").decode())
 
 
-def _gather(op: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+def _gather(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None, None]:
     table, indices, axis = op.inputs
     if tf.get_static_value(axis) != 0:
         raise UnsupportedModelError(op.name, "GatherV2 along another axis than 0", "use Embedding")
@@ -185,7 +187,7 @@ def _gather(op: Any, dy: Tensor) -> tuple[Tensor, None, None]:
     return tf.math.unsorted_segment_sum(rows, tf.reshape(indices, [-1]), table.shape[0]), None, None
 
 
-def _strided_slice(op: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+def _strided_slice(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None, None, None]:
     shape = op.inputs[0].shape
     begin, end, strides = (tf.get_static_value(value) for value in op.inputs[1:])
     if begin is None or end is None or strides is None:
@@ -204,7 +206,7 @@ def _strided_slice(op: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
     return pad(dy, pads), None, None, None
 
 
-def _ranges(shape: Any, begin: Any, end: Any, strides: Any, masks: dict[str, int]) -> list[range]:
+def _ranges(shape: tf.TensorShape, begin: Array, end: Array, strides: Array, masks: dict[str, int]) -> list[range]:
     """Return which places of each axis were taken."""
     found: list[range] = []
     ellipses = bin(masks["ellipsis"]).count("1")
@@ -234,17 +236,17 @@ def _with_gaps(x: Tensor, axis: int, stride: int) -> Tensor:
     return wide[(slice(None),) * axis + (slice(0, (shape[axis] - 1) * stride + 1),)]
 
 
-def _slice(op: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+def _slice(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None, None]:
     begin = tf.get_static_value(op.inputs[1])
     pads = [[b, n - b - k] for b, n, k in zip(begin, op.inputs[0].shape, dy.shape, strict=True)]
     return pad(dy, pads), None, None
 
 
-def _transpose(op: Any, dy: Tensor) -> tuple[Tensor, None]:
+def _transpose(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
     return tf.transpose(dy, np.argsort(tf.get_static_value(op.inputs[1]))), None
 
 
-def _concat(op: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+def _concat(op: tf.Operation, dy: Tensor) -> tuple[Tensor | None, ...]:
     parts = op.inputs[:-1]
     axis = int(tf.get_static_value(op.inputs[-1])) % dy.shape.rank
     ends = np.cumsum([part.shape[axis] for part in parts])
@@ -253,11 +255,11 @@ def _concat(op: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return (*(dy[place] for place in places), None)
 
 
-def _split(op: Any, *dy: Tensor) -> tuple[None, Tensor]:
+def _split(op: tf.Operation, *dy: Tensor) -> tuple[None, Tensor]:
     return None, concat(dy, int(tf.get_static_value(op.inputs[0])))
 
 
-def _split_v(op: Any, *dy: Tensor) -> tuple[Tensor, None, None]:
+def _split_v(op: tf.Operation, *dy: Tensor) -> tuple[Tensor, None, None]:
     return concat(dy, int(tf.get_static_value(op.inputs[2]))), None, None
 
 
@@ -267,13 +269,13 @@ def _padding(size: int, kernel: int, stride: int, padding: str) -> list[int]:
     return [before, max((count - 1) * stride + kernel - size - before, 0)]
 
 
-def _require_channels_last(op: Any) -> None:
+def _require_channels_last(op: tf.Operation) -> None:
     layout = op.get_attr("data_format").decode()
     if layout != "NHWC":
         raise UnsupportedModelError(op.name, f"{op.type} in {layout} layout", 'use data_format="channels_last"')
 
 
-_TABLE: dict[str, Callable[..., Any]] = {
+_TABLE: dict[str, Callable[..., Tensor | Sequence[Tensor | None]]] = {
     **broadcasts.GRADIENTS,
     "AvgPool": _avg_pool,
     "BiasAdd": _bias_add,

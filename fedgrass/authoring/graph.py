@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 
@@ -15,8 +15,8 @@ from fedgrass.authoring.gradients import added, gradients
 from fedgrass.authoring.losses import LossFunction
 from fedgrass.authoring.optimizers import Optimizer, clipped
 
-Tensor = Any
-Variable = Any
+Tensor: TypeAlias = tf.Tensor
+Variable: TypeAlias = tf.Variable
 
 _SCALARS = ("learning_rate", "proximal_mu", "clip_norm")
 
@@ -43,10 +43,10 @@ def module(
     parameters: Sequence[Variable],
     statistics: Sequence[Variable],
     *,
-    x: Any,
-    y: Any,
+    x: tf.TensorSpec,
+    y: tf.TensorSpec,
     settings: bundle.Optimizer,
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[tf.Module, dict[str, tf.types.experimental.ConcreteFunction]]:
     """Trace every signature.
 
     Parameters
@@ -194,7 +194,9 @@ def _clipped(found: Sequence[Tensor], clip_norm: Tensor) -> list[Tensor]:
     return [gradient * scale for gradient in found]
 
 
-def _access(variables: Sequence[Variable], what: str, prefix: str) -> dict[str, Any]:
+def _access(
+    variables: Sequence[Variable], what: str, prefix: str
+) -> dict[str, tf.types.experimental.PolymorphicFunction]:
     """``read_…`` and ``write_…`` of a list of variables."""
 
     def read() -> dict[str, Tensor]:
@@ -212,7 +214,9 @@ def _access(variables: Sequence[Variable], what: str, prefix: str) -> dict[str, 
     }
 
 
-def _function(function: Callable[..., Any], specs: Sequence[Any]) -> Any:
+def _function(
+    function: Callable[..., dict[str, Tensor]], specs: Sequence[tf.TensorSpec]
+) -> tf.types.experimental.PolymorphicFunction:
     # Autograph would wrap our errors in its own.
     return tf.function(function, input_signature=specs, autograph=False)
 
@@ -221,7 +225,7 @@ def _ok() -> dict[str, Tensor]:
     return {"ok": tf.constant(1, tf.int32)}
 
 
-def _check_operators(graph: Any) -> None:
+def _check_operators(graph: tf.Graph) -> None:
     for op in graph.get_operations():
         _check_operator(op.name, op.type)
     for function in graph.as_graph_def().library.function:

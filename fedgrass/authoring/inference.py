@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.flatbuffer import with_constant_inputs
@@ -84,7 +85,7 @@ def _locate_all(content: bytes, probes: Parameters) -> tuple[Constant, ...]:
     return tuple(itertools.chain.from_iterable(_locate(content, key, probe) for key, probe in probes.items()))
 
 
-def _locate(content: bytes, name: str, probe: np.ndarray[Any, Any]) -> list[Constant]:
+def _locate(content: bytes, name: str, probe: NDArray[np.generic]) -> list[Constant]:
     """Find every place of the file that holds ``probe``, in any order of its axes."""
     found: dict[int, Constant] = {}
     for axes in itertools.permutations(range(probe.ndim)):

@@ -10,7 +10,7 @@ import keras
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 
 
-def functional(model: Any, given: Any = None) -> Any:
+def functional(model: object, given: object = None) -> keras.Model:
     """Return a model that has ``inputs`` and ``outputs``: itself, or the model traced by its call.
 
     Parameters
@@ -78,7 +78,7 @@ def _traced(model: Any, given: Any) -> Any:
         ) from error
 
 
-def _spec(model: Any, given: Any) -> tuple[tuple[int, ...], str]:
+def _spec(model: keras.Model, given: object) -> tuple[tuple[int, ...], str]:
     if isinstance(given, Mapping) and "shape" in given:
         return tuple(given["shape"]), str(given.get("dtype", "float32"))
     if isinstance(given, (tuple, list)) and all(isinstance(size, int) for size in given):

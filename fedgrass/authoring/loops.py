@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
@@ -20,7 +20,7 @@ from tensorflow.python.ops.control_flow_util_v2 import create_new_tf_function
 
 from fedgrass.authoring.gradients import overridden
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 _BODY = "loop_body_"
 _numbers = itertools.count()
@@ -36,8 +36,8 @@ class Loop:
     turns: int
     captured: tuple[Tensor, ...]
     _carried: int
-    _cond: Any
-    _body: Any
+    _cond: tf.Graph
+    _body: tf.Graph
 
     def run(self, carried: Sequence[Tensor], fixed: Sequence[Tensor], captured: Sequence[Tensor]) -> list[Tensor]:
         """Return what is carried after the last turn.
@@ -91,7 +91,7 @@ def trace(
     return Loop(turns, captured, len(carried), create_new_tf_function(condition), create_new_tf_function(graph))
 
 
-def is_body(graph: Any) -> bool:
+def is_body(graph: tf.Graph) -> bool:
     """Whether a graph is being traced as a loop's body."""
     return isinstance(graph, FuncGraph) and graph.name.startswith(_BODY)
 
@@ -109,5 +109,5 @@ def write(slices: Tensor, value: Tensor, number: Tensor) -> Tensor:
     return written
 
 
-def _placeholders(like: Sequence[Any]) -> list[Tensor]:
+def _placeholders(like: Sequence[Tensor]) -> list[Tensor]:
     return [tf.compat.v1.placeholder(tensor.dtype, tensor.shape) for tensor in like]

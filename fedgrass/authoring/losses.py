@@ -13,14 +13,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 
 from fedgrass.authoring import gradients
 from fedgrass.bundle import Loss, LossOptions
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 _EPSILON = 1e-7
 

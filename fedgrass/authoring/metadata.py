@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -95,7 +94,7 @@ class _Writer:
     """Tables of a flatbuffer from their fields' numbers; a field that is None is left out."""
 
     def __init__(self) -> None:
-        self.builder: Any = flatbuffers.Builder(1024)
+        self.builder: flatbuffers.Builder = flatbuffers.Builder(1024)
 
     def text(self, value: str) -> int | None:
         return self.builder.CreateString(value) if value else None

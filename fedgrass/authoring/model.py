@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ from fedgrass.authoring.recurrence import Recurrence
 from fedgrass.bundle import Loss, Parameters, Statistic, TensorDescription
 from fedgrass.errors import FedgrassError
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 Call = Callable[[Tensor, Sequence[Tensor], "Tensor | None"], Forwarded]
 
 
@@ -33,7 +33,7 @@ class Model(Protocol):
     """What authoring makes a bundle of: a function of x and of named values, the trained ones before the statistics."""
 
     name: str
-    x: Any
+    x: tf.TensorSpec
     """``tf.TensorSpec`` of the input; its batch axis is open."""
     output_shape: tuple[int, ...]
     """Of one example."""
@@ -99,7 +99,7 @@ class KerasModel:
         If the model as a whole is none that can be exported.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: keras.Model) -> None:
         _check(model)
         self.keras = model
         self.name = str(model.name)
@@ -115,7 +115,7 @@ class KerasModel:
             self.x = tf.TensorSpec([None, *heads.row(self.inputs, "x").shape], tf.float32, name="x")
         self.output_shape = heads.row(self.outputs, "y").shape if self.outputs else tuple(model.outputs[0].shape[1:])
         self._layers = list(model._flatten_layers())
-        self._layer_of: dict[str, Any] = {layer.name: layer for layer in self._layers if layer is not model}
+        self._layer_of: dict[str, keras.Layer] = {layer.name: layer for layer in self._layers if layer is not model}
         self._trained = list(model.trainable_variables)
         normalizations = [
             layer for layer in self._layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
@@ -243,7 +243,7 @@ class KerasModel:
         """Note which layer makes each node: the node's name alone does not tell ``dense_1`` from the second ``dense``."""
         call, graph = keras.layers.Layer.__call__, tf.compat.v1.get_default_graph()
 
-        def noted(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        def noted(layer: keras.Layer, *args: object, **kwargs: object) -> Tensor:
             before = len(graph.get_operations())
             try:
                 return call(layer, *args, **kwargs)
@@ -262,7 +262,7 @@ class KerasModel:
         with patched(keras.layers.Layer, "__call__", noted):
             yield
 
-    def _name(self, variable: Any) -> str:
+    def _name(self, variable: keras.Variable) -> str:
         return self._names[id(variable)]
 
 
@@ -276,7 +276,7 @@ def _embeds(layer: Any, x: Any) -> bool:
     return any(tensor is x for node in nodes for tensor in node.input_tensors)
 
 
-def _named(model: str, variables: Sequence[Any]) -> dict[int, str]:
+def _named(model: str, variables: Sequence[keras.Variable]) -> dict[int, str]:
     """Return a name for each variable: its path, with a number where two layers of a model of one's own share a name."""
     names: dict[int, str] = {}
     seen: Counter[str] = Counter()
@@ -308,7 +308,7 @@ def frozen(model: Any, layer_names: Sequence[str], given: Any = None) -> Iterato
         yield KerasModel(model)
 
 
-def _check(model: Any) -> None:
+def _check(model: keras.Model) -> None:
     for layer in model._flatten_layers():
         _check_layer(layer)
     for tensor in model.inputs:
@@ -325,7 +325,7 @@ def _check(model: Any) -> None:
         raise UnsupportedModelError(model.name, "a model without trainable variables", "unfreeze a layer")
 
 
-def _check_layer(layer: Any) -> None:
+def _check_layer(layer: keras.Layer) -> None:
     place = f"layer {layer.name!r} ({type(layer).__name__})"
     if getattr(layer, "quantization_mode", None) is not None:
         raise UnsupportedModelError(

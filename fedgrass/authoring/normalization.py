@@ -7,14 +7,14 @@ that, in the shape that the products around it use. Sums are over long rows, sin
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
 
 from fedgrass.authoring.convolution import LANES, in_parts
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 _Result = tuple[Tensor, Tensor, Tensor]
 
 
@@ -34,7 +34,7 @@ def normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> _Res
         summed = tf.reduce_sum(x, axis=list(range(x.shape.rank - 1)))
         return tf.reduce_sum(tf.reshape(summed, [width, channels]), axis=0) if width > 1 else summed
 
-    def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> tuple[_Result, Callable[..., Any]]:
+    def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> tuple[_Result, Callable[..., tuple[Tensor, ...]]]:
         image = shaped(x)
         mean = total(image) / rows
         centred = image - repeated(mean)
@@ -56,7 +56,9 @@ def normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> _Res
     return found
 
 
-def batch_normalization(layer: Any, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+def batch_normalization(
+    layer: keras.Layer, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Stand for ``keras.layers.BatchNormalization.call``."""
     last = layer.axis in (-1, inputs.shape.rank - 1)
     plain = training and layer.trainable and mask is None and not layer.renorm and last and inputs.shape.rank >= 2

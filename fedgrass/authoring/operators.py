@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ from fedgrass.authoring.normalization import batch_normalization
 from fedgrass.authoring.randomness import drawn
 from fedgrass.authoring.recurrence import Recurrence, time_distributed
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def recurrent(recurrence: Recurrence) -> Iterator[None]:
 
 
 @contextmanager
-def patched(owner: Any, name: str, elsewhere: Any) -> Iterator[None]:
+def patched(owner: object, name: str, elsewhere: object) -> Iterator[None]:
     """Let an attribute have another value for a time."""
     before = getattr(owner, name)
     setattr(owner, name, elsewhere)
@@ -76,7 +76,14 @@ def patched(owner: Any, name: str, elsewhere: Any) -> Iterator[None]:
 _tf_convolution = tf.nn.convolution
 
 
-def _convolution(x: Tensor, kernel: Tensor, strides: Any, padding: str, data_format: str, dilations: Any) -> Tensor:
+def _convolution(
+    x: Tensor,
+    kernel: Tensor,
+    strides: int | Sequence[int],
+    padding: str,
+    data_format: str,
+    dilations: int | Sequence[int],
+) -> Tensor:
     rank = x.shape.rank - 2
     plain = x.shape[-1] == kernel.shape[-2] and set(np.atleast_1d(dilations)) == {1}
     if data_format not in ("NHWC", "NWC") or rank > 2 or not plain:
@@ -94,7 +101,12 @@ _tf_depthwise_conv2d = tf.nn.depthwise_conv2d
 
 
 def _depthwise_conv2d(
-    x: Tensor, kernel: Tensor, strides: Sequence[int], padding: str, data_format: str, dilations: Any
+    x: Tensor,
+    kernel: Tensor,
+    strides: Sequence[int],
+    padding: str,
+    data_format: str,
+    dilations: Sequence[int] | None,
 ) -> Tensor:
     if data_format != "NHWC" or (dilations is not None and set(dilations) != {1}):
         return _tf_depthwise_conv2d(x, kernel, strides, padding, data_format=data_format, dilations=dilations)
@@ -108,7 +120,7 @@ def _separable_conv2d(
     strides: Sequence[int],
     padding: str,
     data_format: str,
-    dilations: Any,
+    dilations: Sequence[int] | None,
 ) -> Tensor:
     y = _depthwise_conv2d(x, depthwise, strides, padding, data_format, dilations)
     return _convolution(y, pointwise, 1, "VALID", data_format, 1)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import tensorflow as tf
 
 from fedgrass import bundle
 from fedgrass.authoring.gradients import added
 
-Tensor = Any
-Variable = Any
+Tensor: TypeAlias = tf.Tensor
+Variable: TypeAlias = tf.Variable
 
 
 class Optimizer(Protocol):

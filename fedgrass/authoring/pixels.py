@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import keras
 
 _KEPT = ("InputLayer", "Resizing", "CenterCrop", "ZeroPadding2D", "Cropping2D", "Permute", "Identity")
 """Layers that leave the range of pixels as it is; so do those whose names begin with Random."""
@@ -14,7 +17,7 @@ _LARGEST_SCALE = 1 / 64
 _BYTES = (0.0, 255.0)
 
 
-def pixel_range(model: Any) -> tuple[float, float] | None:
+def pixel_range(model: object) -> tuple[float, float] | None:
     """Return 0 and 255 for a model of images that scales them itself, by ``Rescaling`` or ``Normalization``; else None.
 
     Parameters
@@ -34,7 +37,7 @@ def pixel_range(model: Any) -> tuple[float, float] | None:
     return None
 
 
-def _layers(model: Any) -> Iterator[Any]:
+def _layers(model: keras.Model) -> Iterator[keras.Layer]:
     for layer in model.layers:
         if hasattr(layer, "layers"):
             yield from _layers(layer)
@@ -42,6 +45,6 @@ def _layers(model: Any) -> Iterator[Any]:
             yield layer
 
 
-def _keeps(layer: Any) -> bool:
+def _keeps(layer: keras.Layer) -> bool:
     kind = type(layer).__name__
     return kind in _KEPT or kind.startswith("Random")

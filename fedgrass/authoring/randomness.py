@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 import keras
 import numpy as np
@@ -18,7 +18,8 @@ from keras.src.backend.tensorflow import random as backend_random
 
 from fedgrass.authoring.errors import UnsupportedModelError
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
+Shape: TypeAlias = "Sequence[int | Tensor | None] | Tensor"
 
 _MULTIPLIERS = (0x2C1B3C6D, 0x297A2D39, 0x7FEB352D)
 
@@ -51,7 +52,7 @@ def drawn(step: Tensor | None) -> Iterator[Draws]:
 
 
 @contextmanager
-def _pointed(name: str, elsewhere: Any) -> Iterator[None]:
+def _pointed(name: str, elsewhere: Callable[..., Tensor]) -> Iterator[None]:
     before = getattr(backend_random, name)
     setattr(backend_random, name, elsewhere)
     try:
@@ -60,8 +61,8 @@ def _pointed(name: str, elsewhere: Any) -> Iterator[None]:
         setattr(backend_random, name, before)
 
 
-def _refused(name: str) -> Any:
-    def refuse(*_: Any, **__: Any) -> Any:
+def _refused(name: str) -> Callable[..., NoReturn]:
+    def refuse(*_: object, **__: object) -> NoReturn:
         raise UnsupportedModelError(
             "the model", f"drawing random numbers by {name}", "draw by uniform, normal or randint"
         )
@@ -95,7 +96,7 @@ class Draws:
 
         return turn
 
-    def dropout(self, x: Tensor, rate: float, noise_shape: Any = None, seed: Any = None) -> Tensor:  # noqa: ARG002 - Keras gives it
+    def dropout(self, x: Tensor, rate: float, noise_shape: Shape | None = None, seed: object = None) -> Tensor:  # noqa: ARG002 - Keras gives it
         """Set a share of x to zero and scale the rest up."""
         if rate == 0.0:
             return x
@@ -104,17 +105,38 @@ class Draws:
         kept = tf.cast(self._unit(_dropped_shape(x, noise_shape), shaped=False) >= rate, tf.float32) / (1.0 - rate)
         return x * tf.reshape(kept, _dropped_shape(x, noise_shape))
 
-    def uniform(self, shape: Any, minval: Any = 0.0, maxval: Any = 1.0, dtype: Any = None, seed: Any = None) -> Tensor:  # noqa: ARG002 - Keras gives it
+    def uniform(
+        self,
+        shape: Shape,
+        minval: float | Tensor = 0.0,
+        maxval: float | Tensor = 1.0,
+        dtype: tf.DType | str | None = None,
+        seed: object = None,  # noqa: ARG002 - Keras gives it
+    ) -> Tensor:
         """Draw from minval up to maxval."""
         return tf.cast(minval + (maxval - minval) * self._unit(_static(shape)), dtype or tf.float32)
 
-    def normal(self, shape: Any, mean: Any = 0.0, stddev: Any = 1.0, dtype: Any = None, seed: Any = None) -> Tensor:  # noqa: ARG002 - Keras gives it
+    def normal(
+        self,
+        shape: Shape,
+        mean: float | Tensor = 0.0,
+        stddev: float | Tensor = 1.0,
+        dtype: tf.DType | str | None = None,
+        seed: object = None,  # noqa: ARG002 - Keras gives it
+    ) -> Tensor:
         """Draw from a normal distribution (Box and Muller 1958)."""
         size = _static(shape)
         radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(1.0 - self._unit(size), 1e-9)))
         return tf.cast(mean + stddev * radius * tf.cos(2.0 * math.pi * self._unit(size)), dtype or tf.float32)
 
-    def randint(self, shape: Any, minval: Any, maxval: Any, dtype: Any = "int32", seed: Any = None) -> Tensor:  # noqa: ARG002 - Keras gives it
+    def randint(
+        self,
+        shape: Shape,
+        minval: float | Tensor,
+        maxval: float | Tensor,
+        dtype: tf.DType | str = "int32",
+        seed: object = None,  # noqa: ARG002 - Keras gives it
+    ) -> Tensor:
         """Draw whole numbers from minval up to and without maxval."""
         span = tf.cast(maxval - minval, tf.float32)
         return tf.cast(tf.minimum(tf.floor(self._unit(_static(shape)) * span), span - 1.0), dtype) + minval
@@ -132,7 +154,7 @@ class Draws:
         return tf.reshape(uniform, shape) if shaped else uniform
 
 
-def _dropped_shape(x: Tensor, noise_shape: Any) -> list[int]:
+def _dropped_shape(x: Tensor, noise_shape: Shape) -> list[int]:
     if noise_shape is not None and not isinstance(noise_shape, (list, tuple)):
         return _static(noise_shape)
     found = []
@@ -142,12 +164,13 @@ def _dropped_shape(x: Tensor, noise_shape: Any) -> list[int]:
     return found
 
 
-def _static(shape: Any) -> list[int]:
+def _static(shape: Shape) -> list[int]:
     """Return a shape as numbers: in the graph every one is known."""
     found = [tf.get_static_value(size) for size in shape] if isinstance(shape, (list, tuple)) else shape
     known = tf.get_static_value(found) if isinstance(found, tf.Tensor) else found
-    if known is None or any(size is None for size in known):
+    sizes = [] if known is None else [size for size in known if size is not None]
+    if known is None or len(sizes) < len(known):
         raise UnsupportedModelError(
             "the model", f"drawing random numbers of the shape {shape}", "take the shape from keras.ops.shape(x)"
         )
-    return [int(size) for size in known]
+    return [int(size) for size in sizes]

@@ -7,10 +7,10 @@ each turn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import keras
 import tensorflow as tf
@@ -21,8 +21,12 @@ from fedgrass.authoring.randomness import is_random
 from fedgrass.authoring.scan import Scan
 from fedgrass.authoring.windows import concat
 
-Tensor = Any
-Tensors = list[Any]
+Tensor: TypeAlias = tf.Tensor
+Tensors: TypeAlias = list[tf.Tensor]
+Nested: TypeAlias = "Tensor | Sequence[Nested] | Mapping[str, Nested]"
+"""Tensors in the structure that a cell gives them, as ``tf.nest`` has it."""
+Step: TypeAlias = Callable[[Nested, Nested], tuple[Nested, Nested]]
+"""A cell: from one step\'s inputs and the states to outputs and states."""
 
 MAX_UNROLLED = 20
 """Steps up to which a copy of the cell for each is faster than a loop."""
@@ -51,18 +55,18 @@ class Recurrence:
 
     def rnn(
         self,
-        step_function: Callable[..., Any],
-        inputs: Any,
-        initial_states: Any,
+        step_function: Step,
+        inputs: Nested,
+        initial_states: Nested,
         go_backwards: bool = False,
         mask: Tensor | None = None,
         constants: Sequence[Tensor] | None = None,
         unroll: bool = False,
-        input_length: Any = None,
+        input_length: object = None,
         time_major: bool = False,
         zero_output_for_mask: bool = False,
         return_all_outputs: bool = True,
-    ) -> tuple[Any, Any, list[Any]]:
+    ) -> tuple[Nested, Nested, Tensors]:
         """Stand for ``keras.src.backend.rnn``, whose arguments and results these are."""
         del unroll, input_length
         sequences = [tf.convert_to_tensor(x) for x in tree.flatten(inputs)]
@@ -87,7 +91,7 @@ class Recurrence:
         return tree.pack_sequence_as(shapes, last), tree.pack_sequence_as(shapes, whole), list(found)
 
     def _by_chunks(
-        self, cell: _Cell, sequences: Tensors, carried: Tensors, shapes: Sequence[Any]
+        self, cell: _Cell, sequences: Tensors, carried: Tensors, shapes: Sequence[tf.TensorSpec]
     ) -> tuple[Tensors, Tensors]:
         """As `_Cell.steps`: whole chunks, and the steps that are left over."""
         steps = sequences[0].shape[0]
@@ -122,14 +126,14 @@ class _Cell:
     step are the states and, with a mask, the outputs, which a masked step gives again.
     """
 
-    step: Callable[[Any, Any], tuple[Any, Any]]
-    inputs: Any
-    states: Any
+    step: Step
+    inputs: Nested
+    states: Nested
     constants: tuple[Tensor, ...]
     zero_if_masked: bool
     all_outputs: bool
 
-    def output_shapes(self, sequences: Sequence[Tensor]) -> Any:
+    def output_shapes(self, sequences: Sequence[Tensor]) -> Nested:
         """``tf.TensorSpec`` of each output, in the cell's own structure; traced beside the graph."""
         with FuncGraph("output_shapes").as_default():
             inputs = [tf.zeros(x.shape[1:], x.dtype) for x in sequences]
@@ -156,19 +160,21 @@ class _Cell:
         outputs = [_chosen(inputs[-1], new, old) for new, old in zip(found, old_outputs, strict=True)]
         return outputs, [*after, *outputs]
 
-    def _call(self, inputs: Tensors, states: Tensors) -> tuple[Any, Any]:
+    def _call(self, inputs: Tensors, states: Tensors) -> tuple[Nested, Nested]:
         given = tree.pack_sequence_as(self.inputs, inputs[: len(tree.flatten(self.inputs))])
         return self.step(given, (*tree.pack_sequence_as(self.states, states), *self.constants))
 
 
-def time_distributed(layer: Any, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None) -> Tensor:
+def time_distributed(
+    layer: keras.Layer, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Stand for ``keras.layers.TimeDistributed.call``: all steps at once, as more examples."""
     wrapped = layer.layer
     inner = list(wrapped._flatten_layers())
     if any(isinstance(x, keras.layers.BatchNormalization) or is_random(x) for x in inner):
         return _time_distributed(layer, inputs, training=training, mask=mask)
     batch, steps = inputs.shape[:2]
-    options: dict[str, Any] = {"training": training} if wrapped._call_has_training_arg else {}
+    options: dict[str, bool | Tensor] = {"training": training} if wrapped._call_has_training_arg else {}
     if mask is not None and wrapped._call_has_mask_arg:
         options["mask"] = tf.reshape(mask, [batch * steps, *mask.shape[2:]])
     found = wrapped.call(tf.reshape(inputs, [batch * steps, *inputs.shape[2:]]), **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import keras
 import numpy as np
@@ -19,6 +19,9 @@ from fedgrass.engines.keras import loss_object, optimizer_object
 from fedgrass.engines.metrics import CLASSIFIERS
 from fedgrass.engines.several import apart, labels
 from fedgrass.tensors import Array
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def _gives_probabilities(head: Head, outputs: Array) -> bool:
     return "binary" in head.loss or bool(np.allclose(outputs.sum(axis=-1), 1, atol=1e-3))
 
 
-def _move(variables: Sequence[Any], share: float) -> None:
+def _move(variables: Sequence[tf.Variable], share: float) -> None:
     generator = np.random.default_rng(0)
     for variable in variables:
         value = variable.numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -11,14 +11,20 @@ from tensorflow.python.framework.function_def_to_graph import function_def_to_gr
 
 from fedgrass.authoring.errors import UnsupportedModelError
 
-Tensor = Any
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tensorflow.core.framework.function_pb2 import FunctionDef
+
+Tensor: TypeAlias = tf.Tensor
 _LOOPS = ("While", "StatelessWhile", "If", "StatelessIf", "TensorList")
 
-Value = Any
+Value: TypeAlias = "tf.Tensor | NDArray[np.generic] | int"
 """A tensor of the present graph, a NumPy array that is known already, or the key of a resource."""
 
 
-def replay(function: Any, inputs: Sequence[Tensor], resources: Mapping[int, Value]) -> list[Tensor]:
+def replay(
+    function: tf.types.experimental.ConcreteFunction, inputs: Sequence[Tensor], resources: Mapping[int, Value]
+) -> list[Tensor]:
     """Make the operations of a concrete function again, and return its outputs.
 
     Parameters
@@ -36,11 +42,11 @@ def replay(function: Any, inputs: Sequence[Tensor], resources: Mapping[int, Valu
 
 
 class _Replay:
-    def __init__(self, library: Mapping[str, Any], resources: Mapping[int, Value]) -> None:
+    def __init__(self, library: Mapping[str, FunctionDef], resources: Mapping[int, Value]) -> None:
         self._library = library
         self._resources = resources
 
-    def play(self, graph: Any, inputs: Sequence[Value]) -> list[Value]:
+    def play(self, graph: tf.Graph, inputs: Sequence[Value]) -> list[Value]:
         known = {tensor.ref(): value for tensor, value in zip(graph.inputs, inputs, strict=True)}
         for op in graph.get_operations():
             if op.type in ("Placeholder", "NoOp"):
@@ -49,7 +55,7 @@ class _Replay:
             known |= {tensor.ref(): value for tensor, value in zip(op.outputs, values, strict=True)}
         return [known[tensor.ref()] for tensor in graph.outputs]
 
-    def _make(self, op: Any, inputs: list[Value], graph: Any) -> Sequence[Value]:
+    def _make(self, op: tf.Operation, inputs: list[Value], graph: tf.Graph) -> Sequence[Value]:
         if op.type in ("PartitionedCall", "StatefulPartitionedCall"):
             return self.play(self._called(op.get_attr("f").name, graph), inputs)
         if op.type.startswith(_LOOPS):
@@ -59,13 +65,13 @@ class _Replay:
                 "save recurrent layers with unroll=True, or give the .keras file",
             )
         if op.type == "ReadVariableOp":
-            return [self._resources[inputs[0]]]
+            return [self._resources[_key(inputs[0])]]
         if op.type == "Const":
             return [tf.make_ndarray(op.get_attr("value"))]
         if op.type == "Identity":
             return inputs
-        if op.type == "Shape" and inputs[0].shape.is_fully_defined():
-            return [np.array(inputs[0].shape, op.get_attr("out_type").as_numpy_dtype)]
+        if op.type == "Shape" and (sizes := _known_shape(inputs[0])) is not None:
+            return [np.array(sizes, op.get_attr("out_type").as_numpy_dtype)]
         if op.inputs and all(isinstance(value, (np.ndarray, np.generic)) for value in inputs):
             return _folded(op, inputs)
         if op.type in _EXCHANGED:
@@ -74,12 +80,24 @@ class _Replay:
             return [tf.nn.gelu(gelu)]
         return _created(op, inputs, tf.compat.v1.get_default_graph())
 
-    def _called(self, name: str, graph: Any) -> Any:
+    def _called(self, name: str, graph: tf.Graph) -> tf.Graph:
         with graph.as_default():
             return function_def_to_graph(self._library[name], include_library_functions=True)
 
 
-def _created(op: Any, inputs: Sequence[Value], graph: Any) -> Sequence[Tensor]:
+def _key(value: Value) -> int:
+    if not isinstance(value, int):
+        raise UnsupportedModelError("the model", "a variable that is chosen while it runs", "read one variable by name")
+    return value
+
+
+def _known_shape(value: Value) -> tuple[int, ...] | None:
+    """Return a value's shape if each size is known."""
+    shape = tf.TensorShape([]) if isinstance(value, int) else tf.TensorShape(value.shape)
+    return tuple(shape) if shape.is_fully_defined() else None
+
+
+def _created(op: tf.Operation, inputs: Sequence[Value], graph: tf.Graph) -> Sequence[Tensor]:
     # What begins with an underscore is of the old graph: gradients, shapes, devices.
     attributes = {key: value for key, value in op.node_def.attr.items() if not key.startswith("_")}
     tensors = [_tensor(value) for value in inputs]
@@ -94,7 +112,7 @@ def _created(op: Any, inputs: Sequence[Value], graph: Any) -> Sequence[Tensor]:
     return found
 
 
-def _folded(op: Any, inputs: Sequence[Value]) -> Sequence[Value]:
+def _folded(op: tf.Operation, inputs: Sequence[Value]) -> Sequence[Value]:
     with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
         found: Sequence[Value] = session.run(list(_created(op, inputs, graph)))
         return found
@@ -104,25 +122,25 @@ def _tensor(value: Value) -> Tensor:
     return tf.convert_to_tensor(value)
 
 
-def _conv2d(op: Any, x: Tensor, kernel: Tensor) -> Tensor:
+def _conv2d(op: tf.Operation, x: Tensor, kernel: Tensor) -> Tensor:
     strides, dilations, layout = _windows(op)
     return tf.nn.convolution(
         x, kernel, strides=strides, padding=op.get_attr("padding").decode(), data_format=layout, dilations=dilations
     )
 
 
-def _depthwise_conv2d(op: Any, x: Tensor, kernel: Tensor) -> Tensor:
+def _depthwise_conv2d(op: tf.Operation, x: Tensor, kernel: Tensor) -> Tensor:
     _, dilations, layout = _windows(op)
     return tf.nn.depthwise_conv2d(
         x, kernel, op.get_attr("strides"), op.get_attr("padding").decode(), data_format=layout, dilations=dilations
     )
 
 
-def _bias_add(op: Any, x: Tensor, bias: Tensor) -> Tensor:
+def _bias_add(op: tf.Operation, x: Tensor, bias: Tensor) -> Tensor:
     return tf.nn.bias_add(x, bias, data_format=op.get_attr("data_format").decode())
 
 
-def _windows(op: Any) -> tuple[list[int], list[int], str]:
+def _windows(op: tf.Operation) -> tuple[list[int], list[int], str]:
     layout = op.get_attr("data_format").decode()
     first = layout.index("H")
     return op.get_attr("strides")[first : first + 2], op.get_attr("dilations")[first : first + 2], layout

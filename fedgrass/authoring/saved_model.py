@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +22,7 @@ from fedgrass.authoring.operators import substituted
 from fedgrass.authoring.replay import replay
 from fedgrass.bundle import Loss, Parameters, Statistic, TensorDescription
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 _SIGNATURE = "serving_default"
 
@@ -152,7 +152,7 @@ class SavedModel:
         return frozen
 
 
-def _named(variables: Sequence[Any]) -> dict[str, Any]:
+def _named(variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:
     """Variables by name, without the name of Keras' model before layer and variable."""
     names = [variable.name.removesuffix(":0") for variable in variables]
     first = {name.split("/")[0] for name in names}

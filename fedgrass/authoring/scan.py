@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 
 from fedgrass.authoring import loops
 from fedgrass.authoring.gradients import gradients
 
-Tensor = Any
-Tensors = list[Any]
+Tensor: TypeAlias = tf.Tensor
+Tensors: TypeAlias = list[tf.Tensor]
 Chunk = Callable[[Tensor, Tensors, Tensors], tuple[Tensors, Tensors]]
 """``(number [1], slices, carried) -> (carried, outputs)`` of one chunk."""
 
@@ -40,7 +40,7 @@ class Scan:
     chunk: Chunk
     slices: Tensors
     carried: Tensors
-    outputs: Sequence[Any]
+    outputs: Sequence[tf.TensorSpec]
 
     def run(self, *, training: bool) -> tuple[Tensors, Tensors]:
         """Return what is carried after the last chunk, and the outputs [N, …]; with gradients if ``training``."""
@@ -152,11 +152,11 @@ def _replaced(captured: Sequence[Tensor], known: Sequence[Tensor], given: Sequen
     return [instead.get(id(x), x) for x in captured]
 
 
-def _many(turns: int, like: Any) -> Any:
+def _many(turns: int, like: tf.TensorSpec) -> tf.TensorSpec:
     return tf.TensorSpec([turns, *like.shape], like.dtype)
 
 
-def _zeros(specs: Sequence[Any]) -> Tensors:
+def _zeros(specs: Sequence[tf.TensorSpec]) -> Tensors:
     return [tf.zeros(spec.shape, spec.dtype) for spec in specs]
 
 

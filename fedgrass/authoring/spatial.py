@@ -7,7 +7,7 @@ them with weights that change.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +16,7 @@ from fedgrass.authoring.convolution import product, transposed_product
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.windows import Pair, Windows, concat, output_and_padding, pad
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 Convolve = Callable[..., Tensor]
 
 
@@ -97,7 +97,7 @@ def transposed_convolution(
     return convolve(up, tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2]))
 
 
-def resize(resized: Convolve, x: Tensor, size: Sequence[int], **how: Any) -> Tensor:
+def resize(resized: Convolve, x: Tensor, size: Sequence[int], **how: bool | str) -> Tensor:
     """Resize images [B, H, W, C] by two matrix products, whose weights ``resized`` (``tf.image.resize``) gives."""
     down, across = (int(value) for value in size)
     batch, height, width, channels = x.shape
@@ -110,7 +110,7 @@ def resize(resized: Convolve, x: Tensor, size: Sequence[int], **how: Any) -> Ten
     return tf.reshape(x, [batch, down, across, channels])
 
 
-def _weights(resized: Convolve, size: int, wanted: int, how: dict[str, Any]) -> Tensor:
+def _weights(resized: Convolve, size: int, wanted: int, how: dict[str, bool | str]) -> Tensor:
     """[1, wanted, size]: what an image whose rows are those of the identity becomes."""
     with tf.init_scope():
         rows = resized(tf.reshape(tf.eye(size), [1, size, size, 1]), [wanted, size], **how)

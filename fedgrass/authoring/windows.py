@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 Pair = tuple[int, int]
 
 ALL = slice(None)

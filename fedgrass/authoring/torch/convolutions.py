@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 
 from fedgrass.authoring.convolution import product, transposed_product
-from fedgrass.authoring.torch.registry import Context, operator, require
+from fedgrass.authoring.torch.registry import Context, Operand, Sizes, operator, require
 from fedgrass.authoring.torch.values import Value, reshape
 from fedgrass.authoring.windows import Windows, concat, crop, pad
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 ALL = slice(None)
 
 _LOWEST = -3.0e38
@@ -38,7 +38,7 @@ def as_given(y: Tensor, spatial: int, single: bool) -> Value:
     return reshape(found, found.shape[1:]) if single else found
 
 
-def two(sizes: Any, spatial: int, *, missing: int) -> list[int]:
+def two(sizes: Sizes, spatial: int, *, missing: int) -> list[int]:
     """Return one size for both axes, for each axis, or for the only one."""
     found = [sizes] if isinstance(sizes, int) else list(sizes)
     found = found * spatial if len(found) == 1 else found
@@ -47,7 +47,14 @@ def two(sizes: Any, spatial: int, *, missing: int) -> list[int]:
 
 @operator("conv1d", "conv2d", "conv3d")
 def _conv(
-    context: Context, x: Value, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+    context: Context,
+    x: Value,
+    weight: Operand,
+    bias: Operand | None,
+    stride: Sizes,
+    padding: Sizes | str,
+    dilation: Sizes,
+    groups: int,
 ) -> Value:
     weight = context.value(weight)
     spatial = weight.rank - 2
@@ -65,15 +72,15 @@ def _conv(
 def _any_convolution(
     context: Context,
     x: Value,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    weight: Operand,
+    bias: Operand | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
     transposed: bool,
-    output_padding: Any,
+    output_padding: Sizes,
     groups: int,
-    *_: Any,
+    *_: object,
 ) -> Value:
     if transposed:
         return _conv_transpose(context, x, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -87,7 +94,7 @@ def _kernel(weight: Value) -> Tensor:
     return weight.laid([2, 3, 1, 0])
 
 
-def _padding(padding: Any, kernel: Sequence[int], dilations: Sequence[int], spatial: int) -> list[list[int]]:
+def _padding(padding: Sizes | str, kernel: Sequence[int], dilations: Sequence[int], spatial: int) -> list[list[int]]:
     if isinstance(padding, str):
         if padding == "valid":
             return [[0, 0], [0, 0]]
@@ -223,13 +230,13 @@ def _every(x: Tensor, axis: int, first: int, count: int, stride: int) -> Tensor:
 def _conv_transpose(
     context: Context,
     x: Value,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    output_padding: Any,
+    weight: Operand,
+    bias: Operand | None,
+    stride: Sizes,
+    padding: Sizes,
+    output_padding: Sizes,
     groups: int,
-    dilation: Any,
+    dilation: Sizes,
 ) -> Value:
     """The adjoint of a convolution: each pixel times the kernel, added up where it falls."""
     weight = context.value(weight)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 import torch
 
-from fedgrass.authoring.torch.registry import OPERATORS, Context, operator, require
+from fedgrass.authoring.torch.registry import OPERATORS, Context, Operand, operator, require
 from fedgrass.authoring.torch.values import Value, together
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 
 def as_float(x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def as_float(x: Tensor) -> Tensor:
     return x if x.dtype.is_floating else tf.cast(x, tf.float32)
 
 
-def each(context: Context, function: Callable[..., Tensor], *operands: Any) -> Value:
+def each(context: Context, function: Callable[..., Tensor], *operands: Operand) -> Value:
     """Apply a function to tensors and numbers that are broadcast against each other."""
     values = [context.value(one) for one in operands]
     numbers = [isinstance(one, (int, float)) and not isinstance(one, bool) for one in operands]
@@ -29,7 +29,7 @@ def each(context: Context, function: Callable[..., Tensor], *operands: Any) -> V
     return Value(function(*(tf.cast(t, dtype) if t.dtype != dtype else t for t in tensors)), order)
 
 
-def _common(values: list[Value], operands: tuple[Any, ...]) -> Any:
+def _common(values: list[Value], operands: tuple[Operand, ...]) -> tf.DType:
     floats = any(value.is_float for value in values) or any(isinstance(one, float) for one in operands)
     if floats:
         return tf.float32
@@ -101,7 +101,7 @@ def _cumulative(x: Tensor) -> Tensor:
 
 
 def _enter_unary(name: str, function: Callable[[Tensor], Tensor]) -> None:
-    def apply(context: Context, x: Any, *_: Any) -> Value:
+    def apply(context: Context, x: Operand, *_: object) -> Value:
         value = context.value(x)
         return value.like(function(value.tensor if name in _INTEGER else as_float(value.tensor)))
 
@@ -113,7 +113,7 @@ for _name, _function in _UNARY.items():
 
 
 def _scaled(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Value]:
-    def apply(context: Context, x: Any, y: Any, alpha: float = 1) -> Value:
+    def apply(context: Context, x: Operand, y: Operand, alpha: float = 1) -> Value:
         scaled = y if alpha == 1 else each(context, tf.multiply, y, alpha)
         return each(context, function, x, scaled)
 
@@ -145,7 +145,7 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def _enter_binary(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
-    def apply(context: Context, x: Any, y: Any, *_: Any) -> Value:
+    def apply(context: Context, x: Operand, y: Operand, *_: object) -> Value:
         return each(context, function, x, y)
 
     OPERATORS[name] = apply
@@ -156,12 +156,12 @@ for _key, _binary in _BINARY.items():
 
 
 @operator("logical_not", "bitwise_not")
-def _logical_not(context: Context, x: Value, *_: Any) -> Value:
+def _logical_not(context: Context, x: Value, *_: object) -> Value:
     return x.like(tf.logical_not(tf.cast(x.tensor, tf.bool)))
 
 
 @operator("div", "true_divide")
-def _div(context: Context, x: Any, y: Any, rounding: str | None = None) -> Value:
+def _div(context: Context, x: Operand, y: Operand, rounding: str | None = None) -> Value:
     if rounding == "floor":
         return each(context, tf.math.floordiv, x, y)
     found = each(context, lambda a, b: as_float(a) / as_float(b), x, y)
@@ -170,7 +170,7 @@ def _div(context: Context, x: Any, y: Any, rounding: str | None = None) -> Value
 
 
 @operator("pow")
-def _pow(context: Context, x: Any, exponent: Any) -> Value:
+def _pow(context: Context, x: Operand, exponent: Operand) -> Value:
     if not isinstance(exponent, (int, float)):
         return each(context, lambda a, b: tf.pow(as_float(a), as_float(b)), x, exponent)
     base = context.value(x)
@@ -187,22 +187,22 @@ def _pow(context: Context, x: Any, exponent: Any) -> Value:
 
 
 @operator("addcmul")
-def _addcmul(context: Context, x: Any, a: Any, b: Any, value: float) -> Value:
+def _addcmul(context: Context, x: Operand, a: Operand, b: Operand, value: float) -> Value:
     return each(context, lambda p, q, r: p + value * q * r, x, a, b)
 
 
 @operator("addcdiv")
-def _addcdiv(context: Context, x: Any, a: Any, b: Any, value: float) -> Value:
+def _addcdiv(context: Context, x: Operand, a: Operand, b: Operand, value: float) -> Value:
     return each(context, lambda p, q, r: p + value * q / r, x, a, b)
 
 
 @operator("lerp")
-def _lerp(context: Context, x: Any, y: Any, weight: Any) -> Value:
+def _lerp(context: Context, x: Operand, y: Operand, weight: Operand) -> Value:
     return each(context, lambda p, q, w: p + w * (q - p), x, y, weight)
 
 
 @operator("where")
-def _where(context: Context, condition: Any, x: Any, y: Any) -> Value:
+def _where(context: Context, condition: Operand, x: Operand, y: Operand) -> Value:
     dtype = _common([context.value(one) for one in (x, y)], (x, y))
     operands = [context.value(condition), *(context.value(one) for one in (x, y))]
     (chosen, a, b), order = together(operands)
@@ -210,12 +210,12 @@ def _where(context: Context, condition: Any, x: Any, y: Any) -> Value:
 
 
 @operator("masked_fill")
-def _masked_fill(context: Context, x: Any, mask: Any, value: Any) -> Value:
+def _masked_fill(context: Context, x: Operand, mask: Operand, value: Operand) -> Value:
     value = max(min(value, 3.0e38), -3.0e38) if isinstance(value, float) else value
     return _where(context, mask, value, x)
 
 
-def _clamp(context: Context, x: Any, low: Any = None, high: Any = None) -> Value:
+def _clamp(context: Context, x: Operand, low: Operand | None = None, high: Operand | None = None) -> Value:
     found = context.value(x)
     if low is not None:
         found = each(context, tf.maximum, found, low)
@@ -232,7 +232,7 @@ def _leaky_relu(context: Context, x: Value, slope: float) -> Value:
 
 
 @operator("rrelu")
-def _rrelu(context: Context, x: Value, low: float, high: float, training: bool, *_: Any) -> Value:
+def _rrelu(context: Context, x: Value, low: float, high: float, training: bool, *_: object) -> Value:
     require(not training, "RReLU, which draws its slopes,", "use LeakyReLU")
     return x.like(tf.nn.leaky_relu(x.tensor, (low + high) / 2))
 
@@ -281,7 +281,7 @@ def _softshrink(context: Context, x: Value, width: float) -> Value:
 
 
 @operator("prelu", "_prelu_kernel")
-def _prelu(context: Context, x: Value, weight: Any) -> Value:
+def _prelu(context: Context, x: Value, weight: Operand) -> Value:
     weight = context.value(weight)
     if weight.rank == 1 and x.rank > 1:  # one slope, or one for each channel
         weight = Value(tf.reshape(weight.tensor, [-1] + [1] * (x.rank - 2)))
@@ -295,17 +295,17 @@ def _glu(context: Context, x: Value, axis: int) -> Value:
 
 
 @operator("softmax", "_softmax", "special_softmax")
-def _softmax(context: Context, x: Value, axis: int, *_: Any) -> Value:
+def _softmax(context: Context, x: Value, axis: int, *_: object) -> Value:
     return _last(x, axis, tf.nn.softmax)
 
 
 @operator("log_softmax", "_log_softmax")
-def _log_softmax(context: Context, x: Value, axis: int, *_: Any) -> Value:
+def _log_softmax(context: Context, x: Value, axis: int, *_: object) -> Value:
     return _last(x, axis, tf.nn.log_softmax)
 
 
 @operator("softmin")
-def _softmin(context: Context, x: Value, axis: int, *_: Any) -> Value:
+def _softmin(context: Context, x: Value, axis: int, *_: object) -> Value:
     return _last(x, axis, lambda v: tf.nn.softmax(-v))
 
 
@@ -317,7 +317,7 @@ def _last(x: Value, axis: int, function: Callable[[Tensor], Tensor]) -> Value:
 
 
 @operator("to", "_to_copy", "type_as", "convert_element_type")
-def _to(context: Context, x: Value, *options: Any) -> Value:
+def _to(context: Context, x: Value, *options: object) -> Value:
     wanted = next((one for one in options if isinstance(one, torch.dtype)), None)
     require(
         wanted not in (torch.float16, torch.bfloat16, torch.complex64, torch.complex128),
@@ -341,7 +341,7 @@ def _to(context: Context, x: Value, *options: Any) -> Value:
     "positive",
     "_assert_tensor_metadata",
 )
-def _same(context: Context, x: Any, source: Any = None, *_: Any) -> Value:
+def _same(context: Context, x: Operand, source: object = None, *_: object) -> Value:
     return context.value(source) if isinstance(source, Value) else context.value(x)
 
 

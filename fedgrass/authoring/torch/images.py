@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from fedgrass.authoring.torch.convolutions import as_given, as_images, two
 from fedgrass.authoring.torch.reductions import reduced
-from fedgrass.authoring.torch.registry import OPERATORS, Context, operator, require
+from fedgrass.authoring.torch.registry import OPERATORS, Context, Sizes, operator, require
 from fedgrass.authoring.torch.shapes import along
 from fedgrass.authoring.torch.values import Value
 from fedgrass.authoring.windows import pad
 
-Tensor = Any
-Matrix = np.ndarray[Any, Any]
+Tensor: TypeAlias = tf.Tensor
+Matrix = NDArray[np.float32]
 
 _LOWEST = -3.0e38
 
 
 def _pool_geometry(
-    x: Tensor, spatial: int, size: Any, stride: Any, padding: Any, ceil: bool
+    x: Tensor, spatial: int, size: Sizes, stride: Sizes | None, padding: Sizes, ceil: bool
 ) -> tuple[list[int], list[int], list[list[int]]]:
     sizes = two(size, spatial, missing=1)
     strides = two(stride, spatial, missing=1) if stride not in (None, []) else list(sizes)
@@ -39,7 +40,9 @@ def _pool_geometry(
 
 
 @operator("max_pool1d", "max_pool2d", "max_pool3d")
-def _max_pool(context: Context, x: Value, size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Value:
+def _max_pool(
+    context: Context, x: Value, size: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes, ceil: bool
+) -> Value:
     spatial = 1 if not isinstance(size, int) and len(size) == 1 else 2
     return _max_pooled(x, spatial, size, stride, padding, dilation, ceil)
 
@@ -49,7 +52,9 @@ def _max_pool_with_indices(context: Context, x: Value, *arguments: Any) -> list[
     return [_max_pool(context, x, *arguments)]
 
 
-def _max_pooled(x: Value, spatial: int, size: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Value:
+def _max_pooled(
+    x: Value, spatial: int, size: Sizes, stride: Sizes | None, padding: Sizes, dilation: Sizes, ceil: bool
+) -> Value:
     image, single = as_images(x, spatial)
     require(set(two(dilation, spatial, missing=1)) == {1}, "max pooling with dilation", "use dilation=1")
     sizes, strides, pads = _pool_geometry(image, spatial, size, stride, padding, ceil)
@@ -61,9 +66,9 @@ def _max_pooled(x: Value, spatial: int, size: Any, stride: Any, padding: Any, di
 def _avg_pool(
     context: Context,
     x: Value,
-    size: Any,
-    stride: Any,
-    padding: Any,
+    size: Sizes,
+    stride: Sizes | None,
+    padding: Sizes,
     ceil: bool,
     outside_counts: bool,
     divisor: int | None = None,
@@ -91,7 +96,7 @@ def _counted(length: int, size: int, stride: int, before: int, counted: int, win
 
 
 @operator("adaptive_avg_pool1d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d")
-def _adaptive_avg_pool(context: Context, x: Value, sizes: Any) -> Value:
+def _adaptive_avg_pool(context: Context, x: Value, sizes: Sizes) -> Value:
     sizes = [sizes] if isinstance(sizes, int) else list(sizes)
     axes = list(range(x.rank - len(sizes), x.rank))
     if all(size == 1 for size in sizes):
@@ -103,7 +108,7 @@ def _adaptive_avg_pool(context: Context, x: Value, sizes: Any) -> Value:
 
 
 @operator("adaptive_max_pool1d", "adaptive_max_pool2d")
-def _adaptive_max_pool(context: Context, x: Value, sizes: Any) -> list[Value]:
+def _adaptive_max_pool(context: Context, x: Value, sizes: Sizes) -> list[Value]:
     sizes = [sizes] if isinstance(sizes, int) else list(sizes)
     lengths = x.shape[x.rank - len(sizes) :]
     if all(size == 1 for size in sizes):
@@ -125,7 +130,7 @@ def _shares(length: int, size: int) -> Matrix:
     return matrix
 
 
-def _resized(x: Value, sizes: Sequence[int], matrix: Callable[..., Any], scales: Sequence[float | None]) -> Value:
+def _resized(x: Value, sizes: Sequence[int], matrix: Callable[..., Matrix], scales: Sequence[float | None]) -> Value:
     axes = range(x.rank - len(sizes), x.rank)
     if len(sizes) == 2:
         x = Value(x.laid([0, 2, 3, 1]), [0, 2, 3, 1])
@@ -135,15 +140,16 @@ def _resized(x: Value, sizes: Sequence[int], matrix: Callable[..., Any], scales:
     return x
 
 
-def _interpolation(matrix: Callable[..., Any], spatial: int, *, aligns: bool) -> Callable[..., Value]:
-    def apply(context: Context, x: Value, sizes: Any, *options: Any) -> Value:
+def _interpolation(matrix: Callable[..., Matrix], spatial: int, *, aligns: bool) -> Callable[..., Value]:
+    def apply(context: Context, x: Value, sizes: Sequence[int] | None, *options: Any) -> Value:
         align = bool(options[0]) if aligns else False
         given = options[1:] if aligns else options
         factors = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else list(given)
-        scales: list[Any] = [*factors] if factors and None not in factors else [None] * spatial
+        known = bool(factors) and None not in factors
+        scales: list[float | None] = [*factors] if known else [None] * spatial
         lengths = x.shape[x.rank - spatial :]
         if sizes is None:
-            sizes = [math.floor(length * scale) for length, scale in zip(lengths, scales, strict=True)]
+            sizes = [math.floor(length * scale) for length, scale in zip(lengths, factors, strict=True)]
         return _resized(x, sizes, lambda n, m, s: matrix(n, m, s, align), scales)
 
     return apply

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def described_input(found: Any) -> Input:
     raise ConfigurationError(f"{_EXPECTED}; found {found!r}")
 
 
-def _checked(shape: Any, dtype: Any) -> Input:
+def _checked(shape: Iterable[int], dtype: object) -> Input:
     name = str(dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise ConfigurationError(f'EXPORT["input"]: dtype {name!r}; expected one of {", ".join(_DTYPES)}')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -12,16 +12,16 @@ import torch
 
 from fedgrass.authoring.convolution import product, transposed_product
 from fedgrass.authoring.torch.elementwise import as_float, each
-from fedgrass.authoring.torch.registry import OPERATORS, Context, operator, require
-from fedgrass.authoring.torch.shapes import along
+from fedgrass.authoring.torch.registry import OPERATORS, Context, Operand, operator, require
+from fedgrass.authoring.torch.shapes import along, repeat_interleave
 from fedgrass.authoring.torch.values import Value, permute, reshape
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 Gradient = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @operator("linear")
-def _linear(context: Context, x: Value, weight: Any, bias: Any = None) -> Value:
+def _linear(context: Context, x: Value, weight: Operand, bias: Operand | None = None) -> Value:
     weight = context.value(weight)
     last = x.rank - 1
     order = [*(axis for axis in x.order if axis != last), last]
@@ -49,7 +49,7 @@ def times_transposed(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @operator("matmul", "mm", "bmm", "mv", "dot", "linalg_matmul")
-def matmul(context: Context, a: Any, b: Any) -> Value:
+def matmul(context: Context, a: Operand, b: Operand) -> Value:
     """Multiply matrices; one-dimensional operands as PyTorch takes them."""
     a, b = context.value(a), context.value(b)
     rows, columns = a.rank == 1, b.rank == 1
@@ -83,7 +83,7 @@ def _matrix(x: Value) -> tuple[Tensor, bool]:
 
 
 @operator("addmm", "baddbmm", "addmv", "addbmm")
-def _addmm(context: Context, x: Any, a: Any, b: Any, beta: float = 1, alpha: float = 1) -> Value:
+def _addmm(context: Context, x: Operand, a: Operand, b: Operand, beta: float = 1, alpha: float = 1) -> Value:
     found = matmul(context, a, b)
     return each(context, lambda p, q: beta * p + alpha * q, x, found)
 
@@ -107,7 +107,7 @@ def normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, 
     return tf.custom_gradient(normalize)(x), mean, variance
 
 
-def _affine(context: Context, y: Value, weight: Any, bias: Any, shape: Sequence[int]) -> Value:
+def _affine(context: Context, y: Value, weight: Operand | None, bias: Operand | None, shape: Sequence[int]) -> Value:
     if weight is not None:
         y = each(context, tf.multiply, y, reshape(context.value(weight), shape))
     return y if bias is None else each(context, tf.add, y, reshape(context.value(bias), shape))
@@ -115,7 +115,13 @@ def _affine(context: Context, y: Value, weight: Any, bias: Any, shape: Sequence[
 
 @operator("layer_norm")
 def _layer_norm(
-    context: Context, x: Value, shape: Sequence[int], weight: Any, bias: Any, epsilon: float, *_: Any
+    context: Context,
+    x: Value,
+    shape: Sequence[int],
+    weight: Operand | None,
+    bias: Operand | None,
+    epsilon: float,
+    *_: object,
 ) -> Value:
     axes = range(x.rank - len(shape), x.rank)
     y, _mean, _variance = normalized(x.tensor, sorted(x.axes(axes)), epsilon)
@@ -128,7 +134,7 @@ def _native_layer_norm(context: Context, *arguments: Any) -> list[Value]:
 
 
 @operator("rms_norm", "_fused_rms_norm")
-def _rms_norm(context: Context, x: Value, shape: Sequence[int], weight: Any, epsilon: float | None) -> Value:
+def _rms_norm(context: Context, x: Value, shape: Sequence[int], weight: Operand | None, epsilon: float | None) -> Value:
     axes = sorted(x.axes(range(x.rank - len(shape), x.rank)))
     squares = tf.reduce_mean(tf.square(x.tensor), axes, keepdims=True)
     smallest = float(np.finfo(np.float32).eps) if epsilon is None else epsilon
@@ -136,7 +142,15 @@ def _rms_norm(context: Context, x: Value, shape: Sequence[int], weight: Any, eps
 
 
 @operator("group_norm")
-def _group_norm(context: Context, x: Value, groups: int, weight: Any, bias: Any, epsilon: float, *_: Any) -> Value:
+def _group_norm(
+    context: Context,
+    x: Value,
+    groups: int,
+    weight: Operand | None,
+    bias: Operand | None,
+    epsilon: float,
+    *_: object,
+) -> Value:
     batch, channels, *spatial = x.shape
     last = [0, *range(2, x.rank), 1]
     image = tf.reshape(x.laid(last), [batch, math.prod(spatial), groups, channels // groups])
@@ -149,14 +163,14 @@ def _group_norm(context: Context, x: Value, groups: int, weight: Any, bias: Any,
 def _instance_norm(
     context: Context,
     x: Value,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    variance: Any,
+    weight: Operand | None,
+    bias: Operand | None,
+    mean: Operand | None,
+    variance: Operand | None,
     by_input: bool,
     momentum: float,
     epsilon: float,
-    *_: Any,
+    *_: object,
 ) -> Value:
     require(mean is None, "InstanceNorm with track_running_stats", "use track_running_stats=False")
     axes = sorted(x.axes(range(2, x.rank)))
@@ -165,7 +179,13 @@ def _instance_norm(
 
 
 def _batch_norm(
-    context: Context, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, epsilon: float
+    context: Context,
+    x: Value,
+    weight: Operand | None,
+    bias: Operand | None,
+    mean: Operand | None,
+    variance: Operand | None,
+    epsilon: float,
 ) -> tuple[Value, Tensor, Tensor]:
     """By the batch's own statistics if none are given; returns them, [C]."""
     channels = x.shape[1]
@@ -173,30 +193,30 @@ def _batch_norm(
     tensor = x.laid(order)
     rows = tf.reshape(tensor, [-1, channels])
     if mean is None:
-        y, mean, variance = normalized(rows, [0], epsilon)
-        mean, variance = tf.reshape(mean, [channels]), tf.reshape(variance, [channels])
+        y, *found = normalized(rows, [0], epsilon)
+        moments = [tf.reshape(moment, [channels]) for moment in found]
     else:
-        mean, variance = context.value(mean).tensor, context.value(variance).tensor
-        y = (rows - mean) * tf.math.rsqrt(variance + epsilon)
+        moments = [context.value(mean).tensor, context.value(variance).tensor]
+        y = (rows - moments[0]) * tf.math.rsqrt(moments[1] + epsilon)
     if weight is not None:
         y = y * context.value(weight).tensor
     if bias is not None:
         y = tf.nn.bias_add(y, context.value(bias).tensor)
-    return Value(tf.reshape(y, tensor.shape), order), mean, variance
+    return Value(tf.reshape(y, tensor.shape), order), moments[0], moments[1]
 
 
 @operator("_native_batch_norm_legit_functional")
 def _batch_norm_training(
     context: Context,
     x: Value,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    variance: Any,
+    weight: Operand | None,
+    bias: Operand | None,
+    mean: Operand | None,
+    variance: Operand | None,
     training: bool,
     momentum: float,
     epsilon: float,
-) -> list[Any]:
+) -> list[Value | torch.Tensor | None]:
     if not training:
         return [_batch_norm(context, x, weight, bias, mean, variance, epsilon)[0], None, None, mean, variance]
     y, batch_mean, batch_variance = _batch_norm(context, x, weight, bias, None, None, epsilon)
@@ -211,15 +231,29 @@ def _batch_norm_training(
 
 @operator("_native_batch_norm_legit")
 def _batch_norm_of_the_batch(
-    context: Context, x: Value, weight: Any, bias: Any, training: bool, momentum: float, epsilon: float, *_: Any
-) -> list[Any]:
+    context: Context,
+    x: Value,
+    weight: Operand | None,
+    bias: Operand | None,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+    *_: object,
+) -> list[Value | torch.Tensor | None]:
     return [_batch_norm(context, x, weight, bias, None, None, epsilon)[0]]
 
 
 @operator("_native_batch_norm_legit_no_training")
 def _batch_norm_inference(
-    context: Context, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, momentum: float, epsilon: float
-) -> list[Any]:
+    context: Context,
+    x: Value,
+    weight: Operand | None,
+    bias: Operand | None,
+    mean: Operand | None,
+    variance: Operand | None,
+    momentum: float,
+    epsilon: float,
+) -> list[Value | torch.Tensor | None]:
     return [_batch_norm(context, x, weight, bias, mean, variance, epsilon)[0]]
 
 
@@ -227,14 +261,14 @@ def _batch_norm_inference(
 def _batch_norm_plain(
     context: Context,
     x: Value,
-    weight: Any,
-    bias: Any,
-    mean: Any,
-    variance: Any,
+    weight: Operand | None,
+    bias: Operand | None,
+    mean: Operand | None,
+    variance: Operand | None,
     training: bool,
     momentum: float,
     epsilon: float,
-    *_: Any,
+    *_: object,
 ) -> Value:
     if training:
         mean = variance = None
@@ -247,7 +281,7 @@ def _attention(
     query: Value,
     key: Value,
     value: Value,
-    mask: Any,
+    mask: Value | torch.Tensor | None,
     dropout: float,
     causal: bool,
     scale: float | None,
@@ -256,8 +290,7 @@ def _attention(
     query, key, value = (context.value(one) for one in (query, key, value))
     if grouped and key.shape[-3] != query.shape[-3]:
         times = query.shape[-3] // key.shape[-3]
-        repeat = OPERATORS["repeat_interleave"]
-        key, value = repeat(context, key, times, -3), repeat(context, value, times, -3)
+        key, value = (repeat_interleave(context, one, times, -3) for one in (key, value))
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     axes = list(range(key.rank))
     axes[-1], axes[-2] = axes[-2], axes[-1]
@@ -270,7 +303,7 @@ def _attention(
     return _matmul(dropped(context, weights, dropout), value)
 
 
-def _additive(context: Context, mask: Any) -> Value:
+def _additive(context: Context, mask: Value | torch.Tensor) -> Value:
     """A mask of truth values as what is added to scores: 0 where they count."""
     if isinstance(mask, torch.Tensor):
         if mask.dtype == torch.bool:
@@ -306,7 +339,7 @@ def _feature_dropout(context: Context, x: Value, rate: float, training: bool) ->
 
 
 @operator("embedding")
-def _embedding(context: Context, table: Any, indices: Any, padding: int = -1, *_: Any) -> Value:
+def _embedding(context: Context, table: Operand, indices: Operand, padding: int = -1, *_: object) -> Value:
     table, indices = context.value(table), context.value(indices)
     rows = table.plain
     if padding >= 0:  # it is read, but never moved
@@ -317,11 +350,11 @@ def _embedding(context: Context, table: Any, indices: Any, padding: int = -1, *_
 
 
 @operator("index_select")
-def _index_select(context: Context, x: Any, axis: int, indices: Any) -> Value:
+def _index_select(context: Context, x: Operand, axis: int, indices: Operand) -> Value:
     return take(context, context.value(x), axis, indices)
 
 
-def take(context: Context, x: Value, axis: int, indices: Any) -> Value:
+def take(context: Context, x: Value, axis: int, indices: Operand) -> Value:
     """Places of an axis: by a product where they are known, else along the first axis."""
     axis %= x.rank
     if isinstance(indices, torch.Tensor) and indices.ndim == 1 and x.is_float and axis:
@@ -337,13 +370,14 @@ def take(context: Context, x: Value, axis: int, indices: Any) -> Value:
 
 
 @operator("index", "_unsafe_index")
-def _index(context: Context, x: Any, indices: Sequence[Any]) -> Value:
+def _index(context: Context, x: Operand, indices: Sequence[Operand | None]) -> Value:
     x = context.value(x)
     named = [(axis, one) for axis, one in enumerate(indices) if one is not None]
     if len(named) == 1:
         axis, one = named[0]
-        truth = isinstance(one, torch.Tensor) and one.dtype == torch.bool
-        return take(context, x, axis, one.nonzero().flatten() if truth else _from_start(context, one, x.shape[axis]))
+        if isinstance(one, torch.Tensor) and one.dtype == torch.bool:
+            return take(context, x, axis, one.nonzero().flatten())
+        return take(context, x, axis, _from_start(context, one, x.shape[axis]))
     axes = [axis for axis, _ in named]
     require(axes == list(range(len(axes))), "indexing by several tensors", "index the first axes, or one")
     sizes = x.shape[: len(axes)]
@@ -355,14 +389,14 @@ def _index(context: Context, x: Any, indices: Sequence[Any]) -> Value:
     return take(context, reshape(x, [math.prod(sizes), *x.shape[len(axes) :]]), 0, flat)
 
 
-def _from_start(context: Context, indices: Any, size: int) -> Any:
+def _from_start(context: Context, indices: Operand, size: int) -> Value | torch.Tensor:
     if isinstance(indices, torch.Tensor):
         return indices.remainder(size)
     return each(context, tf.math.floormod, indices, size)
 
 
 @operator("gather")
-def _gather(context: Context, x: Any, axis: int, indices: Any, *_: Any) -> Value:
+def _gather(context: Context, x: Operand, axis: int, indices: Operand, *_: object) -> Value:
     """By a product with ones at the places: LiteRT has no gradient of it otherwise."""
     x, places = context.value(x), context.value(indices)
     axis %= x.rank
@@ -384,7 +418,7 @@ def _one_hot(context: Context, x: Value, classes: int) -> Value:
 
 
 @operator("cosine_similarity")
-def _cosine(context: Context, a: Any, b: Any, axis: int, epsilon: float) -> Value:
+def _cosine(context: Context, a: Operand, b: Operand, axis: int, epsilon: float) -> Value:
     norm, total = OPERATORS["linalg_vector_norm"], OPERATORS["sum"]
     lengths = each(
         context,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +25,7 @@ from fedgrass.authoring.torch.registry import Context, load
 from fedgrass.authoring.torch.values import Value
 from fedgrass.bundle import Loss, Parameters, Statistic
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 _NORMALIZATIONS = torch.nn.modules.batchnorm._NormBase
 
@@ -220,8 +220,8 @@ def taken(module: Any, example: Any, freeze: Sequence[str], batch_size: int, los
             part.training = training
 
 
-def _entries(module: Any) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = module.state_dict()
+def _entries(module: torch.nn.Module) -> Mapping[str, torch.Tensor]:
+    found: Mapping[str, torch.Tensor] = module.state_dict()
     return found
 
 
@@ -229,7 +229,7 @@ def _is_within(name: str, paths: Sequence[str]) -> bool:
     return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
-def _check_frozen(module: Any, paths: Sequence[str]) -> None:
+def _check_frozen(module: torch.nn.Module, paths: Sequence[str]) -> None:
     names = _entries(module)
     for path in paths:
         if not any(_is_within(name, [path]) for name in names):

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 import torch
@@ -18,7 +18,8 @@ from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.torch.registry import OPERATORS, Context
 from fedgrass.authoring.torch.values import Value, constant
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
+Target: TypeAlias = torch.fx.node.Target
 _transformer = torch.nn.modules.transformer
 
 SCOPE = "torch"
@@ -32,7 +33,7 @@ _PASSES = 4
 class Program:
     """One traced call. ``statistics`` are the float buffers that it changes, in the state dict's order."""
 
-    exported: Any
+    exported: torch.export.ExportedProgram
     statistics: tuple[str, ...]
     outputs: tuple[Any, ...]
     output_names: tuple[str, ...]
@@ -60,7 +61,7 @@ class Program:
         return any(_draws(node) for node in self.exported.graph.nodes)
 
 
-def trace(module: Any, inputs: Sequence[Any], *, training: bool) -> Program:
+def trace(module: torch.nn.Module, inputs: Sequence[torch.Tensor], *, training: bool) -> Program:
     """Record a module's call with these example inputs.
 
     Raises
@@ -100,12 +101,12 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def _following(module: Any) -> Iterator[list[str]]:
+def _following(module: torch.nn.Module) -> Iterator[list[str]]:
     """Keep the paths of the modules whose call has begun and not ended."""
     entered: list[str] = []
     hooks = []
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         entered.pop()
 
     for path, part in module.named_modules():
@@ -118,7 +119,7 @@ def _following(module: Any) -> Iterator[list[str]]:
             hook.remove()
 
 
-def _untraceable(module: Any, entered: list[str], error: Exception) -> UnsupportedModelError:
+def _untraceable(module: torch.nn.Module, entered: list[str], error: Exception) -> UnsupportedModelError:
     where = described(module, entered[-1] if entered else "")
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if "data-dependent" in str(error).lower() or "GuardOnDataDependent" in type(error).__name__:
@@ -134,7 +135,7 @@ def _untraceable(module: Any, entered: list[str], error: Exception) -> Unsupport
     )
 
 
-def _taken_apart(exported: Any) -> Any:
+def _taken_apart(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Make it functional, and take operators apart until all are in the table."""
     exported = exported.run_decompositions({})
     for _ in range(_PASSES):
@@ -156,39 +157,41 @@ def _taken_apart(exported: Any) -> Any:
     return exported
 
 
-def _explicit(unknown: set[Any]) -> dict[Any, Any]:
+def _explicit(unknown: set[Target]) -> dict[Target, Callable[..., object]]:
     """Rules that torch has but does not apply by default."""
     from torch._decomp import get_decompositions
 
-    found: dict[Any, Any] = get_decompositions([target for target in unknown if hasattr(target, "overloadpacket")])
+    found: dict[Target, Callable[..., object]] = get_decompositions(
+        [target for target in unknown if hasattr(target, "overloadpacket")]
+    )
     return {target: rule for target, rule in found.items() if target in unknown}
 
 
-def _calls(exported: Any) -> list[Any]:
+def _calls(exported: torch.export.ExportedProgram) -> list[torch.fx.Node]:
     return [node for node in exported.graph.nodes if node.op == "call_function"]
 
 
-def _is_known(node: Any) -> bool:
+def _is_known(node: torch.fx.Node) -> bool:
     return node.target is operator.getitem or _name(node) in OPERATORS or _is_constant(node)
 
 
 _DRAWN = ("rand", "bernoulli", "dropout", "multinomial", "normal_", "rrelu", "exponential", "uniform")
 
 
-def _is_constant(node: Any) -> bool:
+def _is_constant(node: torch.fx.Node) -> bool:
     """Whether PyTorch can compute it once: it depends on nothing that is given."""
     if any(word in _name(node) for word in _DRAWN) or not hasattr(node.target, "_schema"):
         return False
     return all(_is_constant(source) for source in node.all_input_nodes) if node.op == "call_function" else False
 
 
-def _name(node: Any) -> str:
+def _name(node: torch.fx.Node) -> str:
     target = node.target
     packet = getattr(target, "overloadpacket", None)
     return str(target if packet is None else packet).removeprefix("aten.")
 
 
-def _draws(node: Any) -> bool:
+def _draws(node: torch.fx.Node) -> bool:
     if node.op != "call_function":
         return False
     name = _name(node)
@@ -199,12 +202,12 @@ def _draws(node: Any) -> bool:
     return any(word in name for word in _DRAWN)
 
 
-def _path(node: Any) -> str:
+def _path(node: torch.fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
-def _where(node: Any) -> str:
+def _where(node: torch.fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     if not stack:
         return "the model"
@@ -213,7 +216,7 @@ def _where(node: Any) -> str:
     return f"module {path!r} ({kind.split('.')[-1]})" if path else f"the model ({kind.split('.')[-1]})"
 
 
-def described(module: Any, path: str) -> str:
+def described(module: torch.nn.Module, path: str) -> str:
     """Return a module in the words of an error."""
     try:
         part = module.get_submodule(path)
@@ -222,9 +225,9 @@ def described(module: Any, path: str) -> str:
     return f"module {path!r} ({type(part).__name__})" if path else f"the model ({type(module).__name__})"
 
 
-def _described(exported: Any, module: Any) -> Program:
+def _described(exported: torch.export.ExportedProgram, module: torch.nn.Module) -> Program:
     outputs = next(node for node in exported.graph.nodes if node.op == "output").args[0]
-    changes: dict[str, Any] = {}
+    changes: dict[str, torch.fx.Node] = {}
     results = []
     for spec, node in zip(exported.graph_signature.output_specs, outputs, strict=True):
         if spec.kind.name == "BUFFER_MUTATION":
@@ -266,9 +269,9 @@ class Replay:
     program: Program
     values: Mapping[str, Tensor]
     context: Context
-    known: dict[Any, Any] = field(default_factory=dict)
+    known: dict[torch.fx.Node, object] = field(default_factory=dict)
 
-    def run(self, inputs: Sequence[Tensor], wanted: Sequence[Any]) -> list[Value]:
+    def run(self, inputs: Sequence[Tensor], wanted: Sequence[torch.fx.Node]) -> list[Value]:
         """Return the values of these nodes."""
         given = iter(inputs)
         specs = iter(self.program.exported.graph_signature.input_specs)
@@ -279,7 +282,7 @@ class Replay:
                 self.known[node] = self._called(node)
         return [self.context.value(self.known[node]) for node in wanted]
 
-    def _placed(self, spec: Any, given: Iterator[Tensor]) -> Any:
+    def _placed(self, spec: torch.export.graph_signature.InputSpec, given: Iterator[Tensor]) -> Value | torch.Tensor:
         if spec.kind.name == "USER_INPUT":
             tensor = next(given)
             return Value(tf.cast(tensor, tf.int32) if tensor.dtype == tf.int64 else tensor)
@@ -289,7 +292,7 @@ class Replay:
         held = exported.state_dict.get(spec.target)
         return (exported.constants[spec.target] if held is None else held).detach()
 
-    def _called(self, node: Any) -> Any:
+    def _called(self, node: torch.fx.Node) -> object:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda source: self.known[source])
         if node.target is operator.getitem:
             return args[0][args[1]]
@@ -313,9 +316,9 @@ class Replay:
                 ) from error
 
 
-def _bound(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+def _bound(target: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object]) -> list[object]:
     """Every argument of the operator's schema, in its order."""
-    found = []
+    found: list[object] = []
     for place, argument in enumerate(target._schema.arguments):
         if place < len(args):
             found.append(args[place])
@@ -324,7 +327,7 @@ def _bound(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[
     return found
 
 
-def _flat(values: Any) -> list[Any]:
+def _flat(values: object) -> list[object]:
     if isinstance(values, Mapping):
         return _flat(list(values.values()))
     if isinstance(values, (list, tuple)):
@@ -332,5 +335,4 @@ def _flat(values: Any) -> list[Any]:
     return [values]
 
 
-Operator = Callable[..., Any]
 __all__ = ["Program", "Replay", "constant", "described", "trace"]

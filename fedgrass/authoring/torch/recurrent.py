@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import tensorflow as tf
 
 from fedgrass.authoring.torch.layers import dropped, times_transposed
-from fedgrass.authoring.torch.registry import OPERATORS, Context, require
+from fedgrass.authoring.torch.registry import OPERATORS, Context, Operand, Result, require
 from fedgrass.authoring.torch.values import Value, permute
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 State = tuple[Tensor, ...]
-Cell = Callable[[Tensor, State, Sequence[Any]], State]
+Cell = Callable[[Tensor, State, Sequence[Tensor | None]], State]
 """From the input's part of the gates [B, gates], the state and the weights to the next state, output first."""
 
 
-def _lstm_cell(gates: Tensor, state: State, weights: Sequence[Any]) -> State:
+def _lstm_cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
     before, cell = state
     recurrent, bias, project = weights
     total = gates + _times(before, recurrent, bias)
@@ -27,7 +27,7 @@ def _lstm_cell(gates: Tensor, state: State, weights: Sequence[Any]) -> State:
     return (output if project is None else _times(output, project, None)), cell
 
 
-def _gru_cell(gates: Tensor, state: State, weights: Sequence[Any]) -> State:
+def _gru_cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
     (before,) = state
     recurrent, bias, _ = weights
     held = _times(before, recurrent, bias)
@@ -39,7 +39,7 @@ def _gru_cell(gates: Tensor, state: State, weights: Sequence[Any]) -> State:
 
 
 def _simple_cell(activation: Callable[[Tensor], Tensor]) -> Cell:
-    def cell(gates: Tensor, state: State, weights: Sequence[Any]) -> State:
+    def cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
         recurrent, bias, _ = weights
         return (activation(gates + _times(state[0], recurrent, bias)),)
 
@@ -51,7 +51,9 @@ def _times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return found if bias is None else tf.nn.bias_add(found, bias)
 
 
-def _layer(cell: Cell, steps: Tensor, state: State, weights: Sequence[Any], backwards: bool) -> tuple[Tensor, State]:
+def _layer(
+    cell: Cell, steps: Tensor, state: State, weights: Sequence[Tensor | None], backwards: bool
+) -> tuple[Tensor, State]:
     """One direction of one layer over steps [T, B, features]; returns outputs [T, B, …] and the last state."""
     count, batch, features = (int(size) for size in steps.shape)
     kernel, recurrent, bias, recurrent_bias, project = weights
@@ -68,8 +70,8 @@ def _recurrent(cell: Cell, states: int) -> Callable[..., list[Value]]:
     def apply(
         context: Context,
         x: Value,
-        initial: Any,
-        parameters: Sequence[Any],
+        initial: Operand | Sequence[Operand],
+        parameters: Sequence[Operand],
         has_biases: bool,
         layers: int,
         dropout: float,
@@ -103,7 +105,7 @@ def _recurrent(cell: Cell, states: int) -> Callable[..., list[Value]]:
     return apply
 
 
-def _weights(context: Context, found: Sequence[Any], has_biases: bool) -> list[Tensor | None]:
+def _weights(context: Context, found: Sequence[Operand], has_biases: bool) -> list[Tensor | None]:
     tensors = [context.value(one).plain for one in found]
     kernel, recurrent, *rest = tensors
     biases = [rest.pop(0), rest.pop(0)] if has_biases else [None, None]
@@ -116,10 +118,16 @@ OPERATORS["rnn_tanh"] = _recurrent(_simple_cell(tf.tanh), 1)
 OPERATORS["rnn_relu"] = _recurrent(_simple_cell(lambda x: tf.nn.relu(x)), 1)
 
 
-def _single(cell: Cell, states: int) -> Callable[..., Any]:
+def _single(cell: Cell, states: int) -> Callable[..., Result]:
     def apply(
-        context: Context, x: Value, state: Any, kernel: Any, recurrent: Any, bias: Any = None, held_bias: Any = None
-    ) -> Any:
+        context: Context,
+        x: Value,
+        state: Operand | Sequence[Operand],
+        kernel: Operand,
+        recurrent: Operand,
+        bias: Operand | None = None,
+        held_bias: Operand | None = None,
+    ) -> Result:
         held = [context.value(one).plain for one in (state if isinstance(state, (list, tuple)) else [state])]
         weights = [
             context.value(one).plain if one is not None else None for one in (kernel, recurrent, bias, held_bias)

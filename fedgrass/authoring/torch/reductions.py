@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 import torch
 
 from fedgrass.authoring.torch.elementwise import as_float, each
-from fedgrass.authoring.torch.registry import OPERATORS, Context, operator, require
+from fedgrass.authoring.torch.registry import OPERATORS, Context, Operand, Result, operator, require
 from fedgrass.authoring.torch.shapes import along, cut
 from fedgrass.authoring.torch.values import Value, reshape
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
+Axes: TypeAlias = "int | Sequence[int] | torch.dtype | None"
+"""Axes to reduce: None for all; a dtype where the schema of an operator without axes has one in their place."""
 
 
 def _reduction(function: Callable[..., Tensor], *, integer: bool = False) -> Callable[..., Value]:
-    def apply(context: Context, x: Value, axes: Any = None, keep: Any = False, *_: Any) -> Value:
+    def apply(context: Context, x: Value, axes: Axes = None, keep: bool | torch.dtype = False, *_: object) -> Value:
         return reduced(x, axes, bool(keep) and not isinstance(keep, torch.dtype), function, integer=integer)
 
     return apply
 
 
-def reduced(x: Value, axes: Any, keep: bool, function: Callable[..., Tensor], *, integer: bool = False) -> Value:
+def reduced(x: Value, axes: Axes, keep: bool, function: Callable[..., Tensor], *, integer: bool = False) -> Value:
     """Reduce PyTorch's axes (all if none are named) where they lie."""
     named = list(range(x.rank)) if axes is None or axes == [] or isinstance(axes, torch.dtype) else axes
     gone = sorted({axis % x.rank for axis in ([named] if isinstance(named, int) else named)}) if x.rank else []
@@ -49,8 +51,10 @@ for _key, _function in {
     OPERATORS[_key] = _reduction(_function)
 
 
-def _extreme(function: Callable[..., Tensor], index: Callable[..., Tensor], pair: Callable[..., Tensor]) -> Any:
-    def apply(context: Context, x: Value, axis: Any = None, keep: bool = False) -> Any:
+def _extreme(
+    function: Callable[..., Tensor], index: Callable[..., Tensor], pair: Callable[..., Tensor]
+) -> Callable[..., Result]:
+    def apply(context: Context, x: Value, axis: Operand | None = None, keep: bool = False) -> Result:
         if axis is None:
             return reduced(x, None, False, function, integer=True)
         if not isinstance(axis, int):
@@ -82,10 +86,12 @@ OPERATORS["all"] = _reduction(
 )
 
 
-def _variance(root: bool, pair: bool) -> Callable[..., Any]:
-    def apply(context: Context, x: Value, axes: Any = None, correction: Any = 1, keep: bool = False) -> Any:
+def _variance(root: bool, pair: bool) -> Callable[..., Result]:
+    def apply(
+        context: Context, x: Value, axes: Axes = None, correction: float | None = 1, keep: bool = False
+    ) -> Result:
         if isinstance(axes, bool):
-            axes, correction = None, int(axes)
+            correction, axes = int(axes), None
         correction = 1 if correction is None else int(correction)
         named = list(range(x.rank)) if axes is None or axes == [] else [axes] if isinstance(axes, int) else list(axes)
         count = math.prod(x.shape[axis] for axis in named)
@@ -104,7 +110,7 @@ OPERATORS["var_mean"], OPERATORS["std_mean"] = _variance(False, True), _variance
 
 
 @operator("prod")
-def _prod(context: Context, x: Value, axis: Any = None, keep: bool = False, *_: Any) -> Value:
+def _prod(context: Context, x: Value, axis: int | torch.dtype | None = None, keep: bool = False, *_: object) -> Value:
     """By multiplications: the operator's own gradient is not LiteRT's."""
     if not isinstance(axis, int):
         x, axis, keep = reshape(x, [-1]), 0, False
@@ -115,7 +121,7 @@ def _prod(context: Context, x: Value, axis: Any = None, keep: bool = False, *_: 
 
 
 @operator("logsumexp")
-def _logsumexp(context: Context, x: Value, axes: Any, keep: bool = False) -> Value:
+def _logsumexp(context: Context, x: Value, axes: Axes, keep: bool = False) -> Value:
     top = reduced(x, axes, True, tf.reduce_max)
     top = top.like(tf.stop_gradient(top.tensor))
     total = reduced(each(context, lambda v, t: tf.exp(v - t), x, top), axes, True, tf.reduce_sum)
@@ -124,7 +130,9 @@ def _logsumexp(context: Context, x: Value, axes: Any, keep: bool = False) -> Val
 
 
 @operator("linalg_vector_norm", "norm")
-def _norm(context: Context, x: Value, order: Any = 2, axes: Any = None, keep: bool = False, *_: Any) -> Value:
+def _norm(
+    context: Context, x: Value, order: float | None = 2, axes: Axes = None, keep: bool = False, *_: object
+) -> Value:
     order = 2 if order is None else order
     if order == 2:
         squares = reduced(x.like(tf.square(x.tensor)), axes, keep, tf.reduce_sum)
@@ -136,7 +144,7 @@ def _norm(context: Context, x: Value, order: Any = 2, axes: Any = None, keep: bo
 
 
 @operator("cumsum")
-def _cumsum(context: Context, x: Value, axis: int, *_: Any) -> Value:
+def _cumsum(context: Context, x: Value, axis: int, *_: object) -> Value:
     if not x.is_float:
         return x.like(tf.cumsum(tf.cast(x.tensor, tf.int32), x.axis(axis)))
     size = x.shape[axis]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +12,21 @@ import torch
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.torch.values import Value, constant
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from fedgrass.authoring.randomness import Draws
 
-OPERATORS: dict[str, Callable[..., Any]] = {}
+Operand: TypeAlias = "Value | torch.Tensor | float"
+"""What an operator of the graph is given: a value of the graph, a tensor that PyTorch knew when it traced, or a number."""
+
+Sizes: TypeAlias = "int | Sequence[int]"
+"""One size for all axes, or one for each."""
+
+Result: TypeAlias = "Value | torch.Tensor | Sequence[Value | torch.Tensor | None]"
+"""What an operator gives; a list from those with several outputs, None for an output that nothing here can use."""
+
+Function = TypeVar("Function", bound=Callable[..., Result])
+
+OPERATORS: dict[str, Callable[..., Result]] = {}
 """By name without ``aten.`` and overload: a function of a `Context` and all arguments of the operator's schema."""
 
 
@@ -41,11 +53,11 @@ class Context:
         Whether weights are variables and gradients are wanted; else they are constants, which LiteRT's own operators like.
     """
 
-    draws: Any = None
+    draws: Draws | None = None
     trains: bool = True
-    _constants: dict[int, tuple[Any, Value]] = field(default_factory=dict)
+    _constants: dict[int, tuple[torch.Tensor, Value]] = field(default_factory=dict)
 
-    def value(self, found: Any) -> Value:
+    def value(self, found: object) -> Value:
         """Return a value of the graph for one of the graph, a tensor that PyTorch knew, or a number."""
         if isinstance(found, Value):
             return found

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Literal, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 import torch
+from numpy.typing import NDArray
 
 from fedgrass.authoring.torch.elementwise import as_float, each
-from fedgrass.authoring.torch.registry import OPERATORS, Context, operator, require
+from fedgrass.authoring.torch.registry import OPERATORS, Context, Operand, Sizes, operator, require
 from fedgrass.authoring.torch.values import Value, permute, reshape
 from fedgrass.authoring.windows import concat, pad
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 
 @operator("view", "reshape", "_unsafe_view", "view_copy", "_reshape_copy")
@@ -57,7 +58,7 @@ def _t(context: Context, x: Value) -> Value:
 
 
 @operator("movedim")
-def _movedim(context: Context, x: Value, source: Any, target: Any) -> Value:
+def _movedim(context: Context, x: Value, source: Sizes, target: Sizes) -> Value:
     pairs = zip(*([one] if isinstance(one, int) else one for one in (target, source)), strict=True)
     moved = sorted((t % x.rank, s % x.rank) for t, s in pairs)
     axes = [axis for axis in range(x.rank) if axis not in {s for _, s in moved}]
@@ -74,14 +75,14 @@ def _unsqueeze(context: Context, x: Value, axis: int) -> Value:
 
 
 @operator("squeeze")
-def _squeeze(context: Context, x: Value, axes: Any = None) -> Value:
+def _squeeze(context: Context, x: Value, axes: Sizes | None = None) -> Value:
     named = range(x.rank) if axes is None else [axes] if isinstance(axes, int) else axes
     gone = {axis % x.rank for axis in named if x.shape[axis] == 1}
     return reshape(x, [size for axis, size in enumerate(x.shape) if axis not in gone])
 
 
 @operator("expand", "expand_copy", "broadcast_to")
-def _expand(context: Context, x: Value, shape: Sequence[int], *_: Any) -> Value:
+def _expand(context: Context, x: Value, shape: Sequence[int], *_: object) -> Value:
     sizes = [1] * (len(shape) - x.rank) + list(x.shape)
     wanted = [have if want == -1 else want for have, want in zip(sizes, shape, strict=True)]
     x = reshape(x, sizes)
@@ -94,7 +95,7 @@ def _expand(context: Context, x: Value, shape: Sequence[int], *_: Any) -> Value:
 
 
 @operator("expand_as")
-def _expand_as(context: Context, x: Value, other: Any) -> Value:
+def _expand_as(context: Context, x: Value, other: Value | torch.Tensor) -> Value:
     return _expand(context, x, other.shape)
 
 
@@ -108,7 +109,8 @@ def _repeat(context: Context, x: Value, times: Sequence[int]) -> Value:
 
 
 @operator("repeat_interleave")
-def _repeat_interleave(context: Context, x: Value, times: Any, axis: int | None = None, *_: Any) -> Value:
+def repeat_interleave(context: Context, x: Value, times: int, axis: int | None = None, *_: object) -> Value:
+    """Repeat each place of an axis; ``times`` may be a tensor to PyTorch, which is refused."""
     require(isinstance(times, int), "repeat_interleave by a tensor", "repeat by a number")
     if axis is None:
         x, axis = reshape(x, [-1]), 0
@@ -121,7 +123,7 @@ def _repeat_interleave(context: Context, x: Value, times: Any, axis: int | None 
 
 
 @operator("cat", "concat", "concatenate")
-def _cat(context: Context, parts: Sequence[Any], axis: int = 0) -> Value:
+def _cat(context: Context, parts: Sequence[Operand], axis: int = 0) -> Value:
     values = [value for value in map(context.value, parts) if value.shape != (0,)]
     if any(value.is_float for value in values):
         values = [value.like(as_float(value.tensor)) for value in values]
@@ -130,7 +132,7 @@ def _cat(context: Context, parts: Sequence[Any], axis: int = 0) -> Value:
 
 
 @operator("stack")
-def _stack(context: Context, parts: Sequence[Any], axis: int = 0) -> Value:
+def _stack(context: Context, parts: Sequence[Operand], axis: int = 0) -> Value:
     return _cat(context, [_unsqueeze(context, context.value(part), axis) for part in parts], axis)
 
 
@@ -167,7 +169,7 @@ def _chosen(x: Value, axis: int, indices: Sequence[int]) -> Value:
     return along(x, axis, matrix)
 
 
-def along(x: Value, axis: int, matrix: np.ndarray[Any, Any]) -> Value:
+def along(x: Value, axis: int, matrix: NDArray[np.float32]) -> Value:
     """Multiply one axis by a constant matrix [new, old]."""
     place = x.axis(axis)
     sizes = [int(size) for size in x.tensor.shape]
@@ -194,7 +196,7 @@ def _narrow(context: Context, x: Value, axis: int, start: int, length: int) -> V
 
 
 @operator("split", "split_with_sizes", "split_copy", "split_with_sizes_copy")
-def _split(context: Context, x: Value, size: Any, axis: int = 0) -> list[Value]:
+def _split(context: Context, x: Value, size: Sizes, axis: int = 0) -> list[Value]:
     total = x.shape[axis]
     sizes = [min(size, total - i) for i in range(0, total, size)] if isinstance(size, int) else list(size)
     ends = np.cumsum(sizes)
@@ -215,7 +217,7 @@ def _unfold(context: Context, x: Value, axis: int, size: int, step: int) -> Valu
 
 
 @operator("tensor_split")
-def _tensor_split(context: Context, x: Value, count: Any, axis: int = 0) -> list[Value]:
+def _tensor_split(context: Context, x: Value, count: Sizes, axis: int = 0) -> list[Value]:
     sizes = [len(part) for part in np.array_split(np.arange(x.shape[axis]), count)]
     return _split(context, x, sizes, axis)
 
@@ -233,7 +235,7 @@ def _flip(context: Context, x: Value, axes: Sequence[int]) -> Value:
 
 
 @operator("roll")
-def _roll(context: Context, x: Value, shifts: Any, axes: Any = ()) -> Value:
+def _roll(context: Context, x: Value, shifts: Sizes, axes: Sizes = ()) -> Value:
     shape = x.shape
     named = [axes] if isinstance(axes, int) else list(axes)
     if not named:
@@ -267,11 +269,11 @@ def _pad(context: Context, x: Value, widths: Sequence[int], mode: str, value: fl
     return x
 
 
-_PADS: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+_PADS: dict[str, Literal["reflect", "edge", "wrap"]] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def _enter_pad(mode: str) -> None:
-    def apply(context: Context, x: Value, widths: Sequence[int], *_: Any) -> Value:
+    def apply(context: Context, x: Value, widths: Sequence[int], *_: object) -> Value:
         return _pad(context, x, widths, mode, None)
 
     for rank in (1, 2, 3):
@@ -287,7 +289,7 @@ def _widths(x: Value, widths: Sequence[int]) -> list[tuple[int, int, int]]:
     return [(x.rank - 1 - i, low, high) for i, (low, high) in enumerate(pairs) if low or high]
 
 
-def _triangular(function: Callable[..., Any]) -> Callable[..., Value]:
+def _triangular(function: Callable[[NDArray[np.float32], int], NDArray[np.float32]]) -> Callable[..., Value]:
     def apply(context: Context, x: Value, diagonal: int = 0) -> Value:
         mask = function(np.ones(x.shape[-2:], np.float32), diagonal)
         return each(context, tf.multiply, x, torch.from_numpy(mask.copy()))
@@ -299,7 +301,7 @@ OPERATORS["tril"], OPERATORS["triu"] = _triangular(np.tril), _triangular(np.triu
 
 
 def _filled(value: float) -> Callable[..., Value]:
-    def apply(context: Context, x: Value, *options: Any) -> Value:
+    def apply(context: Context, x: Value, *options: object) -> Value:
         wanted = next((one for one in options if isinstance(one, torch.dtype)), None)
         whole = not x.is_float if wanted is None else not wanted.is_floating_point
         return Value(tf.fill(x.shape, tf.constant(int(value) if whole else float(value))))
@@ -312,12 +314,12 @@ OPERATORS["empty_like"] = _filled(0)
 
 
 @operator("full_like")
-def _full_like(context: Context, x: Value, value: float, *options: Any) -> Value:
+def _full_like(context: Context, x: Value, value: float, *options: object) -> Value:
     return _filled(value)(context, x, *options)
 
 
 def _new(value: float) -> Callable[..., torch.Tensor]:
-    def apply(context: Context, x: Value, shape: Sequence[int], *options: Any) -> torch.Tensor:
+    def apply(context: Context, x: Value, shape: Sequence[int], *options: object) -> torch.Tensor:
         return torch.full(list(shape), value if x.is_float else int(value))
 
     return apply
@@ -327,5 +329,5 @@ OPERATORS["new_zeros"], OPERATORS["new_ones"], OPERATORS["new_empty"] = _new(0.0
 
 
 @operator("new_full")
-def _new_full(context: Context, x: Value, shape: Sequence[int], value: float, *_: Any) -> torch.Tensor:
+def _new_full(context: Context, x: Value, shape: Sequence[int], value: float, *_: object) -> torch.Tensor:
     return torch.full(list(shape), value)

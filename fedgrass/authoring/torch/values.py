@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 Order = tuple[int, ...]
 
 
@@ -111,7 +112,7 @@ def together(values: Sequence[Value]) -> tuple[list[Tensor], Order]:
     return found, lead.order
 
 
-def constant(array: np.ndarray[Any, Any]) -> Value:
+def constant(array: NDArray[np.generic]) -> Value:
     """Return what PyTorch knew when it was traced: whole numbers as int32, others as float32."""
     kinds = {"f": np.float32, "i": np.int32, "u": np.int32, "b": np.bool_}
     if array.dtype.kind == "i" and array.size:
