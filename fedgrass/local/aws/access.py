@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
@@ -19,6 +19,9 @@ from fedgrass.local.aws.account import REGION, Keys
 from fedgrass.local.aws.api import ApiError, signing_name
 from fedgrass.local.aws.peers import Peers
 from fedgrass.logs import log_event
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _NAMES = {"127.0.0.1", "localhost"}
 """What the endpoint is called; the port is not compared, as a client may go through a proxy of its own."""
@@ -39,7 +42,7 @@ class Guard:
 
     def __init__(
         self,
-        application: Callable[[dict[str, Any], Any], Iterable[bytes]],
+        application: WSGIApplication,
         keys: Keys,
         is_session_key: Callable[[str], bool],
         peers: Peers,
@@ -49,7 +52,7 @@ class Guard:
         self._is_session_key = is_session_key
         self._peers = peers
 
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
         refusal = self._refusal(environ)
         if refusal is None:
@@ -61,7 +64,7 @@ class Guard:
         log_event("aws_request_refused", path=environ.get("PATH_INFO"), reason=str(refusal))
         return _answer(refusal, environ)(environ, start_response)
 
-    def _refusal(self, environ: dict[str, Any]) -> ApiError | None:
+    def _refusal(self, environ: WSGIEnvironment) -> ApiError | None:
         if "HTTP_ORIGIN" in environ:
             return _denied(f"Origin {environ['HTTP_ORIGIN']!r}: no web page may use this endpoint.")
         host = environ.get("HTTP_HOST", "")
@@ -85,7 +88,7 @@ class Guard:
         return None
 
 
-def access_key(environ: dict[str, Any]) -> str | None:
+def access_key(environ: WSGIEnvironment) -> str | None:
     """Return the access key that a request is signed with, in its header or, presigned, in its address."""
     header = str(environ.get("HTTP_AUTHORIZATION", ""))
     if "Credential=" in header:
@@ -96,13 +99,13 @@ def access_key(environ: dict[str, Any]) -> str | None:
     return query["AWSAccessKeyId"][0] if "AWSAccessKeyId" in query else None
 
 
-def _region(environ: dict[str, Any]) -> str | None:
+def _region(environ: WSGIEnvironment) -> str | None:
     """Return the region that a request is signed for; None for S3, which tells in its own way, and for other signatures."""
     scope = str(environ.get("HTTP_AUTHORIZATION", "")).partition("Credential=")[2].partition(",")[0].split("/")
     return scope[2] if len(scope) >= 5 and scope[3] != "s3" else None
 
 
-def _answer(refusal: ApiError, environ: dict[str, Any]) -> Response:
+def _answer(refusal: ApiError, environ: WSGIEnvironment) -> Response:
     """Write the refusal in the protocol of the request, so that the SDK can read it."""
     form = str(environ.get("CONTENT_TYPE", "")).startswith("application/x-www-form-urlencoded")
     storage = signing_name(environ.get("HTTP_AUTHORIZATION")) == "s3"

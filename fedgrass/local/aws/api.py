@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from werkzeug import Request, Response
 
@@ -34,7 +34,7 @@ class ApiError(FedgrassError):
 
     code = "api"
 
-    def __init__(self, name: str, message: str, *, status: int = 400, **members: Any) -> None:
+    def __init__(self, name: str, message: str, *, status: int = 400, **members: object) -> None:
         super().__init__(message)
         self.name = name
         self.status = status
@@ -47,7 +47,7 @@ class ApiError(FedgrassError):
 
 
 def json_response(
-    body: Any,
+    body: object,
     *,
     status: int = 200,
     headers: dict[str, str] | None = None,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
@@ -86,7 +85,7 @@ class Bus:
             self._client.loop_stop()
 
     def publish(
-        self, topic: str, payload: bytes | dict[str, Any], *, qos: int = 1, retain: bool = False
+        self, topic: str, payload: bytes | Mapping[str, object], *, qos: int = 1, retain: bool = False
     ) -> mqtt.MQTTMessageInfo:
         """Send a message to the broker; wait on the result to know that the broker has it.
 

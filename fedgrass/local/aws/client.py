@@ -23,7 +23,7 @@ _READY_FILE = "endpoint.json"
 class LocalAwsProcess:
     """A running ``python -m fedgrass.local.aws``; leaving its ``with`` block stops it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], state: Path, ready: Mapping[str, Any]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], state: Path, ready: Mapping[str, object]) -> None:
         self.process = process
         self.state = state
         self.endpoint_url = str(ready["endpoint_url"])

@@ -97,7 +97,7 @@ class ResourceType:
                 raise
 
 
-def register(connect: Connect) -> list[type[Any]]:
+def register(connect: Connect) -> list[type[CloudFormationModel]]:
     """Make the types known to moto, which finds them for as long as the result is kept.
 
     It must happen before moto reads its first template.
@@ -106,10 +106,10 @@ def register(connect: Connect) -> list[type[Any]]:
     return [_model(kind, connect) for kind in _TYPES]
 
 
-def _model(kind: ResourceType, connect: Connect) -> type[Any]:
+def _model(kind: ResourceType, connect: Connect) -> type[CloudFormationModel]:
     """Return a class as moto wants one for each type: a direct subclass, found by that."""
 
-    class Resource(CloudFormationModel):  # type: ignore[misc] # moto is not typed here
+    class Resource(CloudFormationModel):
         def __init__(self, identifier: str) -> None:
             self.physical_resource_id = identifier
 
@@ -130,20 +130,25 @@ def _model(kind: ResourceType, connect: Connect) -> type[Any]:
 
         @classmethod
         def create_from_cloudformation_json(
-            cls, resource_name: str, cloudformation_json: Any, *_: str, **__: str
+            cls, resource_name: str, cloudformation_json: Properties, *_: str, **__: str
         ) -> Resource:
             properties = cloudformation_json["Properties"]
             return cls(kind.put(connect, properties.get(kind.name_property, resource_name), properties, None))
 
         @classmethod
         def update_from_cloudformation_json(
-            cls, original_resource: Any, new_resource_name: str, cloudformation_json: Any, *_: str, **__: str
+            cls,
+            original_resource: Resource,
+            new_resource_name: str,
+            cloudformation_json: Properties,
+            *_: str,
+            **__: str,
         ) -> Resource:
             old: str = original_resource.physical_resource_id
             return cls(kind.update(connect, old, new_resource_name, cloudformation_json["Properties"]))
 
         @classmethod
-        def delete_from_cloudformation_json(cls, resource_name: str, *_: Any) -> None:
+        def delete_from_cloudformation_json(cls, resource_name: str, *_: object) -> None:
             kind.remove(connect, resource_name)
 
     return Resource

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import unquote
 
 from werkzeug import Request, Response
@@ -132,7 +131,7 @@ def _certificate(arn: str) -> str:
     return f"certificate/{arn.rpartition('/')[2]}"
 
 
-_Names = Callable[[Any, Request], list[str]]
+_Names = Callable[[re.Match[str], Request], list[str]]
 _DETACHING: list[tuple[str, str, _Names]] = [
     (
         "POST",

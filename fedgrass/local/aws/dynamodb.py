@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.utils import merge_dicts
 from moto.core.serialize import BaseJSONSerializer
@@ -14,6 +14,11 @@ from moto.dynamodb.models import DynamoDBBackend
 from moto.dynamodb.models.dynamo_type import DynamoType, Item, serializer
 from moto.dynamodb.models.table import Table
 from moto.dynamodb.models.utilities import find_nested_key
+
+from fedgrass.local.aws.overrides import override
+
+if TYPE_CHECKING:
+    from moto.core.model import StructureShape
 
 
 def repair() -> None:
@@ -24,23 +29,27 @@ def repair() -> None:
     """
     structure = BaseJSONSerializer._serialize_type_structure
 
-    def one_type(self: Any, serialized: Any, value: Any, shape: Any, key: str) -> None:
+    def one_type(
+        self: BaseJSONSerializer, serialized: dict[str, object], value: object, shape: StructureShape, key: str
+    ) -> None:
         if shape.name != "AttributeValue" or not isinstance(value, dict):
             structure(self, serialized, value, shape, key)
             return
-        written: dict[str, Any] = {}
+        written: dict[str, object] = {}
         for kind, content in value.items():
             self._serialize(written, content, shape.members[kind], kind)
         serialized[key] = written
 
-    BaseJSONSerializer._serialize_type_structure = one_type
-    Item.project = _project
+    override(BaseJSONSerializer, "_serialize_type_structure", one_type)
+    override(Item, "project", _project)
     transact = DynamoDBBackend.transact_write_items
 
-    def transact_on_items(self: Any, transact_items: list[dict[str, Any]]) -> None:
+    def transact_on_items(self: DynamoDBBackend, transact_items: list[dict[str, Any]]) -> None:
         before = [(*place, copy.deepcopy(_item(*place))) for place in _places(self, transact_items)]
         for table, *_ in before:
-            table.__deepcopy__ = lambda _memo, table=table: table  # what moto would put back is the table itself
+            vars(table)["__deepcopy__"] = lambda _memo, table=table: (
+                table
+            )  # what moto would put back is the table itself
         try:
             transact(self, transact_items)
         except Exception:
@@ -49,21 +58,21 @@ def repair() -> None:
             raise
         finally:
             for table in {id(table): table for table, *_ in before}.values():
-                del table.__deepcopy__
+                del vars(table)["__deepcopy__"]
 
-    DynamoDBBackend.transact_write_items = transact_on_items
+    override(DynamoDBBackend, "transact_write_items", transact_on_items)
 
 
-def _project(item: Any, expressions: list[list[str]]) -> Any:
+def _project(item: Item, expressions: list[list[str]]) -> Item:
     whole = item.to_regular_json()
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for path in expressions:
         merge_dicts(found, find_nested_key(path, whole))
-    return Item(item.hash_key, item.range_key, serializer.serialize(found)["M"])
+    return Item(item.hash_key, item.range_key, dict(serializer.serialize(found)["M"]))
 
 
 def _places(
-    backend: Any, transact_items: list[dict[str, Any]]
+    backend: DynamoDBBackend, transact_items: list[dict[str, Any]]
 ) -> Iterator[tuple[Table, DynamoType, DynamoType | None]]:
     """Yield where each action of a transaction writes; moto itself refuses what has no such place."""
     for item in transact_items:
@@ -73,13 +82,15 @@ def _places(
                 yield table, *backend.get_keys_value(table, action.get("Key") or action["Item"])
 
 
-def _item(table: Any, hash_key: DynamoType, range_key: DynamoType | None) -> Any:
-    found = table.items.get(hash_key)
-    return found.get(range_key) if table.has_range_key and found is not None else found
+def _item(table: Table, hash_key: DynamoType, range_key: DynamoType | None) -> Item | None:
+    found: Any = table.items.get(hash_key)  # an item, or items by their range key: moto declares neither
+    kept: Item | None = found.get(range_key) if table.has_range_key and found is not None else found
+    return kept
 
 
-def _put_back(table: Any, hash_key: DynamoType, range_key: DynamoType | None, item: Any) -> None:
-    items, key = (table.items[hash_key], range_key) if table.has_range_key else (table.items, hash_key)
+def _put_back(table: Table, hash_key: DynamoType, range_key: DynamoType | None, item: Item | None) -> None:
+    items: dict[Any, Any] = table.items[hash_key] if table.has_range_key else table.items
+    key = range_key if table.has_range_key else hash_key
     if item is None:
         items.pop(key, None)
     else:

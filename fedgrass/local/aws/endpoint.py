@@ -6,17 +6,21 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from moto.moto_server import werkzeug_app
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug import Request
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from fedgrass.local.aws.account import REGION
 from fedgrass.local.aws.api import Layer, signing_name
 from fedgrass.local.aws.contention import Contention
+from fedgrass.local.aws.overrides import override
 from fedgrass.logs import log_event
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _WARM = ("s3", "sts", "iam", "iot", "dynamodb", "lambda", "events", "states", "sagemaker", "logs", "cloudformation")
 """Services whose moto backends are loaded before the endpoint says that it is ready: each takes a while."""
@@ -40,10 +44,10 @@ class Application:
         self.layers: dict[str, Layer] = {}
         self._contention = contention
         self._on_change: dict[str, list[Callable[[], None]]] = {}
-        werkzeug_app.DISABLE_GLOBAL_CORS = True  # else any web page may read the answers
+        override(werkzeug_app, "DISABLE_GLOBAL_CORS", True)  # else any web page may read the answers
         self._moto = DomainDispatcherApplication(create_backend_app)
         # It would list its own folder at each request
-        self._moto.get_backend_for_host = lru_cache(self._moto.get_backend_for_host)
+        override(self._moto, "get_backend_for_host", lru_cache(self._moto.get_backend_for_host))
         # A transaction that moto cancels puts its tables back as they were before it: what others wrote meanwhile would go.
         self._one_by_one = {"dynamodb": threading.Lock()}
 
@@ -59,7 +63,7 @@ class Application:
             target = {"HTTP_X_AMZ_TARGET": "DynamoDB_20120810.ListTables"} if service == "dynamodb" else {}
             self._moto.get_application({"PATH_INFO": "/", "HTTP_AUTHORIZATION": scope, "HTTP_HOST": "local", **target})
 
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
         service = signing_name(environ.get("HTTP_AUTHORIZATION")) or ""
         refusal = self._contention.refusal(service, Request(environ))
@@ -86,14 +90,14 @@ class _Handler(WSGIRequestHandler):
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002
         log_event("http_request", request=getattr(self, "requestline", "-"), status=code)
 
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
+    def log(self, type: str, message: str, *args: object) -> None:  # noqa: A002 - werkzeug's name
         log_event("http_failed" if type == "error" else "http_message", message=message % args if args else message)
 
 
 class Server:
     """A threaded HTTP server on loopback."""
 
-    def __init__(self, application: Any, port: int = 0) -> None:
+    def __init__(self, application: WSGIApplication, port: int = 0) -> None:
         self._server = make_server("127.0.0.1", port, application, threaded=True, request_handler=_Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="endpoint", daemon=True)
 

@@ -6,27 +6,31 @@ import contextlib
 import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 from moto.events.models import Rule, events_backends
-from moto.events.utils import EventTemplateParser
+from moto.events.utils import EventMessageType, EventTemplateParser
 
 from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.account import ACCOUNT, REGION
+from fedgrass.local.aws.overrides import override
 from fedgrass.logs import log_event
 
-Emit = Callable[[str, str, list[str], dict[str, Any]], None]
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
+
+Emit = Callable[[str, str, list[str], Mapping[str, object]], None]
 """Sends an event: source, detail type, resources, detail."""
 
 Target = Callable[[str, bytes], None]
 """Called with the target's ARN and its input."""
 
 
-def emit(source: str, detail_type: str, resources: list[str], detail: dict[str, Any]) -> None:
+def emit(source: str, detail_type: str, resources: list[str], detail: Mapping[str, object]) -> None:
     """Put an event of one of AWS's services on the default bus.
 
     Parameters
@@ -48,7 +52,7 @@ def deliver_to(targets: dict[str, Target]) -> Callable[[], None]:
     worker = ThreadPoolExecutor(1, "events")
     send_to_others = Rule.send_to_targets
 
-    def send_to_targets(rule: Any, event: dict[str, Any], transform_input: bool = True) -> None:
+    def send_to_targets(rule: Rule, event: EventMessageType, transform_input: bool = True) -> None:
         if rule.state != "ENABLED" or rule.scheduled_expression or not rule.event_pattern.matches_event(event):
             return
         ours = [target for target in rule.targets if target["Arn"].split(":")[2] in targets]
@@ -60,14 +64,14 @@ def deliver_to(targets: dict[str, Target]) -> Callable[[], None]:
         if others.targets:
             send_to_others(others, event, transform_input)
 
-    Rule.send_to_targets = send_to_targets
+    override(Rule, "send_to_targets", send_to_targets)
     return partial(worker.shutdown, wait=False, cancel_futures=True)
 
 
-def to_queue(sqs: Any, destination: Callable[[str], str | None]) -> Callable[[str, dict[str, Any]], None]:
+def to_queue(sqs: SQSClient, destination: Callable[[str], str | None]) -> Callable[[str, Mapping[str, object]], None]:
     """Return what puts a record for a function into the queue that is its failure destination, if it has one."""
 
-    def put(function: str, record: dict[str, Any]) -> None:
+    def put(function: str, record: Mapping[str, object]) -> None:
         arn = destination(function)
         if arn is not None:
             url = sqs.get_queue_url(QueueName=arn.rpartition(":")[2])["QueueUrl"]
@@ -76,23 +80,24 @@ def to_queue(sqs: Any, destination: Callable[[str], str | None]) -> Callable[[st
     return put
 
 
-def _deliver(send: Target, target: dict[str, Any], event: dict[str, Any]) -> None:
+def _deliver(send: Target, target: Mapping[str, Any], event: EventMessageType) -> None:
     try:
         send(target["Arn"], json.dumps(_input(target, event)).encode())
     except (BotoCoreError, ClientError, FedgrassError) as error:
         log_event("event_not_delivered", detail_type=event["detail-type"], target=target["Arn"], error=str(error))
 
 
-def _input(target: dict[str, Any], event: dict[str, Any]) -> Any:
+def _input(target: Mapping[str, Any], event: EventMessageType) -> object:
     if "Input" in target:
         return json.loads(target["Input"])
-    shown = {name: value for name, value in event.items() if name != "ingestion-time"}
+    shown = copy.copy(event)
+    shown.pop("ingestion-time", None)
     shown["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(float(event["time"])))
     transformer = target.get("InputTransformer")
     if transformer:
-        timed = {**shown, "ingestion-time": shown["time"]}
+        timed: EventMessageType = {**shown, "ingestion-time": shown["time"]}  # type: ignore[typeddict-item]  # moto puts it into the text as it is
         return EventTemplateParser.parse(transformer["InputTemplate"], transformer.get("InputPathsMap", {}), timed)
-    value: Any = shown
+    value: object = shown
     for name in target.get("InputPath", "$").split(".")[1:]:
         value = value.get(name) if isinstance(value, dict) else None
     return value

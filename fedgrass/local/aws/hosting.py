@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from werkzeug import Request, Response
@@ -29,9 +30,15 @@ from fedgrass.local.aws.processing.job import Surroundings
 from fedgrass.local.processes import signal_group, wait_until
 from fedgrass.local.s3_uri import split_uri
 
+if TYPE_CHECKING:
+    from mypy_boto3_sagemaker import type_defs as api
+
 _START_S = 240.0  # what SageMaker gives a container until /ping answers, half of it
 _ANSWER_S = 60.0
 _INVOKED = re.compile(r"/endpoints/([^/]+)/invocations")
+_WORDS = {"model": "Model", "endpoint-config": "EndpointConfig"}
+
+Asked = TypeVar("Asked")
 
 
 @dataclass
@@ -43,7 +50,7 @@ class _Endpoint:
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         shown = {
             "EndpointName": self.name,
             "EndpointArn": arn("sagemaker", f"endpoint/{self.name}"),
@@ -65,18 +72,20 @@ class Hosting:
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
-        self._models: dict[str, dict[str, Any]] = {}
-        self._configs: dict[str, dict[str, Any]] = {}
+        self._models: dict[str, api.CreateModelInputTypeDef] = {}
+        self._configs: dict[str, api.CreateEndpointConfigInputTypeDef] = {}
         self._endpoints: dict[str, _Endpoint] = {}
         self._count = 0
         self._lock = threading.RLock()
-        self._operations = {
-            "CreateModel": lambda given: self._create(self._models, "model", "Model", given),
-            "DeleteModel": lambda given: self._delete(self._models, "ModelName", given),
+        self._operations: dict[str, Callable[[Any], dict[str, object]]] = {
+            "CreateModel": lambda given: self._create(self._models, "model", given["ModelName"], given),
+            "DeleteModel": lambda given: self._delete(self._models, "ModelName", given["ModelName"]),
             "CreateEndpointConfig": lambda given: self._create(
-                self._configs, "endpoint-config", "EndpointConfig", given
+                self._configs, "endpoint-config", given["EndpointConfigName"], given
             ),
-            "DeleteEndpointConfig": lambda given: self._delete(self._configs, "EndpointConfigName", given),
+            "DeleteEndpointConfig": lambda given: self._delete(
+                self._configs, "EndpointConfigName", given["EndpointConfigName"]
+            ),
             "CreateEndpoint": self._create_endpoint,
             "UpdateEndpoint": self._update_endpoint,
             "DescribeEndpoint": lambda given: self._find(given["EndpointName"]).describe(),
@@ -98,19 +107,18 @@ class Hosting:
         except ApiError as error:
             return error.response()
 
-    def _create(self, kept: dict[str, dict[str, Any]], kind: str, word: str, given: dict[str, Any]) -> dict[str, Any]:
-        name = given[f"{word}Name"]
+    def _create(self, kept: dict[str, Asked], kind: str, name: str, given: Asked) -> dict[str, object]:
         if name in kept:
             raise ApiError("ValidationException", f"Cannot create already existing {kind} {name}.")
         kept[name] = given
-        return {f"{word}Arn": arn("sagemaker", f"{kind}/{name}")}
+        return {f"{_WORDS[kind]}Arn": arn("sagemaker", f"{kind}/{name}")}
 
-    def _delete(self, kept: dict[str, dict[str, Any]], key: str, given: dict[str, Any]) -> dict[str, Any]:
-        if kept.pop(given[key], None) is None:
-            raise ApiError("ValidationException", f"Could not find {key} {given[key]}.")
+    def _delete(self, kept: dict[str, Asked], key: str, name: str) -> dict[str, object]:
+        if kept.pop(name, None) is None:
+            raise ApiError("ValidationException", f"Could not find {key} {name}.")
         return {}
 
-    def _create_endpoint(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _create_endpoint(self, given: api.CreateEndpointInputTypeDef) -> dict[str, object]:
         name = given["EndpointName"]
         if name in self._endpoints:
             raise ApiError("ValidationException", f"Cannot create already existing endpoint {name}.")
@@ -118,13 +126,13 @@ class Hosting:
         self._begin(self._endpoints[name])
         return {"EndpointArn": arn("sagemaker", f"endpoint/{name}")}
 
-    def _update_endpoint(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _update_endpoint(self, given: api.UpdateEndpointInputTypeDef) -> dict[str, object]:
         endpoint = self._find(given["EndpointName"])
         endpoint.config, endpoint.status = given["EndpointConfigName"], "Updating"
         self._begin(endpoint)
         return {"EndpointArn": arn("sagemaker", f"endpoint/{endpoint.name}")}
 
-    def _delete_endpoint(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _delete_endpoint(self, given: api.DeleteEndpointInputTypeDef) -> dict[str, object]:
         endpoint = self._find(given["EndpointName"])
         del self._endpoints[endpoint.name]
         _end(endpoint.process)
@@ -139,7 +147,7 @@ class Hosting:
         folder = self._surroundings.state / "hosting" / f"{endpoint.name}-{self._count}"
         threading.Thread(target=self._bring_up, args=(endpoint, model, folder), daemon=True).start()
 
-    def _bring_up(self, endpoint: _Endpoint, model: dict[str, Any], folder: Path) -> None:
+    def _bring_up(self, endpoint: _Endpoint, model: api.CreateModelInputTypeDef, folder: Path) -> None:
         before, port = endpoint.process, _free_port()
         try:
             process = self._launch(endpoint.name, model, folder, port)
@@ -155,7 +163,9 @@ class Hosting:
         endpoint.process, endpoint.port, endpoint.status = process, port, "InService"
         _end(before)
 
-    def _launch(self, name: str, model: dict[str, Any], folder: Path, port: int) -> subprocess.Popen[bytes]:
+    def _launch(
+        self, name: str, model: api.CreateModelInputTypeDef, folder: Path, port: int
+    ) -> subprocess.Popen[bytes]:
         ml = folder / "opt" / "ml"
         (ml / "model").mkdir(parents=True)
         archive = folder / "model.tar.gz"

@@ -17,7 +17,9 @@ from moto.iot.exceptions import (
     ResourceAlreadyExistsException,
     ThingStillAttached,
 )
-from moto.iot.models import IoTBackend
+from moto.iot.models import FakeCertificate, FakePolicy, FakeThing, IoTBackend
+
+from fedgrass.local.aws.overrides import override
 
 LAG_S = 0.3
 _MAX_POLICY = 2048  # characters, spaces not counted
@@ -53,35 +55,35 @@ def repair(*, lag: float = LAG_S, clock: Callable[[], float] = time.monotonic) -
 def _detach_later(lag: _Lag) -> None:
     detach_thing, detach_policy = IoTBackend.detach_thing_principal, IoTBackend.detach_policy
 
-    def detach_thing_later(backend: Any, thing_name: str, principal_arn: str) -> None:
+    def detach_thing_later(backend: IoTBackend, thing_name: str, principal_arn: str) -> None:
         detach_thing(backend, thing_name, principal_arn)
         lag.hold(("thing", thing_name), ("certificate", principal_arn.rpartition("/")[2]))
 
-    def detach_policy_later(backend: Any, policy_name: str, target: str) -> None:
+    def detach_policy_later(backend: IoTBackend, policy_name: str, target: str) -> None:
         detach_policy(backend, policy_name, target)
         lag.hold(("policy", policy_name))
 
-    IoTBackend.detach_thing_principal = detach_thing_later
-    IoTBackend.detach_policy = detach_policy_later
+    override(IoTBackend, "detach_thing_principal", detach_thing_later)
+    override(IoTBackend, "detach_policy", detach_policy_later)
 
 
 def _delete_when_detached(lag: _Lag) -> None:
     delete_thing, delete_policy = IoTBackend.delete_thing, IoTBackend.delete_policy
     delete_certificate = IoTBackend.delete_certificate
 
-    def delete_thing_then(backend: Any, thing_name: str) -> None:
+    def delete_thing_then(backend: IoTBackend, thing_name: str) -> None:
         if lag.holds("thing", thing_name):
             raise ThingStillAttached(thing_name)
         delete_thing(backend, thing_name)
 
-    def delete_policy_then(backend: Any, policy_name: str) -> None:
+    def delete_policy_then(backend: IoTBackend, policy_name: str) -> None:
         if lag.holds("policy", policy_name):
             raise DeleteConflictException(
                 f"The policy cannot be deleted as the policy is attached to one or more principals (name={policy_name})"
             )
         delete_policy(backend, policy_name)
 
-    def delete_certificate_then(backend: Any, certificate_id: str, force_delete: bool) -> None:
+    def delete_certificate_then(backend: IoTBackend, certificate_id: str, force_delete: bool) -> None:
         if lag.holds("certificate", certificate_id):
             raise DeleteConflictException(f"Things must be detached before deletion (id: {certificate_id})")
         delete_certificate(backend, certificate_id, force_delete)
@@ -89,22 +91,22 @@ def _delete_when_detached(lag: _Lag) -> None:
             del backend.principal_policies[arn, policy]
             lag.hold(("policy", policy))
 
-    IoTBackend.delete_thing = delete_thing_then
-    IoTBackend.delete_policy = delete_policy_then
-    IoTBackend.delete_certificate = delete_certificate_then
+    override(IoTBackend, "delete_thing", delete_thing_then)
+    override(IoTBackend, "delete_policy", delete_policy_then)
+    override(IoTBackend, "delete_certificate", delete_certificate_then)
 
 
 def _create_as_aws() -> None:
     create_thing, create_policy = IoTBackend.create_thing, IoTBackend.create_policy
     sign = IoTBackend.create_certificate_from_csr
 
-    def sign_as_asked(backend: Any, csr: str, set_as_active: bool) -> Any:
+    def sign_as_asked(backend: IoTBackend, csr: str, set_as_active: bool) -> FakeCertificate:
         certificate = sign(backend, csr, set_as_active)
         # moto takes the text "false" for true
         certificate.status = "ACTIVE" if str(set_as_active).lower() == "true" else "INACTIVE"
         return certificate
 
-    def create_thing_once(backend: Any, thing_name: str, *arguments: Any, **named: Any) -> Any:
+    def create_thing_once(backend: IoTBackend, thing_name: str, *arguments: Any, **named: Any) -> FakeThing:
         existing = next((thing for thing in list(backend.things.values()) if thing.thing_name == thing_name), None)
         payload = named.get("attribute_payload", arguments[1] if len(arguments) > 1 else None) or {}
         if existing is None:
@@ -115,12 +117,12 @@ def _create_as_aws() -> None:
             f"Thing {thing_name} already exists in account with different attributes", existing.thing_name, existing.arn
         )
 
-    def create_policy_within(backend: Any, policy_name: str, policy_document: Any) -> Any:
+    def create_policy_within(backend: IoTBackend, policy_name: str, policy_document: dict[str, Any]) -> FakePolicy:
         size = len("".join(str(policy_document).split()))
         if size > _MAX_POLICY:
             raise InvalidRequestException(f"The policy document has {size} characters; it can have {_MAX_POLICY}")
         return create_policy(backend, policy_name, policy_document)
 
-    IoTBackend.create_certificate_from_csr = sign_as_asked
-    IoTBackend.create_thing = create_thing_once
-    IoTBackend.create_policy = create_policy_within
+    override(IoTBackend, "create_certificate_from_csr", sign_as_asked)
+    override(IoTBackend, "create_thing", create_thing_once)
+    override(IoTBackend, "create_policy", create_policy_within)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.local.aws.api import ApiError, page
 from fedgrass.local.aws.bus import Bus, Retained
-from fedgrass.local.aws.rest_json import RestJsonService
+from fedgrass.local.aws.rest_json import RestJsonService, blob
+
+if TYPE_CHECKING:
+    from mypy_boto3_iot_data import type_defs as api
 
 _PUBLISH_TIMEOUT_S = 10.0
 _MAX_PAYLOAD = 128 * 1024
@@ -32,10 +35,10 @@ class IotData:
             },
         )
 
-    def publish(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def publish(self, parameters: api.PublishRequestTypeDef) -> dict[str, object]:
         """Publish, and return when the broker has the message."""
         topic = parameters["topic"]
-        payload = parameters.get("payload", b"")
+        payload = blob(parameters.get("payload", b""))
         if "+" in topic or "#" in topic:
             raise ApiError("InvalidRequestException", f"Topic {topic!r} holds a wildcard: publish to one topic.")
         if len(payload) > _MAX_PAYLOAD:
@@ -47,7 +50,7 @@ class IotData:
             raise ApiError("InternalFailureException", "The broker did not take the message in time.", status=500)
         return {}
 
-    def get_retained_message(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def get_retained_message(self, parameters: api.GetRetainedMessageRequestTypeDef) -> dict[str, object]:
         """Return the retained message of one topic."""
         found = self._bus.retained(parameters["topic"])
         if not found:
@@ -60,7 +63,7 @@ class IotData:
             "lastModifiedTime": self._time(found[0]),
         }
 
-    def list_retained_messages(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def list_retained_messages(self, parameters: api.ListRetainedMessagesRequestTypeDef) -> dict[str, object]:
         """List topics that have a retained message."""
         summaries = [
             {

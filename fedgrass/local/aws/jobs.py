@@ -14,9 +14,9 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -34,7 +34,7 @@ _SUMMARY = ("jobId", "queuedAt", "lastUpdatedAt", "startedAt", "executionNumber"
 class Publish(Protocol):
     """Sends a message to one topic."""
 
-    def __call__(self, topic: str, payload: dict[str, Any]) -> object:
+    def __call__(self, topic: str, payload: Mapping[str, object]) -> object:
         """Send ``payload`` as JSON, QoS 1."""
 
 
@@ -52,9 +52,9 @@ class Execution:
     updated_at: float = field(default_factory=time.time)
     details: dict[str, str] = field(default_factory=dict)
 
-    def document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, object]:
         """Return the fields that the MQTT API shows, times in whole seconds."""
-        shown: dict[str, Any] = {
+        shown: dict[str, object] = {
             "jobId": self.job_id,
             "thingName": self.thing,
             "status": self.status,
@@ -75,7 +75,7 @@ class Job:
 
     job_id: str
     target_arn: str
-    document: dict[str, Any]
+    document: Mapping[str, object]
     open: bool = True
     executions: dict[str, Execution] = field(default_factory=dict)
 
@@ -124,7 +124,9 @@ class Jobs:
         self._count = 0
         self._lock = threading.RLock()
 
-    def create(self, job_id: str, target_arn: str, document: dict[str, Any], *, supersedes: str | None = None) -> None:
+    def create(
+        self, job_id: str, target_arn: str, document: Mapping[str, object], *, supersedes: str | None = None
+    ) -> None:
         """Queue a job for its target.
 
         Parameters
@@ -186,7 +188,7 @@ class Jobs:
             self._with_namespace.add(thing)
         elif thing in self._with_namespace:
             return
-        token: str | None = None
+        token: object = None
         try:
             body = _parse(payload)
             token = body.get("clientToken")
@@ -200,7 +202,7 @@ class Jobs:
         with self._lock:
             self._offer({thing})
 
-    def _get(self, thing: str, job_id: str) -> dict[str, Any]:
+    def _get(self, thing: str, job_id: str) -> dict[str, object]:
         if job_id == _NEXT:
             self._queue_for(thing)
             execution = self._next(thing)
@@ -208,7 +210,7 @@ class Jobs:
             return {"execution": self._shown(execution)}
         return {"execution": self._shown(self._execution(thing, job_id))}
 
-    def _update(self, thing: str, job_id: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _update(self, thing: str, job_id: str, body: dict[str, object]) -> dict[str, object]:
         try:
             update = _Update.model_validate(body)
         except ValidationError as error:
@@ -236,7 +238,7 @@ class Jobs:
             raise _Rejected("ResourceNotFound", f"Thing {thing} has no job {job_id}.")
         return job.executions[thing]
 
-    def _shown(self, execution: Execution | None) -> dict[str, Any]:
+    def _shown(self, execution: Execution | None) -> dict[str, object]:
         if execution is None:
             return {}
         return {**execution.document(), "jobDocument": self._jobs[execution.job_id].document}
@@ -303,7 +305,7 @@ def _by_status(executions: list[Execution]) -> dict[str, list[dict[str, Any]]]:
     return listed
 
 
-def _parse(payload: bytes) -> dict[str, Any]:
+def _parse(payload: bytes) -> dict[str, object]:
     try:
         body = json.loads(payload or b"{}")
     except ValueError as error:
@@ -313,11 +315,11 @@ def _parse(payload: bytes) -> dict[str, Any]:
     return body
 
 
-def _said(answer: dict[str, Any]) -> dict[str, Any]:
+def _said(answer: Mapping[str, object]) -> Mapping[str, object]:
     """Leave an execution out that is none."""
     return {key: value for key, value in answer.items() if key != "execution" or value}
 
 
-def _answer(body: dict[str, Any], token: str | None) -> dict[str, Any]:
+def _answer(body: Mapping[str, object], token: object) -> dict[str, object]:
     answer = {"timestamp": int(time.time()), **body}
     return answer if token is None else {**answer, "clientToken": token}

@@ -13,6 +13,8 @@ import moto.s3.models
 from moto.core.common_models import BaseModel
 from moto.s3.models import FakeKey
 
+from fedgrass.local.aws.overrides import override
+
 
 def repair(bodies: Path) -> None:
     """Have moto forget what was deleted or replaced, and keep the objects of S3 in files of the folder ``bodies``.
@@ -22,9 +24,9 @@ def repair(bodies: Path) -> None:
     all, to list the versions of a few.
     """
     bodies.mkdir(parents=True, exist_ok=True)
-    BaseModel.__new__ = lambda kind, *_, **__: object.__new__(kind)
-    FakeKey.__deepcopy__ = lambda key, _memo: _listed(key)
-    moto.s3.models.tempfile = SimpleNamespace(SpooledTemporaryFile=partial(_Body, bodies))
+    override(BaseModel, "__new__", lambda kind, *_, **__: object.__new__(kind))
+    setattr(FakeKey, "__deepcopy__", lambda key, _memo: _listed(key))  # noqa: B010
+    override(moto.s3.models, "tempfile", SimpleNamespace(SpooledTemporaryFile=partial(_Body, bodies)))
 
 
 def _listed(key: FakeKey) -> FakeKey:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from typing import Any
+from collections.abc import Mapping
 
-from moto.sagemaker.models import sagemaker_backends
+from moto.sagemaker.models import SageMakerModelBackend, sagemaker_backends
 from werkzeug import Request, Response
 
 from fedgrass.local.aws.account import ACCOUNT, REGION
@@ -29,14 +29,14 @@ def layer(request: Request) -> Response | None:
     return json_response({}, content_type="application/x-amz-json-1.1")
 
 
-def _delete_package(registry: Any, parameters: dict[str, Any]) -> None:
+def _delete_package(registry: SageMakerModelBackend, parameters: Mapping[str, str]) -> None:
     name = parameters["ModelPackageName"]
     arn = registry.model_package_name_mapping.pop(name, name)
     if registry.model_packages.pop(arn, None) is None:
         raise ApiError("ValidationException", f"ModelPackage {name} does not exist.")
 
 
-def _delete_group(registry: Any, parameters: dict[str, Any]) -> None:
+def _delete_group(registry: SageMakerModelBackend, parameters: Mapping[str, str]) -> None:
     name = parameters["ModelPackageGroupName"]
     if any(package.model_package_group_name == name for package in registry.model_packages.values()):
         raise ApiError("ConflictException", f"Model Package Group {name} contains model packages.")
@@ -44,7 +44,7 @@ def _delete_group(registry: Any, parameters: dict[str, Any]) -> None:
         raise ApiError("ValidationException", f"Model Package Group {name} does not exist.")
 
 
-def _require_group(registry: Any, parameters: dict[str, Any]) -> None:
+def _require_group(registry: SageMakerModelBackend, parameters: Mapping[str, str]) -> None:
     kind, _, name = parameters["ResourceArn"].rpartition(":")[2].partition("/")
     if kind == "model-package-group" and name not in registry.model_package_groups:
         raise ApiError("ValidationException", f"Model Package Group {name} does not exist.")  # moto fails at it

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from moto.awslambda.models import lambda_backends
-from moto.iot.models import iot_backends
+from moto.iot.models import FakeRule, iot_backends
 from moto.sts.models import sts_backends
 
 from fedgrass.local.aws.account import ACCOUNT, REGION
@@ -31,7 +29,7 @@ def is_session_key(access_key: str) -> bool:
     return any(role.access_key_id == access_key for role in reversed(sts_backends[ACCOUNT]["aws"].assumed_roles))
 
 
-def topic_rules() -> list[Any]:
+def topic_rules() -> list[FakeRule]:
     """Return the enabled IoT topic rules, as moto's objects."""
     return [rule for rule in list(iot_backends[ACCOUNT][REGION].rules.values()) if not rule.rule_disabled]
 
@@ -43,7 +41,7 @@ def functions() -> dict[str, tuple[Function, bytes]]:
         function = Function(
             name=stored.function_name,
             arn=stored.function_arn,
-            handler=stored.handler,
+            handler=str(stored.handler),
             timeout=float(stored.timeout),
             memory=int(stored.memory_size),
             environment=tuple(sorted((stored.environment_vars or {}).items())),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fedgrass.errors import TransferError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 _BLOCK = 1 << 20
 
@@ -22,7 +25,7 @@ class Objects:
         A boto3 S3 client of the local endpoint.
     """
 
-    def __init__(self, s3: Any) -> None:
+    def __init__(self, s3: S3Client) -> None:
         self._s3 = s3
 
     def read(self, bucket: str, key: str) -> Iterable[bytes]:

@@ -11,9 +11,9 @@ import io
 import json
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from werkzeug import Response
@@ -21,6 +21,9 @@ from werkzeug import Response
 from fedgrass.local.aws.account import ACCOUNT, Keys
 from fedgrass.local.aws.api import signing_name
 from fedgrass.logs import log_event
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 _KEY = re.compile(r"<AccessKeyId>([A-Z0-9]+)</AccessKeyId>")
 _SIGNED_WITH = re.compile(r"Credential=[^/,]+/")
@@ -42,7 +45,7 @@ class Peers:
         self._of_keys: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def join(self, ready: dict[str, Any]) -> Path | None:
+    def join(self, ready: Mapping[str, object]) -> Path | None:
         """Let the others find this account; returns the file that says so."""
         if self._folder is None:
             return None
@@ -60,7 +63,7 @@ class Peers:
         with self._lock:
             return access_key in self._of_keys
 
-    def pass_on(self, access_key: str, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    def pass_on(self, access_key: str, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Send a request with another account's key to that account's process.
 
         Parameters
@@ -81,7 +84,7 @@ class Peers:
             account = self._of_keys[access_key]
         return self._send(account, environ, _body(environ))(environ, start_response)
 
-    def assume(self, environ: dict[str, Any]) -> Response | None:
+    def assume(self, environ: WSGIEnvironment) -> Response | None:
         """Have another account's STS answer, if a request is to assume a role there; None for all other requests."""
         if self._folder is None or signing_name(environ.get("HTTP_AUTHORIZATION")) != "sts":
             return None
@@ -96,14 +99,14 @@ class Peers:
                 self._of_keys[key] = account[0]
         return answer
 
-    def _ready(self, account: str) -> dict[str, Any] | None:
+    def _ready(self, account: str) -> dict[str, object] | None:
         path = self._folder / f"{account}.json" if self._folder is not None and account.isdecimal() else None
         if path is None or not path.is_file():
             return None
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, object] = json.loads(path.read_text())
         return found
 
-    def _send(self, account: str, environ: dict[str, Any], body: bytes, *, own_key: bool = False) -> Response:
+    def _send(self, account: str, environ: WSGIEnvironment, body: bytes, *, own_key: bool = False) -> Response:
         ready = self._ready(account)
         if ready is None:
             return Response(f"Account {account} is not running here.", status=503)
@@ -134,7 +137,7 @@ class Peers:
         return response
 
 
-def _body(environ: dict[str, Any]) -> bytes:
+def _body(environ: WSGIEnvironment) -> bytes:
     """Read a request's body and leave it to be read again."""
     if environ.get("wsgi.input_terminated"):
         body: bytes = environ["wsgi.input"].read()

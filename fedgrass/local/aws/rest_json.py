@@ -17,20 +17,21 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from botocore.loaders import Loader
-from botocore.model import ServiceModel
+from botocore.model import ListShape, MapShape, OperationModel, ServiceModel, Shape, StructureShape
 from botocore.validate import ParamValidator
 from werkzeug import Request, Response
 
 from fedgrass.local.aws.api import ApiError, json_response
 
-Operation = Callable[[dict[str, Any]], dict[str, Any]]
+Operation = Callable[[Any], Mapping[str, object]]
+"""From parameters of the operation's own shape, which botocore has checked, to the result."""
 
 
 @dataclass(frozen=True)
 class _Route:
     method: str
     path: re.Pattern[str]
-    model: Any
+    model: OperationModel
     operation: Operation
 
 
@@ -67,23 +68,25 @@ class RestJsonService:
         return None
 
     @staticmethod
-    def _route(model: Any, operation: Operation) -> _Route:
+    def _route(model: OperationModel, operation: Operation) -> _Route:
         path = re.escape(model.http["requestUri"].split("?")[0])
         path = re.sub(r"\\{(\w+)\\\+\\}", r"(?P<\1>.+)", path)
         path = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", path)
         return _Route(model.http["method"], re.compile(path), model, operation)
 
 
-def _read(shape: Any, labels: dict[str, str], query: dict[str, list[str]], request: Request) -> dict[str, Any]:
+def _read(
+    shape: StructureShape | None, labels: dict[str, str], query: dict[str, list[str]], request: Request
+) -> dict[str, object]:
     if shape is None:
         return {}
     payload = shape.serialization.get("payload")
     body = {} if payload else _json_object(request)
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, member in shape.members.items():
         wire = member.serialization.get("name", name)
         location = member.serialization.get("location")
-        value: Any = None
+        value: object = None
         if location == "uri":
             value = labels[wire]
         elif location == "querystring":
@@ -103,6 +106,19 @@ def _read(shape: Any, labels: dict[str, str], query: dict[str, list[str]], reque
     return found
 
 
+def blob(value: object) -> bytes:
+    """Return a blob among the parameters: here it is always bytes, while a client may give a text or a stream.
+
+    Raises
+    ------
+    ApiError
+        ``ValidationException`` if it is anything else.
+    """
+    if not isinstance(value, bytes):
+        raise ApiError("ValidationException", f"A blob is a {type(value).__name__}; expected bytes.")
+    return value
+
+
 def _json_object(request: Request) -> dict[str, Any]:
     data = request.get_data()
     if not data:
@@ -116,20 +132,21 @@ def _json_object(request: Request) -> dict[str, Any]:
     return body
 
 
-def _decode(shape: Any, value: Any) -> Any:
+def _decode(shape: Shape, value: Any) -> object:
     try:
-        match shape.type_name:
-            case "structure":
+        match shape:
+            case StructureShape():
                 wires = {name: member.serialization.get("name", name) for name, member in shape.members.items()}
                 return {
                     name: _decode(shape.members[name], value[wire])
                     for name, wire in wires.items()
                     if value.get(wire) is not None
                 }
-            case "list":
+            case ListShape():
                 return [_decode(shape.member, item) for item in value]
-            case "map":
+            case MapShape():
                 return {key: _decode(shape.value, item) for key, item in value.items()}
+        match shape.type_name:
             case "blob":
                 return base64.b64decode(value, validate=True)
             case "boolean":
@@ -145,7 +162,7 @@ def _decode(shape: Any, value: Any) -> Any:
         raise ApiError("ValidationException", message) from error
 
 
-def _write(model: Any, result: dict[str, Any]) -> Response:
+def _write(model: OperationModel, result: Mapping[str, Any]) -> Response:
     status = int(model.http.get("responseCode", 200))
     shape = model.output_shape
     if shape is None:
@@ -171,18 +188,19 @@ def _write(model: Any, result: dict[str, Any]) -> Response:
     return json_response(body, status=status, headers=headers)
 
 
-def _encode(shape: Any, value: Any) -> Any:
-    match shape.type_name:
-        case "structure":
+def _encode(shape: Shape, value: Any) -> object:
+    match shape:
+        case StructureShape():
             return {
                 member.serialization.get("name", name): _encode(member, value[name])
                 for name, member in shape.members.items()
                 if value.get(name) is not None
             }
-        case "list":
+        case ListShape():
             return [_encode(shape.member, item) for item in value]
-        case "map":
+        case MapShape():
             return {key: _encode(shape.value, item) for key, item in value.items()}
+    match shape.type_name:
         case "blob":
             return base64.b64encode(value).decode()
         case "timestamp":

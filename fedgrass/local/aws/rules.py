@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from boto3.dynamodb.types import TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
@@ -21,7 +21,16 @@ from fedgrass.local.aws.bus import Bus
 from fedgrass.local.aws.sql_values import Message
 from fedgrass.logs import log_event
 
-Action = Callable[[dict[str, Any], dict[str, Any], Message], None]
+if TYPE_CHECKING:
+    from moto.iot.models import FakeRule
+    from mypy_boto3_dynamodb import DynamoDBClient
+    from mypy_boto3_logs import CloudWatchLogsClient
+    from mypy_boto3_logs.type_defs import InputLogEventTypeDef
+
+Parameters: TypeAlias = Mapping[str, Any]
+"""An action's own, as the rule has them."""
+
+Action = Callable[[Parameters, Mapping[str, object], Message], None]
 """Called with the action's parameters, what the rule selected, and the message."""
 
 _parse = lru_cache(maxsize=256)(sql.parse)
@@ -38,7 +47,7 @@ class RuleEngine:
         By the name that the IoT API has for them, such as ``dynamoDBv2``.
     """
 
-    def __init__(self, rules: Callable[[], list[Any]], actions: Mapping[str, Action]) -> None:
+    def __init__(self, rules: Callable[[], list[FakeRule]], actions: Mapping[str, Action]) -> None:
         self._rules = rules
         self._actions = actions
         self._worker = ThreadPoolExecutor(1, "iot-rules")
@@ -57,13 +66,13 @@ class RuleEngine:
         for rule in self._rules():
             self._try(rule, message)
 
-    def _try(self, rule: Any, message: Message) -> None:
+    def _try(self, rule: FakeRule, message: Message) -> None:
         try:
             self._apply(rule, message)
         except Exception:  # noqa: BLE001 - one rule's fault must not stop the others
             log_event("rule_crashed", rule=rule.rule_name, topic=message.topic)
 
-    def _apply(self, rule: Any, message: Message) -> None:
+    def _apply(self, rule: FakeRule, message: Message) -> None:
         query = _parse(rule.sql)
         if not query.fires(message):
             return
@@ -81,7 +90,7 @@ class RuleEngine:
         if failures:
             self._fail(rule, message, failures)
 
-    def _run(self, kind: str, parameters: dict[str, Any], selected: dict[str, Any], message: Message) -> str | None:
+    def _run(self, kind: str, parameters: Parameters, selected: Mapping[str, object], message: Message) -> str | None:
         action = self._actions.get(kind)
         if action is None:
             return f"Action {kind} is not executed here; these are: {', '.join(sorted(self._actions))}"
@@ -91,7 +100,7 @@ class RuleEngine:
             return str(error)
         return None
 
-    def _fail(self, rule: Any, message: Message, failures: list[tuple[str, str]]) -> None:
+    def _fail(self, rule: FakeRule, message: Message, failures: list[tuple[str, str]]) -> None:
         log_event("rule_failed", rule=rule.rule_name, topic=message.topic, failures=failures)
         report = {
             "ruleName": rule.rule_name,
@@ -105,11 +114,11 @@ class RuleEngine:
                 log_event("rule_error_action_failed", rule=rule.rule_name, reason=reason)
 
 
-def put_item(dynamodb: Any) -> Action:
+def put_item(dynamodb: DynamoDBClient) -> Action:
     """Return the ``dynamoDBv2`` action: each selected attribute becomes one of the item."""
     serialize = TypeSerializer().serialize
 
-    def act(parameters: dict[str, Any], selected: dict[str, Any], message: Message) -> None:
+    def act(parameters: Parameters, selected: Mapping[str, object], message: Message) -> None:
         table = sql.substitute(parameters["putItem"]["tableName"], message)
         item = json.loads(json.dumps(selected), parse_float=Decimal)
         dynamodb.put_item(TableName=table, Item={name: serialize(value) for name, value in item.items()})
@@ -120,7 +129,7 @@ def put_item(dynamodb: Any) -> Action:
 def invoke_function(send: Callable[[str, bytes], None]) -> Action:
     """Return the ``lambda`` action: an asynchronous invocation."""
 
-    def act(parameters: dict[str, Any], selected: dict[str, Any], message: Message) -> None:
+    def act(parameters: Parameters, selected: Mapping[str, object], message: Message) -> None:
         send(sql.substitute(parameters["functionArn"], message), json.dumps(selected).encode())
 
     return act
@@ -129,7 +138,7 @@ def invoke_function(send: Callable[[str, bytes], None]) -> Action:
 def republish(bus: Bus) -> Action:
     """Return the ``republish`` action; ``$$`` begins a topic of AWS's own."""
 
-    def act(parameters: dict[str, Any], selected: dict[str, Any], message: Message) -> None:
+    def act(parameters: Parameters, selected: Mapping[str, object], message: Message) -> None:
         topic = sql.substitute(parameters["topic"].replace("$$", "$", 1), message)
         if "Undefined" in topic.split("/"):
             raise ConfigurationError(f"Topic {parameters['topic']} has a part that the message does not define.")
@@ -138,12 +147,12 @@ def republish(bus: Bus) -> Action:
     return act
 
 
-def put_log_event(logs: Any) -> Action:
+def put_log_event(logs: CloudWatchLogsClient) -> Action:
     """Return the ``cloudwatchLogs`` action: what was selected becomes one log event."""
 
-    def act(parameters: dict[str, Any], selected: dict[str, Any], _message: Message) -> None:
+    def act(parameters: Parameters, selected: Mapping[str, object], _message: Message) -> None:
         group, stream = parameters["logGroupName"], str(uuid.uuid4())
-        event = {"timestamp": int(time.time() * 1000), "message": json.dumps(selected)}
+        event: InputLogEventTypeDef = {"timestamp": int(time.time() * 1000), "message": json.dumps(selected)}
         logs.create_log_stream(logGroupName=group, logStreamName=stream)
         logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=[event])
 

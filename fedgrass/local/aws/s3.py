@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from types import SimpleNamespace
-from typing import Any
 
 from moto.s3.models import FakeBucket
 from werkzeug import Request, Response
 
 from fedgrass.local.aws.account import ACCOUNT
+from fedgrass.local.aws.overrides import override
 
 _OWNERS = ("x-amz-expected-bucket-owner", "x-amz-source-expected-bucket-owner")
 _DENIED = (
@@ -31,12 +31,14 @@ def repair() -> None:
     """
     permission = FakeBucket.get_permission
 
-    def get_permission(bucket: Any, action: str, resource: str) -> Any:
+    def get_permission(bucket: FakeBucket, action: str, resource: str) -> object:
         if bucket.policy is None:
             return permission(bucket, action, resource)
         document = json.loads(bucket.policy)
         applied = [statement for statement in document["Statement"] if "Condition" not in statement]
         policy = json.dumps({**document, "Statement": applied}).encode() if applied else None
-        return permission(SimpleNamespace(policy=policy), action, resource)
+        shown = copy.copy(bucket)
+        shown.policy = policy
+        return permission(shown, action, resource)
 
-    FakeBucket.get_permission = get_permission
+    override(FakeBucket, "get_permission", get_permission)

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from moto.core.config import default_user_config
 
@@ -88,7 +87,7 @@ class LocalAws:
         self._lag = Lag(lag)
         self._peers = Peers(accounts)
 
-    def start(self) -> dict[str, Any]:
+    def start(self) -> dict[str, object]:
         """Start everything, then write and return the ready file's content.
 
         Raises
@@ -107,7 +106,7 @@ class LocalAws:
         """Stop everything, in the reverse order."""
         self._cleanup.close()
 
-    def _start(self, cleanup: contextlib.ExitStack) -> dict[str, Any]:
+    def _start(self, cleanup: contextlib.ExitStack) -> dict[str, object]:
         self._own_state(cleanup)
         host, port = self._mqtt or self._embedded_broker(cleanup)
         bus = Bus(host, port)
@@ -216,7 +215,7 @@ class LocalAws:
         except (OSError, SystemExit) as error:  # werkzeug exits when the port is taken
             raise ConfigurationError(f"Port {self._port} is taken: give another, or 0 for a free one.") from error
 
-    def _write_ready(self, cleanup: contextlib.ExitStack, endpoint_url: str, host: str, port: int) -> dict[str, Any]:
+    def _write_ready(self, cleanup: contextlib.ExitStack, endpoint_url: str, host: str, port: int) -> dict[str, object]:
         ready = {
             "endpoint_url": endpoint_url,
             "mqtt_host": host,

@@ -17,7 +17,6 @@ import operator
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from fedgrass.errors import ConfigurationError, MessageError
 from fedgrass.local.aws import sql_values as values
@@ -52,7 +51,7 @@ class Query:
             return False
         return self.condition is None or self.condition(message) is True
 
-    def select(self, message: Message) -> dict[str, Any]:
+    def select(self, message: Message) -> dict[str, object]:
         """Return what the rule's actions get.
 
         Raises
@@ -60,7 +59,7 @@ class Query:
         MessageError
             If the whole payload is selected and is not a JSON object.
         """
-        result: dict[str, Any] = {}
+        result: dict[str, object] = {}
         for item in self.items:
             value = item.value(message)
             if item.name is None:
@@ -182,7 +181,7 @@ class _Parser:
             return values.calculate(operator.sub, lambda _message: 0, self._primary())
         kind, text = self._advance()
         if kind == "string":
-            literal: Any = text[1:-1].replace("''", "'")
+            literal: object = text[1:-1].replace("''", "'")
         elif kind == "number":
             literal = float(text) if "." in text else int(text)
         elif kind == "name" and text.lower() in values.LITERALS:

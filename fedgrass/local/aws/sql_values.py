@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-UNDEFINED: Any = object()
+UNDEFINED: object = object()
 """The value of an attribute that a message does not have."""
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
@@ -24,8 +24,8 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-SUMS: dict[str, Callable[[Any, Any], Any]] = {"+": operator.add, "-": operator.sub}
-PRODUCTS: dict[str, Callable[[Any, Any], Any]] = {"*": operator.mul, "/": operator.truediv, "%": operator.mod}
+SUMS: dict[str, Callable[[object, object], object]] = {"+": operator.add, "-": operator.sub}
+PRODUCTS: dict[str, Callable[[object, object], object]] = {"*": operator.mul, "/": operator.truediv, "%": operator.mod}
 """Operators by sign, in the order of their binding: `COMPARISONS` least, then `SUMS`, then these."""
 
 
@@ -37,7 +37,7 @@ class Message:
     raw: bytes
 
     @cached_property
-    def payload(self) -> Any:
+    def payload(self) -> object:
         """The payload as parsed JSON, `UNDEFINED` if it is none."""
         try:
             return json.loads(self.raw)
@@ -45,7 +45,7 @@ class Message:
             return UNDEFINED
 
 
-Expression = Callable[[Message], Any]
+Expression = Callable[[Message], object]
 """A value yet to be computed from a message; `UNDEFINED` if the message lacks what it needs."""
 
 
@@ -79,7 +79,7 @@ def compare(test: Callable[[Any, Any], bool], left: Expression, right: Expressio
         Its value is a bool or Undefined.
     """
 
-    def compare(message: Message) -> Any:
+    def compare(message: Message) -> object:
         a, b = left(message), right(message)
         if a is UNDEFINED or b is UNDEFINED:
             return UNDEFINED
@@ -90,15 +90,15 @@ def compare(test: Callable[[Any, Any], bool], left: Expression, right: Expressio
     return compare
 
 
-def _ordered(a: Any, b: Any) -> bool:
+def _ordered(a: object, b: object) -> bool:
     return (_is_number(a) and _is_number(b)) or (isinstance(a, str) and isinstance(b, str))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def calculate(operation: Callable[[Any, Any], Any], left: Expression, right: Expression) -> Expression:
+def calculate(operation: Callable[[object, object], object], left: Expression, right: Expression) -> Expression:
     """Make the calculation with two expressions; of anything but numbers, and without a result, its value is Undefined.
 
     Parameters
@@ -114,7 +114,7 @@ def calculate(operation: Callable[[Any, Any], Any], left: Expression, right: Exp
         Its value is a number or Undefined.
     """
 
-    def calculate(message: Message) -> Any:
+    def calculate(message: Message) -> object:
         a, b = left(message), right(message)
         if not (_is_number(a) and _is_number(b)) or (b == 0 and operation in {operator.truediv, operator.mod}):
             return UNDEFINED
@@ -126,7 +126,7 @@ def calculate(operation: Callable[[Any, Any], Any], left: Expression, right: Exp
     return calculate
 
 
-def attribute(payload: Any, path: list[str]) -> Any:
+def attribute(payload: object, path: list[str]) -> object:
     """Return what is at ``path`` in the payload."""
     for name in path:
         if not isinstance(payload, dict) or name not in payload:
@@ -135,28 +135,29 @@ def attribute(payload: Any, path: list[str]) -> Any:
     return payload
 
 
-def _topic(message: Message, part: Any = None) -> Any:
+def _topic(message: Message, part: object = None) -> object:
     if part is None:
         return message.topic
     parts = message.topic.split("/")
     return parts[part - 1] if isinstance(part, int) and 1 <= part <= len(parts) else UNDEFINED
 
 
-def _floor(value: Any) -> Any:
+def _floor(value: object) -> object:
     if isinstance(value, float):
         return math.floor(value) if math.isfinite(value) else UNDEFINED
     return value if _is_number(value) else UNDEFINED
 
 
-def _length(value: Any) -> Any:
+def _length(value: object) -> object:
     return len(value) if isinstance(value, str) else UNDEFINED
 
 
-def _concat(texts: Sequence[Any]) -> Any:
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else UNDEFINED
+def _concat(texts: Sequence[object]) -> object:
+    known = [text for text in texts if isinstance(text, str)]
+    return "".join(known) if len(known) == len(texts) else UNDEFINED
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+FUNCTIONS: dict[str, Callable[..., object]] = {
     "topic": _topic,
     "timestamp": lambda _message: int(time.time() * 1000),
     "floor": lambda _message, value: _floor(value),

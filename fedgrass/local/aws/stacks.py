@@ -10,11 +10,14 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from moto.cloudformation.exceptions import ValidationError
-from moto.cloudformation.models import CloudFormationBackend
+from moto.cloudformation.models import CloudFormationBackend, Stack
 from moto.cloudformation.parsing import ResourceMap
+
+from fedgrass.local.aws.overrides import override
 
 _FOLLOWS = ("AWS::SageMaker::Model", "AWS::SageMaker::EndpointConfig", "AWS::SageMaker::Endpoint")
 """Types that follow a parameter within a text, and what they refer to, in their order; moto changes neither."""
@@ -29,13 +32,13 @@ def repair() -> None:
         ResourceMap.update,
     )
 
-    def delete_but_retained(resources: Any) -> None:
+    def delete_but_retained(resources: ResourceMap) -> None:
         for described in resources._resource_json_map.values():
             if described.get("DeletionPolicy") == "RetainExceptOnCreate":
                 described["DeletionPolicy"] = "Retain"
         delete(resources)
 
-    def load_checked(resources: Any) -> None:
+    def load_checked(resources: ResourceMap) -> None:
         declared = resources._template.get("Parameters", {})
         for name, value in resources.input_parameters.items():
             if name not in declared:
@@ -43,22 +46,28 @@ def repair() -> None:
             check_value(name, str(value), declared[name])
         load(resources)
 
-    def differences_of_what_is_there(resources: Any, template: Any, parameters: Any = None) -> dict[str, list[str]]:
+    def differences_of_what_is_there(
+        resources: ResourceMap, template: dict[str, Any], parameters: dict[str, Any] | None = None
+    ) -> dict[str, list[str]]:
         return _differences(resources, template, parameters, differences(resources, template, parameters))
 
-    def update_and_forget(resources: Any, template: Any, parameters: Any = None) -> None:
+    def update_and_forget(
+        resources: ResourceMap, template: dict[str, Any], parameters: dict[str, Any] | None = None
+    ) -> None:
         update(resources, template, parameters)
-        for name in resources.fedgrass_gone:
+        for name in vars(resources)["fedgrass_gone"]:
             resources._parsed_resources.pop(name, None)
 
-    ResourceMap.delete = delete_but_retained
-    ResourceMap.load_parameters = load_checked
-    ResourceMap.build_resource_diff = differences_of_what_is_there
-    ResourceMap.update = update_and_forget
-    CloudFormationBackend._resolve_update_parameters = _previous_or_default
+    override(ResourceMap, "delete", delete_but_retained)
+    override(ResourceMap, "load_parameters", load_checked)
+    override(ResourceMap, "build_resource_diff", differences_of_what_is_there)
+    override(ResourceMap, "update", update_and_forget)
+    override(CloudFormationBackend, "_resolve_update_parameters", _previous_or_default)
 
 
-def _differences(resources: Any, template: Any, parameters: Any, found: dict[str, list[str]]) -> dict[str, list[str]]:
+def _differences(
+    resources: ResourceMap, template: dict[str, Any], parameters: dict[str, Any] | None, found: dict[str, list[str]]
+) -> dict[str, list[str]]:
     """Return what an update adds, modifies and removes, by what moto ``found`` and the conditions after it."""
     there = {name for name, made in resources._parsed_resources.items() if made is not None}
     holds = _conditions(resources, template, parameters)
@@ -73,11 +82,11 @@ def _differences(resources: Any, template: Any, parameters: Any, found: dict[str
     changed = [f"${{{name}}}" for name, value in (parameters or {}).items() if before.get(name) != value]
     for name in _following(described, [*modified, *changed]):
         modified += [name] if name in there and name not in (*gone, *modified) else []
-    resources.fedgrass_gone = gone
+    vars(resources)["fedgrass_gone"] = gone
     return {"Add": [*found["Add"], *absent], "Modify": modified, "Remove": [*found["Remove"], *gone]}
 
 
-def check_value(name: str, value: str, declared: dict[str, Any]) -> None:
+def check_value(name: str, value: str, declared: Mapping[str, Any]) -> None:
     """Check a parameter's value as CloudFormation does.
 
     Parameters
@@ -116,7 +125,9 @@ def _refused(name: str, constraint: str) -> ValidationError:
     return ValidationError(message=f"Parameter '{name}' failed to satisfy constraint: {constraint}")
 
 
-def _conditions(resources: Any, template: Any, parameters: Any) -> Any:
+def _conditions(
+    resources: ResourceMap, template: dict[str, Any], parameters: dict[str, Any] | None
+) -> Callable[[str | None], bool]:
     """Return what tells whether a condition holds after the update."""
     after = copy.copy(resources)
     after._template = template
@@ -129,7 +140,7 @@ def _conditions(resources: Any, template: Any, parameters: Any) -> Any:
     return lambda name: name is None or after.lazy_condition_map[name]
 
 
-def _following(described: dict[str, Any], changed: list[str]) -> list[str]:
+def _following(described: Mapping[str, Mapping[str, object]], changed: list[str]) -> list[str]:
     """Return the resources that follow what has changed: resources by name, parameters as they stand in a text."""
     marks, found = [text if text.startswith("$") else f'"{text}"' for text in changed], []
     for kind in _FOLLOWS:
@@ -140,7 +151,7 @@ def _following(described: dict[str, Any], changed: list[str]) -> list[str]:
     return found
 
 
-def _previous_or_default(_: Any, instance: Any, incoming_params: list[dict[str, str]]) -> dict[str, str]:
+def _previous_or_default(_: object, instance: Stack, incoming_params: list[dict[str, str]]) -> dict[str, str]:
     values = {}
     for one in incoming_params:
         name = one["ParameterKey"]

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime, timezone
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import boto3
 from moto.core.responses import EmptyResult
@@ -24,6 +24,11 @@ from werkzeug import Request, Response
 from fedgrass.local.aws.account import ACCOUNT, REGION, Keys
 from fedgrass.local.aws.api import json_response
 from fedgrass.local.aws.events import Emit
+from fedgrass.local.aws.overrides import override
+
+if TYPE_CHECKING:
+    from moto.stepfunctions.parser.api import ExecutionFailedEventDetails
+    from mypy_boto3_stepfunctions import SFNClient
 
 
 def layer(request: Request) -> Response | None:
@@ -43,34 +48,38 @@ def repair(emit: Emit, keys: Keys) -> None:
     that is failed by its token keeps the cause. What it asks of other services it signs with the account's own keys.
     """
     signed = {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
-    boto_client.boto3 = SimpleNamespace(client=lambda **options: boto3.client(**{**options, **signed}))
+    override(boto_client, "boto3", SimpleNamespace(client=lambda **options: boto3.client(**{**options, **signed})))
     set_error = Environment.set_error
     run, terminated = Execution.start, BaseExecutionWorkerCommunication.terminated
 
-    def set_error_unless_stopped(environment: Any, error: Any) -> None:
+    def set_error_unless_stopped(environment: Environment, error: ExecutionFailedEventDetails) -> None:
         if not isinstance(environment._program_state, ProgramStopped):
             set_error(environment, error)
 
-    def start_and_tell(execution: Any) -> None:
+    def start_and_tell(execution: Execution) -> None:
         run(execution)
         _tell(emit, execution, "RUNNING")
 
-    def terminate_and_tell(communication: Any) -> None:
+    def terminate_and_tell(communication: BaseExecutionWorkerCommunication) -> None:
         terminated(communication)
-        _tell(emit, communication.execution, communication.execution.exec_status.value)
+        _tell(emit, communication.execution, _status(communication.execution))
 
-    def fail_with_cause(response: Any) -> EmptyResult:
+    def fail_with_cause(response: StepFunctionResponse) -> EmptyResult:
         given = {name: response._get_param(name) for name in ("error", "cause")}
         response.stepfunction_backend.send_task_failure(response._get_param("taskToken"), **given)
         return EmptyResult()
 
-    StepFunctionResponse.send_task_failure = fail_with_cause
-    Environment.set_error = set_error_unless_stopped
-    Execution.start = start_and_tell
-    BaseExecutionWorkerCommunication.terminated = terminate_and_tell
+    override(StepFunctionResponse, "send_task_failure", fail_with_cause)
+    override(Environment, "set_error", set_error_unless_stopped)
+    override(Execution, "start", start_and_tell)
+    override(BaseExecutionWorkerCommunication, "terminated", terminate_and_tell)
 
 
-def _tell(emit: Emit, execution: Any, status: str) -> None:
+def _status(execution: Execution) -> str:
+    return "" if execution.exec_status is None else str(execution.exec_status.value)
+
+
+def _tell(emit: Emit, execution: Execution, status: str) -> None:
     """Send "Step Functions Execution Status Change", with the fields that the developer guide shows."""
     stopped = execution.stop_date
     detail = {
@@ -88,7 +97,7 @@ def _tell(emit: Emit, execution: Any, status: str) -> None:
     emit("aws.states", "Step Functions Execution Status Change", [execution.exec_arn], detail)
 
 
-def starter(step_functions: Any) -> Callable[[str, bytes], None]:
+def starter(step_functions: SFNClient) -> Callable[[str, bytes], None]:
     """Return a function that starts an execution of a state machine, given its ARN and the input."""
 
     def start(machine_arn: str, execution_input: bytes) -> None:
@@ -125,6 +134,8 @@ def _stop_execution(request: Request) -> Response | None:
     return json_response({"stopDate": time.time()}, content_type="application/x-amz-json-1.0")
 
 
-def _find(execution_arn: str) -> Any:
+def _find(execution_arn: str) -> Execution | None:
     machines = stepfunctions_parser_backends[ACCOUNT][REGION].state_machines
-    return next((one for machine in machines for one in machine.executions if one.execution_arn == execution_arn), None)
+    every = (one for machine in machines for one in machine.executions)
+    found: object = next((one for one in every if one.execution_arn == execution_arn), None)
+    return found if isinstance(found, Execution) else None

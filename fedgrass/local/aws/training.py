@@ -12,8 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.loaders import Loader
 from botocore.model import ServiceModel
@@ -28,13 +29,16 @@ from fedgrass.local.aws.processing.job import Surroundings
 from fedgrass.local.processes import signal_group
 from fedgrass.logs import log_event
 
+if TYPE_CHECKING:
+    from mypy_boto3_sagemaker import type_defs as api
+
 _MAX_FAILURE = 1024
 _STOP_GRACE_S = 120.0  # what SageMaker gives a container between SIGTERM and SIGKILL
 
 
 @dataclass
 class _Job:
-    request: dict[str, Any]
+    request: api.CreateTrainingJobRequestTypeDef
     surroundings: Surroundings
     status: str = "InProgress"
     failure: str | None = None
@@ -47,7 +51,7 @@ class _Job:
     def name(self) -> str:
         return str(self.request["TrainingJobName"])
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         shown = {name: value for name, value in self.request.items() if name != "Tags"}
         shown |= {
             "TrainingJobArn": arn("sagemaker", f"training-job/{self.name}"),
@@ -100,7 +104,7 @@ class _Job:
         for channel in channels:
             source = channel["DataSource"]["S3DataSource"]
             where = f"/opt/ml/input/data/{channel['ChannelName']}"
-            host.download({**source, "LocalPath": where}, self.surroundings.objects)
+            host.download(source, where, self.surroundings.objects)
 
     def _launch(self, host: Host) -> subprocess.Popen[bytes]:
         entry = list(self.request["AlgorithmSpecification"]["ContainerEntrypoint"])
@@ -152,7 +156,7 @@ class Training:
         self._jobs: dict[str, _Job] = {}
         self._lock = threading.Lock()
         self._model = ServiceModel(Loader().load_service_model("sagemaker", "service-2"), "sagemaker")
-        self._operations = {
+        self._operations: dict[str, Callable[[Any], dict[str, object]]] = {
             "CreateTrainingJob": self._create,
             "DescribeTrainingJob": lambda parameters: self._find(parameters).describe(),
             "StopTrainingJob": self._stop,
@@ -174,7 +178,7 @@ class Training:
         except ApiError as error:
             return error.response()
 
-    def _create(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _create(self, parameters: api.CreateTrainingJobRequestTypeDef) -> dict[str, object]:
         if not parameters["AlgorithmSpecification"].get("ContainerEntrypoint"):
             raise ApiError("ValidationException", "A training job without ContainerEntrypoint is not run here.")
         if parameters["ResourceConfig"].get("InstanceCount", 1) != 1:
@@ -187,11 +191,11 @@ class Training:
         threading.Thread(target=job.run, name=f"training-{name}", daemon=True).start()
         return {"TrainingJobArn": arn("sagemaker", f"training-job/{name}")}
 
-    def _stop(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _stop(self, parameters: api.StopTrainingJobRequestTypeDef) -> dict[str, object]:
         self._find(parameters).stop()
         return {}
 
-    def _find(self, parameters: dict[str, Any]) -> _Job:
+    def _find(self, parameters: api.StopTrainingJobRequestTypeDef | api.DescribeTrainingJobRequestTypeDef) -> _Job:
         name = parameters["TrainingJobName"]
         if name not in self._jobs:
             raise ApiError("ValidationException", "Requested resource not found.")

@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from fedgrass.local.aws.api import ApiError
 from fedgrass.local.aws.children import Children
@@ -45,6 +45,14 @@ class Outcome:
 
     payload: bytes
     error: str | None = None
+
+
+class Reply(TypedDict, total=False):
+    """A line that the worker writes: that it is ready, or an answer."""
+
+    ready: bool
+    result: str
+    error: dict[str, object]
 
 
 class Worker:
@@ -132,7 +140,7 @@ class Worker:
             stop(self._process, grace=0.5)
             shutil.rmtree(self._root, ignore_errors=True)
 
-    def _ask(self, event: bytes, request_id: str) -> dict[str, Any]:
+    def _ask(self, event: bytes, request_id: str) -> Reply:
         if self._process.stdin is None:
             raise OSError("without input")
         deadline = time.time() + self.function.timeout
@@ -142,7 +150,7 @@ class Worker:
         self._process.stdin.flush()
         return self._read(self.function.timeout)
 
-    def _read(self, timeout: float) -> dict[str, Any]:
+    def _read(self, timeout: float) -> Reply:
         stdout = self._process.stdout
         if stdout is None:
             raise OSError("without output")
@@ -157,7 +165,7 @@ class Worker:
                 if not part:
                     raise OSError(f"with code {self._process.wait()}")
                 parts.append(part)
-        reply: dict[str, Any] = json.loads(b"".join(parts))
+        reply: Reply = json.loads(b"".join(parts))
         return reply
 
     def _replace(self, kind: str, message: str) -> Outcome:

@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.local.aws.api import ApiError
 from fedgrass.local.aws.children import Children
 from fedgrass.local.aws.functions.process import Function, Outcome, Worker
-from fedgrass.local.aws.rest_json import RestJsonService
+from fedgrass.local.aws.rest_json import RestJsonService, blob
 from fedgrass.logs import log_event
+
+if TYPE_CHECKING:
+    from mypy_boto3_lambda.type_defs import InvocationRequestTypeDef
 
 _RETRY_DELAYS_S = (1.0, 2.0)  # Lambda retries an asynchronous event twice, after one and two minutes
 _MAX_PAYLOAD = 6 * 1024 * 1024
@@ -47,7 +50,7 @@ class LambdaRuntime:
         state: Path,
         children: Children,
         environment: Mapping[str, str],
-        lost: Callable[[str, dict[str, Any]], None] = lambda _name, _record: None,
+        lost: Callable[[str, Mapping[str, object]], None] = lambda _name, _record: None,
     ) -> None:
         self._lost = lost
         self._functions = functions
@@ -95,8 +98,8 @@ class LambdaRuntime:
         self._stopping.set()
         self._events.shutdown(wait=False, cancel_futures=True)
 
-    def _invoke(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        payload = parameters.get("Payload") or b"{}"
+    def _invoke(self, parameters: InvocationRequestTypeDef) -> dict[str, object]:
+        payload = blob(parameters.get("Payload") or b"{}")
         if len(payload) > _MAX_PAYLOAD:
             raise ApiError("RequestTooLargeException", f"The event has {len(payload)} bytes.", status=413)
         try:
@@ -172,7 +175,7 @@ class LambdaRuntime:
         return (self._state / "logs" / f"lambda-{name}.log").read_bytes()[-4096:]
 
 
-def _record(arn: str, event: bytes, outcome: Outcome) -> dict[str, Any]:
+def _record(arn: str, event: bytes, outcome: Outcome) -> dict[str, object]:
     """Return what Lambda tells a failure destination.
 
     https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html

@@ -14,13 +14,22 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, TypedDict
+
+
+class Request(TypedDict):
+    """One invocation, as `fedgrass.local.aws.functions.process` writes it."""
+
+    event: object
+    arn: str
+    request_id: str
+    deadline: float
 
 
 class Context:
     """What a handler is told about its invocation (the Lambda developer guide, "Python context object")."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, request: Request) -> None:
         self.function_name = os.environ["AWS_LAMBDA_FUNCTION_NAME"]
         self.function_version = "$LATEST"
         self.invoked_function_arn = request["arn"]
@@ -37,7 +46,7 @@ class Context:
         return max(0, int((self._deadline - time.time()) * 1000))
 
 
-Handler = Callable[[Any, Context], Any]
+Handler = Callable[[object, Context], object]
 
 
 def load(name: str) -> Handler:
@@ -49,7 +58,7 @@ def load(name: str) -> Handler:
     return found  # type: ignore[no-any-return]
 
 
-def failure(error: BaseException, kind: str | None = None) -> dict[str, Any]:
+def failure(error: BaseException, kind: str | None = None) -> dict[str, object]:
     """Describe an error as Lambda's Python runtime does."""
     return {
         "error": {
@@ -60,7 +69,7 @@ def failure(error: BaseException, kind: str | None = None) -> dict[str, Any]:
     }
 
 
-def answer(handler: Handler, request: dict[str, Any]) -> dict[str, Any]:
+def answer(handler: Handler, request: Request) -> dict[str, object]:
     """Invoke the handler with one event."""
     try:
         result = handler(request["event"], Context(request))
@@ -76,12 +85,12 @@ def answer(handler: Handler, request: dict[str, Any]) -> dict[str, Any]:
 def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     """Say that the handler is loaded, then answer until the input ends."""
 
-    def write(message: dict[str, Any]) -> None:
+    def write(message: dict[str, object]) -> None:
         replies.write(json.dumps(message).encode() + b"\n")
         replies.flush()
 
     handler: Handler | None = None
-    broken: dict[str, Any] = {}
+    broken: dict[str, object] = {}
     try:
         handler = load(os.environ["_HANDLER"])
     except BaseException as error:  # noqa: BLE001 - whatever the module raises on import
@@ -89,7 +98,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
         broken = failure(error, "Runtime.ImportModuleError" if isinstance(error, ImportError) else None)
     write({"ready": handler is not None})
     for line in requests:
-        request = json.loads(line)
+        request: Request = json.loads(line)
         began = time.perf_counter()
         reply = answer(handler, request) if handler else broken
         took = (time.perf_counter() - began) * 1000

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedgrass.local.aws.account import arn
 from fedgrass.local.aws.api import ApiError, page
 from fedgrass.local.aws.events import Emit
 from fedgrass.local.aws.greengrass.registry import Registry
 from fedgrass.local.aws.jobs import Execution, Job, Jobs, Publish
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import type_defs as api
 
 _FINAL = {"SUCCEEDED", "FAILED", "REJECTED", "CANCELED"}
 _BUILT_IN = "aws.greengrass."  # AWS's own components are in no private registry
@@ -31,7 +34,7 @@ class Deployment:
 
     deployment_id: str
     revision: int
-    parameters: dict[str, Any]
+    parameters: api.CreateDeploymentRequestTypeDef
     policies: dict[str, Any]
     created: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     status: str = "ACTIVE"
@@ -48,7 +51,7 @@ class Deployment:
         """Name given by the caller, empty if none."""
         return str(self.parameters.get("deploymentName", ""))
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Return what ListDeployments shows."""
         return {
             "targetArn": self.target_arn,
@@ -84,7 +87,7 @@ class Deployments:
 
     # Operations, in the parameters and results of boto3's `greengrassv2`
 
-    def create_deployment(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def create_deployment(self, parameters: api.CreateDeploymentRequestTypeDef) -> dict[str, object]:
         """Replace the target's component set."""
         target = parameters["targetArn"]
         if not self._target_exists(target):
@@ -115,7 +118,7 @@ class Deployments:
             )
         return self._created(deployment.deployment_id)
 
-    def get_deployment(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def get_deployment(self, parameters: api.GetDeploymentRequestTypeDef) -> dict[str, object]:
         """Return a deployment as it was asked for, with its status."""
         deployment = self._find(parameters["deploymentId"])
         return {
@@ -128,7 +131,7 @@ class Deployments:
             "tags": deployment.parameters.get("tags") or {},
         }
 
-    def list_deployments(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def list_deployments(self, parameters: api.ListDeploymentsRequestTypeDef) -> dict[str, object]:
         """List deployments, newest first; only the latest of each target unless ``historyFilter`` is ALL."""
         target = parameters.get("targetArn")
         everything = parameters.get("historyFilter", "LATEST_ONLY") == "ALL"
@@ -140,7 +143,7 @@ class Deployments:
         items, token = page(found, token=parameters.get("nextToken"), limit=parameters.get("maxResults"))
         return {"deployments": items, "nextToken": token}
 
-    def cancel_deployment(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def cancel_deployment(self, parameters: api.CancelDeploymentRequestTypeDef) -> dict[str, object]:
         """Take a deployment back from the devices that have not begun it."""
         deployment = self._find(parameters["deploymentId"])
         with self._lock:
@@ -156,7 +159,7 @@ class Deployments:
             self.jobs.cancel(deployment.deployment_id)
         return {"message": "SUCCESS"}
 
-    def delete_deployment(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def delete_deployment(self, parameters: api.DeleteDeploymentRequestTypeDef) -> dict[str, object]:
         """Forget a deployment that is not active any more."""
         deployment = self._find(parameters["deploymentId"])
         with self._lock:
@@ -171,7 +174,7 @@ class Deployments:
             deployment.deleted = True  # what its devices were sent stays known
         return {}
 
-    def list_effective_deployments(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def list_effective_deployments(self, parameters: api.ListEffectiveDeploymentsRequestTypeDef) -> dict[str, object]:
         """List what a core device was sent, newest first, with its status there."""
         found = []
         for execution in self.jobs.executions(thing=parameters["coreDeviceThingName"]):
@@ -193,8 +196,10 @@ class Deployments:
         items, token = page(found, token=parameters.get("nextToken"), limit=parameters.get("maxResults"))
         return {"effectiveDeployments": items, "nextToken": token}
 
-    def _components(self, components: dict[str, Any]) -> dict[str, Any]:
-        checked = {}
+    def _components(
+        self, components: Mapping[str, api.ComponentDeploymentSpecificationUnionTypeDef]
+    ) -> dict[str, object]:
+        checked: dict[str, object] = {}
         for name, wanted in components.items():
             version = wanted.get("componentVersion")
             if not version:
@@ -206,15 +211,16 @@ class Deployments:
                     "ValidationException",
                     f"Component {name} {version} cannot be deployed: it is {state}, not DEPLOYABLE.",
                 )
-            checked[name] = {"version": version, "runWith": wanted.get("runWith") or {}}
+            described: dict[str, object] = {"version": version, "runWith": wanted.get("runWith") or {}}
+            checked[name] = described
             if update := wanted.get("configurationUpdate"):  # left out otherwise: nucleus lite restarts for it
-                checked[name]["configurationUpdate"] = {
+                described["configurationUpdate"] = {
                     "merge": _json_object(name, update.get("merge")),
                     "reset": list(update.get("reset") or []),
                 }
         return checked
 
-    def _created(self, deployment_id: str) -> dict[str, Any]:
+    def _created(self, deployment_id: str) -> dict[str, object]:
         return {
             "deploymentId": deployment_id,
             "iotJobId": deployment_id,
@@ -248,7 +254,7 @@ class Deployments:
             )
 
 
-def _document(deployment: Deployment, components: dict[str, Any]) -> dict[str, Any]:
+def _document(deployment: Deployment, components: dict[str, object]) -> dict[str, object]:
     update = deployment.policies["componentUpdatePolicy"]
     group = deployment.target_arn.partition(":thinggroup/")[2]
     document = {
@@ -275,7 +281,7 @@ def _configuration_arn(deployment: Deployment) -> str:
     return arn("greengrass", f"configuration:{kind}/{name}:{int(deployment.created.timestamp() * 1000)}")
 
 
-def _json_object(component: str, text: str | None) -> dict[str, Any]:
+def _json_object(component: str, text: str | None) -> dict[str, object]:
     try:
         merge = json.loads(text) if text else {}
     except ValueError as error:
@@ -289,7 +295,7 @@ def _reason(execution: Execution) -> str:
     return execution.details.get("deployment-failure-cause") or execution.details.get("detailed-deployment-status", "")
 
 
-def _status_details(execution: Execution) -> dict[str, Any]:
+def _status_details(execution: Execution) -> dict[str, object]:
     failed = execution.status in {"FAILED", "REJECTED"}
     detail = execution.details.get("detailed-deployment-status", "")
     return {"errorStack": ["DEPLOYMENT_FAILURE", detail] if failed and detail else [], "errorTypes": []}

@@ -6,13 +6,16 @@ import re
 import threading
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.local.aws.account import arn
 from fedgrass.local.aws.api import ApiError, page
 from fedgrass.logs import log_event
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import type_defs as api
 
 _TOPIC = re.compile(r"\$aws/things/(?P<thing>[^/]+)/greengrassv2/health/json")
 
@@ -28,7 +31,7 @@ class ComponentHealth(_Message):
     version: str
     status: str
     is_root: bool = Field(default=False, alias="isRoot")
-    status_details: Any = Field(default=None, alias="statusDetails")
+    status_details: object = Field(default=None, alias="statusDetails")
     fleet_config_arns: list[str] = Field(default_factory=list, alias="fleetConfigArns")
 
 
@@ -53,7 +56,7 @@ class CoreDevice:
     health: DeviceHealth
     components: dict[str, ComponentHealth] = field(default_factory=dict)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Return what ListCoreDevices shows."""
         return {
             "coreDeviceThingName": self.thing,
@@ -90,7 +93,9 @@ class CoreDevices:
 
     # Operations, in the parameters and results of boto3's `greengrassv2`
 
-    def list_core_devices(self, parameters: dict[str, Any], members: list[str] | None) -> dict[str, Any]:
+    def list_core_devices(
+        self, parameters: api.ListCoreDevicesRequestTypeDef, members: list[str] | None
+    ) -> dict[str, object]:
         """List core devices, of one thing group's ``members`` if given."""
         status = parameters.get("status")
         found = [
@@ -101,19 +106,19 @@ class CoreDevices:
         items, token = page(found, token=parameters.get("nextToken"), limit=parameters.get("maxResults"))
         return {"coreDevices": items, "nextToken": token}
 
-    def get_core_device(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def get_core_device(self, parameters: api.GetCoreDeviceRequestTypeDef) -> dict[str, object]:
         """Return a core device's platform and status."""
         device = self._find(parameters["coreDeviceThingName"])
         return {**device.summary(), "coreVersion": device.health.nucleus_version, "tags": {}}
 
-    def delete_core_device(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def delete_core_device(self, parameters: api.DeleteCoreDeviceRequestTypeDef) -> dict[str, object]:
         """Forget a core device; its thing stays."""
         device = self._find(parameters["coreDeviceThingName"])
         with self._lock:
             self._devices.pop(device.thing, None)
         return {}
 
-    def list_installed_components(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def list_installed_components(self, parameters: api.ListInstalledComponentsRequestTypeDef) -> dict[str, object]:
         """List a device's components: those deployed by name, or all with ``topologyFilter`` ALL."""
         device = self._find(parameters["coreDeviceThingName"])
         everything = parameters.get("topologyFilter", "ROOT") == "ALL"
@@ -150,5 +155,5 @@ def _time(health: DeviceHealth) -> datetime:
     return datetime.fromtimestamp(health.timestamp / 1000, timezone.utc)
 
 
-def _details(details: Any) -> str:
+def _details(details: object) -> str:
     return details if isinstance(details, str) else "" if details is None else str(details)

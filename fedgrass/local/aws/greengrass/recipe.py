@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -34,7 +35,7 @@ class Manifest(_Part):
     platform: dict[str, str] = Field(default_factory=dict, alias="Platform")
     artifacts: list[Artifact] = Field(default_factory=list, alias="Artifacts")
 
-    def fits(self, attributes: dict[str, str]) -> bool:
+    def fits(self, attributes: Mapping[str, str]) -> bool:
         """Tell whether a device with these platform attributes can use the manifest.
 
         ``*`` fits anything, ``/…/`` is a regular expression; ``runtime`` is the nucleus, which the service leaves to
@@ -74,7 +75,7 @@ class Recipe(_Part):
 
     @field_validator("format_version", mode="before")
     @classmethod
-    def _known_format(cls, value: Any) -> str:
+    def _known_format(cls, value: object) -> str:
         text = value.isoformat() if isinstance(value, datetime.date) else str(value)  # YAML makes it a date
         if text != "2020-01-25":
             raise ValueError(f"expected 2020-01-25, found {text}")
@@ -90,7 +91,11 @@ class Recipe(_Part):
         return text
 
 
-def load(data: bytes) -> tuple[Recipe, dict[str, Any]]:
+Document: TypeAlias = dict[str, Any]
+"""A recipe as it was written: what the service does not read is kept as it is."""
+
+
+def load(data: bytes) -> tuple[Recipe, Document]:
     """Parse and check a recipe in JSON or YAML; return it typed, and whole.
 
     Raises
@@ -124,7 +129,7 @@ def load(data: bytes) -> tuple[Recipe, dict[str, Any]]:
     return recipe, whole
 
 
-def dump(whole: dict[str, Any], output_format: str = "JSON") -> bytes:
+def dump(whole: Document, output_format: str = "JSON") -> bytes:
     """Write a recipe as ``JSON`` or ``YAML``."""
     text = yaml.safe_dump(whole, sort_keys=False) if output_format == "YAML" else json.dumps(whole, indent=2)
     return text.encode()

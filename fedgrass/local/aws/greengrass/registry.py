@@ -5,19 +5,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedgrass.errors import ConfigurationError, FedgrassError
 from fedgrass.local.aws.account import arn
 from fedgrass.local.aws.api import ApiError, page
-from fedgrass.local.aws.greengrass.recipe import Recipe, dump, load
+from fedgrass.local.aws.greengrass.recipe import Document, Recipe, dump, load
 from fedgrass.local.aws.greengrass.semver import Version, newest
+from fedgrass.local.aws.rest_json import blob
 from fedgrass.local.s3_uri import split_uri
 from fedgrass.logs import log_event
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import type_defs as api
 
 _SETTLE_S = 0.1
 """How long a new version stays REQUESTED, so that callers must poll as they must on AWS."""
@@ -38,8 +42,8 @@ class ComponentVersion:
     """One version, immutable but for the state it settles into."""
 
     recipe: Recipe
-    whole: dict[str, Any]
-    tags: dict[str, str]
+    whole: Document
+    tags: Mapping[str, str]
     created: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     state: str = "REQUESTED"
     message: str = "NONE"
@@ -50,7 +54,7 @@ class ComponentVersion:
         """ARN of the version."""
         return f"{component_arn(self.recipe.name)}:versions:{self.recipe.version}"
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, object]:
         """Return the ``CloudComponentStatus`` of the API."""
         return {
             "componentState": self.state,
@@ -87,11 +91,11 @@ class Registry:
 
     # Operations, in the parameters and results of boto3's `greengrassv2`
 
-    def create_component_version(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def create_component_version(self, parameters: api.CreateComponentVersionRequestTypeDef) -> dict[str, object]:
         """Register a recipe; its artifacts are read and digested a moment later."""
         if "inlineRecipe" not in parameters:
             raise ApiError("ValidationException", "inlineRecipe is required: Lambda functions are not imported here.")
-        recipe, whole = load(parameters["inlineRecipe"])
+        recipe, whole = load(blob(parameters["inlineRecipe"]))
         token = parameters.get("clientToken")
         with self._lock:
             version = self._by_token.get(token) if token else None
@@ -108,7 +112,7 @@ class Registry:
             "status": {"componentState": "REQUESTED", "message": "NONE", "errors": {}, "vendorGuidance": "ACTIVE"},
         }
 
-    def get_component(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def get_component(self, parameters: api.GetComponentRequestTypeDef) -> dict[str, object]:
         """Return the recipe, with the digests that the service added."""
         version = self._version(parameters["arn"])
         output_format = parameters.get("recipeOutputFormat", "JSON")
@@ -118,7 +122,7 @@ class Registry:
             "tags": version.tags,
         }
 
-    def describe_component(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def describe_component(self, parameters: api.DescribeComponentRequestTypeDef) -> dict[str, object]:
         """Return metadata and state."""
         version = self._version(parameters["arn"])
         recipe = version.recipe
@@ -137,7 +141,7 @@ class Registry:
             "tags": version.tags,
         }
 
-    def list_components(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def list_components(self, parameters: api.ListComponentsRequestTypeDef) -> dict[str, object]:
         """List private components with the newest version of each."""
         found = []
         for name, versions in sorted(self._components.items()) if parameters.get("scope") != "PUBLIC" else ():
@@ -153,7 +157,7 @@ class Registry:
         items, token = page(found, token=parameters.get("nextToken"), limit=parameters.get("maxResults"))
         return {"components": items, "nextToken": token}
 
-    def list_component_versions(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def list_component_versions(self, parameters: api.ListComponentVersionsRequestTypeDef) -> dict[str, object]:
         """List a component's versions, newest first."""
         name, _ = _parse(parameters["arn"])
         versions = self._components.get(name, {})
@@ -164,7 +168,7 @@ class Registry:
         items, token = page(found, token=parameters.get("nextToken"), limit=parameters.get("maxResults"))
         return {"componentVersions": items, "nextToken": token}
 
-    def delete_component(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def delete_component(self, parameters: api.DeleteComponentRequestTypeDef) -> dict[str, object]:
         """Forget a version; devices that run it keep it."""
         version = self._version(parameters["arn"])
         with self._lock:
@@ -174,7 +178,9 @@ class Registry:
                 del self._components[version.recipe.name]
         return {}
 
-    def get_component_version_artifact(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def get_component_version_artifact(
+        self, parameters: api.GetComponentVersionArtifactRequestTypeDef
+    ) -> dict[str, object]:
         """Return a URL for an artifact, named by its URI or by the file's name."""
         version = self._version(parameters["arn"])
         wanted = parameters["artifactName"]
@@ -184,7 +190,9 @@ class Registry:
                     return {"preSignedUrl": self._objects.presign(*split_uri(artifact.uri))}
         raise _not_found(wanted, "artifact")
 
-    def resolve_component_candidates(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def resolve_component_candidates(
+        self, parameters: api.ResolveComponentCandidatesRequestTypeDef
+    ) -> dict[str, object]:
         """Choose the newest version of each candidate that all requirements and the platform allow."""
         attributes = (parameters.get("platform") or {}).get("attributes") or {}
         resolved = []
@@ -205,7 +213,7 @@ class Registry:
             )
         return {"resolvedComponentVersions": resolved}
 
-    def _choose(self, name: str, requirements: dict[str, str], attributes: dict[str, str]) -> ComponentVersion:
+    def _choose(self, name: str, requirements: dict[str, str], attributes: Mapping[str, str]) -> ComponentVersion:
         usable = {
             text: version
             for text, version in self._components.get(name, {}).items()
@@ -221,7 +229,7 @@ class Registry:
             raise _not_found(name, "component", f"No version of {name} satisfies: {asked}. Deployable: {there}.")
         return usable[best]
 
-    def _add(self, recipe: Recipe, whole: dict[str, Any], tags: dict[str, str]) -> ComponentVersion:
+    def _add(self, recipe: Recipe, whole: Document, tags: Mapping[str, str]) -> ComponentVersion:
         versions = self._components.setdefault(recipe.name, {})
         if recipe.version in versions:
             state = versions[recipe.version].state
@@ -254,7 +262,7 @@ class Registry:
         version.state = "FAILED" if version.errors else "DEPLOYABLE"
         log_event("component_version_settled", arn=version.arn, state=version.state, errors=version.errors)
 
-    def _add_digest(self, version: ComponentVersion, artifact: dict[str, Any]) -> None:
+    def _add_digest(self, version: ComponentVersion, artifact: dict[str, str]) -> None:
         digest = hashlib.sha256()
         try:
             for block in self._objects.read(*split_uri(artifact["Uri"])):

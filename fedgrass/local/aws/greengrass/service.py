@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from werkzeug import Request, Response
 
@@ -14,6 +14,9 @@ from fedgrass.local.aws.greengrass.devices import CoreDevices
 from fedgrass.local.aws.greengrass.registry import ObjectStore, Registry
 from fedgrass.local.aws.jobs import Publish
 from fedgrass.local.aws.rest_json import RestJsonService
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import type_defs as api
 
 
 class Greengrass:
@@ -88,11 +91,11 @@ class Greengrass:
         """End background work."""
         self.registry.stop()
 
-    def _list_core_devices(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _list_core_devices(self, parameters: api.ListCoreDevicesRequestTypeDef) -> dict[str, object]:
         group = parameters.get("thingGroupArn")
         return self.devices.list_core_devices(parameters, self._things_of(group) if group else None)
 
-    def _delete_core_device(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _delete_core_device(self, parameters: api.DeleteCoreDeviceRequestTypeDef) -> dict[str, object]:
         result = self.devices.delete_core_device(parameters)
         self.deployments.jobs.forget(parameters["coreDeviceThingName"])
         return result

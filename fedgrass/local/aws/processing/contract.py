@@ -7,12 +7,17 @@ SageMaker developer guide. The container's root is a folder here, so every ``/op
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.local.s3_uri import split_uri
+
+if TYPE_CHECKING:
+    from mypy_boto3_sagemaker import type_defs as api
+
+    Source: TypeAlias = api.ProcessingS3InputTypeDef | api.S3DataSourceUnionTypeDef
 
 _MAX_EXIT_MESSAGE = 1024
 
@@ -88,7 +93,7 @@ class Host:
             raise ConfigurationError(f"LocalPath {container_path!r} is not an absolute path in the container.")
         return self.root.joinpath(*path.parts[1:])
 
-    def write_configuration(self, job: dict[str, Any]) -> None:
+    def write_configuration(self, job: Mapping[str, object]) -> None:
         """Write ``resourceconfig.json`` and ``processingjobconfig.json``."""
         config = self.ml / "config"
         config.mkdir(parents=True)
@@ -97,8 +102,8 @@ class Host:
         (config / "processingjobconfig.json").write_text(json.dumps(job))
         (self.ml / "output").mkdir()
 
-    def download(self, source: dict[str, Any], objects: Objects) -> None:
-        """Fetch one ``S3Input``, or this host's share of it.
+    def download(self, source: Source, local_path: str, objects: Objects) -> None:
+        """Fetch one ``S3Input``, or a channel's ``S3DataSource``, or this host's share of it, to a path in the container.
 
         Raises
         ------
@@ -110,13 +115,13 @@ class Host:
         bucket, files = _listed(source, objects)
         if source.get("S3DataDistributionType") == "ShardedByS3Key":
             files = files[self._index :: self._count]
-        target = self.path(source["LocalPath"])
+        target = self.path(local_path)
         target.mkdir(parents=True, exist_ok=True)
         for key, relative in files:
             if not relative.endswith("/"):
                 objects.download(bucket, key, target / relative)
 
-    def upload(self, destination: dict[str, Any], objects: Objects) -> None:
+    def upload(self, destination: api.ProcessingS3OutputTypeDef, objects: Objects) -> None:
         """Send one ``S3Output``: every file of a folder, or one file.
 
         Raises
@@ -139,7 +144,7 @@ class Host:
             return file.read(_MAX_EXIT_MESSAGE).decode(errors="replace") or None
 
 
-def _listed(source: dict[str, Any], objects: Objects) -> tuple[str, list[tuple[str, str]]]:
+def _listed(source: Source, objects: Objects) -> tuple[str, list[tuple[str, str]]]:
     """Return the bucket, and each key with its path below the input's folder."""
     if source.get("S3DataType") == "ManifestFile":
         return _manifest(source["S3Uri"], objects)

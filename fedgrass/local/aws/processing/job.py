@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.account import arn
@@ -20,6 +20,9 @@ from fedgrass.local.aws.children import Children
 from fedgrass.local.aws.processing.contract import Host, Objects
 from fedgrass.local.processes import signal_group
 from fedgrass.logs import log_event
+
+if TYPE_CHECKING:
+    from mypy_boto3_sagemaker import type_defs as api
 
 _STOP_GRACE_S = 120.0  # what SageMaker gives a container between SIGTERM and SIGKILL
 _STOP = "stop"
@@ -52,7 +55,7 @@ class Surroundings:
 class ProcessingJob:
     """A job as DescribeProcessingJob shows it, and the thread that runs it."""
 
-    request: dict[str, Any]
+    request: api.CreateProcessingJobRequestTypeDef
     surroundings: Surroundings
     changed: Callable[[ProcessingJob], None]
     status: str = "InProgress"
@@ -78,7 +81,7 @@ class ProcessingJob:
         """The job's ARN."""
         return arn("sagemaker", f"processing-job/{self.name}")
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return the job's description, times in seconds since the epoch."""
         shown = {name: value for name, value in self.request.items() if name != "Tags"}
         shown |= {
@@ -115,7 +118,7 @@ class ProcessingJob:
                 host.write_configuration(self._configuration())
                 for source in self.request.get("ProcessingInputs", []):
                     if not source.get("AppManaged"):
-                        host.download(source["S3Input"], self.surroundings.objects)
+                        host.download(source["S3Input"], source["S3Input"]["LocalPath"], self.surroundings.objects)
         except (FedgrassError, OSError) as error:
             self._end("Failed", f"ClientError: Data download failed: {error}")
             return
@@ -190,13 +193,13 @@ class ProcessingJob:
             )
 
     def _upload(self, hosts: list[Host], *, completed: bool) -> None:
-        for output in (self.request.get("ProcessingOutputConfig") or {}).get("Outputs", []):
+        for output in self.request.get("ProcessingOutputConfig", {"Outputs": []})["Outputs"]:
             destination = output.get("S3Output")
             if destination and (completed or destination.get("S3UploadMode") == "Continuous"):
                 for host in hosts:
                     host.upload(destination, self.surroundings.objects)
 
-    def _configuration(self) -> dict[str, Any]:
+    def _configuration(self) -> dict[str, object]:
         """Return ``processingjobconfig.json``: the request, whole."""
         shown = {name: value for name, value in self.describe().items() if name in _CONFIGURED}
         return {"Environment": {}, "ProcessingInputs": [], "ProcessingOutputConfig": {"Outputs": []}, **shown}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from botocore.loaders import Loader
 from botocore.model import ServiceModel
@@ -16,6 +17,9 @@ from fedgrass.local.aws.account import arn
 from fedgrass.local.aws.api import ApiError, json_response, page
 from fedgrass.local.aws.events import Emit
 from fedgrass.local.aws.processing.job import ProcessingJob, Surroundings
+
+if TYPE_CHECKING:
+    from mypy_boto3_sagemaker import type_defs as api
 
 _TARGET = "SageMaker."
 _CONTENT_TYPE = "application/x-amz-json-1.1"
@@ -40,7 +44,7 @@ class Processing:
         self._jobs: dict[str, ProcessingJob] = {}
         self._lock = threading.Lock()
         self._model = ServiceModel(Loader().load_service_model("sagemaker", "service-2"), "sagemaker")
-        self._operations = {
+        self._operations: dict[str, Callable[[Any], dict[str, object]]] = {
             "CreateProcessingJob": self._create,
             "DescribeProcessingJob": self._describe,
             "ListProcessingJobs": self._list,
@@ -51,21 +55,19 @@ class Processing:
         """Answer the Processing operations."""
         name = request.headers.get("X-Amz-Target", "").removeprefix(_TARGET)
         operation = self._operations.get(name)
-        if operation is None:
+        shape = None if operation is None else self._model.operation_model(name).input_shape
+        if operation is None or shape is None:
             return None
         try:
             parameters = json.loads(request.get_data() or b"{}")
-            report = ParamValidator().validate(parameters, self._input_shape(name))
+            report = ParamValidator().validate(parameters, shape)
             if report.has_errors():
                 raise ApiError("ValidationException", report.generate_report())
             return json_response(operation(parameters), content_type=_CONTENT_TYPE)
         except ApiError as error:
             return error.response()
 
-    def _input_shape(self, operation: str) -> Any:
-        return self._model.operation_model(operation).input_shape
-
-    def _create(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _create(self, parameters: api.CreateProcessingJobRequestTypeDef) -> dict[str, object]:
         _check(parameters)
         with self._lock:
             name = parameters["ProcessingJobName"]
@@ -75,19 +77,20 @@ class Processing:
         job.start()
         return {"ProcessingJobArn": job.arn}
 
-    def _describe(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _describe(self, parameters: api.DescribeProcessingJobRequestTypeDef) -> dict[str, object]:
         return self._find(parameters["ProcessingJobName"]).describe()
 
-    def _list(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _list(self, parameters: api.ListProcessingJobsRequestTypeDef) -> dict[str, object]:
         key = {"Name": lambda job: job.name, "Status": lambda job: job.status}.get(
             parameters.get("SortBy", "CreationTime"), lambda job: job.created
         )
+        after = parameters.get("CreationTimeAfter")  # seconds, in JSON
         found = [
             job
             for job in self._jobs.values()
             if parameters.get("NameContains", "") in job.name
             and parameters.get("StatusEquals") in {None, job.status}
-            and parameters.get("CreationTimeAfter", 0) <= job.created
+            and not (isinstance(after, (int, float)) and job.created < after)
         ]
         found.sort(key=key, reverse=parameters.get("SortOrder", "Descending") == "Descending")
         items, token = page(found, token=parameters.get("NextToken"), limit=parameters.get("MaxResults"), default=10)
@@ -102,7 +105,7 @@ class Processing:
         summaries = [{name: value for name, value in job.describe().items() if name in shown} for job in items]
         return {"ProcessingJobSummaries": summaries, **({"NextToken": token} if token else {})}
 
-    def _stop(self, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _stop(self, parameters: api.StopProcessingJobRequestTypeDef) -> dict[str, object]:
         job = self._find(parameters["ProcessingJobName"])
         if not job.stop():
             raise ApiError("ValidationException", f"Processing job {job.name} is {job.status}: it cannot be stopped.")
@@ -115,11 +118,11 @@ class Processing:
 
     def _changed(self, job: ProcessingJob) -> None:
         detail = job.describe()
-        detail |= {name: int(detail[name] * 1000) for name in _TIMES if name in detail}
+        detail |= {name: int(value * 1000) for name in _TIMES if isinstance(value := detail.get(name), float)}
         self._emit("aws.sagemaker", "SageMaker Processing Job State Change", [job.arn], detail)
 
 
-def _check(parameters: dict[str, Any]) -> None:
+def _check(parameters: api.CreateProcessingJobRequestTypeDef) -> None:
     """Check the limits that AWS sets and the features that are not run here.
 
     Raises
@@ -129,10 +132,12 @@ def _check(parameters: dict[str, Any]) -> None:
     """
     environment = parameters.get("Environment") or {}
     inputs = parameters.get("ProcessingInputs") or []
-    outputs = (parameters.get("ProcessingOutputConfig") or {}).get("Outputs", [])
+    outputs = parameters.get("ProcessingOutputConfig", {"Outputs": []})["Outputs"]
     arguments = parameters["AppSpecification"].get("ContainerArguments") or []
     instances = parameters["ProcessingResources"]["ClusterConfig"]["InstanceCount"]
-    s3_inputs = [source.get("S3Input") or {} for source in inputs if not source.get("AppManaged")]
+    s3_inputs: list[Mapping[str, object]] = [
+        source.get("S3Input") or {} for source in inputs if not source.get("AppManaged")
+    ]
     problems = {
         f"ProcessingJobName {parameters['ProcessingJobName']!r} does not match {_NAME.pattern}": (
             _NAME.fullmatch(parameters["ProcessingJobName"]) is None

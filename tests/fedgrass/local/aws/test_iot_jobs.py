@@ -1,6 +1,7 @@
 """The Jobs protocol as a device sees it, without a broker."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ class Account:
         topic = f"$aws/things/{thing}/jobs/notify-next"
         return [sent["execution"].get("jobId") for name, sent in self.sent if name == topic]
 
-    def _publish(self, topic: str, payload: dict[str, Any]) -> None:
+    def _publish(self, topic: str, payload: Mapping[str, Any]) -> None:
         self.sent.append((topic, json.loads(json.dumps(payload))))
 
     def _changed(self, job: Job, execution: Execution) -> None:
