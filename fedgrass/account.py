@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedgrass.buckets import owned_by
 from fedgrass.cloudformation import StackOutputs, stack_outputs
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.names import check_fleet
+
+if TYPE_CHECKING:
+    from boto3 import Session
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_stepfunctions import SFNClient
 
 DEFAULT_FLEET = "fedgrass"
 
@@ -20,7 +25,7 @@ class Account:
     """The caller's AWS account, seen from one fleet."""
 
     fleet: str
-    session: Any
+    session: Session
 
     @classmethod
     def of(cls, fleet: str, config: Any = None) -> Account:
@@ -59,11 +64,11 @@ class Account:
         return self.session.resource("dynamodb").Table(self.stack.devices_table)
 
     @cached_property
-    def step_functions(self) -> Any:
+    def step_functions(self) -> SFNClient:
         """Client of Step Functions."""
         return self.session.client("stepfunctions")
 
     @cached_property
-    def s3(self) -> Any:
+    def s3(self) -> S3Client:
         """Client of S3, for the account's own buckets."""
         return owned_by(self.session.client("s3"), self.stack.account)

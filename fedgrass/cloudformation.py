@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedgrass.errors import InfrastructureError
 from fedgrass.protocol.names import check_fleet
+
+if TYPE_CHECKING:
+    from boto3 import Session
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def stack_name(fleet: str) -> str:
     return f"fedgrass--{fleet.replace('-', '--').replace('_', '-u')}"
 
 
-def stack_outputs(session: Any, fleet: str) -> StackOutputs:
+def stack_outputs(session: Session, fleet: str) -> StackOutputs:
     """Return what the fleet's stack consists of.
 
     Raises
@@ -78,7 +81,7 @@ def stack_outputs(session: Any, fleet: str) -> StackOutputs:
     return StackOutputs(fleet=fleet, **{field: found[output] for field, output in wanted.items()})
 
 
-def stack_output(session: Any, fleet: str, name: str) -> str | None:
+def stack_output(session: Session, fleet: str, name: str) -> str | None:
     """Read one output of the fleet's stack.
 
     Parameters

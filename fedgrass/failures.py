@@ -9,12 +9,16 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.account import Account
 from fedgrass.cloudformation import stack_output
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol import tables
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs.type_defs import MessageTypeDef
+    from mypy_boto3_stepfunctions import SFNClient
 
 _MOST = 10  # messages that one look at a queue brings
 _PATIENCE_S = 20.0
@@ -59,7 +63,7 @@ def last_failure(account: Account) -> FailedExecution | None:
     return _described(client, listed[0]["executionArn"])
 
 
-def _described(client: Any, execution: str) -> FailedExecution:
+def _described(client: SFNClient, execution: str) -> FailedExecution:
     found = client.describe_execution(executionArn=execution)
     error = f"{found['error']}: " if found.get("error") else ""
     reason = in_words(found.get("cause"))
@@ -78,7 +82,7 @@ def lost_events(account: Account) -> list[LostEvent]:
     return sorted((_read(message) for message in seen.values()), key=lambda event: event.at)
 
 
-def _read(message: dict[str, Any]) -> LostEvent:
+def _read(message: MessageTypeDef) -> LostEvent:
     sent = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(int(message["Attributes"]["SentTimestamp"]) / 1000))
     try:
         record = json.loads(message["Body"])

@@ -101,7 +101,7 @@ def aggregate_now(account: Account) -> RoundRecord:
     record = round_to_aggregate(account.rounds_table, account.fleet)
     output = json.dumps({"uploaded": record.uploaded})
     try:
-        account.step_functions.send_task_success(taskToken=record.collect_token, output=output)
+        account.step_functions.send_task_success(taskToken=str(record.collect_token), output=output)
     except ClientError as error:
         # Quorum, deadline or somebody else was faster: the collecting is ended, as was asked for.
         if error.response["Error"]["Code"] not in _ANSWERED:

@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedgrass.account import Account
 from fedgrass.errors import ConfigurationError, InfrastructureError, RoundRefusedError
 from fedgrass.protocol import tables
+
+if TYPE_CHECKING:
+    from boto3 import Session
+    from mypy_boto3_sagemaker import SageMakerClient
 
 _NAME = re.compile(r"(?P<account>\d{12})-(?P<name>[a-zA-Z0-9](?:-?[a-zA-Z0-9])*)")
 _LONGEST = 30
@@ -54,7 +58,7 @@ class Silo:
     """
 
     name: str
-    session: Any
+    session: Session
     partition: str = "aws"
 
     @classmethod
@@ -185,7 +189,7 @@ class Silo:
         return self.session.client("stepfunctions")
 
     @cached_property
-    def _sagemaker(self) -> Any:
+    def _sagemaker(self) -> SageMakerClient:
         return self.session.client("sagemaker")
 
 

@@ -21,6 +21,7 @@ from fedgrass.protocol.messages import Command, Heartbeat, Reply
 from fedgrass.protocol.names import command_key, device_topic
 from fedgrass.protocol.records import reply_key
 from tests.fedgrass.edge import digits
+from tests.fixtures.doubles import double
 
 FLEET, THING, BUCKET = "f", "thing-1", "bucket"
 
@@ -82,7 +83,7 @@ class Cloud:
 
     @property
     def commander(self) -> Commander:
-        account = Account(FLEET, self)
+        account = Account(FLEET, double(self))
         account.__dict__.update(  # as if they had been looked up
             {
                 "rounds_table": self.rounds,

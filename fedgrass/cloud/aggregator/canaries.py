@@ -11,13 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.cloud.ending.canaries import canary_arn, deploy_to_canaries, latest
-from fedgrass.cloud.ending.deployment import job_configuration
+from fedgrass.cloud.ending.deployment import component_version, job_configuration
 from fedgrass.errors import ReleaseError
 from fedgrass.protocol.records import CanaryTrial
 from fedgrass.protocol.settings import Rollout
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
 
 __all__ = ["Canaries", "CanaryError", "Heard", "job_configuration"]
 
@@ -77,7 +80,7 @@ class Canaries:
         self._pause = pause
         self._clock = clock
 
-    def try_out(self, greengrass: Any, fleet_arn: str, component: str, version: str) -> None:
+    def try_out(self, greengrass: GreengrassV2Client, fleet_arn: str, component: str, version: str) -> None:
         """Deploy the component's version to the canaries, and wait for their word; safe to repeat.
 
         Where the fleet has no deployment yet there is nothing to compare a model with, so all devices get the first
@@ -109,7 +112,7 @@ class Canaries:
             raise CanaryError(
                 f"canary group {group_arn}: holds no core device; add some, or clear rollout.canary_group"
             )
-        had = fleet["components"].get(component, {}).get("componentVersion")
+        had = component_version(fleet, component)
         if not self._begin(CanaryTrial(target=group_arn, before=had)):
             raise CanaryError(f"{component} {version}: the round ended before its canaries had it")
         began = deploy_to_canaries(greengrass, fleet, fleet_arn, group_arn, component, version)

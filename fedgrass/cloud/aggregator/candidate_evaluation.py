@@ -15,7 +15,7 @@ from fedgrass.cloud.aggregator.release import FleetClients, upload
 from fedgrass.cloud.aggregator.release_gate import Verdict, judge_by, raised
 from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.data import ArrayDataset
-from fedgrass.errors import EngineError
+from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.inference import inference_accuracy
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import participations
@@ -100,6 +100,8 @@ def _on_the_devices(
     record: RoundRecord, clients: FleetClients, report: ReportBuilder, new: Bundle, clock: Callable[[], datetime]
 ) -> Verdict | None:
     model = upload(new, clients.bucket, record.fleet)
+    if clients.iot_data is None:
+        raise ConfigurationError("devices are to evaluate the model, and there is no client of IoT Core to ask them by")
     heard = DeviceEvaluation(record, clients.rounds, clients.iot_data, clients.bucket.name, now=clock).hear(model)
     report.evaluated_by_devices = heard.judged
     parts = participations(clients.rounds, record.fleet, record.round, consistent=True)

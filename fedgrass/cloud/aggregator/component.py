@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_exponential
 
 from fedgrass.errors import ConfigurationError, ReleaseError
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
+    from mypy_boto3_greengrassv2.type_defs import CloudComponentStatusTypeDef
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Account:
         return f"arn:{self.partition}:greengrass:{self.region}:{self.account}:components:{name}:versions:{version}"
 
 
-def create_component(greengrass: Any, account: Account, recipe: bytes, *, timeout: float = 300.0) -> str:
+def create_component(greengrass: GreengrassV2Client, account: Account, recipe: bytes, *, timeout: float = 300.0) -> str:
     """Create the component version of a JSON recipe and wait until it is DEPLOYABLE; returns its ARN.
 
     A version that exists already is taken if its artifacts are the same ones, so that a job that was killed can be
@@ -74,7 +78,7 @@ def create_component(greengrass: Any, account: Account, recipe: bytes, *, timeou
     return arn
 
 
-def _require_same_artifacts(greengrass: Any, arn: str, ours: dict[str, Any]) -> None:
+def _require_same_artifacts(greengrass: GreengrassV2Client, arn: str, ours: dict[str, Any]) -> None:
     found = json.loads(greengrass.get_component(arn=arn, recipeOutputFormat="JSON")["recipe"])
     if _uris(found) != _uris(ours):
         raise ReleaseError(
@@ -89,13 +93,12 @@ def _uris(recipe: dict[str, Any]) -> set[str]:
     return {artifact["Uri"] for manifest in recipe["Manifests"] for artifact in manifest.get("Artifacts", ())}
 
 
-def _wait_until_deployable(greengrass: Any, arn: str, timeout: float) -> None:
-    def status() -> dict[str, Any]:
+def _wait_until_deployable(greengrass: GreengrassV2Client, arn: str, timeout: float) -> None:
+    def status() -> CloudComponentStatusTypeDef:
         try:
-            found: dict[str, Any] = greengrass.describe_component(arn=arn)["status"]
+            return greengrass.describe_component(arn=arn)["status"]
         except greengrass.exceptions.ResourceNotFoundException:
             return {"componentState": "REQUESTED"}  # not yet everywhere: the service is eventually consistent
-        return found
 
     wait = Retrying(
         retry=retry_if_result(lambda found: found["componentState"] in {"REQUESTED", "INITIATED"}),

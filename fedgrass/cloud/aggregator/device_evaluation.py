@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedgrass.cloud.ending.announcement import announce
 from fedgrass.protocol.figures import Claim, pooled
@@ -21,6 +21,9 @@ from fedgrass.protocol.report import Evaluation
 from fedgrass.protocol.settings import Checks
 from fedgrass.protocol.tables import Table, load_round
 from fedgrass.protocol.writes import change, update_item
+
+if TYPE_CHECKING:
+    from mypy_boto3_iot_data import IoTDataPlaneClient
 
 _LOOK_SECONDS = 2.0
 
@@ -38,7 +41,7 @@ class DeviceEvaluation:
         self,
         record: RoundRecord,
         rounds: Table,
-        iot_data: Any,
+        iot_data: IoTDataPlaneClient,
         bucket: str,
         *,
         now: Callable[[], datetime],

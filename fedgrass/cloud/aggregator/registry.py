@@ -10,13 +10,16 @@ import tarfile
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.bundle import MANIFEST, Bundle
 from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.cloud.ending.registration import ARCHIVE, archive_key, register
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import Evaluation, ModelEntry
+
+if TYPE_CHECKING:
+    from mypy_boto3_sagemaker import SageMakerClient
 
 __all__ = ["ARCHIVE", "Registry", "pack", "store_archive"]
 
@@ -36,7 +39,7 @@ class Registry:
         (`fedgrass.cloud.serving`).
     """
 
-    sagemaker: Any
+    sagemaker: SageMakerClient
     group: str
     image: str
 

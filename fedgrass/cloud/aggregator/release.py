@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -31,6 +31,10 @@ from fedgrass.protocol.settings import Rollout
 from fedgrass.protocol.tables import Table, load_round, load_settings, participations_at, set_current_model
 from fedgrass.protocol.writes import change, update_item
 
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
+    from mypy_boto3_iot_data import IoTDataPlaneClient
+
 
 @dataclass(frozen=True)
 class FleetClients:
@@ -43,11 +47,11 @@ class FleetClients:
     fleet: str
     bucket: Bucket
     rounds: Table
-    greengrass: Any
+    greengrass: GreengrassV2Client
     thing_group_arn: str
     model_component: str = GLOBAL_MODEL
     registry: Registry | None = None
-    iot_data: Any = None
+    iot_data: IoTDataPlaneClient | None = None
     devices: Table | None = None
 
     @property

@@ -6,7 +6,7 @@ stays is what the table says, in whatever order functions, jobs and their repeti
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.errors import RecordError
 from fedgrass.protocol.messages import Announcement, Upload
@@ -14,10 +14,13 @@ from fedgrass.protocol.names import round_topic, update_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import Table, load_round, load_state
 
+if TYPE_CHECKING:
+    from mypy_boto3_iot_data import IoTDataPlaneClient
+
 _ATTEMPTS = 20
 
 
-def announce(rounds: Table, iot_data: Any, fleet: str, bucket: str, alone: int | None = None) -> None:
+def announce(rounds: Table, iot_data: IoTDataPlaneClient, fleet: str, bucket: str, alone: int | None = None) -> None:
     """Publish, retained, what devices are asked to do now; nothing if there is nothing.
 
     Devices that are away will find it when they come back.

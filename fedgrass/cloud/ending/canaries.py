@@ -5,12 +5,20 @@ https://docs.aws.amazon.com/greengrass/v2/developerguide/create-deployments.html
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fedgrass.cloud.ending.deployment import entries
+from fedgrass.cloud.ending.deployment import component_version, entries
 from fedgrass.logs import log_event
 from fedgrass.protocol.records import RoundRecord
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
+    from mypy_boto3_greengrassv2.type_defs import (
+        CreateDeploymentRequestTypeDef,
+        GetDeploymentResponseTypeDef,
+    )
 
 
 def canary_arn(fleet_arn: str, group: str) -> str:
@@ -18,14 +26,19 @@ def canary_arn(fleet_arn: str, group: str) -> str:
     return f"{fleet_arn.rpartition('/')[0]}/{group}"
 
 
-def latest(greengrass: Any, target_arn: str) -> dict[str, Any] | None:
+def latest(greengrass: GreengrassV2Client, target_arn: str) -> GetDeploymentResponseTypeDef | None:
     """Return the target's latest deployment; None if it has none."""
     listed = entries(greengrass, target_arn)
-    return dict(greengrass.get_deployment(deploymentId=listed[0]["deploymentId"])) if listed else None
+    return greengrass.get_deployment(deploymentId=listed[0]["deploymentId"]) if listed else None
 
 
 def deploy_to_canaries(
-    greengrass: Any, fleet: dict[str, Any], fleet_arn: str, group_arn: str, component: str, version: str | None
+    greengrass: GreengrassV2Client,
+    fleet: GetDeploymentResponseTypeDef,
+    fleet_arn: str,
+    group_arn: str,
+    component: str,
+    version: str | None,
 ) -> datetime:
     """Give the canaries the fleet's components with one version changed, or left out, unless they have just that.
 
@@ -49,31 +62,33 @@ def deploy_to_canaries(
     datetime
         When the canaries' deployment was created: what they said before is not about it.
     """
-    components = dict(fleet["components"])
+    components: dict[str, Any] = dict(fleet["components"])
     if version is None:
         components.pop(component, None)
     else:
-        components[component] = {**components.get(component, {}), "componentVersion": version}
+        kept: Mapping[str, Any] = components.get(component) or {}
+        components[component] = {**kept, "componentVersion": version}
     present = latest(greengrass, group_arn)
     if present is not None and present["components"] == components:
         return _since(present)
-    made = greengrass.create_deployment(
-        targetArn=group_arn,
-        parentTargetArn=fleet_arn,
-        deploymentName=f"{fleet.get('deploymentName') or 'fedgrass'}-canaries",
-        components=components,
-        **({"deploymentPolicies": fleet["deploymentPolicies"]} if fleet.get("deploymentPolicies") else {}),
-    )
+    wanted: CreateDeploymentRequestTypeDef = {
+        "targetArn": group_arn,
+        "parentTargetArn": fleet_arn,
+        "deploymentName": f"{fleet.get('deploymentName') or 'fedgrass'}-canaries",
+        "components": components,
+    }
+    if fleet.get("deploymentPolicies"):
+        wanted["deploymentPolicies"] = fleet["deploymentPolicies"]
+    made = greengrass.create_deployment(**wanted)
     log_event("canaries_deployed", target=group_arn, version=version, deployment=made["deploymentId"])
     return _since(greengrass.get_deployment(deploymentId=made["deploymentId"]))
 
 
-def _since(deployment: dict[str, Any]) -> datetime:
-    created: datetime = deployment["creationTimestamp"]
-    return created
+def _since(deployment: GetDeploymentResponseTypeDef) -> datetime:
+    return deployment["creationTimestamp"]
 
 
-def restore(greengrass: Any, fleet_arn: str, component: str, record: RoundRecord) -> None:
+def restore(greengrass: GreengrassV2Client, fleet_arn: str, component: str, record: RoundRecord) -> None:
     """Give a round's canaries back what the fleet has, if they had its model and it was not released; safe to repeat.
 
     Parameters
@@ -94,11 +109,11 @@ def restore(greengrass: Any, fleet_arn: str, component: str, record: RoundRecord
     if not theirs:
         return
     newest = greengrass.get_deployment(deploymentId=theirs[0]["deploymentId"])
-    if newest["components"].get(component, {}).get("componentVersion") != record.version:
+    if component_version(newest, component) != record.version:
         return
     fleets = entries(greengrass, fleet_arn)
     if not fleets or fleets[0]["creationTimestamp"] > theirs[0]["creationTimestamp"]:
         return  # a deployment to the fleet takes the place of theirs
     fleet = greengrass.get_deployment(deploymentId=fleets[0]["deploymentId"])
-    had = fleet["components"].get(component, {}).get("componentVersion", trial.before)
+    had = component_version(fleet, component) or trial.before
     deploy_to_canaries(greengrass, fleet, fleet_arn, trial.target, component, had)

@@ -9,13 +9,22 @@ https://docs.aws.amazon.com/greengrass/v2/APIReference/API_CreateDeployment.html
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from fedgrass.errors import ReleaseError
 from fedgrass.logs import log_event
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.settings import Rollout
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
+    from mypy_boto3_greengrassv2.type_defs import (
+        DeploymentIoTJobConfigurationTypeDef,
+        DeploymentTypeDef,
+        GetDeploymentResponseTypeDef,
+        IoTJobAbortCriteriaTypeDef,
+    )
 
 _CARRIED_OVER = ("deploymentName", "deploymentPolicies", "iotJobConfiguration", "parentTargetArn", "tags")
 _ATTEMPTS = 10
@@ -35,14 +44,14 @@ class SupersededError(ReleaseError):
 
 
 def deploy_version(
-    greengrass: Any,
+    greengrass: GreengrassV2Client,
     target_arn: str,
     component: str,
     version: str,
     *,
     create: bool = True,
     exact: bool = False,
-    job: dict[str, Any] | None = None,
+    job: DeploymentIoTJobConfigurationTypeDef | None = None,
     pause: Callable[[float], None] = time.sleep,
 ) -> str | None:
     """Make ``target_arn``'s latest deployment hold ``component`` at ``version``; returns that deployment's id.
@@ -82,8 +91,8 @@ def deploy_version(
         theirs = next((one for one in deployments if one not in ours), None)
         if theirs is None and not create:
             return None
-        base = greengrass.get_deployment(deploymentId=theirs) if theirs is not None else {}
-        found = base.get("components", {}).get(component, {}).get("componentVersion")
+        base = greengrass.get_deployment(deploymentId=theirs) if theirs is not None else None
+        found = component_version(base, component)
         # A round that is late never puts an older model in place of a newer one.
         wanted = version if found is None or exact else max(found, version, key=version_order)
         # Done if our newest was made from their newest, or theirs has the version already.
@@ -101,7 +110,7 @@ def deploy_version(
     )
 
 
-def deployed_version(greengrass: Any, target_arn: str, component: str) -> str | None:
+def deployed_version(greengrass: GreengrassV2Client, target_arn: str, component: str) -> str | None:
     """Find the version of a component in a target's latest deployment.
 
     Parameters
@@ -121,18 +130,22 @@ def deployed_version(greengrass: Any, target_arn: str, component: str) -> str | 
     listed = history(greengrass, target_arn)
     if not listed:
         return None
-    components = greengrass.get_deployment(deploymentId=listed[0]).get("components", {})
-    found: str | None = components.get(component, {}).get("componentVersion")
-    return found
+    return component_version(greengrass.get_deployment(deploymentId=listed[0]), component)
 
 
-def job_configuration(rollout: Rollout) -> dict[str, Any] | None:
+def component_version(deployment: GetDeploymentResponseTypeDef | None, component: str) -> str | None:
+    """Return the component's version in a deployment; None if it is not in it."""
+    components = {} if deployment is None else deployment.get("components", {})
+    return components[component].get("componentVersion") if component in components else None
+
+
+def job_configuration(rollout: Rollout) -> DeploymentIoTJobConfigurationTypeDef | None:
     """Return the ``iotJobConfiguration`` of the fleet's deployment; None where the settings ask for nothing."""
-    found: dict[str, Any] = {}
+    found: DeploymentIoTJobConfigurationTypeDef = {}
     if rollout.per_minute is not None:
         found["jobExecutionsRolloutConfig"] = {"maximumPerMinute": rollout.per_minute}
     if rollout.abort_share > 0:
-        criterion = {
+        criterion: IoTJobAbortCriteriaTypeDef = {
             "failureType": "FAILED",
             "action": "CANCEL",
             "thresholdPercentage": round(100 * rollout.abort_share, 2),
@@ -142,12 +155,12 @@ def job_configuration(rollout: Rollout) -> dict[str, Any] | None:
     return found or None
 
 
-def history(greengrass: Any, target_arn: str) -> list[str]:
+def history(greengrass: GreengrassV2Client, target_arn: str) -> list[str]:
     """Ids of the target's deployments, the newest first."""
     return [entry["deploymentId"] for entry in entries(greengrass, target_arn)]
 
 
-def entries(greengrass: Any, target_arn: str) -> list[dict[str, Any]]:
+def entries(greengrass: GreengrassV2Client, target_arn: str) -> list[DeploymentTypeDef]:
     """Return what is listed of the target's deployments, the newest first."""
     pages = greengrass.get_paginator("list_deployments").paginate(targetArn=target_arn, historyFilter="ALL")
     return sorted(
@@ -158,11 +171,16 @@ def entries(greengrass: Any, target_arn: str) -> list[dict[str, Any]]:
 
 
 def _changed(
-    base: dict[str, Any], target_arn: str, component: str, version: str, job: dict[str, Any] | None
+    base: GetDeploymentResponseTypeDef | None,
+    target_arn: str,
+    component: str,
+    version: str,
+    job: DeploymentIoTJobConfigurationTypeDef | None,
 ) -> dict[str, Any]:
-    components = dict(base.get("components", {}))
+    known: Mapping[str, Any] = base or {}
+    components = {**known.get("components", {})}
     components[component] = {**components.get(component, {}), "componentVersion": version}
-    carried = {name: base[name] for name in _CARRIED_OVER if base.get(name)}
+    carried = {name: known[name] for name in _CARRIED_OVER if known.get(name)}
     if job is not None:
         carried["iotJobConfiguration"] = job
     return {"targetArn": target_arn, "components": components, **carried}

@@ -7,7 +7,7 @@ that all was done.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -25,6 +25,9 @@ from fedgrass.protocol.refusals import count_refusals
 from fedgrass.protocol.report import ReleaseEntry, RoundReport
 from fedgrass.protocol.tables import load_round, load_state
 from fedgrass.protocol.writes import change, update_item
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2.type_defs import DeploymentIoTJobConfigurationTypeDef
 
 _ATTEMPTS = 10
 _OF_THE_JOB = frozenset({"released", "refused", "advanced", "held", "insufficient_updates", "helpers_missing"})
@@ -67,7 +70,9 @@ def restore_canaries(place: Place, record: RoundRecord) -> None:
         restore(place.greengrass, place.thing_group_arn, place.model_component, record)
 
 
-def deploy_current(place: Place, *, job: dict[str, Any] | None = None, over: str = "") -> str | None:
+def deploy_current(
+    place: Place, *, job: DeploymentIoTJobConfigurationTypeDef | None = None, over: str = ""
+) -> str | None:
     """Deploy the version that the fleet's state names; then the state is read, and again until both agree.
 
     Parameters

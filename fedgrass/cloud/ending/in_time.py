@@ -8,7 +8,7 @@ finishes the round compares all late ones. Whichever of the two comes second see
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
@@ -18,6 +18,9 @@ from fedgrass.protocol.names import report_prefix, update_key
 from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
 from fedgrass.protocol.tables import Table, load_round, participations
 from fedgrass.protocol.writes import change, transact
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 _MAX_LIST_BYTES = 64 << 20  # some 300,000 updates; functions have 512 MB
 
@@ -35,7 +38,7 @@ def list_key(fleet: str, number: int) -> str:
     return f"{report_prefix(fleet, number)}updates.json"
 
 
-def recount(rounds: Table, s3: Any, bucket: str, record: RoundRecord) -> None:
+def recount(rounds: Table, s3: S3Client, bucket: str, record: RoundRecord) -> None:
     """Count as in time each device that is recorded as late but whose update the job listed; safe to repeat.
 
     Parameters
@@ -55,7 +58,7 @@ def recount(rounds: Table, s3: Any, bucket: str, record: RoundRecord) -> None:
         count_if_listed(rounds, s3, bucket, record, part)
 
 
-def count_if_listed(rounds: Table, s3: Any, bucket: str, record: RoundRecord, part: Participation) -> bool:
+def count_if_listed(rounds: Table, s3: S3Client, bucket: str, record: RoundRecord, part: Participation) -> bool:
     """Count a device as in time if it is recorded as late but its update was on the job's list.
 
     Parameters
@@ -100,7 +103,7 @@ def count_if_listed(rounds: Table, s3: Any, bucket: str, record: RoundRecord, pa
 
 
 @lru_cache(maxsize=4)
-def _listed(s3: Any, bucket: str, fleet: str, number: int, _salt: str) -> frozenset[str]:
+def _listed(s3: S3Client, bucket: str, fleet: str, number: int, _salt: str) -> frozenset[str]:
     """Return the keys on a round's list, which never changes; raises `LookupError` if there is none yet.
 
     A cohort's salt is of one round, also where a fleet started over.

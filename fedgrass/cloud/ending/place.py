@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.protocol.tables import Table
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sagemaker import SageMakerClient
 
 
 @dataclass(frozen=True)
@@ -20,11 +25,11 @@ class Place:
 
     fleet: str
     rounds: Table
-    s3: Any
+    s3: S3Client
     bucket: str
-    greengrass: Any
+    greengrass: GreengrassV2Client
     thing_group_arn: str
     model_component: str
-    sagemaker: Any = None
+    sagemaker: SageMakerClient | None = None
     package_group: str = ""
     image: str = ""

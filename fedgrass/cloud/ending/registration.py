@@ -6,11 +6,14 @@ https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateModelPackage
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.protocol.names import model_prefix, report_key
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import Evaluation, ModelEntry
+
+if TYPE_CHECKING:
+    from mypy_boto3_sagemaker import SageMakerClient
 
 ARCHIVE = "model.tar.gz"
 CONTENT_TYPES = ("application/json", "text/csv", "application/x-npy")
@@ -24,7 +27,7 @@ def archive_key(fleet: str, version: str) -> str:
 
 
 def register(
-    sagemaker: Any,
+    sagemaker: SageMakerClient,
     group: str,
     image: str,
     bucket: str,
@@ -98,7 +101,7 @@ def register(
     return str(made["ModelPackageArn"])
 
 
-def _find(sagemaker: Any, group: str, description: str) -> str | None:
+def _find(sagemaker: SageMakerClient, group: str, description: str) -> str | None:
     pages = sagemaker.get_paginator("list_model_packages").paginate(ModelPackageGroupName=group)
     for page in pages:
         for package in page["ModelPackageSummaryList"]:

@@ -6,7 +6,7 @@ the record, and only for a round that its job ended: what a cancelled round's jo
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
@@ -15,13 +15,16 @@ from fedgrass.protocol.names import report_key, report_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import MAX_REPORT_BYTES, RoundReport
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
 
 def proposal_key(fleet: str, number: int) -> str:
     """Object key of what a round's job proposes."""
     return f"{report_prefix(fleet, number)}proposal.json"
 
 
-def find_report(s3: Any, bucket: str, record: RoundRecord) -> RoundReport | None:
+def find_report(s3: S3Client, bucket: str, record: RoundRecord) -> RoundReport | None:
     """Read a round's report.
 
     Parameters
@@ -46,7 +49,7 @@ def find_report(s3: Any, bucket: str, record: RoundRecord) -> RoundReport | None
     return _read(s3, bucket, report_key(record.fleet, record.round), record)
 
 
-def find_proposal(s3: Any, bucket: str, record: RoundRecord) -> RoundReport | None:
+def find_proposal(s3: S3Client, bucket: str, record: RoundRecord) -> RoundReport | None:
     """Read what a round's job proposed.
 
     Parameters
@@ -71,7 +74,7 @@ def find_proposal(s3: Any, bucket: str, record: RoundRecord) -> RoundReport | No
     return _read(s3, bucket, proposal_key(record.fleet, record.round), record)
 
 
-def write_first(s3: Any, bucket: str, key: str, record: RoundRecord, report: RoundReport) -> RoundReport:
+def write_first(s3: S3Client, bucket: str, key: str, record: RoundRecord, report: RoundReport) -> RoundReport:
     """Write a report unless one exists, and return the one that exists then.
 
     Parameters
@@ -106,7 +109,7 @@ def write_first(s3: Any, bucket: str, key: str, record: RoundRecord, report: Rou
     return report
 
 
-def _read(s3: Any, bucket: str, key: str, record: RoundRecord) -> RoundReport | None:
+def _read(s3: S3Client, bucket: str, key: str, record: RoundRecord) -> RoundReport | None:
     content = read_object(s3, bucket, key, max_bytes=MAX_REPORT_BYTES)
     if content is None:
         return None
@@ -123,7 +126,7 @@ def _read(s3: Any, bucket: str, key: str, record: RoundRecord) -> RoundReport | 
     return report
 
 
-def read_object(s3: Any, bucket: str, key: str, *, max_bytes: int) -> bytes | None:
+def read_object(s3: S3Client, bucket: str, key: str, *, max_bytes: int) -> bytes | None:
     """Read a bounded object.
 
     Parameters
@@ -159,7 +162,7 @@ def read_object(s3: Any, bucket: str, key: str, *, max_bytes: int) -> bytes | No
     return content
 
 
-def _exists(s3: Any, bucket: str, key: str) -> bool:
+def _exists(s3: S3Client, bucket: str, key: str) -> bool:
     """Whether there is such an object: what is missing S3 denies to a role that may list some prefixes only."""
     listed = s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
     return any(entry["Key"] == key for entry in listed.get("Contents", ()))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_exponential_jitter
@@ -22,6 +22,10 @@ from fedgrass.cloud.infrastructure.script import Caller
 from fedgrass.cloud.infrastructure.storage import ensure_bucket
 from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.protocol.names import version_order
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
+    from mypy_boto3_s3 import S3Client
 
 _FIRST_VERSION = "1.0.0"
 _SOURCE_TAG = "fedgrass-source"
@@ -48,7 +52,9 @@ class ComponentPublisher:
         Where components live; part of their ARNs and of the bucket's name.
     """
 
-    def __init__(self, *, greengrass: Any, s3: Any, account: str, region: str, partition: str = "aws") -> None:
+    def __init__(
+        self, *, greengrass: GreengrassV2Client, s3: S3Client, account: str, region: str, partition: str = "aws"
+    ) -> None:
         self._greengrass = greengrass
         self._s3 = owned_by(s3, account)
         self._account = account
@@ -75,9 +81,9 @@ class ComponentPublisher:
         files = sorted((build / "artifacts" / name).rglob("*.zip"))
         source = _digest(recipes[0], *files)
         newest = self._newest(name)
-        if newest and newest.get("tags", {}).get(_SOURCE_TAG) == source:
-            return Published(name, newest["componentVersion"], newest["arn"], fresh=False)
-        version = _next_patch(newest["componentVersion"]) if newest else _FIRST_VERSION
+        if newest and newest.tags.get(_SOURCE_TAG) == source:
+            return Published(name, newest.version, newest.arn, fresh=False)
+        version = _next_patch(newest.version) if newest else _FIRST_VERSION
         bucket = f"{bucket}-{self._region}-{self._account}"
         addresses = {}
         if files:
@@ -98,7 +104,7 @@ class ComponentPublisher:
         self._wait_until_deployable(created["arn"])
         return Published(name, version, created["arn"], fresh=True)
 
-    def _newest(self, name: str) -> dict[str, Any] | None:
+    def _newest(self, name: str) -> _Version | None:
         arn = f"arn:{self._partition}:greengrass:{self._region}:{self._account}:components:{name}"
         try:
             pages = self._greengrass.get_paginator("list_component_versions").paginate(arn=arn)
@@ -108,8 +114,8 @@ class ComponentPublisher:
         if not versions:
             return None
         newest = max(versions, key=lambda version: version_order(version["componentVersion"]))
-        described: dict[str, Any] = self._greengrass.describe_component(arn=newest["arn"])
-        return {**newest, "tags": described.get("tags", {})}
+        described = self._greengrass.describe_component(arn=newest["arn"])
+        return _Version(newest["componentVersion"], newest["arn"], described.get("tags", {}))
 
     def _wait_until_deployable(self, arn: str) -> None:
         @retry(
@@ -129,6 +135,12 @@ class ComponentPublisher:
                 raise _NotYetDeployableError(f"{arn}: still {state} after two minutes")
 
         check()
+
+
+class _Version(NamedTuple):
+    version: str
+    arn: str
+    tags: Mapping[str, str]
 
 
 class _NotYetDeployableError(TransferError):

@@ -6,10 +6,10 @@ Works against AWS, and against the local stand-in through AWS_ENDPOINT_URL. Runn
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from botocore.exceptions import ClientError, WaiterError
@@ -23,6 +23,12 @@ from fedgrass.cloud.infrastructure.states import check_changeable
 from fedgrass.cloudformation import StackOutputs, check_owner, stack_name, stack_outputs
 from fedgrass.errors import ConfigurationError, InfrastructureError
 from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, fleet_digest
+
+if TYPE_CHECKING:
+    from boto3 import Session
+    from mypy_boto3_cloudformation import CloudFormationClient
+    from mypy_boto3_cloudformation.type_defs import ParameterTypeDef, StackTypeDef
+    from mypy_boto3_s3 import S3Client
 
 __all__ = ["Code", "check", "deploy", "template_parameters", "wait"]
 
@@ -56,7 +62,7 @@ class Code:
 
 
 def deploy(
-    session: Any,
+    session: Session,
     *,
     fleet: str,
     parameters: dict[str, str] | None = None,
@@ -85,7 +91,7 @@ def deploy(
     return _apply(session, fleet, parameters or {}, Code(dependencies=dependencies))
 
 
-def check(session: Any, fleet: str, parameters: dict[str, str]) -> bool:
+def check(session: Session, fleet: str, parameters: dict[str, str]) -> bool:
     """Look at all that could go wrong before anything is changed.
 
     Parameters
@@ -124,7 +130,7 @@ def check(session: Any, fleet: str, parameters: dict[str, str]) -> bool:
     return stack is not None
 
 
-def _check_others(cloudformation: Any, fleet: str, component: str) -> None:
+def _check_others(cloudformation: CloudFormationClient, fleet: str, component: str) -> None:
     """Raise `ConfigurationError` if another fleet has the model component, or this name but for case."""
     for stack in [one for page in cloudformation.get_paginator("describe_stacks").paginate() for one in page["Stacks"]]:
         given = _given(stack)
@@ -142,11 +148,22 @@ def _check_others(cloudformation: Any, fleet: str, component: str) -> None:
             )
 
 
-def _given(stack: Mapping[str, Any]) -> dict[str, str]:
-    return {given["ParameterKey"]: given.get("ParameterValue", "") for given in stack.get("Parameters", [])}
+def _given(stack: StackTypeDef | None) -> dict[str, str]:
+    return {
+        given["ParameterKey"]: given.get("ParameterValue", "")
+        for given in (stack.get("Parameters", []) if stack else [])
+    }
 
 
-def _apply(session: Any, fleet: str, parameters: dict[str, str], code: Code, *, image: bool = False) -> StackOutputs:
+def _parameters(given: Mapping[str, str], kept: Collection[str]) -> list[ParameterTypeDef]:
+    values: list[ParameterTypeDef] = [{"ParameterKey": key, "ParameterValue": given[key]} for key in given]
+    same: list[ParameterTypeDef] = [{"ParameterKey": key, "UsePreviousValue": True} for key in sorted(kept)]
+    return [*values, *same]
+
+
+def _apply(
+    session: Session, fleet: str, parameters: dict[str, str], code: Code, *, image: bool = False
+) -> StackOutputs:
     """Create or update the stack.
 
     Parameters
@@ -167,14 +184,11 @@ def _apply(session: Any, fleet: str, parameters: dict[str, str], code: Code, *, 
         **{key: code.files[key][0] for key in ("CodeKey", "DefinitionKey", "SourceKey")},
         **parameters,
     }
-    kept = _given(existing or {}).keys() & template_parameters() - given.keys()
-    arguments = {
+    kept = _given(existing).keys() & template_parameters() - given.keys()
+    arguments: dict[str, Any] = {
         "StackName": name,
         "TemplateURL": template_url,
-        "Parameters": [
-            *({"ParameterKey": key, "ParameterValue": value} for key, value in given.items()),
-            *({"ParameterKey": key, "UsePreviousValue": True} for key in sorted(kept)),
-        ],
+        "Parameters": _parameters(given, kept),
         "Capabilities": ["CAPABILITY_IAM"],
         "Tags": [{"Key": "fedgrass:fleet", "Value": fleet}],
     }
@@ -192,7 +206,7 @@ def _apply(session: Any, fleet: str, parameters: dict[str, str], code: Code, *, 
     return stack_outputs(session, fleet)
 
 
-def change_parameters(session: Any, fleet: str, parameters: dict[str, str]) -> None:
+def change_parameters(session: Session, fleet: str, parameters: dict[str, str]) -> None:
     """Change parameters of a fleet's stack and nothing else, and wait until it is done.
 
     Parameters
@@ -225,10 +239,7 @@ def change_parameters(session: Any, fleet: str, parameters: dict[str, str]) -> N
         cloudformation.update_stack(
             StackName=name,
             UsePreviousTemplate=True,
-            Parameters=[
-                *({"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()),
-                *({"ParameterKey": key, "UsePreviousValue": True} for key in sorted(kept)),
-            ],
+            Parameters=_parameters(parameters, kept),
             Capabilities=["CAPABILITY_IAM"],
         )
     except ClientError as error:
@@ -238,18 +249,17 @@ def change_parameters(session: Any, fleet: str, parameters: dict[str, str]) -> N
         wait(cloudformation, name, "stack_update_complete")
 
 
-def _stack(cloudformation: Any, name: str) -> Mapping[str, Any] | None:
+def _stack(cloudformation: CloudFormationClient, name: str) -> StackTypeDef | None:
     """Return the stack as CloudFormation describes it; None if there is none."""
     try:
-        found: Mapping[str, Any] = cloudformation.describe_stacks(StackName=name)["Stacks"][0]
+        return cloudformation.describe_stacks(StackName=name)["Stacks"][0]
     except ClientError as error:
         if not is_gone(error):
             raise
         return None
-    return found
 
 
-def _check_bucket_is_free(s3: Any, bucket: str) -> None:
+def _check_bucket_is_free(s3: S3Client, bucket: str) -> None:
     if storage.bucket_exists(s3, bucket, otherwise="names are unique in all of AWS, choose another"):
         raise InfrastructureError(
             f"bucket {bucket!r} exists in this account, outside the stack: choose another name, or delete it (a fleet that was "
@@ -257,7 +267,7 @@ def _check_bucket_is_free(s3: Any, bucket: str) -> None:
         )
 
 
-def _upload(session: Any, code: Code) -> tuple[str, str]:
+def _upload(session: Session, code: Code) -> tuple[str, str]:
     """Upload the code and the template; returns the bucket and the template's address."""
     caller = script.identify(session)
     bucket = f"fedgrass-deploy-{caller.account}-{caller.region}"
@@ -269,7 +279,10 @@ def _upload(session: Any, code: Code) -> tuple[str, str]:
     return bucket, f"https://{bucket}.s3.{caller.region}.{suffix}/{code.files['Template'][0]}"
 
 
-def wait(cloudformation: Any, name: str, condition: str) -> None:
+Condition = Literal["stack_create_complete", "stack_update_complete", "stack_delete_complete"]
+
+
+def wait(cloudformation: CloudFormationClient, name: str, condition: Condition) -> None:
     """Wait up to 20 minutes for a stack.
 
     Parameters
@@ -292,7 +305,7 @@ def wait(cloudformation: Any, name: str, condition: str) -> None:
         raise InfrastructureError(f"stack {name}: {_first_failure(cloudformation, name) or error}") from error
 
 
-def _first_failure(cloudformation: Any, name: str) -> str | None:
+def _first_failure(cloudformation: CloudFormationClient, name: str) -> str | None:
     """Return the reason that CloudFormation gave first, in the last operation; what follows is its consequence."""
     try:
         events = cloudformation.describe_stack_events(StackName=name)["StackEvents"]
@@ -354,7 +367,7 @@ def main(
 
 
 def _image(
-    session: Any, fleet: str, parameters: dict[str, str], code: Code, steps: script.Steps, *, build: bool
+    session: Session, fleet: str, parameters: dict[str, str], code: Code, steps: script.Steps, *, build: bool
 ) -> bool:
     """Have the image of the code made if it is not there; returns whether it is. None is made where another one is used."""
     outputs = stack_outputs(session, fleet)
@@ -370,7 +383,7 @@ def _image(
     return True
 
 
-def _build(session: Any, outputs: StackOutputs, code: Code, source: str) -> None:
+def _build(session: Session, outputs: StackOutputs, code: Code, source: str) -> None:
     _upload(session, code)
     build_image(session, outputs, tag=code.image_tag, source=source, tell=typer.echo)
 

@@ -7,8 +7,8 @@ marks: things by an attribute, policies by their names, buckets and model packag
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, ParamSpec
 
 import typer
 
@@ -19,12 +19,21 @@ from fedgrass.cloudformation import check_owner, stack_name
 from fedgrass.errors import InfrastructureError
 from fedgrass.protocol.names import check_fleet, job_prefix, round_topic
 
+if TYPE_CHECKING:
+    from boto3 import Session
+    from mypy_boto3_cloudformation.type_defs import StackTypeDef
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
+    from mypy_boto3_logs import CloudWatchLogsClient
+    from mypy_boto3_sagemaker import SageMakerClient
+    from mypy_boto3_sagemaker.type_defs import TagTypeDef
+    from mypy_boto3_stepfunctions import SFNClient
+
 _KEPT_TAG = "fedgrass:kept"
 _JOB_LOGS = "/aws/sagemaker/ProcessingJobs"
 _ENDPOINT_LOGS = "/aws/sagemaker/Endpoints/"
 
 
-def destroy(session: Any, *, fleet: str, keep_models: bool = False, steps: script.Steps | None = None) -> bool:
+def destroy(session: Session, *, fleet: str, keep_models: bool = False, steps: script.Steps | None = None) -> bool:
     """Remove the fleet; returns whether there was anything of it. Stopped anywhere, it goes on when run again.
 
     Parameters
@@ -55,10 +64,13 @@ def destroy(session: Any, *, fleet: str, keep_models: bool = False, steps: scrip
     return stack is not None or removal.found
 
 
+Given = ParamSpec("Given")
+
+
 class _Removal:
     """One fleet on its way out."""
 
-    def __init__(self, session: Any, fleet: str, name: str, steps: script.Steps) -> None:
+    def __init__(self, session: Session, fleet: str, name: str, steps: script.Steps) -> None:
         self._session = session
         self._fleet = fleet
         self._name = name
@@ -70,10 +82,10 @@ class _Removal:
         self._component: str | None = None
         self.found = False
 
-    def stack(self) -> dict[str, Any] | None:
+    def stack(self) -> StackTypeDef | None:
         """Return the stack as CloudFormation describes it, None if there is none, and learn what it consists of."""
         try:
-            stack: dict[str, Any] = self._cloudformation.describe_stacks(StackName=self._name)["Stacks"][0]
+            stack = self._cloudformation.describe_stacks(StackName=self._name)["Stacks"][0]
         except self._cloudformation.exceptions.ClientError as error:
             if not is_gone(error):
                 raise
@@ -118,10 +130,10 @@ class _Removal:
         sagemaker = self._session.client("sagemaker")
         for job in self._running_jobs(sagemaker):
             do(f"stop job {job}", removed, sagemaker.stop_processing_job, ProcessingJobName=job)
-        announcement = {"topic": round_topic(self._fleet), "qos": 1, "retain": True, "payload": b""}
-        do("clear the announcement", self._session.client("iot-data").publish, **announcement)
+        publish = self._session.client("iot-data").publish
+        do("clear the announcement", publish, topic=round_topic(self._fleet), qos=1, retain=True, payload=b"")
 
-    def _running_jobs(self, sagemaker: Any) -> Iterator[str]:
+    def _running_jobs(self, sagemaker: SageMakerClient) -> Iterator[str]:
         """Names of the fleet's jobs that run, each of which says itself that it is the fleet's."""
         prefix = job_prefix(self._fleet)
         pages = sagemaker.get_paginator("list_processing_jobs").paginate(NameContains=prefix, StatusEquals="InProgress")
@@ -183,7 +195,7 @@ class _Removal:
         sagemaker = self._session.client("sagemaker")
         for group in self._model_groups():
             arn = sagemaker.describe_model_package_group(ModelPackageGroupName=group)["ModelPackageGroupArn"]
-            mark = [{"Key": _KEPT_TAG, "Value": "true"}]
+            mark: list[TagTypeDef] = [{"Key": _KEPT_TAG, "Value": "true"}]
             self._do(f"keep model package group {group}", sagemaker.add_tags, ResourceArn=arn, Tags=mark)
         for bucket in self._buckets():
             self._do(f"keep bucket {bucket}", storage.tag, self._s3, bucket, fedgrass__kept="true")
@@ -193,7 +205,7 @@ class _Removal:
         self._cloudformation.delete_stack(StackName=self._name)
         wait(self._cloudformation, self._name, "stack_delete_complete")
 
-    def _do(self, what: str, action: Any, *arguments: Any, **named: Any) -> None:
+    def _do(self, what: str, action: Callable[Given, object], *arguments: Given.args, **named: Given.kwargs) -> None:
         self.found = True
         self._steps.do(what, action, *arguments, **named)
 
@@ -236,7 +248,7 @@ class _Removal:
         return found
 
 
-def _tags(sagemaker: Any, arn: str) -> dict[str, str]:
+def _tags(sagemaker: SageMakerClient, arn: str) -> dict[str, str]:
     pages = sagemaker.get_paginator("list_tags").paginate(ResourceArn=arn)
     try:
         return {tag["Key"]: tag["Value"] for page in pages for tag in page["Tags"]}
@@ -246,7 +258,7 @@ def _tags(sagemaker: Any, arn: str) -> dict[str, str]:
         raise
 
 
-def _lies_in(greengrass: Any, arn: str, bucket: str) -> bool:
+def _lies_in(greengrass: GreengrassV2Client, arn: str, bucket: str) -> bool:
     try:
         recipe = json.loads(greengrass.get_component(arn=arn, recipeOutputFormat="JSON")["recipe"])
     except greengrass.exceptions.ClientError as error:
@@ -259,7 +271,7 @@ def _lies_in(greengrass: Any, arn: str, bucket: str) -> bool:
     return any(uri.startswith(f"s3://{bucket}/") for uri in artifacts)
 
 
-def _executions(step_functions: Any, machine: str) -> list[str]:
+def _executions(step_functions: SFNClient, machine: str) -> list[str]:
     pages = step_functions.get_paginator("list_executions").paginate(stateMachineArn=machine, statusFilter="RUNNING")
     try:
         return [entry["executionArn"] for page in pages for entry in page["executions"]]
@@ -269,7 +281,7 @@ def _executions(step_functions: Any, machine: str) -> list[str]:
         return []
 
 
-def _streams(logs: Any, prefix: str) -> list[str]:
+def _streams(logs: CloudWatchLogsClient, prefix: str) -> list[str]:
     pages = logs.get_paginator("describe_log_streams").paginate(logGroupName=_JOB_LOGS, logStreamNamePrefix=prefix)
     try:
         return [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
@@ -277,12 +289,12 @@ def _streams(logs: Any, prefix: str) -> list[str]:
         return []
 
 
-def _groups(logs: Any, name: str) -> list[str]:
+def _groups(logs: CloudWatchLogsClient, name: str) -> list[str]:
     pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=name)
     return [group["logGroupName"] for page in pages for group in page["logGroups"] if group["logGroupName"] == name]
 
 
-def _delete_models(sagemaker: Any, group: str) -> None:
+def _delete_models(sagemaker: SageMakerClient, group: str) -> None:
     pages = sagemaker.get_paginator("list_model_packages").paginate(ModelPackageGroupName=group)
     for arn in [package["ModelPackageArn"] for page in pages for package in page["ModelPackageSummaryList"]]:
         removed(sagemaker.delete_model_package, ModelPackageName=arn)

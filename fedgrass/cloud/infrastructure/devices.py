@@ -6,7 +6,7 @@ Whatever is removed last is what the next run finds the rest by: the policy lead
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.cloud.infrastructure.identity import forsaken, is_ours, remove_certificate, subject
 from fedgrass.cloud.infrastructure.script import is_gone, removed
@@ -15,11 +15,15 @@ from fedgrass.protocol.device_policy import policy_name, policy_prefix
 from fedgrass.protocol.records import MODEL_SUFFIX
 from fedgrass.protocol.writes import delete_item
 
+if TYPE_CHECKING:
+    from boto3 import Session
+    from mypy_boto3_iot import IoTClient
+
 FLEET_MARK = "fedgrassFleet"  # an attribute of things that were made for a fleet
 FLEET_TAG = "fedgrass:fleet"
 
 
-def owner(iot: Any, thing: str) -> str | None:
+def owner(iot: IoTClient, thing: str) -> str | None:
     """Return the fleet that a thing was made for; None if there is no such thing, or it was made for none."""
     try:
         mark: str | None = iot.describe_thing(thingName=thing).get("attributes", {}).get(FLEET_MARK)
@@ -28,7 +32,7 @@ def owner(iot: Any, thing: str) -> str | None:
     return mark
 
 
-def check_is_free(iot: Any, fleet: str, thing: str) -> None:
+def check_is_free(iot: IoTClient, fleet: str, thing: str) -> None:
     """Check that a thing was not made for another fleet.
 
     Parameters
@@ -50,26 +54,26 @@ def check_is_free(iot: Any, fleet: str, thing: str) -> None:
         raise InfrastructureError(f"thing {thing!r} is of fleet {found!r}, not of {fleet!r}: choose another name")
 
 
-def provisioned_things(iot: Any, fleet: str) -> Iterator[str]:
+def provisioned_things(iot: IoTClient, fleet: str) -> Iterator[str]:
     """Names of the things that were made for the fleet, and of those that were only given a policy of it."""
     pages = iot.get_paginator("list_things").paginate(attributeName=FLEET_MARK, attributeValue=fleet)
     marked = {entry["thingName"] for page in pages for entry in page["things"]}
     policies = set(left_policies(iot, fleet))
     yield from sorted(marked)
     try:
-        pages = iot.get_paginator("list_things_in_thing_group").paginate(thingGroupName=fleet)
-        members = [name for page in pages for name in page["things"]]
+        listed = iot.get_paginator("list_things_in_thing_group").paginate(thingGroupName=fleet)
+        members = [name for page in listed for name in page["things"]]
     except iot.exceptions.ResourceNotFoundException:
         members = []
     yield from sorted(thing for thing in set(members) - marked if policy_name(fleet, thing) in policies)
 
 
-def left_policies(iot: Any, fleet: str) -> list[str]:
+def left_policies(iot: IoTClient, fleet: str) -> list[str]:
     """Policies of the fleet's devices, for when the things that the fleet knows are removed."""
     return [name for name in _policies(iot) if name.startswith(policy_prefix(fleet))]
 
 
-def remove_policy(session: Any, fleet: str, policy: str) -> None:
+def remove_policy(session: Session, fleet: str, policy: str) -> None:
     """Remove a device's policy, and the device by way of its certificate if it left the fleet's group.
 
     Parameters
@@ -95,7 +99,7 @@ def remove_policy(session: Any, fleet: str, policy: str) -> None:
     _delete_policy(iot, policy)
 
 
-def unprovision(session: Any, fleet: str, thing: str) -> None:
+def unprovision(session: Session, fleet: str, thing: str) -> None:
     """Remove a device's certificate, policy, core device and thing; stopped anywhere, it goes on when run again.
 
     A thing that was there before `scripts/provision` stays, and so does a certificate that it had.
@@ -135,7 +139,7 @@ def unprovision(session: Any, fleet: str, thing: str) -> None:
         removed(iot.remove_thing_from_thing_group, thingName=thing, thingGroupName=fleet)
 
 
-def forget(session: Any, table: str, fleet: str, thing: str) -> None:
+def forget(session: Session, table: str, fleet: str, thing: str) -> None:
     """Remove what the tables know of a device; from then on nothing of it counts, not even what it has uploaded.
 
     Parameters
@@ -154,11 +158,11 @@ def forget(session: Any, table: str, fleet: str, thing: str) -> None:
         delete_item(devices, Key={"fleet": fleet, "thing": name})
 
 
-def _policies(iot: Any) -> list[str]:
+def _policies(iot: IoTClient) -> list[str]:
     return [entry["policyName"] for page in iot.get_paginator("list_policies").paginate() for entry in page["policies"]]
 
 
-def _targets(iot: Any, policy: str) -> list[str]:
+def _targets(iot: IoTClient, policy: str) -> list[str]:
     try:
         pages = iot.get_paginator("list_targets_for_policy").paginate(policyName=policy)
         return [arn for page in pages for arn in page["targets"]]
@@ -168,14 +172,14 @@ def _targets(iot: Any, policy: str) -> list[str]:
         raise
 
 
-def _principals(iot: Any, thing: str) -> list[str]:
+def _principals(iot: IoTClient, thing: str) -> list[str]:
     try:
         return [arn for arn in iot.list_thing_principals(thingName=thing)["principals"] if ":cert/" in arn]
     except iot.exceptions.ResourceNotFoundException:
         return []
 
 
-def _delete_policy(iot: Any, policy: str) -> None:
+def _delete_policy(iot: IoTClient, policy: str) -> None:
     try:
         versions = iot.list_policy_versions(policyName=policy)["policyVersions"]
     except iot.exceptions.ResourceNotFoundException:

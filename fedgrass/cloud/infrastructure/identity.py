@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.cloud.infrastructure.script import is_gone, removed
 from fedgrass.errors import ConfigurationError
 from fedgrass.files import write_atomically
+
+if TYPE_CHECKING:
+    from mypy_boto3_iot import IoTClient
 
 CERTIFICATE = "device.pem.crt"
 KEY = "private.pem.key"
@@ -52,7 +55,7 @@ def request(folder: Path, common_name: str) -> str:
     return signed.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def is_ours(iot: Any, certificate_arn: str, common_name: str) -> bool:
+def is_ours(iot: IoTClient, certificate_arn: str, common_name: str) -> bool:
     """Say whether a certificate was made here for a device.
 
     Parameters
@@ -82,7 +85,7 @@ def is_ours(iot: Any, certificate_arn: str, common_name: str) -> bool:
     return common_name in [attribute.value for attribute in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
 
 
-def forsaken(iot: Any, common_name: str) -> Iterator[str]:
+def forsaken(iot: IoTClient, common_name: str) -> Iterator[str]:
     """Certificates that were made for the device and then attached to nothing: whoever made them was stopped."""
     pages = iot.get_paginator("list_certificates").paginate(ascendingOrder=False)
     for arn in [
@@ -92,7 +95,7 @@ def forsaken(iot: Any, common_name: str) -> Iterator[str]:
             yield arn
 
 
-def remove_certificate(iot: Any, certificate_arn: str, thing: str) -> None:
+def remove_certificate(iot: IoTClient, certificate_arn: str, thing: str) -> None:
     """Take a certificate off a thing, if it is on it, and delete it, unless another thing has it too.
 
     Its policies stay attached until it is gone: by them the next run would find it.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedgrass.cloudformation import StackOutputs
 from fedgrass.errors import InfrastructureError
 
+if TYPE_CHECKING:
+    from boto3 import Session
+
 _POLL_SECONDS = 5.0
 
 
-def image_exists(session: Any, outputs: StackOutputs, tag: str) -> bool:
+def image_exists(session: Session, outputs: StackOutputs, tag: str) -> bool:
     """Say whether the fleet's repository has an image.
 
     Parameters
@@ -38,7 +41,7 @@ def image_exists(session: Any, outputs: StackOutputs, tag: str) -> bool:
 
 
 def build_image(
-    session: Any,
+    session: Session,
     outputs: StackOutputs,
     *,
     tell: Callable[[str], object],

@@ -7,7 +7,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import botocore
 import typer
@@ -39,6 +39,10 @@ from fedgrass.protocol import device_policy as device_policies
 from fedgrass.protocol.device_policy import policy_name
 from fedgrass.protocol.names import ThingName, check_device, check_fleet, check_thing
 
+if TYPE_CHECKING:
+    from boto3 import Session
+    from mypy_boto3_iot import IoTClient
+
 __all__ = ["device_policy", "policy_name", "provision", "provisioned_things", "unprovision"]
 
 _ROOT_CA = "AmazonRootCA1.pem"
@@ -54,7 +58,7 @@ class Endpoints:
     credentials: str
 
     @classmethod
-    def of(cls, iot: Any) -> Endpoints:
+    def of(cls, iot: IoTClient) -> Endpoints:
         """Ask IoT Core."""
         data, credentials = (
             iot.describe_endpoint(endpointType=kind)["endpointAddress"]
@@ -136,7 +140,7 @@ def nucleus_config(thing: str, region: str, role_alias: str, endpoints: Endpoint
 
 
 def provision(
-    session: Any, outputs: StackOutputs, caller: script.Caller, thing: ThingName, folder: Path, steps: script.Steps
+    session: Session, outputs: StackOutputs, caller: script.Caller, thing: ThingName, folder: Path, steps: script.Steps
 ) -> None:
     """Make what is missing of one device, and write its files to ``folder``; stopped anywhere, it goes on when run again.
 
@@ -200,7 +204,7 @@ def amazon_root_ca() -> str:
     return match.group(1)
 
 
-def _certificate(iot: Any, thing: str) -> str | None:
+def _certificate(iot: IoTClient, thing: str) -> str | None:
     try:
         principals = iot.list_thing_principals(thingName=thing)["principals"]
     except iot.exceptions.ResourceNotFoundException:
@@ -208,14 +212,14 @@ def _certificate(iot: Any, thing: str) -> str | None:
     return next((str(arn) for arn in principals if ":cert/" in arn), None)
 
 
-def _create_thing(iot: Any, thing: str, group: str) -> None:
+def _create_thing(iot: IoTClient, thing: str, group: str) -> None:
     # The mark says that the thing is ours to remove. One that was there before keeps its attributes, and stays.
     with suppress(iot.exceptions.ResourceAlreadyExistsException):
         iot.create_thing(thingName=thing, attributePayload={"attributes": {FLEET_MARK: group}})
     iot.add_thing_to_thing_group(thingName=thing, thingGroupName=group)
 
 
-def _write_policy(iot: Any, name: str, document: dict[str, Any], fleet: str) -> None:
+def _write_policy(iot: IoTClient, name: str, document: dict[str, Any], fleet: str) -> None:
     text = json.dumps(document, separators=(",", ":"))
     try:
         iot.create_policy(policyName=name, policyDocument=text, tags=[{"Key": FLEET_TAG, "Value": fleet}])
@@ -230,7 +234,7 @@ def _write_policy(iot: Any, name: str, document: dict[str, Any], fleet: str) -> 
         iot.create_policy_version(policyName=name, policyDocument=text, setAsDefault=True)
 
 
-def _new_certificate(iot: Any, fleet: str, thing: str, folder: Path, policy: str) -> str:
+def _new_certificate(iot: IoTClient, fleet: str, thing: str, folder: Path, policy: str) -> str:
     name = subject(fleet, thing)
     if (folder / KEY).exists():  # an earlier run was stopped, perhaps between these lines
         for arn in iot.list_targets_for_policy(policyName=policy)["targets"]:
@@ -243,14 +247,14 @@ def _new_certificate(iot: Any, fleet: str, thing: str, folder: Path, policy: str
     return str(made["certificateArn"])
 
 
-def _attach(iot: Any, thing: str, policy: str, certificate: str) -> None:
+def _attach(iot: IoTClient, thing: str, policy: str, certificate: str) -> None:
     iot.attach_policy(policyName=policy, target=certificate)
     # Exclusively: no other thing can be given this certificate.
     iot.attach_thing_principal(thingName=thing, principal=certificate, thingPrincipalType="EXCLUSIVE_THING")
     iot.update_certificate(certificateId=certificate.rpartition("/")[2], newStatus="ACTIVE")
 
 
-def _write_certificate(iot: Any, certificate: str, folder: Path) -> None:
+def _write_certificate(iot: IoTClient, certificate: str, folder: Path) -> None:
     described = iot.describe_certificate(certificateId=certificate.rpartition("/")[2])["certificateDescription"]
     _write(folder / CERTIFICATE, described["certificatePem"])
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from fedgrass.cloud.infrastructure import script
 from fedgrass.cloud.infrastructure.components import ComponentPublisher, Published
 from fedgrass.cloud.infrastructure.storage import ensure_bucket, own_s3
 from fedgrass.errors import InfrastructureError
+
+if TYPE_CHECKING:
+    from boto3 import Session
 
 GDK_VERSION = "1.6.2"
 
@@ -68,7 +71,7 @@ def bucket_of(project: Path) -> str:
     return str(settings["publish"]["bucket"])
 
 
-def publish_all(session: Any, caller: script.Caller, steps: script.Steps, *, gdk: str | None) -> None:
+def publish_all(session: Session, caller: script.Caller, steps: script.Steps, *, gdk: str | None) -> None:
     """Publish every component, dependencies first, the suite last.
 
     Parameters

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import boto3
 import botocore.session
@@ -17,6 +17,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_exponential_jitter
 
 from fedgrass.errors import ConfigurationError, FedgrassError
+
+if TYPE_CHECKING:
+    from boto3 import Session
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -105,7 +108,7 @@ class Caller:
     partition: str
 
 
-def identify(session: Any) -> Caller:
+def identify(session: Session) -> Caller:
     """Return who calls; raises `ConfigurationError` without a region or valid credentials."""
     if not session.region_name:
         raise ConfigurationError("no AWS region: set AWS_REGION, or a region in the profile that AWS_PROFILE names")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 
@@ -11,16 +12,31 @@ from fedgrass.buckets import owned_by
 from fedgrass.cloud.infrastructure.script import Caller, error_code, is_gone, removed
 from fedgrass.errors import InfrastructureError
 
-_PRIVATE = {"BlockPublicAcls": True, "IgnorePublicAcls": True, "BlockPublicPolicy": True, "RestrictPublicBuckets": True}
+if TYPE_CHECKING:
+    from boto3 import Session
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.literals import BucketLocationConstraintType
+    from mypy_boto3_s3.type_defs import (
+        LifecycleRuleTypeDef,
+        ObjectIdentifierTypeDef,
+        PublicAccessBlockConfigurationTypeDef,
+    )
+
+_PRIVATE: PublicAccessBlockConfigurationTypeDef = {
+    "BlockPublicAcls": True,
+    "IgnorePublicAcls": True,
+    "BlockPublicPolicy": True,
+    "RestrictPublicBuckets": True,
+}
 _MISSING = {"404", "NoSuchBucket"}
 
 
-def own_s3(session: Any, caller: Caller) -> Any:
+def own_s3(session: Session, caller: Caller) -> S3Client:
     """Return a client of S3 whose every call is refused by a bucket of another account."""
     return owned_by(session.client("s3"), caller.account)
 
 
-def bucket_exists(s3: Any, bucket: str, *, otherwise: str) -> bool:
+def bucket_exists(s3: S3Client, bucket: str, *, otherwise: str) -> bool:
     """Whether the bucket is there and the caller's.
 
     Parameters
@@ -57,7 +73,7 @@ def _why(error: ClientError) -> str:
             return f"cannot be looked at ({code})"
 
 
-def ensure_bucket(s3: Any, bucket: str, caller: Caller, *, otherwise: str) -> None:
+def ensure_bucket(s3: S3Client, bucket: str, caller: Caller, *, otherwise: str) -> None:
     """Make a bucket of the account's own where there is none, and protect it where it is not protected yet.
 
     Nobody reads it in public or without TLS, and uploads that were never finished go. A policy or rules that somebody
@@ -82,15 +98,16 @@ def ensure_bucket(s3: Any, bucket: str, caller: Caller, *, otherwise: str) -> No
     """
     if not bucket_exists(s3, bucket, otherwise=otherwise):
         # us-east-1 is the one region that must not be named.
-        place = (
-            {} if caller.region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": caller.region}}
-        )
-        s3.create_bucket(Bucket=bucket, **place)
+        if caller.region == "us-east-1":
+            s3.create_bucket(Bucket=bucket)
+        else:
+            region: BucketLocationConstraintType = caller.region  # type: ignore[assignment]  # any region that there is
+            s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": region})
     s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=_PRIVATE)
     if _lacks(s3.get_bucket_policy, bucket, "NoSuchBucketPolicy"):
         s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps(_over_tls_only(bucket, caller)))
     if _lacks(s3.get_bucket_lifecycle_configuration, bucket, "NoSuchLifecycleConfiguration"):
-        unfinished = {
+        unfinished: LifecycleRuleTypeDef = {
             "ID": "unfinished-uploads",
             "Status": "Enabled",
             "Filter": {"Prefix": ""},
@@ -99,7 +116,7 @@ def ensure_bucket(s3: Any, bucket: str, caller: Caller, *, otherwise: str) -> No
         s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [unfinished]})
 
 
-def _lacks(get: Any, bucket: str, code: str) -> bool:
+def _lacks(get: Callable[..., object], bucket: str, code: str) -> bool:
     try:
         get(Bucket=bucket)
     except ClientError as error:
@@ -109,7 +126,7 @@ def _lacks(get: Any, bucket: str, code: str) -> bool:
     return False
 
 
-def _over_tls_only(bucket: str, caller: Caller) -> dict[str, Any]:
+def _over_tls_only(bucket: str, caller: Caller) -> dict[str, object]:
     arn = f"arn:{caller.partition}:s3:::{bucket}"
     statement = {
         "Sid": "OnlyOverTls",
@@ -122,7 +139,7 @@ def _over_tls_only(bucket: str, caller: Caller) -> dict[str, Any]:
     return {"Version": "2012-10-17", "Statement": [statement]}
 
 
-def delete_bucket(s3: Any, bucket: str) -> None:
+def delete_bucket(s3: S3Client, bucket: str) -> None:
     """Delete a bucket with every version of all that it holds; what devices still send is deleted too.
 
     Raises
@@ -134,7 +151,9 @@ def delete_bucket(s3: Any, bucket: str) -> None:
     def empty_and_delete() -> None:
         for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
             found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
-            objects = [{"Key": one["Key"], "VersionId": one["VersionId"]} for one in found]
+            objects: list[ObjectIdentifierTypeDef] = [
+                {"Key": one["Key"], "VersionId": one["VersionId"]} for one in found
+            ]
             if not objects:
                 continue
             done = s3.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
@@ -147,7 +166,7 @@ def delete_bucket(s3: Any, bucket: str) -> None:
     removed(empty_and_delete)
 
 
-def tags(s3: Any, bucket: str) -> dict[str, str]:
+def tags(s3: S3Client, bucket: str) -> dict[str, str]:
     """Return a bucket's tags; none if it has none, or is not the caller's to read."""
     try:
         found = s3.get_bucket_tagging(Bucket=bucket)["TagSet"]
@@ -158,7 +177,7 @@ def tags(s3: Any, bucket: str) -> dict[str, str]:
     return {tag["Key"]: tag["Value"] for tag in found}
 
 
-def tag(s3: Any, bucket: str, **more: str) -> None:
+def tag(s3: S3Client, bucket: str, **more: str) -> None:
     """Add tags to a bucket's, where colons in a name are written as two underscores."""
     given = {**tags(s3, bucket), **{name.replace("__", ":"): value for name, value in more.items()}}
     s3.put_bucket_tagging(

@@ -16,7 +16,7 @@ from fedgrass.cloud.ending.outcome import end
 from fedgrass.cloud.rounds.changes import change
 from fedgrass.cloud.rounds.closing import close
 from fedgrass.cloud.rounds.services import Services, connect, own_services
-from fedgrass.protocol.records import STATE_KEY, RoundOutcome, RoundRecord, ended_key
+from fedgrass.protocol.records import STATE_KEY, RoundOutcome, ended_key
 from fedgrass.protocol.tables import load_round, load_state
 from fedgrass.protocol.writes import put_item, update_item
 
@@ -100,7 +100,7 @@ def abort(services: Services, execution: str, *, outcome: RoundOutcome, reason: 
     record = load_round(services.rounds, services.fleet, state.open.round)
     record = end(services.rounds, record, outcome, reason)
     if record.job is not None and record.outcome in {"cancelled", "failed"}:
-        _stop(services, record)
+        _stop(services, record.job)
     close(services, record.round, outcome, reason[:1000], whatever_happens=True)
 
 
@@ -126,9 +126,9 @@ def in_words(cause: str) -> str:
     return str(found["errorMessage"]) if isinstance(found, dict) and "errorMessage" in found else cause
 
 
-def _stop(services: Services, record: RoundRecord) -> None:
+def _stop(services: Services, job: str) -> None:
     try:
-        services.sagemaker.stop_processing_job(ProcessingJobName=record.job)
+        services.sagemaker.stop_processing_job(ProcessingJobName=job)
     except ClientError as error:
         # Ended already, or never started.
         if error.response["Error"]["Code"] not in {"ValidationException", "ResourceNotFound"}:

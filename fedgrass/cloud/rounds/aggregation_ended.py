@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -58,7 +59,7 @@ def _round_of(name: str) -> int | None:
     return int(parts[-2]) if len(parts) > 3 and parts[-2].isdecimal() else None
 
 
-def settle(services: Services, record: RoundRecord, job: dict[str, Any]) -> None:
+def settle(services: Services, record: RoundRecord, job: Mapping[str, Any]) -> None:
     """Complete or fail the waiting task of the round's job, if the job has ended.
 
     Parameters
@@ -84,7 +85,7 @@ def settle(services: Services, record: RoundRecord, job: dict[str, Any]) -> None
         fail(services.step_functions, token, error=error.__name__, cause=cause)
 
 
-def _ran_out_of_memory(job: dict[str, Any]) -> bool:
+def _ran_out_of_memory(job: Mapping[str, Any]) -> bool:
     """Whether the job's container was killed, as the kernel does where memory ends, or SageMaker or the job says so."""
     said = f"{job.get('ExitMessage') or ''} {job.get('FailureReason') or ''}"
     return bool(_NO_MEMORY.findall(said))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from functools import cache, cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
@@ -16,6 +16,16 @@ from fedgrass.cloud.ending.place import Place
 from fedgrass.errors import ConfigurationError
 from fedgrass.logs import configure
 from fedgrass.protocol.tables import Table
+
+if TYPE_CHECKING:
+    from boto3 import Session
+    from mypy_boto3_dynamodb import DynamoDBServiceResource
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
+    from mypy_boto3_iot import IoTClient
+    from mypy_boto3_iot_data import IoTDataPlaneClient
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_sagemaker import SageMakerClient
+    from mypy_boto3_stepfunctions import SFNClient
 
 
 def _now() -> datetime:
@@ -38,7 +48,9 @@ class Services:
         Returns the present time, with its zone.
     """
 
-    def __init__(self, session: Any, environment: Mapping[str, str], *, clock: Callable[[], datetime] = _now) -> None:
+    def __init__(
+        self, session: Session, environment: Mapping[str, str], *, clock: Callable[[], datetime] = _now
+    ) -> None:
         self._session = session
         self._environment = environment
         self.now = clock
@@ -77,34 +89,34 @@ class Services:
         return table
 
     @cached_property
-    def step_functions(self) -> Any:
+    def step_functions(self) -> SFNClient:
         """Client of Step Functions."""
-        return self._client("stepfunctions")
+        return self._session.client("stepfunctions", config=_CONFIG)
 
     @cached_property
-    def iot_data(self) -> Any:
+    def iot_data(self) -> IoTDataPlaneClient:
         """Client of IoT Core's data plane."""
-        return self._client("iot-data")
+        return self._session.client("iot-data", config=_CONFIG)
 
     @cached_property
-    def iot(self) -> Any:
+    def iot(self) -> IoTClient:
         """Client of IoT Core's control plane."""
-        return self._client("iot")
+        return self._session.client("iot", config=_CONFIG)
 
     @cached_property
-    def sagemaker(self) -> Any:
+    def sagemaker(self) -> SageMakerClient:
         """Client of SageMaker."""
-        return self._client("sagemaker")
+        return self._session.client("sagemaker", config=_CONFIG)
 
     @cached_property
-    def s3(self) -> Any:
+    def s3(self) -> S3Client:
         """Client of S3, for the account's own buckets."""
-        return owned_by(self._client("s3"), self.setting("FEDGRASS_ACCOUNT"))
+        return owned_by(self._session.client("s3", config=_CONFIG), self.setting("FEDGRASS_ACCOUNT"))
 
     @cached_property
-    def greengrass(self) -> Any:
+    def greengrass(self) -> GreengrassV2Client:
         """Client of Greengrass."""
-        return self._client("greengrassv2")
+        return self._session.client("greengrassv2", config=_CONFIG)
 
     @cached_property
     def place(self) -> Place:
@@ -123,11 +135,8 @@ class Services:
         )
 
     @cached_property
-    def _dynamodb(self) -> Any:
+    def _dynamodb(self) -> DynamoDBServiceResource:
         return self._session.resource("dynamodb", config=_CONFIG)
-
-    def _client(self, name: str) -> Any:
-        return self._session.client(name, config=_CONFIG)
 
 
 # Throttling is waited out here, within a function's time; Step Functions and Lambda repeat what fails beyond that.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 
@@ -18,6 +18,9 @@ from fedgrass.errors import OutOfMemoryError, RecordError
 from fedgrass.logs import log_event
 from fedgrass.protocol.names import job_prefix
 from fedgrass.protocol.records import RoundRecord
+
+if TYPE_CHECKING:
+    from mypy_boto3_sagemaker.literals import ProcessingInstanceTypeType
 
 _TWICE = {"medium": "large", "large": "xlarge", "xlarge": "2xlarge", "2xlarge": "4xlarge"}
 """Sizes of machines and those with twice the memory, as far as all families have them."""
@@ -132,7 +135,7 @@ def _start(services: Services, record: RoundRecord, name: str, machine: str) -> 
             },
             ProcessingResources={
                 "ClusterConfig": {
-                    "InstanceType": machine,
+                    "InstanceType": _instance_type(machine),
                     "InstanceCount": instances,
                     "VolumeSizeInGB": wanted.volume_gb,
                 }
@@ -155,6 +158,11 @@ def _start(services: Services, record: RoundRecord, name: str, machine: str) -> 
         updates=record.contributed,
         instances=instances,
     )
+
+
+def _instance_type(name: str) -> ProcessingInstanceTypeType:
+    """Return the name as the stubs have it: SageMaker itself says which there are, and which of them in a region."""
+    return name  # type: ignore[return-value]
 
 
 def _network(services: Services) -> dict[str, Any]:

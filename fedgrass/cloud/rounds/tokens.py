@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import ClientError
 from pydantic import BaseModel
@@ -13,6 +13,9 @@ from fedgrass.cloud.rounds.services import Services
 from fedgrass.errors import RecordError
 from fedgrass.protocol.names import RoundNumber
 from fedgrass.protocol.records import RoundRecord
+
+if TYPE_CHECKING:
+    from mypy_boto3_stepfunctions import SFNClient
 
 _GONE = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}
 
@@ -61,7 +64,7 @@ def keep_token(services: Services, request: TokenRequest, *, phase: str, name: s
     return record
 
 
-def succeed(step_functions: Any, token: str, output: dict[str, Any]) -> bool:
+def succeed(step_functions: SFNClient, token: str, output: dict[str, Any]) -> bool:
     """Let the state machine go on; returns whether it was still waiting.
 
     Parameters
@@ -81,7 +84,7 @@ def succeed(step_functions: Any, token: str, output: dict[str, Any]) -> bool:
     return _answered(step_functions.send_task_success, taskToken=token, output=json.dumps(output))
 
 
-def fail(step_functions: Any, token: str, *, error: str, cause: str) -> bool:
+def fail(step_functions: SFNClient, token: str, *, error: str, cause: str) -> bool:
     """Fail the waiting task; returns whether it was still waiting.
 
     Parameters

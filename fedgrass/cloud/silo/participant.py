@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from botocore.exceptions import ClientError
 
@@ -35,6 +35,10 @@ from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, M
 from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, round_topic, update_key
 from fedgrass.training import Evaluated, Trained, TrainingFiles, evaluate, train
 
+if TYPE_CHECKING:
+    from mypy_boto3_iot_data import IoTDataPlaneClient
+    from mypy_boto3_s3 import S3Client
+
 _HEARTBEAT_SECONDS = 30.0
 _MISSING = {"404", "403", "NoSuchKey", "AccessDenied", "ResourceNotFoundException"}
 
@@ -43,8 +47,8 @@ _MISSING = {"404", "403", "NoSuchKey", "AccessDenied", "ResourceNotFoundExceptio
 class FleetAccess:
     """Clients of the fleet's account, and the time."""
 
-    s3: Any
-    iot_data: Any
+    s3: S3Client
+    iot_data: IoTDataPlaneClient
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import botocore.session
@@ -13,6 +13,10 @@ from botocore.exceptions import ClientError, HTTPClientError
 
 from fedgrass.local.core_device.credentials import RoleCredentials
 
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
+    from mypy_boto3_s3 import S3Client
+
 _TRANSIENT_CODES = {"Throttling", "ThrottlingException", "TooManyRequestsException", "RequestTimeout", "SlowDown"}
 
 
@@ -20,8 +24,8 @@ _TRANSIENT_CODES = {"Throttling", "ThrottlingException", "TooManyRequestsExcepti
 class Clients:
     """What the device asks of AWS."""
 
-    greengrass: Any
-    s3: Any
+    greengrass: GreengrassV2Client
+    s3: S3Client
     credentials: RoleCredentials
 
 

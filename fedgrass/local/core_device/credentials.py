@@ -13,9 +13,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedgrass.logs import log_event
+
+if TYPE_CHECKING:
+    from mypy_boto3_sts import STSClient
 
 _RETRY_SECONDS, _LEAST_RETRY_SECONDS = 300.0, 10.0
 _PATH = "/2016-11-01/credentialprovider/"
@@ -46,7 +49,7 @@ class Credentials:
 class RoleCredentials:
     """Assumes the token exchange role, and again shortly before the credentials expire."""
 
-    def __init__(self, sts: Any, *, role_arn: str, thing: str) -> None:
+    def __init__(self, sts: STSClient, *, role_arn: str, thing: str) -> None:
         self._sts = sts
         self._role_arn = role_arn
         self._thing = thing

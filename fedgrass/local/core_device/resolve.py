@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.greengrass.semver import newest
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
 from fedgrass.local.core_device.recipe import Manifest, Recipe, parse
+
+if TYPE_CHECKING:
+    from mypy_boto3_greengrassv2 import GreengrassV2Client
 
 _SERVICES = {
     "aws.greengrass.TokenExchangeService": "2.0.3",
@@ -36,7 +39,9 @@ class Resolved:
 class Resolver:
     """Asks ``greengrass``, a boto3 ``greengrassv2`` client, for candidates."""
 
-    def __init__(self, greengrass: Any, attributes: Mapping[str, str], nucleus: Nucleus = CLASSIC) -> None:
+    def __init__(
+        self, greengrass: GreengrassV2Client, attributes: Mapping[str, str], nucleus: Nucleus = CLASSIC
+    ) -> None:
         self._greengrass = greengrass
         self._attributes = dict(attributes)
         self._nucleus = nucleus

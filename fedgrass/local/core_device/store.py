@@ -10,7 +10,7 @@ import threading
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedgrass.errors import FedgrassError
 from fedgrass.files import sha256_of, write_atomically
@@ -18,6 +18,9 @@ from fedgrass.local.core_device.layout import Layout
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
 from fedgrass.local.core_device.recipe import Artifact, Permission, Recipe, parse
 from fedgrass.local.s3_uri import split_uri
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 _BLOCK = 1 << 20
 _READ_BITS = {"NONE": 0o000, "OWNER": 0o400, "ALL": 0o444}
@@ -33,7 +36,7 @@ class ArtifactError(FedgrassError):
 class ComponentStore:
     """Keeps component versions; ``s3`` is a boto3 S3 client with the device's credentials."""
 
-    def __init__(self, layout: Layout, s3: Any, nucleus: Nucleus = CLASSIC) -> None:
+    def __init__(self, layout: Layout, s3: S3Client, nucleus: Nucleus = CLASSIC) -> None:
         self._layout = layout
         self._s3 = s3
         self._nucleus = nucleus

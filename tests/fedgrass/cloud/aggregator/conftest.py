@@ -26,6 +26,7 @@ from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.update import UpdateHeader, write_update
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
+from tests.fixtures.doubles import double
 from tests.fixtures.local_aws import local_aws, unique
 from tests.fixtures.tables import create_tables
 
@@ -167,7 +168,7 @@ def fleet(digits: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sessi
         bucket = Bucket(s3, "fedgrass-test")
         greengrass = FakeGreengrass()
         clients = FleetClients(
-            FLEET, bucket, dynamodb.Table("rounds"), greengrass, GROUP_ARN, devices=dynamodb.Table("devices")
+            FLEET, bucket, dynamodb.Table("rounds"), double(greengrass), GROUP_ARN, devices=dynamodb.Table("devices")
         )
         current = upload(digits, bucket, FLEET)
         yield Fleet(clients, s3, greengrass, digits, current, tmp_path)

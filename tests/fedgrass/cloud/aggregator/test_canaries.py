@@ -19,6 +19,7 @@ from fedgrass.protocol.settings import FleetSettings, Rollout
 from tests.fedgrass.cloud.aggregator.conftest import FLEET as FLEET_NAME
 from tests.fedgrass.cloud.aggregator.conftest import GROUP_ARN, Fleet, make_record, trained
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
+from tests.fixtures.doubles import double
 
 FLEET = "arn:aws:iot:us-east-1:123456789012:thinggroup/fleet"
 GROUP = "arn:aws:iot:us-east-1:123456789012:thinggroup/canaries"
@@ -46,7 +47,7 @@ class Place:
         self.now += seconds
 
     def try_out(self) -> None:
-        self.canaries.try_out(self.greengrass, FLEET, GLOBAL_MODEL, "1.2.0")
+        self.canaries.try_out(double(self.greengrass), FLEET, GLOBAL_MODEL, "1.2.0")
 
     @property
     def canaries_have(self) -> str:

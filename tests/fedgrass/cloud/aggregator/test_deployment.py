@@ -10,6 +10,7 @@ from fedgrass.cloud.ending.deployment import SupersededError, deploy_version
 from fedgrass.errors import ReleaseError
 from fedgrass.protocol.names import GLOBAL_MODEL
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
+from tests.fixtures.doubles import double
 
 TARGET = "arn:aws:iot:us-east-1:123456789012:thinggroup/mill"
 SUITE = {"com.fedgrass.Suite": {"componentVersion": "1.0.0"}}
@@ -43,7 +44,7 @@ FULL: dict[str, Any] = {
 
 
 def deploy(greengrass: FakeGreengrass, version: str = "1.2.0", **more: Any) -> str | None:
-    return deploy_version(greengrass, TARGET, GLOBAL_MODEL, version, pause=lambda seconds: None, **more)
+    return deploy_version(double(greengrass), TARGET, GLOBAL_MODEL, version, pause=lambda seconds: None, **more)
 
 
 def versions(greengrass: FakeGreengrass) -> dict[str, str]:

@@ -30,6 +30,7 @@ from fedgrass.protocol.tables import load_round
 from fedgrass.training import evaluate
 from fedgrass.update import write_update
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, NOW, ROUND, Fleet, header, make_record
+from tests.fixtures.doubles import double
 
 THINGS = ("press-a", "press-b", "press-c")
 X = (load_digits().images[:, :, :, None] / 16).astype(np.float32)
@@ -197,7 +198,7 @@ def test_a_job_that_is_run_again_does_not_ask_those_who_have_answered(fleet: Fle
     record = load_round(fleet.clients.rounds, FLEET, ROUND)
     devices = Devices(fleet, lambda thing, heard: figures(thing, heard, 10, 0.9, 0.8))
     for _ in range(2):
-        jury = DeviceEvaluation(record, fleet.clients.rounds, devices, "fedgrass-test", now=lambda: NOW)
+        jury = DeviceEvaluation(record, fleet.clients.rounds, double(devices), "fedgrass-test", now=lambda: NOW)
         assert jury.hear(fleet.current).judged == 3
     assert len(devices.heard) == 1
 

@@ -127,7 +127,9 @@ def _dynamodb(aws: LocalAwsProcess) -> Any:
 
 
 def test_the_job_makes_a_round_of_the_environment_alone(place: Place) -> None:
-    others = {RUNTIME: {"componentVersion": "1.0.0", "configurationUpdate": {"merge": '{"threads": "2"}'}}}
+    others: dict[str, Any] = {
+        RUNTIME: {"componentVersion": "1.0.0", "configurationUpdate": {"merge": '{"threads": "2"}'}}
+    }
     place.clients.greengrass.create_deployment(
         targetArn=place.clients.thing_group_arn,
         deploymentName="by hand",

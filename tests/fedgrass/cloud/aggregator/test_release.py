@@ -18,6 +18,7 @@ from fedgrass.protocol.names import GLOBAL_MODEL, model_prefix
 from fedgrass.protocol.tables import load_state
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, GROUP_ARN, Fleet, trained
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
+from tests.fixtures.doubles import double
 
 SCHEMA = Path(__file__).parents[5] / "shared" / "schemas" / "gdk-1.6.2-recipe.schema.json"
 ACCOUNT = Account.of(GROUP_ARN)
@@ -105,32 +106,32 @@ def test_a_version_is_waited_for_until_it_is_deployable(digits: Bundle) -> None:
     greengrass = FakeGreengrass()
     greengrass.polls_until_deployable = 4
     recipe = json.dumps(recipe_of(digits)).encode()
-    arn = create_component(greengrass, ACCOUNT, recipe)
+    arn = create_component(double(greengrass), ACCOUNT, recipe)
     assert greengrass.components[arn]["polls"] < 0
 
 
 def test_a_version_that_fails_says_why(digits: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     greengrass = FakeGreengrass()
     recipe = json.dumps(recipe_of(digits)).encode()
-    arn = create_component(greengrass, ACCOUNT, recipe)
+    arn = create_component(double(greengrass), ACCOUNT, recipe)
     greengrass.components[arn]["state"] = "FAILED"
     with pytest.raises(ReleaseError, match="because"):
-        create_component(greengrass, ACCOUNT, recipe)
+        create_component(double(greengrass), ACCOUNT, recipe)
 
 
 def test_a_version_that_never_gets_ready_is_an_error(digits: Bundle) -> None:
     greengrass = FakeGreengrass()
     greengrass.polls_until_deployable = 10**9
     with pytest.raises(ReleaseError, match="run again"):
-        create_component(greengrass, ACCOUNT, json.dumps(recipe_of(digits)).encode(), timeout=0.2)
+        create_component(double(greengrass), ACCOUNT, json.dumps(recipe_of(digits)).encode(), timeout=0.2)
 
 
 def test_a_version_with_other_artifacts_is_a_conflict(digits: Bundle) -> None:
     greengrass = FakeGreengrass()
-    create_component(greengrass, ACCOUNT, json.dumps(recipe_of(digits)).encode())
+    create_component(double(greengrass), ACCOUNT, json.dumps(recipe_of(digits)).encode())
     other = json.dumps(recipe_of(digits)).replace("s3://bucket/", "s3://another/").encode()
     with pytest.raises(ReleaseError, match="other artifacts"):
-        create_component(greengrass, ACCOUNT, other)
+        create_component(double(greengrass), ACCOUNT, other)
 
 
 def test_only_an_arn_says_where_components_live() -> None:

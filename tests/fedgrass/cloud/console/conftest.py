@@ -27,6 +27,7 @@ from fedgrass.local.sample import Sample
 from fedgrass.protocol.records import OpenRound, RoundRecord, to_attribute
 from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
+from tests.fixtures.doubles import double
 from tests.fixtures.tables import create_tables
 
 FLEET = "mill"
@@ -55,7 +56,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self.greengrass = FakeGreengrass()
-        self.account = Account(FLEET, Session(_account(), self.greengrass))
+        self.account = Account(FLEET, double(Session(_account(), self.greengrass)))
         session = self.account.session
         machine = session.client("stepfunctions").create_state_machine(
             name=f"fedgrass-{FLEET}-round", definition=json.dumps(_STATES), roleArn="arn:aws:iam::123456789012:role/r"

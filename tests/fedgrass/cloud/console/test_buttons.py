@@ -14,6 +14,7 @@ from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.roster import write_roster
 from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.console.conftest import NOW, Browser, Fleet, browser_of, typed, visible
+from tests.fixtures.doubles import double
 
 
 def test_an_empty_fleet_says_what_to_do(fleet: Fleet, browser: Browser) -> None:
@@ -251,6 +252,6 @@ class Broken:
 def test_aws_that_refuses_or_is_away_is_a_page_that_says_so(
     error: Exception, status: int, says: str, address: str
 ) -> None:
-    page = visible(browser_of(Account("mill", Broken(error))).get(address, status))
+    page = visible(browser_of(Account("mill", double(Broken(error)))).get(address, status))
     assert says in page
     assert "Traceback" not in page

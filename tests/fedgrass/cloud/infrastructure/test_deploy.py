@@ -13,6 +13,7 @@ from fedgrass.cloud.infrastructure.states import check_changeable
 from fedgrass.cloudformation import StackOutputs, stack_name, stack_outputs
 from fedgrass.errors import ConfigurationError, InfrastructureError
 from fedgrass.local.aws.client import LocalAwsProcess
+from tests.fixtures.doubles import double
 from tests.fixtures.local_aws import local_aws, unique
 
 __all__ = ["local_aws", "unique"]
@@ -91,7 +92,7 @@ class _CloudFormation:
 )
 def test_a_stack_in_no_state_to_be_changed_says_what_to_do(status: str, advice: str) -> None:
     with pytest.raises(InfrastructureError, match=f"{status}.*{advice}") as refused:
-        deploy(_CloudFormation(status), fleet="digits", dependencies=False)
+        deploy(double(_CloudFormation(status)), fleet="digits", dependencies=False)
     lives = not status.startswith(("CREATE_", "ROLLBACK_", "DELETE_"))
     assert not lives or "scripts/destroy" not in str(refused.value)
 
@@ -111,7 +112,7 @@ def test_every_state_that_cloudformation_knows_can_be_updated_or_says_what_to_do
 
 def test_a_stack_without_its_outputs_says_so() -> None:
     with pytest.raises(InfrastructureError, match=r"lacks the outputs Bucket, .*deploy it again"):
-        stack_outputs(_CloudFormation("CREATE_COMPLETE"), "digits")
+        stack_outputs(double(_CloudFormation("CREATE_COMPLETE")), "digits")
 
 
 def test_underscores_in_a_fleet_s_name_are_none_in_its_stack_s() -> None:
@@ -125,9 +126,9 @@ def test_a_stack_that_says_it_is_another_fleet_s_is_left_alone() -> None:
             return {"Stacks": [{**stack, "Parameters": [{"ParameterKey": "Fleet", "ParameterValue": "other"}]}]}
 
     with pytest.raises(InfrastructureError, match="is of fleet 'other', not of 'digits'"):
-        stack_outputs(Other("CREATE_COMPLETE"), "digits")
+        stack_outputs(double(Other("CREATE_COMPLETE")), "digits")
     with pytest.raises(InfrastructureError, match="is of fleet 'other', not of 'digits'"):
-        check(Other("CREATE_COMPLETE"), "digits", {})
+        check(double(Other("CREATE_COMPLETE")), "digits", {})
 
 
 def test_outputs_are_what_the_demo_and_the_command_line_need() -> None:

@@ -29,6 +29,7 @@ from fedgrass.errors import InfrastructureError
 from fedgrass.local.aws.client import LocalAwsProcess
 from fedgrass.protocol.device_policy import policy_prefix
 from fedgrass.protocol.names import fleet_digest, job_prefix, round_topic
+from tests.fixtures.doubles import double
 from tests.fixtures.local_aws import local_aws, unique
 from tests.fixtures.places import TEMPLATE
 from tests.fixtures.waiting import eventually
@@ -134,7 +135,14 @@ class Whole:
             place = folder / thing.replace(":", "_")
             place.mkdir(parents=True)
             (place / KEY).write_bytes(key.read_bytes())
-            provision(session, outputs, identify(session), thing, place, Steps(dry_run=False, tell=lambda _: None))
+            provision(
+                double(session),
+                outputs,
+                identify(double(session)),
+                thing,
+                place,
+                Steps(dry_run=False, tell=lambda _: None),
+            )
         self.certificates = self._certificates()
         self._data()
         self._what_runs()
@@ -250,11 +258,11 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_fleet_is_removed_whole(account: Account, key: Path, unique: str, tmp_path: Path) -> None:
     fleet = Whole(account, unique, tmp_path / "devices", key)
     assert len(fleet.left()) >= 15
-    destroy(fleet.session, fleet=unique)
+    destroy(double(fleet.session), fleet=unique)
     assert fleet.left() == []
     # The thing that was there before has lost what it was given, and nothing else.
     assert fleet.session.client("iot").list_thing_principals(thingName=fleet.old_thing)["principals"] == []
-    assert not destroy(fleet.session, fleet=unique)
+    assert not destroy(double(fleet.session), fleet=unique)
 
 
 @pytest.mark.skipif(
@@ -276,7 +284,7 @@ def stopped_everywhere(account: Account, key: Path, unique: str, folder: Path, *
     """What was left, by the call before which destroy was stopped."""
     Whole(account, f"{unique}0", folder / "0", key)
     with account.counting() as calls:
-        destroy(account, fleet=f"{unique}0")
+        destroy(double(account), fleet=f"{unique}0")
     points = range(0, len(calls), every)
 
     def stopped_before(call: int) -> list[str]:
@@ -285,8 +293,8 @@ def stopped_everywhere(account: Account, key: Path, unique: str, folder: Path, *
             account.counting(stop_before=call),
             suppress(Stopped),
         ):  # the last ones may not come: waiting is not always alike
-            destroy(account, fleet=fleet.fleet)
-        destroy(account, fleet=fleet.fleet)
+            destroy(double(account), fleet=fleet.fleet)
+        destroy(double(account), fleet=fleet.fleet)
         left = fleet.left()
         print(f"stopped before call {call}, {calls[call]}, and run again: {len(left)} left", flush=True)
         return left
@@ -306,11 +314,11 @@ def test_what_is_kept_stays_kept_however_often_it_is_run(
 ) -> None:
     fleet = Whole(account, unique, tmp_path / "devices", key)
     with account.counting(stop_before=stop_before), suppress(Stopped):
-        destroy(account, fleet=unique, keep_models=True)
-    destroy(account, fleet=unique, keep_models=True)
+        destroy(double(account), fleet=unique, keep_models=True)
+    destroy(double(account), fleet=unique, keep_models=True)
     kept = {f"bucket {fleet.bucket}", f"models {fleet.group}", f"component {fleet.component}"}
     assert kept <= set(fleet.left())
-    destroy(fleet.session, fleet=unique)
+    destroy(double(fleet.session), fleet=unique)
     assert kept <= set(fleet.left())
     assert not [one for one in fleet.left() if one.startswith(("stack", "thing", "group", "machine"))]
 
@@ -321,7 +329,7 @@ def test_data_whose_stack_somebody_deleted_is_found_by_its_marks(
     fleet = Whole(account, unique, tmp_path / "devices", key)
     fleet.session.client("cloudformation").delete_stack(StackName=stack_name(unique))
     assert any(one.startswith("bucket") for one in fleet.left())
-    assert destroy(fleet.session, fleet=unique)
+    assert destroy(double(fleet.session), fleet=unique)
     # Its thing group is gone, and with it what ran for it.
     assert [one for one in fleet.left() if one.startswith(("bucket", "models", "component", "thing"))] == []
 
@@ -332,15 +340,17 @@ def test_another_fleet_s_stack_thing_and_jobs_are_left_alone(
     mine, other = f"{unique}-{'m' * 20}1", f"{unique}-{'m' * 20}2"  # more in common than a job's name shows
     fleet, neighbour = Whole(account, mine, tmp_path / "a", key), Whole(account, other, tmp_path / "b", key)
     before = sorted(neighbour.left())
-    destroy(fleet.session, fleet=mine)
+    destroy(double(fleet.session), fleet=mine)
     assert sorted(neighbour.left()) == before
     iot = fleet.session.client("iot")
     outputs = StackOutputs(**{**dict.fromkeys(StackOutputs.__dataclass_fields__, "x"), "fleet": mine})
     steps = Steps(dry_run=False, tell=lambda _: None)
     with pytest.raises(InfrastructureError, match=f"is of fleet '{other}'"):
-        provision(fleet.session, outputs, identify(fleet.session), neighbour.thing, tmp_path / "c", steps)
+        provision(
+            double(fleet.session), outputs, identify(double(fleet.session)), neighbour.thing, tmp_path / "c", steps
+        )
     assert iot.describe_thing(thingName=neighbour.thing)
-    destroy(fleet.session, fleet=other)
+    destroy(double(fleet.session), fleet=other)
 
 
 def test_a_protected_stack_is_told_before_anything_is_removed(
@@ -356,9 +366,9 @@ def test_a_protected_stack_is_told_before_anything_is_removed(
 
     session.events.register("after-call.cloudformation.DescribeStacks", protect)
     with pytest.raises(InfrastructureError, match=r"protected from deletion.*update-termination-protection"):
-        destroy(session, fleet=unique)
+        destroy(double(session), fleet=unique)
     assert sorted(fleet.left()) == before
-    destroy(fleet.session, fleet=unique)
+    destroy(double(fleet.session), fleet=unique)
 
 
 def test_provision_stopped_before_any_call_goes_on_and_leaves_no_certificate_behind(
@@ -371,15 +381,15 @@ def test_provision_stopped_before_any_call_goes_on_and_leaves_no_certificate_beh
     before = {one["certificateArn"] for one in iot.list_certificates(pageSize=250)["certificates"]}
     for stop_before in itertools.count():
         thing, folder = f"{unique}-{stop_before}", tmp_path / str(stop_before)
-        caller = identify(account)
+        caller = identify(double(account))
         folder.mkdir()
         if stop_before % 2:  # made in an earlier run, not now
             (folder / KEY).write_bytes(key.read_bytes())
         try:
             with account.counting(stop_before=stop_before):
-                provision(account, outputs, caller, thing, folder, steps)
+                provision(double(account), outputs, caller, thing, folder, steps)
         except Stopped:
-            provision(account, outputs, caller, thing, folder, steps)
+            provision(double(account), outputs, caller, thing, folder, steps)
             [certificate] = iot.list_thing_principals(thingName=thing)["principals"]
             assert (
                 iot.describe_certificate(certificateId=certificate.rpartition("/")[2])["certificateDescription"][
@@ -396,5 +406,5 @@ def test_provision_stopped_before_any_call_goes_on_and_leaves_no_certificate_beh
     assert stop_before > 8
     after = {one["certificateArn"] for one in iot.list_certificates(pageSize=250)["certificates"]} - before
     assert len(after) == stop_before + 1  # one for each device, none forsaken
-    destroy(account, fleet=unique)
+    destroy(double(account), fleet=unique)
     assert {one["certificateArn"] for one in iot.list_certificates(pageSize=250)["certificates"]} & after == set()

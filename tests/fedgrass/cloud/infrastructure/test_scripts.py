@@ -29,6 +29,7 @@ from fedgrass.cloudformation import StackOutputs, stack_name
 from fedgrass.errors import ConfigurationError, InfrastructureError
 from fedgrass.local.aws.client import LocalAwsProcess
 from tests.fedgrass.cloud.rounds.harness import client_error
+from tests.fixtures.doubles import double
 from tests.fixtures.local_aws import local_aws, unique
 from tests.fixtures.places import ROOT
 
@@ -212,14 +213,14 @@ def stand_in() -> StackOutputs:
 
 def test_an_image_is_built_once_and_a_failed_build_names_its_log() -> None:
     builds = Builds("SUCCEEDED")
-    assert image_exists(builds, stand_in(), "there")
-    assert not image_exists(builds, stand_in(), "missing")
-    build_image(builds, stand_in(), tag="t", source="b/k.zip", tell=lambda _: None, pause=lambda _: None)
+    assert image_exists(double(builds), stand_in(), "there")
+    assert not image_exists(double(builds), stand_in(), "missing")
+    build_image(double(builds), stand_in(), tag="t", source="b/k.zip", tell=lambda _: None, pause=lambda _: None)
     assert builds.looks == 2
     assert builds.asked["sourceLocationOverride"] == "b/k.zip"
     assert builds.asked["environmentVariablesOverride"] == [{"name": "IMAGE_TAG", "value": "t", "type": "PLAINTEXT"}]
     with pytest.raises(InfrastructureError, match="FAILED; see L"):
-        build_image(Builds("FAILED"), stand_in(), tell=lambda _: None, pause=lambda _: None)
+        build_image(double(Builds("FAILED")), stand_in(), tell=lambda _: None, pause=lambda _: None)
 
 
 def test_an_update_points_at_its_image_when_that_is_built_and_a_failed_build_changes_nothing(

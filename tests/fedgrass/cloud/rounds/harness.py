@@ -22,6 +22,7 @@ from fedgrass.protocol.records import RoundRecord, to_attribute
 from fedgrass.protocol.report import Evaluation, ModelEntry, Outcome, RoundReport, UpdateEntry
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_round, load_state, save_settings, set_current_model
+from tests.fixtures.doubles import double
 from tests.fixtures.tables import create_tables
 
 FLEET = "digits"
@@ -147,7 +148,7 @@ class Fleet:
             "FEDGRASS_SUBNETS": subnets,
             "FEDGRASS_SECURITY_GROUPS": groups,
         }
-        self.services = Services(Session(stand_ins), environment, clock=lambda: self.now)
+        self.services = Services(double(Session(stand_ins)), environment, clock=lambda: self.now)
         self.rounds = self.services.rounds
         self.services.s3.create_bucket(Bucket="fedgrass-digits")
         create_tables(_session().client("dynamodb"), rounds="rounds", devices="devices")

@@ -12,6 +12,7 @@ from fedgrass.cloud.rounds.claim_device import Claim, claim_device
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.protocol.device_policy import device_policy, policy_name
 from tests.fedgrass.cloud.rounds.harness import Session
+from tests.fixtures.doubles import double
 
 ARN = "arn:aws:iot:us-east-1:123456789012"
 REFUSED = {"allowProvisioning": False}
@@ -51,7 +52,7 @@ class Iot:
 
 
 def claimed(iot: Iot, parameters: dict[str, str], *, prefix: str = "press-") -> dict[str, Any]:
-    services = Services(Session({"iot": iot}), {"FEDGRASS_FLEET": "mill", "FEDGRASS_CLAIM_PREFIX": prefix})
+    services = Services(double(Session({"iot": iot})), {"FEDGRASS_FLEET": "mill", "FEDGRASS_CLAIM_PREFIX": prefix})
     template = f"{ARN}:provisioningtemplate/fedgrass-0123456789abcdef"
     return claim_device(services, Claim.model_validate({"templateArn": template, "parameters": parameters}))
 

@@ -19,6 +19,7 @@ from fedgrass.protocol.tables import free_hand, load_state, save_settings, set_c
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
 from tests.fedgrass.cloud.rounds.harness import BASE, FLEET, Fleet
 from tests.fedgrass.cloud.rounds.test_ending import CLOSE, ROLLOUT, failure, release
+from tests.fixtures.doubles import double
 
 GROUP = "arn:aws:iot:us-east-1:123456789012:thinggroup/digits"
 OTHERS = {"com.fedgrass.Runtime": {"componentVersion": "1.0.0", "configurationUpdate": {"merge": '{"fleet":"digits"}'}}}
@@ -30,7 +31,7 @@ class Place:
     def __init__(self, things: str = "abc", **settings: Any) -> None:
         self.fleet = Fleet(FleetSettings.model_validate(settings))
         self.greengrass = FakeGreengrass()
-        self.fleet.services.greengrass = self.greengrass
+        self.fleet.services.greengrass = double(self.greengrass)
         set_current_model(self.fleet.rounds, FLEET, BASE, publish=True)
         self.fleet.heartbeats(*things)
         self.deploy("1.0.0")

@@ -38,6 +38,7 @@ from fedgrass.protocol.messages import (
 from fedgrass.protocol.names import device_topic, model_prefix, update_prefix
 from fedgrass.training import TrainingFiles, train
 from tests.fedgrass.cloud.rounds.harness import client_error
+from tests.fixtures.doubles import double
 
 FLEET = "clinics"
 BUCKET = "fleet-bucket"
@@ -75,7 +76,7 @@ class Fleet:
         self.base = upload(self.bundle, Bucket(s3, BUCKET), FLEET)
 
     def access(self) -> FleetAccess:
-        return FleetAccess(self.s3, self.iot, clock=lambda: self.now, sleep=self.sleep)
+        return FleetAccess(self.s3, double(self.iot), clock=lambda: self.now, sleep=self.sleep)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds

@@ -10,6 +10,7 @@ import pytest
 from fedgrass.errors import ConfigurationError, InfrastructureError, RoundRefusedError
 from fedgrass.local.aws.client import LocalAwsProcess
 from fedgrass.silos import Silo, split_name
+from tests.fixtures.doubles import double
 from tests.fixtures.places import TEMPLATE
 from tests.fixtures.waiting import eventually
 
@@ -47,7 +48,7 @@ def deployed(account: LocalAwsProcess, name: str, **changes: str) -> Silo:
         Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
         Capabilities=["CAPABILITY_NAMED_IAM"],
     )
-    return Silo(f"{account.account}-{name}", Session(account))
+    return Silo(f"{account.account}-{name}", double(Session(account)))
 
 
 def test_whoever_starts_the_job_chooses_the_rounds_and_nothing_else(local_aws: LocalAwsProcess, unique: str) -> None:
@@ -88,7 +89,7 @@ def test_rounds_beyond_the_silo_s_limit_start_nothing(local_aws: LocalAwsProcess
 
 def test_a_silo_that_is_not_deployed_is_said_to_be_missing(local_aws: LocalAwsProcess, unique: str) -> None:
     with pytest.raises(InfrastructureError, match="deploy"):
-        Silo(f"{local_aws.account}-{unique}", Session(local_aws)).start(1)
+        Silo(f"{local_aws.account}-{unique}", double(Session(local_aws))).start(1)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from botocore.credentials import ContainerMetadataFetcher, ContainerProvider
 from fedgrass.local.core_device.credentials import RoleCredentials, TokenExchangeService, kept_failure
 from fedgrass.local.core_device.nucleus import CLASSIC
 from tests.fedgrass.local.core_device.conftest import Loop
+from tests.fixtures.doubles import double
 from tests.fixtures.waiting import PATIENCE
 
 
@@ -37,20 +38,20 @@ class Sts:
 
 def test_the_role_is_assumed_in_the_things_name_and_only_when_due() -> None:
     sts = Sts(timedelta(hours=1))
-    role = RoleCredentials(sts, role_arn="arn:aws:iam::123456789012:role/R", thing="thing-1")
+    role = RoleCredentials(double(sts), role_arn="arn:aws:iam::123456789012:role/R", thing="thing-1")
     assert role.get() == role.get()
     assert sts.calls == [{"RoleArn": "arn:aws:iam::123456789012:role/R", "RoleSessionName": "thing-1"}]
 
 
 def test_credentials_about_to_expire_are_replaced() -> None:
-    role = RoleCredentials(Sts(timedelta(minutes=4)), role_arn="arn", thing="thing-1")
+    role = RoleCredentials(double(Sts(timedelta(minutes=4))), role_arn="arn", thing="thing-1")
     assert role.get().access_key == "key1"
     assert role.get().access_key == "key2"
 
 
 @pytest.fixture
 def service(loop: Loop) -> Iterator[TokenExchangeService]:
-    role = RoleCredentials(Sts(timedelta(hours=1)), role_arn="arn", thing="thing-1")
+    role = RoleCredentials(double(Sts(timedelta(hours=1))), role_arn="arn", thing="thing-1")
     running = TokenExchangeService(role.get, {"good": "com.example.A"}.get)
     loop.run(running.start())
     yield running

@@ -8,6 +8,7 @@ from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.greengrass.semver import newest
 from fedgrass.local.core_device.recipe import platform_attributes
 from fedgrass.local.core_device.resolve import ResolutionError, Resolver
+from tests.fixtures.doubles import double
 
 Catalogue = Mapping[str, Mapping[str, Mapping[str, str]]]
 
@@ -42,7 +43,7 @@ class Greengrass:
 
 
 def resolve(catalogue: Catalogue, **roots: str) -> dict[str, str]:
-    resolver = Resolver(Greengrass(catalogue), platform_attributes("aws_nucleus_classic"))
+    resolver = Resolver(double(Greengrass(catalogue)), platform_attributes("aws_nucleus_classic"))
     found = resolver.resolve({name: {"group": version} for name, version in roots.items()})
     return {name: one.recipe.version for name, one in found.items()}
 
@@ -75,7 +76,7 @@ def test_a_chain_takes_one_question_per_link() -> None:
         "D": {"1.0.0": {}},
     }
     greengrass = Greengrass(catalogue)
-    Resolver(greengrass, platform_attributes("x")).resolve({"A": {"g": "1.0.0"}})
+    Resolver(double(greengrass), platform_attributes("x")).resolve({"A": {"g": "1.0.0"}})
     assert greengrass.calls == 3
 
 
