@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedgrass.buckets import owned_by
 from fedgrass.cloudformation import StackOutputs, stack_outputs
@@ -14,6 +14,8 @@ from fedgrass.protocol.names import check_fleet
 
 if TYPE_CHECKING:
     from boto3 import Session
+    from botocore.config import Config
+    from mypy_boto3_dynamodb.service_resource import Table
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_stepfunctions import SFNClient
 
@@ -28,7 +30,7 @@ class Account:
     session: Session
 
     @classmethod
-    def of(cls, fleet: str, config: Any = None) -> Account:
+    def of(cls, fleet: str, config: Config | None = None) -> Account:
         """Return the account of the environment; raises `ConfigurationError` without a region.
 
         Parameters
@@ -54,12 +56,12 @@ class Account:
         return stack_outputs(self.session, self.fleet)
 
     @cached_property
-    def rounds_table(self) -> Any:
+    def rounds_table(self) -> Table:
         """The table of rounds."""
         return self.session.resource("dynamodb").Table(self.stack.rounds_table)
 
     @cached_property
-    def devices_table(self) -> Any:
+    def devices_table(self) -> Table:
         """The table of devices."""
         return self.session.resource("dynamodb").Table(self.stack.devices_table)
 

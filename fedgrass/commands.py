@@ -129,7 +129,7 @@ class Commander:
         item = self._account.rounds_table.get_item(
             Key={"fleet": self._account.fleet, "key": reply_key(thing, command)}, ConsistentRead=True
         ).get("Item")
-        return None if item is None else Reply.decode(base64.b64decode(item["payload"]))
+        return None if item is None else Reply.decode(base64.b64decode(str(item["payload"])))
 
     def fetch(self, reply: Reply, path: Path) -> None:
         """Download the parameters that a reply names, checked by their digest.

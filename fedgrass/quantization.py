@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedgrass.errors import BundleError
 from fedgrass.tensors import Array
+
+if TYPE_CHECKING:
+    from ai_edge_litert import schema_py_generated as schema
 
 _LEAST_PER_CHANNEL = 8
 """Values per channel from which int8 pays: a channel's scale and zero point take 12 bytes."""
@@ -42,7 +46,7 @@ def quantized(content: bytes) -> bytes | None:
     return packed(model) if any(done) else None
 
 
-def _quantize_subgraph(schema: Any, model: Any, subgraph: Any) -> bool:
+def _quantize_subgraph(schema: ModuleType, model: schema.ModelT, subgraph: schema.SubGraphT) -> bool:
     """Make each float constant int8 where its kernel takes that, and behind a DEQUANTIZE where it does not."""
     # The axis of the output channels, and the input that holds the weights is always the second.
     channel_axis = {
@@ -99,7 +103,7 @@ def _int8(values: Array, axis: int) -> tuple[Array, Array]:
     return np.clip(np.rint(values / scales.reshape(shape)), -127, 127).astype(np.int8), scales
 
 
-def _copy_of(schema: Any, tensor: Any) -> Any:
+def _copy_of(schema: ModuleType, tensor: schema.TensorT) -> schema.TensorT:
     """Describe a float tensor of the same shape that no buffer holds."""
     copy = schema.TensorT()
     copy.name = tensor.name + b"/float"
@@ -109,7 +113,9 @@ def _copy_of(schema: Any, tensor: Any) -> Any:
     return copy
 
 
-def _insert_dequantize(schema: Any, model: Any, subgraph: Any, source: int, target: int) -> None:
+def _insert_dequantize(
+    schema: ModuleType, model: schema.ModelT, subgraph: schema.SubGraphT, source: int, target: int
+) -> None:
     for operator in subgraph.operators:
         operator.inputs = np.where(operator.inputs == source, target, operator.inputs).astype(np.int32)
     builtin = schema.BuiltinOperator.DEQUANTIZE
@@ -127,12 +133,12 @@ def _insert_dequantize(schema: Any, model: Any, subgraph: Any, source: int, targ
     subgraph.operators.insert(0, operator)
 
 
-def _builtin(code: Any) -> int:
+def _builtin(code: schema.OperatorCodeT) -> int:
     # Codes above 127 have no room in the older field; files of old converters have the older field alone.
     return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
 
 
-def packed(model: Any) -> bytes:
+def packed(model: schema.ModelT) -> bytes:
     """Return a model of the schema's objects as a file."""
     import flatbuffers
 

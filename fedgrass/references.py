@@ -40,7 +40,7 @@ def split_reference(reference: str) -> tuple[str, str]:
     return module, name
 
 
-def subclass(reference: str, bases: Sequence[str]) -> type[Any]:
+def subclass(reference: str, bases: Sequence[str]) -> type[object]:
     """Import the class that ``module:Class`` names, which must lie below one of some bases.
 
     Parameters
@@ -83,14 +83,14 @@ def function(reference: str) -> Callable[..., Any]:
     return declared
 
 
-def _imported(reference: str, module: str, name: str) -> Any:
+def _imported(reference: str, module: str, name: str) -> object:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"{reference!r}: cannot be imported ({error})") from error
 
 
-def _loaded(dotted: str) -> type[Any] | None:
+def _loaded(dotted: str) -> type[object] | None:
     module, _, name = dotted.rpartition(".")
     kind = getattr(sys.modules.get(module), name, None)
     return kind if isinstance(kind, type) else None

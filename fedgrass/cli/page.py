@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 from pydantic import BaseModel
@@ -14,12 +14,13 @@ from fedgrass.cli import render
 from fedgrass.files import write_atomically
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREY, GREEN = "#2563eb", "#d97706", "#6b7280", "#059669"
 
 
-def write_report(report: BaseModel, folder: Path, template: Path, chart: bytes, **context: Any) -> None:
+def write_report(report: BaseModel, folder: Path, template: Path, chart: bytes, **context: object) -> None:
     """Write ``report.json``, ``chart.png`` and ``index.html``; what an earlier run left under their names is replaced.
 
     Parameters
@@ -41,7 +42,7 @@ def write_report(report: BaseModel, folder: Path, template: Path, chart: bytes, 
     write_atomically(folder / "index.html", page.encode())
 
 
-def new_figure(*, widths: tuple[int, ...]) -> tuple[Figure, list[Any]]:
+def new_figure(*, widths: tuple[int, ...]) -> tuple[Figure, list[Axes]]:
     """Return an empty figure and its axes, side by side."""
     import matplotlib as mpl
 

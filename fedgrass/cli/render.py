@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -64,7 +63,7 @@ def percent(value: float | None) -> str:
     return _NOTHING if value is None else f"{100 * value:.1f} %"
 
 
-def print_json(rows: Iterable[Mapping[str, Any]]) -> None:
+def print_json(rows: Iterable[Mapping[str, object]]) -> None:
     """Print one JSON object per line, unfolded: what a script reads of a command that otherwise prints a table."""
     out = console()
     for row in rows:

@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from fedgrass.data.rows import limits
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (
     *(".apng", ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
@@ -66,7 +70,7 @@ class Pixels:
         scaled = self._black + values * np.float32(self._white - self._black)
         return np.asarray(scaled if self._dtype.kind == "f" else np.rint(scaled), self._dtype)
 
-    def _narrow(self, image: Any) -> Array:
+    def _narrow(self, image: Image) -> Array:
         """Return an image of 8 bits as 0..1."""
         height, width, channels = self._shape
         if image.mode == "P" and "transparency" in image.info:
@@ -74,7 +78,7 @@ class Pixels:
         fitted = image.convert(MODES[channels]).resize((width, height), self._pillow.Resampling.BILINEAR)
         return np.asarray(np.asarray(fitted, np.float32) / np.float32(255))
 
-    def _wide(self, image: Any, file: Path) -> Array:
+    def _wide(self, image: Image, file: Path) -> Array:
         """Return a grey image of more than 8 bits as 0..1, by the range that its values are from."""
         height, width, channels = self._shape
         values = np.asarray(image, np.float32)
@@ -93,7 +97,7 @@ class Pixels:
             return np.concatenate([np.broadcast_to(fitted, (height, width, 3)), np.ones_like(fitted)], axis=-1)
         return fitted
 
-    def _opened(self, file: Path) -> Any:
+    def _opened(self, file: Path) -> Image:
         if file.suffix.lower() in UNREAD:
             raise DataError(f"data {file}: {file.suffix[1:].upper()} is not read; convert it to JPEG or PNG")
         with warnings.catch_warnings():
@@ -101,7 +105,7 @@ class Pixels:
             return self._pillow.open(file, formats=self._formats)
 
     @staticmethod
-    def _require_one(image: Any, file: Path) -> None:
+    def _require_one(image: Image, file: Path) -> None:
         """Refuse what is too large, or several pictures, before it is decoded; a camera's MPO has its picture first."""
         if image.width * image.height > _MOST_PIXELS:
             raise DataError(f"data {file}: {image.width}×{image.height} pixels; at most {_MOST_PIXELS} are decoded")
@@ -143,7 +147,7 @@ def _ends(manifest: Manifest, settings: DataSettings, what: str) -> tuple[float,
     return (low_end, high_end) if high_end - low_end <= 255 else (0.0, 255.0)
 
 
-def _pillow() -> tuple[Any, Any]:
+def _pillow() -> tuple[ModuleType, ModuleType]:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:

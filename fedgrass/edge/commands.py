@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -99,7 +98,7 @@ class Commands:
                 found.append(command)
         return found
 
-    def reply(self, command: Command, status: str, reason: str = "", **fields: Any) -> Reply:
+    def reply(self, command: Command, status: str, reason: str = "", **fields: object) -> Reply:
         """Make a command's answer.
 
         Parameters

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import awsiot.greengrasscoreipc
 from awscrt.exceptions import AwsCrtError
@@ -72,6 +72,9 @@ class Ipc(Protocol):
         ...
 
 
+T = TypeVar("T")
+
+
 class GreengrassIpc:
     """`Ipc` over the nucleus's Unix socket; reconnects and subscribes again by itself.
 
@@ -114,7 +117,7 @@ class GreengrassIpc:
         self._lost = lost
         self._patience = patience
         self._timeout = timeout
-        self._client: Any = None
+        self._client: GreengrassCoreIPCClientV2 | None = None
         self._wake = threading.Event()
         self._subscriptions = Subscriptions(
             self._call,
@@ -184,7 +187,7 @@ class GreengrassIpc:
     def on_component_update(self, arrived: Callable[[str], None]) -> None:
         """See `Ipc`."""
 
-        def received(event: Any) -> None:
+        def received(event: model.ComponentUpdatePolicyEvents) -> None:
             if event.pre_update_event is not None:
                 arrived(event.pre_update_event.deployment_id or "")
 
@@ -208,7 +211,7 @@ class GreengrassIpc:
         if client is not None:
             client.close()
 
-    def _call(self, name: str, start: Callable[[Any], Future[Any]]) -> Any:
+    def _call(self, name: str, start: Callable[[GreengrassCoreIPCClientV2], Future[T]]) -> T:
         client = self._client
         if client is None:
             raise IpcRefusedError(f"{name}: IPC is not connected")
@@ -309,7 +312,7 @@ def _translated(name: str, error: BaseException) -> IpcError:
     return IpcRefusedError(f"{name}: the nucleus did not take it ({kind})")
 
 
-def _local_payload(event: Any) -> bytes:
+def _local_payload(event: model.SubscriptionResponseMessage) -> bytes:
     # Another component may publish JSON; nucleus lite then delivers it as such.
     if event.json_message is not None:
         return json.dumps(event.json_message.message).encode()

@@ -226,7 +226,7 @@ def read(source: _Configurations, component: str, model: type[S]) -> S:
     return parse(model, source.get_configuration(component), component)
 
 
-def parse(model: type[S], document: Mapping[str, Any], component: str) -> S:
+def parse(model: type[S], document: Mapping[str, object], component: str) -> S:
     """Check a component's configuration.
 
     Parameters
@@ -257,7 +257,7 @@ def parse(model: type[S], document: Mapping[str, Any], component: str) -> S:
         ) from error
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: object) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None and item != "null"}
     return value

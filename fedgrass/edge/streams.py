@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from stream_manager import (
     ExportDefinition,
     InvalidRequestException,
+    Message,
     MessageStreamDefinition,
+    MessageStreamInfo,
     NotEnoughMessagesException,
     Persistence,
     ReadMessagesOptions,
@@ -121,7 +124,7 @@ class StreamManagerStreams:
 
     def __init__(self, *, tasks_bytes: int = _TASKS_BYTES) -> None:
         self._tasks_bytes = tasks_bytes
-        self._client: Any = StreamManagerClient.__new__(StreamManagerClient)
+        self._client: StreamManagerClient = StreamManagerClient.__new__(StreamManagerClient)
         try:
             # The SDK connects in its constructor and leaves a thread behind if that fails: the object is made first, so that it
             # can be closed.
@@ -194,7 +197,7 @@ class StreamManagerStreams:
                 with contextlib.suppress(InvalidRequestException):  # another process was first
                     self._client.create_message_stream(definition)
 
-    def _read(self, stream: str, start: int, *, wait: float) -> list[Any]:
+    def _read(self, stream: str, start: int, *, wait: float) -> list[Message]:
         options = ReadMessagesOptions(
             desired_start_sequence_number=max(start, 0),
             min_message_count=1,
@@ -209,7 +212,7 @@ class StreamManagerStreams:
 
 
 @contextlib.contextmanager
-def _translated(action: str) -> Any:
+def _translated(action: str) -> Iterator[None]:
     try:
         yield
     except (StreamManagerException, OSError, EOFError, RuntimeError, asyncio.TimeoutError) as error:
@@ -249,7 +252,7 @@ def _encoded(task: Task) -> bytes:
     return encoded
 
 
-def _status(message: Any) -> TaskStatus | None:
+def _status(message: Message) -> TaskStatus | None:
     """Take a status message apart; None for one that does not end a task, or cannot be read."""
     try:
         status = Util.deserialize_json_bytes_to_obj(message.payload, StatusMessage)
@@ -268,7 +271,7 @@ def _status(message: Any) -> TaskStatus | None:
         return None
 
 
-def _newest(info: Any) -> int:
+def _newest(info: MessageStreamInfo) -> int:
     return _number(info.storage_status.newest_sequence_number)
 
 

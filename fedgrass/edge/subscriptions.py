@@ -13,14 +13,29 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from fedgrass.edge.backoff import Backoff
 from fedgrass.errors import IpcError
 from fedgrass.logs import Log
 
-Open = Callable[[Any, dict[str, Any]], tuple[Future[Any], Any]]
-Call = Callable[[str, Callable[[Any], Future[Any]]], Any]
+if TYPE_CHECKING:
+    from awsiot.greengrasscoreipc.clientv2 import GreengrassCoreIPCClientV2
+
+
+class Closable(Protocol):
+    """An operation of the SDK's: an open stream."""
+
+    def close(self) -> object:
+        """End it."""
+        ...
+
+
+Open: TypeAlias = (
+    "Callable[[GreengrassCoreIPCClientV2, dict[str, Callable[..., object]]], tuple[Future[object], Closable]]"
+)
+"""Opens a stream on the SDK's client with its handlers; returns its future and operation."""
+Call: TypeAlias = "Callable[[str, Callable[[GreengrassCoreIPCClientV2], Future[object]]], object]"
 
 _LOOK_SECONDS = 2.0
 _JITTER = 0.1
@@ -36,7 +51,7 @@ class Subscription:
     backoff: Backoff
     optional: bool
     renewed: bool
-    operation: Any = None
+    operation: Closable | None = None
     given_up: bool = False
     due: float = 0.0
     generation: int = 0
@@ -162,10 +177,14 @@ class Subscriptions:
             if generation >= subscription.heard_from:
                 subscription.received(event)
 
-        handlers = {"on_stream_event": received, "on_stream_error": lambda _error: True, "on_stream_closed": closed}
-        opened: list[Any] = []
+        handlers: dict[str, Callable[..., object]] = {
+            "on_stream_event": received,
+            "on_stream_error": lambda _error: True,
+            "on_stream_closed": closed,
+        }
+        opened: list[Closable] = []
 
-        def start(client: Any) -> Future[Any]:
+        def start(client: GreengrassCoreIPCClientV2) -> Future[object]:
             future, operation = subscription.open(client, handlers)
             opened.append(operation)
             return future

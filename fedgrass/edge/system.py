@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -133,7 +134,7 @@ def _percent(part: float, whole: float) -> float:
     return round(min(100.0, max(0.0, 100 * part / whole)), 1)
 
 
-def _told(module: Any, name: str) -> Any:
+def _told(module: ModuleType, name: str) -> Any:
     """Ask psutil for what not every platform has; None where it has not."""
     ask = getattr(module, name, None)
     try:

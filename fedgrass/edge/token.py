@@ -13,7 +13,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any
 
 from awscrt.eventstream import Header
 from awscrt.eventstream.rpc import ClientConnection, ClientConnectionHandler, MessageType
@@ -63,14 +62,14 @@ def renew(component: str, timeout: float) -> bool:
 class _Asking(ClientConnectionHandler):  # type: ignore[misc]
     def __init__(self, component: str) -> None:
         self._component = component
-        self._connection: Any = None
+        self._connection: ClientConnection | None = None
         self.answer: Future[str] = Future()
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
 
-    def on_connection_setup(self, connection: Any, error: Exception | None, **_: Any) -> None:
+    def on_connection_setup(self, connection: ClientConnection, error: Exception | None, **_: object) -> None:
         if error is not None:
             self._answered("")
             return
@@ -81,12 +80,12 @@ class _Asking(ClientConnectionHandler):  # type: ignore[misc]
             message_type=MessageType.CONNECT,
         )
 
-    def on_connection_shutdown(self, reason: Exception | None, **_: Any) -> None:
+    def on_connection_shutdown(self, reason: Exception | None, **_: object) -> None:
         del reason
         self._answered("")
 
     def on_protocol_message(
-        self, headers: Sequence[Any], payload: bytes, message_type: MessageType, flags: int, **_: Any
+        self, headers: Sequence[Header], payload: bytes, message_type: MessageType, flags: int, **_: object
     ) -> None:
         del payload, message_type, flags
         self._answered(next((str(header.value) for header in headers if header.name == "svcuid"), ""))

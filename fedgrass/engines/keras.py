@@ -6,7 +6,6 @@ A Keras model whose variables are named as a LiteRT bundle's parameters trains t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -34,10 +33,10 @@ try:
 except ImportError as error:
     raise EngineError("engine keras: tensorflow is not installed; pip install 'fedgrass[keras]'") from error
 
-Builder = str | Callable[[], Any]
+Builder = str | Callable[[], keras.Model]
 
 
-def loss_object(loss: Loss, options: LossOptions, *, from_logits: bool) -> Any:
+def loss_object(loss: Loss, options: LossOptions, *, from_logits: bool) -> keras.losses.Loss:
     """Make Keras' loss of a name.
 
     Parameters
@@ -144,7 +143,7 @@ class KerasEngine(OutputEngine):
         for name, value in check_parameters(parameters, self.manifest).items():
             self._variables[name].assign(value)
 
-    def _trained(self) -> list[Any]:
+    def _trained(self) -> list[keras.Variable]:
         return [v for v in self._model.trainable_variables if any(v is known for known in self._variables.values())]
 
     def _begin(self, settings: FitSettings) -> None:
@@ -162,7 +161,7 @@ class KerasEngine(OutputEngine):
         self._optimizer.build(trained)
         self._compiled = tf.function(self._train, reduce_retracing=True)
 
-    def _train(self, x: Any, y: Any, weights: Any) -> Any:
+    def _train(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
         mu, clip = self._scalars
         trained = self._trained()
         with tf.GradientTape() as tape:
@@ -200,11 +199,11 @@ class KerasEngine(OutputEngine):
         for variable, value in zip(variables, state, strict=True):
             variable.assign(value)
 
-    def _state_variables(self) -> list[Any]:
+    def _state_variables(self) -> list[keras.Variable]:
         return [*self._optimizer.variables, *self._draws]
 
 
-def _build(builder: Builder) -> Any:
+def _build(builder: Builder) -> keras.Model:
     if keras.backend.backend() != "tensorflow":
         raise EngineError(f"engine keras: backend {keras.backend.backend()!r} is in use; set KERAS_BACKEND=tensorflow")
     # Layers without a name of their own are numbered through the process: start again, so that every build is called alike.
@@ -215,21 +214,21 @@ def _build(builder: Builder) -> Any:
     return model
 
 
-def _variables(model: Any) -> dict[str, Any]:
+def _variables(model: keras.Model) -> dict[str, keras.Variable]:
     floats = [variable for variable in model.weights if str(variable.dtype) == "float32"]
     return {str(variable.path.removeprefix(f"{model.name}/")): variable for variable in floats}
 
 
-def _variance(layer: Any) -> Any:
+def _variance(layer: keras.Layer) -> keras.Variable | None:
     """Return the variable in which a normalization keeps a variance of its inputs."""
     if isinstance(layer, keras.layers.BatchNormalization):
         return layer.moving_variance
     return getattr(layer, "adapt_variance", None) if isinstance(layer, keras.layers.Normalization) else None
 
 
-def optimizer_object(settings: Optimizer, learning_rate: float) -> Any:
+def optimizer_object(settings: Optimizer, learning_rate: float) -> keras.optimizers.Optimizer:
     """Return Keras' optimizer with these settings, at a constant rate."""
-    common: dict[str, Any] = {
+    common: dict[str, float | None] = {
         "learning_rate": learning_rate,
         "clipnorm": settings.clipnorm,
         "clipvalue": settings.clipvalue,

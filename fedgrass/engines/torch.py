@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -23,12 +22,12 @@ try:
 except ImportError as error:
     raise EngineError("engine torch: torch is not installed; pip install 'fedgrass[torch]'") from error
 
-Builder = str | Callable[[], Any]
+Builder = str | Callable[[], torch.nn.Module]
 
 _LOG = Log("fedgrass.engines.torch")
 
 _functional = torch.nn.functional
-_LOSSES: dict[str, Callable[..., Any]] = {
+_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "sparse_categorical_crossentropy": lambda output, y, **options: _functional.cross_entropy(
         output.movedim(-1, 1), y.long(), **options
     ),
@@ -169,7 +168,7 @@ class TorchEngine(OutputEngine):
             for output, head in zip(outputs, self.manifest.heads, strict=True)
         ]
 
-    def _tensor(self, array: Array, dtype: str) -> Any:
+    def _tensor(self, array: Array, dtype: str) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype))
 
     def _optimizer_state(self) -> list[Array]:
@@ -212,7 +211,7 @@ def _check(manifest: Manifest) -> None:
         )
 
 
-def _build(builder: Builder) -> Any:
+def _build(builder: Builder) -> torch.nn.Module:
     module = builder_of("torch", builder)()
     if not isinstance(module, torch.nn.Module):
         raise EngineError(f"builder {builder!r}: gave {type(module).__name__}, expected a torch.nn.Module")
@@ -222,19 +221,21 @@ def _build(builder: Builder) -> Any:
     return module.float()
 
 
-def _entries(module: Any) -> dict[str, Any]:
+def _entries(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
 
 
-def _values(entry: dict[str, Any]) -> list[Any]:
+def _values(entry: dict[str, object]) -> list[torch.Tensor]:
     return [value for _, value in sorted(entry.items()) if isinstance(value, torch.Tensor)]
 
 
-def _array(tensor: Any) -> Array:
+def _array(tensor: torch.Tensor) -> Array:
     return np.array(tensor.detach().numpy(), np.float32)
 
 
-def _optimizer(settings: Any, parameters: list[Any], learning_rate: float) -> Any:
+def _optimizer(
+    settings: Optimizer, parameters: list[torch.nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
     if settings.name in ("adam", "adamw"):
         betas = (settings.beta_1, settings.beta_2)
         # AdamW without decay is Adam; Adam's own decay is another thing in PyTorch than in Keras.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 
@@ -26,6 +26,9 @@ from fedgrass.local.aws.client import start as start_aws
 from fedgrass.local.core_device.builtin import TOKEN_EXCHANGE
 from fedgrass.local.processes import spawn, stop
 from fedgrass.protocol.names import HEARTBEAT, RUNTIME, SUITE
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.service_resource import Table as DynamoTable
 
 _COMPONENT_BUCKET = "fedgrass-components"
 
@@ -117,7 +120,7 @@ class LocalFleet:
         """A boto3 session of the account."""
         return _LocalSession(self.aws)
 
-    def table(self, name: str) -> Any:
+    def table(self, name: str) -> DynamoTable:
         """Return a boto3 ``Table``."""
         return self.session.resource("dynamodb").Table(name)
 

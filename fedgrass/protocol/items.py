@@ -40,6 +40,11 @@ class Table(Protocol):
         ...
 
     @property
+    def delete_item(self) -> _Call:
+        """DeleteItem."""
+        ...
+
+    @property
     def query(self) -> _Call:
         """Query."""
         ...

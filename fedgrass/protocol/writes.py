@@ -11,10 +11,11 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fedgrass.errors import RecordError
+from fedgrass.protocol.items import Table
 from fedgrass.protocol.records import to_attribute
 
 BUSY = frozenset(
@@ -50,11 +51,11 @@ class BusyError(RecordError):
 
 def change(
     *,
-    put: Mapping[str, Any] | None = None,
+    put: Mapping[str, object] | None = None,
     add: Mapping[str, float] | None = None,
     remove: Iterable[str] = (),
     condition: str = "",
-    values: Mapping[str, Any] | None = None,
+    values: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Return the arguments of UpdateItem.
 
@@ -95,22 +96,24 @@ def change(
     return arguments
 
 
-def update_item(table: Any, **arguments: Any) -> dict[str, Any]:
+def update_item(table: Table, **arguments: Any) -> Mapping[str, Any]:
     """Do UpdateItem; a condition that does not hold raises boto3's ``ConditionalCheckFailedException``."""
     return _repeated(table, lambda: table.update_item(**arguments))
 
 
-def put_item(table: Any, **arguments: Any) -> dict[str, Any]:
+def put_item(table: Table, **arguments: Any) -> Mapping[str, Any]:
     """Do PutItem; a condition that does not hold raises boto3's ``ConditionalCheckFailedException``."""
     return _repeated(table, lambda: table.put_item(**arguments))
 
 
-def delete_item(table: Any, **arguments: Any) -> dict[str, Any]:
+def delete_item(table: Table, **arguments: Any) -> Mapping[str, Any]:
     """Do DeleteItem; no item under the key is not an error."""
     return _repeated(table, lambda: table.delete_item(**arguments))
 
 
-def transact(table: Any, actions: list[dict[str, Any]], *, pause: Callable[[float], None] = time.sleep) -> int | None:
+def transact(
+    table: Table, actions: Sequence[Mapping[str, object]], *, pause: Callable[[float], None] = time.sleep
+) -> int | None:
     """Write all of some changes or none.
 
     Parameters
@@ -150,7 +153,7 @@ def transact(table: Any, actions: list[dict[str, Any]], *, pause: Callable[[floa
     return _repeated(table, write, pause)
 
 
-def _repeated(table: Any, write: Callable[[], T], pause: Callable[[float], None] | None = None) -> T:
+def _repeated(table: Table, write: Callable[[], T], pause: Callable[[float], None] | None = None) -> T:
     last: Exception | None = None
     for attempt in range(_ATTEMPTS):
         try:
@@ -164,7 +167,7 @@ def _repeated(table: Any, write: Callable[[], T], pause: Callable[[float], None]
     raise BusyError(f"table {table.name}: an item stayed busy through {_ATTEMPTS} attempts; try again") from last
 
 
-def _is_busy(response: dict[str, Any]) -> bool:
+def _is_busy(response: Mapping[str, Any]) -> bool:
     code = response.get("Error", {}).get("Code", "")
     if code == "TransactionCanceledException":
         reasons = {reason.get("Code") for reason in response.get("CancellationReasons", [])}

@@ -162,7 +162,7 @@ def parse_strategy(text: str) -> dict[str, Any]:
     return {"name": match["name"], "options": options}
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from functools import reduce
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from fedgrass.strategies.arithmetic.interfaces import Sums
 
 _PATIENCE = 10.0
 _NOTHING = np.empty(0, np.float64)
+
+
+Kind = TypeVar("Kind")
 
 
 class WorkerPool:
@@ -181,7 +184,7 @@ def shared_out(devices_by_lane: Counter[int], lanes: Collection[int], workers: i
     return [sorted(some) for some in own]
 
 
-def _expect(pipe: Connection, kind: type[Any]) -> Any:
+def _expect(pipe: Connection, kind: type[Kind]) -> Kind:
     message = _receive(pipe)
     if not isinstance(message, kind):
         raise EngineError(f"a process of the simulation sent {type(message).__name__}, expected {kind.__name__}")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from fedgrass.protocol.items import Table
 from fedgrass.protocol.records import ALIVE_INTERVALS, MODEL_SUFFIX
 
 State = Literal["alive", "able", "unable", "silent"]
@@ -65,7 +66,7 @@ class FleetIndex:
         Epoch seconds.
     """
 
-    def __init__(self, devices: Callable[[], Any], fleet: str, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, devices: Callable[[], Table], fleet: str, *, clock: Callable[[], float] = time.time) -> None:
         self._devices = devices
         self._fleet = fleet
         self._clock = clock
@@ -151,7 +152,7 @@ class FleetIndex:
             arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]
 
 
-def _summary(item: dict[str, Any]) -> DeviceSummary:
+def _summary(item: Mapping[str, Any]) -> DeviceSummary:
     heard = "interval_seconds" in item
     return DeviceSummary(
         thing=item["thing"],

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import Any
 
 from botocore.exceptions import ClientError
 from pydantic import BaseModel, Field
@@ -49,7 +48,7 @@ class ExecutionEnd(BaseModel):
 connect("rounds", "iot_data", "s3", "greengrass", "sagemaker")
 
 
-def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+def handler(event: dict[str, object], _context: object) -> dict[str, object]:
     """Entry point, called by the state machine or by EventBridge."""
     if "detail" in event:
         execution_ended(own_services(), ExecutionEnd.model_validate(event["detail"]))
@@ -57,7 +56,7 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     return abort_round(own_services(), AbortRequest.model_validate(event))
 
 
-def abort_round(services: Services, request: AbortRequest) -> dict[str, Any]:
+def abort_round(services: Services, request: AbortRequest) -> dict[str, object]:
     """End the execution's round, if it has one, and return what went wrong in words."""
     cause = in_words(request.failure.cause or "no cause was given")
     abort(services, request.execution, outcome="failed", reason=f"{request.failure.error}: {cause}")

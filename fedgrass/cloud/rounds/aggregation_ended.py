@@ -28,7 +28,7 @@ class JobEvent(BaseModel):
 connect("rounds", "step_functions")
 
 
-def handler(event: dict[str, Any], _context: object) -> None:
+def handler(event: dict[str, object], _context: object) -> None:
     """Entry point, called by EventBridge."""
     aggregation_ended(own_services(), JobEvent.model_validate(event))
 

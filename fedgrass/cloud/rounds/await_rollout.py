@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.cloud.rounds.tokens import TokenRequest, keep_token, succeed
 from fedgrass.protocol.records import RoundRecord
@@ -11,7 +9,7 @@ from fedgrass.protocol.records import RoundRecord
 connect("rounds", "step_functions")
 
 
-def handler(event: dict[str, Any], _context: object) -> None:
+def handler(event: dict[str, object], _context: object) -> None:
     """Entry point."""
     await_rollout(own_services(), TokenRequest.model_validate(event))
 

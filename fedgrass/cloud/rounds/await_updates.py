@@ -14,7 +14,7 @@ from fedgrass.protocol.records import RoundRecord
 connect("rounds", "step_functions")
 
 
-def handler(event: dict[str, Any], _context: object) -> dict[str, Any] | None:
+def handler(event: dict[str, object], _context: object) -> dict[str, Any] | None:
     """Entry point."""
     if "aggregate_now" in event:
         return aggregate_now(own_services(), event)
@@ -22,7 +22,7 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, Any] | None:
     return None
 
 
-def aggregate_now(services: Services, event: dict[str, Any]) -> dict[str, Any]:
+def aggregate_now(services: Services, event: dict[str, Any]) -> dict[str, object]:
     """End the collecting of the open round, which another execution runs; returns what that goes on with.
 
     It is how an execution that is started with ``{"aggregate_now": true}`` ends.

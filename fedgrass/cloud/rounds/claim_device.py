@@ -8,7 +8,6 @@ https://docs.aws.amazon.com/iot/latest/developerguide/pre-provisioning-hook.html
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -31,12 +30,12 @@ class Claim(BaseModel):
 connect("iot")
 
 
-def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+def handler(event: dict[str, object], _context: object) -> dict[str, object]:
     """Entry point."""
     return claim_device(own_services(), Claim.model_validate(event))
 
 
-def claim_device(services: Services, claim: Claim) -> dict[str, Any]:
+def claim_device(services: Services, claim: Claim) -> dict[str, object]:
     """Write the device's policy, and return its name and the thing's; or refuse, with the reason in the log."""
     serial = claim.parameters.get(_SERIAL, "")
     thing = services.setting("FEDGRASS_CLAIM_PREFIX") + serial

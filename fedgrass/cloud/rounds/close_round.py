@@ -23,7 +23,7 @@ class CloseRequest(BaseModel):
 connect("rounds", "iot_data", "s3", "greengrass")
 
 
-def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+def handler(event: dict[str, object], _context: object) -> dict[str, Any]:
     """Entry point."""
     return close_round(own_services(), CloseRequest.model_validate(event))
 

@@ -45,7 +45,7 @@ class OpenRequest(BaseModel):
 connect("rounds", "devices", "iot_data", "step_functions")
 
 
-def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+def handler(event: dict[str, object], _context: object) -> dict[str, Any]:
     """Entry point, called by the state machine, and on a schedule to look after what was left open."""
     if event.get("sweep"):
         sweep(own_services())
@@ -199,7 +199,7 @@ def _take_lock(services: Services, state: FleetState, model: Base, record: Round
         "attribute_not_exists(#open) AND attribute_not_exists(#hand) AND #model.#version = :version AND "
         "(attribute_not_exists(#reserved) OR #reserved = :execution) AND "
     )
-    values: dict[str, Any] = {":version": model.version, ":execution": record.execution}
+    values: dict[str, object] = {":version": model.version, ":execution": record.execution}
     if state.last:
         condition += "#last = :last"
         values[":last"] = state.last

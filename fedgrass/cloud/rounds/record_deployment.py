@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel, Field
 
 from fedgrass.cloud.rounds.metrics import measure
@@ -30,7 +28,7 @@ class DeploymentEvent(BaseModel):
 connect("devices")
 
 
-def handler(event: dict[str, Any], _context: object) -> None:
+def handler(event: dict[str, object], _context: object) -> None:
     """Entry point, called by EventBridge for every core device of the account."""
     record_deployment(own_services(), DeploymentEvent.model_validate(event))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 from fedgrass.cloud.rounds.await_rollout import complete_rollout
 from fedgrass.cloud.rounds.changes import change, transact
@@ -25,7 +24,7 @@ _ATTEMPTS = 5
 connect("rounds", "devices", "step_functions")
 
 
-def handler(event: dict[str, Any], _context: object) -> None:
+def handler(event: dict[str, object], _context: object) -> None:
     """Entry point, called by the topic rule."""
     record_model(own_services(), Delivery.model_validate(event))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel
 
 from fedgrass.cloud.ending.finish import finish
@@ -31,12 +29,12 @@ class RoundRequest(BaseModel):
 connect("rounds", "s3", "greengrass")
 
 
-def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
+def handler(event: dict[str, object], _context: object) -> dict[str, object]:
     """Entry point."""
     return record_report(own_services(), RoundRequest.model_validate(event))
 
 
-def record_report(services: Services, request: RoundRequest) -> dict[str, Any]:
+def record_report(services: Services, request: RoundRequest) -> dict[str, object]:
     """Record the round's report and return its outcome.
 
     The record decides, not the job's event: a round goes on even if that event was lost.

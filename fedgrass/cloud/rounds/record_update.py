@@ -7,7 +7,7 @@ update that the round's job found was in time, however late the notice of it is 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from fedgrass.cloud.ending.in_time import count_if_listed
 from fedgrass.cloud.rounds.await_updates import complete_collecting
@@ -37,7 +37,7 @@ _NOTICED = set(Participation.model_fields) & set(UpdateNotice.model_fields) - {"
 connect("rounds", "devices", "step_functions", "s3")
 
 
-def handler(event: dict[str, Any], _context: object) -> None:
+def handler(event: dict[str, object], _context: object) -> None:
     """Entry point, called by the topic rules: of updates, and of heartbeats that say that the trainer is gone."""
     delivery = Delivery.model_validate(event)
     if delivery.topic.endswith("/heartbeat"):
@@ -152,7 +152,9 @@ def _write(
     return transact(services.rounds, actions)
 
 
-def _counters(notice: UpdateNotice, before: str | None, received_at: int, *, asked: bool, late: bool) -> dict[str, Any]:
+def _counters(
+    notice: UpdateNotice, before: str | None, received_at: int, *, asked: bool, late: bool
+) -> dict[str, object]:
     """Return what moves in the round's record; nothing for a device that says no to what it was not asked."""
     if late:
         return {} if before else change(add={"late": 1})

@@ -28,7 +28,7 @@ _TWICE = {"medium": "large", "large": "xlarge", "xlarge": "2xlarge", "2xlarge": 
 connect("rounds", "iot_data", "sagemaker", "step_functions")
 
 
-def handler(event: dict[str, Any], _context: object) -> None:
+def handler(event: dict[str, object], _context: object) -> None:
     """Entry point."""
     start_aggregation(own_services(), TokenRequest.model_validate(event))
 

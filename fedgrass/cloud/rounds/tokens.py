@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from botocore.exceptions import ClientError
 from pydantic import BaseModel
@@ -64,7 +65,7 @@ def keep_token(services: Services, request: TokenRequest, *, phase: str, name: s
     return record
 
 
-def succeed(step_functions: SFNClient, token: str, output: dict[str, Any]) -> bool:
+def succeed(step_functions: SFNClient, token: str, output: Mapping[str, object]) -> bool:
     """Let the state machine go on; returns whether it was still waiting.
 
     Parameters
@@ -106,7 +107,7 @@ def fail(step_functions: SFNClient, token: str, *, error: str, cause: str) -> bo
     return _answered(step_functions.send_task_failure, taskToken=token, error=error[:256], cause=cause[:32_000])
 
 
-def _answered(send: Any, **arguments: Any) -> bool:
+def _answered(send: Callable[..., object], **arguments: object) -> bool:
     try:
         send(**arguments)
     except ClientError as error:

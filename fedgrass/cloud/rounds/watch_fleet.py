@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fedgrass.cloud.rounds.metrics import measure_fleet
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.protocol.members import fleet_members
@@ -13,7 +11,7 @@ from fedgrass.protocol.tables import load_settings, load_state
 connect("devices", "rounds")
 
 
-def handler(_event: dict[str, Any], _context: object) -> None:
+def handler(_event: dict[str, object], _context: object) -> None:
     """Entry point, called by EventBridge."""
     watch_fleet(own_services())
 

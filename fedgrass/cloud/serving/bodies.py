@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import math
-from typing import Any
 
 import numpy as np
 
@@ -95,7 +94,7 @@ def _npy(body: bytes) -> Array:
     return array.reshape(shape, order="F" if fortran else "C")
 
 
-def _array(examples: list[Any]) -> Array:
+def _array(examples: list[object]) -> Array:
     if _depth(examples) > _DEEPEST:
         raise DataError("the examples are nested deeper than any model's")
     try:
@@ -107,7 +106,7 @@ def _array(examples: list[Any]) -> Array:
     return array
 
 
-def _depth(value: Any) -> int:
+def _depth(value: object) -> int:
     depth = 0
     while isinstance(value, list) and value and depth <= _DEEPEST:
         value, depth = value[0], depth + 1

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 from fedgrass.cloud.ending.registration import CONTENT_TYPES
 from fedgrass.cloud.serving.bodies import JSON, read_examples, write_outputs
@@ -71,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.server.slots.release()
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the library's name
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
         """Keep the log for what goes wrong."""
 
     def _invoke(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import boto3
 import botocore.session
@@ -68,7 +68,7 @@ def connect(endpoint_url: str, *, region: str, role_arn: str, thing: str) -> Cli
     )
 
 
-def role_session(credentials: RoleCredentials) -> Any:
+def role_session(credentials: RoleCredentials) -> botocore.session.Session:
     """Return a botocore session that assumes the role at the first request, and again before it expires."""
     session = botocore.session.Session()
     session.register_component("credential_provider", CredentialResolver([_RoleProvider(credentials)]))
@@ -82,7 +82,7 @@ class _RoleProvider(CredentialProvider):
         super().__init__()
         self._role = credentials
 
-    def load(self) -> Any:
+    def load(self) -> DeferredRefreshableCredentials:
         return DeferredRefreshableCredentials(lambda: self._role.get().metadata(), self.METHOD)
 
 

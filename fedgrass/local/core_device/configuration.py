@@ -62,7 +62,7 @@ class ConfigurationStore:
 
     def find(self, component: str, path: Path = ()) -> Any:
         """Return a copy of the value at ``path``; ``KeyError`` if the component or the key does not exist."""
-        node: Any = self._state.values[component]
+        node: object = self._state.values[component]
         for key in path:
             if not isinstance(node, dict):
                 raise KeyError(key)
@@ -153,14 +153,14 @@ class ConfigurationStore:
         """End a subscription."""
         self._subscriptions.remove(subscription)
 
-    def _check(self, component: str, leaves: Iterable[tuple[Path, Any]], max_leaf: int) -> None:
+    def _check(self, component: str, leaves: Iterable[tuple[Path, object]], max_leaf: int) -> None:
         for leaf, value in leaves:
             size = len(json.dumps(value))
             if size > max_leaf:
                 raise ConfigurationError(
                     f"configuration of {component}: {_pointer(leaf)} has {size} bytes as JSON, of at most {max_leaf}"
                 )
-            node: Any = self._state.values[component]
+            node: object = self._state.values[component]
             for key in leaf:
                 if not isinstance(node, dict):
                     raise ConfigurationError(
@@ -168,7 +168,7 @@ class ConfigurationStore:
                     )
                 node = node.get(key, {})
 
-    def _set(self, component: str, leaf: Path, value: Any, time_ms: float) -> bool:
+    def _set(self, component: str, leaf: Path, value: object, time_ms: float) -> bool:
         modified = self._state.modified[component]
         if _set_at(modified, leaf) > time_ms:
             return False
@@ -235,7 +235,7 @@ def _set_at(modified: Mapping[str, float], leaf: Path) -> float:
     return max(times, default=0.0)
 
 
-def _leaves(values: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def _leaves(values: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, object]]:
     """Yield what is not a map, lists included, with its path; an empty map counts as a leaf."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

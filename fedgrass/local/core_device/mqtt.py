@@ -12,7 +12,7 @@ import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from paho.mqtt.client import Client, MQTTMessage, topic_matches_sub
 from paho.mqtt.enums import CallbackAPIVersion
@@ -20,6 +20,9 @@ from paho.mqtt.enums import CallbackAPIVersion
 from fedgrass.errors import FedgrassError
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
 from fedgrass.logs import log_event
+
+if TYPE_CHECKING:
+    from paho.mqtt.reasoncodes import ReasonCode
 
 SPOOL_BYTES = int(2.5 * 1024 * 1024)
 MAX_MESSAGE_BYTES = 128 * 1024
@@ -83,20 +86,22 @@ class IotCore:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(callback, *args)
 
-        def on_connect(_client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        def on_connect(_client: Client, _data: object, _flags: object, reason: ReasonCode, _properties: object) -> None:
             if not reason.is_failure:
                 soon(self._on_connect)
 
-        def on_disconnect(_client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        def on_disconnect(
+            _client: Client, _data: object, _flags: object, reason: ReasonCode, _properties: object
+        ) -> None:
             soon(self._on_disconnect, str(reason))
 
-        def on_message(_client: Client, _data: Any, message: MQTTMessage) -> None:
+        def on_message(_client: Client, _data: object, message: MQTTMessage) -> None:
             soon(self._on_message, Delivery(message.topic, bytes(message.payload), bool(message.retain)))
 
-        def on_publish(_client: Client, _data: Any, mid: int, _reason: Any, _properties: Any) -> None:
+        def on_publish(_client: Client, _data: object, mid: int, _reason: object, _properties: object) -> None:
             soon(self._on_acknowledged, mid)
 
-        def on_subscribe(_client: Client, _data: Any, mid: int, _reasons: Any, _properties: Any) -> None:
+        def on_subscribe(_client: Client, _data: object, mid: int, _reasons: object, _properties: object) -> None:
             soon(self._on_subscribed, mid)
 
         self._client.on_connect = on_connect

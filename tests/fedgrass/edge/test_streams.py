@@ -18,6 +18,7 @@ from fedgrass.local.core_device.stream_manager.store import StreamStore
 from fedgrass.logs import Log
 from tests.fedgrass.edge.fakes import file_with
 from tests.fedgrass.local.core_device.conftest import Loop
+from tests.fixtures.doubles import double
 from tests.fixtures.waiting import eventually
 
 
@@ -46,7 +47,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        self._store = StreamStore(self._folder, lambda: self.bucket)
+        self._store = StreamStore(self._folder, lambda: double(self.bucket))
         self._loop.call(self._store.open)
         self._server = StreamManagerServer(self._store, self._anyone)
         self.port = self._loop.run(self._server.start(self.port))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from paho.mqtt.client import topic_matches_sub
 
@@ -76,7 +75,7 @@ def required_topic(request: Payload, member: str) -> str:
     return topic
 
 
-def _longest_list(value: Any) -> int:
+def _longest_list(value: object) -> int:
     if isinstance(value, dict):
         return max(map(_longest_list, value.values()), default=0)
     if isinstance(value, list):
@@ -84,7 +83,7 @@ def _longest_list(value: Any) -> int:
     return 0
 
 
-def _message(message: Any, topic: str) -> Payload:
+def _message(message: object, topic: str) -> Payload:
     for kind in ("jsonMessage", "binaryMessage"):
         body = message.get(kind) if isinstance(message, dict) else None
         if isinstance(body, dict) and "message" in body:

@@ -311,7 +311,7 @@ class IpcServer:
         self.operations = {name: one for name, one in operations.items() if name not in nucleus.unsupported}
         self.nucleus = nucleus
         self._server: asyncio.Server | None = None
-        self._connections: dict[Connection, asyncio.Task[Any] | None] = {}
+        self._connections: dict[Connection, asyncio.Task[None] | None] = {}
 
     async def start(self) -> None:
         """Listen; a socket file that a killed device left behind is replaced."""

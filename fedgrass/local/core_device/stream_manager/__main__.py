@@ -10,7 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import boto3
 import typer
@@ -19,6 +19,9 @@ from botocore.config import Config
 from fedgrass.local.core_device.stream_manager.server import StreamManagerServer
 from fedgrass.local.core_device.stream_manager.store import StreamStore
 from fedgrass.logs import configure, log_event
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 _CREDENTIALS_URI = "AWS_CONTAINER_CREDENTIALS_FULL_URI"
 _TOKEN_CHECK_SECONDS = 10.0
@@ -49,14 +52,14 @@ async def _serve(directory: Path, port: int) -> None:
     await warming
 
 
-def s3_client() -> Any:
+def s3_client() -> S3Client:
     """Return the S3 client of this process, which makes no retries: the exporter has its own."""
     with _creating:  # boto3's default session is not thread-safe
         return _s3_client()
 
 
 @functools.cache
-def _s3_client() -> Any:
+def _s3_client() -> S3Client:
     config = Config(
         retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60, s3={"addressing_style": "path"}
     )

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from boto3.s3.transfer import TransferConfig
@@ -33,10 +33,13 @@ from fedgrass.local.core_device.stream_manager.stream import MessageStream
 from fedgrass.local.core_device.stream_manager.wire import StreamError
 from fedgrass.logs import log_event
 
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
 _FIRST_RETRY, _LAST_RETRY = 0.25, 30.0
 _LEVELS = {TaskStatus.FAILURE: StatusLevel.ERROR, TaskStatus.WARNING: StatusLevel.WARN}
 
-S3 = Callable[[], Any]
+S3: TypeAlias = "Callable[[], S3Client]"
 Status = Callable[[str, StatusMessage], None]
 
 

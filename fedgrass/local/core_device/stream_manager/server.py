@@ -59,7 +59,7 @@ class StreamManagerServer:
         self._store = store
         self._authenticate = authenticate
         self._server: asyncio.Server | None = None
-        self._connections: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._handlers: dict[int, tuple[Operation, Callable[[Payload], Awaitable[Payload]]]] = {
             Operation.CREATE: (Operation.CREATE_RESPONSE, self._create),
             Operation.DELETE: (Operation.DELETE_RESPONSE, self._delete),

@@ -9,6 +9,7 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from fedgrass.cloud.console.index import FleetIndex
+from tests.fixtures.doubles import double
 from tests.fixtures.waiting import PATIENCE, eventually
 
 NOW = 1_000_000.0
@@ -53,7 +54,7 @@ class Clock:
 
 
 def index_of(table: Table, clock: Clock | None = None) -> FleetIndex:
-    return FleetIndex(lambda: table, "mill", clock=clock or Clock())
+    return FleetIndex(lambda: double(table), "mill", clock=clock or Clock())
 
 
 def test_a_devices_two_items_are_one_device_even_across_pages() -> None:

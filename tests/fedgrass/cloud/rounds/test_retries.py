@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError
 from botocore.loaders import Loader
 
 from fedgrass.protocol.writes import BUSY, BusyError, put_item, transact, update_item
+from tests.fixtures.doubles import double
 from tests.fixtures.places import DEFINITION, ROOT
 
 _USED = {
@@ -118,23 +119,23 @@ def test_a_write_that_is_refused_for_good_is_not_repeated() -> None:
     for code in ("ConditionalCheckFailedException", "ValidationException", "AccessDeniedException"):
         table = Table(code, 1)
         with pytest.raises(ClientError, match=code):
-            update_item(table, Key={})
+            update_item(double(table), Key={})
         assert table.calls == 1
 
 
 def test_a_transaction_is_one_however_often_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = [{"Code": "TransactionConflict"}, {"Code": "ConditionalCheckFailed"}]
     table = Table("TransactionCanceledException", 3, CancellationReasons=reasons)
-    assert transact(table, [], pause=lambda _: None) is None
+    assert transact(double(table), [], pause=lambda _: None) is None
     assert (table.calls, len(table.tokens)) == (4, 1)
     final = Table("TransactionCanceledException", 3, CancellationReasons=[{"Code": "None"}, reasons[1]])
-    assert transact(final, [], pause=lambda _: None) == 1
+    assert transact(double(final), [], pause=lambda _: None) == 1
     assert final.calls == 1
 
 
 def test_who_stays_busy_is_told_in_words() -> None:
     with pytest.raises(BusyError, match="stayed busy"):
-        update_item(Table("TransactionConflictException", 1000), Key={})
+        update_item(double(Table("TransactionConflictException", 1000)), Key={})
 
 
 def test_nothing_writes_to_the_tables_but_through_the_one_place() -> None:
