@@ -11,14 +11,12 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from stream_manager import (
     ExportDefinition,
     InvalidRequestException,
-    Message,
     MessageStreamDefinition,
-    MessageStreamInfo,
     NotEnoughMessagesException,
     Persistence,
     ReadMessagesOptions,
@@ -36,6 +34,9 @@ from stream_manager import (
 )
 
 from fedgrass.errors import TransferError
+
+if TYPE_CHECKING:
+    from stream_manager.data import Message, MessageStreamInfo
 
 TASKS = "fedgrass-updates"
 STATUSES = "fedgrass-updates-status"
