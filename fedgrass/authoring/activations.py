@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from types import ModuleType
 from typing import TypeAlias
 
 import tensorflow as tf
+
+from fedgrass.authoring.patching import patched
 
 Tensor: TypeAlias = tf.Tensor
 
@@ -28,18 +29,8 @@ def exchanged() -> Iterator[None]:
             (tf.math, "log1p", _log1p),
             (tf.math, "tan", _tan),
         ):
-            stack.enter_context(_pointed(owner, name, function))
+            stack.enter_context(patched(owner, name, function))
         yield
-
-
-@contextmanager
-def _pointed(owner: ModuleType, name: str, elsewhere: Callable[..., Tensor]) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, elsewhere)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def _softplus(x: Tensor, name: str | None = None) -> Tensor:  # noqa: ARG001 - TensorFlow's signature

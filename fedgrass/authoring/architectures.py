@@ -58,7 +58,19 @@ def series(layers: ModuleType, shape: tuple[int, ...]) -> list[Layer]:
 
 
 def text(keras: ModuleType, length: int, words: int, classes: int) -> Model:
-    """Words' vectors, a convolution over three of them, and its largest response anywhere in the text."""
+    """Words' vectors, a convolution over three of them, and its largest response anywhere in the text.
+
+    Parameters
+    ----------
+    keras
+        The module: it is imported only where a model is made.
+    length
+        Words of a text.
+    words
+        Size of the vocabulary.
+    classes
+        Number of classes.
+    """
     layers = keras.layers
     return keras.Sequential(
         [
@@ -73,7 +85,19 @@ def text(keras: ModuleType, length: int, words: int, classes: int) -> Model:
 
 
 def audio(keras: ModuleType, samples: int, rate: int, classes: int) -> Model:
-    """Log-mel bands of the sound, made in the graph, and an image classifier on them."""
+    """Log-mel bands of the sound, made in the graph, and an image classifier on them.
+
+    Parameters
+    ----------
+    keras
+        The module: it is imported only where a model is made.
+    samples
+        Samples of a sound.
+    rate
+        Samples per second.
+    classes
+        Number of classes.
+    """
     x = keras.Input((samples,), name="x")
     bands = log_mel(keras, x, samples, rate)
     shape = (*bands.shape[1:], 1)
@@ -89,6 +113,17 @@ def log_mel(keras: ModuleType, x: KerasTensor, samples: int, rate: int) -> Keras
 
     Bands are triangles on HTK's mel scale up to half of the rate; a value is ln(power + 1e-6) / 5 + 1.4, so about -1.4 to 1.4.
     The Fourier transform is a product with fixed cosines and sines: an operator that LiteRT has.
+
+    Parameters
+    ----------
+    keras
+        The module: it is imported only where a model is made.
+    x
+        The sound [n, samples], -1 to 1.
+    samples
+        Samples of a sound.
+    rate
+        Samples per second.
     """
     block = round(rate * _BLOCK_SECONDS)
     blocks = samples // block
@@ -130,7 +165,19 @@ def autoencoder(keras: ModuleType, shape: tuple[int, ...]) -> Model:
 
 
 def forecaster(keras: ModuleType, shape: tuple[int, ...], horizon: int, outputs: int) -> Model:
-    """Predict the next values as a linear function of the past ones plus what two convolutions over time add to it."""
+    """Predict the next values as a linear function of the past ones plus what two convolutions over time add to it.
+
+    Parameters
+    ----------
+    keras
+        The module: it is imported only where a model is made.
+    shape
+        Steps and features of the past.
+    horizon
+        Steps to predict.
+    outputs
+        Values of each step.
+    """
     layers = keras.layers
     x = keras.Input(shape, name="x")
     linear = layers.Dense(horizon * outputs, name="linear")(layers.Flatten(name="past")(x))

@@ -27,6 +27,15 @@ _DROPOUT = 0.2
 def backbone(name: str, shape: tuple[int, ...], weights: Path | None) -> keras.Model:
     """Return a network from images of values -1 to 1 to features [n, …].
 
+    Parameters
+    ----------
+    name
+        One of `Backbone`.
+    shape
+        Height, width and channels of an image.
+    weights
+        File with the network's weights; None begins with random ones.
+
     Raises
     ------
     ConfigurationError

@@ -14,6 +14,7 @@ from keras.src.backend.tensorflow import nn as backend_nn
 
 from fedgrass.authoring import activations, spatial
 from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.patching import patched
 from fedgrass.authoring.windows import Pair
 
 Tensor: TypeAlias = tf.Tensor
@@ -51,8 +52,7 @@ def _pointed(*pointers: tuple[ModuleType, str, Callable[..., Tensor]]) -> Iterat
     with ExitStack() as stack:
         stack.enter_context(activations.exchanged())
         for owner, name, function in pointers:
-            stack.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, function)
+            stack.enter_context(patched(owner, name, function))
         yield
 
 

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from fedgrass.authoring.errors import UnsupportedModelError
-from fedgrass.authoring.operators import patched
+from fedgrass.authoring.patching import patched
 
 Tensor: TypeAlias = tf.Tensor
 

@@ -39,7 +39,17 @@ def overridden() -> Iterator[None]:
 
 
 def gradients(y: Sequence[Tensor], by: Sequence[Tensor], upstream: Sequence[Tensor]) -> list[Tensor | None]:
-    """``tf.gradients`` whose sums of several paths are additions: XNNPACK leaves ADD_N out."""
+    """``tf.gradients`` whose sums of several paths are additions: XNNPACK leaves ADD_N out.
+
+    Parameters
+    ----------
+    y
+        Tensors, of which there may be several.
+    by
+        What they are derived by.
+    upstream
+        Gradient that arrives at each of ``y``, of its shape.
+    """
     before = math_ops.add_n
     math_ops.add_n = added
     try:

@@ -294,6 +294,15 @@ def frozen(model: Any, layer_names: Sequence[str], given: Any = None) -> Iterato
     """Give a Keras model with these layers not trainable, besides those that are not anyway.
 
     ``given`` describes the input of a model that does not know it (`fedgrass.authoring.inputs`).
+
+    Parameters
+    ----------
+    model
+        The Keras model.
+    names
+        Layers, or the beginnings of their variables' paths.
+    given
+        Shape of one example, for a model that does not say; see `fedgrass.authoring.inputs.functional`.
     """
     model = functional(model, given)
     layers = {layer.name: layer for layer in model._flatten_layers() if layer is not model}

@@ -19,7 +19,19 @@ _Result = tuple[Tensor, Tensor, Tensor]
 
 
 def normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> _Result:
-    """Normalize x [B, …, C] over all axes but the last; return it with its mean [C] and variance [C], as batches are."""
+    """Normalize x [B, …, C] over all axes but the last; return it with its mean [C] and variance [C], as batches are.
+
+    Parameters
+    ----------
+    x
+        [B, …, C].
+    scale
+        [C].
+    offset
+        [C].
+    epsilon
+        Added to the variance.
+    """
     channels = x.shape[-1]
     rows = x.shape.num_elements() // channels
     width = x.shape[-2] if x.shape.rank > 2 and channels < LANES else 1
@@ -59,7 +71,19 @@ def normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> _Res
 def batch_normalization(
     layer: keras.Layer, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Stand for ``keras.layers.BatchNormalization.call``."""
+    """Stand for ``keras.layers.BatchNormalization.call``.
+
+    Parameters
+    ----------
+    layer
+        The layer.
+    inputs
+        [B, …, C].
+    training
+        Whether the batch's own statistics are taken.
+    mask
+        [B, …] of what counts; with one, Keras' own layer is called.
+    """
     last = layer.axis in (-1, inputs.shape.rank - 1)
     plain = training and layer.trainable and mask is None and not layer.renorm and last and inputs.shape.rank >= 2
     if not plain or inputs.dtype != tf.float32:

@@ -19,6 +19,7 @@ from keras.src import backend
 from fedgrass.authoring import convolution, exchanged, gradients
 from fedgrass.authoring.depthwise import depthwise_convolution
 from fedgrass.authoring.normalization import batch_normalization
+from fedgrass.authoring.patching import patched
 from fedgrass.authoring.randomness import drawn
 from fedgrass.authoring.recurrence import Recurrence, time_distributed
 
@@ -60,17 +61,6 @@ def recurrent(recurrence: Recurrence) -> Iterator[None]:
         patched(keras.layers.TimeDistributed, "call", time_distributed),
     ):
         yield
-
-
-@contextmanager
-def patched(owner: object, name: str, elsewhere: object) -> Iterator[None]:
-    """Let an attribute have another value for a time."""
-    before = getattr(owner, name)
-    setattr(owner, name, elsewhere)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 _tf_convolution = tf.nn.convolution

@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras.src.backend.tensorflow import random as backend_random
 
 from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.patching import patched
 
 Tensor: TypeAlias = tf.Tensor
 Shape: TypeAlias = "Sequence[int | Tensor | None] | Tensor"
@@ -45,20 +46,10 @@ def drawn(step: Tensor | None) -> Iterator[Draws]:
     draws = Draws(tf.constant(0) if step is None else step)
     with ExitStack() as stack:
         for name in ("dropout", "uniform", "normal", "randint"):
-            stack.enter_context(_pointed(name, getattr(draws, name)))
+            stack.enter_context(patched(backend_random, name, getattr(draws, name)))
         for name in ("categorical", "truncated_normal", "shuffle", "gamma", "binomial", "beta"):
-            stack.enter_context(_pointed(name, _refused(name)))
+            stack.enter_context(patched(backend_random, name, _refused(name)))
         yield draws
-
-
-@contextmanager
-def _pointed(name: str, elsewhere: Callable[..., Tensor]) -> Iterator[None]:
-    before = getattr(backend_random, name)
-    setattr(backend_random, name, elsewhere)
-    try:
-        yield
-    finally:
-        setattr(backend_random, name, before)
 
 
 def _refused(name: str) -> Callable[..., NoReturn]:
@@ -97,7 +88,19 @@ class Draws:
         return turn
 
     def dropout(self, x: Tensor, rate: float, noise_shape: Shape | None = None, seed: object = None) -> Tensor:  # noqa: ARG002 - Keras gives it
-        """Set a share of x to zero and scale the rest up."""
+        """Set a share of x to zero and scale the rest up.
+
+        Parameters
+        ----------
+        x
+            [B, …].
+        rate
+            Share that is set to zero, 0 to 1.
+        noise_shape
+            Shape of what is drawn, with None or 1 where one draw counts for a whole axis.
+        seed
+            Not used: the step's number is the seed.
+        """
         if rate == 0.0:
             return x
         if rate == 1.0:
@@ -113,7 +116,19 @@ class Draws:
         dtype: tf.DType | str | None = None,
         seed: object = None,  # noqa: ARG002 - Keras gives it
     ) -> Tensor:
-        """Draw from minval up to maxval."""
+        """Draw from minval up to maxval.
+
+        Parameters
+        ----------
+        shape
+            Of the result; known in the graph.
+        minval, maxval
+            Bounds; the upper one is never reached.
+        dtype
+            Of the result.
+        seed
+            Not used.
+        """
         return tf.cast(minval + (maxval - minval) * self._unit(_static(shape)), dtype or tf.float32)
 
     def normal(
@@ -124,7 +139,19 @@ class Draws:
         dtype: tf.DType | str | None = None,
         seed: object = None,  # noqa: ARG002 - Keras gives it
     ) -> Tensor:
-        """Draw from a normal distribution (Box and Muller 1958)."""
+        """Draw from a normal distribution (Box and Muller 1958).
+
+        Parameters
+        ----------
+        shape
+            Of the result; known in the graph.
+        mean, stddev
+            Of the distribution.
+        dtype
+            Of the result.
+        seed
+            Not used.
+        """
         size = _static(shape)
         radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(1.0 - self._unit(size), 1e-9)))
         return tf.cast(mean + stddev * radius * tf.cos(2.0 * math.pi * self._unit(size)), dtype or tf.float32)
@@ -137,7 +164,19 @@ class Draws:
         dtype: tf.DType | str = "int32",
         seed: object = None,  # noqa: ARG002 - Keras gives it
     ) -> Tensor:
-        """Draw whole numbers from minval up to and without maxval."""
+        """Draw whole numbers from minval up to and without maxval.
+
+        Parameters
+        ----------
+        shape
+            Of the result; known in the graph.
+        minval, maxval
+            Bounds; the upper one is never reached.
+        dtype
+            Of the result.
+        seed
+            Not used.
+        """
         span = tf.cast(maxval - minval, tf.float32)
         return tf.cast(tf.minimum(tf.floor(self._unit(_static(shape)) * span), span - 1.0), dtype) + minval
 

@@ -168,7 +168,19 @@ class _Cell:
 def time_distributed(
     layer: keras.Layer, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Stand for ``keras.layers.TimeDistributed.call``: all steps at once, as more examples."""
+    """Stand for ``keras.layers.TimeDistributed.call``: all steps at once, as more examples.
+
+    Parameters
+    ----------
+    layer
+        The layer around another one.
+    inputs
+        [B, T, …].
+    training
+        Passed on to the inner layer, if that takes it.
+    mask
+        [B, T, …], likewise.
+    """
     wrapped = layer.layer
     inner = list(wrapped._flatten_layers())
     if any(isinstance(x, keras.layers.BatchNormalization) or is_random(x) for x in inner):

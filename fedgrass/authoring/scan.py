@@ -43,7 +43,19 @@ class Scan:
     outputs: Sequence[tf.TensorSpec]
 
     def run(self, *, training: bool) -> tuple[Tensors, Tensors]:
-        """Return what is carried after the last chunk, and the outputs [N, …]; with gradients if ``training``."""
+        """Return what is carried after the last chunk, and the outputs [N, …]; with gradients if ``training``.
+
+        Parameters
+        ----------
+        slices
+            Sequences [N, …] that the turns read, one place each.
+        kept
+            What was carried into each turn.
+        invariants
+            Tensors that every turn reads.
+        upstream
+            Gradients that arrive at what was carried and given.
+        """
         count = len(self.carried)
         forward = loops.trace(self.turns, [*self.carried, *self._blank(training)], self.slices, self._forward)
         if not training:

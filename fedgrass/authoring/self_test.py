@@ -40,6 +40,15 @@ _TIMES = 20.0
 def run(made: Bundle, model: Model, reference: Reference | None) -> SelfTest:
     """Try a bundle and return the differences.
 
+    Parameters
+    ----------
+    made
+        The bundle.
+    model
+        What it was made of.
+    reference
+        The framework's own training; None compares nothing with it.
+
     Raises
     ------
     UnsupportedModelError

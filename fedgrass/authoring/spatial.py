@@ -21,7 +21,19 @@ Convolve = Callable[..., Tensor]
 
 
 def dilated_convolution(x: Tensor, kernel: Tensor, dilations: Pair, padding: str) -> Tensor:
-    """Convolve x [B, H, W, C] with a kernel [kh, kw, C, N] whose taps lie ``dilations`` apart, at stride 1."""
+    """Convolve x [B, H, W, C] with a kernel [kh, kw, C, N] whose taps lie ``dilations`` apart, at stride 1.
+
+    Parameters
+    ----------
+    x
+        [B, H, W, C].
+    kernel
+        [kh, kw, C, N].
+    dilations
+        Of rows and columns.
+    padding
+        SAME or VALID.
+    """
     taps = _dilated_taps(x, kernel.shape[:2], dilations, padding)
     shape = taps[0].shape
     patches = tf.reshape(concat(taps, 3), [shape[0] * shape[1] * shape[2], -1])
@@ -30,7 +42,19 @@ def dilated_convolution(x: Tensor, kernel: Tensor, dilations: Pair, padding: str
 
 
 def dilated_depthwise_convolution(x: Tensor, kernel: Tensor, dilations: Pair, padding: str) -> Tensor:
-    """Convolve each channel of x [B, H, W, C] with its own taps of a kernel [kh, kw, C, M], at stride 1."""
+    """Convolve each channel of x [B, H, W, C] with its own taps of a kernel [kh, kw, C, M], at stride 1.
+
+    Parameters
+    ----------
+    x
+        [B, H, W, C].
+    kernel
+        [kh, kw, C, M].
+    dilations
+        Of rows and columns.
+    padding
+        SAME or VALID.
+    """
     taps = _dilated_taps(x, kernel.shape[:2], dilations, padding)
     rows = tf.reshape(kernel, [-1, *kernel.shape[2:]])
     y = sum(tf.expand_dims(tap, 4) * rows[i] for i, tap in enumerate(taps))
@@ -59,7 +83,17 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def grouped_convolution(x: Tensor, kernel: Tensor, convolve: Convolve) -> Tensor:
-    """Convolve each group of x's channels with its own filters: as many groups as a kernel's depth fits into them."""
+    """Convolve each group of x's channels with its own filters: as many groups as a kernel's depth fits into them.
+
+    Parameters
+    ----------
+    x
+        [B, …, C].
+    kernel
+        […, C / groups, N].
+    convolve
+        Convolves one group with its filters.
+    """
     depth = kernel.shape[-2]
     groups = x.shape[-1] // depth
     filters = kernel.shape[-1] // groups
@@ -98,7 +132,19 @@ def transposed_convolution(
 
 
 def resize(resized: Convolve, x: Tensor, size: Sequence[int], **how: bool | str) -> Tensor:
-    """Resize images [B, H, W, C] by two matrix products, whose weights ``resized`` (``tf.image.resize``) gives."""
+    """Resize images [B, H, W, C] by two matrix products, whose weights ``resized`` (``tf.image.resize``) gives.
+
+    Parameters
+    ----------
+    resized
+        ``tf.image.resize`` itself, which is asked for the weights.
+    x
+        [B, H, W, C].
+    size
+        Height and width of the result.
+    **how
+        Method and antialiasing, as ``tf.image.resize`` takes them.
+    """
     down, across = (int(value) for value in size)
     batch, height, width, channels = x.shape
     x = tf.cast(x, tf.float32)
@@ -126,7 +172,23 @@ def affine_transform(
     fill_value: float = 0,
     data_format: str | None = None,
 ) -> Tensor:
-    """Move the pixels of images [B, H, W, C] (or [H, W, C]) by projective transforms [B, 8]; Keras' meaning of each."""
+    """Move the pixels of images [B, H, W, C] (or [H, W, C]) by projective transforms [B, 8]; Keras' meaning of each.
+
+    Parameters
+    ----------
+    images
+        [B, H, W, C] or [H, W, C].
+    transform
+        Eight numbers for each image, as Keras has them.
+    interpolation
+        nearest or bilinear.
+    fill_mode
+        What lies outside.
+    fill_value
+        Value outside, for ``constant``.
+    data_format
+        channels_last; anything else is refused.
+    """
     if fill_mode not in ("constant", "nearest", "reflect") or data_format == "channels_first":
         raise UnsupportedModelError(
             "the model", f"an image transform with fill_mode={fill_mode!r} or channels first", 'use fill_mode="reflect"'

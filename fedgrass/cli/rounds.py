@@ -92,7 +92,17 @@ def _plan(settings: FleetSettings) -> str:
 
 
 def watch(account: Account, execution: str, console: Console) -> None:
-    """Show the open round until the execution ends; Ctrl-C stops watching, not the round."""
+    """Show the open round until the execution ends; Ctrl-C stops watching, not the round.
+
+    Parameters
+    ----------
+    account
+        The fleet's account.
+    execution
+        ARN of the execution.
+    console
+        Where it is shown.
+    """
     try:
         with Live(console=console, refresh_per_second=4) as live:
             while is_running(account, execution):

@@ -46,7 +46,17 @@ class Pooled:
 
 
 def pooled(claims: Sequence[Claim], checks: Checks, prefix: str = "") -> Pooled:
-    """Return the figures of all devices' examples in one place as far as their sums tell, and means of the devices' own else."""
+    """Return the figures of all devices' examples in one place as far as their sums tell, and means of the devices' own else.
+
+    Parameters
+    ----------
+    claims
+        What devices say, by device.
+    checks
+        Bounds of what one of them counts for.
+    prefix
+        Of the figures' names.
+    """
     means, examples = averaged(claims, checks, prefix)
     means.pop("auc_error", None)  # says nothing of a mean of devices' own
     summed = _of_sums(claims, checks, prefix)

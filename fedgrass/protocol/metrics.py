@@ -77,17 +77,43 @@ def falls(metric: str) -> bool:
 
 
 def is_better(metric: str, new: float, old: float) -> bool:
-    """Whether ``new`` is the better value of a metric."""
+    """Whether ``new`` is the better value of a metric.
+
+    Parameters
+    ----------
+    metric
+        The metric's name.
+    new, old
+        Its values.
+    """
     return new < old if falls(metric) else new > old
 
 
 def slack(metric: str, tolerance: float, of: float) -> float:
-    """Return how far a figure may be worse than ``of``: points of a share or of R², else the share ``tolerance`` of it."""
+    """Return how far a figure may be worse than ``of``: points of a share or of R², else the share ``tolerance`` of it.
+
+    Parameters
+    ----------
+    metric
+        The metric's name.
+    tolerance
+        Of the settings.
+    of
+        The figure to compare with.
+    """
     return tolerance * abs(of) if falls(metric) else tolerance
 
 
 def worse_by(metric: str, new: float, old: float) -> float:
-    """Return how much worse ``new`` is than ``old``, in the metric's own units; negative if it is better."""
+    """Return how much worse ``new`` is than ``old``, in the metric's own units; negative if it is better.
+
+    Parameters
+    ----------
+    metric
+        The metric's name.
+    new, old
+        Its values.
+    """
     return new - old if falls(metric) else old - new
 
 

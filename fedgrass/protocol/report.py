@@ -110,7 +110,17 @@ class Evaluation(_Part):
 
     @classmethod
     def of(cls, metrics: Mapping[str, float], examples: int, averaged: tuple[str, ...] = ()) -> Evaluation:
-        """Make it of an engine's figures; ``loss`` is among them."""
+        """Make it of an engine's figures; ``loss`` is among them.
+
+        Parameters
+        ----------
+        metrics
+            An engine's figures, by name.
+        examples
+            How many they are of.
+        averaged
+            Whether they are averages.
+        """
         return cls(
             loss=metrics["loss"],
             accuracy=metrics.get("accuracy"),

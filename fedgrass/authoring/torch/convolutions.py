@@ -30,7 +30,17 @@ def as_images(x: Value, spatial: int) -> tuple[Tensor, bool]:
 
 
 def as_given(y: Tensor, spatial: int, single: bool) -> Value:
-    """Undo `as_images`."""
+    """Undo `as_images`.
+
+    Parameters
+    ----------
+    y
+        [N, H, W, C].
+    spatial
+        1 or 2 axes of an image.
+    single
+        Whether the batch axis was missing.
+    """
     found = Value(y, [0, 2, 3, 1])
     shape = found.shape
     if spatial == 1:
@@ -39,7 +49,17 @@ def as_given(y: Tensor, spatial: int, single: bool) -> Value:
 
 
 def two(sizes: Sizes, spatial: int, *, missing: int) -> list[int]:
-    """Return one size for both axes, for each axis, or for the only one."""
+    """Return one size for both axes, for each axis, or for the only one.
+
+    Parameters
+    ----------
+    sizes
+        One size, or one for each axis.
+    spatial
+        1 or 2.
+    missing
+        Size along the axis that a single one lacks.
+    """
     found = [sizes] if isinstance(sizes, int) else list(sizes)
     found = found * spatial if len(found) == 1 else found
     return [missing] * (2 - len(found)) + [int(size) for size in found]

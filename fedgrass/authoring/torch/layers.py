@@ -11,9 +11,9 @@ import tensorflow as tf
 import torch
 
 from fedgrass.authoring.convolution import product, transposed_product
-from fedgrass.authoring.torch.elementwise import as_float, each
+from fedgrass.authoring.torch.elementwise import each
 from fedgrass.authoring.torch.registry import OPERATORS, Context, Operand, operator, require
-from fedgrass.authoring.torch.shapes import along, repeat_interleave
+from fedgrass.authoring.torch.shapes import repeat_interleave
 from fedgrass.authoring.torch.values import Value, permute, reshape
 
 Tensor: TypeAlias = tf.Tensor
@@ -50,7 +50,15 @@ def times_transposed(x: Tensor, weight: Tensor) -> Tensor:
 
 @operator("matmul", "mm", "bmm", "mv", "dot", "linalg_matmul")
 def matmul(context: Context, a: Operand, b: Operand) -> Value:
-    """Multiply matrices; one-dimensional operands as PyTorch takes them."""
+    """Multiply matrices; one-dimensional operands as PyTorch takes them.
+
+    Parameters
+    ----------
+    context
+        The call.
+    a, b
+        Operands, of one axis or more.
+    """
     a, b = context.value(a), context.value(b)
     rows, columns = a.rank == 1, b.rank == 1
     a = reshape(a, [1, *a.shape]) if rows else a
@@ -89,7 +97,17 @@ def _addmm(context: Context, x: Operand, a: Operand, b: Operand, beta: float = 1
 
 
 def normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (x − mean) / √(variance + ε) over these axes with its gradient in closed form, the mean and the variance."""
+    """Return (x − mean) / √(variance + ε) over these axes with its gradient in closed form, the mean and the variance.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+    axes
+        Axes of ``x`` to normalize over.
+    epsilon
+        Added to the variance.
+    """
     mean = tf.reduce_mean(tf.stop_gradient(x), axes, keepdims=True)
     variance = tf.reduce_mean(tf.square(tf.stop_gradient(x) - mean), axes, keepdims=True)
 
@@ -315,7 +333,19 @@ def _additive(context: Context, mask: Value | torch.Tensor) -> Value:
 
 
 def dropped(context: Context, x: Value, rate: float, shape: Sequence[int | None] | None = None) -> Value:
-    """Set a share of x to zero in training, one draw for each place of ``shape``, and scale the rest up."""
+    """Set a share of x to zero in training, one draw for each place of ``shape``, and scale the rest up.
+
+    Parameters
+    ----------
+    context
+        The call: whether it trains, and what draws.
+    x
+        Any shape.
+    rate
+        Share that is set to zero, 0 to 1.
+    shape
+        Of what is drawn; None where an axis keeps its size, 1 where one draw counts for all of it.
+    """
     if context.draws is None or not rate:
         return x
     if shape is None:
@@ -336,79 +366,6 @@ def _native_dropout(context: Context, x: Value, rate: float, training: bool | No
 @operator("feature_dropout")
 def _feature_dropout(context: Context, x: Value, rate: float, training: bool) -> Value:
     return dropped(context, x, rate, [None, None, *([1] * (x.rank - 2))]) if training else x
-
-
-@operator("embedding")
-def _embedding(context: Context, table: Operand, indices: Operand, padding: int = -1, *_: object) -> Value:
-    table, indices = context.value(table), context.value(indices)
-    rows = table.plain
-    if padding >= 0:  # it is read, but never moved
-        kept = np.ones([table.shape[0], 1], np.float32)
-        kept[padding] = 0.0
-        rows = rows * kept + tf.stop_gradient(rows) * (1.0 - kept)
-    return Value(tf.gather(rows, tf.cast(indices.plain, tf.int32)))
-
-
-@operator("index_select")
-def _index_select(context: Context, x: Operand, axis: int, indices: Operand) -> Value:
-    return take(context, context.value(x), axis, indices)
-
-
-def take(context: Context, x: Value, axis: int, indices: Operand) -> Value:
-    """Places of an axis: by a product where they are known, else along the first axis."""
-    axis %= x.rank
-    if isinstance(indices, torch.Tensor) and indices.ndim == 1 and x.is_float and axis:
-        matrix = np.eye(x.shape[axis], dtype=np.float32)[indices.numpy()]
-        return along(x, axis, matrix)
-    order = [axis, *(a for a in range(x.rank) if a != axis)]
-    places = context.value(indices)
-    found = tf.gather(x.laid(order), tf.cast(places.plain, tf.int32))
-    count = places.rank
-    # [indices …, the other axes] back to where the axis was.
-    rest = [a if a < axis else a + count - 1 for a in order[1:]]
-    return Value(found, [*range(axis, axis + count), *rest])
-
-
-@operator("index", "_unsafe_index")
-def _index(context: Context, x: Operand, indices: Sequence[Operand | None]) -> Value:
-    x = context.value(x)
-    named = [(axis, one) for axis, one in enumerate(indices) if one is not None]
-    if len(named) == 1:
-        axis, one = named[0]
-        if isinstance(one, torch.Tensor) and one.dtype == torch.bool:
-            return take(context, x, axis, one.nonzero().flatten())
-        return take(context, x, axis, _from_start(context, one, x.shape[axis]))
-    axes = [axis for axis, _ in named]
-    require(axes == list(range(len(axes))), "indexing by several tensors", "index the first axes, or one")
-    sizes = x.shape[: len(axes)]
-    flat = context.value(0)
-    for (_, one), size in zip(named, sizes, strict=True):
-        flat = each(
-            context, lambda total, place, size=size: total * size + place, flat, _from_start(context, one, size)
-        )
-    return take(context, reshape(x, [math.prod(sizes), *x.shape[len(axes) :]]), 0, flat)
-
-
-def _from_start(context: Context, indices: Operand, size: int) -> Value | torch.Tensor:
-    if isinstance(indices, torch.Tensor):
-        return indices.remainder(size)
-    return each(context, tf.math.floormod, indices, size)
-
-
-@operator("gather")
-def _gather(context: Context, x: Operand, axis: int, indices: Operand, *_: object) -> Value:
-    """By a product with ones at the places: LiteRT has no gradient of it otherwise."""
-    x, places = context.value(x), context.value(indices)
-    axis %= x.rank
-    order = [*(a for a in range(x.rank) if a != axis), axis]
-    require(
-        all(x.shape[a] == places.shape[a] for a in order[:-1]),
-        "gather of a part of the other axes",
-        "slice them before",
-    )
-    hot = tf.one_hot(places.laid(order), x.shape[axis], dtype=tf.float32)
-    found = tf.reduce_sum(hot * tf.expand_dims(as_float(x.laid(order)), x.rank - 1), axis=-1)
-    return Value(found, order)
 
 
 @operator("one_hot")

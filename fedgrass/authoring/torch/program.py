@@ -64,6 +64,15 @@ class Program:
 def trace(module: torch.nn.Module, inputs: Sequence[torch.Tensor], *, training: bool) -> Program:
     """Record a module's call with these example inputs.
 
+    Parameters
+    ----------
+    module
+        A ``torch.nn.Module``; it is left in the mode that it had.
+    inputs
+        Example inputs, with the batch axis.
+    training
+        Whether it is traced in training mode.
+
     Raises
     ------
     UnsupportedModelError

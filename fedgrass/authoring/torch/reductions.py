@@ -28,7 +28,21 @@ def _reduction(function: Callable[..., Tensor], *, integer: bool = False) -> Cal
 
 
 def reduced(x: Value, axes: Axes, keep: bool, function: Callable[..., Tensor], *, integer: bool = False) -> Value:
-    """Reduce PyTorch's axes (all if none are named) where they lie."""
+    """Reduce PyTorch's axes (all if none are named) where they lie.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+    axes
+        Axes that go; see `Axes`.
+    keep
+        Whether they stay, with length 1.
+    function
+        ``tf.reduce_sum`` or its like.
+    integer
+        Whether whole numbers are reduced as they are; else as float32.
+    """
     named = list(range(x.rank)) if axes is None or axes == [] or isinstance(axes, torch.dtype) else axes
     gone = sorted({axis % x.rank for axis in ([named] if isinstance(named, int) else named)}) if x.rank else []
     tensor = x.tensor if integer else as_float(x.tensor)

@@ -69,7 +69,17 @@ class Context:
 
 
 def require(condition: object, what: str, instead: str) -> None:
-    """Refuse an operator's arguments; the place is added where it is known."""
+    """Refuse an operator's arguments; the place is added where it is known.
+
+    Parameters
+    ----------
+    condition
+        What must hold.
+    what
+        What is refused otherwise, for the error.
+    instead
+        What to do.
+    """
     if not condition:
         raise UnsupportedModelError("", what, instead)
 
@@ -81,6 +91,7 @@ def load() -> None:
         elementwise,
         images,
         layers,
+        lookups,
         recurrent,
         reductions,
         shapes,

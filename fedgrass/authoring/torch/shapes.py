@@ -110,7 +110,19 @@ def _repeat(context: Context, x: Value, times: Sequence[int]) -> Value:
 
 @operator("repeat_interleave")
 def repeat_interleave(context: Context, x: Value, times: int, axis: int | None = None, *_: object) -> Value:
-    """Repeat each place of an axis; ``times`` may be a tensor to PyTorch, which is refused."""
+    """Repeat each place of an axis; ``times`` may be a tensor to PyTorch, which is refused.
+
+    Parameters
+    ----------
+    context
+        The call.
+    x
+        Any shape.
+    times
+        How often each place is repeated.
+    axis
+        As PyTorch numbers it; None repeats the flattened tensor's places.
+    """
     require(isinstance(times, int), "repeat_interleave by a tensor", "repeat by a number")
     if axis is None:
         x, axis = reshape(x, [-1]), 0
@@ -137,7 +149,17 @@ def _stack(context: Context, parts: Sequence[Operand], axis: int = 0) -> Value:
 
 
 def cut(x: Value, axis: int, start: int, stop: int) -> Value:
-    """Part of an axis."""
+    """Part of an axis.
+
+    Parameters
+    ----------
+    x
+        Any shape.
+    axis
+        As PyTorch numbers it.
+    start, stop
+        Places, of which the last is left out.
+    """
     if (start, stop) == (0, x.shape[axis]):
         return x
     place = x.axis(axis)
@@ -170,7 +192,17 @@ def _chosen(x: Value, axis: int, indices: Sequence[int]) -> Value:
 
 
 def along(x: Value, axis: int, matrix: NDArray[np.float32]) -> Value:
-    """Multiply one axis by a constant matrix [new, old]."""
+    """Multiply one axis by a constant matrix [new, old].
+
+    Parameters
+    ----------
+    x
+        Any shape.
+    axis
+        As PyTorch numbers it.
+    matrix
+        [new, old], float32.
+    """
     place = x.axis(axis)
     sizes = [int(size) for size in x.tensor.shape]
     before, after = math.prod(sizes[:place]), math.prod(sizes[place + 1 :])

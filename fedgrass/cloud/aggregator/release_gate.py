@@ -201,6 +201,15 @@ def improved(base: Evaluation | None, new: Evaluation | None, metric: Metric | N
     """Say whether the new model is better than its base by a metric: else more accurate, or else of smaller loss.
 
     Without figures it is not.
+
+    Parameters
+    ----------
+    base
+        The base's figures.
+    new
+        The new model's.
+    metric
+        What decides; None takes accuracy, or else loss.
     """
     if base is None or new is None:
         return Verdict(False, "no evaluation set: whether the model is better is not known, and the base stays")

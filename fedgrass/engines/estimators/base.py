@@ -85,7 +85,17 @@ class Learner(ABC):
 
 
 def refuse_terms(settings: FitSettings, kind: str, instead: str) -> None:
-    """Raise `EngineError` if a round asks for terms of a gradient from an estimator that has none to offer."""
+    """Raise `EngineError` if a round asks for terms of a gradient from an estimator that has none to offer.
+
+    Parameters
+    ----------
+    settings
+        The round's.
+    kind
+        The estimator, for the error.
+    instead
+        What to do.
+    """
     for name, value in (("proximal_mu", settings.proximal_mu), ("gradient_clip_norm", settings.clip_norm)):
         if value:
             raise EngineError(

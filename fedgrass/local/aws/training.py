@@ -12,20 +12,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from botocore.loaders import Loader
-from botocore.model import ServiceModel
-from botocore.validate import ParamValidator
 from werkzeug import Request, Response
 
 from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.account import arn
-from fedgrass.local.aws.api import ApiError, json_response
+from fedgrass.local.aws.api import ApiError
 from fedgrass.local.aws.processing.contract import Host
 from fedgrass.local.aws.processing.job import Surroundings
+from fedgrass.local.aws.processing.requests import Operations, answer
 from fedgrass.local.processes import signal_group
 from fedgrass.logs import log_event
 
@@ -155,8 +152,7 @@ class Training:
         self._surroundings = surroundings
         self._jobs: dict[str, _Job] = {}
         self._lock = threading.Lock()
-        self._model = ServiceModel(Loader().load_service_model("sagemaker", "service-2"), "sagemaker")
-        self._operations: dict[str, Callable[[Any], dict[str, object]]] = {
+        self._operations: Operations = {
             "CreateTrainingJob": self._create,
             "DescribeTrainingJob": lambda parameters: self._find(parameters).describe(),
             "StopTrainingJob": self._stop,
@@ -164,19 +160,7 @@ class Training:
 
     def layer(self, request: Request) -> Response | None:
         """Answer the operations on training jobs."""
-        name = request.headers.get("X-Amz-Target", "").removeprefix("SageMaker.")
-        operation = self._operations.get(name)
-        shape = None if operation is None else self._model.operation_model(name).input_shape
-        if operation is None or shape is None:
-            return None
-        try:
-            parameters = json.loads(request.get_data() or b"{}")
-            report = ParamValidator().validate(parameters, shape)
-            if report.has_errors():
-                raise ApiError("ValidationException", report.generate_report())
-            return json_response(operation(parameters), content_type="application/x-amz-json-1.1")
-        except ApiError as error:
-            return error.response()
+        return answer(self._operations, request)
 
     def _create(self, parameters: api.CreateTrainingJobRequestTypeDef) -> dict[str, object]:
         if not parameters["AlgorithmSpecification"].get("ContainerEntrypoint"):

@@ -105,6 +105,15 @@ class Host:
     def download(self, source: Source, local_path: str, objects: Objects) -> None:
         """Fetch one ``S3Input``, or a channel's ``S3DataSource``, or this host's share of it, to a path in the container.
 
+        Parameters
+        ----------
+        source
+            An ``S3Input`` or a channel's ``S3DataSource``.
+        local_path
+            Where the container expects it; absolute.
+        objects
+            S3.
+
         Raises
         ------
         TransferError

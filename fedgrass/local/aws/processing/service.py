@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from botocore.loaders import Loader
-from botocore.model import ServiceModel
-from botocore.validate import ParamValidator
 from werkzeug import Request, Response
 
 from fedgrass.local.aws.account import arn
-from fedgrass.local.aws.api import ApiError, json_response, page
+from fedgrass.local.aws.api import ApiError, page
 from fedgrass.local.aws.events import Emit
 from fedgrass.local.aws.processing.job import ProcessingJob, Surroundings
+from fedgrass.local.aws.processing.requests import Operations, answer
 
 if TYPE_CHECKING:
     from mypy_boto3_sagemaker import type_defs as api
 
-_TARGET = "SageMaker."
-_CONTENT_TYPE = "application/x-amz-json-1.1"
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 _TIMES = ("CreationTime", "LastModifiedTime", "ProcessingStartTime", "ProcessingEndTime")
 
@@ -43,8 +38,7 @@ class Processing:
         self._emit = emit
         self._jobs: dict[str, ProcessingJob] = {}
         self._lock = threading.Lock()
-        self._model = ServiceModel(Loader().load_service_model("sagemaker", "service-2"), "sagemaker")
-        self._operations: dict[str, Callable[[Any], dict[str, object]]] = {
+        self._operations: Operations = {
             "CreateProcessingJob": self._create,
             "DescribeProcessingJob": self._describe,
             "ListProcessingJobs": self._list,
@@ -53,19 +47,7 @@ class Processing:
 
     def layer(self, request: Request) -> Response | None:
         """Answer the Processing operations."""
-        name = request.headers.get("X-Amz-Target", "").removeprefix(_TARGET)
-        operation = self._operations.get(name)
-        shape = None if operation is None else self._model.operation_model(name).input_shape
-        if operation is None or shape is None:
-            return None
-        try:
-            parameters = json.loads(request.get_data() or b"{}")
-            report = ParamValidator().validate(parameters, shape)
-            if report.has_errors():
-                raise ApiError("ValidationException", report.generate_report())
-            return json_response(operation(parameters), content_type=_CONTENT_TYPE)
-        except ApiError as error:
-            return error.response()
+        return answer(self._operations, request)
 
     def _create(self, parameters: api.CreateProcessingJobRequestTypeDef) -> dict[str, object]:
         _check(parameters)
