@@ -70,17 +70,61 @@ def module(
     UnsupportedModelError
         If a layer's gradient needs an operator that LiteRT lacks.
     """
-    values = [*parameters, *statistics]
-    anchors = [tf.Variable(tf.zeros(parameter.shape)) for parameter in parameters]
-    step = tf.Variable(tf.zeros([]))
-    seed = tf.Variable(0) if forward.draws_masks else None
+    traced = _Traced(forward, loss, optimizer, parameters, statistics, settings)
     batch = x.shape[0]
+    weight = tf.TensorSpec([batch], tf.float32, name="sample_weight")
+    scalars = [tf.TensorSpec([], tf.float32, name=name) for name in _SCALARS]
+    drawn = [tf.TensorSpec([], tf.int32, name="seed")] if traced.seed is not None else []
+    signatures = {
+        "train": _function(traced.train, [x, y, weight, *scalars]),
+        "train_plain": _function(traced.train, [x, y, weight, scalars[0]]),
+        "evaluate": _function(traced.evaluate, [x, y, weight]),
+        "infer": _function(traced.infer, [x]),
+        "begin_round": _function(traced.begin_round, drawn),
+        # Only where there is something to do: LiteRT leaves XNNPACK out of the whole graph if its first signature, by name, has
+        # no operator.
+        **({"begin_plain": _function(traced.begin_plain, drawn)} if traced.state else {}),
+        **_access(traced.values, "parameters", "p"),
+        **(_access(traced.state, "optimizer", "s") if traced.state else {}),
+    }
+    owner = tf.Module()
+    owner.variables_of_graph = traced.variables
+    concrete = {name: function.get_concrete_function() for name, function in signatures.items()}
+    for function in concrete.values():
+        _check_operators(function.graph)
+    return owner, concrete
 
-    def present() -> list[Tensor]:
-        # Read here: a loop cannot take a variable along.
-        return [value.read_value() for value in values]
+
+class _Traced:
+    """The variables of a graph, and its signatures as functions of them."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        loss: LossFunction,
+        optimizer: Optimizer,
+        parameters: Sequence[Variable],
+        statistics: Sequence[Variable],
+        settings: bundle.Optimizer,
+    ) -> None:
+        self._forward, self._loss, self._optimizer, self._settings = forward, loss, optimizer, settings
+        self._parameters, self._statistics = parameters, statistics
+        self.values = [*parameters, *statistics]
+        self._anchors = [tf.Variable(tf.zeros(parameter.shape)) for parameter in parameters]
+        self._step = tf.Variable(tf.zeros([]))
+        self.seed = tf.Variable(0) if forward.draws_masks else None
+        # The step's number is kept, restored and reset with the optimizer's state.
+        numbered = self.seed is not None
+        self.state = [*optimizer.state, *([self._step] if numbered else [])]
+        self._initials = [*optimizer.initial, *([0.0] if numbered else [])]
+
+    @property
+    def variables(self) -> list[Variable]:
+        """All of them."""
+        return [*self.values, *self._anchors, *self.state, *([] if self.seed is None else [self.seed])]
 
     def train(
+        self,
         x: Tensor,
         y: Tensor,
         sample_weight: Tensor,
@@ -88,38 +132,30 @@ def module(
         proximal_mu: Tensor | None = None,
         clip_norm: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        read = present()
-        trained = read[: len(parameters)]
-        number = tf.constant(0)
-        if seed is not None:
-            step.assign_add(1.0)
-            number = seed + tf.cast(step, tf.int32)
-        made = forward.logits(x, read, number)
-        logits, new_statistics = made.logits, made.statistics
-        result = loss(logits, y, made.mask is not None)
+        read = self._present()
+        trained = read[: len(self._parameters)]
+        made = self._forward.logits(x, read, self._next_number())
+        result = self._loss(made.logits, y, made.mask is not None)
         share = _share(sample_weight, made.mask)
         # What the gradients, and so what is added to or held against them, are times.
-        scale = learning_rate if optimizer.linear else tf.constant(1.0)
-        upstream = [result.gradient * _spread(share * scale, logits.shape.rank), *([scale] * len(made.penalties))]
-        found = gradients([logits, *made.penalties], trained, upstream)
-        for name, gradient in zip(forward.names, found, strict=True):
-            if gradient is None:
-                raise UnsupportedModelError(name, "a parameter that does not reach the output", "freeze it")
+        scale = learning_rate if self._optimizer.linear else tf.constant(1.0)
+        upstream = [result.gradient * _spread(share * scale, made.logits.shape.rank), *([scale] * len(made.penalties))]
+        found = self._gradients([made.logits, *made.penalties], trained, upstream)
         if proximal_mu is not None:
-            found = [g + scale * proximal_mu * (p - a) for g, p, a in zip(found, trained, anchors, strict=True)]
+            found = [g + scale * proximal_mu * (p - a) for g, p, a in zip(found, trained, self._anchors, strict=True)]
         if clip_norm is not None:
             found = _clipped(found, scale * clip_norm)
-        found = clipped(found, settings, scale)
-        if settings.decay:
-            trained = [value - value * (learning_rate * settings.decay) for value in trained]
-        optimizer.step(trained, found, learning_rate)
-        for variable, value in zip(statistics, new_statistics, strict=True):
+        found = clipped(found, self._settings, scale)
+        if self._settings.decay:
+            trained = [value - value * (learning_rate * self._settings.decay) for value in trained]
+        self._optimizer.step(trained, found, learning_rate)
+        for variable, value in zip(self._statistics, made.statistics, strict=True):
             variable.assign(value)
         return {"loss": added([tf.reduce_sum(result.loss * share), *made.penalties])}
 
-    def evaluate(x: Tensor, y: Tensor, sample_weight: Tensor) -> dict[str, Tensor]:
-        made = forward.logits(x, present(), None)
-        result = loss(made.logits, y, made.mask is not None)
+    def evaluate(self, x: Tensor, y: Tensor, sample_weight: Tensor) -> dict[str, Tensor]:
+        made = self._forward.logits(x, self._present(), None)
+        result = self._loss(made.logits, y, made.mask is not None)
         weight = tf.reduce_sum(sample_weight)
         # Where a mask is, a batch's mean is that of its positions: as in Keras.
         counted = sample_weight if made.mask is None else _share(sample_weight, made.mask) * weight
@@ -130,43 +166,39 @@ def module(
             "output": made.logits,
         }
 
-    def begin_plain(drawn: Tensor | None = None) -> dict[str, Tensor]:
-        if seed is not None:
-            seed.assign(drawn)
-        for variable, initial in zip(state, initials, strict=True):
+    def infer(self, x: Tensor) -> dict[str, Tensor]:
+        return {"y": self._forward.output(x, self._present())}
+
+    def begin_plain(self, drawn: Tensor | None = None) -> dict[str, Tensor]:
+        if self.seed is not None:
+            self.seed.assign(drawn)
+        for variable, initial in zip(self.state, self._initials, strict=True):
             variable.assign(tf.fill(variable.shape, initial))
         return _ok()
 
-    def begin_round(drawn: Tensor | None = None) -> dict[str, Tensor]:
-        for anchor, parameter in zip(anchors, parameters, strict=True):
+    def begin_round(self, drawn: Tensor | None = None) -> dict[str, Tensor]:
+        for anchor, parameter in zip(self._anchors, self._parameters, strict=True):
             anchor.assign(parameter)
-        return begin_plain(drawn)
+        return self.begin_plain(drawn)
 
-    # The step's number is kept, restored and reset with the optimizer's state.
-    state, initials = list(optimizer.state), list(optimizer.initial)
-    if seed is not None:
-        state, initials = [*state, step], [*initials, 0.0]
-    weight = tf.TensorSpec([batch], tf.float32, name="sample_weight")
-    scalars = [tf.TensorSpec([], tf.float32, name=name) for name in _SCALARS]
-    drawn = [tf.TensorSpec([], tf.int32, name="seed")] if seed is not None else []
-    signatures = {
-        "train": _function(train, [x, y, weight, *scalars]),
-        "train_plain": _function(train, [x, y, weight, scalars[0]]),
-        "evaluate": _function(evaluate, [x, y, weight]),
-        "infer": _function(lambda x: {"y": forward.output(x, present())}, [x]),
-        "begin_round": _function(begin_round, drawn),
-        # Only where there is something to do: LiteRT leaves XNNPACK out of the whole graph if its first signature, by name, has
-        # no operator.
-        **({"begin_plain": _function(begin_plain, drawn)} if state else {}),
-        **_access(values, "parameters", "p"),
-        **(_access(state, "optimizer", "s") if state else {}),
-    }
-    owner = tf.Module()
-    owner.variables_of_graph = [*values, *anchors, *state, *([] if seed is None else [seed])]
-    concrete = {name: function.get_concrete_function() for name, function in signatures.items()}
-    for function in concrete.values():
-        _check_operators(function.graph)
-    return owner, concrete
+    def _present(self) -> list[Tensor]:
+        # Read here: a loop cannot take a variable along.
+        return [value.read_value() for value in self.values]
+
+    def _next_number(self) -> Tensor:
+        if self.seed is None:
+            return tf.constant(0)
+        self._step.assign_add(1.0)
+        return self.seed + tf.cast(self._step, tf.int32)
+
+    def _gradients(
+        self, outputs: Sequence[Tensor], trained: Sequence[Tensor], upstream: Sequence[Tensor]
+    ) -> list[Tensor]:
+        found = gradients(outputs, trained, upstream)
+        for name, gradient in zip(self._forward.names, found, strict=True):
+            if gradient is None:
+                raise UnsupportedModelError(name, "a parameter that does not reach the output", "freeze it")
+        return found
 
 
 def _share(sample_weight: Tensor, mask: Tensor | None) -> Tensor:
