@@ -45,3 +45,12 @@ LOADERS: Registry[Callable[..., Any]] = Registry(
     also="module:function",
 )
 """See `fedgrass.data.loaders.open_source`."""
+
+GRADIENTS: Registry[Any] = Registry(
+    kind="gradient",
+    package="fedgrass.authoring",
+    group="fedgrass.gradients",
+    valid=lambda part: isinstance(getattr(part, "operator", None), str) and callable(getattr(part, "function", None)),
+    expected="fedgrass.authoring.gradients.OperatorGradient",
+)
+"""Gradients of operators for models that are exported; see `fedgrass.authoring.gradients.overridden`."""

@@ -182,6 +182,32 @@ def test_a_loader_and_an_engine(acme: Path, tmp_path: Path) -> None:
         open_engine("linar", bundle)
 
 
+PRODUCT = """
+import keras
+
+class Joint(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.prod(keras.ops.sigmoid(x), axis=-1, keepdims=True)
+
+def build_model():
+    keras.utils.set_random_seed(1)
+    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), Joint(), keras.layers.Dense(2)])
+
+EXPORT = {"loss": "mean_squared_error", "batch_size": 5, "learning_rate": 0.1}
+"""
+
+
+@pytest.mark.authoring
+def test_a_gradient(acme: Path, tmp_path: Path) -> None:
+    """A layer that is refused without the package is exported with it, and trains as in Keras."""
+    (tmp_path / "model.py").write_text(PRODUCT)
+    export = ("model", "export", str(tmp_path / "model.py"), "--output", str(tmp_path / "bundle"))
+    said = fedgrass(acme, *export)
+    assert "largest differences from the framework's: loss" in said
+    with pytest.raises(AssertionError, match="prod"):
+        fedgrass(tmp_path, *export)
+
+
 def test_what_other_packages_cannot_register(acme: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A built-in name, a name that another has, a name that is none, and what is no such part."""
     monkeypatch.syspath_prepend(str(tmp_path))

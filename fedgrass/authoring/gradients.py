@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -21,9 +23,14 @@ from fedgrass.authoring import broadcasts
 from fedgrass.authoring.convolution import product, transposed_product
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.windows import Windows, concat, output_and_padding, pad
+from fedgrass.errors import ConfigurationError
+from fedgrass.parts import GRADIENTS
 from fedgrass.tensors import Array
 
 Tensor: TypeAlias = tf.Tensor
+
+Gradient: TypeAlias = Callable[..., "Tensor | Sequence[Tensor | None]"]
+"""From the operator and the gradients that arrive at its outputs to those at its inputs; None for an input that has none."""
 
 _PREFIX = "Fedgrass"
 
@@ -31,11 +38,48 @@ _HUGE = 3e38
 """Times this, every positive normal float32 is at least 1."""
 
 
+@dataclass(frozen=True)
+class OperatorGradient:
+    """A gradient that another package brings, under the entry point group ``fedgrass.gradients``.
+
+    Parameters
+    ----------
+    operator
+        TensorFlow's type of the operator, such as ``Prod``.
+    function
+        See `Gradient`; made of operators that LiteRT has, for fixed shapes.
+    """
+
+    operator: str
+    function: Gradient
+
+
 @contextmanager
 def overridden() -> Iterator[None]:
-    """Give ops that are created inside, in the current graph, the gradients of this module."""
-    with tf.compat.v1.get_default_graph().gradient_override_map({name: _PREFIX + name for name in _TABLE}):
+    """Give ops that are created inside, in the current graph, the gradients of this module and of installed packages.
+
+    Raises
+    ------
+    ConfigurationError
+        If a package's gradient cannot be imported, or is of an operator that has one already.
+    """
+    names = {name: _PREFIX + name for name in (*_TABLE, *_installed())}
+    with tf.compat.v1.get_default_graph().gradient_override_map(names):
         yield
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    """Register the gradients of installed packages, once, and return their operators."""
+    found: dict[str, str] = {}
+    for name in GRADIENTS.installed():
+        part: OperatorGradient = GRADIENTS.get(name)
+        before = "fedgrass itself" if part.operator in _TABLE else found.get(part.operator)
+        if before is not None:
+            raise ConfigurationError(f"gradient {name!r}: operator {part.operator} has one already, of {before}")
+        found[part.operator] = name
+        tf.RegisterGradient(_PREFIX + part.operator)(part.function)
+    return tuple(found)
 
 
 def gradients(y: Sequence[Tensor], by: Sequence[Tensor], upstream: Sequence[Tensor]) -> list[Tensor | None]:
@@ -285,7 +329,7 @@ def _require_channels_last(op: tf.Operation) -> None:
         raise UnsupportedModelError(op.name, f"{op.type} in {layout} layout", 'use data_format="channels_last"')
 
 
-_TABLE: dict[str, Callable[..., Tensor | Sequence[Tensor | None]]] = {
+_TABLE: dict[str, Gradient] = {
     **broadcasts.GRADIENTS,
     "AvgPool": _avg_pool,
     "BiasAdd": _bias_add,
