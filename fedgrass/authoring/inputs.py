@@ -28,11 +28,10 @@ def functional(model: object, given: object = None) -> keras.Model:
         raise UnsupportedModelError(
             "the model", f"a {type(model).__name__}", "give a keras.Model: Sequential, functional or subclassed"
         )
-    if not _symbolic(model):
-        model = _traced(model, given)
-    if len({id(tensor) for tensor in model.outputs}) < len(model.outputs):
-        raise UnsupportedModelError(model.name, "one tensor as two outputs", "give it once")
-    return model
+    found: keras.Model = model if _symbolic(model) else _traced(model, given)
+    if len({id(tensor) for tensor in found.outputs}) < len(found.outputs):
+        raise UnsupportedModelError(found.name, "one tensor as two outputs", "give it once")
+    return found
 
 
 def names(model: Any) -> tuple[list[str], list[str]]:

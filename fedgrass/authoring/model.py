@@ -19,7 +19,8 @@ from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.final import Final
 from fedgrass.authoring.forward import Forwarded
 from fedgrass.authoring.inputs import functional, names
-from fedgrass.authoring.operators import patched, recurrent, substituted
+from fedgrass.authoring.operators import recurrent, substituted
+from fedgrass.authoring.patching import patched
 from fedgrass.authoring.randomness import drawn, is_random
 from fedgrass.authoring.recurrence import Recurrence
 from fedgrass.bundle import Loss, Parameters, Statistic, TensorDescription

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from fedgrass.bundle import Bundle, Head, InitialParameters, Manifest, Parameters, Statistic, check_parameters
+from fedgrass.bundle import (
+    Bundle,
+    Head,
+    InitialParameters,
+    Manifest,
+    Optimizer,
+    Parameters,
+    Statistic,
+    check_parameters,
+)
 from fedgrass.engines.base import Batch, FitSettings
 from fedgrass.engines.builders import builder_of, the_manifests
 from fedgrass.engines.loop import OutputEngine, check_state
