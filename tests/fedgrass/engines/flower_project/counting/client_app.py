@@ -88,7 +88,7 @@ class Client(NumPyClient):
 
     def fit(self, parameters, config):  # type: ignore[no-untyped-def]
         """Add the step."""
-        return [array + np.float32(self.step) for array in parameters], 5, {"round": config["server_round"]}
+        return [array + np.float32(self.step) for array in parameters], 5, {"round": config.get("server_round", 0)}
 
     def evaluate(self, parameters, config):  # type: ignore[no-untyped-def]
         """Know nothing."""
