@@ -206,6 +206,7 @@ class Simulator:
                 devices=self._simulation.devices,
                 state=self.standing.server,
                 noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
+                noisy=fleet.privacy.mode != "none",
                 share=self._pool if not self._together else None,
                 masked=self._masked(announced),
                 scratch=self._scratch,

@@ -60,6 +60,8 @@ class AggregationOptions:
         The server optimizer's, as the round that made the base left it; vectors of all parameters in the manifest's order.
     noise
         Central privacy: clips every update, counts all alike, and adds noise to their mean.
+    noisy
+        Whether the updates have noise on them: variances of statistics are held up then, as with ``noise``.
     share
         The job's instances, if there are several; this must be the first. Others call `contribute`.
     masked
@@ -76,6 +78,7 @@ class AggregationOptions:
     devices: int = 0
     state: State | None = None
     noise: Noise | None = None
+    noisy: bool = False
     share: PartialSums | None = None
     masked: Masked | None = None
     scratch: Path | None = None
@@ -127,7 +130,8 @@ def aggregate(
     noise = options.noise
     method = with_noise(strategy, noise)
     bounds = Bounds(method, expected.checks)
-    layout, statistics = Layout(base.manifest.parameters), Statistics.of(base.manifest)
+    layout = Layout(base.manifest.parameters)
+    statistics = Statistics.of(base.manifest, noisy=options.noisy or noise is not None)
     screening = Screening(layout, source, UpdateValidator(expected), weight=bounds.weight, progress=options.progress)
     candidates = screening.admit(references)
     continued: Continued | None = None

@@ -162,6 +162,7 @@ class RoundJob:
                     devices=max(self._record.alive, self._record.taking_part),
                     state=load_state(self._bucket, self._record.base, strategy, self._scratch),
                     noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
+                    noisy=self._record.settings.privacy.mode != "none",
                     share=self._share(pinned) if self._instances > 1 and not strategy.needs_all else None,
                     scratch=self._scratch,
                 ),

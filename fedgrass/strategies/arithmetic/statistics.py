@@ -3,7 +3,8 @@
 A batch normalization's variance of 0.01 that Adam moves by its learning rate of 0.1 is negative, its root is NaN, and so is every
 figure after it. So no server optimizer sees the statistics, and a mean of updates is for them a mean: with weights that sum
 to one at most, the result lies between what the devices and the base have. Noise and lossy codecs can still take a variance
-below zero: it is cut off there, which privacy allows as any processing of a noisy result.
+below zero: it is cut off there, or under privacy at a share of the base's, since a layer that divides by the root of almost
+nothing is lost. Privacy allows that as any processing of a noisy result; the noise itself is on statistics as on all else.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ class Statistics:
 
     spans: tuple[slice, ...]
     variances: tuple[slice, ...]
+    least: float = 0.0
+    """Share of the base's variance below which none falls in a round."""
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Statistics:
-        """Return those that the manifest names, or that an old one lets infer."""
+    def of(cls, manifest: Manifest, *, noisy: bool = False) -> Statistics:
+        """Return those that the manifest names, or that an old one lets infer; ``noisy`` where there is noise."""
         kinds = statistics_of(manifest)
         spans, variances, end = [], [], 0
         for parameter in manifest.parameters:
@@ -38,7 +41,7 @@ class Statistics:
                 spans.append(span)
             if kinds.get(parameter.name) == "variance":
                 variances.append(span)
-        return cls(tuple(spans), tuple(variances))
+        return cls(tuple(spans), tuple(variances), _LEAST if noisy else 0.0)
 
     def scale(self, total: Array, weigh: Weighting, facts: Sequence[UpdateMetadata], unit: float) -> None:
         """Make a weighted sum the difference that the strategy means, in place.
@@ -85,7 +88,11 @@ class Statistics:
                 slot[part] = 0  # an earlier version may have left some
         np.add(base, change, out=difference, casting="same_kind")
         for part in _within(self.variances, span):
-            np.maximum(difference[part], 0, out=difference[part])
+            np.maximum(difference[part], self.least * base[part], out=difference[part])
+
+
+_LEAST = 0.25
+"""Half of the standard deviation: honest devices' variances may fall by more, but then do so over two rounds."""
 
 
 def _within(spans: Sequence[slice], tile: slice) -> Iterator[slice]:

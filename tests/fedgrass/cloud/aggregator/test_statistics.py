@@ -17,6 +17,7 @@ from fedgrass.cloud.aggregator.aggregate import AggregationOptions, aggregate
 from fedgrass.cloud.aggregator.privacy import Gaussian
 from fedgrass.cloud.aggregator.trusted import with_own_update
 from fedgrass.cloud.aggregator.validation import Expected
+from fedgrass.noise import discrete_gaussian
 from fedgrass.statistics import statistics_of
 from fedgrass.strategies import STRATEGIES, strategy_named
 from fedgrass.strategies.arithmetic.server import Adam, Momentum
@@ -182,3 +183,22 @@ def test_flowers_server_optimizers_step_no_statistics(tmp_path: Path) -> None:
     wanted = flat(base.parameters()) + np.average(deltas.astype(np.float64), axis=0, weights=np.arange(1, DEVICES + 1))
     np.testing.assert_allclose(flat(found.parameters)[25:35], wanted[25:35], rtol=1e-5, atol=1e-7)
     assert not np.allclose(flat(found.parameters)[:25], wanted[:25]), "what is trained is stepped"
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedadagrad", "fedyogi"])
+def test_under_noise_statistics_are_noised_with_the_rest_never_stepped_and_no_variance_collapses(
+    tmp_path: Path, name: str
+) -> None:
+    base = model(tmp_path)
+    contents, deltas = updates(base, 0)
+    noise = Gaussian(clip_norm=0.1, noise_multiplier=5.0, seed=b"x" * 32)
+    found = result(base, contents, name, noise)
+    steps = np.concatenate(list(discrete_gaussian(b"x" * 32, deltas.shape[1], noise.grid.deviation)))
+    norms = np.sqrt(np.square(deltas, dtype=np.float64).sum(axis=1))
+    clipped = (deltas * np.minimum(1, 0.1 / norms)[:, None]).mean(axis=0)
+    expected = (flat(base.parameters()) + clipped + steps * noise.grid.step / DEVICES)[25:35]
+    expected[5:] = np.maximum(expected[5:], 0.25 * VARIANCE)
+    # Mean and noise, and no learning rate of the server's: so one account holds for all of the model.
+    np.testing.assert_allclose(flat(found.parameters)[25:35], expected, rtol=1e-3, atol=1e-6)
+    assert (found.parameters["bn/moving_variance"] >= 0.25 * VARIANCE * 0.999).all()
+    assert not any(slot[25:35].any() for slot in found.state.values())
