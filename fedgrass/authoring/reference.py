@@ -26,11 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a few steps gave: the losses and, last, the evaluation's before them; then parameters; outputs before them."""
+    """What a few steps gave: the losses and, last, the evaluation's before them; then parameters; outputs before them.
+
+    Of an optimizer that divides gradients by their own size, for each trained parameter: ``moments``, what it keeps of the first
+    step's gradient (Adam's first moment, else the squares), and ``smallest``, the least size of each gradient in any step.
+    """
 
     losses: Sequence[float]
     parameters: Parameters
     outputs: Sequence[Array]
+    moments: Sequence[Array] = ()
+    smallest: Sequence[Array] = ()
 
 
 class Reference(Protocol):
@@ -110,6 +116,8 @@ class KerasReference:
                 evaluated.append(self._total(losses_of, batch, training=False))
         optimizer = optimizer_object(self._optimizer, settings.learning_rate)
         losses = []
+        moments: list[Array] = []
+        smallest: list[Array] = []
         for step, batch in enumerate(data.batches(self._batch_size, seed=settings.epoch_seed(0))):
             optimizer.learning_rate = self._optimizer.rate_at(settings.learning_rate, step)
             with drawn(tf.constant(settings.masks_seed() + step + 1, tf.int32)), tf.GradientTape() as tape:
@@ -119,7 +127,11 @@ class KerasReference:
             gradients = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
             optimizer.apply(gradients, model.trainable_variables)
             losses.append(float(value))
-        return Steps([*losses, float(np.mean(evaluated))], self._model.values(), [_row(outputs), _row(one)])
+            if step == 0:
+                moments = [np.array(variable) for variable in _moments(optimizer)]
+            smallest = least(smallest, [np.asarray(gradient) for gradient in gradients]) if moments else []
+        found = [_row(outputs), _row(one)]
+        return Steps([*losses, float(np.mean(evaluated))], self._model.values(), found, moments, smallest)
 
     def _outputs(self, x: Array, *, training: bool) -> list[Any]:
         model, inputs = self._model.keras, self._model.inputs
@@ -134,6 +146,21 @@ class KerasReference:
         )
         weighted = [head.weight * loss(y, output) for head, loss, y, output in each]
         return tf.add_n([*weighted, *self._model.keras.losses])
+
+
+def least(before: Sequence[Array], gradients: Sequence[Array]) -> list[Array]:
+    """Return the smaller sizes of gradients, element by element; those of ``gradients`` where there are none before."""
+    sizes = [np.abs(gradient) for gradient in gradients]
+    return [np.minimum(a, b) for a, b in zip(before, sizes, strict=True)] if before else sizes
+
+
+def _moments(optimizer: Any) -> Sequence[Any]:
+    """Return what Keras' optimizer keeps of gradients that it divides by their size; nothing of others."""
+    for kind, name in (("Adam", "_momentums"), ("RMSprop", "_velocities"), ("Adagrad", "_accumulators")):
+        if isinstance(optimizer, getattr(keras.optimizers, kind)):  # AdamW is an Adam
+            found: Sequence[Any] = getattr(optimizer, name)
+            return found
+    return ()
 
 
 def _row(outputs: Sequence[Any]) -> Array:

@@ -33,6 +33,9 @@ OUTPUT_TOLERANCE = 1e-4
 _MOVED_BY = 1e-7
 _HIGHEST_RATE = 0.01
 _ROUNDING = 4e-7
+_LEAST_GRADIENT, _LEAST_OF_ALL = 1e-3, 1e-4
+"""Shares of a parameter's largest gradient, and of all parameters', below which rounding may tell the sign of a step."""
+_MOST_STEP = 1.05
 _TIMES = 20.0
 """How much more than Keras moved by rounding a device may differ: its sums are in another order all the way."""
 
@@ -163,6 +166,7 @@ def _on_device(made: Bundle, data: ArrayDataset, settings: FitSettings) -> Steps
         losses=[first, STEPS * unbroken.metrics["loss"] - first, evaluated],
         parameters=unbroken.parameters,
         outputs=[outputs, _of_application(made, data.x[:1])],
+        moments=states[0].optimizer,
     )
 
 
@@ -172,15 +176,22 @@ def _of_application(made: Bundle, x: Array) -> Array:
 
 def _differences(found: Steps, expected: Steps, start: Parameters) -> _Differences:
     largest = max((_largest(value - start[name]) for name, value in expected.parameters.items()), default=0.0)
+    apart = {name: found.parameters[name] - value for name, value in expected.parameters.items()}
+    for name, undecided in _undecided(expected).items():
+        # There the step's sign, or its size, hangs on rounding: it is only held to the size that any step has.
+        bounded = np.abs(found.parameters[name] - start[name]) <= _MOST_STEP * largest
+        apart[name] = np.where(undecided & bounded, 0, apart[name])
     changes = {
-        name: _largest(found.parameters[name] - value)
+        name: _largest(apart[name])
         / max(_largest(value - start[name]) + _ROUNDING / CHANGE_TOLERANCE * _largest(value), 1e-2 * largest, 1e-12)
         for name, value in expected.parameters.items()
     }
+    for name, share in _moments_apart(found, expected).items():
+        changes[name] = max(changes[name], share)
     worst = max(changes, key=lambda name: changes[name])
     return _Differences(
         loss=max(abs(a - b) / max(1.0, abs(b)) for a, b in zip(found.losses, expected.losses, strict=True)),
-        parameters=max(_apart(found.parameters[name], value) for name, value in expected.parameters.items()),
+        parameters=max(_share(apart[name], value) for name, value in expected.parameters.items()),
         changes=changes[worst],
         output=max(_apart(a, b) for a, b in zip(found.outputs, expected.outputs, strict=True)),
         worst=worst,
@@ -191,9 +202,30 @@ def _largest(values: Array) -> float:
     return float(np.nan_to_num(np.abs(values), nan=np.inf).max(initial=0.0))
 
 
+def _undecided(expected: Steps) -> dict[str, Array]:
+    """Return where gradients are so small that rounding tells the step of an optimizer which divides them by their size."""
+    most = max(map(_largest, expected.smallest), default=0.0)
+    names = list(expected.parameters)[: len(expected.smallest)]
+    return {
+        name: size < max(_LEAST_GRADIENT * _largest(size), _LEAST_OF_ALL * most)
+        for name, size in zip(names, expected.smallest, strict=True)
+    }
+
+
+def _moments_apart(found: Steps, expected: Steps) -> dict[str, float]:
+    """Return how far what the optimizer keeps of the first gradients is apart: a step that divides by their size hides that."""
+    most = max(map(_largest, expected.moments), default=0.0)
+    each = zip(list(expected.parameters)[: len(expected.moments)], found.moments, expected.moments, strict=False)
+    return {name: _largest(a - b) / max(_largest(b), 1e-2 * most, 1e-30) for name, a, b in each}
+
+
 def _apart(found: Array, expected: Array) -> float:
     """Return the largest difference as a share of the largest value, or of a thousandth where all are smaller."""
-    share = _largest(found - expected) / max(_largest(expected), 1e-3)
+    return _share(found - expected, expected)
+
+
+def _share(difference: Array, expected: Array) -> float:
+    share = _largest(difference) / max(_largest(expected), 1e-3)
     return min(share, float(np.finfo(np.float32).max))
 
 

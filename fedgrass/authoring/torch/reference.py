@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from fedgrass.authoring.reference import Steps
+from fedgrass.authoring.reference import Steps, least
 from fedgrass.authoring.torch.model import TorchModel
 from fedgrass.bundle import Bundle
 from fedgrass.data import ArrayDataset
@@ -45,7 +45,7 @@ class TorchReference:
         engine.leave_out(self._model.left_out())
         evaluated = float(engine.evaluate(data)["loss"])
         losses = engine.steps(data, settings)
-        return Steps([*losses, evaluated], engine.get_parameters(), outputs)
+        return Steps([*losses, evaluated], engine.get_parameters(), outputs, engine.moments, engine.smallest)
 
     def _engine(self) -> _Engine:
         threads = torch.get_num_threads()
@@ -80,8 +80,25 @@ class _Engine(TorchEngine):
 
     def steps(self, data: ArrayDataset, settings: FitSettings) -> list[float]:
         self._begin(settings)
+        self.moments: list[Array] = []
+        self.smallest: list[Array] = []
         losses = []
         for number, batch in enumerate(data.batches(self.manifest.batch_size, seed=settings.epoch_seed(0))):
             self._set_rate(self.manifest.optimizer.rate_at(settings.learning_rate, number))
             losses.append(self._step(batch))
+            states = [self._optimizer.state[parameter] for parameter in self._trained]
+            if number == 0:
+                self.moments = [_moment(state) for state in states if _MOMENTS & state.keys()]
+            if self.moments:
+                self.smallest = least(self.smallest, [parameter.grad.numpy() for parameter in self._trained])
         return losses
+
+
+_MOMENTS = {"exp_avg", "square_avg", "sum"}
+"""What Adam, RMSprop and Adagrad keep of gradients."""
+
+
+def _moment(state: Mapping[str, Any]) -> Array:
+    (name,) = _MOMENTS & state.keys()
+    found: Array = state[name].numpy().copy()
+    return found
