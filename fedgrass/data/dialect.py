@@ -101,9 +101,9 @@ def guess(lines: Sequence[str], settings: DataSettings, wanted: Wanted, what: st
     lines = [line for line in lines if line.strip()][:SAMPLE]
     comment = settings.comment or next((mark for mark in _COMMENTS if any(line.startswith(mark) for line in lines)), "")
     lines = [line for line in lines if not (comment and line.startswith(comment))]
-    escape = "\\" if any('\\"' in line for line in lines) else None
     given = settings.separator or declared
     quote = settings.quote or _quote(lines, given)
+    escape = _escape(lines, given, wanted, quote)
     separator = given or _separator(lines, wanted, quote, escape)
     rows = list(_rows(lines, separator, quote, escape))
     numbers = _numbers(_cells(rows, wanted), settings, what)
@@ -119,6 +119,18 @@ def guess(lines: Sequence[str], settings: DataSettings, wanted: Wanted, what: st
         if not said and value != usual
     )
     return Dialect(separator, quote, escape, comment, numbers, guessed)
+
+
+def _escape(lines: Sequence[str], separator: str, wanted: Wanted, quote: str) -> str | None:
+    """Return the backslash if it goes before quotes: a cell may also end in one, so what gives more even rows."""
+    if not any('\\"' in line for line in lines):
+        return None
+
+    def even_rows(escape: str | None) -> int:
+        rows = _rows(lines, separator or _separator(lines, wanted, quote, escape), quote, escape)
+        return max(Counter(map(len, rows)).values(), default=0)
+
+    return "\\" if even_rows("\\") > even_rows(None) else None
 
 
 def _rows(lines: Sequence[str], separator: str, quote: str, escape: str | None) -> Iterator[list[str]]:

@@ -57,6 +57,10 @@ def outcome(path: Path, manifest: Manifest, **options: Any) -> tuple[Any, ...]:
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
     encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
 )
+@example(
+    rows=[("0", "0", "ok", "\\")], order=["a", "b", "state", "note"], separator=",", end="\n", quoting=csv.QUOTE_ALL,
+    encoding="utf-8",
+)  # fmt: skip
 def test_what_pythons_writer_writes_is_read_by_name(
     tmp_path: Path, rows: list[Any], order: list[str], separator: str, end: str, quoting: Any, encoding: str
 ) -> None:
