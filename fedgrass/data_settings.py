@@ -16,6 +16,8 @@ from fedgrass.parts import LOADERS
 MISSING = ("", "-", "--", "?", "n/a", "na", "nan", "nil", "none", "null", "<na>", "#n/a", "#na", "\\n")
 """Cells that stand for a missing value, whatever their case."""
 
+SAMPLE_WEIGHT = "sample_weight"
+
 _CHARACTERS = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semicolon": ";", "pipe": "|"}
 
 
@@ -54,6 +56,12 @@ class DataSettings(BaseModel):
         default="",
         max_length=8192,
         description="Column of y in a table, or several after commas; else as the bundle says, else the last",
+    )
+    weight: str = Field(
+        default=SAMPLE_WEIGHT,
+        min_length=1,
+        max_length=200,
+        description="Column or array of what each example's loss is times in training; without it 1",
     )
     columns: Names = Field(
         default=(), description="Columns of x in a table, in the model's order; else as the bundle says"

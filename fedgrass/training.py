@@ -415,7 +415,7 @@ class _Limited:
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
         left = self._most
         for batch in self._data.batches(batch_size, seed=seed):
-            yield Batch(batch.x[:left], batch.y[:left])
+            yield batch.first(left)
             left -= len(batch.x)
             if left <= 0:
                 return

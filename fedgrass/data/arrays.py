@@ -31,20 +31,29 @@ class Source(Protocol):
 
 
 class ArrayDataset:
-    """Examples as two arrays with one first axis: ``x`` [n, …] and ``y`` [n, …]; they may be memory-mapped."""
+    """Examples as arrays with one first axis: ``x`` [n, …] and ``y`` [n, …]; they may be memory-mapped.
 
-    def __init__(self, x: Array, y: Array) -> None:
+    ``weights`` [n] are what each example's loss is times in training; None: 1.
+    """
+
+    def __init__(self, x: Array, y: Array, weights: Array | None = None) -> None:
         if len(x) != len(y):
             raise DataError(f"x has {len(x)} examples and y {len(y)}; both must have as many")
+        if weights is not None and weights.reshape(-1).shape != (len(x),):
+            raise DataError(
+                f"sample_weight has shape {list(weights.shape)}; expected one for each of {len(x)} examples"
+            )
         self.x = x
         self.y = y
+        self.weights = None if weights is None else weights.reshape(-1)
 
     def __len__(self) -> int:
         return len(self.x)
 
     def read(self, indices: Indices) -> Batch:
         """Return these examples; see `Source`."""
-        return Batch(self.x.take(indices, axis=0), self.y.take(indices, axis=0))
+        weights = None if self.weights is None else self.weights.take(indices)
+        return Batch(self.x.take(indices, axis=0), self.y.take(indices, axis=0), weights)
 
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield every example once; see `fedgrass.engines.base.Dataset`."""
@@ -52,11 +61,12 @@ class ArrayDataset:
             yield from Part(self, np.arange(len(self))).batches(batch_size, seed=seed)
             return
         for start in range(0, len(self), batch_size):
-            yield Batch(self.x[start : start + batch_size], self.y[start : start + batch_size])
+            part = slice(start, start + batch_size)
+            yield Batch(self.x[part], self.y[part], None if self.weights is None else self.weights[part])
 
     def take(self, count: int) -> ArrayDataset:
         """Return the first ``count`` examples (all, if there are fewer)."""
-        return ArrayDataset(self.x[:count], self.y[:count])
+        return ArrayDataset(self.x[:count], self.y[:count], None if self.weights is None else self.weights[:count])
 
 
 def shuffled(count: int, seed: int) -> Indices:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from fedgrass.bundle import Manifest
 from fedgrass.data.labels import Labels, takes_x_alone
-from fedgrass.data_settings import DataSettings
+from fedgrass.data_settings import SAMPLE_WEIGHT, DataSettings
 from fedgrass.errors import DataError
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns by their numbers; without labels y is x."""
+    """Columns by their numbers; without labels y is x. ``weight`` is that of the examples' weights, if there is one."""
 
     names: tuple[str, ...]
     features: tuple[int, ...]
     labels: tuple[int, ...]
     time: int | None
+    weight: int | None = None
 
     @property
     def needed(self) -> tuple[int, ...]:
         """What is read, in this order."""
-        return self.features + self.labels
+        return self.features + self.labels + (() if self.weight is None else (self.weight,))
 
 
 class Wanted:
@@ -45,6 +46,7 @@ class Wanted:
         self._time = settings.time if settings.window_hours else ""
         self.x = settings.columns or manifest.data.columns
         self.label = settings.label
+        self._weight = settings.weight
         self._bundle_y = () if settings.label else manifest.data.labels
         if len(self.x) not in (0, self._x):
             raise DataError(
@@ -94,17 +96,20 @@ class Wanted:
             )
         if self._time:
             self._find(self._time, names, "time column")
-        if self.x:
-            return self._by_name(names, labels)
-        return self._by_rest(names, labels)
+        # Under its usual name it may be there or not.
+        weighs = self._weight not in (*self.x, *labels) and (self._weight != SAMPLE_WEIGHT or self._weight in names)
+        weight = self._find(self._weight, names, "weight column") if named and weighs else None
+        found = self._by_name(names, labels, weight) if self.x else self._by_rest(names, labels, weight)
+        return replace(found, weight=weight)
 
-    def _by_name(self, names: tuple[str, ...], labels: tuple[str, ...]) -> Layout:
+    def _by_name(self, names: tuple[str, ...], labels: tuple[str, ...], weight: int | None) -> Layout:
         missing = [name for name in (*self.x, *labels) if name not in names]
         if missing:
             raise DataError(f"{self._what}: lacks {_listed('column', missing)}{_near(missing[0], names)}")
         features = tuple(self._find(name, names, "column") for name in self.x)
         if not labels and not self._takes_x_alone:
-            rest = [i for i in range(len(names)) if i not in features and names[i] not in ("", self._time)]
+            other = (*features, weight)
+            rest = [i for i in range(len(names)) if i not in other and names[i] not in ("", self._time)]
             if len(rest) != self._y and not (len(rest) == 1 and self._labels.fits_one):
                 raise DataError(
                     f"{self._what}: {len(rest)} columns besides those of x, y of model {self._model!r} has {self._y} values; "
@@ -115,14 +120,14 @@ class Wanted:
             names, features, tuple(self._find(name, names, "label column") for name in labels), self._time_column(names)
         )
 
-    def _by_rest(self, names: tuple[str, ...], labels: tuple[str, ...]) -> Layout:
+    def _by_rest(self, names: tuple[str, ...], labels: tuple[str, ...], weight: int | None) -> Layout:
         missing = [name for name in labels if name not in names]
         if missing:
             raise DataError(
                 f"{self._what}: no single label column {missing[0]!r} among {', '.join(names[:20])}{_near(missing[0], names)}"
             )
         time = self._time_column(names)
-        own = tuple(i for i in range(len(names)) if i != time)
+        own = tuple(i for i in range(len(names)) if i not in (time, weight))
         chosen = tuple(self._find(name, names, "label column") for name in labels)
         if not labels:
             self._require_exactly(tuple(names[i] for i in own))

@@ -28,8 +28,12 @@ def parse(
     if texts is None:
         return _numbers(lines, dialect, layout.needed)
     codes = [_codes(lines, dialect.separator, column, texts) for column in layout.labels]
-    values = None if any(code is None for code in codes) else _numbers(lines, dialect, layout.features)
-    return None if values is None else np.column_stack([values, *(code for code in codes if code is not None)])
+    numbers = (*layout.features, *(() if layout.weight is None else (layout.weight,)))
+    values = None if any(code is None for code in codes) else _numbers(lines, dialect, numbers)
+    if values is None:
+        return None
+    at = len(layout.features)
+    return np.column_stack([values[:, :at], *(code for code in codes if code is not None), values[:, at:]])
 
 
 def _are_plain(lines: list[str], dialect: Dialect, width: int) -> bool:

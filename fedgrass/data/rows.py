@@ -64,9 +64,10 @@ class Judge:
         block = self._complete(block, layout)
         block = self._in_range(block, layout)
         values, at = block.values, len(layout.features)
+        labels = slice(at, at + len(layout.labels))
         if layout.labels:
             try:
-                values[:, at:] = self._labels.of_columns(values[:, at:])
+                values[:, labels] = self._labels.of_columns(values[:, labels])
             except WrongLabelError as error:
                 row, column = divmod(error.at, len(layout.labels))
                 raise DataError(f"{self._place(block, layout, row, at + column)}: {error}") from error
@@ -98,17 +99,23 @@ class Judge:
 
     def _in_range(self, block: Block, layout: Layout) -> Block:
         at, unfit = len(layout.features), np.zeros(block.values.shape, bool)
-        spans = ((slice(0, at), self._manifest.x.dtype), (slice(at, None), self._stored_label(layout)))
-        for columns, dtype in spans:
-            unfit[:, columns] = outside(block.values[:, columns], dtype)
+        end = at + len(layout.labels)
+        dtypes = [self._manifest.x.dtype] * at + [self._stored_label(layout)] * len(layout.labels)
+        for columns in filter(lambda span: span.start < span.stop, (slice(0, at), slice(at, end))):
+            unfit[:, columns] = outside(block.values[:, columns], dtypes[columns.start])
+        unfit[:, end:] = (block.values[:, end:] < 0) | outside(block.values[:, end:], "float32")
         bad = np.asarray(unfit.any(axis=1))
         if not bad.any():
             return block
         for row in np.flatnonzero(bad):
             column = int(np.argmax(unfit[row]))
-            dtype = spans[column >= at][1]
             place, value = self._place(block, layout, int(row), column), block.values[row, column]
-            self._account.leaves_out(f"{place}: {value:.10g} is {expected(dtype)}, which the model takes")
+            wrong = (
+                f"{expected(dtypes[column])}, which the model takes"
+                if column < end
+                else "no weight, which is 0 or more"
+            )
+            self._account.leaves_out(f"{place}: {value:.10g} is {wrong}")
         return block.only(~bad)
 
     def _stored_label(self, layout: Layout) -> str:

@@ -44,7 +44,7 @@ class Table:
         self._judge = Judge(manifest, settings, self.labels, self.account)
         self._rows: _Matrix | None = None
         self._matrix: Array = np.empty((0, 0), np.float32)
-        self._features = manifest.x.size
+        self._features = self._labels_end = manifest.x.size
 
     def add(self, block: Block, layout: Layout) -> None:
         """Keep the rows that are fit.
@@ -55,6 +55,7 @@ class Table:
             As `Judge.passed`, or if there are more than ``maxBytes``.
         """
         rows = self._judge.passed(block, layout)
+        self._labels_end = self._features + len(layout.labels)
         if self._rows is None:
             self._rows = _Matrix(rows.shape[1], self.settings.window_rows)
         if rows.shape[1] != self._rows.columns:
@@ -79,9 +80,10 @@ class Table:
         """Return these rows; see `fedgrass.data.arrays.Source`."""
         rows = self._matrix.take(indices, axis=0)
         x = rows[:, : self._features].reshape(-1, *self._manifest.x.shape).astype(self._manifest.x.dtype)
-        if rows.shape[1] == self._features:
-            return Batch(x, x.astype(self._manifest.y.dtype))
-        return Batch(x, self.labels.y(rows[:, self._features :]))
+        weights = rows[:, -1] if rows.shape[1] > self._labels_end else None
+        if self._labels_end == self._features:
+            return Batch(x, x.astype(self._manifest.y.dtype), weights)
+        return Batch(x, self.labels.y(rows[:, self._features : self._labels_end]), weights)
 
 
 def read_all(table: Table, path: Path, suffixes: Sequence[str], blocks: Callable[[Path], Blocks]) -> Table:

@@ -95,9 +95,10 @@ class Values:
     def _column(self, cells: Sequence[Any], at: int, rows: NDArray[np.int64]) -> Sequence[float | str]:
         """Return a column's values, and for cells that are none what is wrong."""
         label = at - len(self._layout.features)
-        if not (label >= 0 and self._reads_texts(label)) and (numbers := self._plain(cells)) is not None:
+        is_label = 0 <= label < len(self._labels)
+        if not (is_label and self._reads_texts(label)) and (numbers := self._plain(cells)) is not None:
             return numbers
-        read = partial(self._label, label) if label >= 0 else self._number
+        read = partial(self._label, label) if is_label else self._number
         return [self._cell(cell, read, row, at) for row, cell in zip(rows, cells, strict=True)]
 
     def _cell(self, cell: Any, read: Callable[[Any], float], row: np.int64, at: int) -> float | str:

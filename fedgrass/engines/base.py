@@ -39,6 +39,11 @@ class Batch:
     weights: Array | None = None
     anomaly: Array | None = None
 
+    def first(self, count: int) -> Batch:
+        """Return the first ``count`` examples."""
+        parts = (None if part is None else part[:count] for part in (self.weights, self.anomaly))
+        return Batch(self.x[:count], self.y[:count], *parts)
+
 
 class Dataset(Protocol):
     """Examples that can be read any number of times, in bounded memory."""

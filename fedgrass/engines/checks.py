@@ -83,6 +83,8 @@ def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0, origin: Cal
         raise DataError(
             f"examples from {first}: a batch of {len(batch.x)}; at most {manifest.batch_size} were asked for"
         )
+    if batch.weights is not None:
+        _check_weights(batch, lambda row: origin(first + row))
     for array, description in ((batch.x, manifest.x), (batch.y, manifest.y)):
         _check_array(array, description, lambda row: origin(first + row))
     _check_tokens(batch.x, manifest, lambda row: origin(first + row))
@@ -95,6 +97,21 @@ def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0, origin: Cal
                 f"{head.y.name} of example {origin(first + row)}: label {value} is out of range, model {manifest.name!r} takes "
                 f"{low} to {high}"
             )
+
+
+def _check_weights(batch: Batch, number: Callable[[int], int]) -> None:
+    weights = np.asarray(batch.weights)
+    if weights.shape != (len(batch.x),) or weights.dtype.kind not in "fiub":
+        raise DataError(
+            f"sample_weight from example {number(0)}: {weights.dtype}{list(weights.shape)}, expected a number for each example"
+        )
+    # Above the float32 numbers lies what would be infinite in the graph.
+    wrong = ~((weights >= 0) & (weights <= np.finfo(np.float32).max))
+    if wrong.any():
+        row, value = _first_where(wrong, weights)
+        raise DataError(
+            f"sample_weight of example {number(row)}: {value} is no weight, which is a finite number from 0 on"
+        )
 
 
 def _check_tokens(x: Array, manifest: Manifest, origin: Callable[[int], int]) -> None:

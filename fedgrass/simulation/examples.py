@@ -44,7 +44,7 @@ class Examples:
         indices = self.partition.of(device).astype(np.intp)
         if isinstance(self.source, ArrayDataset):
             examples = self.source.read(indices)  # few, and read in every epoch
-            return Checked(ArrayDataset(examples.x, examples.y))
+            return Checked(ArrayDataset(examples.x, examples.y, examples.weights))
         return Checked(Part(self.source, indices))
 
 
@@ -85,8 +85,9 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
     partition = Partition(dealt.starts, pool[dealt.indices].astype(np.int32))
     partition.save(scratch)
     if isinstance(source, ArrayDataset):
-        for name, array in (("x", source.x), ("y", source.y)):
-            np.save(scratch / f"{name}.npy", array)
+        for name, array in (("x", source.x), ("y", source.y), ("weights", source.weights)):
+            if array is not None:
+                np.save(scratch / f"{name}.npy", array)
     return Examples(source, partition, kept)
 
 
@@ -131,7 +132,8 @@ def mapped(simulation: Simulation, manifest: Manifest, scratch: Path) -> Example
     """
     if (scratch / "x.npy").exists():
         x, y = (_array(scratch / f"{name}.npy") for name in "xy")
-        source: Source = ArrayDataset(x, y)
+        weights = _array(scratch / "weights.npy") if (scratch / "weights.npy").exists() else None
+        source: Source = ArrayDataset(x, y, weights)
     else:
         source = _opened(simulation, manifest)
     return Examples(source, Partition.mapped(scratch), Part(source, np.empty(0, np.intp)))

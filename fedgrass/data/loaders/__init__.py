@@ -18,15 +18,15 @@ from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import ArrayDataset, Source, Split, divide
 from fedgrass.data.labels import Labels, takes_x_alone
 from fedgrass.data.several import arrays_of
-from fedgrass.data_settings import DataSettings
+from fedgrass.data_settings import SAMPLE_WEIGHT, DataSettings
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.parts import LOADERS
 from fedgrass.tensors import Array
 
 _WITHOUT_WINDOW = ("npz", "npy")
 
-Loader = Callable[[DataSettings, Manifest], tuple[Array, Array] | Source]
-"""What a function of the user's own is: it returns x and y, or something that can be read by example number."""
+Loader = Callable[[DataSettings, Manifest], tuple[Array, Array] | tuple[Array, Array, Array | None] | Source]
+"""What a function of the user's own is: it returns x and y, perhaps with weights, or what can be read by example number."""
 
 
 def open_source(settings: DataSettings, manifest: Manifest) -> Source:
@@ -74,12 +74,41 @@ def _require_some(source: Source, settings: DataSettings) -> None:
 
 
 def load_npz(path: Path, *, max_bytes: int, manifest: Manifest | None = None) -> tuple[Array, Array]:
-    """Read the arrays ``x`` and ``y`` of an ``.npz`` file; nothing in it is executed.
+    """Read the arrays ``x`` and ``y`` of an ``.npz`` file; see `read_npz`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    max_bytes
+        Of what it unpacks to.
+    manifest
+        The model's.
+
+    Returns
+    -------
+    tuple
+        x and y.
+
+    Raises
+    ------
+    DataError
+        As `read_npz`.
+    """
+    return read_npz(path, max_bytes=max_bytes, manifest=manifest)[:2]
+
+
+def read_npz(
+    path: Path, *, max_bytes: int, manifest: Manifest | None = None, weight: str = SAMPLE_WEIGHT
+) -> tuple[Array, Array, Array | None]:
+    """Read the arrays ``x`` and ``y`` of an ``.npz`` file, and the examples' weights; nothing in it is executed.
 
     Those of several inputs or outputs are called as these are.
 
     Parameters
     ----------
+    weight
+        Name of the weights' array, which may be missing if it is called ``sample_weight``.
     manifest
         The model's, by which labels become y, and ``y`` may be absent where it is x.
 
@@ -94,17 +123,22 @@ def load_npz(path: Path, *, max_bytes: int, manifest: Manifest | None = None) ->
         if unpacked > max_bytes:
             raise DataError(f"data {path}: unpacks to {unpacked} bytes; maxBytes is {max_bytes}")
         with np.load(path, allow_pickle=False) as arrays:
-            if manifest is not None and (manifest.inputs or manifest.outputs):
-                return _several(path, arrays, manifest)
-            if manifest is not None and "y" not in arrays and takes_x_alone(manifest):
-                return arrays["x"], arrays["x"]
-            return arrays["x"], arrays["y"] if manifest is None else Labels(manifest).of_array(arrays["y"])
+            weights = None if weight == SAMPLE_WEIGHT and weight not in arrays else arrays[weight]
+            return (*_examples(path, arrays, manifest), weights)
     except OSError as error:
         raise DataError(f"data {path}: cannot be read ({error.strerror or error})") from error
     except KeyError as error:
         raise DataError(f"data {path}: expected arrays 'x' and 'y' ({error.args[0]})") from error
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"data {path}: not a NumPy archive of plain arrays ({error})") from error
+
+
+def _examples(path: Path, arrays: Mapping[str, Array], manifest: Manifest | None) -> tuple[Array, Array]:
+    if manifest is not None and (manifest.inputs or manifest.outputs):
+        return _several(path, arrays, manifest)
+    if manifest is not None and "y" not in arrays and takes_x_alone(manifest):
+        return arrays["x"], arrays["x"]
+    return arrays["x"], arrays["y"] if manifest is None else Labels(manifest).of_array(arrays["y"])
 
 
 def _several(path: Path, arrays: Mapping[str, Array], manifest: Manifest) -> tuple[Array, Array]:

@@ -13,14 +13,20 @@ from fedgrass.bundle import Manifest
 from fedgrass.data.labels import Labels, takes_x_alone
 from fedgrass.data.loaders import needed_path
 from fedgrass.data.several import arrays_of
-from fedgrass.data_settings import DataSettings
+from fedgrass.data_settings import SAMPLE_WEIGHT, DataSettings
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
 
 
-def load(settings: DataSettings, manifest: Manifest) -> tuple[Array, Array]:
+def load(settings: DataSettings, manifest: Manifest) -> tuple[Array, Array, Array | None]:
     """Map the arrays."""
     folder = needed_path(settings)
+    file = folder / f"{settings.weight}.npy"
+    weights = None if settings.weight == SAMPLE_WEIGHT and not file.exists() else _mapped(file)
+    return (*_examples(folder, manifest), weights)
+
+
+def _examples(folder: Path, manifest: Manifest) -> tuple[Array, Array]:
     if manifest.inputs or manifest.outputs:
         names = [part.name for part in manifest.inputs] or ["x"]
         names += [head.name for head in manifest.outputs] or ["y"]

@@ -1,4 +1,4 @@
-"""The npz loader: an archive of the arrays ``x`` and ``y``.
+"""The npz loader: an archive of the arrays ``x`` and ``y``, and perhaps ``sample_weight``.
 
 All of it is in memory.
 """
@@ -6,14 +6,15 @@ All of it is in memory.
 from __future__ import annotations
 
 from fedgrass.bundle import Manifest
-from fedgrass.data.loaders import load_npz, needed_path
+from fedgrass.data.loaders import needed_path, read_npz
 from fedgrass.data_settings import DataSettings
 from fedgrass.tensors import Array
 
 
-def load(settings: DataSettings, manifest: Manifest) -> tuple[Array, Array]:
+def load(settings: DataSettings, manifest: Manifest) -> tuple[Array, Array, Array | None]:
     """Return the examples of an archive of the arrays ``x`` and ``y``; of ``x`` alone for a model whose y is x."""
-    return load_npz(needed_path(settings), max_bytes=settings.max_bytes, manifest=manifest)
+    path = needed_path(settings)
+    return read_npz(path, max_bytes=settings.max_bytes, manifest=manifest, weight=settings.weight)
 
 
 loader = load

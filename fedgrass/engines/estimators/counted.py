@@ -100,6 +100,7 @@ class Bayes(Counted):
 
     def step(self, batch: Batch) -> None:
         """Count some examples."""
+        _refuse_weights(batch)
         for label in np.unique(batch.y):
             apart = batch.x[batch.y == label] - self.found["origin"][label]
             self._sums["shares"][label] += len(apart)
@@ -174,6 +175,7 @@ class Clusters(Counted):
 
     def step(self, batch: Batch) -> None:
         """Move each centre to the mean of all that it was given so far."""
+        _refuse_weights(batch)
         counts, sums = self._sums["shares"], self._sums["sums"]
         chosen = _nearest(batch.x, self.model.cluster_centers_)
         for label in np.unique(chosen):
@@ -248,3 +250,10 @@ class Scaling(Counted):
         self.model.var_ = variance if self.model.with_std else None
         self.model.scale_ = np.where(scale <= _CONSTANT * np.abs(mean), 1.0, scale) if self.model.with_std else None
         self.model.n_features_in_, self.model.n_samples_seen_ = self.task.features, 1
+
+
+def _refuse_weights(batch: Batch) -> None:
+    if batch.weights is not None:
+        raise EngineError(
+            "engine sklearn: this estimator counts its examples, each once; take sample_weight out of the data"
+        )

@@ -8,7 +8,7 @@ attackers are omniscient.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -80,7 +80,7 @@ class MirroredLabels:
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield every example once; see `fedgrass.engines.base.Dataset`."""
         for batch in self._data.batches(batch_size, seed=seed):
-            yield Batch(batch.x, _mirrored(batch.y, self._classes))
+            yield replace(batch, y=_mirrored(batch.y, self._classes))
 
 
 class Backdoored:
@@ -101,7 +101,7 @@ class Backdoored:
                 y[::2] = np.eye(y.shape[-1], dtype=y.dtype)[0]
             else:
                 y[::2] = 0
-            yield Batch(x, y)
+            yield replace(batch, x=x, y=y)
 
 
 def marked(x: Array) -> Array:
