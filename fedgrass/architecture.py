@@ -27,6 +27,7 @@ from fedgrass.bundle import (
     Statistic,
     TensorDescription,
 )
+from fedgrass.errors import BundleError
 from fedgrass.files import write_atomically
 from fedgrass.native import native_dtypes
 from fedgrass.statistics import inferred_statistics
@@ -74,6 +75,23 @@ class NewModel:
     class_names: Sequence[str] = ()
     version: str = "1.0.0"
     statistics: Mapping[str, Statistic] | None = None
+
+
+def engine_of(bundle: Bundle) -> str:
+    """Return the engine that a bundle was made for: ``litert``, or what its ``architecture.json`` names.
+
+    Raises
+    ------
+    BundleError
+        If that file is not what the manifest says, or names none.
+    """
+    if bundle.manifest.graph_file != ARCHITECTURE:
+        return "litert"
+    bundle.verify()
+    try:
+        return str(json.loads(bundle.path(ARCHITECTURE).read_bytes())["engine"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{bundle.path(ARCHITECTURE)}: names no engine; make the bundle again") from error
 
 
 def new_bundle(folder: Path, model: NewModel) -> Bundle:

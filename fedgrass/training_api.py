@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+from fedgrass.architecture import engine_of
 from fedgrass.bundle import Bundle
 from fedgrass.data import DataSettings, Split, load
-from fedgrass.engines.base import Dataset, Metrics
+from fedgrass.engines.base import Dataset, Engine, Metrics
 from fedgrass.engines.registry import open_engine
+from fedgrass.own_code import own_code
 from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, UpdateTask, Upload
 from fedgrass.protocol.names import update_prefix
 from fedgrass.training import Trained, TrainingFiles
@@ -37,15 +40,30 @@ def load_data(bundle: Bundle, path: str | Path, loader: str = "npz", **settings:
     return load(DataSettings(loader=loader, path=str(path), **settings), bundle.manifest)
 
 
-def evaluate(bundle: Bundle, data: Dataset) -> Metrics:
-    """Return loss and, for a classifier, accuracy of a LiteRT bundle.
+def evaluate(bundle: Bundle, data: Dataset, *, engine: str = "", builder: str | Callable[..., Any] = "") -> Metrics:
+    """Return loss and the other figures of a model of its kind.
+
+    Parameters
+    ----------
+    engine
+        Name of an engine, or ``module:Class``; the bundle's own if not given.
+    builder
+        What builds the model, as devices have it: ``module:object``, or the function or class itself.
 
     Raises
     ------
     DataError
         If the examples do not fit the model.
+    EngineError
+        If the engine cannot run the model.
     """
-    return open_engine("litert", bundle).evaluate(data)
+    opened = _opened(bundle, engine, builder)
+    with own_code("evaluating"):
+        return opened.evaluate(data)
+
+
+def _opened(bundle: Bundle, engine: str, builder: str | Callable[..., Any]) -> Engine:
+    return open_engine(engine or engine_of(bundle), bundle, builder=builder)
 
 
 def train(
@@ -57,8 +75,10 @@ def train(
     epochs: int = 1,
     learning_rate: float | None = None,
     codec: str = "float32",
+    engine: str = "",
+    builder: str | Callable[..., Any] = "",
 ) -> Trained:
-    """Train from a LiteRT bundle as a device does in a round, and write its update; `fedgrass.aggregate` takes it.
+    """Train from a bundle as a device does in a round, and write its update; `fedgrass.aggregate` takes it.
 
     Parameters
     ----------
@@ -68,6 +88,10 @@ def train(
         The device's name; the training's seed follows from it.
     learning_rate
         None: the model's own, by its optimizer.
+    engine
+        Name of an engine, or ``module:Class``; the bundle's own if not given.
+    builder
+        What builds the model, as devices have it: ``module:object``, or the function or class itself.
 
     Raises
     ------
@@ -91,7 +115,7 @@ def train(
     update.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         return take_part(
-            lambda: open_engine("litert", bundle),
+            lambda: _opened(bundle, engine, builder),
             bundle,
             data,
             announcement,

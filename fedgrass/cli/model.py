@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from fedgrass.cli import render
 from fedgrass.cli.account import JsonOption
 from fedgrass.cli.lazy import LazyGroup
+from fedgrass.parts import ENGINES, LOADERS
 
 if TYPE_CHECKING:
     from fedgrass.bundle import Head
@@ -64,3 +66,75 @@ def inspect(
         mean, deviation = (f"{value:.4g}" for value in (np.mean(array), np.std(array)))
         listing.add_row(name, "×".join(map(str, array.shape)), str(array.dtype), mean, deviation)
     console.print(listing)
+
+
+EngineOption = Annotated[
+    str, typer.Option(help=f"As devices have it: {ENGINES.choices()}.", show_default="the bundle's")
+]
+BuilderOption = Annotated[
+    str, typer.Option(help="module:function that builds the model, for engines other than litert.")
+]
+Folder = Annotated[Path, typer.Argument(help="A model bundle's folder.", exists=True, file_okay=False)]
+
+
+@app.command()
+def evaluate(
+    folder: Folder,
+    data: Annotated[Path, typer.Argument(help="The examples, such as an .npz of x and y.", exists=True)],
+    loader: Annotated[str, typer.Option(help=f"How to read them: {LOADERS.choices()}.")] = "npz",
+    engine: EngineOption = "",
+    builder: BuilderOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show how good a model is on examples of yours, by its own engine."""
+    from fedgrass.bundle import Bundle
+    from fedgrass.training_api import evaluate as evaluated
+    from fedgrass.training_api import load_data
+
+    _find_modules_here()
+    bundle = Bundle.open(folder)
+    figures = evaluated(
+        bundle, load_data(bundle, data, loader, validation_fraction=0.0).train, engine=engine, builder=builder
+    )
+    if as_json:
+        render.print_json([dict(figures)])
+        return
+    for name, value in figures.items():
+        render.console().print(f"{name}  {value:.6g}")
+
+
+@app.command()
+def convert(
+    folder: Folder,
+    output: Annotated[
+        Path, typer.Argument(help="File to write: .joblib (sklearn), .pt2 or .pt (torch).", dir_okay=False)
+    ],
+    engine: EngineOption = "",
+    builder: BuilderOption = "",
+) -> None:
+    """Write a model as the library that trained it has it: a fitted estimator, an exported program.
+
+    A .joblib file is a pickle: it runs code where it is loaded. Make it on your own machine, and load none but your own.
+    """
+    from fedgrass.architecture import engine_of
+    from fedgrass.bundle import Bundle
+    from fedgrass.engines.registry import open_engine
+    from fedgrass.errors import EngineError
+
+    _find_modules_here()
+    bundle = Bundle.open(folder)
+    name = engine or engine_of(bundle)
+    save = getattr(open_engine(name, bundle, builder=builder), "save", None)
+    if save is None:
+        raise EngineError(
+            f"engine {name}: writes no file of its own; an application takes {bundle.manifest.application_file}"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save(output)
+    render.console().print(f"wrote {output}: {bundle.manifest.name} {bundle.manifest.version}")
+
+
+def _find_modules_here() -> None:
+    """Let a builder's module be in the folder that the command is called in, as Python does for its own programs."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from fedgrass.bundle import Bundle
 from fedgrass.engines.base import Engine
 from fedgrass.engines.builders import named
@@ -10,7 +13,7 @@ from fedgrass.own_code import own_code
 from fedgrass.parts import ENGINES
 
 
-def open_engine(name: str, bundle: Bundle, *, threads: int = 1, builder: str = "") -> Engine:
+def open_engine(name: str, bundle: Bundle, *, threads: int = 1, builder: str | Callable[..., Any] = "") -> Engine:
     """Make an engine that holds the bundle's model and parameters.
 
     Parameters
@@ -18,7 +21,7 @@ def open_engine(name: str, bundle: Bundle, *, threads: int = 1, builder: str = "
     name
         A name of `ENGINES`, or ``module:Class`` of something that is made with ``(bundle, threads=…)`` and keeps `Engine`.
     builder
-        ``module:function`` that builds the model, for those that say ``takes_builder``.
+        ``module:function`` that builds the model, or the function itself, for those that say ``takes_builder``.
 
     Raises
     ------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,25 @@ class SklearnEngine(OutputEngine):
     def estimator(self) -> Any:
         """The fitted estimator itself, with the present parameters."""
         return self._learner.model
+
+    def save(self, path: Path) -> None:
+        """Write the fitted estimator, for scikit-learn users.
+
+        Parameters
+        ----------
+        path
+            Ends in ``.joblib``. Such a file is a pickle: whoever loads it runs what is in it, so load none but your own.
+
+        Raises
+        ------
+        EngineError
+            If it ends otherwise.
+        """
+        if path.suffix != ".joblib":
+            raise EngineError(f"{path}: engine sklearn writes .joblib")
+        import joblib
+
+        joblib.dump(self.estimator, path)
 
     def get_parameters(self) -> Parameters:
         """Return a copy of the trainable parameters, in the manifest's order."""

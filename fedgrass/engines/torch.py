@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from fedgrass.engines.metrics import CLASSIFIERS, sigmoid, softmax
 from fedgrass.engines.several import apart, labels
 from fedgrass.errors import EngineError
 from fedgrass.logs import Log
+from fedgrass.own_code import own_code
 from fedgrass.tensors import Array
 
 try:
@@ -93,6 +95,32 @@ class TorchEngine(OutputEngine):
             parameter.requires_grad_(name in names and name in self._entries)
         self._trained = [p for p in self._module.parameters() if p.requires_grad]
         self.set_parameters(bundle.parameters())
+
+    def save(self, path: Path) -> None:
+        """Write the module for inference.
+
+        Parameters
+        ----------
+        path
+            Ends in ``.pt2``: the exported program of ``torch.export``, for any number of examples, which
+            ``torch.export.load`` reads where the builder's code is not. Or in ``.pt``: the ``state_dict``.
+
+        Raises
+        ------
+        EngineError
+            If it ends otherwise, or the module cannot be exported.
+        """
+        self._module.eval()
+        if path.suffix == ".pt":
+            torch.save(self._module.state_dict(), path)
+            return
+        if path.suffix != ".pt2":
+            raise EngineError(f"{path}: engine torch writes .pt2 (torch.export) or .pt (state_dict)")
+        # Of one example PyTorch would take it that there is always one.
+        x = self._tensor(np.zeros((2, *self.manifest.x.shape), self.manifest.x.dtype), self.manifest.x.dtype)
+        with torch.no_grad(), own_code("torch.export"):
+            program = torch.export.export(self._module, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, path)
 
     def get_parameters(self) -> Parameters:
         """Return a copy of the trainable parameters, in the manifest's order."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -10,7 +11,15 @@ from pathlib import Path
 
 from fedgrass.bundle import GRAPH, Bundle
 from fedgrass.cloud.aggregator.device_evaluation import DeviceEvaluation, verdicts
-from fedgrass.cloud.aggregator.evaluate import DEVICES, Evaluator, evaluation_set_sha256, load_best, load_evaluation_set
+from fedgrass.cloud.aggregator.evaluate import (
+    DEVICES,
+    Evaluator,
+    evaluation_file,
+    evaluation_set_sha256,
+    load_best,
+    load_evaluation_set,
+)
+from fedgrass.cloud.aggregator.own_engine import OwnEngine
 from fedgrass.cloud.aggregator.release import FleetClients, upload
 from fedgrass.cloud.aggregator.release_gate import Verdict, judge_by, raised
 from fedgrass.cloud.aggregator.report import ReportBuilder
@@ -32,7 +41,8 @@ def judged_model(
 ) -> Verdict:
     """Evaluate the new model and its base, note the figures in the report, and judge by them and by the best so far.
 
-    A model without a LiteRT graph cannot be evaluated here: only devices can.
+    A model without a LiteRT graph is evaluated with the engine that the operator's image names (`own_engine`); without one
+    only devices can.
 
     Parameters
     ----------
@@ -55,8 +65,12 @@ def judged_model(
         Passed, if nobody can evaluate the model.
     """
     data = load_evaluation_set(clients.bucket, record.fleet, scratch, new.manifest)
+    own = OwnEngine.named_in(os.environ)
     if data is not None and new.manifest.graph_file == GRAPH:
         verdict, evaluation_set = _on_the_operators_set(report, data, base, new), evaluation_set_sha256(scratch)
+    elif data is not None and own is not None:
+        verdict = _with_the_operators_code(report, own, base, new, evaluation_file(scratch))
+        evaluation_set = evaluation_set_sha256(scratch)
     elif record.settings.gate.devices_seconds:
         verdict, evaluation_set = _on_the_devices(record, clients, report, new, clock), DEVICES
     else:
@@ -85,12 +99,24 @@ def _against_the_best(
 
 def _on_the_operators_set(report: ReportBuilder, data: ArrayDataset, base: Bundle, new: Bundle) -> Verdict | None:
     """Note base's and model's figures; returns a verdict only where the model has none."""
-    evaluator = Evaluator(new, data)
+    from fedgrass.engines.litert import LiteRTEngine  # takes a quarter of a second: only where there are data
+
+    evaluator = Evaluator(LiteRTEngine(new), data)
     with contextlib.suppress(EngineError):  # a base without figures must not keep a model with some from being released
         report.evaluation_base = evaluator.evaluate(base.parameters())
     try:
         report.evaluation = evaluator.evaluate(new.parameters())
         report.inference_accuracy = inference_accuracy(new, data)
+    except EngineError as error:
+        return Verdict(False, f"{error}: the base stays", "not_finite")
+    return None
+
+
+def _with_the_operators_code(
+    report: ReportBuilder, own: OwnEngine, base: Bundle, new: Bundle, data: Path
+) -> Verdict | None:
+    try:
+        report.evaluation_base, report.evaluation = own.evaluate(base, new, data)
     except EngineError as error:
         return Verdict(False, f"{error}: the base stays", "not_finite")
     return None

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from fedgrass.bundle import PARAMETERS, Bundle, Manifest, Parameters
+from fedgrass.bundle import PARAMETERS, Manifest, Parameters
 from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.data import ArrayDataset
 from fedgrass.data.arrays import Indices
 from fedgrass.data.loaders import load_npz
-from fedgrass.engines.base import Batch
+from fedgrass.engines.base import Batch, Engine
 from fedgrass.errors import DataError, EngineError
 from fedgrass.files import write_atomically
 from fedgrass.protocol.messages import Base
@@ -62,7 +62,7 @@ def publish_best(bucket: Bucket, prefix: str, best: Best) -> None:
 
 def evaluation_set_sha256(scratch: Path) -> str:
     """Return the digest of the file that `load_evaluation_set` fetched: figures on another one are not to be compared."""
-    return hashlib.sha256((scratch / _FILE).read_bytes()).hexdigest()
+    return hashlib.sha256(evaluation_file(scratch).read_bytes()).hexdigest()
 
 
 _FILE = "evaluation.npz"
@@ -122,8 +122,18 @@ def load_evaluation_set(
     content = bucket.read(evaluation_key(fleet), max_bytes=MAX_EVALUATION_BYTES)
     if content is None:
         return None
-    path = scratch / _FILE
+    path = evaluation_file(scratch)
     write_atomically(path, content)
+    return read_evaluation_set(path, manifest)
+
+
+def evaluation_file(scratch: Path) -> Path:
+    """Return where `load_evaluation_set` puts the file that it fetches."""
+    return scratch / _FILE
+
+
+def read_evaluation_set(path: Path, manifest: Manifest | None = None) -> EvaluationSet:
+    """Read an evaluation set's file; see `load_evaluation_set`."""
     x, y = load_npz(path, max_bytes=MAX_EVALUATION_BYTES, manifest=manifest)
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -133,18 +143,10 @@ def load_evaluation_set(
 
 
 class Evaluator:
-    """Evaluates parameters of one model: the graph is loaded once.
+    """Evaluates parameters of the model that an engine holds."""
 
-    Raises
-    ------
-    BundleError
-        If LiteRT cannot load the bundle's graph.
-    """
-
-    def __init__(self, bundle: Bundle, data: ArrayDataset) -> None:
-        from fedgrass.engines.litert import LiteRTEngine  # takes a quarter of a second: only where there are data
-
-        self._engine = LiteRTEngine(bundle)
+    def __init__(self, engine: Engine, data: ArrayDataset) -> None:
+        self._engine = engine
         self._data = data
 
     def evaluate(self, parameters: Parameters) -> Evaluation:
