@@ -126,6 +126,11 @@ class Log:
         self._troubles.last = what
         self._troubles.told(what)
 
+    def passed(self, what: str) -> None:
+        """Forget a trouble that is over, unless another has come after it."""
+        if self._troubles.last == what:
+            self._troubles.last = ""
+
     def log_event(self, name: str, /, **fields: object) -> None:
         """Log an event of `fedgrass.events`; its level is the list's.
 

@@ -44,7 +44,7 @@ _JITTER = 0.1
 _SILENCE_SECONDS = 120.0
 _LOOK_SECONDS = 2.0
 _NAMED_EVERY = 10  # heartbeats
-_RELAUNCH_SECONDS = 8.0  # what the nucleus takes to restart a component is no trouble
+_RELAUNCH_SECONDS = 6.0  # what the nucleus takes to restart a component is no trouble
 
 
 class Absence:

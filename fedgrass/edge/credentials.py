@@ -71,6 +71,7 @@ class CredentialsWatch:
         self._missing_since: float | None = None
         self._backoff = Backoff(first=_QUIET_SECONDS, most=120)
         self._next = 0.0
+        self._said = ""
 
     def look(self, quiet: float) -> None:
         """Ask, if nothing has been heard of the uploads for so many seconds and it was not asked just now."""
@@ -78,14 +79,22 @@ class CredentialsWatch:
         if quiet < _QUIET_SECONDS:
             self._missing_since, self._next = None, 0.0
             self._backoff.succeeded()
+            self._forget()
             return
         if now < self._next:
             return
         self._next = now + self._backoff.failed()
         if not (reason := self._ask()):
             self._missing_since = None
+            self._forget()
             return
         if self._missing_since is None:
             self._missing_since = now - quiet
         seconds = round(now - self._missing_since)
         self._log.log_event("upload_waiting", reason=f"no credentials for {seconds} s ({reason})")
+        self._said = self._log.last_error
+
+    def _forget(self) -> None:
+        """What was said is no trouble of the device any more."""
+        self._log.passed(self._said)
+        self._said = ""

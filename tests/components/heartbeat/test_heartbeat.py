@@ -291,8 +291,8 @@ def test_a_trainer_that_only_starts_anew_is_no_trouble(place: Place) -> None:
     ("code", "unit", "words"),
     [
         (None, Unit(True, "signal 9 (SIGKILL)"), "(died by signal 9 (SIGKILL) 0 s ago; the nucleus has given it up: deploy"),
-        (None, Unit(False, "signal 11 (SIGSEGV)"), "(died by signal 11 (SIGSEGV) 8 s ago)"),
-        (0, None, "(stopped 8 s ago)"),
+        (None, Unit(False, "signal 11 (SIGSEGV)"), "(died by signal 11 (SIGSEGV) 6 s ago)"),
+        (0, None, "(stopped 6 s ago)"),
         (0, Unit(True, "memory"), "(the device ran out of memory 0 s ago; the nucleus has given it up: deploy again)"),
         (78, Unit(True, "exit code 78"), "(ended with code 78 0 s ago; the nucleus has given it up: deploy again)"),
     ],

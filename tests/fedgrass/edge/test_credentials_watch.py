@@ -92,3 +92,15 @@ def test_it_says_for_how_long_and_asks_less_and_less_often() -> None:
     now[0] = 1001.0
     watch.look(900.0)
     assert len(troubles) == len(seconds)
+
+
+@pytest.mark.parametrize("later", ["", "upload failed: 403"])
+def test_it_is_no_trouble_any_more_once_something_is_heard_of_the_upload(later: str) -> None:
+    log = Log("test")
+    watch = CredentialsWatch(log, ask=lambda: "the token exchange service answers 500", clock=lambda: 100.0)
+    watch.look(20.0)
+    assert log.last_error.startswith("upload waiting: no credentials for 20 s")
+    if later:
+        log.trouble(later)
+    watch.look(0.0)
+    assert log.last_error == later
