@@ -50,6 +50,7 @@ class PrivacyLedger(_Part):
     epsilon: Finite | None = None
     epsilon_renyi: Finite | None = None
     next_epsilon: Finite | None = None
+    clip_norm: Finite | None = Field(default=None, description="What adaptive clipping has come to; the next round's")
     bare: int = Field(default=0, ge=0)
     last_bare: int = Field(default=0, ge=0)
     since: int = Field(default=0, ge=0)

@@ -14,6 +14,7 @@ from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.cohort_settings import CohortSettings
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.metrics import Metric
+from fedgrass.protocol.privacy_settings import Privacy as Privacy
 from fedgrass.protocol.secure import SecureTask
 from fedgrass.protocol.secure_settings import Secure, counts_alike, require_sums_are_enough
 
@@ -126,38 +127,6 @@ class Checks(_Settings):
         ge=0,
         allow_inf_nan=False,
         description="Where devices' own losses are averaged: multiple of the median loss from which none lies farther away",
-    )
-
-
-class Privacy(_Settings):
-    """Differential privacy of each device's part in the model; docs/privacy.md says what it protects and what not.
-
-    ``central``: the aggregator clips every update to ``clip_norm``, counts all alike, and adds noise to their mean.
-    ``local``: each device clips its update and adds noise to it before it leaves.
-    With ``epsilon_budget``, rounds without noise are refused: they have no finite ε.
-    """
-
-    mode: Literal["none", "central", "local"] = "none"
-    clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="L2 norm that an update is clipped to")
-    noise_multiplier: float = Field(
-        default=1.0, ge=0.01, le=1e6, description="Standard deviation of the noise, in units of clip_norm"
-    )
-    delta: float = Field(default=1e-5, gt=0, lt=1, description="Less than one over the number of devices")
-    epsilon_budget: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="A round that would pass it is refused. 0 sets no bound"
-    )
-    figures: Literal["left_out", "exact"] = Field(
-        default="left_out",
-        description="Counts of examples, metrics and times that devices send beside updates, with noise anywhere: left_out has "
-        "them send none; exact sends them as they are, outside every budget (central only)",
-    )
-    account_from: int = Field(
-        default=0,
-        ge=0,
-        description="First round that counts: rounds without noise before it are left out of the account, which says so. 0: all",
-    )
-    secret_cohort: bool = Field(
-        default=False, description="Assume the cohort is secret, so that sampling amplification lowers the ε spent"
     )
 
 
@@ -402,6 +371,8 @@ class FleetSettings(_Settings):
         if privacy.mode == "none":
             return self.update
         clip_norm = min(privacy.clip_norm, self.update.clip_norm or privacy.clip_norm)
+        if privacy.adaptive_clip is not None:
+            clip_norm = self.update.clip_norm  # the aggregator clips, and has to see which updates are longer
         noise_multiplier = privacy.noise_multiplier if privacy.mode == "local" else 0.0
         figures = "left_out" if "left_out" in (privacy.figures, self.update.figures) else "exact"
         return self.update.model_copy(

@@ -118,6 +118,10 @@ class Simulation(BaseModel):
             Stragglers.parse(self.stragglers)
         if self.attack:
             Attack.parse(self.attack)
+        if self.fleet.privacy.adaptive_clip is not None:
+            raise ValueError(
+                "privacy.adaptive_clip: a simulation keeps clip_norm as it is; set it to null, and try several"
+            )
         if self.asked > self.devices:
             raise ValueError(f"cohort {self.asked}: there are only {self.devices} devices")
         if self.fleet.min_updates > self.asked:

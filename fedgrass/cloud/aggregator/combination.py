@@ -13,6 +13,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.arithmetic import UNIT, Rounded, Terms, WholeSteps
 from fedgrass.cloud.aggregator.bounds import Bounds, Counted
 from fedgrass.cloud.aggregator.lanes import LANES, lane_of
+from fedgrass.cloud.aggregator.privacy import BELOW
 from fedgrass.cloud.aggregator.rows import Rows
 from fedgrass.cloud.aggregator.screening import Accepted, Screening, WeightOf
 from fedgrass.cloud.aggregator.sources import UpdateReference
@@ -124,11 +125,7 @@ def with_noise(strategy: Strategy, noise: Noise | None) -> Method:
         raise ConfigurationError(
             f"strategy {strategy.name!r}: with central privacy a device counts once in a round, so late updates cannot be taken"
         )
-    return replace(strategy.method, weighting=EqualWeighting(), clip=ClipToNorm(noise.clip_norm * _BELOW))
-
-
-_BELOW = 1 - 2.0**-16
-"""A norm is known to some six digits: so much less, and no clipped update exceeds what the noise was made for."""
+    return replace(strategy.method, weighting=EqualWeighting(), clip=ClipToNorm(noise.clip_norm * BELOW))
 
 
 class Mean:

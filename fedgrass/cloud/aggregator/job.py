@@ -22,7 +22,7 @@ from fedgrass.cloud.aggregator.download import download_bundle
 from fedgrass.cloud.aggregator.evaluate import load_evaluation_set
 from fedgrass.cloud.aggregator.exchange import BucketPartialSums
 from fedgrass.cloud.aggregator.lanes import lanes_of
-from fedgrass.cloud.aggregator.privacy import beyond_budget, judged, noise_of
+from fedgrass.cloud.aggregator.privacy import beyond_budget, judged, next_clip_norm, noise_of
 from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.aggregator.report import Phases, ReportBuilder
 from fedgrass.cloud.aggregator.round_input import RoundInput
@@ -142,6 +142,7 @@ class RoundJob:
             return "helpers_missing", str(error)
         result = self._counted(result)
         self._report.aggregation = result
+        self._adapt_clip([entry.norm for entry in result.updates], given.pinned.noise_seed)
         for entry in result.quarantined:
             self._log.log_event(
                 "update_quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
@@ -194,6 +195,11 @@ class RoundJob:
         with self._phases.timed("own_update"):
             data = load_evaluation_set(self._bucket, self._record.fleet, self._scratch, base.manifest)
             return own_update(base, data, self._record.settings.fit)
+
+    def _adapt_clip(self, norms: list[float], seed: str) -> None:
+        found = next_clip_norm(self._record.settings.privacy, norms, seed)
+        if found is not None and self._report.privacy is not None:
+            self._report.privacy = self._report.privacy.model_copy(update={"clip_norm": found})
 
     def _counted(self, result: Aggregation) -> Aggregation:
         """Say of each refusal how many the device has had by now."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fedgrass.noise import Grid
+from fedgrass.noise import Grid, discrete_gaussian
 from fedgrass.protocol.privacy import PrivacyLedger, Spend
 from fedgrass.protocol.settings import Privacy
 from fedgrass.strategies.arithmetic.interfaces import Sums
@@ -53,7 +55,34 @@ def noise_of(privacy: Privacy, seed: str) -> Gaussian | None:
     """Return the aggregator's part in the fleet's privacy; ``seed`` is hexadecimal."""
     if privacy.mode != "central":
         return None
-    return Gaussian(clip_norm=privacy.clip_norm, noise_multiplier=privacy.noise_multiplier, seed=bytes.fromhex(seed))
+    return Gaussian(clip_norm=privacy.clip_norm, noise_multiplier=privacy.update_noise, seed=bytes.fromhex(seed))
+
+
+BELOW = 1 - 2.0**-16
+"""A norm is known to some six digits: so much less, and no clipped update exceeds what the noise was made for."""
+
+
+def next_clip_norm(privacy: Privacy, norms: Sequence[float], seed: str) -> float | None:
+    """Return the clipping norm of the next round; None where it does not adapt.
+
+    The count of updates within the norm gets discrete Gaussian noise: one device changes it by 1 at most.
+
+    Parameters
+    ----------
+    norms
+        Of the updates that were used, to six digits; those that were clipped, here or on the device, lie above the bound.
+    seed
+        The round's, in hexadecimal; the count's noise is another than the sum's.
+    """
+    adaptive = privacy.adaptive_clip
+    if adaptive is None or not norms:
+        return None
+    own = hashlib.sha256(b"count" + bytes.fromhex(seed)).digest()
+    noise = int(next(discrete_gaussian(own, 1, adaptive.count_noise))[0])
+    within = sum(norm <= privacy.clip_norm * BELOW for norm in norms)
+    moved = adaptive.learning_rate * ((within + noise) / len(norms) - adaptive.quantile)
+    # With few devices the noise alone could move it by orders of magnitude.
+    return privacy.clip_norm * math.exp(-min(1.0, max(-1.0, moved)))
 
 
 def judged(ledger: PrivacyLedger) -> PrivacyLedger:

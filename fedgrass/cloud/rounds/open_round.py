@@ -123,6 +123,9 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         raise RoundRefusedError(
             f"fleet {fleet!r} has no model to start from; publish one with `fedgrass model publish DIR`"
         )
+    if settings.privacy.adaptive_clip is not None and state.privacy.clip_norm is not None:
+        privacy = settings.privacy.model_copy(update={"clip_norm": state.privacy.clip_norm})
+        settings = settings.model_copy(update={"privacy": privacy})
     ledger = _charged(fleet, state.last + 1, state.privacy, settings)
     record = RoundRecord(
         fleet=fleet,

@@ -10,7 +10,7 @@ from fedgrass import tensors
 from fedgrass.cloud.aggregator import combination
 from fedgrass.cloud.aggregator.arithmetic import UNIT, Rounded, WholeSteps
 from fedgrass.cloud.aggregator.job import RoundJob
-from fedgrass.cloud.aggregator.privacy import Gaussian, accounted, epsilon, judged, noise_of
+from fedgrass.cloud.aggregator.privacy import Gaussian, accounted, epsilon, judged, next_clip_norm, noise_of
 from fedgrass.cloud.aggregator.rows import Accumulator
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.errors import ConfigurationError
@@ -180,3 +180,45 @@ def test_two_accountants_agree_and_the_tighter_one_counts() -> None:
     loud = accounted((Spend(noise_multiplier=0.05, fraction=0.5, rounds=100),), 1e-5)
     assert loud.loss is None
     assert loud.best == loud.renyi > 40
+
+
+ADAPTIVE = {"mode": "central", "noise_multiplier": 1.0, "clip_norm": 8.0, "adaptive_clip": {"count_noise": 4}}
+
+
+def test_adaptive_clipping_comes_to_the_quantile_and_stays_there() -> None:
+    privacy, rng = Privacy.model_validate(ADAPTIVE), np.random.default_rng(0)
+    seen = []
+    for number in range(80):
+        norms = list(rng.lognormal(0.0, 0.5, 200))  # of median 1
+        found = next_clip_norm(privacy, norms, number.to_bytes(32, "big").hex())
+        assert found is not None
+        privacy = privacy.model_copy(update={"clip_norm": found})
+        seen.append(found)
+    assert np.median(seen[-40:]) == pytest.approx(1.0, rel=0.1)
+    assert max(seen[-40:]) < 1.3
+    assert next_clip_norm(Privacy(mode="central"), [1.0], SEED) is None
+    few = next_clip_norm(privacy.model_copy(update={"clip_norm": 1.0}), [2.0], SEED)
+    assert few is not None
+    assert 1 / math.e <= few <= math.e
+
+
+def test_the_count_of_adaptive_clipping_is_paid_from_the_round_s_own_budget() -> None:
+    privacy = Privacy.model_validate(ADAPTIVE)
+    noise = noise_of(privacy, SEED)
+    assert noise is not None
+    assert noise.grid.deviation * noise.grid.step == pytest.approx(8.0 * privacy.update_noise)
+    both = (Spend(noise_multiplier=privacy.update_noise), Spend(noise_multiplier=4.0))
+    assert epsilon(both, 1e-5) == pytest.approx(epsilon((Spend(noise_multiplier=1.0),), 1e-5), rel=1e-9)
+    for wrong in ({"mode": "local"}, {"adaptive_clip": {"count_noise": 1}}):
+        with pytest.raises(ConfigurationError, match="adaptive_clip"):
+            FleetSettings().overridden({"privacy": {**ADAPTIVE, **wrong}})
+    assert FleetSettings().overridden({"privacy": ADAPTIVE}).announced_update.clip_norm == 0
+
+
+def test_a_round_s_report_has_the_clipping_norm_of_the_next(fleet: Fleet, tmp_path: Path) -> None:
+    updates(fleet)
+    report = run(fleet, tmp_path / "job", clip_norm=1e-3, adaptive_clip={"count_noise": 4})
+    assert report.privacy is not None
+    assert report.privacy.clip_norm is not None
+    assert report.privacy.clip_norm != 1e-3
+    assert 1e-3 / math.e <= report.privacy.clip_norm <= 1e-3 * math.e

@@ -203,3 +203,24 @@ def test_what_needs_exact_figures_is_refused_with_noise(mode: str, changes: dict
     privacy = {"mode": mode, **changes.get("privacy", {})}
     with pytest.raises(ConfigurationError, match=f"privacy.mode {mode}"):
         FleetSettings().overridden({**changes, "privacy": privacy})
+
+
+def test_adaptive_clipping_goes_on_from_the_norm_that_the_last_report_came_to(fleet: Fleet) -> None:
+    privacy = {**CENTRAL, "adaptive_clip": {"count_noise": 10}}
+    record = fleet.open(privacy=privacy)
+    assert record.settings.privacy.clip_norm == 0.5
+    for thing in "abc":
+        record_update(fleet.services, fleet.update(thing))
+    start_aggregation(fleet.services, TokenRequest(round=1, token="job"))
+    assert record.privacy is not None
+    judged = record.privacy.model_copy(update={"judged": 1, "epsilon": 2.0, "next_epsilon": 3.0, "clip_norm": 0.7})
+    fleet.write_report(privacy=judged)
+    record_report(fleet.services, RoundRequest(round=1))
+    close(fleet.services, 1)
+    assert fleet.open(EXECUTION + "2", privacy=privacy).settings.privacy.clip_norm == 0.7
+    ended(fleet, 2)
+    assert (
+        fleet.open(EXECUTION + "3", privacy=privacy).settings.privacy.clip_norm == 0.7
+    )  # a round that failed moves nothing
+    ended(fleet, 3)
+    assert fleet.open(EXECUTION + "4", privacy=CENTRAL).settings.privacy.clip_norm == 0.5
