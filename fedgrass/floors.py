@@ -29,7 +29,7 @@ class Floors:
         Of the optimizer: epochs times batches.
     """
 
-    examples: int = 16
+    examples: int = 8
     steps: int = 1
 
     def require(self, data: Dataset, fit: FitTask, manifest: Manifest) -> None:

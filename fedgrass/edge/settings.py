@@ -145,7 +145,7 @@ class TrainerSettings(GuardSettings):
     )
     delta: float = Field(default=1e-5, gt=0, lt=1, description="δ of maxEpsilon")
     min_examples: int = Field(
-        default=16, ge=1, description="Training on fewer examples in a pass is declined: an update of one gives it away"
+        default=8, ge=1, description="Training on fewer examples in a pass is declined: an update of one gives it away"
     )
     min_steps: int = Field(default=1, ge=1, description="Training of fewer steps (epochs times batches) is declined")
     max_rounds_per_day: int = Field(

@@ -60,15 +60,15 @@ def test_rounds_beyond_the_device_s_own_limit_are_declined_also_after_a_restart(
 @pytest.mark.parametrize(
     ("own", "fit", "told"),
     [
-        ({}, FitTask(max_examples=1), "on 1 examples (fit.max_examples 1, 40 on this device), minExamples is 16"),
-        ({}, FitTask(max_examples=15), "on 15 examples"),
+        ({}, FitTask(max_examples=1), "on 1 examples (fit.max_examples 1, 40 on this device), minExamples is 8"),
+        ({}, FitTask(max_examples=7), "on 7 examples"),
         ({"minExamples": "41"}, FitTask(), "on 40 examples (40 on this device), minExamples is 41"),
         ({"minSteps": "99"}, FitTask(epochs=2), "minSteps is 99"),
         ({"minSteps": "2"}, FitTask(max_examples=16), "minSteps is 2"),
         # All other classes count for nothing: what is left is the examples of one.
-        ({}, FitTask(class_weight={str(digit): 0.0 for digit in range(1, 10)}), "minExamples is 16"),
-        ({}, FitTask(class_weight={"0": 1e6}), "minExamples is 16"),
-        ({}, FitTask(max_examples=16), ""),
+        ({}, FitTask(class_weight={str(digit): 0.0 for digit in range(1, 10)}), "minExamples is 8"),
+        ({}, FitTask(class_weight={"0": 1e6}), "minExamples is 8"),
+        ({}, FitTask(max_examples=8), ""),
         ({"minExamples": "1"}, FitTask(max_examples=1), ""),
     ],
 )
