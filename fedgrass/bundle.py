@@ -272,6 +272,14 @@ class Bundle:
         ------
         BundleError
             If there is none, or it is not valid.
+
+        Examples
+        --------
+        >>> import fedgrass
+        >>> from fedgrass.data.digits import digits_bundle
+        >>> bundle = fedgrass.open_bundle(digits_bundle())
+        >>> bundle.manifest.name, bundle.manifest.x.shape, sorted(bundle.parameters())[:1]
+        ('digits', (8, 8, 1), ['conv/bias'])
         """
         path = folder / MANIFEST
         try:

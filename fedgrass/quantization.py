@@ -74,6 +74,7 @@ def _quantize_subgraph(schema: ModuleType, model: schema.ModelT, subgraph: schem
         # Used in two ways, or by another operator: it is made float again in front of them.
         found = axes.pop() if len(axes) == 1 else None
         axis = values.ndim - 1 if found is None else found
+        # A scale for each channel takes room too: below this the file would hardly get smaller, and the model less exact.
         if values.size <= _LEAST_PER_CHANNEL * values.shape[axis]:
             continue
         weights, scales = _int8(values, axis)

@@ -39,7 +39,18 @@ class UpdateRow:
 
 
 def rows(judged: Judged) -> list[UpdateRow]:
-    """Return a row for each update, used or refused; ``pandas.DataFrame(rows(report))`` takes them as they are."""
+    """Return a row for each update, used or refused; ``pandas.DataFrame(rows(report))`` takes them as they are.
+
+    Examples
+    --------
+    >>> import fedgrass
+    >>> from fedgrass.data.digits import digits_bundle
+    >>> Path("updates").mkdir()
+    >>> _ = Path("updates/mallory.safetensors").write_text("not an update")
+    >>> (row,) = fedgrass.rows(fedgrass.aggregate(digits_bundle(), Path("updates"), Path("next")))
+    >>> row.thing, row.used, row.num_examples
+    ('mallory', False, 0)
+    """
     used = [UpdateRow(e.thing, True, "", e.num_examples, e.weight, e.norm, e.bytes, e.metrics) for e in judged.updates]
     return used + [UpdateRow(e.thing, False, e.reason, 0, 0.0, 0.0, e.bytes) for e in judged.quarantined]
 
@@ -51,6 +62,14 @@ def read_report(path: str | Path) -> RoundReport:
     ------
     RecordError
         If it cannot be read, or is no such report.
+
+    Examples
+    --------
+    >>> import fedgrass
+    >>> fedgrass.read_report("round-7/report.json")
+    Traceback (most recent call last):
+    ...
+    fedgrass.errors.RecordError: round-7/report.json: cannot be read (No such file or directory)
     """
     try:
         content = Path(path).read_bytes()
@@ -60,7 +79,14 @@ def read_report(path: str | Path) -> RoundReport:
 
 
 def rounds(fleet: str, limit: int = 20) -> list[RoundRecord]:
-    """Return the last rounds of a fleet in the account of the environment, the newest first."""
+    """Return the last rounds of a fleet in the account of the environment, the newest first.
+
+    Examples
+    --------
+    >>> import fedgrass
+    >>> [(one.round, one.outcome) for one in fedgrass.rounds("mill", limit=2)]  # doctest: +SKIP
+    [(8, None), (7, 'released')]
+    """
     from fedgrass.account import Account
     from fedgrass.protocol.tables import recent_rounds
 
@@ -68,7 +94,14 @@ def rounds(fleet: str, limit: int = 20) -> list[RoundRecord]:
 
 
 def reports(fleet: str, limit: int = 20) -> Iterator[RoundReport]:
-    """Yield the reports of a fleet's last rounds, the newest first; a round that was never aggregated has none."""
+    """Yield the reports of a fleet's last rounds, the newest first; a round that was never aggregated has none.
+
+    Examples
+    --------
+    >>> import fedgrass
+    >>> [(one.round, len(one.updates)) for one in fedgrass.reports("mill", limit=2)]  # doctest: +SKIP
+    [(7, 12), (6, 11)]
+    """
     from fedgrass.account import Account
     from fedgrass.protocol.names import report_key
     from fedgrass.protocol.tables import recent_rounds

@@ -298,6 +298,7 @@ def _parse(text: bytes, known: Known, name: str) -> tuple[dict[str, str], Specs]
 def _decode_known(text: bytes, known: Known) -> tuple[Any, Specs | None]:
     """Decode the JSON; of a known header the metadata alone. A header means the same either way."""
     end = text.find(_BEHIND_METADATA, len(_METADATA)) + 2
+    # A fleet's updates differ in their metadata alone: to decode the same tensors' entries for each costs more than the sums.
     for behind, specs in known.items() if text.startswith(_METADATA) else ():
         if text.startswith(behind, end) and not text[end + len(behind) :].strip(b" "):
             with suppress(ValueError, RecursionError):

@@ -36,6 +36,17 @@ def load_data(bundle: Bundle, path: str | Path, loader: str = "npz", **settings:
     ------
     DataError
         If there are none, or they cannot be read for this model.
+
+    Examples
+    --------
+    >>> import fedgrass, numpy as np
+    >>> from fedgrass.data.digits import digits_bundle
+    >>> bundle = fedgrass.open_bundle(digits_bundle())
+    >>> images, digits = np.zeros((20, 8, 8, 1), np.float32), np.arange(20, dtype=np.int32) % 10
+    >>> np.savez("device.npz", x=images, y=digits)
+    >>> data = fedgrass.load_data(bundle, "device.npz", validation_fraction=0.25)
+    >>> len(data.train), len(data.validation)
+    (15, 5)
     """
     return load(DataSettings(loader=loader, path=str(path), **settings), bundle.manifest)
 
@@ -56,6 +67,14 @@ def evaluate(bundle: Bundle, data: Dataset, *, engine: str = "", builder: str | 
         If the examples do not fit the model.
     EngineError
         If the engine cannot run the model.
+
+    Examples
+    --------
+    >>> import fedgrass
+    >>> from fedgrass.data.digits import digits, digits_bundle
+    >>> figures = fedgrass.evaluate(fedgrass.open_bundle(digits_bundle()), digits((8, 8, 1)))
+    >>> figures["loss"] > 0, 0 < figures["accuracy"] < 1
+    (True, True)
     """
     opened = _opened(bundle, engine, builder)
     with own_code("evaluating"):
@@ -99,6 +118,18 @@ def train(
         If the examples do not fit the model.
     DivergedError
         If the loss did not stay finite.
+
+    Examples
+    --------
+    >>> import fedgrass, numpy as np
+    >>> from pathlib import Path
+    >>> from fedgrass.data.digits import digits_bundle
+    >>> bundle = fedgrass.open_bundle(digits_bundle())
+    >>> np.savez("device.npz", x=np.ones((20, 8, 8, 1), np.float32), y=np.arange(20, dtype=np.int32) % 10)
+    >>> data = fedgrass.load_data(bundle, "device.npz")
+    >>> trained = fedgrass.train(bundle, data, Path("updates/press-1.safetensors"), thing="press-1")
+    >>> Path("updates/press-1.safetensors").is_file()
+    True
     """
     manifest, now = bundle.manifest, datetime.now(timezone.utc)
     announcement = Announcement(

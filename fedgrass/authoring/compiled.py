@@ -53,6 +53,7 @@ def objective(given: Any) -> Objective:
     if name not in get_args(Loss) or not getattr(function, "__module__", "").startswith("keras."):
         raise _no_loss(given if isinstance(given, str) else name, "this loss")
     options = dict(getattr(found, "_fn_kwargs", {}))
+    # A sum grows with the batch, and so would the step; devices divide by the examples that count.
     if getattr(found, "reduction", "mean") not in _REDUCTIONS:
         raise UnsupportedModelError(
             f"loss {name}", f"reduction {found.reduction!r}", "use sum_over_batch_size, and scale the learning rate"
@@ -89,6 +90,7 @@ def optimizer(given: object) -> Optimizer:
     kind = type(found).__name__
     if kind not in _KINDS or type(found).__module__.split(".")[0] != "keras":
         raise _no_optimizer(kind)
+    # Each keeps state or changes steps in a way that no signature of a bundle describes.
     for option in ("use_ema", "loss_scale_factor", "gradient_accumulation_steps"):
         if config.get(option):
             raise UnsupportedModelError(f"optimizer {kind}", option, f"compile it without {option}")
@@ -180,6 +182,7 @@ def _cosine(config: Config) -> tuple[float, Schedule]:
 
 def _piecewise(config: Config) -> tuple[float, Schedule]:
     first = config["values"][0]
+    # As multiples: a round's own learning rate takes the first one's place, and the schedule still holds.
     multiples = tuple(value / first for value in config["values"])
     return first, Schedule(name="piecewise", boundaries=tuple(config["boundaries"]), multiples=multiples)
 

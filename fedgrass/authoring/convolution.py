@@ -166,8 +166,10 @@ def convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tenso
     Tensor or None
         [B, H', W', N]; None if the patches would take more than ``MAX_PATCH_BYTES``.
     """
+    # Few filters want wide blocks, many want none; which is cheapest depends on all the sizes, so each is counted.
     layouts = (_Blocks(x.shape, kernel.shape, strides, padding, block) for block in range(1, _MAX_BLOCK + 1))
     layout = min(layouts, key=lambda found: found.cost)
+    # The caller falls back to LiteRT's own convolution: slower, and within the device's memory.
     if layout.rows * layout.depth * 4 > MAX_PATCH_BYTES:
         return None
 
@@ -204,11 +206,13 @@ def bias_add(x: Tensor, bias: Tensor, data_format: str = "NHWC") -> Tensor:
     """
     if data_format != "NHWC" or x.shape.rank < 3:
         return _tf_bias_add(x, bias, data_format)
+    # Wide enough to fill a vector: TensorFlow's own addition, in the shape of the products around it.
     if x.shape[-1] >= LANES:
         return tf.reshape(_tf_bias_add(in_parts(x), bias), x.shape)
     width, channels = x.shape[-2:]
 
     def add(x: Tensor, bias: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+        # The bias repeated along the row costs one small tensor, and spares a short addition for each pixel.
         row = tf.reshape(bias * tf.ones([width, 1]), [width * channels])
 
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:

@@ -180,6 +180,13 @@ def create_bundle(
     ------
     ConfigurationError
         If the shape, the classes or an option are not what the task takes, or TensorFlow is not installed.
+
+    Examples
+    --------
+    >>> import fedgrass
+    >>> bundle = fedgrass.create("regressor", (3,), Path("pump"), name="pump")
+    >>> bundle.manifest.loss, bundle.manifest.output.shape
+    ('mean_squared_error', (1,))
     """
     _check(task, input_shape, classes, vocabulary)
     if (backbone or weights is not None) and (task != "image-classifier" or not backbone):

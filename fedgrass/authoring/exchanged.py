@@ -65,6 +65,7 @@ def _conv(
     dilation_rate: Sizes = 1,
 ) -> Tensor:
     rank = inputs.shape.rank - 2
+    # Keras does not say how many groups there are: it follows from the channels of both.
     grouped = inputs.shape[-1] != kernel.shape[-2]
     if data_format == "channels_first" or rank > 2 or (not grouped and _ones(dilation_rate)):
         return _backend["conv"](inputs, kernel, strides, padding, data_format, dilation_rate)
@@ -109,6 +110,7 @@ def _depthwise_conv(
         return _backend["depthwise_conv"](inputs, kernel, strides, padding, data_format, dilation_rate)
     if not _ones(strides):
         raise UnsupportedModelError("the model", "a convolution with strides and dilation", "use one of them only")
+    # One-dimensional convolutions are two-dimensional ones with a single row: one path is enough to keep right.
     x, kernel = _images(inputs, tf.convert_to_tensor(kernel))
     dilations = _pair(dilation_rate, inputs.shape.rank - 2)
     return _as(inputs, spatial.dilated_depthwise_convolution(x, kernel, dilations, padding.upper()))
@@ -174,6 +176,7 @@ def _conv_transpose(
 def _resize(images: Tensor, size: Sequence[int | Tensor], method: str = "bilinear", **options: bool) -> Tensor:
     if images.shape.rank != 4 or None in images.shape or options.get("preserve_aspect_ratio"):
         return _tf_resize(images, size, method=method, **options)
+    # Keras gives the size as tensors; where it follows from the batch, only TensorFlow itself can resize.
     known = [tf.get_static_value(value) for value in size]
     if None in known:
         return _tf_resize(images, size, method=method, **options)

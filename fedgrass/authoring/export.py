@@ -102,6 +102,14 @@ def export(
     ------
     UnsupportedModelError
         If a layer cannot be trained with LiteRT's built-in operators, or the trial fails: nothing is written then.
+
+    Examples
+    --------
+    >>> import fedgrass, keras
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    >>> bundle = fedgrass.export(model, Path("linear"), loss="mse", batch_size=8, prove=False)
+    >>> bundle.manifest.parameter_count
+    8
     """
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= 65536:
         raise UnsupportedModelError(f"batch_size {batch_size!r}", "this size", "give a whole number from 1 to 65536")

@@ -63,6 +63,7 @@ def overridden() -> Iterator[None]:
     ConfigurationError
         If a package's gradient cannot be imported, or is of an operator that has one already.
     """
+    # Under names of our own: TensorFlow's own gradients stay as they are for everybody else in the process.
     names = {name: _PREFIX + name for name in (*_TABLE, *_installed())}
     with tf.compat.v1.get_default_graph().gradient_override_map(names):
         yield
@@ -94,6 +95,7 @@ def gradients(y: Sequence[Tensor], by: Sequence[Tensor], upstream: Sequence[Tens
     upstream
         Gradient that arrives at each of ``y``, of its shape.
     """
+    # TensorFlow has no option for how the gradients of several paths are summed, so its function is exchanged meanwhile.
     before = math_ops.add_n
     math_ops.add_n = added
     try:
@@ -217,6 +219,7 @@ def _avg_pool(op: tf.Operation, dy: Tensor) -> Tensor:
         _inside(*axis, op.get_attr("padding").decode())
         for axis in zip(x.shape[1:3], size, list(op.get_attr("strides"))[1:3], strict=True)
     ]
+    # Each place of a window had the same weight, so each gets the same share back.
     share = dy / np.outer(*inside)[None, :, :, None].astype(np.float32)
     return windows.scatter([share] * (size[0] * size[1]))
 

@@ -87,6 +87,7 @@ def module(
         **_access(traced.values, "parameters", "p"),
         **(_access(traced.state, "optimizer", "s") if traced.state else {}),
     }
+    # Something must hold the variables while the model is saved: functions hold them by weak references only.
     owner = tf.Module()
     owner.variables_of_graph = traced.variables
     concrete = {name: function.get_concrete_function() for name, function in signatures.items()}
@@ -133,6 +134,7 @@ class _Traced:
         clip_norm: Tensor | None = None,
     ) -> dict[str, Tensor]:
         read = self._present()
+        # The statistics come after them; the optimizer does not touch those.
         trained = read[: len(self._parameters)]
         made = self._forward.logits(x, read, self._next_number())
         result = self._loss(made.logits, y, made.mask is not None)
@@ -148,6 +150,7 @@ class _Traced:
         found = clipped(found, self._settings, scale)
         if self._settings.decay:
             trained = [value - value * (learning_rate * self._settings.decay) for value in trained]
+        # After the decay, which Keras also takes off the weights and not off the gradients.
         self._optimizer.step(trained, found, learning_rate)
         for variable, value in zip(self._statistics, made.statistics, strict=True):
             variable.assign(value)

@@ -153,6 +153,7 @@ class Draws:
             Not used.
         """
         size = _static(shape)
+        # The logarithm of 0 is no number; 1e-9 is beyond what 32 bits draw of the tail anyway.
         radius = tf.sqrt(-2.0 * tf.math.log(tf.maximum(1.0 - self._unit(size), 1e-9)))
         return tf.cast(mean + stddev * radius * tf.cos(2.0 * math.pi * self._unit(size)), dtype or tf.float32)
 
@@ -183,7 +184,9 @@ class Draws:
     def _unit(self, shape: Sequence[int], *, shaped: bool = True) -> Tensor:
         self.count += 1
         count = math.prod(shape)
+        # Each draw of a step gets a number of its own, or two layers would drop the same places.
         salt = np.uint32(self.count * 0x9E3779B1 & 0x7FFFFFFF).astype(np.int32)
+        # By place, not by a state that moves on: a training that resumes in the middle draws what it would have drawn.
         hashed = tf.range(count, dtype=tf.int32) + self._step * 0x3C6EF372 + salt
         if self._turn is not None:
             hashed += self._turn * 0x2545F491

@@ -71,6 +71,7 @@ class Recurrence:
         del unroll, input_length
         sequences = [tf.convert_to_tensor(x) for x in tree.flatten(inputs)]
         if mask is not None:
+            # The mask travels as one more sequence: then a chunk of steps is cut out of it as of the others.
             sequences.append(tf.cast(tf.reshape(mask, mask.shape[:2]), tf.float32))
         sequences = [x if time_major else _swapped(x) for x in sequences]
         if go_backwards:
@@ -80,7 +81,9 @@ class Recurrence:
         shapes = cell.output_shapes(sequences)
         carried = tree.flatten(states)
         if mask is not None:
+            # A masked step repeats the output before it, so that is carried like a state; before the first step it is zero.
             carried += [tf.zeros(output.shape) for output in tree.flatten(shapes)]
+        # Few steps are cheaper copied than looped over: LiteRT's WHILE copies what it carries at each turn.
         if sequences[0].shape[0] <= MAX_UNROLLED:
             carried, outputs = cell.steps(sequences, carried)
         else:
@@ -95,6 +98,7 @@ class Recurrence:
     ) -> tuple[Tensors, Tensors]:
         """As `_Cell.steps`: whole chunks, and the steps that are left over."""
         steps = sequences[0].shape[0]
+        # What is left over is traced once more beside the loop's body, so the fewer the smaller the graph.
         size = min(_CHUNKS, key=lambda size: steps % size)
         whole = steps - steps % size
         count = size if cell.all_outputs else 1
@@ -113,6 +117,7 @@ class Recurrence:
         outputs = [tf.reshape(x, [-1, *x.shape[2:]]) for x in outputs]
         if whole == steps:
             return carried, outputs
+        # Numbered like one more chunk, lest its dropout draw what another chunk drew.
         with turn(tf.constant([whole // size])):
             carried, rest = cell.steps([x[whole:] for x in sequences], carried)
         return carried, [tf.concat(parts, 0) for parts in zip(outputs, rest, strict=True)]
@@ -135,6 +140,7 @@ class _Cell:
 
     def output_shapes(self, sequences: Sequence[Tensor]) -> Nested:
         """``tf.TensorSpec`` of each output, in the cell's own structure; traced beside the graph."""
+        # In a graph that is thrown away: traced in the real one, the probe's operators would stay in the model.
         with FuncGraph("output_shapes").as_default():
             inputs = [tf.zeros(x.shape[1:], x.dtype) for x in sequences]
             outputs, _ = self._call(inputs, [tf.zeros(x.shape, x.dtype) for x in tree.flatten(self.states)])
@@ -155,6 +161,7 @@ class _Cell:
         found, new_states = (tree.flatten(part) for part in self._call(inputs, states))
         if not shown:
             return found, new_states
+        # The mask lies last among the inputs: `Recurrence.rnn` put it there.
         after = [_chosen(inputs[-1], new, old) for new, old in zip(new_states, states, strict=True)]
         old_outputs = [tf.zeros_like(x) for x in shown] if self.zero_if_masked else shown
         outputs = [_chosen(inputs[-1], new, old) for new, old in zip(found, old_outputs, strict=True)]

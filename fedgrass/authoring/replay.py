@@ -49,6 +49,7 @@ class _Replay:
     def play(self, graph: tf.Graph, inputs: Sequence[Value]) -> list[Value]:
         known = {tensor.ref(): value for tensor, value in zip(graph.inputs, inputs, strict=True)}
         for op in graph.get_operations():
+            # Inputs are given, and what orders operations has no place in a graph without side effects.
             if op.type in ("Placeholder", "NoOp"):
                 continue
             values = self._make(op, [known[tensor.ref()] for tensor in op.inputs], graph)
@@ -72,6 +73,7 @@ class _Replay:
             return inputs
         if op.type == "Shape" and (sizes := _known_shape(inputs[0])) is not None:
             return [np.array(sizes, op.get_attr("out_type").as_numpy_dtype)]
+        # Shapes that the SavedModel computes must be numbers here: LiteRT's gradients need every shape fixed.
         if op.inputs and all(isinstance(value, (np.ndarray, np.generic)) for value in inputs):
             return _folded(op, inputs)
         if op.type in _EXCHANGED:

@@ -123,9 +123,12 @@ class _Backward:
 
     def _body(self, number: Tensor, changing: Tensors, fixed: Tensors) -> Tensors:
         scan, count = self._scan, len(self._scan.carried)
+        # Gradients run from the last turn to the first.
         place = scan.turns - 1 - number
         slices, carried, upstream = _parts([loops.read(x, place) for x in fixed], len(scan.slices), count)
+        # The turn is made again instead of kept: its inner tensors would cost memory for every turn at once.
         after, outputs = scan.chunk(place, slices, carried)
+        # An invariant is another tensor inside the body; its gradient is asked for by that one.
         inside = {id(x): tensor for x, tensor in tf.compat.v1.get_default_graph().captures}
         invariants = [inside.get(id(x)) for x in self._invariants]
         by = [*carried, *(slices[i] for i in self._sequences), *(x for x in invariants if x is not None)]

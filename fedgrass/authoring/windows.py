@@ -21,6 +21,7 @@ def concat(parts: Sequence[Tensor], axis: int) -> Tensor:
     """``tf.concat`` of any number of tensors, a few at a time."""
     found = list(parts)
     while len(found) > 1:
+        # A tree rather than a chain: each element is copied once for each level, not once for each part.
         groups = [found[i : i + _MAX_PARTS] for i in range(0, len(found), _MAX_PARTS)]
         found = [tf.concat(group, axis) if len(group) > 1 else group[0] for group in groups]
     return found[0]
@@ -53,6 +54,7 @@ def pad(x: Tensor, pads: Sequence[Sequence[int]], value: float = 0.0) -> Tensor:
     if not any(sum(width) for width in widths):
         return x
     shape = [size + sum(width) for size, width in zip(sizes, widths, strict=True)]
+    # An axis without padding joins the one before it, and so each row that is padded becomes as long as it can be.
     while not any(widths[-1]):
         inner = sizes.pop()
         sizes[-1] *= inner
@@ -117,8 +119,10 @@ class Windows:
         x = self._resize(x, self._shape[1:3], self._padded, self._before, outside)
         grid = [batch, self._padded[0] // rows, self._padded[1] // columns, channels]
         if self._strides == (1, 1):
+            # Without strides every window begins at a pixel of its own: there is nothing to sort apart.
             phases = {(0, 0): x}
         else:
+            # Pixels sorted by their place within a stride: then every tap is one plain slice, with no stride of its own.
             x = tf.reshape(x, [batch, grid[1], rows, grid[2], columns * channels])
             phases = {
                 (i, j): tf.reshape(x[:, :, i : i + 1, :, j * channels : (j + 1) * channels], grid)
@@ -140,10 +144,12 @@ class Windows:
             top, left = a // rows, b // columns
             placed = pad(part, [[0, 0], [top, height - down - top], [left, width - across - left], [0, 0]])
             key = (a % rows, b % columns)
+            # Windows overlap: what several of them say of one pixel is added up.
             phases[key] = phases[key] + placed if key in phases else placed
         if self._strides == (1, 1):
             x = phases[0, 0]
         else:
+            # A stride longer than the kernel leaves pixels that no window covers.
             empty = tf.zeros([batch, height, width, channels])
             lines = []
             for i in range(rows):

@@ -227,6 +227,7 @@ class GreengrassIpc:
             self._wake.clear()
             if self._closing:
                 return
+            # The process ends and is started again by the nucleus: that is the one way to a new token if renewal fails.
             if self._client is None and not self._reconnect():
                 self._log.log_event("ipc_lost", exit_code=EXIT_RELAUNCH)
                 self._lost()

@@ -159,6 +159,7 @@ class StreamManagerStreams:
         """See `Streams`."""
         start = after + 1
         while True:
+            # Stream Manager may have taken a task although its answer was lost: it is looked for before it is sent again.
             messages = self._read(TASKS, start, wait=0)
             for message in messages:
                 if message.sequence_number >= start and message.payload == _encoded(task):

@@ -174,6 +174,7 @@ class Subscriptions:
                 self._wake.set()
 
         def received(event: Any) -> None:
+            # The stream that was replaced may still deliver what the new one has brought already.
             if generation >= subscription.heard_from:
                 subscription.received(event)
 
@@ -199,6 +200,7 @@ class Subscriptions:
         subscription.backoff.succeeded()
         if subscription.generation == generation:
             subscription.operation, subscription.heard_from = opened[0], generation
+            # Only after the new one is open: nothing may fall between the two.
             if former is not None:
                 former.close()
 

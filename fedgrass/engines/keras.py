@@ -159,6 +159,7 @@ class KerasEngine(OutputEngine):
             draw.assign([settings.masks_seed(), index])
         self._optimizer = optimizer_object(self.manifest.optimizer, settings.learning_rate)
         self._optimizer.build(trained)
+        # Compiled anew for each training: the optimizer's variables are others.
         self._compiled = tf.function(self._train, reduce_retracing=True)
 
     def _train(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:

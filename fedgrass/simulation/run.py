@@ -62,6 +62,13 @@ def simulate(
         If the data are missing or do not fit.
     KeyboardInterrupt
         If it was interrupted: what is whole is saved, the report written.
+
+    Examples
+    --------
+    >>> import fedgrass
+    >>> report = fedgrass.simulate(Path("simulated"), devices=6, cohort=3, rounds=1, workers=1, fleet={})
+    >>> report.final.accuracy is not None, Path("simulated/model/model.json").is_file()
+    (True, True)
     """
     opened, simulation = _opened(bundle, options)
     manifest = opened.manifest

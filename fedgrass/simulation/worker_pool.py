@@ -40,6 +40,7 @@ class WorkerPool:
     own: Sequence[int] = ()
 
     def __init__(self, setup: Setup, workers: int) -> None:
+        # A forked process would inherit threads' locks of NumPy and LiteRT in whatever state they were.
         context = multiprocessing.get_context("spawn")
         self._processes = []
         self._pipes: list[Connection] = []
@@ -49,6 +50,7 @@ class WorkerPool:
             ours, theirs = context.Pipe()
             process = context.Process(target=worker.main, args=(theirs, setup), daemon=True)
             process.start()
+            # Else this process holds the other end open itself, and never sees that the worker died.
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
@@ -65,6 +67,7 @@ class WorkerPool:
             if error is None:
                 pipe.send(None)
             else:
+                # After an error nobody reads the pipes: a worker that writes would wait for ever.
                 process.terminate()
             pipe.close()
         for process in self._processes:

@@ -238,6 +238,7 @@ def _batch_norm_training(
     if not training:
         return [_batch_norm(context, x, weight, bias, mean, variance, epsilon)[0], None, None, mean, variance]
     y, batch_mean, batch_variance = _batch_norm(context, x, weight, bias, None, None, epsilon)
+    # PyTorch normalizes by the biased variance, and keeps a moving average of the unbiased one.
     count = math.prod(x.shape) / x.shape[1]
     unbiased = batch_variance * (count / max(count - 1.0, 1.0))
     moved = [
@@ -312,6 +313,7 @@ def _attention(
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     axes = list(range(key.rank))
     axes[-1], axes[-2] = axes[-2], axes[-1]
+    # The scale goes to the query, the smaller of the two: scores grow with the square of the length.
     scores = _matmul(query.like(query.tensor * factor), permute(key, axes))
     if causal:
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()

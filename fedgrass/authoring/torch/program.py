@@ -147,6 +147,7 @@ def _untraceable(module: torch.nn.Module, entered: list[str], error: Exception) 
 def _taken_apart(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Make it functional, and take operators apart until all are in the table."""
     exported = exported.run_decompositions({})
+    # One level at a time: an operator that is in the table must not be taken apart into others that are slower.
     for _ in range(_PASSES):
         unknown = {node.target for node in _calls(exported) if not _is_known(node)}
         if not unknown:
@@ -306,6 +307,7 @@ class Replay:
         if node.target is operator.getitem:
             return args[0][args[1]]
         name = _name(node)
+        # Masks and positions that depend on no input: PyTorch computes them now, and the graph holds the result.
         if not any(isinstance(value, Value) for value in _flat([args, kwargs])) and not _draws(node):
             return node.target(*args, **kwargs)
         function = OPERATORS.get(name)

@@ -57,6 +57,7 @@ def _layer(
     """One direction of one layer over steps [T, B, features]; returns outputs [T, B, …] and the last state."""
     count, batch, features = (int(size) for size in steps.shape)
     kernel, recurrent, bias, recurrent_bias, project = weights
+    # All steps in one product: only the recurrent part has to wait for the step before.
     gates = _times(tf.reshape(steps, [-1, features]), kernel, bias)
     gates = tf.reshape(gates, [count, batch, -1])
     outputs: list[Tensor] = [None] * count
@@ -79,6 +80,7 @@ def _recurrent(cell: Cell, states: int) -> Callable[..., list[Value]]:
         both: bool,
         batch_first: bool,
     ) -> list[Value]:
+        # A packed sequence has its batch sizes in this place of the schema.
         require(isinstance(has_biases, bool), "a packed sequence", "pad the sequences and use masks")
         require(x.rank == 3, "a recurrent layer without a batch axis", "give it three axes")
         held = [context.value(one).plain for one in (initial if isinstance(initial, (list, tuple)) else [initial])]

@@ -59,6 +59,16 @@ def aggregate_folder(
         If ``base_dir`` holds no sound bundle.
     ConfigurationError
         If there is no such folder of updates, or the new bundle cannot be written to its place.
+
+    Examples
+    --------
+    >>> import fedgrass
+    >>> from fedgrass.data.digits import digits_bundle
+    >>> Path("updates").mkdir()
+    >>> _ = Path("updates/mallory.safetensors").write_text("not an update")
+    >>> result = fedgrass.aggregate(digits_bundle(), Path("updates"), Path("next"))
+    >>> [(row.thing, row.used) for row in fedgrass.rows(result)], Path("next").exists()
+    ([('mallory', False)], False)
     """
     if output_dir.resolve() == base_dir.resolve():
         raise ConfigurationError(f"{output_dir}: is the base's own folder; the new model goes to another one")

@@ -69,6 +69,7 @@ def deploy_to_canaries(
         kept: Mapping[str, Any] = components.get(component) or {}
         components[component] = {**kept, "componentVersion": version}
     present = latest(greengrass, group_arn)
+    # Made again, it would restart the canaries' components for nothing, and their time would begin anew.
     if present is not None and present["components"] == components:
         return _since(present)
     wanted: CreateDeploymentRequestTypeDef = {

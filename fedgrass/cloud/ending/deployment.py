@@ -162,6 +162,7 @@ def history(greengrass: GreengrassV2Client, target_arn: str) -> list[str]:
 
 def entries(greengrass: GreengrassV2Client, target_arn: str) -> list[DeploymentTypeDef]:
     """Return what is listed of the target's deployments, the newest first."""
+    # All of them: the newest that is somebody else's lies below ours.
     pages = greengrass.get_paginator("list_deployments").paginate(targetArn=target_arn, historyFilter="ALL")
     return sorted(
         (entry for page in pages for entry in page["deployments"]),

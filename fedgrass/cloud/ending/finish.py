@@ -110,6 +110,7 @@ def deploy_current(
         # Somebody may have released or gone back while this was deploying: what counts is the state, not who is last.
         if load_state(place.rounds, place.fleet).released == released:
             return made
+        # Whoever came between may have deployed something newer than the state now names.
         others = True
     raise RecordError(f"fleet {place.fleet!r}: what is to be deployed keeps changing; try again")
 
@@ -119,6 +120,7 @@ def finish_by_hand(place: Place, version: str) -> None:
     deploy_current(place)
     released = load_state(place.rounds, place.fleet).released
     _, number, _ = version_order(version)
+    # Version x.0.y is no round's: there is no report to register it from.
     if released is None or released.version != version or number == 0:
         return
     record = load_round(place.rounds, place.fleet, number)

@@ -85,6 +85,7 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
             "set secure to null"
         )
     state = load_state(services.rounds, services.fleet)
+    # Step Functions repeats a task whose answer was lost: the round that it opened is this one.
     if state.open and state.open.execution == request.execution:
         record = load_round(services.rounds, services.fleet, state.open.round)
     else:
@@ -93,6 +94,7 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
         act_on_refusals(services)
         record = _open(services, request, settings)
     announce_round(services)
+    # The execution may have been stopped while this function ran; its event found no round to end then.
     _close_if_ended(services, record)
     log_event("round_opened", fleet=record.fleet, round=record.round, asked=record.asked, base=record.base.version)
     return {

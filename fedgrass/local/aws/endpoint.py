@@ -76,6 +76,7 @@ class Application:
                 return response(environ, start_response)
         with self._one_by_one.get(service, contextlib.nullcontext()):
             answer: Iterable[bytes] = self._moto(environ, start_response)
+        # Outside the lock: what is called may take its time.
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
             for call in self._on_change.get(service, ()):
                 call()

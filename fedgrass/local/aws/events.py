@@ -59,6 +59,7 @@ def deliver_to(targets: dict[str, Target]) -> Callable[[], None]:
         for target in ours:
             with contextlib.suppress(RuntimeError):  # the account is stopping
                 worker.submit(_deliver, targets[target["Arn"].split(":")[2]], target, event)
+        # Of a copy, for moto's own targets: the rule itself must keep all of them.
         others = copy.copy(rule)
         others.targets = [target for target in rule.targets if target not in ours]
         if others.targets:

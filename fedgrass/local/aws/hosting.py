@@ -154,6 +154,7 @@ class Hosting:
         except (FedgrassError, OSError, tarfile.TarError) as error:
             endpoint.status, endpoint.reason = "Failed", f"Failed to download model data: {error}"
             return
+        # Its death is waited for too: a container that fails to start would else be pinged for four minutes.
         ended = wait_until(lambda: _pings(port) or process.poll() is not None, seconds=_START_S)
         if not ended or process.poll() is not None:
             _end(process)
@@ -161,6 +162,7 @@ class Hosting:
             endpoint.reason = "The container did not pass the ping health check; see its log."
             return
         endpoint.process, endpoint.port, endpoint.status = process, port, "InService"
+        # Only now: until the new container answers, the former serves, as SageMaker has it.
         _end(before)
 
     def _launch(

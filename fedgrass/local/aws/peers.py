@@ -53,6 +53,7 @@ class Peers:
         path = self._folder / f"{ACCOUNT}.json"
         partial = path.with_suffix(".partial")
         partial.unlink(missing_ok=True)
+        # Before there is a secret in it, and under another name: a reader must find all of it or nothing.
         partial.touch(0o600)
         partial.write_text(json.dumps(ready))
         partial.replace(path)

@@ -120,6 +120,7 @@ def put_item(dynamodb: DynamoDBClient) -> Action:
 
     def act(parameters: Parameters, selected: Mapping[str, object], message: Message) -> None:
         table = sql.substitute(parameters["putItem"]["tableName"], message)
+        # By way of JSON: DynamoDB refuses floats, and a decimal made of the text has the digits that the device sent.
         item = json.loads(json.dumps(selected), parse_float=Decimal)
         dynamodb.put_item(TableName=table, Item={name: serialize(value) for name, value in item.items()})
 

@@ -129,6 +129,7 @@ def _conditions(
     resources: ResourceMap, template: dict[str, Any], parameters: dict[str, Any] | None
 ) -> Callable[[str | None], bool]:
     """Return what tells whether a condition holds after the update."""
+    # Asked of a copy: the conditions of the stack as it is are still needed for what is removed.
     after = copy.copy(resources)
     after._template = template
     after._parsed_resources = dict(resources._parsed_resources)

@@ -129,6 +129,7 @@ def _stop_execution(request: Request) -> Response | None:
         execution.error, execution.cause = body.get("error"), body.get("cause")
         now = datetime.now(timezone.utc)
         environment.set_stop(stop_date=now, error=execution.error or "", cause=execution.cause or "")
+        # A task that waits for a token would hold the execution open until its own timeout.
         for endpoint in list(environment.callback_pool_manager._pool.values()):
             endpoint.interrupt_all()
     return json_response({"stopDate": time.time()}, content_type="application/x-amz-json-1.0")

@@ -181,8 +181,10 @@ class ConfigurationStore:
         if leaf[-1] in container and value == {} and isinstance(container[leaf[-1]], dict):
             return False  # merging nothing into a map
         changed = leaf[-1] not in container or container[leaf[-1]] != value
+        # A map gives way with the times of all that was in it, or an older value below could not be set again.
         if isinstance(container.get(leaf[-1]), dict):
             self._remove(component, leaf)
+        # The caller keeps its own, and may change it.
         container[leaf[-1]] = copy.deepcopy(value)
         modified[_pointer(leaf)] = time_ms
         return changed

@@ -75,6 +75,7 @@ class IotCore:
         self._connect_listeners: list[Callable[[], None]] = []
         self.connected = asyncio.Event()
         self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=True)
+        # No bound by number: the nucleus bounds what it spools by its bytes, and so does `publish`.
         self._client.max_queued_messages_set(0)
         self._client.reconnect_delay_set(min_delay=1, max_delay=4)
 
@@ -83,6 +84,7 @@ class IotCore:
         loop = asyncio.get_running_loop()
 
         def soon(callback: Callable[..., None], *args: object) -> None:
+            # Paho's thread outlives the loop by a moment when the device stops.
             if not loop.is_closed():
                 loop.call_soon_threadsafe(callback, *args)
 

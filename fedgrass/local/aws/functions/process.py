@@ -117,6 +117,7 @@ class Worker:
         with self._lock:
             if self._stopped:
                 return None
+            # It may have died between two events, which Lambda makes nothing of either.
             if self._process.poll() is not None:
                 self._process = self._start()
             try:

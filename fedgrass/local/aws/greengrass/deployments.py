@@ -95,6 +95,7 @@ class Deployments:
         components = self._components(parameters.get("components") or {})
         token = parameters.get("clientToken")
         with self._lock:
+            # The SDK repeats a call whose answer was lost: it must not make a second deployment.
             if token and token in self._by_token:
                 return self._created(self._by_token[token])
             previous = self._latest(target)
@@ -109,6 +110,7 @@ class Deployments:
                 self._by_token[token] = deployment.deployment_id
             if previous:
                 previous.latest = False
+                # What was canceled or completed stays so in the history.
                 previous.status = "INACTIVE" if previous.status == "ACTIVE" else previous.status
             self.jobs.create(
                 deployment.deployment_id,
