@@ -30,11 +30,11 @@ class Objective(NamedTuple):
 class Several(NamedTuple):
     """Losses of several outputs, by name, in order or one for all; and their weights likewise."""
 
-    losses: Any
-    weights: Any = None
+    losses: object
+    weights: object = None
 
 
-def objective(given: Any) -> Objective:
+def objective(given: object) -> Objective:
     """Return a loss by its name, Keras' alias, function, object or configuration.
 
     Raises
@@ -197,7 +197,7 @@ _SCHEDULES: dict[str, Callable[[Config], tuple[float, Schedule]]] = {
 
 
 def chosen(
-    model: Any, loss: Any, given: Any, tell: Tell, loss_weights: Any = None
+    model: keras.Model, loss: object, given: object, tell: Tell, loss_weights: object = None
 ) -> tuple[Objective | Several, Optimizer]:
     """Choose loss and optimizer: what is asked for, else what the model was compiled with; say what is not taken.
 
@@ -243,21 +243,21 @@ def chosen(
     return found, Optimizer() if chosen_optimizer is None else optimizer(chosen_optimizer)
 
 
-def _is_nested(loss: Any) -> bool:
+def _is_nested(loss: object) -> bool:
     # Keras' configuration of one loss is a mapping too.
     return (isinstance(loss, (list, tuple)) and not isinstance(loss, Objective)) or (
         isinstance(loss, Mapping) and "class_name" not in loss
     )
 
 
-def _outputs(model: Any) -> Sequence[Any]:
+def _outputs(model: keras.Model) -> Sequence[keras.KerasTensor]:
     try:
         return list(model.outputs or ())
     except (AttributeError, ValueError):  # a subclassed model that is not built; a PyTorch module
         return ()
 
 
-def _tell_other(what: str, given: Any, own: Any, read: Callable[[Any], Any], tell: Tell) -> None:
+def _tell_other(what: str, given: object, own: object, read: Callable[[object], object], tell: Tell) -> None:
     try:
         theirs = read(own)
     except UnsupportedModelError as error:

@@ -49,8 +49,8 @@ def export(
     optimizer: object = None,
     freeze: Sequence[str] = (),
     class_names: Sequence[str] | Mapping[str, Sequence[str]] = (),
-    loss_weights: Any = None,
-    data: Mapping[str, Any] | None = None,
+    loss_weights: object = None,
+    data: Mapping[str, object] | None = None,
     name: str | None = None,
     version: str = "1.0.0",
     input: object = None,  # noqa: A002 - the key of EXPORT
@@ -146,14 +146,18 @@ def _only_output(model: Model) -> TensorDescription:
     return TensorDescription(name="y", shape=model.output_shape, dtype="float32")
 
 
-def _data(model: Any, source: Model, given: Mapping[str, Any], tell: Callable[[str], None]) -> bundle.DataDescription:
+def _data(
+    model: Given, source: Model, given: Mapping[str, object], tell: Callable[[str], None]
+) -> bundle.DataDescription:
     found = pixel_range(model) if "pixels" not in given and not source.inputs else None
     if found is not None:
         tell(f"images: devices give pixels of {found[0]:g} to {found[1]:g}, as the model scales them itself")
     return bundle.DataDescription.model_validate({"pixels": found, **given})
 
 
-def _columns(given: Mapping[str, Any], inputs: Sequence[TensorDescription], outputs: Sequence[Head]) -> dict[str, Any]:
+def _columns(
+    given: Mapping[str, object], inputs: Sequence[TensorDescription], outputs: Sequence[Head]
+) -> dict[str, object]:
     """Return the names of columns of several inputs or outputs: as given, by input or output too, else by theirs."""
     found = dict(given)
     parts = {"columns": inputs, "means": inputs, "labels": [head.y for head in outputs]}
@@ -172,13 +176,13 @@ def _names_of(part: TensorDescription) -> list[str]:
     return [part.name] if part.size == 1 else [f"{part.name}_{at}" for at in range(part.size)]
 
 
-def is_torch(model: Any) -> bool:
+def is_torch(model: object) -> bool:
     """Whether it is a PyTorch module; torch is not imported to find out."""
     return any(kind.__module__.startswith("torch.nn.") for kind in type(model).__mro__)
 
 
 def _taken(
-    model: Any, objective: Objective | Several, freeze: Sequence[str], batch_size: int, example: Any
+    model: Given, objective: Objective | Several, freeze: Sequence[str], batch_size: int, example: object
 ) -> AbstractContextManager[Model]:
     if isinstance(model, Path):
         return nullcontext(SavedModel(model, freeze))
@@ -298,7 +302,7 @@ def _export(
     return Bundle.seal(folder, manifest.model_copy(update={"constants": constants}))
 
 
-def _convert(owner: Any, signatures: dict[str, Any]) -> bytes:
+def _convert(owner: tf.Module, signatures: dict[str, tf.types.experimental.ConcreteFunction]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(owner, folder, signatures=signatures, options=options)

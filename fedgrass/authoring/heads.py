@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import tensorflow as tf
 
@@ -17,7 +17,7 @@ from fedgrass.bundle import Head, TensorDescription
 from fedgrass.engines.several import spans
 from fedgrass.protocol.metrics import LONGEST_OUTPUT, PREFIXES
 
-Tensor = Any
+Tensor: TypeAlias = tf.Tensor
 
 
 def described(
@@ -133,7 +133,7 @@ def of_each(given: Any, names: Sequence[str], what: str, default: Any = None) ->
     return [default if given is None else given] * len(names)
 
 
-def losses_of(given: Any, names: Sequence[str]) -> list[Objective]:
+def losses_of(given: Objective | Several, names: Sequence[str]) -> list[Objective]:
     """Return the loss of each output.
 
     Parameters
@@ -153,13 +153,13 @@ def losses_of(given: Any, names: Sequence[str]) -> list[Objective]:
     return [_objective(loss, name) for loss, name in zip(of_each(given.losses, names, "loss"), names, strict=True)]
 
 
-def _objective(loss: Any, name: str) -> Objective:
+def _objective(loss: object, name: str) -> Objective:
     if loss is None:
         raise UnsupportedModelError(f"output {name!r}", "no loss", "give it one, or build a model without that output")
     return objective(loss)
 
 
-def heads_of(given: Any, outputs: Sequence[TensorDescription], class_names: Any) -> tuple[Head, ...]:
+def heads_of(given: Any, outputs: Sequence[TensorDescription], class_names: object) -> tuple[Head, ...]:
     """Return several outputs with their losses, weights and classes, as they were given; see `of_each`."""
     names = [output.name for output in outputs]
     weights = of_each(given.weights if isinstance(given, Several) else None, names, "loss_weights", 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import keras
 
@@ -34,7 +33,7 @@ def functional(model: object, given: object = None) -> keras.Model:
     return found
 
 
-def names(model: Any) -> tuple[list[str], list[str]]:
+def names(model: keras.Model) -> tuple[list[str], list[str]]:
     """Return the names of a functional model's inputs and outputs, in the order of ``model.inputs`` and ``model.outputs``.
 
     They are the keys where the model takes or gives a dictionary, else those of the layers, as in Keras.
@@ -47,27 +46,32 @@ def names(model: Any) -> tuple[list[str], list[str]]:
     return inputs, outputs
 
 
-def _names(struct: Any, layers: list[str]) -> list[str]:
+def _names(struct: object, layers: list[str]) -> list[str]:
     if isinstance(struct, Mapping) and len(struct) == len(layers):
         return sorted(map(str, struct))
     # One layer may give several outputs.
     return [name if layers.count(name) == 1 else f"{name}_{at}" for at, name in enumerate(layers)]
 
 
-def _symbolic(model: Any) -> bool:
+def _symbolic(model: keras.Model) -> bool:
     try:
         return bool(model.built and model.inputs and model.outputs)
     except (AttributeError, ValueError):
         return False
 
 
-def _traced(model: Any, given: Any) -> Any:
-    several = isinstance(given, Mapping) and "shape" not in given
-    specs = {str(name): _spec(model, spec) for name, spec in given.items()} if several else {"x": _spec(model, given)}
+def _by_input(given: object) -> Mapping[object, object] | None:
+    """Return what is given for each of several inputs; None if it is of one."""
+    return given if isinstance(given, Mapping) and "shape" not in given else None
+
+
+def _traced(model: keras.Model, given: object) -> keras.Model:
+    specs = {"x": _spec(model, given)} if (several := _by_input(given)) is None else {}
+    specs |= {str(name): _spec(model, spec) for name, spec in (several or {}).items()}
     x = {name: keras.Input(shape, dtype=dtype, name=name) for name, (shape, dtype) in specs.items()}
     shape, dtype = next(iter(specs.values()))
     try:
-        taken = x if several else x["x"]
+        taken = x["x"] if several is None else x
         return keras.Model(taken, model(taken), name=model.name)
     except Exception as error:
         raise UnsupportedModelError(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import keras
 import numpy as np
@@ -267,11 +267,11 @@ class KerasModel:
         return self._names[id(variable)]
 
 
-def _tensors(names: Sequence[str], tensors: Sequence[Any]) -> list[tuple[str, Sequence[int], str]]:
+def _tensors(names: Sequence[str], tensors: Sequence[keras.KerasTensor]) -> list[tuple[str, Sequence[int], str]]:
     return [(name, tensor.shape[1:], tensor.dtype) for name, tensor in zip(names, tensors, strict=True)]
 
 
-def _embeds(layer: Any, x: Any) -> bool:
+def _embeds(layer: keras.Layer, x: Tensor) -> bool:
     """Whether a layer looks the model's very input up in its table."""
     nodes = layer._inbound_nodes if isinstance(layer, keras.layers.Embedding) else ()
     return any(tensor is x for node in nodes for tensor in node.input_tensors)
@@ -291,7 +291,7 @@ def _named(model: str, variables: Sequence[keras.Variable]) -> dict[int, str]:
 
 
 @contextmanager
-def frozen(model: Any, layer_names: Sequence[str], given: Any = None) -> Iterator[KerasModel]:
+def frozen(model: keras.Model, layer_names: Sequence[str], given: object = None) -> Iterator[KerasModel]:
     """Give a Keras model with these layers not trainable, besides those that are not anyway.
 
     ``given`` describes the input of a model that does not know it (`fedgrass.authoring.inputs`).

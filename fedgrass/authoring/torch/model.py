@@ -54,7 +54,9 @@ class TorchModel:
         If it cannot be traced, or has an operator that is not in the table; by the path of the module.
     """
 
-    def __init__(self, module: Any, example: Any, freeze: Sequence[str], batch_size: int, losses: Any) -> None:
+    def __init__(
+        self, module: torch.nn.Module, example: object, freeze: Sequence[str], batch_size: int, losses: Any
+    ) -> None:
         load()
         self.module = module
         self.name = type(module).__name__
@@ -210,7 +212,9 @@ class TorchModel:
 
 
 @contextmanager
-def taken(module: Any, example: Any, freeze: Sequence[str], batch_size: int, losses: Any) -> Iterator[TorchModel]:
+def taken(
+    module: torch.nn.Module, example: object, freeze: Sequence[str], batch_size: int, losses: Any
+) -> Iterator[TorchModel]:
     """Give a module as a model, and leave the module as it was."""
     modes = {part: part.training for part in module.modules()}
     try:
