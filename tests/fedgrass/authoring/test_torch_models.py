@@ -34,6 +34,8 @@ from fedgrass.authoring.export import export  # noqa: E402
 from fedgrass.engines.torch import TorchEngine  # noqa: E402
 from tests.fedgrass.authoring import torch_nets as nets  # noqa: E402
 
+slow = pytest.mark.slow  # scripts/torch_tests tries these too; the others are the quick ones
+
 BATCH, STEPS, RATE = 4, 10, 0.05
 TOLERANCE = 2e-5
 
@@ -94,14 +96,14 @@ def assert_parity(folder: Path, module: Any, shape: Any, loss: str, *, momentum:
 @pytest.mark.parametrize(
     ("build", "shape"),
     [
-        (nets.activations, (6,)),
-        (nets.functions, (6,)),
-        (nets.images, (3, 9, 8)),
-        (nets.pooling, (3, 9, 8)),
-        (nets.normalizations, (3, 6, 5)),
-        (nets.sequences, (6, 5)),
+        pytest.param(nets.activations, (6,), marks=slow),
+        pytest.param(nets.functions, (6,), marks=slow),
+        pytest.param(nets.images, (3, 9, 8), marks=slow),
+        pytest.param(nets.pooling, (3, 9, 8), marks=slow),
+        pytest.param(nets.normalizations, (3, 6, 5), marks=slow),
+        pytest.param(nets.sequences, (6, 5), marks=slow),
         (nets.Residual, (3, 12, 12)),
-        (nets.Segmentation, (3, 8, 8)),
+        pytest.param(nets.Segmentation, (3, 8, 8), marks=slow),
         (nets.perceptron, (7,)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -111,12 +113,13 @@ def test_ten_steps_on_the_device_are_those_of_torch(tmp_path: Path, build: Calla
     assert_parity(tmp_path, build(), shape, "cross_entropy")
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["masked", "causal"])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=slow), True], ids=["masked", "causal"])
 def test_transformers_over_tokens_train_alike(tmp_path: Path, causal: bool) -> None:
     torch.manual_seed(0)
     assert_parity(tmp_path, nets.TokenTransformer(causal=causal), {"shape": (6,), "dtype": "int64"}, "tokens")
 
 
+@slow
 @pytest.mark.parametrize("loss", [name for name in LOSSES if "cross_entropy" != name != "tokens"])
 def test_losses_by_pytorchs_names(tmp_path: Path, loss: str) -> None:
     torch.manual_seed(0)
