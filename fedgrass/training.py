@@ -368,6 +368,9 @@ def _figures(engine: Engine, data: Split) -> tuple[Metrics, str | None]:
     if not math.isfinite(found["loss"]):
         raise EngineError(f"the loss of the evaluated model is {found['loss']}")
     told = {name: found[name] for name in ("loss", "accuracy") if name in found} | others(found)
+    own = {n: v for n, v in found.items() if n not in told and n != "examples" and len(n) <= _LONGEST_NAME}
+    told |= {name: value for name, value in own.items() if math.isfinite(value)}
+    told = dict(list(told.items())[:_MOST_METRICS])
     sums = found.sums if isinstance(found, Measured) else None
     return told, None if sums is None else sums.encode()
 

@@ -138,6 +138,8 @@ def round_panel(record: RoundRecord) -> Panel:
         facts.add_row("loss", f"{record.loss:.4g}")
     if record.metrics:
         facts.add_row("figures", figures_line(record.metrics))
+    if record.reported:
+        facts.add_row("devices say", figures_line(record.reported))
     return Panel(facts, title=f"Round {record.round} of {record.fleet}", title_align="left", expand=False)
 
 

@@ -239,6 +239,7 @@ class RoundRecord(Record):
     accuracy: Finite | None = None
     loss: Finite | None = None
     metrics: dict[str, Finite] = Field(default={}, description="The model's other figures, such as f1 or rmse")
+    reported: dict[str, Finite] = Field(default={}, description="What most devices report of their training")
     hold: Hold | None = Field(default=None, description="Why the gate held the model, as a code")
     held_in_a_row: int = Field(default=0, description="Rounds held for that reason, one after the other, with this one")
     privacy: PrivacyLedger | None = Field(default=None, description="What is spent with this round, if it has noise")

@@ -191,6 +191,9 @@ class RoundReport(_Part):
     evaluation_base: Evaluation | None = None
     evaluation: Evaluation | None = None
     evaluated_by_devices: int = Field(default=0, description="Devices whose figures these are; 0: the operator's set")
+    reported: dict[str, float] = Field(
+        default={}, description="What most devices report of their training, by name: means by examples"
+    )
     best: Best | None = Field(default=None, description="What the gate held the model against, beside its base")
     hold: Hold | None = Field(default=None, description="Why the gate held the model, as a stable code")
     inference_accuracy: dict[str, float] = {}

@@ -25,6 +25,7 @@ from fedgrass.protocol.report import (
     ReleaseEntry,
     RoundReport,
 )
+from fedgrass.protocol.reported import reported
 
 
 @dataclass
@@ -101,6 +102,7 @@ class ReportBuilder:
             evaluation_base=self.evaluation_base,
             evaluation=self.evaluation,
             evaluated_by_devices=self.evaluated_by_devices,
+            reported=reported((one.num_examples, one.metrics) for one in result.updates) if result else {},
             best=self.best,
             hold=self.hold if outcome == "held" else None,
             inference_accuracy=self.inference_accuracy,

@@ -205,6 +205,12 @@ def _follow(started: Started) -> Response:
 _CURVES = ("f1", "auc", "rmse", "r2")
 
 
+def _reported(records: Sequence[RoundRecord]) -> list[str]:
+    """Return the figures that the newest round's devices report: loss and accuracy first, four at most."""
+    names = records[-1].reported if records else {}
+    return sorted(names, key=lambda name: (not name.endswith(("loss", "accuracy")), name))[:4]
+
+
 def drawn(records: Sequence[RoundRecord]) -> list[charts.Chart]:
     """Return the curves of some rounds, given the newest first; a figure that they do not have has no curve."""
     oldest_first = list(reversed(records))
@@ -214,6 +220,12 @@ def drawn(records: Sequence[RoundRecord]) -> list[charts.Chart]:
         *(
             charts.line(label(name), [(record.round, record.metrics.get(name)) for record in oldest_first])
             for name in _CURVES
+        ),
+        *(
+            charts.line(
+                f"Devices say: {name.replace('_', ' ')}", [(r.round, r.reported.get(name)) for r in oldest_first]
+            )
+            for name in _reported(oldest_first)
         ),
         charts.line("Devices whose update was used", _shares(oldest_first), percent=True),
     ]

@@ -212,6 +212,7 @@ def _keep_figures(place: Place, record: RoundRecord, report: RoundReport) -> Non
         "accuracy": report.evaluation.accuracy if report.evaluation else None,
         "loss": report.evaluation.loss if report.evaluation else None,
         "metrics": report.evaluation.metrics if report.evaluation else None,
+        "reported": report.reported or None,
         "hold": report.hold,
         "privacy": privacy,
     }

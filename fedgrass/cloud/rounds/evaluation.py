@@ -6,6 +6,8 @@ The figures come with the devices' notices, so no job is needed. They are the de
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fedgrass.cloud.ending.outcome import end
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.errors import MessageError
@@ -13,6 +15,7 @@ from fedgrass.protocol.figures import Claim, pooled
 from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.metrics import impossible, others
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.reported import reported
 from fedgrass.protocol.sums import Sums
 from fedgrass.protocol.tables import participations
 
@@ -31,17 +34,19 @@ def check_figures(notice: UpdateNotice) -> None:
             Sums.decode(text)
 
 
+def _own(metrics: Mapping[str, float]) -> dict[str, float]:
+    known = {"loss", "accuracy", *others(metrics)}
+    return {name: value for name, value in metrics.items() if name not in known}
+
+
 def record_evaluation(services: Services, record: RoundRecord) -> RoundRecord:
     """Make what devices said in time the round's figures and outcome, unless it has one; returns the record as it is then.
 
     Call it when the round collects no more: then nothing is added to what was in time.
     """
     parts = participations(services.rounds, record.fleet, record.round, consistent=True)
-    claims = [
-        Claim(part.num_examples, part.metrics, {"": part.sums})
-        for part in parts
-        if part.status == "evaluated" and not part.late
-    ]
+    in_time = [part for part in parts if part.status == "evaluated" and not part.late]
+    claims = [Claim(part.num_examples, part.metrics, {"": part.sums}) for part in in_time]
     found = pooled(claims, record.settings.checks)
     return end(
         services.rounds,
@@ -53,4 +58,5 @@ def record_evaluation(services: Services, record: RoundRecord) -> RoundRecord:
         loss=found.figures.get("loss"),
         accuracy=found.figures.get("accuracy"),
         metrics=others(found.figures),
+        reported=reported((part.num_examples, _own(part.metrics)) for part in in_time),
     )

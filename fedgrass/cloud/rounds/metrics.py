@@ -33,6 +33,7 @@ _FIGURES = {
 _UNITS = {
     "Accuracy": "None",
     "Loss": "None",
+    "Reported": "None",
     **dict.fromkeys(_FIGURES.values(), "None"),
     "UploadBytes": "Bytes",
     "PhaseSeconds": "Seconds",
@@ -116,6 +117,8 @@ def measure_report(services: Services, report: RoundReport, held_in_a_row: int) 
             "QuarantinedPercent": 100 * len(refused) / judged if judged else None,
         },
     )
+    for name, value in list(report.reported.items())[:_MOST_VALUES]:
+        measure(services, {"Reported": value}, Figure=name)
     for reason, count in Counter(entry.reason for entry in report.quarantined).most_common(_MOST_VALUES):
         measure(services, {"UpdatesQuarantined": count}, Reason=reason)
 

@@ -87,7 +87,9 @@ def test_every_figure_that_is_written_is_shown_and_every_one_that_is_shown_is_wr
         ("precision", "recall", "f1", "f1_macro", "auc", "mae", "rmse", "r2", "error_threshold"), 0.5
     )
     fleet.write_report(
-        quarantined=(REFUSED,), evaluation=Evaluation(loss=0.25, accuracy=0.9, metrics=figures, examples=100)
+        quarantined=(REFUSED,),
+        evaluation=Evaluation(loss=0.25, accuracy=0.9, metrics=figures, examples=100),
+        reported={"validation_loss": 0.5},
     )
     record_report(fleet.services, RoundRequest(round=1))
     fleet.pass_time(5)
