@@ -215,6 +215,16 @@ _CLOUD = {
     "round_finished_before": _info("The round has its report already.", "outcome"),
     "round_proposed_before": _info("An earlier run of the job decided what to propose; it stands.", "outcome"),
     "round_ended_meanwhile": _warning("The round ended before the job; nothing is released.", "reason"),
+    "helpers_asked": _info(
+        "Secure aggregation: the set of devices is named, and the helpers are asked for the sums of their masks.",
+        "helpers devices needed",
+    ),
+    "helper_answered": _info("A helper's sums have arrived.", "helper"),
+    "helper_not_asked": _warning("A helper's command could not be published; it is said again soon.", "helper reason"),
+    "helper_answer_refused": _warning(
+        "What a helper uploaded has another size than its sums for this set.", "helper bytes expected"
+    ),
+    "helper_key_not_kept": _error("A helper's key cannot be made or read, so it is no helper.", "reason"),
     "update_quarantined": _warning("An update was refused.", "reason times detail"),
     "partial_sums_not_removed": _warning("What instances told each other stays until the bucket expires it.", "reason"),
     "object_read_interrupted": _warning("Reading an object broke off and goes on from there.", "object position error"),

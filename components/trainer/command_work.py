@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from components.trainer.task import Result
+from components.trainer.task import HELPER, Result
 from components.trainer.workspace import Workspace
 from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS, Bundle
@@ -18,7 +18,7 @@ from fedgrass.engines.base import FitSettings, Hooks, Metrics
 from fedgrass.errors import DataError, MessageError
 from fedgrass.files import copy_atomically, sha256_of, write_atomically
 from fedgrass.protocol.messages import Base, Command
-from fedgrass.protocol.names import model_prefix
+from fedgrass.protocol.names import model_prefix, sum_prefix
 
 _MOST_METRICS, _LONGEST_NAME = 16, 40
 
@@ -34,6 +34,8 @@ class _Set(BaseModel):
 
 def do(command: Command, place: Workspace) -> Result:
     """Do a command; raises `MessageError` if it cannot be done as it is, and what reading and training do."""
+    if command.kind == "sum":
+        return _sum(command, place)
     bundle = _model(command, place)
     version = bundle.manifest.version
     if command.kind == "set_parameters" and command.base is not None:
@@ -68,6 +70,25 @@ def do(command: Command, place: Workspace) -> Result:
     tensors.save(file, result.parameters)
     learnt = {"num_examples": result.num_examples, "metrics": _bounded(result.metrics)}
     return _given(file, version).model_copy(update={**learnt, "seconds": round(time.monotonic() - began, 3)})
+
+
+def _sum(command: Command, place: Workspace) -> Result:
+    """Sum the masks of a set of devices; raises `MessageError` if this helper is not to."""
+    # Not every device has the library that it needs.
+    from fedgrass.secure.helper import Helper, HelperLimits
+    from fedgrass.secure.request import MAX_REQUEST_BYTES, SumRequest
+
+    settings, fleet = place.task.settings, place.task.runtime.fleet
+    if command.key is None or command.sha256 is None or not command.key.startswith(sum_prefix(fleet)):
+        raise MessageError(f"sum: expected key, under {sum_prefix(fleet)}, and sha256")
+    request = place.file("sum-request.json")
+    place.fetch(command.bucket, command.key, request, sha256=command.sha256, most=MAX_REQUEST_BYTES)
+    helper = Helper(place.file(HELPER), fleet, HelperLimits(settings.helper_min_devices, settings.helper_known_seconds))
+    file = place.file(f"{answer_name(command.id)}.safetensors")
+    began = time.monotonic()
+    sha256 = helper.answer(SumRequest.decode(request.read_bytes()), file, after_piece=lambda: place.after_batch(0, 0))
+    seconds = round(time.monotonic() - began, 3)
+    return Result(status="done", sha256=sha256, bytes=file.stat().st_size, seconds=seconds)
 
 
 def _model(command: Command, place: Workspace) -> Bundle:

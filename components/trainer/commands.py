@@ -24,7 +24,7 @@ from fedgrass.protocol.messages import Command, Reply, as_reason
 from fedgrass.protocol.names import command_key
 
 _TELL_OF_THE_DATA = frozenset({"fit", "evaluate"})
-_GIVE_A_FILE = frozenset({"fit", "get_parameters"})
+_GIVE_A_FILE = frozenset({"fit", "get_parameters", "sum"})
 _STATUS: dict[str, Literal["done", "refused", "failed"]] = {"done": "done", "declined": "refused", "failed": "failed"}
 
 
@@ -88,7 +88,9 @@ class TrainerCommands:
         if command is None:
             return
         own = self._settings().own
-        if not own.allow_commands:
+        if command.kind == "sum" and own.helper:  # its owner has agreed to sums, whatever else is allowed
+            self._todo.put(command)
+        elif not own.allow_commands:
             self._refuse(command, "this device takes no commands (allowCommands)")
         elif command.kind not in own.allowed_commands.split(","):
             self._refuse(command, f"this device does not do {command.kind} (allowedCommands: {own.allowed_commands})")
@@ -151,6 +153,8 @@ class TrainerCommands:
             return "set_parameters: base is missing; it names the model by version, key and digests"
         if command.kind in _TELL_OF_THE_DATA and (reason := self._privacy()):
             return f"{reason}; {command.kind} would tell of this device's data without noise"
+        if command.kind == "sum" and not self._settings().own.helper:
+            return "sum: this device is no helper (helper)"
         if command.kind in _GIVE_A_FILE and not command.bucket:
             return f"{command.kind}: bucket is missing; it names where the parameters go"
         return ""

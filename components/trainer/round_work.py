@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from components.trainer.task import Result
+from components.trainer.task import KEYS, Result
 from components.trainer.workspace import Workspace
 from fedgrass.bundle import Bundle
 from fedgrass.edge.memory import require_memory
@@ -53,7 +53,9 @@ def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Resu
         split,
         announcement,
         task.thing,
-        TrainingFiles(task.update, task.checkpoint, task.residual, place.control(announcement, bundle)),
+        TrainingFiles(
+            task.update, task.checkpoint, task.residual, place.control(announcement, bundle), keys=place.file(KEYS)
+        ),
         hooks=Hooks(place.after_batch, lambda state: place.progressed(state.epoch, examples)),
     )
     return Result(

@@ -98,6 +98,10 @@ class StatusBoard:
         self._status = self._status.model_copy(update={"examples": examples})
         self.publish()
 
+    def helps(self, key: str) -> None:
+        """Say by which key this device is a helper of secure aggregation; empty: it is none."""
+        self._status = self._status.model_copy(update={"helper_key": key})
+
     def publish(self) -> None:
         """Say it again."""
         status = self._status.model_copy(update={"last_error": as_reason(self._log.last_error, 200)})

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fedgrass.floors import Floors
 
 UPDATE, CHECKPOINT, RESIDUAL = "update.safetensors", "checkpoint.safetensors", "residual.safetensors"
+HELPER, KEYS = "helper", "keys"
 CONTROL = "control.safetensors"
 
 L = TypeVar("L", bound="Line")

@@ -21,7 +21,7 @@ from components.trainer.recent import RecentRounds
 from components.trainer.rounds import Rounds, answer_key
 from components.trainer.runner import Runner
 from components.trainer.status import StatusBoard
-from components.trainer.task import CHECKPOINT, UPDATE, Report, Result
+from components.trainer.task import CHECKPOINT, HELPER, UPDATE, Report, Result
 from fedgrass.answer import Answer, notice_of
 from fedgrass.edge.child import Child, Running
 from fedgrass.edge.commands import Commands
@@ -35,7 +35,7 @@ from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
-from fedgrass.errors import IpcError, MessageError, PrivacyLimitError, TransferError
+from fedgrass.errors import DataError, IpcError, MessageError, PrivacyLimitError, TransferError
 from fedgrass.protocol.exposure import against_exact_answers, against_round
 from fedgrass.protocol.messages import Announcement, ApplicationStatus, UpdateNotice, as_reason
 from fedgrass.protocol.names import (
@@ -129,6 +129,7 @@ class Trainer:
     def start(self) -> None:
         """Take up what a former process left, and listen."""
         self._reconcile()
+        self._show_helper_key()
         self._outbox.start()
         self._uploads.start()
         self._commands.start()
@@ -201,7 +202,20 @@ class Trainer:
     def _settings_changed(self) -> None:
         """Use changed settings from the next round on."""
         self._now = self._now.changed(self._settings.runtime, self._settings.own)
+        self._show_helper_key()
         self._count_examples()
+
+    def _show_helper_key(self) -> None:
+        """Make a helper's key the first time, and have the heartbeat tell its public half: it is to be pinned."""
+        if not self._settings.own.helper:
+            self._status.helps("")
+            return
+        from fedgrass.secure.keys import helper_key, public_text
+
+        try:
+            self._status.helps(public_text(helper_key(self._device.work / HELPER)))
+        except (OSError, DataError) as error:
+            self._log.log_event("helper_key_not_kept", reason=str(error))
 
     def _reconcile(self) -> None:
         """A crash may come between handing an answer on and noting it: look where the answer went."""
@@ -240,11 +254,12 @@ class Trainer:
             self._account.require(announcement, limit=own.max_epsilon, delta=own.delta)
         except PrivacyLimitError as error:
             return str(error)
-        return against_round(announcement, least=own.min_noise_multiplier)
+        return against_round(announcement, least=own.min_noise_multiplier, helpers=own.secure_helpers)
 
     def _against_exact_answers(self) -> str:
         own = self._settings.own
-        if reason := against_exact_answers(self._rounds.newest, least=own.min_noise_multiplier):
+        newest, helpers = self._rounds.newest, own.secure_helpers
+        if reason := against_exact_answers(newest, least=own.min_noise_multiplier, helpers=helpers):
             return reason
         try:
             rounds = self._account.rounds if own.max_epsilon else 0

@@ -11,7 +11,7 @@ from components.trainer.task import Order, Report, Task
 from fedgrass import data
 from fedgrass.bundle import Bundle
 from fedgrass.control import ControlFiles, fetch_control
-from fedgrass.downloads import ObjectStore, fetch_bundle
+from fedgrass.downloads import ObjectStore, fetch, fetch_bundle
 from fedgrass.edge.downloads import keep_newest, retried
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.resource_policy import Block, Pause
@@ -121,6 +121,24 @@ class Workspace:
         if files is None:
             raise StopTraining
         return files
+
+    def fetch(self, bucket: str, key: str, path: Path, *, sha256: str, most: int) -> None:
+        """Download an object of known digest.
+
+        Raises
+        ------
+        BundleError
+            If it is another, or larger than ``most`` bytes.
+        StopTraining
+            If the order came meanwhile.
+        """
+
+        def download() -> bool:
+            fetch(self._s3(), bucket, key, path, sha256=sha256, size=most, exact=False)
+            return True
+
+        if retried(download, self._stopping, self.log) is None:
+            raise StopTraining
 
     def engine(self, bundle: Bundle) -> Engine:
         """Make the engine that the device's settings name, with a model."""

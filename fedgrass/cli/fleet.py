@@ -13,6 +13,7 @@ from fedgrass.cli import render
 from fedgrass.cli.account import FleetOption, JsonOption
 from fedgrass.cli.lazy import LazyGroup
 from fedgrass.cli.rounds import merge
+from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import tables
 from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.members import FleetMember, fleet_members
@@ -47,6 +48,38 @@ def _facts(
         "model": member.model and member.model.model_dump(mode="json", exclude={"fleet", "thing", "expires"}),
         "refused": refused.count if refused else 0,
     }
+
+
+@app.command()
+def helpers(
+    things: Annotated[list[str], typer.Argument(help="The devices that are to be helpers.")],
+    collude: Annotated[int, typer.Option(min=1, help="How many of them may tell the cloud all they know.")] = 1,
+    bits: Annotated[int, typer.Option(help="Width of a masked value: 16 or 32.")] = 32,
+    fleet: FleetOption = DEFAULT_FLEET,
+) -> None:
+    """Pin devices as the helpers of secure aggregation, by the keys that their heartbeats tell.
+
+    Compare each key with the one that the device shows: whoever controls the heartbeats could tell another.
+    """
+    account = Account.of(fleet)
+    told = {
+        member.thing: member.heartbeat.trainer.helper_key
+        for member in fleet_members(account.devices_table, fleet)
+        if member.heartbeat
+    }
+    for thing in things:
+        if not told.get(thing):
+            raise ConfigurationError(
+                f"device {thing!r}: its heartbeat tells no helper's key; set helper to true for com.fedgrass.Trainer on it, and "
+                "wait for a heartbeat"
+            )
+    pinned = [{"name": thing, "key": told[thing]} for thing in things]
+    current = tables.load_settings(account.rounds_table, fleet)
+    changed = current.overridden({"secure": {"helpers": pinned, "collude": collude, "bits": bits}})
+    tables.save_settings(account.rounds_table, fleet, changed)
+    console = render.console()
+    for helper in pinned:
+        console.print(f"{helper['name']}  {helper['key']}", highlight=False)
 
 
 @app.command()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import time
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -155,6 +155,21 @@ class TrainerSettings(GuardSettings):
         description="Rounds that it trains for within 24 hours; then it declines. 0 is no limit",
     )
     max_bundle_mb: int = Field(default=2048, ge=1, description="Largest model that is downloaded")
+    helper: bool = Field(
+        default=False, description="Sum the masks of other devices, for secure aggregation: this device is a helper"
+    )
+    helper_min_devices: int = Field(
+        default=2, ge=2, description="As a helper: devices in a set, without which it is not summed"
+    )
+    helper_known_seconds: float = Field(
+        default=0, ge=0, description="As a helper: how long it must have known a device's key for it to be among these"
+    )
+    secure_helpers: tuple[Annotated[str, Field(max_length=44)], ...] = Field(
+        default=(),
+        max_length=5,
+        description="Public keys of the helpers; decline rounds without secure aggregation by just these, and commands "
+        "whose answers would tell of the data",
+    )
 
     @field_validator("allowed_commands")
     @classmethod

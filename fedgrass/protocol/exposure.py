@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedgrass.protocol.messages import Announcement
 
 
-def against_round(announcement: Announcement, *, least: float) -> str:
-    """Why a round would have the participant tell too much; ``least`` is its owner's ``minNoiseMultiplier``."""
+def against_round(announcement: Announcement, *, least: float, helpers: Sequence[str] = ()) -> str:
+    """Why a round would have the participant tell too much.
+
+    Parameters
+    ----------
+    announcement
+        The round.
+    least
+        Its owner's ``minNoiseMultiplier``.
+    helpers
+        Its owner's ``secureHelpers``.
+
+    Returns
+    -------
+    str
+        The reason; empty if there is none.
+    """
     if least and announcement.task == "evaluate":
         return f"the round asks for exact figures, minNoiseMultiplier is {least:g}"
     if announcement.update.noise_multiplier < least:
         return f"noise_multiplier is {announcement.update.noise_multiplier:g}, minNoiseMultiplier is {least:g}"
+    if helpers and announcement.task == "fit":
+        if announcement.secure is None:
+            return "the round has no secure aggregation, and secureHelpers asks for it"
+        if strange := [one.name for one in announcement.secure.helpers if one.key not in helpers]:
+            return f"the round's helper {strange[0]!r} has a key that is none of secureHelpers"
     return ""
 
 
-def against_exact_answers(newest: Announcement | None, *, least: float) -> str:
-    """Why a command may not be told anything without noise; ``newest`` is the newest round that the device knows of."""
+def against_exact_answers(newest: Announcement | None, *, least: float, helpers: Sequence[str] = ()) -> str:
+    """Why a command may not be told anything exact; ``newest`` is the newest round that the device knows of."""
     if least:
         return f"minNoiseMultiplier is {least:g}"
+    if helpers:
+        return "secureHelpers is set"
     if newest is not None and newest.update.noise_multiplier > 0:
         return f"the fleet's rounds add noise on the device (round {newest.round})"
+    if newest is not None and newest.secure is not None:
+        return f"the fleet's rounds mask updates (round {newest.round})"
     return ""

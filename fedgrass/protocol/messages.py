@@ -288,7 +288,8 @@ class Command(Message):
     """An order to one device, on its ``command`` topic. Each id is answered once, on ``reply``; see docs/reference/device.md.
 
     ``get_parameters`` and ``fit`` upload what they give; ``set_parameters`` takes ``base``, ``fit`` and ``evaluate`` may;
-    ``roll_back`` takes ``version`` or means the model before. A kind that a device does not know is refused.
+    ``roll_back`` takes ``version`` or means the model before; ``sum``, for a helper of secure aggregation, takes ``key`` and
+    ``sha256`` of what it is to sum. A kind that a device does not know is refused.
     """
 
     fleet: FleetName
@@ -296,6 +297,8 @@ class Command(Message):
     id: CommandId
     kind: Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
     bucket: Annotated[str, Field(max_length=63)] = ""
+    key: ObjectKey | None = None
+    sha256: Sha256 | None = None
     base: Base | None = None
     fit: FitTask = FitTask()
     version: Version | None = None
@@ -335,6 +338,7 @@ class TrainerStatus(Message):
     """The trainer's state, said on the device on ``fedgrass/trainer/status`` and repeated in the heartbeat.
 
     ``able`` says whether it would take part in a round now, ``reason`` why not, or what became of the last one.
+    ``helper_key`` is the public key of a device that is a helper of secure aggregation.
     """
 
     state: Literal["idle", "waiting", "training", "uploading", "declined", "failed"] = "idle"
@@ -345,6 +349,7 @@ class TrainerStatus(Message):
     able: bool = True
     reason: Reason = ""
     component_version: ComponentVersion = ""
+    helper_key: Annotated[str, Field(max_length=44)] = ""
     tally: Tally = Tally()
     last_error: LastError = ""
 

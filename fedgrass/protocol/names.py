@@ -32,7 +32,7 @@ MODEL_ADMISSION_TOPIC = "fedgrass/model/admission"
 TRAINER_STATUS_TOPIC = "fedgrass/trainer/status"
 APPLICATION_TOPIC = "fedgrass/application/status"
 
-TRAINER_COMMANDS = frozenset({"get_parameters", "set_parameters", "fit", "evaluate"})
+TRAINER_COMMANDS = frozenset({"get_parameters", "set_parameters", "fit", "evaluate", "sum"})
 MODEL_DEPLOYER_COMMANDS = frozenset({"roll_back"})
 
 SILO_NAME = re.compile(r"\d{12}-")
@@ -214,6 +214,20 @@ def command_key(fleet: str, thing: str, command: str) -> str:
     'updates/mill/commands/press-7/c1/parameters.safetensors'
     """
     return f"updates/{fleet}/commands/{thing}/{command}/{PARAMETERS_FILE}"
+
+
+def sum_prefix(fleet: str) -> str:
+    """Return the prefix of what helpers are asked to sum."""
+    return f"secure/{fleet}/"
+
+
+def sum_request_key(fleet: str, number: int, helper: str) -> str:
+    """Object key of the set of devices that a helper is asked to sum the masks of, in a round.
+
+    >>> sum_request_key("mill", 7, "press-7")
+    'secure/mill/000007/press-7.json'
+    """
+    return f"{sum_prefix(fleet)}{number:06d}/{helper}.json"
 
 
 def model_prefix(fleet: str, version: str) -> str:

@@ -42,6 +42,12 @@ def header_bytes(accepted: AcceptedSet, helper: int) -> bytes:
     return tensors.encode_header(layout(accepted, helper), named)
 
 
+def answer_bytes(accepted: AcceptedSet, helper: int) -> int:
+    """Return the size of a helper's answer: known before it comes."""
+    shapes = ((dtype.itemsize, shape[0]) for _, dtype, shape in layout(accepted, helper))
+    return len(header_bytes(accepted, helper)) + sum(size * count for size, count in shapes)
+
+
 @dataclass(frozen=True)
 class Answer:
     """An answer's file, its header checked; the sums are read one at a time."""

@@ -49,15 +49,11 @@ def unmask(totals: Sequence[Masked], accepted: AcceptedSet, answers: Mapping[int
         If two helpers' sums of the same mask differ: one of them is wrong, and nobody can tell which.
     """
     found, refused = _read(accepted, answers)
+    if len(found) < accepted.task.needed:
+        raise _too_few(len(found), accepted, answers, refused)
     keys = _opened(found, accepted, refused)
     if len(keys) < accepted.task.needed:
-        names = [one.name for one in accepted.task.helpers]
-        silent = [name for index, name in enumerate(names) if index not in answers]
-        said = [f"{names[index]} is silent" for index in range(len(names)) if names[index] in silent]
-        said += [f"{name}: {why}" for name, why in refused.items()]
-        raise HelpersMissingError(
-            f"{len(keys)} of {len(names)} helpers gave their sums, {accepted.task.needed} are needed; {'; '.join(said)}"
-        )
+        raise _too_few(len(keys), accepted, answers, refused)
     missing = {(group, mask) for group in range(accepted.groups) for mask in range(len(accepted.task.masks))}
     digests: dict[tuple[int, int], tuple[bytes, int]] = {}
     for index, secret in sorted(keys.items()):
@@ -77,6 +73,17 @@ def unmask(totals: Sequence[Masked], accepted: AcceptedSet, answers: Mapping[int
                 missing.discard(which)
                 _agree(digests.setdefault(which, (hashed.digest(), index)), (hashed.digest(), index), accepted)
     return Helped(tuple(accepted.task.helpers[index].name for index in sorted(keys)), refused)
+
+
+def _too_few(
+    found: int, accepted: AcceptedSet, answers: Mapping[int, Path], refused: Mapping[str, str]
+) -> HelpersMissingError:
+    names = [one.name for one in accepted.task.helpers]
+    said = [f"{name} is silent" for index, name in enumerate(names) if index not in answers]
+    said += [f"{name}: {why}" for name, why in refused.items()]
+    return HelpersMissingError(
+        f"{found} of {len(names)} helpers gave their sums, {accepted.task.needed} are needed; {'; '.join(said)}"
+    )
 
 
 def _read(accepted: AcceptedSet, answers: Mapping[int, Path]) -> tuple[dict[int, Answer], dict[str, str]]:

@@ -21,7 +21,9 @@ from fedgrass.cloud.aggregator.candidate import Candidate
 from fedgrass.cloud.aggregator.download import download_bundle
 from fedgrass.cloud.aggregator.evaluate import load_evaluation_set
 from fedgrass.cloud.aggregator.exchange import BucketPartialSums
+from fedgrass.cloud.aggregator.helpers import FleetHelpers
 from fedgrass.cloud.aggregator.lanes import lanes_of
+from fedgrass.cloud.aggregator.masked_sum import Masked
 from fedgrass.cloud.aggregator.privacy import beyond_budget, judged, next_clip_norm, noise_of
 from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.aggregator.report import Phases, ReportBuilder
@@ -30,6 +32,7 @@ from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.server_state import load_state
 from fedgrass.cloud.aggregator.trusted import own_update, with_own_update
 from fedgrass.cloud.aggregator.update_list import UpdateList
+from fedgrass.cloud.ending.announcement import task_of
 from fedgrass.cloud.ending.finish import finish
 from fedgrass.cloud.ending.outcome import decide
 from fedgrass.cloud.ending.reports import find_proposal, proposal_key, write_first
@@ -41,6 +44,7 @@ from fedgrass.protocol.refusals import refusals_before
 from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, RoundReport
 from fedgrass.protocol.tables import load_round
 from fedgrass.protocol.tables import load_state as load_fleet_state
+from fedgrass.secure.sealing import Context
 from fedgrass.strategies import Strategy
 from fedgrass.update.codecs import Floats
 
@@ -164,14 +168,29 @@ class RoundJob:
                     state=load_state(self._bucket, self._record.base, strategy, self._scratch),
                     noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
                     noisy=self._record.settings.privacy.mode != "none",
-                    share=self._share(pinned) if self._instances > 1 and not strategy.needs_all else None,
+                    share=self._share(pinned) if self._shares(strategy) else None,
+                    masked=self._masked(base),
                     scratch=self._scratch,
                 ),
             )
 
+    def _shares(self, strategy: Strategy) -> bool:
+        return self._instances > 1 and not strategy.needs_all and self._record.settings.secure is None
+
+    def _masked(self, base: Bundle) -> Masked | None:
+        task = task_of(self._record, self._bucket.name).secure
+        if task is None:
+            return None
+        record, clients = self._record, self._clients
+        context = Context(
+            record.fleet, record.round, record.cohort.salt, base.manifest.parameters_sha256, task.bits, task.collude
+        )
+        helpers = FleetHelpers(record, clients.rounds, clients.bucket, clients.iot_data, self._scratch, self._log)
+        return Masked(task, context, helpers)
+
     def contribute(self) -> None:
         """Do the part of an instance that is not the first: nothing, if it has no lanes, or the round its result already."""
-        if not lanes_of(self._instance, self._instances):
+        if not lanes_of(self._instance, self._instances) or self._record.settings.secure is not None:
             return
         if self._finished_report() is not None or self._proposed() is not None:
             return

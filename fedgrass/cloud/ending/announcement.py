@@ -71,6 +71,8 @@ def task_of(record: RoundRecord, bucket: str) -> Announcement:
         cohort=record.cohort,
         fit=record.settings.announced_fit,
         update=record.settings.announced_update,
+        # Devices that were silent when the round opened may join.
+        secure=record.settings.announced_secure(2 * record.asked),
         upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
     )
 

@@ -79,11 +79,6 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
     # The console's input box begins with a comment.
     overrides = {name: value for name, value in request.overrides.items() if name.lower() != "comment"}
     settings = load_settings(services.rounds, services.fleet).overridden(overrides)
-    if settings.secure is not None:
-        raise RoundRefusedError(
-            f"fleet {services.fleet!r}: secure aggregation runs in simulations only so far (docs/secure-aggregation.md); "
-            "set secure to null"
-        )
     state = load_state(services.rounds, services.fleet)
     # Step Functions repeats a task whose answer was lost: the round that it opened is this one.
     if state.open and state.open.execution == request.execution:
@@ -120,6 +115,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
     state = load_state(services.rounds, fleet)
     # A new salt is not told before the announcement: a device cannot choose a name that is asked.
     cohort, asked = choose_cohort(able, settings, fleet, _cohort_before(services, state))
+    settings.announced_secure(2 * asked)  # raises if the integers are too narrow
     _refuse_reserved(services, state, request.execution)
     if state.model is None:
         raise RoundRefusedError(

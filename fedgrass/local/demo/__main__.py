@@ -38,6 +38,12 @@ def main(
         str | None,
         typer.Option(envvar="FEDGRASS_MQTT", help="HOST:PORT of a broker, such as mosquitto, to use as IoT Core."),
     ] = None,
+    secure: Annotated[
+        bool,
+        typer.Option(
+            "--secure", help="Secure aggregation: three of the devices are helpers, and the cloud sees sums only."
+        ),
+    ] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything up afterwards, until Ctrl-C.")] = False,
 ) -> None:
     """Run a federated fleet on this machine, on real images, with every part real in kind.
@@ -55,7 +61,7 @@ def main(
             folder = _STATE / "demo"
             shutil.rmtree(folder, ignore_errors=True)
             demo = stack.enter_context(
-                Demo(DemoOptions(devices, rounds, seed, mqtt), folder, cache=_STATE / "wheels", console=console)
+                Demo(DemoOptions(devices, rounds, seed, mqtt, secure), folder, cache=_STATE / "wheels", console=console)
             )
             result = demo.run(setup_seconds=setup_seconds)
             report.write(result, report_folder)

@@ -25,7 +25,7 @@ from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.data.digits import digits_bundle
 from fedgrass.engines.base import FitSettings
 from fedgrass.errors import FedgrassError
-from fedgrass.local.demo import baselines, data, wheels
+from fedgrass.local.demo import baselines, data, secure, wheels
 from fedgrass.local.demo.summary import DemoReport, RoundSummary, summarise_round
 from fedgrass.local.fleet import LocalFleet
 from fedgrass.protocol import tables
@@ -49,6 +49,7 @@ class DemoOptions:
     rounds: int
     seed: int
     mqtt: str | None = None
+    secure: bool = False
 
 
 class Demo:
@@ -150,9 +151,16 @@ class Demo:
             fleet.deploy_suite(
                 data=str(fleet.folder / "devices" / "$AWS_IOT_THING_NAME" / "data" / "data.npz"),
                 heartbeat_seconds=_HEARTBEAT_SECONDS,
-                more={GLOBAL_MODEL: {"componentVersion": self._bundle.manifest.version}},
+                more={
+                    GLOBAL_MODEL: {"componentVersion": self._bundle.manifest.version},
+                    **(secure.HELPERS if self._options.secure else {}),
+                },
             )
             self._wait_for_devices()
+        if self._options.secure:
+            with self._step("Three helpers' keys pinned in the fleet's settings"):
+                self.settings = secure.pinned(self.settings, self.devices_table, _FLEET)
+                tables.save_settings(self.rounds_table, _FLEET, self.settings)
 
     def _wait_for_devices(self) -> None:
         deadline = time.monotonic() + _FIRST_DEPLOYMENT_SECONDS
@@ -160,6 +168,8 @@ class Demo:
             self.fleet.check_devices()
             members = fleet_members(self.devices_table, _FLEET)
             ready = [m for m in members if m.heartbeat and m.heartbeat.able and m.heartbeat.model_version]
+            if self._options.secure:
+                ready = [m for m in ready if m.heartbeat and m.heartbeat.trainer.helper_key]
             if len(ready) == len(self._things):
                 return
             if time.monotonic() > deadline:
@@ -254,6 +264,14 @@ class Demo:
             f"{result.total_seconds:.0f} s, after {result.setup_seconds:.0f} s of set-up.",
             highlight=False,
         )
+
+        if self._options.secure:
+            held = secure.held(self.fleet.aws.client("s3"), self.fleet.outputs.bucket, _FLEET)
+            self._console.print(
+                f"The cloud held {held.masked} masked updates and [bold]{held.plain}[/] plain ones; compressed, the masked ones "
+                f"take {held.compressed:.1%} of their bytes, as noise does. Helpers gave {held.sums} sums of masks.",
+                highlight=False,
+            )
 
     def show_around(self) -> None:
         """Write the variables that lead to the account, and print how to look at what runs."""

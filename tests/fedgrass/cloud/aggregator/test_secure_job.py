@@ -1,0 +1,185 @@
+"""A round's job with secure aggregation: real masked updates, requests, commands, and helpers that answer as they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedgrass.cloud.aggregator import helpers as module
+from fedgrass.cloud.ending.announcement import task_of
+from fedgrass.files import sha256_of
+from fedgrass.protocol.messages import Command
+from fedgrass.protocol.names import command_key
+from fedgrass.protocol.report import RoundReport
+from fedgrass.protocol.settings import FleetSettings
+from fedgrass.secure.device import context_of, masked
+from fedgrass.secure.helper import Helper
+from fedgrass.secure.request import SumRequest
+from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND, Fleet, header, make_record, trained
+from tests.fedgrass.cloud.aggregator.test_job import published
+from tests.fedgrass.secure.fleets import signer
+
+NAMES = ("helper-a", "helper-b", "helper-c")
+
+
+class HelperDevices:
+    """The fleet's helpers behind its MQTT: each does its command when it hears it, unless it is off."""
+
+    def __init__(self, fleet: Fleet, folder: Path, *, off: tuple[str, ...] = ()) -> None:
+        self._fleet = fleet
+        self._folder = folder
+        self.helpers = {name: Helper(folder / name, FLEET) for name in NAMES}
+        self.off = off
+        self.heard: list[str] = []
+        self.spoil: Callable[[bytes], bytes] = lambda content: content
+
+    def publish(self, *, topic: str, payload: bytes, qos: int = 0, retain: bool = False) -> None:
+        if not topic.endswith("/command"):
+            return
+        command = Command.decode(payload)
+        assert topic == f"fedgrass/{FLEET}/devices/{command.thing}/command"
+        self.heard.append(command.thing)
+        if command.thing in self.off:
+            return
+        bucket = self._fleet.clients.bucket.name
+        assert command.key is not None
+        content = self._fleet.s3.get_object(Bucket=bucket, Key=command.key)["Body"].read()
+        file = self._folder / f"{command.thing}.answer"
+        self.helpers[command.thing].answer(SumRequest.decode(content), file)
+        key = command_key(FLEET, command.thing, command.id)
+        self._fleet.s3.put_object(Bucket=bucket, Key=key, Body=self.spoil(file.read_bytes()))
+
+
+@pytest.fixture
+def devices(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HelperDevices:
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_REPEAT_SECONDS", 0.2)
+    found = HelperDevices(fleet, tmp_path)
+    pinned = [{"name": name, "key": helper.public_key} for name, helper in found.helpers.items()]
+    fleet.settings = FleetSettings().overridden({"secure": {"helpers": pinned, "helper_seconds": 1}})
+    fleet.clients = replace(fleet.clients, iot_data=found)
+    for number, thing in enumerate(("press-a", "press-b", "press-c")):
+        put_masked(fleet, thing, seed=number, examples=100 * (number + 1))
+    return found
+
+
+def put_masked(fleet: Fleet, thing: str, seed: int, examples: int, **changes: Any) -> bytes:
+    announced = task_of(make_record(FLEET, fleet.current, fleet.settings), "fedgrass-test")
+    assert announced.secure is not None
+    base = fleet.base.parameters()
+    told = header(fleet.base, thing, num_examples=1, metrics={}, **changes)
+    update = masked(base, trained(base, seed), told, examples, announced.secure, context_of(announced), signer(thing))
+    content = update.to_bytes()
+    fleet.put(thing, content)
+    return content
+
+
+def assert_is_the_mean(fleet: Fleet, report: RoundReport, folder: Path) -> None:
+    assert report.outcome == "released"
+    base, found = fleet.base.parameters(), published(fleet, folder).parameters()
+    for name, before in base.items():
+        deltas = [np.float64(trained(base, seed)[name] - before) * (seed + 1) / 6 for seed in range(3)]
+        np.testing.assert_allclose(found[name], before + sum(deltas), atol=1e-6)
+
+
+def test_a_round_releases_the_weighted_mean_of_updates_that_nobody_saw(
+    fleet: Fleet, devices: HelperDevices, tmp_path: Path
+) -> None:
+    report = fleet.run()
+    assert_is_the_mean(fleet, report, tmp_path / "model")
+    assert [(u.thing, u.num_examples, u.metrics) for u in report.updates] == [
+        (f"press-{letter}", 1, {}) for letter in "abc"
+    ]
+
+
+@pytest.mark.parametrize("missing", NAMES)
+def test_any_one_of_three_helpers_may_be_off(
+    missing: str, fleet: Fleet, devices: HelperDevices, tmp_path: Path
+) -> None:
+    devices.off = (missing,)
+    assert_is_the_mean(fleet, fleet.run(), tmp_path / "model")
+
+
+def test_with_too_few_helpers_the_round_ends_so_and_names_the_silent(fleet: Fleet, devices: HelperDevices) -> None:
+    devices.off = ("helper-a", "helper-c")
+    report = fleet.run()
+    assert report.outcome == "helpers_missing"
+    assert "1 of 3 helpers gave their sums, 2 are needed" in report.reason
+    assert "helper-a is silent; helper-c is silent" in report.reason
+    assert report.model is None
+    assert devices.heard.count("helper-a") > 1  # it was asked again while it was waited for
+
+
+def test_a_job_that_runs_again_asks_for_the_very_same_set(
+    fleet: Fleet, devices: HelperDevices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedgrass.cloud.aggregator import masked_sum
+
+    class KilledError(Exception):
+        pass
+
+    def dies(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(masked_sum, "unmask", dies)
+        with pytest.raises(KilledError):
+            fleet.run()
+    put_masked(fleet, "press-d", seed=9, examples=10)  # too late: the list was pinned, and the helpers have answered
+    assert_is_the_mean(fleet, fleet.run(), tmp_path / "model")
+
+
+def test_bad_updates_are_no_part_of_the_set(fleet: Fleet, devices: HelperDevices, tmp_path: Path) -> None:
+    good = put_masked(fleet, "press-d", seed=7, examples=50)
+    fleet.put("press-e", good)  # another's
+    fleet.put("press-f", good[:-1])
+    fleet.put_update("press-g", 3)  # a plain one
+    put_masked(fleet, "press-h", seed=7, examples=50, round=ROUND + 1)
+    fleet.put("press-d", good[: len(good) // 2])
+    report = fleet.run()
+    assert_is_the_mean(fleet, report, tmp_path / "model")
+    assert {entry.thing: entry.reason for entry in report.quarantined} == {
+        "press-d": "truncated",
+        "press-e": "foreign_thing",
+        "press-f": "truncated",
+        "press-g": "unknown_codec",
+        "press-h": "wrong_round",
+    }
+
+
+def test_an_answer_of_another_size_is_none(fleet: Fleet, devices: HelperDevices) -> None:
+    devices.spoil = lambda content: content + b"x"
+    assert fleet.run().outcome == "helpers_missing"
+
+
+def test_the_bucket_never_holds_a_plain_update(fleet: Fleet, devices: HelperDevices) -> None:
+    fleet.run()
+    base = fleet.base.parameters()
+    plain = [
+        np.concatenate([(trained(base, seed)[name] - before).ravel() for name, before in base.items()])
+        for seed in range(3)
+    ]
+    bucket = fleet.clients.bucket.name
+    for key in fleet.keys("updates/"):
+        content = fleet.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        for width in (1, 2, 4):
+            values = np.frombuffer(content[len(content) % width :], f"<i{width}").astype(np.float64)[-len(plain[0]) :]
+            for one in plain:
+                if len(values) == len(one):
+                    assert abs(np.corrcoef(values, one)[0, 1]) < 0.1
+
+
+def test_a_helpers_answer_is_the_same_file_when_it_is_asked_again(
+    fleet: Fleet, devices: HelperDevices, tmp_path: Path
+) -> None:
+    fleet.run()
+    before = {name: sha256_of(tmp_path / f"{name}.answer") for name in NAMES}
+    request = fleet.s3.get_object(Bucket=fleet.clients.bucket.name, Key=f"secure/{FLEET}/{ROUND:06d}/helper-a.json")[
+        "Body"
+    ].read()
+    assert devices.helpers["helper-a"].answer(SumRequest.decode(request), tmp_path / "again") == before["helper-a"]
