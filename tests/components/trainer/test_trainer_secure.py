@@ -19,7 +19,7 @@ from fedgrass.secure.masked import MaskedUpdate, read_masked
 from fedgrass.secure.masks import Expander, add_mask
 from fedgrass.secure.quantize import examples_in, mean_of
 from fedgrass.secure.request import Candidate, SumRequest, requests_for
-from fedgrass.secure.sealing import opened
+from fedgrass.secure.sealing import opened, seal
 from fedgrass.secure.unmask import unmask
 from tests.components.trainer.place import FLEET, THING, TOPIC, Place
 from tests.components.trainer.test_trainer_commands import answer, command
@@ -77,7 +77,7 @@ def request_of(place: Place, key: str, number: int = 1) -> tuple[SumRequest, byt
     for thing in ("a", "b", "c"):
         seeds = [draws.bytes(32) for _ in task.masks]
         boxes = tuple(
-            fleets.seal([seeds[mask] for mask in task.known_to(i)], context, thing, helper, fleets.signer(thing))
+            seal([seeds[mask] for mask in task.known_to(i)], context, thing, helper, fleets.signer(thing))
             for i, helper in enumerate(task.helpers)
         )
         named.append(Candidate(thing, boxes))
