@@ -220,7 +220,6 @@ _CLOUD = {
         "helpers devices needed",
     ),
     "helper_answered": _info("A helper's sums have arrived.", "helper"),
-    "helper_not_asked": _warning("A helper's command could not be published; it is said again soon.", "helper reason"),
     "helper_answer_refused": _warning(
         "What a helper uploaded has another size than its sums for this set.", "helper bytes expected"
     ),

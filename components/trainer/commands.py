@@ -20,8 +20,8 @@ from fedgrass.edge.resource_policy import Pause, ResourcePolicy, UnavailableErro
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import MessageError, TransferError
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import Command, Reply, as_reason
-from fedgrass.protocol.names import command_key
+from fedgrass.protocol.messages import Announcement, Command, Reply, as_reason
+from fedgrass.protocol.names import command_key, sum_command, sum_request_key
 
 _TELL_OF_THE_DATA = frozenset({"fit", "evaluate"})
 _GIVE_A_FILE = frozenset({"fit", "get_parameters", "sum"})
@@ -99,6 +99,29 @@ class TrainerCommands:
 
     def _refuse(self, command: Command, reason: str) -> None:
         self._commands.answer(self._commands.reply(command, "refused", reason))
+
+    def asked_to_sum(self, payload: bytes) -> bool:
+        """Take an announcement to helpers in, as a command to this device if it is one of them; returns whether it is such."""
+        try:
+            announcement = Announcement.decode(payload)
+        except MessageError:
+            return False
+        if announcement.task != "sum" or announcement.sums is None:
+            return False
+        settings, sums = self._settings(), announcement.sums
+        fleet, thing = settings.runtime.fleet, settings.thing
+        if announcement.fleet == fleet and thing in sums.requests:
+            command = Command(
+                fleet=fleet,
+                thing=thing,
+                id=sum_command(announcement.round, sums.digest),
+                kind="sum",
+                bucket=announcement.upload.bucket,
+                key=sum_request_key(fleet, announcement.round, thing),
+                sha256=sums.requests[thing],
+            )
+            self.received(command.encode())
+        return True
 
     def uploaded(self, upload: Upload, outcome: Literal["uploaded", "failed"], reason: str) -> None:
         """Answer the command whose parameters were uploaded, or could not be; runs on the uploads' thread.

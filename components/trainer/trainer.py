@@ -166,7 +166,7 @@ class Trainer:
 
     def announced(self, payload: bytes) -> None:
         """Take in what the round topic says; nothing in it means that no round is open."""
-        if not payload:
+        if not payload or self._commands.asked_to_sum(payload):
             self._rounds.closed()
             self._drop_job()
             if self._status.state in ("training", "waiting"):

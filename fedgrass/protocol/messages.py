@@ -225,10 +225,22 @@ class Upload(Part):
     prefix: ObjectKey
 
 
+class SumTask(Part):
+    """Which set of devices the helpers of secure aggregation are to sum the masks of.
+
+    ``requests`` holds, by helper, the SHA-256 of the object that names the set to it
+    (`fedgrass.protocol.names.sum_request_key`); ``digest`` is the set's.
+    """
+
+    digest: Sha256
+    requests: Annotated[dict[ThingName, Sha256], Field(max_length=5)]
+
+
 class Announcement(Message):
     """The open round: retained on ``fedgrass/<fleet>/round``; an empty payload means that no round is open.
 
-    An evaluation may name a second model to ``compare`` with, to be evaluated on the same examples.
+    An evaluation may name a second model to ``compare`` with, to be evaluated on the same examples. ``sum`` is for helpers of
+    secure aggregation: to the others the round is closed.
 
     ``opened_at`` and ``deadline`` are the cloud's clock. A device whose own clock is wrong takes part all the same: the
     cloud judges lateness.
@@ -236,7 +248,7 @@ class Announcement(Message):
 
     fleet: FleetName
     round: RoundNumber
-    task: Literal["fit", "evaluate"] = "fit"
+    task: Literal["fit", "evaluate", "sum"] = "fit"
     opened_at: AwareDatetime
     deadline: AwareDatetime
     base: Base
@@ -245,6 +257,7 @@ class Announcement(Message):
     fit: FitTask = FitTask()
     update: UpdateTask = UpdateTask()
     secure: SecureTask | None = None
+    sums: SumTask | None = None
     upload: Upload
 
 

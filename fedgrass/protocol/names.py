@@ -230,6 +230,15 @@ def sum_request_key(fleet: str, number: int, helper: str) -> str:
     return f"{sum_prefix(fleet)}{number:06d}/{helper}.json"
 
 
+def sum_command(number: int, digest: str) -> str:
+    """Return the id under which a helper answers for a set of devices.
+
+    >>> sum_command(7, "ab" * 32)
+    'sum-000007-abababababababab'
+    """
+    return f"sum-{number:06d}-{digest[:16]}"
+
+
 def model_prefix(fleet: str, version: str) -> str:
     """Prefix of a model bundle."""
     return f"models/{fleet}/{version}/"

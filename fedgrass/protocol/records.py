@@ -30,7 +30,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from fedgrass.errors import RecordError, first_problem
-from fedgrass.protocol.messages import Base, Cohort, Count, Finite, Heartbeat, Metrics, Reason, SumsText
+from fedgrass.protocol.messages import Base, Cohort, Count, Finite, Heartbeat, Metrics, Reason, SumsText, SumTask
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.report import ADOPTED, ADVICE, HELD_IN_A_ROW, Hold
@@ -223,6 +223,7 @@ class RoundRecord(Record):
     )
     last_upload_at: int | None = Field(default=None, description="Epoch milliseconds")
 
+    sums: SumTask | None = Field(default=None, description="While helpers are asked for the sums of masks")
     question: Question | None = Field(default=None, description="While devices are asked to evaluate the new model")
     judging: bool = Field(default=False, description="Devices were asked to evaluate the new model before its release")
     judged: int = Field(default=0, description="Devices that did")

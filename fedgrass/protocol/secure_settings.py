@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
+from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.secure import MOST_DEVICES, SecureTask
 
 if TYPE_CHECKING:
@@ -46,10 +47,23 @@ class Secure(SecureTask):
         return SecureTask.model_validate({**named, "most": self.most or max(1, known), "equal": self.equal or equal})
 
 
-def counts_alike(settings: FleetSettings) -> bool:
-    """Whether privacy or the strategy has every device count alike."""
-    options = settings.strategy.options
-    return settings.privacy.mode != "none" or options.get("weighting") == "equal"
+def announced_secure(settings: FleetSettings, known: int) -> SecureTask | None:
+    """Return what devices of a fleet of so many are told of masks; None without secure aggregation.
+
+    Where privacy or the strategy has every device count alike, no number of examples is told.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``secure.bits`` are too narrow for so many.
+    """
+    if settings.secure is None or settings.task != "fit":
+        return None
+    equal = settings.privacy.mode != "none" or settings.strategy.options.get("weighting") == "equal"
+    try:
+        return settings.secure.task(known, equal=equal)
+    except ValidationError as error:
+        raise ConfigurationError(first_problem(error, "secure", prefix="secure.")) from error
 
 
 def require_sums_are_enough(settings: FleetSettings, strategy: Strategy | None) -> None:
@@ -76,6 +90,8 @@ def require_sums_are_enough(settings: FleetSettings, strategy: Strategy | None) 
         raise ValueError(f"update.codec {settings.update.codec}: with secure an update's form is secure.bits")
     if settings.privacy.mode == "local":
         raise ValueError("privacy.mode local: with secure, set it to none or central")
+    if settings.privacy.adaptive_clip is not None:
+        raise ValueError("privacy.adaptive_clip: it follows the norms of single updates, which nobody sees with secure")
     if settings.min_updates < _LEAST:
         raise ValueError(
             f"min_updates {settings.min_updates}: the sum of one update is that update; expected {_LEAST} or more"

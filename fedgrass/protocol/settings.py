@@ -15,8 +15,7 @@ from fedgrass.protocol.cohort_settings import CohortSettings
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.metrics import Metric
 from fedgrass.protocol.privacy_settings import Privacy as Privacy
-from fedgrass.protocol.secure import SecureTask
-from fedgrass.protocol.secure_settings import Secure, counts_alike, require_sums_are_enough
+from fedgrass.protocol.secure_settings import Secure, require_sums_are_enough
 
 
 class _Settings(BaseModel):
@@ -354,15 +353,6 @@ class FleetSettings(_Settings):
         if self.secure is not None:
             require_sums_are_enough(self, self.strategy.known())
         return self
-
-    def announced_secure(self, known: int) -> SecureTask | None:
-        """What devices are told of masks, in a fleet of so many; raises `ConfigurationError` if the integers are too narrow."""
-        if self.secure is None or self.task != "fit":
-            return None
-        try:
-            return self.secure.task(known, equal=counts_alike(self))
-        except ValidationError as error:
-            raise ConfigurationError(first_problem(error, "secure", prefix="secure.")) from error
 
     @property
     def announced_update(self) -> UpdateTask:

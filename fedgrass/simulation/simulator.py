@@ -33,6 +33,7 @@ from fedgrass.own_code import own_code
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import next_version, update_prefix
 from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
+from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.secure.device import context_of
 from fedgrass.simulation.examples import prepare
 from fedgrass.simulation.exchange import Opening, hosts_of
@@ -221,7 +222,7 @@ class Simulator:
 
     def _virtual_helpers(self) -> VirtualHelpers | None:
         simulation = self._simulation
-        task = simulation.fleet.announced_secure(simulation.cohort)
+        task = announced_secure(simulation.fleet, simulation.cohort)
         if task is None:
             return None
         if self._hosts is not None:
@@ -315,6 +316,6 @@ class Simulator:
             cohort=cohort,
             fit=fleet.announced_fit,
             update=fleet.announced_update,
-            secure=fleet.announced_secure(self._simulation.cohort),
+            secure=announced_secure(fleet, self._simulation.cohort),
             upload=Upload(bucket=FLEET, prefix=update_prefix(FLEET, number)),
         )

@@ -1,7 +1,8 @@
-"""The helpers of a fleet: asked by a command each, and heard by the object that each uploads.
+"""The helpers of a fleet: asked by the round's announcement, and heard by the object that each uploads.
 
-The set is written first, as an object for each helper; a command names it by key and digest. Commands are said again while one is
-silent, as any command is: a helper that was off, or killed, finds it when it comes back, and does it once.
+The set is written first, as an object for each helper, which the announcement names by digest. It is retained: a helper that
+was off, or was killed, finds it when it comes back, and does it once. What is announced is in the round's record, as with
+`fedgrass.cloud.aggregator.device_evaluation`.
 """
 
 from __future__ import annotations
@@ -12,21 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError
-
 from fedgrass.cloud.aggregator.s3 import Bucket
-from fedgrass.errors import TransferError
+from fedgrass.cloud.ending.announcement import announce
+from fedgrass.errors import RecordError
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import Command
-from fedgrass.protocol.names import command_key, device_topic, sum_request_key
-from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.messages import SumTask
+from fedgrass.protocol.names import command_key, sum_command, sum_request_key
+from fedgrass.protocol.records import RoundRecord, round_key
 from fedgrass.protocol.tables import Table, load_round
+from fedgrass.protocol.writes import change, update_item
 from fedgrass.secure.answer import answer_bytes
 from fedgrass.secure.request import SumRequest
 
-SUM = "sum"
 _LOOK_SECONDS = 1.0
-_REPEAT_SECONDS = 15.0
 _BLOCK = 1 << 20
 
 
@@ -65,59 +64,52 @@ class FleetHelpers:
     def ask(self, requests: Sequence[SumRequest]) -> Mapping[int, Path]:
         """Tell each helper the set, and wait until as many as are needed have answered, or their time is up."""
         self._scratch.mkdir(parents=True, exist_ok=True)
-        commands = [self._command(request) for request in requests]
-        accepted, found = requests[0].accepted, dict[int, Path]()
-        needed, seconds = accepted.task.needed, self._seconds()
+        accepted = requests[0].accepted
+        named = {self._name(request): self._written(request) for request in requests}
+        task = SumTask(digest=accepted.digest, requests=named)
         self._log.log_event(
-            "helpers_asked",
-            helpers=[command.thing for command in commands],
-            devices=len(accepted.members),
-            needed=needed,
+            "helpers_asked", helpers=list(named), devices=len(accepted.members), needed=accepted.task.needed
         )
-        end, said_at = self._clock() + seconds, -_REPEAT_SECONDS
+        self._change(put={"sums": task.model_dump(mode="json")})
+        try:
+            self._announce()
+            return self._heard(requests)
+        finally:
+            self._change(remove=["sums"])
+            self._announce()
+
+    def _heard(self, requests: Sequence[SumRequest]) -> dict[int, Path]:
+        found: dict[int, Path] = {}
+        secure = self._record.settings.secure
+        end = self._clock() + (0.0 if secure is None else secure.helper_seconds)
         while True:
-            for index, command in enumerate(commands):
-                if index not in found and (path := self._answer(command, requests[index])) is not None:
-                    found[index] = path
-                    self._log.log_event("helper_answered", helper=command.thing)
-            if len(found) >= needed or self._clock() >= end or not self._waited_for():
+            for request in requests:
+                if request.helper not in found and (path := self._answer(request)) is not None:
+                    found[request.helper] = path
+                    self._log.log_event("helper_answered", helper=self._name(request))
+            enough = len(found) >= requests[0].accepted.task.needed
+            if enough or self._clock() >= end or not self._waited_for():
                 return found
-            if self._clock() - said_at >= _REPEAT_SECONDS:
-                said_at = self._clock()
-                self._say([command for index, command in enumerate(commands) if index not in found])
             self._pause(_LOOK_SECONDS)
 
-    def _command(self, request: SumRequest) -> Command:
-        record, name = self._record, request.accepted.task.helpers[request.helper].name
+    def _name(self, request: SumRequest) -> str:
+        return request.accepted.task.helpers[request.helper].name
+
+    def _written(self, request: SumRequest) -> str:
+        """Write what a helper is to sum; returns its digest."""
         content = request.encode()
-        key = sum_request_key(record.fleet, record.round, name)
-        self._bucket.write(key, content)
-        return Command(
-            fleet=record.fleet,
-            thing=name,
-            id=f"sum-{record.round:06d}-{request.accepted.digest[:16]}",
-            kind=SUM,
-            bucket=self._bucket.name,
-            key=key,
-            sha256=hashlib.sha256(content).hexdigest(),
-        )
+        self._bucket.write(sum_request_key(self._record.fleet, self._record.round, self._name(request)), content)
+        return hashlib.sha256(content).hexdigest()
 
-    def _say(self, commands: Sequence[Command]) -> None:
-        for command in commands:
-            topic = device_topic(command.fleet, command.thing, "command")
-            try:
-                self._iot_data.publish(topic=topic, qos=1, payload=command.encode())
-            except (ClientError, BotoCoreError) as error:  # said again soon
-                self._log.log_event("helper_not_asked", helper=command.thing, reason=str(error))
-
-    def _answer(self, command: Command, request: SumRequest) -> Path | None:
+    def _answer(self, request: SumRequest) -> Path | None:
         """Return a helper's answer, downloaded; None if there is none yet. One of another size is none."""
-        key = command_key(command.fleet, command.thing, command.id)
+        name = self._name(request)
+        key = command_key(self._record.fleet, name, sum_command(self._record.round, request.accepted.digest))
         size, expected = self._bucket.size(key), answer_bytes(request.accepted, request.helper)
         if size is None:
             return None
         if size != expected:
-            self._log.log_event("helper_answer_refused", helper=command.thing, bytes=size, expected=expected)
+            self._log.log_event("helper_answer_refused", helper=name, bytes=size, expected=expected)
             return None
         path = self._scratch / f"{request.helper}"
         with self._bucket.open(key, size) as body, path.open("wb") as file:
@@ -125,14 +117,20 @@ class FleetHelpers:
                 file.write(block)
         return path if path.stat().st_size == expected else None
 
-    def _seconds(self) -> float:
-        secure = self._record.settings.secure
-        return 0.0 if secure is None else float(secure.helper_seconds)
-
     def _waited_for(self) -> bool:
         """Whether the round still waits: it may have been cancelled."""
         try:
             now = load_round(self._rounds, self._record.fleet, self._record.round)
-        except TransferError:
-            return True
+        except RecordError:
+            return False
         return now.phase == "aggregating" and now.outcome is None
+
+    def _announce(self) -> None:
+        announce(self._rounds, self._iot_data, self._record.fleet, self._bucket.name, alone=self._record.round)
+
+    def _change(self, **clauses: Any) -> None:
+        update_item(
+            self._rounds,
+            Key={"fleet": self._record.fleet, "key": round_key(self._record.round)},
+            **change(**clauses),
+        )

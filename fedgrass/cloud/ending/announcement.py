@@ -12,6 +12,7 @@ from fedgrass.errors import RecordError
 from fedgrass.protocol.messages import Announcement, Upload
 from fedgrass.protocol.names import round_topic, update_prefix
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.protocol.tables import Table, load_round, load_state
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def _wanted(rounds: Table, fleet: str, bucket: str, alone: int | None) -> bytes:
         return b""
     if record.phase == "collecting":
         return task_of(record, bucket).encode()
+    if record.phase == "aggregating" and record.sums is not None:
+        return sums_of(record, bucket).encode()
     if record.phase == "aggregating" and record.question is not None:
         return question_of(record, bucket).encode()
     return b""
@@ -72,7 +75,22 @@ def task_of(record: RoundRecord, bucket: str) -> Announcement:
         fit=record.settings.announced_fit,
         update=record.settings.announced_update,
         # Devices that were silent when the round opened may join.
-        secure=record.settings.announced_secure(2 * record.asked),
+        secure=announced_secure(record.settings, 2 * record.asked),
+        upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
+    )
+
+
+def sums_of(record: RoundRecord, bucket: str) -> Announcement:
+    """Return what a round's job asks of the helpers of secure aggregation."""
+    return Announcement(
+        fleet=record.fleet,
+        round=record.round,
+        task="sum",
+        opened_at=record.opened_at,
+        deadline=record.deadline,
+        base=record.base,
+        cohort=record.cohort,
+        sums=record.sums,
         upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
     )
 

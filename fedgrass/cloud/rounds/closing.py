@@ -59,7 +59,7 @@ def close(
                 "closed_at": services.now().isoformat(),
             },
             # Nobody answers for a closed round any more.
-            remove=["collect_token", "job_token", "rollout_token", "question"],
+            remove=["collect_token", "job_token", "rollout_token", "question", "sums"],
             condition="#phase <> :closed",
             values={":closed": "closed"},
         )

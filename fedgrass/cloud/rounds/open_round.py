@@ -25,6 +25,7 @@ from fedgrass.protocol.names import next_version
 from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord, ended_key
 from fedgrass.protocol.roster import may_count, write_roster
+from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import free_hand, load_round, load_settings, load_state
 
@@ -115,7 +116,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
     state = load_state(services.rounds, fleet)
     # A new salt is not told before the announcement: a device cannot choose a name that is asked.
     cohort, asked = choose_cohort(able, settings, fleet, _cohort_before(services, state))
-    settings.announced_secure(2 * asked)  # raises if the integers are too narrow
+    announced_secure(settings, 2 * asked)  # raises if the integers are too narrow
     _refuse_reserved(services, state, request.execution)
     if state.model is None:
         raise RoundRefusedError(

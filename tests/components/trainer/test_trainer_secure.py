@@ -11,8 +11,8 @@ import pytest
 
 from fedgrass.files import sha256_of
 from fedgrass.protocol import secure
-from fedgrass.protocol.messages import Announcement
-from fedgrass.protocol.names import command_key, update_key
+from fedgrass.protocol.messages import Announcement, SumTask
+from fedgrass.protocol.names import command_key, sum_command, update_key
 from fedgrass.secure.device import context_of
 from fedgrass.secure.keys import helper_key, public_text
 from fedgrass.secure.masked import MaskedUpdate, read_masked
@@ -90,6 +90,30 @@ def helper_place(folder: Path, **trainer: Any) -> Place:
     place.have_model()
     place.s3.hold(place.bundle)
     return place
+
+
+def test_the_rounds_announcement_wakes_a_helper_and_closes_the_round_for_its_training(tmp_path: Path) -> None:
+    place = helper_place(tmp_path)
+    place.start()
+    request, content = request_of(place, place.statuses[-1].helper_key)
+    place.s3.objects[f"secure/{FLEET}/000001/{THING}.json"] = content
+    asked = {THING: hashlib.sha256(content).hexdigest()}
+    sums = SumTask(digest=request.accepted.digest, requests=asked)
+    for _ in range(2):  # a retained message comes again
+        place.open(place.announcement(task="sum", sums=sums))
+    reply = answer(place)
+    assert (reply.status, reply.id) == ("done", sum_command(1, request.accepted.digest))
+    assert place.notices == []  # it is no round to train in
+    place.stop()
+
+
+def test_to_other_devices_an_announcement_to_helpers_is_a_round_that_is_closed(place: Place) -> None:
+    place.start()
+    sums = SumTask(digest="ab" * 32, requests={"another": "cd" * 32})
+    place.open(place.announcement(task="sum", sums=sums))
+    place.open(place.announcement(2))
+    place.until(lambda: place.notices, "answered")
+    assert [notice.round for notice in place.notices] == [2]
 
 
 def ask(place: Place, number: str, content: bytes, key: str = f"secure/{FLEET}/000001/{THING}.json") -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.secure import encoded_key
+from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.protocol.settings import FleetSettings
 
 SECURE = {"helpers": [{"name": f"h{i}", "key": encoded_key(bytes([i]) * 32)} for i in range(3)], "collude": 1}
@@ -52,6 +53,7 @@ def test_means_and_server_steps_go_with_it(name: str) -> None:
         ({"checks": {"max_examples_over_median": 2}}, "checks.max_examples_over_median"),
         ({"update": {"codec": "int8"}}, "update.codec int8"),
         ({"privacy": {"mode": "local"}}, "privacy.mode local"),
+        ({"privacy": {"mode": "central", "adaptive_clip": {}}}, "privacy.adaptive_clip"),
         ({"min_updates": 1}, "the sum of one update is that update"),
         ({"silos": ["123456789012-a"]}, "silos"),
         ({"secure": {**SECURE, "collude": 3}}, "all together open everything"),
@@ -66,24 +68,25 @@ def test_what_needs_single_updates_is_refused_by_name(changes: dict[str, Any], s
 
 def test_bits_that_are_too_narrow_for_the_fleet_are_told_when_a_round_opens() -> None:
     settings = with_secure(secure={**SECURE, "bits": 16})
-    task = settings.announced_secure(300)
+    task = announced_secure(settings, 300)
     assert task is not None
     assert (task.most, task.levels) == (300, 109)
     with pytest.raises(ConfigurationError, match=r"secure.*too narrow for the sum of 40000 devices"):
-        settings.announced_secure(40_000)
+        announced_secure(settings, 40_000)
 
 
 def test_with_central_privacy_all_count_alike_and_an_evaluation_has_no_masks() -> None:
-    task = with_secure(privacy={"mode": "central"}).announced_secure(9)
+    task = announced_secure(with_secure(privacy={"mode": "central"}), 9)
     assert task is not None
     assert task.equal
-    assert with_secure(task="evaluate").announced_secure(9) is None
+    assert announced_secure(with_secure(task="evaluate"), 9) is None
 
 
 def test_settings_with_it_are_checked_without_numpy_and_cryptography() -> None:
     code = (
         "import sys; sys.modules['numpy'] = sys.modules['cryptography'] = None\n"
         "from fedgrass.protocol.settings import FleetSettings\n"
-        f"FleetSettings().overridden({{'secure': {SECURE!r}}}).announced_secure(5)\n"
+        "from fedgrass.protocol.secure_settings import announced_secure\n"
+        f"announced_secure(FleetSettings().overridden({{'secure': {SECURE!r}}}), 5)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

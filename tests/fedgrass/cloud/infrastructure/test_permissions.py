@@ -114,6 +114,18 @@ def test_a_device_writes_to_no_bucket_of_another_account_whatever_its_name(templ
         assert allows(statements, "s3:GetObject", parts, context) is allowed
 
 
+def test_a_device_reads_what_helpers_of_its_fleet_are_asked_to_sum_and_the_job_alone_writes_it(
+    template: Template,
+) -> None:
+    key = "secure/digits/000001/a.json"
+    assert device(template, "s3:GetObject", key)
+    assert not device(template, "s3:PutObject", key)
+    assert not device(template, "s3:GetObject", "secure/other/000001/a.json")
+    role = template.statements("ProcessingRole")
+    assert allows(role, "s3:PutObject", f"{BUCKET}/{key}")
+    assert not allows(role, "s3:PutObject", f"{BUCKET}/secure/other/000001/a.json")
+
+
 def test_a_device_lists_nothing(template: Template) -> None:
     assert not any(device(template, action, "") for action in ("s3:ListBucket", "s3:ListBucketVersions"))
 

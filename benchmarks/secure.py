@@ -1,0 +1,258 @@
+"""Secure aggregation: bytes, seconds and memory of device, helper and cloud, beside Flower's SecAgg+.
+
+``python -m benchmarks.secure --peers-python PYTHON`` prints one JSON line. Each part is a process of its own, so that its peak
+memory is its own. Ours is what runs in the field: `fedgrass.secure.masked` on a device, `Helper.answer` with real boxes, the
+aggregator's reading and unmasking. End to end, 100 devices mask a million parameters each, 30 vanish, and the mean is held
+against that of the plain updates. At 1,000 and 10,000 devices helper and cloud are measured: the helper opens and sums as many
+real boxes; the cloud reads 16 different updates in turn. Flower's is its own workflow and client mod, joined by a loop in one
+process, with 100 clients of which 30 vanish before their third message (`benchmarks.secure_peers`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedgrass.protocol import secure
+from fedgrass.secure.helper import Helper
+from fedgrass.secure.masked import MaskedUpdate, masked, read_masked
+from fedgrass.secure.masks import SEED_BYTES
+from fedgrass.secure.quantize import mean_of
+from fedgrass.secure.request import Candidate, requests_for
+from fedgrass.secure.sealing import Context, seal
+from fedgrass.secure.unmask import unmask
+from fedgrass.update.header import UpdateHeader
+from fedgrass.update.writer import encode_update
+
+FLEET, BASE, GRAPH = "bench", "ab" * 32, "cd" * 32
+HELPERS, COLLUDE = 3, 1
+_PEERS = Path(__file__).with_name("secure_peers.py")
+
+
+def main() -> None:
+    """Run the benchmark, or one part of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parameters", type=int, default=1_000_000)
+    parser.add_argument("--devices", type=int, nargs="*", default=[100, 1000, 10_000])
+    parser.add_argument("--bits", type=int, choices=[16, 32], default=16)
+    parser.add_argument("--peers-python", type=Path, help="an interpreter with flwr")
+    parser.add_argument("--shares", type=int, default=31, help="SecAgg+: neighbours of a client, odd")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=int, default=100, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.part:
+        with tempfile.TemporaryDirectory(prefix="fedgrass-benchmark-") as folder:
+            print(json.dumps(PARTS[given.part](Path(folder), given)))
+        return
+    print(json.dumps(measure(given)))
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """Return all figures."""
+    parts = {"device": part(given, "device", 100), "end_to_end": part(given, "end_to_end", 100)}
+    for count in given.devices:
+        parts[f"helper_{count}"] = part(given, "helper", count)
+        parts[f"cloud_{count}"] = part(given, "cloud", count)
+    found: dict[str, Any] = {
+        "benchmark": "secure",
+        "parameters": given.parameters,
+        "bits": given.bits,
+        "helpers": HELPERS,
+        "collude": COLLUDE,
+        **parts,
+    }
+    if given.peers_python:
+        argv = [str(given.peers_python), str(_PEERS), "--parameters", str(given.parameters), "--clients", "100"]
+        flower = json.loads(run([*argv, "--dropped", "30", "--shares", str(given.shares)]))
+        found["flower_secaggplus"] = flower
+        found["ratio_flower_end_to_end"] = round(flower["seconds"] / parts["end_to_end"]["seconds"], 1)
+    return found
+
+
+def part(given: argparse.Namespace, name: str, count: int) -> Any:
+    """Run a part in a process of its own."""
+    print(f"{name}, {count} devices", file=sys.stderr, flush=True)
+    argv = [sys.executable, "-m", "benchmarks.secure", "--part", name, "--count", str(count)]
+    return json.loads(run([*argv, "--parameters", str(given.parameters), "--bits", str(given.bits)]))
+
+
+def run(argv: list[str]) -> str:
+    """Return the last line that a program prints."""
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1]
+
+
+def helpers_in(folder: Path) -> list[Helper]:
+    """Make the helpers."""
+    return [Helper(folder / f"helper-{index}", FLEET) for index in range(HELPERS)]
+
+
+def task_of(helpers: list[Helper], bits: int, most: int) -> secure.SecureTask:
+    """Return what is announced."""
+    named = tuple(secure.Helper(name=f"h{index}", key=one.public_key) for index, one in enumerate(helpers))
+    return secure.SecureTask.model_validate(
+        {"helpers": named, "collude": COLLUDE, "bits": bits, "most": most, "value_range": 0.1, "equal": True}
+    )
+
+
+def context_of(task: secure.SecureTask) -> Context:
+    """Return what boxes are bound to."""
+    return Context(FLEET, 1, "salt", BASE, task.bits, task.collude)
+
+
+def model(parameters: int) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Return a base of some tensors."""
+    return {f"w{index}": np.zeros(parameters // 10, np.float32) for index in range(10)}
+
+
+def update_of(index: int, base: Any, task: secure.SecureTask) -> tuple[MaskedUpdate, Any]:
+    """Return a device's masked update, and what it trained."""
+    draws = np.random.default_rng(index)
+    local = {name: (draws.standard_normal(value.size, np.float32) * np.float32(0.01)) for name, value in base.items()}
+    header = UpdateHeader(fleet=FLEET, round=1, thing=f"t{index}", base_sha256=BASE, graph_sha256=GRAPH, num_examples=1)
+    return masked(base, local, header, 100, task, context_of(task), Ed25519PrivateKey.generate()), local
+
+
+def device(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Mask an update, beside the plain int8 one."""
+    task, base = task_of(helpers_in(folder), given.bits, given.count), model(given.parameters)
+    before = peak_mb()
+    update_of(0, base, task)
+    began = time.perf_counter()
+    update, local = update_of(1, base, task)
+    update.save(folder / "update")
+    seconds = time.perf_counter() - began
+    peak = peak_mb()
+    began = time.perf_counter()
+    plain = encode_update(base, local, update.header, codec="int8").to_bytes()
+    plain_seconds = time.perf_counter() - began
+    size = (folder / "update").stat().st_size
+    return {
+        "bytes": size,
+        "bytes_over_int8": round(size / len(plain), 3),
+        "seconds": round(seconds, 3),
+        "int8_seconds": round(plain_seconds, 3),
+        "peak_rss_mb": peak,
+        "above_the_model_mb": round(peak - before, 1),
+        "messages": 1,
+    }
+
+
+def end_to_end(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Masks, uploads, sums and the mean, of which 30 % of the devices take no part; exact against plain integers."""
+    helpers, base = helpers_in(folder), model(given.parameters)
+    task = task_of(helpers, given.bits, given.count)
+    stayed = given.count * 7 // 10
+    expected = np.zeros(given.parameters, np.float64)
+    seconds = dict.fromkeys(("devices", "cloud", "helpers"), 0.0)
+    total, named = None, []
+    for index in range(stayed):
+        began = time.perf_counter()
+        update, local = update_of(index, base, task)
+        content = update.to_bytes()
+        seconds["devices"] += time.perf_counter() - began
+        expected += np.concatenate(list(local.values()))
+        began = time.perf_counter()
+        read = read_masked(io.BytesIO(content), len(content), given.parameters, task)
+        total = read.values if total is None else np.add(total, read.values, out=total)
+        named.append(Candidate(read.header.thing, read.boxes))
+        seconds["cloud"] += time.perf_counter() - began
+    assert total is not None
+    began = time.perf_counter()
+    requests = requests_for(named, context_of(task), len(total), task)
+    seconds["cloud"] += time.perf_counter() - began
+    answers = {}
+    for index in range(task.needed):  # the third is missing
+        began = time.perf_counter()
+        answers[index] = folder / f"answer-{index}"
+        helpers[index].answer(requests[index], answers[index])
+        seconds["helpers"] += time.perf_counter() - began
+    began = time.perf_counter()
+    unmask([total], requests[0].accepted, answers)
+    mean = mean_of(total, stayed, task)
+    seconds["cloud"] += time.perf_counter() - began
+    step = task.value_range / task.levels
+    return {
+        "devices": given.count,
+        "vanished": given.count - stayed,
+        "seconds": round(sum(seconds.values()), 2),
+        "seconds_of": {name: round(value, 2) for name, value in seconds.items()},
+        "largest_error_in_steps_of_the_mean": round(float(np.abs(mean - expected / stayed).max() / step), 2),
+        "peak_rss_mb": peak_mb(),
+    }
+
+
+def boxes_of(count: int, task: secure.SecureTask) -> list[Candidate]:
+    """Return the boxes of so many devices, with seeds of their own."""
+    found = []
+    signer = Ed25519PrivateKey.generate()
+    for index in range(count):
+        seeds = [np.random.default_rng([index, mask]).bytes(SEED_BYTES) for mask in range(len(task.masks))]
+        boxes = tuple(
+            seal([seeds[mask] for mask in task.known_to(number)], context_of(task), f"t{index}", one, signer)
+            for number, one in enumerate(task.helpers)
+        )
+        found.append(Candidate(f"t{index}", boxes))
+    return found
+
+
+def helper(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """One helper's sums for so many devices."""
+    helpers = helpers_in(folder)
+    task = task_of(helpers, given.bits, given.count)
+    length = given.parameters + task.count_coordinates
+    content = requests_for(boxes_of(given.count, task), context_of(task), length, task)[0].encode()
+    (folder / "request").write_bytes(content)
+    program = (
+        "import sys, time, json, resource; from pathlib import Path; from fedgrass.secure.helper import Helper\n"
+        "from fedgrass.secure.request import SumRequest\n"
+        f"folder = Path({str(folder)!r}); began = time.perf_counter()\n"
+        f"Helper(folder / 'helper-0', {FLEET!r}).answer(\n"
+        "    SumRequest.decode((folder / 'request').read_bytes()), folder / 'answer')\n"
+        "print(json.dumps([time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))\n"
+    )
+    seconds, peak = json.loads(run([sys.executable, "-c", program]))
+    return {
+        "devices": given.count,
+        "seconds": round(seconds, 2),
+        "peak_rss_mb": round(peak, 1),
+        "bytes_down": len(content),
+        "bytes_up": (folder / "answer").stat().st_size,
+    }
+
+
+def cloud(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Read and add so many updates, of which 16 are different; the unmasking is in `end_to_end`."""
+    task, base = task_of(helpers_in(folder), given.bits, given.count), model(given.parameters)
+    for index in range(16):
+        update_of(index, base, task)[0].save(folder / str(index))
+    size = (folder / "0").stat().st_size
+    total = np.zeros(given.parameters + task.count_coordinates, f"<u{given.bits // 8}")
+    began = time.perf_counter()
+    for index in range(given.count):
+        with (folder / str(index % 16)).open("rb", buffering=0) as stream:
+            found = read_masked(stream, (folder / str(index % 16)).stat().st_size, given.parameters, task)  # type: ignore[arg-type]
+        np.add(total, found.values, out=total)
+    seconds = time.perf_counter() - began
+    return {"devices": given.count, "seconds": round(seconds, 2), "bytes": size * given.count, "peak_rss_mb": peak_mb()}
+
+
+def peak_mb() -> float:
+    """Return this process's peak resident memory."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+PARTS = {"device": device, "end_to_end": end_to_end, "helper": helper, "cloud": cloud}
+
+if __name__ == "__main__":
+    main()
