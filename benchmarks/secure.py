@@ -241,7 +241,7 @@ def cloud(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     for index in range(given.count):
         with (folder / str(index % 16)).open("rb", buffering=0) as stream:
-            found = read_masked(stream, (folder / str(index % 16)).stat().st_size, given.parameters, task)  # type: ignore[arg-type]
+            found = read_masked(stream, (folder / str(index % 16)).stat().st_size, given.parameters, task)
         np.add(total, found.values, out=total)
     seconds = time.perf_counter() - began
     return {"devices": given.count, "seconds": round(seconds, 2), "bytes": size * given.count, "peak_rss_mb": peak_mb()}
