@@ -65,7 +65,8 @@ def devices(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> He
     found = HelperDevices(fleet, tmp_path)
     pinned = [{"name": name, "key": helper.public_key} for name, helper in found.helpers.items()]
     fleet.settings = FleetSettings().overridden({"secure": {"helpers": pinned, "helper_seconds": 1}})
-    fleet.clients = replace(fleet.clients, iot_data=found)
+    publisher: Any = found
+    fleet.clients = replace(fleet.clients, iot_data=publisher)
     for number, thing in enumerate(("press-a", "press-b", "press-c")):
         put_masked(fleet, thing, seed=number, examples=100 * (number + 1))
     return found
