@@ -1,0 +1,5 @@
+"""Part of the stand-in."""
+
+
+def disable_progress_bar() -> None:
+    """Do nothing."""

@@ -1,0 +1,1 @@
+"""Stand-in for ``torchvision``: the transforms that examples apply to images."""
