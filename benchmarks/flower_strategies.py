@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -340,7 +339,7 @@ def _flat(parameters: Parameters) -> Doubles:
 def main() -> None:
     """Compare all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    logging.disable(logging.INFO)
+    importlib.import_module("flwr.supercore.logger").FLOWER_LOGGER.setLevel("WARNING")
     parser.add_argument("--table", action="store_true", help="Print the table of docs/strategies.md.")
     if parser.parse_args().table:
         table(print)
