@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import logging
 import resource
 import time
 from collections.abc import Iterable
@@ -26,9 +25,10 @@ from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import FedAvg
 from flwr.server.workflow import SecAggPlusWorkflow
 from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
+from flwr.supercore.logger import FLOWER_LOGGER
 from flwr.supercore.task_identity import TaskIdentity
 
-logging.getLogger("flwr").setLevel(logging.ERROR)
+FLOWER_LOGGER.setLevel("ERROR")
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 0
 
 
