@@ -80,6 +80,15 @@ def discrete_gaussian(seed: bytes, size: int, deviation: int) -> Iterator[Intege
         yield np.concatenate(found)[:count]
 
 
+def add_noise(values: NDArray[np.uint16] | NDArray[np.uint32], seed: bytes, deviation: int) -> None:
+    """Add noise to integers modulo two to their width, in place, as of `discrete_gaussian`."""
+    start = 0
+    for noise in discrete_gaussian(seed, len(values), deviation):
+        part = values[start : start + len(noise)]
+        np.add(part, noise.astype(values.dtype), out=part)
+        start += len(noise)
+
+
 @dataclass(frozen=True)
 class Grid:
     """The numbers that a value with noise can have: multiples of ``step``, which is a power of two.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from itertools import combinations
 from typing import Annotated, Literal
 
@@ -17,6 +18,15 @@ from fedgrass.protocol.names import ThingName
 KEY_BYTES = 32
 MOST_HELPERS = 5
 MOST_DEVICES = 100_000
+MOST_NOISE_STEPS = 1 << 25
+"""Largest standard deviation of noise, in steps of the integers: more cannot be drawn (`fedgrass.noise`)."""
+
+LEAST_NOISE_STEPS = 8
+"""Below it a sum of several helpers' noise would not be what the account takes it for."""
+
+_TAIL = 8.0
+"""Standard deviations of noise that the integers have room for: beyond them one value in 10**15 wraps around."""
+
 COUNT_BITS = 20
 """Bits of an example count: `SecureTask.max_examples` is below two to that power."""
 
@@ -52,8 +62,11 @@ class Helper(BaseModel):
         return text
 
 
-class SecureTask(BaseModel):
-    """How each device masks its update. Part of the announcement; ``most`` is the most devices that are summed together."""
+class Masking(BaseModel):
+    """Who the helpers are, and how values become integers: what settings and announcements have in common.
+
+    ``most`` is the most devices that are summed together.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -74,7 +87,7 @@ class SecureTask(BaseModel):
     most: int = Field(default=1, ge=1, le=MOST_DEVICES)
 
     @model_validator(mode="after")
-    def _can_be_met(self) -> SecureTask:
+    def _can_be_met(self) -> Masking:
         if self.collude >= len(self.helpers):
             raise ValueError(
                 f"collude is {self.collude} of {len(self.helpers)} helpers: expected fewer than there are, as all "
@@ -117,3 +130,38 @@ class SecureTask(BaseModel):
     def count_coordinates(self) -> int:
         """Coordinates that an example count takes, behind the values."""
         return -(-COUNT_BITS // self.count_bits)
+
+
+class SecureTask(Masking):
+    """How each device masks its update. Part of the announcement.
+
+    ``noise`` is the standard deviation of the noise on the sum, in the values' unit, that a round with privacy has: the integers
+    leave room for it, and are coarse enough for it to be drawn.
+    """
+
+    noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def levels(self) -> int:
+        """As of `Masking`, with room for the noise too."""
+        if self.noise == 0:
+            return super().levels
+        # The fewest helpers that may add noise have it larger by so much, as colluders may take their part off.
+        relative = self.noise / self.value_range
+        spread = _TAIL * relative * math.sqrt(self.needed)
+        room = int(((1 << self.bits) - 1) / (2 * (self.most + spread)))
+        return min(super().levels, room, int(MOST_NOISE_STEPS / relative))
+
+    @property
+    def noise_steps(self) -> int:
+        """The noise's deviation in steps of the integers, rounded up; 0 without noise."""
+        return math.ceil(self.noise * self.levels / self.value_range * (1 + 2.0**-40))
+
+    @model_validator(mode="after")
+    def _noise_can_be_drawn(self) -> SecureTask:
+        if self.noise > 0 and self.noise_steps < LEAST_NOISE_STEPS:
+            raise ValueError(
+                f"bits {self.bits}: too narrow for noise of {self.noise:g} on the sum of {self.most} devices: {self.noise_steps} "
+                f"steps, expected {LEAST_NOISE_STEPS} or more; lower value_range, or set bits to 32"
+            )
+        return self

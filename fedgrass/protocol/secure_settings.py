@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict, Field, ValidationError
 
 from fedgrass.errors import ConfigurationError, first_problem
-from fedgrass.protocol.secure import MOST_DEVICES, SecureTask
+from fedgrass.protocol.secure import MOST_DEVICES, Masking, SecureTask
 
 if TYPE_CHECKING:
     from fedgrass.protocol.settings import FleetSettings
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _LEAST = 2
 
 
-class Secure(SecureTask):
+class Secure(Masking):
     """Secure aggregation, strict about names: the cloud sees sums of updates only (docs/secure-aggregation.md)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,7 +28,7 @@ class Secure(SecureTask):
         default=600, ge=1, le=86_400, description="How long the helpers' sums are waited for; then the round ends"
     )
 
-    def task(self, known: int, *, equal: bool) -> SecureTask:
+    def task(self, known: int, *, equal: bool, noise: float = 0.0) -> SecureTask:
         """Return what devices are told.
 
         Parameters
@@ -37,14 +37,17 @@ class Secure(SecureTask):
             Devices that the fleet has, if the settings do not say how many may be summed.
         equal
             Whether all count alike for another reason than these settings.
+        noise
+            Standard deviation of the noise that the sum gets.
 
         Raises
         ------
         ValidationError
             If ``bits`` are too narrow for so many.
         """
-        named = {name: getattr(self, name) for name in SecureTask.model_fields}
-        return SecureTask.model_validate({**named, "most": self.most or max(1, known), "equal": self.equal or equal})
+        named = {name: getattr(self, name) for name in Masking.model_fields}
+        changes = {"most": self.most or max(1, known), "equal": self.equal or equal, "noise": noise}
+        return SecureTask.model_validate({**named, **changes})
 
 
 def announced_secure(settings: FleetSettings, known: int) -> SecureTask | None:
@@ -55,13 +58,15 @@ def announced_secure(settings: FleetSettings, known: int) -> SecureTask | None:
     Raises
     ------
     ConfigurationError
-        If ``secure.bits`` are too narrow for so many.
+        If ``secure.bits`` are too narrow for so many, or for the noise.
     """
     if settings.secure is None or settings.task != "fit":
         return None
-    equal = settings.privacy.mode != "none" or settings.strategy.options.get("weighting") == "equal"
+    privacy = settings.privacy
+    noise = 0.0 if privacy.mode == "none" else privacy.noise_multiplier * privacy.clip_norm
+    equal = privacy.mode != "none" or settings.strategy.options.get("weighting") == "equal"
     try:
-        return settings.secure.task(known, equal=equal)
+        return settings.secure.task(known, equal=equal, noise=noise)
     except ValidationError as error:
         raise ConfigurationError(first_problem(error, "secure", prefix="secure.")) from error
 

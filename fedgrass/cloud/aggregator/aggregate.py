@@ -137,7 +137,7 @@ def aggregate(
     continued: Continued | None = None
     if options.masked is not None:
         require_sums(strategy)
-        combined = MaskedMean(options.masked, screening).of(candidates, options.min_updates)
+        combined = MaskedMean(options.masked, screening, noise).of(candidates, options.min_updates)
     elif isinstance(method, RobustRule):
         if strategy.keeps_state:
             continued = cast("Continued", method.combination)

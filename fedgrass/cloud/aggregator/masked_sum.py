@@ -1,5 +1,7 @@
 """The mean of masked updates: their sum modulo a power of two, with the masks' sums, as the helpers give them, taken off.
 
+Central privacy's noise is added to the integers of that sum, by which devices have clipped, before anything is read off it.
+
 Every update is read once, whole, and only then added. No single update is ever in clear, so what can be checked of one is what
 its header says and that it is of the right form; its values are the device's to bound.
 """
@@ -26,6 +28,7 @@ from fedgrass.secure.quantize import mean_of
 from fedgrass.secure.request import Candidate, SumRequest, requests_for
 from fedgrass.secure.sealing import Context
 from fedgrass.secure.unmask import unmask
+from fedgrass.strategies.arithmetic.interfaces import Noise
 from fedgrass.strategies.base import Strategy
 
 _LEAST = 2
@@ -51,8 +54,13 @@ class Masked:
 class MaskedMean:
     """The mean of a round's masked updates. Memory: two vectors of ``bits`` each, whatever the number of updates."""
 
-    def __init__(self, masked: Masked, screening: Screening) -> None:
+    def __init__(self, masked: Masked, screening: Screening, noise: Noise | None = None) -> None:
+        if noise is not None and masked.task.noise == 0:
+            raise ConfigurationError(
+                "secure: the round's integers were announced without room for the noise of central privacy"
+            )
         self._masked = masked
+        self._noise = noise
         self._screening = screening
         self._length = screening.layout.size + masked.task.count_coordinates
 
@@ -88,6 +96,8 @@ class MaskedMean:
             return Combined(found, counted)
         requests = requests_for(named, self._masked.context, self._length, task)
         unmask([total], requests[0].accepted, self._masked.helpers.ask(requests))
+        if self._noise is not None:
+            self._noise.add_to(total[: self._screening.layout.size], task.noise_steps)
         difference = mean_of(total, len(good), task)
         return Combined(found, counted, difference, [1 / len(good)] * len(good))
 

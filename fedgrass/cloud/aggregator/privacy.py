@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedgrass.noise import Grid, discrete_gaussian
+from fedgrass.noise import Grid, add_noise, discrete_gaussian
 from fedgrass.protocol.privacy import PrivacyLedger, Spend
 from fedgrass.protocol.settings import Privacy
 from fedgrass.strategies.arithmetic.interfaces import Sums
@@ -34,6 +35,10 @@ class Gaussian:
         self.clip_norm = clip_norm
         self.grid = Grid.of(noise_multiplier * clip_norm)
         self._seed = seed
+
+    def add_to(self, total: NDArray[np.uint16] | NDArray[np.uint32], deviation: int) -> None:
+        """Add noise of a deviation, in steps, to the sum that secure aggregation gives, in place."""
+        add_noise(total, self._seed, deviation)
 
     def noised_mean(self, total: Sums, count: int) -> Floats:
         """Return the mean of ``count`` clipped differences with noise.

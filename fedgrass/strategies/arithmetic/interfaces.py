@@ -190,6 +190,10 @@ class Noise(Protocol):
         """Return the steps in which clipped differences are added up."""
         ...
 
+    def add_to(self, total: NDArray[np.uint16] | NDArray[np.uint32], deviation: int) -> None:
+        """Add noise of a deviation, in steps, to a sum of integers modulo two to their width, in place."""
+        ...
+
     def noised_mean(self, total: Sums, count: int) -> Floats:
         """Return the mean of ``count`` clipped differences with noise; ``total`` is their sum in steps, overwritten."""
         ...

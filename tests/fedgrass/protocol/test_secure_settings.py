@@ -90,3 +90,30 @@ def test_settings_with_it_are_checked_without_numpy_and_cryptography() -> None:
         f"announced_secure(FleetSettings().overridden({{'secure': {SECURE!r}}}), 5)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize(("most", "collude"), [(2, 1), (3, 2), (40, 1), (1000, 2)])
+@pytest.mark.parametrize("noise", [1e-3, 0.5, 1.0, 40.0, 1e6])
+def test_integers_have_room_for_the_sum_and_its_noise(bits: int, most: int, collude: int, noise: float) -> None:
+    settings = with_secure(
+        secure={**SECURE, "bits": bits, "most": most, "collude": collude},
+        privacy={"mode": "central", "noise_multiplier": max(noise, 0.01), "clip_norm": noise / max(noise, 0.01)},
+    )
+    try:
+        task = announced_secure(settings, 1)
+    except ConfigurationError as error:
+        assert "too narrow" in str(error)  # noqa: PT017 - either is right, by the numbers
+        return
+    assert task is not None
+    steps = noise * task.levels / task.value_range
+    assert steps <= task.noise_steps <= steps * (1 + 1e-9) + 1
+    assert 8 <= task.noise_steps <= 1 << 26
+    # Of p + 1 helpers that add noise each adds the whole, as p of them may take theirs off.
+    assert most * task.levels + 8 * steps * (collude + 1) ** 0.5 <= ((1 << bits) - 1) / 2
+
+
+def test_a_width_that_is_too_narrow_for_the_noise_is_told() -> None:
+    settings = with_secure(secure={**SECURE, "bits": 16}, privacy={"mode": "central", "noise_multiplier": 0.01})
+    with pytest.raises(ConfigurationError, match=r"too narrow for noise of 0.01 on the sum of 300 devices"):
+        announced_secure(settings, 300)

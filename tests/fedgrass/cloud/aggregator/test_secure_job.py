@@ -72,12 +72,21 @@ def devices(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> He
     return found
 
 
-def put_masked(fleet: Fleet, thing: str, seed: int, examples: int, **changes: Any) -> bytes:
+def put_masked(fleet: Fleet, thing: str, seed: int, examples: int, clip_norm: float = 0.0, **changes: Any) -> bytes:
     announced = task_of(make_record(FLEET, fleet.current, fleet.settings), "fedgrass-test")
     assert announced.secure is not None
     base = fleet.base.parameters()
     told = header(fleet.base, thing, num_examples=1, metrics={}, **changes)
-    update = masked(base, trained(base, seed), told, examples, announced.secure, context_of(announced), signer(thing))
+    update = masked(
+        base,
+        trained(base, seed),
+        told,
+        examples,
+        announced.secure,
+        context_of(announced),
+        signer(thing),
+        clip_norm=clip_norm,
+    )
     content = update.to_bytes()
     fleet.put(thing, content)
     return content
@@ -136,6 +145,30 @@ def test_a_job_that_runs_again_asks_for_the_very_same_set(
             fleet.run()
     put_masked(fleet, "press-d", seed=9, examples=10)  # too late: the list was pinned, and the helpers have answered
     assert_is_the_mean(fleet, fleet.run(), tmp_path / "model")
+
+
+def test_central_privacy_adds_its_noise_to_the_sum_that_the_helpers_open(
+    fleet: Fleet, devices: HelperDevices, tmp_path: Path
+) -> None:
+    multiplier, clip = 3.0, 0.5
+    fleet.settings = fleet.settings.overridden(
+        {"privacy": {"mode": "central", "noise_multiplier": multiplier, "clip_norm": clip}}
+    )
+    for number, thing in enumerate(("press-a", "press-b", "press-c")):
+        put_masked(fleet, thing, seed=number, examples=100 * (number + 1), clip_norm=clip)
+    assert fleet.run().outcome == "released"
+    base, found = fleet.base.parameters(), published(fleet, tmp_path / "model").parameters()
+
+    def flat(parameters: Any) -> Any:
+        return np.concatenate([np.float64(parameters[name] - before).ravel() for name, before in base.items()])
+
+    clipped = [
+        delta * min(1, clip / np.linalg.norm(delta)) for delta in (flat(trained(base, seed)) for seed in range(3))
+    ]
+    noise = (flat(found) - sum(clipped) / 3) * 3
+    # 99.99 % of samples of so many values deviate by less, and without noise nothing would.
+    assert np.std(noise) == pytest.approx(multiplier * clip, rel=4 / np.sqrt(2 * len(noise)))
+    assert abs(np.mean(noise)) < 4 * multiplier * clip / np.sqrt(len(noise))
 
 
 def test_bad_updates_are_no_part_of_the_set(fleet: Fleet, devices: HelperDevices, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from fedgrass.cloudformation import StackOutputs, stack_name
 from fedgrass.errors import InfrastructureError
 from fedgrass.local.aws.client import LocalAwsProcess
 from fedgrass.protocol.device_policy import policy_prefix
-from fedgrass.protocol.names import fleet_digest, job_prefix, round_topic
+from fedgrass.protocol.names import fleet_digest, job_prefix, round_topic, sum_request_key
 from tests.fixtures.doubles import double
 from tests.fixtures.local_aws import local_aws, unique
 from tests.fixtures.places import TEMPLATE
@@ -156,6 +156,7 @@ class Whole:
         s3, session = self.session.client("s3"), self.session
         for content in (b"1", b"2"):
             s3.put_object(Bucket=self.bucket, Key=f"models/{self.fleet}/1.0.0/model.json", Body=content)
+        s3.put_object(Bucket=self.bucket, Key=sum_request_key(self.fleet, 1, self.thing), Body=b"sealed seeds")
         manifest = {"Artifacts": [{"Uri": f"s3://{self.bucket}/models/{self.fleet}/1.0.0/model.json"}]}
         recipe = {
             "RecipeFormatVersion": "2020-01-25",

@@ -8,7 +8,7 @@ import pytest
 from cfnlint import decode
 from cfnlint.api import lint_file
 
-from fedgrass.protocol.names import partial_prefix, report_prefix, update_prefix
+from fedgrass.protocol.names import model_prefix, partial_prefix, report_prefix, sum_request_key, update_prefix
 from tests.fixtures.places import DEFINITION, ROOT, TEMPLATE
 
 HANDLERS = sorted(
@@ -174,3 +174,14 @@ def test_the_lifecycle_ends_what_a_job_leaves_where_the_job_leaves_it(resources:
     assert partial_prefix("digits", 1).startswith(rule["Prefix"])
     assert not any(prefix("digits", 1).startswith(rule["Prefix"]) for prefix in (report_prefix, update_prefix))
     assert (rule["Status"], rule["ExpirationInDays"]) == ("Enabled", 2)
+
+
+def test_what_helpers_were_asked_lingers_no_longer_than_updates(resources: dict[str, Any]) -> None:
+    rules = {rule["Id"]: rule for rule in resources["Bucket"]["Properties"]["LifecycleConfiguration"]["Rules"]}
+    rule, updates = rules["secure-sums"], rules["updates"]
+    assert sum_request_key("digits", 7, "press-1").startswith(rule["Prefix"])
+    kept = (report_prefix("digits", 1), update_prefix("digits", 1), model_prefix("digits", "1.0.0"))
+    assert not any(key.startswith(rule["Prefix"]) for key in kept)
+    same = ("Status", "ExpirationInDays", "NoncurrentVersionExpiration")
+    assert [rule[name] for name in same] == [updates[name] for name in same]
+    assert rule["ExpirationInDays"] == {"Ref": "UpdateRetentionDays"}
