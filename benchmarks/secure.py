@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedgrass.protocol import secure
 from fedgrass.secure.helper import Helper
 from fedgrass.secure.masked import MaskedUpdate, masked, read_masked
-from fedgrass.secure.masks import SEED_BYTES
+from fedgrass.secure.masks import SEED_BYTES, commitment
 from fedgrass.secure.quantize import mean_of
 from fedgrass.secure.request import Candidate, requests_for
 from fedgrass.secure.sealing import Context, seal
@@ -165,7 +165,7 @@ def end_to_end(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         began = time.perf_counter()
         read = read_masked(io.BytesIO(content), len(content), given.parameters, task)
         total = read.values if total is None else np.add(total, read.values, out=total)
-        named.append(Candidate(read.header.thing, read.boxes))
+        named.append(Candidate(read.header.thing, read.boxes, read.commitments))
         seconds["cloud"] += time.perf_counter() - began
     assert total is not None
     began = time.perf_counter()
@@ -202,7 +202,7 @@ def boxes_of(count: int, task: secure.SecureTask) -> list[Candidate]:
             seal([seeds[mask] for mask in task.known_to(number)], context_of(task), f"t{index}", one, signer)
             for number, one in enumerate(task.helpers)
         )
-        found.append(Candidate(f"t{index}", boxes))
+        found.append(Candidate(f"t{index}", boxes, b"".join(map(commitment, seeds))))
     return found
 
 

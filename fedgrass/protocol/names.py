@@ -259,6 +259,11 @@ def report_key(fleet: str, number: int) -> str:
     return f"{report_prefix(fleet, number)}report.json"
 
 
+def check_key(fleet: str, number: int) -> str:
+    """Object key of which devices' boxes the helpers of secure aggregation could open; the first job that asked writes it."""
+    return f"{report_prefix(fleet, number)}boxes.json"
+
+
 def partial_prefix(fleet: str, number: int) -> str:
     """Prefix of what a job's instances tell each other about a round; the bucket's lifecycle ends what the job leaves there."""
     return f"partial/{fleet}/{number:06d}/"

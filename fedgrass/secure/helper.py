@@ -18,11 +18,15 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedgrass.errors import MessageError
 from fedgrass.files import sha256_of, write_atomically
 from fedgrass.secure.answer import header_bytes, sums_of
+from fedgrass.secure.check import MAX_REASON, BoxCheck
 from fedgrass.secure.keys import helper_key, public_text
 from fedgrass.secure.lock import locked, own_key, tokens
-from fedgrass.secure.masks import Expander, encrypted, pieces, span
-from fedgrass.secure.request import AcceptedSet, SumRequest
+from fedgrass.secure.masks import COMMITMENT_BYTES, Expander, commitment, encrypted, pieces, span
+from fedgrass.secure.request import AcceptedSet, Member, SumRequest
 from fedgrass.secure.sealing import opened, signer_of
+
+_Known = dict[str, tuple[str, float]]
+"""By device: its key, and since when it is known."""
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -104,6 +108,26 @@ class Helper:
         _write(path, accepted, request.helper, seeds, self._key, after_piece)
         return sha256_of(path)
 
+    def check(self, request: SumRequest) -> BoxCheck:
+        """Say which devices' boxes do not open, and why; or why nothing of this fleet's would be summed for such a set.
+
+        It binds to nothing and gives no sum away: the cloud learns of each box whether it is a good one, which a box that
+        was made by somebody else, or changed, never is.
+        """
+        bad: dict[str, str] = {}
+        try:
+            self._check(request)
+            known = self._known()
+            for member, text in zip(request.accepted.members, request.boxes, strict=True):
+                if why := self._why_not(request, member, text, known):
+                    bad[member.thing] = why
+            good = [member for member in request.accepted.members if member.thing not in bad]
+            self._keep_signers(request, good, known)
+            self._require_known(good, known)
+        except MessageError as error:
+            return BoxCheck(digest=request.digest, refused=str(error)[:MAX_REASON], unopened=bad)
+        return BoxCheck(digest=request.digest, unopened=bad)
+
     def _check(self, request: SumRequest) -> None:
         accepted, task = request.accepted, request.accepted.task
         if accepted.fleet != self._fleet:
@@ -121,45 +145,75 @@ class Helper:
         if min(sizes) < self._limits.min_devices:
             raise MessageError(f"a group has {min(sizes)} devices; this helper sums {self._limits.min_devices} or more")
 
+    def _why_not(self, request: SumRequest, member: Member, text: str, known: _Known) -> str:
+        try:
+            self._seeds_of(request, member, text)
+            self._require_signer(member, text, known)
+        except MessageError as error:
+            return str(error)[:MAX_REASON]
+        return ""
+
     def _seeds(self, request: SumRequest) -> list[list[bytes]]:
         """Open the boxes; returns each device's seeds in the order of this helper's masks."""
+        members = request.accepted.members
+        return [self._seeds_of(request, one, text) for one, text in zip(members, request.boxes, strict=True)]
+
+    def _seeds_of(self, request: SumRequest, member: Member, text: str) -> list[bytes]:
         accepted, task = request.accepted, request.accepted.task
-        known, found = len(task.known_to(request.helper)), []
-        for member, text in zip(accepted.members, request.boxes, strict=True):
-            try:
-                box, digests = (base64.b64decode(part, validate=True) for part in (text, member.boxes))
-            except (binascii.Error, ValueError) as error:
-                raise MessageError(f"{member.thing!r}: its box is not base64") from error
-            if digests[32 * request.helper :][:32] != hashlib.sha256(box).digest():
-                raise MessageError(f"{member.thing!r}: its box is not the one that the set names")
-            helper = task.helpers[request.helper]
-            found.append(opened(box, known, accepted.context, member.thing, helper, self._key))
-        return found
+        known, thing = task.known_to(request.helper), member.thing
+        try:
+            parts = (text, member.boxes, member.commitments)
+            box, digests, commitments = (base64.b64decode(part, validate=True) for part in parts)
+        except (binascii.Error, ValueError) as error:
+            raise MessageError(f"{thing!r}: its box is not base64") from error
+        if digests[32 * request.helper :][:32] != hashlib.sha256(box).digest():
+            raise MessageError(f"{thing!r}: its box is not the one that the set names")
+        seeds = opened(box, len(known), accepted.context, thing, task.helpers[request.helper], self._key)
+        told = [commitments[COMMITMENT_BYTES * mask :][:COMMITMENT_BYTES] for mask in known]
+        if told != [commitment(seed) for seed in seeds]:
+            raise MessageError(f"{thing!r}: its seeds are others than those that its update tells of")
+        return seeds
 
     def _check_devices(self, request: SumRequest) -> None:
         """Keep devices' keys, and require that enough of them were known before."""
-        path = self._folder / "devices.json"
+        members, known = request.accepted.members, self._known()
+        for member, text in zip(members, request.boxes, strict=True):
+            self._require_signer(member, text, known)
+        self._keep_signers(request, members, known)
+        self._require_known(members, known)
+
+    @property
+    def _devices(self) -> Path:
+        return self._folder / "devices.json"
+
+    def _known(self) -> _Known:
         try:
-            known: dict[str, list[object]] = json.loads(path.read_text())
+            known: _Known = json.loads(self._devices.read_text())
         except FileNotFoundError:
             known = {}
-        now = self._clock()
-        old = 0
-        before = len(known)
-        for member, box in zip(request.accepted.members, request.boxes, strict=True):
-            signer = base64.b64encode(signer_of(base64.b64decode(box))).decode()
-            pinned, since = known.setdefault(member.thing, [signer, now])
-            if pinned != signer:
-                raise MessageError(
-                    f"{member.thing!r} signs with another key than before; if it was set up anew, remove it from {path}"
-                )
-            old += now - float(str(since)) >= self._limits.known_seconds
-        if len(known) > before:
-            write_atomically(path, json.dumps(known).encode())
-        if old < self._limits.min_devices:
+        return known
+
+    def _require_signer(self, member: Member, text: str, known: _Known) -> None:
+        pinned = known.get(member.thing)
+        if pinned is not None and pinned[0] != _signer(text):
             raise MessageError(
-                f"of {len(request.boxes)} devices it has known {old} for {self._limits.known_seconds:g} s; "
-                f"{self._limits.min_devices} are needed"
+                f"{member.thing!r} signs with another key than before; if it was set up anew, remove it from {self._devices}"
+            )
+
+    def _keep_signers(self, request: SumRequest, members: Sequence[Member], known: _Known) -> None:
+        now, before = self._clock(), len(known)
+        boxes = dict(zip((one.thing for one in request.accepted.members), request.boxes, strict=True))
+        for member in members:
+            known.setdefault(member.thing, (_signer(boxes[member.thing]), now))
+        if len(known) > before:
+            write_atomically(self._devices, json.dumps(known).encode())
+
+    def _require_known(self, members: Sequence[Member], known: _Known) -> None:
+        now, limits = self._clock(), self._limits
+        old = sum(now - known[member.thing][1] >= limits.known_seconds for member in members)
+        if old < limits.min_devices:
+            raise MessageError(
+                f"of {len(members)} devices it has known {old} for {limits.known_seconds:g} s; {limits.min_devices} are needed"
             )
 
     def _commit(self, accepted: AcceptedSet) -> None:
@@ -171,6 +225,10 @@ class Helper:
                 raise MessageError(f"round {accepted.round} was answered for another set; a helper answers once")
             return
         write_atomically(path, accepted.digest.encode())
+
+
+def _signer(box: str) -> str:
+    return base64.b64encode(signer_of(base64.b64decode(box))).decode()
 
 
 def _write(

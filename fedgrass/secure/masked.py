@@ -17,23 +17,28 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedgrass import tensors
 from fedgrass.errors import TensorFileError, TruncatedFileError, UpdateError
 from fedgrass.protocol.secure import SecureTask
-from fedgrass.secure.masks import SEED_BYTES, Expander, Masked, add_mask, dtype_of
+from fedgrass.secure.masks import COMMITMENT_BYTES, SEED_BYTES, Expander, Masked, add_mask, commitment, dtype_of
 from fedgrass.secure.quantize import quantized
 from fedgrass.secure.sealing import Context, box_bytes, seal
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
 from fedgrass.update.header import MAX_METADATA_BYTES, UpdateHeader
 
-TENSOR, BOXES = "masked", "boxes"
+TENSOR, BOXES, COMMITMENTS = "masked", "boxes", "commitments"
 _MAX_HEADER = MAX_METADATA_BYTES + 512
 
 
 @dataclass(frozen=True)
 class MaskedUpdate:
-    """What a device uploads. ``boxes`` are in the order of the helpers; ``values`` [size + count coordinates]."""
+    """What a device uploads.
+
+    ``boxes`` are in the order of the helpers, ``commitments`` to the seeds, one after the other, in that of the masks; ``values``
+    [size + count coordinates].
+    """
 
     header: UpdateHeader
     boxes: tuple[bytes, ...]
+    commitments: bytes
     values: Masked
 
     def save(self, path: Path) -> str:
@@ -46,7 +51,8 @@ class MaskedUpdate:
 
     def _metadata(self) -> dict[str, str]:
         text = ",".join(base64.b64encode(box).decode() for box in self.boxes)
-        return {**self.header.to_metadata(), BOXES: text}
+        told = base64.b64encode(self.commitments).decode()
+        return {**self.header.to_metadata(), BOXES: text, COMMITMENTS: told}
 
 
 def codec_of(bits: int) -> str:
@@ -105,7 +111,8 @@ def masked(
         seal([seeds[mask] for mask in task.known_to(index)], context, header.thing, helper, signer)
         for index, helper in enumerate(task.helpers)
     )
-    return MaskedUpdate(header.model_copy(update={"codec": codec_of(task.bits)}), boxes, values)
+    commitments = b"".join(map(commitment, seeds))
+    return MaskedUpdate(header.model_copy(update={"codec": codec_of(task.bits)}), boxes, commitments, values)
 
 
 def read_masked(stream: BinaryIO, file_bytes: int, size: int, task: SecureTask) -> MaskedUpdate:
@@ -137,13 +144,14 @@ def read_masked(stream: BinaryIO, file_bytes: int, size: int, task: SecureTask) 
         if specs != [(TENSOR, (length,), dtype)]:
             raise UpdateError("wrong_shape", f"its tensors are not one {TENSOR!r} of {length} {dtype}")
         boxes = _boxes(found.metadata.get(BOXES, ""), task)
+        commitments = _commitments(found.metadata.get(COMMITMENTS, ""), task)
         values: Masked = np.empty(length, dtype)
         tensors.read_into(stream, values, name="update")
     except TruncatedFileError as error:
         raise UpdateError("truncated", str(error)) from error
     except TensorFileError as error:
         raise UpdateError("corrupt_header", str(error)) from error
-    return MaskedUpdate(header, boxes, values)
+    return MaskedUpdate(header, boxes, commitments, values)
 
 
 def _boxes(text: str, task: SecureTask) -> tuple[bytes, ...]:
@@ -155,6 +163,16 @@ def _boxes(text: str, task: SecureTask) -> tuple[bytes, ...]:
     if [len(box) for box in boxes] != expected:
         raise UpdateError("corrupt_header", f"its boxes of seeds are not {len(expected)} of {expected} bytes")
     return boxes
+
+
+def _commitments(text: str, task: SecureTask) -> bytes:
+    try:
+        found = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        found = b""
+    if len(found) != (expected := len(task.masks) * COMMITMENT_BYTES):
+        raise UpdateError("corrupt_header", f"its commitments to seeds are not {expected} bytes")
+    return found
 
 
 def _seed(header: UpdateHeader) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
 SEED_BYTES = 32
+COMMITMENT_BYTES = 16
 PIECE = 1 << 16
 """Coordinates that are expanded at a time."""
 
@@ -55,6 +57,14 @@ def pieces(length: int) -> range:
 def span(index: int, length: int) -> slice:
     """Return where a piece lies in a vector."""
     return slice(index * PIECE, min(length, (index + 1) * PIECE))
+
+
+def commitment(seed: bytes) -> bytes:
+    """Return what shows later that this was the seed, and tells nothing of it before.
+
+    Whoever looks for two seeds with the same one needs 2**64 attempts, and has won that helpers do not agree in one round.
+    """
+    return hashlib.sha256(b"fedgrass seed 1" + seed).digest()[:COMMITMENT_BYTES]
 
 
 def add_mask(values: Masked, seed: bytes, expander: Expander) -> None:

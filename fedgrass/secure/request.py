@@ -19,13 +19,18 @@ MAX_REQUEST_BYTES = 128 << 20
 
 
 class Member(BaseModel):
-    """A device of the set. ``boxes`` is the base64 of the SHA-256 of its box for each helper, one after the other."""
+    """A device of the set.
+
+    ``boxes`` is the base64 of the SHA-256 of its box for each helper, one after the other; ``commitments`` that of what its
+    update says of its seeds: a device that seals other seeds for one helper than for another is found by it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     thing: ThingName
     group: int = Field(default=0, ge=0, lt=1000)
     boxes: Annotated[str, Field(max_length=300)]
+    commitments: Annotated[str, Field(max_length=300)]
 
 
 class AcceptedSet(BaseModel):
@@ -59,13 +64,23 @@ class AcceptedSet(BaseModel):
 
 
 class SumRequest(BaseModel):
-    """The set, and the boxes of its devices for one helper, in the order of the members, as base64."""
+    """The set, and the boxes of its devices for one helper, in the order of the members, as base64.
+
+    With ``check`` the helper is asked which of the boxes open (`fedgrass.secure.check`), and for no sum.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     accepted: AcceptedSet
     helper: int = Field(ge=0)
     boxes: tuple[str, ...]
+    check: bool = False
+
+    @property
+    def digest(self) -> str:
+        """What the answer is found by: the set's digest, or another that follows from it, for a check."""
+        digest = self.accepted.digest
+        return hashlib.sha256(f"check {digest}".encode()).hexdigest() if self.check else digest
 
     def encode(self) -> bytes:
         """Return the request as JSON."""
@@ -88,11 +103,14 @@ class Candidate:
 
     thing: str
     boxes: tuple[bytes, ...]
+    commitments: bytes
     group: int = 0
 
 
-def requests_for(accepted: Sequence[Candidate], context: Context, length: int, task: SecureTask) -> list[SumRequest]:
-    """Return the request to each helper, for a set of devices."""
+def requests_for(
+    accepted: Sequence[Candidate], context: Context, length: int, task: SecureTask, *, check: bool = False
+) -> list[SumRequest]:
+    """Return the request to each helper, for a set of devices: for the sums, or for a ``check`` before them."""
     ordered = sorted(accepted, key=lambda one: one.thing)
     named = AcceptedSet(
         fleet=context.fleet,
@@ -106,6 +124,7 @@ def requests_for(accepted: Sequence[Candidate], context: Context, length: int, t
                 thing=one.thing,
                 group=one.group,
                 boxes=base64.b64encode(b"".join(hashlib.sha256(box).digest() for box in one.boxes)).decode(),
+                commitments=base64.b64encode(one.commitments).decode(),
             )
             for one in ordered
         ),
@@ -115,6 +134,7 @@ def requests_for(accepted: Sequence[Candidate], context: Context, length: int, t
             accepted=named,
             helper=index,
             boxes=tuple(base64.b64encode(one.boxes[index]).decode() for one in ordered),
+            check=check,
         )
         for index in range(len(task.helpers))
     ]

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.secure import SecureTask
+from fedgrass.secure.check import Checked, judged
 from fedgrass.secure.helper import Helper
 from fedgrass.secure.keys import public_text
 from fedgrass.secure.request import SumRequest
@@ -69,6 +70,11 @@ class VirtualHelpers:
                 )
         self._answers = folder / "answers"
         self._helpers = [Helper(folder / f"helper-{i}", fleet, key=key) for i, key in enumerate(keys)]
+
+    def check(self, requests: Sequence[SumRequest]) -> Checked:
+        """Have every helper say which boxes open."""
+        found = {i: one.check(request) for i, (one, request) in enumerate(zip(self._helpers, requests, strict=True))}
+        return judged(requests[0].accepted, found)
 
     def ask(self, requests: Sequence[SumRequest]) -> Mapping[int, Path]:
         """Have every helper answer."""

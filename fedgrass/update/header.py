@@ -38,6 +38,7 @@ Reason = Literal[
     "not_finite",
     "norm_exceeded",
     "missing_metric",
+    "unopened_seeds",
 ]
 """Why an update is refused: stable codes, counted in reports; docs/reference/quarantine.md tells the cause of each."""
 

@@ -13,16 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.cloud.ending.announcement import announce
-from fedgrass.errors import RecordError
+from fedgrass.errors import MessageError, RecordError, TransferError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import SumTask
-from fedgrass.protocol.names import command_key, sum_command, sum_request_key
+from fedgrass.protocol.names import check_key, command_key, sum_command, sum_request_key
 from fedgrass.protocol.records import RoundRecord, round_key
 from fedgrass.protocol.tables import Table, load_round
 from fedgrass.protocol.writes import change, update_item
 from fedgrass.secure.answer import answer_bytes
+from fedgrass.secure.check import BoxCheck, Checked, judged, most_bytes
 from fedgrass.secure.request import SumRequest
 
 _LOOK_SECONDS = 1.0
@@ -61,14 +64,39 @@ class FleetHelpers:
         self._pause = pause
         self._clock = clock
 
+    def check(self, requests: Sequence[SumRequest]) -> Checked:
+        """Ask which boxes open, and fix what is made of it: a job that is run again must name the very same set."""
+        key = check_key(self._record.fleet, self._record.round)
+        content = self._bucket.read(key, max_bytes=1 << 30)
+        if content is None:
+            found = {index: self._read_check(requests[index], path) for index, path in self.ask(requests).items()}
+            checked = judged(requests[0].accepted, {index: one for index, one in found.items() if one is not None})
+            content = self._bucket.write_first(key, checked.model_dump_json().encode())
+        try:
+            return Checked.model_validate_json(content)
+        except ValidationError as error:
+            raise TransferError(f"{self._bucket.uri(key)}: is no check of boxes; move it away to ask again") from error
+
+    def _read_check(self, request: SumRequest, path: Path) -> BoxCheck | None:
+        things = frozenset(one.thing for one in request.accepted.members)
+        try:
+            return BoxCheck.decode(path.read_bytes(), request.digest, things)
+        except MessageError as error:
+            self._log.log_event("helper_check_refused", helper=self._name(request), reason=str(error))
+            return None
+
     def ask(self, requests: Sequence[SumRequest]) -> Mapping[int, Path]:
         """Tell each helper the set, and wait until as many as are needed have answered, or their time is up."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         accepted = requests[0].accepted
         named = {self._name(request): self._written(request) for request in requests}
-        task = SumTask(digest=accepted.digest, requests=named)
+        task = SumTask(digest=requests[0].digest, requests=named)
         self._log.log_event(
-            "helpers_asked", helpers=list(named), devices=len(accepted.members), needed=accepted.task.needed
+            "helpers_asked",
+            check=requests[0].check,
+            helpers=list(named),
+            devices=len(accepted.members),
+            needed=accepted.task.needed,
         )
         self._change(put={"sums": task.model_dump(mode="json")})
         try:
@@ -81,14 +109,20 @@ class FleetHelpers:
     def _heard(self, requests: Sequence[SumRequest]) -> dict[int, Path]:
         found: dict[int, Path] = {}
         secure = self._record.settings.secure
-        end = self._clock() + (0.0 if secure is None else secure.helper_seconds)
+        began = self._clock()
+        end = began + (0.0 if secure is None else secure.helper_seconds)
+        ends_early = False
         while True:
             for request in requests:
                 if request.helper not in found and (path := self._answer(request)) is not None:
                     found[request.helper] = path
                     self._log.log_event("helper_answered", helper=self._name(request))
-            enough = len(found) >= requests[0].accepted.task.needed
-            if enough or self._clock() >= end or not self._waited_for():
+            everybody, enough = len(found) == len(requests), len(found) >= requests[0].accepted.task.needed
+            if enough and requests[0].check and not ends_early:
+                # What those say who are a little later is worth as long a wait again: the more helpers can sum, the better.
+                end = min(end, self._clock() + max(self._clock() - began, 2 * _LOOK_SECONDS))
+                ends_early = True
+            if everybody or (enough and not requests[0].check) or self._clock() >= end or not self._waited_for():
                 return found
             self._pause(_LOOK_SECONDS)
 
@@ -104,14 +138,15 @@ class FleetHelpers:
     def _answer(self, request: SumRequest) -> Path | None:
         """Return a helper's answer, downloaded; None if there is none yet. One of another size is none."""
         name = self._name(request)
-        key = command_key(self._record.fleet, name, sum_command(self._record.round, request.accepted.digest))
-        size, expected = self._bucket.size(key), answer_bytes(request.accepted, request.helper)
+        key = command_key(self._record.fleet, name, sum_command(self._record.round, request.digest))
+        size = self._bucket.size(key)
         if size is None:
             return None
+        expected = _expected(request, size)
         if size != expected:
             self._log.log_event("helper_answer_refused", helper=name, bytes=size, expected=expected)
             return None
-        path = self._scratch / f"{request.helper}"
+        path = self._scratch / f"{request.helper}{'-check' if request.check else ''}"
         with self._bucket.open(key, size) as body, path.open("wb") as file:
             while block := body.read(_BLOCK):
                 file.write(block)
@@ -134,3 +169,10 @@ class FleetHelpers:
             Key={"fleet": self._record.fleet, "key": round_key(self._record.round)},
             **change(**clauses),
         )
+
+
+def _expected(request: SumRequest, size: int) -> int:
+    """Return the size that an answer of this size should have: itself, if it may be of any up to a bound."""
+    if request.check:
+        return min(size, most_bytes(len(request.accepted.members)))
+    return answer_bytes(request.accepted, request.helper)

@@ -19,10 +19,12 @@ from fedgrass.cloud.aggregator.bounds import Counted
 from fedgrass.cloud.aggregator.combination import Combined, Screened
 from fedgrass.cloud.aggregator.screening import Accepted, Screening
 from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.errors import ConfigurationError, UpdateError
+from fedgrass.errors import AggregationError, ConfigurationError, UpdateError
 from fedgrass.protocol.secure import SecureTask
 from fedgrass.protocol.secure_settings import why_not_by_sums
+from fedgrass.secure.check import Checked
 from fedgrass.secure.masked import MaskedUpdate, read_masked
+from fedgrass.secure.masks import Masked as MaskedValues
 from fedgrass.secure.masks import dtype_of
 from fedgrass.secure.quantize import mean_of
 from fedgrass.secure.request import Candidate, SumRequest, requests_for
@@ -36,6 +38,10 @@ _LEAST = 2
 
 class Helpers(Protocol):
     """The helpers, seen from the aggregator."""
+
+    def check(self, requests: Sequence[SumRequest]) -> Checked:
+        """Ask each helper which of the boxes open, before a set is fixed; the same answer whenever it is asked in a round."""
+        ...
 
     def ask(self, requests: Sequence[SumRequest]) -> Mapping[int, Path]:
         """Tell each helper its request, wait, and return the files of those that answered in time, by their number."""
@@ -88,8 +94,14 @@ class MaskedMean:
                 continue
             np.add(total, update.values, out=total)
             good.append(accepted)
-            named.append(Candidate(reference.thing, update.boxes))
+            named.append(Candidate(reference.thing, update.boxes, update.commitments))
         opening.close()
+        if len(good) >= max(_LEAST, min_updates):
+            checks = requests_for(named, self._masked.context, self._length, task, check=True)
+            unopened = self._masked.helpers.check(checks).unopened
+            self._take_out(total, [one.reference for one in good if one.reference.thing in unopened], unopened)
+            good = [one for one in good if one.reference.thing not in unopened]
+            named = [one for one in named if one.thing not in unopened]
         ordered = sorted(good, key=lambda one: one.reference.thing)
         found, counted = Screened(ordered, self._screening.refused), [Counted(one, one.facts) for one in ordered]
         if len(good) < max(_LEAST, min_updates):
@@ -100,6 +112,20 @@ class MaskedMean:
             self._noise.add_to(total[: self._screening.layout.size], task.noise_steps)
         difference = mean_of(total, len(good), task)
         return Combined(found, counted, difference, [1 / len(good)] * len(good))
+
+    def _take_out(
+        self, total: MaskedValues, references: Sequence[UpdateReference], unopened: Mapping[str, str]
+    ) -> None:
+        """Take updates off the sum again, and refuse them: that their seeds do not open shows only when all are read."""
+        for reference, opener in (opening := self._screening.openers(references)):
+            try:
+                with opener() as stream:
+                    update = read_masked(stream, reference.bytes, self._screening.layout.size, self._masked.task)
+            except UpdateError as error:
+                raise AggregationError(f"{reference.key}: was read, and cannot be read again ({error})") from error
+            np.subtract(total, update.values, out=total)
+            self._screening.refuse(reference, UpdateError("unopened_seeds", unopened[reference.thing]))
+        opening.close()
 
     def _judged(self, reference: UpdateReference, update: MaskedUpdate, before: int) -> Accepted:
         facts = self._screening.examiner.check_header(reference, update.header)

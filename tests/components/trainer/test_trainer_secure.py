@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from fedgrass.files import sha256_of
 from fedgrass.protocol import secure
 from fedgrass.protocol.messages import Announcement, SumTask
 from fedgrass.protocol.names import command_key, sum_command, update_key
+from fedgrass.secure.check import BoxCheck
 from fedgrass.secure.device import context_of
 from fedgrass.secure.keys import helper_key, public_text
 from fedgrass.secure.masked import MaskedUpdate, read_masked
-from fedgrass.secure.masks import Expander, add_mask
+from fedgrass.secure.masks import Expander, add_mask, commitment
 from fedgrass.secure.quantize import examples_in, mean_of
 from fedgrass.secure.request import Candidate, SumRequest, requests_for
 from fedgrass.secure.sealing import opened, seal
@@ -80,7 +82,7 @@ def request_of(place: Place, key: str, number: int = 1) -> tuple[SumRequest, byt
             seal([seeds[mask] for mask in task.known_to(i)], context, thing, helper, fleets.signer(thing))
             for i, helper in enumerate(task.helpers)
         )
-        named.append(Candidate(thing, boxes))
+        named.append(Candidate(thing, boxes, b"".join(map(commitment, seeds))))
     request = requests_for(named, context, 9, task)[0]
     return request, request.encode()
 
@@ -136,6 +138,23 @@ def test_a_helper_makes_its_key_tells_it_and_sums_when_it_is_asked(tmp_path: Pat
     assert sha256_of(file) == reply.sha256
     with pytest.raises(Exception, match="1 of 3 helpers gave their sums, 2 are needed"):
         unmask([np.zeros(9, "<u4")], request.accepted, {0: file})
+    place.stop()
+
+
+def test_a_helper_that_is_asked_to_check_says_which_boxes_open_and_may_still_sum(tmp_path: Path) -> None:
+    place = helper_place(tmp_path)
+    place.start()
+    request, _ = request_of(place, place.statuses[-1].helper_key)
+    spoilt = base64.b64encode(bytes(len(base64.b64decode(request.boxes[1])))).decode()
+    check = request.model_copy(update={"check": True, "boxes": (request.boxes[0], spoilt, request.boxes[2])})
+    ask(place, "check-1", check.encode())
+    reply = answer(place)
+    assert (reply.status, reply.key) == ("done", command_key(FLEET, THING, "check-1"))
+    found = BoxCheck.decode(place.streams.s3[reply.key or ""], check.digest, frozenset("abc"))
+    assert found.refused == ""
+    assert found.unopened == {"b": "'b': its box is not the one that the set names"}
+    ask(place, "sum-1", request.encode())
+    assert answer(place, 2).status == "done"
     place.stop()
 
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from fedgrass.protocol import secure
 from fedgrass.secure.helper import Helper, HelperLimits
 from fedgrass.secure.keys import public_text
-from fedgrass.secure.masks import SEED_BYTES, Expander, Masked, add_mask, dtype_of
+from fedgrass.secure.masks import SEED_BYTES, Expander, Masked, add_mask, commitment, dtype_of
 from fedgrass.secure.request import Candidate, SumRequest, requests_for
 from fedgrass.secure.sealing import Context, seal
 
@@ -62,7 +62,7 @@ def device(thing: str, plain: Masked, task: secure.SecureTask, number: int = 1, 
         seal([seeds[mask] for mask in task.known_to(index)], context_of(task, number), thing, helper, signer(thing))
         for index, helper in enumerate(task.helpers)
     )
-    return Device(thing, plain, seeds, values, Candidate(thing, boxes, group))
+    return Device(thing, plain, seeds, values, Candidate(thing, boxes, b"".join(map(commitment, seeds)), group))
 
 
 def devices(count: int, length: int, task: secure.SecureTask, number: int = 1) -> list[Device]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,18 +181,17 @@ def test_a_box_opens_only_where_it_belongs(what: str, tmp_path: Path) -> None:
         requests = requests_for([one.candidate for one in moved], context_of(task), 9, task)
     elif what == "thing":
         swapped = [
-            Device(b.thing, a.plain, a.seeds, a.masked, a.candidate.__class__(b.thing, a.candidate.boxes))
+            Device(b.thing, a.plain, a.seeds, a.masked, replace(a.candidate, thing=b.thing))
             for a, b in zip(some, [*some[1:], some[0]], strict=True)
         ]
         requests = asked(swapped, task)
     elif what == "helper":
-        turned = [one.candidate.__class__(one.thing, one.candidate.boxes[::-1]) for one in some]
+        turned = [replace(one.candidate, boxes=one.candidate.boxes[::-1]) for one in some]
         requests = requests_for(turned, context_of(task), 9, task)
     else:
         boxes = [bytes([one.candidate.boxes[0][0] ^ 1]) + one.candidate.boxes[0][1:] for one in some]
         spoilt = [
-            one.candidate.__class__(one.thing, (box, *one.candidate.boxes[1:]))
-            for one, box in zip(some, boxes, strict=True)
+            replace(one.candidate, boxes=(box, *one.candidate.boxes[1:])) for one, box in zip(some, boxes, strict=True)
         ]
         requests = requests_for(spoilt, context_of(task), 9, task)
     with pytest.raises(MessageError, match=r"'thing-000\d': its seeds for 'helper-0' do not open"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +41,7 @@ class HelperDevices:
         self.helpers = {name: Helper(folder / name, FLEET) for name in NAMES}
         self.off = off
         self.spoil: Callable[[bytes], bytes] = lambda content: content
+        self.spoil_check: Callable[[bytes], bytes] = lambda content: content
 
     def publish(self, *, topic: str, payload: bytes, qos: int = 0, retain: bool = False) -> None:
         assert (topic, retain) == (f"fedgrass/{FLEET}/round", True)
@@ -54,9 +58,14 @@ class HelperDevices:
             content = self._fleet.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
             assert hashlib.sha256(content).hexdigest() == sha256
             file = self._folder / f"{name}.answer"
-            self.helpers[name].answer(SumRequest.decode(content), file)
+            request = SumRequest.decode(content)
+            if request.check:
+                file.write_bytes(self.helpers[name].check(request).encode())
+            else:
+                self.helpers[name].answer(request, file)
             key = command_key(FLEET, name, sum_command(announcement.round, announcement.sums.digest))
-            self._fleet.s3.put_object(Bucket=bucket, Key=key, Body=self.spoil(file.read_bytes()))
+            spoil = self.spoil_check if request.check else self.spoil
+            self._fleet.s3.put_object(Bucket=bucket, Key=key, Body=spoil(file.read_bytes()))
 
 
 @pytest.fixture
@@ -122,10 +131,21 @@ def test_with_too_few_helpers_the_round_ends_so_and_names_the_silent(fleet: Flee
     devices.off = ("helper-a", "helper-c")
     report = fleet.run()
     assert report.outcome == "helpers_missing"
-    assert "1 of 3 helpers gave their sums, 2 are needed" in report.reason
+    assert "1 of 3 helpers can sum, 2 are needed" in report.reason
     assert "helper-a is silent; helper-c is silent" in report.reason
     assert report.model is None
     assert load_round(fleet.clients.rounds, FLEET, ROUND).sums is None  # and nobody is asked any more
+
+
+def test_helpers_that_fall_silent_after_the_check_are_named_too(fleet: Fleet, devices: HelperDevices) -> None:
+    def goes_off(content: bytes) -> bytes:
+        devices.off = ("helper-b", "helper-c")
+        return content
+
+    devices.spoil = goes_off
+    report = fleet.run()
+    assert report.outcome == "helpers_missing"
+    assert "1 of 3 helpers gave their sums, 2 are needed; helper-b is silent; helper-c is silent" in report.reason
 
 
 def test_a_job_that_runs_again_asks_for_the_very_same_set(
@@ -145,6 +165,73 @@ def test_a_job_that_runs_again_asks_for_the_very_same_set(
             fleet.run()
     put_masked(fleet, "press-d", seed=9, examples=10)  # too late: the list was pinned, and the helpers have answered
     assert_is_the_mean(fleet, fleet.run(), tmp_path / "model")
+
+
+def respoilt(content: bytes, change: Callable[[list[bytes]], list[bytes]]) -> bytes:
+    """A masked update with other boxes."""
+    header = json.loads(content[8 : 8 + (size := int.from_bytes(content[:8], "little"))])
+    boxes = [base64.b64decode(one) for one in header["__metadata__"]["boxes"].split(",")]
+    header["__metadata__"]["boxes"] = ",".join(base64.b64encode(one).decode() for one in change(boxes))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def test_devices_whose_seeds_do_not_open_are_left_out_and_named(
+    fleet: Fleet, devices: HelperDevices, tmp_path: Path
+) -> None:
+    good = put_masked(fleet, "press-d", seed=7, examples=50)
+    fleet.put("press-d", respoilt(good, lambda boxes: [bytes(len(boxes[0])), *boxes[1:]]))
+    good = put_masked(fleet, "press-e", seed=8, examples=50)
+    fleet.put("press-e", respoilt(good, lambda boxes: [*boxes[:2], boxes[2][:9] + b"x" + boxes[2][10:]]))
+    report = fleet.run()
+    assert_is_the_mean(fleet, report, tmp_path / "model")
+    assert {entry.thing: (entry.reason, entry.detail[:24]) for entry in report.quarantined} == {
+        "press-d": ("unopened_seeds", "helper helper-a: 'press-"),
+        "press-e": ("unopened_seeds", "helper helper-c: 'press-"),
+    }
+
+
+def test_devices_that_all_seal_rubbish_leave_too_few_updates(fleet: Fleet, devices: HelperDevices) -> None:
+    for number, thing in enumerate(("press-a", "press-b")):
+        good = put_masked(fleet, thing, seed=number, examples=1)
+        fleet.put(thing, respoilt(good, lambda boxes: [bytes(len(one)) for one in boxes]))
+    report = fleet.run()
+    assert report.outcome == "helpers_missing"
+    assert "0 of 3 helpers can sum" in report.reason
+    assert "helper-a opens 1 of 3 boxes (press-a: 'press-a': its seeds for 'helper-a' do not open" in report.reason
+
+
+def test_a_helper_whose_check_makes_no_sense_is_done_without(
+    fleet: Fleet, devices: HelperDevices, tmp_path: Path
+) -> None:
+    calls = itertools.count()
+    devices.spoil_check = lambda content: b"{}" if next(calls) == 0 else content
+    assert_is_the_mean(fleet, fleet.run(), tmp_path / "model")
+
+
+def test_a_job_that_runs_again_keeps_to_what_was_left_out(
+    fleet: Fleet, devices: HelperDevices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedgrass.cloud.aggregator import masked_sum
+
+    good = put_masked(fleet, "press-d", seed=7, examples=50)
+    fleet.put("press-d", respoilt(good, lambda boxes: [bytes(len(boxes[0])), *boxes[1:]]))
+
+    class KilledError(Exception):
+        pass
+
+    def dies(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(masked_sum, "unmask", dies)
+        with pytest.raises(KilledError):
+            fleet.run()
+    devices.off = ("helper-a",)  # the one that knew
+    report = fleet.run()
+    assert_is_the_mean(fleet, report, tmp_path / "model")
+    assert [entry.thing for entry in report.quarantined] == ["press-d"]
 
 
 def test_central_privacy_adds_its_noise_to_the_sum_that_the_helpers_open(

@@ -1,0 +1,92 @@
+"""Before a set is fixed: which devices' boxes the helpers can open.
+
+A device that seals rubbish for a helper would keep it from answering, and as a helper answers one set in a round, ever, the
+round would be lost. So the helpers look first. They tell of each box whether it opens and bind themselves to nothing; the
+job leaves out what does not open, and only then names the set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fedgrass.errors import HelpersMissingError, MessageError, first_problem
+from fedgrass.protocol.names import Sha256, ThingName
+from fedgrass.protocol.secure import MOST_DEVICES
+from fedgrass.secure.request import AcceptedSet
+
+MAX_REASON = 300
+_Reason = Annotated[str, Field(max_length=MAX_REASON)]
+
+
+class BoxCheck(BaseModel):
+    """What a helper found: devices whose boxes do not open, with reasons; or why it would sum nothing, if it would not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: Sha256
+    refused: _Reason = ""
+    unopened: Annotated[dict[ThingName, _Reason], Field(max_length=MOST_DEVICES)] = {}
+
+    def encode(self) -> bytes:
+        """Return it as JSON."""
+        return self.model_dump_json().encode()
+
+    @classmethod
+    def decode(cls, content: bytes, digest: str, things: frozenset[str]) -> BoxCheck:
+        """Read what a helper sent for the check of this digest; raises `MessageError` naming what is wrong."""
+        try:
+            found = cls.model_validate_json(content)
+        except ValidationError as error:
+            raise MessageError(f"check: {first_problem(error)}") from error
+        if found.digest != digest or not things.issuperset(found.unopened):
+            raise MessageError("check: it is of another set")
+        return found
+
+
+def most_bytes(devices: int) -> int:
+    """Return the size that the answer to a check of so many devices has at most."""
+    return 4096 + devices * (6 * MAX_REASON + 200)  # a character may take six bytes in JSON
+
+
+class Checked(BaseModel):
+    """What is made of the helpers' checks: who can sum, and the devices that are left out, with reasons."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    helpers: tuple[int, ...]
+    unopened: dict[str, str] = {}
+
+
+def judged(accepted: AcceptedSet, found: Mapping[int, BoxCheck]) -> Checked:
+    """Decide who is left out: the devices of which a helper opens no box; or that helper, if it opens fewer than half of them.
+
+    Raises
+    ------
+    HelpersMissingError
+        If too few helpers are left that can sum.
+    """
+    task, count = accepted.task, len(accepted.members)
+    said: list[str] = []
+    able: list[int] = []
+    for index, helper in enumerate(task.helpers):
+        if index not in found:
+            said.append(f"{helper.name} is silent")
+        elif 2 * len(found[index].unopened) > count:
+            thing, why = next(iter(found[index].unopened.items()))
+            said.append(f"{helper.name} opens {count - len(found[index].unopened)} of {count} boxes ({thing}: {why})")
+        elif found[index].refused:
+            said.append(f"{helper.name}: {found[index].refused}")
+        else:
+            able.append(index)
+    if len(able) < task.needed:
+        raise HelpersMissingError(
+            f"{len(able)} of {len(task.helpers)} helpers can sum, {task.needed} are needed; {'; '.join(said)}"
+        )
+    unopened: dict[str, str] = {}
+    for index in able:
+        for thing, why in found[index].unopened.items():
+            unopened.setdefault(thing, f"helper {task.helpers[index].name}: {why}")
+    return Checked(helpers=tuple(able), unopened=dict(sorted(unopened.items())))
