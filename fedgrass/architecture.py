@@ -30,6 +30,7 @@ from fedgrass.bundle import (
 from fedgrass.errors import BundleError
 from fedgrass.files import write_atomically
 from fedgrass.native import native_dtypes
+from fedgrass.personal import local_names
 from fedgrass.statistics import inferred_statistics
 
 
@@ -61,6 +62,8 @@ class NewModel:
     statistics
         Which parameters the forward pass measures, such as a batch normalization's: ``mean`` or ``variance`` (never below zero).
         Those of an engine's ``initial_parameters`` are known; otherwise, if not given, batch normalizations are recognised.
+    local
+        What each device keeps for itself: ``head``, ``bn``, or names of layers or parameters (`fedgrass.personal.local_names`).
     """
 
     engine: str
@@ -75,6 +78,7 @@ class NewModel:
     class_names: Sequence[str] = ()
     version: str = "1.0.0"
     statistics: Mapping[str, Statistic] | None = None
+    local: Sequence[str] = ()
 
 
 def engine_of(bundle: Bundle) -> str:
@@ -142,6 +146,8 @@ def new_bundle(folder: Path, model: NewModel) -> Bundle:
         known = model.parameters.statistics if isinstance(model.parameters, InitialParameters) else None
         statistics = inferred_statistics(described) if known is None else known
     counted: dict[str, Statistic] = {name: "mean" for name, dtype in native.items() if not dtype.startswith("float")}
+    own = local_names(model.local, described, statistics) if model.local else ()
+    state = model.parameters.local if isinstance(model.parameters, InitialParameters) else ()
     folder.mkdir(parents=True, exist_ok=True)
     document = {"schema": 1, "engine": model.engine, "parameters": [item.model_dump(mode="json") for item in described]}
     write_atomically(folder / ARCHITECTURE, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
@@ -159,6 +165,6 @@ def new_bundle(folder: Path, model: NewModel) -> Bundle:
         parameters=described,
         statistics={**counted, **statistics},
         native=native or None,
-        local=(model.parameters.local or None) if isinstance(model.parameters, InitialParameters) else None,
+        local=(*own, *state) or None,
     )
     return Bundle.seal(folder, manifest)

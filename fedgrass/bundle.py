@@ -32,6 +32,7 @@ Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,7 +177,8 @@ class Manifest(_Model):
     local: tuple[str, ...] | None = Field(
         default=None,
         max_length=MAX_TENSORS,
-        description="State that does not travel: each device has it as its builder makes it",
+        description="What does not travel. Of the parameters: each device trains and keeps its own; other state it has as "
+        "its builder makes it",
     )
     loss_mean: Literal["weights", "examples"] = Field(
         default="weights",
@@ -202,6 +204,8 @@ class Manifest(_Model):
             raise ValueError(f"statistics names {strange[0]!r}, which is not a parameter")
         if strange := sorted((self.native or {}).keys() - set(names)):
             raise ValueError(f"native names {strange[0]!r}, which is not a parameter")
+        if not self.shared_parameters:
+            raise ValueError("local names every parameter: nothing is left to share")
         needed = {ARCHITECTURE} if ARCHITECTURE in self.files else {GRAPH, INFERENCE}
         missing = {PARAMETERS, *needed} - self.files.keys()
         if missing:
@@ -233,8 +237,22 @@ class Manifest(_Model):
 
     @property
     def graph_sha256(self) -> str:
-        """Digest of the training graph: two models with the same one can be averaged."""
-        return self.files[self.graph_file].sha256
+        """Digest of the training graph, and of which parameters are local: two models with the same one can be averaged."""
+        graph = self.files[self.graph_file].sha256
+        own = [parameter.name for parameter in self.local_parameters]
+        return hashlib.sha256("\n".join([graph, *own]).encode()).hexdigest() if own else graph
+
+    @property
+    def local_parameters(self) -> tuple[TensorDescription, ...]:
+        """The parameters that each device keeps for itself (`fedgrass.personal`)."""
+        names = frozenset(self.local or ())
+        return tuple(parameter for parameter in self.parameters if parameter.name in names)
+
+    @property
+    def shared_parameters(self) -> tuple[TensorDescription, ...]:
+        """The parameters that updates are of, and that are averaged."""
+        names = frozenset(self.local or ())
+        return tuple(parameter for parameter in self.parameters if parameter.name not in names)
 
     @property
     def parameters_sha256(self) -> str:

@@ -108,7 +108,7 @@ class Control:
         own = self._own
         if not own or (self.kind == "scaffold" and not self.fleet):
             return None
-        plain = statistics_of(self.manifest).keys()
+        plain = self._plain
         return {
             name: np.zeros_like(value) if name in plain else np.asarray(self.fleet.get(name, 0) - value, value.dtype)
             for name, value in own.items()
@@ -125,13 +125,18 @@ class Control:
             The sum of the learning rates in between, as `step_length` gives it.
         """
         factor = np.float32(1 / step_length if self.kind == "scaffold" else self.factor)
-        plain, correction = statistics_of(self.manifest).keys(), self.correction or {}
+        plain, correction = self._plain, self.correction or {}
         after = {}
         for name, value in base.items():
             difference = np.subtract(local[name], value, dtype=np.float32) * factor
             own = -difference - np.asarray(correction.get(name, 0), np.float32)
             after[name] = np.asarray(np.zeros_like(value) if name in plain else own, value.dtype)
         self.kept.keep(self._own, after)
+
+    @property
+    def _plain(self) -> frozenset[str]:
+        """What no correction is for: statistics have no gradient, and of what devices keep for themselves none drifts."""
+        return frozenset(statistics_of(self.manifest)) | {p.name for p in self.manifest.local_parameters}
 
     @cached_property
     def _own(self) -> Parameters:
@@ -193,7 +198,7 @@ def server_control(path: Path, manifest: Manifest) -> Parameters:
     BundleError
         If it is of another model, or not finite.
     """
-    size = manifest.parameter_count
+    size = sum(parameter.size for parameter in manifest.shared_parameters)
     stored, metadata = tensors.load(path, max_bytes=server_state_bytes(manifest))
     vector = stored.get(_VECTOR)
     if metadata.get("parameters_sha256") != manifest.parameters_sha256 or vector is None:
@@ -203,7 +208,7 @@ def server_control(path: Path, manifest: Manifest) -> Parameters:
             f"{path}: control is {vector.dtype}{list(vector.shape)}; expected float32[{size}], all finite"
         )
     found, end = {}, 0
-    for parameter in manifest.parameters:
+    for parameter in manifest.shared_parameters:
         found[parameter.name] = vector[end : (end := end + parameter.size)].reshape(parameter.shape)
     return found
 

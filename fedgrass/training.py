@@ -20,6 +20,7 @@ from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Measured, Metrics
 from fedgrass.errors import ConfigurationError, DataError, EngineError
 from fedgrass.own_code import own_code
+from fedgrass.personal import Own, shared_manifest, shared_of
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.metrics import others
 from fedgrass.tensors import Array
@@ -77,6 +78,8 @@ class TrainingFiles:
         File that keeps what a lossy codec leaves out for this device's next update (`ErrorFeedback`); None keeps nothing.
     control
         What strategies such as ``scaffold`` keep and need (`fedgrass.control`); None: this participant trains without.
+    own
+        File of this participant's own parameters (`fedgrass.personal`); None: it starts from the base's each time.
     keys
         Folder of the device's signing key, which a round with secure aggregation needs.
     """
@@ -85,6 +88,7 @@ class TrainingFiles:
     checkpoint: Path
     residual: Path | None = None
     control: ControlFiles | None = None
+    own: Path | None = None
     keys: Path | None = None
 
 
@@ -138,6 +142,7 @@ def train(
     identity = hashlib.sha256(announcement.encode() + thing.encode()).hexdigest()
     manifest = base.manifest
     control = Control.of(announcement, manifest, files.control, identity)
+    own = Own.of(manifest, files.own, identity)
     earlier = checkpoints.load(files.checkpoint, identity)
     started = clock() - (earlier.seconds if earlier else 0.0)
 
@@ -149,7 +154,7 @@ def train(
         return save
 
     fitted = fit(
-        open_engine(),
+        holding(open_engine(), base, own),
         manifest,
         data,
         announcement,
@@ -165,22 +170,32 @@ def train(
     local = last.state.parameters if last is not None and whole else fitted.parameters
     header, examples = fitted.header, fitted.num_examples
     del fitted  # with what its engine lends, and so with the engine
+    own.keep(local)
     if control is not None:
         control.keep(base.stored_parameters(), local, header.metrics.get(STEP_LENGTH, 1.0))
+    # What this device keeps for itself is in no update.
+    shared, local = shared_of(manifest, base.stored_parameters()), shared_of(manifest, local)
     if announcement.secure is not None:
-        info = _write_masked(files, base.stored_parameters(), local, header, examples, announcement)
+        info = _write_masked(files, shared, local, header, examples, announcement)
         return Trained(info, header.num_examples, header.metrics, seconds)
     info = write_update(
         files.update,
-        base.stored_parameters(),
+        shared,
         local,
         header,
         codec=announcement.update.codec,
         clip_norm=announcement.update.clip_norm,
         noise_multiplier=announcement.update.noise_multiplier,
-        feedback=ErrorFeedback(files.residual, manifest, identity) if files.residual else None,
+        feedback=ErrorFeedback(files.residual, shared_manifest(manifest), identity) if files.residual else None,
     )
     return Trained(info, header.num_examples, header.metrics, seconds)
+
+
+def holding(engine: Engine, bundle: Bundle, own: Own) -> Engine:
+    """Return an engine that was made with a model, with this participant's own parameters in it."""
+    if own.values:
+        engine.set_parameters(own.over(bundle.parameters()))
+    return engine
 
 
 def _write_masked(

@@ -17,8 +17,10 @@ from fedgrass.edge.commands import answer_name
 from fedgrass.engines.base import FitSettings, Hooks, Metrics
 from fedgrass.errors import DataError, MessageError
 from fedgrass.files import copy_atomically, sha256_of, write_atomically
+from fedgrass.personal import shared_of
 from fedgrass.protocol.messages import Base, Command
 from fedgrass.protocol.names import model_prefix, sum_prefix
+from fedgrass.training import holding
 
 _MOST_METRICS, _LONGEST_NAME = 16, 40
 
@@ -46,7 +48,7 @@ def do(command: Command, place: Workspace) -> Result:
     if command.kind == "get_parameters":
         copy_atomically(bundle.path(PARAMETERS), file)
         return _given(file, version)
-    engine, split = place.engine(bundle), place.split(bundle)
+    engine, split = holding(place.engine(bundle), bundle, place.own(bundle)), place.split(bundle)
     if command.kind == "evaluate":
         if len(split.validation) == 0:
             raise DataError("no examples are held back for validation (validationFraction)")
@@ -67,7 +69,9 @@ def do(command: Command, place: Workspace) -> Result:
         ),
         hooks=Hooks(place.after_batch),
     )
-    tensors.save(file, result.parameters)
+    # What the device keeps for itself does not leave it: in its place is what the model came with.
+    came = bundle.parameters() if bundle.manifest.local_parameters else {}
+    tensors.save(file, {**came, **shared_of(bundle.manifest, result.parameters)})
     learnt = {"num_examples": result.num_examples, "metrics": _bounded(result.metrics)}
     return _given(file, version).model_copy(update={**learnt, "seconds": round(time.monotonic() - began, 3)})
 

@@ -10,7 +10,7 @@ from fedgrass.edge.system import available_bytes
 from fedgrass.engines.base import Hooks
 from fedgrass.errors import DataError
 from fedgrass.protocol.messages import Announcement
-from fedgrass.training import TrainingFiles, evaluate, train
+from fedgrass.training import TrainingFiles, evaluate, holding, train
 
 
 def work_on(announcement: Announcement, place: Workspace) -> Result:
@@ -27,7 +27,11 @@ def _evaluate(announcement: Announcement, place: Workspace, bundle: Bundle) -> R
     split = place.split(bundle)
     place.log.log_event("evaluation_started", examples=len(split.validation), model=bundle.manifest.version)
     compared = place.bundle(announcement.compare, announcement.upload.bucket) if announcement.compare else None
-    found = evaluate(place.engine(bundle), split, compared.parameters() if compared else None)
+    found = evaluate(
+        holding(place.engine(bundle), bundle, place.own(bundle)),
+        split,
+        place.own(compared).over(compared.parameters()) if compared else None,
+    )
     return Result(
         status="done",
         num_examples=found.num_examples,
@@ -54,7 +58,12 @@ def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Resu
         announcement,
         task.thing,
         TrainingFiles(
-            task.update, task.checkpoint, task.residual, place.control(announcement, bundle), keys=place.file(KEYS)
+            task.update,
+            task.checkpoint,
+            task.residual,
+            place.control(announcement, bundle),
+            own=place.store.own,
+            keys=place.file(KEYS),
         ),
         hooks=Hooks(place.after_batch, lambda state: place.progressed(state.epoch, examples)),
     )

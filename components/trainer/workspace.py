@@ -20,6 +20,7 @@ from fedgrass.engines.base import Engine, StopTraining
 from fedgrass.engines.flower_node import Node, join
 from fedgrass.engines.registry import open_engine
 from fedgrass.logs import Log
+from fedgrass.personal import Own
 from fedgrass.protocol.messages import Announcement, Base, as_reason
 
 _BUNDLES_KEPT = 2
@@ -141,12 +142,16 @@ class Workspace:
             raise StopTraining
 
     def engine(self, bundle: Bundle) -> Engine:
-        """Make the engine that the device's settings name, with a model."""
+        """Make the engine that the device's settings name, with a model as the fleet has it."""
         runtime = self.task.runtime
         engine = open_engine(runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder)
         task, asked = self.task, self.task.announcement
         about = (asked.round, asked.fit.config) if asked is not None else (0, {})
         return join(engine, Node(task.thing, {**runtime.node_config, "thing": task.thing}, self.file("flower"), *about))
+
+    def own(self, bundle: Bundle, identity: str = "") -> Own:
+        """Return the parameters of a model that this device keeps for itself; see `Own.of`."""
+        return Own.of(bundle.manifest, self.store.own, identity)
 
     def split(self, bundle: Bundle) -> data.Split:
         """Read this device's examples for a model, and say what was left out, filled in or guessed."""

@@ -49,6 +49,13 @@ def export(
         list[str] | None,
         typer.Option(help="Layer (SavedModel: or variable) that is not trained and does not travel; may be repeated."),
     ] = None,
+    local: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What each device trains and keeps for itself: head (the last layer), bn (batch normalizations), or a layer or "
+            "parameter by name, with *; may be repeated."
+        ),
+    ] = None,
     classes: Annotated[str, typer.Option(help="Names of the classes, with commas.")] = "",
     name: Annotated[str, typer.Option(help="The model's name; else that of the Keras model or of the folder.")] = "",
     version: Annotated[str, typer.Option(help="Of the bundle.")] = "1.0.0",
@@ -59,7 +66,7 @@ def export(
     """Export a Keras model, a PyTorch module or a SavedModel as a bundle that devices can train without either library.
 
     What is not given is taken from EXPORT of a .py file, a dictionary with loss, batch_size, optimizer, learning_rate,
-    class_names, data, freeze, name, anomaly_quantile and input (the shape of one example, which a PyTorch module does not
+    class_names, data, freeze, local, name, anomaly_quantile and input (the shape of one example, which a PyTorch module does not
     know); then from what the model was compiled with. Of several outputs loss, loss_weights and class_names are by output, of
     several inputs input is by name.
     """
@@ -72,6 +79,7 @@ def export(
         "optimizer": optimizer,
         "learning_rate": learning_rate,
         "freeze": freeze,
+        "local": local,
         "class_names": tuple(part.strip() for part in classes.split(",") if part.strip()),
         "name": name,
     }
@@ -126,6 +134,7 @@ _EXPORT_KEYS = (
     "class_names",
     "data",
     "freeze",
+    "local",
     "name",
     "input",
     "anomaly_quantile",
@@ -201,7 +210,7 @@ def _from_python(path: Path) -> tuple[object, dict[str, Any]]:
 
 
 def _check_options(path: Path, options: dict[str, Any]) -> None:
-    for key in ("class_names", "freeze"):
+    for key in ("class_names", "freeze", "local"):
         value = options.get(key, ())
         if key == "class_names" and isinstance(value, dict):  # by output
             value = [name for names in value.values() for name in _listed(names)]

@@ -28,6 +28,7 @@ from fedgrass.authoring.saved_model import SavedModel
 from fedgrass.bundle import Bundle, Head, Manifest, TensorDescription
 from fedgrass.errors import FedgrassError
 from fedgrass.inference import application_models
+from fedgrass.personal import local_names
 
 if TYPE_CHECKING:
     import keras
@@ -48,6 +49,7 @@ def export(
     batch_size: int,
     optimizer: object = None,
     freeze: Sequence[str] = (),
+    local: Sequence[str] = (),
     class_names: Sequence[str] | Mapping[str, Sequence[str]] = (),
     loss_weights: object = None,
     data: Mapping[str, object] | None = None,
@@ -83,6 +85,9 @@ def export(
         By name, Keras' object or `fedgrass.bundle.Optimizer`; None: what the model was compiled with, else SGD.
     freeze
         Names of layers that are not to be trained, besides those whose ``trainable`` is false.
+    local
+        What each device keeps for itself, trained and never sent: ``head``, ``bn``, or names of layers or parameters, with ``*``
+        (`fedgrass.personal.local_names`).
     data
         How devices find x and y in their tables and images: the fields of `fedgrass.bundle.DataDescription`. ``pixels`` of a
         model that begins with ``Rescaling`` follow from it.
@@ -126,6 +131,9 @@ def export(
             "class_names": () if source.outputs else tuple(class_names),
         }
         description["anomaly_quantile"] = anomaly_quantile
+        description["local"] = _local(local, source)
+        if description["local"]:
+            tell(f"local: {', '.join(description['local'])} stay on each device")
         about = about or Description(name=description["name"], labels=description["class_names"])
         described = heads_of(objective, source.outputs or (_only_output(source),), class_names)
         if not source.outputs and described[0].weight != 1:
@@ -140,6 +148,12 @@ def export(
             tell(self_test.line(found))
             made = Bundle.seal(made.folder, made.manifest.model_copy(update={"self_test": found}))
         return _moved(made, folder)
+
+
+def _local(patterns: Sequence[str], source: Model) -> tuple[str, ...] | None:
+    described = [TensorDescription(name=k, shape=v.shape, dtype="float32") for k, v in source.values().items()]
+    outputs = len(source.outputs) or 1
+    return local_names(patterns, described, source.statistics, outputs=outputs) if patterns else None
 
 
 def _only_output(model: Model) -> TensorDescription:

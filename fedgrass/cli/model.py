@@ -56,15 +56,25 @@ def inspect(
         facts.add_row("  loss" if manifest.outputs else "loss", head.loss)
     facts.add_row("optimizer", manifest.optimizer.name)
     facts.add_row("trainable", f"{manifest.parameter_count:,} parameters")
+    if manifest.local_parameters:
+        count = sum(parameter.size for parameter in manifest.local_parameters)
+        facts.add_row("local", f"{count:,} of them, which each device keeps for itself")
     console.print(facts)
     files = Table("file", "bytes", "sha256", title="Files", title_justify="left")
     for name, description in manifest.files.items():
         files.add_row(name, f"{description.bytes:,}", description.sha256[:16])
     console.print(files)
+    local = {parameter.name for parameter in manifest.local_parameters}
     listing = Table("parameter", "shape", "dtype", "mean", "deviation", title="Parameters", title_justify="left")
     for name, array in bundle.parameters().items():
         mean, deviation = (f"{value:.4g}" for value in (np.mean(array), np.std(array)))
-        listing.add_row(name, "×".join(map(str, array.shape)), str(array.dtype), mean, deviation)
+        listing.add_row(
+            f"{name} (local)" if name in local else name,
+            "×".join(map(str, array.shape)),
+            str(array.dtype),
+            mean,
+            deviation,
+        )
     console.print(listing)
 
 

@@ -27,6 +27,7 @@ from fedgrass.edge.judging import Case, Judgement, judge_apart
 from fedgrass.edge.model_store import Admission, ModelStore
 from fedgrass.edge.settings import EXIT_CONFIGURATION, ModelDeployerSettings, RuntimeSettings
 from fedgrass.errors import BundleError, ConfigurationError, FedgrassError, IpcError
+from fedgrass.files import sha256_of
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import AdmissionNotice, as_reason
 from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME, is_version
@@ -95,15 +96,17 @@ def admit(
             log.log_event("model_rolled_back_before", version=version)
             return None
         active = store.active()
-        question = _question(candidate, active, runtime, deployer)
+        question = _question(candidate, active, runtime, deployer) + _digest(store.own)
         if (refusal := store.verdict(question, _VERDICT_SECONDS)) is not None:
             log.log_event("model_refused_before", version=version)
             return refusal
-        before = active.folder if active is not None else None
-        judgement = judged(Case(candidate=candidate.folder, active=before, runtime=runtime, deployer=deployer))
-        if not judgement.admitted:
-            return store.refuse(version, judgement.reason, question, judgement.metrics)
+        present = store.applied() or active
+        before = present.folder if present is not None else None
         try:
+            with store.as_applied(candidate) as given:
+                judgement = judged(Case(candidate=given.folder, active=before, runtime=runtime, deployer=deployer))
+            if not judgement.admitted:
+                return store.refuse(version, judgement.reason, question, judgement.metrics)
             store.activate(candidate)
         except FedgrassError as error:
             return store.refuse(version, str(error), question)
@@ -117,6 +120,10 @@ def _question(
     """Return a digest of all that a verdict hangs on but the data."""
     parts = [candidate.manifest, active.manifest if active else RuntimeSettings(fleet="none"), runtime, deployer]
     return hashlib.sha256("\n".join(part.model_dump_json() for part in parts).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    return f" {sha256_of(path)}" if path.is_file() else ""
 
 
 def _refused_unread(artifacts: Path, store: ModelStore, error: BundleError) -> Admission:

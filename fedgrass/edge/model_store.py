@@ -1,7 +1,9 @@
 """The models on a device, under one folder that ModelDeployer owns and the application reads.
 
 - ``models/<version>/``: admitted bundles.
+- ``models/<version>/own-<digest>/``: the same model with what this device keeps for itself (`fedgrass.personal`).
 - ``active``: link to one of them, swapped by renaming, so that ``active/inference.tflite`` always names a whole model.
+- ``own.safetensors``: the parameters that this device trained and shares with nobody; the trainer writes it.
 - ``admissions/<number>.json``: what became of each model, in order; kept until ModelDeployer has told the cloud.
 - ``refused.json``: what the last refusal answered, so that an install which is repeated does not judge again.
 - ``lock``: held while any of it changes.
@@ -20,7 +22,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
-from fedgrass.bundle import MANIFEST, Bundle
+from fedgrass.bundle import MANIFEST, Bundle, Parameters
 from fedgrass.errors import AdmissionError, BundleError
 from fedgrass.files import copy_atomically, flush_directory, sha256_of, write_atomically
 from fedgrass.protocol.messages import Metrics, Reason
@@ -28,6 +30,7 @@ from fedgrass.protocol.names import Version
 
 _KEPT_ADMISSIONS = 100
 _VERDICT = "refused.json"
+_OWN = "own-"
 
 
 class Admission(BaseModel):
@@ -82,8 +85,42 @@ class ModelStore:
             yield
 
     def active(self) -> Bundle | None:
-        """Return the active model; None if there is none, or the link leads nowhere."""
+        """Return the active model, as the fleet has it; None if there is none, or the link leads nowhere."""
+        if not self._link.is_symlink():
+            return None
+        folder = self._link.resolve()
+        return _opened(folder.parent if folder.name.startswith(_OWN) else folder)
+
+    def applied(self) -> Bundle | None:
+        """Return what the application loads: the active model with this device's own parameters, where it has some."""
         return _opened(self._link.resolve()) if self._link.is_symlink() else None
+
+    @property
+    def own(self) -> Path:
+        """File of the parameters that this device keeps for itself."""
+        return self.folder / "own.safetensors"
+
+    @contextlib.contextmanager
+    def as_applied(self, candidate: Bundle) -> Iterator[Bundle]:
+        """Yield a model as the application would load it here, to be judged. Needs the lock.
+
+        Raises
+        ------
+        BundleError
+            If the model is damaged.
+        """
+        own = self._own_parameters(candidate)
+        if not own:
+            yield candidate
+            return
+        from fedgrass.personal import write_personal
+
+        candidate.verify()
+        folder = self.folder / f".judged.{os.getpid()}"
+        try:
+            yield write_personal(candidate, own, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def models(self) -> list[Bundle]:
         """Return the stored models, last activated first."""
@@ -119,24 +156,30 @@ class ModelStore:
             return False
         try:
             active.verify()
+            applied = self.applied()
+            if applied is not None and applied.folder != active.folder:
+                applied.verify()
         except BundleError:
             return False
-        return True
+        return applied is not None
 
     def activate(self, bundle: Bundle) -> Bundle:
         """Copy a verified bundle into the store, unless it is there, and make it the active one. Needs the lock."""
         target = self._models / bundle.manifest.version
         if bundle.folder != target:
             self._take_in(bundle, target)
+        applied = self._with_own(Bundle.open(target))
         # By this time models are kept and rolled back to.
         os.utime(target)
         fresh = self.folder / f".active.{os.getpid()}"
         fresh.unlink(missing_ok=True)
         # Relative: the nucleus may mount or move the work folder.
-        fresh.symlink_to(Path("models") / bundle.manifest.version)
+        fresh.symlink_to(applied.relative_to(self.folder))
         # Renaming is atomic: whoever opens a file through the link sees one model or the other, never none.
         fresh.replace(self._link)
         flush_directory(self.folder)
+        for earlier in {*target.glob(f"{_OWN}*"), *target.glob(f".{_OWN}*")} - {applied}:
+            shutil.rmtree(earlier, ignore_errors=True)
         return Bundle.open(target)
 
     def roll_back(self, reason: str, *, to: str | None = None) -> Admission:
@@ -295,6 +338,37 @@ class ModelStore:
         for partial in self._models.glob(".*"):
             shutil.rmtree(partial, ignore_errors=True)
         return [bundle.manifest.version for bundle in old]
+
+    def _own_parameters(self, bundle: Bundle) -> Parameters:
+        if not bundle.manifest.local_parameters:
+            return {}
+        from fedgrass.personal import Own  # needs NumPy, without which the heartbeat lives
+
+        return Own.of(bundle.manifest, self.own).values
+
+    def _with_own(self, bundle: Bundle) -> Path:
+        """Return the folder that the application is to load a stored model from; made if it is to have own parameters."""
+        own = self._own_parameters(bundle)
+        if not own:
+            return bundle.folder
+        from fedgrass.personal import write_personal
+
+        name = f"{_OWN}{sha256_of(self.own)[:16]}"
+        folder, partial = bundle.folder / name, bundle.folder / f".{name}.{os.getpid()}"
+        made = _opened(folder)
+        with contextlib.suppress(BundleError):
+            if made is not None:
+                made.verify()
+                return folder
+        try:
+            write_personal(bundle, own, partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
+            flush_directory(bundle.folder)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise AdmissionError(f"model store {self.folder}: cannot take the model in ({error.strerror})") from error
+        return folder
 
     def _take_in(self, bundle: Bundle, target: Path) -> None:
         # A damaged copy may be the active one: it is mended file by file, so that its path never goes away.

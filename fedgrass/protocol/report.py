@@ -194,6 +194,11 @@ class RoundReport(_Part):
     reported: dict[str, float] = Field(
         default={}, description="What most devices report of their training, by name: means by examples"
     )
+    local_parameters: int = Field(
+        default=0,
+        ge=0,
+        description="Values that devices keep for themselves; figures of the operator's set are with what they were at export",
+    )
     best: Best | None = Field(default=None, description="What the gate held the model against, beside its base")
     hold: Hold | None = Field(default=None, description="Why the gate held the model, as a stable code")
     inference_accuracy: dict[str, float] = {}

@@ -19,7 +19,7 @@ from fedgrass.cloud.aggregator.candidate import without_model
 from fedgrass.cloud.aggregator.late import staleness_of
 from fedgrass.cloud.aggregator.masked_sum import Masked
 from fedgrass.cloud.aggregator.privacy import noise_of
-from fedgrass.cloud.aggregator.release_gate import decided, judge_by, raised
+from fedgrass.cloud.aggregator.release_gate import decided, judge_by, partly_local, raised
 from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.cloud.aggregator.trusted import trained_difference, with_own_update
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
@@ -109,6 +109,7 @@ class Simulator:
         self._save_each = (
             bool(self._strategy.staleness)
             or self._strategy.device_state is not None
+            or bool(bundle.manifest.local_parameters)
             or not codec_named(simulation.fleet.update.codec).parameters.lossless
         )
         self._bases = {one.report.round: one.report.base.parameters_sha256 for one in self.standing.rounds}
@@ -275,6 +276,8 @@ class Simulator:
             evaluation = self._evaluate(result.parameters)
         except EngineError as error:
             return "held", f"{error}: the base stays", None
+        if self._manifest.local_parameters:  # what this host can evaluate is no device's model
+            return *decided(fleet, number, partly_local(), None, None), evaluation
         verdict = judge_by(fleet.gate, self.evaluation, evaluation, self._best())
         return *decided(fleet, number, verdict, self.evaluation, evaluation), evaluation
 

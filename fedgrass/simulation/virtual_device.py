@@ -17,6 +17,7 @@ from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Dataset, Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.engines.flower_node import PARTITION, PARTITIONS, Node, join
+from fedgrass.personal import Own, shared_manifest, shared_of
 from fedgrass.protocol.messages import Announcement
 from fedgrass.secure.device import context_of, masked
 from fedgrass.simulation.attacks import Doubles, Seen, attacked_bytes, attacked_data, attacked_parameters
@@ -92,8 +93,9 @@ class VirtualDevices:
         """
         if attack is not None and attack.does.data != "own":
             data = Checked(attacked_data(data, attack.does, self._classes))
-        self._engine.set_parameters(given.base)
         examples, thing, announced = Split(data, _NONE), thing_name(device), given.announcement
+        own = Own.of(given.manifest, own_file(self._kept, device), str(announced.round), durable=False)
+        self._engine.set_parameters(own.over(given.base))
         join(self._engine, Node(thing, {PARTITION: device, PARTITIONS: self._count}, self._kept / "flower" / thing))
         control = None
         if announced.fit.control is not None:
@@ -101,6 +103,7 @@ class VirtualDevices:
             control = Control.of(announced, given.manifest, files, str(announced.round))
         correction = control.correction if control else None
         fitted = fit(self._engine, given.manifest, examples, announced, thing, correction=correction)
+        own.keep(fitted.parameters)
         if control is not None:
             control.keep(given.base, fitted.parameters, fitted.header.metrics.get(STEP_LENGTH, 1.0))
         return fitted
@@ -114,23 +117,23 @@ class VirtualDevices:
             Differences [n, size] of the round's honest devices, for attackers that know them.
         """
         announced = given.announcement
-        local = fitted.parameters
+        base, local = (dict(shared_of(given.manifest, p)) for p in (given.base, fitted.parameters))
         if attack is not None and (craft := attack.does.craft) is not None:
             draws = np.random.default_rng(list(f"{announced.cohort.salt}/attack".encode()))
 
             def pretended(own: Doubles) -> Doubles:
                 return craft(Seen(own, honest, attack.factor, draws))
 
-            local = attacked_parameters(given.base, local, pretended)
-        content = self._encoded(fitted, local, given)
+            local = attacked_parameters(base, local, pretended)
+        content = self._encoded(fitted, base, local, given)
         return attacked_bytes(content) if attack is not None and attack.does.spoils_file else content
 
-    def _encoded(self, fitted: Fitted, local: Parameters, given: Assignment) -> bytes:
+    def _encoded(self, fitted: Fitted, base: Parameters, local: Parameters, given: Assignment) -> bytes:
         thing, announced = fitted.header.thing, given.announcement
         task = announced.update
         if announced.secure is not None:
             return masked(
-                given.base,
+                base,
                 local,
                 fitted.header,
                 fitted.num_examples,
@@ -140,7 +143,7 @@ class VirtualDevices:
                 clip_norm=task.clip_norm,
             ).to_bytes()
         encoded = encode_update(
-            given.base,
+            base,
             local,
             fitted.header,
             codec=task.codec,
@@ -155,7 +158,12 @@ class VirtualDevices:
         if codec_named(given.announcement.update.codec).parameters.lossless:
             return None
         path, identity = self._kept / f"{thing}.safetensors", str(given.announcement.round)
-        return ErrorFeedback(path, given.manifest, identity, durable=False)
+        return ErrorFeedback(path, shared_manifest(given.manifest), identity, durable=False)
+
+
+def own_file(kept: Path, device: int) -> Path:
+    """Return the file of what a virtual device keeps for itself."""
+    return kept / f"own-{thing_name(device)}.safetensors"
 
 
 def _seeds(text: str) -> Callable[[], bytes]:

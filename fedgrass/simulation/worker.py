@@ -26,6 +26,7 @@ from fedgrass.control import SERVER_STATE
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import FedgrassError
 from fedgrass.own_code import as_itself
+from fedgrass.personal import shared_of
 from fedgrass.protocol.messages import Announcement
 from fedgrass.simulation.attacks import Doubles, difference
 from fedgrass.simulation.examples import mapped
@@ -185,13 +186,13 @@ class Worker:
         attack, attackers = self._population.attack, self._population.attackers
         if attack is None or not attack.does.omniscient or not attackers & {*task.duties.answers, *task.duties.late}:
             return np.empty((0, 0))
-        found = []
+        found, base = [], dict(shared_of(given.manifest, given.base))
         for device in self._population.opened(task.announcement.round)[1].answers:
             if device not in attackers:
                 with _noted({}, thing_name(device)):
                     fitted = self._devices.train(device, self._examples.of(device), given, None)
-                    found.append(difference(given.base, fitted.parameters))
-        return np.stack(found) if found else np.zeros((1, sum(value.size for value in given.base.values())))
+                    found.append(difference(base, fitted.parameters))
+        return np.stack(found) if found else np.zeros((1, sum(value.size for value in base.values())))
 
     def _attack(self, device: int) -> Attack | None:
         return self._population.attack if device in self._population.attackers else None

@@ -130,7 +130,7 @@ def aggregate(
     noise = options.noise
     method = with_noise(strategy, noise)
     bounds = Bounds(method, expected.checks)
-    layout = Layout(base.manifest.parameters)
+    layout = Layout.of(base.manifest)
     statistics = Statistics.of(base.manifest, noisy=options.noisy or noise is not None)
     screening = Screening(layout, source, UpdateValidator(expected), weight=bounds.weight, progress=options.progress)
     candidates = screening.admit(references)
@@ -159,7 +159,15 @@ def aggregate(
     except _NotFiniteError as error:
         return Aggregation(None, tuple(used), refused, problem=str(error))
     following = following if continued is None else continued.state
-    return Aggregation(layout.unflatten(vector), tuple(used), refused, following)
+    return Aggregation(_whole(base, layout.unflatten(vector)), tuple(used), refused, following)
+
+
+def _whole(base: Bundle, shared: Parameters) -> Parameters:
+    """Return a model's parameters: those that devices keep for themselves are the base's in every model."""
+    if not base.manifest.local_parameters:
+        return shared
+    stored = base.parameters()
+    return {name: shared.get(name, value) for name, value in stored.items()}
 
 
 def contribute(
@@ -197,7 +205,7 @@ def contribute(
     if strategy.needs_all:
         return  # it takes all updates in one place
     bounds = Bounds(with_noise(strategy, noise), expected.checks)
-    screening = Screening(Layout(base.manifest.parameters), source, UpdateValidator(expected), weight=bounds.weight)
+    screening = Screening(Layout.of(base.manifest), source, UpdateValidator(expected), weight=bounds.weight)
     Mean(bounds, Statistics.of(base.manifest), screening, share, noise).contribute(screening.admit(references), share)
 
 

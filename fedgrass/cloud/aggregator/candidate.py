@@ -80,6 +80,8 @@ class Candidate:
             verdict = judged_model(self.record, self.clients, self.report, base, new, self.scratch, self.clock)
         self.report.hold = verdict.hold
         before, after = self.report.evaluation_base, self.report.evaluation
+        if new.manifest.local_parameters and not self.report.evaluated_by_devices:
+            before = after = None  # of no device's model
         outcome, reason = decided(self.record.settings, self.record.round, verdict, before, after)
         if outcome == "held":
             return self._hold(new, reason)

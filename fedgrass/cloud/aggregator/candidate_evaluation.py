@@ -21,7 +21,7 @@ from fedgrass.cloud.aggregator.evaluate import (
 )
 from fedgrass.cloud.aggregator.own_engine import OwnEngine
 from fedgrass.cloud.aggregator.release import FleetClients, upload
-from fedgrass.cloud.aggregator.release_gate import Verdict, judge_by, raised
+from fedgrass.cloud.aggregator.release_gate import Verdict, judge_by, partly_local, raised
 from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.data import ArrayDataset
 from fedgrass.errors import ConfigurationError, EngineError
@@ -42,7 +42,8 @@ def judged_model(
     """Evaluate the new model and its base, note the figures in the report, and judge by them and by the best so far.
 
     A model without a LiteRT graph is evaluated with the engine that the operator's image names (`own_engine`); without one
-    only devices can.
+    only devices can. They alone can judge a model of which they keep parameters for themselves: where they are asked, the
+    operator's set is not looked at; else its figures are of the values that those parameters had at export, and hold nothing.
 
     Parameters
     ----------
@@ -64,19 +65,24 @@ def judged_model(
     Verdict
         Passed, if nobody can evaluate the model.
     """
-    data = load_evaluation_set(clients.bucket, record.fleet, scratch, new.manifest)
+    local, by_devices = bool(new.manifest.local_parameters), bool(record.settings.gate.devices_seconds)
+    data = (
+        load_evaluation_set(clients.bucket, record.fleet, scratch, new.manifest) if not (local and by_devices) else None
+    )
     own = OwnEngine.named_in(os.environ)
     if data is not None and new.manifest.graph_file == GRAPH:
         verdict, evaluation_set = _on_the_operators_set(report, data, base, new), evaluation_set_sha256(scratch)
     elif data is not None and own is not None:
         verdict = _with_the_operators_code(report, own, base, new, evaluation_file(scratch))
         evaluation_set = evaluation_set_sha256(scratch)
-    elif record.settings.gate.devices_seconds:
+    elif by_devices:
         verdict, evaluation_set = _on_the_devices(record, clients, report, new, clock), DEVICES
     else:
-        return judge_by(record.settings.gate, None, None)
+        return partly_local() if local else judge_by(record.settings.gate, None, None)
     if verdict is not None:
         return verdict
+    if local and not by_devices:
+        return partly_local()
     return _against_the_best(record, clients, report, evaluation_set)
 
 

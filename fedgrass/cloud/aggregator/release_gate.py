@@ -97,6 +97,14 @@ def judge(
     return Verdict(True, figures)
 
 
+def partly_local() -> Verdict:
+    """Return the verdict on a model of which devices keep parameters for themselves, where no device evaluates it.
+
+    With the values that they had at export it is no device's model: its figures stand in the report, and hold nothing.
+    """
+    return Verdict(True, "devices keep parameters of their own: only they can judge the model (gate.devices_seconds)")
+
+
 def judge_by(gate: Gate, base: Evaluation | None, new: Evaluation | None, best: Best | None = None) -> Verdict:
     """Judge a model by a fleet's settings; see `judge`.
 

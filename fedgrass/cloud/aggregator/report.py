@@ -103,6 +103,7 @@ class ReportBuilder:
             evaluation=self.evaluation,
             evaluated_by_devices=self.evaluated_by_devices,
             reported=reported((one.num_examples, one.metrics) for one in result.updates) if result else {},
+            local_parameters=sum(p.size for p in self.model.manifest.local_parameters) if self.model else 0,
             best=self.best,
             hold=self.hold if outcome == "held" else None,
             inference_accuracy=self.inference_accuracy,

@@ -57,7 +57,17 @@ def trained_difference(engine: Engine, base: Bundle, data: Dataset, task: FitTas
     -------
     Floats
         Flat float32 of all parameters, in the manifest's order.
+
+    Raises
+    ------
+    ConfigurationError
+        If devices keep some of the model's parameters for themselves.
     """
+    if base.manifest.local_parameters:
+        raise ConfigurationError(
+            "strategy 'trust': devices keep parameters of this model for themselves, so that nobody else can train as they do; "
+            "choose another strategy, such as centered_clipping"
+        )
     before = base.parameters()
     engine.set_parameters(before)
     rate = task.learning_rate or base.manifest.optimizer.rate

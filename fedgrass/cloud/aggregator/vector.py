@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedgrass import tensors
-from fedgrass.bundle import Parameters, TensorDescription
+from fedgrass.bundle import Manifest, Parameters, TensorDescription
 from fedgrass.errors import BundleError
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import Floats
@@ -27,9 +28,19 @@ _LINE = 64
 
 
 class Layout:
-    """Where each parameter lies in the vector: one after the other, in the manifest's order."""
+    """Where each parameter lies in the vector: one after the other, in the manifest's order.
 
-    def __init__(self, parameters: Sequence[TensorDescription]) -> None:
+    Parameters
+    ----------
+    parameters
+        The model's.
+    local
+        Names of those that devices keep for themselves: they are in no update, and not in the vector.
+    """
+
+    def __init__(self, parameters: Sequence[TensorDescription], *, local: Collection[str] = ()) -> None:
+        self._stored = tuple(parameters)
+        parameters = [parameter for parameter in parameters if parameter.name not in local]
         for parameter in parameters:
             if np.dtype(parameter.dtype).kind != "f":
                 raise BundleError(
@@ -42,6 +53,11 @@ class Layout:
         for parameter in parameters:
             self.starts[parameter.name] = self.size
             self.size += parameter.size
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Layout:
+        """Return the layout of a model's updates."""
+        return cls(manifest.parameters, local=frozenset(manifest.local or ()))
 
     def tiles(self, block: int) -> Iterator[slice]:
         """Yield the vector piece by piece, at most ``block`` scalars each: part of one parameter, or several of them.
@@ -73,9 +89,12 @@ class Layout:
         with path.open("rb") as stream:
             header = tensors.read_header(stream, file_bytes=path.stat().st_size, name=str(path))
             found = [(tensor.name, tensor.dtype.name, tensor.shape) for tensor in header.tensors]
-            if found != [(p.name, p.dtype, p.shape) for p in self.parameters]:
+            if found != [(p.name, p.dtype, p.shape) for p in self._stored]:
                 raise BundleError(f"{path}: holds other parameters than the manifest names, or in another order")
-            for parameter in self.parameters:
+            for parameter in self._stored:
+                if parameter.name not in self.starts:
+                    stream.seek(parameter.nbytes, os.SEEK_CUR)
+                    continue
                 raw = np.empty(min(block, parameter.size), parameter.dtype)
                 for span in Layout([parameter]).tiles(block):
                     piece = raw[: span.stop - span.start]

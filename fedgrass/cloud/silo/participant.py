@@ -29,11 +29,12 @@ from fedgrass.errors import DataError, FedgrassError, PrivacyLimitError, Transfe
 from fedgrass.floors import Floors
 from fedgrass.logs import Log
 from fedgrass.own_code import own_code
+from fedgrass.personal import OWN, Own
 from fedgrass.protocol.cohort import fits, takes
 from fedgrass.protocol.exposure import against_round
 from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice
 from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, round_topic, update_key
-from fedgrass.training import Evaluated, Trained, TrainingFiles, evaluate, train
+from fedgrass.training import Evaluated, Trained, TrainingFiles, evaluate, holding, train
 
 if TYPE_CHECKING:
     from mypy_boto3_iot_data import IoTDataPlaneClient
@@ -215,6 +216,10 @@ class Participant:
     def _update(self) -> Path:
         return self.work / "update.safetensors"
 
+    @property
+    def _own(self) -> Path:
+        return self.work / OWN
+
     def _train(self, announcement: Announcement) -> Trained:
         bundle = self._bundle(announcement, announcement.base)
         data = self._examples(bundle)
@@ -230,6 +235,7 @@ class Participant:
                 self.work / "checkpoint.safetensors",
                 self.work / "residual.safetensors",
                 self._control(announcement, bundle),
+                self._own,
             ),
         )
 
@@ -242,10 +248,11 @@ class Participant:
 
     def _evaluate(self, announcement: Announcement) -> Evaluated:
         bundle, compared = self._bundle(announcement, announcement.base), announcement.compare
+        own = Own.of(bundle.manifest, self._own)
         return evaluate(
-            self._engine(bundle, announcement),
+            holding(self._engine(bundle, announcement), bundle, own),
             self._examples(bundle),
-            self._bundle(announcement, compared).parameters() if compared is not None else None,
+            own.over(self._bundle(announcement, compared).parameters()) if compared is not None else None,
         )
 
     def _examples(self, bundle: Bundle) -> Split:

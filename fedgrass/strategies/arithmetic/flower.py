@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedgrass.errors import AggregationError, FedgrassError
+from fedgrass.personal import shared_of
 from fedgrass.strategies.arithmetic import flower_options, flower_state
 from fedgrass.strategies.arithmetic.flower_trees import Finished, Tree, tree_of
 from fedgrass.strategies.arithmetic.interfaces import Continued, State, UpdateMatrix
@@ -76,7 +77,7 @@ class FlowerRule(Continued):
 
     def combine(self, rows: UpdateMatrix, out: Floats) -> Sequence[float]:
         """Write the difference between the base and what the strategy makes of the devices' parameters."""
-        base = rows.base.parameters()
+        base = dict(shared_of(rows.base.manifest, rows.base.parameters()))
         values = list(base.values())
         ends = np.cumsum([value.size for value in values])
         deltas = np.concatenate([rows.read(columns) for columns in rows.tiles()], axis=1)

@@ -35,7 +35,7 @@ class Statistics:
         """Return those that the manifest names, or that an old one lets infer; ``noisy`` where there is noise."""
         kinds = statistics_of(manifest)
         spans, variances, end = [], [], 0
-        for parameter in manifest.parameters:
+        for parameter in manifest.shared_parameters:
             span = slice(end, end := end + parameter.size)
             if parameter.name in kinds:
                 spans.append(span)

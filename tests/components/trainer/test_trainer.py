@@ -11,14 +11,19 @@ import pytest
 
 from components.trainer.recent import RecentRounds
 from fedgrass import tensors
+from fedgrass.data import ArrayDataset
 from fedgrass.edge.ipc import EXIT_RELAUNCH
+from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import TransferError
+from fedgrass.inference import write_bundle
+from fedgrass.personal import Own
 from fedgrass.protocol.messages import Cohort, FitTask, ServerState
 from fedgrass.protocol.names import RUNTIME, TRAINER, model_prefix, update_key
 from fedgrass.update.header import UpdateHeader
 from tests.components.trainer.engine import QuickEngine
 from tests.components.trainer.place import FLEET, THING, Place
 from tests.fedgrass.edge import digits
+from tests.fedgrass.partly_local import partly_local
 
 KEY = update_key(FLEET, 1, THING)
 
@@ -421,3 +426,37 @@ def test_with_the_real_engine_a_device_learns(tmp_path: Path) -> None:
     (tmp_path / "update").write_bytes(place.streams.s3[KEY])
     values, _ = tensors.load(tmp_path / "update")
     assert values.keys() == place.bundle.parameters().keys()
+
+
+def test_what_a_device_keeps_for_itself_lives_over_rounds_restarts_and_models_and_never_leaves(tmp_path: Path) -> None:
+    place = Place(tmp_path, engine="litert")
+    place.bundle = partly_local(place.bundle, tmp_path / "head", "head")
+    local = {parameter.name for parameter in place.bundle.manifest.local_parameters}
+    kept = []
+    for number in (1, 2):
+        place.have_model()
+        place.start()
+        place.open(place.announcement(number))
+        place.settle()
+        assert place.notices[-1].status == "uploaded", place.notices[-1].reason
+        (tmp_path / "sent").write_bytes(place.streams.s3[update_key(FLEET, number, THING)])
+        sent = tensors.load(tmp_path / "sent")[0]
+        assert sent.keys() == {p.name for p in place.bundle.manifest.parameters} - local
+        kept.append(Own.of(place.bundle.manifest, place.store.own).values)
+        place.stop()
+        moved = {n: v + sent[n] if n in sent else v for n, v in place.bundle.parameters().items()}
+        place.bundle = write_bundle(place.bundle, moved, tmp_path / f"v{number}", version=f"1.{number}.0")
+    assert kept[0].keys() == kept[1].keys() == local
+    # The second round went on from what the first left: the loss on its examples says so, of the model that is now complete.
+    engine = LiteRTEngine(place.bundle)
+    x, y = digits.examples()
+    data = ArrayDataset(x[:50], y[:50])
+    losses = [engine.evaluate(data)["loss"]]
+    for own in kept:
+        engine.set_parameters({**place.bundle.parameters(), **own})
+        losses.append(engine.evaluate(data)["loss"])
+    assert losses[2] < losses[1] < losses[0]
+    place.have_model()
+    applied = place.store.applied()
+    assert applied is not None
+    assert all(np.array_equal(applied.parameters()[name], value) for name, value in kept[1].items())

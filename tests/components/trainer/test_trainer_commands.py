@@ -12,11 +12,13 @@ from fedgrass import tensors
 from fedgrass.bundle import PARAMETERS
 from fedgrass.edge.commands import MAX_WAITING
 from fedgrass.files import sha256_of
+from fedgrass.personal import Own
 from fedgrass.protocol.messages import ApplicationStatus, Command, FitTask, Reply, UpdateTask
 from fedgrass.protocol.names import APPLICATION_TOPIC, command_key, device_topic
 from tests.components.trainer.engine import QuickEngine
 from tests.components.trainer.place import FLEET, THING, Place
 from tests.fedgrass.edge import digits
+from tests.fedgrass.partly_local import partly_local
 
 TOPIC = device_topic(FLEET, THING, "command")
 
@@ -78,6 +80,28 @@ def test_fit_trains_and_gives_its_parameters_and_evaluate_its_metrics(place: Pla
     command(place, "evaluate", "evaluate")
     reply = answer(place, 2)
     assert (reply.status, reply.metrics["accuracy"], reply.num_examples) == ("done", 0.5, 10)
+
+
+def test_commands_use_what_the_device_keeps_for_itself_and_give_none_of_it(tmp_path: Path) -> None:
+    QuickEngine.reset()
+    place = Place(tmp_path)
+    place.bundle = partly_local(place.bundle, tmp_path / "head", "head")
+    local = {parameter.name for parameter in place.bundle.manifest.local_parameters}
+    before = place.bundle.parameters()
+    Own.of(place.bundle.manifest, place.store.own, "round").keep({name: value + 7 for name, value in before.items()})
+    place.have_model()
+    place.start()
+    for number, kind in enumerate(("get_parameters", "fit"), 1):
+        command(place, kind, kind, **({"fit": FitTask(epochs=2)} if kind == "fit" else {}))
+        reply = answer(place, number)
+        assert reply.status == "done", reply.reason
+        (tmp_path / "p").write_bytes(place.streams.s3[reply.key or ""])
+        found, _ = tensors.load(tmp_path / "p")
+        trained = 2 if kind == "fit" else 0
+        assert list(found) == list(before)
+        assert all(np.allclose(found[n], v + (0 if n in local else trained)) for n, v in before.items())
+    assert all(np.allclose(v, before[n] + 7) for n, v in Own.of(place.bundle.manifest, place.store.own).values.items())
+    place.stop()
 
 
 def test_an_id_is_answered_once_also_over_restarts(place: Place) -> None:

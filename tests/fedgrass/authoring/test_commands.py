@@ -99,3 +99,35 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path: Path, file: str, c
     assert found.exit_code != 0
     assert isinstance(found.exception, ConfigurationError)
     assert re.search(message, str(found.exception))
+
+
+@pytest.mark.parametrize(
+    ("options", "local"),
+    [
+        (["--local", "head"], ["last/kernel", "last/bias"]),
+        (["--local", "bn"], ["norm/gamma", "norm/beta", "norm/moving_mean", "norm/moving_variance"]),
+        (["--local", "first/bias", "--local", "last"], ["first/bias", "last/kernel", "last/bias"]),
+    ],
+)
+def test_what_devices_keep_for_themselves_is_marked_and_said(
+    tmp_path: Path, options: list[str], local: list[str]
+) -> None:
+    shape, first, last = keras.Input((4,)), layers.Dense(3, name="first"), layers.Dense(2, name="last")
+    net = keras.Sequential([shape, first, layers.BatchNormalization(name="norm"), last], name="net")
+    net.save(tmp_path / "net.keras")
+    arguments = [
+        str(tmp_path / "net.keras"),
+        "--loss",
+        "mse",
+        "--batch-size",
+        "4",
+        "--output",
+        str(tmp_path / "bundle"),
+    ]
+    found = CliRunner().invoke(app, [*arguments, *options])
+    assert found.exit_code == 0, found.output
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert {parameter.name for parameter in manifest.local_parameters} == set(local)
+    assert f"local: {', '.join(manifest.local or ())} stay on each device" in found.output
+    refused = CliRunner().invoke(app, [*arguments, "--local", "none"])
+    assert "names no parameter; the layers that train are first, norm, last" in str(refused.exception)

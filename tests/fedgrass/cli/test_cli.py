@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedgrass.bundle import GRAPH
+from fedgrass.bundle import GRAPH, Bundle
 from fedgrass.cli import app, cli
 from fedgrass.cli.rounds import merge, parse_setting
 from fedgrass.errors import ConfigurationError
+from tests.fedgrass.partly_local import partly_local
 
 BUNDLE = Path(__file__).resolve().parents[3] / "examples" / "digits" / "bundle"
 
@@ -75,3 +76,11 @@ def test_without_a_region_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: py
         app()
     assert ended.value.code == 1
     assert "no AWS region" in capsys.readouterr().err
+
+
+def test_inspecting_a_model_says_what_devices_keep_for_themselves(tmp_path: Path) -> None:
+    bundle = partly_local(Bundle.open(BUNDLE), tmp_path / "head", "head")
+    shown = CliRunner().invoke(cli, ["model", "inspect", str(bundle.folder)])
+    assert "650 of them, which each device keeps for itself" in shown.output
+    assert "digit/kernel (local)" in shown.output
+    assert "conv/kernel (local)" not in shown.output

@@ -1,0 +1,185 @@
+"""What the application loads where the device keeps parameters for itself: shared and own together, through everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedgrass.bundle import INFERENCE, PARAMETERS, Bundle, Parameters
+from fedgrass.edge.admit import admit
+from fedgrass.edge.judging import Case, Judgement, judge_here
+from fedgrass.edge.model_store import Admission, ModelStore
+from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
+from fedgrass.engines.litert import LiteRTEngine
+from fedgrass.inference import Application, write_bundle
+from fedgrass.logs import Log
+from fedgrass.personal import Own
+from tests.fedgrass.edge import digits
+from tests.fedgrass.partly_local import partly_local
+
+LOG = Log("test")
+
+
+class Place:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = ModelStore(folder / "store")
+        self.runtime = RuntimeSettings(fleet="f", data=digits.settings_for(digits.write_data(folder / "data.npz")))
+        plain = partly_local(Bundle.open(digits.BUNDLE), folder / "plain", "head")
+        self.local = {parameter.name for parameter in plain.manifest.local_parameters}
+        # A head that knows nothing: a trained body alone is then of no use.
+        scrambled = {n: digits.random()[n] if n in self.local else v for n, v in plain.parameters().items()}
+        self.base = write_bundle(plain, scrambled, folder / "base", version="1.0.0")
+        self.judged: list[Judgement] = []
+
+    def version(self, number: int, shared: Parameters) -> Bundle:
+        """A new version as the cloud makes it: other shared parameters, the local as they were at export."""
+        values = {n: v if n in self.local else shared[n] for n, v in self.base.parameters().items()}
+        return write_bundle(self.base, values, self.folder / f"v{number}", version=f"1.{number}.0")
+
+    def trains(self, values: Parameters, identity: str = "round") -> None:
+        """The device's trainer keeps what it trained."""
+        Own.of(self.base.manifest, self.store.own, identity).keep(values)
+
+    def admit(self, bundle: Bundle) -> Admission | None:
+        return admit(
+            bundle.folder, self.store, self.runtime, ModelDeployerSettings(tolerance=0.02), LOG, judged=self._judge
+        )
+
+    def _judge(self, case: Case) -> Judgement:
+        self.judged.append(judge_here(case, LOG))
+        return self.judged[-1]
+
+    def loads(self) -> Parameters:
+        """What the application finds behind the path that stays; its two files agree."""
+        applied = self.store.applied()
+        assert applied is not None
+        assert applied.folder == (self.store.folder / "active").resolve()
+        applied.verify()
+        x = digits.examples()[0][:1]
+        found = Application(self.store.folder / "active" / INFERENCE, applied.manifest)(x)
+        np.testing.assert_allclose(found, LiteRTEngine(applied).infer(x), rtol=1e-4, atol=1e-5)
+        return applied.parameters()
+
+    def mixed(self, shared: Parameters, own: Parameters) -> Parameters:
+        return {name: (own if name in self.local else shared)[name] for name in own}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def same(found: Parameters, expected: Parameters) -> bool:
+    return all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
+def scaled(parameters: Parameters, factor: float) -> Parameters:
+    return {name: np.asarray(value * np.float32(factor)) for name, value in parameters.items()}
+
+
+def test_a_device_that_has_trained_nothing_yet_loads_the_models_own_values(place: Place) -> None:
+    first = place.version(1, digits.trained())
+    admission = place.admit(first)
+    assert admission is not None
+    assert admission.outcome == "active"
+    assert same(place.loads(), first.parameters())
+    assert (place.store.folder / "active").resolve() == place.store.folder / "models" / "1.1.0"
+
+
+def test_each_new_version_is_judged_and_loaded_with_the_devices_own(place: Place) -> None:
+    place.admit(place.version(1, digits.trained()))
+    place.trains(digits.trained())
+    admission = place.admit(place.version(2, digits.trained()))
+    assert admission is not None
+    assert admission.outcome == "active"
+    assert admission.metrics["accuracy"] > 0.85, "with the head of the export it knows nothing"
+    assert admission.metrics["active_accuracy"] < 0.5, "what ran before had no head of its own"
+    assert same(place.loads(), digits.trained())
+    active = place.store.active()
+    assert active is not None
+    assert active.parameters().keys() == place.base.parameters().keys()
+    found = place.store.find(
+        "1.2.0", parameters_sha256=active.manifest.parameters_sha256, graph_sha256=active.manifest.graph_sha256
+    )
+    assert found is not None, "what rounds start from is the fleet's, byte for byte"
+    assert same(found.parameters(), place.mixed(digits.trained(), place.base.parameters()))
+
+
+def test_a_version_that_is_worse_with_the_devices_own_stays_out(place: Place) -> None:
+    place.trains(digits.trained())
+    place.admit(place.version(1, digits.trained()))
+    admission = place.admit(place.version(2, digits.random()))
+    assert admission is not None
+    assert admission.outcome == "refused"
+    assert same(place.loads(), digits.trained())
+    assert not list(place.store.folder.glob(".judged*"))
+
+
+def test_a_damaged_version_is_refused_before_it_is_mixed(place: Place) -> None:
+    place.trains(digits.trained())
+    bad = place.version(1, digits.trained())
+    content = bytearray(bad.path(PARAMETERS).read_bytes())
+    content[-1] ^= 1
+    bad.path(PARAMETERS).write_bytes(content)
+    admission = place.admit(bad)
+    assert admission is not None
+    assert admission.outcome == "refused"
+    assert "digest" in admission.reason
+
+
+def test_a_re_install_keeps_what_is_the_devices_own_and_mends_what_was_damaged(place: Place) -> None:
+    place.trains(digits.trained())
+    first = place.version(1, digits.trained())
+    place.admit(first)
+    before = (place.store.folder / "active").resolve()
+    assert place.admit(first) is None
+    assert (place.store.folder / "active").resolve() == before
+    (before / INFERENCE).write_bytes(b"spoilt")
+    place.admit(first)
+    assert same(place.loads(), digits.trained())
+    (before / "model.json").unlink()
+    place.admit(first)
+    assert same(place.loads(), digits.trained())
+
+
+def test_a_roll_back_takes_the_newest_of_the_devices_own(place: Place) -> None:
+    place.trains(digits.trained(), "1")
+    place.admit(place.version(1, digits.trained()))
+    place.admit(place.version(2, scaled(digits.trained(), 1.01)))
+    newer = scaled(digits.trained(), 1.5)
+    place.trains(newer, "2")
+    with place.store.lock():
+        place.store.roll_back("a test")
+    active = place.store.active()
+    assert active is not None
+    assert active.manifest.version == "1.1.0"
+    assert same(place.loads(), place.mixed(digits.trained(), newer))
+    assert len(list(active.folder.glob("own-*"))) == 1, "what was loaded before is gone"
+    with place.store.lock():
+        assert place.store.prune(1) == ["1.2.0"]
+    assert same(place.loads(), place.mixed(digits.trained(), newer))
+
+
+def test_what_is_lost_starts_from_the_models_values_again(place: Place) -> None:
+    place.trains(digits.trained())
+    place.admit(place.version(1, digits.trained()))
+    place.store.own.write_bytes(b"spoilt")
+    second = place.version(2, digits.trained())
+    with place.store.lock():
+        place.store.activate(second)
+    assert same(place.loads(), second.parameters())
+
+
+def test_a_refusal_is_thought_over_again_when_the_devices_own_have_changed(place: Place) -> None:
+    place.trains(digits.trained(), "1")
+    place.admit(place.version(1, digits.trained()))
+    other = place.version(2, digits.random())
+    place.admit(other)
+    place.admit(other)
+    assert len(place.judged) == 2
+    place.trains(scaled(digits.trained(), 1.1), "2")
+    place.admit(other)
+    assert len(place.judged) == 3
