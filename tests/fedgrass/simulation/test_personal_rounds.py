@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fedgrass import tensors
 from fedgrass.data.digits import digits
+from fedgrass.simulation.helpers import parse_secure
 from fedgrass.simulation.partition import drawn
 from fedgrass.simulation.run import run_secondary, simulate
 from fedgrass.simulation.settings import PartitionScheme
@@ -105,9 +106,10 @@ def test_neither_processes_nor_hosts_nor_a_break_change_a_byte(tmp_path: Path) -
         ({"strategy": {"name": "feddyn"}}, {}),
         ({"strategy": {"name": "median"}}, {"attack": "alie:0.25"}),
         ({"update": {"codec": "int8"}}, {"attack": "sign_flip:0.25"}),
+        ({"secure": parse_secure("3:1", 0)}, {}),
         ({"privacy": {"mode": "central", "clip_norm": 0.5, "noise_multiplier": 0.1}}, {}),
     ],
-    ids=["scaffold", "feddyn", "attackers", "codec", "privacy"],
+    ids=["scaffold", "feddyn", "attackers", "codec", "secure", "privacy"],
 )
 def test_whatever_a_round_does_the_local_stay_where_they_are(
     tmp_path: Path, settings: dict[str, Any], options: dict[str, Any]
