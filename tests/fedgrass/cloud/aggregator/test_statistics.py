@@ -59,7 +59,13 @@ def updates(base: Bundle, seed: int) -> tuple[dict[str, bytes], Floats]:
     deltas[:, 30:35] = before * rng.uniform(0, 1, (DEVICES, 5)).astype(np.float32) - before
     names = [f"d{i:02d}" for i in range(DEVICES)]
     contents = {
-        name: update_of(base, name, delta, num_examples=i + 1, metrics={"steps": 1.0 + i % 3, "loss": 0.5 + i, "step_length": 0.1})
+        name: update_of(
+            base,
+            name,
+            delta,
+            num_examples=i + 1,
+            metrics={"steps": 1.0 + i % 3, "loss": 0.5 + i, "step_length": 0.1},
+        )
         for i, (name, delta) in enumerate(zip(names, deltas, strict=True))
     }
     return contents, deltas
