@@ -77,10 +77,10 @@ class Commander:
         """
         fleet = self._account.fleet
         settings = tables.load_settings(self._account.rounds_table, fleet)
-        if settings.privacy.mode == "local" and kind in _EXACT:
+        if settings.privacy.mode in ("local", "distributed") and kind in _EXACT:
             raise CommandError(
-                f"{kind}: fleet {fleet!r} keeps privacy.mode local, and what the device would tell carries no noise. "
-                "Ask for it in a round"
+                f"{kind}: fleet {fleet!r} keeps privacy.mode {settings.privacy.mode}, and what the device would tell carries "
+                "no noise. Ask for it in a round"
             )
         if self.heard(thing) is None:
             raise CommandError(f"device {thing!r} of fleet {fleet!r} was never seen; see `fedgrass fleet list`")

@@ -26,7 +26,9 @@ SEED_BYTES = 32
 MOST_DEVIATION = 1 << 26
 """Largest standard deviation, in steps: squares of what is drawn then fit into 64 bits."""
 
-_BLOCK = 1 << 16
+BLOCK = 1 << 16
+"""Integers in a block of noise."""
+
 _PIECE = 1 << 20
 """Values that are in double precision at once."""
 
@@ -69,15 +71,19 @@ def discrete_gaussian(seed: bytes, size: int, deviation: int) -> Iterator[Intege
         raise ConfigurationError(
             f"noise: a deviation of {deviation} steps; from 1 to {MOST_DEVIATION} can be drawn. Choose a coarser or finer step"
         )
-    for index, start in enumerate(range(0, size, _BLOCK)):
-        count = min(_BLOCK, size - start)
-        bits, found, drawn = _Bits(seed + index.to_bytes(8, "big")), [], 0
-        while drawn < count:
-            # A little less than half of what is proposed is accepted.
-            some = _accepted(bits, (count - drawn) * 9 // 4 + 64, deviation)
-            found.append(some)
-            drawn += len(some)
-        yield np.concatenate(found)[:count]
+    for index, start in enumerate(range(0, size, BLOCK)):
+        yield noise_block(seed, index, min(BLOCK, size - start), deviation)
+
+
+def noise_block(seed: bytes, index: int, count: int, deviation: int) -> Integers:
+    """Return the first ``count`` integers of one of the blocks of `discrete_gaussian`; there are `BLOCK` in each but the last."""
+    bits, found, drawn = _Bits(seed + index.to_bytes(8, "big")), [], 0
+    while drawn < count:
+        # A little less than half of what is proposed is accepted.
+        some = _accepted(bits, (count - drawn) * 9 // 4 + 64, deviation)
+        found.append(some)
+        drawn += len(some)
+    return np.concatenate(found)[:count]
 
 
 def add_noise(values: NDArray[np.uint16] | NDArray[np.uint32], seed: bytes, deviation: int) -> None:

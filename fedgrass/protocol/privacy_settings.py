@@ -30,13 +30,15 @@ class Privacy(BaseModel):
     """Differential privacy of each device's part in the model; docs/privacy.md says what it protects and what not.
 
     ``central``: the aggregator clips every update to ``clip_norm``, counts all alike, and adds noise to their mean.
+    ``distributed``: devices clip, and the helpers of secure aggregation add the noise, each a share, so that nobody sees the sum
+    without it.
     ``local``: each device clips its update and adds noise to it before it leaves.
     With ``epsilon_budget``, rounds without noise are refused: they have no finite ε.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    mode: Literal["none", "central", "local"] = "none"
+    mode: Literal["none", "central", "distributed", "local"] = "none"
     clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="L2 norm that an update is clipped to")
     noise_multiplier: float = Field(
         default=1.0, ge=0.01, le=1e6, description="Standard deviation of the noise, in units of clip_norm"

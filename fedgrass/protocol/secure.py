@@ -136,10 +136,12 @@ class SecureTask(Masking):
     """How each device masks its update. Part of the announcement.
 
     ``noise`` is the standard deviation of the noise on the sum, in the values' unit, that a round with privacy has: the integers
-    leave room for it, and are coarse enough for it to be drawn.
+    leave room for it, and are coarse enough for it to be drawn. With ``shared_noise`` the helpers add it, each a share; else
+    the round's job does.
     """
 
     noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    shared_noise: bool = False
 
     @property
     def levels(self) -> int:
@@ -157,8 +159,17 @@ class SecureTask(Masking):
         """The noise's deviation in steps of the integers, rounded up; 0 without noise."""
         return math.ceil(self.noise * self.levels / self.value_range * (1 + 2.0**-40))
 
+    def share_steps(self, adding: int) -> int:
+        """Return the deviation of the noise of each of so many helpers, in steps.
+
+        When ``collude`` of them take theirs off, what is left has `noise_steps`; all together have a little more.
+        """
+        return math.ceil(self.noise_steps / math.sqrt(adding - self.collude) * (1 + 2.0**-40))
+
     @model_validator(mode="after")
     def _noise_can_be_drawn(self) -> SecureTask:
+        if self.shared_noise and self.noise == 0:
+            raise ValueError("shared_noise: the helpers are to add noise, and there is none (noise)")
         if self.noise > 0 and self.noise_steps < LEAST_NOISE_STEPS:
             raise ValueError(
                 f"bits {self.bits}: too narrow for noise of {self.noise:g} on the sum of {self.most} devices: {self.noise_steps} "

@@ -28,7 +28,7 @@ class Secure(Masking):
         default=600, ge=1, le=86_400, description="How long the helpers' sums are waited for; then the round ends"
     )
 
-    def task(self, known: int, *, equal: bool, noise: float = 0.0) -> SecureTask:
+    def task(self, known: int, *, equal: bool, noise: float = 0.0, shared_noise: bool = False) -> SecureTask:
         """Return what devices are told.
 
         Parameters
@@ -39,6 +39,8 @@ class Secure(Masking):
             Whether all count alike for another reason than these settings.
         noise
             Standard deviation of the noise that the sum gets.
+        shared_noise
+            Whether the helpers add it.
 
         Raises
         ------
@@ -47,6 +49,7 @@ class Secure(Masking):
         """
         named = {name: getattr(self, name) for name in Masking.model_fields}
         changes = {"most": self.most or max(1, known), "equal": self.equal or equal, "noise": noise}
+        changes["shared_noise"] = shared_noise
         return SecureTask.model_validate({**named, **changes})
 
 
@@ -66,7 +69,7 @@ def announced_secure(settings: FleetSettings, known: int) -> SecureTask | None:
     noise = 0.0 if privacy.mode == "none" else privacy.noise_multiplier * privacy.clip_norm
     equal = privacy.mode != "none" or settings.strategy.options.get("weighting") == "equal"
     try:
-        return settings.secure.task(known, equal=equal, noise=noise)
+        return settings.secure.task(known, equal=equal, noise=noise, shared_noise=privacy.mode == "distributed")
     except ValidationError as error:
         raise ConfigurationError(first_problem(error, "secure", prefix="secure.")) from error
 
@@ -94,7 +97,7 @@ def require_sums_are_enough(settings: FleetSettings, strategy: Strategy | None) 
     if settings.update.codec != "float32":
         raise ValueError(f"update.codec {settings.update.codec}: with secure an update's form is secure.bits")
     if settings.privacy.mode == "local":
-        raise ValueError("privacy.mode local: with secure, set it to none or central")
+        raise ValueError("privacy.mode local: with secure, set it to none, central or distributed")
     if settings.privacy.adaptive_clip is not None:
         raise ValueError("privacy.adaptive_clip: it follows the norms of single updates, which nobody sees with secure")
     if settings.min_updates < _LEAST:

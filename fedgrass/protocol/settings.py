@@ -303,7 +303,7 @@ class FleetSettings(_Settings):
 
     def _exact_figures(self) -> str:
         """Say what would have devices send exact figures although only noise may leave them; empty if nothing would."""
-        if self.privacy.mode != "local":
+        if self.privacy.mode not in ("local", "distributed"):
             return ""
         asking = {
             "privacy.figures": self.privacy.figures == "exact",
@@ -311,7 +311,7 @@ class FleetSettings(_Settings):
             "gate.devices_seconds": self.gate.devices_seconds > 0,
         }
         found = next((name for name, asks in asking.items() if asks), "")
-        return found and f"{found}: with privacy.mode local no device may send exact figures of its data"
+        return found and f"{found}: with privacy.mode {self.privacy.mode} no device may send exact figures of its data"
 
     @model_validator(mode="after")
     def _one_thing_says_how_many_are_asked(self) -> FleetSettings:
@@ -350,6 +350,11 @@ class FleetSettings(_Settings):
 
     @model_validator(mode="after")
     def _sums_are_enough(self) -> FleetSettings:
+        if self.secure is None and self.privacy.mode == "distributed":
+            raise ValueError(
+                "privacy.mode distributed: the helpers of secure aggregation add the noise, and the fleet has none; pin some "
+                "with `fedgrass fleet helpers`, or set privacy.mode to central"
+            )
         if self.secure is not None:
             require_sums_are_enough(self, self.strategy.known())
         return self

@@ -15,12 +15,17 @@ from fedgrass.secure.lock import TOKEN_BYTES, WRAPPED_BYTES
 from fedgrass.secure.masks import dtype_of
 from fedgrass.secure.request import AcceptedSet
 
-LOCK, TOKENS = "lock", "tokens"
+LOCK, TOKENS, NOISED = "lock", "tokens", -1
 Layout = list[tuple[str, "np.dtype[Any]", tuple[int, ...]]]
 
 
 def sums_of(accepted: AcceptedSet, helper: int) -> list[tuple[int, int]]:
-    """Return the group and the mask of each sum in a helper's answer, in order."""
+    """Return the group and the mask of each sum in a helper's answer, in order.
+
+    Where helpers add noise there is one sum for a group, `NOISED`, of several masks.
+    """
+    if accepted.adding:
+        return [(group, NOISED) for group in range(accepted.groups)]
     return [(group, mask) for group in range(accepted.groups) for mask in accepted.task.known_to(helper)]
 
 

@@ -17,13 +17,14 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedgrass.errors import MessageError
 from fedgrass.files import sha256_of, write_atomically
-from fedgrass.secure.answer import header_bytes, sums_of
+from fedgrass.secure.answer import NOISED, header_bytes, sums_of
 from fedgrass.secure.check import MAX_REASON, BoxCheck
 from fedgrass.secure.keys import helper_key, public_text
 from fedgrass.secure.lock import locked, own_key, tokens
 from fedgrass.secure.masks import COMMITMENT_BYTES, Expander, commitment, encrypted, pieces, span
 from fedgrass.secure.request import AcceptedSet, Member, SumRequest
 from fedgrass.secure.sealing import opened, signer_of
+from fedgrass.secure.shares import Share, require_noise, seeds_of
 
 _Known = dict[str, tuple[str, float]]
 """By device: its key, and since when it is known."""
@@ -102,6 +103,7 @@ class Helper:
         """
         accepted = request.accepted
         self._check(request)
+        require_noise(accepted, request.helper)
         seeds = self._seeds(request)
         self._check_devices(request)
         self._commit(accepted)
@@ -247,15 +249,15 @@ def _write(
         hashed = hashlib.sha256()
         position = _resumed(stream, header, hashed, accepted, helper)
         expander = Expander(task.bits)
-        known = task.known_to(helper)
         done = 0
         for group, mask in sums_of(accepted, helper):
-            own = [one[known.index(mask)] for one, m in zip(seeds, accepted.members, strict=True) if m.group == group]
+            own = _seeds_for(accepted, helper, group, mask, seeds)
+            share = Share(accepted, helper, group, key) if accepted.adding else None
             for index in pieces(accepted.length):
                 part = span(index, accepted.length)
                 width = (part.stop - part.start) * size
                 if done + width > position:
-                    content = encrypted(_summed(own, index, part.stop - part.start, expander), secret, done)
+                    content = encrypted(_summed(own, index, part.stop - part.start, expander, share), secret, done)
                     hashed.update(content)
                     stream.write(content)
                     after_piece()
@@ -303,8 +305,19 @@ def _resumed(stream: BinaryIO, header: bytes, hashed: hashlib._Hash, accepted: A
     return position
 
 
-def _summed(seeds: Sequence[bytes], index: int, count: int, expander: Expander) -> bytes:
+def _seeds_for(
+    accepted: AcceptedSet, helper: int, group: int, mask: int, seeds: Sequence[Sequence[bytes]]
+) -> list[bytes]:
+    if mask == NOISED:
+        return seeds_of(accepted, helper, group, seeds)
+    number = accepted.task.known_to(helper).index(mask)
+    return [one[number] for one, member in zip(seeds, accepted.members, strict=True) if member.group == group]
+
+
+def _summed(seeds: Sequence[bytes], index: int, count: int, expander: Expander, share: Share | None) -> bytes:
     total = np.zeros(count, expander.dtype)
     for seed in seeds:
         np.add(total, expander.piece(seed, index, count), out=total)
+    if share is not None:
+        share.add_to(total, index)
     return total.tobytes()

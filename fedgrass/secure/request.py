@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.errors import MessageError, first_problem
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName
-from fedgrass.protocol.secure import MOST_DEVICES, SecureTask
+from fedgrass.protocol.secure import MOST_DEVICES, MOST_HELPERS, SecureTask
 from fedgrass.secure.sealing import Context
 
 MAX_REQUEST_BYTES = 128 << 20
@@ -34,7 +34,10 @@ class Member(BaseModel):
 
 
 class AcceptedSet(BaseModel):
-    """The set: all that must be the same for every helper. Its digest stands for it."""
+    """The set: all that must be the same for every helper. Its digest stands for it.
+
+    ``adding`` are the helpers that add noise, by number, in order; all of them must answer. Empty: none does.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,6 +48,18 @@ class AcceptedSet(BaseModel):
     length: int = Field(ge=1, le=1 << 40)
     task: SecureTask
     members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=MOST_DEVICES)]
+    adding: Annotated[tuple[int, ...], Field(max_length=MOST_HELPERS)] = ()
+
+    @property
+    def needed(self) -> tuple[int, int]:
+        """How many helpers must answer, and of how many."""
+        task = self.task
+        return (len(self.adding), len(self.adding)) if self.adding else (task.needed, len(task.helpers))
+
+    def assigned_to(self, helper: int) -> tuple[int, ...]:
+        """Return the masks of which a helper hands in one sum where helpers add noise: it is the first that knows them."""
+        first = {number: min(set(self.adding) - set(without)) for number, without in enumerate(self.task.masks)}
+        return tuple(number for number, who in first.items() if who == helper)
 
     @property
     def digest(self) -> str:
@@ -55,7 +70,8 @@ class AcceptedSet(BaseModel):
     def context(self) -> Context:
         """What the boxes are bound to."""
         task = self.task
-        return Context(self.fleet, self.round, self.session, self.base_sha256, task.bits, task.collude)
+        noise = task.noise_steps if task.shared_noise else 0
+        return Context(self.fleet, self.round, self.session, self.base_sha256, task.bits, task.collude, noise)
 
     @property
     def groups(self) -> int:
@@ -108,9 +124,18 @@ class Candidate:
 
 
 def requests_for(
-    accepted: Sequence[Candidate], context: Context, length: int, task: SecureTask, *, check: bool = False
+    accepted: Sequence[Candidate],
+    context: Context,
+    length: int,
+    task: SecureTask,
+    *,
+    check: bool = False,
+    adding: Sequence[int] = (),
 ) -> list[SumRequest]:
-    """Return the request to each helper, for a set of devices: for the sums, or for a ``check`` before them."""
+    """Return the request to each helper, for a set of devices: for the sums, or for a ``check`` before them.
+
+    With ``adding``, these helpers add noise, and only they are asked.
+    """
     ordered = sorted(accepted, key=lambda one: one.thing)
     named = AcceptedSet(
         fleet=context.fleet,
@@ -128,6 +153,7 @@ def requests_for(
             )
             for one in ordered
         ),
+        adding=tuple(adding),
     )
     return [
         SumRequest(
@@ -136,5 +162,5 @@ def requests_for(
             boxes=tuple(base64.b64encode(one.boxes[index]).decode() for one in ordered),
             check=check,
         )
-        for index in range(len(task.helpers))
+        for index in adding or range(len(task.helpers))
     ]

@@ -24,6 +24,7 @@ _SIGNATURE = 64
 class Context:
     """What a box is bound to: it opens in this round of this fleet, from this base, for this helper, as this device's only.
 
+    ``noise`` is the deviation of what the helpers add, in steps: less than the device was told of, and its box does not open.
     ``session`` is the cohort's salt: a fleet that was made again, under its old name, has rounds of the same numbers.
     """
 
@@ -33,10 +34,11 @@ class Context:
     base_sha256: str
     bits: int
     collude: int
+    noise: int = 0
 
     def of(self, thing: str, helper: Helper) -> bytes:
         """Return the bytes for one device and helper."""
-        bound = [self.fleet, self.round, self.session, self.base_sha256, self.bits, self.collude, thing]
+        bound = [self.fleet, self.round, self.session, self.base_sha256, self.bits, self.collude, self.noise, thing]
         return json.dumps(["fedgrass secure 1", *bound, helper.name, helper.key]).encode()
 
 

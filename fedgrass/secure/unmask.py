@@ -25,7 +25,7 @@ class Helped:
 
 
 def unmask(totals: Sequence[Masked], accepted: AcceptedSet, answers: Mapping[int, Path]) -> Helped:
-    """Take the masks off the groups' sums, in place.
+    """Take the masks off the groups' sums, in place; where helpers add noise it stays on them.
 
     Parameters
     ----------
@@ -44,23 +44,24 @@ def unmask(totals: Sequence[Masked], accepted: AcceptedSet, answers: Mapping[int
     Raises
     ------
     HelpersMissingError
-        If fewer than ``collude + 1`` helpers gave theirs for this set.
+        If fewer than ``collude + 1`` helpers gave theirs for this set, or not all that were to add noise.
     AggregationError
         If two helpers' sums of the same mask differ: one of them is wrong, and nobody can tell which.
     """
     found, refused = _read(accepted, answers)
-    if len(found) < accepted.task.needed:
+    if len(found) < accepted.needed[0]:
         raise _too_few(len(found), accepted, answers, refused)
     keys = _opened(found, accepted, refused)
-    if len(keys) < accepted.task.needed:
+    if len(keys) < accepted.needed[0]:
         raise _too_few(len(keys), accepted, answers, refused)
     missing = {(group, mask) for group in range(accepted.groups) for mask in range(len(accepted.task.masks))}
+    noised = bool(accepted.adding)
     digests: dict[tuple[int, int], tuple[bytes, int]] = {}
     for index, secret in sorted(keys.items()):
         with found[index].open_sums() as stream:
             position = 0
             for which in sums_of(accepted, index):
-                hashed, take = hashlib.sha256(), which in missing
+                hashed, take = hashlib.sha256(), noised or which in missing
                 for piece in pieces(accepted.length):
                     part = span(piece, accepted.length)
                     content = stream.read((part.stop - part.start) * accepted.task.bits // 8)
@@ -71,6 +72,8 @@ def unmask(totals: Sequence[Masked], accepted: AcceptedSet, answers: Mapping[int
                         target = totals[which[0]][part]
                         np.subtract(target, np.frombuffer(plain, target.dtype), out=target)
                 missing.discard(which)
+                if noised:  # each helper's is another
+                    continue
                 _agree(digests.setdefault(which, (hashed.digest(), index)), (hashed.digest(), index), accepted)
     return Helped(tuple(accepted.task.helpers[index].name for index in sorted(keys)), refused)
 
@@ -78,12 +81,12 @@ def unmask(totals: Sequence[Masked], accepted: AcceptedSet, answers: Mapping[int
 def _too_few(
     found: int, accepted: AcceptedSet, answers: Mapping[int, Path], refused: Mapping[str, str]
 ) -> HelpersMissingError:
+    needed, count = accepted.needed
     names = [one.name for one in accepted.task.helpers]
-    said = [f"{name} is silent" for index, name in enumerate(names) if index not in answers]
+    asked = accepted.adding or range(len(names))
+    said = [f"{names[index]} is silent" for index in asked if index not in answers]
     said += [f"{name}: {why}" for name, why in refused.items()]
-    return HelpersMissingError(
-        f"{found} of {len(names)} helpers gave their sums, {accepted.task.needed} are needed; {'; '.join(said)}"
-    )
+    return HelpersMissingError(f"{found} of {count} helpers gave their sums, {needed} are needed; {'; '.join(said)}")
 
 
 def _read(accepted: AcceptedSet, answers: Mapping[int, Path]) -> tuple[dict[int, Answer], dict[str, str]]:

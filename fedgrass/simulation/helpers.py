@@ -81,9 +81,10 @@ class VirtualHelpers:
         shutil.rmtree(self._answers, ignore_errors=True)
         self._answers.mkdir(parents=True)
         found = {}
-        for index, (helper, request) in enumerate(zip(self._helpers, requests, strict=True)):
+        for request in requests:
+            index = request.helper
             found[index] = self._answers / f"helper-{index}"
-            helper.answer(request, found[index])
+            self._helpers[index].answer(request, found[index])
         return found
 
 

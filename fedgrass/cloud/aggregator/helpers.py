@@ -96,7 +96,7 @@ class FleetHelpers:
             check=requests[0].check,
             helpers=list(named),
             devices=len(accepted.members),
-            needed=accepted.task.needed,
+            needed=accepted.needed[0],
         )
         self._change(put={"sums": task.model_dump(mode="json")})
         try:
@@ -117,7 +117,7 @@ class FleetHelpers:
                 if request.helper not in found and (path := self._answer(request)) is not None:
                     found[request.helper] = path
                     self._log.log_event("helper_answered", helper=self._name(request))
-            everybody, enough = len(found) == len(requests), len(found) >= requests[0].accepted.task.needed
+            everybody, enough = len(found) == len(requests), len(found) >= requests[0].accepted.needed[0]
             if enough and requests[0].check and not ends_early:
                 # What those say who are a little later is worth as long a wait again: the more helpers can sum, the better.
                 end = min(end, self._clock() + max(self._clock() - began, 2 * _LOOK_SECONDS))

@@ -83,6 +83,7 @@ class MaskedMean:
         task = self._masked.task
         total = np.zeros(self._length, dtype_of(task.bits))
         good: list[Accepted] = []
+        adding: tuple[int, ...] = ()
         named: list[Candidate] = []
         for reference, opener in (opening := self._screening.openers(candidates)):
             try:
@@ -98,7 +99,8 @@ class MaskedMean:
         opening.close()
         if len(good) >= max(_LEAST, min_updates):
             checks = requests_for(named, self._masked.context, self._length, task, check=True)
-            unopened = self._masked.helpers.check(checks).unopened
+            checked = self._masked.helpers.check(checks)
+            unopened, adding = checked.unopened, checked.helpers if task.shared_noise else ()
             self._take_out(total, [one.reference for one in good if one.reference.thing in unopened], unopened)
             good = [one for one in good if one.reference.thing not in unopened]
             named = [one for one in named if one.thing not in unopened]
@@ -106,7 +108,7 @@ class MaskedMean:
         found, counted = Screened(ordered, self._screening.refused), [Counted(one, one.facts) for one in ordered]
         if len(good) < max(_LEAST, min_updates):
             return Combined(found, counted)
-        requests = requests_for(named, self._masked.context, self._length, task)
+        requests = requests_for(named, self._masked.context, self._length, task, adding=adding)
         unmask([total], requests[0].accepted, self._masked.helpers.ask(requests))
         if self._noise is not None:
             self._noise.add_to(total[: self._screening.layout.size], task.noise_steps)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.secure import encoded_key
 from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.protocol.settings import FleetSettings
@@ -54,6 +55,14 @@ def test_means_and_server_steps_go_with_it(name: str) -> None:
         ({"update": {"codec": "int8"}}, "update.codec int8"),
         ({"privacy": {"mode": "local"}}, "privacy.mode local"),
         ({"privacy": {"mode": "central", "adaptive_clip": {}}}, "privacy.adaptive_clip"),
+        ({"privacy": {"mode": "distributed", "adaptive_clip": {}}}, "privacy.adaptive_clip"),
+        ({"privacy": {"mode": "distributed", "figures": "exact"}}, "privacy.figures: with privacy.mode distributed"),
+        ({"privacy": {"mode": "distributed"}, "task": "evaluate"}, "task evaluate: with privacy.mode distributed"),
+        (
+            {"privacy": {"mode": "distributed"}, "gate": {"devices_seconds": 60}},
+            "gate.devices_seconds: with privacy.mode dist",
+        ),
+        ({"privacy": {"mode": "distributed"}, "secure": None}, "privacy.mode distributed: the helpers of secure"),
         ({"min_updates": 1}, "the sum of one update is that update"),
         ({"silos": ["123456789012-a"]}, "silos"),
         ({"secure": {**SECURE, "collude": 3}}, "all together open everything"),
@@ -111,6 +120,22 @@ def test_integers_have_room_for_the_sum_and_its_noise(bits: int, most: int, coll
     assert 8 <= task.noise_steps <= 1 << 26
     # Of p + 1 helpers that add noise each adds the whole, as p of them may take theirs off.
     assert most * task.levels + 8 * steps * (collude + 1) ** 0.5 <= ((1 << bits) - 1) / 2
+
+
+def test_distributed_noise_is_announced_as_the_helpers_and_charged_as_central() -> None:
+    distributed, central = (
+        with_secure(privacy={"mode": mode, "noise_multiplier": 2.0, "clip_norm": 0.5})
+        for mode in ("distributed", "central")
+    )
+    tasks = [announced_secure(one, 20) for one in (distributed, central)]
+    assert [(task.noise, task.shared_noise, task.equal) for task in tasks if task] == [
+        (1.0, True, True),
+        (1.0, False, True),
+    ]
+    assert distributed.announced_update == central.announced_update
+    assert distributed.announced_update.figures == "left_out"
+    ledgers = [PrivacyLedger().charged(one.privacy, 1.0) for one in (distributed, central)]
+    assert ledgers[0] == ledgers[1]
 
 
 def test_a_width_that_is_too_narrow_for_the_noise_is_told() -> None:

@@ -31,15 +31,26 @@ def signer(thing: str) -> Ed25519PrivateKey:
     return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(thing.encode()).digest())
 
 
-def task_of(helpers: int = 3, collude: int = 1, *, bits: int = 32, most: int = 1000) -> secure.SecureTask:
+def task_of(
+    helpers: int = 3, collude: int = 1, *, bits: int = 32, most: int = 1000, noise: float = 0
+) -> secure.SecureTask:
     named = tuple(
         secure.Helper(name=f"helper-{index}", key=public_text(private_key(index))) for index in range(helpers)
     )
-    return secure.SecureTask(helpers=named, collude=collude, bits=16 if bits == 16 else 32, most=most)
+    return secure.SecureTask(
+        helpers=named,
+        collude=collude,
+        bits=16 if bits == 16 else 32,
+        most=most,
+        noise=noise,
+        shared_noise=noise > 0,
+        equal=noise > 0,
+    )
 
 
 def context_of(task: secure.SecureTask, number: int = 1) -> Context:
-    return Context(FLEET, number, "salt", BASE, task.bits, task.collude)
+    noise = task.noise_steps if task.shared_noise else 0
+    return Context(FLEET, number, "salt", BASE, task.bits, task.collude, noise)
 
 
 @dataclass(frozen=True)

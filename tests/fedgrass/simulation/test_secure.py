@@ -25,6 +25,20 @@ def test_masked_rounds_give_what_plain_rounds_give(tmp_path: Path) -> None:
     assert masked.outcomes == plain.outcomes
 
 
+def test_the_helpers_noise_is_what_central_noise_is(tmp_path: Path) -> None:
+    # With noise that hides nearly everything the accuracy says nothing; with next to none both give what plain rounds give.
+    privacy = {"noise_multiplier": 0.01, "clip_norm": 0.5}
+    found = []
+    for mode in ("central", "distributed"):
+        settings = FleetSettings().overridden(
+            {"secure": parse_secure("3:1", 0), "privacy": {**privacy, "mode": mode}, "gate": {"tolerance": 1.0}}
+        )
+        found.append(simulate(tmp_path / mode, fleet=settings, **OPTIONS))
+    assert found[1].final.accuracy == pytest.approx(found[0].final.accuracy, abs=0.01)
+    assert found[1].final.loss == pytest.approx(found[0].final.loss, rel=0.02)
+    assert found[1].final.loss != found[0].final.loss
+
+
 def test_keys_that_the_simulation_has_no_part_in_are_refused(tmp_path: Path) -> None:
     helpers = [{"name": f"h{i}", "key": encoded_key(bytes([i + 1]) * 32)} for i in range(3)]
     settings = FleetSettings().overridden({"secure": {"helpers": helpers}})

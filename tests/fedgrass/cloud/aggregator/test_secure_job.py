@@ -234,6 +234,45 @@ def test_a_job_that_runs_again_keeps_to_what_was_left_out(
     assert [entry.thing for entry in report.quarantined] == ["press-d"]
 
 
+@pytest.mark.parametrize("off", [(), ("helper-b",)])
+def test_with_distributed_privacy_the_job_gets_a_sum_that_has_the_helpers_noise(
+    off: tuple[str, ...], fleet: Fleet, devices: HelperDevices, tmp_path: Path
+) -> None:
+    multiplier, clip = 3.0, 0.5
+    fleet.settings = fleet.settings.overridden(
+        {"privacy": {"mode": "distributed", "noise_multiplier": multiplier, "clip_norm": clip}}
+    )
+    for number, thing in enumerate(("press-a", "press-b", "press-c")):
+        put_masked(fleet, thing, seed=number, examples=100 * (number + 1), clip_norm=clip)
+    devices.off = off
+    assert fleet.run().outcome == "released"
+    base, found = fleet.base.parameters(), published(fleet, tmp_path / "model").parameters()
+
+    def flat(parameters: Any) -> Any:
+        return np.concatenate([np.float64(parameters[name] - before).ravel() for name, before in base.items()])
+
+    clipped = [delta * min(1, clip / np.linalg.norm(delta)) for delta in (flat(trained(base, s)) for s in range(3))]
+    noise = (flat(found) - sum(clipped) / 3) * 3
+    adding = 3 - len(off)  # of whom one may collude, and then has no part in it
+    expected = multiplier * clip * np.sqrt(adding / (adding - 1))
+    assert np.std(noise) == pytest.approx(expected, rel=4 / np.sqrt(2 * len(noise)))
+
+
+def test_a_helper_that_is_lost_after_it_was_to_add_noise_ends_the_round(fleet: Fleet, devices: HelperDevices) -> None:
+    fleet.settings = fleet.settings.overridden({"privacy": {"mode": "distributed"}})
+    for number, thing in enumerate(("press-a", "press-b", "press-c")):
+        put_masked(fleet, thing, seed=number, examples=1, clip_norm=1.0)
+
+    def goes_off(content: bytes) -> bytes:
+        devices.off = ("helper-c",)
+        return content
+
+    devices.spoil = goes_off
+    report = fleet.run()
+    assert report.outcome == "helpers_missing"
+    assert "2 of 3 helpers gave their sums, 3 are needed; helper-c is silent" in report.reason
+
+
 def test_central_privacy_adds_its_noise_to_the_sum_that_the_helpers_open(
     fleet: Fleet, devices: HelperDevices, tmp_path: Path
 ) -> None:
