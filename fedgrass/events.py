@@ -217,8 +217,9 @@ _CLOUD = {
     "round_ended_meanwhile": _warning("The round ended before the job; nothing is released.", "reason"),
     "helpers_asked": _info(
         "Secure aggregation: the set of devices is named, and the helpers are asked for the sums of their masks.",
-        "helpers devices needed",
+        "check helpers devices needed",
     ),
+    "helper_check_refused": _warning("A helper's word on the boxes cannot be read.", "helper reason"),
     "helper_answered": _info("A helper's sums have arrived.", "helper"),
     "helper_answer_refused": _warning(
         "What a helper uploaded has another size than its sums for this set.", "helper bytes expected"

@@ -64,8 +64,12 @@ def discrete_gaussian(seed: bytes, size: int, deviation: int) -> Iterator[Intege
 
     Examples
     --------
+    >>> import secrets
+    >>> values = np.zeros(1000, np.int64)
     >>> blocks = discrete_gaussian(secrets.token_bytes(SEED_BYTES), len(values), 4096)
     >>> values += np.concatenate(list(blocks))
+    >>> bool(np.abs(values).max() < 8 * 4096)
+    True
     """
     if not 1 <= deviation <= MOST_DEVIATION:
         raise ConfigurationError(

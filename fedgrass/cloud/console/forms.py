@@ -188,7 +188,7 @@ def _field(path: str, name: str, schema: dict[str, Any], value: object, default:
         value=_as_text(value),
         default=_as_text(default),
         help=_help(schema, optional),
-        choices=tuple(schema.get("enum", ())),
+        choices=("",) * optional + tuple(schema.get("enum", ())),
         optional=optional,
         whole=schema.get("type") == "integer",
     )

@@ -36,12 +36,15 @@ def is_broken(*_: object) -> None:
     raise ZeroDivisionError("division by zero")
 
 
+LINE_OF_BROKEN = is_broken.__code__.co_firstlineno + 2
+
+
 @pytest.mark.parametrize(
     ("loader", "reason"),
     [
         ("segfaults", "its admission died by signal 11 (SIGSEGV)"),
         ("is_hungry", "its admission died as there was no more memory"),
-        ("is_broken", "ZeroDivisionError: division by zero"),
+        ("is_broken", f"ZeroDivisionError: division by zero (test_judging.py, line {LINE_OF_BROKEN}, in is_broken)"),
     ],
 )
 def test_a_model_that_ends_whoever_judges_it_is_refused_and_the_one_before_stays(

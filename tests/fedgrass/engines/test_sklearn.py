@@ -193,7 +193,7 @@ def test_a_device_without_some_class_fits_all_the_same(tmp_path: Path, solver: A
 BUILDERS: dict[str, Build] = {
     **{f"logistic {solver}": partial(LogisticRegression, solver=solver) for solver in SOLVERS},
     "sgd": lambda: SGDClassifier(loss="log_loss"),
-    "perceptron": lambda: MLPClassifier((4,)),
+    "perceptron": lambda: MLPClassifier((8,), random_state=0),
     "bayes": GaussianNB,
     "pipeline": lambda: make_pipeline(StandardScaler(), LogisticRegression()),
 }

@@ -154,7 +154,8 @@ def test_what_does_not_go_with_such_a_strategy_is_refused_at_once(tmp_path: Path
     run(tmp_path / "b", settings({"name": "scaffold"}), bundle=sgd, **stubborn)
     assert all("cannot add to a gradient" in why for why in open_report(tmp_path / "b")[1][0].failed.values())
     for changes, match in (
-        ({"strategy": {"name": "scaffold"}, "privacy": {"mode": "central"}}, "the noise would add up"),
+        ({"strategy": {"name": "scaffold"}, "privacy": {"mode": "central"}}, "it weighs by a metric"),
+        ({"strategy": FEDDYN, "privacy": {"mode": "central"}}, "the noise would add up"),
         ({"strategy": FEDDYN, "privacy": {"mode": "local"}}, "the noise would add up"),
         ({"strategy": FEDDYN, "fit": {"proximal_mu": 0.1}}, "use its option alpha"),
         ({"fit": {"control": "scaffold"}}, "choose strategy scaffold"),

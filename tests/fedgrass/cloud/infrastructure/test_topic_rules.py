@@ -52,6 +52,7 @@ def test_a_heartbeat_reaches_the_table_whole(template: Template) -> None:
         components={TRAINER: "1.0.0"},
         silent=("com.fedgrass.ModelDeployer",),
         errors={TRAINER: "no route to host"},
+        tags={"site": "north"},
     )
     stored = Device.from_item(
         item(template, "HeartbeatRule", device_topic("digits", "a", "heartbeat"), beat.encode()) or {}

@@ -13,6 +13,7 @@ from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.data import Split, split
 from fedgrass.engines.base import FitState, Hooks
 from fedgrass.engines.litert import LiteRTEngine
+from fedgrass.own_code import Passing
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import strategy_named
@@ -25,7 +26,7 @@ BUNDLE = Bundle.open(digits.BUNDLE)
 LEARNING_RATE, MU = 0.05, 3.0
 
 
-class KilledError(Exception):
+class KilledError(Passing):
     """Stands for kill -9."""
 
 
