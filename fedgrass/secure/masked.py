@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ def masked(
             yield np.subtract(local[name], before, dtype=np.float32).ravel()
 
     size = sum(value.size for value in base.values())
-    values = quantized(blocks, size, examples, task, seed=_seed(header), clip_norm=clip_norm)
+    values = quantized(blocks, size, examples, task, seed=header.rounding_seed, clip_norm=clip_norm)
     seeds = [random(SEED_BYTES) for _ in task.masks]
     expander = Expander(task.bits)
     for seed in seeds:
@@ -173,8 +172,3 @@ def _commitments(text: str, task: SecureTask) -> bytes:
     if len(found) != (expected := len(task.masks) * COMMITMENT_BYTES):
         raise UpdateError("corrupt_header", f"its commitments to seeds are not {expected} bytes")
     return found
-
-
-def _seed(header: UpdateHeader) -> int:
-    text = f"{header.fleet}/{header.round}/{header.thing}/{header.base_sha256}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -89,6 +90,12 @@ class UpdateHeader(BaseModel):
     num_examples: int = Field(ge=1, le=MAX_EXAMPLES)
     metrics: Metrics = {}
     codec: str = Field(default="float32", min_length=1, max_length=40)
+
+    @property
+    def rounding_seed(self) -> int:
+        """Seed of what is rounded at random: an update that is written again is the same. The first 16 bytes of SHA-256."""
+        text = f"{self.fleet}/{self.round}/{self.thing}/{self.base_sha256}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
 
     def to_metadata(self) -> dict[str, str]:
         """Return the safetensors metadata; the same header gives the same strings."""

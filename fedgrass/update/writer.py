@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import secrets
@@ -156,7 +155,7 @@ def encode_update(
         scale = _clip_factor((difference(name) for name in base), clip_norm) if clip_norm > 0 else 1.0
         grid = Grid.of(noise_multiplier * clip_norm) if noise_multiplier > 0 else None
         squares = 0.0
-        rounding = _NO_CHANCE if encoder.parameters.lossless else np.random.default_rng(_seed(header))
+        rounding = _NO_CHANCE if encoder.parameters.lossless else np.random.default_rng(header.rounding_seed)
         stored: dict[str, Array] = {}
         left_out: Parameters = {}
         for name, before in base.items():
@@ -203,11 +202,6 @@ def _store(stored: dict[str, Array], name: str, layout: Sequence[StoredTensor], 
         if tensor.name in stored:
             raise BundleError(f"parameter {name!r}: another one's name is its own and a codec's suffix; rename it")
         stored[tensor.name] = values
-
-
-def _seed(header: UpdateHeader) -> int:
-    text = f"{header.fleet}/{header.round}/{header.thing}/{header.base_sha256}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
 
 
 def _decoded(codec: Codec, parameter: TensorDescription, encoded: Sequence[Array]) -> Floats:
