@@ -17,19 +17,16 @@ from fedgrass.answer import Answer
 from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.control import STEP_LENGTH, Control, ControlFiles, require_linear, step_length
 from fedgrass.data import Split
-from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Measured, Metrics
-from fedgrass.errors import ConfigurationError, DataError, EngineError
+from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Metrics
+from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.own_code import own_code
 from fedgrass.personal import Own, shared_manifest, shared_of
-from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.messages import LONGEST_METRIC, MOST_METRICS, Announcement
 from fedgrass.protocol.metrics import others
 from fedgrass.tensors import Array
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import UpdateInfo, write_update
-
-_MOST_METRICS, _LONGEST_NAME = 16, 40
-"""What a message holds of them (`fedgrass.protocol.messages.Metrics`)."""
 
 
 @dataclass(frozen=True)
@@ -316,80 +313,6 @@ def fit(
     return Fitted(result.parameters, header, result.num_examples)
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """How a model does on the examples that a device keeps back."""
-
-    num_examples: int
-    metrics: Metrics
-    sums: str | None = None
-    base_sums: str | None = None
-
-    @property
-    def answer(self) -> Answer:
-        """What the cloud is told."""
-        return Answer(
-            "evaluated",
-            num_examples=self.num_examples,
-            metrics=self.metrics,
-            sums=self.sums,
-            base_sums=self.base_sums,
-        )
-
-
-def evaluate(engine: Engine, data: Split, compare: Parameters | None = None) -> Evaluated:
-    """Evaluate the engine's model, and another one on the same examples.
-
-    Parameters
-    ----------
-    engine
-        Holds the parameters to evaluate; afterwards those of ``compare``.
-    data
-        The device's examples, of which those kept back for validation are used.
-    compare
-        Other parameters of the model, whose figures begin with ``base_``.
-
-    Returns
-    -------
-    Evaluated
-        The number of examples, and the figures.
-
-    Raises
-    ------
-    DataError
-        If no examples are kept back, or they do not fit the model.
-    EngineError
-        If the loss is not finite.
-    """
-    if len(data.validation) == 0:
-        raise DataError(
-            "no examples are kept back to evaluate on; set validationFraction of com.fedgrass.Runtime's data"
-        )
-    examples = len(data.validation)
-    metrics, sums = _figures(engine, data)
-    if compare is None:
-        return Evaluated(examples, metrics, sums)
-    engine.set_parameters(compare)
-    base, base_sums = _figures(engine, data)
-    # A message holds so many figures; those that the cloud makes of the sums itself are not missed.
-    both = [(name, value) for name, value in metrics.items() if name in base]
-    told = [pair for name, value in both for pair in ((name, value), (f"base_{name}", base[name]))]
-    return Evaluated(examples, dict(told[:_MOST_METRICS]), sums, base_sums)
-
-
-def _figures(engine: Engine, data: Split) -> tuple[Metrics, str | None]:
-    with own_code("evaluating"):
-        found = engine.evaluate(data.validation)
-    if not math.isfinite(found["loss"]):
-        raise EngineError(f"the loss of the evaluated model is {found['loss']}")
-    told = {name: found[name] for name in ("loss", "accuracy") if name in found} | others(found)
-    own = {n: v for n, v in found.items() if n not in told and n != "examples" and len(n) <= _LONGEST_NAME}
-    told |= {name: value for name, value in own.items() if math.isfinite(value)}
-    told = dict(list(told.items())[:_MOST_METRICS])
-    sums = found.sums if isinstance(found, Measured) else None
-    return told, None if sums is None else sums.encode()
-
-
 def _require_control(engine: Engine, manifest: Manifest, announcement: Announcement) -> None:
     control = announcement.fit.control
     if control is not None and not getattr(engine, "takes_correction", False):
@@ -409,11 +332,13 @@ def _measured(engine: Engine, data: Split, result: FitResult, found: Metrics) ->
         with own_code("evaluating"):
             judged = engine.evaluate(data.validation)
         found |= {f"validation_{name}": judged[name] for name in ("loss", "accuracy") if name in judged}
-    found |= {name: value for name, value in result.metrics.items() if name not in found and len(name) <= _LONGEST_NAME}
+    found |= {
+        name: value for name, value in result.metrics.items() if name not in found and len(name) <= LONGEST_METRIC
+    }
     if len(data.validation):
         found |= {f"validation_{name}": value for name, value in others(judged).items()}
     finite = [(name, value) for name, value in found.items() if math.isfinite(value)]
-    return dict(finite[:_MOST_METRICS])  # a Flower client may have any number of its own
+    return dict(finite[:MOST_METRICS])  # a Flower client may have any number of its own
 
 
 def _limited(data: Dataset, most: int | None) -> Dataset:

@@ -9,8 +9,9 @@ from fedgrass.edge.memory import require_memory
 from fedgrass.edge.system import available_bytes
 from fedgrass.engines.base import Hooks
 from fedgrass.errors import DataError
+from fedgrass.evaluating import evaluate
 from fedgrass.protocol.messages import Announcement
-from fedgrass.training import TrainingFiles, evaluate, holding, train
+from fedgrass.training import TrainingFiles, holding, train
 
 
 def work_on(announcement: Announcement, place: Workspace) -> Result:

@@ -34,7 +34,9 @@ M = TypeVar("M", bound="Message")
 Reason = Annotated[str, Field(max_length=500)]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Metrics = Annotated[dict[Annotated[str, Field(max_length=40)], Finite], Field(max_length=16)]
+MOST_METRICS, LONGEST_METRIC = 16, 40
+"""How many figures a message holds, and the letters of the longest name."""
+Metrics = Annotated[dict[Annotated[str, Field(max_length=LONGEST_METRIC)], Finite], Field(max_length=MOST_METRICS)]
 ClassWeights = Annotated[
     dict[
         Annotated[str, Field(min_length=1, max_length=64)],

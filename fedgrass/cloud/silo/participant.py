@@ -26,6 +26,7 @@ from fedgrass.engines.base import Engine
 from fedgrass.engines.flower_node import Node, join
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError, PrivacyLimitError, TransferError
+from fedgrass.evaluating import Evaluated, evaluate
 from fedgrass.floors import Floors
 from fedgrass.logs import Log
 from fedgrass.own_code import own_code
@@ -34,7 +35,7 @@ from fedgrass.protocol.cohort import fits, takes
 from fedgrass.protocol.exposure import against_round
 from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice
 from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, round_topic, update_key
-from fedgrass.training import Evaluated, Trained, TrainingFiles, evaluate, holding, train
+from fedgrass.training import Trained, TrainingFiles, holding, train
 
 if TYPE_CHECKING:
     from mypy_boto3_iot_data import IoTDataPlaneClient

@@ -21,13 +21,13 @@ from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.data import ArrayDataset, Split
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import ConfigurationError
+from fedgrass.evaluating import evaluate
 from fedgrass.protocol.messages import Announcement, UpdateNotice
 from fedgrass.protocol.names import device_topic, round_topic
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.roster import write_roster
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_round
-from fedgrass.training import evaluate
 from fedgrass.update import write_update
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, NOW, ROUND, Fleet, header, make_record
 from tests.fixtures.doubles import double
