@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fedgrass.protocol.messages import MAX_MESSAGE_BYTES, Announcement, UpdateNotice, as_reason
+from fedgrass.protocol.message import MAX_MESSAGE_BYTES, as_reason
+from fedgrass.protocol.messages import Announcement, UpdateNotice
 from fedgrass.protocol.names import update_key
 from fedgrass.protocol.sums import MAX_TEXT, Sums
 

@@ -11,7 +11,7 @@ from fedgrass.data import Split
 from fedgrass.engines.base import Engine, Measured, Metrics
 from fedgrass.errors import DataError, EngineError
 from fedgrass.own_code import own_code
-from fedgrass.protocol.messages import LONGEST_METRIC, MOST_METRICS
+from fedgrass.protocol.message import LONGEST_METRIC, MOST_METRICS
 from fedgrass.protocol.metrics import others
 
 

@@ -21,7 +21,8 @@ from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings
 from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.own_code import own_code
 from fedgrass.personal import Own, shared_manifest, shared_of
-from fedgrass.protocol.messages import LONGEST_METRIC, MOST_METRICS, Announcement
+from fedgrass.protocol.message import LONGEST_METRIC, MOST_METRICS
+from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.metrics import others
 from fedgrass.tensors import Array
 from fedgrass.update.feedback import ErrorFeedback

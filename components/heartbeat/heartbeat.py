@@ -25,8 +25,9 @@ from fedgrass.edge.settings import HeartbeatSettings
 from fedgrass.edge.system import Sensors
 from fedgrass.errors import MessageError
 from fedgrass.files import write_atomically
-from fedgrass.protocol import messages
-from fedgrass.protocol.messages import ActiveModel, Message, TrainerStatus, as_reason
+from fedgrass.protocol import device_messages
+from fedgrass.protocol.device_messages import ActiveModel, TrainerStatus
+from fedgrass.protocol.message import Message, as_reason
 from fedgrass.protocol.names import (
     HEARTBEAT,
     MODEL_ACTIVE_TOPIC,
@@ -185,7 +186,7 @@ class Heartbeat:
         reading = self._sensors.read()
         active = self._store.active()
         trainer = self._trainer or TrainerStatus()
-        heartbeat = messages.Heartbeat(
+        heartbeat = device_messages.Heartbeat(
             fleet=self._fleet,
             thing=self._device.thing,
             sent_at=datetime.now(timezone.utc),

@@ -17,7 +17,9 @@ from fedgrass.edge.outbox import Outbox
 from fedgrass.edge.settings import ModelDeployerSettings
 from fedgrass.errors import AdmissionError, FedgrassError, IpcError, MessageError, TransferError
 from fedgrass.files import write_atomically
-from fedgrass.protocol.messages import ActiveModel, ApplicationStatus, Command, ModelNotice, as_reason
+from fedgrass.protocol.device_messages import ActiveModel, ApplicationStatus
+from fedgrass.protocol.message import as_reason
+from fedgrass.protocol.messages import Command, ModelNotice
 from fedgrass.protocol.names import (
     APPLICATION_TOPIC,
     MODEL_ACTIVE_TOPIC,

@@ -20,7 +20,8 @@ from fedgrass.edge.resource_policy import Pause, ResourcePolicy, UnavailableErro
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import MessageError, TransferError
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import Announcement, Command, Reply, as_reason
+from fedgrass.protocol.message import as_reason
+from fedgrass.protocol.messages import Announcement, Command, Reply
 from fedgrass.protocol.names import command_key, sum_command, sum_request_key
 
 _TELL_OF_THE_DATA = frozenset({"fit", "evaluate"})

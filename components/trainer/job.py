@@ -13,7 +13,8 @@ from components.trainer.runner import STOPPED, Runner
 from components.trainer.task import Report, Result, Task
 from fedgrass.edge.resource_policy import Pause, ResourcePolicy, UnavailableError
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
-from fedgrass.protocol.messages import Announcement, Command, as_reason
+from fedgrass.protocol.message import as_reason
+from fedgrass.protocol.messages import Announcement, Command
 
 
 @dataclass(frozen=True)

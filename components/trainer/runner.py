@@ -16,7 +16,7 @@ from fedgrass.edge.child import MAX_LINE_BYTES, Running
 from fedgrass.edge.resource_policy import ResourcePolicy
 from fedgrass.errors import MessageError
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import as_reason
+from fedgrass.protocol.message import as_reason
 
 STOPPED = Result(status="stopped")
 

@@ -12,7 +12,9 @@ from fedgrass.edge.ipc import Ipc
 from fedgrass.errors import IpcError
 from fedgrass.files import write_atomically
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import Announcement, Tally, TrainerStatus, as_reason
+from fedgrass.protocol.device_messages import Tally, TrainerStatus
+from fedgrass.protocol.message import as_reason
+from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.names import TRAINER_STATUS_TOPIC
 
 State = Literal["idle", "waiting", "training", "uploading", "declined", "failed"]

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
 from fedgrass.errors import MessageError, first_problem
-from fedgrass.protocol.messages import Announcement, Command, Count, Metrics, Reason
+from fedgrass.protocol.message import Count, Metrics, Reason
+from fedgrass.protocol.messages import Announcement, Command
 from fedgrass.protocol.names import Sha256, Version
 
 if TYPE_CHECKING:

@@ -36,8 +36,10 @@ from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import DataError, IpcError, MessageError, PrivacyLimitError, TransferError
+from fedgrass.protocol.device_messages import ApplicationStatus
 from fedgrass.protocol.exposure import against_exact_answers, against_round
-from fedgrass.protocol.messages import Announcement, ApplicationStatus, UpdateNotice, as_reason
+from fedgrass.protocol.message import as_reason
+from fedgrass.protocol.messages import Announcement, UpdateNotice
 from fedgrass.protocol.names import (
     APPLICATION_TOPIC,
     MODEL_ACTIVE_TOPIC,

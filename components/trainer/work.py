@@ -22,7 +22,7 @@ from fedgrass.edge.resource_policy import UnavailableError
 from fedgrass.errors import DataError, FedgrassError, MessageError, PrivacyLimitError
 from fedgrass.logs import Log
 from fedgrass.own_code import as_itself
-from fedgrass.protocol.messages import as_reason
+from fedgrass.protocol.message import as_reason
 
 if TYPE_CHECKING:
     from components.trainer.workspace import Workspace

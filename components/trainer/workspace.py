@@ -21,7 +21,8 @@ from fedgrass.engines.flower_node import Node, join
 from fedgrass.engines.registry import open_engine
 from fedgrass.logs import Log
 from fedgrass.personal import Own
-from fedgrass.protocol.messages import Announcement, Base, as_reason
+from fedgrass.protocol.message import as_reason
+from fedgrass.protocol.messages import Announcement, Base
 
 _BUNDLES_KEPT = 2
 

@@ -25,7 +25,7 @@ from fedgrass.edge.component import Component, Device, main
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import RuntimeSettings
 from fedgrass.errors import DataError, IpcError
-from fedgrass.protocol.messages import ApplicationStatus
+from fedgrass.protocol.device_messages import ApplicationStatus
 from fedgrass.protocol.names import APPLICATION_TOPIC, MODEL_ACTIVE_TOPIC, RUNTIME
 from fedgrass.tensors import Array
 

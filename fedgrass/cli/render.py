@@ -12,8 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.members import FleetMember
-from fedgrass.protocol.messages import Heartbeat
 from fedgrass.protocol.records import Device, Participation, RoundRecord
 from fedgrass.protocol.refusals import Refusals
 from fedgrass.protocol.roster import may_count

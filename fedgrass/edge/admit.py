@@ -29,7 +29,8 @@ from fedgrass.edge.settings import EXIT_CONFIGURATION, ModelDeployerSettings, Ru
 from fedgrass.errors import BundleError, ConfigurationError, FedgrassError, IpcError
 from fedgrass.files import sha256_of
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import AdmissionNotice, as_reason
+from fedgrass.protocol.device_messages import AdmissionNotice
+from fedgrass.protocol.message import as_reason
 from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME, is_version
 
 if TYPE_CHECKING:

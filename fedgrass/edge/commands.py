@@ -15,7 +15,8 @@ from fedgrass.edge.outbox import Outbox
 from fedgrass.errors import MessageError, TransferError
 from fedgrass.files import write_atomically
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import Command, Reply, as_reason
+from fedgrass.protocol.message import as_reason
+from fedgrass.protocol.messages import Command, Reply
 from fedgrass.protocol.names import device_topic
 
 MAX_WAITING = 16

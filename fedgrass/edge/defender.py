@@ -14,7 +14,7 @@ import time
 import psutil
 
 from fedgrass.edge.system import Reading
-from fedgrass.protocol.messages import Tally
+from fedgrass.protocol.device_messages import Tally
 
 
 class Network:

@@ -21,7 +21,7 @@ from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.errors import FedgrassError
 from fedgrass.logs import Log
 from fedgrass.own_code import as_itself
-from fedgrass.protocol.messages import Metrics, as_reason
+from fedgrass.protocol.message import Metrics, as_reason
 
 
 class Case(BaseModel):

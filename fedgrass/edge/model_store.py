@@ -25,7 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from fedgrass.bundle import MANIFEST, Bundle, Parameters
 from fedgrass.errors import AdmissionError, BundleError
 from fedgrass.files import copy_atomically, flush_directory, sha256_of, write_atomically
-from fedgrass.protocol.messages import Metrics, Reason
+from fedgrass.protocol.message import Metrics, Reason
 from fedgrass.protocol.names import Version
 
 _KEPT_ADMISSIONS = 100

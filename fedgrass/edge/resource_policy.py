@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 from fedgrass.edge.settings import GuardSettings
 from fedgrass.edge.system import Reading
 from fedgrass.errors import FedgrassError
-from fedgrass.protocol.messages import ApplicationStatus
+from fedgrass.protocol.device_messages import ApplicationStatus
 
 _LOOK_SECONDS = 1.0
 

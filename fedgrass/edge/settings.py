@@ -26,7 +26,7 @@ from pydantic.alias_generators import to_camel
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.parts import ENGINES
-from fedgrass.protocol.messages import Tags
+from fedgrass.protocol.message import Tags
 from fedgrass.protocol.metrics import Metric
 from fedgrass.protocol.names import TRAINER_COMMANDS, FleetName
 

@@ -10,7 +10,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from fedgrass.account import Account
-from fedgrass.protocol.messages import Base, Cohort, Heartbeat, TrainerStatus
+from fedgrass.protocol.device_messages import Heartbeat, TrainerStatus
+from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import parameters_key, report_key, update_key
 from fedgrass.protocol.records import (
     MODEL_SUFFIX,

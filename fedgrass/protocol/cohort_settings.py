@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedgrass.protocol.messages import Where
+from fedgrass.protocol.message import Where
 
 
 class CohortSettings(BaseModel):

@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, Field
 from fedgrass.errors import RecordError
 from fedgrass.logs import log_event
 from fedgrass.protocol.items import Table, items_below
-from fedgrass.protocol.messages import Count
+from fedgrass.protocol.message import Count
 from fedgrass.protocol.names import FleetName, ThingName
 from fedgrass.protocol.records import Record
 

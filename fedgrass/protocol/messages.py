@@ -1,122 +1,30 @@
-"""The MQTT and local messages. Each is UTF-8 JSON of at most 4,096 bytes, published as a binary message.
+"""What the cloud and a device say to each other about a round, a model and a command.
 
-The bound is nucleus lite's: beyond it the connection or the subscription is dropped without a word. Unknown fields are
-ignored, so that old devices survive new clouds.
+What all messages have in common is in `fedgrass.protocol.message`; the device's state is in `fedgrass.protocol.device_messages`.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    ValidationError,
+from pydantic import AwareDatetime, Field
+
+from fedgrass.protocol.message import (
+    ClassWeights,
+    CommandId,
+    ConfigName,
+    ConfigValue,
+    Count,
+    Message,
+    Metrics,
+    ObjectKey,
+    Part,
+    Reason,
+    SumsText,
+    Where,
 )
-
-from fedgrass.errors import MessageError, first_problem
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version, parameters_key
 from fedgrass.protocol.secure import SecureTask
-from fedgrass.protocol.sums import MAX_TEXT
-
-MAX_MESSAGE_BYTES = 4096
-
-M = TypeVar("M", bound="Message")
-
-Reason = Annotated[str, Field(max_length=500)]
-Count = Annotated[int, Field(ge=0, le=1 << 53)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-MOST_METRICS, LONGEST_METRIC = 16, 40
-"""How many figures a message holds, and the letters of the longest name."""
-Metrics = Annotated[dict[Annotated[str, Field(max_length=LONGEST_METRIC)], Finite], Field(max_length=MOST_METRICS)]
-ClassWeights = Annotated[
-    dict[
-        Annotated[str, Field(min_length=1, max_length=64)],
-        Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)],
-    ],
-    Field(max_length=64),
-]
-ConfigName = Annotated[str, Field(min_length=1, max_length=64)]
-_Int = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 63)]
-
-
-def _no_whole_number(value: object) -> object:
-    if isinstance(value, int):
-        raise ValueError("expected a number with a decimal point, or all of them whole numbers below 2^63")
-    return value
-
-
-_Float = Annotated[StrictFloat, BeforeValidator(_no_whole_number), Field(allow_inf_nan=False)]
-_Str = Annotated[StrictStr, Field(max_length=200)]
-ConfigValue = StrictBool | _Int | _Float | _Str | list[StrictBool] | list[_Int] | list[_Float] | list[_Str]
-SumsText = Annotated[str, Field(max_length=MAX_TEXT)]
-TagName = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_.-]{0,31}$")]
-TagValue = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,40}$")]
-Tags = Annotated[dict[TagName, TagValue], Field(max_length=8)]
-Where = Annotated[
-    dict[TagName, Annotated[tuple[TagValue, ...], Field(min_length=1, max_length=8)]], Field(max_length=4)
-]
-ComponentVersion = Annotated[str, Field(max_length=64)]
-LastError = Annotated[str, Field(max_length=200)]
-CommandId = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-ObjectKey = Annotated[str, Field(min_length=1, max_length=1024)]
-
-
-def as_reason(text: str, most: int = 500) -> str:
-    """Cut a text to what a `Reason` holds; bytes of a file name that are not text become question marks.
-
-    Parameters
-    ----------
-    most
-        Bytes that it may take in a message: a letter takes up to four there, a control character six.
-    """
-    text = text.encode(errors="replace").decode()[:most]
-    taken = 0
-    for index, letter in enumerate(text):
-        taken += len(json.dumps(letter, ensure_ascii=False).encode()) - 2
-        if taken > most:
-            return text[:index]
-    return text
-
-
-class Part(BaseModel):
-    """A piece of a message."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
-
-
-class Message(Part):
-    """Base of every message: ``schema`` is 1 until a change that old readers could not survive."""
-
-    schema_: Literal[1] = Field(default=1, alias="schema")
-
-    def encode(self) -> bytes:
-        """Return the message's bytes; raises `MessageError` if they pass the bound."""
-        payload = self.model_dump_json(by_alias=True, exclude_none=True).encode()
-        if len(payload) > MAX_MESSAGE_BYTES:
-            raise MessageError(
-                f"{type(self).__name__}: {len(payload)} bytes; at most {MAX_MESSAGE_BYTES} reach every nucleus. "
-                "Put what is larger into S3 and name it by key and digest"
-            )
-        return payload
-
-    @classmethod
-    def decode(cls: type[M], payload: bytes) -> M:
-        """Read a message; raises `MessageError` naming the field that is wrong."""
-        if len(payload) > MAX_MESSAGE_BYTES:
-            raise MessageError(f"{cls.__name__}: {len(payload)} bytes; at most {MAX_MESSAGE_BYTES} are accepted")
-        try:
-            return cls.model_validate_json(payload)
-        except ValidationError as error:
-            raise MessageError(f"{cls.__name__}: {first_problem(error)}") from error
 
 
 class ModelIdentity(Protocol):
@@ -174,7 +82,7 @@ class Cohort(Part):
     salt: str = Field(min_length=1, max_length=64)
     fraction: float = Field(default=1.0, gt=0, le=1)
     begin: float = Field(default=0.0, ge=0, lt=1)
-    where: Where = {}
+    where: Where = Field(default={})
     min_examples: Count = 0
     fair: bool = False
 
@@ -281,7 +189,7 @@ class UpdateNotice(Message):
     sha256: Sha256 | None = None
     bytes: Count = 0
     num_examples: Count = 0
-    metrics: Metrics = {}
+    metrics: Metrics = Field(default={})
     sums: SumsText | None = None
     base_sums: SumsText | None = None
     seconds_train: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -296,7 +204,7 @@ class ModelNotice(Message):
     outcome: Literal["active", "refused", "rolled_back"]
     reason: Reason = ""
     active_version: Version | None = None
-    metrics: Metrics = {}
+    metrics: Metrics = Field(default={})
 
 
 class Command(Message):
@@ -335,105 +243,5 @@ class Reply(Message):
     sha256: Sha256 | None = None
     bytes: Count = 0
     num_examples: Count = 0
-    metrics: Metrics = {}
+    metrics: Metrics = Field(default={})
     seconds_train: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-
-
-class Tally(Part):
-    """What a device's trainer has done since it was installed; ``failed_in_a_row`` counts since it last took a round."""
-
-    taken: Count = 0
-    declined: Count = 0
-    failed: Count = 0
-    failed_in_a_row: Count = 0
-    training_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-
-
-class TrainerStatus(Message):
-    """The trainer's state, said on the device on ``fedgrass/trainer/status`` and repeated in the heartbeat.
-
-    ``able`` says whether it would take part in a round now, ``reason`` why not, or what became of the last one.
-    ``helper_key`` is the public key of a device that is a helper of secure aggregation.
-    """
-
-    state: Literal["idle", "waiting", "training", "uploading", "declined", "failed"] = "idle"
-    round: RoundNumber | None = None
-    epoch: Count = 0
-    epochs: Count = 0
-    examples: Count = 0
-    able: bool = True
-    reason: Reason = ""
-    component_version: ComponentVersion = ""
-    helper_key: Annotated[str, Field(max_length=44)] = ""
-    tally: Tally = Tally()
-    last_error: LastError = ""
-
-
-class Heartbeat(Message):
-    """A device's health. ``able`` says whether it would train now, ``reason`` why not.
-
-    ``trainer_runs`` is False when the trainer's process is gone or has been silent for two minutes: nobody waits for its answer
-    then, as for that of one that is busy or waits for its owner's window.
-
-    ``silent`` are the components that should have reported on the device and did not; ``errors`` the last error or
-    warning of those that had one.
-
-    ``tags`` are what the device's configuration says of it, such as its site, by which a round can choose devices.
-
-    ``instance`` tells this process from any other, ``up_seconds`` for how long it has run. The first heartbeat has them, and
-    every tenth: by them two devices of one name are found out (`fedgrass.protocol.instances`).
-    """
-
-    fleet: FleetName
-    thing: ThingName
-    sent_at: AwareDatetime
-    interval_seconds: float = Field(gt=0, le=86_400)
-    able: bool = True
-    reason: Reason = ""
-    trainer_runs: bool = True
-    cpu_percent: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    load: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    memory_percent: float = Field(default=0.0, ge=0, le=100)
-    disk_free_bytes: Count = 0
-    examples: Count = 0
-    tags: Tags = {}
-    model_version: Version | None = None
-    trainer: TrainerStatus = TrainerStatus()
-    components: Annotated[dict[Annotated[str, Field(max_length=128)], ComponentVersion], Field(max_length=16)] = {}
-    silent: Annotated[tuple[Annotated[str, Field(max_length=128)], ...], Field(max_length=16)] = ()
-    errors: Annotated[dict[Annotated[str, Field(max_length=128)], LastError], Field(max_length=16)] = {}
-    instance: Annotated[str, Field(pattern=r"^([0-9a-f]{8})?$")] = ""
-    up_seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-
-
-class ActiveModel(Message):
-    """Said on the device on ``fedgrass/model/active``: the model to use now, by its stable path."""
-
-    version: Version
-    path: Annotated[str, Field(max_length=1024)]
-    parameters_sha256: Sha256
-    component_version: ComponentVersion = ""
-    last_error: LastError = ""
-
-
-class ApplicationStatus(Message):
-    """Said on the device by the application on ``fedgrass/application/status``: how it is, and how its model does.
-
-    ``busy`` asks the trainer to keep away, for ``valid_seconds`` at most, so that an application that died does not keep it
-    away for ever. ``healthy`` is about the model of ``model_version``: False has ModelDeployer go back to the one before.
-    """
-
-    busy: bool = False
-    valid_seconds: float = Field(default=60, gt=0, le=86_400)
-    model_version: Version | None = None
-    healthy: bool = True
-    reason: Reason = ""
-
-
-class AdmissionNotice(Message):
-    """Said on the device by a model's admission script to ModelDeployer, which tells both sides."""
-
-    version: Version
-    outcome: Literal["active", "refused"]
-    reason: Reason = ""
-    metrics: Metrics = {}

@@ -10,7 +10,7 @@ import math
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from fedgrass.protocol.messages import Finite
+from fedgrass.protocol.message import Finite
 from fedgrass.protocol.settings import Privacy
 
 

@@ -30,7 +30,9 @@ from typing import Any, Literal, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from fedgrass.errors import RecordError, first_problem
-from fedgrass.protocol.messages import Base, Cohort, Count, Finite, Heartbeat, Metrics, Reason, SumsText, SumTask
+from fedgrass.protocol.device_messages import Heartbeat
+from fedgrass.protocol.message import Count, Finite, Metrics, Reason, SumsText
+from fedgrass.protocol.messages import Base, Cohort, SumTask
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.report import ADOPTED, ADVICE, HELD_IN_A_ROW, Hold

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.errors import UpdateError, first_field, first_problem
-from fedgrass.protocol.messages import Metrics
+from fedgrass.protocol.message import Metrics
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName
 
 Reason = Literal[

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from fedgrass.protocol import messages, secure
+from fedgrass.protocol import device_messages, messages, secure
+from fedgrass.protocol.message import MAX_MESSAGE_BYTES, Message
 from scripts.pages.tables import nested, section
 
 
 def page() -> str:
     """Return the whole page."""
-    said = [kind for kind in vars(messages).values() if isinstance(kind, type) and issubclass(kind, messages.Message)]
-    said.remove(messages.Message)
+    named = {**vars(secure), **vars(messages), **vars(device_messages)}
+    said = [
+        kind for kind in named.values() if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
+    ]
     parts = sorted({name for kind in said for name in nested(kind)} - {kind.__name__ for kind in said})
     return "\n".join(
         [
             "# Messages\n\nMade from the code by `scripts/reference`. Which one is on which topic: [topics](topics.md).\n",
-            f"Each is UTF-8 JSON of at most {messages.MAX_MESSAGE_BYTES:,} bytes. Fields that a reader does not know are "
+            f"Each is UTF-8 JSON of at most {MAX_MESSAGE_BYTES:,} bytes. Fields that a reader does not know are "
             "ignored; a message that lacks a required field, or has one out of bounds, is refused whole and named in "
             "the reader's log.\n",
             *(section(kind, "##") for kind in said),
             "## Parts of messages\n",
-            *(section(getattr(messages, name, None) or getattr(secure, name)) for name in parts),
+            *(section(named[name]) for name in parts),
         ]
     )

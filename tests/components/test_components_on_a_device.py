@@ -18,7 +18,8 @@ import yaml
 from fedgrass.bundle import GRAPH, MANIFEST, PARAMETERS, Bundle
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.local.aws.client import LocalAwsProcess, start
-from fedgrass.protocol.messages import Announcement, Cohort, FitTask, Heartbeat, ModelNotice, UpdateNotice, Upload
+from fedgrass.protocol.device_messages import Heartbeat
+from fedgrass.protocol.messages import Announcement, Cohort, FitTask, ModelNotice, UpdateNotice, Upload
 from fedgrass.protocol.names import (
     GLOBAL_MODEL,
     HEARTBEAT,

@@ -16,8 +16,9 @@ from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.cloud.aggregator.release import release_model
 from fedgrass.inference import write_bundle
 from fedgrass.protocol import tables
+from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.members import FleetMember, fleet_members
-from fedgrass.protocol.messages import Heartbeat, Reply
+from fedgrass.protocol.messages import Reply
 from fedgrass.protocol.names import GLOBAL_MODEL, evaluation_key, update_key
 from fedgrass.protocol.records import MODEL_SUFFIX, to_attribute
 from fedgrass.update.header import UpdateHeader

@@ -15,7 +15,7 @@ from fedgrass.edge.component import Device
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import ApplicationStatus
+from fedgrass.protocol.device_messages import ApplicationStatus
 from fedgrass.protocol.names import APPLICATION_TOPIC, MODEL_DEPLOYER, RUNTIME
 from tests.fedgrass.edge import digits
 from tests.fedgrass.edge.fakes import FakeIpc

@@ -6,7 +6,8 @@ import base64
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fedgrass.protocol.messages import Announcement, Message, ModelNotice, UpdateNotice
+from fedgrass.protocol.message import Message
+from fedgrass.protocol.messages import Announcement, ModelNotice, UpdateNotice
 from fedgrass.protocol.names import (
     GLOBAL_MODEL,
     DeviceChannel,

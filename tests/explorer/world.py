@@ -23,7 +23,8 @@ from fedgrass.cloud.aggregator.s3 import Bucket, RoundUpdates
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.cloudformation import StackOutputs
 from fedgrass.errors import FedgrassError
-from fedgrass.protocol.messages import Base, Heartbeat
+from fedgrass.protocol.device_messages import Heartbeat
+from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import (
     GLOBAL_MODEL,
     model_prefix,

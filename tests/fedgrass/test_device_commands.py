@@ -17,7 +17,8 @@ from fedgrass.bundle import PARAMETERS, Bundle
 from fedgrass.commands import Commander
 from fedgrass.errors import BundleError, CommandError
 from fedgrass.files import sha256_of
-from fedgrass.protocol.messages import Command, Heartbeat, Reply
+from fedgrass.protocol.device_messages import Heartbeat
+from fedgrass.protocol.messages import Command, Reply
 from fedgrass.protocol.names import command_key, device_topic
 from fedgrass.protocol.records import reply_key
 from tests.fedgrass.edge import digits

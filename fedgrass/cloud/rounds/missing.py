@@ -15,7 +15,7 @@ from fedgrass.cloud.rounds.services import Services
 from fedgrass.cloud.rounds.tokens import succeed
 from fedgrass.errors import MessageError
 from fedgrass.logs import log_event
-from fedgrass.protocol.messages import Heartbeat
+from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.names import parse_device_topic
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.roster import presence

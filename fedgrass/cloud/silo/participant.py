@@ -32,8 +32,10 @@ from fedgrass.logs import Log
 from fedgrass.own_code import own_code
 from fedgrass.personal import OWN, Own
 from fedgrass.protocol.cohort import fits, takes
+from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.exposure import against_round
-from fedgrass.protocol.messages import Announcement, Base, Heartbeat, Message, ModelNotice
+from fedgrass.protocol.message import Message
+from fedgrass.protocol.messages import Announcement, Base, ModelNotice
 from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, round_topic, update_key
 from fedgrass.training import Trained, TrainingFiles, holding, train
 

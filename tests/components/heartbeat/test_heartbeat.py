@@ -19,8 +19,9 @@ from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.systemd import Unit
 from fedgrass.logs import Log
-from fedgrass.protocol import messages
-from fedgrass.protocol.messages import ActiveModel, Tally, TrainerStatus
+from fedgrass.protocol import device_messages
+from fedgrass.protocol.device_messages import ActiveModel, Tally, TrainerStatus
+from fedgrass.protocol.message import MAX_MESSAGE_BYTES
 from fedgrass.protocol.names import (
     HEARTBEAT,
     MODEL_ACTIVE_TOPIC,
@@ -52,9 +53,9 @@ class Place:
         self.heartbeat._outbox._clock = lambda: self.now
 
     @property
-    def beats(self) -> list[messages.Heartbeat]:
+    def beats(self) -> list[device_messages.Heartbeat]:
         assert {topic for topic, _ in self.ipc.cloud} <= {"fedgrass/f/devices/thing-1/heartbeat", DEFENDER}
-        return [messages.Heartbeat.decode(payload) for topic, payload in self.ipc.cloud if topic != DEFENDER]
+        return [device_messages.Heartbeat.decode(payload) for topic, payload in self.ipc.cloud if topic != DEFENDER]
 
     @property
     def reports(self) -> list[dict[str, Any]]:
@@ -79,7 +80,7 @@ class Place:
     def trainer_says(self, **status: Any) -> None:
         self.ipc.publish_local(TRAINER_STATUS_TOPIC, TrainerStatus(**status).encode())
 
-    def beat(self) -> messages.Heartbeat:
+    def beat(self) -> device_messages.Heartbeat:
         """Wait for the next beat."""
         self.until(lambda: len(self.heartbeat._outbox) == 0, "what is under way")
         before = len(self.ipc.cloud)
@@ -335,7 +336,7 @@ def test_a_heartbeat_reaches_every_nucleus_whatever_the_texts_are_made_of(
     assert beat.able is able
     assert beat.tags == tags
     assert beat.errors[HEARTBEAT].startswith(text)
-    assert all(len(payload) <= messages.MAX_MESSAGE_BYTES for _, payload in place.ipc.cloud)
+    assert all(len(payload) <= MAX_MESSAGE_BYTES for _, payload in place.ipc.cloud)
 
 
 def test_a_heartbeat_that_starts_anew_goes_by_what_the_running_trainer_said_last(place: Place) -> None:

@@ -16,7 +16,8 @@ from fedgrass.edge.ipc import EXIT_RELAUNCH
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import ActiveModel, ApplicationStatus, Command, ModelNotice, Reply
+from fedgrass.protocol.device_messages import ActiveModel, ApplicationStatus
+from fedgrass.protocol.messages import Command, ModelNotice, Reply
 from fedgrass.protocol.names import (
     APPLICATION_TOPIC,
     MODEL_ACTIVE_TOPIC,

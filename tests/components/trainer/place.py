@@ -17,7 +17,8 @@ from fedgrass.edge.component import Device
 from fedgrass.edge.loop import Loop
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import Announcement, Cohort, FitTask, TrainerStatus, UpdateNotice, Upload
+from fedgrass.protocol.device_messages import TrainerStatus
+from fedgrass.protocol.messages import Announcement, Cohort, FitTask, UpdateNotice, Upload
 from fedgrass.protocol.names import (
     MODEL_ACTIVE_TOPIC,
     RUNTIME,

@@ -13,7 +13,8 @@ from fedgrass.bundle import PARAMETERS
 from fedgrass.edge.commands import MAX_WAITING
 from fedgrass.files import sha256_of
 from fedgrass.personal import Own
-from fedgrass.protocol.messages import ApplicationStatus, Command, FitTask, Reply, UpdateTask
+from fedgrass.protocol.device_messages import ApplicationStatus
+from fedgrass.protocol.messages import Command, FitTask, Reply, UpdateTask
 from fedgrass.protocol.names import APPLICATION_TOPIC, command_key, device_topic
 from tests.components.trainer.engine import QuickEngine
 from tests.components.trainer.place import FLEET, THING, Place

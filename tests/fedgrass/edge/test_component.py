@@ -25,7 +25,7 @@ from fedgrass.local.core_device.configuration import ConfigurationStore
 from fedgrass.local.core_device.ipc.configuration import ConfigurationService
 from fedgrass.local.core_device.ipc.server import IpcServer
 from fedgrass.logs import Log
-from fedgrass.protocol.messages import as_reason
+from fedgrass.protocol.message import as_reason
 from tests.components.trainer.engine import QuickEngine
 from tests.fedgrass.edge import digits
 from tests.fedgrass.local.core_device.conftest import Loop as ServerLoop

@@ -15,7 +15,7 @@ from fedgrass.edge.resource_policy import Block, Pause, ResourcePolicy, Unavaila
 from fedgrass.edge.settings import GuardSettings, TrainerSettings
 from fedgrass.edge.system import Reading, Sensors
 from fedgrass.errors import ConfigurationError
-from fedgrass.protocol.messages import ApplicationStatus
+from fedgrass.protocol.device_messages import ApplicationStatus
 
 IDLE = Reading(5, 5, 0.1, 20, 4 << 30, 4 << 30, temperature=40, battery_percent=80, on_mains=True)
 

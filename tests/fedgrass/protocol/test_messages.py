@@ -11,17 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgrass.errors import MessageError
-from fedgrass.protocol.messages import (
-    MAX_MESSAGE_BYTES,
-    Announcement,
-    Base,
-    Cohort,
-    Heartbeat,
-    ModelNotice,
-    UpdateNotice,
-    Upload,
-    as_reason,
-)
+from fedgrass.protocol.device_messages import Heartbeat
+from fedgrass.protocol.message import MAX_MESSAGE_BYTES, as_reason
+from fedgrass.protocol.messages import Announcement, Base, Cohort, ModelNotice, UpdateNotice, Upload
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
 

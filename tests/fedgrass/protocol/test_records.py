@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from moto import mock_aws
 
 from fedgrass.errors import ConfigurationError, RecordError
-from fedgrass.protocol.messages import Base, Cohort, Heartbeat
+from fedgrass.protocol.device_messages import Heartbeat
+from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.records import Device, Participation, RoundRecord, to_attribute
 from fedgrass.protocol.settings import Fit, FleetSettings
 from fedgrass.protocol.tables import (

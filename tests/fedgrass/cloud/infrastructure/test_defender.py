@@ -12,7 +12,7 @@ import pytest
 
 from fedgrass.edge import defender
 from fedgrass.edge.system import Sensors
-from fedgrass.protocol.messages import Tally
+from fedgrass.protocol.device_messages import Tally
 from tests.fedgrass.cloud.infrastructure.resolved import Template
 from tests.fixtures.places import TEMPLATE
 

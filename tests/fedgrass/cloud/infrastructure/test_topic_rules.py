@@ -12,8 +12,9 @@ import pytest
 
 from fedgrass.local.aws import sql
 from fedgrass.local.aws.sql_values import Message
+from fedgrass.protocol.device_messages import Heartbeat, TrainerStatus
 from fedgrass.protocol.instances import Instance
-from fedgrass.protocol.messages import Heartbeat, Reply, TrainerStatus
+from fedgrass.protocol.messages import Reply
 from fedgrass.protocol.names import TRAINER, device_topic
 from fedgrass.protocol.records import Device, reply_key
 from tests.fedgrass.cloud.infrastructure.resolved import Template

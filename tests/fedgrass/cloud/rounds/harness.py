@@ -16,7 +16,9 @@ from botocore.exceptions import ClientError
 from fedgrass.cloud.rounds.notices import Delivery
 from fedgrass.cloud.rounds.open_round import OpenRequest, open_round
 from fedgrass.cloud.rounds.services import Services
-from fedgrass.protocol.messages import Base, Heartbeat, Message, ModelNotice, UpdateNotice
+from fedgrass.protocol.device_messages import Heartbeat
+from fedgrass.protocol.message import Message
+from fedgrass.protocol.messages import Base, ModelNotice, UpdateNotice
 from fedgrass.protocol.names import device_topic, parameters_key, report_key, update_key
 from fedgrass.protocol.records import RoundRecord, to_attribute
 from fedgrass.protocol.report import Evaluation, ModelEntry, Outcome, RoundReport, UpdateEntry

@@ -17,7 +17,7 @@ from fedgrass.cloud.rounds.record_deployment import DeploymentEvent, record_depl
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.watch_fleet import watch_fleet
-from fedgrass.protocol.messages import Tally, TrainerStatus
+from fedgrass.protocol.device_messages import Tally, TrainerStatus
 from fedgrass.protocol.report import Evaluation, QuarantinedEntry
 from tests.fedgrass.cloud.infrastructure.resolved import Template
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet

@@ -11,7 +11,7 @@ from fedgrass.cloud.rounds.missing import trainer_is_gone
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import RoundRefusedError
-from fedgrass.protocol.messages import Heartbeat
+from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.waiting import waiting_for
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet
 

@@ -13,7 +13,8 @@ from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.protocol.cohort import fits, is_member, takes
 from fedgrass.protocol.members import fleet_members
-from fedgrass.protocol.messages import MAX_MESSAGE_BYTES, Announcement
+from fedgrass.protocol.message import MAX_MESSAGE_BYTES
+from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.records import to_attribute
 from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.rounds.harness import BASE, EXECUTION, FLEET, Fleet, FleetFactory

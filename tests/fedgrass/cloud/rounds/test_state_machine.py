@@ -20,8 +20,9 @@ import pytest
 from fedgrass.cloud.infrastructure.deploy import deploy
 from fedgrass.cloudformation import StackOutputs
 from fedgrass.local.aws.client import LocalAwsProcess, start
+from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.members import fleet_members
-from fedgrass.protocol.messages import Announcement, Base, Heartbeat, ModelNotice, UpdateNotice
+from fedgrass.protocol.messages import Announcement, Base, ModelNotice, UpdateNotice
 from fedgrass.protocol.names import device_topic, parameters_key, round_topic, update_key
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import load_round, load_state, participations, set_current_model

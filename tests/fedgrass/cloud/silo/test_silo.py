@@ -24,12 +24,12 @@ from fedgrass.cloud.silo.participant import FleetAccess, Participant
 from fedgrass.data import ArrayDataset, DataSettings
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import BundleError, DataError, TransferError
+from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.messages import (
     Announcement,
     Base,
     Cohort,
     FitTask,
-    Heartbeat,
     ModelNotice,
     UpdateNotice,
     UpdateTask,
