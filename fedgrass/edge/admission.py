@@ -28,6 +28,8 @@ from fedgrass.protocol.names import version_order
 from fedgrass.protocol.sums import Sums
 from fedgrass.tensors import Array
 
+# Examples, or runs on zeros: enough for a median of latencies, and a fraction of a second for a model that a device
+# can use.
 _LOOKED_AT = 32
 
 
@@ -75,12 +77,15 @@ def judge(
         If the model is refused: `BundleError` if it is damaged, `EngineError` if it does not run, `AdmissionError` if it is
         worse than the active one, or does not fit data that the active one fits.
     """
+    # The cheapest checks come first: a corrupt download is named as such before any native code gets to parse it.
     candidate.verify()
     _require_finite(candidate)
     for_application = INFERENCE in candidate.manifest.files
     cost: Metrics = {}
     if for_application:
         cost = _require_affordable(candidate, max_latency_ms=max_latency_ms, max_memory_mb=max_memory_mb)
+    # The training graph is opened on devices without data too: a model that cannot be trained must not become the
+    # fleet's base.
     engine = open_engine(candidate)
     try:
         validation = load(candidate.manifest).validation
@@ -90,6 +95,7 @@ def judge(
     except DataError as error:
         _require_unfit_for_active_too(error, active, load)
         return Verdict(f"sound; not compared, as this device has no data to judge by ({error})", cost)
+    # From here on the device has validation examples, and every refusal carries figures for the cloud's report.
     metrics = {**evaluated, **cost}
     if for_application:
         _require_inference_works(candidate, validation)
@@ -102,12 +108,16 @@ def judge(
     # A damaged active model must not keep a sound one out.
     except FedgrassError as error:
         return Verdict(f"sound; the active model {active.manifest.version} cannot be judged ({error})", metrics)
+    # Both models' figures go to the cloud: without the active one's nobody can tell a bad model from odd data.
     metrics |= {f"active_{name}": before[name] for name in ("loss", "accuracy", metric) if name in before}
+    # Compared with its successor, an older model would often be refused, and a roll-back by a person would be
+    # impossible.
     if version_order(candidate.manifest.version) < version_order(active.manifest.version):
         return Verdict(
             f"sound; older than {active.manifest.version}, so brought back by decision, not compared", metrics
         )
     if metric in metrics and f"active_{metric}" in metrics:
+        # An engine of the user's own may return a plain dict, without the counts that say how rare each class is.
         sums = evaluated.sums if isinstance(evaluated, Measured) else None
         _require_not_worse_by(metric, candidate.manifest.version, active.manifest.version, metrics, tolerance, sums)
     else:
@@ -131,6 +141,7 @@ def _require_not_worse(version: str, active: str, metrics: Metrics, tolerance: f
                 f"{metrics['active_accuracy']:.4f}; it may be {allowed:.4f} lower (tolerance {tolerance}, the rest for chance)",
                 metrics,
             )
+    # Models without an accuracy, such as regressions: a loss has no scale of its own, so the tolerance is relative.
     elif metrics["loss"] > metrics["active_loss"] * (1 + tolerance):
         raise WorseError(
             f"model {version}: loss {metrics['loss']:.4g} on this device's data, {active} has {metrics['active_loss']:.4g} "
@@ -159,9 +170,12 @@ def _told_by(metric: str, sums: Sums | None, examples: int) -> int:
 
     A mean over classes varies as one share of n examples does, where n is the classes' number times the harmonic mean of theirs.
     """
+    # An accuracy counts each example once, so it varies as a share of all of them.
     if sums is None or metric == "accuracy" or not any(sums.true):
         return examples
+    # An AUC compares pairs of a positive and a negative, so the rarer of the two decides how much it varies.
     each = [min(true, sums.rows - true) if metric == "auc" else true for true in sums.true]
+    # Of two classes, precision, recall and F1 are the second's: the first one's count says nothing about them.
     if sums.kind == "classes" and len(each) == 2 and metric not in ("auc", "f1_macro"):
         each = each[1:]
     known = [count for count in each if count]
@@ -188,6 +202,8 @@ class WorseError(AdmissionError):
 
 def _require_unfit_for_active_too(error: DataError, active: Bundle | None, load: Callable[[Manifest], Split]) -> None:
     """Tell a device without data from a model that does not fit the data of a device that has some."""
+    # Nothing shows that the data are usable at all: this may be a device whose data setting is wrong, and that is no
+    # fault of the model.
     if active is None:
         return
     try:
@@ -204,6 +220,7 @@ def _require_affordable(bundle: Bundle, *, max_latency_ms: float, max_memory_mb:
     import ai_edge_litert.interpreter  # noqa: F401 - the library's own memory is not the model's
 
     process = psutil.Process()
+    # What the process grew by covers the file, the interpreter's arena and whatever a delegate allocates.
     before = process.memory_info().rss
     infer = _application_model(bundle)
     x = np.zeros((1, *bundle.manifest.x.shape), bundle.manifest.x.dtype)
@@ -218,6 +235,7 @@ def _require_affordable(bundle: Bundle, *, max_latency_ms: float, max_memory_mb:
         ("latency", latency, max_latency_ms, "ms, maxLatencyMs"),
         ("memory", memory, max_memory_mb, "MB, maxMemoryMb"),
     ):
+        # A limit of 0 means none.
         if 0 < most < found:
             raise AdmissionError(f"model {bundle.manifest.version}: {name} is {found:.3g} {unit} is {most:g}")
     return {"latency_ms": round(latency, 4), "memory_mb": round(max(memory, 0.0), 2)}
@@ -226,6 +244,7 @@ def _require_affordable(bundle: Bundle, *, max_latency_ms: float, max_memory_mb:
 def _require_inference_works(bundle: Bundle, validation: Dataset) -> None:
     """Run the application's model on a few examples."""
     infer = _application_model(bundle)
+    # Real examples, because zeros do not reach the overflows that real inputs cause.
     x = next(iter(validation.batches(_LOOKED_AT))).x.astype(bundle.manifest.x.dtype)
     for example in x:
         _infer(bundle, infer, example[np.newaxis])

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 
+# Of connecting to the nucleus. An install step is short of time, and the nucleus repeats it if it fails.
 _PATIENCE_SECONDS = 10.0
 _VERDICT_SECONDS = 3600.0
 """How long a refusal stands without another look at the data: nuclei repeat an install that failed, and at each start."""
@@ -81,34 +82,48 @@ def admit(
     """
     try:
         candidate = Bundle.open(artifacts)
+    # It may be a bundle format that this release does not read: refused by its version, since a failed install would
+    # block the deployment.
     except BundleError as error:
         return _refused_unread(artifacts, store, error)
     version = candidate.manifest.version
 
     with store.lock():
+        # The classic nucleus runs install again at each of its starts: an active model must not be evaluated each
+        # time.
         if store.holds(candidate):
             store.forget_verdict()
+            # Only the note may be missing: a kill between activating and noting leaves the cloud without a word about
+            # this model.
             told = [a for a in store.admissions() if a.outcome == "active"]
             if told and told[-1].version == version:
                 log.log_event("model_active_already", version=version)
                 return None
             return store.record(version, "active", reason="an earlier admission was cut short after it")
+        # After a local roll-back the deployment still names this version, so its install comes back at every start.
         if store.is_taken_back(version):
             log.log_event("model_rolled_back_before", version=version)
             return None
         active = store.active()
+        # What the device keeps for itself is part of the model that would be judged, so its digest is part of the
+        # question.
         question = _question(candidate, active, runtime, deployer) + _digest(store.own)
         if (refusal := store.verdict(question, _VERDICT_SECONDS)) is not None:
             log.log_event("model_refused_before", version=version)
             return refusal
+        # Compared with what the application runs now, own parameters included: the fleet's model alone would be an
+        # easier mark.
         present = store.applied() or active
         before = present.folder if present is not None else None
         try:
+            # The lock is held while the child judges: two admissions at a time would compare with an active model
+            # that is about to change.
             with store.as_applied(candidate) as given:
                 judgement = judged(Case(candidate=given.folder, active=before, runtime=runtime, deployer=deployer))
             if not judgement.admitted:
                 return store.refuse(version, judgement.reason, question, judgement.metrics)
             store.activate(candidate)
+        # Whatever is wrong with this model, the device keeps the one it has.
         except FedgrassError as error:
             return store.refuse(version, str(error), question)
         store.forget_verdict()
@@ -177,6 +192,7 @@ def _surroundings(log: Log) -> tuple[Ipc | None, RuntimeSettings, ModelDeployerS
 
     Under a nucleus that does not answer, the model is refused: without settings there are no data to judge it by.
     """
+    # The nucleus puts this token into the environment of every component's process, and of nothing else.
     if "SVCUID" not in os.environ:
         log.log_event("nucleus_missing")
         return None, RuntimeSettings(fleet="none", data=DataSettings()), ModelDeployerSettings()
@@ -192,6 +208,7 @@ def _surroundings(log: Log) -> tuple[Ipc | None, RuntimeSettings, ModelDeployerS
 
 def _publish(ipc: Ipc, admission: Admission, log: Log) -> None:
     """Tell ModelDeployer, which reads the store anyway: a notice that does not get through costs half a minute."""
+    # A roll-back is noted by ModelDeployer, which tells the cloud by itself.
     if admission.outcome == "rolled_back":
         return
     notice = AdmissionNotice(

@@ -15,6 +15,8 @@ class Backoff:
 
     def failed(self) -> float:
         """Count a failure; returns the seconds to wait."""
+        # The exponent is bounded because 2.0 ** 1024 raises OverflowError, which a device that is offline for some
+        # hours would reach.
         delay = min(self._most, self._first * 2.0 ** min(self._failures, 60))
         self._failures += 1
         return delay * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret

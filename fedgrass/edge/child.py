@@ -17,14 +17,18 @@ import sys
 from pathlib import Path
 from typing import IO, Protocol, cast
 
+# Longest line of a child: reports are small, and a child gone wrong must not fill the component's memory.
 MAX_LINE_BYTES = 1 << 16
 EXIT_MEMORY = 71
 """Exit code of a child that was refused memory, and could still say so: EX_OSERR of sysexits.h."""
 
+# From <linux/prctl.h>: the signal that a process gets when its parent dies.
 _PR_SET_PDEATHSIG = 1
+# For oom_score_adj, which goes from -1000 to 1000: well above what an application has by default (0).
 _FIRST_TO_BE_KILLED = 500
 _STANDARD_OUTPUT = 1
 _LEAVING = {signal.SIGTERM, signal.SIGINT}
+# How long a child whose input was closed may take to end before it is killed.
 _LEAVING_SECONDS = 5.0
 
 
@@ -56,6 +60,7 @@ class Child:
     """
 
     def __init__(self, module: str, *arguments: str) -> None:
+        # Counted before and after: SIGKILL alone does not say that memory was the reason.
         self._kills = _out_of_memory_kills()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _LEAVING)
         try:
@@ -64,11 +69,13 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=_STANDARD_OUTPUT,
+                # Unbuffered, so that `select` and `read` see the same bytes.
                 bufsize=0,
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self._in, self._out = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
+        # A child that hangs in native code does not read, and its full pipe must not block the component's loop.
         os.set_blocking(self._in.fileno(), False)
 
     @property
@@ -98,6 +105,7 @@ class Child:
 
     def died_of(self) -> str:
         """Wait for its end, and say in words what it died of; nothing if it ended well."""
+        # The end of its input asks the child to leave.
         with contextlib.suppress(OSError):
             self._in.close()
         try:
@@ -110,6 +118,7 @@ class Child:
 
 
 def _in_words(code: int, *, out_of_memory: bool) -> str:
+    # `subprocess` gives the exit code, or the signal's number negated.
     if code >= 0:
         return {0: "", EXIT_MEMORY: "as there was no more memory"}.get(code, f"with exit code {code}")
     number = -code
@@ -125,6 +134,7 @@ def _out_of_memory_kills() -> int:
     """How often the kernel has killed a process for memory since the boot."""
     try:
         counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+        # Since Linux 4.13; without it a kill for memory is reported as a plain SIGKILL.
         return int(counts["oom_kill"])
     except (OSError, ValueError, KeyError):
         return 0
@@ -148,6 +158,7 @@ def become_child(parent: int) -> tuple[int, int]:
     with contextlib.suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")
         score.write_text(str(max(int(score.read_text()), _FIRST_TO_BE_KILLED)))
+    # Both pipes move to descriptors that no library knows of.
     orders, answers = os.dup(0), os.dup(_STANDARD_OUTPUT)
     nothing = os.open(os.devnull, os.O_RDONLY)
     # Whatever reads standard input, an engine's debugger say, must not take an order.

@@ -19,6 +19,7 @@ from fedgrass.protocol.message import as_reason
 from fedgrass.protocol.messages import Command, Reply
 from fedgrass.protocol.names import device_topic
 
+# A bound on the disk that an operator's commands may take on the device.
 MAX_WAITING = 16
 
 
@@ -64,14 +65,18 @@ class Commands:
         except MessageError as error:
             self._log.log_event("command_ignored", reason=str(error))
             return None
+        # Two components hear the same topic: exactly one of them must answer a kind that neither knows.
         if command.kind not in self._kinds and (self._elsewhere is None or command.kind in self._elsewhere):
             return None
+        # The cloud repeats a command until it is answered, and QoS 1 may deliver any message twice.
+        # The cloud repeats a command until it is answered, and QoS 1 may deliver any message twice.
         if self._outbox.knows(answer_name(command.id)) or self._path(command.id).exists():
             self._log.log_event("command_ignored", reason="known already", command=command.id)
             return None
         if command.kind not in self._kinds:
             self.answer(self.reply(command, "refused", f"{command.kind!r} is not known to this version"))
             return None
+        # Refused in an answer rather than dropped, so that the operator learns of it.
         if len(self.waiting()) >= MAX_WAITING:
             self.answer(self.reply(command, "refused", f"{MAX_WAITING} commands wait already"))
             return None
@@ -86,6 +91,7 @@ class Commands:
     def waiting(self) -> list[Command]:
         """Return the commands that are not answered, the oldest first; one that is damaged is dropped."""
         found = []
+        # By time of arrival: an id says nothing about order.
         for path in sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
             try:
                 command = Command.model_validate_json(path.read_bytes())
@@ -93,6 +99,7 @@ class Commands:
                 self._log.log_event("command_damaged", file=path.name)
                 path.unlink()
                 continue
+            # A kill came between handing on the answer and deleting the command: finish that.
             if self._outbox.knows(answer_name(command.id)):
                 path.unlink()
             else:

@@ -30,7 +30,9 @@ from fedgrass.edge.settings import EXIT_CONFIGURATION
 from fedgrass.errors import ConfigurationError, FedgrassError, IpcError
 from fedgrass.logs import Log
 
+# Between two looks for another library; a process that ended sooner than this after its start has not begun well.
 _LOOK_SECONDS = 2.0
+# Upper end of the descriptors that are closed before `execv`; components use a few dozen.
 _MOST_FILES = 1 << 16
 
 
@@ -103,8 +105,10 @@ def _live(work: Path, log: Log) -> Life | None:
 
 
 def _run(work: Path, store: Path, log: Log, start: Callable[[Device], Component]) -> int:
+    # First of all: a library that is replaced while the component starts is noticed too.
     installed = library.present()
     loop = Loop()
+    # Nucleus lite knows no `shutdown` step: the signal is all the notice that there is.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: loop.stop())
 
@@ -123,12 +127,15 @@ def _run(work: Path, store: Path, log: Log, start: Callable[[Device], Component]
         log.log_event("component_started", fedgrass=fedgrass.__version__)
         loop.every(lambda: _LOOK_SECONDS, look)
         code = loop.run()
+        # The component first: what it hands on in its last moments still needs IPC.
         component.stop()
         ipc.close()
     except FedgrassError as error:
         log.log_event("component_failed", code=error.code, reason=str(error))
         if isinstance(error, ConfigurationError):
             return EXIT_CONFIGURATION
+        # Without IPC a new process may get a new token. A wrong configuration stays wrong, hence the code of its own
+        # above.
         return EXIT_RELAUNCH if isinstance(error, IpcError) else 1
     except Exception:  # noqa: BLE001 - the last resort; the trace is in the log
         log.log_event("component_crashed")
@@ -138,5 +145,6 @@ def _run(work: Path, store: Path, log: Log, start: Callable[[Device], Component]
 
 def version_of(component: str, file: str) -> str:
     """Version of a component, from where the nucleus unpacked ``file``; the library's version elsewhere."""
+    # The nucleus unpacks into `…/<component>/<version>/…`.
     match = re.search(rf"/{re.escape(component)}/(\d+\.\d+\.\d+[^/]*)/", file)
     return match.group(1) if match else fedgrass.__version__

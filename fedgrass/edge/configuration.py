@@ -43,6 +43,7 @@ class Configuration(Generic[S]):
             if self._reload():
                 changed()
 
+        # Posted to the loop, because this runs on the SDK's network thread, where another IPC call would deadlock.
         for component in (RUNTIME, self._component):
             self._device.ipc.on_configuration(component, lambda: self._device.loop.post(reload))
 
@@ -52,12 +53,14 @@ class Configuration(Generic[S]):
         except (ConfigurationError, IpcError) as error:
             self._device.log.log_event("configuration_not_updated", reason=str(error))
             return False
+        # Nucleus lite sends one event for each leaf, so a deployment of ten keys comes as ten events.
         if (runtime, own) == (self.runtime, self.own):
             return False
         if runtime.fleet != self.runtime.fleet:
             self._device.log.log_event("fleet_changed", to=runtime.fleet)
             self._device.loop.stop(EXIT_RELAUNCH)
             return False
+        # Both at once, so that no reader sees a new value of one beside an old value of the other.
         self.runtime, self.own = runtime, own
         self._device.log.log_event("configuration_updated")
         return True

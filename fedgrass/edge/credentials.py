@@ -75,6 +75,7 @@ class CredentialsWatch:
 
     def look(self, quiet: float) -> None:
         """Ask, if nothing has been heard of the uploads for so many seconds and it was not asked just now."""
+        # Most looks end here: uploads are moving, and the service is left alone.
         now = self._clock()
         if quiet < _QUIET_SECONDS:
             self._missing_since, self._next = None, 0.0
@@ -88,6 +89,7 @@ class CredentialsWatch:
             self._missing_since = None
             self._forget()
             return
+        # Counted from the uploads' last sign of life, not from the first look.
         if self._missing_since is None:
             self._missing_since = now - quiet
         seconds = round(now - self._missing_since)

@@ -27,6 +27,7 @@ class Network:
         """Return bytes and packets in and out; counters that started over count from 0."""
         before, now = self._before, _counters()
         self._before = now
+        # A counter below the one before means a reboot or an interface that came back.
         return {name: value - before[name] if value >= before[name] else value for name, value in now.items()}
 
 
@@ -63,6 +64,7 @@ def report(
         "rounds_failed_in_a_row": tally.failed_in_a_row,
     }
     document = {
+        # Milliseconds, so that two reports within a second still have growing numbers.
         "header": {"report_id": int((time.time() if now is None else now) * 1000), "version": "1.0"},
         "metrics": {} if network is None else {"network_stats": network},
         "custom_metrics": {f"fedgrass:{fleet}:{name}": [{"number": value}] for name, value in custom.items()},

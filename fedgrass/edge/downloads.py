@@ -26,6 +26,8 @@ def s3_client() -> ObjectStore:
     from boto3.session import Session
     from botocore.config import Config
 
+    # Two attempts for a blip inside botocore; `retried` does the rest, as it can be cancelled and botocore's waiting
+    # cannot.
     client: ObjectStore = Session().client(
         "s3", config=Config(connect_timeout=10, read_timeout=30, retries={"mode": "standard", "max_attempts": 2})
     )
@@ -62,6 +64,7 @@ def retried(
     """
     backoff = Backoff(first=first, most=most)
 
+    # Only `TransferError` is worth repeating: a bundle that is damaged at its source stays so.
     def attempt() -> T | None:
         try:
             return action()

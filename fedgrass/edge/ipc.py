@@ -117,6 +117,7 @@ class GreengrassIpc:
         self._lost = lost
         self._patience = patience
         self._timeout = timeout
+        # None while disconnected. Read once per call, because the SDK's thread may take it away at any time.
         self._client: GreengrassCoreIPCClientV2 | None = None
         self._wake = threading.Event()
         self._subscriptions = Subscriptions(
@@ -128,6 +129,7 @@ class GreengrassIpc:
             wake=self._wake,
         )
         self._closing = False
+        # Connected before the constructor returns: a component without IPC can do nothing, so it fails at its start.
         if not self._reconnect():
             raise IpcError(
                 "IPC: cannot connect to the nucleus; expected SVCUID and AWS_GG_NUCLEUS_DOMAIN_SOCKET_FILEPATH_FOR_COMPONENT "
@@ -141,8 +143,10 @@ class GreengrassIpc:
         try:
             response = self._call(
                 f"configuration of {component}",
+                # The whole document in one call, not one round trip for each key.
                 lambda c: c.get_configuration_async(component_name=component, key_path=[]),
             )
+        # A component without a configuration, or one that this deployment leaves out.
         except _NotFoundError:
             return {}
         return dict(response.value or {})
@@ -157,6 +161,8 @@ class GreengrassIpc:
 
     def publish_local(self, topic: str, payload: bytes) -> None:
         """See `Ipc`."""
+        # Always binary: nucleus lite accepts a JSON message with a list of 45 items, drops it and kills the
+        # subscription it matches.
         message = model.PublishMessage(binary_message=model.BinaryMessage(message=payload))
         self._call(f"local topic {topic}", lambda c: c.publish_to_topic_async(topic=topic, publish_message=message))
 
@@ -181,12 +187,15 @@ class GreengrassIpc:
             f"topic {topic}",
             lambda c, h: c.subscribe_to_iot_core_async(topic_name=topic, qos=model.QOS.AT_LEAST_ONCE, **h),
             lambda event: received(_bytes(event.message.payload if event.message else None)),
+            # Lite's MQTT daemon forgets subscriptions when it restarts, and leaves the stream open.
             renewed=True,
         )
 
     def on_component_update(self, arrived: Callable[[str], None]) -> None:
         """See `Ipc`."""
 
+        # The subscription is optional, as nucleus lite has no such operation: there an update does not wait for a
+        # training.
         def received(event: model.ComponentUpdatePolicyEvents) -> None:
             if event.pre_update_event is not None:
                 arrived(event.pre_update_event.deployment_id or "")
@@ -216,6 +225,8 @@ class GreengrassIpc:
         if client is None:
             raise IpcRefusedError(f"{name}: IPC is not connected")
         try:
+            # The asynchronous form with a bound of our own: the SDK's blocking calls would wait for ever for a
+            # nucleus that hangs.
             return start(client).result(self._timeout)
         except (RuntimeError, AwsCrtError, FutureTimeoutError) as error:
             raise _translated(name, error) from error
@@ -236,6 +247,8 @@ class GreengrassIpc:
 
     def _reconnect(self) -> bool:
         """Connect, for as long as the patience lasts; a token that is void is renewed, once."""
+        # A nucleus that restarts is back within seconds; a minute without one means that waiting in here will not
+        # help.
         backoff, deadline = Backoff(first=0.2, most=5), time.monotonic() + self._patience
         unanswered, renewed = 0, False
         while not self._closing:
@@ -253,6 +266,8 @@ class GreengrassIpc:
             except (RuntimeError, FutureTimeoutError):
                 unanswered = 0
             if unanswered >= _VOID_AFTER:
+                # Once for each reconnection: a second token that is refused as well means that the nucleus does not
+                # want this process.
                 if renewed or not token.renew(self._component, self._timeout):
                     return False
                 self._log.log_event("ipc_token_renewed")
@@ -273,6 +288,8 @@ class GreengrassIpc:
         # Without an executor callbacks run on the network thread: they only hand over.
         self._client = GreengrassCoreIPCClientV2(client=connection, executor=None)
         gc.collect()  # a connection that is over is a cycle of objects, and holds a thread and two files until then
+        # The disconnection may have been told before `_client` was set, and so have been overwritten by the line
+        # above.
         if lifecycle.is_over:
             self._client = None
         return self._client is not None
@@ -282,6 +299,7 @@ class GreengrassIpc:
             return
         self._log.log_event("ipc_disconnected")
         self._client = None
+        # Streams end with their connection; the maintenance thread opens them on the next one.
         self._subscriptions.disconnected()
         self._wake.set()
 
@@ -305,6 +323,7 @@ class _NotFoundError(IpcError):
 
 
 def _translated(name: str, error: BaseException) -> IpcError:
+    # Lite's exceptions carry no text, so the class is all there is to say.
     kind = type(error).__name__
     if isinstance(error, model.UnauthorizedError):
         return IpcUnauthorizedError(f"{name}: not allowed; add it to accessControl in the component's configuration")

@@ -52,12 +52,15 @@ def judge_apart(
     child, said = start(), b""
     try:
         child.tell(case.model_dump_json(by_alias=True).encode() + b"\n")
+        # No time limit here: the install step has the nucleus's own.
         while (some := child.read(1.0)) != b"" and len(said) <= MAX_LINE_BYTES:
             said += some or b""
     finally:
         if len(said) > MAX_LINE_BYTES:
             child.kill()
         cause = child.died_of()
+    # An answer counts even if the child died after it: unloading native code crashes too, and tells nothing about the
+    # model.
     with contextlib.suppress(ValidationError):
         return Judgement.model_validate_json(said)
     return Judgement(admitted=False, reason=f"its admission died {cause or 'without a verdict'}")
@@ -95,6 +98,7 @@ def judge_here(case: Case, log: Log) -> Judgement:
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    # JSON has no NaN, and messages refuse one.
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 

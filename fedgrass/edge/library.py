@@ -15,6 +15,7 @@ from pathlib import Path
 
 def present() -> tuple[str, str]:
     """Return what tells one installation from the next: where the venv's link leads, and the library that it names."""
+    # Runtime swaps a link to a new venv, or only the library that the venv's .pth file names.
     named = ""
     with suppress(OSError):
         named = (Path(sysconfig.get_path("purelib")) / "fedgrass.pth").read_text()

@@ -41,11 +41,14 @@ class Life:
     """
 
     def __init__(self, work: Path, clock: Callable[[], float] = time.time) -> None:
+        # Kept open for as long as the process lives, since the lock goes with it. "a+" does not truncate before the
+        # lock is held.
         self._file = (work / "alive").open("a+")
         # Not for long at most: others only look.
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._file.truncate(0)
         now = clock()
+        # Times in the future come from a clock that was set back; they would count for ever.
         starts = [at for at in _read(work / "starts.json") if now - _HOUR < at <= now]
         self.starts = len(starts) + 1
         with suppress(OSError):  # a full disk must not keep a component from starting
@@ -66,6 +69,7 @@ class Life:
 def seen(work: Path) -> Seen | None:
     """Look at a component by its work folder; None if it has left nothing to look at."""
     try:
+        # Read-only: looking must neither make the file nor take the lock that its owner waits for.
         descriptor = os.open(work / "alive", os.O_RDONLY)
     except OSError:
         return None

@@ -20,6 +20,7 @@ class Loop:
         self._inbox: queue.SimpleQueue[Action] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Action]] = []
         self._order = itertools.count()
+        # None while it runs. Set by a posted action only, so that what was posted before a stop is still done.
         self._exit_code: int | None = None
 
     def post(self, action: Action) -> None:
@@ -34,6 +35,7 @@ class Loop:
     def every(self, seconds: Callable[[], float], action: Action) -> None:
         """Do ``action`` again and again; ``seconds`` is asked each time, so that it can change."""
 
+        # The next time counts from the end of the action: one that takes long does not pile up behind itself.
         def again() -> None:
             action()
             self.later(seconds(), again)
@@ -57,6 +59,7 @@ class Loop:
 
     def step(self, *, block: bool = False) -> bool:
         """Do one timer that is due, or one posted action; ``block`` waits for it. Returns whether there was one."""
+        # Timers go first: a flood of messages must not keep the heartbeat from its turn.
         if self._timers and self._timers[0][0] <= self._clock():
             heapq.heappop(self._timers)[2]()
             return True

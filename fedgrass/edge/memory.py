@@ -9,6 +9,7 @@ _MB = 1 << 20
 _COPIES = 4
 """Parameters, what a step reads of them, their gradients and their new values; measured by ``benchmarks.model_memory``."""
 
+# Further copies that an optimizer keeps for each parameter: a velocity; first and second moments.
 _SLOTS = {"sgd": 0, "momentum": 1, "adam": 2}
 
 

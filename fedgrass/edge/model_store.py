@@ -28,7 +28,9 @@ from fedgrass.files import copy_atomically, flush_directory, sha256_of, write_at
 from fedgrass.protocol.message import Metrics, Reason
 from fedgrass.protocol.names import Version
 
+# One note per model: a device without a link keeps this many.
 _KEPT_ADMISSIONS = 100
+# One file, overwritten: only the model that was installed last is installed again.
 _VERDICT = "refused.json"
 _OWN = "own-"
 
@@ -74,6 +76,7 @@ class ModelStore:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # flock, not a file's existence: the kernel gives it back when its holder is killed.
             stream = (self.folder / "lock").open("a")
         except OSError as error:
             raise AdmissionError(
@@ -86,6 +89,7 @@ class ModelStore:
 
     def active(self) -> Bundle | None:
         """Return the active model, as the fleet has it; None if there is none, or the link leads nowhere."""
+        # The link is the only record of which model is active: nothing beside it could disagree after a power cut.
         if not self._link.is_symlink():
             return None
         folder = self._link.resolve()
@@ -109,6 +113,7 @@ class ModelStore:
         BundleError
             If the model is damaged.
         """
+        # A device that kept layers for itself never runs the fleet's bundle as it is, so that is not what is judged.
         own = self._own_parameters(candidate)
         if not own:
             yield candidate
@@ -116,6 +121,7 @@ class ModelStore:
         from fedgrass.personal import write_personal
 
         candidate.verify()
+        # Named by the process, so that what a killed admission left is never mistaken for this one's.
         folder = self.folder / f".judged.{os.getpid()}"
         try:
             yield write_personal(candidate, own, folder)
@@ -125,6 +131,7 @@ class ModelStore:
     def models(self) -> list[Bundle]:
         """Return the stored models, last activated first."""
         folders = [f for f in self._models.glob("[0-9]*") if f.is_dir()] if self._models.is_dir() else []
+        # `activate` touches the folder, so its modification time is the time of its last activation.
         folders.sort(key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
         return [bundle for folder in folders if (bundle := _opened(folder)) is not None]
 
@@ -146,6 +153,8 @@ class ModelStore:
         bundle = _opened(self._models / version)
         if bundle is None:
             return None
+        # A version string proves nothing: a fleet that was set up again starts at the same versions with other
+        # models.
         digests = (bundle.manifest.parameters_sha256, bundle.manifest.graph_sha256)
         return bundle if digests == (parameters_sha256, graph_sha256) else None
 
@@ -155,6 +164,7 @@ class ModelStore:
         if active is None or active.manifest != candidate.manifest:
             return False
         try:
+            # Digests again, not the manifest alone: flash corrupts files that nobody writes to.
             active.verify()
             applied = self.applied()
             if applied is not None and applied.folder != active.folder:
@@ -177,7 +187,9 @@ class ModelStore:
         fresh.symlink_to(applied.relative_to(self.folder))
         # Renaming is atomic: whoever opens a file through the link sees one model or the other, never none.
         fresh.replace(self._link)
+        # Without it a power cut may bring the former link back, although the cloud was told of the new model.
         flush_directory(self.folder)
+        # After the swap: the application may have had one of them open until now.
         for earlier in {*target.glob(f"{_OWN}*"), *target.glob(f".{_OWN}*")} - {applied}:
             shutil.rmtree(earlier, ignore_errors=True)
         return Bundle.open(target)
@@ -207,10 +219,13 @@ class ModelStore:
             raise AdmissionError(
                 f"roll-back from {present}: no model {to or 'before it'} is kept here (others: {have})"
             )
+        # Before the link moves: an earlier model may have been damaged since it was active.
         found[0].verify()
         self.activate(found[0])
+        # There was nothing to take back: a device whose link was lost gets its model again.
         if active is None:
             return self.record(found[0].manifest.version, "active", reason=reason)
+        # Asked for by name, so its earlier roll-back no longer stands: its install must not skip it from now on.
         if to is not None and self.is_taken_back(to):
             self.record(to, "active", reason=reason)
         return self.record(present, "rolled_back", reason=reason)
@@ -247,6 +262,7 @@ class ModelStore:
             The note, which the model deployer tells the cloud.
         """
         earlier = self.admissions()
+        # An install that is repeated would otherwise tell the cloud of the same model each time.
         if earlier and (earlier[-1].version, earlier[-1].outcome, earlier[-1].reason) == (
             version,
             outcome,
@@ -272,6 +288,7 @@ class ModelStore:
             metrics=metrics or {},
             at=datetime.now(timezone.utc),
         )
+        # Eight digits keep the order of names the order of numbers.
         write_atomically(self._admissions / f"{admission.number:08d}.json", admission.model_dump_json().encode())
         # A device that is offline for months would fill its disk with notes.
         for old in earlier[: -_KEPT_ADMISSIONS + 1]:
@@ -297,6 +314,7 @@ class ModelStore:
         Admission
             The note.
         """
+        # Always a new note, unlike `record`: a refusal after the hour has passed is a new verdict on new data.
         admission = self._write(version, "refused", reason, metrics)
         verdict = _Verdict(question=question, at=admission.at)
         write_atomically(self.folder / _VERDICT, verdict.model_dump_json().encode())
@@ -330,6 +348,7 @@ class ModelStore:
     def prune(self, keep: int) -> list[str]:
         """Delete all but the active model and the last activated, ``keep`` in all; returns their versions. Needs the lock."""
         active = self.active()
+        # The active model is kept whatever its age, and counts as one of those kept.
         bundles = [b for b in self.models() if active is None or b.folder != active.folder]
         old = bundles[max(keep - 1, 0) :]
         for bundle in old:
@@ -356,6 +375,7 @@ class ModelStore:
         name = f"{_OWN}{sha256_of(self.own)[:16]}"
         folder, partial = bundle.folder / name, bundle.folder / f".{name}.{os.getpid()}"
         made = _opened(folder)
+        # One that is damaged is made again below.
         with contextlib.suppress(BundleError):
             if made is not None:
                 made.verify()
@@ -363,6 +383,7 @@ class ModelStore:
         try:
             write_personal(bundle, own, partial)
             shutil.rmtree(folder, ignore_errors=True)
+            # Renamed as a whole: the application's link never leads to a folder that is still being written.
             partial.rename(folder)
             flush_directory(bundle.folder)
         except OSError as error:
@@ -387,6 +408,7 @@ class ModelStore:
 
 
 def _same(one: Path, other: Path) -> bool:
+    # The size first: it spares hashing a file that differs anyway.
     return other.is_file() and one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(other)
 
 

@@ -77,13 +77,17 @@ class Outbox:
         self._remembered = remembered
         self._gap = gap
         self._clock = clock
+        # At most 15 s: a round's quorum may be waiting for this very message.
         self._backoff = Backoff(first=1, most=15)
+        # One pace for all messages: after a long time offline a thousand would else go out in a burst, of which lite
+        # refuses most.
         self._not_before = 0.0
         self._changed = threading.Condition()
         self._stopping = False
         folder.mkdir(parents=True, exist_ok=True)
         self._delivered: list[str] = self._load_delivered()
         self._queue: list[_Outgoing] = []
+        # Heartbeats: only the last one is worth sending, and writing each would wear the flash out.
         self._newest: dict[str, _Outgoing] = {}
         self._number = 0
         self._load_queue()
@@ -111,6 +115,7 @@ class Outbox:
             If the outbox or the disk is full; nothing was kept then.
         """
         with self._changed:
+            # A round's answer may be put again after a kill; its key tells.
             if self._knows(key):
                 return False
             if len(self._queue) >= self._limit:
@@ -159,6 +164,7 @@ class Outbox:
     def send_next(self) -> float | None:
         """Try to send the first message; returns the seconds until there may be more to do, None if nothing waits."""
         with self._changed:
+            # What must arrive goes before what only informs.
             message = self._queue[0] if self._queue else next(iter(self._newest.values()), None)
             if message is None:
                 return None
@@ -166,6 +172,7 @@ class Outbox:
             if wait > 0:
                 return wait
         try:
+            # Outside the lock: sending may take ten seconds, and `put` must not wait for a link.
             self._send(message.topic, message.payload)
         except IpcError as error:
             delay = self._backoff.failed()
@@ -182,6 +189,8 @@ class Outbox:
         while not self._stopping:
             wait = self.send_next()
             with self._changed:
+                # Looked at once more under the lock: a `put` in between has notified already, and the wait would miss
+                # it.
                 if not self._stopping and (wait is not None or not (self._queue or self._newest)):
                     self._changed.wait(wait)
 
@@ -205,6 +214,7 @@ class Outbox:
                 if self._newest.get(message.key) is message:
                     del self._newest[message.key]
                 return
+            # Bounded, since keys of rounds long past are not put again.
             self._delivered = [*self._delivered, message.key][-self._remembered :]
             try:
                 write_atomically(self._folder / _DELIVERED, _Keys.dump_json(self._delivered))
@@ -230,8 +240,10 @@ class Outbox:
                 kept = _Kept.model_validate_json(path.read_bytes())
             except ValidationError:
                 self._log.log_event("message_damaged", file=path.name)
+                # Kept for whoever looks into it, under a name that is not loaded again.
                 path.replace(path.with_suffix(".damaged"))
                 continue
+            # Names are sorted, so the last one is the largest.
             self._number = int(path.stem) + 1
             if self._knows(kept.key):
                 path.unlink()

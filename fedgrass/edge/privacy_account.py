@@ -15,6 +15,7 @@ from fedgrass.files import write_atomically
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.privacy import gaussian_epsilon
 
+# Answers that may be charged again after a kill: a device has one round at a time, so a few are ample.
 _KEYS_KEPT = 8
 
 
@@ -61,6 +62,7 @@ class PrivacyAccount:
         if limit == 0:
             return
         spent, noise = self._spent(), announcement.update.noise_multiplier
+        # An exact answer, even one figure, can be subtracted from the noisy ones.
         if announcement.task == "evaluate" or noise == 0:
             if spent.rounds:
                 raise PrivacyLimitError(
@@ -92,8 +94,10 @@ class PrivacyAccount:
         if noise == 0 or announcement.task == "evaluate":
             return
         spent = self._spent()
+        # Repeated after a kill: the same update was charged, and is charged once.
         if key in spent.last:
             return
+        # Zero-concentrated DP adds up over rounds (Bun and Steinke 2016); ε is derived from the sum when asked for.
         more = _Spent(rounds=spent.rounds + 1, rho=spent.rho + _rho(noise), last=(*spent.last, key)[-_KEYS_KEPT:])
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, more.model_dump_json().encode())
@@ -101,6 +105,8 @@ class PrivacyAccount:
     def _spent(self) -> _Spent:
         try:
             return _Spent.model_validate_json(self._path.read_bytes())
+        # A device that has not trained with noise yet. A damaged file is another matter: starting at 0 would hide
+        # what was spent.
         except FileNotFoundError:
             return _Spent()
         except (OSError, ValidationError) as error:

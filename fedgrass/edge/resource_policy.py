@@ -20,6 +20,8 @@ from fedgrass.edge.system import Reading
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.device_messages import ApplicationStatus
 
+# Between two measurements: batches may take a millisecond, and reading sensors as often would cost more than
+# training.
 _LOOK_SECONDS = 1.0
 
 
@@ -78,6 +80,7 @@ class ResourcePolicy:
     def application_said(self, status: ApplicationStatus) -> None:
         """Take in whether the application is busy; that holds for as long as it says."""
         with self._lock:
+            # An application that dies while busy must not block training for ever, so its word expires.
             self._busy_until = self._clock() + status.valid_seconds if status.busy else 0.0
             # The application's word counts at once, not at the next second's look.
             self._looked_at = None
@@ -102,6 +105,7 @@ class ResourcePolicy:
             return self._seen
 
     def _judged(self, settings: GuardSettings, reading: Reading) -> Block | None:
+        # The order is that of gravity: what waiting cannot mend comes first.
         if reading.read_only:
             return Block("decline", "the disk is mounted read-only")
         if reading.disk_free_bytes < settings.min_free_disk_mb << 20:
@@ -126,6 +130,7 @@ def _passing(settings: GuardSettings, reading: Reading, now: time_of_day) -> str
         )
     if reading.temperature is not None and reading.temperature > settings.max_temperature:
         return f"the device has {reading.temperature:.0f} °C, maxTemperature is {settings.max_temperature:g}"
+    # `is False`, as None means that the platform does not tell, and most gateways have no battery.
     if reading.on_mains is False and settings.only_on_mains:
         return "the device runs on its battery (onlyOnMains)"
     battery = reading.battery_percent
@@ -168,6 +173,8 @@ class Pause:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._guard = guard
+        # One budget for the whole round: a device that is blocked now and then must not take a multiple of
+        # waitSeconds.
         self.left = patience
         self._told = told
         self.clock = clock
@@ -193,10 +200,12 @@ class Pause:
         while (hold := self._guard.hold()) is not None and not cancelled.is_set():
             if self.left <= 0:
                 raise UnavailableError(f"{hold.reason}; the trainer has waited for waitSeconds")
+            # Once per reason, not once a second: each goes to the application and to the log.
             if hold.reason != said:
                 self._told(said := hold.reason)
             began = self.clock()
             cancelled.wait(min(_LOOK_SECONDS, self.left))
+            # By the clock rather than by the time asked for: a suspended device wakes up hours later.
             self.left -= self.clock() - began
         if said:
             self._told("")

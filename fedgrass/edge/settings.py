@@ -75,6 +75,7 @@ class Window(BaseModel):
 
     def includes(self, now: time) -> bool:
         """Whether ``now`` lies in it."""
+        # An empty window (start equal to end) includes nothing, so it blocks training altogether.
         if self.start <= self.end:
             return self.start <= now < self.end
         return now >= self.start or now < self.end
@@ -274,5 +275,6 @@ def parse(model: type[S], document: Mapping[str, object], component: str) -> S:
 
 def _without_nulls(value: object) -> Any:
     if isinstance(value, Mapping):
+        # "null" as well: a YAML recipe on nucleus lite turns every scalar into its text.
         return {key: _without_nulls(item) for key, item in value.items() if item is not None and item != "null"}
     return value

@@ -41,10 +41,15 @@ if TYPE_CHECKING:
 TASKS = "fedgrass-updates"
 STATUSES = "fedgrass-updates-status"
 
+# Some 40,000 tasks. Stream Manager keeps them after their export, and the stream is made again at half of it
+# (decisions/0019).
 _TASKS_BYTES = 8 << 20
 _STATUSES_BYTES = 4 << 20
+# Several to a stream: what is overwritten goes by whole segments.
 _SEGMENT_BYTES = 1 << 20
+# The SDK's default is 60 s, during which the component could not be stopped.
 _REQUEST_SECONDS = 10
+# Messages in one read.
 _AT_ONCE = 100
 
 
@@ -140,6 +145,8 @@ class StreamManagerStreams:
         """See `Streams`."""
         with _translated("describe the streams"):
             tasks = self._client.describe_message_stream(TASKS)
+            # The tasks are described first: the other way round, one that ends in between would look as if its status
+            # had been lost.
             statuses = self._client.describe_message_stream(STATUSES)
         exported = [s.last_exported_sequence_number for s in tasks.export_statuses or []]
         return Extent(
@@ -170,6 +177,7 @@ class StreamManagerStreams:
 
     def ended(self, start: int, wait: float) -> tuple[list[TaskStatus], int]:
         """See `Streams`."""
+        # A read with a time-out rather than a poll: Stream Manager answers the moment a status is written.
         messages = self._read(STATUSES, start, wait=wait)
         found = [status for message in messages if (status := _status(message)) is not None]
         return found, messages[-1].sequence_number + 1 if messages else start
@@ -194,6 +202,7 @@ class StreamManagerStreams:
 
     def _create(self) -> None:
         present = set(self._client.list_streams())
+        # The status stream comes first: the task stream's export names it.
         for definition in _definitions(self._tasks_bytes):
             if definition.name not in present:
                 with contextlib.suppress(InvalidRequestException):  # another process was first
@@ -201,6 +210,7 @@ class StreamManagerStreams:
 
     def _read(self, stream: str, start: int, *, wait: float) -> list[Message]:
         options = ReadMessagesOptions(
+            # Stream Manager numbers messages from 0.
             desired_start_sequence_number=max(start, 0),
             min_message_count=1,
             max_message_count=_AT_ONCE,
@@ -209,6 +219,7 @@ class StreamManagerStreams:
         with _translated(f"read {stream}"):
             try:
                 return list(self._client.read_messages(stream, options))
+            # Its way to say that the time-out passed without a message.
             except NotEnoughMessagesException:
                 return []
 
@@ -278,4 +289,5 @@ def _newest(info: MessageStreamInfo) -> int:
 
 
 def _number(value: int | None) -> int:
+    # An empty stream has no newest message; -1 is then one before the first.
     return -1 if value is None else int(value)

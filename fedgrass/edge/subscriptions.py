@@ -37,7 +37,9 @@ Open: TypeAlias = (
 """Opens a stream on the SDK's client with its handlers; returns its future and operation."""
 Call: TypeAlias = "Callable[[str, Callable[[GreengrassCoreIPCClientV2], Future[object]]], object]"
 
+# Between two looks at the MQTT daemon's process: reading one small file of the kernel's.
 _LOOK_SECONDS = 2.0
+# A tenth: without it all devices that were started by one deployment renew in the same second.
 _JITTER = 0.1
 
 
@@ -54,6 +56,7 @@ class Subscription:
     operation: Closable | None = None
     given_up: bool = False
     due: float = 0.0
+    # Number of the stream opened last: events of a stream that was replaced are told apart by it.
     generation: int = 0
     heard_from: int = 0
 
@@ -92,6 +95,7 @@ class Subscriptions:
         self._daemon = daemon
         self._seen = daemon()
         self._wake = wake
+        # One opening at a time: `add` comes from the loop's thread, `work` from the maintenance thread.
         self._lock = threading.Lock()
         self._all: list[Subscription] = []
         self._unavailable: set[str] = set()
@@ -128,8 +132,10 @@ class Subscriptions:
 
     def wait_seconds(self) -> float | None:
         """Seconds until there is something to do; None if nothing is known to come."""
+        # Copied, because another thread may add to it.
         due = min((s.due for s in list(self._all) if not s.given_up), default=float("inf"))
         wait = max(0.0, due - time.monotonic())
+        # On nucleus lite the daemon is looked at even if nothing is due.
         if self._seen:
             return min(wait, _LOOK_SECONDS)
         return None if wait == float("inf") else wait
@@ -151,6 +157,7 @@ class Subscriptions:
     def _look(self) -> None:
         """Have those streams opened again that the MQTT daemon of before kept."""
         now = self._daemon()
+        # An empty answer is a daemon that is just being restarted: nothing can be opened until the next one is there.
         if self._seen and now and now != self._seen:
             self._log.log_event("mqtt_daemon_replaced")
             for subscription in list(self._all):
@@ -168,6 +175,7 @@ class Subscriptions:
         generation, former = subscription.generation, subscription.operation
 
         def closed() -> None:
+            # A late close of a stream that was replaced must not have the new one opened again.
             if subscription.generation == generation:
                 subscription.operation = None
                 subscription.due = 0.0
@@ -180,6 +188,7 @@ class Subscriptions:
 
         handlers: dict[str, Callable[..., object]] = {
             "on_stream_event": received,
+            # True ends the stream; then `closed` has it opened again.
             "on_stream_error": lambda _error: True,
             "on_stream_closed": closed,
         }

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 _GROUPS = Path("/sys/fs/cgroup")
+# Names in cgroup v2, then in v1. A file that is not there is skipped.
 _LIMITS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
@@ -70,6 +71,7 @@ class Sensors:
 
     def _cpu(self) -> tuple[float, float]:
         before, self._times = self._times, psutil.cpu_times()
+        # By field names, as they differ between platforms.
         spent = {name: getattr(self._times, name) - getattr(before, name) for name in self._times._fields}
         # The kernel counts a guest's time twice: as its own and as user time.
         total = sum(value for name, value in spent.items() if not name.startswith("guest"))
@@ -101,12 +103,14 @@ def _left_in_groups(groups: Path, own: Path) -> Iterator[int]:
         lines = own.read_text().splitlines()
     except OSError:
         return
+    # `hierarchy:controllers:path`; v2 has one line with no controllers, v1 one for each group of them.
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
         root = groups / "memory" if controllers else groups
         folder = root / path.lstrip("/")
+        # Each level may have a limit of its own, and the tightest one counts.
         for group in (folder, *folder.parents):
             yield from _left(group)
             if group == root:
@@ -116,6 +120,7 @@ def _left_in_groups(groups: Path, own: Path) -> Iterator[int]:
 def _left(group: Path) -> Iterator[int]:
     for limit, usage in _LIMITS:
         with suppress(OSError, ValueError):  # "max" is no limit
+            # The kernel's page cache counts as used; a device that has read a large file would else seem full.
             used = int((group / usage).read_text()) - _reclaimable(group)
             yield max(0, int((group / limit).read_text()) - max(0, used))
 

@@ -8,10 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+# The daemon's process id, without asking systemd: cgroup v2, hybrid and v1 mount it at different places.
 _GROUPS = tuple(
     Path(root) / "system.slice/ggl.core.iotcored.service/cgroup.procs"
     for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")
 )
+# For `systemctl`, which hangs when systemd's bus does.
 _SECONDS = 5.0
 _KILLED = {"2", "3"}  # CLD_KILLED, CLD_DUMPED
 OUT_OF_MEMORY = "memory"
@@ -58,6 +60,7 @@ def unit(component: str) -> Unit | None:
 def read_unit(text: str) -> Unit | None:
     """Read what ``systemctl show`` says."""
     found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    # `systemctl show` ends with 0 and prints defaults for a unit that does not exist.
     if found.get("LoadState") != "loaded":
         return None
     status = found.get("ExecMainStatus", "0")

@@ -47,6 +47,7 @@ class CpuBudget:
         """Rest for as long as the time used so far is ahead of the budget."""
         if self._share >= 1:
             return
+        # Over the whole time since the beginning, so that rests too short to take add up.
         ahead = (self._cpu() - self._cpu_began) / self._rate - (self._clock() - self._began)
         if ahead >= _LEAST_REST_SECONDS:
             self._rest(ahead)

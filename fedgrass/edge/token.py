@@ -37,6 +37,7 @@ def renew(component: str, timeout: float) -> bool:
     handler = _Asking(component)
     socket_options = SocketOptions()
     socket_options.domain = SocketDomain.Local
+    # A connection of its own, below the SDK's client, which can only connect with a token.
     group = EventLoopGroup(num_threads=1)
     try:
         ClientConnection.connect(
@@ -53,7 +54,9 @@ def renew(component: str, timeout: float) -> bool:
         handler.close()
     if not token:
         return False
+    # Into the environment, since that is where the IPC SDK, boto3 and Stream Manager's SDK look for it.
     former, os.environ[_TOKEN] = os.environ.get(_TOKEN), token
+    # Lite uses one token for IPC and credentials; a variable with another value was set by somebody on purpose.
     if os.environ.get(_CREDENTIALS) in (former, ""):
         os.environ[_CREDENTIALS] = token
     return True
@@ -91,5 +94,6 @@ class _Asking(ClientConnectionHandler):  # type: ignore[misc]
         self._answered(next((str(header.value) for header in headers if header.name == "svcuid"), ""))
 
     def _answered(self, token: str) -> None:
+        # The shutdown comes after the answer as well, and a future takes one result only.
         if not self.answer.done():
             self.answer.set_result(token)

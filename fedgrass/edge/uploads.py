@@ -23,8 +23,11 @@ from fedgrass.files import bytes_below, flush_directory, write_atomically
 from fedgrass.logs import Log
 
 _RECORD = "upload.json"
+# Without a status for so long, the streams are compared with what was queued.
 _SILENCE_SECONDS = 60.0
+# Share of the task stream in use from which it is worth making it again: well before it refuses.
 _FULL = 0.5
+# How many times longer than `wait` a read may last once nothing came.
 _PATIENT = 4
 
 Outcome = Literal["uploaded", "failed"]
@@ -98,6 +101,8 @@ class Uploads:
         self._clock = clock
         self._changed = threading.Condition()
         self._stopping = False
+        # By name: the delays, and the clock's time of the next try. In memory only: a restart may as well try at
+        # once.
         self._retries: dict[str, tuple[Backoff, float]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._pending: dict[str, Upload] = {upload.name: upload for upload in self._load()}
@@ -129,6 +134,7 @@ class Uploads:
             If there is no room, or the disk is full; ``file`` is then where it was.
         """
         with self._changed:
+            # Submitted before a kill that came ahead of the sender's own note.
             if name in self._pending:
                 file.unlink(missing_ok=True)
                 return
@@ -140,8 +146,10 @@ class Uploads:
             upload = Upload(name=name, file=file.name, bucket=bucket, key=key, message=message)
             try:
                 folder.mkdir(exist_ok=True)
+                # Moved, not copied: the disk may have no room for a second large update.
                 file.replace(folder / file.name)
                 flush_directory(folder)
+                # The record last: a folder without one is swept at the next start, and the sender submits again.
                 self._write(upload)
             except OSError as error:
                 raise TransferError(f"upload {name}: cannot be kept ({error.strerror}); free some disk") from error
@@ -194,6 +202,8 @@ class Uploads:
         TransferError
             If Stream Manager goes away.
         """
+        # On each connection: Stream Manager may have lost its streams, or have ended tasks while this process was
+        # down.
         position = self._reconcile(streams.extent(), None)
         heard, wait = self._clock(), self._wait
         while self._pending and not self._stopping:
@@ -214,6 +224,7 @@ class Uploads:
     def _append_due(self, streams: Streams, position: int) -> int:
         for upload in self._appendable():
             task = Task(self._folder_of(upload.name) / upload.file, upload.bucket, upload.key)
+            # Stream Manager would report a failure for ever; nothing can bring the file back.
             if not task.file.is_file():
                 self._end(upload, "failed", f"{upload.file} is gone from this device")
                 continue
@@ -282,6 +293,7 @@ class Uploads:
 
     def _apply(self, status: TaskStatus) -> None:
         with self._changed:
+            # By number and key, because numbers start over when the streams are made again.
             found = [u for u in self._pending.values() if u.sequence == status.sequence and u.key == status.key]
         for upload in found:
             # An end that was told before this task was queued is of an earlier task with its number: the streams were
@@ -316,6 +328,8 @@ class Uploads:
                 self._requeue(upload)
         if position is not None and position <= extent.newest_status + 1:
             return position
+        # Read again from the earliest task that is open: a status that was read before a crash may not have been
+        # applied.
         starts = [u.statuses_from for u in queued if u.sequence is not None or u.after is not None]
         return min([*starts, extent.newest_status + 1])
 
@@ -349,6 +363,7 @@ class Uploads:
             raise TransferError(f"upload {upload.name}: cannot be noted ({error.strerror}); free some disk") from error
 
     def _folder_of(self, name: str) -> Path:
+        # A folder's name has no slash, an upload's may.
         return self._folder / name.replace("/", "-")
 
     def _load(self) -> list[Upload]:
@@ -359,6 +374,7 @@ class Uploads:
         try:
             return Upload.model_validate_json((folder / _RECORD).read_bytes())
         except FileNotFoundError:
+            # Never accepted: a kill came before the record was written.
             shutil.rmtree(folder, ignore_errors=True)
         except ValidationError as error:
             self._log.log_event("upload_record_damaged", folder=folder.name, error=str(error))

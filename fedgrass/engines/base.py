@@ -82,10 +82,13 @@ class FitSettings:
 
     def epoch_seed(self, epoch: int) -> int:
         """Seed of one epoch's order of examples; every engine takes it from here."""
+        # Hashed rather than added: with seed + epoch, a device's second epoch would have the order of its neighbour's
+        # first.
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{epoch}".encode()).digest()[:4], "big")
 
     def masks_seed(self) -> int:
         """Where the numbers that Dropout draws from begin, so that they are others in each round and on each device."""
+        # Shifted into 31 bits, because the graph's input for it is an int32.
         return int(np.random.SeedSequence(self.seed).generate_state(1)[0]) >> 1
 
 

@@ -24,6 +24,7 @@ def named(reference: str, *, setting: str) -> Any:
     module_name, colon, object_name = reference.partition(":")
     if not colon:
         raise EngineError(f"{setting} {reference!r}: expected module:object")
+    # Importing runs the user's module, which may raise anything.
     with own_code(f"{setting} {reference!r}"):
         try:
             return getattr(importlib.import_module(module_name), object_name)

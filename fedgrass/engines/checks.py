@@ -23,6 +23,7 @@ def check_dataset(data: Dataset, manifest: Manifest) -> None:
     DataError
         If there are no examples, or as in `check_batch`; the message says which example.
     """
+    # Reading all of the data twice would double the time of a simulated device's round.
     if isinstance(data, Checked) and len(data):
         return
     first, origin = 0, origin_in(data)
@@ -89,6 +90,7 @@ def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0, origin: Cal
         _check_array(array, description, lambda row: origin(first + row))
     _check_tokens(batch.x, manifest, lambda row: origin(first + row))
     for head, y in zip(manifest.heads, labels(batch.y, manifest.heads), strict=True):
+        # To ONE_HOT a label beyond the classes is a row of zeros: it would train on nothing, without a word.
         low, high = _label_range(head)
         outside = (y < low) | (y > high)
         if outside.any():
@@ -106,6 +108,7 @@ def _check_weights(batch: Batch, number: Callable[[int], int]) -> None:
             f"sample_weight from example {number(0)}: {weights.dtype}{list(weights.shape)}, expected a number for each example"
         )
     # Above the float32 numbers lies what would be infinite in the graph.
+    # Written so that NaN, which compares as false, is wrong too.
     wrong = ~((weights >= 0) & (weights <= np.finfo(np.float32).max))
     if wrong.any():
         row, value = _first_where(wrong, weights)
@@ -120,6 +123,7 @@ def _check_tokens(x: Array, manifest: Manifest, origin: Callable[[int], int]) ->
     for part, array in arrays:
         if (size := sizes.get(part.name)) is None:
             continue
+        # An embedding has no row for it, and what its kernel does then is no message to a user.
         beyond = (array < 0) | (array >= size)
         if beyond.any():
             row, value = _first_where(beyond, array)
@@ -135,6 +139,7 @@ def _check_array(array: Array, expected: TensorDescription, number: Callable[[in
         raise DataError(
             f"{expected.name} of example {number(0)}: shape {list(array.shape[1:])}, the model takes {list(expected.shape)}"
         )
+    # Integers for floats are most often pixels from 0 to 255 that nobody scaled: refused rather than trained on.
     if _kind(array.dtype) != _kind(wanted):
         raise DataError(
             f"{expected.name} of example {number(0)}: dtype {array.dtype}, the model takes {expected.dtype}; "
@@ -143,6 +148,7 @@ def _check_array(array: Array, expected: TensorDescription, number: Callable[[in
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row, value = _first_where(~np.isfinite(array), array)
         raise DataError(f"{expected.name} of example {number(row)}: value {value} is not finite")
+    # A cast to a narrower type would wrap integers around and turn large floats into infinity.
     if array.dtype != wanted and wanted.kind in "iuf":
         info = np.finfo(wanted) if wanted.kind == "f" else np.iinfo(wanted)
         beyond = (array < info.min) | (array > info.max)
@@ -166,6 +172,7 @@ def _label_range(head: Head) -> tuple[float, float]:
     return _RANGES.get(head.loss, (-math.inf, math.inf))
 
 
+# Outside of these the loss has no value, or its gradient points the wrong way.
 _RANGES: dict[str, tuple[float, float]] = {
     "poisson": (0, math.inf),
     "mean_squared_logarithmic_error": (-1, math.inf),

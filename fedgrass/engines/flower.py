@@ -59,6 +59,7 @@ class FlowerEngine:
         self._client = named(builder, setting="builder") if isinstance(builder, str) else builder
         self._config: dict[str, Any] = {}
         self._app = self._app_client(builder)
+        # A class or a plain function makes clients; an object with `fit` is one.
         self._makes_clients = isinstance(self._client, type) or not hasattr(self._client, "fit")
         if self._app is not None:
             self._makes_clients = False
@@ -107,10 +108,12 @@ class FlowerEngine:
         DivergedError
             If its parameters are not finite.
         """
+        # The training was over before the restart: a Flower client must not be asked twice for the same round.
         if resume is not None and resume.epoch >= settings.epochs:
             self.set_parameters(dict(resume.parameters))
             metrics = {"loss": resume.losses[-1]} if resume.losses else {}
             return FitResult(dict(resume.parameters), len(data), metrics, resume.steps)
+        # Flower's own names and types: scalars alone, which is why class_weight is JSON.
         config = {
             "epochs": settings.epochs,
             "batch_size": self.manifest.batch_size,
@@ -120,6 +123,7 @@ class FlowerEngine:
             "seed": settings.seed,
             **({"class_weight": json.dumps(settings.class_weight)} if settings.class_weight else {}),
             **settings.config,
+            # Last, so that the operator's own keys cannot change which round it is.
             "server_round": settings.round,
         }
         self._config = config
@@ -129,6 +133,7 @@ class FlowerEngine:
         else:
             arrays, examples, metrics = self._client_for(data).fit(self._arrays(), config)
         parameters = self._named(arrays)
+        # Metrics of the client go no further than this unless they are finite numbers: messages refuse others.
         found = _floats(metrics)
         for name, value in parameters.items():
             if not np.isfinite(value).all():
@@ -151,6 +156,7 @@ class FlowerEngine:
         asked = {"server_round": self.node.round, **self.node.given}
         config = {"batch_size": self.manifest.batch_size, **(self._config or asked)}
         if self._app is not None:
+            # A training in this process has set them already; a device that only evaluates has them from its node.
             self._app.given = self._app.given or dict(self.node.given)
             loss, examples, metrics = self._app.evaluate(self._arrays(), config, self.node)
         else:
@@ -170,6 +176,7 @@ class FlowerEngine:
     def _client_for(self, data: Dataset) -> Client:
         if not self._makes_clients:
             return self._client
+        # Only here: a client with data of its own never sees these.
         check_dataset(data, self.manifest)
         maker: Callable[[Dataset], Client] = self._client
         client = maker(data)
@@ -190,6 +197,7 @@ class FlowerEngine:
             raise EngineError(
                 f"model {self.manifest.name!r}: its Flower client gave {len(arrays)} arrays, the model has {len(expected)}"
             )
+        # By position: a NumPyClient returns a list, whose order is that of the parameters it was given.
         named_arrays = {p.name: np.asarray(array, p.dtype) for p, array in zip(expected, arrays, strict=True)}
         return check_parameters(named_arrays, self.manifest, name="Flower client")
 

@@ -22,6 +22,7 @@ from fedgrass.tensors import Array
 
 ARRAYS, CONFIG = "arrays", "config"
 EXAMPLES = "num-examples"
+# `val_acc`, `eval_accuracy`, `accuracy` … as Flower's examples call it.
 _ACCURACY = re.compile(r"(^|[_-])acc(uracy)?$")
 
 
@@ -31,6 +32,7 @@ def app_of(found: Any) -> Any | None:
     A ``Client`` that is no ``NumPyClient`` becomes an app, too, and so does a function of one argument that is called ``context``
     or is said to be a ``Context``.
     """
+    # Nobody can hand over an object of Flower's classes without having imported it; plain NumPyClients work without.
     if "flwr" not in sys.modules:
         return None
     clientapp, client = importlib.import_module("flwr.clientapp"), importlib.import_module("flwr.client")
@@ -96,6 +98,7 @@ class AppClient:
         self._run_config = dict(run_config)
         self.given: dict[str, Any] = {}
         """What the operator lays over the app's ``run_config``."""
+        # Kept in memory only where no folder is given; see `_ask`.
         self._state = importlib.import_module("flwr.app").RecordDict()
 
     def fit(
@@ -107,6 +110,7 @@ class AppClient:
         if len(records) != 1:
             raise EngineError(f"client app: its reply to train has {len(records)} ArrayRecords; expected one")
         [found] = records
+        # Old client functions return lists, whose arrays Flower numbers.
         if list(found) != self._names and len(found) == len(self._names) and self._legacy:
             found = dict(zip(self._names, found.values(), strict=True))  # a list of arrays has no names
         missing = [name for name in self._names if name not in found]
@@ -140,6 +144,7 @@ class AppClient:
 
     @property
     def _legacy(self) -> bool:
+        # Private, but the one sign that tells a `client_fn` app from one with handlers.
         return self._app._call is not None
 
     def _ask(self, kind: str, arrays: Sequence[Array], config: Mapping[str, Any], node: Node) -> Any:
@@ -153,6 +158,8 @@ class AppClient:
             content = _instruction(kind, list(arrays), config)
         files = StateFiles(node.folder) if node.folder is not None else None
         if files is not None:
+            # A training begins with the state from before its round, even when it is repeated; an evaluation sees
+            # what training left.
             self._state = files.before(number) if kind == "train" else files.after(number)
         had_state = bool(len(self._state))
         context = flower.Context(
@@ -164,6 +171,7 @@ class AppClient:
         )
         reply = answered(self._app, flower_message(content, kind, node.number, number), context)
         self._state = context.state
+        # Most apps keep nothing; an app that emptied its state must have that kept, too.
         if files is not None and (len(context.state) or had_state):
             files.keep(number, context.state)
         return reply.content
@@ -171,6 +179,7 @@ class AppClient:
 
 def flower_message(content: Any, kind: str, node: int, number: int) -> Any:
     """Return a message of a round's to a node, as a SuperLink would hand it over."""
+    # Flower refuses to make a message without one, which a SuperLink sets otherwise. The numbers mean nothing here.
     identity = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
     identity.task_id, identity.run_id, identity.node_id = 1, 1, 1
     flower = importlib.import_module("flwr.app")
@@ -198,6 +207,7 @@ def _instruction(kind: str, arrays: list[Array], config: Mapping[str, Any]) -> A
 
 def _figures(reply: Any, kind: str) -> tuple[int, dict[str, Any]]:
     """Return examples and metrics of a reply's records; ``loss`` and ``accuracy`` also where the app calls them otherwise."""
+    # Whatever the app calls its record.
     metrics = {key: value for record in reply.metric_records.values() for key, value in record.items()}
     examples = next((metrics.pop(key) for key in (EXAMPLES, "num_examples") if key in metrics), None)
     if examples is None:
@@ -205,6 +215,7 @@ def _figures(reply: Any, kind: str) -> tuple[int, dict[str, Any]]:
             f"client app: its reply to {kind} has no metric {EXAMPLES!r}, by which updates are weighed "
             f"(found {', '.join(metrics)})"
         )
+    # Flower's templates answer with train_loss and eval_loss.
     losses = [key for key in metrics if "loss" in key]
     if "loss" not in metrics and losses:
         metrics["loss"] = metrics[losses[0]]

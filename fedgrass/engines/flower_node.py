@@ -18,7 +18,9 @@ from fedgrass.engines.base import Engine
 from fedgrass.errors import EngineError
 from fedgrass.files import write_atomically
 
+# 256 MB: protobuf itself ends at 2 GB, a gateway's memory far earlier.
 MAX_STATE_BYTES = 1 << 28
+# A round's own and the one before: what a repeated round may need.
 _MOST_FILES = 2
 
 PARTITION, PARTITIONS = "partition-id", "num-partitions"
@@ -57,6 +59,7 @@ class Node:
 
 def join(engine: Engine, node: Node) -> Engine:
     """Tell an engine whom it runs as, if it wants to know; returns the engine."""
+    # Duck typing, so that an engine from outside may ask for it as well.
     if hasattr(engine, "node"):
         engine.node = node
     return engine
@@ -105,6 +108,7 @@ class StateFiles:
                 self._path(found).unlink(missing_ok=True)
 
     def _read(self, path: Path) -> Any:
+        # Looked at before it is read, so that a damaged file cannot fill the memory.
         if path.stat().st_size > MAX_STATE_BYTES:
             raise EngineError(f"{path}: a client app's state of more than {MAX_STATE_BYTES >> 20} MB; remove it")
         try:

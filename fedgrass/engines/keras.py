@@ -124,13 +124,17 @@ class KerasEngine(OutputEngine):
         _use_threads(threads)
         self._model = _build(builder)
         self._variables = the_manifests(_variables(self._model), self.manifest, builder)
+        # Unlike the LiteRT exporter this engine trains the model as built, so it has to know what the last layer
+        # gives.
         self._logits = getattr(self._model.layers[-1], "activation", None) not in (
             keras.activations.softmax,
             keras.activations.sigmoid,
         )
         self._loss = loss_object(self.manifest.loss, self.manifest.loss_options, from_logits=self._logits)
+        # Variables, not constants: the compiled step reads what each round assigns.
         self._anchor = [tf.Variable(variable) for variable in self._trained()]
         self._scalars = [tf.Variable(0.0) for _ in range(2)]
+        # State of Keras' random layers: part of a checkpoint, or a resumed training would drop other units.
         self._draws = [v for v in self._model.variables if v.path.endswith("seed_generator_state")]
         self.set_parameters(bundle.parameters())
 
@@ -144,18 +148,21 @@ class KerasEngine(OutputEngine):
             self._variables[name].assign(value)
 
     def _trained(self) -> list[keras.Variable]:
+        # A variable that the manifest does not name is frozen: nobody would carry its change to the cloud.
         return [v for v in self._model.trainable_variables if any(v is known for known in self._variables.values())]
 
     def _begin(self, settings: FitSettings) -> None:
         trained = self._trained()
         for anchor, variable in zip(self._anchor, trained, strict=True):
             anchor.assign(variable)
+        # As variables, so that another round's values do not trace the step again.
         for scalar, value in zip(self._scalars, (settings.proximal_mu, settings.clip_norm), strict=True):
             scalar.assign(value)
         given = settings.correction or {}
         names = {id(variable): name for name, variable in self._variables.items()}
         self._added = [given.get(names[id(variable)]) for variable in trained] if given else [None] * len(trained)
         for index, draw in enumerate(self._draws):
+            # The index keeps two Dropout layers from drawing the same mask.
             draw.assign([settings.masks_seed(), index])
         self._optimizer = optimizer_object(self.manifest.optimizer, settings.learning_rate)
         self._optimizer.build(trained)
@@ -171,6 +178,7 @@ class KerasEngine(OutputEngine):
             gradient + mu * (variable - anchor)
             for gradient, variable, anchor in zip(tape.gradient(loss, trained), trained, self._anchor, strict=True)
         ]
+        # After the proximal term and before clipping, as the LiteRT graph has it.
         gradients = [g if added is None else g + added for g, added in zip(gradients, self._added, strict=True)]
         norm = tf.linalg.global_norm(gradients)
         scale = tf.where((clip > 0) & (norm > clip), clip / norm, 1.0)
@@ -186,6 +194,7 @@ class KerasEngine(OutputEngine):
         self._optimizer.learning_rate = rate
 
     def _outputs(self, x: Array) -> Array:
+        # Called directly: `predict` would build a data pipeline for each batch.
         outputs = np.asarray(self._model(np.asarray(x, self.manifest.x.dtype), training=False))
         if self.manifest.loss not in CLASSIFIERS or not self._logits:
             return outputs
@@ -216,6 +225,7 @@ def _build(builder: Builder) -> keras.Model:
 
 
 def _variables(model: keras.Model) -> dict[str, keras.Variable]:
+    # Counters and seeds are integers, and are not averaged.
     floats = [variable for variable in model.weights if str(variable.dtype) == "float32"]
     return {str(variable.path.removeprefix(f"{model.name}/")): variable for variable in floats}
 
@@ -234,6 +244,7 @@ def optimizer_object(settings: Optimizer, learning_rate: float) -> keras.optimiz
         "clipnorm": settings.clipnorm,
         "clipvalue": settings.clipvalue,
         "global_clipnorm": settings.global_clipnorm,
+        # To Keras 0 is a decay that is on, and costs a pass over all variables.
         "weight_decay": settings.decay or None,
     }
     if settings.name in ("adam", "adamw"):

@@ -20,10 +20,13 @@ try:
 except ImportError as error:
     raise EngineError("engine litert: ai-edge-litert is not installed; pip install 'fedgrass[edge]'") from error
 
+# What every bundle's graph must have; others (`train_plain`, `begin_plain`) are there since later exporters.
 _SIGNATURES = ("train", "evaluate", "infer", "begin_round", "read_parameters", "write_parameters")
+# Weight of an example that is to teach nothing but counts in the mean; a normal float32.
 _LEAST_WEIGHT = 1e-30
 _SLIGHT = 2.0**-20
 """A proximal term's strength that is nothing beside a gradient."""
+# Plain SGD has no state, so its graph has neither.
 _OPTIMIZER = ("read_optimizer", "write_optimizer")
 
 
@@ -53,6 +56,7 @@ class LiteRTEngine(BatchEngine):
             )
         super().__init__(bundle)
         try:
+            # Any, as the package comes without types.
             self._interpreter: Any = Interpreter(model_path=str(bundle.path(GRAPH)), num_threads=threads)
         except (ValueError, RuntimeError) as error:
             raise BundleError(f"{bundle.path(GRAPH)}: LiteRT cannot load it ({error})") from error
@@ -63,6 +67,7 @@ class LiteRTEngine(BatchEngine):
         self._weights = np.repeat(np.array([1, 0], np.float32), self.manifest.batch_size)
         stored = bundle.stored_parameters()
         self.set_parameters(dict(stored))
+        # While the parameters are the bundle's own, its file is the copy to fall back on, and none is kept in memory.
         self._held_on_disk: Mapping[str, Array] | None = stored
 
     def get_parameters(self) -> Parameters:
@@ -153,9 +158,11 @@ class LiteRTEngine(BatchEngine):
         self.set_parameters(present)
 
     def _step(self, batch: Batch) -> float:
+        # The first step changes the variables, and with them what was lent ends.
         if self._lent:  # until now
             self._signatures["read_parameters"].release()
             self._lent = False
+        # The learning rate and the two strengths are set at the first step and when they change.
         loss = self._train(**self._padded(batch), **self._unset)["loss"]
         self._unset = {}  # inputs keep their values
         return float(loss)
@@ -212,6 +219,7 @@ class LiteRTEngine(BatchEngine):
                 f"{name}: the graph lacks signature {missing[0]!r}; export the model with `fedgrass model export`"
             )
         runners = {key: Signature(self._interpreter.get_signature_runner(key)) for key in found}
+        # The exporter names the inputs p0, p1, …: their order and shapes are all that ties them to the manifest.
         inputs = runners["write_parameters"].input_shapes
         shapes = [inputs.get(f"p{i}") for i in range(len(inputs))]
         if shapes != [p.shape for p in self.manifest.parameters]:

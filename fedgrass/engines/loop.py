@@ -20,6 +20,7 @@ from fedgrass.engines.weights import weighted
 from fedgrass.errors import DataError, DivergedError, EngineError
 from fedgrass.tensors import Array
 
+# Scalars that are looked at together.
 _BLOCK = 1 << 20
 
 
@@ -116,11 +117,13 @@ class BatchEngine(ABC):
         """
         check_dataset(data, self.manifest)
         data = weighted(data, settings.class_weight, self.manifest)
+        # Taken before anything changes: what the engine is left with if the training fails.
         base = self._base()
         self._begin(settings)
         state = resume or FitState(0, {})
         try:
             if resume is not None:
+                # After `_begin`, so that the proximal term's anchor stays the base, not the checkpoint.
                 self.set_parameters(dict(resume.parameters))
                 self._set_optimizer_state(resume.optimizer)
             while state.epoch < settings.epochs:
@@ -145,6 +148,7 @@ class BatchEngine(ABC):
         loss = right = examples = 0.0
         tally = Tally(self.manifest)
         for batch in data.batches(self.manifest.batch_size):
+            # Checked while it is read, not before: evaluating reads each example once.
             if not isinstance(data, Checked):
                 check_batch(batch, self.manifest, first=int(examples), origin=origin_in(data))
             judged = self._judged(batch)
@@ -164,14 +168,17 @@ class BatchEngine(ABC):
         """Do the rest of an epoch. Between epochs, without hooks, nobody looks at the parameters: they stay where they are."""
         epoch, total, examples, step = begun.epoch, begun.loss_sum, 0, 0
         for batch in data.batches(self._batch_size(data), seed=settings.epoch_seed(epoch)):
+            # Counted for skipped batches too: the mean loss is over the whole epoch's examples.
             examples += len(batch.x)
             step += 1
+            # Done before a restart. The order is the seed's, so skipping leads to the very batch that was next.
             if step <= begun.step:
                 continue
             if self.manifest.optimizer.schedule is not None:
                 done = begun.steps + step - begun.step - 1
                 self._set_rate(self.manifest.optimizer.rate_at(settings.learning_rate, done))
             loss = self._step(batch)
+            # At every step: one more would write NaN into all parameters.
             if not math.isfinite(loss):
                 raise self._diverged(f"loss is {loss} in epoch {epoch + 1}, step {step}")
             total += loss * len(batch.x)
@@ -181,6 +188,7 @@ class BatchEngine(ABC):
                 hooks.after_batch(epoch, step)
             except StopTraining:
                 steps = begun.steps + step - begun.step
+                # The state before the epoch with the place within it: enough to go on at the next batch.
                 hooks.stopped(replace(begun, step=step, loss_sum=total, steps=steps, **self._held(keep=hooks.keep)))
                 raise
         state = FitState(
@@ -189,6 +197,7 @@ class BatchEngine(ABC):
             losses=[*begun.losses, total / max(examples, 1)],
             steps=begun.steps + step - begun.step,
         )
+        # Reading the parameters copies the whole model, so it is done only if somebody looks or it is over.
         if hooks is not None or state.epoch == settings.epochs:
             state = replace(state, **self._held(keep=hooks is None or hooks.keep))
             self._require_finite(state.parameters)

@@ -20,6 +20,7 @@ CLASSIFIERS = (
 )
 """Losses for which accuracy means something."""
 
+# Keras' epsilon: probabilities and denominators are kept this far from 0.
 _SMALLEST = 1e-7
 _ROUNDING = 1e-2
 """By how much float32 probabilities of many classes may add up to another sum than 1."""
@@ -35,6 +36,7 @@ def correct(loss: Loss, output: Array, y: Array) -> Array:
     y
         [n, …]: labels as the loss takes them.
     """
+    # Argmax is the same of logits and of probabilities.
     if loss == "sparse_categorical_crossentropy":
         return _per_example(output.argmax(axis=-1) == y)
     if loss in ("categorical_crossentropy", "categorical_focal_crossentropy"):
@@ -72,18 +74,21 @@ def losses(loss: Loss, output: Array, y: Array, options: LossOptions | None = No
     """
     output, options = np.asarray(output, np.float64), options or LossOptions()
     if loss in CLASSIFIERS:
+        # As Keras clips: a confident wrong answer costs 16, not infinity.
         output = np.clip(output, _SMALLEST, 1 - _SMALLEST)
     if loss == "sparse_categorical_crossentropy":
         chosen: Array = np.take_along_axis(output, np.asarray(y)[..., np.newaxis], axis=-1)
         return _per_example(-np.log(chosen[..., 0]))
     y = np.asarray(y, np.float64).reshape(output.shape)
     if options.label_smoothing and loss in CLASSIFIERS:
+        # Smoothing moves a share to the uniform distribution over the classes.
         classes = 2 if loss in BINARY else output.shape[-1]
         y = np.asarray(y * (1 - options.label_smoothing) + options.label_smoothing / classes)
     return _per_example(_FORMULAS[loss](output, y, options))
 
 
 def _focal(p: Array, y: Array, options: LossOptions) -> Array:
+    # Lin et al., "Focal loss for dense object detection", ICCV 2017: easy examples weigh (1 - p)^γ.
     missed = 1 - (y * p + (1 - y) * (1 - p))
     balance = y * options.alpha + (1 - y) * (1 - options.alpha) if options.apply_class_balancing else 1.0
     return np.asarray(balance * missed**options.gamma * _binary(p, y, options))
@@ -95,11 +100,13 @@ def _binary(p: Array, y: Array, _: LossOptions) -> Array:
 
 def _huber(output: Array, y: Array, options: LossOptions) -> Array:
     difference = np.abs(output - y)
+    # Quadratic up to delta, linear beyond, in one formula.
     inner = np.minimum(difference, options.delta)
     return np.asarray(inner * (difference - inner / 2))
 
 
 def _hinge(output: Array, y: Array, _: LossOptions) -> Array:
+    # Keras takes labels of 0 and 1 as well as -1 and 1.
     signs = 2 * y - 1 if np.isin(y, (0, 1)).all() else y
     return np.asarray(np.maximum(1 - signs * output, 0))
 
@@ -131,6 +138,7 @@ _FORMULAS: dict[Loss, Callable[[Array, Array, LossOptions], Array]] = {
     "mean_squared_logarithmic_error": lambda p, y, _: (
         (np.log1p(np.maximum(p, _SMALLEST)) - np.log1p(np.maximum(y, _SMALLEST))) ** 2
     ),
+    # By logaddexp, since cosh of a large difference overflows.
     "log_cosh": lambda p, y, _: np.logaddexp(p - y, y - p) - np.log(2),
     "poisson": lambda p, y, _: p - y * np.log(p + _SMALLEST),
     "kl_divergence": _kl_divergence,
@@ -146,6 +154,7 @@ def probabilities(loss: Loss, output: Array) -> Array:
     """Return a classifier's output as probabilities, be it these or logits; another model's as it is."""
     if loss not in CLASSIFIERS or not output.size:
         return output
+    # A model may end in a softmax or not; its file does not say which.
     shares = bool(output.min() >= 0 and output.max() <= 1)
     if loss in BINARY:
         return output if shares else sigmoid(output)
@@ -154,6 +163,7 @@ def probabilities(loss: Loss, output: Array) -> Array:
 
 def softmax(logits: Array) -> Array:
     """Return probabilities [n, classes]."""
+    # The largest exponent is 0, so nothing overflows.
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
 

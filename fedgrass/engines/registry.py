@@ -32,6 +32,7 @@ def open_engine(name: str, bundle: Bundle, *, threads: int = 1, builder: str | C
     """
     if ":" in name:
         with own_code(f"engine {name!r}"):
+            # An engine of the user's own knows its model: it is given no builder.
             engine: Engine = named(name, setting="engine")(bundle, threads=threads)
         return engine
     try:

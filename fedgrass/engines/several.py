@@ -57,15 +57,18 @@ def _checked(arrays: Mapping[str, Array], part: TensorDescription) -> Array:
     if part.name not in arrays:
         raise DataError(f"lacks array {part.name!r}; it has {', '.join(sorted(arrays)) or 'none'}")
     array = arrays[part.name]
+    # One value per example may come as [n] or [n, 1]; both mean the same row.
     if array.shape[1:] != part.shape and not (part.size == 1 and array.shape[1:] in ((), (1,))):
         raise DataError(
             f"{part.name!r} has shape {list(array.shape[1:])} for an example, the model takes {list(part.shape)}"
         )
     wanted = np.dtype(part.dtype)
+    # Integers may become floats; floats would lose their fraction as integers.
     if array.dtype.kind not in ("iub" if wanted.kind in "iub" else "fiub"):
         raise DataError(f"{part.name!r} has dtype {array.dtype}, the model takes {part.dtype}; convert it")
     if wanted.kind in "iu":
         info = np.iinfo(wanted)
+        # A row is float32, so a token id beyond 2**24 would become its neighbour.
         low, high = max(info.min, -EXACT_BELOW), min(info.max, EXACT_BELOW)
         if array.size and (array.min() < low or array.max() > high):
             raise DataError(f"{part.name!r} has values from {array.min()} to {array.max()}; {low} to {high} can be")

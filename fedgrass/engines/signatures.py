@@ -35,6 +35,7 @@ class Signature:
     """
 
     def __init__(self, runner: Any) -> None:
+        # Kept although it is never called: the tensors belong to its interpreter.
         self._runner = runner
         self._allocated = False
         self._interpreter = runner._interpreter_wrapper
@@ -44,6 +45,7 @@ class Signature:
         names = [
             self._interpreter.TensorName(i, self._subgraph) for i in range(self._interpreter.NumTensors(self._subgraph))
         ]
+        # The exporter removes all other names, so this one is a message to the engine.
         self._passing = [index for index, name in enumerate(names) if name == PASSING.decode()]
 
     def __call__(self, **inputs: Array | np.generic) -> dict[str, Array]:
@@ -99,6 +101,7 @@ class Signature:
     def _run(self, inputs: Mapping[str, Array | np.generic]) -> None:
         if not self._allocated:
             if missing := self.inputs.keys() - inputs.keys():
+                # Memory that was never written holds anything, and LiteRT would train on it.
                 raise ValueError(f"input {min(missing)!r} was never set")
             # Once: allocating again would forget the inputs that a call leaves out.
             self._interpreter.AllocateTensors(self._subgraph)
@@ -126,6 +129,7 @@ def drop_pages(array: Array) -> None:
     """
     if array.nbytes < LEAST_PASSING:
         return
+    # Rounded inwards: a page at either end is shared with other tensors.
     begin = -(-array.ctypes.data // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (array.ctypes.data + array.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     _libc.madvise(begin, end - begin, mmap.MADV_DONTNEED)

@@ -85,6 +85,7 @@ class SklearnEngine(OutputEngine):
         super().__init__(bundle)
         require_one_of_each(self.manifest, "sklearn")
         manifest = self.manifest
+        # A sigmoid's bundle has one output for two classes.
         classes = 2 if manifest.loss == "binary_crossentropy" else manifest.output.size
         task = Task(manifest.x.size, classes, manifest.output.size, manifest.optimizer)
         self._learner, self._class_weight = _learner(builder, task, manifest)
@@ -176,6 +177,7 @@ class SklearnEngine(OutputEngine):
         self._learner.begin(settings)
 
     def _step(self, batch: Batch) -> float:
+        # Before the step, as the other engines report it.
         before = self._loss(batch)
         try:
             self._learner.step(replace(batch, x=self._flat(batch.x), y=self._targets(batch.y)))
@@ -197,6 +199,7 @@ class SklearnEngine(OutputEngine):
         if self.manifest.loss == "sparse_categorical_crossentropy":
             return outputs
         if self.manifest.loss == "binary_crossentropy":
+            # The probability of the second class is what a sigmoid would give.
             outputs = outputs[:, 1]
         return outputs.reshape(-1, *self.manifest.output.shape)
 

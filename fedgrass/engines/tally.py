@@ -31,6 +31,7 @@ MOST_SCORES = 1 << 22
 _MOST_LABELS = 1024
 """Labels of which the area is computed: each one's scores are sorted."""
 
+# Outputs that are gathered before they are counted: NumPy's cost for each call outweighs the work on one small batch.
 _VALUES_AT_ONCE = 1 << 18
 
 
@@ -62,6 +63,7 @@ class Tally:
         if not self._waiting:
             return
         outputs, ys, anomalies = zip(*self._waiting, strict=True)
+        # Data without anomalies marked are all normal.
         known = [np.zeros(len(y), bool) if a is None else np.asarray(a) > 0 for y, a in zip(ys, anomalies, strict=True)]
         self._counts.add(np.concatenate(outputs), np.concatenate(ys), np.concatenate(known))
         self._waiting, self._values = [], 0
@@ -74,6 +76,7 @@ class _Classes:
         self._classes, self._sparse = classes, sparse
         self._rows = 0
         self._right, self._given, self._true = (np.zeros(classes, np.int64) for _ in range(3))
+        # Of two classes the second's scores say all; the first's are their complement.
         self._scores = _Scores(1 if classes == 2 else classes)
 
     def add(self, output: Array, y: Array, _: Array) -> None:
@@ -138,6 +141,7 @@ class _Values:
         y = np.asarray(y, np.float64).reshape(output.shape)
         squares = (output - y) ** 2
         rows, mean = len(y), y.mean(axis=0)
+        # Chan, Golub and LeVeque (1979): the spread about a running mean, without a difference of large sums.
         apart, total = mean - self._mean, self._rows + rows
         self._spread += ((y - mean) ** 2).sum(axis=0) + apart**2 * self._rows * rows / total
         self._mean += apart * rows / total
@@ -152,11 +156,13 @@ class _Values:
         normal = errors[~anomaly]
         for position, count in zip(*np.unique(_error_bins(normal), return_counts=True), strict=True):
             self._errors[int(position)] = self._errors.get(int(position), 0.0) + float(count)
+        # Beyond this the threshold comes from the first rows; the fleet's is of the bins, which hold all.
         if sum(map(len, self._exact)) < MOST_SCORES:
             self._exact.append(normal)
         self._anomaly.add(errors[:, np.newaxis], anomaly[:, np.newaxis])
 
     def sums(self) -> Sums | None:
+        # Figures for each output travel only while they fit into a message.
         few = len(self._mean) <= MOST_OUTPUTS
         columns = zip(self._mean.tolist(), self._spread.tolist(), self._squared.tolist(), strict=True)
         return Sums.model_construct(
@@ -171,11 +177,14 @@ class _Values:
 
     def figures(self) -> dict[str, float]:
         found = {"mae": self._absolute / self._rows, "rmse": float(np.sqrt(self._squared.mean() / self._rows))}
+        # R² compares with the mean of the rows, which one row equals.
         if self._rows >= 2:
+            # As scikit-learn: of a constant target R² is 1 where it is met, else 0.
             constant = np.where(self._squared == 0, 1.0, 0.0)
             spread = np.where(self._spread == 0, 1.0, self._spread)
             found["r2"] = float(np.where(self._spread == 0, constant, 1 - self._squared / spread).mean())
         if self._quantile is not None and self._exact and (normal := np.concatenate(self._exact)).size:
+            # The error that this share of normal rows stays below; what lies above counts as an anomaly.
             found["error_threshold"] = float(np.quantile(normal, self._quantile))
             found |= self._of_anomalies(found["error_threshold"])
         return found
@@ -214,6 +223,8 @@ class _Scores:
         places = _score_bins(scores, self._bins)
         for label in range(scores.shape[1]):
             for side, chosen in enumerate((true[:, label], ~true[:, label])):
+                # One bincount per label and side: a two-dimensional histogram would take memory for all labels at
+                # once.
                 self._histograms[side, label] += np.bincount(places[chosen, label], minlength=self._bins)
 
     def kept(self) -> tuple[Array, Array]:
@@ -252,6 +263,7 @@ def _area(scores: Array, true: Array) -> float | None:
 
 
 def _score_bins(scores: Array, bins: int) -> Array:
+    # Binned by logit: most scores lie near 0 and 1, where equal steps of probability would put them into one bin.
     p = np.clip(np.asarray(scores, np.float64), 1e-12, 1 - 1e-12)
     logits = np.log(p / (1 - p))
     places = np.floor((logits + SCORE_REACH) * (bins / (2 * SCORE_REACH)))
@@ -260,6 +272,7 @@ def _score_bins(scores: Array, bins: int) -> Array:
 
 def _error_bins(errors: Array) -> Array:
     smallest = ERROR_STEP**-ERROR_BINS
+    # Steps of a constant ratio, since errors span orders of magnitude.
     places = np.floor(np.log(np.maximum(errors, smallest)) / np.log(ERROR_STEP))
     return np.asarray(np.clip(places, -ERROR_BINS, ERROR_BINS), np.int64)
 
@@ -282,6 +295,7 @@ def _figures_of(kind: str, rows: int, counts: tuple[Array, Array, Array], scores
     )
     found = whole.figures()
     if (area := scores.area()) is not None:
+        # The exact area has no error of binning.
         found.pop("auc_error", None)
         found["auc"] = area
     return found

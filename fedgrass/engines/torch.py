@@ -40,6 +40,7 @@ _LOG = Log("fedgrass.engines.torch")
 
 _functional = torch.nn.functional
 _LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    # PyTorch wants the classes in the second axis, bundles have them in the last.
     "sparse_categorical_crossentropy": lambda output, y, **options: _functional.cross_entropy(
         output.movedim(-1, 1), y.long(), **options
     ),
@@ -91,6 +92,8 @@ class TorchEngine(OutputEngine):
         self._module = _build(builder)
         self._entries = the_manifests(_entries(self._module), self.manifest, builder)
         names = {name for name, parameter in self._module.named_parameters() if parameter.requires_grad}
+        # A parameter that the manifest does not name stays as the builder makes it: nobody would carry its change to
+        # the cloud.
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(name in names and name in self._entries)
         self._trained = [p for p in self._module.parameters() if p.requires_grad]
@@ -132,6 +135,7 @@ class TorchEngine(OutputEngine):
             self._entries[name].copy_(torch.from_numpy(np.array(value)))
 
     def _begin(self, settings: FitSettings) -> None:
+        # Dropout draws from PyTorch's one global generator.
         torch.manual_seed(settings.masks_seed())
         self._settings = settings
         self._anchor = [parameter.detach().clone() for parameter in self._trained]
@@ -149,6 +153,8 @@ class TorchEngine(OutputEngine):
         self._match_keras_epsilon()
         loss = self._loss(batch)
         loss.backward()
+        # Proximal term, then correction, then clipping: the order of the LiteRT graph, which the engines are compared
+        # with.
         if self._settings.proximal_mu:
             for parameter, anchor in zip(self._trained, self._anchor, strict=True):
                 parameter.grad += self._settings.proximal_mu * (parameter.detach() - anchor)
@@ -177,6 +183,8 @@ class TorchEngine(OutputEngine):
         return sum(head.weight * self._loss_of(head, output, y, batch.weights) for head, output, y in given)
 
     def _loss_of(self, head: Head, output: Any, labels: Array, weights: Array | None) -> Any:
+        # Weights are applied by hand: PyTorch's own `weight` divides by the sum of weights, Keras' mean by the number
+        # of examples.
         function, y = _LOSSES[head.loss], self._tensor(labels, head.y.dtype)
         if weights is None:
             return function(output, y)
@@ -219,6 +227,7 @@ class TorchEngine(OutputEngine):
         for parameter in self._trained:
             parameter.grad = torch.zeros_like(parameter)
         self._optimizer.step()
+        # By name within each parameter, so that the order is the same in the process that wrote the checkpoint.
         held = [value for entry in self._optimizer.state.values() for value in _values(entry)]
         draws = torch.get_rng_state()
         check_state(state, [tuple(value.shape) for value in (draws, *held)])
@@ -253,6 +262,7 @@ def _build(builder: Builder) -> torch.nn.Module:
     module = builder_of("torch", builder)()
     if not isinstance(module, torch.nn.Module):
         raise EngineError(f"builder {builder!r}: gave {type(module).__name__}, expected a torch.nn.Module")
+    # float64 modules train here as float32, which is what bundles hold; said once in the log.
     kinds = {str(value.dtype) for value in module.state_dict().values() if value.is_floating_point()}
     if odd := sorted(kinds - {"torch.float32"}):
         _LOG.log_event("parameters_cast", dtypes=", ".join(odd))

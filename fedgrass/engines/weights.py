@@ -36,6 +36,7 @@ def weighted(data: Dataset, class_weight: ClassWeight, manifest: Manifest) -> Da
     if not class_weight:
         return data
     count = _class_count(manifest)
+    # Counted on this device: each balances its own classes.
     if class_weight == "balanced":
         return _Weighted(data, _balanced(data, manifest, count), manifest)
     weights = np.ones(count, np.float32)
@@ -54,6 +55,7 @@ class _Weighted:
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
         for batch in self._data.batches(batch_size, seed=seed):
             weights = self._weights[_classes(batch.y, self._manifest)]
+            # An example's own weight and its class's multiply, as in Keras.
             yield replace(batch, weights=weights if batch.weights is None else weights * batch.weights)
 
 
@@ -98,6 +100,7 @@ def _balanced(data: Dataset, manifest: Manifest, count: int) -> Array:
     counts = np.zeros(count, np.int64)
     for batch in data.batches(manifest.batch_size):
         counts += np.bincount(_classes(batch.y, manifest), minlength=count)
+    # A class that does not occur has no weight to give, and would divide by zero.
     occurring = counts > 0
     weights = np.ones(count, np.float32)
     weights[occurring] = counts.sum() / (occurring.sum() * counts[occurring])

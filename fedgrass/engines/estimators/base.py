@@ -96,6 +96,7 @@ def refuse_terms(settings: FitSettings, kind: str, instead: str) -> None:
     instead
         What to do.
     """
+    # An estimator that ignored them would train another algorithm than the round's, and nobody would see it.
     for name, value in (("proximal_mu", settings.proximal_mu), ("gradient_clip_norm", settings.clip_norm)):
         if value:
             raise EngineError(

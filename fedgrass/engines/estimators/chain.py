@@ -63,6 +63,7 @@ class Chain(Learner):
 
     def begin(self, settings: FitSettings) -> None:
         """Begin to measure, or to train."""
+        # Decided once per round by what the base says, so all devices of a round do the same.
         self._learning = self._scaler[1] if self._scaler is not None and self.measuring else self.last
         self._learning.begin(settings)
 
@@ -84,6 +85,7 @@ class Chain(Learner):
 
     def _transformed(self, x: Array, until: Learner | None = None) -> Array:
         for _, step in self._steps:
+            # A scaler is measured on what the steps before it give, not on its own output.
             if step is until:
                 break
             x = np.asarray(step.transform(x), np.float64)

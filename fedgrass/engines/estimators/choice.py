@@ -69,6 +69,7 @@ def learner_for(model: Any, task: Task, loss: Loss | None = None) -> Learner:
     """
     if isinstance(model, Pipeline):
         return _chain(model, task, loss)
+    # Not isinstance: a subclass may override how it is fitted.
     if type(model) not in LEARNERS:
         known = ", ".join(kind.__name__ for kind in LEARNERS)
         raise EngineError(
@@ -83,6 +84,7 @@ def learner_for(model: Any, task: Task, loss: Loss | None = None) -> Learner:
 
 def _chain(model: Pipeline, task: Task, loss: Loss | None) -> Learner:
     steps: list[Step] = []
+    # One row of zeros is sent through the steps, to learn how many features each of them leaves.
     x = np.zeros((1, task.features))
     for name, step in model.steps[:-1]:
         if step is None or isinstance(step, str):  # passthrough
@@ -92,6 +94,7 @@ def _chain(model: Pipeline, task: Task, loss: Loss | None) -> Learner:
         steps.append((name, made))
     last_name, last = model.steps[-1]
     learner = learner_for(last, replace(task, features=x.shape[1]), loss)
+    # Without targets of its own it would have to give back x as it was before the other steps changed it.
     if isinstance(learner, Chain) or learner.reconstructs:
         raise EngineError(
             f"its last step {last_name!r} ({learner.kind}) cannot follow others; give a classifier or a regressor"
@@ -105,6 +108,8 @@ def _transformer(name: str, step: Any, features: int, earlier: list[Any]) -> Any
         if any(isinstance(one, Scaling) for one in earlier):
             raise EngineError(f"its step {name!r} is a second StandardScaler; a fleet measures one")
         return Scaling(step, Task(features, 0, 0))
+    # Fitted on local data, its columns would mean something else on each device, and their coefficients could not be
+    # averaged.
     if not fitted and step.__sklearn_tags__().requires_fit:
         raise EngineError(
             f"its step {name!r} ({type(step).__name__}) would be fitted otherwise on each device; give a StandardScaler, which "

@@ -23,6 +23,7 @@ _PRECISE = 1e-3
 """A variance that is less than so many squares of the mean that it is counted with is counted again, about that mean."""
 _CONSTANT = 1e-6
 """A spread below so many means is float32's rounding of a column that is constant."""
+# Stands for a variance of 0 where a logarithm or a quotient of it is taken.
 _TINY = 1e-300
 
 
@@ -31,6 +32,7 @@ class Counted(Learner):
 
     def __init__(self, model: Any, task: Task, groups: tuple[int, ...], names: Sequence[str]) -> None:
         super().__init__(model, task)
+        # `groups` is the number of classes or clusters, or nothing where there is one set of sums.
         wide = (*groups, task.features)
         shapes = {"shares": groups or (1,), "sums": wide, "squares": wide, "origin": wide}
         self.found = {name: np.zeros(shapes[name]) for name in names}
@@ -53,7 +55,10 @@ class Counted(Learner):
 
     def begin(self, settings: FitSettings) -> None:
         """Count from zero, about what the base says the means are."""
+        # Counting has no gradient that could be clipped or pulled.
         refuse_terms(settings, self.kind, "leave it out")
+        # Rounded to float32, as the cloud and the other devices will have it: else the sums would be about another
+        # point.
         self.found = self.found | {"origin": rounded(self.means())}
         self._sums = {name: np.zeros_like(value) for name, value in self.found.items() if name != "origin"}
         self._count = 0.0
@@ -61,6 +66,7 @@ class Counted(Learner):
     def means(self) -> Array:
         """Return the means that the sums say; where nothing was counted, the origin."""
         shares = self.found["shares"].reshape(-1, *[1] * (self.found["sums"].ndim - 1))
+        # A class or cluster that nobody has an example of stays at the origin.
         apart = np.divide(self.found["sums"], shares, out=np.zeros_like(self.found["sums"]), where=shares > 0)
         return np.asarray(self.found["origin"] + apart)
 
@@ -76,6 +82,8 @@ class Counted(Learner):
         self.found = self.found | {"origin": np.array(state[-1])}
 
     def _told(self) -> None:
+        # Divided by this device's examples: the aggregation weights by them, which gives the sums over the fleet
+        # again.
         self.found = self.found | {name: value / self._count for name, value in self._sums.items()}
         self._apply()
 
@@ -116,6 +124,7 @@ class Bayes(Counted):
 
     def _apply(self) -> None:
         """Set the fitted attributes as ``fit`` does on all examples in one place."""
+        # Noise or a strategy's step may leave a share below zero.
         model, shares = self.model, np.maximum(self.found["shares"], 0)
         model.classes_, model.n_features_in_ = np.arange(self.task.classes), self.task.features
         counted = shares[:, np.newaxis] > 0
@@ -124,11 +133,15 @@ class Bayes(Counted):
             for name in ("sums", "squares")
         )
         model.theta_ = self.found["origin"] + first
+        # Var(x) = E[(x - o)²] - E[x - o]², which does not depend on the origin o.
         within = np.maximum(second - first**2, 0)
+        # The law of total variance: within the classes plus between their means, as scikit-learn takes it of all
+        # data.
         between = (shares[:, np.newaxis] * (model.theta_ - shares @ model.theta_) ** 2).sum(axis=0)
         model.epsilon_ = model.var_smoothing * float((shares @ within + between).max())
         model.var_ = np.maximum(within + model.epsilon_, _TINY) if counted.any() else np.ones_like(within)
         model.class_count_ = shares
+        # A fleet's first model has counted nothing and must still be able to predict.
         alike = np.full(len(shares), 1 / len(shares))
         model.class_prior_ = shares / shares.sum() if counted.any() else alike
         if model.priors is not None:
@@ -176,6 +189,7 @@ class Clusters(Counted):
     def step(self, batch: Batch) -> None:
         """Move each centre to the mean of all that it was given so far."""
         _refuse_weights(batch)
+        # Both change in place, so each batch sees the centres that the batches before it have moved.
         counts, sums = self._sums["shares"], self._sums["sums"]
         chosen = _nearest(batch.x, self.model.cluster_centers_)
         for label in np.unique(chosen):
@@ -220,7 +234,9 @@ class Scaling(Counted):
         """Whether the figures are known, and to float32's precision: else another round has to count."""
         counted = bool(self.found["shares"][0] > 0)
         variance = self.found["squares"] - self.found["sums"] ** 2
+        # Both figures travelled as float32: a small difference of two large ones has lost its digits.
         precise = bool((variance >= _PRECISE * self.found["sums"] ** 2).all())
+        # With an origin other than 0 the second counting is over, and there is nothing more to gain.
         return counted and (precise or bool(self.found["origin"].any()))
 
     def step(self, batch: Batch) -> None:
@@ -248,7 +264,9 @@ class Scaling(Counted):
         scale = np.sqrt(variance)
         self.model.mean_ = mean if self.model.with_mean else None
         self.model.var_ = variance if self.model.with_std else None
+        # scikit-learn divides a constant column by 1, not by its rounding.
         self.model.scale_ = np.where(scale <= _CONSTANT * np.abs(mean), 1.0, scale) if self.model.with_std else None
+        # Any number will do: `transform` only wants to see that it was fitted.
         self.model.n_features_in_, self.model.n_samples_seen_ = self.task.features, 1
 
 

@@ -38,17 +38,21 @@ class Fitted(Learner):
             )
         rows = task.outputs
         if self._classifier:
+            # scikit-learn keeps one row of coefficients for two classes.
             rows = 1 if task.classes == 2 else task.classes
         self._rows = rows
+        # And for a regressor of one target a vector and a plain number.
         self._flat = not self._classifier and rows == 1
         self.load(
             {"coef": np.zeros(task.features if self._flat else (rows, task.features)), "intercept": np.zeros(rows)}
         )
+        # Else each round would start from zeros, and the fleet's coefficients would count for nothing.
         if "warm_start" in model.get_params():
             model.set_params(warm_start=True)
 
     def arrays(self) -> dict[str, Array]:
         """Return coefficients, as the estimator has them, and one intercept for each output."""
+        # With fit_intercept=False a regressor's is the number 0.0, whatever the rows.
         intercept = np.broadcast_to(np.atleast_1d(np.asarray(self.model.intercept_, np.float64)), (self._rows,))
         return {"coef": np.asarray(self.model.coef_, np.float64), "intercept": intercept}
 
@@ -72,6 +76,8 @@ class Fitted(Learner):
         """Fit to all examples. A classifier knows of all classes, however few of them the device has."""
         x, y, given = batch.x, batch.y, {}
         if self._classifier:
+            # scikit-learn would fit fewer rows for a device that lacks a class, which could not be averaged with the
+            # others'.
             absent = np.setdiff1d(np.arange(self.task.classes), y)
             weights = np.ones(len(x)) if batch.weights is None else np.asarray(batch.weights, np.float64)
             x, y = np.concatenate([x, np.zeros((len(absent), x.shape[1]))]), np.concatenate([y, absent])

@@ -41,17 +41,22 @@ class Stepped(Learner):
         """Take the estimator's own step on a batch, clip it, and pull it towards the anchor."""
         before = self._copies()
         given = {} if batch.weights is None else {"sample_weight": batch.weights}
+        # A linear model makes one update per example, a perceptron one per batch; bounds and pull scale with that.
         updates = self._updates_of(len(batch.x))
         try:
             self.model.partial_fit(batch.x, batch.y, **given)
+        # `sample_weight` came to the perceptrons' partial_fit in scikit-learn 1.7.
         except TypeError as error:
             raise EngineError(
                 "engine sklearn: this scikit-learn's perceptrons take no weights; set fit.class_weight to null, or use 1.7"
             ) from error
+        # Clipped before it is pulled: clipping bounds what the data did, as in the engines with gradients.
         self._shorten(before, updates)
         pull = self._settings.learning_rate * self._settings.proximal_mu * updates
         if pull:
             for name, value in self.arrays().items():
+                # argmin of ‖w - v‖² / 2 + pull · ‖w - a‖² / 2: stable for any strength, where a plain step would
+                # overshoot.
                 value[...] = (value + pull * self._anchor[name]) / (1 + pull)
 
     def load(self, arrays: Mapping[str, Array]) -> None:
@@ -81,6 +86,7 @@ class Stepped(Learner):
         """Bring the estimator's arrays, and a fresh solver, into being by a step that changes nothing."""
         x = np.zeros((1, self.task.features))
         if self._classifies:
+            # All classes are named now: later calls may not add any.
             self.model.partial_fit(x, np.zeros(1, int), classes=np.arange(self.task.classes))
         else:
             self.model.partial_fit(x, np.zeros((1, self.task.outputs)) if self.task.outputs > 1 else np.zeros(1))
@@ -136,6 +142,7 @@ class Perceptron(Stepped):
 
     def state(self) -> list[Array]:
         """Return the solver's moments."""
+        # Private: scikit-learn offers no other way to keep a solver's moments over a restart.
         solver = self.model._optimizer
         if self.model.solver == "adam":
             return [np.array(solver.t), *map(np.array, solver.ms), *map(np.array, solver.vs)]
@@ -155,9 +162,11 @@ class Perceptron(Stepped):
         self._renew()
         solver = self.model._optimizer
         solver.learning_rate_init = solver.learning_rate = rate
+        # The step that made the solver has left its trace in the moments and in Adam's counter.
         self.restore([np.zeros_like(value) for value in self.state()])
 
     def _updates_of(self, examples: int) -> int:
+        # partial_fit cuts what it is given into batches of this size, and must see one.
         self.model.batch_size = examples
         return 1
 
@@ -173,5 +182,6 @@ class Perceptron(Stepped):
             learning_rate_init=_NO_STEP,
             batch_size=1,
         )
+        # partial_fit makes a solver only where there is none, and would go on with the old settings.
         self.model.__dict__.pop("_optimizer", None)
         self._prime()
