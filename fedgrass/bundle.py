@@ -32,20 +32,30 @@ Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from fedgrass.bounds import MAX_HEADER_BYTES, MAX_TENSORS
-from fedgrass.errors import BundleError, first_problem
+from fedgrass.bounds import MAX_HEADER_BYTES
+from fedgrass.errors import BundleError
 from fedgrass.files import sha256_of, write_atomically
 from fedgrass.interface import Head as Head
 from fedgrass.interface import TensorDescription as TensorDescription
-from fedgrass.interface import problem_of
+from fedgrass.manifest import ARCHITECTURE as ARCHITECTURE
+from fedgrass.manifest import GRAPH as GRAPH
+from fedgrass.manifest import INFERENCE as INFERENCE
+from fedgrass.manifest import INFERENCE_INT8 as INFERENCE_INT8
+from fedgrass.manifest import MANIFEST as MANIFEST
+from fedgrass.manifest import MAX_MANIFEST_BYTES as MAX_MANIFEST_BYTES
+from fedgrass.manifest import PARAMETERS as PARAMETERS
+from fedgrass.manifest import Constant as Constant
+from fedgrass.manifest import DataDescription as DataDescription
+from fedgrass.manifest import FileDescription as FileDescription
+from fedgrass.manifest import Manifest as Manifest
+from fedgrass.manifest import Native as Native
+from fedgrass.manifest import SelfTest as SelfTest
+from fedgrass.manifest import Statistic as Statistic
+from fedgrass.manifest import parse_manifest as parse_manifest
 from fedgrass.objectives import Loss as Loss
 from fedgrass.objectives import LossOptions as LossOptions
 from fedgrass.objectives import Optimizer as Optimizer
@@ -55,26 +65,8 @@ from fedgrass.objectives import Schedule as Schedule
 if TYPE_CHECKING:
     from fedgrass.tensors import Array
 
-GRAPH = "model.tflite"
-PARAMETERS = "parameters.safetensors"
-INFERENCE = "inference.tflite"
-INFERENCE_INT8 = "inference_int8.tflite"
-ARCHITECTURE = "architecture.json"
-MANIFEST = "model.json"
-
-MAX_MANIFEST_BYTES = 4 << 20
-
 Parameters = dict[str, "Array"]
 """Parameter tensors by name, in the manifest's order."""
-
-Statistic = Literal["mean", "variance"]
-"""What a parameter that no gradient trains measures (`fedgrass.statistics`); a ``variance`` is never below zero."""
-
-Native = Literal["float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
-"""A dtype that a parameter has in the model's own code, where that is not float32."""
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Version = Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,9}\.\d{1,6}$")]
 
 
 class InitialParameters(dict[str, "Array"]):
@@ -86,193 +78,6 @@ class InitialParameters(dict[str, "Array"]):
         super().__init__(parameters)
         self.statistics = statistics
         self.local = local
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class SelfTest(_Model):
-    """What `fedgrass.authoring.self_test` found when the bundle was exported: relative differences from the framework.
-
-    None where there was nothing to compare with: a SavedModel does not train.
-    """
-
-    steps: int = Field(ge=1)
-    loss: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    parameters: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    output: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-
-
-class Constant(_Model):
-    """Where a parameter lies in ``inference.tflite``: its little-endian bytes, with axes permuted as by `numpy.transpose`."""
-
-    parameter: str
-    offset: int = Field(ge=0)
-    axes: tuple[Annotated[int, Field(ge=0, lt=8)], ...] = Field(max_length=8)
-
-
-class DataDescription(_Model):
-    """How devices find x and y in their tables and images: part of the model, so that all devices read alike."""
-
-    columns: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
-        default=(), max_length=65536, description="Names of x's columns, in row-major order; (): by place"
-    )
-    labels: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
-        default=(), max_length=65536, description="Names of y's columns; (): the last ones"
-    )
-    means: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(
-        default=(), max_length=65536, description="The fleet's mean of each column of x, to fill in missing values"
-    )
-    pixels: tuple[float, float] | None = Field(
-        default=None, description="What x holds for black and for white; None: 0 and 1, or the range of a whole dtype"
-    )
-
-
-class FileDescription(_Model):
-    """A file of the bundle."""
-
-    sha256: Sha256
-    bytes: int = Field(ge=0)
-
-
-class Manifest(_Model):
-    """``model.json``: what the graph expects, and what the bundle's files must be."""
-
-    schema_: Literal[1] = Field(default=1, alias="schema")
-    name: str = Field(min_length=1, max_length=100)
-    version: Version = "1.0.0"
-    batch_size: int = Field(ge=1, le=65536)
-    x: TensorDescription
-    y: TensorDescription
-    output: TensorDescription
-    inputs: tuple[TensorDescription, ...] = Field(
-        default=(),
-        max_length=64,
-        description="Several inputs, one after another in the row that x is; (): x is the input",
-    )
-    outputs: tuple[Head, ...] = Field(
-        default=(), max_length=64, description="Several outputs, one after another in the rows that y and output are"
-    )
-    class_names: tuple[str, ...] = ()
-    data: DataDescription = DataDescription()
-    loss: Loss
-    loss_options: LossOptions = LossOptions()
-    optimizer: Optimizer = Optimizer()
-    self_test: SelfTest | None = None
-    vocabulary: int | None = Field(
-        default=None, ge=1, description="Tokens in x are from 0 to one less; None: not known"
-    )
-    vocabularies: dict[str, int] = Field(default={}, description="The same of several inputs, by name")
-    parameters: tuple[TensorDescription, ...] = Field(min_length=1, max_length=MAX_TENSORS)
-    frozen: tuple[str, ...] = ()
-    statistics: dict[str, Statistic] | None = Field(
-        default=None,
-        description="Which parameters are statistics, averaged and never stepped; None: written before this was said",
-    )
-    native: dict[str, Native] | None = Field(
-        default=None,
-        description="What the model's own code holds of a parameter that travels as float32: its dtype there",
-    )
-    local: tuple[str, ...] | None = Field(
-        default=None,
-        max_length=MAX_TENSORS,
-        description="What does not travel. Of the parameters: each device trains and keeps its own; other state it has as "
-        "its builder makes it",
-    )
-    loss_mean: Literal["weights", "examples"] = Field(
-        default="weights",
-        description="What the graph divides a batch's weighted losses by: the sum of weights, or (as Keras) the examples",
-    )
-    anomaly_quantile: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="Of a model that reconstructs its input: the share of normal examples' errors below its threshold",
-    )
-    constants: tuple[Constant, ...] = Field(default=(), max_length=MAX_TENSORS)
-    files: dict[str, FileDescription]
-
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
-
-    @model_validator(mode="after")
-    def _names_are_unique_and_files_present(self) -> Manifest:
-        names = [parameter.name for parameter in self.parameters]
-        if len(set(names)) != len(names):
-            raise ValueError("parameter names must be unique")
-        if strange := sorted((self.statistics or {}).keys() - set(names)):
-            raise ValueError(f"statistics names {strange[0]!r}, which is not a parameter")
-        if strange := sorted((self.native or {}).keys() - set(names)):
-            raise ValueError(f"native names {strange[0]!r}, which is not a parameter")
-        if not self.shared_parameters:
-            raise ValueError("local names every parameter: nothing is left to share")
-        needed = {ARCHITECTURE} if ARCHITECTURE in self.files else {GRAPH, INFERENCE}
-        missing = {PARAMETERS, *needed} - self.files.keys()
-        if missing:
-            raise ValueError(f"files lacks {', '.join(sorted(missing))}")
-        if any("/" in name or name.startswith(".") for name in self.files):
-            raise ValueError("file names must be plain")
-        if wrong := problem_of(self.inputs, self.outputs, x=self.x, y=self.y, output=self.output):
-            raise ValueError(wrong)
-        for kind in ("columns", "means"):
-            if (given := len(getattr(self.data, kind))) not in (0, self.x.size):
-                raise ValueError(f"data.{kind} has {given} entries, x has {self.x.size} values")
-        return self
-
-    @property
-    def heads(self) -> tuple[Head, ...]:
-        """Its outputs, each with its label and its loss: one, or `outputs`."""
-        own = Head(output=self.output, y=self.y, loss=self.loss, loss_options=self.loss_options)
-        return self.outputs or (own.model_copy(update={"class_names": self.class_names}),)
-
-    @property
-    def graph_file(self) -> str:
-        """Name of the file that says what the model computes."""
-        return GRAPH if GRAPH in self.files else ARCHITECTURE
-
-    @property
-    def application_file(self) -> str:
-        """Name of the file that an application takes."""
-        return INFERENCE if INFERENCE in self.files else PARAMETERS
-
-    @property
-    def graph_sha256(self) -> str:
-        """Digest of the training graph, and of which parameters are local: two models with the same one can be averaged."""
-        graph = self.files[self.graph_file].sha256
-        own = [parameter.name for parameter in self.local_parameters]
-        return hashlib.sha256("\n".join([graph, *own]).encode()).hexdigest() if own else graph
-
-    @property
-    def local_parameters(self) -> tuple[TensorDescription, ...]:
-        """The parameters that each device keeps for itself (`fedgrass.personal`)."""
-        names = frozenset(self.local or ())
-        return tuple(parameter for parameter in self.parameters if parameter.name in names)
-
-    @property
-    def shared_parameters(self) -> tuple[TensorDescription, ...]:
-        """The parameters that updates are of, and that are averaged."""
-        names = frozenset(self.local or ())
-        return tuple(parameter for parameter in self.parameters if parameter.name not in names)
-
-    @property
-    def parameters_sha256(self) -> str:
-        """Digest of the parameter file: what an update is a difference from."""
-        return self.files[PARAMETERS].sha256
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of trainable scalars."""
-        return sum(parameter.size for parameter in self.parameters)
-
-    @property
-    def parameter_bytes(self) -> int:
-        """Size of all parameters together."""
-        return sum(parameter.nbytes for parameter in self.parameters)
-
-    def to_json(self) -> bytes:
-        """Return the file's content; the same manifest gives the same bytes."""
-        document = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
 
 
 class Bundle:
@@ -352,22 +157,6 @@ class Bundle:
         mapped = MappedTensors(self.folder / PARAMETERS, max_bytes=_parameter_file_bytes(self.manifest))
         check_parameters(mapped, self.manifest, name=str(self.folder / PARAMETERS))
         return mapped
-
-
-def parse_manifest(content: bytes, *, name: str = MANIFEST) -> Manifest:
-    """Validate the bytes of a ``model.json``.
-
-    Raises
-    ------
-    BundleError
-        If they are too many, or not a valid manifest.
-    """
-    if len(content) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{name}: more than {MAX_MANIFEST_BYTES} bytes")
-    try:
-        return Manifest.model_validate_json(content)
-    except ValidationError as error:
-        raise BundleError(f"{name}: {first_problem(error)}") from error
 
 
 def load_parameters(path: Path, manifest: Manifest) -> Parameters:
