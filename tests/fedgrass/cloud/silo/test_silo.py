@@ -31,6 +31,7 @@ from fedgrass.protocol.messages import (
     Cohort,
     FitTask,
     ModelNotice,
+    SumTask,
     UpdateNotice,
     UpdateTask,
     Upload,
@@ -172,6 +173,14 @@ def test_a_silo_is_heard_before_the_round_and_says_what_became_of_it(fleet: Flee
 def test_a_silo_without_a_round_ends_with_what_to_do(fleet: Fleet) -> None:
     with pytest.raises(TransferError, match="start the round within"):
         fleet.silo("clinic-a").take_part(rounds=1, wait_seconds=60)
+
+
+def test_a_silo_sends_nothing_in_clear_while_helpers_open_a_masked_sum(fleet: Fleet) -> None:
+    fleet.announce(task="sum", sums=SumTask(digest="1" * 64, requests={"helper-1": "0" * 64}))
+    with pytest.raises(TransferError, match="no round was open"):
+        fleet.silo("clinic-a").take_part(rounds=1, wait_seconds=60)
+    assert not fleet.iot.said(NAMES["clinic-a"], "update")
+    assert "Contents" not in fleet.s3.list_objects_v2(Bucket=BUCKET, Prefix=update_prefix(FLEET, 1))
 
 
 def test_a_silo_whose_data_do_not_fit_declines_and_fails_its_job(fleet: Fleet) -> None:
