@@ -39,15 +39,18 @@ def main(environment: Mapping[str, str]) -> int:
     try:
         settings = container.settings(environment)
         said = _run(settings, *container.instance(environment))
+        # Only the first instance has a word: SageMaker shows one exit message for the job.
         if said is not None:
             container.say(said)
     except FedgrassError as error:
         log.log_event("job_failed", code=error.code, reason=str(error))
         container.say(f"{error.code}: {error}")
+        # 2 for what a repetition cannot mend.
         return 2 if isinstance(error, ConfigurationError) else 1
     except MemoryError as error:
         log.log_event("job_failed", code=OutOfMemoryError.code, reason=str(error))
         container.say(f"{OutOfMemoryError.code}: {error}")
+        # The same code as when the kernel kills it: whoever reads the job's end needs one rule for both.
         return _KILLED
     return 0
 
@@ -68,6 +71,7 @@ def _run(settings: JobSettings, instance: int, instances: int) -> str | None:
         source = RoundUpdates(s3, settings.bucket, settings.fleet, settings.round)
         with tempfile.TemporaryDirectory(prefix="fedgrass-") as scratch:
             job = RoundJob(record, clients, source, Path(scratch), instance=instance, instances=instances)
+            # The other instances sum their lanes and leave; everything that decides is the first one's.
             if instance > 0:
                 job.contribute()
                 return None
@@ -105,7 +109,9 @@ def obey_stop() -> None:
     """
 
     def stop(_signal: int, _frame: object) -> None:
+        # SIGALRM ends it for good if unwinding hangs, such as in a request that is not answered.
         signal.alarm(_UNWIND_SECONDS)
+        # An exception, so that `finally` blocks run: a question to the devices is withdrawn there.
         raise SystemExit(_STOPPED)
 
     def give_up(_signal: int, _frame: object) -> None:

@@ -129,11 +129,14 @@ def aggregate(
     options = options or AggregationOptions()
     noise = options.noise
     method = with_noise(strategy, noise)
+    # The order below is the contract: list, open, screen, add, combine, step. An update is refused before its values
+    # reach a sum, so nothing is ever subtracted again (docs/decisions/0043).
     bounds = Bounds(method, expected.checks)
     layout = Layout.of(base.manifest)
     statistics = Statistics.of(base.manifest, noisy=options.noisy or noise is not None)
     screening = Screening(layout, source, UpdateValidator(expected), weight=bounds.weight, progress=options.progress)
     candidates = screening.admit(references)
+    # Set only for a robust rule that keeps state from round to round; every other state is the server optimizer's.
     continued: Continued | None = None
     if options.masked is not None:
         require_sums(strategy)
@@ -141,6 +144,7 @@ def aggregate(
     elif isinstance(method, RobustRule):
         if strategy.keeps_state:
             continued = cast("Continued", method.combination)
+            # Copied, because the rule may write to it, and a job that is run again must start from the same state.
             continued.round, continued.state = expected.round or 1, dict(options.state or {})
             continued.failures = options.failures
         combined = combine(
@@ -148,11 +152,14 @@ def aggregate(
         )
     else:
         combined = Mean(bounds, statistics, screening, options.share, noise).of(candidates, options.min_updates)
+    # Too few updates: none has a share, and the report still lists each with its facts.
     shares = combined.shares or [0.0] * len(combined.counted)
+    # Sorted by name, so that the report does not depend on lanes, threads or instances.
     used = sorted(map(_entry, combined.counted, shares), key=lambda entry: (entry.thing, entry.key))
     refused = tuple(sorted(combined.found.refused, key=lambda entry: (entry.thing, entry.key)))
     if combined.difference is None:
         return Aggregation(None, tuple(used), refused)
+    # What is not finite must not become a model: the round fails with the reason, and the base stays.
     try:
         server = _server(method, combined.counted, options.devices)
         vector, following = _step(base, layout, statistics, server, combined.difference, options.state or {})
@@ -166,6 +173,7 @@ def _whole(base: Bundle, shared: Parameters) -> Parameters:
     """Return a model's parameters: those that devices keep for themselves are the base's in every model."""
     if not base.manifest.local_parameters:
         return shared
+    # Updates carry no local parameters, so the vector has none to give back.
     stored = base.parameters()
     return {name: shared.get(name, value) for name, value in stored.items()}
 
@@ -223,19 +231,24 @@ def _step(
     base: Bundle, layout: Layout, statistics: Statistics, server: ServerOptimizer, difference: Floats, earlier: State
 ) -> tuple[Floats, State]:
     """Return the next parameters, in the place of the difference, and the server optimizer's new state."""
+    # Copies: the caller's state belongs to the base, and the step below overwrites.
     state = {slot: earlier[slot].copy() if slot in earlier else np.zeros_like(difference) for slot in server.slots}
+    # Overflows are looked for below, tile by tile; NumPy's warnings would only repeat them on stderr.
     with np.errstate(all="ignore"):
+        # One tile of the base at a time: reading the base whole would add the size of the model to the peak of memory.
         for span, values in layout.base_tiles(base.path(PARAMETERS), _BLOCK):
             tile = {slot: vector[span] for slot, vector in state.items()}
             _require_finite(difference[span], "the sum of the updates is not finite")
             statistics.step(server, span, values, difference[span], tile)
             for slot, vector in tile.items():
                 _require_finite(vector, f"the server optimizer's {slot} is not finite")
+            # float16 models overflow here first: 65,504 is all that the dtype holds.
             new = difference[span].astype(values.dtype, copy=False)
             _require_finite(new, f"the new model is not finite, or beyond what {values.dtype} holds")
     return difference, state
 
 
+# Scalars of a tile: 512 KiB of float32, which stay in a core's cache.
 _BLOCK = 1 << 17
 
 
@@ -257,6 +270,7 @@ def _entry(counted: Counted, weight: float) -> UpdateEntry:
         num_examples=facts.num_examples,
         weight=weight,
         norm=float(f"{counted.good.norm:.6g}"),
+        # As the device said them, not as bounded: the report is the record of claims.
         metrics=dict(counted.good.facts.metrics),  # as it was said
         late_for=reference.round,
         age=facts.age,

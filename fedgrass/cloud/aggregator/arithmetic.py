@@ -91,6 +91,7 @@ def scaled(values: Floats, weight: float, out: Sums) -> None:
     out
         float32 [n], written; it may be ``values``.
     """
+    # The usual case. Only a weight near the smallest normal float32 would lose digits in a float32 product.
     if weight >= _LEAST:
         np.multiply(values, np.float32(weight), out=out)
     else:
@@ -136,10 +137,12 @@ def sum_of_squares(values: Floats, spare: Floats | None = None) -> float:
 
 def _squares(values: Floats, room: Floats) -> float:
     squared = np.square(values, out=room[: len(values)])
+    # The rest that does not fill a row is summed by itself, first: the order of additions is part of the result.
     whole = len(squared) - len(squared) % _WIDTH
     squares = float(np.add.reduce(squared[whole:]))
     if whole:
         squares += float(np.add.reduce(np.add.reduce(squared[:whole].reshape(-1, _WIDTH))))
+    # The usual case costs one comparison; NaN fails it, too.
     if _LEAST_SQUARES < squares < math.inf:
         return squares
     # Beyond these bounds finite values may be too large or too small for a float32 square: only then look closer.
@@ -150,4 +153,5 @@ def _squares(values: Floats, room: Floats) -> float:
 
 def norm_of(squares: Sequence[float]) -> float:
     """Return the L2 norm of values of whose parts these are the sums of squares, whatever their order."""
+    # fsum is exact, so threads may append the parts in any order.
     return math.sqrt(math.fsum(squares))

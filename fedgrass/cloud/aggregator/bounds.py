@@ -71,6 +71,7 @@ class Bounds:
         # The lower of two middle values: half of the cohort must claim so much before it counts.
         most = max(1, int(factor * median_low([one.facts.num_examples for one in good])))
         clip = self.clip
+        # Of all good updates, before any is scaled: the clip is by the median of what was sent.
         bound = clip.bound([one.norm for one in good]) if clip else 0.0
         ages: dict[str, list[int]] = {}
         for one in good:
@@ -82,10 +83,12 @@ class Bounds:
             claims = list(weighting.believed(claims, max(1.0, factor)))
         found = []
         for one, facts in zip(good, claims, strict=True):
+            # Only where somebody has more than one: the usual cohort is left as it is.
             if len(ages) < len(good) and len(ages[facts.thing]) > 1:
                 facts = replace(facts, ages=tuple(sorted(ages[facts.thing])))
             if factor > 0 and facts.num_examples > most:
                 facts = replace(facts, num_examples=most)
+            # After the caps on examples, which change the weight; this changes the values.
             norm = one.norm
             if 0 < bound < norm:
                 found.append(Counted(one, facts.measured(bound), bound / norm))

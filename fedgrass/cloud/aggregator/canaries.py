@@ -106,15 +106,18 @@ class Canaries:
         if fleet is None:
             return
         group_arn = canary_arn(fleet_arn, self._rollout.canary_group)
+        # Core devices only: a thing group may hold things that no nucleus runs on, which would never answer.
         pages = greengrass.get_paginator("list_core_devices").paginate(thingGroupArn=group_arn)
         things = sorted({device["coreDeviceThingName"] for page in pages for device in page["coreDevices"]})
         if not things:
             raise CanaryError(
                 f"canary group {group_arn}: holds no core device; add some, or clear rollout.canary_group"
             )
+        # What they have now, read before the trial: it is what they get back.
         had = component_version(fleet, component)
         if not self._begin(CanaryTrial(target=group_arn, before=had)):
             raise CanaryError(f"{component} {version}: the round ended before its canaries had it")
+        # The deployment's own time, not this machine's: words are compared with it.
         began = deploy_to_canaries(greengrass, fleet, fleet_arn, group_arn, component, version)
         reason = self._await(things, int(began.timestamp() * 1000))
         if reason:
@@ -124,17 +127,21 @@ class Canaries:
     def _await(self, things: Sequence[str], began_ms: int) -> str:
         """Return why the fleet must not get it, or nothing."""
         count = len(things)
+        # Monotonic: a clock that is set back must not make the job wait.
         deadline = self._clock() + self._rollout.canary_seconds
         while True:
             heard = self._heard(things, began_ms)
+            # First: a cancelled round needs no more words.
             if heard.ended:
                 return f"the round is {heard.ended}"
             answered = heard.active + heard.refused
+            # Before the count of answers: enough refusals decide without the rest.
             if heard.refused > self._rollout.abort_share * count:
                 return f"{heard.refused} of {count} canaries refused it"
             if answered >= count:
                 return ""
             if self._clock() >= deadline:
                 seconds = self._rollout.canary_seconds
+                # Silent canaries are no refusal: one of them that runs the model is enough.
                 return "" if heard.active else f"no canary made it active within {seconds} s"
             self._pause(_LOOK_SECONDS)

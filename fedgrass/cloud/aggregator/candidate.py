@@ -63,6 +63,7 @@ class Candidate:
             If Greengrass refuses the component version.
         """
         if result.parameters is None:
+            # Too few updates are no hold: the round has no model that a person could release.
             self.report.hold = "not_finite" if result.problem else None
             return without_model(result, self.record.settings.min_updates)
         with self.report.phases.timed("write"):
@@ -79,6 +80,7 @@ class Candidate:
         with self.report.phases.timed("evaluate"):
             verdict = judged_model(self.record, self.clients, self.report, base, new, self.scratch, self.clock)
         self.report.hold = verdict.hold
+        # Figures decide only where they are of the model as devices have it.
         before, after = self.report.evaluation_base, self.report.evaluation
         if new.manifest.local_parameters and not self.report.evaluated_by_devices:
             before = after = None  # of no device's model
@@ -87,6 +89,8 @@ class Candidate:
             return self._hold(new, reason)
         if outcome == "advanced":
             with self.report.phases.timed("release"):
+                # State and best figures before the model's own files: once the manifest lies there, the model is
+                # complete.
                 self._publish_with(new)
                 upload(new, self.clients.bucket, self.record.fleet)
             return outcome, reason
@@ -98,12 +102,14 @@ class Candidate:
         return outcome, reason
 
     def _hold(self, new: Bundle, reason: str) -> tuple[Outcome, str]:
+        # Beside the report, not under models/: what was held is nobody's base. `fedgrass model release` finds it there.
         prefix = report_prefix(self.record.fleet, self.record.round)
         self._publish_state(new, prefix)
         self.clients.bucket.write_file(prefix + PARAMETERS, new.path(PARAMETERS))
         return "held", reason
 
     def _publish_state(self, new: Bundle, prefix: str) -> None:
+        # An optimizer without state, such as plain averaging, leaves no file.
         if self.report.aggregation is not None and self.report.aggregation.state:
             self.report.server_state_sha256 = publish_state(
                 self.clients.bucket,

@@ -65,10 +65,12 @@ def judged_model(
     Verdict
         Passed, if nobody can evaluate the model.
     """
+    # The order of the choices: the operator's set, the operator's own engine, the devices, nobody.
     local, by_devices = bool(new.manifest.local_parameters), bool(record.settings.gate.devices_seconds)
     data = (
         load_evaluation_set(clients.bucket, record.fleet, scratch, new.manifest) if not (local and by_devices) else None
     )
+    # Read from the image's environment and from nowhere else: it names code that is run.
     own = OwnEngine.named_in(os.environ)
     if data is not None and new.manifest.graph_file == GRAPH:
         verdict, evaluation_set = _on_the_operators_set(report, data, base, new), evaluation_set_sha256(scratch)
@@ -79,6 +81,7 @@ def judged_model(
         verdict, evaluation_set = _on_the_devices(record, clients, report, new, clock), DEVICES
     else:
         return partly_local() if local else judge_by(record.settings.gate, None, None)
+    # A verdict already: the model has no figures, so there is nothing to compare.
     if verdict is not None:
         return verdict
     if local and not by_devices:
@@ -94,7 +97,9 @@ def _against_the_best(
         return judge_by(gate, None, None)
     if base is None:
         return Verdict(True, f"loss {new.loss:.4f}; the base's is not finite, so any model with figures is better")
+    # The best stays beside the base, so a fleet that was rolled back is measured by what it had then.
     known = None if gate.forget_best else load_best(clients.bucket, record.base)
+    # The base counts for the best, too: it may be the first model that was ever evaluated.
     report.best = raised(known, base, evaluation_set)
     verdict = judge_by(gate, base, new, report.best)
     if report.evaluated_by_devices:
@@ -131,11 +136,13 @@ def _with_the_operators_code(
 def _on_the_devices(
     record: RoundRecord, clients: FleetClients, report: ReportBuilder, new: Bundle, clock: Callable[[], datetime]
 ) -> Verdict | None:
+    # To the bucket only, where devices fetch it from; no component version, so no deployment can pick it up.
     model = upload(new, clients.bucket, record.fleet)
     if clients.iot_data is None:
         raise ConfigurationError("devices are to evaluate the model, and there is no client of IoT Core to ask them by")
     heard = DeviceEvaluation(record, clients.rounds, clients.iot_data, clients.bucket.name, now=clock).hear(model)
     report.evaluated_by_devices = heard.judged
+    # A strongly consistent read: the last figures were written a moment ago, and they are in the counts.
     parts = participations(clients.rounds, record.fleet, record.round, consistent=True)
     found, needed = verdicts(parts, record.settings.checks), record.settings.min_updates
     if found is None or heard.judged < needed:

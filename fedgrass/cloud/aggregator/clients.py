@@ -14,6 +14,8 @@ from fedgrass.cloud.aggregator.registry import Registry
 from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.aggregator.s3 import Bucket
 
+# Sixteen updates are opened at once by each of a few readers: botocore's default of ten connections would make them
+# queue.
 _CONFIG = Config(retries={"mode": "standard", "max_attempts": 8}, max_pool_connections=96)
 
 
@@ -24,6 +26,8 @@ def connect(place: JobSettings) -> tuple[FleetClients, Any]:
     """
     account = Account.of(place.thing_group_arn)
     session = boto3.Session(region_name=account.region)
+    # Every request names the bucket's owner: a bucket of that name may be somebody else's after the fleet was
+    # destroyed.
     s3 = owned_by(session.client("s3", config=_CONFIG), account.account)
     dynamodb = session.resource("dynamodb", config=_CONFIG)
     clients = FleetClients(

@@ -56,6 +56,8 @@ class Reading(Protocol):
 
 def reading(screening: Screening, terms: Terms | None = None) -> Reading:
     """Return the way for a model of this size."""
+    # Below a million scalars a whole update fits a few megabytes a thread, and tiles would cost more calls than they
+    # save.
     return Rows(screening, terms) if screening.layout.size <= SMALL else Tiles(screening, terms)
 
 
@@ -125,6 +127,8 @@ def with_noise(strategy: Strategy, noise: Noise | None) -> Method:
         raise ConfigurationError(
             f"strategy {strategy.name!r}: with central privacy a device counts once in a round, so late updates cannot be taken"
         )
+    # Slightly below the clipping norm: the measured norm is rounded, and no update may exceed what the noise was made
+    # for.
     return replace(strategy.method, weighting=EqualWeighting(), clip=ClipToNorm(noise.clip_norm * BELOW))
 
 
@@ -158,6 +162,7 @@ class Mean:
         counted = self._bounds.counted(found.good)
         if len(counted) < max(1, min_updates):
             return Combined(found, counted)
+        # Weights come from the facts as bounded, and only of those that count: the sum is not divided yet.
         facts = [one.facts for one in counted]
         difference = self._mean(total, facts)
         weights = [self._bounds.weighting.weight(one) for one in facts]
@@ -168,6 +173,8 @@ class Mean:
         """Return what the sum amounts to, in its place if it can be."""
         with np.errstate(all="ignore"):
             if self._noise is not None:
+                # One step: noise on the exact integers first, the division after. Dividing first would round off what
+                # the noise hides.
                 return self._noise.noised_mean(total, len(facts))
             self._statistics.scale(total, self._bounds.weighting, facts, UNIT)
             return total.astype(np.float32, copy=False)
@@ -177,7 +184,9 @@ class Mean:
         kept, weight = self._agreed(candidates, share)
         left = list(share.own)
         for lane, total, good in self._reading.lanes(kept, weight):
+            # Between measuring and adding, an object could be replaced; the versions are pinned, but a folder has none.
             self._require_all([one for one in kept if lane_of(one.thing) == lane], good)
+            # Lanes without updates are given as empty, because the first instance waits for every lane by number.
             while left[0] != lane:
                 share.give(left.pop(0), _NONE, Screened((), self._intake.refused))
             share.give(left.pop(0), total, Screened(good, self._intake.refused))
@@ -186,6 +195,7 @@ class Mean:
 
     def _alone(self, candidates: Sequence[UpdateReference]) -> tuple[Sums, Screened]:
         total, good = self._reading.sum(candidates, self._as_claimed)
+        # An update's bounds depend on the cohort's medians, known only now that all were read.
         kept = self._refuse_odd(good)
         weight = self._by_cohort(kept)
         # As a rule nothing is bounded and nobody is odd: then the sum that was read along the way is the result, and
@@ -197,6 +207,7 @@ class Mean:
         # Two sums at a time would double the memory.
         del total
         references = [one.reference for one in kept]
+        # The second reading sees the bounds; the first one told which updates are good.
         total, again = self._reading.sum(references, weight)
         self._require_all(references, again)
         return total, Screened(again, self._intake.refused)
@@ -206,6 +217,8 @@ class Mean:
         total, good = self._reading.sum(kept, weight)
         self._require_all(kept, good)
         found = Screened(good, self._intake.refused)
+        # Its own lanes are in the sum already. The others follow in order of number, whoever sends first: order is part
+        # of the result.
         for lane in range(len(share.own), LANES):
             found = merged(found, share.add(lane, total))
         return total, found
@@ -215,6 +228,7 @@ class Mean:
     ) -> tuple[list[UpdateReference], WeightOf]:
         """Return this instance's updates, and what each counts, when all instances know of all."""
         own = [reference for reference in candidates if lane_of(reference.thing) in share.own]
+        # Every instance measures before any adds: the bounds need the medians of all.
         measured = self._reading.measure(own)
         everything = share.exchange(Screened(measured, self._intake.refused))
         kept = self._refuse_odd(sorted(everything.good, key=_by_name))
@@ -242,6 +256,8 @@ class Mean:
         keys = {one.reference.key for one in good}
         for reference in references:
             if reference.key not in keys:
+                # Not a quarantine: an update that changes while it is read is a fault of the storage, and the round can
+                # be run again.
                 raise TransferError(
                     f"{reference.key}: was good when it was read first, and is not any more: something changes the updates "
                     "meanwhile. Nothing is lost: run again"
@@ -290,16 +306,20 @@ def combine(
         If the good updates are too few for the rule.
     """
     with StoredMatrix(base, screening.layout, scratch) as spool:
+        # A fixed order of rows: a rule that chooses among equals takes the first of them.
         good = sorted(reading(screening).spool(candidates, spool), key=_by_name)
         for key, error in (odd := bounds.too_long(good)).items():
             screening.refuse(next(one.reference for one in good if one.reference.key == key), error)
         good = [one for one in good if one.reference.key not in odd]
         counted = bounds.counted(good)
         found = Screened(good, screening.refused)
+        # Before the matrix is read: with too few rows some rules have no answer at all.
         if len(good) < max(1, min_updates):
             return Combined(found, counted)
+        # Rows of refused updates stay on disk and are never read: rewriting the file would cost more than its space.
         spool.choose([(one.good.reference.key, one.facts, one.factor) for one in counted])
         difference = np.empty(screening.layout.size, np.float32)
+        # Only Flower's strategies ask for failures; they take them in `aggregate_fit`, as their server gives them.
         if hasattr(combination, "failures"):
             told = [f"{entry.reason}: {entry.detail}" for entry in screening.refused]
             combination.failures = (*combination.failures, *told)
@@ -309,6 +329,7 @@ def combine(
 
 def merged(one: Screened, other: Screened) -> Screened:
     """Return both together; what every instance refused by itself is there once."""
+    # Every instance lists and refuses by name the same way, hence the dictionary by key.
     refused = {entry.key: entry for entry in (*one.refused, *other.refused)}
     return Screened([*one.good, *other.good], list(refused.values()))
 

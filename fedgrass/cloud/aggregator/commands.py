@@ -40,6 +40,7 @@ def publish(
     from fedgrass.cloud.aggregator.manual_release import fleet_clients
     from fedgrass.cloud.aggregator.release import publish_model
 
+    # A bundle is sealed: to publish it as another version takes a copy with a manifest of its own.
     with tempfile.TemporaryDirectory(prefix="fedgrass-") as place:
         bundle = Bundle.open(folder)
         if version is not None:
@@ -185,6 +186,7 @@ def aggregate(
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
+    # On standard error, and only on a terminal: standard output is for scripts.
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{len(found)} updates", total=sum(reference.bytes for reference in found))
@@ -202,6 +204,7 @@ def aggregate(
             ),
             progress=lambda done: bar.advance(task, done),
         )
+    # Refusals first: where nothing was written, they are why.
     for entry in result.quarantined:
         typer.echo(f"refused {entry.key}: {entry.reason}: {entry.detail}", err=True)
     if result.problem:

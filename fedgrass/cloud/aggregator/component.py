@@ -72,6 +72,7 @@ def create_component(greengrass: GreengrassV2Client, account: Account, recipe: b
     arn = account.component_arn(name, version)
     try:
         greengrass.create_component_version(inlineRecipe=recipe)
+    # Already there, by a job that was killed: taken only if it is the same, as component versions are never replaced.
     except greengrass.exceptions.ConflictException:
         _require_same_artifacts(greengrass, arn, document)
     _wait_until_deployable(greengrass, arn, timeout)
@@ -79,6 +80,7 @@ def create_component(greengrass: GreengrassV2Client, account: Account, recipe: b
 
 
 def _require_same_artifacts(greengrass: GreengrassV2Client, arn: str, ours: dict[str, Any]) -> None:
+    # Compared by artifacts alone: the service may give a recipe back in another form than it took it.
     found = json.loads(greengrass.get_component(arn=arn, recipeOutputFormat="JSON")["recipe"])
     if _uris(found) != _uris(ours):
         raise ReleaseError(
@@ -102,6 +104,7 @@ def _wait_until_deployable(greengrass: GreengrassV2Client, arn: str, timeout: fl
 
     wait = Retrying(
         retry=retry_if_result(lambda found: found["componentState"] in {"REQUESTED", "INITIATED"}),
+        # Seconds: quick at first, then every three.
         wait=wait_exponential(multiplier=0.05, max=3),
         stop=stop_after_delay(timeout),
     )

@@ -96,7 +96,9 @@ class Container:
             If ``resourceconfig.json`` does not name this instance among its hosts, or cannot be read by an instance that is
             not the only one.
         """
+        # The host names are `algo-1`, `algo-2` …; all instances sort them alike, so each has a number of its own.
         resources, instances = self._config("resourceconfig.json"), (environment or {}).get(_INSTANCES, "1")
+        # One of several that took itself for the first would publish a model of its own lanes only.
         if resources is UNREADABLE and instances != "1":
             raise ConfigurationError(
                 f"{self.root}/config/resourceconfig.json: cannot be read, and one of {instances} instances has to "
@@ -115,6 +117,7 @@ class Container:
         path = self.root / "output" / "message"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Cut at 1,024 bytes, then decoded: half a character would make the message invalid UTF-8.
             path.write_bytes(message.encode()[:MAX_MESSAGE_BYTES].decode(errors="ignore").encode())
         except OSError as error:  # the image's user is not root; a word that cannot be left is no failure of the round
             log.log_event("exit_message_not_written", path=str(path), reason=str(error))

@@ -59,18 +59,25 @@ class DeviceEvaluation:
     def hear(self, model: Base) -> RoundRecord:
         """Ask for the model and the round's base to be evaluated; returns the record with what was said in time."""
         record = self._load()
+        # A job that was started again: the devices have answered the first one.
         if enough(record):
             return record
         now = self._now()
         deadline = now + timedelta(seconds=record.settings.gate.devices_seconds)
         question = Question(model=model, asked_at=now, deadline=deadline)
+        # Written before it is announced: the announcement is made from the record, and whoever ends the round sees that
+        # it asks.
         self._change(put={"question": question.model_dump(mode="json"), "judging": True})
+        # The monotonic clock for the wait; `deadline` is for the devices, in wall time.
         end = self._clock() + record.settings.gate.devices_seconds
         try:
             self._announce()
+            # Polled, as canaries are (docs/decisions/0018 and 0023).
             while not enough(record := self._load()) and _waits(record) and self._clock() < end:
                 self._pause(_LOOK_SECONDS)
         finally:
+            # Withdrawn whatever happened, an interrupt included: a device that wakes later must not evaluate for
+            # nobody.
             self._change(remove=["question"])
             self._announce()
         return record
@@ -95,6 +102,7 @@ def _waits(record: RoundRecord) -> bool:
 
 def enough(record: RoundRecord) -> bool:
     """Say whether there is nothing left to wait for: a quorum of figures, or everyone's answer."""
+    # Everyone's answer counts, too: devices that cannot evaluate would otherwise hold the round until its deadline.
     return record.judged >= record.quorum or record.judged + record.not_judged >= record.asked
 
 

@@ -41,8 +41,10 @@ def download_bundle(bucket: Bucket, base: Base, folder: Path) -> Bundle:
     if content is None:
         raise TransferError(f"{bucket.uri(prefix + MANIFEST)}: missing; publish the model again")
     manifest = manifest_of(base, content, name=bucket.uri(prefix + MANIFEST))
+    # Without exist_ok: files of another model in the folder would look like a part of this one.
     folder.mkdir(parents=True)
     for name, description in manifest.files.items():
         bucket.download(prefix + name, folder / name, size=description.bytes, sha256=description.sha256)
+    # Last, as in the bucket: a folder with a manifest is whole.
     write_atomically(folder / MANIFEST, content)
     return Bundle.open(folder)

@@ -41,6 +41,7 @@ def load_best(bucket: Bucket, base: Base) -> Best | None:
     content = bucket.read(base.parameters_key.removesuffix(PARAMETERS) + BEST, max_bytes=_MAX_BEST_BYTES)
     try:
         return None if content is None else Best.model_validate_json(content)
+    # Written by another release, or damaged: the mark begins again rather than stopping the round.
     except ValidationError:
         return None
 
@@ -57,6 +58,7 @@ def publish_best(bucket: Bucket, prefix: str, best: Best) -> None:
     best
         The best figures, and the evaluation set that they are of.
     """
+    # Overwritten, unlike the model's files: a job that is run again may evaluate with other last digits.
     bucket.write(prefix + BEST, best.model_dump_json().encode())
 
 
@@ -86,6 +88,7 @@ class EvaluationSet(ArrayDataset):
 
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield every example once; see `fedgrass.engines.base.Dataset`."""
+        # Shuffled batches are for training, which does not look at `anomaly`.
         if self.anomaly is None or seed is not None:
             yield from super().batches(batch_size, seed=seed)
             return
@@ -136,6 +139,7 @@ def read_evaluation_set(path: Path, manifest: Manifest | None = None) -> Evaluat
     """Read an evaluation set's file; see `load_evaluation_set`."""
     x, y = load_npz(path, max_bytes=MAX_EVALUATION_BYTES, manifest=manifest)
     try:
+        # allow_pickle=False: a pickle is code, and anyone who may write to the bucket could have it run here.
         with np.load(path, allow_pickle=False) as arrays:
             return EvaluationSet(x, y, arrays.get("anomaly"))
     except ValueError as error:
@@ -161,6 +165,7 @@ class Evaluator:
         """
         self._engine.set_parameters(parameters)
         metrics = self._engine.evaluate(self._data)
+        # A comparison with NaN is false either way, and the gate would let the model pass.
         if not math.isfinite(metrics["loss"]):
             raise EngineError(f"the loss on the evaluation set is {metrics['loss']}")
         return Evaluation.of(metrics, len(self._data))

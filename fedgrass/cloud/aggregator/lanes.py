@@ -17,6 +17,7 @@ LANES = 16
 
 def lane_of(thing: str) -> int:
     """Return the lane of a thing's updates."""
+    # surrogatepass: a hostile key may hold half a surrogate pair, and must get a lane, not a traceback.
     return hashlib.sha256(thing.encode("utf-8", "surrogatepass")).digest()[0] % LANES
 
 
@@ -27,4 +28,5 @@ def lane_order(reference: UpdateReference) -> tuple[int, str, str]:
 
 def lanes_of(instance: int, instances: int) -> range:
     """Return the lanes of one instance: neighbours, as even as they go; none for instances beyond the sixteenth."""
+    # Integer arithmetic: it covers all lanes once for every number of instances.
     return range(instance * LANES // instances, (instance + 1) * LANES // instances)

@@ -50,18 +50,22 @@ def earlier_rounds(rounds: Table, bucket: Bucket, record: RoundRecord, staleness
     """
     records: list[RoundRecord] = []
     spent: dict[str, set[str]] = {}
+    # The newest first, as `staleness_of` counts; round 0 is no round.
     for number in range(record.round - 1, max(0, record.round - 1 - staleness), -1):
         try:
             earlier = load_round(rounds, record.fleet, number)
         except RecordError:
             continue  # the fleet started over in between
+        # By key and ETag: a device that sent another object under the same key since has not had that one counted.
         for key, etag in _consumed(bucket, earlier):
             spent.setdefault(key, set()).add(etag)
         records.append(earlier)
+    # From the parameters' digests rather than from the rounds' numbers: rounds that released nothing age nobody.
     ages = staleness_of(record.base.parameters_sha256, [earlier.base.parameters_sha256 for earlier in records])
     return {
         earlier.round: EarlierRound(earlier.base.parameters_sha256, age, earlier.cohort, spent)
         for earlier, age in zip(records, ages, strict=True)
+        # Another graph has other parameters: its updates cannot be added.
         if earlier.settings.task == "fit" and earlier.base.graph_sha256 == record.base.graph_sha256
     }
 
@@ -112,6 +116,7 @@ def late_updates(
 
 def _consumed(bucket: Bucket, record: RoundRecord) -> list[tuple[str, str]]:
     """Return key and ETag of the updates that a round's report disposes of: the record says whether it was one that counts."""
+    # Whatever report lies there, the record decides: the updates of a round that ended so are not spent.
     if record.outcome in {"failed", "cancelled"}:
         return []
     key = report_key(record.fleet, record.round)
@@ -127,6 +132,7 @@ def _consumed(bucket: Bucket, record: RoundRecord) -> list[tuple[str, str]]:
     if report.base.parameters_sha256 != record.base.parameters_sha256:
         return []  # an earlier fleet of this name left it
     spent = [(entry.key, entry.etag) for entry in report.quarantined]
+    # A round with too few combined none of them: only its refusals stand.
     if report.outcome != "insufficient_updates":
         spent += [(entry.key, entry.etag) for entry in report.updates]
     return spent

@@ -41,12 +41,15 @@ def listed_updates(source: RoundUpdates, things: Collection[str] | None) -> List
     found = Listed()
     refused: Counter[str] = Counter()
     for reference, writer in source.objects(things):
+        # The name comes from the key, which IAM lets only that thing write (`${credentials-iot:ThingName}`).
         known = things is None or writer in things
         if known and reference.thing:
             found.updates.append(reference)
             continue
+        # All strangers share one count: a name costs an attacker nothing.
         whose = writer if known else ""
         refused[whose] += 1
+        # Counted, not named: the report must stay small whatever lies in the bucket.
         if refused[whose] > (_OF_A_THING if whose else _OF_STRANGERS):
             found.more += 1
         else:

@@ -76,12 +76,15 @@ def release(account: Account, version: str, *, canaries: bool = True) -> Release
         If no round made the version, it left no parameters, they are not those of the report, or an object is missing.
     """
     clients = replace(fleet_clients(account), registry=_registry(account))
+    # Everything below is read after the fleet is held: read before, it could be of a state that a round has just
+    # changed.
     with _held(account, clients, "release", version) as state:
         record = _round_of(clients, version)
         if record is None or record.outcome not in {"held", "advanced", "released", "refused"}:
             raise ReleaseError(
                 f"model {version}: no round of fleet {account.fleet!r} made it to be released; see `fedgrass round list`"
             )
+        # An older version would reach devices as a roll-back, which they check for soundness only.
         if state.model is not None and version_order(state.model.version) > version_order(version):
             raise SupersededError(
                 f"fleet {account.fleet!r} is at {state.model.version} already, which is newer than {version}. "
@@ -90,16 +93,21 @@ def release(account: Account, version: str, *, canaries: bool = True) -> Release
         report = find_report(clients.bucket.client, clients.bucket.name, record)
         if report is None or report.model is None:
             raise _nothing_left(record)
+        # Canaries that answered have decided already: a person overrules them, or agrees.
         tried = record.active + record.refused + record.rolled_back > 0
         with tempfile.TemporaryDirectory(prefix="fedgrass-") as folder:
             bundle = _bundle_of(clients, record, report, Path(folder))
+            # The optimizer's state of a held model lies beside the report. It moves first: the model must not become a
+            # base without it.
             if record.outcome == "held" and report.server_state_sha256 is not None:
                 release_held_state(clients.bucket, record, report.server_state_sha256, Path(folder))
             base, arn = prepare_round(bundle, clients, record, canaries=canaries and not tried)
             base = base.model_copy(update={"state": state_of(report)})
+        # Last look before the commit: an object that is gone would fail every device, and no retry would bring it.
         _require_complete(clients, bundle.manifest)
         if not release_by_hand(clients.rounds, state, record, base):
             raise ReleaseError(f"fleet {account.fleet!r}: its state changed meanwhile; look again")
+        # Only after the state: the deployment follows it, and whoever comes next repeats a deployment that was lost.
         deployment_id = deploy_current(clients.place, job=job_configuration(record.settings.rollout))
         package = register_released(clients.place, record, report)
     return Release(base, arn, deployment_id, clients.thing_group_arn, package)
@@ -121,6 +129,7 @@ def roll_back(account: Account, version: str) -> Release:
     clients = fleet_clients(account)
     with _held(account, clients, "roll-back", version) as state:
         record = _round_of(clients, version)
+        # A model that was held was never the fleet's, so there is nothing to go back to; `release` is the way.
         if record is not None and not record.adopted:
             raise ReleaseError(
                 f"model {version}: round {record.round} made it, but did not release it ({record.outcome}: {record.reason})"
@@ -132,6 +141,8 @@ def roll_back(account: Account, version: str) -> Release:
                 f"({clients.bucket.uri(model_prefix(clients.fleet, version) + MANIFEST)}); see its versions in the console"
             )
         _require_complete(clients, manifest)
+        # With the state that its strategy left: momentum of a later model would push the restored one where that one
+        # went.
         base = Base.of(manifest, clients.fleet, None if record is None else _state_of(clients, record))
         arn = make_component(manifest, clients)
         # Before the deployment, which follows it: a round that opened in between would train on the model that is withdrawn.
@@ -191,16 +202,20 @@ def _held(account: Account, clients: FleetClients, action: str, version: str) ->
         If a round is open, or another person has a model in hand.
     """
     state = require_no_open_round(account)
+    # `require_no_open_round` lets a lock pass whose execution is gone; what that round left is finished first.
     if state.open is not None:
         _end_leftover(account, state.open)
     longest = _PATIENCE
+    # The lock must outlast the canaries' time, or the next opening takes it for one that was left behind.
     if (record := _round_of(clients, version)) is not None and record.settings.rollout.canary_group:
         longest += record.settings.rollout.canary_seconds
     now = int(time.time())
+    # A random holder: a second command of the same person must not free the first one's lock.
     lock = HandLock(action=action, version=version, holder=secrets.token_hex(8), until=now + longest)
     if not take_hand(clients.rounds, clients.fleet, lock, now):
         raise RoundRefusedError(_in_the_way(load_state(clients.rounds, clients.fleet), account.fleet))
     try:
+        # A process that held the fleet before and died may have released half: that is done first.
         if state.hand is not None:
             finish_by_hand(clients.place, state.hand.version)
         yield load_state(clients.rounds, clients.fleet)
@@ -274,6 +289,7 @@ def _round_of(clients: FleetClients, version: str) -> RoundRecord | None:
         record = load_round(clients.rounds, clients.fleet, number)
     except RecordError:
         return None
+    # The same number after the fleet started over may be another model.
     return record if record.version == version else None
 
 
@@ -291,6 +307,7 @@ def _bundle_of(clients: FleetClients, record: RoundRecord, report: RoundReport, 
 
 def _made_again(clients: FleetClients, record: RoundRecord, folder: Path) -> Bundle:
     base = download_bundle(clients.bucket, record.base, folder / "base")
+    # Shapes and dtypes are the base's, so twice its file is a bound with room to spare.
     most = 2 * base.path(PARAMETERS).stat().st_size + (1 << 20)
     content = clients.bucket.read(report_prefix(record.fleet, record.round) + PARAMETERS, max_bytes=most)
     if content is None:

@@ -33,6 +33,7 @@ from fedgrass.secure.unmask import unmask
 from fedgrass.strategies.arithmetic.interfaces import Noise
 from fedgrass.strategies.base import Strategy
 
+# The sum of a single update would be that update in clear.
 _LEAST = 2
 
 
@@ -68,6 +69,8 @@ class MaskedMean:
         self._masked = masked
         self._noise = noise
         self._screening = screening
+        # Examples are counted in masked coordinates behind the parameters: a weight in clear would tell about one
+        # device.
         self._length = screening.layout.size + masked.task.count_coordinates
 
     def of(self, candidates: Sequence[UpdateReference], min_updates: int) -> Combined:
@@ -93,23 +96,29 @@ class MaskedMean:
             except UpdateError as error:
                 self._screening.refuse(reference, error)
                 continue
+            # Unsigned integers wrap around, which is the modulus of the masks: no remainder has to be taken.
             np.add(total, update.values, out=total)
             good.append(accepted)
             named.append(Candidate(reference.thing, update.boxes, update.commitments))
         opening.close()
+        # Helpers are asked once before the set is fixed: after that a single box that does not open would cost the
+        # whole round.
         if len(good) >= max(_LEAST, min_updates):
             checks = requests_for(named, self._masked.context, self._length, task, check=True)
             checked = self._masked.helpers.check(checks)
             unopened, adding = checked.unopened, checked.helpers if task.shared_noise else ()
+            # Exact here, unlike in floating point: addition modulo a power of two has an inverse.
             self._take_out(total, [one.reference for one in good if one.reference.thing in unopened], unopened)
             good = [one for one in good if one.reference.thing not in unopened]
             named = [one for one in named if one.thing not in unopened]
         ordered = sorted(good, key=lambda one: one.reference.thing)
         found, counted = Screened(ordered, self._screening.refused), [Counted(one, one.facts) for one in ordered]
+        # Taking out may have left too few. The helpers must not open such a sum.
         if len(good) < max(_LEAST, min_updates):
             return Combined(found, counted)
         requests = requests_for(named, self._masked.context, self._length, task, adding=adding)
         unmask([total], requests[0].accepted, self._masked.helpers.ask(requests))
+        # While they are integers: noise that is added after scaling could be told apart by its last bits.
         if self._noise is not None:
             self._noise.add_to(total[: self._screening.layout.size], task.noise_steps)
         difference = mean_of(total, len(good), task)
@@ -123,6 +132,7 @@ class MaskedMean:
             try:
                 with opener() as stream:
                     update = read_masked(stream, reference.bytes, self._screening.layout.size, self._masked.task)
+            # It was in the sum, so it can be neither kept nor quietly left in.
             except UpdateError as error:
                 raise AggregationError(f"{reference.key}: was read, and cannot be read again ({error})") from error
             np.subtract(total, update.values, out=total)
@@ -130,12 +140,15 @@ class MaskedMean:
         opening.close()
 
     def _judged(self, reference: UpdateReference, update: MaskedUpdate, before: int) -> Accepted:
+        # Values look random under the mask, so the header is all that can be judged of a single update.
         facts = self._screening.examiner.check_header(reference, update.header)
+        # One more addend could wrap the sum around, and every coordinate would be wrong without a sign of it.
         if before >= self._masked.task.most:
             raise UpdateError(
                 "uninvited",
                 f"the sum is wide enough for {self._masked.task.most} devices (secure.most), and has as many",
             )
+        # The norm of masked values means nothing; 0 stands for unknown.
         return self._screening.passed(reference, facts, 0.0)
 
 

@@ -70,11 +70,13 @@ def aggregate_folder(
     >>> [(row.thing, row.used) for row in fedgrass.rows(result)], Path("next").exists()
     ([('mallory', False)], False)
     """
+    # Writing there would mix the files of two models, and lose the base.
     if output_dir.resolve() == base_dir.resolve():
         raise ConfigurationError(f"{output_dir}: is the base's own folder; the new model goes to another one")
     if not updates_dir.is_dir():
         raise ConfigurationError(f"{updates_dir}: expected a folder of updates")
     base = Bundle.open(base_dir)
+    # Files are compared with their digests before anything is averaged onto them.
     base.verify()
     source = Folder(updates_dir)
     expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, checks=checks or Checks())
@@ -88,6 +90,7 @@ def aggregate_folder(
         base, source, source.list(), strategy, expected, AggregationOptions(state=state, progress=progress)
     )
     if result.parameters is not None:
+        # As a round would number it: MAJOR.ROUND.PATCH.
         minor = int(base.manifest.version.split(".")[1])
         version = version or next_version(base.manifest.version, minor + 1)
         try:

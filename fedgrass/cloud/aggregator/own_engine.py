@@ -82,6 +82,7 @@ class OwnEngine:
             If the model has no figures: it or its code fails, or the process dies.
         """
         case = Case(engine=self.engine, builder=self.builder, base=base.folder, new=new.folder, data=data)
+        # Standard error is inherited, so what the operator's code prints is in the job's log.
         run = subprocess.run(  # noqa: S603 - this interpreter, and a module of ours
             [sys.executable, "-m", _MODULE],
             input=case.model_dump_json().encode(),
@@ -89,6 +90,7 @@ class OwnEngine:
             env=_without_aws(os.environ),
             check=False,
         )
+        # What a child that was killed wrote is cut off, and no JSON: its exit code says why.
         try:
             found = Figures.model_validate_json(run.stdout)
         except ValidationError as error:
@@ -99,6 +101,7 @@ class OwnEngine:
 
 
 def _without_aws(environment: Mapping[str, str]) -> dict[str, str]:
+    # The credentials of the job could publish models; code from a training image needs none of them.
     return {name: value for name, value in environment.items() if not name.startswith("AWS_")}
 
 

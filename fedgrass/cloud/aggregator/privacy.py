@@ -82,9 +82,13 @@ def next_clip_norm(privacy: Privacy, norms: Sequence[float], seed: str) -> float
     adaptive = privacy.adaptive_clip
     if adaptive is None or not norms:
         return None
+    # A seed of its own, derived: the same stream for sum and count would let one noise be taken off by the other.
     own = hashlib.sha256(b"count" + bytes.fromhex(seed)).digest()
     noise = int(next(discrete_gaussian(own, 1, adaptive.count_noise))[0])
+    # A device clips to the norm itself, so a clipped update lies above this slightly smaller bound.
     within = sum(norm <= privacy.clip_norm * BELOW for norm in norms)
+    # Andrew et al., "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021,
+    # https://arxiv.org/abs/1905.03871
     moved = adaptive.learning_rate * ((within + noise) / len(norms) - adaptive.quantile)
     # With few devices the noise alone could move it by orders of magnitude.
     return privacy.clip_norm * math.exp(-min(1.0, max(-1.0, moved)))
@@ -94,6 +98,7 @@ def judged(ledger: PrivacyLedger) -> PrivacyLedger:
     """Return the ledger with the accountant's figures: what is spent, and what one more round like the last would make it."""
     if ledger.unbounded:
         return ledger
+    # What the next round would cost, said now: opening has no accountant (docs/decisions/0015).
     more = (*ledger.spends, ledger.spends[-1].model_copy(update={"rounds": 1}))
     found, following = accounted(ledger.spends, ledger.delta), accounted(more, ledger.delta)
     return ledger.model_copy(
@@ -152,6 +157,7 @@ def accounted(spends: tuple[Spend, ...], delta: float) -> Accounted:
     from dp_accounting.pld import PLDAccountant
     from dp_accounting.rdp import RdpAccountant
 
+    # Rounds that ask everybody have no sampling to account for: their Gaussians compose in closed form.
     whole = [spend for spend in spends if spend.fraction == 1]
     # Gaussian noise that is drawn several times hides as much as that drawn once which is less by the root of their number.
     precision = sum(spend.rounds / spend.relative_noise**2 for spend in whole)
@@ -169,6 +175,7 @@ def accounted(spends: tuple[Spend, ...], delta: float) -> Accounted:
 
     neighbours = dp_accounting.NeighboringRelation.REPLACE_SPECIAL
     renyi = by(RdpAccountant(neighboring_relation=neighbours))
+    # Without sampling the Gaussian's curve is exact: the slower accountant could not be tighter.
     if together is not None and len(events) == 1:
         return Accounted(renyi, float(dp_accounting.get_epsilon_gaussian(together, delta)))
     loss = by(PLDAccountant(neighboring_relation=neighbours)) if renyi < _MOST_EPSILON else None

@@ -79,10 +79,12 @@ def global_model_recipe(
                     # Nucleus lite waits 300 s for a component that has nothing to run, and fails the deployment.
                     "run": "exit 0",
                 },
+                # Read by all users of the device: the application may run as another than the component's.
                 "Artifacts": [
                     {"Uri": uris[name], "Permission": {"Read": "ALL"}} for name in (*sorted(manifest.files), MANIFEST)
                 ],
             }
         ],
     }
+    # JSON: nucleus lite turns every value of a YAML recipe into a string.
     return json.dumps(recipe, indent=1).encode()

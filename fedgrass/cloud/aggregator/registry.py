@@ -106,10 +106,12 @@ def pack(bundle: Bundle, path: Path) -> None:
     """Write the bundle's files as ``.tar.gz``; the same bundle gives the same bytes."""
     with (
         path.open("wb") as file,
+        # No name and no time: both would be in the archive, and the same model would give other bytes each time.
         gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w") as tar,
     ):
         for name in (*sorted(bundle.manifest.files), MANIFEST):
+            # A bare entry: owner, group and time are 0, not this machine's.
             entry = tarfile.TarInfo(name)
             entry.size = bundle.path(name).stat().st_size
             entry.mode = 0o644

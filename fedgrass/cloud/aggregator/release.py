@@ -93,7 +93,10 @@ def publish_model(bundle: Bundle, clients: FleetClients) -> Release:
         As `release_model` does.
     """
     version = bundle.manifest.version
+    # Of now, not of a round: a person publishes outside any round.
     rollout = load_settings(clients.rounds, clients.fleet).rollout
+    # The check for a newer version comes after the upload: files and a component version that nothing names change
+    # nothing.
     base, arn = prepare(bundle, clients, rollout)
     refuse_superseded(clients, version)
     # The fleet's state first: the deployment follows it, here or wherever it was left undone.
@@ -162,6 +165,7 @@ def prepare_round(
     rollout = record.settings.rollout
     base, arn = prepare(bundle, clients, rollout)
     refuse_superseded(clients, record.version)
+    # After the component and before the outcome: whoever finishes the round registers what lies there already.
     if clients.registry is not None:
         try:
             store_archive(bundle, clients.bucket, clients.fleet)
@@ -182,8 +186,11 @@ def _canaries(clients: FleetClients, record: RoundRecord) -> Canaries:
     def heard(things: Sequence[str], since_ms: int) -> Heard:
         """What the canaries said of the model, each in its own record of the round."""
         now = load_round(table, record.fleet, record.round)
+        # Another outcome than that which was read at the start: somebody else has ended the round while the canaries
+        # were asked.
         ended = now.outcome if now.outcome != record.outcome else None
         parts = participations_at(table, record.fleet, [(record.round, thing) for thing in things])
+        # A word from before the try-out is about an earlier try of the same version.
         said = [part.model_outcome for part in parts if (part.model_received_at or 0) >= since_ms]
         refused = said.count("refused") + said.count("rolled_back")
         return Heard(active=said.count("active"), refused=refused, ended=ended or "")
@@ -191,6 +198,8 @@ def _canaries(clients: FleetClients, record: RoundRecord) -> Canaries:
     def begin(trial: CanaryTrial) -> bool:
         if record.outcome is not None:
             return True  # a person releases what the round held
+        # Noted before they get the model, on condition that the round still runs: whoever closes it then knows whom to
+        # take it from.
         noted = change(
             put={"canaries": trial.model_dump()},
             condition="attribute_not_exists(#outcome) AND #phase = :aggregating",
@@ -198,6 +207,7 @@ def _canaries(clients: FleetClients, record: RoundRecord) -> Canaries:
         )
         try:
             update_item(table, Key={"fleet": record.fleet, "key": round_key(record.round)}, **noted)
+        # The round ended first. Its canaries must not get a model that nobody would take back.
         except table.meta.client.exceptions.ConditionalCheckFailedException:
             return False
         return True
@@ -261,6 +271,7 @@ def upload(bundle: Bundle, bucket: Bucket, fleet: str) -> Base:
         If the version exists with other content.
     """
     prefix = model_prefix(fleet, bundle.manifest.version)
+    # The manifest last: readers take a model with a manifest for complete.
     for name in (*sorted(bundle.manifest.files), MANIFEST):
         bucket.publish(prefix + name, bundle.path(name))
     return Base.of(bundle.manifest, fleet)

@@ -68,13 +68,16 @@ def judge(
     """
     if base is None or new is None:
         return Verdict(True, "no evaluation set for this model: the gate did not look")
+    # Accuracy and loss have fields of their own in the figures; the other metrics lie in a dictionary.
     if metric not in (None, "accuracy", "loss"):
         return _judged_by_metric(metric, base, new, tolerance, loss_tolerance, below_best, best)
     if metric == "loss" or (metric is None and (new.accuracy is None or base.accuracy is None)):
         return _judged_by_loss(base, new, tolerance, below_best, best)
+    # Asked for accuracy by name, of a model that has none: held with a reason, not judged by something else.
     if new.accuracy is None or base.accuracy is None:
         return _without("accuracy", new)
     figures = f"accuracy {new.accuracy:.4f} after {base.accuracy:.4f}, tolerance {tolerance:g}"
+    # Against the base first, then against the best: the nearer reason is the one to read.
     if new.accuracy < base.accuracy - tolerance - _ROUNDING:
         return Verdict(False, f"{figures}: the base stays", "accuracy")
     if new.loss > (most := _most(base.loss, loss_tolerance)):
@@ -151,10 +154,12 @@ def raised(best: Best | None, figures: Evaluation, evaluation_set: str) -> Best:
     Best
         Lowest loss and highest accuracy.
     """
+    # Figures on other examples say nothing about these: the mark starts from this model.
     if best is None or best.evaluation_set != evaluation_set:
         return Best(
             evaluation_set=evaluation_set, loss=figures.loss, accuracy=figures.accuracy, metrics=_watchable(figures)
         )
+    # Lowest loss and highest accuracy may be of two models: each figure has a mark of its own.
     known = [accuracy for accuracy in (best.accuracy, figures.accuracy) if accuracy is not None]
     metrics = dict(best.metrics)
     for name, value in _watchable(figures).items():
@@ -195,9 +200,12 @@ def decided(
     """
     if not verdict.passed:
         return "held", verdict.reason
+    # In this order the report names the strongest reason: the gate, then the settings, then the calendar, then the
+    # improvement.
     if settings.release == "never":
         return "held", f"the fleet's settings release no model; {verdict.reason}"
     every = settings.release_every
+    # "advanced": the model is the next round's base, and devices keep what they have until a release is due.
     if number % every:
         return "advanced", f"{verdict.reason}; the next release is round {number + every - number % every}'s"
     if settings.release == "on_improvement" and not (better := improved(base, new, settings.gate.metric)).passed:
@@ -221,6 +229,7 @@ def improved(base: Evaluation | None, new: Evaluation | None, metric: Metric | N
     """
     if base is None or new is None:
         return Verdict(False, "no evaluation set: whether the model is better is not known, and the base stays")
+    # None means what the gate judges by, too: accuracy where both have one.
     name = metric or ("loss" if new.accuracy is None or base.accuracy is None else "accuracy")
     before, after = base.value(name), new.value(name)
     if before is None or after is None:
@@ -274,6 +283,7 @@ def _judged_by_loss(
     base: Evaluation, new: Evaluation, tolerance: float, below_best: float, best: Best | None
 ) -> Verdict:
     figures = f"loss {new.loss:.4f} after {base.loss:.4f}, tolerance {tolerance:g}"
+    # abs: losses such as a negative log-likelihood of a density can be below zero.
     if new.loss > base.loss + tolerance * abs(base.loss):
         return Verdict(False, f"{figures}: the base stays", "loss")
     if best is not None and new.loss > best.loss + below_best * abs(best.loss):

@@ -40,6 +40,7 @@ class Phases:
         start = time.perf_counter()
         try:
             yield
+        # A phase that fails has its time, too: the report of a held round shows where it went.
         finally:
             self.seconds[phase] = round(time.perf_counter() - start, 4)
 
@@ -126,6 +127,7 @@ def summary(report: RoundReport) -> str:
         "loss": report.evaluation.loss if report.evaluation else None,
         "metrics": report.evaluation.metrics or None if report.evaluation else None,
         "report": report_key(report.fleet, report.round),
+        # At most 300 characters, so that the line stays under SageMaker's 1,024 bytes.
         "reason": report.reason[:300],
     }
     return json.dumps({name: value for name, value in line.items() if value is not None})

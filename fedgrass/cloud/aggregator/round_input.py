@@ -57,6 +57,7 @@ class RoundInput:
 
     def _things(self) -> set[str] | None:
         devices = self.clients.devices
+        # Simulation has no table of devices, and no strangers.
         if devices is None:
             return None
         return things_of_fleet(devices, self.record.fleet, self.record.settings.silos)

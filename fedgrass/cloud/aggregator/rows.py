@@ -33,6 +33,7 @@ T = TypeVar("T")
 CHUNK = 16
 """Good updates of a lane that are added in float32 before their sum is. Changing it changes results by rounding."""
 
+# NumPy lets go of the interpreter's lock while it adds. Each thread takes some 24 bytes per parameter, hence the bound.
 THREADS = min(4, os.cpu_count() or 1)
 _WORTH = 1 << 20  # scalars: with less to read, a thread takes longer to begin than it saves
 
@@ -44,6 +45,7 @@ class Rows:
         self._intake = screening
         self._terms = terms or Rounded()
         self._size = screening.layout.size
+        # Set by the first thread that fails; the others stop at their next update instead of reading on for nothing.
         self._failed = Event()
 
     def measure(self, references: Sequence[UpdateReference]) -> list[Accepted]:
@@ -93,6 +95,7 @@ class Rows:
 
     def _good_rows(self, references: Sequence[UpdateReference]) -> Iterator[tuple[Accepted, Floats]]:
         """Yield each good update with its values, which the next one overwrites."""
+        # One buffer for each thread, used again for every update: memory does not grow with their number.
         row, spare = aligned(self._size, np.dtype(np.float32)), aligned(min(PIECE, self._size), np.dtype(np.float32))
         opening = self._intake.openers(references)
         try:
@@ -110,6 +113,7 @@ class Rows:
 
     def _read(self, reference: UpdateReference, opener: Callable[[], BinaryIO], row: Floats, spare: Floats) -> Accepted:
         with opener() as stream:
+            # The header is judged before any value is read: a bad one costs no decoding.
             reader, facts = self._intake.begin(reference, stream)
             reader.read_whole(row)
         return self._intake.passed(reference, facts, norm_of([sum_of_squares(row, spare)]))
@@ -123,10 +127,12 @@ class Rows:
             try:
                 with np.errstate(all="ignore"):
                     return work(some)
+            # Interrupts too: a thread pool would otherwise finish all lanes before Ctrl-C shows.
             except BaseException:
                 self._failed.set()  # the other threads need not go on
                 raise
 
+        # groupby needs lane order, which `Screening.admit` gives.
         lanes = [(lane, list(some)) for lane, some in itertools.groupby(references, key=lambda one: lane_of(one.thing))]
         threads = min(THREADS, len(lanes), 1 + self._size * len(references) // _WORTH)
         if threads <= 1:
@@ -134,6 +140,8 @@ class Rows:
             return
         waiting: deque[tuple[int, Future[T]]] = deque()
         with ThreadPoolExecutor(threads, thread_name_prefix="lane") as pool:
+            # At most one finished lane a thread waits: sixteen float64 sums at once would be eight bytes times sixteen
+            # per parameter.
             for lane, some in lanes:
                 waiting.append((lane, pool.submit(guarded, some)))
                 if len(waiting) > threads:  # what is done waits for its turn, and takes memory
@@ -154,10 +162,12 @@ class Accumulator:
     def add(self, values: Floats, weight: float) -> None:
         """Add a good update's values, which are overwritten."""
         if not self._held:
+            # The first of a chunk is written, not added: so the chunk needs no clearing.
             self._terms.scaled(values, weight, self._chunk)
         else:
             self._terms.add_scaled(self._chunk, values, weight)
         self._held += 1
+        # float32 sums of sixteen lose some 1e-7; longer ones would lose more with every addend.
         if self._held == CHUNK:
             self.finish()
 

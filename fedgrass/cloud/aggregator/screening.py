@@ -61,12 +61,15 @@ class Screening:
         self._source = source
         self._weight = weight
         self._progress = progress
+        # Keys whose bytes the progress counted: updates that are read twice count once.
         self._judged: set[str] = set()
         self._refused: dict[str, QuarantinedEntry] = {}
         self._lock = Lock()
 
     def admit(self, references: Sequence[UpdateReference]) -> list[UpdateReference]:
         """Return those worth opening, in lane order: by what storage says of them."""
+        # Checked in order of names, so that which of two updates of one thing is the duplicate does not depend on the
+        # listing.
         ordered = sorted(references, key=lambda reference: (reference.thing, reference.key))
         return sorted(filter(self._admits, ordered), key=lane_order)
 
@@ -80,6 +83,8 @@ class Screening:
         """Read and check the header of an update; its values are next."""
         reader = UpdateReader(stream, file_bytes=reference.bytes, parameters=self._form)
         facts = self.examiner.check_header(reference, reader.header)
+        # For its refusal only, such as of a missing metric: the weight itself is asked for again when the cohort's
+        # bounds are known.
         self._weight(facts)
         return reader, facts
 
@@ -112,6 +117,7 @@ class Screening:
     def refuse(self, reference: UpdateReference, error: UpdateError) -> None:
         """Keep an update's refusal; others go on."""
         # What a hostile header holds may not be encodable.
+        # At most 500 characters: the report must not grow with what a device writes into a header.
         detail = str(error)[:500].encode("utf-8", "backslashreplace").decode()
         self._refused[reference.key] = QuarantinedEntry(
             thing=reference.thing,

@@ -18,6 +18,7 @@ from fedgrass.strategies.arithmetic.interfaces import State
 from fedgrass.strategies.base import Strategy, WeightedMean
 
 STATE = SERVER_STATE
+# 64 GiB: above the state of any model. It stops a file that cannot be one.
 _MAX_BYTES = 64 << 30
 
 
@@ -40,6 +41,7 @@ def load_state(bucket: Bucket, base: Base, strategy: Strategy, scratch: Path) ->
     State
         Vectors of all parameters by slot; empty if there is none, or it belongs to another strategy.
     """
+    # Most strategies keep nothing: one request to S3 less.
     if not _keeps_state(strategy):
         return {}
     content = bucket.read(base.parameters_key.removesuffix(PARAMETERS) + STATE, max_bytes=_MAX_BYTES)
@@ -74,6 +76,8 @@ def read_state(path: Path, parameters_sha256: str, strategy: Strategy) -> State:
     if not _keeps_state(strategy) or not path.exists():
         return {}
     state, metadata = tensors.load(path, max_bytes=_MAX_BYTES)
+    # Momentum of another model or strategy would push the parameters somewhere else: without it, the optimizer starts
+    # from zero.
     belongs = (metadata.get("strategy"), metadata.get("parameters_sha256")) == (strategy.name, parameters_sha256)
     return state if belongs else {}
 
@@ -160,6 +164,7 @@ def release_held_state(bucket: Bucket, record: RoundRecord, sha256: str, scratch
     """
     key = report_prefix(record.fleet, record.round) + STATE
     content = bucket.read(key, max_bytes=_MAX_BYTES)
+    # The digest is in the report: a state that somebody replaced must not steer the next round.
     if content is None or hashlib.sha256(content).hexdigest() != sha256:
         raise ReleaseError(f"{bucket.uri(key)}: is not the state that the report of round {record.round} describes")
     path = scratch / STATE

@@ -17,6 +17,7 @@ from pydantic import Field
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.names import UPDATE_FILE
 
+# Requests in flight: S3 answers the first byte in tens of milliseconds, longer than a small update takes to read.
 _AHEAD = 16
 _SUFFIX = ".safetensors"
 
@@ -75,6 +76,7 @@ class Folder(Prefetched):
                 if entry.name.endswith(_SUFFIX):
                     found.append(UpdateReference(entry.name.removesuffix(_SUFFIX), entry.name, entry.stat().st_size))
                     continue
+                # No update in that folder: half an upload, or something else's folder.
                 with suppress(OSError):
                     size = os.stat(f"{entry.path}/{UPDATE_FILE}").st_size  # noqa: PTH116 - as above
                     found.append(UpdateReference(entry.name, f"{entry.name}/{UPDATE_FILE}", size))
@@ -110,6 +112,7 @@ def open_ahead(
     tuple
         A reference, and a function that returns its open stream or raises what opening it raised.
     """
+    # Files open at once; a pool of threads would only cost time.
     if isinstance(source, Prefetched):
         yield from ((reference, partial(source.open, reference)) for reference in references)
         return
@@ -118,12 +121,14 @@ def open_ahead(
     with ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="open") as pool:
         try:
             while True:
+                # Refilled before each yield, so that the window of open requests stays full while the caller reads.
                 while len(waiting) < ahead and (reference := next(rest, None)) is not None:
                     waiting.append((reference, pool.submit(source.open, reference)))
                 if not waiting:
                     return
                 reference, opening = waiting.popleft()
                 yield reference, opening.result
+        # A caller that stops early leaves open connections behind unless they are closed here.
         finally:
             for _, opening in waiting:
                 if not opening.cancel() and opening.exception() is None:

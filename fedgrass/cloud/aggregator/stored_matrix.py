@@ -47,6 +47,7 @@ class StoredMatrix:
         start
             Index of the first of them in the update's vector.
         """
+        # Only the row number needs the lock: rows are disjoint, and pwrite takes its own position.
         with self._lock:
             place = self._places.setdefault(key, len(self._places))
         write_at(self._file, values, (place * self._layout.size + start) * 4)
@@ -62,6 +63,7 @@ class StoredMatrix:
 
     def tiles(self) -> Sequence[slice]:
         """Return the columns' division."""
+        # Narrower tiles with more rows, so that a tile stays at 8 MiB however many updates there are.
         width = max(1, _TILE_BYTES // (4 * max(1, len(self._rows))))
         return [slice(start, min(start + width, self._layout.size)) for start in range(0, self._layout.size, width)]
 
@@ -69,6 +71,7 @@ class StoredMatrix:
         """Return a new array [rows, columns] of all rows or the chosen ones; threads may call it at the same time."""
         rows = self._rows if chosen is None else [self._rows[row] for row in chosen]
         values = np.empty((len(rows), columns.stop - columns.start), np.float32)
+        # One preadv for each row: rows of refused updates lie between, so the chosen ones are not contiguous.
         for row, (place, _, factor) in zip(values, rows, strict=True):
             read_at(self._file, row, (place * self._layout.size + columns.start) * 4)
             if factor != 1.0:
@@ -76,6 +79,7 @@ class StoredMatrix:
         return values
 
     def __enter__(self) -> StoredMatrix:
+        # Unnamed: the system takes the space back even if the job is killed.
         self._file = tempfile.TemporaryFile(dir=self._scratch, buffering=0)
         return self
 
@@ -96,6 +100,7 @@ def write_at(file: BinaryIO, values: Array, position: int) -> None:
         Byte offset of the first value.
     """
     rest = values.view(np.uint8).data
+    # A write may be cut short: Linux moves at most some 2 GiB at once, and a full disk raises at the next call.
     while rest:
         written = os.pwrite(file.fileno(), rest, position)
         rest, position = rest[written:], position + written

@@ -101,7 +101,10 @@ class Tiles:
             window = references[start : start + TOGETHER]
             # One of the next window is enough to tell whether the last lane goes on: updates come in lane order.
             following = references[start + TOGETHER : start + TOGETHER + 1]
+            # Ends: each turn without success leaves out at least one update. As one reading finds all bad ones, there
+            # are two turns at most.
             while window:
+                # All streams of a window are open at once, and closed before the next window opens its own.
                 with ExitStack() as streams:
                     updates = self._open(window, streams)
                     after = self._after(updates, following)
@@ -112,6 +115,7 @@ class Tiles:
                     self._scan(updates, partial(_Adding, standing, after, terms, self._terms))
                     good = self._judge(updates)
                 if len(good) == len(updates):
+                    # The commit: up to here the former sum is untouched, and a bad window leaves it so.
                     standing = after if updates else standing
                     together += good
                     break
@@ -126,6 +130,7 @@ class Tiles:
         self, references: Sequence[UpdateReference], weight: WeightOf
     ) -> Iterator[tuple[int, Sums, list[Accepted]]]:
         """Yield the sum of each lane that has updates, in order."""
+        # Lane by lane, because each lane's sum travels by itself: windows never cross a lane here.
         for lane, some in itertools.groupby(references, key=lambda reference: lane_of(reference.thing)):
             yield lane, *self.sum(list(some), weight)
 
@@ -181,6 +186,8 @@ class Tiles:
         if not updates:
             return Standing()
         size, lane = self._layout.size, lane_of(updates[-1].reference.thing)
+        # Only if the lane goes on is its partial sum needed beyond the window: else it costs a whole vector for
+        # nothing.
         carried = any(lane_of(reference.thing) == lane for reference in following)
         room = np.empty(size, self._terms.dtype) if carried else None
         return Standing(np.empty(size, self._terms.dtype), room, lane if carried else None)
@@ -201,6 +208,7 @@ class _Scan:
         self._failure: BaseException | None = None
 
     def run(self) -> None:
+        # One less than THREADS: the caller's own thread is the last.
         threads = [Thread(target=self._thread, name="scan", daemon=True) for _ in range(THREADS - 1)]
         for thread in threads:
             thread.start()
@@ -223,9 +231,11 @@ class _Scan:
 
     def _tile(self, work: Work, values: Floats, spare: Floats) -> bool:
         """Work through the next tile; whether there was one."""
+        # The lock of the first update orders the tiles, too: who holds it takes the next tile.
         held: Lock | None = self._turns[0]
         self._turns[0].acquire()
         try:
+            # Under the first lock, so that tiles are handed out in order and once.
             number, span = next(self._tiles, (0, None))
             if span is None or self._failure is not None:
                 return False
@@ -240,21 +250,25 @@ class _Scan:
                     following.acquire()
                 self._turns[position - 1].release()
                 held = following
+                # After the next thread was let in: checking and adding run side by side, reading does not.
                 if is_read and self._check(update, number, block, spare):
                     work.take(update, block)
             work.end()
             return True
+        # A thread that fails must let go, or the others wait for ever.
         finally:
             if held is not None:
                 held.release()
 
     def _read(self, update: OpenUpdate, number: int, values: Floats) -> bool:
+        # A bad update's stream is at an unknown place: nothing after its first error is read.
         if update.errors:
             return False
         try:
             update.reader.fill(values)
         except UpdateError as error:
             update.errors[number] = error
+        # Another thread may have noted an error of another tile; this tile's values are good all the same.
         return number not in update.errors
 
     def _check(self, update: OpenUpdate, number: int, values: Floats, spare: Floats) -> bool:
@@ -305,12 +319,14 @@ class _Adding:
         self._after = after
         self._weights = weights  # lane and weight, by key
         self._terms = terms
+        # Room for one tile where no whole vector is kept.
         self._room: Sums = aligned(TILE, terms.dtype)
 
     def begin(self, span: slice) -> None:
         before, after = self._before, self._after
         self._total = _part(after.total, span, self._room)
         self._partial = _part(after.partial, span, self._room)
+        # The first window: there is no sum yet to copy.
         if before.total is None:
             self._total.fill(0)
         else:
@@ -321,6 +337,7 @@ class _Adding:
 
     def take(self, update: OpenUpdate, values: Floats) -> None:
         lane, weight = self._weights[update.reference.key]
+        # Updates come in lane order, so a lane is open exactly until one of another comes.
         if lane == self._lane:
             self._terms.add_scaled(self._partial, values, weight)
             return
@@ -329,6 +346,7 @@ class _Adding:
         self._lane = lane
 
     def end(self) -> None:
+        # Where the lane goes on in the next window, its partial sum is left open there.
         if self._after.partial is None:
             self._close_lane()
 

@@ -47,6 +47,8 @@ class Tracking:
     def __init__(self, uri: str, credentials: Credentials | None = None, http: URLLib3Session | None = None) -> None:
         self._arn = uri if uri.startswith("arn:") else ""
         self._region = uri.split(":")[3] if self._arn else ""
+        # https://docs.aws.amazon.com/sagemaker/latest/dg/mlflow.html: one host for a region; the header below names the
+        # server.
         self._address = f"https://{self._region}.experiments.sagemaker.aws" if self._arn else uri.rstrip("/")
         self._credentials = credentials
         self._http = http or URLLib3Session(timeout=_SECONDS)  # type: ignore[arg-type]  # the stubs know no pair
@@ -77,8 +79,10 @@ class Tracking:
         """
         place = self._experiment(experiment)
         run = self._run(place, record)
+        # MLflow wants milliseconds since the epoch.
         now = int(time.time() * 1000)
         self._ask(
+            # One request instead of one for each value; MLflow takes up to 1,000 metrics and 100 parameters in it.
             "runs/log-batch",
             {
                 "run_id": run,
@@ -96,6 +100,7 @@ class Tracking:
     def _experiment(self, name: str) -> str:
         try:
             found = self._ask(f"experiments/get-by-name?experiment_name={quote(name, safe='')}")
+        # The one refusal that means "make it"; others, such as a missing permission, are raised.
         except _RefusedError as refusal:
             if refusal.code != "RESOURCE_DOES_NOT_EXIST":
                 raise
@@ -105,6 +110,7 @@ class Tracking:
     def _run(self, experiment: str, record: RoundRecord) -> str:
         """A job that was started again goes on with the run of the first."""
         tags = {_ROUND: str(record.round), _EXECUTION: record.execution}
+        # Backticks: a tag's name with a dot is not a word in MLflow's filter language.
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         found = self._ask("runs/search", {"experiment_ids": [experiment], "filter": condition, "max_results": 1})
         if found.get("runs"):
@@ -123,6 +129,7 @@ class Tracking:
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         content = b"" if body is None else json.dumps(body).encode()
         request = AWSRequest(
+            # MLflow searches by POST, too: whatever has a body is one.
             method="GET" if body is None else "POST",
             url=self._address + _API + path,
             data=content,
@@ -130,6 +137,7 @@ class Tracking:
         )
         if self._arn:
             request.headers["x-mlflow-sm-tracking-server-arn"] = self._arn
+            # botocore's SigV4Auth sets this header for S3 only.
             request.headers["X-Amz-Content-SHA256"] = hashlib.sha256(content).hexdigest()
             if self._credentials is None:
                 raise TransferError("there are no AWS credentials to sign requests to SageMaker's MLflow with")

@@ -32,6 +32,7 @@ def own_update(base: Bundle, data: Dataset | None, task: FitTask) -> Floats | No
         The difference, flat float32 of all parameters. None if there are no examples, or the model is another
         engine's, which cannot be trained here.
     """
+    # Imported and trained only where needed: LiteRT costs memory that a mean does not.
     if data is None or base.manifest.graph_file != GRAPH:
         return None
     from fedgrass.engines.litert import LiteRTEngine  # takes a quarter of a second: only where it is needed
@@ -70,9 +71,11 @@ def trained_difference(engine: Engine, base: Bundle, data: Dataset, task: FitTas
         )
     before = base.parameters()
     engine.set_parameters(before)
+    # As a device resolves them: the round's value, or else the one that the model was exported with.
     rate = task.learning_rate or base.manifest.optimizer.rate
     settings = FitSettings(task.epochs, rate, task.proximal_mu, task.gradient_clip_norm, class_weight=task.class_weight)
     after = engine.fit(data, settings).parameters
+    # In the manifest's order, as the layout of updates; a model with local parameters was refused above.
     return np.concatenate([(after[name] - value).ravel() for name, value in before.items()]).astype(np.float32)
 
 

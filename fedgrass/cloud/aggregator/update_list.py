@@ -66,7 +66,11 @@ def pin_update_list(
     """
     key = list_key(fleet, number)
     ordered = tuple(sorted(found, key=lambda reference: reference.key))
+    # The seed is drawn here and counts only if this list is the one that stays: a job that runs again must draw the
+    # same noise.
     ours = UpdateList(updates=ordered, refused=tuple(refused), more=more, noise_seed=secrets.token_hex(SEED_BYTES))
+    # Written on condition that there is none (If-None-Match): of two jobs the first decides, and both go on with its
+    # list.
     pinned = bucket.write_first(key, ours.model_dump_json(by_alias=True, indent=1).encode())
     try:
         return UpdateList.model_validate_json(pinned)

@@ -54,17 +54,22 @@ class UpdateValidator:
         """Check what storage says of an update, before it is opened: a thing has one update per round."""
         if not reference.thing:
             raise UpdateError("unexpected_key", f"{reference.key!r} is not the key of an update")
+        # Per round: a device may have a late update of an earlier round beside that of this one.
         if (reference.thing, reference.round) in self._seen:
             raise UpdateError("duplicate", f"thing {reference.thing!r} has another update in this round")
+        # Round 0 is none: references of this round carry no number.
         earlier = self._expected.earlier.get(reference.round or 0)
+        # Spent objects themselves are not listed (see `late`): here the same key holds another one.
         if earlier is not None and reference.key in earlier.spent:
             raise UpdateError(
                 "replayed",
                 f"thing {reference.thing!r} was already used for round {reference.round}, and sent another since",
             )
+        # A late update is measured against the cohort that its own round asked.
         cohort = earlier.cohort if earlier else self._expected.cohort
         if cohort is not None and not takes(cohort, reference.thing):
             raise UpdateError("uninvited", f"thing {reference.thing!r} is not in the round's cohort")
+        # Only now: an update that is refused must not make the thing's good one a duplicate.
         self._seen.add((reference.thing, reference.round))
 
     def check_header(self, reference: UpdateReference, header: UpdateHeader) -> UpdateMetadata:
@@ -73,6 +78,7 @@ class UpdateValidator:
         earlier = expected.earlier.get(reference.round or 0)
         number = reference.round if earlier else expected.round
         base = earlier.base_sha256 if earlier else expected.base_sha256
+        # The key's name is what IAM vouches for; the header is only what the device says.
         if header.thing != reference.thing:
             raise UpdateError(
                 "foreign_thing", f"it says it is of thing {header.thing!r}, but {reference.thing!r} wrote it"
@@ -94,5 +100,6 @@ class UpdateValidator:
     def check_norm(self, norm: float) -> None:
         """Hold an update's norm against the fixed bound."""
         bound = self._expected.checks.max_norm
+        # 0 is no bound. NaN and infinity were refused when the norm was measured.
         if 0 < bound < norm:
             raise UpdateError("norm_exceeded", f"the difference's L2 norm is {norm:.6g}; the bound is {bound:.6g}")

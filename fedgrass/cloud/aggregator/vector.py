@@ -19,11 +19,13 @@ from fedgrass.update.codecs import Floats
 def aligned(count: int, dtype: np.dtype[Any]) -> Array:
     """Return an uninitialised vector on whole cache lines: vector instructions are then up to twice as fast on it."""
     size = count * dtype.itemsize
+    # One cache line more than needed, so that an aligned start is always within.
     room = np.empty(size + _LINE, np.uint8)
     start = -room.ctypes.data % _LINE
     return room[start : start + size].view(dtype)
 
 
+# Bytes: a cache line on x86-64 and on 64-bit Arm.
 _LINE = 64
 
 
@@ -89,12 +91,14 @@ class Layout:
         with path.open("rb") as stream:
             header = tensors.read_header(stream, file_bytes=path.stat().st_size, name=str(path))
             found = [(tensor.name, tensor.dtype.name, tensor.shape) for tensor in header.tensors]
+            # Names, dtypes, shapes and order: tiles are read in one pass, by the manifest's positions.
             if found != [(p.name, p.dtype, p.shape) for p in self._stored]:
                 raise BundleError(f"{path}: holds other parameters than the manifest names, or in another order")
             for parameter in self._stored:
                 if parameter.name not in self.starts:
                     stream.seek(parameter.nbytes, os.SEEK_CUR)
                     continue
+                # One buffer for a parameter's tiles; callers are done with a tile when they ask for the next.
                 raw = np.empty(min(block, parameter.size), parameter.dtype)
                 for span in Layout([parameter]).tiles(block):
                     piece = raw[: span.stop - span.start]

@@ -36,6 +36,7 @@ def announce(rounds: Table, iot_data: IoTDataPlaneClient, fleet: str, bucket: st
     RecordError
         If what is to be announced changes through every attempt.
     """
+    # Published without comparing first: the broker's retained message cannot be read from here.
     wanted = _wanted(rounds, fleet, bucket, alone)
     for _ in range(_ATTEMPTS):
         iot_data.publish(topic=round_topic(fleet), qos=1, retain=True, payload=wanted)
@@ -47,12 +48,15 @@ def announce(rounds: Table, iot_data: IoTDataPlaneClient, fleet: str, bucket: st
 
 def _wanted(rounds: Table, fleet: str, bucket: str, alone: int | None) -> bytes:
     state = load_state(rounds, fleet)
+    # A fleet whose first round never opened has no lock to name it; `alone` is for that case only.
     number = state.open.round if state.open is not None else alone if not state.last else None
     if number is None:
+        # An empty retained payload is how MQTT deletes a retained message.
         return b""
     record = load_round(rounds, fleet, number)
     if record.outcome is not None:
         return b""
+    # In the order of a round: its own task, then the sum of the masks, then the devices' evaluation.
     if record.phase == "collecting":
         return task_of(record, bucket).encode()
     if record.phase == "aggregating" and record.sums is not None:

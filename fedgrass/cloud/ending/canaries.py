@@ -66,6 +66,7 @@ def deploy_to_canaries(
     if version is None:
         components.pop(component, None)
     else:
+        # Only the version changes: configuration updates that an operator made to this entry stay.
         kept: Mapping[str, Any] = components.get(component) or {}
         components[component] = {**kept, "componentVersion": version}
     present = latest(greengrass, group_arn)
@@ -78,6 +79,7 @@ def deploy_to_canaries(
         "deploymentName": f"{fleet.get('deploymentName') or 'fedgrass'}-canaries",
         "components": components,
     }
+    # GetDeployment leaves out what was never set, and CreateDeployment refuses an empty structure.
     if fleet.get("deploymentPolicies"):
         wanted["deploymentPolicies"] = fleet["deploymentPolicies"]
     made = greengrass.create_deployment(**wanted)
@@ -104,12 +106,14 @@ def restore(greengrass: GreengrassV2Client, fleet_arn: str, component: str, reco
         The round, with its canaries and its outcome.
     """
     trial = record.canaries
+    # Until the outcome is known nothing is taken back: the model may yet be released.
     if trial is None or record.outcome in {None, "released"}:
         return
     theirs = entries(greengrass, trial.target)
     if not theirs:
         return
     newest = greengrass.get_deployment(deploymentId=theirs[0]["deploymentId"])
+    # They have moved on: another round, or a person, has given them something since.
     if component_version(newest, component) != record.version:
         return
     fleets = entries(greengrass, fleet_arn)

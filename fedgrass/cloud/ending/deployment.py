@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         IoTJobAbortCriteriaTypeDef,
     )
 
+# Members of GetDeployment's answer that CreateDeployment takes; the answer has others that it refuses.
 _CARRIED_OVER = ("deploymentName", "deploymentPolicies", "iotJobConfiguration", "parentTargetArn", "tags")
 _ATTEMPTS = 10
 _FEWEST = 10
@@ -166,6 +167,7 @@ def entries(greengrass: GreengrassV2Client, target_arn: str) -> list[DeploymentT
     pages = greengrass.get_paginator("list_deployments").paginate(targetArn=target_arn, historyFilter="ALL")
     return sorted(
         (entry for page in pages for entry in page["deployments"]),
+        # isLatestForTarget first: two deployments of one second have the same time.
         key=lambda entry: (entry.get("isLatestForTarget", False), entry["creationTimestamp"]),
         reverse=True,
     )
@@ -180,8 +182,10 @@ def _changed(
 ) -> dict[str, Any]:
     known: Mapping[str, Any] = base or {}
     components = {**known.get("components", {})}
+    # Entry by entry: configuration that somebody set for this component outlives the new version.
     components[component] = {**components.get(component, {}), "componentVersion": version}
     carried = {name: known[name] for name in _CARRIED_OVER if known.get(name)}
+    # Replaces what was carried over: the pace is that of the settings of this release.
     if job is not None:
         carried["iotJobConfiguration"] = job
     return {"targetArn": target_arn, "components": components, **carried}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_greengrassv2.type_defs import DeploymentIoTJobConfigurationTypeDef
 
 _ATTEMPTS = 10
+# Outcomes that a job writes, and so leaves a proposal for; failed, cancelled and evaluated rounds have none.
 _OF_THE_JOB = frozenset({"released", "refused", "advanced", "held", "insufficient_updates", "helpers_missing"})
 
 
@@ -47,6 +48,7 @@ def finish(place: Place, record: RoundRecord) -> RoundReport | None:
     restore_canaries(place, record)
     if record.outcome not in _OF_THE_JOB:
         return None
+    # A report that exists is the last thing that was written: all else was done before it.
     report = find_report(place.s3, place.bucket, record)
     if report is None:
         proposal = find_proposal(place.s3, place.bucket, record)
@@ -59,6 +61,7 @@ def finish(place: Place, record: RoundRecord) -> RoundReport | None:
         report = proposal.model_copy(update={"outcome": outcome, "reason": record.reason, "release": None})
         if outcome == "released":
             report = report.model_copy(update={"release": _release(place, record, proposal)})
+        # Of two that finish at once, the first report stays; both go on with it.
         report = write_first(place.s3, place.bucket, report_key(record.fleet, record.round), record, report)
     _keep_figures(place, record, report)
     return report
@@ -117,6 +120,7 @@ def deploy_current(
 
 def finish_by_hand(place: Place, version: str) -> None:
     """Do what a person's release or roll-back, whose process is gone, has left undone; safe to repeat."""
+    # Before the question whose model it was: a deployment is owed whatever the state names.
     deploy_current(place)
     released = load_state(place.rounds, place.fleet).released
     _, number, _ = version_order(version)
@@ -141,6 +145,7 @@ def compared(place: Place, record: RoundRecord) -> str:
         return ""
     try:
         found = deployed_version(place.greengrass, place.thing_group_arn, place.model_component)
+    # Only a comparison: that it cannot be made must not keep the round from closing.
     except (ClientError, BotoCoreError) as error:
         log_event("deployment_not_compared", fleet=place.fleet, round=record.round, reason=str(error))
         return ""
@@ -184,6 +189,7 @@ def register_released(place: Place, record: RoundRecord, report: RoundReport) ->
     if place.sagemaker is None or report.model is None:
         return None
     try:
+        # An entry without its archive would fail whoever deploys it.
         place.s3.head_object(Bucket=place.bucket, Key=archive_key(record.fleet, record.version))
         return register(
             place.sagemaker,
@@ -216,6 +222,7 @@ def _keep_figures(place: Place, record: RoundRecord, report: RoundReport) -> Non
         "hold": report.hold,
         "privacy": privacy,
     }
+    # Unconditional: the report is written once, so every repetition writes the same figures.
     update_item(place.rounds, Key={"fleet": record.fleet, "key": round_key(record.round)}, **change(put=figures))
     if privacy is not None:
         # A later round has spent more than this report knows of; its own report will tell.

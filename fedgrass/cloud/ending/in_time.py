@@ -52,6 +52,7 @@ def recount(rounds: Table, s3: S3Client, bucket: str, record: RoundRecord) -> No
     record
         The round, as it was when its job had pinned the list.
     """
+    # Most rounds have nobody late: one read instead of all participations.
     if not load_round(rounds, record.fleet, record.round).late:
         return
     for part in participations(rounds, record.fleet, record.round, consistent=True):
@@ -82,6 +83,7 @@ def count_if_listed(rounds: Table, s3: S3Client, bucket: str, record: RoundRecor
     if not part.late or part.status != "uploaded":
         return False
     try:
+        # By key, not by ETag: whoever sent the object that was listed was in time, even if another replaced it since.
         if update_key(record.fleet, record.round, part.thing) not in _listed(
             s3, bucket, record.fleet, record.round, record.cohort.salt
         ):
@@ -93,6 +95,7 @@ def count_if_listed(rounds: Table, s3: S3Client, bucket: str, record: RoundRecor
         condition="#late = :true AND #status = :uploaded",
         values={":true": True, ":uploaded": "uploaded"},
     )
+    # Both counters and the mark in one transaction: a repetition finds the mark gone and moves nothing.
     count = change(add={"late": -1, "uploaded" if part.asked else "joined": 1, "bytes_uploaded": part.bytes})
     keys = (participation_key(record.round, part.thing), in_time), (round_key(record.round), count)
     actions = [
@@ -102,6 +105,7 @@ def count_if_listed(rounds: Table, s3: S3Client, bucket: str, record: RoundRecor
     return transact(rounds, actions) is None
 
 
+# A warm function sees many late notices of one round; the list never changes, so it is read once.
 @lru_cache(maxsize=4)
 def _listed(s3: S3Client, bucket: str, fleet: str, number: int, _salt: str) -> frozenset[str]:
     """Return the keys on a round's list, which never changes; raises `LookupError` if there is none yet.

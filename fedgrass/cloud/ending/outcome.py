@@ -18,6 +18,7 @@ from fedgrass.protocol.writes import change, transact, update_item
 
 Decision = Literal["decided", "superseded", "ended"]
 
+# Index of the action whose condition failed, as DynamoDB's CancellationReasons say.
 _STATE = 1  # the transaction's second action
 _MAX_REASON = 1000
 
@@ -53,6 +54,8 @@ def decide(rounds: Table, record: RoundRecord, report: RoundReport) -> Decision:
         ``decided`` if it is written now. ``ended`` if the round has an outcome or is past its aggregation;
         ``superseded`` if the fleet's model is not the round's base any more, or another round holds the fleet.
     """
+    # Round and fleet in one transaction: an outcome without its model, or a model without its outcome, would be
+    # nobody's to mend.
     actions = [_action(rounds, _key(record), _of_the_round(report))]
     if report.outcome in ADOPTED:
         # What devices have changes with the model only, so the condition on the one holds for the other.
@@ -85,6 +88,7 @@ def end(rounds: Table, record: RoundRecord, outcome: RoundOutcome, reason: str, 
     RoundRecord
         The record as it is now, with whichever outcome was first.
     """
+    # The same condition as the job's: whoever writes first decides (docs/decisions/0042).
     arguments = change(
         put={"outcome": outcome, "reason": reason[:_MAX_REASON], **figures},
         condition="attribute_not_exists(#outcome) AND #phase <> :closed",
@@ -121,6 +125,7 @@ def release_by_hand(rounds: Table, seen: FleetState, record: RoundRecord, model:
     """
     if seen.hand is None:
         raise RecordError(f"fleet {record.fleet!r}: it must be held before a model is released by hand")
+    # By the holder's random name: a hold that ran out and was taken by another is not this one.
     condition, values = "#hand.#holder = :holder AND ", {":holder": seen.hand.holder}
     if seen.model is None:
         condition += "attribute_not_exists(#model)"
@@ -156,7 +161,9 @@ def _of_the_fleet(record: RoundRecord, report: RoundReport, state: FleetState) -
     put = {"model": made.model_dump()}
     if report.outcome == "released":
         put["released"] = state.released_next(made, "round").model_dump(exclude_none=True)
+    # Round and execution: after a fleet started over, the same number may be another round.
     held = "#open.#round = :round AND #open.#execution = :execution"
+    # Version and digest: a fleet that started over can have another model of the same version.
     based = "#model.#version = :base AND #model.#parameters_sha256 = :sha256"
     # A job may be tried by itself, again and again, where no round was ever opened and so none holds the fleet.
     alone = (

@@ -64,6 +64,7 @@ def register(
         ARN of the package, whether it was made now or before.
     """
     description = f"{record.fleet} {model.version}"
+    # Looked for first: how long SageMaker remembers a ClientToken is not said, and this may be repeated days later.
     found = _find(sagemaker, group, description)
     if found is not None:
         return found

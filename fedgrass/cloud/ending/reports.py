@@ -101,6 +101,7 @@ def write_first(s3: S3Client, bucket: str, key: str, record: RoundRecord, report
         If what is there is not of this round.
     """
     try:
+        # IfNoneMatch: S3 writes only if there is no such object, so the first report stays.
         s3.put_object(Bucket=bucket, Key=key, Body=report.to_json(), IfNoneMatch="*")
     except ClientError as error:
         if _code(error) not in {"PreconditionFailed", "412"}:
@@ -117,6 +118,7 @@ def _read(s3: S3Client, bucket: str, key: str, record: RoundRecord) -> RoundRepo
         report = RoundReport.read(content, name=f"s3://{bucket}/{key}")
     except RecordError as error:
         raise AggregationError(str(error)) from error
+    # A fleet of the same name that was destroyed and made again may have left a report under the same key.
     expected = (record.fleet, record.round, record.base.parameters_sha256)
     if (report.fleet, report.round, report.base.parameters_sha256) != expected:
         raise AggregationError(
@@ -153,9 +155,11 @@ def read_object(s3: S3Client, bucket: str, key: str, *, max_bytes: int) -> bytes
     try:
         answer = s3.get_object(Bucket=bucket, Key=key)
     except ClientError as error:
+        # Without ListBucket S3 answers 403 for a key that does not exist, so that nobody can guess names.
         if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and not _exists(s3, bucket, key)):
             return None
         raise
+    # Before the body is read: the size is in the headers.
     if answer["ContentLength"] > max_bytes:
         raise AggregationError(f"s3://{bucket}/{key}: {answer['ContentLength']} bytes; at most {max_bytes}")
     content: bytes = answer["Body"].read()

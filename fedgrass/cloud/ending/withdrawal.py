@@ -21,6 +21,7 @@ from fedgrass.protocol.roster import may_count
 from fedgrass.protocol.tables import Table, load_round, load_settings, load_state
 from fedgrass.protocol.writes import change, transact, update_item
 
+# Counters of refusals expire after 30 days.
 _KEPT_SECONDS = 30 * 86_400
 
 
@@ -44,6 +45,7 @@ def take_back_refused(place: Place, devices: Table, now_ms: float) -> str | None
     """
     state = load_state(place.rounds, place.fleet)
     released = state.released
+    # A person's choice is not overruled by devices: those that refuse keep what they have.
     if released is None or released.by in {"hand", "roll_back"}:
         return None
     taken_back = False
@@ -83,6 +85,7 @@ def put_back_over(place: Place, devices: Table, version: str, now_ms: float) -> 
         The version that is deployed again; None if there is nothing to do.
     """
     state = load_state(place.rounds, place.fleet)
+    # The state names this version, so `take_back_refused` deals with it; or a person is at work.
     if state.released is None or state.released.version == version or state.hand is not None:
         return None
     said = _said_of_a_publication(place, devices, version, 0, now_ms)
@@ -108,6 +111,7 @@ def _said_of_a_publication(place: Place, devices: Table, version: str, since_ms:
     """
     settings = load_settings(place.rounds, place.fleet)
     key = {"fleet": place.fleet, "key": f"refusals#{version}"}
+    # Counted in the table, because each refusal may be handled by another instance of the function.
     heard = update_item(place.rounds, Key=key, ReturnValues="ALL_NEW", **change(add={"heard": 1}))["Attributes"]
     # Reading all devices at each refusal would cost a large fleet dearly: many refuse at once.
     if heard["heard"] < heard.get("enough", 0):
@@ -127,6 +131,7 @@ def _said_of_a_publication(place: Place, devices: Table, version: str, since_ms:
     if enough is None:
         return ""
     if refused < enough:
+        # As many more words as refusals are missing: earlier, a look could not find enough.
         again = {"enough": int(heard["heard"]) + enough - refused, "expires": int(now_ms / 1000) + _KEPT_SECONDS}
         update_item(place.rounds, Key=key, **change(put=again))
         return ""
@@ -155,6 +160,7 @@ def _take_back(rounds: Table, fleet: str, state: FleetState, record: RoundRecord
     put = {
         "model": before.model_dump(),
         "released": state.released_next(before, "refusal")
+        # Without `before`: one step back only, or two models that are both refused would take turns.
         .model_copy(update={"before": None})
         .model_dump(exclude_none=True),
     }

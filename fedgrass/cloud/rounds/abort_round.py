@@ -45,6 +45,7 @@ class ExecutionEnd(BaseModel):
     cause: str | None = None
 
 
+# While Lambda initialises: clients take most of a cold start.
 connect("rounds", "iot_data", "s3", "greengrass", "sagemaker")
 
 
@@ -65,6 +66,7 @@ def abort_round(services: Services, request: AbortRequest) -> dict[str, object]:
 
 def execution_ended(services: Services, end: ExecutionEnd) -> None:
     """End the round that an execution left open. Duplicates, and executions that left none, change nothing."""
+    # Step Functions says ABORTED for StopExecution: a person, or `fedgrass round cancel`.
     if end.status == "ABORTED":
         abort(services, end.execution, outcome="cancelled", reason=end.cause or "the execution was stopped")
     elif end.status in {"FAILED", "TIMED_OUT"}:
@@ -97,13 +99,18 @@ def abort(services: Services, execution: str, *, outcome: RoundOutcome, reason: 
     if state.open is None or state.open.execution != execution:
         return
     record = load_round(services.rounds, services.fleet, state.open.round)
+    # The outcome before anything is stopped: the job's own decision may have come first, and then the model is
+    # released.
     record = end(services.rounds, record, outcome, reason)
+    # Only a job whose result nobody wants any more; a decided one may still be writing its report.
     if record.job is not None and record.outcome in {"cancelled", "failed"}:
         _stop(services, record.job)
+    # The lock must be freed even if Greengrass or S3 does not answer now.
     close(services, record.round, outcome, reason[:1000], whatever_happens=True)
 
 
 def _note_end(services: Services, execution: str) -> None:
+    # The table's TTL attribute: seconds since the epoch.
     expires = int(services.now().timestamp()) + _NOTED_SECONDS
     put_item(services.rounds, Item={"fleet": services.fleet, "key": ended_key(execution), "expires": expires})
 
@@ -130,5 +137,6 @@ def _stop(services: Services, job: str) -> None:
         services.sagemaker.stop_processing_job(ProcessingJobName=job)
     except ClientError as error:
         # Ended already, or never started.
+        # ValidationException is what SageMaker answers for a job that has ended.
         if error.response["Error"]["Code"] not in {"ValidationException", "ResourceNotFound"}:
             raise

@@ -16,6 +16,7 @@ from fedgrass.logs import log_event
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import load_round, load_state
 
+# 137 is 128 + SIGKILL: what a container leaves when the kernel ends it for its memory.
 _NO_MEMORY = re.compile(r"exit code: 137\b|out[ _]?of[ _]?memory|more memory", re.IGNORECASE)
 
 
@@ -40,6 +41,7 @@ def aggregation_ended(services: Services, event: JobEvent) -> None:
     """
     name = str(event.detail.get("ProcessingJobName"))
     state = load_state(services.rounds, services.fleet)
+    # EventBridge tells of every Processing job of the account, so the name has to match.
     if state.open is not None:
         record = load_round(services.rounds, services.fleet, state.open.round)
         if record.job == name:
@@ -55,6 +57,7 @@ def aggregation_ended(services: Services, event: JobEvent) -> None:
 
 def _round_of(name: str) -> int | None:
     """Return the number in a job's name (`fedgrass.cloud.rounds.start_aggregation.job_name`); None if it is none of ours."""
+    # From the end: a fleet's name may hold dashes, too. The names are `PREFIX-FLEET-ROUND-DIGEST`.
     parts = name.split("-")
     return int(parts[-2]) if len(parts) > 3 and parts[-2].isdecimal() else None
 
@@ -75,12 +78,14 @@ def settle(services: Services, record: RoundRecord, job: Mapping[str, Any]) -> N
     token = record.job_token
     if token is None or status not in {"Completed", "Failed", "Stopped"}:
         return
+    # The job's own words first; FailureReason is SageMaker's, such as a machine that could not be had.
     said = job.get("ExitMessage") or job.get("FailureReason")
     log_event("aggregation_ended", fleet=record.fleet, round=record.round, status=status, said=said)
     if status == "Completed":
         succeed(services.step_functions, token, {"job": status})
     else:
         cause = f"Processing job {record.job} {status.lower()}: {said or 'it gave no reason; see its log'}"
+        # By class: the state machine's Catch tells out of memory, which is tried on a larger machine, from the rest.
         error = OutOfMemoryError if status == "Failed" and _ran_out_of_memory(job) else AggregationError
         fail(services.step_functions, token, error=error.__name__, cause=cause)
 

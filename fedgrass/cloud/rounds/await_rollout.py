@@ -24,6 +24,7 @@ def await_rollout(services: Services, request: TokenRequest) -> None:
 
 def complete_rollout(services: Services, record: RoundRecord) -> None:
     """Let the state machine go on if every device that was alive at the opening has reported, or the model was taken back."""
+    # A model that was taken back is waited for no longer: what devices report now is of another one.
     done = record.rolled_out or record.outcome == "refused" or record.settings.rollout.wait_seconds == 0
     if record.phase == "rolling_out" and done and record.rollout_token:
         succeed(services.step_functions, record.rollout_token, {"active": record.active})

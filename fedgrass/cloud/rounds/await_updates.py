@@ -34,6 +34,7 @@ def aggregate_now(services: Services, event: dict[str, Any]) -> dict[str, object
     ConfigurationError
         If the input is something else.
     """
+    # Exactly true: a typo such as "false" must not end a round.
     if event["aggregate_now"] is not True:
         raise ConfigurationError(
             f"aggregate_now: expected true, found {event['aggregate_now']!r}; leave it out to start rounds"
@@ -49,6 +50,7 @@ def await_updates(services: Services, request: TokenRequest) -> None:
     record = keep_token(
         services, request, phase="collecting", name="collect_token", otherwise="collects no updates any more"
     )
+    # Updates may have come, and trainers may have gone, before there was a token to complete.
     complete_collecting(services, record)
     end_if_nobody_can_answer(services, record)
 

@@ -38,6 +38,7 @@ def handler(event: dict[str, object], _context: object) -> dict[str, object]:
 def claim_device(services: Services, claim: Claim) -> dict[str, object]:
     """Write the device's policy, and return its name and the thing's; or refuse, with the reason in the log."""
     serial = claim.parameters.get(_SERIAL, "")
+    # The prefix is the fleet's, so a claim certificate cannot take a name outside it.
     thing = services.setting("FEDGRASS_CLAIM_PREFIX") + serial
     reason = _prepare(services, claim, thing) if serial else f"no {_SERIAL} was given"
     if reason is not None:
@@ -52,10 +53,12 @@ def _prepare(services: Services, claim: Claim, thing: str) -> str | None:
     """Write the device's policy; returns why not."""
     fleet, iot = services.fleet, services.iot
     try:
+        # Built before IoT Core is asked: a name that is too long for the policy is refused here.
         document = device_policy(fleet, check_device(thing), f"fedgrass-{fleet}", claim.template.rpartition(":")[0])
     except ConfigurationError as error:
         return str(error)
     try:
+        # A claim certificate is in many hands: handing out an existing name would let one device pose as another.
         iot.describe_thing(thingName=thing)
     except iot.exceptions.ResourceNotFoundException:
         pass
@@ -64,6 +67,7 @@ def _prepare(services: Services, claim: Claim, thing: str) -> str | None:
             "there is such a thing already; remove it first (scripts/provision --remove) if it is to be created again"
         )
     name = policy_name(fleet, thing)
+    # Written before IoT Core provisions: the template attaches this policy by its name.
     try:
         iot.create_policy(
             policyName=name, policyDocument=json.dumps(document), tags=[{"Key": "fedgrass:fleet", "Value": fleet}]

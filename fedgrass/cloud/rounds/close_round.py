@@ -32,9 +32,11 @@ def close_round(services: Services, request: CloseRequest) -> dict[str, Any]:
     """Close the round; returns all results so far and whether another round is to follow."""
     more = len(request.results) + 1 < request.rounds
     record = load_round(services.rounds, services.fleet, request.round)
+    # Between two rounds of one execution the fleet stays reserved: nobody else opens a round in between.
     record = close(services, request.round, reserve=record.execution if more else None)
     results = [
         *request.results,
+        # A few fields only: an execution's data may have 256 KB, and up to 500 rounds add up.
         record.model_dump(
             mode="json",
             include={"round", "outcome", "reason", "version", "participants", "quarantined", "accuracy", "active"},

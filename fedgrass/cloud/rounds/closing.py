@@ -47,6 +47,7 @@ def close(
     if record.phase != "closed":
         if record.outcome is None:
             record = end(services.rounds, record, outcome, reason or "")
+        # Before the phase changes: a closed round is not looked at again, so what it owes is done first.
         record, undone = _finished(services, record, whatever_happens=whatever_happens)
         words = [reason or record.reason, undone]
         closed = change_round(
@@ -71,8 +72,11 @@ def close(
             measure_closed(services, record)
     # After the record: a fleet that is free has no open round's record.
     _free(services, number, reserve)
+    # Refusals that came while the round held the fleet could not be acted on.
     _look_at_refusals(services)
+    # Last: the announcement follows the tables, which are final now.
     announce_round(services)
+    # Read again: a refusal may have changed its outcome a moment ago.
     return load_round(services.rounds, services.fleet, number)
 
 

@@ -13,6 +13,7 @@ from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.roster import is_silo
 from fedgrass.protocol.settings import FleetSettings
 
+# Salts to try: each is a fresh draw, so a fraction that is just large enough is found within a few.
 _DRAWS = 200
 
 
@@ -52,6 +53,7 @@ def draw_cohort(able: Iterable[str], fraction: float, at_least: int, fleet: str)
     """
     things = list(able)
     for _ in range(_DRAWS):
+        # Unguessable: with a known salt a device could pick a name that is always asked.
         cohort = Cohort(salt=secrets.token_hex(16), fraction=fraction)
         asked = sum(is_member(cohort.salt, fraction, thing) for thing in things)
         if asked >= at_least:
@@ -89,13 +91,18 @@ def choose_cohort(
         If ``fraction`` of the devices is too few.
     """
     wanted = settings.cohort
+    # A plain fraction: sampled independently, which is what privacy amplification assumes.
     if wanted.size == 0 and not wanted.fair:
         cohort, asked = draw_cohort(things, settings.fraction, settings.min_updates, fleet)
         return cohort.model_copy(update={"where": wanted.where, "min_examples": wanted.min_examples}), asked
+    # 1e-9: 10 * 1.1 is a little more than 11 in binary, and would ask a twelfth.
     count = math.ceil(wanted.size * wanted.over_ask - 1e-9) or round(settings.fraction * len(things))
     follows = before is not None and before.fair and wanted.fair
+    # The same salt in all rounds of a turn: pieces of one circle do not overlap, so everyone is asked once before
+    # anyone twice.
     salt = before.salt if before is not None and follows else secrets.token_hex(16)
     begin = (before.begin + before.fraction) % 1.0 if before is not None and follows else 0.0
+    # Never below min_updates: a smaller cohort could not make a round.
     piece = piece_of([draw(salt, thing) for thing in things], max(count, settings.min_updates), begin)
     cohort = Cohort(
         salt=salt,

@@ -52,7 +52,9 @@ def check_judgement(notice: UpdateNotice) -> None:
         return
     base = _of_base(notice)
     check_figures(notice)
+    # The base's figures are bounded like the model's: both decide.
     check_figures(notice.model_copy(update={"metrics": base}))
+    # The gate compares like with like; half a pair would be judged by loss against accuracy.
     if ("accuracy" in base) != ("accuracy" in notice.metrics):
         raise MessageError(f"{notice.thing!r}: has an accuracy of one of the two models only")
 
@@ -79,10 +81,12 @@ def record_judgement(
         ``counted``, ``duplicate``, ``late`` if the round does not aggregate any more, or ``ignored`` from a device
         that was not asked.
     """
+    # Whoever was not asked cannot be waited for, and could tip the sums.
     if not presence(services.rounds, record, notice.thing).asked:
         return "ignored"
     table = services.rounds
     key = {"fleet": record.fleet, "key": participation_key(record.round, notice.thing)}
+    # Optimistic: read, then write on condition that nothing changed; on a conflict read again.
     for _ in range(_ATTEMPTS):
         known = load_participation(table, record.fleet, record.round, notice.thing)
         before = _before(known)
@@ -103,6 +107,8 @@ def record_judgement(
             values={":none": {}} if before else None,
         )
         count = change(
+            # The device moves from one counter to the other in the same write, so the sum of both never exceeds those
+            # asked.
             add={**_sums(notice, record.settings.checks.max_examples), **({before: -1} if before else {})},
             condition="#phase = :aggregating",
             values={":aggregating": "aggregating"},
@@ -115,6 +121,7 @@ def record_judgement(
                 {"Update": {"TableName": table.name, "Key": round_item, **count}},
             ],
         )
+        # Only a conflict over the device's own item is worth another try; the round's condition means it is too late.
         if refused != _PART:
             return "counted" if refused is None else "late"
     raise RecordError(f"round {record.round}: the record of {notice.thing!r} keeps changing; it will be tried again")

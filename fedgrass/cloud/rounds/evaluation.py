@@ -35,6 +35,7 @@ def check_figures(notice: UpdateNotice) -> None:
 
 
 def _own(metrics: Mapping[str, float]) -> dict[str, float]:
+    # Figures of the model's kind have their own place; the rest is the device's own, and only reported.
     known = {"loss", "accuracy", *others(metrics)}
     return {name: value for name, value in metrics.items() if name not in known}
 
@@ -44,10 +45,12 @@ def record_evaluation(services: Services, record: RoundRecord) -> RoundRecord:
 
     Call it when the round collects no more: then nothing is added to what was in time.
     """
+    # Strongly consistent: the last notice came a moment ago, and it may be the one that completed the quorum.
     parts = participations(services.rounds, record.fleet, record.round, consistent=True)
     in_time = [part for part in parts if part.status == "evaluated" and not part.late]
     claims = [Claim(part.num_examples, part.metrics, {"": part.sums}) for part in in_time]
     found = pooled(claims, record.settings.checks)
+    # No job and no gate: the figures are the outcome.
     return end(
         services.rounds,
         record,

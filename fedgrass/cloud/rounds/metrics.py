@@ -58,6 +58,7 @@ def measure(services: Services, values: Mapping[str, float | None], **dimension:
             "CloudWatchMetrics": [
                 {
                     "Namespace": NAMESPACE,
+                    # One set of dimensions for a line: each further set would be a metric of its own to pay for.
                     "Dimensions": [["Fleet", *dimension]],
                     "Metrics": [{"Name": name, "Unit": _UNITS.get(name, "Count")} for name in given],
                 }
@@ -87,6 +88,7 @@ def measure_closed(services: Services, record: RoundRecord) -> None:
         },
     )
     times = (record.opened_at, record.collected_at, record.aggregated_at, record.closed_at)
+    # A phase that was not reached has no end, and so no figure.
     for phase, began, ended in zip(("collecting", "aggregating", "rolling_out"), times[:-1], times[1:], strict=True):
         measure(services, {"PhaseSeconds": _seconds(began, ended)}, Phase=phase)
 
@@ -145,6 +147,7 @@ def measure_fleet(services: Services, members: list[FleetMember], state: FleetSt
         {
             "DevicesAlive": len(alive),
             "DevicesAble": sum(heartbeat.able for heartbeat in alive),
+            # Of those ever heard: a fleet of which nothing was heard yet has no such figure.
             "SilentPercent": 100 * (1 - len(alive) / len(heard)) if heard else None,
             "DevicesOverCpu": sum(heartbeat.cpu_percent >= _TOO_MUCH_PERCENT for heartbeat in alive),
             "DevicesOverMemory": sum(heartbeat.memory_percent >= _TOO_MUCH_PERCENT for heartbeat in alive),
@@ -166,6 +169,7 @@ def _version(version: str | None, state: FleetState) -> str:
         return "none" if version is None else "other"
     line, number, patch = version_order(version)
     current, _, _ = version_order(state.model.version)
+    # Bounded on purpose: a device may report any version, and each distinct one would be a metric that is paid for.
     by_a_round = line == current and patch == 0 and max(0, state.last - _FIELD_ROUNDS) <= number <= state.last
     by_the_operator = line <= current and (number, patch) == (0, 0)
     return version if by_a_round or by_the_operator or version == state.model.version else "other"

@@ -35,11 +35,13 @@ def trainer_is_gone(services: Services, delivery: Delivery) -> None:
         log_event("heartbeat_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
         return
     state = load_state(services.rounds, services.fleet)
+    # The topic's name counts, which IoT Core has authorised; the payload must agree with it.
     if state.open is None or beat.trainer_runs or beat.thing != thing:
         return
     record = load_round(services.rounds, services.fleet, state.open.round)
     if record.phase != "collecting" or not presence(services.rounds, record, thing).asked:
         return
+    # A mark in the round's item, so that rounds in which all trainers run never read the tables below.
     noted = change_round(
         services.rounds,
         services.fleet,
@@ -67,12 +69,14 @@ def end_if_nobody_can_answer(services: Services, record: RoundRecord, gone: Coll
     gone
         Devices that are known to be gone although the table may not say so yet.
     """
+    # Cheap bounds first: this runs at every notice.
     missing = record.asked - record.answered
     if record.gone_at is None or record.phase != "collecting" or record.collect_token is None:
         return
     if missing > max(_FEW, record.asked // _SHARE):
         return
     waiting = waiting_for(services.rounds, services.devices, record)
+    # The heartbeat that brought this may not be in the table yet: its rule runs beside this one.
     if not all(one.gone or one.thing in gone for one in waiting):
         return
     log_event(

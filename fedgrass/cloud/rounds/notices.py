@@ -22,6 +22,7 @@ class Delivery(BaseModel):
     """A topic rule's event."""
 
     topic: str = Field(max_length=256)
+    # IoT Core takes messages of 128 KB; base64 makes them a third longer.
     payload: str = Field(max_length=200_000, description="base64")
     received_at: int = Field(ge=0, description="Epoch milliseconds")
 
@@ -55,6 +56,7 @@ def read_notice(delivery: Delivery, kind: type[N], fleet: str) -> N:
     MessageError
         If it is malformed, or speaks for another device or fleet than the topic it came on.
     """
+    # The topic first: IoT Core's policy lets a device publish under its own name only.
     topic = parse_device_topic(delivery.topic)
     notice = kind.decode(delivery.content())
     if (notice.fleet, notice.thing) != (topic.fleet, topic.thing) or topic.fleet != fleet:

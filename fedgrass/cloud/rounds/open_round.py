@@ -79,6 +79,7 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
     """
     # The console's input box begins with a comment.
     overrides = {name: value for name, value in request.overrides.items() if name.lower() != "comment"}
+    # Validated before anything is written: an input with a wrong setting must leave no trace.
     settings = load_settings(services.rounds, services.fleet).overridden(overrides)
     state = load_state(services.rounds, services.fleet)
     # Step Functions repeats a task whose answer was lost: the round that it opened is this one.
@@ -109,10 +110,12 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
     # A silo's account could make up names: those that the settings do not list are not there.
     members = [member for member in fleet_members(services.devices, fleet) if may_count(member.thing, settings.silos)]
     alive = [member for member in members if member.alive(now.timestamp() * 1000)]
+    # From all that are known down to those that can train now; the error below says where the others were lost.
     fit = [member for member in alive if is_wanted(member, settings)]
     able = [member.thing for member in fit if member.heartbeat and member.heartbeat.able]
     if len(able) < settings.min_devices:
         raise RoundRefusedError(_too_few(fleet, members, alive, able, settings.min_devices) + why_fewer(alive, fit))
+    # Read again: `_take_over` and the refusals may have changed it.
     state = load_state(services.rounds, fleet)
     # A new salt is not told before the announcement: a device cannot choose a name that is asked.
     cohort, asked = choose_cohort(able, settings, fleet, _cohort_before(services, state))
@@ -122,9 +125,11 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         raise RoundRefusedError(
             f"fleet {fleet!r} has no model to start from; publish one with `fedgrass model publish DIR`"
         )
+    # The clipping norm that the last rounds arrived at stands in place of the settings' first guess.
     if settings.privacy.adaptive_clip is not None and state.privacy.clip_norm is not None:
         privacy = settings.privacy.model_copy(update={"clip_norm": state.privacy.clip_norm})
         settings = settings.model_copy(update={"privacy": privacy})
+    # Charged at the opening: what devices upload is spent even if the round fails later (docs/decisions/0015).
     ledger = _charged(fleet, state.last + 1, state.privacy, settings)
     record = RoundRecord(
         fleet=fleet,
@@ -132,6 +137,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         execution=request.execution,
         settings=settings,
         base=state.model,
+        # The round's number is the middle of the version, so no two rounds can make the same one.
         version=next_version(state.model.version, state.last + 1),
         cohort=cohort,
         alive=len(alive),
@@ -166,6 +172,7 @@ def _cohort_before(services: Services, state: FleetState) -> Cohort | None:
 def _charged(fleet: str, number: int, ledger: PrivacyLedger, settings: FleetSettings) -> PrivacyLedger:
     """Return what is spent with one more round. Raises `RoundRefusedError` if that is too much."""
     privacy = settings.privacy
+    # An evaluation sends figures and no update: the ledger counts updates.
     if settings.task == "evaluate":
         return ledger
     if privacy.mode == "none":
@@ -174,6 +181,7 @@ def _charged(fleet: str, number: int, ledger: PrivacyLedger, settings: FleetSett
                 f"fleet {fleet!r}: the budget is ε {privacy.epsilon_budget:g} (privacy.epsilon_budget), and a round without "
                 "noise has no finite ε. Set privacy.mode, or privacy.epsilon_budget to 0"
             )
+        # Noted even without a budget: one that is set later must know that it cannot be kept.
         return ledger.with_bare(number)
     after = ledger.charged(privacy, settings.sampled_fraction)
     if privacy.epsilon_budget > 0 and after.unbounded:
@@ -210,6 +218,7 @@ def _take_lock(services: Services, state: FleetState, model: Base, record: Round
     put = {"open": lock.model_dump(mode="json"), "last": record.round}
     if ledger != state.privacy:
         put["privacy"] = ledger.model_dump(mode="json", exclude_none=True)
+    # The reservation ends with the opening: it was for this execution, or for nobody.
     take = change(put=put, remove=["reserved"], condition=condition, values=values)
     table = services.rounds
     ended = {"fleet": record.fleet, "key": ended_key(record.execution)}
@@ -228,6 +237,7 @@ def _take_lock(services: Services, state: FleetState, model: Base, record: Round
             },
         ],
     )
+    # The execution was stopped while this function ran: its abort found no round to end.
     if refused == _ENDED:
         raise RoundRefusedError(f"execution {record.execution} has ended: it opens no round any more")
     return refused is None
@@ -236,6 +246,7 @@ def _take_lock(services: Services, state: FleetState, model: Base, record: Round
 def _take_over(services: Services, state: FleetState) -> None:
     """End what an execution, or a person, that is gone has left; raises `RoundRefusedError` if it still holds the fleet."""
     fleet = services.fleet
+    # The event of an execution's end can be lost; asking Step Functions finds it out.
     if state.open is not None:
         status = _status(services, state.open.execution)
         if status in _RUNNING:
@@ -247,6 +258,7 @@ def _take_over(services: Services, state: FleetState) -> None:
             reason=f"its execution ended ({status}) without closing it",
         )
     if state.hand is not None:
+        # A person's process may have died: after `until` the hold is void, and what it began is finished first.
         if state.hand.until >= services.now().timestamp():
             raise RoundRefusedError(
                 f"fleet {fleet!r}: a person has model {state.hand.version} in hand ({state.hand.action}); start again when "
@@ -271,6 +283,7 @@ def _close_if_ended(services: Services, record: RoundRecord) -> None:
     """A stopped execution's event may be lost, or have come too early: then nobody else would close its round."""
     # After the announcement: from then on a stopped execution's event finds the round by itself.
     status = _status(services, record.execution)
+    # DescribeExecution is eventually consistent: an execution that it does not know may be a new one.
     if status not in {*_RUNNING, _FORGOTTEN}:
         abort(
             services,

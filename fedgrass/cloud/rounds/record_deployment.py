@@ -35,6 +35,7 @@ def handler(event: dict[str, object], _context: object) -> None:
 
 def record_deployment(services: Services, event: DeploymentEvent) -> bool:
     """Count the failure if the device is one of the fleet's; returns whether it is."""
+    # The event comes for all core devices of the account, of other fleets and of none.
     thing = event.resources[0].rpartition("coreDevices:")[2]
     if not is_of_fleet(services.devices, services.fleet, thing, ()):  # a silo is no core device
         return False

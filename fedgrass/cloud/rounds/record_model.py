@@ -45,6 +45,7 @@ def record_model(services: Services, delivery: Delivery) -> None:
     except MessageError as error:
         log_event("model_notice_ignored", fleet=services.fleet, topic=delivery.topic, reason=str(error))
         return
+    # Kept before it is counted: what a new device says is shown even if no round counts it.
     _record_with_device(services, notice, delivery)
     log_event(
         "model_notice",
@@ -62,6 +63,7 @@ def record_model(services: Services, delivery: Delivery) -> None:
         return
     if record is not None:
         _record_with_round(services, record, notice, delivery)
+    # With the version only where no round made it: the fleet's state then may not know of it.
     if notice.outcome != "active":
         act_on_refusals(services, "" if record else notice.version)
     if record is not None:
@@ -90,6 +92,7 @@ def _record_with_device(services: Services, notice: ModelNotice, delivery: Deliv
         active_version=notice.active_version,
         metrics=notice.metrics,
         received_at=delivery.received_at,
+        # The table's TTL: a device that left the fleet is forgotten after a year or so.
         expires=delivery.received_at // 1000 + _KEPT_SECONDS,
     ).to_item()
     table = services.devices
@@ -97,6 +100,7 @@ def _record_with_device(services: Services, notice: ModelNotice, delivery: Deliv
         put_item(
             table,
             Item=item,
+            # MQTT may deliver an older notice after a newer one.
             ConditionExpression="attribute_not_exists(received_at) OR received_at <= :received_at",
             ExpressionAttributeValues={":received_at": delivery.received_at},
         )
@@ -111,6 +115,7 @@ def _record_with_round(services: Services, record: RoundRecord, notice: ModelNot
         known = table.get_item(Key=key, ConsistentRead=True).get("Item", {})
         before = known.get("model_outcome")
         heard_at = known.get("model_received_at", 0)
+        # Older than what is known, or the same delivered twice.
         if heard_at > delivery.received_at or (before == notice.outcome and heard_at == delivery.received_at):
             return
         write = change(
@@ -122,6 +127,7 @@ def _record_with_round(services: Services, record: RoundRecord, notice: ModelNot
                 "model_metrics": notice.metrics,
                 "model_received_at": delivery.received_at,
             },
+            # Optimistic: two notices of one device at once would else both move the counters.
             condition="#model_outcome = :before AND #model_received_at = :heard_at"
             if before
             else "attribute_not_exists(#model_outcome)",

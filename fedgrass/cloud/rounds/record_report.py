@@ -47,8 +47,10 @@ def record_report(services: Services, request: RoundRequest) -> dict[str, object
     record = load_round(services.rounds, services.fleet, request.round)
     if record.outcome is None:
         # The job's time ran out, or it ended, between its proposal and its decision: decided here under the same condition.
+        # The same condition as in the job, so it does not matter who is faster.
         decide(services.rounds, record, _left(services, record))
         record = load_round(services.rounds, services.fleet, request.round)
+        # The decision was refused because the fleet's model is another one by now.
         if record.outcome is None and record.phase == "aggregating":
             record = end(
                 services.rounds, record, "held", "the fleet's model changed while the round ran; see its versions"
@@ -67,6 +69,7 @@ def record_report(services: Services, request: RoundRequest) -> dict[str, object
     log_event(
         "report_recorded", fleet=record.fleet, round=record.round, outcome=record.outcome, reason=record.reason or None
     )
+    # Measured by whoever moved the phase: a repetition must not count the round twice.
     if changed is not None and report is not None:
         measure_report(services, report, held)
     return {"outcome": record.outcome}
@@ -86,6 +89,7 @@ def _held_in_a_row(services: Services, report: RoundReport) -> int:
     """Return how many rounds, this one the last, the gate held for one reason; rounds that made no model do not count."""
     if report.hold is None:
         return 0
+    # Newest first: the last round that made a model tells its own count.
     for before in rounds_between(services.rounds, report.fleet, report.round - _LOOK_BACK, report.round - 1):
         if before.adopted or (before.outcome == "held" and before.hold != report.hold):
             break

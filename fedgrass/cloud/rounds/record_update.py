@@ -30,6 +30,7 @@ Counted = Literal["counted", "late", "duplicate", "ignored"]
 
 _PART, _ROUND = range(2)  # the transaction's actions
 _DONE = {"fit": "uploaded", "evaluate": "evaluated"}
+# A device may report failing, be restarted, and upload after all: the higher rank stands.
 _RANK = {None: 0, "declined": 1, "failed": 2, "evaluated": 3, "uploaded": 3}
 _ATTEMPTS = 8
 _NOTICED = set(Participation.model_fields) & set(UpdateNotice.model_fields) - {"fleet"}
@@ -50,6 +51,7 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
     """Record the notice; returns what became of it. A message that makes no sense is logged and dropped."""
     try:
         notice = read_notice(delivery, UpdateNotice, services.fleet)
+        # A round that does not exist is an error like any other: names and numbers come from the device.
         record = load_round(services.rounds, services.fleet, notice.round)
         judging = answers_judging(notice, record)
         _check(services, notice, record, judging)
@@ -58,6 +60,7 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
         return "ignored"
     count = record_judgement if judging else _count
     counted: Counted = count(services, notice, delivery, record)
+    # The notice came after the collecting, but the update may be on the job's list, which decides.
     if not judging and notice.status == "uploaded" and (counted == "late" or record.phase != "collecting"):
         # Of a duplicate too: the first delivery may have died before it compared.
         part = load_participation(services.rounds, record.fleet, record.round, notice.thing)
@@ -95,6 +98,7 @@ def _check(services: Services, notice: UpdateNotice, record: RoundRecord, judgin
         raise MessageError(f"{notice.thing!r} has {notice.status}; round {record.round} is to {record.settings.task}")
     if notice.status == "evaluated":
         check_figures(notice)
+    # A device may only name its own object, although IAM would not let it write another.
     expected = update_key(notice.fleet, notice.round, notice.thing)
     if notice.key is not None and notice.key != expected:
         raise MessageError(f"{notice.thing!r} names key {notice.key!r}; its own is {expected!r}")
@@ -160,8 +164,10 @@ def _counters(
         return {} if before else change(add={"late": 1})
     done = notice.status in _DONE.values()
     # Anybody can say no; only what is done is worth counting of a device that was not asked.
+    # Else any device could fill a round's counters with declines.
     if not asked and not done:
         return {}
+    # Those that were not asked are counted apart: quorum and answers are about those that were.
     add: dict[str, float] = {("uploaded" if done else notice.status) if asked else "joined": 1}
     if asked and before:
         add[before] = -1  # a decline or a failure: what is done is not superseded

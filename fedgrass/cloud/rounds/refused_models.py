@@ -17,6 +17,7 @@ def act_on_refusals(services: Services, past_the_state: str = "") -> None:
         A version that a device refuses and no round made: it may have been deployed without the fleet's state.
     """
     now = services.now().timestamp() * 1000
+    # The fleet's own model first; only if that is not it, one that was deployed past the state.
     again = take_back_refused(services.place, services.devices, now)
     if again is None and past_the_state:
         again = put_back_over(services.place, services.devices, past_the_state, now)

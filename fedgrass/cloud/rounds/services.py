@@ -156,5 +156,6 @@ def connect(*names: str) -> None:
     """
     if "AWS_LAMBDA_FUNCTION_NAME" in os.environ:
         configure()
+        # Cached properties: asking for them makes the clients.
         for name in names:
             getattr(own_services(), name)

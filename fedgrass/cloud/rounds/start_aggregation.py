@@ -47,6 +47,7 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
         If the job is to be started on a larger machine, and may not be or there is none.
     """
     fleet = services.fleet
+    # Aggregating is allowed, too: Step Functions repeats a task whose answer was lost, with a new token.
     record = change_round(
         services.rounds,
         fleet,
@@ -58,6 +59,7 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
     )
     if record is None:
         raise RecordError(f"round {request.round} of fleet {fleet!r} is past its aggregation")
+    # Nothing more is collected: devices that come back now must find no task.
     announce_round(services)
     if record.outcome is None and record.contributed < record.settings.min_updates:
         reason = f"{record.uploaded} of {record.asked} devices sent an update, {record.settings.min_updates} are needed"
@@ -113,7 +115,9 @@ def job_name(record: RoundRecord, *, larger: bool = False) -> str:
 def _start(services: Services, record: RoundRecord, name: str, machine: str) -> None:
     wanted = record.settings.aggregation
     image = services.setting("FEDGRASS_IMAGE")
+    # A variable of the environment is a string; settings come first.
     instances = wanted.instance_count or int(services.setting("FEDGRASS_INSTANCE_COUNT"))
+    # Strategies that need every update on one instance would leave the others idle, and paid for.
     if record.settings.strategy.uses_one_instance:
         instances = 1
     try:
@@ -145,6 +149,7 @@ def _start(services: Services, record: RoundRecord, name: str, machine: str) -> 
             Tags=[{"Key": "fedgrass:fleet", "Value": record.fleet}],
         )
     except ClientError as error:
+        # The name is the same for every attempt, so a repetition meets its own job.
         if error.response["Error"]["Code"] != "ResourceInUse":
             raise
         # An earlier attempt started it, and its end may have passed before this attempt's token was known.

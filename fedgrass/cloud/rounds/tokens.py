@@ -18,6 +18,7 @@ from fedgrass.protocol.records import RoundRecord
 if TYPE_CHECKING:
     from mypy_boto3_stepfunctions import SFNClient
 
+# InvalidToken, too: an execution that was stopped long ago has tokens that Step Functions no longer knows.
 _GONE = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}
 
 
