@@ -40,6 +40,7 @@ from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.sources import Folder
 from fedgrass.cloud.aggregator.validation import Expected
+from fedgrass.protocol.messages import UpdateTask
 from fedgrass.strategies import strategy_named
 from fedgrass.tensors import Array
 from fedgrass.update import UpdateHeader, write_update
@@ -170,7 +171,7 @@ def make_updates(base: Bundle, folder: Path, count: int, codec: str, *, bodies: 
     written = []
     for body in range(bodies):
         path = folder / "body"
-        write_update(path, zeros, _local(zeros, body), header_of(base, "body"), codec=codec)
+        write_update(path, zeros, _local(zeros, body), header_of(base, "body"), UpdateTask(codec=codec))
         with path.open("rb") as file:
             head = tensors.read_header(file, file_bytes=path.stat().st_size)
             specs = [(tensor.name, tensor.dtype, tensor.shape) for tensor in head.tensors]

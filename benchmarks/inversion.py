@@ -86,8 +86,7 @@ class Device:
             self.base.parameters(),
             fitted.parameters,
             fitted.header,
-            clip_norm=encoding.clip_norm,
-            noise_multiplier=encoding.noise_multiplier,
+            encoding,
         ).tensors
 
 

@@ -25,6 +25,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedgrass.protocol import secure
+from fedgrass.protocol.messages import UpdateTask
 from fedgrass.secure.helper import Helper
 from fedgrass.secure.masked import MaskedUpdate, masked, read_masked
 from fedgrass.secure.masks import SEED_BYTES, commitment
@@ -134,7 +135,7 @@ def device(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - began
     peak = peak_mb()
     began = time.perf_counter()
-    plain = encode_update(base, local, update.header, codec="int8").to_bytes()
+    plain = encode_update(base, local, update.header, UpdateTask(codec="int8")).to_bytes()
     plain_seconds = time.perf_counter() - began
     size = (folder / "update").stat().st_size
     return {

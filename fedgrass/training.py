@@ -181,9 +181,7 @@ def train(
         shared,
         local,
         header,
-        codec=announcement.update.codec,
-        clip_norm=announcement.update.clip_norm,
-        noise_multiplier=announcement.update.noise_multiplier,
+        announcement.update,
         feedback=ErrorFeedback(files.residual, shared_manifest(manifest), identity) if files.residual else None,
     )
     return Trained(info, header.num_examples, header.metrics, seconds)

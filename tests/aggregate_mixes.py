@@ -17,7 +17,7 @@ from fedgrass.cloud.aggregator import arithmetic, tiles
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.protocol.cohort import is_member
-from fedgrass.protocol.messages import Cohort
+from fedgrass.protocol.messages import Cohort, UpdateTask
 from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import Strategy, strategy_named
 from fedgrass.update.header import UpdateHeader
@@ -131,7 +131,7 @@ class Maker:
         generator = np.random.default_rng(chance.getrandbits(32))
         scale = 0.0 if chance.random() < 0.05 else 10.0 ** chance.uniform(-3, 1)
         local = {name: (generator.normal(size=v.shape) * scale).astype(np.float32) for name, v in zeros.items()}
-        encoded = encode_update(zeros, local, self._header(thing, codec, **changes), codec=codec)
+        encoded = encode_update(zeros, local, self._header(thing, codec, **changes), UpdateTask(codec=codec))
         return encoded.to_bytes()
 
     def _header(self, thing: str, codec: str, **changes: Any) -> UpdateHeader:

@@ -21,6 +21,7 @@ from fedgrass.data_settings import DataSettings
 from fedgrass.engines.base import FitSettings
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, DataError, EngineError
+from fedgrass.protocol.messages import UpdateTask
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.simulation.attacks import Seen, attack_named
 from fedgrass.strategies import STRATEGIES, strategy_named
@@ -113,7 +114,9 @@ def test_a_codec(acme: Path, tmp_path: Path, codec: str) -> None:
     delta = np.random.default_rng(2).normal(size=40).astype(np.float32)
     delta[:3] = 0, np.float32(3e38), -np.float32(1e-40)
     local = {"w0": delta[:30], "w1": delta[30:]}
-    content = encode_update(base.parameters(), local, header(base, "a", codec=codec), codec=codec).to_bytes()
+    content = encode_update(
+        base.parameters(), local, header(base, "a", codec=codec), UpdateTask(codec=codec)
+    ).to_bytes()
     (tmp_path / "updates").mkdir()
     (tmp_path / "updates/a.safetensors").write_bytes(content)
     (tmp_path / "updates/longer.safetensors").write_bytes(content + b"0")

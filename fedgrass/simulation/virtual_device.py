@@ -146,9 +146,7 @@ class VirtualDevices:
             base,
             local,
             fitted.header,
-            codec=task.codec,
-            clip_norm=task.clip_norm,
-            noise_multiplier=task.noise_multiplier,
+            task,
             feedback=self._feedback(thing, given),
             noise_seed=_seeds(f"{announced.cohort.salt}/{thing}"),
         )

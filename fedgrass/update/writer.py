@@ -17,14 +17,16 @@ from fedgrass import tensors
 from fedgrass.bundle import Parameters, TensorDescription
 from fedgrass.errors import BundleError, ConfigurationError, DivergedError
 from fedgrass.noise import SEED_BYTES, Grid, shrunk_to
+from fedgrass.protocol.messages import UpdateTask
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import Codec, Floats, StoredTensor
 from fedgrass.update.entropy import TENSOR, compress
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
-from fedgrass.update.registry import codec_named
+from fedgrass.update.registry import UpdateCodec, codec_named
 
 _BLOCK = 1 << 20
+_PLAIN = UpdateTask()
 _NO_CHANCE = np.random.default_rng(0)  # for codecs that leave nothing to it
 
 
@@ -55,17 +57,11 @@ def write_update(
     base: Mapping[str, Array],
     local: Mapping[str, Array],
     header: UpdateHeader,
+    task: UpdateTask = _PLAIN,
     *,
-    codec: str = "float32",
-    clip_norm: float = 0.0,
-    noise_multiplier: float = 0.0,
     feedback: ErrorFeedback | None = None,
 ) -> UpdateInfo:
     """Write ``local - base`` as an update file, whole or not at all; the same input gives the same bytes, but for noise.
-
-    ``path`` is the file to write; its folder exists. The rest is `encode_update`'s, whose errors are raised before
-    anything is
-    written.
 
     Parameters
     ----------
@@ -75,7 +71,7 @@ def write_update(
         Float parameters by name, before and after training.
     header
         What the update says about itself.
-    codec, clip_norm, noise_multiplier, feedback
+    task, feedback
         As of `encode_update`, whose errors are raised before anything is written.
 
     Returns
@@ -83,15 +79,7 @@ def write_update(
     UpdateInfo
         Digest, size and norm.
     """
-    encoded = encode_update(
-        base,
-        local,
-        header,
-        codec=codec,
-        clip_norm=clip_norm,
-        noise_multiplier=noise_multiplier,
-        feedback=feedback,
-    )
+    encoded = encode_update(base, local, header, task, feedback=feedback)
     sha256 = tensors.save(path, encoded.tensors, encoded.metadata)
     return UpdateInfo(sha256, path.stat().st_size, encoded.norm)
 
@@ -100,10 +88,8 @@ def encode_update(
     base: Mapping[str, Array],
     local: Mapping[str, Array],
     header: UpdateHeader,
+    task: UpdateTask = _PLAIN,
     *,
-    codec: str = "float32",
-    clip_norm: float = 0.0,
-    noise_multiplier: float = 0.0,
     feedback: ErrorFeedback | None = None,
     noise_seed: Callable[[], bytes] = lambda: secrets.token_bytes(SEED_BYTES),
 ) -> EncodedUpdate:
@@ -114,20 +100,23 @@ def encode_update(
     base, local
         Float parameters by name, in the manifest's order, with equal names, shapes and dtypes.
     header
-        What the update says about itself; its ``codec`` is set from the argument. It seeds stochastic rounding.
-    codec
-        How differences are stored (`fedgrass.protocol.codec_name`).
-    clip_norm
-        If positive, a difference with a larger L2 norm is scaled down to it, or to a little less, never to more. What error
-        feedback adds is clipped with it.
-    noise_multiplier
-        If positive, discrete Gaussian noise of standard deviation ``noise_multiplier * clip_norm`` is added to every scalar of
-        the clipped difference: local differential privacy (docs/privacy.md). Error feedback is then off: it would carry
-        this round's noise, taken back, into the next.
+        What the update says about itself; its ``codec`` is set from the task. It seeds stochastic rounding.
+    task
+        How the round wants updates encoded. ``codec`` says how differences are stored (`fedgrass.protocol.codec_name`).
+        If ``clip_norm`` is positive, a difference with a larger L2 norm is scaled down to it, or to a little less, never
+        to more; what error feedback adds is clipped with it. If ``noise_multiplier`` is positive, discrete Gaussian noise
+        of standard deviation ``noise_multiplier * clip_norm`` is added to every scalar of the clipped difference: local
+        differential privacy (docs/privacy.md). Error feedback is then off: it would carry this round's noise, taken back,
+        into the next.
     feedback
         Where the residual of a lossy codec is kept.
     noise_seed
         Gives the noise of each block of a parameter its seed. Only a simulation may have one that can be repeated.
+
+    Returns
+    -------
+    EncodedUpdate
+        The file's tensors and metadata, and the norm.
 
     Raises
     ------
@@ -140,10 +129,10 @@ def encode_update(
     ConfigurationError
         If there is to be noise, but nothing bounds the difference.
     """
-    encoder = codec_named(codec)
+    codec = codec_named(task.codec)
     _require_alike(base, local)
-    if noise_multiplier > 0:
-        _require_clipping(clip_norm)
+    if task.noise_multiplier > 0:
+        _require_clipping(task.clip_norm)
         feedback = None
     residual = feedback.before() if feedback else {}
 
@@ -151,15 +140,12 @@ def encode_update(
         delta = _difference(base[name], local[name])
         return delta + residual[name].ravel() if name in residual else delta
 
+    stored = _StoredParameters(codec, header.rounding_seed, keeps_residual=feedback is not None)
+    squares = 0.0
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by its norm
-        scale = _clip_factor((difference(name) for name in base), clip_norm) if clip_norm > 0 else 1.0
-        grid = Grid.of(noise_multiplier * clip_norm) if noise_multiplier > 0 else None
-        squares = 0.0
-        rounding = _NO_CHANCE if encoder.parameters.lossless else np.random.default_rng(header.rounding_seed)
-        stored: dict[str, Array] = {}
-        left_out: Parameters = {}
+        scale = _clip_factor(map(difference, base), task.clip_norm) if task.clip_norm > 0 else 1.0
+        grid = Grid.of(task.noise_multiplier * task.clip_norm) if task.noise_multiplier > 0 else None
         for name, before in base.items():
-            parameter, layout = _described(encoder.name, name, before.shape, before.dtype)
             delta = difference(name)
             squares += _squares(delta)
             if not math.isfinite(squares):
@@ -168,17 +154,37 @@ def encode_update(
                 grid.clip_and_noise(delta, scale, noise_seed)
             elif scale != 1.0:
                 np.multiply(delta, np.float64(scale), out=delta, casting="same_kind")
-            encoded = encoder.parameters.encode(parameter, delta, rounding)
-            _store(stored, name, layout, encoded)
-            if feedback is not None and not encoder.parameters.lossless:
-                delta -= _decoded(encoder.parameters, parameter, encoded)
-                left_out[name] = delta.astype(before.dtype, copy=False).reshape(before.shape)
+            stored.add(name, before, delta)
     if feedback is not None:
-        feedback.keep(residual, left_out)
-    if encoder.compressed:
-        stored = {TENSOR: compress(stored.values())}
-    metadata = {**header.to_metadata(), "codec": encoder.name}
-    return EncodedUpdate(stored, metadata, math.sqrt(squares) * scale)
+        feedback.keep(residual, stored.residual)
+    metadata = {**header.to_metadata(), "codec": codec.name}
+    return EncodedUpdate(stored.tensors(), metadata, math.sqrt(squares) * scale)
+
+
+class _StoredParameters:
+    """The tensors that a codec makes of an update's parameters, and the ``residual``: what it rounded away."""
+
+    def __init__(self, codec: UpdateCodec, rounding_seed: int, *, keeps_residual: bool) -> None:
+        self._codec = codec
+        lossless = codec.parameters.lossless
+        self._rounding = _NO_CHANCE if lossless else np.random.default_rng(rounding_seed)
+        self._keeps_residual = keeps_residual and not lossless
+        self._stored: dict[str, Array] = {}
+        self.residual: Parameters = {}
+
+    def add(self, name: str, before: Array, delta: Floats) -> None:
+        """Encode one parameter's difference; takes its values, if the residual is kept."""
+        codec = self._codec.parameters
+        parameter, layout = _described(self._codec.name, name, before.shape, before.dtype)
+        encoded = codec.encode(parameter, delta, self._rounding)
+        _store(self._stored, name, layout, encoded)
+        if self._keeps_residual:
+            delta -= _decoded(codec, parameter, encoded)
+            self.residual[name] = delta.astype(before.dtype, copy=False).reshape(before.shape)
+
+    def tensors(self) -> dict[str, Array]:
+        """Return them all, compressed where the codec has it."""
+        return {TENSOR: compress(self._stored.values())} if self._codec.compressed else self._stored
 
 
 def _require_clipping(clip_norm: float) -> None:

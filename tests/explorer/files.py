@@ -10,6 +10,7 @@ import numpy as np
 
 from fedgrass import tensors
 from fedgrass.bundle import ARCHITECTURE, MANIFEST, PARAMETERS, Bundle, Manifest
+from fedgrass.protocol.messages import UpdateTask
 from fedgrass.update import UpdateHeader, write_update
 from tests.explorer.scenario import FLEET, THINGS
 
@@ -60,5 +61,5 @@ def update(thing: str, number: int, base_sha256: str) -> bytes:
             num_examples=10,
             metrics={"loss": 0.5},
         )
-        write_update(path, zeros, moved, header, codec="float32")
+        write_update(path, zeros, moved, header, UpdateTask(codec="float32"))
         return path.read_bytes()

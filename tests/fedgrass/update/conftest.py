@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedgrass.bundle import Parameters, TensorDescription
+from fedgrass.protocol.messages import UpdateTask
 from fedgrass.update import UpdateHeader, write_update
 
 CODECS = (
@@ -48,7 +49,7 @@ def written(tmp_path: Path) -> Callable[..., Path]:
 
     def write(codec: str = "float32", clip_norm: float = 0.0, header: UpdateHeader = HEADER) -> Path:
         path = tmp_path / "update.safetensors"
-        write_update(path, draw_parameters(0), draw_parameters(1), header, codec=codec, clip_norm=clip_norm)
+        write_update(path, draw_parameters(0), draw_parameters(1), header, UpdateTask(codec=codec, clip_norm=clip_norm))
         return path
 
     return write

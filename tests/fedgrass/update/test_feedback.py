@@ -9,6 +9,7 @@ from fedgrass import tensors
 from fedgrass.bundle import FileDescription, Manifest, Parameters, TensorDescription
 from fedgrass.errors import ConfigurationError
 from fedgrass.files import sha256_of
+from fedgrass.protocol.messages import UpdateTask
 from fedgrass.update import write_update
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.reader import UpdateReader
@@ -35,7 +36,7 @@ def send(folder: Path, number: int, seed: int, codec: str = "topk:0.05+int4+zstd
     path = folder / "update"
     feedback = ErrorFeedback(folder / "residual", manifest(graph), f"round-{number}")
     header = HEADER.model_copy(update={"round": number})
-    write_update(path, draw_parameters(0), draw_parameters(seed), header, codec=codec, feedback=feedback)
+    write_update(path, draw_parameters(0), draw_parameters(seed), header, UpdateTask(codec=codec), feedback=feedback)
     with path.open("rb") as stream:
         reader = UpdateReader(stream, file_bytes=path.stat().st_size, parameters=DESCRIPTIONS)
         found = {d.name: np.empty(d.size, np.float32) for d in DESCRIPTIONS}
@@ -108,7 +109,7 @@ def test_clipping_holds_for_what_feedback_adds(tmp_path: Path) -> None:
     zeros = {d.name: np.zeros(d.shape, np.float32) for d in DESCRIPTIONS}
     feedback.keep({}, {name: value + 9 for name, value in zeros.items()})
     later = ErrorFeedback(tmp_path / "residual", manifest(), "2")
-    info = write_update(tmp_path / "u", zeros, zeros, HEADER, codec="int8", clip_norm=1.0, feedback=later)
+    info = write_update(tmp_path / "u", zeros, zeros, HEADER, UpdateTask(codec="int8", clip_norm=1.0), feedback=later)
     assert info.norm == pytest.approx(1.0)
     assert np.sqrt(sum(float(np.square(v, dtype=np.float64).sum()) for v in left(tmp_path).values())) < 0.1
 
@@ -120,7 +121,12 @@ def test_noise_is_as_large_as_asked_different_each_time_and_leaves_no_trace(tmp_
     for name in ("a", "b"):
         feedback = ErrorFeedback(tmp_path / "residual", manifest(), "1")
         write_update(
-            tmp_path / name, base, local, HEADER, clip_norm=2.0, noise_multiplier=0.5, codec="int8", feedback=feedback
+            tmp_path / name,
+            base,
+            local,
+            HEADER,
+            UpdateTask(clip_norm=2.0, noise_multiplier=0.5, codec="int8"),
+            feedback=feedback,
         )
         stored, _ = tensors.load(tmp_path / name)
         sent.append(stored["w"].astype(np.float64) * np.repeat(stored["w#scales"], 1024)[:100_000])
@@ -130,4 +136,4 @@ def test_noise_is_as_large_as_asked_different_each_time_and_leaves_no_trace(tmp_
         assert values.mean() == pytest.approx(2.0 / np.sqrt(100_000), abs=0.02)
     assert abs(np.corrcoef(*sent)[0, 1]) < 0.02
     with pytest.raises(ConfigurationError, match="clip_norm"):
-        write_update(tmp_path / "c", base, local, HEADER, noise_multiplier=1.0)
+        write_update(tmp_path / "c", base, local, HEADER, UpdateTask(noise_multiplier=1.0))

@@ -20,6 +20,7 @@ from fedgrass import tensors
 from fedgrass.bundle import Parameters, TensorDescription
 from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.errors import UpdateError
+from fedgrass.protocol.messages import UpdateTask
 from fedgrass.update import UpdateHeader, write_update
 from fedgrass.update.header import Reason
 from fedgrass.update.reader import UpdateReader, max_update_bytes
@@ -78,7 +79,9 @@ def test_what_was_written_is_read_alike_in_blocks_of_any_size(written: Callable[
 def test_reading_takes_no_memory_that_grows_with_the_update(tmp_path: Path, codec: str) -> None:
     described = (TensorDescription(name="w", shape=(1 << 20,), dtype="float32"),)
     zeros: Parameters = {"w": np.zeros(1 << 20, np.float32)}
-    write_update(tmp_path / "update", zeros, {"w": np.arange(1 << 20, dtype=np.float32)}, HEADER, codec=codec)
+    write_update(
+        tmp_path / "update", zeros, {"w": np.arange(1 << 20, dtype=np.float32)}, HEADER, UpdateTask(codec=codec)
+    )
     values = np.empty(1 << 14, np.float32)
     with (tmp_path / "update").open("rb") as stream:
         tracemalloc.start()

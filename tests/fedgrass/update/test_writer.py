@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from fedgrass.errors import BundleError, DivergedError, UpdateError
 from fedgrass.files import sha256_of
+from fedgrass.protocol.messages import UpdateTask
 from fedgrass.update import write_update
 from tests.fedgrass.update.conftest import HEADER, draw_parameters
 
@@ -39,18 +40,18 @@ def test_the_norm_is_that_of_the_difference(tmp_path: Path) -> None:
 
 def test_clipping_scales_a_long_difference_to_the_bound_and_leaves_a_short_one_alone(tmp_path: Path) -> None:
     base, local = draw_parameters(0), draw_parameters(1)
-    clipped = write_update(tmp_path / "clipped", base, local, HEADER, clip_norm=0.5)
+    clipped = write_update(tmp_path / "clipped", base, local, HEADER, UpdateTask(clip_norm=0.5))
     assert clipped.norm == pytest.approx(0.5)
     stored = load_file(tmp_path / "clipped")
     assert math.sqrt(sum(float(np.square(v).sum()) for v in stored.values())) == pytest.approx(0.5, rel=1e-6)
     plain = write_update(tmp_path / "plain", base, local, HEADER)
-    assert write_update(tmp_path / "wide", base, local, HEADER, clip_norm=1e6).sha256 == plain.sha256
+    assert write_update(tmp_path / "wide", base, local, HEADER, UpdateTask(clip_norm=1e6)).sha256 == plain.sha256
 
 
 def test_float16_halves_the_tensors_and_holds_what_would_overflow(tmp_path: Path) -> None:
     base = {"w": np.zeros(4, np.float32)}
     local = {"w": np.array([1e6, -1e6, 0.5, 1e-9], np.float32)}
-    write_update(tmp_path / "u", base, local, HEADER, codec="float16")
+    write_update(tmp_path / "u", base, local, HEADER, UpdateTask(codec="float16"))
     np.testing.assert_array_equal(load_file(tmp_path / "u")["w"], np.array([65504, -65504, 0.5, 0], np.float16))
 
 
@@ -75,5 +76,5 @@ def test_parameters_of_another_model_are_refused_by_name(tmp_path: Path) -> None
 
 def test_an_unknown_codec_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UpdateError, match="morse") as raised:
-        write_update(tmp_path / "u", draw_parameters(0), draw_parameters(1), HEADER, codec="morse")
+        write_update(tmp_path / "u", draw_parameters(0), draw_parameters(1), HEADER, UpdateTask(codec="morse"))
     assert raised.value.code == "unknown_codec"

@@ -19,7 +19,7 @@ from fedgrass.bundle import Bundle, Parameters
 from fedgrass.cloud.aggregator.job import RoundJob
 from fedgrass.cloud.aggregator.release import FleetClients, upload
 from fedgrass.cloud.aggregator.s3 import Bucket, RoundUpdates
-from fedgrass.protocol.messages import Base, Cohort
+from fedgrass.protocol.messages import Base, Cohort, UpdateTask
 from fedgrass.protocol.names import evaluation_key, next_version, update_key
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import RoundReport
@@ -69,7 +69,7 @@ def trained(base: Parameters, seed: int, scale: float = 1e-3) -> Parameters:
 def update_bytes(base: Bundle, thing: str, seed: int, folder: Path, codec: str = "float32", **changes: Any) -> bytes:
     parameters = base.parameters()
     path = folder / f"{thing}.{seed}"
-    write_update(path, parameters, trained(parameters, seed), header(base, thing, **changes), codec=codec)
+    write_update(path, parameters, trained(parameters, seed), header(base, thing, **changes), UpdateTask(codec=codec))
     return path.read_bytes()
 
 
