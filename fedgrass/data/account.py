@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedgrass.errors import DataError
 
+# Bad rows that are named: enough to see what is wrong, few enough for a message.
 _NAMED = 3
 _EARLY = 10_000
 _MOST_NOTES = 8
@@ -55,6 +56,7 @@ class Account:
     def judge(self) -> None:
         """Refuse the data if too much of it is bad; raises `DataError` with the first reason."""
         total = self.good + self.bad
+        # A single bad row of a single row is its own message.
         if self.bad > self._share * total:
             more = f"; {self.bad} of {total} {self._unit} are bad, maxBadShare is {self._share:g}" if total > 1 else ""
             raise DataError(f"{self._first[0]}{more}")

@@ -53,10 +53,12 @@ class ArrayDataset:
     def read(self, indices: Indices) -> Batch:
         """Return these examples; see `Source`."""
         weights = None if self.weights is None else self.weights.take(indices)
+        # `take`, which is faster than fancy indexing for a few rows.
         return Batch(self.x.take(indices, axis=0), self.y.take(indices, axis=0), weights)
 
     def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield every example once; see `fedgrass.engines.base.Dataset`."""
+        # Unshuffled batches are slices, which copy nothing.
         if seed is not None:
             yield from Part(self, np.arange(len(self))).batches(batch_size, seed=seed)
             return
@@ -74,6 +76,7 @@ def shuffled(count: int, seed: int) -> Indices:
 
     The order is the same with every version of NumPy, and a few dozen examples take a tenth of a new generator's time.
     """
+    # Little-endian whatever the processor, so that all devices and the tests agree.
     words = np.frombuffer(hashlib.shake_128(str(seed).encode()).digest(8 * count), "<u8")
     return words.argsort(kind="stable")
 
@@ -160,5 +163,6 @@ def divide(source: Source, *, validation_fraction: float, seed: int) -> Split:
     order = np.random.default_rng(seed).permutation(len(source))
     held = 0
     if validation_fraction > 0 and len(source) > 1:
+        # At least one to train on, whatever the fraction.
         held = min(max(1, round(len(source) * validation_fraction)), len(source) - 1)
     return Split(train=Part(source, order[held:]), validation=Part(source, order[:held]))

@@ -50,9 +50,11 @@ class NumberFormat:
         if self.is_missing(text):
             return math.nan
         plain = text.strip()
+        # Only whole groups of three: `1,2` with a comma for thousands is a typing error, not 12.
         if self.thousands and self._grouped.fullmatch(plain):
             plain = plain.replace(self.thousands, "")
         if self.decimal != ".":
+            # Swapped, not replaced: a point in a number with a decimal comma must not pass for one.
             plain = plain.translate({ord("."): self.decimal, ord(self.decimal): "."})
         if _PLAIN.fullmatch(plain):
             if math.isfinite(value := float(plain)):
@@ -60,6 +62,7 @@ class NumberFormat:
             raise ValueError(f"{text[:40]!r} is not finite")
         if (value_of_truth := truth(plain)) is not None:
             return value_of_truth
+        # float() would take these, and a single infinity ends a training.
         if plain.lower().lstrip("+-") in ("inf", "infinity", "nan"):
             raise ValueError(f"{text[:40]!r} is not finite")
         raise ValueError(f"{text[:40]!r} is not a number")

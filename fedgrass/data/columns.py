@@ -57,6 +57,7 @@ class Wanted:
         """Return the names of y's columns, as far as they are known."""
         if not self.label:
             return self._bundle_y
+        # A column's own name may hold a comma: as a whole it comes first.
         if self.label in names or self._y == 1:
             return (self.label,)
         return tuple(part.strip() for part in self.label.split(","))
@@ -85,7 +86,9 @@ class Wanted:
         DataError
             If a column is missing, is there twice, or there are others than the model takes and no names to choose by.
         """
+        # Without a header columns are called "1", "2", …, by which the settings can choose.
         names = tuple(name.strip() for name in row) if named else tuple(f"{i + 1}" for i in range(len(row)))
+        # Names are known but the file has no header: then its columns are those, in that order.
         if not named and self.x and not set(self.x) <= set(names):
             self._require_exactly(names)
             return self._by_place(names)
@@ -109,6 +112,7 @@ class Wanted:
         features = tuple(self._find(name, names, "column") for name in self.x)
         if not labels and not self._takes_x_alone:
             other = (*features, weight)
+            # An index column that pandas writes has an empty name.
             rest = [i for i in range(len(names)) if i not in other and names[i] not in ("", self._time)]
             if len(rest) != self._y and not (len(rest) == 1 and self._labels.fits_one):
                 raise DataError(
@@ -172,6 +176,7 @@ def _listed(what: str, names: list[str]) -> str:
 
 
 def _near(name: str, names: tuple[str, ...]) -> str:
+    # Most often the case or a letter differs; 0.75 lets about one letter in four differ.
     near = get_close_matches(name.lower(), [other.lower() for other in names], n=1, cutoff=0.75)
     found = next((other for other in names if near and other.lower() == near[0]), "")
     shown = ", ".join(names[:20]) or "none"

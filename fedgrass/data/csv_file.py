@@ -26,6 +26,7 @@ from fedgrass.data.values import Values
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
 
+# Characters that are read at a time: bounds the memory, and is long enough for NumPy's reader to pay.
 _BLOCK = 1 << 20
 
 
@@ -72,6 +73,7 @@ class CsvFile:
             ) from error
 
     def _read(self, stream: io.TextIOWrapper) -> Iterator[tuple[Block, Layout]]:
+        # Counted as well, so that messages give the line number that an editor shows.
         for _ in range(self._settings.skip_lines):
             self._line += bool(stream.readline(MAX_LINE))
         lines = self._lines(stream)
@@ -84,12 +86,14 @@ class CsvFile:
             self._account.says(said)
         rest = self._after_header(lines, stream)
         for some in chain([rest], iter(partial(self._lines, stream), [])):
+            # The fast reader first; whatever is odd about a block sends just that block to the careful one.
             block = self._plain(some) or self._any(some, stream)
             if len(block):
                 yield block, self._layout
 
     def _lines(self, stream: io.TextIOWrapper) -> list[str]:
         lines = stream.readlines(_BLOCK)
+        # A binary file may have no line end for gigabytes.
         if any(len(line) > MAX_LINE for line in lines):
             raise DataError(f"{self._what}: a line of more than {MAX_LINE} characters; is this a CSV file?")
         return lines
@@ -110,6 +114,7 @@ class CsvFile:
 
     def _plain(self, lines: list[str]) -> Block | None:
         """Read lines that are one plain row each; None if they are not."""
+        # Times are text, which NumPy's reader does not take.
         if self._layout.time is not None:
             return None
         mark, needed = self._dialect.separator, self._layout.needed
@@ -118,6 +123,7 @@ class CsvFile:
         )
         if values is None:
             return None
+        # Plain lines are one row each, so numbers of lines and of rows agree.
         numbers = np.arange(self._line, self._line + len(lines))
         self._line += len(lines)
         return Block(values, numbers, lambda row, column: lines[row].split(mark)[needed[column]].strip())
@@ -133,6 +139,7 @@ class CsvFile:
             if len(cells) == self._width and not record.problem:
                 rows.append(cells)
                 numbers.append(record.line)
+            # An application appends to the file while it is read: its last row is nobody's fault.
             elif record.is_cut:
                 self._account.says(f"the last row of {self._path.name} is cut, as if being written, and left out")
             else:

@@ -14,7 +14,9 @@ from fedgrass.data.columns import Wanted
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
 
+# Lines that are looked at: enough to meet the marks that numbers use, and read in a moment.
 SAMPLE = 500
+# In the order in which they are preferred where all else is equal.
 _SEPARATORS = (",", ";", "\t", "|", " ")
 _COMMENTS = ("#", "%")
 _MARKED = re.compile(r"[+-]?(\d+)([.,])(\d+)", re.ASCII)
@@ -61,6 +63,7 @@ def reader(lines: Iterable[str], separator: str, quote: str, escape: str | None)
         quotechar=quote,
         escapechar=escape,
         doublequote=escape is None,
+        # `1, "a"`: the quote must open the cell.
         skipinitialspace=True,
         strict=True,  # a quote that is never closed would swallow all rows after it
     )
@@ -98,6 +101,7 @@ def guess(lines: Sequence[str], settings: DataSettings, wanted: Wanted, what: st
     DataError
         If its decimal mark may be either: ``1,234`` alone is one, or a thousand.
     """
+    # Order matters: each step needs what was found before it, from comments to numbers.
     lines = [line for line in lines if line.strip()][:SAMPLE]
     comment = settings.comment or next((mark for mark in _COMMENTS if any(line.startswith(mark) for line in lines)), "")
     lines = [line for line in lines if not (comment and line.startswith(comment))]
@@ -158,6 +162,8 @@ def _separator(lines: Sequence[str], wanted: Wanted, quote: str, escape: str | N
         rows = [row for row in _rows(lines, separator, quote, escape) if row]
         width, often = Counter(len(row) for row in rows).most_common(1)[0] if rows else (0, 0)
         return (
+            # A header with the model's own names is the surest sign; then the number of columns; then how even the
+            # rows are.
             any(wanted.are_all_in(row) for row in rows[:SAMPLE]),
             width > 1 and {width, width - (rows[0][-1:] == [""])} & set(wanted.numbers_of_columns()) != set(),
             often / len(rows) if width > 1 else 0.0,
@@ -172,6 +178,7 @@ def _numbers(cells: Sequence[str], settings: DataSettings, what: str) -> NumberF
     decimal, thousands = settings.decimal, settings.thousands or _thousands(cells, settings.decimal)
     if not decimal:
         plain = [cell.replace(thousands, "") for cell in cells] if thousands else cells
+        # If one of the two marks thousands, the other marks fractions.
         decimal = {",": ".", ".": ","}.get(thousands) or _decimal(plain, what)
     other = {",": ".", ".": ","}.get(decimal, "")
     if not thousands and other and any(found[2] == other for found in map(_GROUP.fullmatch, cells) if found):
@@ -196,6 +203,7 @@ def _thousands(cells: Sequence[str], decimal: str) -> str:
 
 def _decimal(cells: Sequence[str], what: str) -> str:
     """Return the mark before fractions; ``1,234`` alone does not say which it is."""
+    # `1,234` is left out: it fits both readings.
     marks = {found[2] for found in map(_MARKED.fullmatch, cells) if found and not _GROUP.fullmatch(found[0])}
     if len(marks) == 2:
         raise DataError(

@@ -31,11 +31,13 @@ def below(folder: Path) -> Iterator[Path]:
 
     for place, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         found = Path(place).stat()
+        # A link to a folder above itself would be walked for ever.
         known = (found.st_dev, found.st_ino)
         if known in seen:
             folders.clear()
             continue
         seen.add(known)
+        # In place: os.walk goes on with what is left in the list.
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield from (Path(place, name) for name in sorted(files) if not is_hidden(name))
 
@@ -51,6 +53,7 @@ def in_folder(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     files = [file for file in below(folder) if file.name.lower().endswith(tuple(suffixes)) and not _is_empty(file)]
     if not files:
         raise DataError(f"data {folder}: no files {', '.join(suffixes)} in it")
+    # By name where times are equal, so that the order is the same at each start.
     return [file for _, file in sorted((_changed(file), file) for file in files)]
 
 

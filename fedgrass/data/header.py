@@ -13,6 +13,7 @@ from fedgrass.data.labels import Labels
 from fedgrass.data.records import Record
 from fedgrass.errors import DataError
 
+# Records among which a header is looked for: instruments write some lines about themselves first.
 _SEARCHED = 50
 
 
@@ -36,6 +37,7 @@ def find(found: Iterable[Record], wanted: Wanted, dialect: Dialect, labels: Labe
     first: Record | None = None
     for at, record in enumerate(found):
         cells = _uncommented(record, dialect)
+        # Known names are certain wherever they stand; without any, the first row is judged by what it looks like.
         if header is not False and wanted.are_all_in(cells):
             return Header(cells, named=True, used=record.used)
         if first is None and record.cells:

@@ -32,6 +32,8 @@ class ImageFolder:
     def __init__(self, folder: Path, manifest: Manifest, settings: DataSettings) -> None:
         self._what = f"data {folder}"
         self._manifest = manifest
+        # All that can be known without a file is checked first: a wrong setting is told at once, not after a walk
+        # through a folder.
         if manifest.inputs or manifest.outputs:
             raise DataError(
                 f"{self._what}: model {manifest.name!r} has several inputs or outputs, an image and its folder are one of each; "
@@ -79,6 +81,8 @@ class ImageFolder:
             files = [(file, 0) for file in below(folder)]
         else:
             files = [(file, index) for name, index in self._classes(folder) for file in below(folder / name)]
+        # Formats that are not read are kept here, and counted as bad later: silently left out, a class could be
+        # empty.
         images = [(file, index) for file, index in files if file.suffix.lower() in (*SUFFIXES, *UNREAD)]
         if len(images) < len(files):
             self.account.says(f"{len(files) - len(images)} files that are no images left out")
@@ -121,6 +125,7 @@ def _newest(files: list[tuple[Path, int]], settings: DataSettings) -> list[tuple
         else np.arange(len(files))
     )
     if settings.window_rows:
+        # Chosen by time, kept in the order of their names: the division into train and validation goes by place.
         kept = np.sort(kept[np.argsort(times[kept], kind="stable")[-settings.window_rows :]])
     return [files[index] for index in kept]
 

@@ -48,6 +48,7 @@ class Labels:
         self._folded: dict[str, int] = {}
         for name, index in self._exact.items():
             folded = name.casefold()
+            # Two classes that differ in case alone: then case counts.
             self._folded[folded] = -1 if folded in self._folded else index
         numbers = [_finite(name) for name in self.names]
         self._numbers = {number: index for index, number in enumerate(numbers) if number is not None}
@@ -105,11 +106,14 @@ class Labels:
         if plain in self._exact:
             return self._exact[plain]
         number = _finite(plain)
+        # Where only some names are numbers, a number that is no name is not an index: "10" beside "9" and "other" is
+        # a mistake.
         if number is not None and (not self.names or self.are_numbers or not self._numbers):
             return self.of_number(number)
         if (index := self._folded.get(plain.casefold(), -1)) >= 0:
             return index
         if not self.names:
+            # `true` is a label of two classes, not the second of ten.
             if plain.lower() in _TRUTHS and self.count in (None, 2):
                 return int(_TRUTHS[plain.lower()])
             self.refuse_text(plain)
@@ -133,6 +137,7 @@ class Labels:
         if self.are_numbers:
             known = np.array(list(self._numbers))
             place = np.argsort(known)
+            # The nearest candidate of each, then whether it is the same.
             at = np.clip(np.searchsorted(known, numbers[found], sorter=place), 0, len(known) - 1)
             hit = known[place[at]] == numbers[found]
             result = np.full(numbers.shape, np.nan)
@@ -188,9 +193,11 @@ class Labels:
 
     def _numbers_of(self, y: Array) -> Doubles | None:
         """Return an array's labels as classes; None if they are y as it stands."""
+        # Each distinct text is looked up once, however many examples have it.
         if y.dtype.kind in "US":
             texts, which = np.unique(y.astype(str), return_inverse=True)
             return np.array([self.of_text(str(text)) for text in texts], np.float64)[which].reshape(y.shape)
+        # One-hot rows, or values of a regression: y as it stands.
         marks = self._y.size > 1 and y.shape[1:] == self._y.shape and not self.is_whole
         if marks or y.dtype.kind not in "iufb":
             return None
@@ -198,6 +205,7 @@ class Labels:
             return self.of_numbers(y.astype(np.float64))
         if y.ndim == 1 and self._y.size > 1 and self.fits_one:
             return self.of_numbers(y.astype(np.float64))
+        # Labels that went through a float on their way, as pandas makes of a column with gaps.
         if self.is_whole and y.dtype.kind in "fb" and bool(np.all((y == np.rint(y)) & (np.abs(y) < 2**31))):
             return y.astype(np.float64)
         return None
@@ -247,6 +255,7 @@ def _classes(manifest: Manifest, loss: str, named: int) -> int | None:
 
 
 def _plain(text: str) -> str:
+    # macOS writes file names decomposed, and folders are class names.
     return unicodedata.normalize("NFC", text.strip())
 
 
@@ -255,6 +264,7 @@ def _finite(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
+    # Python reads "1_0" as 10, nobody else does.
     return number if math.isfinite(number) and "_" not in text else None
 
 

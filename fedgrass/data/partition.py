@@ -38,6 +38,7 @@ def dirichlet(
             f"{len(labels)} examples cannot give {devices} devices {min_examples} each; ask for fewer devices"
         )
     rng = np.random.default_rng(seed)
+    # A draw fails more often the smaller alpha is: after a thousand, alpha is the reason.
     for _ in range(1000):
         parts: list[list[NDArray[np.intp]]] = [[] for _ in range(devices)]
         for label in np.unique(labels):

@@ -33,8 +33,10 @@ UNREAD = (
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 _FORMATS = ["AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
+# 64 million pixels, some 200 MB as RGB: a small file may claim any size (a decompression bomb).
 _MOST_PIXELS = 64 << 20
 _WIDE = ("I", "F")
+# What white may be in images of more than 8 bits.
 _RANGES = (1.0, 255.0, 65535.0)
 
 
@@ -64,8 +66,10 @@ class Pixels:
         height, width, _ = self._shape
         with _decoding(file), self._opened(file) as image:
             self._require_one(image, file)
+            # Cameras store how they were held; a model was trained on upright pictures.
             turned = self._ops.exif_transpose(image)
             values = self._wide(turned, file) if turned.mode.startswith(_WIDE) else self._narrow(turned)
+        # Grey goes into each channel of a colour model.
         values = np.broadcast_to(values.reshape(height, width, -1), self._shape)
         scaled = self._black + values * np.float32(self._white - self._black)
         return np.asarray(scaled if self._dtype.kind == "f" else np.rint(scaled), self._dtype)
@@ -73,6 +77,7 @@ class Pixels:
     def _narrow(self, image: Image) -> Array:
         """Return an image of 8 bits as 0..1."""
         height, width, channels = self._shape
+        # Converted directly, a palette's transparent colour would become an ordinary one.
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         fitted = image.convert(MODES[channels]).resize((width, height), self._pillow.Resampling.BILINEAR)
@@ -88,6 +93,7 @@ class Pixels:
                 f"data {file}: values from {values.min():g} to {values.max():g}; an image of more than 8 bits has 0 to 65535, "
                 "or is float of 0 to 1 or 0 to 255"
             )
+        # Whole numbers are of the full range, so that a dark image stays dark; floats have no range of their own.
         most = _RANGES[-1] if whole else next(most for most in _RANGES if values.max() <= most)
         grey = self._pillow.fromarray(values / np.float32(most)).resize(
             (width, height), self._pillow.Resampling.BILINEAR
@@ -144,6 +150,7 @@ def _ends(manifest: Manifest, settings: DataSettings, what: str) -> tuple[float,
     if np.dtype(manifest.x.dtype).kind == "f":
         return 0.0, 1.0
     low_end, high_end = limits(manifest.x.dtype)
+    # Wider integers hold pixels of 8 bits as they are.
     return (low_end, high_end) if high_end - low_end <= 255 else (0.0, 255.0)
 
 

@@ -38,6 +38,8 @@ def parse(
 
 def _are_plain(lines: list[str], dialect: Dialect, width: int) -> bool:
     text, mark = "".join(lines), dialect.separator
+    # Characters that mean something to CSV and nothing to NumPy's reader: with one of them, cells could be read
+    # otherwise.
     odd = [dialect.quote, "\0", *filter(None, (dialect.comment, dialect.escape, dialect.numbers.thousands))]
     if dialect.numbers.decimal != ".":
         odd += [".", *([","] if mark == "," else [])]
@@ -56,6 +58,7 @@ def _numbers(lines: list[str], dialect: Dialect, columns: Sequence[int]) -> Doub
     if decimal != ".":
         lines = [line.replace(decimal, ".") for line in lines]
     values = _read(lines, mark, columns)
+    # NumPy refuses empty cells, so they are named and read once more.
     if values is None and "" in missing and mark != " " and all(line.strip(f"{mark} \t\r\n") for line in lines):
         values = _read([_with_nan(line, mark) for line in lines], mark, columns)
     if values is None or len(values) != len(lines) or np.isinf(values).any():
@@ -73,5 +76,6 @@ def _read(lines: list[str], mark: str, columns: Sequence[int]) -> Doubles | None
 def _with_nan(line: str, mark: str) -> str:
     """Return a line whose empty cells say ``nan``."""
     line, two, filled = line.rstrip("\r\n"), 2 * mark, f"{mark}nan{mark}"
+    # Twice, because matches do not overlap: `,,,` leaves a pair behind.
     line = line.replace(two, filled).replace(two, filled)
     return ("nan" if line.startswith(mark) else "") + line + ("nan" if line.endswith(mark) else "")

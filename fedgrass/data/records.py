@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fedgrass.data.dialect import Dialect
 
+# Characters of a line: beyond it the file is no CSV, or a quote was never closed.
 MAX_LINE = 1 << 22
 
 
@@ -45,6 +46,7 @@ def records(lines: list[str], stream: io.TextIOWrapper, dialect: Dialect, *, fir
             yield lines[used - 1]
 
     reader = dialect.reader(feed())
+    # Records end where the reader has taken lines to; one that goes on past the block has it read more.
     while used < total:
         before, problem = used, ""
         if mark and lines[before].startswith(mark):
@@ -54,6 +56,7 @@ def records(lines: list[str], stream: io.TextIOWrapper, dialect: Dialect, *, fir
         try:
             cells = next(reader, [])
         except csv.Error as error:
+            # The reader goes on with the next line, so one broken record costs one row.
             cells, problem = [""], f"is no CSV ({error})"
         # The last line of a file that is being written has no end yet.
         is_cut = used == before + 1 and not lines[before].endswith(("\n", "\r"))

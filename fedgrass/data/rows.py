@@ -61,6 +61,7 @@ class Judge:
         DataError
             If a value is missing and the settings have no way for that, or a label is no class.
         """
+        # Missing values before ranges: a filled value is judged like any other.
         block = self._complete(block, layout)
         block = self._in_range(block, layout)
         values, at = block.values, len(layout.features)
@@ -76,6 +77,8 @@ class Judge:
 
     def _complete(self, block: Block, layout: Layout) -> Block:
         at = len(layout.features)
+        # Where labels are texts, the label columns hold class numbers by now: a marker such as -1 or 999 must not
+        # match those.
         numbers = block.values[:, : at if self._labels.are_texts else None]
         if self._markers:
             numbers[np.isin(numbers, self._markers)] = np.nan
@@ -88,6 +91,7 @@ class Judge:
                 f"{self._place(block, layout, row, column)}: {block.text(row, column)[:40]!r} is not a number but a missing "
                 "value; set missing to skip, mean or a number to go on without it"
             )
+        # Only features can be filled in: a row without its label teaches nothing.
         whole = ~missing.any(axis=1) if self._settings.missing == "skip" else ~missing[:, at:].any(axis=1)
         self._account.skipped += int((~whole).sum())
         block, missing = block.only(np.asarray(whole)), missing[whole]
@@ -103,6 +107,7 @@ class Judge:
         dtypes = [self._manifest.x.dtype] * at + [self._stored_label(layout)] * len(layout.labels)
         for columns in filter(lambda span: span.start < span.stop, (slice(0, at), slice(at, end))):
             unfit[:, columns] = outside(block.values[:, columns], dtypes[columns.start])
+        # What is left are weights.
         unfit[:, end:] = (block.values[:, end:] < 0) | outside(block.values[:, end:], "float32")
         bad = np.asarray(unfit.any(axis=1))
         if not bad.any():
@@ -120,6 +125,7 @@ class Judge:
 
     def _stored_label(self, layout: Layout) -> str:
         """Return the dtype that labels are held against: a class is whole, whatever y's dtype."""
+        # Named numbers may be anything, 2.5 too; which of them are classes is looked up later.
         maps = self._labels.maps(len(layout.labels)) and not self._labels.are_numbers
         return "int32" if maps else self._manifest.y.dtype if not self._labels.are_numbers else "float32"
 

@@ -40,6 +40,7 @@ def _named(arrays: Mapping[str, Array], name: str) -> Array:
 
 
 def _labels(head: Head, manifest: Manifest) -> Labels:
+    # Each output is read by the rules for a model that has only this one.
     one = {"y": head.y, "output": head.output, "loss": head.loss, "class_names": head.class_names}
     return Labels(manifest.model_copy(update={**one, "inputs": (), "outputs": ()}))
 
@@ -107,5 +108,6 @@ def _read(labels: Labels, values: Doubles, span: slice) -> Doubles:
         return labels.of_columns(values[:, span])
     except WrongLabelError as error:
         row, column = divmod(error.at, span.stop - span.start)
+        # From the place within this output's columns to the place among all.
         error.at = row * values.shape[1] + span.start + column
         raise

@@ -30,6 +30,7 @@ from fedgrass.tensors import Array
 
 Blocks = Iterator[tuple[Block, Layout]]
 
+# A gateway has some hundred megabytes to spare, and training needs most of them.
 _IN_MEMORY_BYTES = 64 << 20
 
 
@@ -63,6 +64,7 @@ class Table:
                 f"{self.account.what}: {rows.shape[1]} columns, the files before it have {self._rows.columns}"
             )
         self._rows.add(rows)
+        # After each block, so that the disk never holds more than one block too many.
         if self._rows.nbytes > self.settings.max_bytes:
             raise DataError(f"{self.account.what}: more than {self.settings.max_bytes} bytes as float32 (maxBytes)")
 
@@ -117,6 +119,7 @@ def read_all(table: Table, path: Path, suffixes: Sequence[str], blocks: Callable
         for block, layout in blocks(path):
             table.add(block, layout)
         return table.finished()
+    # Files are accounted for like rows: one that a rotation has broken must not stop all training.
     files = Account(table.account.what, "files", table.settings.max_bad_share)
     for file in in_folder(path, suffixes):
         found = blocks(file)
@@ -132,6 +135,7 @@ def _first(blocks: Blocks, files: Account) -> tuple[Block, Layout] | None:
     """Return a file's first rows, if it has any; what is wrong with it shows there."""
     try:
         first = next(blocks, None)
+    # Never left out: with a class that the bundle lacks, the whole data set would be labelled wrongly.
     except LabelError:
         raise
     except DataError as error:
@@ -160,6 +164,7 @@ class _Matrix:
     def add(self, rows: Array) -> None:
         self.nbytes += rows.nbytes
         self._blocks.append(rows)
+        # With a window everything stays in memory: it is as large as the window and one block at most.
         if self._newest:
             self._forget()
         elif self.nbytes > _IN_MEMORY_BYTES:
@@ -180,4 +185,5 @@ class _Matrix:
             rows = np.concatenate([np.empty((0, self.columns), np.float32), *self._blocks])
             return rows[-self._newest :] if self._newest else rows
         self._file.flush()
+        # Pages that are mapped from a file are given back under pressure; the heap is not.
         return np.memmap(self._file, np.float32, "r", shape=(self.nbytes // (4 * self.columns), self.columns))

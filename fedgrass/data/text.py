@@ -60,11 +60,13 @@ def open_text(path: Path, encoding: str, *, max_bytes: int) -> tuple[io.TextIOWr
     OSError
         If it cannot be read.
     """
+    # Taken before anything is read: what an application appends from now on waits for the next time.
     size = path.stat().st_size
     if not path.is_file():
         raise DataError(f"data {path}: is no file")
     with path.open("rb") as file:
         head = file.read(16)
+    # Said by name: "no CSV" would leave the owner guessing.
     for magic, what in _OTHER:
         if head.startswith(magic):
             raise DataError(f"data {path}: is {what}")
@@ -100,16 +102,19 @@ def _encoding(path: Path, packed: bool, size: int, max_bytes: int) -> str:
             seen += len(chunk)
             if packed and seen > max_bytes:
                 raise DataError(f"data {path}: unpacks to more than {max_bytes} bytes (maxBytes)")
+            # Most data are ASCII, which is the same in both encodings and needs no decoding.
             if not chunk.isascii() or decoder.getstate()[0]:
                 text = decoder.decode(chunk)
                 wrong += (found := text.count("\ufffd"))
                 right += len(text) - len(text.encode("ascii", "ignore")) - found
             chunk = file.read(_CHUNK)
+    # Latin-1 text is nearly never valid UTF-8: its letters above 127 stand alone. A few broken ones do not decide.
     return "utf-8" if right >= wrong else "cp1252"
 
 
 def _wide(chunk: bytes) -> str:
     """Tell UTF-16 without a mark by its zeros: in ASCII text every second byte is one."""
+    # A whole number of pairs.
     sample = chunk[: len(chunk) // 2 * 2][:4096]
     if len(sample) < 4:
         return ""

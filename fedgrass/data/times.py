@@ -7,6 +7,7 @@ import re
 from datetime import date, datetime, timezone
 
 _FRACTION = re.compile(r"[.,](\d+)")
+# Nanoseconds, microseconds, milliseconds: 1e11 seconds are the year 5138.
 _SCALES = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 
 
@@ -31,6 +32,7 @@ def seconds_of(value: object) -> float:
 
 def _of_text(text: str) -> float:
     text = text[:-1] + "+00:00" if text[-1:] in "zZ" and text else text.removesuffix(" UTC")
+    # Python 3.10 does not read `+0200`, only `+02:00`.
     text = re.sub(r"([+-]\d\d)(\d\d)$", r"\1:\2", text) if "T" in text or " " in text else text
     text = _FRACTION.sub(lambda found: "." + found[1][:6].ljust(6, "0"), text)  # Python 3.10 takes three digits or six
     try:

@@ -17,6 +17,7 @@ from fedgrass.data.labels import LabelError, Labels
 from fedgrass.data.rows import Block
 from fedgrass.data.times import seconds_of
 
+# Texts whose class is remembered: a label column that holds something else must not fill the memory.
 _MOST_TEXTS = 1 << 16
 
 
@@ -42,6 +43,7 @@ class Values:
         self._since = since
         self.reads_texts = labels.are_texts and labels.maps(len(layout.labels))
         self._texts: list[dict[str, float]] = [{} for _ in self._labels]
+        # One dictionary for all columns, if all are read alike.
         if self._labels and self._labels[0] is labels:
             self._texts = self._texts[:1] * len(self._labels)
 
@@ -71,6 +73,7 @@ class Values:
         for at, cells in enumerate(columns):
             for row, value in enumerate(self._column(cells, at, rows)):
                 if isinstance(value, str):
+                    # A row with two bad cells is one bad row.
                     if kept[row]:
                         self._account.leaves_out(f"{self._place(int(rows[row]), self._layout.needed[at])}: {value}")
                     kept[row], value = False, math.nan
@@ -111,6 +114,7 @@ class Values:
 
     def _plain(self, cells: Sequence[Any]) -> list[float] | None:
         """Return cells that Python takes for numbers as they are, and so does a `NumberFormat`; None if some are not."""
+        # Exact types: to isinstance a bool is an int. Others, such as dates and bytes, go cell by cell.
         kinds = set(map(type, cells))
         if not kinds <= {int, float, str} or (str in kinds and not self._numbers.is_plain):
             return None
@@ -149,8 +153,10 @@ class Values:
             except ValueError:
                 labels.refuse_text(str(cell))
                 raise
+        # 2.0 from a database is the class "2".
         text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
         if text not in texts:
+            # A class may be called "none" or "n/a": then it is no missing value.
             if not labels.has(text) and self._numbers.is_missing(text):
                 return math.nan
             value = float(labels.of_text(text))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fedgrass.parts import CODECS
 
 _NAME = re.compile(
+    # zstd and topk are steps of a codec's name, so neither may be taken for the name of the values' codec.
     r"^(?:topk:(?P<fraction>0\.[0-9]{1,6}))?(?:(?:^|\+)(?P<values>(?!zstd\b|topk\b)[a-z][a-z0-9_]{0,63}))?(?P<zstd>\+zstd)?"
 )
 
@@ -30,6 +31,7 @@ class CodecName:
         if (
             match is None
             or not (match["values"] or match["fraction"])
+            # topk:0.0 fits the pattern, and would send nothing.
             or (match["fraction"] and not float(match["fraction"]))
             or (match["values"] or "float32") not in CODECS
         ):

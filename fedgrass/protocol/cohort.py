@@ -33,6 +33,7 @@ class Asks(Protocol):
 
 def draw(salt: str, thing: str) -> float:
     """Return the device's lot in [0, 1): the first 8 bytes of SHA-256(salt + thing) over 2^64."""
+    # More bits than a float holds, so that two devices hardly ever have the same lot.
     digest = hashlib.sha256((salt + thing).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -63,6 +64,7 @@ def is_member(salt: str, fraction: float, thing: str, begin: float = 0.0) -> boo
     >>> sum(is_member("salt", 0.25, f"press-{number}") for number in range(1000))
     240
     """
+    # 1 is told apart, because a lot just below `begin` could round to a distance of 1.0.
     return fraction >= 1.0 or (draw(salt, thing) - begin) % 1.0 < fraction
 
 
@@ -111,6 +113,7 @@ def piece_of(lots: Iterable[float], count: int, begin: float) -> Piece:
     >>> piece_of([0.1, 0.4, 0.8], 2, 0.3)
     Piece(begin=0.3, fraction=0.65, devices=2)
     """
+    # Distances forward from `begin`: the circle wraps around at 1.
     ahead = sorted((lot - begin) % 1.0 for lot in lots)
     if count >= len(ahead):
         return Piece(begin, 1.0, len(ahead))

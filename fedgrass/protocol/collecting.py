@@ -27,6 +27,7 @@ def round_to_aggregate(rounds: Table, fleet: str) -> RoundRecord:
             f"{name} has {record.contributed} updates, and {record.settings.min_updates} are needed (min_updates): wait for "
             "more, or end it with `fedgrass round cancel`"
         )
+    # The record is written before the state machine waits; only its token can end that waiting.
     if record.collect_token is None:
         raise RoundRefusedError(f"{name} has only just been opened; try again in a moment")
     return record

@@ -24,6 +24,7 @@ def policy_name(fleet: str, thing: str) -> str:
     name = policy_prefix(fleet) + thing.replace(":", "+")
     if len(name) <= _MAX_NAME:
         return name
+    # '=' is in neither kind of name, so a shortened name equals no other device's.
     digest = hashlib.sha256(name.encode()).hexdigest()[:32]
     return f"{name[: _MAX_NAME - len(digest) - 1]}={digest}"
 
@@ -50,8 +51,11 @@ def device_policy(fleet: str, thing: str, role_alias: str, arn: str) -> dict[str
     ConfigurationError
         If the names are so long that IoT Core would not take the policy.
     """
+    # One wildcard each for jobs, shadows, health and Defender: naming each topic would leave little of the 2,048
+    # characters.
     own = [f"$aws/things/{thing}/*", f"fedgrass/{fleet}/devices/{thing}/*"]
     announced = round_topic(fleet)
+    # Any component: a device downloads Greengrass's own ones and the application's, too.
     components = arn.replace(":iot:", ":greengrass:", 1) + ":components:*"
 
     def statement(actions: list[str], resources: list[str]) -> dict[str, Any]:
@@ -64,6 +68,7 @@ def device_policy(fleet: str, thing: str, role_alias: str, arn: str) -> dict[str
             statement(
                 ["iot:Connect", "iot:Publish", "iot:Receive", "iot:Subscribe", "iot:AssumeRoleWithCertificate"],
                 [
+                    # thing#2 and so on are the nucleus's further connections, past 50 subscriptions.
                     *(f"{arn}:client/{thing}", f"{arn}:client/{thing}#*", f"{arn}:rolealias/{role_alias}"),
                     *(f"{arn}:{kind}/{topic}" for kind in ("topic", "topicfilter") for topic in own),
                 ],
@@ -76,6 +81,7 @@ def device_policy(fleet: str, thing: str, role_alias: str, arn: str) -> dict[str
             statement(["greengrass:GetDeploymentConfiguration", "greengrass:ListThingGroupsForCoreDevice"], ["*"]),
         ],
     }
+    # IoT Core does not count white space.
     size = len(json.dumps(policy, separators=(",", ":")))
     if size > _MAX_POLICY:
         raise ConfigurationError(

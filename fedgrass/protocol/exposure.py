@@ -24,6 +24,7 @@ def against_round(announcement: Announcement, *, least: float, helpers: Sequence
     str
         The reason; empty if there is none.
     """
+    # Figures of an evaluation go as they are: there is no noise on them that could be compared.
     if least and announcement.task == "evaluate":
         return f"the round asks for exact figures, minNoiseMultiplier is {least:g}"
     if announcement.update.noise_multiplier < least:
@@ -31,6 +32,7 @@ def against_round(announcement: Announcement, *, least: float, helpers: Sequence
     if helpers and announcement.task == "fit":
         if announcement.secure is None:
             return "the round has no secure aggregation, and secureHelpers asks for it"
+        # Keys count, not names: the cloud chooses the names, and could be all of the helpers itself.
         if strange := [one.name for one in announcement.secure.helpers if one.key not in helpers]:
             return f"the round's helper {strange[0]!r} has a key that is none of secureHelpers"
     return ""
@@ -42,6 +44,7 @@ def against_exact_answers(newest: Announcement | None, *, least: float, helpers:
         return f"minNoiseMultiplier is {least:g}"
     if helpers:
         return "secureHelpers is set"
+    # Even without limits of the owner's: an exact answer would undo the noise of the fleet's rounds.
     if newest is not None and newest.update.noise_multiplier > 0:
         return f"the fleet's rounds add noise on the device (round {newest.round})"
     if newest is not None and newest.secure is not None:

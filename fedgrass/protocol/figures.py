@@ -71,6 +71,7 @@ def _of_sums(claims: Sequence[Claim], checks: Checks, prefix: str) -> dict[str, 
     for claim, weight in zip(claims, weights, strict=True):
         for sums in _readable(claim.sums.get(prefix)):
             by_shape.setdefault(sums.shape, []).append((sums, weight))
+    # More than half by weight, so that a few devices cannot choose what is added.
     half = sum(weights) / 2
     found: dict[str, float] = {}
     # What most can add without their scores first, so that some devices' messages without them cost no more than the AUC.
@@ -79,6 +80,7 @@ def _of_sums(claims: Sequence[Claim], checks: Checks, prefix: str) -> dict[str, 
             sums = added(
                 [part for part, _ in parts], [weight for _, weight in parts], reach=checks.clip_loss_over_median
             )
+            # What was found first stands: later shapes only add what it lacks.
             found = sums.figures() | found
     return found
 
@@ -111,6 +113,7 @@ def averaged(claims: Sequence[Claim], checks: Checks, prefix: str = "") -> tuple
         if not given:
             continue
         values = [value for value, _ in given]
+        # Shares are bounded by nature; an error is not, and one device's 1e30 would be the mean.
         if kind(name) in _ERRORS:
             values = _near_the_median(values, checks.clip_loss_over_median)
         total = sum(weight for _, weight in given)
@@ -138,6 +141,7 @@ def _readable(text: str | None) -> list[Sums]:
 def _weights(examples: Sequence[int], checks: Checks) -> list[float]:
     bound = float(checks.max_examples)
     if checks.max_examples_over_median and len(examples) > 1:
+        # At least 1, or a fleet whose median is 0 would have no weights.
         bound = min(bound, max(1.0, checks.max_examples_over_median * median_low(examples)))
     return [min(count, bound) for count in examples]
 
@@ -146,5 +150,6 @@ def _near_the_median(losses: list[float], factor: float) -> list[float]:
     """Return the losses, none farther from the median than ``factor`` times the median of what they amount to."""
     if not factor or len(losses) < 2:
         return losses
+    # The distance is scaled by the median size, since losses such as a likelihood may lie around 0 or below it.
     middle, reach = median_low(losses), factor * median_low(map(abs, losses))
     return [min(max(loss, middle - reach), middle + reach) for loss in losses]

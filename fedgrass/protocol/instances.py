@@ -23,6 +23,8 @@ from fedgrass.protocol.records import Record
 
 _PREFIX = "instance#"
 _ON_ITS_WAY_SECONDS = 10.0  # a message of the former process may arrive after the next one has begun
+# What two readings of one device's clock may be off by, as `sent_at` and `up_seconds` are not taken at the same
+# instant.
 _CLOCK_SECONDS = 1.0
 _MONTH_SECONDS = 30 * 86_400.0
 
@@ -48,6 +50,7 @@ class Instance(Record):
         """
         if _overlap(self._heard, other._heard) <= _ON_ITS_WAY_SECONDS:
             return False
+        # How differently the two processes' clocks are off from the cloud's.
         apart = abs((self._heard[1] - self._ran[1]) - (other._heard[1] - other._ran[1]))
         return apart > _MONTH_SECONDS or _overlap(self._ran, other._ran) > _CLOCK_SECONDS
 

@@ -104,6 +104,7 @@ def items_below(
         An item; pages are asked for as they are needed.
     """
     condition = "#fleet = :fleet"
+    # Aliases for all names: many of them (key, status, …) are reserved words of DynamoDB.
     names = {"#fleet": "fleet", **{f"#only_{name}": name for name in attributes}}
     values = {":fleet": fleet}
     if prefix:
@@ -122,6 +123,7 @@ def items_below(
     while True:
         page = table.query(**arguments)
         yield from page["Items"]
+        # A page ends after 1 MB that was read, whatever was left of it by the projection.
         if "LastEvaluatedKey" not in page:
             return
         arguments["ExclusiveStartKey"] = page["LastEvaluatedKey"]

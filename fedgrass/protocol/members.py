@@ -79,6 +79,7 @@ def _members(items: Iterable[dict[str, Any]]) -> list[FleetMember]:
             continue
         thing = str(item["thing"])
         try:
+            # A thing's name has no '#', so the suffix is unambiguous.
             if thing.endswith(MODEL_SUFFIX):
                 models[thing.removesuffix(MODEL_SUFFIX)] = DeviceModel.from_item(item)
             else:
@@ -87,5 +88,6 @@ def _members(items: Iterable[dict[str, Any]]) -> list[FleetMember]:
             log_event("device_item_unreadable", thing=thing, reason=str(error))
     return [
         FleetMember(thing, heartbeats.get(thing), models.get(thing))
+        # A device may have reported on a model and not been heard of otherwise: it is shown, too.
         for thing in sorted(heartbeats.keys() | models.keys())
     ]

@@ -34,6 +34,7 @@ FALLING = ("loss", "mae", "rmse")
 OTHERS = ("mae", "rmse", "r2", "precision", "recall", "f1", "f1_macro", "auc", "auc_error", "error_threshold")
 """Figures beside loss and accuracy, in the order in which they are shown."""
 
+# Beyond it squares and sums overflow; no honest figure comes near.
 _LARGEST = 1e30
 
 _LABELS = {
@@ -47,6 +48,7 @@ _LABELS = {
 }
 
 
+# The longest first, should one name ever end in another.
 _KNOWN = sorted({*METRICS, *OTHERS}, key=len, reverse=True)
 
 
@@ -101,6 +103,7 @@ def slack(metric: str, tolerance: float, of: float) -> float:
     of
         The figure to compare with.
     """
+    # Errors have a scale of their own, so a tolerance in points would mean something else for each model.
     return tolerance * abs(of) if falls(metric) else tolerance
 
 
@@ -137,6 +140,7 @@ def impossible(metrics: Mapping[str, float]) -> str | None:
             low, high = -_LARGEST, _LARGEST
         else:
             continue
+        # NaN compares as false, and is impossible, too.
         if not low <= value <= high:
             return name
     return None

@@ -15,6 +15,7 @@ from fedgrass.errors import ConfigurationError, MessageError
 FleetName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,39}$")]
 # A topic holds both names and must stay within IoT Core's 256 characters.
 ThingName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9:_-]{1,128}$")]
+# Six digits, as in object keys: their order as text is then their order as numbers.
 RoundNumber = Annotated[int, Field(ge=1, le=999_999)]
 _VERSION = r"^[0-9]{1,6}\.[0-9]{1,6}\.[0-9]{1,6}$"
 Version = Annotated[str, Field(pattern=_VERSION)]
@@ -79,6 +80,7 @@ def check_device(thing: str) -> str:
 
 def fleet_digest(fleet: str) -> str:
     """Return 16 characters that stand for a fleet where its own name is too long, or would not be told from another's."""
+    # 64 bits: two of an account's fleets do not meet by chance.
     return hashlib.sha256(fleet.encode()).hexdigest()[:16]
 
 
@@ -280,6 +282,7 @@ def next_version(base: str, number: int) -> str:
     >>> next_version("1.0.0", 7)
     '1.7.0'
     """
+    # Another graph is another major version: its parameters fit no update of the former's.
     major = base.split(".", 1)[0]
     return f"{major}.{number}.0"
 

@@ -58,11 +58,13 @@ class PrivacyLedger(_Part):
     @property
     def unbounded(self) -> bool:
         """Whether a round without noise is in the account, so that no ε is finite."""
+        # Rounds are numbered from 1, so a ledger without any bare round (0) is bounded.
         return self.last_bare >= max(1, self.since)
 
     @property
     def neighbours(self) -> str:
         """Say between which two fleets nobody can tell by more than ε, in words."""
+        # The weaker statement, if both kinds of rounds are in the account.
         if any(spend.sensitivity < 2 for spend in self.spends):
             return "with or without one device's updates"
         return "whatever one device's updates are"
@@ -92,12 +94,14 @@ class PrivacyLedger(_Part):
         """Return the ledger with one more round under these settings, of which this share of the fleet is part."""
         spends = list(self.spends)
         new = _spend(privacy, fraction)
+        # Rounds alike are counted together: the ledger has to fit into a DynamoDB item.
         if spends and spends[-1].model_copy(update={"rounds": 1}) == new:
             new = new.model_copy(update={"rounds": spends.pop().rounds + 1})
         return self.model_copy(update={"spends": (*spends, new), "delta": privacy.delta, "since": privacy.account_from})
 
     def with_bare(self, number: int) -> PrivacyLedger:
         """Return the ledger with a round without noise, of this number."""
+        # What was accounted for before no longer holds, so nobody may read it.
         nothing = {"epsilon": None, "epsilon_renyi": None, "next_epsilon": None, "judged": 0}
         return self.model_copy(update={"bare": self.bare + 1, "last_bare": number, **nothing})
 
@@ -115,6 +119,8 @@ class PrivacyLedger(_Part):
             and len(after.spends) == len(self.spends)
         ):
             return self.next_epsilon
+        # Amplification by sampling needs the accountant; without it the bound would refuse rounds that fit the
+        # budget.
         if new.fraction < 1:
             return None
         return gaussian_epsilon(
@@ -131,16 +137,20 @@ def gaussian_epsilon(rho: float, delta: float) -> float:
     shift, low, high = math.sqrt(2 * rho), 0.0, rho + 2 * math.sqrt(rho * math.log(1 / delta))
     if not 0 < high < _MOST_EXPONENT:
         return high
+    # Bisection: 60 halvings are below the last bit of a double.
     for _ in range(60):
         middle = (low + high) / 2
         near, far = (side * shift / 2 + middle / shift for side in (-1, 1))
+        # δ(ε) of the Gaussian mechanism falls with ε.
         if _tail(near) - math.exp(middle) * _tail(far) > delta:
             low = middle
         else:
             high = middle
+    # Rounded up: what is said may be too much, never too little.
     return high * (1 + 1e-9)
 
 
+# exp overflows a double at 709.
 _MOST_EXPONENT = 700.0
 
 
@@ -150,6 +160,7 @@ def _tail(at: float) -> float:
 
 
 def _spend(privacy: Privacy, fraction: float) -> Spend:
+    # In the other modes the noise is against the cloud itself, which knows who was asked.
     counts = privacy.mode == "central" and privacy.secret_cohort
     # An update that is seen by itself may be any two for the one who looks; a sum hides whether there was one.
     sensitivity = 2.0 if privacy.mode == "local" else 1.0

@@ -72,6 +72,7 @@ class Privacy(BaseModel):
             raise ValueError(
                 f"privacy.adaptive_clip: only with mode central, where the aggregator sees norms; found {self.mode}"
             )
+        # Otherwise the count alone would spend the whole round's budget; see `update_noise`.
         if self.adaptive_clip.count_noise <= self.noise_multiplier:
             raise ValueError(
                 f"privacy.adaptive_clip.count_noise ({self.adaptive_clip.count_noise}): expected more than noise_multiplier "

@@ -90,6 +90,7 @@ class Device(Heartbeat, Record):
 
     def alive(self, now_ms: float) -> bool:
         """Whether its last heartbeat is younger than three of its intervals."""
+        # By the cloud's clock, when the message came: devices' clocks may be anything.
         return now_ms - self.received_at <= ALIVE_INTERVALS * self.interval_seconds * 1000
 
 
@@ -162,7 +163,9 @@ class FleetState(Record):
         last = self.released
         before = None
         if last is not None:
+            # States of earlier releases name only the version.
             had = last.model or (self.model if self.model and self.model.version == last.version else None)
+            # Released once more: the model before is still that one, not itself.
             before = last.before if last.version == model.version else had
         return Released(version=model.version, by=by, model=model, before=before, at=time.time_ns() // 1_000_000)
 
@@ -265,6 +268,7 @@ class RoundRecord(Record):
     @field_validator("settings", mode="before")
     @classmethod
     def _settings_from_text(cls, value: object) -> object:
+        # Kept as text: DynamoDB would turn its floats into decimals. Unknown settings are those of a newer release.
         return FleetSettings.model_validate_json(value, extra="ignore") if isinstance(value, str) else value
 
     @property
@@ -297,6 +301,7 @@ class RoundRecord(Record):
     @property
     def collected(self) -> bool:
         """Whether there is nothing left to wait for: the quorum is there, or nobody is left who could add to it."""
+        # Those that joined do not count: the quorum is a share of the devices that were asked.
         return self.uploaded >= self.quorum or self.answered >= self.asked
 
     @property
@@ -359,6 +364,7 @@ def participation_key(number: int, thing: str) -> str:
 
 def ended_key(execution: str) -> str:
     """Range key of the note that an execution has ended, and opens no round any more."""
+    # The name at the end of the ARN.
     return f"ended#{execution.rpartition(':')[2]}"
 
 
@@ -373,6 +379,7 @@ def to_attribute(value: Any) -> Any:
     A float beyond DynamoDB's range (1e-130 to 1e125) becomes text, which reads back as the same float.
     """
     if isinstance(value, float):
+        # repr is the shortest text that reads back as the same float.
         return Decimal(repr(value)) if value == 0 or 1e-129 < abs(value) < 1e125 else repr(value)
     if isinstance(value, dict):
         return {key: to_attribute(below) for key, below in value.items()}

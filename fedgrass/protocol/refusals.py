@@ -71,6 +71,7 @@ def count_refusals(rounds: Table, report: RoundReport) -> None:
     reasons = {entry.thing: entry.reason for entry in known}
     counts = Counter(entry.thing for entry in known)
     for thing, count in counts.items():
+        # A job that is run again meets its own count, and the condition on the round keeps it from counting twice.
         with suppress(rounds.meta.client.exceptions.ConditionalCheckFailedException):
             update_item(
                 rounds,

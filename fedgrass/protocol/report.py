@@ -52,6 +52,7 @@ ADVICE: dict[Hold, str] = {
 HELD_IN_A_ROW = 3
 """As many are told loudly."""
 
+# The report of 100,000 devices is some tens of megabytes; what is larger is not ours.
 MAX_REPORT_BYTES = 1 << 30
 
 

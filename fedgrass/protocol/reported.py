@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+# Names of a round: CloudWatch bills each one as a metric.
 _MOST = 16
 _ABOUT_TRAINING = ("steps", "step_length")
 """What strategies weigh by, and no figure of a model."""
@@ -38,6 +39,7 @@ def reported(updates: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, fl
     found: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for examples, metrics in given:
         for name, value in metrics.items():
+            # One device's NaN would make the fleet's mean one.
             if name not in _ABOUT_TRAINING and examples > 0 and math.isfinite(value):
                 found[name].append((examples, value))
     common = sorted(name for name, pairs in found.items() if 2 * len(pairs) > len(given))[:_MOST]
@@ -47,4 +49,5 @@ def reported(updates: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, fl
 
 def _mean(pairs: list[tuple[int, float]]) -> float:
     total = sum(examples for examples, _ in pairs)
+    # Divided first: the product of a large count and a large value could overflow.
     return sum(examples / total * value for examples, value in pairs)

@@ -25,6 +25,7 @@ from fedgrass.protocol.writes import put_item
 PER_ITEM = 256
 """Names in an item, on average. A name has 128 bytes at most and an item may have 400 kB."""
 
+# Counted from the round's deadline.
 _KEPT_SECONDS = 400 * 86_400
 
 
@@ -86,6 +87,7 @@ def things_of_fleet(devices: Table, fleet: str, silos: Collection[str]) -> set[s
         for item in items_below(devices, "thing", fleet, "", attributes=("thing", "expires"))
         if item.get("expires", now) >= now
     }
+    # Items with a '#' are models' (`<thing>#model`).
     return {thing for thing in found if "#" not in thing and not is_silo(thing)} | set(silos)
 
 
@@ -114,6 +116,7 @@ def write_roster(rounds: Table, record: RoundRecord, *, alive: Iterable[str], as
         Those of them that are in the cohort.
     """
     expires = int(record.deadline.timestamp()) + _KEPT_SECONDS
+    # One list for each answer of `presence`: asked devices are alive by definition.
     items: defaultdict[str, dict[str, list[str]]] = defaultdict(lambda: {"asked": [], "others": []})
     for thing in alive:
         items[_key(record, thing)]["asked" if thing in asked else "others"].append(thing)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from fedgrass.protocol.names import ThingName
 
 KEY_BYTES = 32
+# A device holds a mask for each choice of `collude` helpers, which grows as a binomial coefficient: 10 at most here.
 MOST_HELPERS = 5
 MOST_DEVICES = 100_000
 MOST_NOISE_STEPS = 1 << 25
@@ -119,11 +120,13 @@ class Masking(BaseModel):
     @property
     def levels(self) -> int:
         """A value is an integer from ``-levels`` to ``levels``, so that ``most`` of them never pass the modulus's half."""
+        # The worst case: all devices send the largest value. Their sum must still be told from its negative.
         return ((1 << self.bits) - 1) // (2 * max(1, self.most))
 
     @property
     def count_bits(self) -> int:
         """Bits of an example count in one coordinate, so that ``most`` of them never reach the modulus."""
+        # With 16 bits and many devices a count does not fit into one coordinate, and is spread over several.
         return min(COUNT_BITS, (((1 << self.bits) - 1) // max(1, self.most) + 1).bit_length() - 1)
 
     @property
@@ -150,6 +153,7 @@ class SecureTask(Masking):
             return super().levels
         # The fewest helpers that may add noise have it larger by so much, as colluders may take their part off.
         relative = self.noise / self.value_range
+        # In units of the largest value.
         spread = _TAIL * relative * math.sqrt(self.needed)
         room = int(((1 << self.bits) - 1) / (2 * (self.most + spread)))
         return min(super().levels, room, int(MOST_NOISE_STEPS / relative))
@@ -157,6 +161,8 @@ class SecureTask(Masking):
     @property
     def noise_steps(self) -> int:
         """The noise's deviation in steps of the integers, rounded up; 0 without noise."""
+        # The factor makes up for the rounding of the product: rounded down, the noise would be less than the account
+        # says.
         return math.ceil(self.noise * self.levels / self.value_range * (1 + 2.0**-40))
 
     def share_steps(self, adding: int) -> int:
@@ -164,6 +170,7 @@ class SecureTask(Masking):
 
         When ``collude`` of them take theirs off, what is left has `noise_steps`; all together have a little more.
         """
+        # Variances add up: n shares of σ/√(n - c) leave σ when c of them are taken off.
         return math.ceil(self.noise_steps / math.sqrt(adding - self.collude) * (1 + 2.0**-40))
 
     @model_validator(mode="after")

@@ -47,6 +47,7 @@ class Secure(Masking):
         ValidationError
             If ``bits`` are too narrow for so many.
         """
+        # Not model_dump: that would turn the helpers into plain dictionaries.
         named = {name: getattr(self, name) for name in Masking.model_fields}
         changes = {"most": self.most or max(1, known), "equal": self.equal or equal, "noise": noise}
         changes["shared_noise"] = shared_noise
@@ -66,6 +67,7 @@ def announced_secure(settings: FleetSettings, known: int) -> SecureTask | None:
     if settings.secure is None or settings.task != "fit":
         return None
     privacy = settings.privacy
+    # On the sum, in the unit of the values: every update is clipped to clip_norm, and all count alike.
     noise = 0.0 if privacy.mode == "none" else privacy.noise_multiplier * privacy.clip_norm
     equal = privacy.mode != "none" or settings.strategy.options.get("weighting") == "equal"
     try:
@@ -89,6 +91,8 @@ def require_sums_are_enough(settings: FleetSettings, strategy: Strategy | None) 
     checks, default = settings.checks, type(settings.checks)()
     for name in ("max_norm", "max_norm_over_median", "clip_norm_over_median", "max_examples_over_median"):
         value = getattr(checks, name)
+        # A bound that is only a default is dropped in silence; one that somebody set would be a promise that is not
+        # kept.
         if value and value != getattr(default, name):
             raise ValueError(
                 f"checks.{name}: with secure no single update is seen, so nothing can be held against it; devices bound theirs "

@@ -59,12 +59,14 @@ class Strategy(_Settings):
     def staleness(self) -> int:
         """Number of earlier rounds whose late updates are taken; 0 where only the aggregator can know."""
         found = self.known()
+        # A strategy by `module:Class` may be installed in the aggregator's image alone, and functions do not have it.
         return 0 if found is None else found.staleness
 
     @property
     def uses_one_instance(self) -> bool:
         """Whether more instances than one would have nothing to do."""
         found = self.known()
+        # Unknown here, so the safe answer: one instance is always right.
         return found is None or found.needs_all
 
     @property
@@ -214,6 +216,7 @@ class Rollout(_Settings):
 
     def refusals_to_take_back(self, alive: int) -> int | None:
         """How many refusals of so many devices take a model back; None if none do."""
+        # More than the share, so the least whole number above it.
         return math.floor((self.abort_share or HALF) * alive) + 1 if self.refusal == "keep" else None
 
 
@@ -271,6 +274,8 @@ class FleetSettings(_Settings):
 
     @model_validator(mode="after")
     def _can_be_met(self) -> FleetSettings:
+        # From here on: combinations that each setting alone allows, and that could only fail later, on the devices or
+        # in the job.
         if self.min_updates > self.min_devices:
             raise ValueError(
                 f"min_updates ({self.min_updates}) is more than min_devices ({self.min_devices}): "
@@ -341,6 +346,7 @@ class FleetSettings(_Settings):
     @property
     def sampled_fraction(self) -> float:
         """Share of the fleet by which a round's privacy is counted: all of it, where nobody draws by chance alone."""
+        # Amplification needs each device to be in by an independent draw, which a fixed size, turns and tags are not.
         return 1.0 if self.cohort.size or self.cohort.fair or self.cohort.where else self.fraction
 
     @property
@@ -365,6 +371,7 @@ class FleetSettings(_Settings):
         privacy = self.privacy
         if privacy.mode == "none":
             return self.update
+        # The tighter of the two: the account holds for any bound up to its own.
         clip_norm = min(privacy.clip_norm, self.update.clip_norm or privacy.clip_norm)
         if privacy.adaptive_clip is not None:
             clip_norm = self.update.clip_norm  # the aggregator clips, and has to see which updates are longer
@@ -392,5 +399,6 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
+        # Lists are replaced as a whole: there is no telling which of their items is meant.
         merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedgrass.errors import MessageError, first_problem
 
+# Characters of a message that sums may take; where they do not fit beside the rest, they go without scores.
 MAX_TEXT = 2400
 MOST_CLASSES = 128
 MOST_OUTPUTS = 16
@@ -36,6 +37,7 @@ ERROR_STEP = 1.05
 ERROR_BINS = 1024
 """Bins on either side of an error of 1."""
 
+# Bytes that a text may unpack to: 2,400 characters of zlib could hold megabytes.
 _MAX_JSON = 16_384
 _LARGEST = 1e30
 
@@ -98,6 +100,7 @@ class Sums(BaseModel):
         if not len(self.right) == len(self.given) == len(self.true):
             raise ValueError("as many classes were given as are true and right")
         for right, given, true in zip(self.right, self.given, self.true, strict=True):
+            # A device that says so would push precision or recall beyond 1.
             if right > min(given, true) or max(given, true) > self.rows:
                 raise ValueError(
                     "a class is right no more often than it is given and true, and that no more often than rows"
@@ -120,6 +123,7 @@ class Sums(BaseModel):
         """Read the text of a message; raises `MessageError` if it is none, or its numbers cannot be."""
         try:
             packed = base64.b64decode(text.encode(), validate=True)
+            # By an object, since zlib.decompress has no bound on what it returns.
             unpacker = zlib.decompressobj()
             plain = unpacker.decompress(packed, _MAX_JSON)
             if unpacker.unconsumed_tail or not unpacker.eof:
@@ -137,6 +141,7 @@ class Sums(BaseModel):
     def shape(self) -> tuple[object, ...]:
         """What must be equal for two to be added."""
         bins = tuple(len(histogram.with_label) for histogram in self.scores)
+        # Everything that decides which numbers lie at the same place.
         return self.kind, len(self.right), bins, len(self.outputs), self.quantile, bool(self.errors)
 
     def figures(self) -> dict[str, float]:
@@ -176,6 +181,7 @@ def added(parts: Sequence[Sums], weights: Sequence[float], *, reach: float = 0.0
         Multiple of the median by which no device's errors, and no spread of its labels, may lie beyond the median; 0: no bound.
     """
     bounded = _bounded(parts, reach) if reach and len(parts) > 1 else list(parts)
+    # What a device says of its rows is scaled to the weight that it is allowed.
     scaled = [_scaled(part, weight / part.rows) for part, weight in zip(bounded, weights, strict=True)]
     total = scaled[0]
     for part in scaled[1:]:
@@ -187,16 +193,19 @@ def label_bins(labels: int) -> int:
     """Return the bins of each label's histogram, so that all of them fit a message; 0 if there are too many labels."""
     if labels > MOST_HISTOGRAMS:
         return 0
+    # All labels share about the same number of bins; below 32 an area would say little.
     return min(MOST_BINS, max(32, 2 * MOST_BINS // labels))
 
 
 def _of_counts(sums: Sums) -> dict[str, float]:
     triples = list(zip(sums.right, sums.given, sums.true, strict=True))
     judged, averaged = triples, triples
+    # One label is two classes for the macro F1: with it and without.
     if sums.kind == "labels" and len(triples) == 1:
         right, given, true = triples[0]
         averaged = [triples[0], (sums.rows - given - true + right, sums.rows - given, sums.rows - true)]
     elif sums.kind == "classes":
+        # As scikit-learn's average='binary': of two classes the second is the positive one.
         judged = [triples[1]] if len(triples) == 2 else _occurring(triples)
     if sums.kind == "classes" or len(triples) == 1:
         averaged = _occurring(averaged)
@@ -232,6 +241,8 @@ def _area(histogram: Histogram) -> tuple[float, float] | None:
         return None
     below = won = tied = 0.0
     for one, zero in zip(histogram.with_label, histogram.without, strict=True):
+        # Pairs in which the example with the label has the higher score; those of one bin count half (Mann and
+        # Whitney 1947).
         won += one * below
         tied += one * zero
         below += zero
@@ -242,6 +253,7 @@ def _area(histogram: Histogram) -> tuple[float, float] | None:
 def _determination(output: Output) -> float:
     if output.spread == 0:
         return 1.0 if output.squared == 0 else 0.0
+    # Bounded, because a spread near 0 makes it as negative as a float goes, and messages have limits.
     return max(1 - output.squared / output.spread, -_LARGEST)
 
 
@@ -251,6 +263,7 @@ def _quantile(errors: dict[int, float], quantile: float) -> float:
     for position in sorted(errors):
         count = errors[position]
         if count and seen + count >= wanted:
+            # Linear in the logarithm, as the bins are.
             return float(ERROR_STEP ** (position + (wanted - seen) / count))
         seen += count
     return float(ERROR_STEP ** (max(errors) + 1))
@@ -331,6 +344,7 @@ def _bounded(parts: Sequence[Sums], reach: float) -> list[Sums]:
         spread = _around([o.spread / part.rows for o, part in zip(column, parts, strict=True)], reach)
         error = _around([o.squared / part.rows for o, part in zip(column, parts, strict=True)], reach)
         middle = median_low([o.mean for o in column])
+        # A device that lies about its labels' mean would otherwise blow up the fleet's spread, and with it R².
         far = reach * max(math.sqrt(max(spread.high, 0.0)), abs(middle))
         columns.append((_Range(middle - far, middle + far), spread, error))
     return [
@@ -371,6 +385,7 @@ def _output(mean: float, spread: float, squared: float) -> Output:
 def _rounded(value: object) -> object:
     """Write whole numbers without a point, and others with ten digits."""
     if isinstance(value, float):
+        # "3" for "3.0", and ten digits: it is what makes histograms fit into a message.
         return int(value) if value.is_integer() and abs(value) < 1 << 53 else float(f"{value:.10g}")
     if isinstance(value, dict):
         return {key: _rounded(below) for key, below in value.items()}

@@ -79,11 +79,15 @@ def set_current_model(rounds: Table, fleet: str, model: Base, *, publish: bool =
     bool
         Whether ``model`` is the current one now.
     """
+    # Optimistic: read, decide, write on the condition that nothing changed; ten losses in a row mean that something
+    # is wrong.
     for _ in range(10):
         state = load_state(rounds, fleet)
         current = state.model
         if current is not None and version_order(current.version) > version_order(model.version):
             return False
+        # Written already, by this call's earlier attempt or by another; whether it is the same model decides the
+        # answer.
         if current is not None and current.version == model.version and (current != model or not publish):
             return current == model
         values: dict[str, Any] = {":model": model.model_dump()}
@@ -133,11 +137,13 @@ def return_to_model(rounds: Table, fleet: str, seen: FleetState, model: Base) ->
         ":released": seen.released_next(model, "roll_back").model_dump(exclude_none=True),
         ":version": seen.model.version,
     }
+    # No round ever opened, so there is no number to compare.
     condition = "#model.#version = :version AND attribute_not_exists(#last)"
     if seen.last:
         condition = "#model.#version = :version AND #last = :last"
         values[":last"] = seen.last
     if seen.hand is not None:
+        # The caller's own hold, which may have run out while a person was asked.
         condition += " AND #hand.#holder = :holder"
         values[":holder"] = seen.hand.holder
     return _change_state(rounds, fleet, "SET #model = :model, #released = :released", condition, values)
@@ -163,6 +169,7 @@ def take_hand(rounds: Table, fleet: str, lock: HandLock, now: float) -> bool:
         False if a round is open or another person holds the fleet.
     """
     values = {":hand": lock.model_dump(), ":now": int(now)}
+    # In one write with the check: a round that opens at this moment writes to the same item.
     condition = "attribute_not_exists(#open) AND (attribute_not_exists(#hand) OR #hand.#until < :now)"
     return _change_state(rounds, fleet, "SET #hand = :hand", condition, values)
 
@@ -183,6 +190,7 @@ def free_hand(rounds: Table, fleet: str, lock: HandLock) -> None:
 
 
 def _change_state(rounds: Table, fleet: str, changes: str, condition: str, values: dict[str, Any]) -> bool:
+    # DynamoDB refuses names that an expression does not use.
     names = set(re.findall(r"#(\w+)", changes + condition))
     try:
         update_item(

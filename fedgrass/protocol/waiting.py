@@ -51,6 +51,7 @@ def waiting_for(rounds: Table, devices: Table, record: RoundRecord) -> list[Wait
     """
     asked = asked_things(rounds, record)
     parts = participations_at(rounds, record.fleet, [(record.round, thing) for thing in asked])
+    # An item may hold only what became of the model there, and no answer.
     answered = {part.thing for part in parts if part.status is not None and not part.late}
     missing = sorted(set(asked) - answered)
     beats = {member.thing: member.heartbeat for member in members_named(devices, record.fleet, missing)}

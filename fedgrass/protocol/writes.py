@@ -33,6 +33,7 @@ BUSY = frozenset(
 """Codes of errors that say: not now. Each is the name of the class that botocore raises, where it has one."""
 
 _BUSY_REASONS = frozenset({"TransactionConflict", "ProvisionedThroughputExceeded", "ThrottlingError", "ItemInUse"})
+# With the pauses between them some five seconds, on average.
 _ATTEMPTS = 12
 
 T = TypeVar("T")

@@ -83,9 +83,12 @@ def read_answer(path: Path, accepted: AcceptedSet, helper: int) -> Answer:
     try:
         with path.open("rb") as stream:
             found = stream.read(len(expected))
+            # Byte for byte: the header follows from the set, so nothing in it has to be parsed.
             if found != expected:
                 raise MessageError(f"the answer of helper {name!r} is for another set, or was changed")
             answer = Answer(path, helper, accepted, len(expected), b"", ())
+            # Lock and tokens lie behind the sums, because a helper knows the digest of what it encrypted only at the
+            # end.
             stream.seek(len(expected) + answer.sums_bytes)
             lock, *given = _ends(stream, layout(accepted, helper))
     except (OSError, TensorFileError) as error:
@@ -95,6 +98,7 @@ def read_answer(path: Path, accepted: AcceptedSet, helper: int) -> Answer:
 
 def _ends(stream: BinaryIO, tensors_of: Layout) -> list[bytes]:
     lock_bytes, token_bytes = tensors_of[-2][2][0], tensors_of[-1][2][0]
+    # One byte more than there should be, to see whether the file goes on.
     rest = stream.read(lock_bytes + token_bytes + 1)
     if len(rest) != lock_bytes + token_bytes:
         raise TensorFileError(f"{len(rest)} bytes behind the sums, expected {lock_bytes + token_bytes}")

@@ -74,6 +74,7 @@ def judged(accepted: AcceptedSet, found: Mapping[int, BoxCheck]) -> Checked:
     for index, helper in enumerate(task.helpers):
         if index not in found:
             said.append(f"{helper.name} is silent")
+        # More likely the helper has lost its key than most devices seal rubbish.
         elif 2 * len(found[index].unopened) > count:
             thing, why = next(iter(found[index].unopened.items()))
             said.append(f"{helper.name} opens {count - len(found[index].unopened)} of {count} boxes ({thing}: {why})")
@@ -88,5 +89,6 @@ def judged(accepted: AcceptedSet, found: Mapping[int, BoxCheck]) -> Checked:
     unopened: dict[str, str] = {}
     for index in able:
         for thing, why in found[index].unopened.items():
+            # One able helper that cannot open a box is enough: it could not sum the set.
             unopened.setdefault(thing, f"helper {task.helpers[index].name}: {why}")
     return Checked(helpers=tuple(able), unopened=dict(sorted(unopened.items())))

@@ -11,6 +11,7 @@ try:
     from fedgrass.secure.masked import masked
     from fedgrass.secure.sealing import Context
 except ModuleNotFoundError as error:  # pragma: no cover - by a test in a process without it
+    # Any other missing module is a fault of the installation, not of this setting.
     if error.name != "cryptography":
         raise
     raise ConfigurationError(

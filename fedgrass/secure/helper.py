@@ -29,6 +29,7 @@ from fedgrass.secure.shares import Share, require_noise, seeds_of
 _Known = dict[str, tuple[str, float]]
 """By device: its key, and since when it is known."""
 
+# Another text after each boot of the device.
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -106,6 +107,8 @@ class Helper:
         require_noise(accepted, request.helper)
         seeds = self._seeds(request)
         self._check_devices(request)
+        # On disk before the first byte of a sum: a second set in this round would tell the cloud the difference of
+        # two sums.
         self._commit(accepted)
         _write(path, accepted, request.helper, seeds, self._key, after_piece)
         return sha256_of(path)
@@ -123,6 +126,7 @@ class Helper:
             for member, text in zip(request.accepted.members, request.boxes, strict=True):
                 if why := self._why_not(request, member, text, known):
                     bad[member.thing] = why
+            # What would be left of the set has to be large enough as well.
             good = [member for member in request.accepted.members if member.thing not in bad]
             self._keep_signers(request, good, known)
             self._require_known(good, known)
@@ -137,6 +141,8 @@ class Helper:
         if request.helper >= len(task.helpers) or task.helpers[request.helper].key != self.public_key:
             raise MessageError(f"it is for another helper's key; this one's is {self.public_key}")
         things = [member.thing for member in accepted.members]
+        # A device that is named twice would have its mask summed twice, and would make the set look larger than it
+        # is.
         if things != sorted(set(things)) or len(request.boxes) != len(things):
             raise MessageError("its devices are not in order, or one is there twice, or a box is missing")
         if len(things) > task.most:
@@ -168,10 +174,12 @@ class Helper:
             box, digests, commitments = (base64.b64decode(part, validate=True) for part in parts)
         except (binascii.Error, ValueError) as error:
             raise MessageError(f"{thing!r}: its box is not base64") from error
+        # Checked before it is opened: all helpers must mean the same boxes, or their answers would not fit together.
         if digests[32 * request.helper :][:32] != hashlib.sha256(box).digest():
             raise MessageError(f"{thing!r}: its box is not the one that the set names")
         seeds = opened(box, len(known), accepted.context, thing, task.helpers[request.helper], self._key)
         told = [commitments[COMMITMENT_BYTES * mask :][:COMMITMENT_BYTES] for mask in known]
+        # A device that gives two helpers different seeds would make their sums differ, and cost everybody the round.
         if told != [commitment(seed) for seed in seeds]:
             raise MessageError(f"{thing!r}: its seeds are others than those that its update tells of")
         return seeds
@@ -206,6 +214,7 @@ class Helper:
         now, before = self._clock(), len(known)
         boxes = dict(zip((one.thing for one in request.accepted.members), request.boxes, strict=True))
         for member in members:
+            # Trust on first use: the first key that a name came with is the one it keeps.
             known.setdefault(member.thing, (_signer(boxes[member.thing]), now))
         if len(known) > before:
             write_atomically(self._devices, json.dumps(known).encode())
@@ -220,6 +229,7 @@ class Helper:
 
     def _commit(self, accepted: AcceptedSet) -> None:
         """Take this set for the round's one, durably; raises `MessageError` if there is another."""
+        # By the session too: a fleet that was made again starts at round 1.
         identity = hashlib.sha256(f"{accepted.round}|{accepted.session}".encode()).hexdigest()[:32]
         path = self._folder / "answered" / identity
         if path.exists():
@@ -243,6 +253,7 @@ def _write(
 ) -> None:
     """Write the sums piece by piece, after what is there already."""
     digest, task = accepted.digest, accepted.task
+    # Everything follows from the set and the key, so a repeated attempt writes the same bytes.
     header, secret = header_bytes(accepted, helper), own_key(key, digest)
     size = task.bits // 8
     with path.open(_mode(path)) as stream:
@@ -257,6 +268,7 @@ def _write(
                 part = span(index, accepted.length)
                 width = (part.stop - part.start) * size
                 if done + width > position:
+                    # `done` is the position in the key stream: no part of it is ever used for two contents.
                     content = encrypted(_summed(own, index, part.stop - part.start, expander, share), secret, done)
                     hashed.update(content)
                     stream.write(content)
@@ -264,6 +276,7 @@ def _write(
                 done += width
         stream.write(locked(secret + hashed.digest(), key, task, helper, digest))
         stream.write(tokens(key, task, helper, digest))
+        # A longer file may be left of another set.
         stream.truncate()
         stream.flush()
 
@@ -287,6 +300,7 @@ def _this_boot() -> str:
 
 def _resumed(stream: BinaryIO, header: bytes, hashed: hashlib._Hash, accepted: AcceptedSet, helper: int) -> int:
     """Go behind the last whole piece of an earlier attempt; returns the bytes of sums that are there."""
+    # Of another set, or nothing yet.
     if stream.read(len(header)) != header:
         stream.seek(0)
         stream.truncate()
@@ -317,6 +331,7 @@ def _seeds_for(
 def _summed(seeds: Sequence[bytes], index: int, count: int, expander: Expander, share: Share | None) -> bytes:
     total = np.zeros(count, expander.dtype)
     for seed in seeds:
+        # Wraps around by design: masks are integers modulo 2^16 or 2^32.
         np.add(total, expander.piece(seed, index, count), out=total)
     if share is not None:
         share.add_to(total, index)

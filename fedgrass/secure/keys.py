@@ -35,12 +35,14 @@ def _kept(path: Path) -> bytes:
     # Whole or absent, and never replaced: of two processes that make it at once both use the first one's.
     if not path.exists():
         partial = path.with_name(f".{path.name}.{os.getpid()}")
+        # 0600 from the first moment, not by a chmod after the key is in it.
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(os.urandom(KEY_BYTES))
             stream.flush()
             os.fsync(stream.fileno())
         try:
+            # A link fails where a rename would replace the other process's key.
             os.link(partial, path)
         except FileExistsError:
             pass

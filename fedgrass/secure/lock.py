@@ -39,6 +39,8 @@ def own_key(key: X25519PrivateKey, digest: str) -> bytes:
 
 def token(key: X25519PrivateKey, other: str, digest: str, *, owner: int, giver: int) -> bytes:
     """Return what ``giver`` gives for the lock of ``owner``; either of the two can, as it holds one of the keys."""
+    # Diffie-Hellman gives both helpers the same secret; owner and giver in the derivation keep the two directions
+    # apart.
     secret = key.exchange(X25519PublicKey.from_public_bytes(decoded_key(other)))
     return derived(secret, "token", digest, str(owner), str(giver))
 

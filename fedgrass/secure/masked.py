@@ -24,6 +24,7 @@ from fedgrass.update.codecs import Floats
 from fedgrass.update.header import MAX_METADATA_BYTES, UpdateHeader
 
 TENSOR, BOXES, COMMITMENTS = "masked", "boxes", "commitments"
+# Metadata, and one tensor's entry.
 _MAX_HEADER = MAX_METADATA_BYTES + 512
 
 
@@ -98,6 +99,7 @@ def masked(
 
     def blocks() -> Iterator[Floats]:
         for name, before in base.items():
+            # One tensor at a time, so that no second copy of the model is made.
             yield np.subtract(local[name], before, dtype=np.float32).ravel()
 
     size = sum(value.size for value in base.values())
@@ -105,6 +107,7 @@ def masked(
     seeds = [random(SEED_BYTES) for _ in task.masks]
     expander = Expander(task.bits)
     for seed in seeds:
+        # Whatever `collude` helpers tell the cloud, one mask of each device is unknown to all of them.
         add_mask(values, seed, expander)
     boxes = tuple(
         seal([seeds[mask] for mask in task.known_to(index)], context, header.thing, helper, signer)
@@ -132,6 +135,7 @@ def read_masked(stream: BinaryIO, file_bytes: int, size: int, task: SecureTask) 
         Coded as in ``docs/reference/quarantine.md``.
     """
     length, dtype = size + task.count_coordinates, dtype_of(task.bits)
+    # By the size that S3 says, before a byte is read.
     if file_bytes > (most := length * dtype.itemsize + _MAX_HEADER + 8):
         raise UpdateError("too_large", f"{file_bytes} bytes; a masked update of this model has at most {most}")
     try:

@@ -17,6 +17,7 @@ PIECE = 1 << 16
 Masked = NDArray[np.uint16] | NDArray[np.uint32]
 
 _BLOCK = 64  # bytes of a ChaCha20 block
+# Encrypting zeros gives the key stream itself.
 _ZEROS = bytes(4 * PIECE)
 
 
@@ -39,6 +40,7 @@ class Expander:
     def piece(self, seed: bytes, index: int, count: int) -> Masked:
         """Return coordinates ``index * PIECE`` and on of a mask, at most `PIECE`; the next call overwrites them."""
         size = count * self.dtype.itemsize
+        # A piece is a whole number of blocks, so the stream is entered at its counter.
         block = index * PIECE * self.dtype.itemsize // _BLOCK
         key_stream(seed, block).update_into(memoryview(_ZEROS)[:size], memoryview(self._memory)[:size])
         return self._values[:count]
@@ -77,6 +79,7 @@ def add_mask(values: Masked, seed: bytes, expander: Expander) -> None:
 def encrypted(content: bytes, key: bytes, position: int) -> bytes:
     """Encrypt, or decrypt, bytes that lie at a position of the sums; the position is one of a piece."""
     cipher = key_stream(key, position // _BLOCK)
+    # The rest of a block is drawn and dropped.
     cipher.update(bytes(position % _BLOCK))
     found: bytes = cipher.update(content)
     return found

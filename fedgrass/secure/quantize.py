@@ -16,6 +16,7 @@ from fedgrass.update.codecs import Floats
 Blocks = Callable[[], Iterator[Floats]]
 """The values in order, in pieces of any length; may be asked for more than once."""
 
+# Roundings at random that may exceed the norm before one that cannot.
 _TRIES = 4
 
 
@@ -54,7 +55,9 @@ def quantized(
     # Where all count alike, an exact number would tell of the data for nothing.
     counted = 1 if task.equal else min(examples, task.max_examples)
     unit = task.levels / task.value_range
+    # All of it in one factor: steps per unit, the clipping, and the device's share of examples.
     scale = unit * _norm_factor(blocks, clip_norm) * (1.0 if task.equal else counted / task.max_examples)
+    # Rounding may lengthen an update, and privacy is counted by what the integers stand for.
     most = (clip_norm * unit) ** 2 if clip_norm > 0 else math.inf
     for attempt in range(_TRIES + 1):
         # The last rounds towards zero, which lengthens nothing.
@@ -82,10 +85,13 @@ def _fill(
             if rounding is None:
                 np.trunc(part, out=part)
             else:
+                # floor(x + u) is the integer above with the probability of x's fraction, so the mean is x.
                 part += rounding.random(len(part))
                 np.floor(part, out=part)
+            # Rounding upwards could pass the largest level by one, and wrap the sum around.
             whole = np.clip(part, -task.levels, task.levels).astype(np.int64)
             squares += _squares(whole)
+            # Negative integers become their two's complement, which adds up right modulo 2^bits.
             found[position : position + len(whole)] = whole.astype(found.dtype)
             position += len(whole)
     return squares
@@ -123,12 +129,14 @@ def mean_of(total: Masked, devices: int, task: SecureTask) -> Floats:
     """
     examples = examples_in(total, task)
     most = devices if task.equal else devices * task.max_examples
+    # The one check that a sum allows: each device counts at least once, and at most `max_examples` times.
     if not devices <= examples <= most:
         raise AggregationError(
             f"the sum of {devices} updates claims {examples} examples, expected {devices} to {most}: a "
             "device's update or a helper's sum is not what it should be; nothing was made of it"
         )
     weight = devices if task.equal else examples / task.max_examples
+    # The upper half of the modulus stands for negative sums.
     signed = total[: len(total) - task.count_coordinates].view(f"<i{total.dtype.itemsize}")
     mean = np.empty(len(signed), np.float32)
     for start in range(0, len(signed), PIECE):

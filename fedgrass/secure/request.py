@@ -15,6 +15,7 @@ from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName
 from fedgrass.protocol.secure import MOST_DEVICES, MOST_HELPERS, SecureTask
 from fedgrass.secure.sealing import Context
 
+# Some 1,300 bytes for each of 100,000 devices.
 MAX_REQUEST_BYTES = 128 << 20
 
 
@@ -58,6 +59,7 @@ class AcceptedSet(BaseModel):
 
     def assigned_to(self, helper: int) -> tuple[int, ...]:
         """Return the masks of which a helper hands in one sum where helpers add noise: it is the first that knows them."""
+        # Each mask by exactly one of those that know it: twice, and it would not cancel out.
         first = {number: min(set(self.adding) - set(without)) for number, without in enumerate(self.task.masks)}
         return tuple(number for number, who in first.items() if who == helper)
 
@@ -96,6 +98,7 @@ class SumRequest(BaseModel):
     def digest(self) -> str:
         """What the answer is found by: the set's digest, or another that follows from it, for a check."""
         digest = self.accepted.digest
+        # Not the set's own digest: an answer to a check must not pass for one to the sums.
         return hashlib.sha256(f"check {digest}".encode()).hexdigest() if self.check else digest
 
     def encode(self) -> bytes:
@@ -136,6 +139,7 @@ def requests_for(
 
     With ``adding``, these helpers add noise, and only they are asked.
     """
+    # Sorted, so that the digest does not depend on the order in which updates were listed.
     ordered = sorted(accepted, key=lambda one: one.thing)
     named = AcceptedSet(
         fleet=context.fleet,

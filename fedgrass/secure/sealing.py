@@ -51,6 +51,7 @@ def seal(seeds: Sequence[bytes], context: Context, thing: str, helper: Helper, s
     """Return the box of a device for a helper."""
     bound = context.of(thing, helper)
     sealed = SUITE.encrypt(b"".join(seeds), X25519PublicKey.from_public_bytes(decoded_key(helper.key)), bound)
+    # The signature covers the context too, so that a box is known for this round's before anything is decrypted.
     return sealed + signer.sign(bound + sealed) + signer.public_key().public_bytes_raw()
 
 
@@ -67,6 +68,7 @@ def opened(box: bytes, seeds: int, context: Context, thing: str, helper: Helper,
         )
     bound, sealed = context.of(thing, helper), box[: -_SIGNATURE - KEY_BYTES]
     try:
+        # The signature first: only its own sealed content is handed to HPKE.
         Ed25519PublicKey.from_public_bytes(signer_of(box)).verify(
             box[-_SIGNATURE - KEY_BYTES : -KEY_BYTES], bound + sealed
         )

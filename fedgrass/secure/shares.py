@@ -66,6 +66,7 @@ class Share:
     def add_to(self, total: Masked, index: int) -> None:
         """Add a piece of it, in place."""
         for other, pad in self._pads.items():
+            # The smaller number adds the pad, the larger one takes it off, so that it is gone in the total.
             change = np.add if self._helper < other else np.subtract
             change(total, self._expander.piece(pad, index, len(total)), out=total)
         count = min(len(total), self._values - index * PIECE)

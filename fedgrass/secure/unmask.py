@@ -51,9 +51,11 @@ def unmask(totals: Sequence[Masked], accepted: AcceptedSet, answers: Mapping[int
     found, refused = _read(accepted, answers)
     if len(found) < accepted.needed[0]:
         raise _too_few(len(found), accepted, answers, refused)
+    # Counted again: an answer that is there may still be locked, or changed on its way.
     keys = _opened(found, accepted, refused)
     if len(keys) < accepted.needed[0]:
         raise _too_few(len(keys), accepted, answers, refused)
+    # Each mask is taken off once, by the first helper that has it; the others' sums of it are only compared.
     missing = {(group, mask) for group in range(accepted.groups) for mask in range(len(accepted.task.masks))}
     noised = bool(accepted.adding)
     digests: dict[tuple[int, int], tuple[bytes, int]] = {}
@@ -61,6 +63,7 @@ def unmask(totals: Sequence[Masked], accepted: AcceptedSet, answers: Mapping[int
         with found[index].open_sums() as stream:
             position = 0
             for which in sums_of(accepted, index):
+                # Every sum is read, taken or not: a wrong one must not stay unseen.
                 hashed, take = hashlib.sha256(), noised or which in missing
                 for piece in pieces(accepted.length):
                     part = span(piece, accepted.length)

@@ -119,9 +119,11 @@ def read_npz(
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            # By the archive's directory, before anything is unpacked.
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > max_bytes:
             raise DataError(f"data {path}: unpacks to {unpacked} bytes; maxBytes is {max_bytes}")
+        # A pickle in an .npz is code, and the file may come from anywhere.
         with np.load(path, allow_pickle=False) as arrays:
             weights = None if weight == SAMPLE_WEIGHT and weight not in arrays else arrays[weight]
             return (*_examples(path, arrays, manifest), weights)

@@ -11,6 +11,7 @@ from fedgrass.bundle import Manifest
 from fedgrass.data_settings import DataSettings
 from fedgrass.tensors import Array
 
+# A fifth is kept back by default, which leaves the eight that minExamples asks for.
 _EXAMPLES = 10
 
 

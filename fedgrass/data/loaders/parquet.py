@@ -21,6 +21,7 @@ from fedgrass.data.values import Values
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
 
+# Rows of a batch: Python objects of some columns for so many rows take a few megabytes.
 _ROWS = 8192
 _SUFFIXES = (".parquet", ".pq")
 
@@ -47,6 +48,7 @@ def _blocks(pyarrow: Any, path: Path, settings: DataSettings, manifest: Manifest
             chosen = sorted({*layout.needed, *(() if layout.time is None else (layout.time,))})
             places = {column: place for place, column in enumerate(chosen)}
             first = 1
+            # Without threads: training has the processor that its owner allows, and this would take all of it.
             for batch in file.iter_batches(
                 _ROWS, columns=[layout.names[column] for column in chosen], use_threads=False
             ):

@@ -25,6 +25,7 @@ from fedgrass.errors import DataError
 
 _ROWS = 4096
 _SUFFIXES = (".db", ".sqlite", ".sqlite3")
+# For a writer's lock: an application that writes in transactions holds it for moments.
 _WAIT_SECONDS = 30.0
 
 
@@ -40,7 +41,10 @@ def _blocks(path: Path, settings: DataSettings, manifest: Manifest, table: Table
     if not path.exists():
         raise DataError(f"{what}: cannot be read (No such file or directory)")
     try:
+        # mode=ro, so that a wrong path makes no empty database. Read-only also keeps a query from changing the
+        # application's data.
         database = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=_WAIT_SECONDS)
+        # A cell that is not UTF-8 must make one row bad, not the query fail.
         database.text_factory = lambda content: content.decode("utf-8", "replace")
         try:
             yield from _read(database, what, settings, manifest, table)
