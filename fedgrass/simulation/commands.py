@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(invoke_without_command=True, help="Try a federation on virtual devices; several runs in one chart.")
 
+# 128 + SIGINT, as shells have it.
 _INTERRUPTED = 130
 
 
@@ -149,9 +150,11 @@ def simulate(
     """
     if context.invoked_subcommand is not None:
         return None
+    # Imported here: `fedgrass --help` must not wait for NumPy and an engine.
     from fedgrass.simulation.exchange import position
     from fedgrass.simulation.run import run_secondary, simulate
 
+    # SIGTERM too leaves the rounds that are done: a batch system ends jobs with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     index, hosts = position(run.host)
     options = {
@@ -161,6 +164,7 @@ def simulate(
         "seed": run.seed,
         "workers": run.workers,
     }
+    # Settings are whole before anything starts: a misspelt one costs no start of processes.
     options["fleet"] = _settings(fleet, training, run.seed)
     if index:
         return run_secondary(index, hosts, run.exchange, **options)

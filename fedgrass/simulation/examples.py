@@ -19,6 +19,7 @@ from fedgrass.simulation.partition import Partition, divided, drawn
 from fedgrass.simulation.settings import Attack, PartitionScheme, Simulation
 from fedgrass.tensors import Array
 
+# Examples whose labels are read at a time.
 _READ = 4096
 _LOADERS = {
     ".npz": "npz",
@@ -72,6 +73,7 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
     """
     _require_attackable(simulation, manifest)
     source = _opened(simulation, manifest)
+    # All examples once, here, instead of each device's in each of its rounds.
     check_dataset(Part(source, np.arange(len(source))), manifest)
     kept, pool = _kept_back(simulation, manifest, source)
     scheme = PartitionScheme.parse(simulation.partition)
@@ -130,6 +132,8 @@ def mapped(simulation: Simulation, manifest: Manifest, scratch: Path) -> Example
     ``Examples``
         The data and who has which; none are kept back here.
     """
+    # Arrays were written for mapping; other sources are opened again, as each process reads its own devices' part
+    # only.
     if (scratch / "x.npy").exists():
         x, y = (_array(scratch / f"{name}.npy") for name in "xy")
         weights = _array(scratch / "weights.npy") if (scratch / "weights.npy").exists() else None

@@ -28,7 +28,9 @@ from fedgrass.files import copy_atomically, write_atomically
 from fedgrass.simulation.settings import Simulation
 from fedgrass.strategies.arithmetic.interfaces import State
 
+# Of a round's base. A bound at all, so that a wrong key is an error and not the machine's end.
 _MAX_BYTES = 64 << 30
+# Seconds between two looks for another host's file.
 _PAUSE = 0.02
 
 
@@ -132,6 +134,7 @@ class Hosts:
         self.place.write(f"{self._round(number)}base.safetensors", content)
         if opening.has_state:
             self.place.write(f"{self._round(number)}server.safetensors", b"".join(tensors.encode(server)))
+        # Last: hosts wait for this one, and then read the others without waiting.
         self.place.write(f"{self._round(number)}opening.json", opening.model_dump_json().encode())
 
     def opening(self, number: int) -> tuple[Opening, Parameters, State]:
@@ -193,6 +196,8 @@ def hosts_of(index: int, count: int, exchange: str, simulation: Simulation, scra
         )
     if not exchange:
         raise ConfigurationError("--host: the hosts meet at --exchange, a folder that all see or s3://bucket/prefix")
+    # By the whole simulation, so that a host with other options waits in vain and does not mix in. Rounds may be
+    # extended.
     identity = hashlib.sha256(simulation.model_dump_json(exclude={"rounds"}).encode()).hexdigest()[:16]
     where = urlparse(exchange)
     if where.scheme != "s3":

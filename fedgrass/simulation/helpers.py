@@ -78,6 +78,7 @@ class VirtualHelpers:
 
     def ask(self, requests: Sequence[SumRequest]) -> Mapping[int, Path]:
         """Have every helper answer."""
+        # A round's answers only: each is as long as the model.
         shutil.rmtree(self._answers, ignore_errors=True)
         self._answers.mkdir(parents=True)
         found = {}
@@ -88,5 +89,6 @@ class VirtualHelpers:
         return found
 
 
+# Keys that anybody can compute: a simulation has no secrets, and must give the same bytes each time.
 def _key(seed: int, index: int) -> X25519PrivateKey:
     return X25519PrivateKey.from_private_bytes(hashlib.sha256(f"helper/{seed}/{index}".encode()).digest())

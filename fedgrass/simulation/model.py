@@ -49,6 +49,7 @@ def state_in_folder(state: State, strategy: str, base: Bundle) -> ServerState | 
     if not state:
         return None
     metadata = {"strategy": strategy, "parameters_sha256": base.manifest.parameters_sha256}
+    # In one piece: it is written, and its digest is announced.
     content = b"".join(tensors.encode(state, metadata))
     path = base.folder / SERVER_STATE
     path.unlink(missing_ok=True)

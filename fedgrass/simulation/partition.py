@@ -126,6 +126,7 @@ def _by_label(classes: list[Indices], devices: int, each: int, rng: np.random.Ge
         )
     holders: list[list[int]] = [[] for _ in classes]
     for device in range(devices):
+        # By the number of holders, equals in random order.
         fewest = np.lexsort((rng.random(len(classes)), np.array([len(some) for some in holders])))
         for label in fewest[:each]:
             holders[label].append(device)
@@ -154,10 +155,13 @@ def _block(
         counts = rng.multinomial(examples, rng.dirichlet(np.full(len(classes), scheme.value), size=devices))
     else:
         each = int(scheme.value)
+        # A random order of the labels for each device, of which the first ones are its own.
         chosen = np.argsort(rng.random((devices, len(classes))), axis=1)[:, :each]
         counts = np.zeros((devices, len(classes)), np.int64)
         np.put_along_axis(counts, chosen, examples // each, axis=1)
+        # What does not divide evenly goes to its first labels, one each.
         np.put_along_axis(counts, chosen[:, : examples % each], examples // each + 1, axis=1)
+    # Label by label for all devices, then put in the order of devices: no Python loop over a million of them.
     owners = [np.repeat(np.arange(devices), counts[:, label]) for label in range(len(classes))]
     found = [pool[rng.integers(0, len(pool), len(who))] for pool, who in zip(classes, owners, strict=True)]
     return np.concatenate(found)[np.argsort(np.concatenate(owners), kind="stable")]

@@ -79,6 +79,7 @@ class Population:
         if number not in self._opened:
             cohort, asked = self.cohort(number)
             self._opened[number] = cohort, self.plan(number, asked)
+            # Bounded: a run may have a million rounds.
             self._opened.pop(number - _REMEMBERED, None)
         return self._opened[number]
 
@@ -97,6 +98,7 @@ class Population:
     def _with_held_back(self, number: int, staleness: int) -> Assignments:
         """Return the duties of a round in which attackers hold their updates back, to send as many as count at once."""
         duties = self._duties(number, staleness)
+        # Once in so many rounds: that is how many updates of one device a strategy still takes.
         if number % (staleness + 1) == 0:
             held = [
                 (e, d) for e in range(number - staleness, number) for d in self._answering(e) if d in self.attackers
@@ -114,6 +116,7 @@ class Population:
         seconds = {
             other: self.opened(other)[1].seconds for other in range(max(1, number - staleness), number + staleness + 1)
         }
+        # What comes later than this no round takes, so it need not be trained.
         until = sum(seconds[other] for other in range(number, number + staleness + 1))
         arrived = []
         for earlier in range(max(1, number - staleness), number):
@@ -126,11 +129,13 @@ class Population:
         """Return who is asked in a round: by the real lots, with a fraction that takes exactly as many as wanted."""
         simulation, asked = self._simulation, self._simulation.asked
         fair = simulation.fleet.cohort.fair
+        # A fair fleet keeps its circle, and takes one piece of it after the other.
         salt = hashlib.sha256(f"{simulation.seed}/{0 if fair else number}".encode()).hexdigest()[:16]
         if asked == simulation.devices:
             return Cohort(salt=salt), list(range(simulation.devices))
         lots = _draws(salt, map(thing_name, range(simulation.devices)))
         if not fair:
+            # The lot that is the first beyond: exactly `asked` lots are smaller.
             fraction = float(np.partition(lots, asked)[asked])
             return Cohort(salt=salt, fraction=fraction), [int(device) for device in np.flatnonzero(lots < fraction)]
         order, start = np.argsort(lots), (number - 1) * asked % len(lots)
@@ -148,8 +153,10 @@ class Population:
         rng = np.random.default_rng((self._simulation.seed, _ANSWERS, number))
         alive = rng.random(len(asked)) >= self._simulation.dropout
         slower = np.array([self._stragglers.factor if device in self._slow else 1.0 for device in asked])
+        # Log-normal, which is how the times of many machines spread: never negative, with a few that are far slower.
         seconds = TYPICAL_SECONDS * np.exp(_SPREAD * rng.standard_normal(len(asked))) * slower
         seconds[~alive] = math.inf
+        # 1e-9 keeps 0.07 * 100, which is a little more than 7, from needing 8.
         quorum = fleet.cohort.size or max(1, math.ceil(fleet.quorum * len(asked) - 1e-9))
         end = min(float(np.partition(seconds, quorum - 1)[quorum - 1]), float(fleet.deadline_seconds))
         return Plan(
@@ -186,5 +193,6 @@ def _chosen(asked: list[int], which: NDArray[np.bool_]) -> tuple[int, ...]:
 def _draws(salt: str, things: Iterable[str]) -> NDArray[np.float64]:
     """Return the lots of many devices [n], each as `fedgrass.protocol.cohort.draw` has it."""
     digests = b"".join([hashlib.sha256((salt + thing).encode()).digest() for thing in things])
+    # The first eight of each digest's 32 bytes.
     found: NDArray[np.float64] = np.frombuffer(digests, ">u8")[::4] / 2.0**64
     return found

@@ -47,6 +47,7 @@ def summarise(
         The summary.
     """
     evaluations = [r.evaluation for r in rounds]
+    # A round that was held has a report and no model that counts.
     last = next((r.report.model for r in reversed(rounds) if r.went_on and r.report.model), None)
     final = last or rounds[-1].report.base
     return SimulationReport(
@@ -124,6 +125,7 @@ def draw(report: SimulationReport, rounds: Sequence[SimulatedRound]) -> bytes:
         ("dropped or failed", GREY, [r.dropped + len(r.failed) for r in rounds]),
     )
     for label, colour, counts in kinds:
+        # Wide bars without gaps for many rounds, or the gaps would flicker.
         right.bar(numbers, counts, bottom=bottom, color=colour, label=label, width=1.0 if len(rounds) > 60 else 0.8)
         bottom = [below + above for below, above in zip(bottom, counts, strict=True)]
     right.set(title="What became of those asked", xlabel="round", ylabel="devices")

@@ -73,6 +73,7 @@ def simulate(
     opened, simulation = _opened(bundle, options)
     manifest = opened.manifest
     store = Store(output)
+    # Before any process starts: a wrong folder is told at once.
     standing = store.resume(simulation) if resume else None
     if not resume:
         store.begin(simulation)
@@ -85,9 +86,11 @@ def simulate(
         before = len(simulator.standing.rounds)
         try:
             simulator.run(done)
+        # After Ctrl-C as well: what is done is reported, and can be resumed.
         finally:
             rounds = simulator.standing.rounds
             seconds = time.monotonic() - started
+            # Only those that trained for their round count as device-rounds.
             asked = sum(r.asked - r.dropped - r.late for r in rounds[before:])
             timing = Timing(
                 workers=workers,

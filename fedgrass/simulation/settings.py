@@ -30,6 +30,7 @@ class Attack:
     def parse(cls, text: str) -> Attack:
         """Read ``sign_flip:0.2``; raises `ValueError` with what was expected."""
         name, *rest = text.split(":")
+        # `module:function:0.2`: the second part is a name, not a share, unless the first is a known attack.
         if name not in ATTACKS and rest and re.fullmatch(r"[a-zA-Z_]\w*", rest[0]):
             name, rest = f"{name}:{rest[0]}", rest[1:]
         try:
@@ -138,6 +139,7 @@ class Simulation(BaseModel):
     def asked(self) -> int:
         """Devices that are asked in each round: with ``cohort.size`` of the fleet's settings, so many more than that."""
         wanted = self.fleet.cohort
+        # 1e-9: 100 * 1.1 is a little more than 110.
         return math.ceil(wanted.size * wanted.over_ask - 1e-9) or self.cohort
 
     @classmethod
@@ -159,6 +161,7 @@ def parse_strategy(text: str) -> dict[str, Any]:
     if match is None:
         raise ConfigurationError("strategy: expected a name, such as fedavg or fedadam:learning_rate=0.05")
     options = {}
+    # Only at commas that another option follows: values may be lists.
     for part in re.split(r",(?=\w+=)", match["options"] or ""):
         name, _, value = part.partition("=")
         if name:

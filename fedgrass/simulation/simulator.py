@@ -49,6 +49,7 @@ from fedgrass.simulation.worker_pool import WorkerPool
 from fedgrass.update.registry import codec_named
 
 _BEGINNING = datetime(2000, 1, 1, tzinfo=timezone.utc)  # of the simulated clock
+# Rounds of small models take milliseconds; writing the state after each would take longer than they do.
 _SAVE_SECONDS = 1.0
 _KEPT_BACK = "kept back"  # in place of an evaluation set's digest
 
@@ -85,6 +86,7 @@ class Simulator:
         self._store = store
         self._clock = clock
         self._manifest = bundle.manifest
+        # Each device would refuse it when it trains: said once, before anything starts.
         if simulation.fleet.strategy.device_fit.get("control") == "scaffold":
             require_linear(bundle.manifest.optimizer)
         self._population = Population(simulation)
@@ -93,6 +95,7 @@ class Simulator:
         try:
             self._hosts = hosts_of(host, hosts, exchange, simulation, self._scratch)
             kept = self._scratch if store is None else store.kept.resolve()
+            # Before the pool: workers map what this writes.
             examples = prepare(simulation, bundle.manifest, self._scratch)
             self._pool = WorkerPool(Setup(simulation, bundle.folder.resolve(), self._scratch, kept), workers)
             judging = next(examples.kept.batches(len(examples.kept)))
@@ -104,8 +107,10 @@ class Simulator:
         self.standing = standing or SimulationState((), bundle.manifest.version, bundle.parameters(), {})
         self._saved_at = clock()
         self._late = LateUpdates(kept)
+        # Such rounds are aggregated here, in the leading process, from whole updates.
         self._together = self._strategy.needs_all or simulation.fleet.secure is not None
         self._helpers = self._virtual_helpers()
+        # Where devices keep something in files from round to round, the state must not lag behind them.
         self._save_each = (
             bool(self._strategy.staleness)
             or self._strategy.device_state is not None
@@ -192,6 +197,7 @@ class Simulator:
             self._hosts.announce(number, opening, self.standing.parameters, server)
         share = self._hosts.share(number) if self._hosts is not None else None
         self._pool.begin(announced, expected, duties, share)
+        # The next cohort is worked out while the devices train: with a million devices it takes a while.
         if number < self._simulation.rounds:
             self._population.opened(number + 1)  # while the devices train
         failures, updates = self._pool.end() if self._together else ({}, None)
@@ -207,6 +213,7 @@ class Simulator:
                 min_updates=fleet.min_updates,
                 devices=self._simulation.devices,
                 state=self.standing.server,
+                # Noise by the round's salt: a simulation is to be repeatable, where a real round's seed is secret.
                 noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
                 noisy=fleet.privacy.mode != "none",
                 share=self._pool if not self._together else None,
@@ -251,6 +258,7 @@ class Simulator:
         version, parameters, server = standing.version, standing.parameters, standing.server
         outcome, reason, evaluation = self._judged(number, result)
         report.evaluation = evaluation
+        # A held round changes nothing: neither the model nor the server optimizer's state.
         if outcome in ADOPTED and result.parameters is not None and evaluation is not None:
             version, parameters, server = next_version(version, number), result.parameters, result.state
             self.evaluation = evaluation

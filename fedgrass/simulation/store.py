@@ -39,6 +39,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        # The file only grows: a run of a million rounds must not write all of them at each save.
         self._written = 0  # rounds that are in the file
 
     @property
@@ -85,6 +86,7 @@ class Store:
         rounds = self.rounds()
         if len(rounds) < count:
             raise DataError(f"{self.folder / ROUNDS}: {len(rounds)} rounds, {count} were saved; simulate again")
+        # Rounds beyond the saved state are cut off: they would be simulated again, and stand there twice.
         write_atomically(self.folder / ROUNDS, b"".join(map(_line, rounds[:count])))
         self._written = count
         parameters = {name[2:]: value for name, value in stored.items() if name.startswith("p/")}
@@ -93,6 +95,8 @@ class Store:
 
     def save(self, standing: SimulationState) -> None:
         """Append the rounds that are new, then write what the next one depends on."""
+        # Rounds first, then the state that counts them: a kill in between leaves too many rounds, which `resume` cuts
+        # off.
         with (self.folder / ROUNDS).open("ab") as file:
             file.write(b"".join(map(_line, standing.rounds[self._written :])))
         self._written = len(standing.rounds)

@@ -104,6 +104,7 @@ class LateUpdates:
 
     def forget(self, before: int) -> None:
         """Let go of the updates of earlier rounds than this one."""
+        # Strategies take updates up to a bound of age; older ones would stay for ever.
         for path in self._folder.glob("late-*"):
             if int(path.name.split("-")[1]) < before:
                 path.unlink()

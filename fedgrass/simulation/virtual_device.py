@@ -94,6 +94,7 @@ class VirtualDevices:
         if attack is not None and attack.does.data != "own":
             data = Checked(attacked_data(data, attack.does, self._classes))
         examples, thing, announced = Split(data, _NONE), thing_name(device), given.announcement
+        # As on a device: its own layers over the round's base, then the training.
         own = Own.of(given.manifest, own_file(self._kept, device), str(announced.round), durable=False)
         self._engine.set_parameters(own.over(given.base))
         join(self._engine, Node(thing, {PARTITION: device, PARTITIONS: self._count}, self._kept / "flower" / thing))
@@ -119,6 +120,7 @@ class VirtualDevices:
         announced = given.announcement
         base, local = (dict(shared_of(given.manifest, p)) for p in (given.base, fitted.parameters))
         if attack is not None and (craft := attack.does.craft) is not None:
+            # By the round alone, so that colluding attackers draw alike.
             draws = np.random.default_rng(list(f"{announced.cohort.salt}/attack".encode()))
 
             def pretended(own: Doubles) -> Doubles:
@@ -166,4 +168,5 @@ def own_file(kept: Path, device: int) -> Path:
 
 def _seeds(text: str) -> Callable[[], bytes]:
     numbers = itertools.count()
+    # One seed for each block, in the order in which they are asked for.
     return lambda: hashlib.sha256(f"{text}/{next(numbers)}".encode()).digest()

@@ -103,6 +103,7 @@ def main(connection: Connection, setup: Setup) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         worker = Worker(connection, setup)
+        # Ready: the pool waits for this before the first round.
         connection.send(None)
         while (task := connection.recv()) is not None:
             worker.run(task)
@@ -153,6 +154,7 @@ class Worker:
             self._strategy,
             task.expected,
             _Pipe(self._connection, task.lanes),
+            # Only clipping happens here; the leading process adds the noise, so this seed is never used.
             noise=noise_of(self._simulation.fleet.privacy, "00"),
         )
         updates.clear()
@@ -184,6 +186,7 @@ class Worker:
     def _honest(self, given: Assignment, task: Task) -> Doubles:
         """Return what the round's honest devices have learnt [n, size], if there are attackers here who know it."""
         attack, attackers = self._population.attack, self._population.attackers
+        # Costly: each process trains all honest devices of the round, so only for an attacker of its own.
         if attack is None or not attack.does.omniscient or not attackers & {*task.duties.answers, *task.duties.late}:
             return np.empty((0, 0))
         found, base = [], dict(shared_of(given.manifest, given.base))
@@ -192,6 +195,7 @@ class Worker:
                 with _noted({}, thing_name(device)):
                     fitted = self._devices.train(device, self._examples.of(device), given, None)
                     found.append(difference(base, fitted.parameters))
+        # With nobody honest an attacker sees one update of zeros.
         return np.stack(found) if found else np.zeros((1, sum(value.size for value in base.values())))
 
     def _attack(self, device: int) -> Attack | None:

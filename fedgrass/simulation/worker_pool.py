@@ -23,6 +23,7 @@ from fedgrass.simulation.updates import VirtualUpdates
 from fedgrass.simulation.worker import Done, Failed, LaneTotal, Setup, Surveyed, Task
 from fedgrass.strategies.arithmetic.interfaces import Sums
 
+# Seconds that a process may take to end by itself.
 _PATIENCE = 10.0
 _NOTHING = np.empty(0, np.float64)
 
@@ -98,6 +99,7 @@ class WorkerPool:
             Sums of lanes that are other hosts'; None if there is one host.
         """
         self._elsewhere = elsewhere
+        # A host trains the devices of its own lanes only.
         here = range(LANES) if elsewhere is None else elsewhere.own
         lanes = {device: lane for device in duties.devices() if (lane := lane_of(thing_name(device))) in here}
         self._owners = {}
@@ -125,6 +127,8 @@ class WorkerPool:
             return self._elsewhere.add(lane, total)
         result = _expect(self._owners[lane], LaneTotal)
         if result.total is not None:
+            # Lane by lane, in the caller's order: floating-point sums depend on it, and must not on the number of
+            # workers.
             np.add(total, result.total, out=total)
         found: Screened = result.found
         return found
@@ -132,6 +136,7 @@ class WorkerPool:
     def relay(self, share: PartialSums) -> dict[str, str]:
         """Hand the processes' sums on to the leading host; return why devices failed."""
         messages = [_receive(pipe) for pipe in self._pipes]
+        # All processes do the same, so the first one's message tells whether there is a first pass.
         if isinstance(messages[0], Surveyed):
             everything = share.exchange(reduce(merged, (message.found for message in messages)))
             for pipe in self._pipes:

@@ -38,6 +38,7 @@ def checked_strategy(name: str, options: dict[str, Any]) -> Strategy | None:
     ConfigurationError
         If there is none of that name, or it does not take the options.
     """
+    # Importing the user's class here would run their code wherever settings are read, in functions without NumPy too.
     if ":" in name:
         split_reference(name.removeprefix(_FLOWER_PREFIX))  # what it takes only it knows
         return None
@@ -76,6 +77,7 @@ def strategy_named(name: str, **options: Any) -> Strategy:
         ) from error
     if issubclass(kind, Strategy):
         return kind.made(name, options)
+    # Only now: it needs NumPy and Flower.
     from fedgrass.strategies.arithmetic.flower import FlowerStrategy
 
     return FlowerStrategy.wrapping(name, kind, options)

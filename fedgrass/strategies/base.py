@@ -39,6 +39,7 @@ class Clipping(StrategyOptions):
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Clipping:
+        # Neither would clip nothing, and of both one would be ignored.
         if (self.norm is None) == (self.over_median is None):
             raise ValueError("expected either 'norm' or 'over_median'")
         return self
@@ -78,6 +79,7 @@ class RobustOptions(ClippedOptions):
 
     @model_validator(mode="after")
     def _buckets_outnumber_the_attackers(self) -> RobustOptions:
+        # A quarter of liars can spoil half of the buckets of two.
         if self.mixing == "buckets" and self.attackers >= 0.25:
             raise ValueError("mixing buckets: expected attackers below 0.25, because each can spoil a bucket of two")
         return self
@@ -176,6 +178,7 @@ class Strategy(ABC):
             If it is not what ``needs_all`` says.
         """
         method = self.build()
+        # The job has chosen its way of reading by `needs_all` alone.
         if not isinstance(method, RobustRule if self.needs_all else WeightedMean):
             raise ConfigurationError(
                 f"strategy {self.name!r}: build() returned {type(method).__name__}; with needs_all = {self.needs_all} it must "
@@ -248,6 +251,7 @@ class RobustStrategy(Strategy):
                 combination: Combination = Mixed(Nearest(options.attackers), self.rule(options.attackers))
             case "buckets":
                 buckets = Buckets()
+                # In the worst case each liar is in a bucket of its own.
                 combination = Mixed(buckets, self.rule(buckets.size * options.attackers))
             case _:
                 combination = self.rule(options.attackers)

@@ -45,13 +45,16 @@ class BulyanRule:
         )
 
         count = len(rows.facts)
+        # n ≥ 4f + 3, as in the paper.
         attackers = attackers_among(self.attackers, count, room=4, more=3)
         left = list(range(count))
         distances = squared_distances(scalar_products(rows))
         chosen: list[int] = []
         for _ in range(count - 2 * attackers):
+            # Scored anew without those chosen, which would pull the rest towards themselves.
             scores = krum_scores(distances[np.ix_(left, left)], attackers)
             chosen.append(left.pop(int(scores.argmin())))
+        # In the order of rows, so that the reading of tiles runs forward.
         chosen.sort()
         kept = len(chosen) - 2 * attackers
 

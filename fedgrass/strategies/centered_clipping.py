@@ -51,12 +51,15 @@ class CenteredClippingRule:
 
         from fedgrass.strategies.arithmetic.products import scalar_products, weighted_mean
 
+        # The row of zeros is the base itself, where the centre begins.
         products = scalar_products(rows, origin=True)
         count = len(products) - 1
+        # The centre as a weighted mean of rows and origin: each step changes the weights only, and no vector is read.
         shares = np.zeros(count + 1)
         shares[count] = 1.0
         for _ in range(self.iterations):
             along = products @ shares
+            # ‖x - c‖² for c = Σ s·x, from scalar products.
             squares = np.maximum(products.diagonal() - 2 * along + shares @ along, 0)[:count]
             distances = np.sqrt(squares)
             radius = self.radius * float(np.median(distances))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fedgrass.update.codecs import Floats
 
 
+# Change of the largest share below which the search is over.
 _STILL = 1e-12
 
 
@@ -53,11 +54,15 @@ class GeometricMedianRule:
 
         products = scalar_products(rows)
         count = len(products)
+        # It starts at the mean.
         shares = np.full(count, 1 / count)
+        # Where the point meets an update its distance is 0: the floor keeps its weight finite, in the scale of these
+        # updates.
         floor = self.smoothing * float(np.sqrt(products.diagonal().max(initial=0.0))) or 1.0
         for _ in range(self.iterations):
             along = products @ shares
             squares = np.maximum(products.diagonal() - 2 * along + shares @ along, 0)
+            # Weiszfeld: the next point is the mean weighted by one over the distance.
             weights = 1 / np.maximum(np.sqrt(squares), floor)
             following = weights / weights.sum()
             moved = np.abs(following - shares).max()

@@ -48,8 +48,10 @@ class KrumRule:
         )
 
         count = len(rows.facts)
+        # n ≥ 2f + 3, as in the paper.
         attackers = attackers_among(self.attackers, count, room=2, more=3)
         scores = krum_scores(squared_distances(scalar_products(rows)), attackers)
+        # Stable: of equal scores the first row, on every processor.
         chosen = np.argsort(scores, kind="stable")[: max(1, round(self.chosen * count))]
         shares = np.zeros(count)
         shares[chosen] = 1 / len(chosen)

@@ -74,6 +74,7 @@ class TrustRule:
         if self.own is None:
             raise ConfigurationError("strategy 'trust': the operator's own update was not made")
         own = self.own.astype(np.float64)
+        # Tile by tile: the matrix of updates may be larger than memory.
         products = np.zeros(len(rows.facts))
         for columns in rows.tiles():
             products += rows.read(columns).astype(np.float64) @ own[columns]
@@ -86,6 +87,7 @@ class TrustRule:
                 f"strategy 'trust': none of {len(trust)} updates points where the one of the evaluation set does. Are its "
                 "examples like the devices', and its labels right?"
             )
+        # By direction alone; lengths are bounded apart, below.
         shares = trust / trust.sum()
         bound = self.over_median * median_norm(norms.tolist())
         weighted_mean(rows, shares * np.minimum(1.0, bound / np.maximum(norms, np.finfo(np.float64).tiny)), out)

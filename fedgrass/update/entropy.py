@@ -21,7 +21,9 @@ TENSOR = "zstd"
 
 _LEVEL = 9  # beyond it, updates get no smaller
 _WINDOW_LOG = 20  # what a decoder holds, and the aggregator has several at work
+# Bytes taken from the stream at a time: zstandard's own largest block.
 _READ = 1 << 17
+# A few: the aggregator decodes in a few threads.
 _KEPT = 4
 _idle: list[
     zstandard.ZstdDecompressor
@@ -70,6 +72,7 @@ class Decompressor:
     def require_end(self) -> None:
         """Raise `UpdateError` if the frame, or the file behind it, goes on."""
         try:
+            # One byte is enough to know that the frame goes on.
             more = self._reader.read(1)
         except zstandard.ZstdError as error:
             raise UpdateError("corrupt_data", f"the zstandard frame cannot be decoded ({error})") from error

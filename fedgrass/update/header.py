@@ -44,6 +44,7 @@ Reason = Literal[
 """Why an update is refused: stable codes, counted in reports; docs/reference/quarantine.md tells the cause of each."""
 
 MAX_EXAMPLES = 1 << 53
+# Header, 16 metrics and the boxes of a masked update.
 MAX_METADATA_BYTES = 8192
 
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
@@ -54,6 +55,7 @@ _WHOLE_NUMBER = re.compile(
 
 def _metrics(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
+    # JSON lets a name occur twice, and readers differ in which they take.
     if len(found) != len(pairs):
         raise ValueError("a name occurs twice")
     for name, value in pairs:
@@ -66,6 +68,7 @@ def _no_constant(text: str) -> object:
     raise ValueError(f"{text} is not a number")
 
 
+# Python's own decoder takes NaN and Infinity, which JSON does not have.
 _METRICS = json.JSONDecoder(object_pairs_hook=_metrics, parse_constant=_no_constant)
 
 # A field that is wrong has its own code where that helps to find the cause.
@@ -114,6 +117,7 @@ class UpdateHeader(BaseModel):
         document: dict[str, object] = dict(metadata)
         if "schema" not in document:
             raise UpdateError("corrupt_header", "the metadata lack 'schema': this is not an update file")
+        # Before pydantic, which reads " 7", "7.0" and "1_000" as numbers, too.
         for name in ("round", "num_examples"):
             if _WHOLE_NUMBER.fullmatch(metadata.get(name, "1")) is None:
                 reason = _REASONS.get(name, "corrupt_header")

@@ -36,12 +36,14 @@ def quantize(delta: Floats, levels: int, group: int, rng: np.random.Generator) -
     tuple
         Scales, float32 [groups], and codes, int8 [n].
     """
+    # Zeros behind the last scalar change no group's scale.
     padded = np.zeros((groups_of(len(delta), group), group), np.float32)
     padded.reshape(-1)[: len(delta)] = delta
     scales = np.abs(padded).max(axis=1) / np.float32(levels)
     scales[scales < np.finfo(np.float32).tiny] = 0  # the inverse of what is below would overflow
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
     padded *= inverse[:, None]
+    # floor(x + u) rounds up with the probability of x's fraction.
     padded += rng.random(padded.shape, np.float32)
     np.floor(padded, out=padded)
     np.clip(padded, -levels, levels, out=padded)

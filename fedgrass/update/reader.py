@@ -54,6 +54,7 @@ class UpdateReader:
         self._stream = stream
         self._form = form
         header = _read_header(stream, file_bytes, form)
+        # Claims only: fleet, round and base are for the caller to judge.
         self.header = UpdateHeader.from_metadata(header.metadata)
         codec = codec_named(self.header.codec)
         self._codec = codec.parameters
@@ -66,6 +67,7 @@ class UpdateReader:
             _require_layout(header.tensors, [StoredTensor(TENSOR, np.dtype("<u1"), (size,))])
             self._frame = Decompressor(stream, size)
         else:
+            # From here on the header has told nothing that was not expected of this model.
             form.require(header.tensors, codec)
 
     def fill(self, values: Floats) -> None:

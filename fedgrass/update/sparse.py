@@ -18,6 +18,7 @@ from fedgrass.errors import UpdateError
 from fedgrass.tensors import Array
 from fedgrass.update.codecs import GRAIN, Codec, Fill, Floats, ReadInto, StoredTensor, Whole, joined
 
+# Scalars that are decoded at a time: bounded memory, whatever the parameter's size.
 _PORTION = 16 * GRAIN
 
 
@@ -180,6 +181,7 @@ class _Sent:
         """Put the next scalars into ``places`` of ``values``."""
         while len(places):
             if not len(self._rest):
+                # At most what is left of the parameter: its last portion may be short.
                 self._rest = self._buffer[: self._count]
                 self._fill(self._rest)
                 self._count -= len(self._rest)

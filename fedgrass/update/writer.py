@@ -25,6 +25,7 @@ from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.registry import UpdateCodec, codec_named
 
+# Scalars whose squares are summed together.
 _BLOCK = 1 << 20
 _PLAIN = UpdateTask()
 _NO_CHANCE = np.random.default_rng(0)  # for codecs that leave nothing to it
@@ -131,6 +132,7 @@ def encode_update(
     """
     codec = codec_named(task.codec)
     _require_alike(base, local)
+    # Checked first: noise without a bound would claim a privacy that it does not give.
     if task.noise_multiplier > 0:
         _require_clipping(task.clip_norm)
         feedback = None
@@ -157,6 +159,7 @@ def encode_update(
             stored.add(name, before, delta)
     if feedback is not None:
         feedback.keep(residual, stored.residual)
+    # The task's codec, whatever the header said: the file is what was written.
     metadata = {**header.to_metadata(), "codec": codec.name}
     return EncodedUpdate(stored.tensors(), metadata, math.sqrt(squares) * scale)
 
@@ -226,6 +229,7 @@ def _described(
 
 
 def _difference(before: Array, after: Array) -> Floats:
+    # In float32, whatever the parameters are: what an update holds.
     found: Floats = np.subtract(after, before, dtype=np.float32).ravel()
     return found
 

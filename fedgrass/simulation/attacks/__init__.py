@@ -96,6 +96,7 @@ class Backdoored:
         """Yield every example once; see `fedgrass.engines.base.Dataset`."""
         for batch in self._data.batches(batch_size, seed=seed):
             x, y = np.array(batch.x), np.array(batch.y)
+            # Every second example: with all of them marked, the attacker would unlearn the task and give itself away.
             x[::2] = marked(x[::2])
             if y.ndim > 1 and y.shape[-1] > 1:
                 y[::2] = np.eye(y.shape[-1], dtype=y.dtype)[0]
@@ -109,6 +110,7 @@ def marked(x: Array) -> Array:
     found = np.array(x)
     if found.size:
         flat = found.reshape(len(found), -1)
+        # The largest value that occurs, so that a mark is within what the data loader would let through.
         flat[:, : max(1, flat.shape[1] // 16)] = found.max()
     return found
 
@@ -154,6 +156,7 @@ def attacked_parameters(base: Parameters, local: Parameters, craft: Callable[[Do
     """
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite fails on the device, as it would there
         pretended = craft(difference(base, local))
+        # The last index is left out: np.split would add an empty piece behind it.
         pieces = np.split(pretended, np.cumsum([value.size for value in base.values()])[:-1])
         return {
             name: (value + piece.reshape(value.shape)).astype(value.dtype)
@@ -168,10 +171,12 @@ def difference(base: Parameters, local: Parameters) -> Doubles:
 
 def attacked_bytes(content: bytes) -> bytes:
     """Return a file that is spoilt: NaN in most formats, and broken in the others."""
+    # All bits set are NaN as float32 and float16, and break the checksum of a zstd frame.
     return content[:-8] + b"\xff" * 8
 
 
 def _mirrored(y: Array, classes: int) -> Array:
     if y.dtype.kind in "iu":
+        # Class numbers; one-hot rows are reversed, and other targets negated.
         return np.asarray(classes - 1 - y, y.dtype)
     return np.asarray(y[..., ::-1] if y.ndim > 1 and y.shape[-1] > 1 else -y)

@@ -18,6 +18,7 @@ def as_far_as_others(total: bool, direction: Callable[[Doubles], Doubles]) -> Cr
 
     def craft(seen: Seen) -> Doubles:
         mean, away = seen.honest.mean(axis=0), direction(seen.honest)
+        # ‖a - b‖² from scalar products: all pairs without an array of [n, n, size].
         products = seen.honest @ seen.honest.T
         squares = products.diagonal()
         apart = squares[:, None] + squares[None, :] - 2 * products
@@ -28,6 +29,7 @@ def as_far_as_others(total: bool, direction: Callable[[Doubles], Doubles]) -> Cr
             return bool((distances.sum() if total else distances.max()) <= allowed)
 
         low, high = 0.0, 1.0
+        # Doubled until it is too far, then halved in between: the distance grows with the step.
         while high < 1e9 and passes(high):
             low, high = high, 2 * high
         for _ in range(40):
@@ -40,6 +42,7 @@ def as_far_as_others(total: bool, direction: Callable[[Doubles], Doubles]) -> Cr
 
 def against_the_mean(honest: Doubles) -> Doubles:
     mean = honest.mean(axis=0)
+    # 1e-30 keeps a mean of zero from dividing by zero.
     return np.asarray(-mean / max(float(np.linalg.norm(mean)), 1e-30))
 
 

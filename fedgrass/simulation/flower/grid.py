@@ -46,6 +46,7 @@ class VirtualGrid:
     """
 
     def __init__(self, project: Project, *, devices: int, workers: int, said: Callable[[str], None]) -> None:
+        # Messages are made in this process, and Flower wants to know by whom.
         identify()
         self.exchanged = Exchanged()
         self._said = said
@@ -55,6 +56,7 @@ class VirtualGrid:
         self._ids = itertools.count(1)
         self._sent: dict[str, tuple[int, Future[nodes.Answer]]] = {}
         self._workers = workers
+        # Spawned: a fork would take over threads of an app that has imported PyTorch or TensorFlow.
         self._pool = ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=nodes.prepare, initargs=(project,)
         )
@@ -104,6 +106,7 @@ class VirtualGrid:
                 raise EngineError(f"server app: message to node {node}, which is none of the grid's")
             self.exchanged.messages[kind] = self.exchanged.messages.get(kind, 0) + 1
             identifier = str(next(self._ids))
+            # The id has no setter: a SuperLink gives it, and here this grid takes its place.
             message.metadata.__dict__["_message_id"] = identifier
             content = nodes.bytes_of(message)
             try:
@@ -139,6 +142,7 @@ class VirtualGrid:
             found = asked.result()
         except BrokenProcessPool as error:
             raise self._broken() from error
+        # The state lies here and goes along with each message, so any process can answer for any device.
         self._states[node] = found.state
         if found.trouble:
             self.exchanged.failed += 1

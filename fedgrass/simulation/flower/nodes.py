@@ -25,6 +25,7 @@ class Answer:
     trouble: str = ""
 
 
+# One per process: what `prepare` loaded once.
 class _Loaded:
     app: Any = None
     run_config: Mapping[str, Scalar]

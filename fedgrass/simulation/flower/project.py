@@ -79,6 +79,7 @@ class Project:
         ConfigurationError
             If it cannot be imported: the message names the package that is missing.
         """
+        # First, as with `flwr run`: an app's module may be called like an installed one.
         if str(self.folder) not in sys.path:
             sys.path.insert(0, str(self.folder))
         module, _, name = reference.partition(":")

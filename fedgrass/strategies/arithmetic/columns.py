@@ -38,6 +38,7 @@ def in_order(values: Floats) -> Iterator[tuple[slice, Floats]]:
 
     They are turned first: neighbours in memory are sorted by vector instructions, ten times as fast as partitioned in place.
     """
+    # Columns at a time, so that a part has about as many scalars whatever the number of updates.
     width = max(1, _PART // len(values))
     for start in range(0, values.shape[1], width):
         part = slice(start, min(start + width, values.shape[1]))
@@ -49,4 +50,5 @@ def in_order(values: Floats) -> Iterator[tuple[slice, Floats]]:
 def middle(ordered: Floats) -> NDArray[np.float64]:
     """Return the median of each row of values in order."""
     count = ordered.shape[1]
+    # In float64, because the sum of two large float32 could overflow.
     return (ordered[:, (count - 1) // 2].astype(np.float64) + ordered[:, count // 2]) / 2

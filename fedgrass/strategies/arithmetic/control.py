@@ -35,6 +35,7 @@ class ControlVariate:
     def step(self, delta: Floats, state: State) -> Floats:
         """Return lr·a·Δ."""
         control = state["control"]
+        # In place, and in float32: the state is as large as the model.
         control *= np.float32(1 - self.share)
         control -= np.float32(self.share) * delta
         change: Floats = delta * np.float32(self.learning_rate * self.step_length)
@@ -58,9 +59,11 @@ class DynamicRegularization:
     def step(self, delta: Floats, state: State) -> Floats:
         """Return Δ + h."""
         linear = state["linear"]
+        # Before it is used, as in the paper: this round's part counts at once.
         linear += np.float32(self.share) * delta
         return delta + linear
 
 
 def _share(took_part: int, devices: int) -> float:
+    # More may take part than are known, where devices joined after the count.
     return min(1.0, took_part / devices) if devices else 1.0

@@ -80,10 +80,12 @@ class FlowerRule(Continued):
         base = dict(shared_of(rows.base.manifest, rows.base.parameters()))
         values = list(base.values())
         ends = np.cumsum([value.size for value in values])
+        # All at once: Flower's strategies take lists of whole models.
         deltas = np.concatenate([rows.read(columns) for columns in rows.tiles()], axis=1)
         results = []
         for facts, delta in zip(rows.facts, deltas, strict=True):
             pieces = np.split(delta, ends[:-1])
+            # Flower's clients send parameters, ours differences.
             local = [(b + d.reshape(b.shape)).astype(b.dtype) for b, d in zip(values, pieces, strict=True)]
             results.append((facts, local))
         found = self._aggregated(Finished(self.round, base, results, self.failures))
@@ -101,6 +103,7 @@ class FlowerRule(Continued):
     def _aggregated(self, finished: Finished) -> Sequence[Array]:
         tree: Tree = tree_of(self.kind)
         strategy = flower_options.made(self.name, self.kind, self.options, tree.initial(finished.base))
+        # Before anything is restored: what differs from this at the end is what the strategy keeps.
         made = flower_state.attributes(strategy)
         flower_state.restore(strategy, self.state, name=self.name)
         try:

@@ -17,6 +17,7 @@ LEGACY = "flwr.server.strategy.Strategy"
 MESSAGES = "flwr.serverapp.strategy.Strategy"
 BASES = (LEGACY, MESSAGES)
 
+# The way out of each refusal: there the strategy itself drives the rounds.
 _DRIVE = "fedgrass flower run drives rounds by it"
 _PLACES = {
     "fraction_fit": "fraction",
@@ -89,6 +90,7 @@ def check(name: str, kind: type[Any], options: Mapping[str, Any]) -> None:
         )
     taken = _arguments(kind)
     for argument, value in options.items():
+        # A value that is the default says nothing, so copied examples still work.
         if argument in _PLACES and (argument not in taken or value != taken[argument]):
             raise ConfigurationError(
                 f"strategy {name!r}: {argument} has no part in a fleet's rounds; use {_PLACES[argument]}. {_DRIVE}"
@@ -159,6 +161,7 @@ def _arguments(kind: type[Any]) -> dict[str, Any]:
         if "__init__" not in vars(above):
             continue
         parameters = inspect.signature(vars(above)["__init__"]).parameters.values()
+        # A subclass's default stands before those of the classes below it.
         found = {one.name: one.default for one in parameters if one.kind is not one.VAR_KEYWORD} | found
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):
             break
@@ -166,8 +169,10 @@ def _arguments(kind: type[Any]) -> dict[str, Any]:
 
 
 def _is_legacy(kind: type[Any]) -> bool:
+    # The method that only the older tree has.
     return hasattr(kind, "aggregate_fit")
 
 
 def _is_flowers(kind: type[Any]) -> bool:
+    # object ends each class's order, and is nobody's own.
     return kind.__module__.partition(".")[0] == "flwr" or kind is object

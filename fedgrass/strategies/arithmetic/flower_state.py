@@ -27,6 +27,7 @@ _PLAIN = (bool, int, float, str, type(None))
 _SEQUENCES: dict[str, type[Any]] = {"list": list, "tuple": tuple, "set": set}
 _RECORDS = ("MetricRecord", "ConfigRecord")
 _TREE = "flower.tree"
+# Levels: a structure that holds itself would never end.
 _DEEPEST = 12
 
 Tree = tuple[str, Any]
@@ -58,6 +59,7 @@ def attributes(subject: Any, depth: int = 0) -> Attributes:
             found[key] = _tree(value, depth)
         except _CannotBeKeptError as error:
             if hasattr(value, "__dict__") and not callable(value) and depth < _DEEPEST:
+                # Each object counts four levels, so that objects within objects end after three.
                 found[key] = ("object", (type(value), attributes(value, depth + 4)))
             else:
                 found[key] = Unkept(type(value), str(error))
@@ -101,6 +103,7 @@ def restore(strategy: Any, state: Mapping[str, Array], *, name: str) -> None:
 def _tree(value: Any, depth: int) -> Tree:
     if depth > _DEEPEST:
         raise _CannotBeKeptError("nested too deeply")
+    # By exact type: a subclass would come back as its base.
     if type(value) in _PLAIN:
         return "plain", value
     if isinstance(value, np.ndarray | np.generic):
@@ -128,6 +131,7 @@ def _record_tree(value: Any, depth: int) -> Tree:
 
 
 def _numbers(value: Array) -> Array:
+    # What a safetensors file has a name for.
     if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
         raise _CannotBeKeptError(f"found an array of {value.dtype}")
     return value
@@ -166,6 +170,7 @@ def _kind(attribute: Tree | Unkept | None) -> type[Any] | None:
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
         same_kind = isinstance(other, np.ndarray) and one.dtype == other.dtype and one.shape == other.shape
+        # By bytes, so that NaN equals itself, and -0.0 does not equal 0.0.
         return same_kind and one.tobytes() == other.tobytes()
     if isinstance(one, list | tuple):
         return type(one) is type(other) and len(one) == len(other) and all(map(_same, one, other))

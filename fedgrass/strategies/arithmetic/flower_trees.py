@@ -19,6 +19,7 @@ from fedgrass.tensors import Array
 Local = tuple[UpdateMetadata, Sequence[Array]]
 """What a device sent: what is known of it, and its parameters in the model's order."""
 
+# Flower's own default for the fewest nodes.
 _ENOUGH = 2
 
 
@@ -70,6 +71,7 @@ class ResultTree:
             )
             results.append((Client(facts.thing), fit))
         if hasattr(strategy, "configure_fit"):
+            # Strategies remember the model here (`current_weights`, `pre_weights`); the return value is of no use.
             strategy.configure_fit(finished.number, self.initial(finished.base), Clients([one for one, _ in results]))
         failures: list[BaseException] = [RuntimeError(reason) for reason in finished.failures]
         combined, _ = strategy.aggregate_fit(finished.number, results, failures)
@@ -96,6 +98,7 @@ class MessageTree:
         nodes = max(count, _ENOUGH, *(_least(one) for one in _with_wrapped(strategy)))
         grid = Nodes(list(range(1, nodes + 1)))
         arrays = self._record(list(finished.base), list(finished.base.values()))
+        # It may be a generator, of which nothing would run without the list.
         list(strategy.configure_train(finished.number, arrays, self.types.ConfigRecord({}), grid))
         weighted_by = next(
             (one.weighted_by_key for one in _with_wrapped(strategy) if hasattr(one, "weighted_by_key")), "num-examples"
@@ -104,6 +107,7 @@ class MessageTree:
         return None if combined is None else [combined[name].numpy() for name in finished.base]
 
     def _replies(self, finished: Finished, weighted_by: str) -> list[Any]:
+        # Flower refuses replies whose metrics differ in their names.
         common = set.intersection(*(set(facts.metrics) for facts, _ in finished.results)) if finished.results else set()
         replies = []
         for number, (facts, arrays) in enumerate(finished.results, 1):

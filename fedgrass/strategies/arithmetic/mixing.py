@@ -42,6 +42,7 @@ class Nearest:
 
     def members(self, rows: UpdateMatrix) -> Sequence[Members]:
         """Return the nearest of each row."""
+        # Each row's nearest is itself, at distance 0, so it is always among those kept.
         distances = squared_distances(scalar_products(rows))
         kept = len(distances) - attackers_among(self.attackers, len(distances), room=2)
         return list(np.sort(np.argsort(distances, axis=1, kind="stable")[:, :kept], axis=1))
@@ -100,9 +101,11 @@ class _MixedRows:
         return self._rows.tiles()
 
     def read(self, columns: slice, chosen: Sequence[int] | None = None) -> Floats:
+        # All rows, whichever are wanted: a mixed one may be made of any.
         values = self._rows.read(columns)
         wanted = range(len(self._members)) if chosen is None else chosen
         mixed = np.empty((len(wanted), values.shape[1]), np.float32)
         for row, index in zip(mixed, wanted, strict=True):
+            # Updates may be 1e30 long; their sum must not overflow on the way to the mean.
             row[:] = values[self._members[index]].mean(axis=0, dtype=np.float64)
         return mixed

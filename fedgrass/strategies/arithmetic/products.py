@@ -22,6 +22,7 @@ def scalar_products(rows: UpdateMatrix, *, origin: bool = False) -> Doubles:
     others are 1e30 away.
     """
     count = len(rows.facts)
+    # Not the mean: one update of 1e30 would take all others' digits with it.
     middle = sorted(range(count), key=lambda row: rows.facts[row].norm or 0.0)[count // 2]
     total = np.zeros((count + origin, count + origin))
     for columns in rows.tiles():
@@ -36,6 +37,7 @@ def scalar_products(rows: UpdateMatrix, *, origin: bool = False) -> Doubles:
 def squared_distances(products: Doubles) -> Doubles:
     """Return the squared distances [n, n] between rows of which these are the scalar products."""
     squares = products.diagonal()
+    # Rounding may leave a small negative number.
     distances = np.maximum(squares[:, None] + squares[None, :] - 2 * products, 0)
     np.fill_diagonal(distances, 0)
     return distances
@@ -44,6 +46,7 @@ def squared_distances(products: Doubles) -> Doubles:
 def krum_scores(distances: Doubles, attackers: int) -> Doubles:
     """Return for each row the sum of its n - f - 2 smallest squared distances to others; at least one counts."""
     nearest = max(1, len(distances) - attackers - 2)
+    # From 1 on: the first is the distance to itself.
     return np.asarray(np.sort(distances, axis=1)[:, 1 : nearest + 1].sum(axis=1))
 
 
@@ -103,6 +106,7 @@ def attackers_among(share: float, count: int, *, room: int, more: int = 1) -> in
     >>> attackers_among(0.2, 10, room=2)
     2
     """
+    # 1e-9: 0.29 * 100 is a little less than 29.
     attackers = math.floor(share * count + 1e-9)
     if count < room * attackers + more:
         raise AggregationError(

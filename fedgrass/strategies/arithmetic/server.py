@@ -58,6 +58,7 @@ class _Adaptive:
         m *= np.float32(self.beta_1)
         m += (1 - self.beta_1) * delta
         self._accumulate(v, np.square(delta))
+        # τ is outside of the root, as in the paper: it bounds the step where the second moment is still small.
         change: Floats = m * np.float32(self.learning_rate) / (np.sqrt(v) + np.float32(self.tau))
         return change
 

@@ -60,6 +60,7 @@ class Statistics:
         unit
             What the weights in the sum were divided by.
         """
+        # Taken before the sum is scaled in place.
         kept = [] if weigh.is_mean else [total[span].copy() for span in self.spans]
         np.multiply(total, weigh.scale(facts) / unit, out=total)
         for span, values in zip(self.spans, kept, strict=False):
@@ -81,6 +82,8 @@ class Statistics:
         state
             The optimizer's vectors of this tile by slot, changed in place.
         """
+        # Over the whole tile, statistics too: a step cannot be told to leave some out, so its result there is
+        # overwritten.
         change = server.step(difference, state)
         for part in _within(self.spans, span):
             change[part] = difference[part]

@@ -61,11 +61,13 @@ class StalenessWeighting:
 
     def weight(self, facts: UpdateMetadata) -> float:
         """Return the discounted examples."""
+        # `ages` are of all this device's updates in the round, so that holding many back gains nothing.
         together = sum(map(self._discount, facts.ages))
         return facts.num_examples * self._discount(facts.age) / max(1.0, together)
 
     def scale(self, facts: Sequence[UpdateMetadata]) -> float:
         """Return one over the examples of all devices, undiscounted."""
+        # Each device's examples once, however many updates it has here.
         return 1 / sum(f.num_examples / max(1, len(f.ages)) for f in facts)
 
     def _discount(self, age: int) -> float:
@@ -160,6 +162,7 @@ class QFairWeighting:
         if self.q == 0:
             return facts
         losses = [self._loss(f) for f in facts]
+        # Bounded in weight: F^q of a claim is at most `factor` times the median's.
         most = median_low(losses) * factor ** (1 / self.q)
         return [f.claiming("loss", min(one, most)) for f, one in zip(facts, losses, strict=True)]
 
@@ -167,6 +170,7 @@ class QFairWeighting:
         return min(_metric(facts, "loss", least=1e-10), self.max_loss)
 
 
+# A claimed length of 0 would weigh infinitely much.
 _LEAST_LENGTH = 1e-12
 
 

@@ -115,6 +115,7 @@ def scratch(use: str, count: int, dtype: np.dtype[Any]) -> Array:
     Array
         ``dtype`` [count], with whatever was there.
     """
+    # One for each thread, since several decode at once.
     room: Array | None = getattr(_rooms, use, None)
     if room is None or len(room) < count * dtype.itemsize:
         room = np.empty(count * dtype.itemsize, np.uint8)

@@ -41,6 +41,7 @@ class Float16:
         tuple
             One tensor, little-endian float16.
         """
+        # A cast alone would make infinity of larger values, and the update would be refused.
         limit = np.float32(np.finfo(np.float16).max)
         return (np.clip(delta, -limit, limit).astype("<f2").reshape(parameter.shape),)
 

@@ -44,6 +44,7 @@ class Int4:
             A scale for each group, and uint8 bytes; the first code of two is in the low half.
         """
         scales, codes = quantize(delta, 7, self.group, rng)
+        # Padded to whole bytes; the last half means nothing if the size is odd.
         nibbles = np.zeros((parameter.size + 1) // 2 * 2, np.uint8)
         nibbles[: parameter.size] = codes.view(np.uint8) & 15
         return scales, nibbles[0::2] | nibbles[1::2] << 4
@@ -65,6 +66,7 @@ class Int4:
     def whole(self, sizes: Sequence[int]) -> Whole:
         """Return what unpacks and scales."""
         parts, at = [], 0
+        # Each parameter begins at a whole byte.
         for size in sizes:
             parts.append(slice(at, at + size))
             at += size + size % 2
