@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from fedgrass.authoring.export import export
     from fedgrass.bundle import Bundle
     from fedgrass.cloud.aggregator.offline import aggregate_folder as aggregate
+    from fedgrass.profiles_api import read_profile
     from fedgrass.round_reports import read_report, reports, rounds, rows
+    from fedgrass.simulation.profiling import simulate_profile
     from fedgrass.simulation.run import simulate
     from fedgrass.strategies import strategy_named as strategy
     from fedgrass.training_api import evaluate, load_data, train
@@ -26,11 +28,13 @@ API = {
     "export": "fedgrass.authoring.export:export",
     "load_data": "fedgrass.training_api:load_data",
     "open_bundle": "fedgrass.bundle:Bundle.open",
+    "read_profile": "fedgrass.profiles_api:read_profile",
     "read_report": "fedgrass.round_reports:read_report",
     "reports": "fedgrass.round_reports:reports",
     "rounds": "fedgrass.round_reports:rounds",
     "rows": "fedgrass.round_reports:rows",
     "simulate": "fedgrass.simulation.run:simulate",
+    "simulate_profile": "fedgrass.simulation.profiling:simulate_profile",
     "strategy": "fedgrass.strategies:strategy_named",
     "train": "fedgrass.training_api:train",
 }
@@ -42,11 +46,13 @@ __all__ = [
     "export",
     "load_data",
     "open_bundle",
+    "read_profile",
     "read_report",
     "reports",
     "rounds",
     "rows",
     "simulate",
+    "simulate_profile",
     "strategy",
     "train",
 ]

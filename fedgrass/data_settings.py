@@ -116,6 +116,10 @@ class DataSettings(BaseModel):
                 raise ValueError("takes refuse, skip, mean or a number")
         return value
 
+    def keeping_missing(self) -> DataSettings:
+        """Return the same, but that missing values of x stay NaN: how many there are is what statistics tell."""
+        return self.model_copy(update={"missing": "keep"})
+
     @property
     def file(self) -> Path:
         """``path`` with the component's environment variables filled in, ``$AWS_IOT_THING_NAME`` among them."""
@@ -124,4 +128,4 @@ class DataSettings(BaseModel):
     @property
     def fill(self) -> float | None:
         """The number that stands in for a missing value, if it is one for all columns."""
-        return None if self.missing in ("refuse", "skip", "mean") else float(self.missing)
+        return None if self.missing in ("refuse", "skip", "mean", "keep") else float(self.missing)

@@ -147,6 +147,8 @@ _DEVICE = {
     "data_left_out": _warning("Some of the device's data cannot be used and were left out.", "reason first"),
     "trained": _info("An update was made.", "seconds metrics"),
     "evaluated": _info("The announced model was evaluated.", "metrics"),
+    "measuring_started": _info("The device's data are being measured for a profile.", "base"),
+    "measured": _info("The device's data were measured for a profile of the fleet.", "examples"),
     "round_declined": _warning("This device or silo does not take part in the round.", "reason"),
     "round_failed": _warning("This device could not do what the round asks for.", "reason"),
     "answer_not_kept": _error("The round's answer could not be stored; it is tried again.", "reason"),

@@ -44,6 +44,16 @@ def start_rounds(account: Account, overrides: dict[str, Any]) -> Started:
     return Started(started["executionArn"], state.last + 1, settings)
 
 
+def needs_bounds(account: Account, overrides: dict[str, Any]) -> bool:
+    """Whether a round of statistics would have no bounds for its histograms: no earlier profile of this model, none given."""
+    settings = tables.load_settings(account.rounds_table, account.fleet).overridden(overrides)
+    if settings.task != "statistics" or settings.statistics.low is not None:
+        return False
+    state = tables.load_state(account.rounds_table, account.fleet)
+    known = state.profile
+    return known is None or state.model is None or known.graph_sha256 != state.model.graph_sha256
+
+
 def require_no_open_round(account: Account) -> FleetState:
     """Return the fleet's state; raises `RoundRefusedError` if a round is open, unless its execution has ended."""
     state = tables.load_state(account.rounds_table, account.fleet)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from components.trainer.task import KEYS, Result
 from components.trainer.workspace import Workspace
 from fedgrass.bundle import Bundle
@@ -17,10 +19,29 @@ from fedgrass.training import TrainingFiles, holding, train
 def work_on(announcement: Announcement, place: Workspace) -> Result:
     """Do a round's task; raises what reading, training and writing do."""
     bundle = place.bundle(announcement.base, announcement.upload.bucket)
-    return (
-        _evaluate(announcement, place, bundle)
-        if announcement.task == "evaluate"
-        else _train(announcement, place, bundle)
+    if announcement.task == "statistics":
+        return _measure(announcement, place, bundle)
+    if announcement.task == "evaluate":
+        return _evaluate(announcement, place, bundle)
+    return _train(announcement, place, bundle)
+
+
+def _measure(announcement: Announcement, place: Workspace, bundle: Bundle) -> Result:
+    from fedgrass.profile import device
+
+    earlier = place.profile(announcement)
+    place.log.log_event("measuring_started", base=bundle.manifest.version)
+    examples = place.split(bundle, keep_missing=True).train
+    began = time.monotonic()
+    found = device.measure(
+        place.paced(examples), bundle.manifest, announcement, place.task.thing, place.task.update, earlier
+    )
+    return Result(
+        status="done",
+        sha256=found.info.sha256,
+        bytes=found.info.bytes,
+        num_examples=found.num_examples,
+        seconds=round(time.monotonic() - began, 3),
     )
 
 

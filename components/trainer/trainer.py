@@ -330,6 +330,10 @@ class Trainer:
         else:
             self._recent.took_part()
             self._status.counted("taken", result.seconds)
+            if announcement.task == "statistics":
+                self._log.log_event("measured", round=announcement.round, examples=result.num_examples)
+                self._status.say("uploading", announcement)
+                return
             self._log.log_event("trained", round=announcement.round, seconds=result.seconds, metrics=result.metrics)
             self._status.say("uploading", announcement)
 

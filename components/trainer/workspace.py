@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.trainer.task import Order, Report, Task
 from fedgrass import data
@@ -16,13 +17,16 @@ from fedgrass.edge.downloads import keep_newest, retried
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.resource_policy import Block, Pause
 from fedgrass.edge.throttle import CpuBudget
-from fedgrass.engines.base import Engine, StopTraining
+from fedgrass.engines.base import Batch, Dataset, Engine, StopTraining
 from fedgrass.engines.flower_node import Node, join
 from fedgrass.engines.registry import open_engine
 from fedgrass.logs import Log
 from fedgrass.personal import Own
 from fedgrass.protocol.message import as_reason
 from fedgrass.protocol.messages import Announcement, Base
+
+if TYPE_CHECKING:
+    from fedgrass.protocol.profile import Profile
 
 _BUNDLES_KEPT = 2
 
@@ -154,9 +158,48 @@ class Workspace:
         """Return the parameters of a model that this device keeps for itself; see `Own.of`."""
         return Own.of(bundle.manifest, self.store.own, identity)
 
-    def split(self, bundle: Bundle) -> data.Split:
-        """Read this device's examples for a model, and say what was left out, filled in or guessed."""
-        found = data.load(self.task.runtime.data, bundle.manifest)
+    def profile(self, announcement: Announcement) -> Profile | None:
+        """Return the earlier profile that a round of statistics names, downloaded; None if it names none.
+
+        Raises
+        ------
+        BundleError
+            If it is not what was announced, or larger than this device takes.
+        DataError
+            If it is no profile.
+        StopTraining
+            If the order came meanwhile.
+        """
+        from fedgrass.profile.device import fetch_profile, task_of
+
+        if task_of(announcement).profile is None:
+            return None
+        most = self.task.settings.max_bundle_mb << 20
+
+        def download() -> Profile | None:
+            return fetch_profile(self._s3(), announcement, self.task.work, max_bytes=most)
+
+        found = retried(download, self._stopping, self.log)
+        if found is None:
+            raise StopTraining
+        return found
+
+    def paced(self, examples: Dataset) -> Dataset:
+        """Return the same examples, with a rest after each batch as the owner's limits have it."""
+        return _Paced(examples, lambda: self.after_batch(0, 0))
+
+    def split(self, bundle: Bundle, *, keep_missing: bool = False) -> data.Split:
+        """Read this device's examples for a model, and say what was left out, filled in or guessed.
+
+        Parameters
+        ----------
+        bundle
+            The model.
+        keep_missing
+            Whether missing values of x stay NaN, as statistics count them.
+        """
+        settings = self.task.runtime.data
+        found = data.load(settings.keeping_missing() if keep_missing else settings, bundle.manifest)
         if found.account is not None:
             if found.account.trouble:
                 self.log.log_event("data_left_out", reason=found.account.trouble, first=found.account.reasons)
@@ -190,3 +233,20 @@ class Workspace:
             self._say(Report(say="waits", reason=as_reason(reason)))
         elif self._epoch is not None:
             self.progressed(self._epoch, self._examples)
+
+
+class _Paced:
+    """Examples with something to do after each batch."""
+
+    def __init__(self, examples: Dataset, after: Callable[[], None]) -> None:
+        self._examples = examples
+        self._after = after
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        """Yield every example once; see `fedgrass.engines.base.Dataset`."""
+        for batch in self._examples.batches(batch_size, seed=seed):
+            yield batch
+            self._after()

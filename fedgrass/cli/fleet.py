@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from fedgrass.cli.account import FleetOption, JsonOption
 from fedgrass.cli.lazy import LazyGroup
 from fedgrass.cli.rounds import merge
 from fedgrass.errors import ConfigurationError
+from fedgrass.files import write_atomically
 from fedgrass.protocol import tables
 from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.members import FleetMember, fleet_members
@@ -80,6 +82,44 @@ def helpers(
     console = render.console()
     for helper in pinned:
         console.print(f"{helper['name']}  {helper['key']}", highlight=False)
+
+
+@app.command()
+def profile(
+    fleet: FleetOption = DEFAULT_FLEET,
+    number: Annotated[
+        int | None, typer.Option("--round", min=1, help="The round that made it.", show_default="the newest")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show each feature, however many.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Write the profile to this file, as JSON.", dir_okay=False)
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write a page with a plot of each feature to this folder.", file_okay=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the fleet's data are like: mean, deviation, range, histogram; and which devices do not fit.
+
+    Made by `fedgrass round start --task statistics`.
+    """
+    from fedgrass.cli import profiles
+    from fedgrass.profiles_api import fleet_profile
+
+    found = fleet_profile(Account.of(fleet), number)
+    console = render.console(quiet=as_json)
+    if as_json:
+        render.print_json([found.model_dump(mode="json", by_alias=True)])
+    else:
+        console.print(profiles.summary(found), highlight=False, soft_wrap=True)
+        console.print(profiles.tables(found, everything=everything))
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, found.to_json())
+        console.print(f"wrote {output}", highlight=False)
+    if page is not None:
+        profiles.write_page(found, page)
+        console.print(f"Page: [bold]{page / 'index.html'}[/]", highlight=False)
 
 
 @app.command()

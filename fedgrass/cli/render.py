@@ -32,6 +32,7 @@ _OUTCOME_STYLES = {
     "rolled_back": "red",
     "uploaded": "green",
     "evaluated": "green",
+    "profiled": "green",
     "declined": "yellow",
 }
 _NOTHING = "–"

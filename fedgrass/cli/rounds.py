@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from enum import Enum
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,7 @@ from fedgrass.failures import in_words, last_failure, lost_events, require_begun
 from fedgrass.protocol import tables
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.waiting import waiting_for
-from fedgrass.rounds_api import aggregate_now, cancel_round, is_running, start_rounds
+from fedgrass.rounds_api import aggregate_now, cancel_round, is_running, needs_bounds, start_rounds
 
 app = typer.Typer(cls=LazyGroup, no_args_is_help=True, help="Start, watch, list, aggregate and cancel rounds.")
 
@@ -56,10 +57,26 @@ def merge(settings: list[str]) -> dict[str, Any]:
     return merged
 
 
+class Task(str, Enum):
+    """What a round asks of its devices."""
+
+    FIT = "fit"
+    EVALUATE = "evaluate"
+    STATISTICS = "statistics"
+
+
 @app.command()
 def start(
     fleet: FleetOption = DEFAULT_FLEET,
     rounds: Annotated[int | None, typer.Option(min=1, help="How many, one after the other.")] = None,
+    task: Annotated[
+        Task | None,
+        typer.Option(
+            help="fit: train; evaluate: judge the current model; statistics: make a profile of the fleet's data, by two rounds "
+            "if there is none yet: the second's histograms have the first's bounds.",
+            show_default="the fleet's setting",
+        ),
+    ] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting for this start, such as fit.epochs=3.")
     ] = None,
@@ -69,8 +86,12 @@ def start(
     """Start a round with the fleet's settings, as the console's button does."""
     account = Account.of(fleet)
     overrides = merge(setting or [])
+    if task is not None:
+        overrides["task"] = task.value
     if rounds is not None:
         overrides["rounds"] = rounds
+    elif "rounds" not in overrides and needs_bounds(account, overrides):
+        overrides["rounds"] = 2
     started = start_rounds(account, overrides)
     console = render.console(quiet=as_json)
     console.print(f"Started: round {started.round} of fleet [bold]{fleet}[/], {_plan(started.settings)}.")
@@ -88,6 +109,8 @@ def start(
 
 def _plan(settings: FleetSettings) -> str:
     count = "1 round" if settings.rounds == 1 else f"{settings.rounds} rounds"
+    if settings.task != "fit":
+        return f"{count} of task {settings.task}"
     return f"{count} of {settings.fit.epochs} local epochs, strategy {settings.strategy.name}"
 
 

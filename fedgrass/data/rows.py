@@ -92,11 +92,13 @@ class Judge:
                 "value; set missing to skip, mean or a number to go on without it"
             )
         # Only features can be filled in: a row without its label teaches nothing.
-        whole = ~missing.any(axis=1) if self._settings.missing == "skip" else ~missing[:, at:].any(axis=1)
+        keep = self._settings.missing == "keep" and np.dtype(self._manifest.x.dtype).kind == "f"
+        skip = self._settings.missing == "skip" or (self._settings.missing == "keep" and not keep)
+        whole = ~missing.any(axis=1) if skip else ~missing[:, at:].any(axis=1)
         self._account.skipped += int((~whole).sum())
         block, missing = block.only(np.asarray(whole)), missing[whole]
         rows, columns = np.nonzero(missing)
-        if len(rows):
+        if len(rows) and not keep:
             block.values[rows, columns] = self._means[columns]
             self._account.filled += len(rows)
         return block

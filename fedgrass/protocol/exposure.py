@@ -25,10 +25,12 @@ def against_round(announcement: Announcement, *, least: float, helpers: Sequence
         The reason; empty if there is none.
     """
     # Figures of an evaluation go as they are: there is no noise on them that could be compared.
-    if least and announcement.task == "evaluate":
+    if least and announcement.task in ("evaluate", "statistics"):
         return f"the round asks for exact figures, minNoiseMultiplier is {least:g}"
     if announcement.update.noise_multiplier < least:
         return f"noise_multiplier is {announcement.update.noise_multiplier:g}, minNoiseMultiplier is {least:g}"
+    if helpers and announcement.task == "statistics":
+        return "the round asks for exact figures, and secureHelpers asks for secure aggregation"
     if helpers and announcement.task == "fit":
         if announcement.secure is None:
             return "the round has no secure aggregation, and secureHelpers asks for it"

@@ -24,6 +24,7 @@ from fedgrass.protocol.message import (
     Where,
 )
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version, parameters_key
+from fedgrass.protocol.profile import StatisticsTask
 from fedgrass.protocol.secure import SecureTask
 
 
@@ -158,7 +159,7 @@ class Announcement(Message):
 
     fleet: FleetName
     round: RoundNumber
-    task: Literal["fit", "evaluate", "sum"] = "fit"
+    task: Literal["fit", "evaluate", "sum", "statistics"] = "fit"
     opened_at: AwareDatetime
     deadline: AwareDatetime
     base: Base
@@ -167,6 +168,7 @@ class Announcement(Message):
     fit: FitTask = FitTask()
     update: UpdateTask = UpdateTask()
     secure: SecureTask | None = None
+    statistics: StatisticsTask | None = None
     sums: SumTask | None = None
     upload: Upload
 

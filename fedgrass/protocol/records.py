@@ -35,6 +35,7 @@ from fedgrass.protocol.message import Count, Finite, Metrics, Reason, SumsText
 from fedgrass.protocol.messages import Base, Cohort, SumTask
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
+from fedgrass.protocol.profile import ProfileReference
 from fedgrass.protocol.report import ADOPTED, ADVICE, HELD_IN_A_ROW, Hold
 from fedgrass.protocol.settings import FleetSettings
 
@@ -49,6 +50,7 @@ RoundOutcome = Literal[
     "advanced",
     "held",
     "evaluated",
+    "profiled",
     "insufficient_updates",
     "helpers_missing",
     "failed",
@@ -157,6 +159,7 @@ class FleetState(Record):
     model: Base | None = None
     released: Released | None = None
     privacy: PrivacyLedger = PrivacyLedger()
+    profile: ProfileReference | None = Field(default=None, description="The newest that a round of statistics made")
 
     def released_next(self, model: Base, by: Word) -> Released:
         """Return what the devices are to have when ``model`` takes the place of what they have."""
@@ -249,6 +252,11 @@ class RoundRecord(Record):
     hold: Hold | None = Field(default=None, description="Why the gate held the model, as a code")
     held_in_a_row: int = Field(default=0, description="Rounds held for that reason, one after the other, with this one")
     privacy: PrivacyLedger | None = Field(default=None, description="What is spent with this round, if it has noise")
+
+    bounds: ProfileReference | None = Field(
+        default=None, description="Of a round of statistics: the profile that its histograms have their bounds from"
+    )
+    profile: ProfileReference | None = Field(default=None, description="What a round of statistics made")
 
     canaries: CanaryTrial | None = None
 

@@ -12,9 +12,12 @@ from fedgrass.protocol.messages import ModelIdentity
 from fedgrass.protocol.metrics import others
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
+from fedgrass.protocol.profile import ProfileReference
 
-Outcome = Literal["released", "advanced", "held", "insufficient_updates", "helpers_missing"]
+Outcome = Literal["released", "advanced", "held", "profiled", "insufficient_updates", "helpers_missing"]
 """``advanced``: the model is the base of the next round, and devices do not get it otherwise.
+
+``profiled``: the round asked for statistics, and made a profile.
 
 ``helpers_missing``: with secure aggregation, too few helpers opened the sum.
 """
@@ -208,6 +211,7 @@ class RoundReport(_Part):
         description="Of the server optimizer's state beside the model, or beside this report if the model is held",
     )
     release: ReleaseEntry | None = None
+    profile: ProfileReference | None = Field(default=None, description="What a round of statistics made")
     privacy: PrivacyLedger | None = None
     bytes_read: int = 0
     seconds: dict[str, float] = {}

@@ -16,6 +16,7 @@ from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.metrics import Metric
 from fedgrass.protocol.privacy_settings import Privacy as Privacy
 from fedgrass.protocol.secure_settings import Secure, require_sums_are_enough
+from fedgrass.protocol.statistics_settings import Statistics, require_exact
 
 
 class _Settings(BaseModel):
@@ -240,8 +241,10 @@ class FleetSettings(_Settings):
 
     # An execution's history holds 25,000 events, and a round writes some forty.
     rounds: int = Field(default=1, ge=1, le=500, description="Rounds to run one after the other")
-    task: Literal["fit", "evaluate"] = Field(
-        default="fit", description="evaluate: devices judge the current model on their own data, and nothing changes"
+    task: Literal["fit", "evaluate", "statistics"] = Field(
+        default="fit",
+        description="evaluate: devices judge the current model on their own data, and nothing changes; statistics: they measure "
+        "their data, and the round makes a profile of the fleet",
     )
     fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the fleet that is asked")
     cohort: CohortSettings = CohortSettings()
@@ -265,6 +268,7 @@ class FleetSettings(_Settings):
     aggregation: Aggregation = Aggregation()
     rollout: Rollout = Rollout()
     tracking: Tracking = Tracking()
+    statistics: Statistics = Statistics()
     secure: Secure | None = Field(
         default=None, description="Secure aggregation: its helpers, and how updates are masked; null: none"
     )
@@ -317,6 +321,12 @@ class FleetSettings(_Settings):
         }
         found = next((name for name, asks in asking.items() if asks), "")
         return found and f"{found}: with privacy.mode {self.privacy.mode} no device may send exact figures of its data"
+
+    @model_validator(mode="after")
+    def _statistics_are_exact(self) -> FleetSettings:
+        if self.task == "statistics":
+            require_exact(self)
+        return self
 
     @model_validator(mode="after")
     def _one_thing_says_how_many_are_asked(self) -> FleetSettings:

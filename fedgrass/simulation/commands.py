@@ -249,6 +249,59 @@ def compare(
     console.print(f"Report: [bold]{output / 'index.html'}[/]", highlight=False)
 
 
+@dataclass(frozen=True)
+class ProfileOptions:
+    """Whose profile is made, and where it goes."""
+
+    output: Annotated[Path, typer.Option(help="File of the profile.", dir_okay=False)] = Path("profile.json")
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="The model whose inputs are described.", show_default="the digits example"),
+    ] = None
+    devices: Annotated[int, typer.Option(min=1, help="Virtual devices.")] = 1000
+    seed: Annotated[int, typer.Option(min=0, help="Of the division of the data.")] = 0
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=JSON", help="A setting of statistics, as bins=128; repeatable."),
+    ] = None
+    as_json: Annotated[bool, typer.Option("--json", help="The profile as JSON instead of a table.")] = False
+
+
+@app.command()
+@grouped
+def profile(data: DataOptions, given: ProfileOptions) -> None:
+    """Measure what virtual devices have, and combine it to a profile, as `fedgrass round start --task statistics` does."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from fedgrass.cli import profiles, render
+    from fedgrass.cli.rounds import merge
+    from fedgrass.simulation.profiling import simulate_profile
+
+    wanted = merge(given.setting or [])
+    rounds = 2 - ("low" in wanted)
+    progress = iter(
+        track(range(given.devices * rounds), "measuring", console=Console(stderr=True), disable=given.as_json)
+    )
+    found = simulate_profile(
+        given.bundle,
+        given.output,
+        statistics=wanted,
+        done=lambda _: next(progress, None),
+        devices=given.devices,
+        seed=given.seed,
+        **asdict(data),
+    )
+    next(progress, None)
+    if given.as_json:
+        render.print_json([found.model_dump(mode="json", by_alias=True)])
+        return
+    console = render.console()
+    console.print(profiles.summary(found), highlight=False, soft_wrap=True)
+    console.print(profiles.tables(found))
+    console.print(f"wrote {given.output}", highlight=False)
+
+
 class _Live:
     """The progress on the terminal."""
 

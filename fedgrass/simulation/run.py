@@ -70,7 +70,7 @@ def simulate(
     >>> report.final.accuracy is not None, Path("simulated/model/model.json").is_file()
     (True, True)
     """
-    opened, simulation = _opened(bundle, options)
+    opened, simulation = start_of(bundle, options)
     manifest = opened.manifest
     store = Store(output)
     # Before any process starts: a wrong folder is told at once.
@@ -138,13 +138,14 @@ def run_secondary(
     DataError
         If the data are missing or do not fit.
     """
-    opened, simulation = _opened(bundle, options)
+    opened, simulation = start_of(bundle, options)
     count = workers or os.cpu_count() or 1
     with Simulator(simulation, opened, None, workers=count, host=host, hosts=hosts, exchange=exchange) as simulator:
         simulator.help()
 
 
-def _opened(bundle: Path | None, options: dict[str, Any]) -> tuple[Bundle, Simulation]:
+def start_of(bundle: Path | None, options: dict[str, Any]) -> tuple[Bundle, Simulation]:
+    """Return the model that a simulation begins with, the digits example if none is named, and the checked options."""
     opened = Bundle.open(digits_bundle() if bundle is None else bundle)
     opened.verify()
     manifest = opened.manifest

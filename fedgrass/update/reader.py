@@ -64,7 +64,7 @@ class UpdateReader:
         self._frame: Decompressor | None = None
         if codec.compressed:
             size = file_bytes - header.data_offset
-            _require_layout(header.tensors, [StoredTensor(TENSOR, np.dtype("<u1"), (size,))])
+            require_layout(header.tensors, [StoredTensor(TENSOR, np.dtype("<u1"), (size,))])
             self._frame = Decompressor(stream, size)
         else:
             # From here on the header has told nothing that was not expected of this model.
@@ -157,7 +157,7 @@ class UpdateForm:
         if found is self._specs.get(codec.name):  # its header was compared byte by byte
             return
         expected = [tensor for parameter in self.parameters for tensor in codec.parameters.layout(parameter)]
-        _require_layout(found, expected)
+        require_layout(found, expected)
         if len(self._specs) == _KEPT:  # a device chooses its codec's name
             self._specs.clear()
             self.known.clear()
@@ -190,7 +190,8 @@ def _read_header(stream: BinaryIO, file_bytes: int, form: UpdateForm) -> tensors
         raise UpdateError("corrupt_header", str(error)) from error
 
 
-def _require_layout(found: Sequence[TensorSpec], expected: Sequence[StoredTensor]) -> None:
+def require_layout(found: Sequence[TensorSpec], expected: Sequence[StoredTensor]) -> None:
+    """Raise `UpdateError` unless a file's tensors are these, in this order."""
     if [tensor.name for tensor in found] != [tensor.name for tensor in expected]:
         odd = sorted({t.name for t in found} ^ {t.name for t in expected})[:3]
         what = f"for example {odd!r}" if odd else "the order differs"

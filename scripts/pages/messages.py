@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fedgrass.protocol import device_messages, messages, secure
+from fedgrass.protocol import device_messages, messages, profile, secure
 from fedgrass.protocol.message import MAX_MESSAGE_BYTES, Message
 from scripts.pages.tables import nested, section
 
 
 def page() -> str:
     """Return the whole page."""
-    named = {**vars(secure), **vars(messages), **vars(device_messages)}
+    named = {**vars(profile), **vars(secure), **vars(messages), **vars(device_messages)}
     said = [
         kind for kind in named.values() if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
     ]

@@ -25,6 +25,7 @@ from fedgrass.cloud.aggregator.helpers import FleetHelpers
 from fedgrass.cloud.aggregator.lanes import lanes_of
 from fedgrass.cloud.aggregator.masked_sum import Masked
 from fedgrass.cloud.aggregator.privacy import beyond_budget, judged, next_clip_norm, noise_of
+from fedgrass.cloud.aggregator.profiling import ProfileJob
 from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.aggregator.report import Phases, ReportBuilder
 from fedgrass.cloud.aggregator.round_input import RoundInput
@@ -135,6 +136,8 @@ class RoundJob:
         with self._phases.timed("list"):
             pinned = given.pinned
             self._report.refused_by_name, self._report.refused_more = pinned.refused, pinned.more
+        if self._record.settings.task == "statistics":
+            return self._profiled(base, given)
         if self._record.privacy is not None:
             with self._phases.timed("privacy"):
                 self._report.privacy = judged(self._record.privacy)
@@ -152,6 +155,10 @@ class RoundJob:
                 "update_quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
             )
         return Candidate(self._record, self._clients, self._report, self._scratch, self._clock).prepare(base, result)
+
+    def _profiled(self, base: Bundle, given: RoundInput) -> tuple[Outcome, str]:
+        job = ProfileJob(self._record, self._bucket, self._source, self._report, self._clock, self._counted)
+        return job.run(base, given.pinned.updates, given.expected(base))
 
     def _aggregated(self, base: Bundle, given: RoundInput, strategy: Strategy) -> Aggregation:
         pinned = given.pinned

@@ -15,6 +15,7 @@ from fedgrass.cloud.aggregator.aggregate import Aggregation
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key
 from fedgrass.protocol.privacy import PrivacyLedger
+from fedgrass.protocol.profile import ProfileReference
 from fedgrass.protocol.report import (
     Best,
     Evaluation,
@@ -68,6 +69,7 @@ class ReportBuilder:
     server_state_sha256: str | None = None
     release: ReleaseEntry | None = None
     privacy: PrivacyLedger | None = None
+    profile: ProfileReference | None = None
 
     def build(self, outcome: Outcome, reason: str, finished_at: datetime) -> RoundReport:
         """Return the report.
@@ -110,6 +112,7 @@ class ReportBuilder:
             inference_accuracy=self.inference_accuracy,
             server_state_sha256=self.server_state_sha256,
             release=self.release,
+            profile=self.profile,
             privacy=self.privacy,
             bytes_read=result.bytes_read if result else 0,
             seconds=self.phases.seconds,

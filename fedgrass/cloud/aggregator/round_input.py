@@ -32,7 +32,7 @@ class RoundInput:
     @cached_property
     def earlier(self) -> dict[int, EarlierRound]:
         """The earlier rounds whose late updates are taken, by number."""
-        return earlier_rounds(self.clients.rounds, self.clients.bucket, self.record, self.strategy.staleness)
+        return earlier_rounds(self.clients.rounds, self.clients.bucket, self.record, self._staleness)
 
     @cached_property
     def pinned(self) -> UpdateList:
@@ -54,6 +54,11 @@ class RoundInput:
             checks=self.record.settings.checks,
             earlier=self.earlier,
         )
+
+    @property
+    def _staleness(self) -> int:
+        """How many earlier rounds' updates are taken: none where the round asks for statistics."""
+        return self.strategy.staleness if self.record.settings.task == "fit" else 0
 
     def _things(self) -> set[str] | None:
         devices = self.clients.devices

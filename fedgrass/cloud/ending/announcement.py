@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fedgrass.errors import RecordError
 from fedgrass.protocol.messages import Announcement, Upload
 from fedgrass.protocol.names import round_topic, update_prefix
+from fedgrass.protocol.profile import StatisticsTask
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.protocol.tables import Table, load_round, load_state
@@ -80,8 +81,16 @@ def task_of(record: RoundRecord, bucket: str) -> Announcement:
         update=record.settings.announced_update,
         # Devices that were silent when the round opened may join.
         secure=announced_secure(record.settings, 2 * record.asked),
+        statistics=_statistics(record),
         upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
     )
+
+
+def _statistics(record: RoundRecord) -> StatisticsTask | None:
+    if record.settings.task != "statistics":
+        return None
+    wanted = record.settings.statistics
+    return StatisticsTask(bins=wanted.bins, low=wanted.low, high=wanted.high, profile=record.bounds)
 
 
 def sums_of(record: RoundRecord, bucket: str) -> Announcement:

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 _ATTEMPTS = 10
 # Outcomes that a job writes, and so leaves a proposal for; failed, cancelled and evaluated rounds have none.
-_OF_THE_JOB = frozenset({"released", "refused", "advanced", "held", "insufficient_updates", "helpers_missing"})
+_OF_THE_JOB = frozenset(
+    {"released", "refused", "advanced", "held", "profiled", "insufficient_updates", "helpers_missing"}
+)
 
 
 def finish(place: Place, record: RoundRecord) -> RoundReport | None:
@@ -212,6 +214,7 @@ def register_released(place: Place, record: RoundRecord, report: RoundReport) ->
 def _keep_figures(place: Place, record: RoundRecord, report: RoundReport) -> None:
     """Put the report's figures into the record, what is spent of privacy into the state, and refusals with the devices."""
     privacy = report.privacy.model_dump(mode="json") if report.privacy else None
+    profile = report.profile.model_dump(mode="json") if report.profile else None
     figures = {
         "participants": len(report.updates),
         "quarantined": len(report.quarantined) + report.quarantined_more,
@@ -221,6 +224,7 @@ def _keep_figures(place: Place, record: RoundRecord, report: RoundReport) -> Non
         "reported": report.reported or None,
         "hold": report.hold,
         "privacy": privacy,
+        "profile": profile,
     }
     # Unconditional: the report is written once, so every repetition writes the same figures.
     update_item(place.rounds, Key={"fleet": record.fleet, "key": round_key(record.round)}, **change(put=figures))
@@ -229,4 +233,13 @@ def _keep_figures(place: Place, record: RoundRecord, report: RoundReport) -> Non
         spent = change(put={"privacy": privacy}, condition="#last = :round", values={":round": record.round})
         with contextlib.suppress(place.rounds.meta.client.exceptions.ConditionalCheckFailedException):
             update_item(place.rounds, Key={"fleet": record.fleet, "key": STATE_KEY}, **spent)
+    if profile is not None:
+        # Of two, the later round's stays.
+        newest = change(
+            put={"profile": profile},
+            condition="attribute_not_exists(#profile) OR #profile.#round <= :round",
+            values={":round": record.round},
+        )
+        with contextlib.suppress(place.rounds.meta.client.exceptions.ConditionalCheckFailedException):
+            update_item(place.rounds, Key={"fleet": record.fleet, "key": STATE_KEY}, **newest)
     count_refusals(place.rounds, report)

@@ -23,6 +23,7 @@ from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import next_version
 from fedgrass.protocol.privacy import PrivacyLedger
+from fedgrass.protocol.profile import ProfileReference
 from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord, ended_key
 from fedgrass.protocol.roster import may_count, write_roster
 from fedgrass.protocol.secure_settings import announced_secure
@@ -146,6 +147,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         opened_at=now,
         deadline=now + timedelta(seconds=settings.deadline_seconds),
         privacy=ledger if ledger.spends else None,
+        bounds=_bounds(settings, state),
     )
     # Before the lock: a device may answer the moment the round is announced, and its answer is counted by the roster.
     # One that no round comes to use expires.
@@ -163,6 +165,14 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
             else f"fleet {fleet!r}: its state changed while a round opened; start again"
         )
     return record
+
+
+def _bounds(settings: FleetSettings, state: FleetState) -> ProfileReference | None:
+    """Return the profile that a round of statistics has its histograms' bounds from; None if there is none of this graph."""
+    if settings.task != "statistics" or settings.statistics.low is not None:
+        return None
+    found = state.profile
+    return found if found and state.model and found.graph_sha256 == state.model.graph_sha256 else None
 
 
 def _cohort_before(services: Services, state: FleetState) -> Cohort | None:

@@ -29,7 +29,7 @@ from fedgrass.protocol.tables import load_participation, load_round
 Counted = Literal["counted", "late", "duplicate", "ignored"]
 
 _PART, _ROUND = range(2)  # the transaction's actions
-_DONE = {"fit": "uploaded", "evaluate": "evaluated"}
+_DONE = {"fit": "uploaded", "evaluate": "evaluated", "statistics": "uploaded"}
 # A device may report failing, be restarted, and upload after all: the higher rank stands.
 _RANK = {None: 0, "declined": 1, "failed": 2, "evaluated": 3, "uploaded": 3}
 _ATTEMPTS = 8

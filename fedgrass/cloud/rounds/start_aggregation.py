@@ -118,7 +118,7 @@ def _start(services: Services, record: RoundRecord, name: str, machine: str) -> 
     # A variable of the environment is a string; settings come first.
     instances = wanted.instance_count or int(services.setting("FEDGRASS_INSTANCE_COUNT"))
     # Strategies that need every update on one instance would leave the others idle, and paid for.
-    if record.settings.strategy.uses_one_instance:
+    if record.settings.strategy.uses_one_instance or record.settings.task == "statistics":
         instances = 1
     try:
         services.sagemaker.create_processing_job(

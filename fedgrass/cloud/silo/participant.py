@@ -31,6 +31,7 @@ from fedgrass.floors import Floors
 from fedgrass.logs import Log
 from fedgrass.own_code import own_code
 from fedgrass.personal import OWN, Own
+from fedgrass.profile.device import Measured, fetch_profile, measure
 from fedgrass.protocol.cohort import fits, takes
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.exposure import against_round
@@ -203,14 +204,14 @@ class Participant:
             self._tell("update", notice_of(announcement, self.silo, Answer("declined", exposure)))
             return
         try:
-            outcome = self._evaluate(announcement) if announcement.task == "evaluate" else self._train(announcement)
+            outcome = self._outcome(announcement)
         except FedgrassError as error:
             status: Literal["declined", "failed"] = (
                 "declined" if isinstance(error, (DataError, PrivacyLimitError)) else "failed"
             )
             self._tell("update", notice_of(announcement, self.silo, Answer(status, str(error))))
             raise
-        if isinstance(outcome, Trained):
+        if outcome.answer.status == "uploaded":
             key = update_key(self.fleet, announcement.round, self.silo)
             with self._update.open("rb") as file:
                 self.access.s3.put_object(Bucket=announcement.upload.bucket, Key=key, Body=file)
@@ -218,6 +219,18 @@ class Participant:
         self._log.log_event(
             "silo_answered", round=announcement.round, task=announcement.task, examples=outcome.num_examples
         )
+
+    def _outcome(self, announcement: Announcement) -> Trained | Evaluated | Measured:
+        if announcement.task == "statistics":
+            return self._measure(announcement)
+        return self._evaluate(announcement) if announcement.task == "evaluate" else self._train(announcement)
+
+    def _measure(self, announcement: Announcement) -> Measured:
+        bundle, most = self._bundle(announcement, announcement.base), self.max_bundle_mb << 20
+        earlier = fetch_profile(self.access.s3, announcement, self.work, max_bytes=most)
+        with own_code("reading the data"):
+            examples = loaders.load(self.data.keeping_missing(), bundle.manifest).train
+        return measure(examples, bundle.manifest, announcement, self.silo, self._update, earlier)
 
     @property
     def _update(self) -> Path:

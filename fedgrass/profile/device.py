@@ -1,0 +1,120 @@
+"""A participant's part in a round of statistics: measure what it trains on, and write the file that it uploads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedgrass.answer import Answer
+from fedgrass.bundle import Manifest
+from fedgrass.downloads import ObjectStore, fetch
+from fedgrass.engines.base import Dataset
+from fedgrass.errors import BundleError, DataError, MessageError
+from fedgrass.profile.features import measured
+from fedgrass.profile.files import CODEC, Layout, write
+from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.profile import Profile, StatisticsTask
+from fedgrass.update.header import UpdateHeader
+from fedgrass.update.writer import UpdateInfo
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The file that was written, and of how many examples it tells."""
+
+    info: UpdateInfo
+    num_examples: int
+
+    @property
+    def answer(self) -> Answer:
+        """What the cloud is told."""
+        return Answer("uploaded", sha256=self.info.sha256, bytes=self.info.bytes, num_examples=self.num_examples)
+
+
+def task_of(announcement: Announcement) -> StatisticsTask:
+    """Return what a round of statistics asks for; raises `MessageError` if the announcement does not say it."""
+    if announcement.statistics is None:
+        raise MessageError("the round asks for statistics and does not say which (statistics)")
+    return announcement.statistics
+
+
+def fetch_profile(store: ObjectStore, announcement: Announcement, folder: Path, *, max_bytes: int) -> Profile | None:
+    """Return the earlier profile that a round takes its bounds from; None if it names none.
+
+    Parameters
+    ----------
+    store
+        An S3 client.
+    announcement
+        The round.
+    folder
+        Where it is kept.
+    max_bytes
+        Bytes above which it is not fetched.
+
+    Raises
+    ------
+    TransferError
+        If it cannot be read now.
+    BundleError
+        If it is not what was announced, or too large.
+    DataError
+        If it is no profile.
+    """
+    named = task_of(announcement).profile
+    if named is None:
+        return None
+    if named.bytes > max_bytes:
+        raise BundleError(
+            f"profile {named.key}: {named.bytes} bytes; this device takes at most {max_bytes} (maxBundleMb)"
+        )
+    path = folder / "profile.json"
+    fetch(store, announcement.upload.bucket, named.key, path, sha256=named.sha256, size=named.bytes)
+    return Profile.read(path.read_bytes(), name=named.key)
+
+
+def measure(
+    examples: Dataset,
+    manifest: Manifest,
+    announcement: Announcement,
+    thing: str,
+    path: Path,
+    earlier: Profile | None = None,
+) -> Measured:
+    """Measure a participant's examples and write the file.
+
+    Parameters
+    ----------
+    examples
+        What the participant would train on.
+    manifest
+        Of the round's base, whose inputs they are.
+    announcement
+        The round.
+    thing
+        Name of the participant.
+    path
+        File to write.
+    earlier
+        The profile that the round names.
+
+    Raises
+    ------
+    DataError
+        If there are no examples, they are too few for the round, or they do not fit the model.
+    """
+    layout = Layout.of(manifest, task_of(announcement), earlier)
+    found = measured(examples, manifest, layout.bounds)
+    count = int(found.examples)
+    if count < announcement.cohort.min_examples:
+        raise DataError(f"{count} examples; the round wants {announcement.cohort.min_examples} at least")
+    header = UpdateHeader(
+        fleet=announcement.fleet,
+        round=announcement.round,
+        thing=thing,
+        base_sha256=announcement.base.parameters_sha256,
+        graph_sha256=announcement.base.graph_sha256,
+        num_examples=count,
+        codec=CODEC,
+    )
+    return Measured(write(path, found, header, layout), count)

@@ -1,0 +1,140 @@
+"""Which features a model's examples have, and which labels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedgrass.bundle import Head, Manifest
+from fedgrass.engines.base import Batch, Dataset
+from fedgrass.engines.metrics import CLASSIFIERS
+from fedgrass.engines.several import labels
+from fedgrass.errors import DataError
+from fedgrass.profile.sums import Bounds, FeatureSums
+from fedgrass.protocol.profile import MOST_FEATURES, MOST_LABELS, Profile, StatisticsTask
+from fedgrass.tensors import Array
+
+_VALUES = 1 << 18
+"""Values of x that are in double precision at once."""
+_CELLS = 1 << 20
+"""Most bins of all features together."""
+_TRUE = 0.5
+
+
+def feature_names(manifest: Manifest) -> tuple[str, ...]:
+    """Return the features of x by name: each of its values, or beyond `MOST_FEATURES` each place of its last axis.
+
+    Columns have the names that the bundle gives them; other values are called by their place.
+    """
+    if manifest.x.size > MOST_FEATURES:
+        return tuple(f"x[…,{place}]" for place in range(_last(manifest)))
+    if manifest.data.columns and len(set(manifest.data.columns)) == len(manifest.data.columns):
+        return manifest.data.columns
+    if manifest.inputs:
+        return tuple(f"{part.name}[{place}]" for part in manifest.inputs for place in range(part.size))
+    places = np.ndindex(*manifest.x.shape)
+    return tuple(f"x[{','.join(map(str, place))}]" for place in places)
+
+
+def _last(manifest: Manifest) -> int:
+    last = manifest.x.shape[-1] if manifest.x.shape else 1
+    return last if last <= MOST_FEATURES else 1
+
+
+def label_names(manifest: Manifest) -> tuple[str, ...]:
+    """Return the labels that are counted: those of the first output that has classes; () if none has."""
+    head = _labelled(manifest)
+    if head is None:
+        return ()
+    sparse = head.loss == "sparse_categorical_crossentropy"
+    count = head.output.shape[-1] if sparse else head.y.size
+    if not sparse and head.y.size == 1:
+        count = 2
+    if count > MOST_LABELS:
+        return ()
+    return head.class_names if len(head.class_names) == count else tuple(map(str, range(count)))
+
+
+def measured(data: Dataset, manifest: Manifest, bounds: Bounds | None = None) -> FeatureSums:
+    """Return the sums over a device's examples, read batch by batch in bounded memory.
+
+    Parameters
+    ----------
+    data
+        x [n, …] and y [n, …]; values of x may be missing (NaN).
+    manifest
+        Of the model whose inputs they are.
+    bounds
+        Of the histograms.
+
+    Raises
+    ------
+    DataError
+        If there are no examples, or they are of another shape or kind than the model's.
+    """
+    features, head = len(feature_names(manifest)), _labelled(manifest)
+    sums = FeatureSums(features, len(label_names(manifest)), bounds)
+    at_once = max(1, _VALUES // max(1, manifest.x.size))
+    for batch in data.batches(at_once):
+        _check(batch, manifest)
+        sums.add(np.reshape(batch.x, (-1, features)), len(batch.x))
+        if len(sums.labels) and head is not None:
+            y = labels(batch.y, manifest.heads)[list(manifest.heads).index(head)]
+            sums.labels += _counted(y, head, len(sums.labels))
+    if not sums.examples:
+        raise DataError(f"no examples for model {manifest.name!r}; check the data loader's path and filters")
+    return sums
+
+
+def bounds_of(task: StatisticsTask, manifest: Manifest, earlier: Profile | None) -> Bounds | None:
+    """Return the bounds of a round's histograms; None if it has none.
+
+    There are fewer bins than the task says if the features are so many that memory would be short.
+
+    Parameters
+    ----------
+    task
+        What the round asks for.
+    manifest
+        Of the model whose inputs are described.
+    earlier
+        The profile that the task names: what it found is where histograms begin and end.
+    """
+    names = feature_names(manifest)
+    bins = max(2, min(task.bins, _CELLS // len(names) - 2))
+    if task.low is not None and task.high is not None:
+        return Bounds(np.full(len(names), task.low), np.full(len(names), task.high), bins, held=True)
+    if earlier is None or tuple(feature.name for feature in earlier.features) != names:
+        return None
+    low = np.array([feature.low or 0.0 for feature in earlier.features])
+    high = np.array([feature.high or 0.0 for feature in earlier.features])
+    return Bounds(low, high, bins)
+
+
+def _labelled(manifest: Manifest) -> Head | None:
+    """Return the first output whose labels are classes, one or several of an example."""
+    for head in manifest.heads:
+        if head.loss == "sparse_categorical_crossentropy" and head.y.size == 1:
+            return head
+        if head.loss in CLASSIFIERS and len(head.y.shape) <= 1 and head.loss != "sparse_categorical_crossentropy":
+            return head
+    return None
+
+
+def _counted(y: Array, head: Head, count: int) -> Array:
+    if head.loss == "sparse_categorical_crossentropy" or head.y.size == 1:
+        # A sigmoid's label is 0 or 1, or a probability.
+        found = np.rint(np.reshape(y, len(y))).astype(np.int64)
+        if len(found) and not 0 <= found.min() <= found.max() < count:
+            raise DataError(f"{head.y.name}: label {found.min()} to {found.max()}; the model takes 0 to {count - 1}")
+        counts: Array = np.bincount(found, minlength=count)
+        return counts
+    true: Array = (np.reshape(y, (len(y), count)) > _TRUE).sum(axis=0)
+    return true
+
+
+def _check(batch: Batch, manifest: Manifest) -> None:
+    for array, wanted in ((batch.x, manifest.x), (batch.y, manifest.y)):
+        if array.shape[1:] != wanted.shape:
+            raise DataError(f"{wanted.name}: shape {list(array.shape[1:])}, the model takes {list(wanted.shape)}")
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{wanted.name}: dtype {array.dtype}, the model takes {wanted.dtype}")

@@ -1,0 +1,120 @@
+"""A round of statistics on virtual devices: the device's own measuring, its files, and the job's combining."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from fedgrass.bundle import Bundle
+from fedgrass.cloud.aggregator.profiling import Collected, make_profile
+from fedgrass.cloud.aggregator.sources import Folder
+from fedgrass.cloud.aggregator.validation import Expected
+from fedgrass.files import write_atomically
+from fedgrass.profile.device import measure
+from fedgrass.profile.files import Layout
+from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
+from fedgrass.protocol.names import update_prefix
+from fedgrass.protocol.profile import Profile, StatisticsTask
+from fedgrass.protocol.settings import FleetSettings
+from fedgrass.simulation.examples import Examples, prepare
+from fedgrass.simulation.population import FLEET, thing_name
+from fedgrass.simulation.run import start_of
+from fedgrass.simulation.settings import Simulation
+
+_BEGINNING = datetime(2000, 1, 1, tzinfo=timezone.utc)  # of the simulated clock
+
+
+def simulate_profile(
+    bundle: Path | None,
+    output: Path,
+    *,
+    statistics: dict[str, Any] | None = None,
+    done: Callable[[int], object] = lambda _: None,
+    **options: Any,
+) -> Profile:
+    """Make the profile of a fleet of virtual devices, by two rounds if there are no bounds, and write it.
+
+    Parameters
+    ----------
+    bundle
+        The model whose inputs are described; the digits example if not given.
+    output
+        File to write.
+    statistics
+        As of a fleet's settings: ``bins``, ``low``, ``high``, ``leave_out``.
+    done
+        Told the number of each device that was measured.
+    options
+        Fields of `fedgrass.simulation.settings.Simulation`: ``data``, ``devices``, ``examples``, ``partition``, ``seed``.
+
+    Raises
+    ------
+    ConfigurationError
+        If an option is wrong.
+    DataError
+        If the data are missing or do not fit.
+
+    Examples
+    --------
+    >>> import fedgrass
+    >>> from fedgrass.data.digits import digits_bundle
+    >>> profile = fedgrass.simulate_profile(digits_bundle(), Path("profile.json"), devices=5, examples=20)
+    >>> profile.examples, profile.features[0].name, len(profile.features[0].histogram)
+    (100.0, 'x[0,0,0]', 66)
+    """
+    settings = FleetSettings().overridden({"statistics": statistics or {}})
+    devices = options.get("devices", Simulation.model_fields["devices"].default)
+    cohort = min(devices, Simulation.model_fields["cohort"].default)
+    base, simulation = start_of(bundle, {"cohort": cohort, **options, "fleet": settings})
+    with tempfile.TemporaryDirectory(prefix="fedgrass-profile-") as scratch:
+        examples = prepare(simulation, base.manifest, Path(scratch))
+        profile = _round(1, base, simulation, examples, Path(scratch), None, done)
+        if settings.statistics.low is None:
+            profile = _round(2, base, simulation, examples, Path(scratch), profile, done)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, profile.to_json())
+    return profile
+
+
+def _round(
+    number: int,
+    base: Bundle,
+    simulation: Simulation,
+    examples: Examples,
+    scratch: Path,
+    earlier: Profile | None,
+    done: Callable[[int], object],
+) -> Profile:
+    wanted, folder = simulation.fleet.statistics, scratch / f"round-{number}"
+    folder.mkdir()
+    announced = Announcement(
+        fleet=FLEET,
+        round=number,
+        task="statistics",
+        opened_at=_BEGINNING,
+        deadline=_BEGINNING + timedelta(hours=1),
+        base=Base.of(base.manifest, FLEET),
+        cohort=Cohort(salt="profile"),
+        statistics=StatisticsTask(bins=wanted.bins, low=wanted.low, high=wanted.high),
+        upload=Upload(bucket=FLEET, prefix=update_prefix(FLEET, number)),
+    )
+    for device in range(simulation.devices):
+        thing = thing_name(device)
+        path = folder / f"{thing}.safetensors"
+        measure(examples.of(device), base.manifest, announced, thing, path, earlier)
+        done(device)
+    source = Folder(folder)
+    expected = Expected(
+        base_sha256=base.manifest.parameters_sha256,
+        graph_sha256=base.manifest.graph_sha256,
+        fleet=FLEET,
+        round=number,
+        checks=simulation.fleet.checks,
+    )
+    layout = Layout.of(base.manifest, announced.statistics or StatisticsTask(), earlier)
+    files = Collected.of(base, source, source.list(), layout, expected)
+    profile, _ = make_profile(files, base, wanted, fleet=FLEET, number=number, made_at=_BEGINNING)
+    return profile

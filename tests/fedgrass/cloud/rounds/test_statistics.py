@@ -1,0 +1,96 @@
+"""Rounds of statistics: what is announced, what is counted, and with which settings there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fedgrass.cloud.rounds.record_update import record_update
+from fedgrass.cloud.rounds.start_aggregation import start_aggregation
+from fedgrass.cloud.rounds.tokens import TokenRequest
+from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.exposure import against_round
+from fedgrass.protocol.messages import MAX_MESSAGE_BYTES, Announcement
+from fedgrass.protocol.profile import ProfileReference, profile_key
+from fedgrass.protocol.records import STATE_KEY
+from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.tables import load_state
+from fedgrass.protocol.writes import change, update_item
+from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet
+
+
+def announced(fleet: Fleet) -> Announcement:
+    return Announcement.decode(fleet.announcement or b"")
+
+
+def keep(fleet: Fleet, **changes: Any) -> ProfileReference:
+    state = load_state(fleet.rounds, FLEET)
+    assert state.model is not None
+    fields = {"round": 1, "key": profile_key(FLEET, 1), "sha256": "a" * 64, "bytes": 9}
+    kept = ProfileReference(**{**fields, "graph_sha256": state.model.graph_sha256, **changes})
+    put = change(put={"profile": kept.model_dump(mode="json")})
+    update_item(fleet.rounds, Key={"fleet": FLEET, "key": STATE_KEY}, **put)
+    return kept
+
+
+def test_devices_are_told_what_to_measure_and_files_are_counted(fleet: Fleet) -> None:
+    fleet.open(task="statistics", statistics={"bins": 32})
+    found = announced(fleet)
+    assert found.task == "statistics"
+    assert found.statistics is not None
+    assert (found.statistics.bins, found.statistics.profile) == (32, None)
+    assert len(fleet.announcement or b"") <= MAX_MESSAGE_BYTES
+    for thing in "abc":
+        assert record_update(fleet.services, fleet.update(thing)) == "counted"
+    start_aggregation(fleet.services, TokenRequest(round=1, token="job"))
+    [job] = fleet.sagemaker.jobs.values()
+    assert job["ProcessingResources"]["ClusterConfig"]["InstanceCount"] == 1
+
+
+def test_the_newest_profile_of_this_graph_gives_the_bounds(fleet: Fleet) -> None:
+    kept = keep(fleet)
+    fleet.open(task="statistics")
+    assert announced(fleet).statistics.profile == kept  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("kept", "wanted"), [({"graph_sha256": "b" * 64}, {}), ({}, {"low": -1.0, "high": 1.0})])
+def test_another_graphs_profile_or_the_operators_bounds_leave_it_out(
+    fleet: Fleet, kept: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    keep(fleet, **kept)
+    fleet.open(task="statistics", statistics=wanted)
+    assert announced(fleet).statistics.profile is None  # type: ignore[union-attr]
+
+
+def test_a_training_round_says_nothing_of_statistics(fleet: Fleet) -> None:
+    keep(fleet)
+    fleet.open()
+    assert announced(fleet).statistics is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"privacy": {"mode": "central"}}, "privacy.mode central"),
+        ({"privacy": {"mode": "local"}}, "privacy.mode local"),
+        ({"update": {"figures": "left_out"}}, "update.figures"),
+    ],
+)
+def test_where_devices_tell_nothing_exact_there_are_no_statistics(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        FleetSettings().overridden({**settings, "task": "statistics"})
+
+
+@pytest.mark.parametrize("wanted", [{"low": 1.0}, {"high": 1.0}, {"low": 1.0, "high": 1.0}, {"bins": 1}])
+def test_bounds_that_are_none_are_refused(wanted: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="statistics"):
+        FleetSettings().overridden({"statistics": wanted})
+
+
+def test_an_owner_who_asks_for_noise_or_masks_is_not_measured(fleet: Fleet) -> None:
+    fleet.open(task="statistics")
+    asked = announced(fleet)
+    assert "exact figures" in against_round(asked, least=1.0)
+    assert "secureHelpers" in against_round(asked, least=0.0, helpers=["key"])
+    assert against_round(asked, least=0.0) == ""

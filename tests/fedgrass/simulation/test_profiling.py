@@ -1,0 +1,97 @@
+"""The profile of virtual devices: the devices' and the job's own code, held against NumPy on all data in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import fedgrass
+from fedgrass.cli import profiles
+from fedgrass.data.digits import digits_bundle
+from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.protocol.profile import Profile
+from fedgrass.simulation.commands import app
+
+
+def test_a_fleets_profile_is_that_of_its_data_in_one_place(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(5, 2, size=(400, 8, 8, 1)).astype(np.float32)
+    y = (np.arange(400) % 10).astype(np.int32)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    np.savez(tmp_path / "other.npz", x=x[:20], y=y[:20])
+    profile = fedgrass.simulate_profile(
+        digits_bundle(),
+        tmp_path / "profile.json",
+        data=str(tmp_path / "data.npz"),
+        evaluation=str(tmp_path / "other.npz"),  # none of the data are held back
+        devices=8,
+        examples=0,
+        partition="iid",
+        statistics={"bins": 32},
+    )
+    assert profile == fedgrass.read_profile(tmp_path / "profile.json")
+    assert (profile.devices, profile.examples, profile.misfits) == (8, 400, ())
+    wide = x.reshape(400, 64).astype(np.float64)
+    np.testing.assert_allclose(np.array([f.mean for f in profile.features], float), wide.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(np.array([f.variance for f in profile.features], float), wide.var(axis=0), rtol=1e-10)
+    for at, feature in enumerate(profile.features):
+        expected, _ = np.histogram(wide[:, at], 32)
+        assert abs(np.array(feature.histogram[1:-1]) - expected).sum() <= 2  # a value on an edge
+        for one in feature.quantiles:
+            assert abs(one.value - np.quantile(wide[:, at], one.share, method="inverted_cdf")) <= one.error
+    assert [label.count for label in profile.labels] == [40] * 10
+
+
+def test_devices_that_are_only_unlike_are_not_flagged(tmp_path: Path) -> None:
+    for partition in ("dirichlet:0.3", "shards:2"):
+        profile = fedgrass.simulate_profile(
+            digits_bundle(), tmp_path / "profile.json", devices=40, examples=40, partition=partition
+        )
+        assert (profile.misfits, profile.left_out) == ((), 0), partition
+
+
+def test_the_command_shows_and_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(app, ["profile", "--devices", "6", "--examples", "20", "--set", "bins=16"])
+    assert found.exit_code == 0, found.output
+    assert "120 examples on 6 devices" in found.output
+    assert "x[0,0,0]" in found.output
+    assert (tmp_path / "profile.json").is_file()
+
+
+def test_a_page_has_a_plot_and_escapes_names(tmp_path: Path) -> None:
+    profile = fedgrass.simulate_profile(digits_bundle(), tmp_path / "profile.json", devices=5, examples=10)
+    odd = profile.features[0].model_copy(update={"name": "<script>$x^{$"})
+    profiles.write_page(profile.model_copy(update={"features": (odd, *profile.features[1:6])}), tmp_path / "page")
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "<script>" not in page
+    assert "data:image/png;base64," in page
+
+
+def test_wrong_options_and_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="bins"):
+        fedgrass.simulate_profile(digits_bundle(), tmp_path / "p.json", devices=3, statistics={"bins": 0})
+    (tmp_path / "p.json").write_text("{}")
+    with pytest.raises(DataError, match=r"p\.json: not a profile"):
+        fedgrass.read_profile(tmp_path / "p.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        fedgrass.read_profile(tmp_path / "none.json")
+
+
+def test_a_profile_survives_its_file() -> None:
+    given = {
+        "fleet": "mill",
+        "round": 1,
+        "made_at": "2026-01-01T00:00:00Z",
+        "model": "1.0.0",
+        "graph_sha256": "a" * 64,
+        "devices": 0,
+        "examples": 0,
+        "features": [{"name": "a", "count": 0, "missing": 3}],
+    }
+    profile = Profile.model_validate(given)
+    assert Profile.read(profile.to_json(), name="p") == profile
+    assert profiles.bars(profile.features[0]) == ""
