@@ -63,7 +63,7 @@ class Collected:
             What they must say of themselves.
         """
         examiner = UpdateValidator(expected)
-        screening = Screening(ModelLayout(base.manifest.parameters), source, examiner, weight=lambda _: 1.0)
+        screening = Screening(ModelLayout.of(base.manifest), source, examiner, weight=lambda _: 1.0)
         return cls(source, screening.admit(references), layout, expected, screening)
 
     def read(self) -> Iterator[tuple[str, FeatureSums]]:
