@@ -43,6 +43,7 @@ def write_archive(target: Path, files: list[Path]) -> None:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
         for file in files:
             entry = zipfile.ZipInfo(file.as_posix(), EARLIEST_ZIP_TIME)
+            # A plain file, rw-r--r--, whatever this checkout's umask: permissions are part of the archive's bytes.
             entry.external_attr = 0o100644 << 16
             archive.writestr(entry, (ROOT / file).read_bytes())
 
@@ -58,11 +59,13 @@ def build(project: Path) -> Path:
         ) from error
     recipe = (project / "recipe.yaml").resolve()
     output = project / "greengrass-build"
+    # From nothing: a file that was removed from a component must not stay in its archive.
     shutil.rmtree(output, ignore_errors=True)
     artifacts = output / "artifacts" / name / settings["version"]
     artifacts.mkdir(parents=True)
     (output / "recipes").mkdir()
     shutil.copyfile(recipe, output / "recipes" / recipe.name)
+    # The umbrella component has a recipe and no artifact.
     if project != ROOT:
         write_archive(artifacts / f"{project.name}.zip", sources(project.name))
     return output

@@ -65,6 +65,8 @@ def __getattr__(name: str) -> Any:
     from pkgutil import resolve_name
 
     try:
+        # A missing package is an extra that was not installed: say which part of the API wants it, not which import
+        # failed.
         return resolve_name(API[name])
     except ModuleNotFoundError as error:
         raise ImportError(f"fedgrass.{name} needs {error.name}: docs/python.md says which extra brings it") from error

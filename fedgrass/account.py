@@ -38,9 +38,11 @@ class Account:
         config
             A ``botocore.config.Config`` for every client; botocore's defaults if None.
         """
+        # Imported here: commands that only print help need not wait for it.
         import boto3
         import botocore.session
 
+        # botocore's own session takes a configuration for every client; boto3's has none to give.
         core = botocore.session.Session()
         if config is not None:
             core.set_default_client_config(config)

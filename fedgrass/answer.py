@@ -48,6 +48,7 @@ def notice_of(announcement: Announcement, thing: str, answer: Answer) -> UpdateN
         Without figures if the round was declined or failed; with key and digest if an update was uploaded.
     """
     fleet, number = announcement.fleet, announcement.round
+    # A decline tells its reason and nothing else: figures of training would tell of data that its owner held back.
     fields: dict[str, Any] = {"reason": as_reason(answer.reason)}
     if answer.status in ("uploaded", "evaluated"):
         fields = {"num_examples": answer.num_examples, "metrics": answer.metrics}
@@ -58,6 +59,7 @@ def notice_of(announcement: Announcement, thing: str, answer: Answer) -> UpdateN
             "bytes": answer.bytes,
             "seconds_train": round(answer.seconds, 3),
         }
+        # Exact figures beside a noisy update would give away what the noise hides.
         if announcement.update.hides_figures:
             fields |= {"num_examples": 1, "metrics": {}, "seconds_train": 0.0}
     notice = UpdateNotice(
@@ -69,6 +71,7 @@ def notice_of(announcement: Announcement, thing: str, answer: Answer) -> UpdateN
 def _with_sums(notice: UpdateNotice, answer: Answer) -> UpdateNotice:
     """Put in the sums as far as a message holds them: of all classes' scores, then of the counts alone, or none."""
     texts = {"sums": answer.sums, "base_sums": answer.base_sums}
+    # Both models lose their scores together: an AUC of one alone is compared with nothing.
     for shorter in (lambda text: text, _without_scores):
         told = notice.model_copy(update={name: text and shorter(text) for name, text in texts.items()})
         longest = max((len(text) for text in (told.sums, told.base_sums) if text), default=0)

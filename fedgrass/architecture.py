@@ -91,6 +91,7 @@ def engine_of(bundle: Bundle) -> str:
     """
     if bundle.manifest.graph_file != ARCHITECTURE:
         return "litert"
+    # The file decides which code runs, so its digest comes before its content.
     bundle.verify()
     try:
         return str(json.loads(bundle.path(ARCHITECTURE).read_bytes())["engine"])
@@ -138,6 +139,7 @@ def new_bundle(folder: Path, model: NewModel) -> Bundle:
     2
     """
     statistics, native = model.statistics, native_dtypes(model.parameters)
+    # float32 is what updates and sums are made of, whatever the model's own code uses.
     parameters = {name: np.asarray(value, np.float32) for name, value in model.parameters.items()}
     described = tuple(
         TensorDescription(name=key, shape=value.shape, dtype=value.dtype.name) for key, value in parameters.items()
@@ -152,6 +154,7 @@ def new_bundle(folder: Path, model: NewModel) -> Bundle:
     document = {"schema": 1, "engine": model.engine, "parameters": [item.model_dump(mode="json") for item in described]}
     write_atomically(folder / ARCHITECTURE, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
     tensors.save(folder / PARAMETERS, parameters)
+    # Not validated yet: a manifest must name its files, which `seal` adds, and reading it back validates all of it.
     manifest = Manifest.model_construct(
         name=model.name,
         version=model.version,

@@ -28,6 +28,7 @@ def files_of(content: bytes) -> dict[str, bytes]:
         return {}
     try:
         with zipfile.ZipFile(stream) as archive:
+            # By the archive's directory, before anything is unpacked.
             if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
                 raise BundleError(f"inference model: its files unpack to more than {MAX_BYTES} bytes")
             return {entry.filename: archive.read(entry) for entry in archive.infolist()}

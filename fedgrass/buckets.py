@@ -22,6 +22,7 @@ def owned_by(s3: S3Client, account: str) -> S3Client:
         shape = model.input_shape
         if shape is None:
             return params
+        # What the caller gave itself stands last, and wins.
         return {**{name: account for name in _MEMBERS if name in shape.members}, **params}
 
     # The stubs know handlers that return nothing; what one of this event returns takes the place of the parameters.

@@ -107,6 +107,7 @@ class Bundle:
         path = folder / MANIFEST
         try:
             with path.open("rb") as stream:
+                # One byte more than allowed, so that a file that is too long is seen as such and never read whole.
                 content = stream.read(MAX_MANIFEST_BYTES + 1)
         except OSError as error:
             raise BundleError(f"{path}: cannot be read ({error.strerror}); is {folder} a model bundle?") from error
@@ -115,6 +116,7 @@ class Bundle:
     @classmethod
     def seal(cls, folder: Path, manifest: Manifest) -> Bundle:
         """Write ``model.json`` last, with the digests of the files that lie in ``folder``."""
+        # Only files that a bundle may have: what else lies in the folder is not part of it.
         known = (GRAPH, ARCHITECTURE, PARAMETERS, INFERENCE, INFERENCE_INT8)
         present = [name for name in known if (folder / name).exists()]
         files = {
@@ -216,4 +218,5 @@ def check_parameters(parameters: Mapping[str, Array], manifest: Manifest, *, nam
             raise BundleError(
                 f"{name}: {key!r} is {found.dtype}{list(found.shape)}, the model has {description.dtype}{list(description.shape)}"
             )
+    # In the manifest's order, which the graph's inputs p0, p1, … follow.
     return {key: parameters[key] for key in expected}

@@ -22,6 +22,7 @@ def checkout() -> Path:
     ConfigurationError
         If there is none: fedgrass was installed as a wheel, and the command was started elsewhere.
     """
+    # Two files of it, so that some other project's components/ folder is not taken for ours.
     for folder in _candidates():
         if (folder / _BUILD).is_file() and (folder / "cloud" / "template.yaml").is_file():
             return folder
@@ -34,6 +35,7 @@ def checkout() -> Path:
 @cache
 def build_tool() -> ModuleType:
     """Return ``components/build.py``, which the Greengrass Development Kit runs too."""
+    # Loaded by its path: `components` is no installed package, and another of that name may be.
     spec = importlib.util.spec_from_file_location("components.build", checkout() / _BUILD)
     if spec is None or spec.loader is None:
         raise ConfigurationError(f"{_BUILD}: cannot be loaded")

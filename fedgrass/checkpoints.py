@@ -44,6 +44,7 @@ def save(path: Path, identity: str, state: FitState, seconds: float) -> None:
         "epoch": str(state.epoch),
         "losses": json.dumps(state.losses),
         "step": str(state.step),
+        # repr gives every digit: a resumed training must give the same bytes as one that was never interrupted.
         "loss_sum": repr(state.loss_sum),
         "steps": str(state.steps),
         "seconds": repr(seconds),
@@ -61,6 +62,7 @@ def load(path: Path, identity: str) -> Checkpoint | None:
         if metadata["identity"] == identity:
             state = FitState(
                 epoch=int(metadata["epoch"]),
+                # Mapped, not read: the engine copies them, and twice in memory they would not fit a small device.
                 parameters=MappedTensors(path, prefix=_PARAMETER),
                 optimizer=[stored[name] for name in sorted(stored) if name.startswith(_OPTIMIZER)],
                 losses=[float(loss) for loss in json.loads(metadata["losses"])],

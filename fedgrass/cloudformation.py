@@ -35,6 +35,7 @@ class StackOutputs:
     @property
     def account(self) -> str:
         """Number of the account."""
+        # arn:partition:iot:region:ACCOUNT:…
         return self.thing_group_arn.split(":")[4]
 
 
@@ -68,6 +69,7 @@ def stack_outputs(session: Session, fleet: str) -> StackOutputs:
         if "does not exist" not in str(error):
             raise
         raise InfrastructureError(f"fleet {fleet!r}: there is no stack {name}; deploy it first") from error
+    # Names follow from fleets' names, but a stack of that name may have been made by hand for another.
     check_owner(stack, fleet)
     found = {output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])}
     wanted = {

@@ -22,7 +22,9 @@ from fedgrass.protocol.messages import Base, Command, FitTask, Reply
 from fedgrass.protocol.names import device_topic, model_prefix
 from fedgrass.protocol.records import Device, reply_key
 
+# Between two looks for the reply: one small read of DynamoDB.
 _LOOK_SECONDS = 0.5
+# Until the command is published again: a device that was not connected has missed it.
 _AGAIN_SECONDS = 10.0
 _EXACT = frozenset({"fit", "evaluate"})
 """Commands whose answer is made of the device's data, without noise."""
@@ -77,11 +79,13 @@ class Commander:
         """
         fleet = self._account.fleet
         settings = tables.load_settings(self._account.rounds_table, fleet)
+        # The fleet's promise holds whatever the device's owner allows.
         if settings.privacy.mode in ("local", "distributed") and kind in _EXACT:
             raise CommandError(
                 f"{kind}: fleet {fleet!r} keeps privacy.mode {settings.privacy.mode}, and what the device would tell carries "
                 "no noise. Ask for it in a round"
             )
+        # A misspelt name would otherwise be waited for until the patience ends.
         if self.heard(thing) is None:
             raise CommandError(f"device {thing!r} of fleet {fleet!r} was never seen; see `fedgrass fleet list`")
         return Command(

@@ -96,6 +96,7 @@ class Control:
         fit, state = announcement.fit, announcement.base.state
         if fit.control is None or files is None:
             return None
+        # A state of another strategy lies beside the model where the fleet has just changed its strategy.
         belongs = state is not None and state.strategy == fit.control
         server = files.server if belongs and fit.control == "scaffold" else None
         fleet = {} if server is None else server_control(server, manifest)
@@ -106,6 +107,7 @@ class Control:
     def correction(self) -> Parameters | None:
         """What is added to the gradient in every step, by parameter; None for nothing."""
         own = self._own
+        # With one of SCAFFOLD's two variates only, the correction would be a push, not a difference.
         if not own or (self.kind == "scaffold" and not self.fleet):
             return None
         plain = self._plain
@@ -124,6 +126,7 @@ class Control:
         step_length
             The sum of the learning rates in between, as `step_length` gives it.
         """
+        # Mean gradient = (base - local) / Σ rates; FedDyn's linear term grows by α times the difference.
         factor = np.float32(1 / step_length if self.kind == "scaffold" else self.factor)
         plain, correction = self._plain, self.correction or {}
         after = {}
@@ -215,6 +218,7 @@ def server_control(path: Path, manifest: Manifest) -> Parameters:
 
 def server_state_bytes(manifest: Manifest) -> int:
     """Return how large a control variate's file can be."""
+    # 4 bytes for each float32; 8 are the header's length.
     return 4 * manifest.parameter_count + MAX_HEADER_BYTES + 8
 
 

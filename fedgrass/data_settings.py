@@ -18,6 +18,7 @@ MISSING = ("", "-", "--", "?", "n/a", "na", "nan", "nil", "none", "null", "<na>"
 
 SAMPLE_WEIGHT = "sample_weight"
 
+# By name too: a tab is hard to write in YAML, and trailing blanks get lost.
 _CHARACTERS = {"tab": "\t", "\\t": "\t", "space": " ", "comma": ",", "semicolon": ";", "pipe": "|"}
 
 

@@ -13,6 +13,7 @@ from fedgrass.errors import BundleError, FedgrassError, TransferError
 from fedgrass.files import flush_directory, sha256_of
 from fedgrass.protocol.messages import Base
 
+# Bytes read at a time: a model of gigabytes passes through a megabyte of memory.
 _BLOCK = 1 << 20
 
 
@@ -56,6 +57,7 @@ def fetch_bundle(store: ObjectStore, bucket: str, base: Base, folder: Path, *, m
     """
     prefix = str(PurePosixPath(base.parameters_key).parent)
     name = f"s3://{bucket}/{prefix}/{MANIFEST}"
+    # The manifest first: it says how large the rest is, and is checked against the announcement.
     manifest = manifest_of(base, _read(store, bucket, f"{prefix}/{MANIFEST}", MAX_MANIFEST_BYTES), name=name)
     wanted = {name: manifest.files[name] for name in manifest.files if name in (manifest.graph_file, PARAMETERS)}
     total = sum(description.bytes for description in wanted.values())
@@ -122,6 +124,7 @@ def fetch(store: ObjectStore, bucket: str, key: str, path: Path, *, sha256: str,
     BundleError
         If it is another object.
     """
+    # The size before the digest: hashing what is obviously another file takes seconds on a small device.
     if path.is_file() and (path.stat().st_size == size or not exact) and sha256_of(path) == sha256:
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -131,12 +134,14 @@ def fetch(store: ObjectStore, bucket: str, key: str, path: Path, *, sha256: str,
         with partial.open("wb") as stream:
             while block := _next(body, key):
                 count += len(block)
+                # Stopped at once: an object that was replaced by a larger one must not fill the disk.
                 if count > size:
                     break
                 digest.update(block)
                 stream.write(block)
             stream.flush()
             os.fsync(stream.fileno())
+        # A connection that broke off looks like this, so it is worth another try; a wrong digest is not.
         if exact and count < size:
             raise TransferError(f"s3://{bucket}/{key}: ended after {count} of {size} bytes")
         if count > size or digest.hexdigest() != sha256:
@@ -154,6 +159,7 @@ def _read(store: ObjectStore, bucket: str, key: str, most: int) -> bytes:
     body = _open(store, bucket, key)
     try:
         parts, count = [], 0
+        # One block more than allowed is read at most; whoever parses it sees that it is too long.
         while count <= most and (block := _next(body, key)):
             parts.append(block)
             count += len(block)
@@ -184,6 +190,7 @@ def _next(body: Any, key: str) -> bytes:
 
 def _translated(name: str, error: Exception) -> FedgrassError:
     code = getattr(error, "response", {}).get("Error", {}).get("Code", type(error).__name__)
+    # S3 answers 403 for a missing key without the right to list, so only these mean that waiting is of no use.
     if code in ("NoSuchKey", "NoSuchBucket", "404"):
         return BundleError(f"{name}: does not exist")
     return TransferError(f"{name}: cannot be read ({code})")

@@ -27,6 +27,7 @@ def first_problem(error: ValidationError, whole: str = "document", *, prefix: st
     str
         The field and what is wrong with it.
     """
+    # One at a time: most often the others follow from the first.
     first = error.errors()[0]
     where = prefix + ".".join(str(part) for part in first["loc"]) if first["loc"] else whole
     problem = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]

@@ -68,9 +68,11 @@ def evaluate(engine: Engine, data: Split, compare: Parameters | None = None) -> 
     metrics, sums = _figures(engine, data)
     if compare is None:
         return Evaluated(examples, metrics, sums)
+    # The same engine and examples: two engines would take twice the memory.
     engine.set_parameters(compare)
     base, base_sums = _figures(engine, data)
     # A message holds so many figures; those that the cloud makes of the sums itself are not missed.
+    # In pairs: a figure of one model alone cannot be compared.
     both = [(name, value) for name, value in metrics.items() if name in base]
     told = [pair for name, value in both for pair in ((name, value), (f"base_{name}", base[name]))]
     return Evaluated(examples, dict(told[:MOST_METRICS]), sums, base_sums)
@@ -84,6 +86,7 @@ def _figures(engine: Engine, data: Split) -> tuple[Metrics, str | None]:
     told = {name: found[name] for name in ("loss", "accuracy") if name in found} | others(found)
     own = {n: v for n, v in found.items() if n not in told and n != "examples" and len(n) <= LONGEST_METRIC}
     told |= {name: value for name, value in own.items() if math.isfinite(value)}
+    # Loss and accuracy come first, so what is cut off are figures of the user's own.
     told = dict(list(told.items())[:MOST_METRICS])
     sums = found.sums if isinstance(found, Measured) else None
     return told, None if sums is None else sums.encode()

@@ -58,6 +58,7 @@ def last_failure(account: Account) -> FailedExecution | None:
     """Return the newest execution if it has failed, timed out or been stopped; None otherwise."""
     client = account.step_functions
     listed = client.list_executions(stateMachineArn=account.stack.state_machine_arn, maxResults=1)["executions"]
+    # PENDING_REDRIVE is an execution that somebody has asked Step Functions to take up again.
     if not listed or listed[0]["status"] in {"RUNNING", "SUCCEEDED", "PENDING_REDRIVE"}:
         return None
     return _described(client, listed[0]["executionArn"])
@@ -78,6 +79,7 @@ def lost_events(account: Account) -> list[LostEvent]:
     answer = account.session.client("sqs").receive_message(
         QueueUrl=queue, MaxNumberOfMessages=_MOST, VisibilityTimeout=0, AttributeNames=["SentTimestamp"]
     )
+    # With a visibility timeout of 0 one answer may hold a message twice.
     seen = {message["MessageId"]: message for message in answer.get("Messages", [])}
     return sorted((_read(message) for message in seen.values()), key=lambda event: event.at)
 
@@ -134,6 +136,7 @@ def require_begun(
     """
     client, until = account.step_functions, clock() + patience
     while clock() < until:
+        # The lock, not the execution's history: it is what a round that opened leaves, and reading it is cheap.
         lock = tables.load_state(account.rounds_table, account.fleet).open
         if lock is not None and lock.execution == execution:
             return True

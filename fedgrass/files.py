@@ -20,11 +20,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     A reader, or a power cut, sees the old file or the new one and nothing between.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its target, since a rename is atomic within one file system only; named by process, so that two do not
+    # share it.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as stream:
             yield stream
             stream.flush()
+            # Before the rename: after a power cut the name could otherwise lead to a file of zeros.
             os.fsync(stream.fileno())
         partial.replace(path)
     except BaseException:

@@ -50,6 +50,7 @@ class Floors:
             If it would be less than a floor.
         """
         used = len(data) if fit.max_examples is None else min(fit.max_examples, len(data))
+        # With a weight of nearly 0 for all classes but one, an operator could single out a few examples.
         counting = used if not isinstance(fit.class_weight, Mapping) else math.floor(used * _share(data, fit, manifest))
         asked = f"fit.max_examples {fit.max_examples}, " if fit.max_examples is not None else ""
         if counting < self.examples:

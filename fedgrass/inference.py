@@ -56,6 +56,7 @@ def with_parameters(content: bytes, constants: Iterable[Constant], parameters: P
     """
     patched = bytearray(content)
     for constant in constants:
+        # The converter may have transposed a kernel; the manifest keeps how.
         value = np.asarray(parameters[constant.parameter], dtype="<f4").transpose(constant.axes).tobytes()
         if constant.offset + len(value) > len(patched):
             raise BundleError(
@@ -80,6 +81,7 @@ def pruned(parameters: Parameters, sparsity: float) -> Parameters:
         if value.ndim < 2 or count == 0:
             return value
         kept: Array = value.copy()
+        # A partition finds the smallest in linear time; their order means nothing.
         kept.reshape(-1)[np.argpartition(np.abs(value), count - 1, axis=None)[:count]] = 0
         return kept
 
@@ -177,10 +179,12 @@ def write_bundle(
         If the parameters are another model's, or not finite, or the base cannot be read or patched.
     """
     parameters = check_parameters(parameters, base.manifest)
+    # Before anything is written: NaN would load, run and answer NaN on each device.
     for name, value in parameters.items():
         if not np.isfinite(value).all():
             raise BundleError(f"parameters: {name!r} has values that are not finite; a model with it is useless")
     manifest = parse_manifest(base.manifest.model_copy(update={"version": version}).to_json())
+    # Read before anything in the folder is replaced, as base and folder may be the same.
     graph = _read(base.path(manifest.graph_file))
     application: dict[str, bytes] = {}
     if INFERENCE in manifest.files:

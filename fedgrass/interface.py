@@ -77,6 +77,7 @@ def problem_of(
     ):
         if not parts:
             continue
+        # A row is float32 whatever its parts are.
         if (row.shape, row.dtype) != ((sum(part.size for part in parts),), "float32"):
             return f"{what} have {sum(part.size for part in parts)} values, their row is {row.dtype}{list(row.shape)}"
     names = [part.name for part in (*inputs, *(head.output for head in outputs))]

@@ -56,6 +56,7 @@ class KeptState:
 
     def keep(self, before: Parameters, after: Parameters) -> None:
         """Write both; to be done before the update is written."""
+        # A first round that kept nothing leaves no file.
         if not before and not after:
             return
         stored: dict[str, Array] = {f"before/{name}": value for name, value in before.items()}
@@ -66,4 +67,5 @@ class KeptState:
         if self.durable:
             tensors.save(self.path, stored, metadata)
         else:
+            # In a simulation, where flushing each of a thousand files would take longer than training.
             self.path.write_bytes(b"".join(tensors.encode(stored, metadata)))

@@ -16,6 +16,7 @@ from typing import TextIO
 
 from fedgrass.events import EVENTS, Event
 
+# Events that are known to have been said: bounded, since reasons may differ each time.
 _REMEMBERED = 1000
 _UNLISTED = Event(logging.INFO, "An event of somebody else's program.")
 # They say at each attempt, or in a way of their own, what ours say once.
@@ -41,6 +42,7 @@ class JsonLines(logging.Formatter):
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
+            # Libraries log sentences; their text must not pass for an event's name.
             "event": "library_message" if ours is None else record.getMessage(),
             "logger": record.name,
             **self._context,
@@ -48,6 +50,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
+        # What JSON does not know is written as text: a log line must not fail for what it tells.
         return json.dumps(line, default=str)
 
 
@@ -83,6 +86,7 @@ def configure(*handlers: logging.Handler, level: int = logging.INFO, **context: 
     used = handlers or (logging.StreamHandler(sys.stdout),)
     for handler in used:
         handler.setFormatter(JsonLines(context))
+    # force: libraries may have set handlers of their own before.
     logging.basicConfig(level=level, handlers=list(used), force=True)
     for name, quieter in _QUIETER.items():
         logging.getLogger(name).setLevel(quieter)
@@ -146,6 +150,7 @@ class Log:
         shown = {field: value for field, value in {**self._fields, **fields}.items() if value is not None}
         if event.once and not self._is_new(name, fields):
             return
+        # The heartbeat carries a component's last trouble to the cloud, so it is kept in words.
         if event.level >= logging.WARNING:
             cause, words = fields.get("reason") or fields.get("error"), _in_words(name)
             self.trouble(f"{words}: {cause}" if cause else words)
@@ -158,6 +163,7 @@ class Log:
         with self._lock:
             if said in self._said:
                 return False
+            # Started over rather than the oldest dropped: an event said twice does no harm.
             if len(self._said) >= _REMEMBERED:
                 self._said.clear()
             self._said.add(said)

@@ -154,6 +154,7 @@ class Manifest(_Model):
         missing = {PARAMETERS, *needed} - self.files.keys()
         if missing:
             raise ValueError(f"files lacks {', '.join(sorted(missing))}")
+        # Names become paths on the device: one with a slash or dots could lead out of the folder.
         if any("/" in name or name.startswith(".") for name in self.files):
             raise ValueError("file names must be plain")
         if wrong := problem_of(self.inputs, self.outputs, x=self.x, y=self.y, output=self.output):
@@ -183,6 +184,8 @@ class Manifest(_Model):
     def graph_sha256(self) -> str:
         """Digest of the training graph, and of which parameters are local: two models with the same one can be averaged."""
         graph = self.files[self.graph_file].sha256
+        # Two fleets may keep other layers for themselves with one graph: their updates hold other parameters, and
+        # must not meet.
         own = [parameter.name for parameter in self.local_parameters]
         return hashlib.sha256("\n".join([graph, *own]).encode()).hexdigest() if own else graph
 
@@ -227,6 +230,7 @@ def parse_manifest(content: bytes, *, name: str = MANIFEST) -> Manifest:
     BundleError
         If they are too many, or not a valid manifest.
     """
+    # Before it is parsed.
     if len(content) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{name}: more than {MAX_MANIFEST_BYTES} bytes")
     try:

@@ -44,6 +44,7 @@ class MappedTensors(Mapping[str, Array]):
     def __init__(self, path: Path, *, max_bytes: int = 4 << 30, prefix: str = "") -> None:
         with opened(path, max_bytes) as (stream, file_bytes):
             header = read_header(stream, file_bytes=file_bytes, name=str(path))
+            # The descriptor, not the name: the file may be replaced while tensors of it are in use.
             self._file = os.dup(stream.fileno())
         weakref.finalize(self, os.close, self._file)
         self._begin = header.data_offset
@@ -53,9 +54,11 @@ class MappedTensors(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         """Map a tensor; read only."""
         spec = self.specs[name]
+        # An empty range cannot be mapped.
         if not spec.nbytes:
             return np.empty(spec.shape, spec.dtype)
         begin = self._begin + spec.begin
+        # A mapping begins at a page; the tensor begins some bytes into it.
         skipped = begin % mmap.ALLOCATIONGRANULARITY
         mapped = mmap.mmap(self._file, spec.nbytes + skipped, access=mmap.ACCESS_READ, offset=begin - skipped)
         return np.frombuffer(mapped, np.uint8)[skipped:].view(spec.dtype).reshape(spec.shape)

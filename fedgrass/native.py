@@ -11,6 +11,7 @@ from fedgrass.bundle import Native
 from fedgrass.errors import BundleError
 from fedgrass.tensors import Array
 
+# The largest whole number up to which float32 holds all of them.
 _LARGEST_EXACT = 1 << 24
 
 
@@ -61,6 +62,8 @@ def as_native(value: Array, dtype: Native | None) -> Array:
     if dtype is None or dtype.startswith("float"):
         return value.astype(dtype or value.dtype)
     if dtype == "bool":
+        # A mean of yes and no over devices: the majority decides.
         return np.asarray(value > 0.5)
     bounds = np.iinfo(dtype)
+    # An average of counters is a fraction, and a server's step may take it beyond the dtype's range.
     return np.clip(np.rint(value.astype(np.float64)), bounds.min, bounds.max).astype(dtype)

@@ -81,6 +81,7 @@ def discrete_gaussian(seed: bytes, size: int, deviation: int) -> Iterator[Intege
 
 def noise_block(seed: bytes, index: int, count: int, deviation: int) -> Integers:
     """Return the first ``count`` integers of one of the blocks of `discrete_gaussian`; there are `BLOCK` in each but the last."""
+    # One stream for each block, so that a block can be made by itself, whatever came before.
     bits, found, drawn = _Bits(seed + index.to_bytes(8, "big")), [], 0
     while drawn < count:
         # A little less than half of what is proposed is accepted.
@@ -121,6 +122,7 @@ class Grid:
         deviation
             In the values' own unit, above 0.
         """
+        # deviation = m · 2^exponent with 0.5 ≤ m < 1, so that deviation / step lies between 2^24 and 2^25.
         _, exponent = math.frexp(deviation)
         step = math.ldexp(1.0, exponent - 25)
         return cls(step, math.ceil(deviation / step))
@@ -204,6 +206,7 @@ class _Bits:
         """Return uniform integers below ``bound``: as many bits as it has, drawn again where they are too large."""
         if bound == 1:
             return np.zeros(count, np.uint64)
+        # The upper bits of each word. Taking words modulo the bound would favour small numbers.
         shift = np.uint64(64 - (bound - 1).bit_length())
         found: _Words = self.words(count) >> shift
         while len(again := np.flatnonzero(found >= bound)):
@@ -216,6 +219,7 @@ def _accepted(bits: _Bits, proposals: int, deviation: int) -> Integers:
     sign, size = _laplace(bits, proposals, deviation)
     distance = size.astype(np.int64) - deviation
     squares = np.square(distance).astype(np.uint64)
+    # Accept x with probability exp(-(|x| - σ)² / 2σ²): the quotient of the two distributions, up to a constant.
     keep = _bernoulli_exp(bits, squares, 2 * deviation * deviation)
     found = size[keep].astype(np.int64)
     return np.where(sign[keep], -found, found)
@@ -223,6 +227,7 @@ def _accepted(bits: _Bits, proposals: int, deviation: int) -> Integers:
 
 def _laplace(bits: _Bits, proposals: int, scale: int) -> tuple[NDArray[np.bool_], _Words]:
     """Return signs and sizes of discrete Laplace numbers, fewer than were proposed (algorithm 2)."""
+    # |x| = rest + scale · whole, with whole geometric: exp(-|x| / scale) falls apart into the two.
     rest = bits.below(scale, proposals)
     rest = rest[_bernoulli_exp(bits, rest, scale)]
     whole = np.zeros(len(rest), np.uint64)
@@ -258,6 +263,7 @@ def _below_one(bits: _Bits, numerators: _Words, denominator: int) -> NDArray[np.
     on = np.arange(len(numerators))
     k = 1
     while len(on):
+        # A success with probability x exactly: integers are compared, nothing is divided.
         go = bits.below(denominator, len(on)) < numerators[on]
         if k > 1:
             go &= bits.below(k, len(on)) == 0

@@ -68,6 +68,7 @@ class Schedule(_Model):
     def multiple(self, step: int) -> float:
         """Return what the rate is multiplied by at a step of the round, from 0."""
         if self.name == "piecewise":
+            # A step at a boundary still has the rate before it, as in Keras.
             return self.multiples[sum(step > boundary for boundary in self.boundaries)]
         if self.name == "cosine":
             return self._cosine(step)
@@ -84,6 +85,7 @@ class Schedule(_Model):
         return (1 - self.end) * 0.5 * (1 + math.cos(math.pi * share)) + self.end
 
     def _polynomial(self, step: int) -> float:
+        # With `cycle` the decay starts again, each time over the next multiple of decay_steps.
         length = self.decay_steps * (max(math.ceil(step / self.decay_steps), 1) if self.cycle else 1)
         return float((1.0 - self.end) * (1 - min(step, length) / length) ** self.power + self.end)
 

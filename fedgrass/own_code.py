@@ -45,6 +45,7 @@ def own_code(what: str, kind: type[FedgrassError] = EngineError) -> Iterator[Non
         yield
     except (FedgrassError, MemoryError, Passing):
         raise
+    # SystemExit as well: a script's sys.exit() must not take the component with it.
     except (Exception, SystemExit) as error:
         reason = as_itself(error)
         _LOG.log_event("own_code_failed", what=what, reason=reason)
@@ -54,6 +55,7 @@ def own_code(what: str, kind: type[FedgrassError] = EngineError) -> Iterator[Non
 def as_itself(error: BaseException) -> str:
     """Return an exception's name and message, and the innermost line of code that is neither ours nor a library's."""
     frames = traceback.extract_tb(error.__traceback__)
+    # The user looks for the line of their own that failed; the deepest one is most often in a library.
     own = [one for one in frames if _OURS not in Path(one.filename).parents and "site-packages" not in one.filename]
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if not (shown := own or frames):

@@ -61,6 +61,7 @@ class Own:
         """
         if path is None or not manifest.local_parameters:
             return cls()
+        # graph_sha256 of this copy is the model's own, which is what the state is bound to.
         own = manifest.model_copy(update={"parameters": manifest.local_parameters})
         return cls(KeptState(path, own, identity, owner=_OWNER, durable=durable))
 
@@ -138,6 +139,7 @@ def write_personal(bundle: Bundle, own: Parameters, folder: Path) -> Bundle:
     manifest = bundle.manifest
     folder.mkdir(parents=True, exist_ok=True)
     tensors.save(folder / PARAMETERS, {**bundle.parameters(), **own})
+    # A hard link: the graph is the same file, and may be as large as the parameters.
     _linked(bundle.path(manifest.graph_file), folder / manifest.graph_file)
     if INFERENCE in manifest.files:
         places = [constant for constant in manifest.constants if constant.parameter in own]
@@ -210,6 +212,7 @@ def local_names(
 
 def _named(pattern: str, names: Sequence[str], statistics: Collection[str], outputs: int) -> set[str]:
     if pattern == "bn":
+        # A normalization is recognised by its statistics; its scale and offset have the same layer.
         layers = {layer_of(name) for name in statistics}
         return {name for name in names if layer_of(name) in layers}
     if pattern == "head":

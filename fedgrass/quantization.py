@@ -36,6 +36,7 @@ def quantized(content: bytes) -> bytes | None:
     """
     from ai_edge_litert import schema_py_generated as schema
 
+    # The schema's file identifier: flatbuffers would read anything.
     if content[4:8] != b"TFL3":
         raise BundleError("inference model: is no LiteRT model; export the bundle again")
     try:
@@ -101,6 +102,7 @@ def _int8(values: Array, axis: int) -> tuple[Array, Array]:
     # A channel of zeros would have a scale of 0, by which nothing can be divided.
     scales = (np.where(largest > 0, largest, 1.0) / 127).astype(np.float32)
     shape = [-1 if other == axis else 1 for other in range(values.ndim)]
+    # ±127, not -128: symmetric, as LiteRT's kernels ask of weights.
     return np.clip(np.rint(values / scales.reshape(shape)), -127, 127).astype(np.int8), scales
 
 
@@ -110,6 +112,7 @@ def _copy_of(schema: ModuleType, tensor: schema.TensorT) -> schema.TensorT:
     copy.name = tensor.name + b"/float"
     copy.shape = tensor.shape
     copy.type = tensor.type
+    # By convention the empty buffer: a tensor that is computed.
     copy.buffer = 0
     return copy
 
@@ -117,6 +120,7 @@ def _copy_of(schema: ModuleType, tensor: schema.TensorT) -> schema.TensorT:
 def _insert_dequantize(
     schema: ModuleType, model: schema.ModelT, subgraph: schema.SubGraphT, source: int, target: int
 ) -> None:
+    # Every user of the constant reads the float copy from now on.
     for operator in subgraph.operators:
         operator.inputs = np.where(operator.inputs == source, target, operator.inputs).astype(np.int32)
     builtin = schema.BuiltinOperator.DEQUANTIZE

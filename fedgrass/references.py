@@ -19,6 +19,7 @@ from typing import Any
 from fedgrass.errors import ConfigurationError
 
 _REFERENCE = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
+# A module longer than this is not read: a class that nobody finds is refused, which is the safe side.
 _MAX_SOURCE_BYTES = 1 << 20
 _DEEPEST = 10  # from a class to its base to that one's base
 
@@ -57,6 +58,7 @@ def subclass(reference: str, bases: Sequence[str]) -> type[object]:
     module, name = split_reference(reference)
     expected = " or ".join(bases)
     roots = {base.rpartition(".")[0] for base in bases}
+    # A loaded module has run already, so there is nothing left to protect.
     if module not in sys.modules and not _is_below(module, name, roots, _DEEPEST):
         raise ConfigurationError(
             f"{reference!r}: no source found that declares class {name} below {expected}; it was not imported. Is it installed "
@@ -77,6 +79,7 @@ def function(reference: str) -> Callable[..., Any]:
     ):
         raise ConfigurationError(f"{reference!r}: no source found that declares function {name}; it was not imported")
     found = _imported(reference, module, name)
+    # `__module__`, so that a name that the module only imported (os.system, say) is not called.
     if not callable(found) or isinstance(found, type) or getattr(found, "__module__", None) != module:
         raise ConfigurationError(f"{reference!r}: is not a function of that module's own")
     declared: Callable[..., Any] = found
@@ -114,6 +117,7 @@ def _is_below(module: str, name: str, roots: set[str], left: int) -> bool:
             case ast.ClassDef(name=declared, bases=bases):
                 if declared == name:
                     dotted = [_dotted(base, known) for base in bases]
+                    # The bases as they are written: aliases were followed above.
                     return any(
                         _is_below(*one, roots, left - 1) for base in dotted if (one := _parted(base)) is not None
                     )
@@ -170,6 +174,7 @@ def _spec(module: str) -> ModuleSpec | None:
     spec: ModuleSpec | None = None
     parts = module.split(".")
     for end in range(1, len(parts) + 1):
+        # Part by part: importlib.util.find_spec imports the packages on the way.
         spec = PathFinder.find_spec(".".join(parts[:end]), places)
         places = None if spec is None else spec.submodule_search_locations
         if spec is None or (places is None and end < len(parts)):

@@ -81,8 +81,10 @@ class Registry(Generic[T]):
         ConfigurationError
             If there is none of that name, two packages register it, it cannot be imported, or it is no such part.
         """
+        # Built-in names first: an installed package must not take the place of one of ours.
         if name in self.built_in():
             return cast(T, getattr(importlib.import_module(f"{self.package}.{name}"), self.kind))
+        # By value: one package found twice on the path is no conflict.
         found = {one.value: one for one in self._entry_points() if one.name == name and _NAME.fullmatch(name)}
         if not found:
             raise ConfigurationError(f"{self.kind} {name[:200]!r}: expected one of {self.choices()}")
@@ -116,5 +118,6 @@ def _assigning(package: str, kind: str) -> tuple[str, ...]:
     """Return the names of a package's modules that assign ``kind``, in order; nothing is imported."""
     below = package.partition(".")[2].split(".")
     assigns = re.compile(rf"^{kind} = ", re.MULTILINE)
+    # Every folder of the package's path: it may have several.
     files = [path for folder in fedgrass.__path__ for path in Path(folder, *below).glob("*.py")]
     return tuple(sorted({path.stem for path in files if assigns.search(path.read_text(encoding="utf-8"))}))

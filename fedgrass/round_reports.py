@@ -111,6 +111,7 @@ def reports(fleet: str, limit: int = 20) -> Iterator[RoundReport]:
         key = report_key(fleet, record.round)
         try:
             stored = account.s3.get_object(Bucket=account.stack.bucket, Key=key)
+        # A round that ended before its job ran.
         except account.s3.exceptions.NoSuchKey:
             continue
         yield RoundReport.read(stored["Body"].read(), name=f"s3://{account.stack.bucket}/{key}")

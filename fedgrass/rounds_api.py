@@ -37,6 +37,7 @@ def start_rounds(account: Account, overrides: dict[str, Any]) -> Started:
         If a round is open.
     """
     settings = tables.load_settings(account.rounds_table, account.fleet).overridden(overrides)
+    # Refused here, where a person reads it, and not by an execution that fails a moment later.
     state = require_no_open_round(account)
     started = account.step_functions.start_execution(
         stateMachineArn=account.stack.state_machine_arn, input=json.dumps(overrides)

@@ -90,6 +90,7 @@ class Silo:
         from botocore.exceptions import ClientError
 
         number, short = split_name(name)
+        # Before a role is assumed: the mistake is in the fleet's own settings.
         if name not in tables.load_settings(account.rounds_table, account.fleet).silos:
             raise ConfigurationError(
                 f"silo {name!r} is none of fleet {account.fleet!r}: list it with `fedgrass fleet settings --set silos=[...]`, "
@@ -132,6 +133,7 @@ class Silo:
                 f"`fedgrass silo stop {self.name}`"
             )
         now = datetime.now(timezone.utc)
+        # Time first, so that names sort; the rest tells two starts within a second apart.
         execution = f"{now:%y%m%d%H%M%S}-{secrets.token_hex(3)}"
         try:
             self._executions.start_execution(
@@ -167,6 +169,7 @@ class Silo:
             job = self._sagemaker.describe_training_job(TrainingJobName=name)
             status, reason = job["TrainingJobStatus"], job.get("FailureReason", "")
         elif execution["status"] in _NOT_STARTED:
+            # The state machine ended without starting a job, so SageMaker knows of none.
             status, reason = "refused", described.get("cause") or _NOT_STARTED[execution["status"]]
         return Job(name, execution["startDate"], _rounds(described.get("input")), status, reason)
 

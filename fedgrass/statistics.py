@@ -34,6 +34,7 @@ def inferred_statistics(parameters: Sequence[TensorDescription]) -> dict[str, St
     for separator, mean, variance in _PAIRS:
         for name, shape in shapes.items():
             layer, _, last = name.rpartition(separator)
+            # A model that is one layer has no layer's name before the statistic's.
             other = f"{layer}{separator}{variance}" if layer else variance
             if last == mean and shapes.get(other) == shape:
                 found |= {name: "mean", other: "variance"}

@@ -30,6 +30,7 @@ from fedgrass.files import replacing
 
 Array = NDArray[Any]
 
+# More than any layer's kernel has.
 MAX_DIMENSIONS = 8
 
 _DTYPES = {
@@ -182,6 +183,7 @@ def read_into(stream: BinaryIO | Readable, array: Array, *, name: str) -> None:
         If the stream ends before the array is full.
     """
     view = array.reshape(-1).view(np.uint8).data
+    # A stream may give less than was asked for, as sockets do.
     while view:
         count = stream.readinto(view)  # type: ignore[union-attr]
         if not count:
@@ -310,10 +312,12 @@ def _decode_known(text: bytes, known: Known) -> tuple[Any, Specs | None]:
 
 
 def _specs(header: dict[str, Any], name: str) -> Specs:
+    # Each entry becomes Python objects many times its size in the file.
     if len(header) > MAX_TENSORS:
         raise TensorFileError(f"{name}: {len(header)} tensors; at most {MAX_TENSORS} are accepted")
     specs = tuple(sorted((_spec(key, entry, name) for key, entry in header.items()), key=lambda t: (t.begin, t.end)))
     position = 0
+    # In the order of their bytes; sorted, holes and overlaps both show as a wrong beginning.
     for tensor in specs:
         if tensor.begin != position:
             raise TensorFileError(
@@ -342,6 +346,7 @@ def _spec(key: str, entry: Any, name: str) -> TensorSpec:
 
 
 def _is_sizes(value: Any) -> bool:
+    # `type(...) is int`, because True is an int to isinstance. Below 2^48 no product of sizes gets out of hand.
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 48 for item in value)
 
 

@@ -137,11 +137,13 @@ def train(
         If a hook did; the checkpoint stays.
     """
     hooks = hooks or Hooks()
+    # Over the whole announcement: a checkpoint made with other settings is not gone on with.
     identity = hashlib.sha256(announcement.encode() + thing.encode()).hexdigest()
     manifest = base.manifest
     control = Control.of(announcement, manifest, files.control, identity)
     own = Own.of(manifest, files.own, identity)
     earlier = checkpoints.load(files.checkpoint, identity)
+    # As if it had begun earlier, so that times add up over restarts.
     started = clock() - (earlier.seconds if earlier else 0.0)
 
     def saved_then(hook: Callable[[FitState], None]) -> Callable[[FitState], None]:
@@ -168,6 +170,7 @@ def train(
     local = last.state.parameters if last is not None and whole else fitted.parameters
     header, examples = fitted.header, fitted.num_examples
     del fitted  # with what its engine lends, and so with the engine
+    # Both states are kept before the update is written: a kill in between repeats the round from the former ones.
     own.keep(local)
     if control is not None:
         control.keep(base.stored_parameters(), local, header.metrics.get(STEP_LENGTH, 1.0))

@@ -41,8 +41,11 @@ from fedgrass.protocol.names import (
 
 M = TypeVar("M", bound=Message)
 
+# A tenth of the interval: devices that a deployment started at once must not beat in step.
 _JITTER = 0.1
+# The trainer repeats its status every 30 s by default: four of them missed.
 _SILENCE_SECONDS = 120.0
+# Between two looks at the trainer's lock: two system calls.
 _LOOK_SECONDS = 2.0
 _NAMED_EVERY = 10  # heartbeats
 _RELAUNCH_SECONDS = 6.0  # what the nucleus takes to restart a component is no trouble
@@ -85,6 +88,8 @@ class Absence:
             return gone
         if self._since is None:
             self._since, self._exit_code = self._clock(), seen.exit_code
+        # Asked until systemd has given it up: nothing changes after that without a new deployment, which restarts the
+        # trainer.
         if self._unit is None or not self._unit.given_up:
             self._unit = self._ask(self._component)
         return True
@@ -95,6 +100,7 @@ class Absence:
             return ""
         gone = self._clock() - self._since
         given_up = self._given_up()
+        # A restart must not make a round's opening leave this device out.
         if gone < _RELAUNCH_SECONDS and not given_up:
             return ""
         advice = "; the nucleus has given it up: deploy again" if given_up else ""
@@ -114,6 +120,7 @@ class Absence:
         """Whether the nucleus starts it no more: systemd knows, and the classic nucleus counts three errors in an hour."""
         if self._unit is not None:
             return self._unit.given_up
+        # On the classic nucleus nobody can be asked; its own rule is applied to what the process left.
         failed = self._since is not None and self._exit_code != 0 and self._clock() - self._since >= _RELAUNCH_SECONDS
         return failed and life.starts_within_an_hour(self._work) >= life.STARTS_AN_HOUR
 
@@ -165,6 +172,7 @@ class Heartbeat:
         self._ipc.on_local(MODEL_ACTIVE_TOPIC, lambda payload: post(lambda: self.deployer_said(payload)))
         self._settings.follow()
         self._outbox.start()
+        # Before the first beat, which would say that the trainer has not reported yet.
         self._recall()
         self.beat()
         self._device.loop.every(self._interval, self.beat)
@@ -213,6 +221,7 @@ class Heartbeat:
 
     def look(self) -> None:
         """See whether the trainer's process is there; that it is gone is told at once, and that it is back."""
+        # Only a change is told at once: a round may be waiting for this device.
         if self._absence.look() and self._ability()[:2] != self._said_able:
             self.beat()
 
@@ -261,6 +270,7 @@ class Heartbeat:
 
     def _ability(self) -> tuple[bool, bool, str]:
         """Whether the trainer would train, whether it runs, and why not."""
+        # What can be seen comes before what was said: a process that is gone may have called itself able.
         if absent := self._absence.reason():
             return False, False, absent
         if self._trainer is None:

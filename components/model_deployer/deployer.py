@@ -82,6 +82,7 @@ class ModelDeployer:
             self._log.log_event("local_message_ignored", reason=str(error))
             return
         active = self._store.active()
+        # A word about a model that is no longer active comes too late to act on.
         if status.healthy or active is None or status.model_version != active.manifest.version:
             return
         try:
@@ -97,6 +98,7 @@ class ModelDeployer:
 
     def _do(self, command: Command) -> None:
         try:
+            # A command is repeated after a crash; rolling back twice would lead to the model before the one before.
             if self._store.active() is None or self._rolled_back_by(command) is None:
                 self._roll_back(f"command {command.id}: {command.reason}", to=command.version)
             active = self._store.active()
@@ -119,8 +121,11 @@ class ModelDeployer:
         """Report every admission that was not reported, say which model is active, and delete old ones."""
         new = [admission for admission in self._store.admissions() if admission.number > self._reported.value]
         for admission in new:
+            # In order: a later outcome must not reach the cloud before an earlier one that is still to be kept.
             if not self._report(admission):
                 break
+        # At each scan, since local messages are not retained: an application that starts later hears it within half a
+        # minute.
         self._announce()
         if new:
             self._prune()
@@ -137,6 +142,7 @@ class ModelDeployer:
             active_version=admission.active_version,
             metrics=admission.metrics,
         )
+        # With the time: after a store was lost, numbers start over, and must not meet keys that were sent.
         key = f"admission-{admission.number:08d}-{admission.at.timestamp():.6f}"
         try:
             self._outbox.put(key, device_topic(fleet, thing, "model"), notice.encode())

@@ -60,6 +60,7 @@ def why_not() -> str:
     library = c_library()
     if not library.startswith("glibc"):
         return "there are no wheels of LiteRT for this C library"
+    # "glibc 2.31" gives (2, 31).
     found = tuple(int(part) for part in library.split()[-1].split(".")[:2] if part.isdigit())
     if platform.machine() == "aarch64" and found < (2, 30):
         return "LiteRT cannot be loaded with this C library"
@@ -71,6 +72,7 @@ def digest_of(files: list[Path], base: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(files):
         content = file.read_bytes()
+        # Name and length go in too, so that moving bytes from one file to the next changes the digest.
         digest.update(f"{file.relative_to(base).as_posix()}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:16]
 
@@ -80,6 +82,7 @@ def point(link: Path, target: Path) -> None:
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target)
+    # Renamed over the old link: no moment in which a component finds none.
     fresh.replace(link)
 
 
@@ -116,9 +119,11 @@ def make_venv(venv: Path, temporary: Path) -> list[str]:
 
 def install_packages(requirements: Path, work: Path) -> Path:
     """Return the venv with exactly these packages, made now if it is not there."""
+    # By Python's version too: compiled wheels of one do not load in another.
     tag = f"{digest_of([requirements], requirements.parent)}-{sys.version_info.major}.{sys.version_info.minor}"
     venv = work / "venvs" / tag
     complete = venv / ".complete"
+    # Written last: a venv that a power cut left half made has no such file.
     if complete.exists():
         log_event("packages_in_place", tag=tag)
         return venv
@@ -134,6 +139,7 @@ def install_packages(requirements: Path, work: Path) -> Path:
     try:
         pip = make_venv(venv, temporary)
         fill(venv, pip, requirements, work / "wheelhouse", temporary)
+        # Before it is put in place: what cannot be loaded leaves the former venv at work.
         load(venv, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -174,6 +180,7 @@ def fill(venv: Path, pip: list[str], requirements: Path, wheelhouse: Path, tempo
         "--no-input",
         "--no-cache-dir",
         "--no-deps",
+        # Bytecode is written when a module is first imported, and many never are: it spares disk.
         "--no-compile",
         "--only-binary=:all:",
         "--require-hashes",
@@ -230,10 +237,12 @@ def install(source: Path, work: Path) -> None:
     library = install_library(source, work)
     [site_packages] = venv.glob("lib/python*/site-packages")
     path_file = site_packages / "fedgrass.pth"
+    # Not .pth, so that Python does not read it half written.
     fresh = path_file.with_suffix(".partial")
     fresh.write_text(f"{library}\n")
     fresh.replace(path_file)
     point(work / "venv", venv)
+    # Last: components still run from the former ones until they see the change.
     remove_others(venv, library)
     log_event("runtime_ready", venv=str(work / "venv"), device=this_device())
 

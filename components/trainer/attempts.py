@@ -51,6 +51,7 @@ class Attempts:
         known, deaths, last = self._record, 0, ""
         if known is not None and known.work == work:
             deaths, last = known.deaths, known.last
+            # Under way in this boot, and yet beginning again: the component died with its child.
             if known.under_way and known.boot == self._boot:
                 deaths, last = deaths + 1, _WITH_THE_TRAINER
         self._keep(_Record(work=work, deaths=deaths, boot=self._boot, last=last))

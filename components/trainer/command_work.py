@@ -41,6 +41,7 @@ def do(command: Command, place: Workspace) -> Result:
     bundle = _model(command, place)
     version = bundle.manifest.version
     if command.kind == "set_parameters" and command.base is not None:
+        # A model that was set stays in force for later commands, so it is checked whole once.
         bundle.verify()
         write_atomically(_set(place), _Set(base=command.base, bucket=command.bucket).model_dump_json().encode())
         return Result(status="done", version=version, sha256=bundle.manifest.parameters_sha256)
@@ -54,7 +55,9 @@ def do(command: Command, place: Workspace) -> Result:
             raise DataError("no examples are held back for validation (validationFraction)")
         found = _bounded(engine.evaluate(split.validation))
         return Result(status="done", version=version, metrics=found, num_examples=len(split.validation))
+    # The owner's least holds for commands too: an operator could otherwise ask for one example's update.
     place.task.floors.require(split.train, command.fit, bundle.manifest)
+    # Waits, or stops, before the engine takes memory.
     place.after_batch(0, 0)
     began = time.monotonic()
     result = engine.fit(
@@ -65,6 +68,7 @@ def do(command: Command, place: Workspace) -> Result:
             proximal_mu=command.fit.proximal_mu,
             clip_norm=command.fit.gradient_clip_norm,
             class_weight=command.fit.class_weight,
+            # By the id: a command that is repeated after a kill gives the same parameters.
             seed=int.from_bytes(hashlib.sha256(command.id.encode()).digest()[:4], "big"),
         ),
         hooks=Hooks(place.after_batch),
@@ -83,6 +87,7 @@ def _sum(command: Command, place: Workspace) -> Result:
     from fedgrass.secure.request import MAX_REQUEST_BYTES, SumRequest
 
     settings, fleet = place.task.settings, place.task.runtime.fleet
+    # The prefix is the fleet's own: a command must not have the device read any object that its role can.
     if command.key is None or command.sha256 is None or not command.key.startswith(sum_prefix(fleet)):
         raise MessageError(f"sum: expected key, under {sum_prefix(fleet)}, and sha256")
     request = place.file("sum-request.json")

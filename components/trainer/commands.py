@@ -69,6 +69,7 @@ class TrainerCommands:
     def start(self) -> None:
         """Take up what a former process left, and work."""
         for command in self._commands.waiting():
+            # Done before the restart: its parameters are on their way, and the answer follows them.
             if not self._uploads.waits(answer_name(command.id)):
                 self._todo.put(command)
         self._thread.start()
@@ -111,6 +112,8 @@ class TrainerCommands:
             return False
         settings, sums = self._settings(), announcement.sums
         fleet, thing = settings.runtime.fleet, settings.thing
+        # An announcement becomes a command of this device, so that repetition, refusal and answer are those of any
+        # other.
         if announcement.fleet == fleet and thing in sums.requests:
             command = Command(
                 fleet=fleet,
@@ -144,6 +147,7 @@ class TrainerCommands:
     def _run(self) -> None:
         while (command := self._todo.get()) is not None and not self._stopping.is_set():
             result = self._result(command)
+            # The component leaves: the command waits on disk, and is done at the next start.
             if result.status == "stopped":
                 continue
             try:
@@ -196,5 +200,6 @@ class TrainerCommands:
         key = command_key(settings.runtime.fleet, settings.thing, command.id)
         where = {"bucket": command.bucket, "key": key}
         reply = self._commands.reply(command, "done", **where, **fields, seconds_train=result.seconds)
+        # The answer travels with the upload and is sent when that has arrived: it names an object that must be there.
         message = reply.encode().decode()
         self._uploads.submit(name, settings.work / f"{name}.safetensors", **where, message=message)

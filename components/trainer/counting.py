@@ -7,7 +7,9 @@ from collections.abc import Callable
 from fedgrass.bundle import Manifest
 from fedgrass.data_settings import DataSettings
 
+# A folder whose files only change inside keeps its time, so it is counted again now and then.
 _AGAIN_SECONDS = 600.0
+# A device without data is out of every round: its first examples should be seen soon.
 _AGAIN_AFTER_TROUBLE_SECONDS = 60.0
 
 

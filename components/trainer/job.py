@@ -117,15 +117,18 @@ class Job:
 
     def _run(self) -> None:
         result = self._work()
+        # An update that was finished just before the cancelling counts: all its work is done.
         self._ended(STOPPED if self._cancelled.is_set() and result.sha256 is None else result)
 
     def _work(self) -> Result:
         try:
+            # Waiting for the device costs no child process: it is started when there is something to do.
             self._pause(self._cancelled)
         except UnavailableError as error:
             return Result(status="declined", reason=as_reason(str(error)))
         task = self._settings.task(patience=self._pause.left, announcement=self.announcement)
 
+        # Before the next work may begin: its checkpoint has the same name.
         def finished() -> None:
             if self._dropped:
                 task.checkpoint.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ class RecentRounds:
     def took_part(self) -> None:
         """Count a round."""
         if most := self._most():
+            # As many as the limit: older ones cannot decide anything.
             times = [*self._times(), self._clock()][-most:]
             write_atomically(self._path, json.dumps(times).encode())
 
@@ -41,6 +42,7 @@ class RecentRounds:
         most = self._most()
         if not most or len(times := self._times()) < most:
             return ""
+        # When the oldest of those that count is a day old.
         hours = (times[-most] + _DAY - self._clock()) / 3600
         return f"it has taken part in {most} rounds within a day (maxRoundsPerDay); again in {hours:.1f} h"
 

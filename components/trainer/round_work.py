@@ -65,10 +65,12 @@ def _evaluate(announcement: Announcement, place: Workspace, bundle: Bundle) -> R
 
 def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Result:
     task = place.task
+    # Before the data are read: they may take long, and the answer would be the same.
     require_memory(bundle.manifest, available_bytes())
     split = place.split(bundle)
     task.floors.require(split.train, announcement.fit, bundle.manifest)
     examples = len(split.train)
+    # The cloud goes by the last heartbeat; this is the count at hand.
     if examples < announcement.cohort.min_examples:
         raise DataError(f"{examples} examples to train on; the round wants {announcement.cohort.min_examples} at least")
     place.log.log_event("training_started", examples=examples, base=bundle.manifest.version)

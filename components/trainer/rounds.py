@@ -83,6 +83,7 @@ class Rounds:
             self._log.log_event("announcement_ignored", reason=str(error))
             return None
         known = self._record
+        # By the time of opening: the number starts over when a fleet is set up again.
         if known is not None and announcement.opened_at < known.announcement.opened_at:
             self._log.log_event("announcement_ignored", reason="stale", round=announcement.round)
             return None
@@ -92,6 +93,7 @@ class Rounds:
             if known.phase == "closed":  # said again, as a retained message is: it is open after all
                 self._move("open")
             return known.announcement
+        # Decided once and kept: tags that change in mid-round must not have a device join or leave it.
         cohort = announcement.cohort
         asked = takes(cohort, self._thing) and fits(cohort.where, self._tags())
         self._keep(_Record(announcement=announcement, phase="open" if asked else "passed", received_at=self._clock()))
@@ -126,9 +128,11 @@ class Rounds:
         if announcement.fleet != self._fleet:
             raise MessageError(f"it is for fleet {announcement.fleet!r}, this device is of {self._fleet!r}")
         prefix = update_prefix(self._fleet, announcement.round)
+        # A message must not have the device write wherever else its role lets it.
         if announcement.upload.prefix != prefix:
             raise MessageError(f"upload.prefix is {announcement.upload.prefix!r}, expected {prefix!r}")
         for model in filter(None, (announcement.base, announcement.compare)):
+            # Keys come from a message: they must not lead to objects of other kinds that the role can read.
             folder = model_prefix(self._fleet, model.version)
             if not model.parameters_key.startswith(folder):
                 raise MessageError(f"{model.parameters_key!r} is not under {folder!r}")
@@ -153,6 +157,7 @@ class Rounds:
         except ValidationError:
             self._log.log_event("round_record_damaged", file=str(self._path))
             return None
+        # The device was moved to another fleet: its old round is nobody's.
         return record if record.announcement.fleet == self._fleet else None
 
 

@@ -20,9 +20,12 @@ from fedgrass.protocol.message import as_reason
 
 STOPPED = Result(status="stopped")
 
+# Between two looks at orders: a change of the limits reaches the child within this time.
 _LOOK_SECONDS = 0.2
+# The nucleus kills a component some seconds after it asked it to leave; what a batch takes longer is lost.
 _STOP_SECONDS = 3.0
 _REST_SECONDS = 1.0
+# Starts that may fail before the work is to blame: Runtime replaces its packages within seconds.
 _MOST_NOT_BEGUN = 5
 
 
@@ -81,12 +84,14 @@ class Runner:
         finished
             Called last, before other work may begin.
         """
+        # With a time-out, so that work that waits for its turn can be cancelled.
         while not self._busy.acquire(timeout=_LOOK_SECONDS):
             if cancelled.is_set():
                 return STOPPED
         not_begun = 0
         try:
             while True:
+                # Noted before it begins: if the work takes the component with it, the next process finds the note.
                 if attempts is not None and attempts.begins(name) >= MOST_DEATHS:
                     reason = as_reason(attempts.given_up(what))
                     return Result(status="declined", reason=reason, given_up=True)
@@ -128,6 +133,7 @@ class Runner:
         finally:
             child.kill()
             child.died_of()
+        # A result counts however the process ended: unloading native libraries may crash, too.
         if heard.result is not None or orders.killed:
             return heard.result or STOPPED
         raise DiedError(cause or "without a result", began=heard.any or cause.startswith("by signal"))
@@ -180,6 +186,7 @@ class _Orders:
             self._given = order
         if order.stop and self._stop_at == 0:
             self._stop_at = time.monotonic() + _STOP_SECONDS
+        # In native code a batch cannot be interrupted; killed, it goes on from its checkpoint.
         if self._stop_at and time.monotonic() > self._stop_at and not self.killed:
             self._child.kill()
             self.killed = True

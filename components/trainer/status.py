@@ -106,10 +106,12 @@ class StatusBoard:
 
     def publish(self) -> None:
         """Say it again."""
+        # Made for each publication: the problem and the last error are as of now, not of the last change.
         status = self._status.model_copy(update={"last_error": as_reason(self._log.last_error, 200)})
         if self._private:
             tally = status.tally.model_copy(update={"training_seconds": 0.0})
             status = status.model_copy(update={"examples": 0, "tally": tally})
+        # Last, since it overrides what the state says.
         if problem := self._problem():
             status = status.model_copy(update={"able": False, "reason": as_reason(problem)})
         try:

@@ -51,7 +51,9 @@ from fedgrass.protocol.names import (
     update_key,
 )
 
+# Until an answer that could not be kept, or a deferred update, is looked at again.
 _RECHECK_SECONDS = 10.0
+# For the job's thread, whose child has three seconds to stop.
 _STOP_SECONDS = 5.0
 
 
@@ -130,6 +132,7 @@ class Trainer:
 
     def start(self) -> None:
         """Take up what a former process left, and listen."""
+        # First of all: what follows must not work on a round that was answered.
         self._reconcile()
         self._show_helper_key()
         self._outbox.start()

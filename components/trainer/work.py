@@ -50,6 +50,7 @@ def serve(
     orphaned
         Called, on a thread, when the orders end.
     """
+    # The first line is the task; all later ones are orders.
     task = Task.decode(orders_in.readline())
     lower_priority(task.settings.nice_level)
     # Imported at the task's own priority: NumPy and what stands on it.
@@ -59,6 +60,7 @@ def serve(
     one_at_a_time = threading.Lock()
 
     def say(report: Report) -> None:
+        # Troubles are told from any thread, and half a line within another would be no JSON.
         with one_at_a_time:
             reports_out.write(report.encode())
 
@@ -67,6 +69,7 @@ def serve(
             orders.given(Order.decode(line))
         orphaned()
 
+    # On a thread, since training does not read; the end of the input is the end of the component.
     threading.Thread(target=listen, name="orders", daemon=True).start()
     log = log.bind(fleet=task.runtime.fleet)
     if task.announcement is not None:

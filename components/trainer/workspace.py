@@ -28,6 +28,7 @@ from fedgrass.protocol.messages import Announcement, Base
 if TYPE_CHECKING:
     from fedgrass.protocol.profile import Profile
 
+# The base of this round, and the one it is compared with.
 _BUNDLES_KEPT = 2
 
 
@@ -90,6 +91,7 @@ class Workspace:
             If the order came meanwhile.
         """
         stored = self.store.find(base.version, parameters_sha256=base.parameters_sha256, graph_sha256=base.graph_sha256)
+        # Most rounds start from the released model, which admission has stored already: nothing is downloaded.
         if stored is not None:
             return stored
         folder = self.task.work / "bundles" / f"{base.version}-{base.parameters_sha256[:16]}"
@@ -101,6 +103,7 @@ class Workspace:
         bundle = retried(download, self._stopping, self.log)
         if bundle is None:
             raise StopTraining
+        # Used now, so that it is among the newest when others are deleted.
         os.utime(folder)
         keep_newest(folder.parent, _BUNDLES_KEPT)
         return bundle
@@ -218,6 +221,7 @@ class Workspace:
 
     def after_batch(self, _epoch: int, _step: int) -> None:
         """Wait, rest or stop, as ordered."""
+        # The owner's limits first: they may hold the training for an hour.
         self._pause(self._stopping)
         self._budget.after_batch()
         if self._stopping.is_set():
