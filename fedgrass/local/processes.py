@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
@@ -104,7 +104,21 @@ def signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
-def stop(child: subprocess.Popen[bytes], *, grace: float = 10.0) -> int:
+class Child(Protocol):
+    """What is needed of `subprocess.Popen` to end a process; another class may stand for one that is not this one's own child."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, which is its group's."""
+
+    def poll(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit code when it has ended; raises `subprocess.TimeoutExpired`."""
+
+
+def stop(child: Child, *, grace: float = 10.0) -> int:
     """Ask the child's group to end, insist after ``grace`` seconds, and return the exit code."""
     if child.poll() is None:
         signal_group(child.pid, signal.SIGTERM)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from fedgrass.local.processes import signal_group, spawn
+from fedgrass.local.processes import Child, signal_group, spawn
 
 
 class Children:
@@ -24,7 +24,7 @@ class Children:
 
     def __init__(self) -> None:
         self._starter = ThreadPoolExecutor(1, "children")
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: set[Child] = set()
         self._lock = threading.Lock()
 
     def start(
@@ -57,9 +57,13 @@ class Children:
         """
         starting = self._starter.submit(spawn, argv, env=env, cwd=cwd, stdin=stdin, stdout=stdout, stderr=stderr)
         child = starting.result()
+        self.add(child)
+        return child
+
+    def add(self, child: Child) -> None:
+        """Count a process among the children that another one of them has started."""
         with self._lock:
             self._running = {one for one in self._running if one.poll() is None} | {child}
-        return child
 
     def stop_all(self, grace: float = 0.5) -> None:
         """Ask every child to end, and insist after ``grace`` seconds in all."""

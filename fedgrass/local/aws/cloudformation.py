@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import moto.cloudformation.parsing  # noqa: F401 - of two classes for one type, moto takes the later
@@ -103,7 +104,8 @@ def register(connect: Connect) -> list[type[CloudFormationModel]]:
     It must happen before moto reads its first template.
     """
     stacks.repair()
-    return [_model(kind, connect) for kind in _TYPES]
+    kept = cache(connect)
+    return [_model(kind, kept) for kind in _TYPES]
 
 
 def _model(kind: ResourceType, connect: Connect) -> type[CloudFormationModel]:

@@ -13,9 +13,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import yaml
 from moto.cloudformation.exceptions import ValidationError
 from moto.cloudformation.models import CloudFormationBackend, Stack
 from moto.cloudformation.parsing import ResourceMap
+from moto.cloudformation.utils import yaml_tag_constructor
 
 from fedgrass.local.aws.overrides import override
 
@@ -58,11 +60,20 @@ def repair() -> None:
         for name in vars(resources)["fedgrass_gone"]:
             resources._parsed_resources.pop(name, None)
 
+    _parse_templates_in_c()
     override(ResourceMap, "delete", delete_but_retained)
     override(ResourceMap, "load_parameters", load_checked)
     override(ResourceMap, "build_resource_diff", differences_of_what_is_there)
     override(ResourceMap, "update", update_and_forget)
     override(CloudFormationBackend, "_resolve_update_parameters", _previous_or_default)
+
+
+def _parse_templates_in_c() -> None:
+    """Have moto read YAML with libyaml, where PyYAML comes with it: it reads a template several times for each stack."""
+    quick = getattr(yaml, "CLoader", None)
+    if quick is not None:
+        yaml.add_multi_constructor("", yaml_tag_constructor, Loader=quick)
+        override(yaml, "Loader", quick)
 
 
 def _differences(

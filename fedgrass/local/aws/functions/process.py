@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import selectors
-import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import TypedDict
 
 from fedgrass.local.aws.api import ApiError
-from fedgrass.local.aws.children import Children
+from fedgrass.local.aws.functions.forks import Forked, ForkServer
 from fedgrass.local.processes import stop
 
-_WORKER = Path(__file__).with_name("worker.py")
-_INIT_S = 10.0  # Lambda's limit for a handler's import
+_INIT_S = (
+    10.0  # Lambda's limit for a handler's import; one that takes longer begins again, within the function's timeout
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Worker:
     code
         Zip archive; third-party libraries come from this interpreter's own.
     state
-        Folder for the log and the unpacked code.
-    children
+        Folder for the log and the unpacked code, which functions of the same code share.
+    forks
         Starts the process.
     environment
         Variables that every function gets.
@@ -78,15 +78,14 @@ class Worker:
     """
 
     def __init__(
-        self, function: Function, code: bytes, state: Path, children: Children, environment: Mapping[str, str]
+        self, function: Function, code: bytes, state: Path, forks: ForkServer, environment: Mapping[str, str]
     ) -> None:
         self.function = function
         self._lock = threading.Lock()
         self._log = state / "logs" / f"lambda-{function.name}.log"
-        self._root = state / "functions" / f"{function.name}-{uuid.uuid4().hex[:8]}"
-        self._children = children
+        self._root = _unpacked(function.name, code, state / "functions")
+        self._forks = forks
         self._environment = {
-            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
             **environment,
             "_HANDLER": function.handler,
             "AWS_EXECUTION_ENV": f"AWS_Lambda_python{sys.version_info.major}.{sys.version_info.minor}",
@@ -94,17 +93,11 @@ class Worker:
             "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),
             "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{function.name}",
-            "AWS_LAMBDA_LOG_STREAM_NAME": self._root.name,
+            "AWS_LAMBDA_LOG_STREAM_NAME": f"{function.name}-{uuid.uuid4().hex[:8]}",
             "LAMBDA_TASK_ROOT": str(self._root),
             **dict(function.environment),
         }
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with zipfile.ZipFile(io.BytesIO(code)) as archive:
-                archive.extractall(self._root)
-        except zipfile.BadZipFile as error:
-            message = f"The code of function {function.name} is not a zip archive: {error}."
-            raise ApiError("InvalidZipFileException", message, status=502) from error
         self._ready = False
         self._stopped = False
         self._process = self._start()
@@ -122,7 +115,7 @@ class Worker:
                 self._process = self._start()
             try:
                 if not self._ready:
-                    self._read(_INIT_S)
+                    self._read(_INIT_S + self.function.timeout)
                     self._ready = True
                 reply = self._ask(event, request_id)
             except TimeoutError:
@@ -135,15 +128,12 @@ class Worker:
         return Outcome(reply["result"].encode())
 
     def stop(self) -> None:
-        """End the process when the event under way, if any, is answered, and remove its code."""
+        """End the process when the event under way, if any, is answered."""
         with self._lock:
             self._stopped = True
             stop(self._process, grace=0.5)
-            shutil.rmtree(self._root, ignore_errors=True)
 
     def _ask(self, event: bytes, request_id: str) -> Reply:
-        if self._process.stdin is None:
-            raise OSError("without input")
         deadline = time.time() + self.function.timeout
         head = json.dumps({"request_id": request_id, "arn": self.function.arn, "deadline": deadline})
         line = f'{head[:-1]}, "event": {json.dumps(json.loads(event or b"{}"))}}}\n'
@@ -153,8 +143,6 @@ class Worker:
 
     def _read(self, timeout: float) -> Reply:
         stdout = self._process.stdout
-        if stdout is None:
-            raise OSError("without output")
         limit = time.monotonic() + timeout
         parts: list[bytes] = []
         with selectors.DefaultSelector() as selector:
@@ -174,14 +162,22 @@ class Worker:
         self._process = self._start()
         return Outcome(json.dumps({"errorType": kind, "errorMessage": message}).encode(), "Unhandled")
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> Forked:
         self._ready = False
         with self._log.open("ab") as log:
-            return self._children.start(
-                [sys.executable, "-u", str(_WORKER)],
-                env=self._environment,
-                cwd=self._root,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
+            return self._forks.fork(env=self._environment, cwd=self._root, stderr=log)
+
+
+def _unpacked(name: str, code: bytes, folder: Path) -> Path:
+    """Return the folder of this code: the functions of one archive compile its modules once."""
+    root = folder / hashlib.sha256(code).hexdigest()[:32]
+    if not root.exists():
+        partial = root.with_name(f"{root.name}.partial")
+        try:
+            with zipfile.ZipFile(io.BytesIO(code)) as archive:
+                archive.extractall(partial)
+        except zipfile.BadZipFile as error:
+            message = f"The code of function {name} is not a zip archive: {error}."
+            raise ApiError("InvalidZipFileException", message, status=502) from error
+        partial.rename(root)
+    return root

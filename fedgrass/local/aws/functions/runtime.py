@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fedgrass.local.aws.api import ApiError
 from fedgrass.local.aws.children import Children
+from fedgrass.local.aws.functions.forks import ForkServer
 from fedgrass.local.aws.functions.process import Function, Outcome, Worker
 from fedgrass.local.aws.rest_json import RestJsonService, blob
 from fedgrass.logs import log_event
@@ -55,8 +57,9 @@ class LambdaRuntime:
         self._lost = lost
         self._functions = functions
         self._state = state
-        self._children = children
-        self._environment = environment
+        host = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        self._forks = ForkServer(children, host, state)
+        self._environment = {**host, **environment}
         self._workers: dict[str, Worker] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -64,7 +67,7 @@ class LambdaRuntime:
         self.layer = RestJsonService("lambda", {"Invoke": self._invoke})
 
     def refresh(self) -> None:
-        """Start workers for new or changed functions, ahead of their first event, and end those of deleted ones."""
+        """End the workers of deleted functions; one starts with its function's first event."""
         if not self._stopping.is_set():
             self._events.submit(self._refresh)
 
@@ -145,14 +148,6 @@ class LambdaRuntime:
             gone = [self._workers.pop(name) for name in list(self._workers) if name not in functions]
         for worker in gone:
             worker.stop()
-        for name in functions:
-            self._start_ahead(name)
-
-    def _start_ahead(self, name: str) -> None:
-        try:
-            self._worker(name)
-        except ApiError as error:  # whoever invokes it is told
-            log_event("function_not_started", function=name, error=str(error))
 
     def _worker(self, name: str) -> Worker:
         function, code = self._find(name)
@@ -160,7 +155,7 @@ class LambdaRuntime:
             worker = self._workers.get(name)
             if worker is not None and worker.function == function:
                 return worker
-            self._workers[name] = Worker(function, code, self._state, self._children, self._environment)
+            self._workers[name] = Worker(function, code, self._state, self._forks, self._environment)
         if worker is not None:
             self._events.submit(worker.stop)
         return self._workers[name]

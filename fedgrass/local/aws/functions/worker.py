@@ -1,20 +1,34 @@
 """Runs one Lambda handler in a separate process: an event per line in, an answer per line out.
 
-Started by path with the function's own environment, so it uses the standard library only. What the handler prints
+Started by path, so it uses the standard library only. It imports what most functions import, and is forked for each worker:
+so a cold start takes the time of the handler's own import. A worker has the function's own environment; what its handler prints
 goes to standard error, which is the function's log.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import importlib
 import json
 import logging
 import os
+import select
+import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import IO, TypedDict
+
+SHARED = ("boto3", "boto3.dynamodb.types", "pydantic")
+"""What a real function takes a third of a second of processor time to import."""
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_MOST_BYTES = 1 << 20
+_DESCRIPTORS = 4
 
 
 class Request(TypedDict):
@@ -107,10 +121,107 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
         write(reply)
 
 
-if __name__ == "__main__":
+class Order(TypedDict):
+    """Which worker to fork, as `fedgrass.local.aws.functions.forks` writes it."""
+
+    env: dict[str, str]
+    cwd: str
+
+
+class Forks:
+    """Forks a worker for each order, and says when one has ended.
+
+    With an order come four descriptors: the worker's input, output and log, and a pipe on which its process's number is written,
+    and its exit code when it has ended.
+
+    Parameters
+    ----------
+    control
+        Where orders come from: a line each, the next when the one before is answered.
+    """
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._pipes: dict[int, int] = {}
+        self._deaths, wake = os.pipe()
+        self._own = [self._deaths, wake]
+        for end in self._own:
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
+
+    def serve(self) -> None:
+        """Fork until there are no more orders, which ends the process; returns in each worker."""
+        while True:
+            ready, _, _ = select.select([self._control, self._deaths], [], [])
+            if self._deaths in ready:
+                os.read(self._deaths, 1 << 16)
+                self._tell_of_the_dead()
+            if self._control in ready and self._fork():
+                return
+
+    def _fork(self) -> bool:
+        """Fork once; true in the worker."""
+        line, descriptors, _, _ = socket.recv_fds(self._control, _MOST_BYTES, _DESCRIPTORS)
+        while line and not line.endswith(b"\n"):
+            line += self._control.recv(_MOST_BYTES)
+        if not line:
+            sys.exit()
+        order: Order = json.loads(line)
+        *streams, status = descriptors
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become(order, streams, status, parent)
+            return True
+        for stream in streams:
+            os.close(stream)
+        self._pipes[pid] = status
+        os.write(status, f"{pid}\n".encode())
+        return False
+
+    def _become(self, order: Order, streams: list[int], status: int, parent: int) -> None:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        if self._prctl is not None:
+            self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+        for descriptor in (*streams, status, *self._own, *self._pipes.values()):
+            os.close(descriptor)
+        self._control.close()
+        os.environ.clear()
+        os.environ.update(order["env"])
+        os.chdir(order["cwd"])
+
+    def _tell_of_the_dead(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found
+                pipe = self._pipes.pop(pid)
+                with contextlib.suppress(OSError):  # whoever ordered it may be gone
+                    os.write(pipe, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                os.close(pipe)
+
+
+def main() -> None:
+    """Import what is shared, fork, and in each fork run the handler that its environment names."""
+    for name in SHARED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.freeze()  # what the forks share is not written to
+    Forks(socket.socket(fileno=os.dup(0))).serve()
     # The answers' descriptor is kept from the handler: what it prints must not be taken for one
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     sys.path[0] = os.environ["LAMBDA_TASK_ROOT"]
     logging.getLogger().addHandler(logging.StreamHandler())  # Lambda's root logger has one too
     serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -186,6 +187,21 @@ def test_the_worker_of_a_deleted_function_ends(local_aws: LocalAwsProcess, uniqu
     pid, _ = invoke(local_aws, unique)
     local_aws.client("lambda").delete_function(FunctionName=unique)
     eventually(lambda: not _alive(pid))
+
+
+def test_when_what_forks_workers_is_killed_so_are_they_and_the_next_event_has_new_ones(
+    local_aws: LocalAwsProcess, unique: str
+) -> None:
+    function(local_aws, unique, "import os\ndef handler(event, context): return [os.getpid(), os.getppid()]")
+    (worker, forks), _ = invoke(local_aws, unique)
+    assert local_aws.process.pid not in (worker, forks)
+    os.kill(forks, signal.SIGKILL)
+    eventually(lambda: not _alive(worker))
+    (again, others), error = eventually(
+        lambda: next(filter(lambda found: found[1] is None, [invoke(local_aws, unique)]), None)
+    )
+    assert error is None
+    assert {again, others} & {worker, forks} == set()
 
 
 def _alive(pid: int) -> bool:
