@@ -19,6 +19,7 @@ _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 def exchanged() -> Iterator[None]:
     """Point Keras to the functions of this module while a model is traced."""
     with ExitStack() as stack:
+        # Keras calls these by TensorFlow's names, some under two modules: both have to be pointed here.
         for owner, name, function in (
             (tf.math, "softplus", _softplus),
             (tf.nn, "softplus", _softplus),
@@ -55,10 +56,12 @@ def _selu(x: Tensor, name: str | None = None) -> Tensor:  # noqa: ARG001
 
 
 def _expm1(x: Tensor, name: str | None = None) -> Tensor:  # noqa: ARG001
+    # Near 0 this loses digits that the operator would keep; LiteRT has no expm1.
     return tf.exp(x) - 1.0
 
 
 def _log1p(x: Tensor, name: str | None = None) -> Tensor:  # noqa: ARG001
+    # Likewise of log1p.
     return tf.math.log(1.0 + x)
 
 

@@ -21,17 +21,21 @@ _FIRST_FILTERS = 16
 _MOST_FILTERS = 64
 _EMBEDDING = 32
 _WORD_FILTERS = 64
+# A frame is 5 blocks of 5 ms, one frame begins every 2: 25 ms each 10 ms, as speech recognition has it.
 _BLOCKS_OF_FRAME, _BLOCKS_OF_HOP, _BLOCK_SECONDS = 5, 2, 0.005
+# Added before the logarithm: digital silence has a power of 0.
 _QUIETEST = 1e-6
 
 
 def image(layers: ModuleType, shape: tuple[int, ...]) -> list[Layer]:
     """Convolution and pooling until the map is small: 8×8 takes one stage, 28×28 two, 96×96 four."""
+    # Names are numbered by stage, so that the same shape always gives the same parameter names.
     body: list[Layer] = []
     side, filters = min(shape[:2]), _FIRST_FILTERS
     while True:
         stage = len(body) // 2
         body.append(layers.Conv2D(filters, 3, padding="same", activation="relu", name=f"conv{stage}"))
+        # A map of one pixel cannot be pooled.
         if side < 2:
             break
         body.append(layers.MaxPooling2D(2, name=f"pool{stage}"))
@@ -133,6 +137,7 @@ def log_mel(keras: ModuleType, x: KerasTensor, samples: int, rate: int) -> Keras
             f"--input-shape {samples}: at --sample-rate {rate} a sound has at least {_BLOCKS_OF_FRAME * block} samples"
         )
     layers = keras.layers
+    # What does not fill a block of 5 ms at the end is dropped.
     y = layers.Reshape((blocks, block), name="blocks")(x[:, : blocks * block])
     last = (frames - 1) * _BLOCKS_OF_HOP + 1
     y = keras.ops.concatenate(
@@ -147,6 +152,7 @@ def log_mel(keras: ModuleType, x: KerasTensor, samples: int, rate: int) -> Keras
 def autoencoder(keras: ModuleType, shape: tuple[int, ...]) -> Model:
     """Reconstruct the input through a layer that is an eighth of it (2 to 32 wide)."""
     layers = keras.layers
+    # An eighth forces the model to leave something out: an autoencoder as wide as its input would learn the identity.
     size = int(np.prod(shape))
     narrow = min(32, max(2, size // 8))
     wide = min(128, max(8, size // 2))
@@ -192,6 +198,7 @@ def forecaster(keras: ModuleType, shape: tuple[int, ...], horizon: int, outputs:
 def _fixed(layers: ModuleType, name: str, weights: Array) -> Layer:
     """Return a matrix product that is not trained."""
 
+    # The weights go in through an initializer, so the layer is built in one call.
     def initializer(shape: object, dtype: object = None) -> Array:
         del shape, dtype
         return weights
@@ -201,6 +208,7 @@ def _fixed(layers: ModuleType, name: str, weights: Array) -> Layer:
 
 def _fourier(frame: int) -> Array:
     """Cosines and sines [frame, 2 × bins] under a Hann window."""
+    # The window is part of the matrix: one product instead of two.
     place = np.arange(frame)
     angles = 2 * np.pi * np.outer(place, np.arange(frame // 2 + 1)) / frame
     window = 0.5 - 0.5 * np.cos(2 * np.pi * place / frame)
@@ -214,6 +222,7 @@ def _mel(frame: int, rate: int) -> Array:
     rising = (frequencies[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - frequencies[:, None]) / (edges[2:] - edges[1:-1])
     triangles = np.maximum(0, np.minimum(rising, falling))
+    # Twice the same triangles: power is the square of the cosine's part plus that of the sine's.
     return np.asarray(np.concatenate([triangles, triangles]), np.float32)
 
 

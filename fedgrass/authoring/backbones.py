@@ -47,9 +47,11 @@ def backbone(name: str, shape: tuple[int, ...], weights: Path | None) -> keras.M
         raise ConfigurationError(f"--backbone {name}: expected one of {', '.join(get_args(Backbone))}")
     if min(shape[:2]) < _SMALLEST:
         raise ConfigurationError(f"--input-shape {shape}: {name} takes images of at least {_SMALLEST} pixels a side")
+    # Published weights are of RGB images; the first convolution's kernel has that depth.
     if weights is not None and shape[2] != 3:
         raise ConfigurationError(f"--weights: they are of images of 3 colours; --input-shape has {shape[2]} channels")
     options: dict[str, object] = {"weights": None, "include_top": False, "pooling": "avg", "input_shape": shape}
+    # MobileNetV3 scales pixels itself by default, which `classifier` does already.
     if "v3" in name:
         options["include_preprocessing"] = False
     network = getattr(keras.applications, _CLASSES[name])(**options)
@@ -79,6 +81,7 @@ def classifier(name: str, shape: tuple[int, ...], classes: int, weights: Path | 
 def _load(network: keras.Model, name: str, weights: Path) -> None:
     try:
         network.load_weights(weights)
+    # h5py and Keras raise whatever they like for a file that is not theirs.
     except Exception as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigurationError(

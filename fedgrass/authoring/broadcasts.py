@@ -42,6 +42,7 @@ def spread(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Repeat x along its axes of size 1 to ``shape``: the adjoint of `total`."""
     axes = {axis for axis, (have, want) in enumerate(zip(x.shape, shape, strict=True)) if have != want}
     groups = _groups(shape, axes)
+    # One repeated run at a time: the product has three axes, whatever the shape.
     while any(reduced for _, reduced in groups):
         first = next(place for place, (_, reduced) in enumerate(groups) if reduced)
         before = math.prod(size for size, _ in groups[:first])
@@ -54,6 +55,7 @@ def spread(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def unbroadcast(dy: Tensor, shape: Sequence[int]) -> Tensor:
     """Sum dy over the axes along which an operand of this shape was repeated."""
+    # Shapes are equal in most operations of a network; nothing is summed there.
     if tuple(dy.shape) == tuple(shape):
         return dy
     wide = [1] * (dy.shape.rank - len(shape)) + list(shape)
@@ -76,6 +78,7 @@ def _sum(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
 
 
 def _mean(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
+    # The gradient of a mean is that of the sum, divided by the number of values in each.
     return _sum(op, dy * (op.outputs[0].shape.num_elements() / op.inputs[0].shape.num_elements()))
 
 
@@ -97,6 +100,7 @@ _Pair = tuple[Tensor | None, Tensor | None]
 def _operands(op: tf.Operation, *by_operand: Callable[[], Tensor]) -> _Pair:
     """Gradients by both operands; none by a constant, which nothing asks for."""
     first, second = (
+        # TensorFlow would build the gradient of a constant, too, and LiteRT would compute it.
         None if x.op.type == "Const" else unbroadcast(gradient(), x.shape)
         for x, gradient in zip(op.inputs, by_operand, strict=True)
     )
@@ -118,6 +122,7 @@ def _mul(op: tf.Operation, dy: Tensor) -> _Pair:
 
 def _real_div(op: tf.Operation, dy: Tensor) -> _Pair:
     _, b = op.inputs
+    # −a/b² is −(a/b)/b: the quotient is there already.
     return _operands(op, lambda: dy / b, lambda: -dy * op.outputs[0] / b)
 
 

@@ -71,6 +71,7 @@ def export(
     several inputs input is by name.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Before TensorFlow is imported, which takes seconds.
     _check(loss, optimizer)
     keras_model, options = _load(model)
     given: dict[str, object] = {
@@ -83,6 +84,7 @@ def export(
         "class_names": tuple(part.strip() for part in classes.split(",") if part.strip()),
         "name": name,
     }
+    # =| What is given on the command line wins over EXPORT; what is empty was not given.
     options |= {key: value for key, value in given.items() if value}
     if "batch_size" not in options:
         raise ConfigurationError(f"{model}: give --batch-size, or EXPORT in a .py file")
@@ -114,6 +116,7 @@ def _exported(path: Path, model: object, output: Path, options: dict[str, Any]) 
         with quiet():
             if rate is not None:
                 own = getattr(model, "optimizer", None) if getattr(model, "compiled", False) else None
+                # A rate alone keeps the optimizer that the model was compiled with.
                 chosen = options.get("optimizer", own)
                 rule = Optimizer() if chosen is None else read_optimizer(chosen)
                 options["optimizer"] = Optimizer(**rule.model_dump() | {"learning_rate": rate})
@@ -179,6 +182,7 @@ def _from_keras(path: Path, keras: ModuleType) -> object:
 def _from_python(path: Path) -> tuple[object, dict[str, Any]]:
     """Run a file, which is the user's own, and call its build_model()."""
     try:
+        # The file runs with all the rights of whoever calls this: it is their own code, on their own machine.
         namespace = runpy.run_path(str(path))
     except (Exception, SystemExit) as error:
         raise ConfigurationError(
@@ -198,6 +202,7 @@ def _from_python(path: Path) -> tuple[object, dict[str, Any]]:
     _check_options(path, options)
     try:
         model = build()
+    # Our own errors say what to do; only what is foreign is put into words.
     except FedgrassError:
         raise
     except (Exception, SystemExit) as error:
@@ -253,6 +258,7 @@ def _line(error: BaseException, path: Path) -> str:
     found, trace = "", error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
+            # The deepest frame in the user's file wins: that is the line to look at.
             found = f":{trace.tb_lineno}"
         trace = trace.tb_next
     if isinstance(error, SyntaxError) and error.lineno is not None:

@@ -50,6 +50,7 @@ def objective(given: object) -> Objective:
         raise _no_loss(given, "a loss that Keras does not know") from error
     function = getattr(found, "fn", found)
     name = str(getattr(function, "__name__", type(found).__name__))
+    # By module, too: a function of the user's own may be called like one of Keras'.
     if name not in get_args(Loss) or not getattr(function, "__module__", "").startswith("keras."):
         raise _no_loss(given if isinstance(given, str) else name, "this loss")
     options = dict(getattr(found, "_fn_kwargs", {}))
@@ -61,6 +62,7 @@ def objective(given: object) -> Objective:
     for option, only in (("axis", -1), ("ignore_class", None)):
         if options.pop(option, only) != only:
             raise UnsupportedModelError(f"loss {name}", f"{option} other than {only}", f"leave {option} out")
+    # A bare function says nothing of logits; only an object was given options.
     from_logits = options.pop("from_logits", None) if found is not function else None
     known = {key: value for key, value in options.items() if key in LossOptions.model_fields}
     return Objective(cast(Loss, name), LossOptions(**known), from_logits)
@@ -88,6 +90,7 @@ def optimizer(given: object) -> Optimizer:
         raise _no_optimizer(given) from error
     config = found.get_config()
     kind = type(found).__name__
+    # A subclass of Adam is not Adam: its step may be anything.
     if kind not in _KINDS or type(found).__module__.split(".")[0] != "keras":
         raise _no_optimizer(kind)
     # Each keeps state or changes steps in a way that no signature of a bundle describes.
@@ -146,6 +149,7 @@ def _rate(found: keras.optimizers.Optimizer, kind: str) -> tuple[float, Schedule
     schedule = found._learning_rate
     if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
         # As it was written down: 0.001 and not float32's neighbour of it.
+        # Seven digits are what float32 has.
         return float(f"{float(schedule):.7g}"), None
     name, config = type(schedule).__name__, schedule.get_config()
     if name not in _SCHEDULES:
@@ -169,6 +173,7 @@ def _inverse_time(config: Config) -> tuple[float, Schedule]:
 def _polynomial(config: Config) -> tuple[float, Schedule]:
     rate = config["initial_learning_rate"]
     same = {key: config[key] for key in ("decay_steps", "power", "cycle")}
+    # As a share of the first rate, so the schedule holds for a round's own learning rate.
     return rate, Schedule(name="polynomial", end=config["end_learning_rate"] / rate, **same)
 
 
@@ -226,6 +231,7 @@ def chosen(
     """
     compiled = bool(getattr(model, "compiled", False)) and hasattr(model, "optimizer")
     own_loss, own_optimizer = (getattr(model, "loss", None), model.optimizer) if compiled else (None, None)
+    # Weights belong to the losses: those of the compiled model only count where its losses do.
     if loss_weights is None and loss is None and compiled and getattr(model, "_compile_loss", None) is not None:
         loss_weights = getattr(model._compile_loss, "_user_loss_weights", None)
     if loss is None and own_loss is None:
@@ -234,6 +240,7 @@ def chosen(
         )
     taken = own_loss if loss is None else loss
     nested = _is_nested(taken) or loss_weights is not None or len(_outputs(model)) > 1
+    # Said only if they differ: an option that repeats what is there needs no note.
     if loss is not None and own_loss is not None and not nested and not _is_nested(own_loss):
         _tell_other("loss", loss, own_loss, objective, tell)
     if given is not None and own_optimizer is not None:

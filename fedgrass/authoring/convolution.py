@@ -41,6 +41,7 @@ def in_parts(x: Tensor) -> Tensor:
     What uses a tensor should use it in this shape: XNNPACK copies a tensor that is used in more than one.
     """
     rows = x.shape.num_elements() // x.shape[-1]
+    # Rows must divide evenly, so that the parts are a plain reshape.
     parts = max(n for n in range(1, _MAX_PARTS + 1) if n == 1 or (rows % n == 0 and rows >= n * _MIN_ROWS))
     return tf.reshape(x, [parts, -1, x.shape[-1]])
 
@@ -63,6 +64,7 @@ def product(a: Tensor, b: Tensor, *, transpose_b: bool = False) -> Tensor:
         [M, N].
     """
     found = tf.matmul(in_parts(a), tf.expand_dims(b, 0), transpose_b=transpose_b)
+    # Joined again without a copy: the parts are neighbours in memory.
     return tf.reshape(found, [-1, found.shape[2]])
 
 
@@ -81,8 +83,10 @@ class _Blocks:
         self.across, self.left = output_and_padding(self.width, kernel[1], strides[1], padding)
         self.down, _ = output_and_padding(height, kernel[0], strides[0], padding)
         self.blocks = -(-self.across // block)
+        # Pixels from one patch to the next.
         step = strides[1] * block
         self.per_patch = -(-(strides[1] * (block - 1) + kernel[1]) // step)
+        # Columns of the input with padding, a whole number of steps, so that reshaping cuts it into cells.
         self.columns = (self.blocks + self.per_patch - 1) * step
         self.height = height
         size = step * self.channels
@@ -95,11 +99,13 @@ class _Blocks:
 
     @property
     def cost(self) -> float:
+        # XNNPACK fills whole vectors: 17 columns take as long as 32.
         lanes = -(-self.block * self.kernel[3] // LANES) * LANES
         return float(self.rows * self.depth * (lanes + _COPY_COST))
 
     def patches(self, x: Tensor) -> Tensor:
         """[rows, depth]."""
+        # Patches in two moves, along rows and then along columns: each is a few slices instead of one for each tap.
         x = self._fit(x, self.left, self.columns)
         cells = tf.reshape(x, [self.batch, self.height, self.blocks + self.per_patch - 1, -1])
         lines = concat(self._across.taps(cells), 3)
@@ -116,6 +122,7 @@ class _Blocks:
     def toeplitz(self, kernel: Tensor) -> Tensor:
         """[depth, block · N]: column block v is the kernel moved by v strides."""
         columns = self.per_patch * self.stride * self.block
+        # Filters side by side, each moved by one stride more: one product then gives `block` neighbouring outputs.
         moved = [
             pad(kernel, [[0, 0], [shift, columns - self.kernel[1] - shift], [0, 0], [0, 0]]) for shift in self._shifts()
         ]
@@ -130,6 +137,7 @@ class _Blocks:
 
     def outputs(self, matrix: Tensor) -> Tensor:
         """[rows, block · N] as an image."""
+        # The last block may reach beyond the image; what it gives there is cut off.
         y = tf.reshape(matrix, [self.batch, self.down, self.blocks * self.block, self.kernel[3]])
         return crop(y, ALL, ALL, slice(self.across))
 
@@ -168,6 +176,7 @@ def convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tenso
     """
     # Few filters want wide blocks, many want none; which is cheapest depends on all the sizes, so each is counted.
     layouts = (_Blocks(x.shape, kernel.shape, strides, padding, block) for block in range(1, _MAX_BLOCK + 1))
+    # Ties go to the smaller block, which is listed first.
     layout = min(layouts, key=lambda found: found.cost)
     # The caller falls back to LiteRT's own convolution: slower, and within the device's memory.
     if layout.rows * layout.depth * 4 > MAX_PATCH_BYTES:

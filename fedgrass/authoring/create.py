@@ -202,8 +202,10 @@ def create_bundle(
         ) from error
     from fedgrass.bundle import Optimizer
 
+    # Before the model is built: the seed decides its initial weights.
     keras.utils.set_random_seed(seed)
     if backbone:
+        # Published weights stay fixed by default, so that only the small last layer travels each round.
         train = weights is None if train_backbone is None else train_backbone
         model = backbones.classifier(backbone, input_shape, len(classes), weights, train=train)
     elif task == "audio-classifier":
@@ -220,6 +222,7 @@ def create_bundle(
     return export(
         model,
         folder,
+        # Labels of device data are numbers of classes.
         loss="sparse_categorical_crossentropy" if classes else "mean_squared_error",
         batch_size=batch_size,
         optimizer=Optimizer(name=optimizer),
@@ -327,6 +330,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _class_names(text: str) -> tuple[str, ...]:
+    # A number of classes: their names are then 0, 1, 2 …
     if text.isdecimal():
         return tuple(str(number) for number in range(int(text)))
     names = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -343,6 +347,7 @@ def _words(text: str) -> int | tuple[str, ...]:
         return int(text)
     path = Path(text)
     try:
+        # Before it is read: the vocabulary becomes part of the application's model.
         if path.stat().st_size > _MAX_VOCABULARY_BYTES:
             raise ConfigurationError(f"--vocabulary {text}: is larger than {_MAX_VOCABULARY_BYTES} bytes")
         words = tuple(path.read_text(encoding="utf-8").splitlines())

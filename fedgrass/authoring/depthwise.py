@@ -53,10 +53,12 @@ def depthwise_convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str
     """
     height, width, channels, multiplier = kernel.shape
     total = channels * multiplier
+    # Each channel once for each of its filters: then every channel has one filter, and there is one case.
     repeated = tf.reshape(concat([tf.expand_dims(x, 4)] * multiplier, 4), [*x.shape[:3], total])
     kernel = tf.reshape(kernel, [height, width, total])
     layouts = (_Strips(repeated.shape, (height, width), strides, padding, rows) for rows in range(1, _MAX_STRIP + 1))
     layout = min(layouts, key=lambda found: found.waste)
+    # Wide images leave the Toeplitz matrix mostly zeros.
     convolve = _by_operator(repeated.shape, strides, padding) if layout.waste > MAX_WASTE else _by_strips(layout)
     found: Tensor = tf.custom_gradient(convolve)(repeated, kernel)
     return found
@@ -90,6 +92,7 @@ class _Strips:
         self._kernel, self._strides = kernel, strides
         down, self._top = output_and_padding(height, kernel[0], strides[0], padding)
         across, self._left = output_and_padding(width, kernel[1], strides[1], padding)
+        # The whole image is one strip: it has no neighbours to look at.
         if rows >= down:
             self.count = 1
             self.x, self.y = _Rows(height, width, height, 0, 0), _Rows(down, across, down, 0, 0)
@@ -97,12 +100,14 @@ class _Strips:
         own = rows * strides[0]
         self.count = max(-(-down // rows), -(-height // own))
         self.x = _Rows(height, width, own, self._top, max(kernel[0] - strides[0] - self._top, 0))
+        # Rows of dy that a row of x had a part in: the gradient by x looks in the other direction.
         above, below = (kernel[0] - 1 - self._top) // strides[0], -(-self._top // strides[0])
         self.y = _Rows(down, across, rows, above, below)
 
     @property
     def waste(self) -> float:
         """Multiplications for each one needed; infinite if a strip would see beyond the next one."""
+        # `widen` gives a strip the edges of its direct neighbours only.
         if any(max(rows.above, rows.below) > rows.own for rows in (self.x, self.y)):
             return float("inf")
         lanes = -(-self.y.own * self.y.width // _LANES) * _LANES
@@ -111,6 +116,7 @@ class _Strips:
 
     def cut(self, image: Tensor, rows: _Rows) -> Tensor:
         """[C, strips of all images, pixels of their own]."""
+        # Channels first: one product for each channel, and the batch becomes strips.
         flat = tf.transpose(in_parts(image), [2, 0, 1])
         lines = tf.reshape(flat, [-1, rows.height, rows.width])
         lines = pad(lines, [[0, 0], [0, self.count * rows.own - rows.height], [0, 0]])
@@ -126,6 +132,7 @@ class _Strips:
         """[C, strips, pixels seen]."""
         cells = tf.reshape(strips, [self._channels * self._batch, self.count, rows.own * rows.width])
         seen = [cells]
+        # Shifted by one strip: the edge above the first and below the last is zeros.
         if rows.above:
             last = cells[:, :-1, (rows.own - rows.above) * rows.width :]
             seen.insert(0, pad(last, [[0, 0], [1, 0], [0, 0]]))
@@ -150,6 +157,7 @@ _Convolve = Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], tuple[Te
 
 def _by_strips(layout: _Strips) -> _Convolve:
     x_rows, y_rows = layout.x, layout.y
+    # Constants of the graph: which filter value joins which pixels never changes.
     forward = layout.places(x_rows.seen, range(y_rows.own))
     back = layout.places(range(x_rows.own), y_rows.seen).transpose(0, 2, 1)
 
@@ -162,6 +170,7 @@ def _by_strips(layout: _Strips) -> _Convolve:
             dy = layout.cut(dy, y_rows)
             dx = layout.join(tf.matmul(layout.widen(dy, y_rows), _matrices(taps, back)), x_rows)
             spread = tf.reshape(tf.matmul(strips, dy, transpose_a=True), [1, channels, -1])
+            # All positions of a filter value are summed by one product with the same constants.
             dtaps = tf.matmul(spread, np.ascontiguousarray(forward.reshape(len(forward), -1).T)[None])
             return dx, tf.reshape(tf.transpose(tf.reshape(dtaps, [channels, -1])), kernel.shape)
 
@@ -185,6 +194,7 @@ def _by_operator(shape: Sequence[int], strides: Pair, padding: str) -> _Convolve
         y = _DEPTHWISE(input=x, filter=filters, strides=[1, *strides, 1], padding=padding)
 
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
+            # LiteRT's operator has no gradient by the filter: one sum for each tap of the kernel.
             sums = [tf.reduce_sum(tap * dy, axis=[0, 1, 2]) for tap in windows.taps(x)]
             turned = tf.reverse(filters, [0, 1])
             dx = _DEPTHWISE(input=windows.dilated(dy), filter=turned, strides=[1, 1, 1, 1], padding="VALID")

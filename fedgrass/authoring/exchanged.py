@@ -20,6 +20,7 @@ from fedgrass.authoring.windows import Pair
 Tensor: TypeAlias = tf.Tensor
 Sizes: TypeAlias = "int | Sequence[int]"
 
+# Taken when this module is imported, before anything is pointed elsewhere: the way back to Keras' own.
 _backend: dict[str, Callable[..., Tensor]] = {
     name: getattr(backend_nn, name) for name in ("conv", "depthwise_conv", "separable_conv", "conv_transpose")
 }
@@ -77,6 +78,7 @@ def _conv(
             lambda x, part: _conv(x, part, strides, padding, data_format, dilation_rate),
         )
     if not _ones(strides):
+        # TensorFlow itself refuses both at once.
         raise UnsupportedModelError("the model", "a convolution with strides and dilation", "use one of them only")
     x, kernel = _images(inputs, kernel)
     return _as(inputs, spatial.dilated_convolution(x, kernel, _pair(dilation_rate, rank), padding.upper()))
@@ -90,6 +92,7 @@ def _without_xla(
     data_format: str | None = None,
     dilation_rate: Sizes = 1,
 ) -> Tensor:
+    # Without groups Keras' own path is right; with them it calls XLA, which LiteRT cannot run.
     if data_format == "channels_first" or inputs.shape[-1] == kernel.shape[-2]:
         return _backend["conv"](inputs, kernel, strides, padding, data_format, dilation_rate)
     kernel = tf.convert_to_tensor(kernel)
@@ -174,6 +177,7 @@ def _conv_transpose(
 
 
 def _resize(images: Tensor, size: Sequence[int | Tensor], method: str = "bilinear", **options: bool) -> Tensor:
+    # The matrices need the sizes now; where one is open, TensorFlow's operator has to do.
     if images.shape.rank != 4 or None in images.shape or options.get("preserve_aspect_ratio"):
         return _tf_resize(images, size, method=method, **options)
     # Keras gives the size as tensors; where it follows from the batch, only TensorFlow itself can resize.
@@ -187,6 +191,7 @@ def _resize(images: Tensor, size: Sequence[int | Tensor], method: str = "bilinea
 def _resize_of_inference(
     images: Tensor, size: Sequence[int | Tensor], method: str = "bilinear", **options: bool
 ) -> Tensor:
+    # LiteRT has these two as operators.
     known = method in ("bilinear", "nearest") and not options.get("antialias")
     return (_tf_resize if known else _resize)(images, size, method=method, **options)
 

@@ -116,6 +116,7 @@ def export(
     >>> bundle.manifest.parameter_count
     8
     """
+    # Checked by hand: True is an int in Python, and would give a batch of one.
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or not 1 <= batch_size <= 65536:
         raise UnsupportedModelError(f"batch_size {batch_size!r}", "this size", "give a whole number from 1 to 65536")
     if is_torch(model):
@@ -124,6 +125,7 @@ def export(
         loss = torch_objectives(loss)
     objective, rule = chosen(model, loss, optimizer, tell, loss_weights)
     given = _taken(model, objective, freeze, batch_size, input)
+    # Everything is made in a scratch folder and moved when whole: a failed export leaves the old bundle.
     with given as source, tempfile.TemporaryDirectory() as scratch, _explained(source):
         description: dict[str, Any] = {
             "name": name or source.name,
@@ -143,6 +145,7 @@ def export(
         columns = _columns(data or {}, source.inputs, described if source.outputs else ())
         description["data"] = _data(model, source, columns, tell)
         made = _export(source, Path(scratch), described, batch_size, rule, description, about)
+        # Before anything is written to the user's folder.
         if prove:
             found = self_test.run(made, source, _reference(source, made, described, rule))
             tell(self_test.line(found))
@@ -228,6 +231,7 @@ def _explained(model: Model) -> Iterator[None]:
         raise error.at(model.place(error.where)) from error
     except (FedgrassError, OSError, MemoryError):
         raise
+    # TensorFlow's converter raises bare exceptions; the operator's name is in their text.
     except Exception as error:
         operators = re.findall(r"'?tf\.(\w+)'? op", str(error))
         what = f"operator {operators[0]}" if operators else f"something in it ({first_line(error)})"
@@ -250,6 +254,7 @@ def _place_in(model: Model, text: str) -> str:
 def _moved(made: Bundle, folder: Path) -> Bundle:
     """Put a whole bundle where it belongs; the manifest goes last."""
     folder.mkdir(parents=True, exist_ok=True)
+    # A former bundle may have had one, and the new one not: a stale file would not be in the manifest.
     (folder / bundle.INFERENCE_INT8).unlink(missing_ok=True)
     for file in [*made.manifest.files, bundle.MANIFEST]:
         shutil.copyfile(made.folder / file, folder / file)
@@ -269,6 +274,7 @@ def _export(
     label = heads.row([head.y for head in described], "y") if model.outputs else first.y
     x = tf.TensorSpec([batch_size, *model.x.shape[1:]], model.x.dtype, name="x")
     y = tf.TensorSpec([batch_size, *label.shape], label.dtype, name="y")
+    # model_construct: not validated yet, because digests are missing until it is sealed.
     manifest = Manifest.model_construct(
         **description,
         batch_size=batch_size,
@@ -287,6 +293,7 @@ def _export(
         vocabulary=getattr(model, "vocabulary", None),
         vocabularies=model.vocabularies(),
     )
+    # The statistics behind the trained ones, as the signatures take and give them.
     variables = [tf.Variable(value) for value in parameters.values()]
     trained = variables[: model.trained_count]
     stepped = [
@@ -318,9 +325,11 @@ def _export(
 
 def _convert(owner: tf.Module, signatures: dict[str, tf.types.experimental.ConcreteFunction]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
+        # Nothing differentiates the saved functions again: the gradients are in the graph.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(owner, folder, signatures=signatures, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(signatures))
+        # Built-in operators only: a device has no Flex delegate, which is TensorFlow itself.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.experimental_enable_resource_variables = True
         return without_initializer(bytes(converter.convert()))

@@ -26,6 +26,7 @@ FINAL_ACTIVATION: dict[str, str] = {
 ACTIVATIONS = {"Softmax", "Sigmoid", "Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Tanh", "Softplus", "Softsign"}
 """Operators after which a tensor is no logit."""
 
+# Operators that move values without changing them.
 _CARRIED = {"Reshape", "Squeeze", "ExpandDims", "Identity"}
 
 
@@ -47,6 +48,7 @@ class Final:
         self._loss = loss
         self._expected = FINAL_ACTIVATION.get(loss)
         self._last = _last(model.outputs[output])
+        # Only a layer that is called once: changed for one use it would be changed for all.
         self._at_the_layer = self._expected is not None and self._is_alone() and self._activation() is not None
         if self._at_the_layer and self._activation() not in ("linear", self._expected):
             raise self._unsupported(self._last.name)
@@ -55,6 +57,7 @@ class Final:
     def left_out(self) -> Iterator[None]:
         """Trace the model inside this."""
         with ExitStack() as stack:
+            # A Softmax layer has no activation to take away, so its call is.
             if self._at_the_layer and isinstance(self._last, keras.layers.Softmax):
                 stack.enter_context(patched(self._last, "call", lambda inputs, mask=None: inputs))
             elif self._at_the_layer:
@@ -76,6 +79,7 @@ class Final:
     def _activation(self) -> str | None:
         if isinstance(self._last, keras.layers.Softmax):
             last_axis = len(self._last.output.shape) - 1
+            # The loss's softmax is over the last axis.
             return "softmax" if self._last.axis in (-1, last_axis) else "softmax over another axis"
         found = getattr(self._last, "activation", None)
         return None if found is None else str(getattr(found, "__name__", type(found).__name__))
@@ -93,6 +97,7 @@ class Final:
 
 def _last(tensor: Any) -> Any:
     """Return the operation that gives a model's output, inside nested models too."""
+    # A nested model is an operation like any other: its own last operation is wanted.
     while True:
         history = tensor._keras_history
         operation = history.operation

@@ -24,6 +24,7 @@ def without_initializer(content: bytes) -> bytes:
     The parameters come from their own file, through ``write_parameters``.
     """
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    # Files of older converters have the operator in the deprecated field, newer ones in both.
     codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
     initializers: set[int] = set()
     for subgraph in model.subgraphs:
@@ -41,6 +42,7 @@ def without_initializer(content: bytes) -> bytes:
     # Names of tensors inside the graph, which nothing reads but this one, are a third of it.
     for subgraph in model.subgraphs:
         passing = _passing(subgraph, codes)
+        # Names that are kept say which tensors' memory may be given back after a run (docs/decisions/0052).
         for index, tensor in enumerate(subgraph.tensors):
             tensor.name = PASSING if index in passing else None
     users = [tensor for subgraph in model.subgraphs for tensor in subgraph.tensors] + model.metadata
@@ -76,11 +78,13 @@ def _remove_subgraph(model: schema.ModelT, index: int) -> None:
     named = {signature.subgraphIndex for signature in model.signatureDefs}
     for place, subgraph in enumerate(model.subgraphs):
         # The names of loops hold a counter of the process.
+        # Names of signatures' subgraphs are read at run time; those of loops would make two exports differ.
         if place + (place >= index) not in named:
             subgraph.name = None
         for operator in subgraph.operators:
             if isinstance(operator.builtinOptions, schema.WhileOptionsT):
                 options = operator.builtinOptions
+                # True counts as 1: everything behind the removed one moves up.
                 options.condSubgraphIndex -= options.condSubgraphIndex > index
                 options.bodySubgraphIndex -= options.bodySubgraphIndex > index
     for signature in model.signatureDefs:

@@ -113,6 +113,7 @@ def added(parts: Sequence[Tensor], name: str | None = None) -> Tensor:
 
 def positive(x: Tensor) -> Tensor:
     """1 where x > 0, else 0."""
+    # Without a comparison: relu(x) times a huge number is beyond 1 for every positive normal float.
     return tf.minimum(tf.nn.relu(x) * _HUGE, 1.0)
 
 
@@ -160,6 +161,7 @@ def _log(op: tf.Operation, dy: Tensor) -> Tensor:
 
 def _mat_mul(op: tf.Operation, dy: Tensor) -> tuple[Tensor, Tensor]:
     a, b = op.inputs
+    # The products below are of operands as they stand.
     if op.get_attr("transpose_a") or op.get_attr("transpose_b"):
         raise UnsupportedModelError(op.name, "MatMul with a transposed operand", "transpose it before")
     return product(dy, b, transpose_b=True), transposed_product(a, dy)
@@ -185,6 +187,7 @@ def _conv2d(op: tf.Operation, dy: Tensor) -> tuple[Tensor, Tensor]:
         raise UnsupportedModelError(op.name, "Conv2D with groups > 1", "use groups=1 or DepthwiseConv2D")
     strides = op.get_attr("strides")
     padding = op.get_attr("padding").decode()
+    # A transposed convolution is the adjoint of the forward one, with its strides.
     dx = tf.nn.conv2d_transpose(dy, kernel, x.shape, strides[1:3], padding)
 
     rows = _padding(x.shape[1], kernel.shape[0], strides[1], padding)
@@ -204,6 +207,7 @@ def _max_pool(op: tf.Operation, dy: Tensor) -> Tensor:
     windows = _pool_windows(op)
     remaining, parts = dy, []
     for tap in windows.taps(x, outside=x.dtype.min)[:-1]:
+        # 0 where this tap is the largest, which then takes all that remained; else unchanged.
         left = remaining * tf.minimum((y - tap) * _HUGE, 1.0)
         parts.append(remaining - left)
         remaining = left
@@ -241,6 +245,7 @@ def _gather(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None, None]:
     if tf.get_static_value(axis) != 0:
         raise UnsupportedModelError(op.name, "GatherV2 along another axis than 0", "use Embedding")
     rows = tf.reshape(dy, [-1, *table.shape[1:]])
+    # A token that occurs twice gets both gradients: segment_sum adds them.
     return tf.math.unsorted_segment_sum(rows, tf.reshape(indices, [-1]), table.shape[0]), None, None
 
 
@@ -254,6 +259,7 @@ def _strided_slice(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None, None, No
     dy = tf.reshape(dy, [len(taken) for taken in ranges])
     pads = []
     for axis, (taken, size) in enumerate(zip(ranges, shape, strict=True)):
+        # A reversed range is a forward one of reversed gradients.
         if taken.step < 0:
             dy, taken = tf.reverse(dy, [axis]), taken[::-1]
         if taken.step > 1 and len(taken) > 1:
@@ -275,6 +281,7 @@ def _ranges(shape: tf.TensorShape, begin: Array, end: Array, strides: Array, mas
             size = shape[len(found)]
             if masks["shrink_axis"] >> i & 1:
                 first = int(begin[i]) % size
+                # Kept as an axis of length 1 here: the reshape above restores it from dy.
                 found.append(range(first, first + 1))
                 continue
             first = None if masks["begin"] >> i & 1 else int(begin[i])
@@ -300,6 +307,7 @@ def _slice(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None, None]:
 
 
 def _transpose(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
+    # argsort of a permutation is its inverse.
     return tf.transpose(dy, np.argsort(tf.get_static_value(op.inputs[1]))), None
 
 

@@ -73,6 +73,7 @@ def module(
     traced = _Traced(forward, loss, optimizer, parameters, statistics, settings)
     batch = x.shape[0]
     weight = tf.TensorSpec([batch], tf.float32, name="sample_weight")
+    # All three are arguments, so that a round can set them without another graph.
     scalars = [tf.TensorSpec([], tf.float32, name=name) for name in _SCALARS]
     drawn = [tf.TensorSpec([], tf.int32, name="seed")] if traced.seed is not None else []
     signatures = {
@@ -111,6 +112,7 @@ class _Traced:
         self._forward, self._loss, self._optimizer, self._settings = forward, loss, optimizer, settings
         self._parameters, self._statistics = parameters, statistics
         self.values = [*parameters, *statistics]
+        # Where the proximal term pulls to; set when a round begins.
         self._anchors = [tf.Variable(tf.zeros(parameter.shape)) for parameter in parameters]
         self._step = tf.Variable(tf.zeros([]))
         self.seed = tf.Variable(0) if forward.draws_masks else None
@@ -131,6 +133,7 @@ class _Traced:
         sample_weight: Tensor,
         learning_rate: Tensor,
         proximal_mu: Tensor | None = None,
+        # None of both is `train_plain`: without them the graph has fewer operators to run each step.
         clip_norm: Tensor | None = None,
     ) -> dict[str, Tensor]:
         read = self._present()
@@ -148,10 +151,12 @@ class _Traced:
         if clip_norm is not None:
             found = _clipped(found, scale * clip_norm)
         found = clipped(found, self._settings, scale)
+        # Decoupled from the gradient, as in AdamW (https://arxiv.org/abs/1711.05101).
         if self._settings.decay:
             trained = [value - value * (learning_rate * self._settings.decay) for value in trained]
         # After the decay, which Keras also takes off the weights and not off the gradients.
         self._optimizer.step(trained, found, learning_rate)
+        # Assigned last: everything above read the values of before the step.
         for variable, value in zip(self._statistics, made.statistics, strict=True):
             variable.assign(value)
         return {"loss": added([tf.reduce_sum(result.loss * share), *made.penalties])}
@@ -198,6 +203,7 @@ class _Traced:
         self, outputs: Sequence[Tensor], trained: Sequence[Tensor], upstream: Sequence[Tensor]
     ) -> list[Tensor]:
         found = gradients(outputs, trained, upstream)
+        # Nothing could be learnt for it, and every update would carry its zeros.
         for name, gradient in zip(self._forward.names, found, strict=True):
             if gradient is None:
                 raise UnsupportedModelError(name, "a parameter that does not reach the output", "freeze it")
@@ -214,6 +220,7 @@ def _share(sample_weight: Tensor, mask: Tensor | None) -> Tensor:
         inside = tf.cast(mask, tf.float32)
         sample_weight = _spread(sample_weight, mask.shape.rank) * inside
         counted = _spread(counted, mask.shape.rank) * inside
+    # A batch of weights that are all 0 (the filling of a last batch) must not divide by zero.
     return sample_weight / tf.maximum(tf.reduce_sum(counted), 1e-12)
 
 
@@ -225,6 +232,7 @@ def _spread(values: Tensor, rank: int) -> Tensor:
 def _clipped(found: Sequence[Tensor], clip_norm: Tensor) -> list[Tensor]:
     """Scale the gradients so that their joint norm is at most ``clip_norm``; 0 leaves them as they are."""
     norm = tf.sqrt(added([tf.reduce_sum(tf.square(gradient)) for gradient in found]))
+    # Selected, not branched: LiteRT would run a condition as two subgraphs.
     scale = tf.where(clip_norm > 0.0, tf.minimum(1.0, clip_norm / tf.maximum(norm, 1e-12)), 1.0)
     return [gradient * scale for gradient in found]
 

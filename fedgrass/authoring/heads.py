@@ -36,6 +36,7 @@ def described(
             raise UnsupportedModelError(
                 model, f"{what} {name!r} of shape {list(shape)}", "fix every axis but the first"
             )
+        # Signatures, columns of tables and figures allow letters, digits and the underscore.
         plain = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or what
         found.append(TensorDescription(name=plain, shape=tuple(shape), dtype=cast(Any, dtype)))
     names = [part.name for part in found]
@@ -101,6 +102,7 @@ def loss_of(heads: Sequence[Head]) -> LossFunction:
             found = function(output, label, False)
             total += one.weight * found.loss
             slopes.append(one.weight * found.gradient)
+        # How right several outputs are has no one meaning: 0 says "not counted".
         return PerExample(total, joined(slopes), tf.zeros([batch]))
 
     return loss

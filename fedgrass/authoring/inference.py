@@ -47,6 +47,7 @@ def convert(model: Model, parameters: Parameters, about: Description) -> tuple[b
     probes = {key: generator.uniform(0.5, 1.5, value.shape).astype(np.float32) for key, value in parameters.items()}
     content = described(_convert(model, probes, apart=frozenset()), about)
     constants = _locate_all(content, probes)
+    # A second conversion, only where the first merged something: most models need one.
     if merged := probes.keys() - {constant.parameter for constant in constants}:
         content = described(_convert(model, probes, apart=merged), about)
         constants = _locate_all(content, probes)
@@ -68,6 +69,7 @@ def _convert(model: Model, parameters: Parameters, *, apart: Set[str]) -> bytes:
         return dict(zip(names, model.infer(inputs[:count], values), strict=True))
 
     separate = {f"parameter_{i}": value for i, (key, value) in enumerate(parameters.items()) if key in apart}
+    # A batch of one: the application infers one example at a time.
     specs = [tf.TensorSpec([1, *part.shape], part.dtype, name=part.name) for part in model.inputs]
     specs = specs or [tf.TensorSpec([1, *model.x.shape[1:]], model.x.dtype, name="x")]
     count = len(specs)
@@ -88,10 +90,12 @@ def _locate_all(content: bytes, probes: Parameters) -> tuple[Constant, ...]:
 def _locate(content: bytes, name: str, probe: NDArray[np.generic]) -> list[Constant]:
     """Find every place of the file that holds ``probe``, in any order of its axes."""
     found: dict[int, Constant] = {}
+    # Permutations of at most a few axes: the converter turns kernels, never more.
     for axes in itertools.permutations(range(probe.ndim)):
         needle = probe.transpose(axes).tobytes()
         offset = content.find(needle)
         while offset >= 0:
+            # Axes of length 1 match in several orders; the first is as good, as the bytes are the same.
             found.setdefault(offset, Constant(parameter=name, offset=offset, axes=axes))
             offset = content.find(needle, offset + len(needle))
     return list(found.values())

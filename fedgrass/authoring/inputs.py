@@ -28,6 +28,7 @@ def functional(model: object, given: object = None) -> keras.Model:
             "the model", f"a {type(model).__name__}", "give a keras.Model: Sequential, functional or subclassed"
         )
     found: keras.Model = model if _symbolic(model) else _traced(model, given)
+    # Two names for one tensor would be one output in the graph.
     if len({id(tensor) for tensor in found.outputs}) < len(found.outputs):
         raise UnsupportedModelError(found.name, "one tensor as two outputs", "give it once")
     return found
@@ -48,6 +49,7 @@ def names(model: keras.Model) -> tuple[list[str], list[str]]:
 
 def _names(struct: object, layers: list[str]) -> list[str]:
     if isinstance(struct, Mapping) and len(struct) == len(layers):
+        # Keras flattens a dictionary in the order of its sorted keys.
         return sorted(map(str, struct))
     # One layer may give several outputs.
     return [name if layers.count(name) == 1 else f"{name}_{at}" for at, name in enumerate(layers)]
@@ -93,6 +95,7 @@ def _spec(model: keras.Model, given: object) -> tuple[tuple[int, ...], str]:
     built = getattr(model, "_build_shapes_dict", None) or {}
     shapes = [shape for shape in built.values() if isinstance(shape, (tuple, list))]
     if len(shapes) == 1 and len(shapes[0]) >= 1 and all(isinstance(size, int) for size in shapes[0][1:]):
+        # An Embedding looks up whole numbers; Keras keeps no dtype of what a model was built with.
         whole = any(isinstance(layer, keras.layers.Embedding) for layer in model._flatten_layers())
         return tuple(shapes[0][1:]), "int32" if whole else "float32"
     raise UnsupportedModelError(

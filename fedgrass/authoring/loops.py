@@ -49,6 +49,7 @@ class Loop:
         captured
             In the place of `captured`.
         """
+        # The counter has an axis: LiteRT for 64-bit Arm dies of scalars that are carried (docs/decisions/0041).
         inputs = [tf.zeros([1], tf.int32), *carried, *fixed, *captured]
         outputs = gen_functional_ops.stateless_while(
             inputs,
@@ -81,12 +82,14 @@ def trace(
         after = [tf.identity(value) for value in (arguments[0] + 1, *after)]
     invariants = list(graph.internal_captures)
     captured = tuple(graph.external_captures)
+    # WHILE takes and gives the same list: what the body only reads is handed through.
     graph.inputs = [*arguments, *invariants]
     graph.outputs = [*after, *rest, *invariants]
 
     condition = FuncGraph(f"loop_condition_{number}")
     with condition.as_default():
         condition.inputs = _placeholders(graph.inputs)
+        # The one scalar there is: WHILE wants its condition without axes.
         condition.outputs = [tf.reshape(condition.inputs[0] < turns, [])]
     return Loop(turns, captured, len(carried), create_new_tf_function(condition), create_new_tf_function(graph))
 

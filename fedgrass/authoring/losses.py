@@ -56,6 +56,7 @@ def _categorical_crossentropy(options: LossOptions, logits: Tensor, y: Tensor, p
         y = y * (1.0 - options.label_smoothing) + options.label_smoothing / logits.shape[-1]
     return _of_positions(
         -tf.reduce_sum(y * tf.nn.log_softmax(logits), axis=-1),
+        # With Σy = 1 this is softmax − y; labels that do not sum to 1 keep the factor, as in Keras.
         tf.nn.softmax(logits) * tf.reduce_sum(y, axis=-1, keepdims=True) - y,
         tf.cast(hit, tf.float32),
         positions,
@@ -96,6 +97,7 @@ def _mean_absolute_percentage_error(_: LossOptions, output: Tensor, y: Tensor, p
 def _mean_squared_logarithmic_error(_: LossOptions, output: Tensor, y: Tensor, positions: bool) -> PerExample:
     above = tf.maximum(output, _EPSILON)
     difference = tf.math.log(above + 1.0) - tf.math.log(tf.maximum(y, _EPSILON) + 1.0)
+    # Below the bound Keras' maximum has no slope.
     counts = gradients.positive(output - _EPSILON)
     return _of_values(tf.square(difference), 2.0 * difference / (above + 1.0) * counts, positions)
 
@@ -113,6 +115,7 @@ def _poisson(_: LossOptions, output: Tensor, y: Tensor, positions: bool) -> PerE
 
 def _kl_divergence(_: LossOptions, output: Tensor, y: Tensor, positions: bool) -> PerExample:
     wanted, found = tf.clip_by_value(y, _EPSILON, 1.0), tf.clip_by_value(output, _EPSILON, 1.0)
+    # A clipped value has no slope either.
     inside = gradients.positive(output - _EPSILON) * (1.0 - gradients.positive(output - 1.0))
     loss = tf.reduce_sum(wanted * tf.math.log(wanted / found), axis=-1)
     return _of_positions(loss, -wanted / found * inside, tf.zeros_like(loss), positions)

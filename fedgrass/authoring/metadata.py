@@ -64,6 +64,7 @@ def described(content: bytes, description: Description) -> bytes:
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
     (signature,) = model.signatureDefs
     buffer, entry = schema.BufferT(), schema.MetadataT()
+    # In the signature's order, which TensorFlow Lite's metadata refers to by position.
     inputs, outputs = ([entry.name.decode() for entry in entries] for entries in (signature.inputs, signature.outputs))
     buffer.data = np.frombuffer(_metadata(description, inputs, outputs), np.uint8)
     entry.name, entry.buffer = _BUFFER, len(model.buffers)
@@ -79,6 +80,7 @@ def _metadata(description: Description, inputs: Sequence[str], outputs: Sequence
     y_files = [(LABELS, "names of the classes", _AXIS_LABELS)] if description.labels else []
     x = [writer.tensor(name, description.x, x_files, description.image) for name in inputs]
     y = [writer.tensor(name, description.y, y_files, None) for name in outputs]
+    # Field numbers of SubGraphMetadata: 2 inputs, 3 outputs.
     subgraph = writer.table(9, {2: writer.vector(x), 3: writer.vector(y)})
     fields = {
         0: writer.text(description.name),
@@ -103,6 +105,7 @@ class _Writer:
         if not offsets:
             return None
         self.builder.StartVector(4, len(offsets), 4)
+        # Flatbuffers are written from the end.
         for offset in reversed(offsets):
             self.builder.PrependUOffsetTRelative(offset)
         return int(self.builder.EndVector())

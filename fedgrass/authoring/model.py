@@ -122,6 +122,7 @@ class KerasModel:
             layer for layer in self._layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         ]
         self._statistics = [v for layer in normalizations for v in (layer.moving_mean, layer.moving_variance)]
+        # Taken now: whoever trains the model further must not change what was exported.
         self._constants = [v.numpy() for v in model.non_trainable_variables]
         self.trained_count = len(self._trained)
         self.draws_masks = any(map(is_random, self._layers))
@@ -148,6 +149,7 @@ class KerasModel:
         finals = [Final(self.keras, loss, output) for output, loss in enumerate(losses)]
 
         def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> Forwarded:
+            # Entered for each trace: the model itself is left as it was.
             with ExitStack() as stack:
                 for final in finals:
                     stack.enter_context(final.left_out())
@@ -162,6 +164,7 @@ class KerasModel:
         return self._traced(x, values, step)[0]
 
     def _traced(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> tuple[Forwarded, Sequence[Tensor]]:
+        # Operators and names are pointed elsewhere only while this call is traced.
         with substituted(step), self._noting_layers():
             given = heads.apart(x, self.inputs) if self.inputs else [x]
             return self._call(given, values, training=step is not None)
@@ -172,6 +175,7 @@ class KerasModel:
 
     def infer(self, inputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the outputs in Keras' own operators."""
+        # No training, so nothing is kept for gradients; draws are fixed.
         with recurrent(Recurrence()), drawn(None), exchanged.for_inference():
             return self._call(inputs, values, training=False)[1]
 
@@ -190,12 +194,14 @@ class KerasModel:
 
     def place(self, where: str) -> str:
         """Return the layer that a graph node belongs to."""
+        # Nodes of a gradient carry the forward node's name with `_grad` behind it.
         layer = self._layer_of.get(re.sub(r"^gradients(?:_\d+)?/(.*?)_grad/.*", r"\1", where))
         return f"layer {layer.name!r} ({type(layer).__name__})" if layer else where
 
     def _call(
         self, inputs: Sequence[Tensor], values: Sequence[Tensor], *, training: bool
     ) -> tuple[Forwarded, Sequence[Tensor]]:
+        # By identity: Keras lists variables by layer, not trained ones before statistics.
         given = {id(v): value for v, value in zip([*self._trained, *self._statistics], values, strict=True)}
         other = self.keras.non_trainable_variables
         constants = [
@@ -205,6 +211,7 @@ class KerasModel:
         # A Sequential has no structure of its own.
         struct = getattr(self.keras, "_inputs_struct", None)
         x = inputs[0] if struct is None else keras.tree.pack_sequence_as(struct, list(inputs))
+        # stateless_call: variables go in and out as tensors, so the graph can hold its own.
         output, updated, penalties = self.keras.stateless_call(
             list(values[: self.trained_count]), constants, x, training=training, return_losses=True
         )
@@ -232,6 +239,7 @@ class KerasModel:
         """Refuse a layer that changes, in training, a variable which would stay as it is on a device."""
         known = {id(variable) for variable in self._statistics}
         for variable, value, found in zip(self.keras.non_trainable_variables, before, after, strict=True):
+            # The tensor that went in comes out again where a layer leaves its variable alone.
             if found is not value and id(variable) not in known and "seed_generator" not in variable.path:
                 raise UnsupportedModelError(
                     self._name(variable),
@@ -314,6 +322,7 @@ def frozen(model: keras.Model, layer_names: Sequence[str], given: object = None)
         )
     with ExitStack() as stack:
         for name in layer_names:
+            # Put back afterwards: the caller's model keeps its own settings.
             stack.enter_context(patched(layers[name], "trainable", False))
         yield KerasModel(model)
 
@@ -341,6 +350,7 @@ def _check_layer(layer: keras.Layer) -> None:
         raise UnsupportedModelError(
             place, f"weights quantized as {layer.quantization_mode}", "export it before it is quantized"
         )
+    # LiteRT trains in float32.
     if layer.compute_dtype in ("float16", "bfloat16", "float64") or layer.variable_dtype != "float32":
         raise UnsupportedModelError(
             place,

@@ -34,6 +34,7 @@ def normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> _Res
     """
     channels = x.shape[-1]
     rows = x.shape.num_elements() // channels
+    # Few channels make short rows: a row of pixels is joined then.
     width = x.shape[-2] if x.shape.rank > 2 and channels < LANES else 1
 
     def shaped(x: Tensor) -> Tensor:
@@ -49,11 +50,13 @@ def normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> _Res
     def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> tuple[_Result, Callable[..., tuple[Tensor, ...]]]:
         image = shaped(x)
         mean = total(image) / rows
+        # Two passes, not E[x²] − E[x]²: that loses digits where the mean is large.
         centred = image - repeated(mean)
         variance = total(tf.square(centred)) / rows
         inverse = tf.math.rsqrt(variance + epsilon)
         y = centred * repeated(inverse * scale) + repeated(offset)
 
+        # The closed form of Ioffe and Szegedy (https://arxiv.org/abs/1502.03167).
         def gradient(dy: Tensor, _mean: Tensor, _variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             dy = shaped(dy)
             by_offset = total(dy)
@@ -85,6 +88,7 @@ def batch_normalization(
         [B, …] of what counts; with one, Keras' own layer is called.
     """
     last = layer.axis in (-1, inputs.shape.rank - 1)
+    # Masks, other axes and inference are rare in training: Keras' own layer does them.
     plain = training and layer.trainable and mask is None and not layer.renorm and last and inputs.shape.rank >= 2
     if not plain or inputs.dtype != tf.float32:
         return _batch_normalization(layer, inputs, training=training, mask=mask)

@@ -82,6 +82,7 @@ def _convolution(
     if rank == 1:
         x, kernel = tf.expand_dims(x, 1), tf.expand_dims(kernel, 0)
     y = convolution.convolution(x, tf.convert_to_tensor(kernel), (int(rows), int(columns)), padding)
+    # Patches beyond the bound: LiteRT's own convolution, slower and within memory.
     if y is None:
         y = tf.nn.conv2d(x, kernel, [int(rows), int(columns)], padding)
     return tf.squeeze(y, [1]) if rank == 1 else y
@@ -128,6 +129,7 @@ def _gelu(x: Tensor, approximate: bool = False) -> Tensor:
         y = _tf_gelu(x)
 
         def gradient(dy: Tensor) -> Tensor:
+            # Near 0 the quotient is 0/0; the tangent of Φ is exact to float32 there.
             small = tf.abs(x) < 1e-3
             density = tf.exp(-0.5 * tf.square(x)) / math.sqrt(2 * math.pi)
             near_zero = 0.5 + x / math.sqrt(2 * math.pi)

@@ -67,6 +67,7 @@ class _Momentum:
         for parameter, value, velocity, gradient in zip(self.parameters, values, self.state, gradients, strict=True):
             change = self.momentum * velocity - gradient
             velocity.assign(change)
+            # Nesterov's step as Keras writes it: the momentum of the change that was just made, once more.
             parameter.assign(value + (self.momentum * change - gradient if self.nesterov else change))
 
 
@@ -81,6 +82,7 @@ class _Adam:
         self.first = [_zeros_like(parameter) for parameter in parameters]
         self.second = [_zeros_like(parameter) for parameter in parameters]
         self.largest = [_zeros_like(parameter) for parameter in parameters] if settings.amsgrad else []
+        # Two products instead of a step counter and its powers.
         self.powers = tf.Variable([1.0, 1.0])
         self.state = [*self.first, *self.second, *self.largest, self.powers]
         self.initial = [0.0] * (len(self.state) - 1) + [1.0]
@@ -89,16 +91,19 @@ class _Adam:
         settings = self.settings
         powers = self.powers * tf.constant([settings.beta_1, settings.beta_2])
         self.powers.assign(powers)
+        # Both bias corrections in the rate: one scalar instead of two tensors for each parameter.
         rate = learning_rate * tf.sqrt(1.0 - powers[1]) / (1.0 - powers[0])
         moments = zip(self.first, self.second, self.largest or [None] * len(self.first), strict=True)
         for parameter, value, (first, second, largest), gradient in zip(
             self.parameters, values, moments, gradients, strict=True
         ):
+            # first + (g − first)(1 − β) is β·first + (1 − β)·g with one multiplication less.
             mean = first + (gradient - first) * (1.0 - settings.beta_1)
             square = second + (tf.square(gradient) - second) * (1.0 - settings.beta_2)
             first.assign(mean)
             second.assign(square)
             if largest is not None:
+                # AMSGrad: the largest second moment so far (https://arxiv.org/abs/1904.09237).
                 square = tf.maximum(largest, square)
                 largest.assign(square)
             parameter.assign(value - rate * mean / (tf.sqrt(square) + settings.epsilon))
@@ -181,6 +186,7 @@ def clipped(gradients: Sequence[Tensor], settings: bundle.Optimizer, scale: Tens
     list
         The gradients, clipped or as they were.
     """
+    # Keras' own order; a model may set one only.
     if settings.clipnorm is not None:
         return [_bounded(gradient, _norm([gradient]), scale * settings.clipnorm) for gradient in gradients]
     if settings.global_clipnorm is not None:
@@ -197,6 +203,7 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _bounded(gradient: Tensor, norm: Tensor, most: Tensor) -> Tensor:
+    # 1e-30: a gradient of zeros has no direction, and must stay zeros.
     return gradient * tf.minimum(1.0, most / tf.maximum(norm, 1e-30))
 
 

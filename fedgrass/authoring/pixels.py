@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _KEPT = ("InputLayer", "Resizing", "CenterCrop", "ZeroPadding2D", "Cropping2D", "Permute", "Identity")
 """Layers that leave the range of pixels as it is; so do those whose names begin with Random."""
 
+# 1/255 and 1/127.5 are below it; a scale such as 0.5 is for values of another range.
 _LARGEST_SCALE = 1 / 64
 _BYTES = (0.0, 255.0)
 
@@ -32,6 +33,7 @@ def pixel_range(model: object) -> tuple[float, float] | None:
     kind = type(first).__name__
     if kind == "Rescaling" and np.max(np.abs(first.scale)) <= _LARGEST_SCALE:  # type: ignore[union-attr]
         return _BYTES
+    # Means beyond 2 are of bytes: pixels of 0 to 1 have theirs within.
     if kind == "Normalization" and np.max(np.abs(np.asarray(first.mean))) > 2:  # type: ignore[union-attr]
         return _BYTES
     return None

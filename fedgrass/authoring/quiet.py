@@ -22,6 +22,7 @@ def quiet() -> Iterator[None]:
     except OSError:  # there is no standard error
         yield
         return
+    # A file and not a pipe: nobody reads along, and a full pipe would block the converter.
     with tempfile.TemporaryFile() as sink:
         os.dup2(sink.fileno(), 2)
         try:

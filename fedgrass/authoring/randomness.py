@@ -47,6 +47,7 @@ def drawn(step: Tensor | None) -> Iterator[Draws]:
     with ExitStack() as stack:
         for name in ("dropout", "uniform", "normal", "randint"):
             stack.enter_context(patched(backend_random, name, getattr(draws, name)))
+        # Others would draw from a state of Keras', which no device has.
         for name in ("categorical", "truncated_normal", "shuffle", "gamma", "binomial", "beta"):
             stack.enter_context(patched(backend_random, name, _refused(name)))
         yield draws
@@ -79,6 +80,8 @@ class Draws:
 
         @contextmanager
         def turn(number: Tensor) -> Iterator[None]:
+            # Counted from the same number again: the backward loop runs a chunk a second time, and must draw what it
+            # drew.
             self.count, self._turn = first, number
             try:
                 yield
@@ -105,6 +108,7 @@ class Draws:
             return x
         if rate == 1.0:
             return tf.zeros_like(x)
+        # Scaled up by what is kept, so that the expected value stays (inverted dropout).
         kept = tf.cast(self._unit(_dropped_shape(x, noise_shape), shaped=False) >= rate, tf.float32) / (1.0 - rate)
         return x * tf.reshape(kept, _dropped_shape(x, noise_shape))
 
@@ -123,7 +127,7 @@ class Draws:
         shape
             Of the result; known in the graph.
         minval, maxval
-            Bounds; the upper one is never reached.
+            Bounds; the upper one comes out by rounding only.
         dtype
             Of the result.
         seed
@@ -192,6 +196,7 @@ class Draws:
             hashed += self._turn * 0x2545F491
         for multiplier in _MULTIPLIERS:
             hashed = tf.bitwise.bitwise_xor(hashed, tf.bitwise.right_shift(hashed, 15)) * multiplier
+        # float32 rounds the 64 largest integers up, so 1.0 comes out once in some 67 million draws.
         uniform = tf.cast(hashed, tf.float32) * 2.0**-32 + 0.5
         return tf.reshape(uniform, shape) if shaped else uniform
 

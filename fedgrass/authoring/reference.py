@@ -92,6 +92,7 @@ class KerasReference:
             What the steps gave.
         """
         model = self._model.keras
+        # The user's model must be as it was after the trial.
         kept = [variable.numpy() for variable in model.variables]
         try:
             if moved_by:
@@ -107,6 +108,7 @@ class KerasReference:
             outputs = self._outputs(data.x[: self._batch_size], training=False)
             one = self._outputs(data.x[:1], training=False)
         losses_of = [
+            # Keras decides by from_logits; outputs that sum to 1 went through a softmax.
             loss_object(head.loss, head.loss_options, from_logits=not _gives_probabilities(head, np.asarray(output)))
             for head, output in zip(self._heads, outputs, strict=True)
         ]
@@ -120,6 +122,7 @@ class KerasReference:
         smallest: list[Array] = []
         for step, batch in enumerate(data.batches(self._batch_size, seed=settings.epoch_seed(0))):
             optimizer.learning_rate = self._optimizer.rate_at(settings.learning_rate, step)
+            # The seed and number of the device's step: dropout then drops the same places.
             with drawn(tf.constant(settings.masks_seed() + step + 1, tf.int32)), tf.GradientTape() as tape:
                 value = self._total(losses_of, batch, training=True)
             found = tape.gradient(value, [variable.value for variable in model.trainable_variables])

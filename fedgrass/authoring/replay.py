@@ -47,6 +47,7 @@ class _Replay:
         self._resources = resources
 
     def play(self, graph: tf.Graph, inputs: Sequence[Value]) -> list[Value]:
+        # By ref(): tensors compare element by element, so they cannot be keys.
         known = {tensor.ref(): value for tensor, value in zip(graph.inputs, inputs, strict=True)}
         for op in graph.get_operations():
             # Inputs are given, and what orders operations has no place in a graph without side effects.
@@ -67,6 +68,7 @@ class _Replay:
             )
         if op.type == "ReadVariableOp":
             return [self._resources[_key(inputs[0])]]
+        # As NumPy: what is computed of constants alone can then be folded.
         if op.type == "Const":
             return [tf.make_ndarray(op.get_attr("value"))]
         if op.type == "Identity":
@@ -115,6 +117,7 @@ def _created(op: tf.Operation, inputs: Sequence[Value], graph: tf.Graph) -> Sequ
 
 
 def _folded(op: tf.Operation, inputs: Sequence[Value]) -> Sequence[Value]:
+    # In a graph of its own: the one that is traced must not keep these operations.
     with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
         found: Sequence[Value] = session.run(list(_created(op, inputs, graph)))
         return found

@@ -48,6 +48,7 @@ class SavedModel:
     outputs: tuple[TensorDescription, ...] = ()
 
     def __init__(self, folder: Path, freeze: Sequence[str] = ()) -> None:
+        # Kept: the function refers to its variables weakly.
         self._loaded = tf.saved_model.load(str(folder))
         if _SIGNATURE not in self._loaded.signatures:
             found = ", ".join(self._loaded.signatures) or "none"

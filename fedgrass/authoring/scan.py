@@ -57,6 +57,7 @@ class Scan:
             Gradients that arrive at what was carried and given.
         """
         count = len(self.carried)
+        # What is carried into each chunk is written down only if gradients will be asked for.
         forward = loops.trace(self.turns, [*self.carried, *self._blank(training)], self.slices, self._forward)
         if not training:
             found = forward.run([*self.carried, *_zeros(self._blank(training))], self.slices, forward.captured)
@@ -76,6 +77,7 @@ class Scan:
 
             return [*after, *outputs], gradient
 
+        # TensorFlow's own gradient of a loop keeps lists of tensors, which LiteRT lacks.
         found = tf.custom_gradient(run)(*self.carried, *self.slices, *invariants)
         return list(found[:count]), list(found[count:])
 
@@ -135,6 +137,7 @@ class _Backward:
         later, by_slice, by_invariant = _parts(changing, count, len(self._sequences))
         found = iter(gradients([*after, *outputs], by, [*later, *upstream]))
         new_carried = [_or_zeros(next(found), x) for x in carried]
+        # A slice is written once, a place in its sequence; an invariant's gradient is summed over all turns.
         new_slices = [_or_same(whole, next(found), place) for whole in by_slice]
         sums = [
             _plus(total, next(found) if x is not None else None)
@@ -147,6 +150,7 @@ def reaches_variable(tensor: Tensor) -> bool:
     """Whether a variable, or an argument of the loop around, is behind a tensor by way of numbers that have gradients."""
     pending, seen = [tensor], set()
     while pending:
+        # Integers carry no gradient, so nothing behind them counts.
         x = pending.pop()
         if id(x.op) in seen or not x.dtype.is_floating:
             continue

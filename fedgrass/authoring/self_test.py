@@ -31,10 +31,13 @@ CHANGE_TOLERANCE = 1e-3
 OUTPUT_TOLERANCE = 1e-4
 
 _MOVED_BY = 1e-7
+# Normal examples and random labels fit no model: a large rate would show its divergence and nothing else.
 _HIGHEST_RATE = 0.01
+# Some three units in the last place of a float32: parameters that hardly move differ by that much.
 _ROUNDING = 4e-7
 _LEAST_GRADIENT, _LEAST_OF_ALL = 1e-3, 1e-4
 """Shares of a parameter's largest gradient, and of all parameters', below which rounding may tell the sign of a step."""
+# An optimizer that divides by the gradient's size steps by about the rate, whatever the gradient.
 _MOST_STEP = 1.05
 _TIMES = 20.0
 """How much more than Keras moved by rounding a device may differ: its sums are in another order all the way."""
@@ -69,6 +72,7 @@ def run(made: Bundle, model: Model, reference: Reference | None) -> SelfTest:
     expected, start = reference.steps(data, settings), made.parameters()
     found = _differences(device, expected, start)
     if not found.within():
+        # The reference itself, its parameters moved by rounding: a chaotic net differs from itself.
         moved = reference.steps(data, settings, moved_by=_MOVED_BY)
         chaos = _differences(moved, expected, start)
         if not found.within(chaos):
@@ -117,6 +121,7 @@ def _inputs(
         x = generator.integers(0, 2, shape).astype(bool)
     else:
         high = vocabulary or (256 if part.dtype == "uint8" else 2)
+        # From 1: 0 is the token that masks, where one does.
         x = generator.integers(min(1, high - 1), high, shape).astype(part.dtype)
     if masked is not None and x.ndim >= 2:
         for row in range(len(x)):  # sequences of unlike length, none of them empty
@@ -163,6 +168,7 @@ def _on_device(made: Bundle, data: ArrayDataset, settings: FitSettings) -> Steps
             )
     first = states[0].loss_sum / made.manifest.batch_size
     return Steps(
+        # An engine reports the mean of both steps; the second is what is left after the first.
         losses=[first, STEPS * unbroken.metrics["loss"] - first, evaluated],
         parameters=unbroken.parameters,
         outputs=[outputs, _of_application(made, data.x[:1])],
@@ -183,6 +189,7 @@ def _differences(found: Steps, expected: Steps, start: Parameters) -> _Differenc
         apart[name] = np.where(undecided & bounded, 0, apart[name])
     changes = {
         name: _largest(apart[name])
+        # A parameter that hardly moved is measured by rounding of its value, or by a hundredth of the largest change.
         / max(_largest(value - start[name]) + _ROUNDING / CHANGE_TOLERANCE * _largest(value), 1e-2 * largest, 1e-12)
         for name, value in expected.parameters.items()
     }
@@ -226,6 +233,7 @@ def _apart(found: Array, expected: Array) -> float:
 
 def _share(difference: Array, expected: Array) -> float:
     share = _largest(difference) / max(_largest(expected), 1e-3)
+    # Infinity is not JSON, and the manifest holds this.
     return min(share, float(np.finfo(np.float32).max))
 
 

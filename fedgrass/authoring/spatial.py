@@ -119,10 +119,12 @@ def transposed_convolution(
         Convolves with a kernel, VALID at stride 1.
     """
     sizes = [(size - 1) * stride + 1 for size, stride in zip(x.shape[1:3], strides, strict=True)]
+    # Zeros between the places, by the windows' adjoint.
     up = x if strides == (1, 1) else Windows([x.shape[0], *sizes, x.shape[3]], (1, 1), strides, "VALID").scatter([x])
     pads, kept = [[0, 0]], [slice(None)]
     for size, wanted, taps, stride in zip(sizes, output, kernel.shape[:2], strides, strict=True):
         _, before = output_and_padding(wanted, taps, stride, padding)
+        # Negative: TensorFlow cuts there instead of padding.
         left = taps - 1 - before
         right = wanted + taps - 1 - left - size
         kept.append(slice(max(-left, 0), size - max(-right, 0)))
@@ -158,6 +160,7 @@ def resize(resized: Convolve, x: Tensor, size: Sequence[int], **how: bool | str)
 
 def _weights(resized: Convolve, size: int, wanted: int, how: dict[str, bool | str]) -> Tensor:
     """[1, wanted, size]: what an image whose rows are those of the identity becomes."""
+    # Computed now and put in as constants: a resize is linear, and its matrix never changes.
     with tf.init_scope():
         rows = resized(tf.reshape(tf.eye(size), [1, size, size, 1]), [wanted, size], **how)
         weights = np.asarray(rows).reshape(1, wanted, size)
@@ -202,12 +205,14 @@ def affine_transform(
     a = [tf.reshape(value, [batch, 1]) for value in tf.unstack(tf.cast(transform, tf.float32), num=8, axis=1)]
     below = a[6] * x + a[7] * y + 1.0
     across, down = (a[0] * x + a[1] * y + a[2]) / below, (a[3] * x + a[4] * y + a[5]) / below
+    # Places are folded back into the image before they are rounded.
     if fill_mode != "constant":
         across, down = _inside(across, width, fill_mode), _inside(down, height, fill_mode)
     flat = tf.reshape(tf.cast(images, tf.float32), [batch * height * width, channels])
     first = tf.constant(np.arange(batch).reshape(-1, 1) * height * width, tf.int32)
 
     def read(row: Tensor, column: Tensor) -> Tensor:
+        # GATHER must stay inside; whether it was outside is told by comparing afterwards.
         in_row, in_column = tf.clip_by_value(row, 0.0, height - 1.0), tf.clip_by_value(column, 0.0, width - 1.0)
         place = first + tf.cast(in_row, tf.int32) * width + tf.cast(in_column, tf.int32)
         found = tf.reshape(tf.gather(flat, tf.reshape(place, [-1])), [batch, -1, channels])
@@ -217,6 +222,7 @@ def affine_transform(
         return found * known + fill_value * (1.0 - known)
 
     if interpolation == "nearest":
+        # Half up, as Keras' transform rounds.
         moved = read(tf.floor(down + 0.5), tf.floor(across + 0.5))
     else:
         top, left = tf.floor(down), tf.floor(across)
@@ -231,5 +237,6 @@ def _inside(place: Tensor, size: int, fill_mode: str) -> Tensor:
     if fill_mode == "reflect":
         period = 2.0 * size
         turned = place + 0.5 - period * tf.floor((place + 0.5) / period)
+        # Half-pixel reflection: the edge pixel is repeated, as in SciPy's "reflect".
         place = tf.minimum(turned, period - turned) - 0.5
     return tf.clip_by_value(place, 0.0, size - 1.0)

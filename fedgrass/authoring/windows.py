@@ -108,6 +108,7 @@ class Windows:
         self._kernel, self._strides = kernel, strides
         axes = zip(self._shape[1:3], kernel, strides, strict=True)
         self._counts, self._before = zip(*(output_and_padding(*axis, padding) for axis in axes), strict=True)
+        # Rows and columns up to a whole number of strides, so that pixels can be sorted by phase.
         self._padded = tuple(
             (count + -(-k // s) - 1) * s for count, k, s in zip(self._counts, kernel, strides, strict=True)
         )

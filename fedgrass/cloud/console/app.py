@@ -33,6 +33,7 @@ def create_app(account: Account, access: Access, *, clock: Callable[[], float] =
         Epoch seconds.
     """
     app = Flask(__name__)
+    # A misspelt name in a template is an error, not an empty place on the page.
     app.jinja_env.undefined = StrictUndefined
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters |= {
@@ -52,6 +53,7 @@ def create_app(account: Account, access: Access, *, clock: Callable[[], float] =
         app.register_blueprint(page.pages(context))
     app.register_error_handler(FedgrassError, _refused)
     app.register_error_handler(ClientError, _denied)
+    # From the narrow to the wide: each kind of failure gets its own status and advice.
     app.register_error_handler(BotoCoreError, _unreachable)
     app.register_error_handler(HTTPException, _not_served)
     return app
@@ -61,6 +63,7 @@ def prepare(app: Flask) -> None:
     """Make what is made once, so that no page waits for it; raises what AWS has against the console."""
     context: Context = app.extensions["context"]
     context.prepare()
+    # Compiled now: the first visitor would else wait for every template of the page.
     for name in app.jinja_env.list_templates():
         app.jinja_env.get_template(name)
 
@@ -103,6 +106,7 @@ def _span(seconds: float | None) -> str:
     if seconds is None:
         return _NOTHING
     for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        # From two of a unit on: "90 min" says more than "2 h".
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

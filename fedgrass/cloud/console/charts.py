@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480, 220
+# Pixels; the left margin has room for the longest number on the axis.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 12, 12, 30
 
 
@@ -54,6 +55,7 @@ def line(title: str, values: Sequence[tuple[int, float | None]], *, percent: boo
         Whether the values are shares.
     """
     known = [(number, value) for number, value in values if value is not None and math.isfinite(value)]
+    # One point is no curve.
     if len(known) < 2:
         return None
     first, last = values[0][0], values[-1][0]
@@ -68,6 +70,7 @@ def line(title: str, values: Sequence[tuple[int, float | None]], *, percent: boo
     def word(value: float) -> str:
         return f"{100 * value:.4g} %" if percent else f"{value:.4g}"
 
+    # SVG: M moves without a line, so a round without a value leaves a gap.
     path, pen = [], "M"
     for number, value in values:
         if value is None or not math.isfinite(value):
@@ -88,8 +91,10 @@ def line(title: str, values: Sequence[tuple[int, float | None]], *, percent: boo
 
 def _scale(low: float, high: float) -> tuple[float, float, float]:
     """Return a step of 1, 2 or 5 times a power of ten, and the multiples of it around the values."""
+    # All values alike: a span of zero has no logarithm.
     low = low if low < high else high - (abs(high) / 10 or 1.0)
     span = high - low
+    # Some four steps to an axis.
     rough = span / 4
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough)

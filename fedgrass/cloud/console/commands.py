@@ -63,6 +63,7 @@ def console(
     )
     app = create_app(Account.of(fleet, patience), access)
     prepare(app)
+    # Bound before the address is shown: port 0 is known only then.
     try:
         server = waitress.server.create_server(app, host=host, port=port, threads=_THREADS, ident=None)
     except OSError as error:

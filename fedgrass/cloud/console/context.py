@@ -52,6 +52,7 @@ class Context:
 
     def report(self, record: RoundRecord) -> RoundReport | None:
         """Return a round's report, which never changes once it is there; it can be large, so the last few are kept."""
+        # Not held while S3 is asked: two threads may fetch one report, which is the same to both.
         with self._lock:
             found = self._reports.get(record.round)
         if found is not None:
@@ -67,5 +68,6 @@ class Context:
     def prepare(self) -> None:
         """Make everything that is made once, and begin to read the fleet; raises what AWS has against it."""
         account = self.account
+        # Cached properties are made at their first use, which is here, before threads share them.
         _ = account.rounds_table, account.devices_table, account.step_functions, self.clients, self.versions
         self.index.look()

@@ -51,9 +51,11 @@ def pages(context: Context) -> Blueprint:
 
     @blueprint.get("/")
     def devices() -> str:
+        # Counts and filters are of the last look, some seconds old; the devices on the page are read by name below.
         look = context.index.look()
         now_ms = context.now_ms
         name, version = request.args.get("name", ""), request.args.get("version", "")
+        # Compared with the known ones: what stands in an address may be anything.
         state = next((state for state in STATES if state == request.args.get("state")), None)
         found = [
             brief.thing
@@ -86,6 +88,7 @@ def pages(context: Context) -> Blueprint:
         if not members:
             abort(404, f"Fleet {fleet} knows no device {thing}.")
         last = tables.load_state(context.account.rounds_table, fleet).last
+        # Keys are known, so it is a BatchGetItem of as many items, however large the fleet.
         places = [(number, thing) for number in range(max(1, last - _LAST_ROUNDS + 1), last + 1)]
         parts = tables.participations_at(context.account.rounds_table, fleet, places)
         return render_template(

@@ -13,6 +13,7 @@ from fedgrass.protocol.settings import FleetSettings
 
 Kind = Literal["text", "number", "choice", "switch", "json"]
 
+# The settings' own schema: a new setting shows in the form without a line here.
 _SCHEMA = FleetSettings.model_json_schema()
 _GENERAL = "general"
 _BOUNDS = (
@@ -81,6 +82,7 @@ def form_of(settings: FleetSettings) -> Form:
     sections = [general]
     for name, described in _SCHEMA["properties"].items():
         target = _resolved(described)
+        # A plain value belongs to the first section; an object makes one of its own.
         if target.get("type") != "object" or "properties" not in target:
             general.fields.append(_field(name, name, target, values[name], defaults[name]))
             continue
@@ -104,6 +106,7 @@ def read(typed: Mapping[str, str]) -> tuple[Form, FleetSettings | None]:
             below[name] = _parsed(one)
         except ValueError as error:
             one.error = f"Is no JSON: {error}"
+    # Values that are no JSON cannot be validated; those errors first.
     if form.wrong:
         return form, None
     try:
@@ -130,6 +133,7 @@ def _different(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(one: Field, typed: Mapping[str, str]) -> str:
+    # Browsers send nothing for a box that is not ticked.
     if one.kind == "switch":
         return "true" if one.name in typed else "false"
     return typed.get(one.name, "").strip()
@@ -149,6 +153,7 @@ def _place(form: Form, where: list[str], message: str) -> None:
     """Put a message at the field that is meant; at its section or the whole form, if it is about several."""
     path = ".".join(where)
     for one in form.fields:
+        # An error inside a list or an object names a path below the field.
         if path == one.name or path.startswith(one.name + "."):
             one.error = message
             return
@@ -171,6 +176,7 @@ def _field(path: str, name: str, schema: dict[str, Any], value: object, default:
     options = schema.get("anyOf", ())
     optional = any(option.get("type") == "null" for option in options)
     if optional:
+        # Pydantic writes `X | None` as anyOf; what is said beside it, such as the title, stays.
         schema = {**schema, **next(option for option in options if option.get("type") != "null")}
     kind: Kind = "text"
     if "enum" in schema:

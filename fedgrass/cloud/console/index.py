@@ -35,6 +35,7 @@ class DeviceSummary(NamedTuple):
 
     def alive(self, now_ms: float) -> bool:
         """Whether its last heartbeat is younger than three of its intervals."""
+        # The same rule as opening a round uses, so the page and the round agree on who is alive.
         return now_ms - self.received_at <= ALIVE_INTERVALS * self.interval_seconds * 1000
 
     def is_(self, state: State, now_ms: float) -> bool:
@@ -90,14 +91,17 @@ class FleetIndex:
                 or not look.complete
                 or self._clock() - look.at > max(_LEAST_SECONDS, _SHARE * look.seconds)
             )
+            # One reader at a time, whoever asks: visitors must not multiply the table's cost.
             if old and self._reading is None:
                 self._reading = threading.Event()
                 threading.Thread(target=self._read, args=(self._reading,), name="fleet index", daemon=True).start()
             reading = self._reading
+        # Outside the lock: waiting inside would stop the reader from finishing.
         if old and reading is not None:
             reading.wait(patience)
         with self._lock:
             if self._failure is not None:
+                # Told once: the next look tries again.
                 failure, self._failure = self._failure, None
                 raise failure
             return self._look or DeviceSnapshot(self._clock())
@@ -117,6 +121,7 @@ class FleetIndex:
         except (ClientError, BotoCoreError) as error:
             with self._lock:
                 self._failure = error
+                # A first look that failed half way would pass for a small fleet.
                 if self._look is look:
                     self._look = None
         finally:
@@ -140,12 +145,14 @@ class FleetIndex:
         arguments: dict[str, Any] = {
             "KeyConditionExpression": "fleet = :fleet",
             "ExpressionAttributeValues": {":fleet": self._fleet},
+            # DynamoDB charges for whole items, but less travels and is parsed.
             "ProjectionExpression": "thing, received_at, interval_seconds, able, model_version, active_version, expires",
         }
         table = self._devices()
         now = self._clock()
         while True:
             page = table.query(**arguments)
+            # DynamoDB removes expired items within days, not at once.
             yield from (item for item in page["Items"] if item.get("expires", now) >= now)
             if "LastEvaluatedKey" not in page:
                 return

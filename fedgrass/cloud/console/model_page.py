@@ -66,6 +66,7 @@ def pages(context: Context) -> Blueprint:
         active = Counter(brief.version for brief in look.devices)
         shown = names[page.first : page.end]
         records = _records(context, shown)
+        # Held rounds after the current model only: an older one was overtaken.
         since = version_order(current)[1] if current else 0
         later = tables.rounds_between(
             account.rounds_table, account.fleet, max(since + 1, state.last - _HELD_LOOKED_AT + 1), state.last
@@ -100,6 +101,7 @@ def pages(context: Context) -> Blueprint:
                 return f"Model {version} {done}. There is no deployment yet: devices get it with their first one."
             return f"Model {version} {done}; its deployment {released.deployment_id} is on its way to the devices."
 
+        # Then a redirect, whatever happened: loading the page again must not repeat the release.
         attempt(act)
         context.versions.changed()
         return redirect(url_for("models.models"), 303)

@@ -13,6 +13,7 @@ _LONGEST = 600  # characters: they travel in a cookie
 
 def tell(message: str, *, good: bool = True) -> None:
     """Say something on the next page that is shown."""
+    # Reassigned, not appended to: Flask sees a change of the session by assignment.
     session["notices"] = [*session.get("notices", []), ["good" if good else "bad", message[:_LONGEST]]]
 
 

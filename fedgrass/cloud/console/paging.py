@@ -37,6 +37,7 @@ class Page:
             The page.
         """
         pages = max(1, -(-count // per_page))
+        # type=int: what is no number counts as none, and the nearest page is shown.
         asked = request.args.get(word, 1, type=int)
         return cls(min(max(asked, 1), pages), pages, per_page, count, word)
 

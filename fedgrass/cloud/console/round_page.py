@@ -25,6 +25,7 @@ from fedgrass.rounds_api import Started, aggregate_now, cancel_round, is_running
 _PER_PAGE = 25
 _CHARTED = 50
 _UPDATES_PER_PAGE = 25
+# Step Functions' rule for names; it goes into an ARN below.
 _EXECUTION = re.compile(r"^[A-Za-z0-9_-]{1,80}$")
 _RESET_CONTENT = 205
 _NO_CONTENT = 204
@@ -65,6 +66,7 @@ def live_panel(context: Context, state: FleetState) -> Panel:
         return Panel(record, not is_running(account, state.open.execution), execution)
     if not execution:
         return Panel()
+    # Built from the stack's own, so that no request can have another account's execution described.
     arn = account.stack.state_machine_arn.replace(":stateMachine:", ":execution:", 1) + f":{execution}"
     client = account.step_functions
     try:
@@ -95,6 +97,7 @@ def _add_views(blueprint: Blueprint, context: Context) -> None:
         state = tables.load_state(account.rounds_table, account.fleet)
         page = Page.of(state.last, _PER_PAGE)
         newest = state.last - page.first
+        # Enough for the curves; the table shows the newest of them.
         records = tables.rounds_between(account.rounds_table, account.fleet, newest - _CHARTED + 1, newest)
         return render_template(
             "rounds.html",
@@ -109,6 +112,7 @@ def _add_views(blueprint: Blueprint, context: Context) -> None:
     def live() -> str | tuple[str, int]:
         """Give the panel's next state: 205 has the whole page loaded again, 204 leaves the panel as it is."""
         panel = live_panel(context, tables.load_state(account.rounds_table, account.fleet))
+        # The page was drawn for another round or start: the script loads it as a whole.
         shown = request.args.get("round", type=int)
         if (panel.record.round if panel.record else None) != shown or panel.failure:
             return "", _RESET_CONTENT
@@ -121,6 +125,7 @@ def _add_views(blueprint: Blueprint, context: Context) -> None:
     @blueprint.get("/<int:number>")
     def one(number: int) -> str:
         record = tables.load_round(account.rounds_table, account.fleet, number)
+        # Only a round that was aggregated has one: S3 need not be asked for the others.
         report = context.report(record) if record.aggregated_at else None
         after = request.args.get("after", "")
         parts, following = tables.participations_after(account.rounds_table, account.fleet, number, after)
@@ -199,6 +204,7 @@ def _add_actions(blueprint: Blueprint, context: Context) -> None:
 
 def _follow(started: Started) -> Response:
     tell(f"Round {started.round} is starting.")
+    # 303: the browser asks with GET, so loading again starts nothing.
     return redirect(url_for("rounds.rounds", execution=started.execution.rsplit(":", 1)[-1]), 303)
 
 

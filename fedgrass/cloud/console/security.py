@@ -78,6 +78,7 @@ class Access:
             raise ConfigurationError(
                 f"--host {host}: others can reach this address, so a token is needed: set FEDGRASS_CONSOLE_TOKEN"
             )
+        # 0.0.0.0 is where it listens, not what a browser can call it.
         if not _is_any_address(host):
             names = (*names, f"[{host}]" if ":" in host else host)
         if not names:
@@ -115,6 +116,8 @@ def protect(app: Flask, access: Access) -> None:
 def _check_requests(app: Flask, access: Access) -> None:
     @app.before_request
     def _check() -> AnyResponse | None:
+        # First: with DNS rebinding a foreign page reaches this address under its own name, and would pass for the same
+        # origin.
         name = _HOST.match(request.headers.get("Host", ""))
         if name is None or name[1].lower() not in access.hosts:
             abort(400, f"This console is called {', '.join(access.hosts)}; for another name start it with --name.")
@@ -143,8 +146,10 @@ def _add_login(app: Flask, access: Access) -> None:
             return redirect("/", 303)
         if request.method == "GET":
             return render_template("login.html", refused=False)
+        # Constant time: the answer's delay must not tell how much of the token was right.
         if not hmac.compare_digest(request.form.get("token", "").encode(), access.token.encode()):
             return render_template("login.html", refused=True), 403
+        # What the browser carried before it was known is dropped with the log-in.
         session.clear()
         session["known"] = True
         return redirect("/", 303)
@@ -163,9 +168,11 @@ def csrf_token() -> str:
 
 
 def _require_own_page() -> None:
+    # Browsers set Origin on every form that is posted; only a program leaves it out.
     origin = request.headers.get("Origin")
     if origin is None or urlsplit(origin).netloc != request.host:
         abort(403, f"This request comes from {origin or 'a page that does not say which it is'}, not from the console.")
     given = request.form.get("csrf", "")
+    # An empty token equals an empty session: hence the last condition.
     if not hmac.compare_digest(given.encode(), str(session.get("csrf", "")).encode()) or not given:
         abort(403, "This form is from before the console was started again. Go back, load the page again, and repeat.")

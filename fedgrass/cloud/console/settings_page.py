@@ -39,6 +39,7 @@ def pages(context: Context) -> Blueprint:
         form, settings = forms.read(request.form)
         if settings is None:
             return render_template("settings.html", form=form, seen=request.form.get("seen", "")), 422
+        # Two people with the form open: the second would undo the first without seeing it.
         if request.form.get("seen") != _digest(before):
             form.error = "Someone else changed the settings meanwhile. Saving again replaces theirs by what is below."
             return render_template("settings.html", form=form, seen=_digest(before)), 409

@@ -32,6 +32,7 @@ class Versions:
     def all(self) -> list[str]:
         """Return them."""
         with self._lock:
+            # Under the lock: visitors who come at once share one listing.
             if self._clock() - self._at > _KEPT_SECONDS:
                 self._versions = self._listed()
                 self._at = self._clock()
@@ -43,6 +44,7 @@ class Versions:
             self._at = float("-inf")
 
     def _listed(self) -> list[str]:
+        # Delimiter: S3 answers with the folders, not with each version's files.
         pages = self._s3.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix, Delimiter="/"
         )

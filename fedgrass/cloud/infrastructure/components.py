@@ -79,11 +79,13 @@ class ComponentPublisher:
         recipe = yaml.safe_load(recipes[0].read_text())
         name = recipe["ComponentName"]
         files = sorted((build / "artifacts" / name).rglob("*.zip"))
+        # Of recipe and archives together: both make a version, and it lies on the version as a tag.
         source = _digest(recipes[0], *files)
         newest = self._newest(name)
         if newest and newest.tags.get(_SOURCE_TAG) == source:
             return Published(name, newest.version, newest.arn, fresh=False)
         version = _next_patch(newest.version) if newest else _FIRST_VERSION
+        # The GDK's own rule for the name, so that a machine with the kit and one without use the same bucket.
         bucket = f"{bucket}-{self._region}-{self._account}"
         addresses = {}
         if files:
@@ -91,6 +93,7 @@ class ComponentPublisher:
             ensure_bucket(
                 self._s3, bucket, caller, otherwise="components need it: name another in every gdk-config.json"
             )
+        # Before the component version: Greengrass reads the artifacts' digests from S3 when it is created.
         for file in files:
             key = f"{name}/{version}/{file.name}"
             self._s3.upload_file(str(file), bucket, key)
@@ -120,6 +123,7 @@ class ComponentPublisher:
     def _wait_until_deployable(self, arn: str) -> None:
         @retry(
             retry=retry_if_exception(lambda error: isinstance(error, _NotYetDeployableError)),
+            # Seconds. The jitter keeps several publishers of one account from asking in step.
             wait=wait_exponential_jitter(multiplier=0.1, max=2, jitter=0.1),
             stop=stop_after_delay(120),
             reraise=True,
@@ -127,6 +131,7 @@ class ComponentPublisher:
         def check() -> None:
             status = self._greengrass.describe_component(arn=arn)["status"]
             state = status["componentState"]
+            # FAILED is final, with a reason; waiting longer would only hide it.
             if state == "FAILED":
                 raise TransferError(
                     f"{arn}: Greengrass refused the component: {status.get('message', 'no reason given')}"
@@ -150,6 +155,7 @@ class _NotYetDeployableError(TransferError):
 def _digest(*files: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
+        # The name, a null byte, the content's digest: no two lists of files run together into the same bytes.
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 

@@ -58,6 +58,7 @@ class Code:
     @property
     def image_tag(self) -> str:
         """Tag of the image that is made of the source."""
+        # 16 of the digest's 64 digits: enough to name an image, and short enough to read.
         return self.files["SourceKey"][0].removeprefix("source/")[:16]
 
 
@@ -117,12 +118,14 @@ def check(session: Session, fleet: str, parameters: dict[str, str]) -> bool:
     """
     check_fleet(fleet)
     check_parameters(parameters)
+    # Everything below only reads: what would fail half way fails here, before anything changed.
     cloudformation = session.client("cloudformation")
     name = stack_name(fleet)
     stack = _stack(cloudformation, name)
     if stack is not None:
         check_owner(stack, fleet)
     check_changeable(name, fleet, stack["StackStatus"] if stack else None)
+    # An existing stack keeps its component, so there is nobody new to collide with.
     if stack is None or "ModelComponent" in parameters:
         _check_others(cloudformation, fleet, parameters.get("ModelComponent", GLOBAL_MODEL))
     if stack is None and parameters.get("BucketName"):
@@ -135,6 +138,7 @@ def _check_others(cloudformation: CloudFormationClient, fleet: str, component: s
     for stack in [one for page in cloudformation.get_paginator("describe_stacks").paginate() for one in page["Stacks"]]:
         given = _given(stack)
         other = given.get("Fleet")
+        # Stacks without FleetDigest are none of ours, whatever their parameters are called.
         if other in (None, fleet) or "FleetDigest" not in given:
             continue
         if other.casefold() == fleet.casefold():
@@ -174,6 +178,7 @@ def _apply(
     """
     cloudformation = session.client("cloudformation")
     name = stack_name(fleet)
+    # Uploaded before the stack is touched: CloudFormation and Lambda read them from S3 during the update.
     bucket, template_url = _upload(session, code)
     existing = _stack(cloudformation, name)
     given = {
@@ -184,9 +189,11 @@ def _apply(
         **{key: code.files[key][0] for key in ("CodeKey", "DefinitionKey", "SourceKey")},
         **parameters,
     }
+    # Only parameters that the new template still has: CloudFormation refuses a previous value of one that is gone.
     kept = _given(existing).keys() & template_parameters() - given.keys()
     arguments: dict[str, Any] = {
         "StackName": name,
+        # By address: the template is over the 51,200 bytes that may be passed by value.
         "TemplateURL": template_url,
         "Parameters": _parameters(given, kept),
         "Capabilities": ["CAPABILITY_IAM"],
@@ -199,6 +206,7 @@ def _apply(
         try:
             cloudformation.update_stack(**arguments)
         except ClientError as error:
+            # CloudFormation has no error code of its own for it.
             if "No updates are to be performed" not in str(error):
                 raise
         else:
@@ -275,6 +283,7 @@ def _upload(session: Session, code: Code) -> tuple[str, str]:
     storage.ensure_bucket(s3, bucket, caller, otherwise="deployments use a bucket of this name")
     for key, content in code.files.values():
         s3.put_object(Bucket=bucket, Key=key, Body=content)
+    # China's partition has another domain for S3.
     suffix = "amazonaws.com.cn" if caller.partition == "aws-cn" else "amazonaws.com"
     return bucket, f"https://{bucket}.s3.{caller.region}.{suffix}/{code.files['Template'][0]}"
 
@@ -300,6 +309,7 @@ def wait(cloudformation: CloudFormationClient, name: str, condition: Condition) 
         If it fails, with CloudFormation's own reason.
     """
     try:
+        # Every 5 s, 240 times: 20 minutes.
         cloudformation.get_waiter(condition).wait(StackName=name, WaiterConfig={"Delay": 5, "MaxAttempts": 240})
     except WaiterError as error:
         raise InfrastructureError(f"stack {name}: {_first_failure(cloudformation, name) or error}") from error
@@ -342,6 +352,7 @@ def main(
     session = script.own_session()
     caller = script.identify(session)
     exists = check(session, fleet, parameters)
+    # In a dry run without the libraries: pip would download them for a look only.
     code = Code(dependencies=dependencies and not dry_run)
     steps = script.Steps(dry_run=dry_run)
     there = False
@@ -359,6 +370,7 @@ def main(
         image=there,
     )
     if not exists and outputs is not None:
+        # A new stack first: the build project and the repository are part of it.
         _image(session, fleet, parameters, code, steps, build=image)
     elif not exists and image:
         steps.tell(f"would make the aggregator's image {code.image_tag} by CodeBuild")

@@ -51,6 +51,7 @@ def destroy(session: Session, *, fleet: str, keep_models: bool = False, steps: s
     name = stack_name(check_fleet(fleet))
     removal = _Removal(session, fleet, name, steps)
     stack = removal.stack()
+    # In this order: what runs would write again what is removed, and devices are found by the stack.
     if stack is not None:
         removal.stop()
     removal.remove_devices()
@@ -97,6 +98,7 @@ class _Removal:
                 f"stack {self._name} is protected from deletion; if you mean it: aws cloudformation "
                 f"update-termination-protection --no-enable-termination-protection --stack-name {self._name}"
             )
+        # A stack whose deletion is under way may be waited for; one that is updated must not be pulled away.
         if status.endswith("_IN_PROGRESS") and status not in {"DELETE_IN_PROGRESS", "REVIEW_IN_PROGRESS"}:
             raise InfrastructureError(f"stack {self._name} is being changed ({status}); wait until that is done")
         given = {one["ParameterKey"]: one.get("ParameterValue") for one in stack.get("Parameters", [])}
@@ -115,6 +117,7 @@ class _Removal:
         do, resources = self._steps.do, self._resources
         if "RoundSchedule" in resources:
             rule = resources["RoundSchedule"].rpartition("/")[2]
+            # First: it would start another round meanwhile.
             do("stop the schedule", removed, self._session.client("events").disable_rule, Name=rule)
         if "StateMachine" in resources:
             step_functions = self._session.client("stepfunctions")
@@ -131,6 +134,7 @@ class _Removal:
         for job in self._running_jobs(sagemaker):
             do(f"stop job {job}", removed, sagemaker.stop_processing_job, ProcessingJobName=job)
         publish = self._session.client("iot-data").publish
+        # The retained message would outlive the stack, and ask devices of a fleet that is gone.
         do("clear the announcement", publish, topic=round_topic(self._fleet), qos=1, retain=True, payload=b"")
 
     def _running_jobs(self, sagemaker: SageMakerClient) -> Iterator[str]:
@@ -139,6 +143,7 @@ class _Removal:
         pages = sagemaker.get_paginator("list_processing_jobs").paginate(NameContains=prefix, StatusEquals="InProgress")
         for name in [job["ProcessingJobName"] for page in pages for job in page["ProcessingJobSummaries"]]:
             described = sagemaker.describe_processing_job(ProcessingJobName=name)
+            # NameContains is a search: names of other fleets may contain the prefix, too.
             if name.startswith(prefix) and described.get("Environment", {}).get("FEDGRASS_FLEET") == self._fleet:
                 yield name
 
@@ -147,6 +152,7 @@ class _Removal:
         iot = self._session.client("iot")
         for thing in list(devices.provisioned_things(iot, self._fleet)):
             self._do(f"remove device {thing}", devices.unprovision, self._session, self._fleet, thing)
+        # What a stopped run left: policies whose things are gone lead to certificates that nothing else names.
         for policy in devices.left_policies(iot, self._fleet):
             if not self._steps.dry_run:
                 self._do(f"remove IoT policy {policy}", devices.remove_policy, self._session, self._fleet, policy)
@@ -160,6 +166,7 @@ class _Removal:
         pages = greengrass.get_paginator("list_deployments").paginate(targetArn=group, historyFilter="ALL")
         for deployment in [entry for page in pages for entry in page["deployments"]]:
             name = deployment["deploymentId"]
+            # DeleteDeployment refuses an active one.
             if deployment["deploymentStatus"] == "ACTIVE":
                 self._steps.do(f"cancel deployment {name}", removed, greengrass.cancel_deployment, deploymentId=name)
             self._steps.do(f"delete deployment {name}", removed, greengrass.delete_deployment, deploymentId=name)
@@ -168,6 +175,7 @@ class _Removal:
         """Delete buckets and registered models of the fleet, but what was kept; then the jobs' log."""
         for group in self._model_groups():
             self._do(f"delete model package group {group}", _delete_models, self._session.client("sagemaker"), group)
+        # Components before the bucket: once it is gone nothing says which of them lay in it.
         for bucket in self._buckets():
             greengrass = self._session.client("greengrassv2")
             for arn in self._model_components(bucket):
@@ -179,6 +187,7 @@ class _Removal:
                 )
             self._do(f"delete bucket {bucket} with all it holds", storage.delete_bucket, self._s3, bucket)
         logs, prefix = self._session.client("logs"), job_prefix(self._fleet)
+        # SageMaker makes these log groups by itself, so no stack removes them.
         for group in _groups(logs, f"{_ENDPOINT_LOGS}{prefix.removesuffix('-')}"):
             self._do(f"delete log group {group}", removed, logs.delete_log_group, logGroupName=group)
         for stream in _streams(logs, prefix):
@@ -211,6 +220,7 @@ class _Removal:
 
     def _buckets(self) -> list[str]:
         """Buckets that say they are the fleet's, and were not kept."""
+        # By tags and not by name: a bucket's name holds digits of a stack that may be gone.
         names = {bucket["Name"] for bucket in self._s3.list_buckets()["Buckets"]}
         mine = {devices.FLEET_TAG: self._fleet}
         return sorted(
@@ -239,6 +249,7 @@ class _Removal:
         components = [entry for page in pages for entry in page["components"]]
         found = []
         for component in components:
+            # Without a stack nobody knows the component's name, so each component's newest version is looked at.
             if self._component is None and not _lies_in(greengrass, component["latestVersion"]["arn"], bucket):
                 continue
             if self._component in (None, component["componentName"]):
@@ -291,12 +302,14 @@ def _streams(logs: CloudWatchLogsClient, prefix: str) -> list[str]:
 
 def _groups(logs: CloudWatchLogsClient, name: str) -> list[str]:
     pages = logs.get_paginator("describe_log_groups").paginate(logGroupNamePrefix=name)
+    # The API searches by prefix: another fleet's group may begin alike.
     return [group["logGroupName"] for page in pages for group in page["logGroups"] if group["logGroupName"] == name]
 
 
 def _delete_models(sagemaker: SageMakerClient, group: str) -> None:
     pages = sagemaker.get_paginator("list_model_packages").paginate(ModelPackageGroupName=group)
     for arn in [package["ModelPackageArn"] for page in pages for package in page["ModelPackageSummaryList"]]:
+        # SageMaker refuses to delete a group that still has packages.
         removed(sagemaker.delete_model_package, ModelPackageName=arn)
     removed(sagemaker.delete_model_package_group, ModelPackageGroupName=group)
 

@@ -65,6 +65,7 @@ def provisioned_things(iot: IoTClient, fleet: str) -> Iterator[str]:
         members = [name for page in listed for name in page["things"]]
     except iot.exceptions.ResourceNotFoundException:
         members = []
+    # Things that were there before `scripts/provision` carry no mark: their policy shows that they were given one.
     yield from sorted(thing for thing in set(members) - marked if policy_name(fleet, thing) in policies)
 
 
@@ -89,11 +90,13 @@ def remove_policy(session: Session, fleet: str, policy: str) -> None:
     for arn in _targets(iot, policy):
         things = iot.list_principal_things(principal=arn)["things"]
         for thing in things:
+            # A certificate may be on several things; only the one that this policy is for is removed by it.
             if policy_name(fleet, thing) == policy:
                 unprovision(session, fleet, thing)
         if things:
             removed(iot.detach_policy, policyName=policy, target=arn)
         else:
+            # IoT Core deletes inactive certificates only.
             removed(iot.update_certificate, certificateId=arn.rpartition("/")[2], newStatus="INACTIVE")
             removed(iot.delete_certificate, certificateId=arn.rpartition("/")[2], forceDelete=True)
     _delete_policy(iot, policy)
@@ -123,6 +126,7 @@ def unprovision(session: Session, fleet: str, thing: str) -> None:
     made_here = owner(iot, thing) == fleet
     policy = policy_name(fleet, thing)
     targets, principals = _targets(iot, policy), _principals(iot, thing)
+    # Neither policy nor thing leads to a certificate: a run was stopped between making and attaching one.
     if not targets and not principals:
         for arn in list(forsaken(iot, subject(fleet, thing))):
             remove_certificate(iot, arn, thing)
@@ -131,6 +135,7 @@ def unprovision(session: Session, fleet: str, thing: str) -> None:
             remove_certificate(iot, arn, thing)
         else:
             removed(iot.detach_policy, policyName=policy, target=arn)
+    # After the certificates, which are found by it; before the thing, by which the policy's name is found.
     _delete_policy(iot, policy)
     if made_here:
         removed(session.client("greengrassv2").delete_core_device, coreDeviceThingName=thing)
@@ -184,6 +189,7 @@ def _delete_policy(iot: IoTClient, policy: str) -> None:
         versions = iot.list_policy_versions(policyName=policy)["policyVersions"]
     except iot.exceptions.ResourceNotFoundException:
         return
+    # DeletePolicy refuses a policy that has versions besides the default one.
     for version in versions:
         if not version["isDefaultVersion"]:
             removed(iot.delete_policy_version, policyName=policy, policyVersionId=version["versionId"])

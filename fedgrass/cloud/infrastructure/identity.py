@@ -20,6 +20,7 @@ KEY = "private.pem.key"
 
 def subject(fleet: str, thing: str) -> str:
     """Return the common name of a device's certificate, by which it is known before anything refers to it."""
+    # A digest, as the name may have 64 characters at most and things' names may be longer.
     return f"fedgrass-{hashlib.sha256(f'{fleet} {thing}'.encode()).hexdigest()[:40]}"
 
 
@@ -28,12 +29,15 @@ def make_key(folder: Path) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
+    # A second key would leave the device with a certificate that does not fit it.
     if (folder / KEY).exists():
         return
+    # RSA with 2,048 bits: what IoT Core signs and both nuclei load.
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     plain = serialization.NoEncryption()
     content = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, plain)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Owner only, and the folder likewise: whoever has the key is the device.
     write_atomically(folder / KEY, content)
     (folder / KEY).chmod(0o600)
 
@@ -87,6 +91,7 @@ def is_ours(iot: IoTClient, certificate_arn: str, common_name: str) -> bool:
 
 def forsaken(iot: IoTClient, common_name: str) -> Iterator[str]:
     """Certificates that were made for the device and then attached to nothing: whoever made them was stopped."""
+    # The newest first; certificates of a stopped run are usually among them. They are inactive until attached.
     pages = iot.get_paginator("list_certificates").paginate(ascendingOrder=False)
     for arn in [
         entry["certificateArn"] for page in pages for entry in page["certificates"] if entry["status"] == "INACTIVE"
@@ -110,6 +115,7 @@ def remove_certificate(iot: IoTClient, certificate_arn: str, thing: str) -> None
         Name of the thing.
     """
     identifier = certificate_arn.rpartition("/")[2]
+    # An operator may have put the certificate on another thing; it must keep working there.
     shared = set(iot.list_principal_things(principal=certificate_arn)["things"]) - {thing}
     if not shared:
         removed(iot.update_certificate, certificateId=identifier, newStatus="INACTIVE")

@@ -69,6 +69,7 @@ def build_image(
         other["environmentVariablesOverride"] = [{"name": "IMAGE_TAG", "value": tag, "type": "PLAINTEXT"}]
     build = codebuild.start_build(projectName=outputs.image_build_project, **other)["build"]
     phase = ""
+    # CodeBuild has no waiter in boto3.
     while build["buildStatus"] == "IN_PROGRESS":
         if build.get("currentPhase", "") != phase:
             phase = build["currentPhase"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from fedgrass.checkout import checkout
 from fedgrass.errors import InfrastructureError
 
+# Named one by one: functions start faster with less, and what they import must not pull in NumPy.
 _FUNCTIONS = (
     "fedgrass/cloud/__init__.py",
     "fedgrass/cloud/ending/*.py",
@@ -92,6 +93,7 @@ def _sources(patterns: Iterable[str]) -> dict[str, bytes]:
 def _archive(files: Mapping[str, bytes]) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        # Sorted, one date, one mode: the archive's digest names it, and must not change with the checkout's.
         for name in sorted(files):
             entry = zipfile.ZipInfo(name, date_time=_EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
@@ -104,6 +106,7 @@ def _dependencies() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         argv = [
             *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", folder),
+            # For Lambda's platform, not this machine's: pydantic's core is compiled.
             *("--only-binary=:all:", "--platform", _PLATFORM, "--python-version", _PYTHON, "--implementation", "cp"),
             *("--constraint", str(checkout() / "constraints.txt"), *_DEPENDENCIES),
         ]

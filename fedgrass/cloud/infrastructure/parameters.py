@@ -17,6 +17,8 @@ _OF_THE_SCRIPT = {"Fleet", "FleetDigest", "CodeBucket", "CodeKey", "DefinitionKe
 @cache
 def _declared() -> dict[str, dict[str, Any]]:
     text = template().read_text()
+    # Only that section: the rest of the template has CloudFormation's own tags (!Ref, !Sub), which YAML's safe loader
+    # refuses.
     section = text[text.index("\nParameters:\n") : text.index("\nConditions:\n")]
     declared: dict[str, dict[str, Any]] = yaml.safe_load(section)["Parameters"]
     return declared
@@ -50,6 +52,7 @@ def _wanted(declared: dict[str, Any], value: str) -> str | None:
         if (low is not None and float(value) < low) or (high is not None and float(value) > high):
             return f"a number from {low} to {high}" if high is not None else f"a number from {low} on"
     allowed = declared.get("AllowedValues")
+    # YAML reads true and 3 as what they are; CloudFormation compares text.
     if allowed is not None and value not in map(str, allowed):
         return f"one of {', '.join(map(str, allowed))}"
     pattern = declared.get("AllowedPattern")

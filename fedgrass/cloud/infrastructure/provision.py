@@ -133,6 +133,7 @@ def nucleus_config(thing: str, region: str, role_alias: str, endpoints: Endpoint
         "certificateFilePath": f"{root}/{CERTIFICATE}",
         "privateKeyPath": f"{root}/{KEY}",
         "rootCaPath": f"{root}/{_ROOT_CA}",
+        # The two nuclei spell it differently, and nucleus lite is particular about case.
         "rootPath" if lite else "rootpath": root,
         "thingName": thing,
     }
@@ -170,6 +171,7 @@ def provision(
     document = device_policy(fleet, check_device(thing), alias, caller)
     iot = session.client("iot")
     check_is_free(iot, fleet, thing)
+    # A certificate whose key is elsewhere cannot be used by this device, and nothing here may replace it unasked.
     policy, certificate = policy_name(fleet, thing), _certificate(iot, thing)
     if certificate and not (folder / KEY).exists():
         raise InfrastructureError(
@@ -177,6 +179,7 @@ def provision(
             f"{folder / KEY}. Put it there, or give the device a new identity: scripts/provision --remove, then again"
         )
     steps.do(f"create thing {thing} in group {fleet}", _create_thing, iot, thing, fleet)
+    # Before the certificate: a certificate that is attached finds its policy in place.
     steps.do(f"write IoT policy {policy}", _write_policy, iot, policy, document, fleet)
     if certificate is None:
         what = f"make a key, {folder / KEY}, and its certificate"
@@ -243,11 +246,13 @@ def _new_certificate(iot: IoTClient, fleet: str, thing: str, folder: Path, polic
         for arn in forsaken(iot, name):
             remove_certificate(iot, arn, thing)
     make_key(folder)
+    # Inactive until it is attached: a key that nothing refers to must not be able to connect.
     made = iot.create_certificate_from_csr(certificateSigningRequest=request(folder, name), setAsActive=False)
     return str(made["certificateArn"])
 
 
 def _attach(iot: IoTClient, thing: str, policy: str, certificate: str) -> None:
+    # The policy first, active last: the next run finds an unfinished certificate by its policy.
     iot.attach_policy(policyName=policy, target=certificate)
     # Exclusively: no other thing can be given this certificate.
     iot.attach_thing_principal(thingName=thing, principal=certificate, thingPrincipalType="EXCLUSIVE_THING")

@@ -28,6 +28,7 @@ def find_gdk() -> str | None:
     command = shutil.which("gdk")
     if command is None:
         return None
+    # The package index has a project `gdk` that is something else: the kit is known by its version.
     said = subprocess.run([command, "--version"], capture_output=True, text=True, check=False)  # noqa: S603 - no shell
     return command if GDK_VERSION in said.stdout + said.stderr else None
 
@@ -57,6 +58,7 @@ def publish_with_gdk(gdk: str, project: Path, *, bucket: str, region: str) -> No
         [gdk, "component", "build"],
         [gdk, "component", "publish", "--bucket", bucket, "--region", region],
     ):
+        # The kit calls boto3 without a region, and boto3 reads AWS_DEFAULT_REGION only.
         environment = {**os.environ, "AWS_REGION": region, "AWS_DEFAULT_REGION": region}
         done = subprocess.run(argv, cwd=project, env=environment, capture_output=True, text=True, check=False)  # noqa: S603 - no shell
         if done.returncode:

@@ -74,6 +74,7 @@ def error_code(error: BaseException) -> str:
 def is_gone(error: BaseException) -> bool:
     """Whether AWS says that what was named is not there (SageMaker and CloudFormation have no code for it)."""
     code = error_code(error)
+    # Only the text tells a missing thing from a wrong parameter there.
     missing = code in {"ValidationException", "ValidationError"} and re.search(
         r"does not exist|not found|could not find", str(error), re.IGNORECASE
     )
@@ -110,6 +111,7 @@ class Caller:
 
 def identify(session: Session) -> Caller:
     """Return who calls; raises `ConfigurationError` without a region or valid credentials."""
+    # Looked at before the first call: botocore's own errors do not say what to set.
     if not session.region_name:
         raise ConfigurationError("no AWS region: set AWS_REGION, or a region in the profile that AWS_PROFILE names")
     if session.get_credentials() is None:
@@ -122,6 +124,7 @@ def own_session() -> Any:
     """Return a boto3 session of the environment."""
     # AWS_REGION is what Greengrass, Lambda and the console's shell set; boto3 itself reads only AWS_DEFAULT_REGION.
     core = botocore.session.Session()
+    # Ten tries: a script makes hundreds of calls, and IoT Core's control plane allows few a second.
     core.set_default_client_config(Config(retries={"mode": "standard", "max_attempts": 10}))
     return boto3.Session(region_name=os.environ.get("AWS_REGION"), botocore_session=core)
 
@@ -148,6 +151,7 @@ def advice(error: ClientError) -> str:
 
 def run(main: Callable[..., None]) -> None:
     """Run a script's main function as a command; every failure that a user can meet is one message and exit code 1."""
+    # Typer's own tracebacks could show locals, credentials among them.
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     try:

@@ -69,6 +69,7 @@ def check_changeable(name: str, fleet: str, status: str | None) -> None:
         )
     if status.endswith("_IN_PROGRESS"):
         raise InfrastructureError(f"stack {name} is being changed ({status}); wait until that is done, then try again")
+    # After the states with advice of their own: these can only be removed.
     if status in _NEVER_LIVED:
         raise InfrastructureError(
             f"stack {name} cannot be updated in state {status}: its creation failed, so there is no fleet yet. See why "

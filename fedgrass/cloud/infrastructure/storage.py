@@ -50,6 +50,7 @@ def bucket_exists(s3: S3Client, bucket: str, *, otherwise: str) -> bool:
         If it is another account's or region's, or these credentials may not look: AWS tells these apart by status only.
     """
     try:
+        # HeadBucket has no body, so the status is all that tells the reasons apart.
         found = s3.head_bucket(Bucket=bucket).get("BucketRegion")
     except ClientError as error:
         if error_code(error) in _MISSING:
@@ -103,7 +104,9 @@ def ensure_bucket(s3: S3Client, bucket: str, caller: Caller, *, otherwise: str) 
         else:
             region: BucketLocationConstraintType = caller.region  # type: ignore[assignment]  # any region that there is
             s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": region})
+    # Each time: it costs one request, and somebody may have opened the bucket.
     s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=_PRIVATE)
+    # A bucket without a policy answers with an error, not with an empty one.
     if _lacks(s3.get_bucket_policy, bucket, "NoSuchBucketPolicy"):
         s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps(_over_tls_only(bucket, caller)))
     if _lacks(s3.get_bucket_lifecycle_configuration, bucket, "NoSuchLifecycleConfiguration"):
@@ -134,6 +137,7 @@ def _over_tls_only(bucket: str, caller: Caller) -> dict[str, object]:
         "Principal": "*",
         "Action": "s3:*",
         "Resource": [arn, f"{arn}/*"],
+        # AWS's own rule for "TLS only": a string, not a boolean.
         "Condition": {"Bool": {"aws:SecureTransport": "false"}},
     }
     return {"Version": "2012-10-17", "Statement": [statement]}
@@ -151,6 +155,7 @@ def delete_bucket(s3: S3Client, bucket: str) -> None:
     def empty_and_delete() -> None:
         for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
             found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+            # A page has at most 1,000 versions, which is also the most that one DeleteObjects takes.
             objects: list[ObjectIdentifierTypeDef] = [
                 {"Key": one["Key"], "VersionId": one["VersionId"]} for one in found
             ]
@@ -163,6 +168,7 @@ def delete_bucket(s3: S3Client, bucket: str) -> None:
                 )
         s3.delete_bucket(Bucket=bucket)
 
+    # Devices may send while it is emptied: DeleteBucket then says BucketNotEmpty, and all is tried again.
     removed(empty_and_delete)
 
 
@@ -171,6 +177,7 @@ def tags(s3: S3Client, bucket: str) -> dict[str, str]:
     try:
         found = s3.get_bucket_tagging(Bucket=bucket)["TagSet"]
     except ClientError as error:
+        # Listed a moment ago, and gone or another's by now: none of the fleet's, in any case.
         if is_gone(error) or error_code(error) in {"NoSuchTagSet", "AccessDenied", "403"}:
             return {}
         raise

@@ -18,7 +18,9 @@ from fedgrass.errors import DataError
 from fedgrass.tensors import Array
 
 JSON, CSV, NPY = CONTENT_TYPES
+# Characters; the header is evaluated as a Python literal, so its size is bounded.
 _MAX_NPY_HEADER = 10_000
+# NumPy has 64 dimensions at most, and recurses into lists.
 _DEEPEST = 64
 
 
@@ -71,6 +73,7 @@ def _json(body: bytes) -> Array:
 
 def _csv(body: bytes) -> Array:
     try:
+        # strict: a quote that is never closed is an error, not one long value.
         rows = [row for row in csv.reader(io.StringIO(body.decode()), strict=True) if row]
         return _array([[float(value) for value in row] for row in rows])
     except (ValueError, csv.Error) as error:
@@ -85,9 +88,11 @@ def _npy(body: bytes) -> Array:
         shape, fortran, dtype = read(stream, max_header_size=_MAX_NPY_HEADER)
     except (ValueError, KeyError, SyntaxError, EOFError, RecursionError) as error:
         raise DataError(f"the body is not an npy file of version 1 or 2: {error}") from error
+    # An object array is a pickle, and a pickle is code.
     if dtype.hasobject or dtype.kind not in "fiub":
         raise DataError(f"expected numbers, found an npy file of dtype {dtype}")
     left = len(body) - stream.tell()
+    # Before anything is made of that shape: its product may be beyond all memory.
     if any(size < 0 for size in shape) or math.prod(shape) * dtype.itemsize != left:
         raise DataError(f"the npy file's shape {shape} of {dtype} does not agree with the {left} bytes that follow")
     array = np.frombuffer(body, dtype, offset=stream.tell())
@@ -114,6 +119,7 @@ def _depth(value: object) -> int:
 
 
 def _as_examples(array: Array, x: TensorDescription) -> Array:
+    # One example without the outer list, as a form of its own.
     if array.shape == x.shape:
         array = array[np.newaxis]
     elif array.ndim == 2 and len(x.shape) != 1 and array.shape[1] == x.size:  # CSV has rows only
@@ -127,6 +133,7 @@ def _as_examples(array: Array, x: TensorDescription) -> Array:
     if cast.dtype.kind == "f":
         if not np.isfinite(cast).all():
             raise DataError(f"the examples hold values beyond the model's {x.dtype}")
+    # A cast to integers cuts off: 2.7 must not become 2 without a word.
     elif not np.array_equal(cast, array):
         raise DataError(f"the model takes {x.dtype}: the examples hold values that are not such numbers")
     return cast

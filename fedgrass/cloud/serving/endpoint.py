@@ -42,12 +42,14 @@ def serve(account: Account, version: str | None = None, *, instance_type: str = 
         if current is None:
             raise ReleaseError(f"fleet {account.fleet!r} has no model yet: `fedgrass model publish`")
         version = current.version
+    # Fetched and looked at before the stack changes: CloudFormation would find out after minutes.
     with tempfile.TemporaryDirectory(prefix="fedgrass-") as folder:
         bundle = released_bundle(account, version, Path(folder) / "bundle")
         if INFERENCE not in bundle.manifest.files:
             raise ReleaseError(
                 f"model {version}: has no {INFERENCE}; models of other engines than LiteRT are not served"
             )
+        # A version that was rolled back to, or published by hand, has no archive yet.
         store_archive(bundle, fleet_clients(account).bucket, account.fleet)
     change_parameters(account.session, account.fleet, {"ServedVersion": version, "ServingInstanceType": instance_type})
     name = stack_output(account.session, account.fleet, "EndpointName")

@@ -31,6 +31,7 @@ class ServedModel:
         from ai_edge_litert.interpreter import Interpreter
 
         bundle = Bundle.open(folder)
+        # SageMaker unpacked it from an archive; a damaged file would give wrong answers without a sign.
         bundle.verify()
         self.manifest = bundle.manifest
         if INFERENCE not in bundle.manifest.files:
@@ -55,4 +56,5 @@ class ServedModel:
     def predict(self, examples: Array) -> Array:
         """Return the outputs, one for each of the ``examples``, of which there is one at least."""
         with self._lock:
+            # One by one: the signature is called with the shape that it has, one example.
             return np.concatenate([self._infer(x=example[np.newaxis])["y"] for example in examples])

@@ -56,6 +56,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer ``/invocations``."""
+        # Not waiting: bodies of 25 MB that pile up would take the container's memory.
         if not self.server.slots.acquire(blocking=False):
             self._refuse(
                 RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, f"{_AT_ONCE} requests are answered already; try again")
@@ -87,9 +88,11 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(HTTPStatus.OK, accepted, write_outputs(self.server.model.predict(examples), accepted))
 
     def _body(self) -> bytes:
+        # isdecimal alone lets other scripts' digits through.
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdecimal()):
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "expected a Content-Length; chunks are not taken")
+        # Length of the text first: int() of a very long one takes quadratic time.
         if len(length) > 12 or int(length) > MAX_BODY:
             raise RefusedError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length[:20]} bytes; at most {MAX_BODY} are taken"
@@ -163,6 +166,7 @@ def serve(environment: Mapping[str, str]) -> int:
     except (FedgrassError, OSError) as error:
         log.log_event("endpoint_failed", reason=str(error))
         return 2
+    # From a thread: shutdown waits for the loop that this handler interrupted.
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     log.log_event(
         "endpoint_started", model=model.manifest.name, version=model.manifest.version, port=server.server_port

@@ -108,6 +108,7 @@ def _say_failure(root: Path, reason: str) -> None:
     path = root / "output" / "failure"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # SageMaker shows the first 1,024 characters.
         path.write_text(reason[:1024])
     except OSError as error:
         log.log_event("exit_message_not_written", reason=str(error))

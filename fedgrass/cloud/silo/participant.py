@@ -84,6 +84,7 @@ class FleetAccess:
         sts = boto3.client("sts", region_name=region)
 
         def credentials() -> dict[str, str]:
+            # A role that is assumed from a role lasts an hour at most (role chaining): renewed, not prolonged.
             found = sts.assume_role(RoleArn=role_arn, RoleSessionName=silo, Tags=[{"Key": "silo", "Value": silo}])
             given = found["Credentials"]
             return {
@@ -99,6 +100,7 @@ class FleetAccess:
             metadata=credentials(), refresh_using=credentials, method="sts-assume-role"
         )
         assumed = boto3.Session(botocore_session=session, region_name=region)
+        # From the role's ARN: the bucket must be the fleet's account's, not this one's.
         account = role_arn.split(":")[4]
         return cls(owned_by(assumed.client("s3"), account), assumed.client("iot-data"))
 
@@ -153,6 +155,7 @@ class Participant:
         FedgrassError
             If this silo cannot train; the fleet was told.
         """
+        # Counted again after each round: it bounds the wait for the next one, not the job.
         until = self.access.clock() + wait_seconds
         while len(self._rounds) < rounds or self._expected is not None:
             self._beat()
@@ -174,6 +177,7 @@ class Participant:
     def _announcement(self) -> Announcement | None:
         """The open round, if it is one that this silo is asked in and has not answered."""
         try:
+            # Polled by HTTPS: an MQTT connection would need a certificate, and a job has none.
             message = self.access.iot_data.get_retained_message(topic=round_topic(self.fleet))
         except ClientError as error:
             if error.response["Error"]["Code"] not in _MISSING:
@@ -189,15 +193,18 @@ class Participant:
             return None
         if (found.round, found.opened_at.isoformat()) in self._answered:
             return None
+        # A silo has no tags, so it is asked only in rounds that want none.
         return found if takes(found.cohort, self.silo) and fits(found.cohort.where, {}) else None
 
     def _answer(self, announcement: Announcement) -> None:
         """Do what is asked for and answer, or say why there is no answer; either way the round is answered."""
+        # First: a round that fails must not be tried for ever.
         self._answered.add((announcement.round, announcement.opened_at.isoformat()))
         self._rounds.add(announcement.round)
         if announcement.task == "fit":
             self._expected = next_version(announcement.base.version, announcement.round)
             self._bucket = announcement.upload.bucket
+        # Before the model is downloaded and the data are read.
         exposure = against_round(announcement, least=self.min_noise_multiplier)
         if exposure:
             self._log.log_event("round_declined", round=announcement.round, reason=exposure)
@@ -211,6 +218,7 @@ class Participant:
             )
             self._tell("update", notice_of(announcement, self.silo, Answer(status, str(error))))
             raise
+        # The object before the notice: a notice promises that the update is there.
         if outcome.answer.status == "uploaded":
             key = update_key(self.fleet, announcement.round, self.silo)
             with self._update.open("rb") as file:
@@ -291,11 +299,13 @@ class Participant:
     def _look_for_model(self, version: str) -> None:
         """Tell the fleet that the round's model has reached this silo, so that its round does not wait for it."""
         try:
+            # The manifest is uploaded last, so a model that has one is complete.
             self.access.s3.head_object(Bucket=self._bucket, Key=model_prefix(self.fleet, version) + MANIFEST)
         except ClientError as error:
             if error.response["Error"]["Code"] not in _MISSING:
                 raise
             return
+        # Once: the round counts each participant's word on the model once.
         self._expected = None
         self._tell(
             "model",
