@@ -41,7 +41,7 @@ class NewModel:
     Attributes
     ----------
     engine
-        Name of the engine that trains it: ``keras``, ``torch``, ``sklearn`` or ``flower``.
+        Name of the engine that trains it, as settings have it (`fedgrass.parts.ENGINES` lists them).
     name
         The model's name, as people see it.
     parameters

@@ -17,6 +17,7 @@ from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.data.loaders import open_source
+from fedgrass.data.loaders.described import loader_of
 from fedgrass.data_settings import DataSettings
 from fedgrass.engines.base import FitSettings
 from fedgrass.engines.registry import open_engine
@@ -177,6 +178,9 @@ def test_a_loader_and_an_engine(acme: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(found, 0.1 * x.T @ y[:, None] / 20, rtol=1e-4)
     with pytest.raises(DataError, match="larger than maxBytes"):
         open_source(DataSettings(loader="plain_text", path=settings.path, max_bytes=10), bundle.manifest)
+    assert loader_of(tmp_path / "examples.numbers") == "plain_text"
+    with pytest.raises(DataError, match="the plain_text loader has no window"):
+        open_source(DataSettings(loader="plain_text", path=settings.path, window_rows=5), bundle.manifest)
     with pytest.raises(
         DataError, match="expected one of csv, images, npy, npz, own, parquet, sqlite, plain_text, or module:function"
     ):

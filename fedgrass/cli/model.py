@@ -117,7 +117,10 @@ def evaluate(
 def convert(
     folder: Folder,
     output: Annotated[
-        Path, typer.Argument(help="File to write: .joblib (sklearn), .pt2 or .pt (torch).", dir_okay=False)
+        Path,
+        typer.Argument(
+            help="File to write. Its suffix is that of the engine's library: .joblib, .pt2 or .pt.", dir_okay=False
+        ),
     ],
     engine: EngineOption = "",
     builder: BuilderOption = "",

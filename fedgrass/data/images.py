@@ -12,6 +12,7 @@ from fedgrass.data.account import Account
 from fedgrass.data.arrays import Indices
 from fedgrass.data.files import below, is_hidden
 from fedgrass.data.labels import Labels, takes_x_alone
+from fedgrass.data.loaders.described import described_loaders
 from fedgrass.data.pixels import SUFFIXES, UNREAD, Pixels
 from fedgrass.data_settings import DataSettings
 from fedgrass.engines.base import Batch
@@ -35,9 +36,10 @@ class ImageFolder:
         # All that can be known without a file is checked first: a wrong setting is told at once, not after a walk
         # through a folder.
         if manifest.inputs or manifest.outputs:
+            by_name = [name for name, loader in described_loaders().items() if loader.several]
             raise DataError(
                 f"{self._what}: model {manifest.name!r} has several inputs or outputs, an image and its folder are one of each; "
-                "give arrays by their names (loader npz or npy)"
+                f"give arrays by their names (loader {' or '.join(by_name)})"
             )
         self._pixels = Pixels(manifest, settings, self._what)
         self._labels = Labels(manifest)

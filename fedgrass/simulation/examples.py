@@ -11,6 +11,7 @@ from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import ArrayDataset, Indices, Part, Source
 from fedgrass.data.digits import digits
 from fedgrass.data.loaders import open_source
+from fedgrass.data.loaders.described import loader_of
 from fedgrass.data.several import of_first_class
 from fedgrass.data_settings import DataSettings
 from fedgrass.engines.checks import Checked, check_dataset
@@ -21,15 +22,6 @@ from fedgrass.tensors import Array
 
 # Examples whose labels are read at a time.
 _READ = 4096
-_LOADERS = {
-    ".npz": "npz",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".db": "sqlite",
-    ".sqlite": "sqlite",
-    ".sqlite3": "sqlite",
-}
 
 
 @dataclass(frozen=True)
@@ -158,16 +150,5 @@ def _opened(simulation: Simulation, manifest: Manifest) -> Source:
 
 
 def _read(simulation: Simulation, path: str, manifest: Manifest) -> Source:
-    loader = simulation.loader or _kind(Path(path))
+    loader = simulation.loader or loader_of(Path(path))
     return open_source(DataSettings(loader=loader, path=path, label=simulation.label), manifest)
-
-
-def _kind(path: Path) -> str:
-    if path.is_dir():
-        return "npy" if (path / "x.npy").exists() else "images"
-    if (loader := _LOADERS.get(path.suffix.lower())) is not None:
-        return loader
-    raise DataError(
-        f"data {path}: expected a file {', '.join(_LOADERS)}, a folder of x.npy and y.npy, or one of image folders; or name "
-        "the loader"
-    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,12 @@ import numpy as np
 from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import ArrayDataset, Source, Split, divide
 from fedgrass.data.labels import Labels, takes_x_alone
+from fedgrass.data.loaders.described import Read
 from fedgrass.data.several import arrays_of
 from fedgrass.data_settings import SAMPLE_WEIGHT, DataSettings
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.parts import LOADERS
 from fedgrass.tensors import Array
-
-_WITHOUT_WINDOW = ("npz", "npy")
-
-Loader = Callable[[DataSettings, Manifest], tuple[Array, Array] | tuple[Array, Array, Array | None] | Source]
-"""What a function of the user's own is: it returns x and y, perhaps with weights, or what can be read by example number."""
 
 
 def open_source(settings: DataSettings, manifest: Manifest) -> Source:
@@ -38,8 +34,6 @@ def open_source(settings: DataSettings, manifest: Manifest) -> Source:
         If the loader is unknown, or the data are missing, too large or empty. Whether they fit the model is checked
         by the engine.
     """
-    if settings.loader in _WITHOUT_WINDOW and (settings.window_rows or settings.window_hours):
-        raise DataError(f"data: the {settings.loader} loader has no window; remove windowRows and windowHours")
     found = _loader(settings.loader)(settings, manifest)
     source = ArrayDataset(*found) if isinstance(found, tuple) else found
     _require_some(source, settings)
@@ -157,7 +151,7 @@ def needed_path(settings: DataSettings) -> Path:
     return settings.file
 
 
-def _loader(name: str) -> Loader:
+def _loader(name: str) -> Read:
     if ":" not in name:
         try:
             return LOADERS.get(name)

@@ -13,6 +13,7 @@ from fedgrass.data.arrays import Source
 from fedgrass.data.columns import Wanted
 from fedgrass.data.csv_file import CsvFile
 from fedgrass.data.loaders import needed_path
+from fedgrass.data.loaders.described import FileLoader
 from fedgrass.data.tables import Blocks, Table, read_all
 from fedgrass.data_settings import DataSettings
 
@@ -32,4 +33,4 @@ def load(settings: DataSettings, manifest: Manifest) -> Source:
     return read_all(table, path, _SUFFIXES, blocks)
 
 
-loader = load
+loader = FileLoader(load, _SUFFIXES)

@@ -12,6 +12,7 @@ import numpy as np
 from fedgrass.bundle import Manifest
 from fedgrass.data.labels import Labels, takes_x_alone
 from fedgrass.data.loaders import needed_path
+from fedgrass.data.loaders.described import FileLoader
 from fedgrass.data.several import arrays_of
 from fedgrass.data_settings import SAMPLE_WEIGHT, DataSettings
 from fedgrass.errors import DataError
@@ -47,4 +48,4 @@ def _mapped(path: Path) -> Array:
         raise DataError(f"data {path}: not a NumPy file of a plain array ({error})") from error
 
 
-loader = load
+loader = FileLoader(load, marker="x.npy", windowed=False, several=True)

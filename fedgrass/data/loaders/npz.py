@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fedgrass.bundle import Manifest
 from fedgrass.data.loaders import needed_path, read_npz
+from fedgrass.data.loaders.described import FileLoader
 from fedgrass.data_settings import DataSettings
 from fedgrass.tensors import Array
 
@@ -17,4 +18,4 @@ def load(settings: DataSettings, manifest: Manifest) -> tuple[Array, Array, Arra
     return read_npz(path, max_bytes=settings.max_bytes, manifest=manifest, weight=settings.weight)
 
 
-loader = load
+loader = FileLoader(load, suffixes=(".npz",), windowed=False, several=True)

@@ -16,6 +16,7 @@ from fedgrass.data.arrays import Source
 from fedgrass.data.cells import number_format
 from fedgrass.data.columns import Wanted
 from fedgrass.data.loaders import needed_path
+from fedgrass.data.loaders.described import FileLoader
 from fedgrass.data.tables import Blocks, Table, read_all
 from fedgrass.data.values import Values
 from fedgrass.data_settings import DataSettings
@@ -62,4 +63,4 @@ def _blocks(pyarrow: Any, path: Path, settings: DataSettings, manifest: Manifest
         raise DataError(f"{what}: cannot be read as a Parquet file ({error})") from error
 
 
-loader = load
+loader = FileLoader(load, _SUFFIXES)

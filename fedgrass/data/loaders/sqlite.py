@@ -18,6 +18,7 @@ from fedgrass.data.arrays import Source
 from fedgrass.data.cells import number_format
 from fedgrass.data.columns import Wanted
 from fedgrass.data.loaders import needed_path
+from fedgrass.data.loaders.described import FileLoader
 from fedgrass.data.tables import Blocks, Table, read_all
 from fedgrass.data.values import Values
 from fedgrass.data_settings import DataSettings
@@ -98,4 +99,4 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-loader = load
+loader = FileLoader(load, _SUFFIXES)

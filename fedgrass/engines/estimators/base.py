@@ -84,6 +84,11 @@ class Learner(ABC):
         check_state(state, [])
 
 
+def refusal(reason: str) -> EngineError:
+    """Return the error of a round or of data that an estimator cannot serve, with the engine's name in front."""
+    return EngineError(f"engine sklearn: {reason}")
+
+
 def refuse_terms(settings: FitSettings, kind: str, instead: str) -> None:
     """Raise `EngineError` if a round asks for terms of a gradient from an estimator that has none to offer.
 
@@ -99,9 +104,7 @@ def refuse_terms(settings: FitSettings, kind: str, instead: str) -> None:
     # An estimator that ignored them would train another algorithm than the round's, and nobody would see it.
     for name, value in (("proximal_mu", settings.proximal_mu), ("gradient_clip_norm", settings.clip_norm)):
         if value:
-            raise EngineError(
-                f"engine sklearn: {kind} is fitted without gradients and cannot honour fit.{name}; {instead}"
-            )
+            raise refusal(f"{kind} is fitted without gradients and cannot honour fit.{name}; {instead}")
 
 
 def rounded(value: Array) -> Array:

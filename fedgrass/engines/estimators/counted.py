@@ -14,7 +14,7 @@ import numpy as np
 
 from fedgrass.bundle import Statistic
 from fedgrass.engines.base import Batch, FitSettings
-from fedgrass.engines.estimators.base import Learner, Task, refuse_terms, rounded
+from fedgrass.engines.estimators.base import Learner, Task, refusal, refuse_terms, rounded
 from fedgrass.engines.loop import check_state
 from fedgrass.errors import EngineError
 from fedgrass.tensors import Array
@@ -101,9 +101,7 @@ class Bayes(Counted):
     def begin(self, settings: FitSettings) -> None:
         """Count from zero."""
         if settings.class_weight:
-            raise EngineError(
-                "engine sklearn: GaussianNB counts its classes; set fit.class_weight to null, and priors in the builder"
-            )
+            raise refusal("GaussianNB counts its classes; set fit.class_weight to null, and priors in the builder")
         super().begin(settings)
 
     def step(self, batch: Batch) -> None:
@@ -272,6 +270,4 @@ class Scaling(Counted):
 
 def _refuse_weights(batch: Batch) -> None:
     if batch.weights is not None:
-        raise EngineError(
-            "engine sklearn: this estimator counts its examples, each once; take sample_weight out of the data"
-        )
+        raise refusal("this estimator counts its examples, each once; take sample_weight out of the data")

@@ -15,7 +15,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.neural_network import MLPClassifier
 
 from fedgrass.engines.base import Batch, FitSettings
-from fedgrass.engines.estimators.base import Learner, Task
+from fedgrass.engines.estimators.base import Learner, Task, refusal
 from fedgrass.engines.loop import check_state
 from fedgrass.errors import EngineError
 from fedgrass.tensors import Array
@@ -47,8 +47,8 @@ class Stepped(Learner):
             self.model.partial_fit(batch.x, batch.y, **given)
         # `sample_weight` came to the perceptrons' partial_fit in scikit-learn 1.7.
         except TypeError as error:
-            raise EngineError(
-                "engine sklearn: this scikit-learn's perceptrons take no weights; set fit.class_weight to null, or use 1.7"
+            raise refusal(
+                "this scikit-learn's perceptrons take no weights; set fit.class_weight to null, or use 1.7"
             ) from error
         # Clipped before it is pulled: clipping bounds what the data did, as in the engines with gradients.
         self._shorten(before, updates)
