@@ -29,13 +29,19 @@ class RecentRounds:
         self._path = path
         self._most = most
         self._clock = clock
+        self._unwritten: list[float] = []
 
     def took_part(self) -> None:
         """Count a round."""
         if most := self._most():
             # As many as the limit: older ones cannot decide anything.
             times = [*self._times(), self._clock()][-most:]
-            write_atomically(self._path, json.dumps(times).encode())
+            # The round is answered by now, and a full disk must not end the component: it counts in memory until then.
+            try:
+                write_atomically(self._path, json.dumps(times).encode())
+                self._unwritten = []
+            except OSError:
+                self._unwritten.append(times[-1])
 
     def objection(self) -> str:
         """Return why not to take part in a round now; empty if nothing is against it."""
@@ -50,8 +56,7 @@ class RecentRounds:
         try:
             found = json.loads(self._path.read_bytes())
         except (OSError, ValueError):
-            return []
+            found = []
         now = self._clock()
-        return sorted(
-            at for at in (found if isinstance(found, list) else []) if isinstance(at, float) and now - _DAY < at <= now
-        )
+        known = [*(found if isinstance(found, list) else []), *self._unwritten]
+        return sorted(at for at in known if isinstance(at, float) and now - _DAY < at <= now)

@@ -78,7 +78,8 @@ def open_text(path: Path, encoding: str, *, max_bytes: int) -> tuple[io.TextIOWr
         raise DataError(f"data {path}: there is no encoding {encoding!r}; utf-8, utf-16, latin-1 are some") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"data {path}: is no whole gzip file ({error})") from error
-    raw = io.BufferedReader(_UpTo(_unpacked(path, packed), max_bytes if packed else size), _CHUNK)
+    most = max_bytes if packed else size
+    raw = io.BufferedReader(_UpTo(path, _unpacked(path, packed), most, refuses_more=packed), _CHUNK)
     # A byte that is no character makes one row bad, not all; half a character of UTF-16 does not stay alone.
     errors = "strict" if encoding or found.startswith("utf-16") or found == "utf-32" else "replace"
     return io.TextIOWrapper(raw, encoding=found, errors=errors, newline=""), found
@@ -101,7 +102,7 @@ def _encoding(path: Path, packed: bool, size: int, max_bytes: int) -> str:
         while chunk and (packed or seen < size):
             seen += len(chunk)
             if packed and seen > max_bytes:
-                raise DataError(f"data {path}: unpacks to more than {max_bytes} bytes (maxBytes)")
+                raise _too_large(path, max_bytes)
             # Most data are ASCII, which is the same in both encodings and needs no decoding.
             if not chunk.isascii() or decoder.getstate()[0]:
                 text = decoder.decode(chunk)
@@ -125,12 +126,18 @@ def _wide(chunk: bytes) -> str:
     return "utf-16-be" if even > 0.7 * half and odd < 0.1 * half else ""
 
 
-class _UpTo(io.RawIOBase):
-    """The first bytes of a file: what is appended while it is read stays out."""
+def _too_large(path: Path, max_bytes: int) -> DataError:
+    return DataError(f"data {path}: unpacks to more than {max_bytes} bytes (maxBytes)")
 
-    def __init__(self, file: IO[bytes], most: int) -> None:
+
+class _UpTo(io.RawIOBase):
+    """The first bytes of a file: what is appended while it is read stays out, or is refused."""
+
+    def __init__(self, path: Path, file: IO[bytes], most: int, *, refuses_more: bool) -> None:
+        self._path = path
         self._file = file
-        self._left = most
+        self._most = self._left = most
+        self._refuses_more = refuses_more
 
     def readable(self) -> bool:
         return True
@@ -140,6 +147,9 @@ class _UpTo(io.RawIOBase):
         content = self._file.read(min(len(view), self._left))
         view[: len(content)] = content
         self._left -= len(content)
+        # A packed file does not say how long it is: one that goes on must not pass for its beginning.
+        if self._refuses_more and not self._left and self._file.read(1):
+            raise _too_large(self._path, self._most)
         return len(content)
 
     def close(self) -> None:

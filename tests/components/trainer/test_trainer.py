@@ -134,6 +134,20 @@ def test_the_day_of_recent_rounds_passes_and_a_clock_or_a_file_that_is_wrong_hol
         assert not recent.objection()
 
 
+def test_recent_rounds_count_in_memory_where_the_disk_takes_no_files_and_end_nothing(tmp_path: Path) -> None:
+    blocked = tmp_path / "work"
+    blocked.write_text("a file where the folder should be")
+    recent = RecentRounds(blocked / "recent.json", lambda: 2, clock=lambda: 1e9)
+    recent.took_part()
+    assert not recent.objection()
+    recent.took_part()
+    assert recent.objection()
+    # Room again: what was counted meanwhile goes to the disk with the next round.
+    blocked.unlink()
+    recent.took_part()
+    assert RecentRounds(blocked / "recent.json", lambda: 2, clock=lambda: 1e9).objection()
+
+
 def test_a_device_with_too_few_examples_declines(place: Place) -> None:
     place.start()
     place.open(place.announcement(cohort=Cohort(salt="s", min_examples=41)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import math
 from pathlib import Path
@@ -17,7 +18,7 @@ from benchmarks.messy import NAMED, NAMED_WORDS, REGRESSION, model
 from fedgrass.bundle import DataDescription, Manifest
 from fedgrass.data import DataSettings, csv_file
 from fedgrass.data.cells import NumberFormat
-from fedgrass.data.loaders import open_source
+from fedgrass.data.loaders import load, open_source
 from fedgrass.data.tables import Table
 from fedgrass.data.text import open_text
 from fedgrass.errors import DataError
@@ -168,6 +169,19 @@ def test_what_is_appended_while_a_file_is_read_stays_out(tmp_path: Path) -> None
         file.write("3,4\n")
     with stream:
         assert stream.read() == "1,2\n"
+
+
+@pytest.mark.parametrize("encoding", ["", "utf-8"])
+def test_a_packed_file_that_is_too_large_is_refused_not_cut(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(gzip.compress(b"1,2,3,0\n" * 1000))
+    settings = DataSettings(loader="csv", path=str(path), max_bytes=4000, encoding=encoding)
+    with pytest.raises(DataError, match=r"unpacks to more than 4000 bytes \(maxBytes\)"):
+        load(settings, model())
+    # Exactly as long as the bound is not too long.
+    stream, _ = open_text(path, encoding, max_bytes=8000)
+    with stream:
+        assert len(stream.read()) == 8000
 
 
 @IN_FOLDER
