@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fedgrass.account import Account
 from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest
 from fedgrass.downloads import fetch
-from fedgrass.errors import CommandError
+from fedgrass.errors import CommandError, first_problem
 from fedgrass.protocol import tables
 from fedgrass.protocol.messages import Base, Command, FitTask, Reply
 from fedgrass.protocol.names import device_topic, model_prefix
@@ -75,7 +77,7 @@ class Commander:
         Raises
         ------
         CommandError
-            If the fleet has no such device or model, or promises its devices not to ask for this.
+            If the fleet has no such device or model, promises its devices not to ask for this, or a value is out of range.
         """
         fleet = self._account.fleet
         settings = tables.load_settings(self._account.rounds_table, fleet)
@@ -88,17 +90,20 @@ class Commander:
         # A misspelt name would otherwise be waited for until the patience ends.
         if self.heard(thing) is None:
             raise CommandError(f"device {thing!r} of fleet {fleet!r} was never seen; see `fedgrass fleet list`")
-        return Command(
-            fleet=fleet,
-            thing=thing,
-            id=secrets.token_hex(8),
-            kind=kind,
-            bucket=self._account.stack.bucket,
-            base=self._base(model) if model else None,
-            fit=fit or FitTask.model_validate(settings.fit.model_dump()),
-            version=version,
-            reason=reason,
-        )
+        try:
+            return Command(
+                fleet=fleet,
+                thing=thing,
+                id=secrets.token_hex(8),
+                kind=kind,
+                bucket=self._account.stack.bucket,
+                base=self._base(model) if model else None,
+                fit=fit or FitTask.model_validate(settings.fit.model_dump()),
+                version=version,
+                reason=reason,
+            )
+        except ValidationError as error:
+            raise CommandError(f"{kind}: {first_problem(error, 'the command')}") from error
 
     def send(self, command: Command, *, patience: float) -> Reply:
         """Publish a command until its reply is there; a device that refused or failed replies too.

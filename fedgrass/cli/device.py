@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.table import Table
 
 from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.cli import render
 from fedgrass.cli.account import FleetOption
 from fedgrass.commands import Commander
-from fedgrass.errors import CommandError
+from fedgrass.errors import CommandError, ConfigurationError, first_field, first_problem
 from fedgrass.protocol import tables
 from fedgrass.protocol.messages import FitTask, Reply
 
@@ -69,11 +70,26 @@ def fit(
 ) -> None:
     """Have the device train, and upload the trained parameters."""
     settings = tables.load_settings(Account.of(fleet).rounds_table, fleet).fit
-    changes = {"epochs": epochs, "learning_rate": learning_rate}
-    task = FitTask.model_validate(
-        settings.model_dump() | {name: value for name, value in changes.items() if value is not None}
-    )
+    task = changed(settings, epochs=epochs, learning_rate=learning_rate)
     _ask(fleet, thing, "fit", wait, as_json, output, model=model, fit=task)
+
+
+def changed(settings: FitTask, **changes: float | None) -> FitTask:
+    """Return the fleet's training settings with those changes that are not None.
+
+    Raises
+    ------
+    ConfigurationError
+        If a value is out of range.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    try:
+        return FitTask.model_validate(settings.model_dump() | given)
+    except ValidationError as error:
+        name = first_field(error)
+        raise ConfigurationError(
+            f"--{name.replace('_', '-')}: {first_problem(error)}, found {given.get(name)!r}"
+        ) from error
 
 
 @app.command()
@@ -121,12 +137,14 @@ def _ask(
 
 
 def _show(commander: Commander, reply: Reply, output: Path | None, as_json: bool) -> None:
+    # An answer that is no success ends the command with 1: scripts go by that.
     if reply.status != "done":
         raise CommandError(f"device {reply.thing!r}: {reply.kind} {reply.status}: {reply.reason}")
     if output is not None:
         commander.fetch(reply, output)
     console = render.console()
     if as_json:
+        # soft_wrap: a line that is folded is not JSON any more.
         console.print(reply.encode().decode(), markup=False, highlight=False, soft_wrap=True)
         return
     facts = Table(show_header=False, box=None)

@@ -119,6 +119,12 @@ def test_without_an_answer_it_says_how_to_look_later_and_the_answer_is_kept() ->
     assert (reply.status, reply.reason) == ("refused", "no data")
 
 
+@pytest.mark.parametrize(("field", "value"), [("version", "the one before"), ("reason", "x" * 5000)])
+def test_a_value_that_no_message_can_carry_is_refused_by_its_name(field: str, value: str) -> None:
+    with pytest.raises(CommandError, match=f"roll_back: {field}"):
+        Cloud().commander.make(THING, "roll_back", **{field: value})
+
+
 def test_a_model_is_named_by_the_digests_of_its_published_manifest() -> None:
     cloud, bundle = Cloud(), Bundle.open(digits.BUNDLE)
     cloud.objects["models/f/1.0.0/model.json"] = (digits.BUNDLE / "model.json").read_bytes()

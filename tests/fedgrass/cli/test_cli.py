@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 
 from fedgrass.bundle import GRAPH, Bundle
 from fedgrass.cli import app, cli
+from fedgrass.cli.device import changed
 from fedgrass.cli.rounds import merge, parse_setting
 from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.messages import FitTask
 from tests.fedgrass.partly_local import partly_local
 
 BUNDLE = Path(__file__).resolve().parents[3] / "examples" / "digits" / "bundle"
@@ -84,3 +87,12 @@ def test_inspecting_a_model_says_what_devices_keep_for_themselves(tmp_path: Path
     assert "650 of them, which each device keeps for itself" in shown.output
     assert "digit/kernel (local)" in shown.output
     assert "conv/kernel (local)" not in shown.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("learning_rate", -1.0), ("learning_rate", math.nan), ("epochs", 1_000_000)]
+)
+def test_training_on_one_device_with_a_value_out_of_range_names_the_option(name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError, match=f"--{name.replace('_', '-')}: .*found {value!r}"):
+        changed(FitTask(), **{name: value})
+    assert changed(FitTask(epochs=3), epochs=None, learning_rate=0.1) == FitTask(epochs=3, learning_rate=0.1)
