@@ -81,6 +81,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if peers:
         _run([str(arguments.peers_python), str(_PEERS), "--contender", "flower-write"], folder)
     best: dict[str, dict[str, Any]] = {}
+    # In turns, so that a slow minute of the machine hits all contenders alike.
     for _ in range(arguments.repeats):
         for name in ("ours", "floor", "one_thread"):
             keep(best, name, _ours(name, folder))
@@ -91,6 +92,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     float32 = dict(best["ours"])
     ratios: dict[str, float] = {}
     for codec in arguments.codecs:
+        # Both codecs are measured in turns under one name: the contender always reads `updates`.
         (folder / "updates").rename(folder / "float32")
         make_updates(base, folder / "updates", count, codec)
         seconds: dict[str, dict[str, Any]] = {}
@@ -109,6 +111,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _ours(name: str, folder: Path) -> dict[str, Any] | None:
+    # OPENBLAS_NUM_THREADS=1: the floor's own threads do the adding, not BLAS's.
     return _run(
         [sys.executable, "-m", "benchmarks.aggregation", "--contender", name], folder, {"OPENBLAS_NUM_THREADS": "1"}
     )
@@ -168,6 +171,7 @@ def make_updates(base: Bundle, folder: Path, count: int, codec: str, *, bodies: 
     """Write ``count`` updates: a few distinct ones, and copies of them under other names."""
     folder.mkdir()
     zeros = base.parameters()
+    # Distinct bodies are few, as making them costs more than what is measured.
     written = []
     for body in range(bodies):
         path = folder / "body"
@@ -212,7 +216,9 @@ def run_ours(folder: Path) -> dict[str, Any]:
     start, cpu = time.perf_counter(), time.process_time()
     result = aggregate(base, source, source.list(), strategy_named("fedavg"), expected)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
+    # Before the reference is made, which takes memory of its own.
     peak = peak_rss_mb()
+    # A benchmark of refused updates would be fast.
     if result.parameters is None or result.quarantined:
         raise SystemExit(f"expected all updates to be good: {result.quarantined[:1]}")
     weights = np.zeros(_BODIES)
@@ -239,12 +245,14 @@ def run_floor(folder: Path, threads: int = 2) -> dict[str, Any]:
 
     size = sum(p.size for p in Bundle.open(folder / "base").manifest.parameters)
     paths = sorted(str(path) for path in (folder / "updates").iterdir())
+    # Small models: a sum for each thread, added at the end; large ones: each thread a half of the parameters.
     totals: list[Floats] = [np.zeros(size, np.float32) for _ in range(2 if size <= _SMALL else 1)]
 
     def add(paths: list[str], total: Floats, first: int, end: int) -> None:
         buffer = np.empty(min(1 << 18, end - first), np.float32)
         for path in paths:
             with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - the least that it can cost
+                # From the end: tensors lie behind the header, whose length differs.
                 file.seek(os.fstat(file.fileno()).st_size - 4 * (size - first))
                 at = first
                 while at < end:
@@ -296,6 +304,7 @@ CONTENDERS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 def _run(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> dict[str, Any] | None:
     given = {**os.environ, **(environment or {})}
+    # Standard error goes through: what a contender says is seen.
     done = subprocess.run([*command, "--folder", str(folder)], stdout=subprocess.PIPE, env=given, check=False)
     if done.returncode:
         say(f"{command[-1]}: failed; is it installed?")

@@ -76,6 +76,7 @@ def train(weights: Doubles, x: Doubles, y: Labels) -> Doubles:
         logits = x @ w
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
+        # The gradient of softmax cross-entropy by the logits: p − y.
         p[np.arange(len(y)), y] -= 1
         w -= 0.5 * x.T @ p / len(y)
     return np.asarray(w - weights)
@@ -95,6 +96,7 @@ def accuracy(folder: Path, spread: str, checks: Checks, length: float | None, se
     weights = np.zeros((65, 10))
     for _ in range(ROUNDS):
         deltas = [(train(weights, x[part], y[part]), len(part)) for part in parts]
+        # The liar knows the honest mean, the strongest position there is, and sends its opposite.
         if length is not None:
             honest = deltas[1:]
             mean = np.average([delta for delta, _ in honest], axis=0, weights=[count for _, count in honest])

@@ -41,6 +41,7 @@ class Stopwatch:
         session.events.register("after-call", self._end)
 
     def _begin(self, **_: object) -> None:
+        # The index reads in a thread of its own, which no page waits for.
         if threading.get_ident() == self._thread:
             self._began = time.perf_counter()
 

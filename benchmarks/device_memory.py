@@ -54,6 +54,7 @@ def main() -> None:
             demo.start()
             assert isinstance(demo.fleet, FaultyFleet)
             found = {"machine": platform.machine(), "able_seconds": round(time.monotonic() - began, 1)}
+            # Seconds for what started to come to rest; nothing tells when it has.
             time.sleep(3)
             found["idle"] = added_up(look(demo.fleet))
             with group(demo.fleet, arguments.limit_mb, needed=arguments.out_of_memory) as bound:
@@ -71,6 +72,7 @@ def a_round(demo: Demo, bound: Path | None, *, kill: bool) -> dict[str, object]:
     ended, together, killed = threading.Event(), [0.0], False
 
     def watch() -> None:
+        # Ten looks a second: a peak shorter than that is missed.
         while not ended.wait(0.1):
             seen = look(demo.fleet)  # type: ignore[arg-type]
             together[0] = max(together[0], sum(one["pss"] for one in seen.values()))
@@ -168,6 +170,7 @@ def group(fleet: FaultyFleet, limit_mb: int, *, needed: bool) -> Iterator[Path |
 def set_limit(bound: Path, limit: int) -> None:
     """Bound the group's memory, in bytes; -1 takes the bound away."""
     old = bound / "memory.limit_in_bytes"
+    # cgroup v1 and v2 write "no limit" differently.
     (old if old.exists() else bound / "memory.max").write_text(str(limit) if old.exists() or limit >= 0 else "max")
 
 

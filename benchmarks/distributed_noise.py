@@ -37,6 +37,7 @@ def main() -> None:
     }
     means = {mode: round(100 * statistics.mean(values), 2) for mode, values in found.items()}
     deviations = {mode: round(100 * statistics.stdev(values), 2) for mode, values in found.items()}
+    # By seed: the same devices and data on both sides, so the difference is noise's alone.
     pairs = [100 * (a - b) for a, b in zip(found["distributed"], found["central"], strict=True)]
     print(
         json.dumps(
@@ -54,6 +55,7 @@ def main() -> None:
 
 def _accuracy(mode: str, seed: int, given: argparse.Namespace) -> float:
     privacy: dict[str, Any] = {"mode": mode, "clip_norm": given.clip_norm, "noise_multiplier": given.noise_multiplier}
+    # A tolerance of 1: the gate must not hold a noisy model, or rounds would not add up.
     changes: dict[str, Any] = {"privacy": privacy, "gate": {"tolerance": 1.0}}
     changes["fit"] = {"epochs": given.epochs, "learning_rate": given.learning_rate}
     if mode == "distributed":

@@ -55,6 +55,7 @@ def tried(app: Path, devices: int, seconds: float) -> dict[str, Any]:
             )
         except subprocess.TimeoutExpired:
             return {"error": f"not done after {seconds:g} s"}
+    # The app may print, too; the last line is ours.
     lines = done.stdout.strip().splitlines()
     try:
         found: dict[str, Any] = json.loads(lines[-1])

@@ -94,6 +94,7 @@ PEERS: list[Peer] = [
     *_both("FedYogi", "fedyogi", {**_OURS, "beta_1": 0.9, "beta_2": 0.99}, legacy=_ADAM),
     *_both("FedProx", "fedprox", legacy={"proximal_mu": 0.1}),
     *_both("FedMedian", "median"),
+    # 1e-9: Flower cuts by int(), and a rounding below 2 would cut one.
     *_both("FedTrimmedAvg", "trimmed_mean", {"attackers": _TWO}, legacy={"beta": _TWO + 1e-9}),
     *_both("Krum", "krum", {"attackers": _TWO}, legacy={"num_malicious_clients": 2}, newer={"num_malicious_nodes": 2}),
     Peer(
@@ -147,6 +148,7 @@ def losses(device: int) -> float:
 
 def alone(peer: Peer, rounds: int = ROUNDS) -> Doubles:
     """Return the model that Flower's own loop makes [size], with nothing of ours in between."""
+    # Strategies with noise draw from NumPy's global generator.
     np.random.seed(0)
     arrays = [np.zeros(size, np.float32) for size in SIZES]
     return _by_server(peer, arrays, rounds) if peer.is_legacy else _by_grid(peer, arrays, rounds)

@@ -39,6 +39,7 @@ def peer(bundle: Bundle, kept: ArrayDataset, folder: Path) -> dict[str, Any] | N
     except ImportError:
         print("ai-edge-quantizer is not installed: pip install 'fedgrass[authoring]'", file=sys.stderr)
         return None
+    # The quantizer prints; standard output is for the one line of JSON.
     with contextlib.redirect_stdout(sys.stderr):
         model = quantizer.Quantizer(str(bundle.path(INFERENCE)), recipe.dynamic_wi8_afp32()).quantize().quantized_model
     seconds = time.perf_counter() - began

@@ -108,12 +108,14 @@ def guesses(difference: Mapping[str, Array]) -> Iterator[Array]:
     """Yield what each unit of the first layer says that the input was."""
     weights = next(value for value in difference.values() if value.shape == (64, 64))
     bias = next(value for value in difference.values() if value.shape == (64,))
+    # A unit whose bias did not move saw no gradient, and its ratio says nothing.
     for unit in np.flatnonzero(bias):
         yield weights[:, unit].astype(np.float64) / bias[unit]
 
 
 def nearest(difference: Mapping[str, Array], images: Array, centre: Array) -> tuple[float, int]:
     """Return the best cosine of any guess to any image, both less the mean of all, and how many images are recovered."""
+    # Less the mean image: all digits look alike, and a cosine with the mean itself would be high.
     known = images.reshape(len(images), -1) - centre
     known /= np.linalg.norm(known, axis=1, keepdims=True)
     best, found = 0.0, set()

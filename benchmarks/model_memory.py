@@ -92,9 +92,11 @@ def examples() -> tuple[Array, Array]:
 
 def measured(run: Callable[[], object], parameters: int) -> dict[str, float]:
     """Run, and compare the process's peak with what it had before."""
+    # After the imports: the interpreter and the libraries are not what a model costs.
     idle = psutil.Process().memory_info().rss
     run()
     status = Path("/proc/self/status").read_text().splitlines()
+    # VmHWM: the kernel's own record of the peak, which no sampling can miss.
     peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     return {
         "parameters_mb": round(4 * parameters / MB, 1),

@@ -99,6 +99,7 @@ def _compared(ours: Found, keras: Found, folder: Path) -> Found:
 
 def _weights_apart(first: Path, second: Path) -> float:
     with np.load(first) as a, np.load(second) as b:
+        # A tensor that hardly moves is measured against the largest of the model.
         scale = max(float(np.abs(b[key]).max(initial=0)) for key in b.files)
         return max(_apart(a[key], b[key], floor=1e-3 * scale) for key in b.files)
 
@@ -183,11 +184,13 @@ def _keras(_name: str, _families: list[str], folder: Path, seconds: float) -> Fo
 
     from fedgrass.authoring.randomness import is_random
 
+    # Two threads, as LiteRT has.
     tf.config.threading.set_intra_op_parallelism_threads(2)
     with np.load(folder / "data.npz") as archive:
         x, y = archive["x"], archive["y"]
 
     def trained(moved_by: float, name: str) -> tuple[Any, list[float]]:
+        # Loaded again: both runs begin at the exported weights.
         model = keras.saving.load_model(folder / "model.keras", compile=False)
         generator = np.random.default_rng(1)
         for weight in model.trainable_variables if moved_by else []:
@@ -207,12 +210,14 @@ def _keras(_name: str, _families: list[str], folder: Path, seconds: float) -> Fo
     speed = _speed(lambda: model.fit(*flat, batch_size=BATCH, shuffle=False, verbose=0), seconds)
     memory = _rss()
     random = any(is_random(layer) for layer in model._flatten_layers())
+    # Last: its memory must not count in the peak.
     trained(MOVED_BY, "moved.npz")
     return {"losses": losses, "speed": speed, "rss_mb": memory, "random": random}
 
 
 def _speed(fit: Any, seconds: float) -> dict[str, float]:
     """Return steps per second of the processor and of the clock."""
+    # Once before: tracing and the first allocations are not what is measured.
     fit()
     fits, began, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:

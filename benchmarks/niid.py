@@ -177,6 +177,7 @@ def _counted(folder: Path) -> Iterator[None]:
         yield
     finally:
         folder.mkdir(parents=True, exist_ok=True)
+        # Also after an interrupt: seconds that were spent are counted.
         path.write_text(json.dumps(_counted_before(folder) + _processor_seconds() - before))
 
 

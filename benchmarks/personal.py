@@ -128,6 +128,7 @@ def measured(
     examples, engine, alone = dealt(bundle, options, folder), LiteRTEngine(bundle), []
     for device in range(given.devices):
         engine.set_parameters(bundle.parameters())
+        # As many epochs as the devices of a federation train in all rounds.
         settings = FitSettings(epochs=given.epochs * given.rounds, learning_rate=_RATE, seed=device)
         alone.append(accuracy(bundle, examples, device, engine.fit(examples.of(device), settings).parameters))
     return {**found, "alone": np.array(alone)}
@@ -149,6 +150,7 @@ def accuracy(bundle: Bundle, examples: Examples, device: int, model: Parameters)
     engine = LiteRTEngine(bundle)
     engine.set_parameters(model)
     right = np.asarray(engine.infer(np.asarray(kept.x, np.float32)).argmax(axis=1) == kept.y)
+    # By the device's own mix of labels: kept-back examples are of all labels alike.
     shares = np.bincount(mine, minlength=10) / len(mine)
     by_label = np.array([right[kept.y == label].mean() for label in range(10)])
     return float(shares @ by_label)

@@ -77,6 +77,7 @@ def run_ours(folder: Path, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {"seconds": round(time.perf_counter() - start, 3), "peak_rss_mb": peak_rss_mb()}
     if result.parameters is None or result.quarantined:
         raise SystemExit(f"expected all updates to be good: {result.quarantined[:1]}")
+    # Rules by coordinate can be checked on a few; the others need all parameters.
     if name in {"median", "trimmed_mean"}:
         ordered = np.sort(_first_parameters(folder), axis=0).astype(np.float64)
         cut = len(ordered) // 5
@@ -90,6 +91,7 @@ def _first_parameters(folder: Path) -> Any:
     rows = []
     for path in sorted((folder / "updates").iterdir()):
         with path.open("rb") as file:
+            # safetensors: eight bytes with the header's length, the header, then values.
             file.seek(8 + int.from_bytes(file.read(8), "little"))
             rows.append(np.fromfile(file, "<f4", _CHECKED))
     return np.array(rows)

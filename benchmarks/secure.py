@@ -128,6 +128,7 @@ def device(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Mask an update, beside the plain int8 one."""
     task, base = task_of(helpers_in(folder), given.bits, given.count), model(given.parameters)
     before = peak_mb()
+    # Once before: imports and first allocations count for nobody.
     update_of(0, base, task)
     began = time.perf_counter()
     update, local = update_of(1, base, task)
@@ -182,6 +183,7 @@ def end_to_end(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     unmask([total], requests[0].accepted, answers)
     mean = mean_of(total, stayed, task)
     seconds["cloud"] += time.perf_counter() - began
+    # The error in steps of the grid: half a step is rounding.
     step = task.value_range / task.levels
     return {
         "devices": given.count,
@@ -214,6 +216,7 @@ def helper(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     length = given.parameters + task.count_coordinates
     content = requests_for(boxes_of(given.count, task), context_of(task), length, task)[0].encode()
     (folder / "request").write_bytes(content)
+    # In a process of its own, because peak memory is a process's, and this one made all boxes.
     program = (
         "import sys, time, json, resource; from pathlib import Path; from fedgrass.secure.helper import Helper\n"
         "from fedgrass.secure.request import SumRequest\n"

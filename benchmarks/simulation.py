@@ -79,6 +79,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     best: dict[str, dict[str, Any]] = {}
     for _ in range(arguments.repeats):
         keep(best, "ours", _run([*ours, *usual, "--contender", "ours"], folder))
+    # pfl alone and under torchrun: which is faster depends on the machine.
     if arguments.peers_python:
         write_work(folder, arguments)
         python = str(arguments.peers_python)
@@ -97,10 +98,12 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             keep(best, "flower", _run([python, str(_PEERS), "--contender", "flower"], folder))
     else:
         say("no figures of peers: name an interpreter with --peers-python")
+    # The difference of two runs: what does not grow with the devices cancels.
     few, many = (_run([*ours, "--devices", str(n), "--contender", "rest"], folder) for n in (1000, 1000 + _MANY))
     large = _run([*ours, "--devices", str(_MANY), "--cohort", "100", "--rounds", "5", "--contender", "ours"], folder)
     device_rounds = arguments.cohort * arguments.rounds
     speeds = {name: round(device_rounds / found["seconds"], 1) for name, found in best.items()}
+    # The same work gives the same model: else one contender was fast by doing less.
     norms = [found["norm"] for found in best.values()]
     deviation = (max(norms) - min(norms)) / norms[0]
     if deviation > _NORM_TOLERANCE:

@@ -39,6 +39,7 @@ class Net(torch.nn.Module):  # type: ignore[misc]
 @functools.cache
 def work(folder: str) -> dict[str, Any]:
     """Read what is to be done, once in each process."""
+    # One thread a process: several would fight over the processors that other processes use.
     torch.set_num_threads(1)
     with np.load(Path(folder) / "work.npz") as arrays:
         found = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
@@ -53,6 +54,7 @@ def initial(given: dict[str, Any]) -> dict[str, torch.Tensor]:
 def make_net(given: dict[str, Any]) -> Net:
     """Return the module with those parameters."""
     net = Net((given["w0"].shape[0], given["w0"].shape[1], given["w1"].shape[1]))
+    # contiguous: PyTorch's weights are Keras' transposed.
     net.load_state_dict({name: value.contiguous() for name, value in initial(given).items()})
     return net
 

@@ -32,6 +32,7 @@ BUNDLE = Path(__file__).parents[1] / "examples" / "digits" / "bundle"
 
 def examples() -> Split:
     """Noise about ten patterns: the same on every machine, to the bit, and something that can be learnt."""
+    # From a hash and not a generator: NumPy promises no stream over versions and platforms.
     words = np.frombuffer(hashlib.shake_128(b"digits").digest(10 * 64 + 400 * 64), np.uint8).reshape(-1, 8, 8, 1)
     y = np.arange(400, dtype=np.int32) % 10
     x = (words[:10][y].astype(np.float32) * 3 + words[10:].astype(np.float32)) / 1024
@@ -72,6 +73,7 @@ def main() -> None:
         seconds = time.monotonic() - began
         update = (folder / "update.safetensors").read_bytes()
         found = engine.get_parameters()
+        # What the aggregator would publish, of this one update.
         new = write_bundle(bundle, found, folder / "new", version="1.1.0")
         verdict = judge(new, bundle, tolerance=0.05, load=lambda _manifest: data, open_engine=LiteRTEngine)
         said = {

@@ -52,6 +52,7 @@ def app() -> None:
     """Run the command line; a failure that a user can meet is one clear message and exit code 1."""
     try:
         cli()
+    # The one place that catches everything: what is no message for a user is raised again, as a fault of ours.
     except Exception as error:
         message = _message(error)
         if not message:
@@ -67,6 +68,7 @@ def _message(error: Exception) -> str:
     # Imported here: what needs no AWS answers sooner without it.
     from botocore.exceptions import BotoCoreError, ClientError
 
+    # AWS's own code and message, which its documentation knows.
     if isinstance(error, ClientError):
         code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
         return f"[bold red]AWS refused {error.operation_name}[/]: {code}: {message}"

@@ -69,6 +69,7 @@ def helpers(
         for member in fleet_members(account.devices_table, fleet)
         if member.heartbeat
     }
+    # All are looked at before anything is saved: half a list of helpers would be worse than none.
     for thing in things:
         if not told.get(thing):
             raise ConfigurationError(
@@ -77,6 +78,7 @@ def helpers(
             )
     pinned = [{"name": thing, "key": told[thing]} for thing in things]
     current = tables.load_settings(account.rounds_table, fleet)
+    # Validated as a whole by the settings' own model.
     changed = current.overridden({"secure": {"helpers": pinned, "collude": collude, "bits": bits}})
     tables.save_settings(account.rounds_table, fleet, changed)
     console = render.console()

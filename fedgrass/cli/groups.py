@@ -22,12 +22,14 @@ def grouped(function: Callable[..., R]) -> Callable[..., R]:
         If two groups have a field of the same name.
     """
     hints = get_type_hints(function, include_extras=True)
+    # typer reads parameters only.
     hints.pop("return", None)
     groups: dict[str, Any] = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
     flat: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(function).parameters.items():
         kind = groups.get(name)
         flat += [parameter.replace(annotation=hints[name])] if kind is None else _parameters(kind)
+    # Two fields of one name would be one option, and one of them would get the other's value.
     repeated = {one.name for one in flat if sum(other.name == one.name for other in flat) > 1}
     if repeated:
         raise TypeError(f"{function.__qualname__}: options of two groups: {', '.join(sorted(repeated))}")

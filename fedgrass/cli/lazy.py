@@ -73,6 +73,7 @@ def plugins(group: str) -> dict[str, Part]:
 
 def own_groups() -> dict[str, Part]:
     """Return the groups of this package by name."""
+    # Names and modules differ where a name is a Python builtin: round.
     modules = {"round": "rounds", "fleet": "fleet", "device": "device", "model": "model", "silo": "silo"}
     return {
         name: Part(EntryPoint(name, f"fedgrass.cli.{module}:app", ENTRY_POINT_GROUP), SUMMARIES[name])
@@ -92,6 +93,7 @@ class LazyCommands(MutableMapping[str, "click.Command"]):
         part = self._parts.get(name)
         if name in self._commands or part is None or not part.summary:
             return self.get(name)
+        # A stand-in with the name and the summary: what it is of is not imported.
         return TyperCommand(name, help=part.summary)
 
     def __getitem__(self, name: str) -> click.Command:
@@ -107,6 +109,7 @@ class LazyCommands(MutableMapping[str, "click.Command"]):
         self._commands.pop(name, None)
 
     def __iter__(self) -> Iterator[str]:
+        # dict.fromkeys keeps the order and drops what is in both.
         return iter(dict.fromkeys((*self._parts, *self._commands)))
 
     def __len__(self) -> int:
@@ -134,5 +137,6 @@ class LazyGroup(TyperGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Import the command that is run, then find it as any group does."""
+        # `get_command` would give the stand-in; asking by item imports the command.
         self.commands.get(args[0])
         return super().resolve_command(ctx, args)

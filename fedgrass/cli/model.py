@@ -103,6 +103,7 @@ def evaluate(
 
     _find_modules_here()
     bundle = Bundle.open(folder)
+    # No share is held back: all examples are for judging.
     figures = evaluated(
         bundle, load_data(bundle, data, loader, validation_fraction=0.0).train, engine=engine, builder=builder
     )
@@ -149,5 +150,6 @@ def convert(
 
 def _find_modules_here() -> None:
     """Let a builder's module be in the folder that the command is called in, as Python does for its own programs."""
+    # The empty name is the working directory, as `python -m` has it; a console script lacks it.
     if "" not in sys.path:
         sys.path.insert(0, "")

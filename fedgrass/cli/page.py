@@ -28,6 +28,7 @@ def write_report(report: BaseModel, folder: Path, template: Path, chart: bytes, 
     template
         Extends ``page.html.j2``; knows ``report``, ``chart`` (base64) and the context.
     """
+    # Names come from devices: autoescape keeps one from being markup.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
@@ -46,6 +47,7 @@ def new_figure(*, widths: tuple[int, ...]) -> tuple[Figure, list[Axes]]:
     """Return an empty figure and its axes, side by side."""
     import matplotlib as mpl
 
+    # Agg draws without a display.
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -76,8 +76,10 @@ def bars(feature: Feature, width: int = _WIDTH) -> str:
         return ""
     cells = [0.0] * min(width, len(counts))
     for at, count in enumerate(counts):
+        # Several bins share a letter where there are more of them than letters.
         cells[at * len(cells) // len(counts)] += count
     most = max(cells) or 1.0
+    # ceil: a bin that holds anything shows.
     return "".join(_BARS[math.ceil(cell / most * (len(_BARS) - 1))] for cell in cells)
 
 

@@ -50,6 +50,7 @@ def console(*, quiet: bool = False) -> Console:
 def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
+        # Names and numbers stay whole; only sentences are folded.
         table.add_column(heading, no_wrap=heading not in _SENTENCES)
     return table
 
@@ -221,6 +222,7 @@ def fleet_table(
         beat = member.heartbeat
         model = member.model.active_version if member.model else None
         if beat is None:
+            # A model's notice can come before the first heartbeat.
             never = Text("never seen", style="yellow")
             refusal = refusals_text(refused.get(member.thing))
             table.add_row(member.thing, never, _NOTHING, model or _NOTHING, _NOTHING, refusal)
@@ -268,6 +270,7 @@ def _trouble(beat: Device, *, shares_its_name: bool) -> Text:
 
 def _wrong_clock(beat: Device) -> str:
     """Say it from an hour on: that is no slow link, and certificates and signatures go by the clock."""
+    # Both clocks at once: the device wrote one time, the cloud the other when it arrived.
     ahead = beat.sent_at.timestamp() - beat.received_at / 1000
     if abs(ahead) < _WRONG_CLOCK_SECONDS:
         return ""

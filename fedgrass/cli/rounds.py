@@ -38,6 +38,7 @@ def parse_setting(text: str) -> dict[str, Any]:
         result: Any = json.loads(value)
     except ValueError:
         result = value
+    # From the innermost name outwards.
     for part in reversed(path.split(".")):
         result = {part: result}
     return dict(result)
@@ -50,6 +51,7 @@ def merge(settings: list[str]) -> dict[str, Any]:
         below, addition = merged, parse_setting(text)
         while True:
             [(key, value)] = addition.items()
+            # Only two objects are joined; anything else is replaced, so the last word counts.
             if not isinstance(value, dict) or not isinstance(below.get(key), dict):
                 below[key] = value
                 break
@@ -90,18 +92,21 @@ def start(
         overrides["task"] = task.value
     if rounds is not None:
         overrides["rounds"] = rounds
+    # A first profile has no bounds for its histograms; the second round takes them from it.
     elif "rounds" not in overrides and needs_bounds(account, overrides):
         overrides["rounds"] = 2
     started = start_rounds(account, overrides)
     console = render.console(quiet=as_json)
     console.print(f"Started: round {started.round} of fleet [bold]{fleet}[/], {_plan(started.settings)}.")
     console.print(f"[dim]{started.execution}[/]", soft_wrap=True)
+    # A refusal of the opening shows within seconds, and ends this command with its reason.
     if not require_begun(account, started.execution):
         console.print("It has not opened its round yet; see `fedgrass round status`.")
     if wait:
         watch(account, started.execution, console)
     if as_json and wait:
         ended = tables.recent_rounds(account.rounds_table, fleet, started.settings.rounds)
+        # Oldest first, as they ran.
         render.print_json(record.model_dump(mode="json", exclude=_SECRET) for record in reversed(ended))
     elif as_json:
         render.print_json([{"round": started.round, "execution": started.execution}])
@@ -128,6 +133,7 @@ def watch(account: Account, execution: str, console: Console) -> None:
     """
     try:
         with Live(console=console, refresh_per_second=4) as live:
+            # The execution ends the watching, not the round: several rounds may follow one another.
             while is_running(account, execution):
                 recent = tables.recent_rounds(account.rounds_table, account.fleet, limit=1)
                 if recent:

@@ -34,6 +34,7 @@ def start(
 ) -> None:
     """Start silos' jobs, which then wait for rounds; start the rounds next. What a job is, its own account has fixed."""
     account, console = Account.of(fleet), render.console()
+    # All are looked up before the first is started: a misspelt name starts nobody.
     for silo in [Silo.of(account, name, region=region) for name in silos]:
         job = silo.start(rounds)
         console.print(

@@ -42,6 +42,7 @@ def _sections(path: str, command: Any) -> Iterator[str]:
     if below is None:
         yield f"### `{path}`\n\n{_plain(command.help)}\n\n{_table(command.params)}"
         return
+    # Commands before groups: a group begins a chapter of its own.
     groups = sorted(below, key=lambda name: (hasattr(below[name], "commands"), name))
     for name in groups:
         if hasattr(below[name], "commands"):
@@ -76,4 +77,5 @@ def _row(parameter: Any) -> str:
 def _plain(text: str | None) -> str:
     """Return a help text without line breaks within its paragraphs."""
     paragraphs = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text or ""))
+    # A bar would end the table's cell.
     return "\n\n".join(paragraphs).replace("|", "\\|")

@@ -24,6 +24,7 @@ def as_images(x: Value, spatial: int) -> tuple[Tensor, bool]:
     single = x.rank == spatial + 1
     if single:
         x = reshape(x, [1, *x.shape])
+    # One-dimensional convolutions are two-dimensional ones of a single row: one path to keep right.
     if spatial == 1:
         x = reshape(x, [*x.shape[:2], 1, x.shape[2]])
     return x.laid([0, 2, 3, 1]), single
@@ -61,6 +62,7 @@ def two(sizes: Sizes, spatial: int, *, missing: int) -> list[int]:
         Size along the axis that a single one lacks.
     """
     found = [sizes] if isinstance(sizes, int) else list(sizes)
+    # PyTorch takes a list of one size for all axes, too.
     found = found * spatial if len(found) == 1 else found
     return [missing] * (2 - len(found)) + [int(size) for size in found]
 
@@ -116,6 +118,7 @@ def _kernel(weight: Value) -> Tensor:
 
 def _padding(padding: Sizes | str, kernel: Sequence[int], dilations: Sequence[int], spatial: int) -> list[list[int]]:
     if isinstance(padding, str):
+        # "same", with the odd zero behind, as PyTorch has it.
         if padding == "valid":
             return [[0, 0], [0, 0]]
         totals = [(size - 1) * dilation for size, dilation in zip(kernel, dilations, strict=True)]
@@ -133,8 +136,10 @@ def _convolved(
     groups: int,
 ) -> Tensor:
     channels = image.shape[3]
+    # A kernel of one tap has no gaps, whatever its dilation.
     dilations = [1 if size == 1 else dilation for size, dilation in zip(kernel.shape, dilations, strict=False)]
     same = [[(size - 1) // 2, size // 2] for size in kernel.shape[:2]]
+    # Where PyTorch's padding is TensorFlow's SAME, the operator pads by itself: one copy of the image less.
     if list(strides) == [1, 1] and dilations == [1, 1] and pads == same and kernel.shape[:2] != [1, 1]:
         padding = "SAME"
     else:
@@ -143,6 +148,7 @@ def _convolved(
         return _depthwise(context, image, kernel, strides, padding, dilations)
     if groups > 1:
         return _grouped(context, image, kernel, strides, padding, dilations, groups)
+    # LiteRT's dilated convolution has no gradient here, and none takes strides and dilation together.
     if dilations != [1, 1] and (context.trains or set(strides) != {1}):
         return _by_taps(image, kernel, strides, dilations, 1)
     return tf.nn.convolution(
@@ -161,6 +167,7 @@ def _depthwise(
     """PyTorch's kernel [kh, kw, 1, C · m] has the outputs of a channel side by side, as TensorFlow's [kh, kw, C, m]."""
     channels = image.shape[3]
     filters = tf.reshape(kernel, [*kernel.shape[:2], channels, -1])
+    # TensorFlow's depthwise operator wants one stride for both axes.
     if strides[0] != strides[1] and not context.trains:
         return _grouped(context, image, kernel, strides, padding, dilations, channels)
     if list(dilations) != [1, 1] and context.trains:
@@ -214,6 +221,7 @@ def _by_taps(image: Tensor, kernel: Tensor, strides: Sequence[int], dilations: S
         return tf.reshape(product_of(patches, tf.reshape(kernel, [-1, filters])), [batch, down, across, filters])
     inside = channels // groups
     spread = tf.reshape(patches, [-1, count, groups, inside])
+    # One product for each group, in one batched operator.
     patches = tf.reshape(tf.transpose(spread, [2, 0, 1, 3]), [groups, -1, count * inside])
     matrices = tf.reshape(kernel, [count * inside, groups, filters // groups])
     y = tf.matmul(patches, tf.transpose(matrices, [1, 0, 2]))
@@ -240,6 +248,7 @@ def _every(x: Tensor, axis: int, first: int, count: int, stride: int) -> Tensor:
         x = pad(x, [[0, missing] if a == axis else [0, 0] for a in range(x.shape.rank)])
     x = crop(x, *[ALL] * axis, slice(first, first + count * stride))
     shape = [int(s) for s in x.shape]
+    # A stride by a reshape and a plain slice, as in `fedgrass.authoring.windows`.
     x = tf.reshape(x, [*shape[:axis], count, stride, *shape[axis + 1 :]])
     x = crop(x, *[ALL] * (axis + 1), slice(0, 1))
     shape[axis] = count
@@ -287,12 +296,14 @@ def _scattered(
         (count - 1) * stride + size
         for count, stride, size in zip((height, width), strides, (rows, columns), strict=True)
     ]
+    # One product for all taps; each tap's part is then added up where it falls.
     matrix = tf.reshape(tf.transpose(kernel, [2, 0, 1, 3]), [channels, rows * columns * filters])
     spread = product_of(tf.reshape(image, [-1, channels]), matrix)
     spread = tf.reshape(spread, [batch, height, width, rows * columns * filters])
     taps = [spread[:, :, :, i * filters : (i + 1) * filters] for i in range(rows * columns)]
     windows = Windows([batch, *whole, filters], (rows, columns), (strides[0], strides[1]), "VALID")
     y = windows.scatter(taps)
+    # Padding of a transposed convolution cuts the result; output_padding gives rows back behind.
     sizes = [full - 2 * before + extra for full, before, extra in zip(whole, pads, more, strict=True)]
     y = pad(y, [[0, 0], *([0, max(b + s - f, 0)] for b, s, f in zip(pads, sizes, whole, strict=True)), [0, 0]])
     return crop(y, ALL, *(slice(before, before + size) for before, size in zip(pads, sizes, strict=True)))

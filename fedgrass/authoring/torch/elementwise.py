@@ -23,6 +23,7 @@ def as_float(x: Tensor) -> Tensor:
 def each(context: Context, function: Callable[..., Tensor], *operands: Operand) -> Value:
     """Apply a function to tensors and numbers that are broadcast against each other."""
     values = [context.value(one) for one in operands]
+    # PyTorch's rule: a Python number takes the tensor's dtype unless it is a float and the tensor is not.
     numbers = [isinstance(one, (int, float)) and not isinstance(one, bool) for one in operands]
     dtype = _common([v for v, number in zip(values, numbers, strict=True) if not number], operands)
     tensors, order = together(values)
@@ -96,6 +97,7 @@ _INTEGER = {"abs", "neg", "sign", "square"}
 def _cumulative(x: Tensor) -> Tensor:
     """Φ(x), which LiteRT has only inside its GELU."""
     small = tf.abs(x) < 1e-3
+    # Both branches of a where are computed: the division must not meet 0 in the one that is not taken.
     safe = tf.where(small, tf.ones_like(x), x)
     return tf.where(small, 0.5 + x * (1.0 / math.sqrt(2 * math.pi)), tf.nn.gelu(safe) / safe)
 
@@ -129,6 +131,7 @@ _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bitwise_or": lambda x, y: tf.logical_or(x, y),
     "eq": tf.equal,
     "floor_divide": tf.math.floordiv,
+    # The sign of the dividend, unlike remainder's.
     "fmod": lambda x, y: x - tf.sign(x) * tf.floor(tf.abs(x / y)) * tf.abs(y),
     "ge": tf.greater_equal,
     "gt": tf.greater,
@@ -175,9 +178,11 @@ def _pow(context: Context, x: Operand, exponent: Operand) -> Value:
         return each(context, lambda a, b: tf.pow(as_float(a), as_float(b)), x, exponent)
     base = context.value(x)
     value = as_float(base.tensor)
+    # The usual exponents have operators of their own, whose gradients are known.
     known = {0.5: tf.sqrt, -0.5: tf.math.rsqrt, 1.0: tf.identity, 2.0: tf.square, -1.0: lambda v: 1.0 / v}
     if exponent in known:
         return base.like(known[float(exponent)](value))
+    # A few multiplications have a gradient for every base.
     if float(exponent).is_integer() and 0 < exponent <= 8:
         found = value
         for _ in range(int(exponent) - 1):
@@ -211,6 +216,7 @@ def _where(context: Context, condition: Operand, x: Operand, y: Operand) -> Valu
 
 @operator("masked_fill")
 def _masked_fill(context: Context, x: Operand, mask: Operand, value: Operand) -> Value:
+    # PyTorch masks with −inf, of which a row that is masked whole makes a softmax of NaN.
     value = max(min(value, 3.0e38), -3.0e38) if isinstance(value, float) else value
     return _where(context, mask, value, x)
 
@@ -284,6 +290,7 @@ def _softshrink(context: Context, x: Value, width: float) -> Value:
 def _prelu(context: Context, x: Value, weight: Operand) -> Value:
     weight = context.value(weight)
     if weight.rank == 1 and x.rank > 1:  # one slope, or one for each channel
+        # PyTorch has channels on axis 1.
         weight = Value(tf.reshape(weight.tensor, [-1] + [1] * (x.rank - 2)))
     return each(context, lambda v, w: tf.nn.relu(v) + w * tf.minimum(v, 0.0), x, weight)
 

@@ -27,6 +27,7 @@ def _pool_geometry(
     x: Tensor, spatial: int, size: Sizes, stride: Sizes | None, padding: Sizes, ceil: bool
 ) -> tuple[list[int], list[int], list[list[int]]]:
     sizes = two(size, spatial, missing=1)
+    # PyTorch's default: windows side by side.
     strides = two(stride, spatial, missing=1) if stride not in (None, []) else list(sizes)
     befores = two(padding, spatial, missing=0)
     pads = []
@@ -58,6 +59,7 @@ def _max_pooled(
     image, single = as_images(x, spatial)
     require(set(two(dilation, spatial, missing=1)) == {1}, "max pooling with dilation", "use dilation=1")
     sizes, strides, pads = _pool_geometry(image, spatial, size, stride, padding, ceil)
+    # Padded with the lowest float: the padding must never be the largest of a window.
     image = pad(image, [[0, 0], *pads, [0, 0]], _LOWEST)
     return as_given(tf.nn.max_pool2d(image, sizes, strides, "VALID"), spatial, single)
 
@@ -82,6 +84,7 @@ def _avg_pool(
         _counted(length, one, step, before, before if outside_counts else 0, int(out))
         for length, one, step, before, out in zip(image.shape[1:3], sizes, strides, befores, y.shape[1:3], strict=True)
     ]
+    # TensorFlow has divided by the window; PyTorch divides by what counts of it.
     shares = math.prod(sizes) / np.outer(*counts) if divisor is None else np.full([1, 1], math.prod(sizes) / divisor)
     if not np.all(shares == 1.0):
         y = y * shares[None, :, :, None].astype(np.float32)
@@ -99,6 +102,7 @@ def _counted(length: int, size: int, stride: int, before: int, counted: int, win
 def _adaptive_avg_pool(context: Context, x: Value, sizes: Sizes) -> Value:
     sizes = [sizes] if isinstance(sizes, int) else list(sizes)
     axes = list(range(x.rank - len(sizes), x.rank))
+    # Global pooling, which nearly every classifier has: a mean instead of a matrix.
     if all(size == 1 for size in sizes):
         return reduced(x, axes, True, tf.reduce_mean)
     for axis, size in zip(axes, sizes, strict=True):
@@ -113,6 +117,7 @@ def _adaptive_max_pool(context: Context, x: Value, sizes: Sizes) -> list[Value]:
     lengths = x.shape[x.rank - len(sizes) :]
     if all(size == 1 for size in sizes):
         return [reduced(x, list(range(x.rank - len(sizes), x.rank)), True, tf.reduce_max)]
+    # Windows of unlike sizes have no pooling operator.
     require(
         all(length % size == 0 for length, size in zip(lengths, sizes, strict=True)),
         f"adaptive max pooling of {list(lengths)} to {sizes}",
@@ -125,6 +130,7 @@ def _adaptive_max_pool(context: Context, x: Value, sizes: Sizes) -> list[Value]:
 def _shares(length: int, size: int) -> Matrix:
     matrix = np.zeros([size, length], np.float32)
     for i in range(size):
+        # PyTorch's windows: from floor(i·n/m) up to ceil((i + 1)·n/m), so neighbours may overlap.
         first, last = i * length // size, -(-(i + 1) * length // size)
         matrix[i, first:last] = 1.0 / (last - first)
     return matrix
@@ -145,6 +151,7 @@ def _interpolation(matrix: Callable[..., Matrix], spatial: int, *, aligns: bool)
         align = bool(options[0]) if aligns else False
         given = options[1:] if aligns else options
         factors = given[0] if len(given) == 1 and isinstance(given[0], (list, tuple)) else list(given)
+        # With a factor given, PyTorch maps places by it and not by the ratio of sizes.
         known = bool(factors) and None not in factors
         scales: list[float | None] = [*factors] if known else [None] * spatial
         lengths = x.shape[x.rank - spatial :]
@@ -176,6 +183,7 @@ def _sources(length: int, size: int, scale: float | None, align: bool) -> Matrix
 
 
 def _linear(length: int, size: int, scale: float | None, align: bool) -> Matrix:
+    # Places before the first pixel take its value.
     source = np.maximum(_sources(length, size, scale, align), 0.0)
     low = np.minimum(source.astype(int), length - 1)
     high, part = np.minimum(low + 1, length - 1), source - low
@@ -187,6 +195,7 @@ def _linear(length: int, size: int, scale: float | None, align: bool) -> Matrix:
 
 def _cubic(length: int, size: int, scale: float | None, align: bool) -> Matrix:
     source = _sources(length, size, scale, align)
+    # −0.75: PyTorch's coefficient of the cubic convolution (Keys 1981 has −0.5).
     base, a = np.floor(source).astype(int), -0.75
     matrix = np.zeros([size, length], np.float32)
     for offset in range(-1, 3):

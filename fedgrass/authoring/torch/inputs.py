@@ -53,6 +53,7 @@ def described_input(found: Any) -> Input:
     ConfigurationError
         If it says nothing, or something else than a shape, a shape and a dtype, or a tensor with a batch axis.
     """
+    # A tensor is a batch: its first axis goes.
     if isinstance(found, torch.Tensor):
         return _checked(found.shape[1:], found.dtype)
     if isinstance(found, Mapping) and "shape" in found:
@@ -60,6 +61,7 @@ def described_input(found: Any) -> Input:
     if isinstance(found, int):
         return _checked([found], "float32")
     if isinstance(found, Sequence) and not isinstance(found, str):
+        # Shape and dtype in a pair; a shape of two sizes has no sequence in its first place.
         if len(found) == 2 and isinstance(found[0], Sequence):
             return _checked(found[0], found[1])
         return _checked(found, "float32")

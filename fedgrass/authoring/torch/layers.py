@@ -27,6 +27,7 @@ def _linear(context: Context, x: Value, weight: Operand, bias: Operand | None = 
     order = [*(axis for axis in x.order if axis != last), last]
     tensor = x.laid(order)
     flat = tf.reshape(tensor, [-1, tensor.shape[-1]])
+    # A constant weight keeps LiteRT's FULLY_CONNECTED; a variable one goes by way of the fast product.
     found = (times_transposed if context.trains else _by_constant)(flat, weight.plain)
     if bias is not None:
         found = tf.nn.bias_add(found, context.value(bias).tensor)
@@ -75,6 +76,7 @@ def matmul(context: Context, a: Operand, b: Operand) -> Value:
 def _matmul(a: Value, b: Value) -> Value:
     if b.rank == 2:
         flat = tf.reshape(a.plain, [1, -1, a.shape[-1]])
+        # A transpose that was only noted becomes a flag of the product: nothing is copied.
         tensor, turned = _matrix(b)
         found = tf.matmul(flat, tensor[None], transpose_b=turned)
         return Value(tf.reshape(found, [*a.shape[:-1], b.shape[1]]))
@@ -108,6 +110,7 @@ def normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, 
     epsilon
         Added to the variance.
     """
+    # stop_gradient: the closed form below is by x as a whole, and must not be added to TensorFlow's.
     mean = tf.reduce_mean(tf.stop_gradient(x), axes, keepdims=True)
     variance = tf.reduce_mean(tf.square(tf.stop_gradient(x) - mean), axes, keepdims=True)
 
@@ -115,6 +118,7 @@ def normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, 
         scale = tf.math.rsqrt(variance + epsilon)
         y = (x - mean) * scale
 
+        # Closed form of layer normalization (Ba et al., https://arxiv.org/abs/1607.06450).
         def gradient(dy: Tensor) -> tuple[Tensor]:
             mean_dy = tf.reduce_mean(dy, axes, keepdims=True)
             mean_dy_y = tf.reduce_mean(dy * y, axes, keepdims=True)
@@ -155,6 +159,7 @@ def _native_layer_norm(context: Context, *arguments: Any) -> list[Value]:
 def _rms_norm(context: Context, x: Value, shape: Sequence[int], weight: Operand | None, epsilon: float | None) -> Value:
     axes = sorted(x.axes(range(x.rank - len(shape), x.rank)))
     squares = tf.reduce_mean(tf.square(x.tensor), axes, keepdims=True)
+    # PyTorch's default of RMSNorm: the resolution of the dtype.
     smallest = float(np.finfo(np.float32).eps) if epsilon is None else epsilon
     return _affine(context, x.like(x.tensor * tf.math.rsqrt(squares + smallest)), weight, None, shape)
 
@@ -171,6 +176,7 @@ def _group_norm(
 ) -> Value:
     batch, channels, *spatial = x.shape
     last = [0, *range(2, x.rank), 1]
+    # Channels last, so that a group is a run of the last axis.
     image = tf.reshape(x.laid(last), [batch, math.prod(spatial), groups, channels // groups])
     y, _mean, _variance = normalized(image, [1, 3], epsilon)
     found = Value(tf.reshape(y, [batch, *spatial, channels]), last)
@@ -307,6 +313,7 @@ def _attention(
     grouped: bool,
 ) -> Value:
     query, key, value = (context.value(one) for one in (query, key, value))
+    # Grouped-query attention: several queries share a key.
     if grouped and key.shape[-3] != query.shape[-3]:
         times = query.shape[-3] // key.shape[-3]
         key, value = (repeat_interleave(context, one, times, -3) for one in (key, value))
@@ -316,6 +323,7 @@ def _attention(
     # The scale goes to the query, the smaller of the two: scores grow with the square of the length.
     scores = _matmul(query.like(query.tensor * factor), permute(key, axes))
     if causal:
+        # As a constant of the graph: the length is fixed.
         mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
     if mask is not None:
         scores = each(context, tf.add, scores, _additive(context, mask))
@@ -327,6 +335,7 @@ def _additive(context: Context, mask: Value | torch.Tensor) -> Value:
     """A mask of truth values as what is added to scores: 0 where they count."""
     if isinstance(mask, torch.Tensor):
         if mask.dtype == torch.bool:
+            # −1e9 and not −inf: exp of it is 0 all the same, and a row that is masked whole stays finite.
             return context.value(torch.where(mask, 0.0, -1e9))
         return context.value(mask.clamp(min=-1e9))
     if mask.tensor.dtype == tf.bool:

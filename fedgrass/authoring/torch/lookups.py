@@ -47,6 +47,7 @@ def take(context: Context, x: Value, axis: int, indices: Operand) -> Value:
     """
     axis %= x.rank
     if isinstance(indices, torch.Tensor) and indices.ndim == 1 and x.is_float and axis:
+        # Known places are a constant matrix: a product has a gradient, GATHER along an inner axis has none here.
         matrix = np.eye(x.shape[axis], dtype=np.float32)[indices.numpy()]
         return along(x, axis, matrix)
     order = [axis, *(a for a in range(x.rank) if a != axis)]
@@ -70,6 +71,7 @@ def _index(context: Context, x: Operand, indices: Sequence[Operand | None]) -> V
     axes = [axis for axis, _ in named]
     require(axes == list(range(len(axes))), "indexing by several tensors", "index the first axes, or one")
     sizes = x.shape[: len(axes)]
+    # Several indices become one into the joined axes, as memory has them.
     flat = context.value(0)
     for (_, one), size in zip(named, sizes, strict=True):
         flat = each(
@@ -80,6 +82,7 @@ def _index(context: Context, x: Operand, indices: Sequence[Operand | None]) -> V
 
 def _from_start(context: Context, indices: Operand, size: int) -> Value | torch.Tensor:
     if isinstance(indices, torch.Tensor):
+        # Negative indices count from the end.
         return indices.remainder(size)
     return each(context, tf.math.floormod, indices, size)
 

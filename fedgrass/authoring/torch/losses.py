@@ -28,6 +28,7 @@ _NAMES: dict[str, Loss] = {
     "huberloss": "huber",
     "huber_loss": "huber",
 }
+# Options that devices do not train with, and the value that changes nothing.
 _ONLY = {
     "weight": None,
     "pos_weight": None,
@@ -64,6 +65,7 @@ def objective(given: Any) -> Any:
         return given
     for option, only in _ONLY.items():
         found = getattr(given, option, only) if not isinstance(given, str) else only
+        # Two comparisons: a tensor of weights compares element by element, and None is no number.
         if found is not only and found != only:
             raise UnsupportedModelError(f"loss {name}", f"{option}={found}", f"leave {option} out")
     return Objective(loss, LossOptions(delta=float(getattr(given, "delta", 1.0))))

@@ -57,6 +57,7 @@ class TorchModel:
     def __init__(
         self, module: torch.nn.Module, example: object, freeze: Sequence[str], batch_size: int, losses: Any
     ) -> None:
+        # The table of operators fills itself when its modules are imported.
         load()
         self.module = module
         self.name = type(module).__name__
@@ -71,12 +72,14 @@ class TorchModel:
         strange = [name for name in self._trained if named[name].dtype != torch.float32]
         if strange:
             raise UnsupportedModelError(strange[0], f"a parameter of {named[strange[0]].dtype}", "call float() on it")
+        # In training mode: only then do batch normalizations change their buffers, by which statistics are known.
         program = self._program(batch_size, training=True)
         self._statistics = [name for name in program.statistics if not _is_within(name, freeze)]
         self.trained_count = len(self._trained)
         self.draws_masks = program.draws()
         self._check_batch_axis(program, batch_size)
         self._losses = [one.loss for one in losses_of(losses, program.output_names)]
+        # [B, C, H, W] before a softmax loss: classes come last in a bundle.
         self._classes_first = [
             FINAL_ACTIVATION.get(loss) == "softmax" and len(shape) == 4
             for loss, shape in zip(self._losses, program.output_shapes, strict=True)
@@ -185,11 +188,13 @@ class TorchModel:
     def _replay(self, program: Program, values: Sequence[Tensor], context: Context) -> Replay:
         names = [*self._trained, *self._statistics]
         given: dict[str, Tensor] = dict(zip(names, (tf.convert_to_tensor(value) for value in values), strict=True))
+        # =| A tied parameter is one value under several names: each gets the same tensor, so gradients add up.
         given |= {alias: given[name] for alias, name in self._aliases.items() if name in given}
         return Replay(program, given, context)
 
     def _program(self, batch_size: int, *, training: bool) -> Program:
         key = (batch_size, training)
+        # Tracing takes seconds, and shapes are fixed in what is traced.
         if key not in self._programs:
             self._programs[key] = trace(
                 self.module, [part.example(batch_size) for part in self._inputs.values()], training=training
@@ -208,6 +213,7 @@ class TorchModel:
     def _kind(self, name: str) -> Statistic:
         path, _, last = name.rpartition(".")
         normalizes = isinstance(self.module.get_submodule(path), _NORMALIZATIONS)
+        # The server holds variances at zero or above, and means as they are.
         return "variance" if normalizes and last == "running_var" else "mean"
 
 
@@ -216,6 +222,7 @@ def taken(
     module: torch.nn.Module, example: object, freeze: Sequence[str], batch_size: int, losses: Any
 ) -> Iterator[TorchModel]:
     """Give a module as a model, and leave the module as it was."""
+    # Tracing switches between training and evaluation; the caller's module must not notice.
     modes = {part: part.training for part in module.modules()}
     try:
         yield TorchModel(module, example, freeze, batch_size, losses)

@@ -83,6 +83,7 @@ def trace(module: torch.nn.Module, inputs: Sequence[torch.Tensor], *, training: 
     before = module.training
     module.train(training)
     try:
+        # no_grad: the gradients are TensorFlow's, of the operators that are made again.
         with _quietly(), _following(module) as entered, torch.no_grad():
             try:
                 exported = torch.export.export(module, tuple(inputs), strict=False)
@@ -190,6 +191,7 @@ _DRAWN = ("rand", "bernoulli", "dropout", "multinomial", "normal_", "rrelu", "ex
 
 def _is_constant(node: torch.fx.Node) -> bool:
     """Whether PyTorch can compute it once: it depends on nothing that is given."""
+    # A random draw depends on nothing either, and must not be frozen into the graph.
     if any(word in _name(node) for word in _DRAWN) or not hasattr(node.target, "_schema"):
         return False
     return all(_is_constant(source) for source in node.all_input_nodes) if node.op == "call_function" else False
@@ -206,6 +208,7 @@ def _draws(node: torch.fx.Node) -> bool:
         return False
     name = _name(node)
     if name == "scaled_dot_product_attention":
+        # By position in the schema, as torch.export leaves out what has its default.
         return bool(node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0))
     if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
         return bool(node.args[-4] and node.args[-3])
@@ -240,6 +243,7 @@ def _described(exported: torch.export.ExportedProgram, module: torch.nn.Module) 
     changes: dict[str, torch.fx.Node] = {}
     results = []
     for spec, node in zip(exported.graph_signature.output_specs, outputs, strict=True):
+        # Exported calls are functional: a buffer that the call changes comes out as one more output.
         if spec.kind.name == "BUFFER_MUTATION":
             changes[spec.target] = node
         elif spec.kind.name == "USER_OUTPUT":
@@ -254,6 +258,7 @@ def _described(exported: torch.export.ExportedProgram, module: torch.nn.Module) 
         )
     if len({id(result) for result in results}) < len(results):
         raise UnsupportedModelError(described(module, ""), "one tensor as two outputs", "give it once")
+    # Only buffers of the state dict travel: others are not saved, so nobody would set them on a device.
     state = module.state_dict()
     statistics = tuple(
         name
@@ -295,6 +300,7 @@ class Replay:
     def _placed(self, spec: torch.export.graph_signature.InputSpec, given: Iterator[Tensor]) -> Value | torch.Tensor:
         if spec.kind.name == "USER_INPUT":
             tensor = next(given)
+            # PyTorch's indices are int64; LiteRT looks places up by int32.
             return Value(tf.cast(tensor, tf.int32) if tensor.dtype == tf.int64 else tensor)
         if spec.target in self.values:
             return Value(self.values[spec.target])
@@ -315,6 +321,7 @@ class Replay:
             raise UnsupportedModelError(
                 _where(node), f"operator {name}", "use another; docs/models.md lists what can be"
             )
+        # The module's path in the node's name: errors of the converter name nodes, and so the module.
         with tf.name_scope(f"{SCOPE}/{re.sub(r'[^A-Za-z0-9_.-]', '_', _path(node))}/{name}/".replace("//", "/")):
             try:
                 return function(self.context, *_bound(node.target, args, kwargs))

@@ -21,6 +21,7 @@ def _lstm_cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) ->
     before, cell = state
     recurrent, bias, project = weights
     total = gates + _times(before, recurrent, bias)
+    # PyTorch's order of the gates.
     i, f, g, o = tf.split(total, 4, axis=1)
     cell = tf.sigmoid(f) * cell + tf.sigmoid(i) * tf.tanh(g)
     output = tf.sigmoid(o) * tf.tanh(cell)
@@ -34,7 +35,9 @@ def _gru_cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> 
     reset_x, update_x, new_x = tf.split(gates, 3, axis=1)
     reset_h, update_h, new_h = tf.split(held, 3, axis=1)
     update = tf.sigmoid(update_x + update_h)
+    # PyTorch's GRU resets after the product (as cuDNN), so the two biases of it stay apart.
     new = tf.tanh(new_x + tf.sigmoid(reset_x + reset_h) * new_h)
+    # (1 − u)·new + u·before with one multiplication less.
     return (new + update * (before - new),)
 
 
@@ -90,6 +93,7 @@ def _recurrent(cell: Cell, states: int) -> Callable[..., list[Value]]:
         steps, ends = time_first.plain, []
         for layer in range(layers):
             found = []
+            # Between layers only, as PyTorch has it: never before the first.
             if layer and training:
                 steps = dropped(context, Value(steps), dropout).tensor
             for direction in range(directions):
@@ -109,6 +113,7 @@ def _recurrent(cell: Cell, states: int) -> Callable[..., list[Value]]:
 
 def _weights(context: Context, found: Sequence[Operand], has_biases: bool) -> list[Tensor | None]:
     tensors = [context.value(one).plain for one in found]
+    # The order of torch's flat list: kernel, recurrent, biases if there are any, projection if there is one.
     kernel, recurrent, *rest = tensors
     biases = [rest.pop(0), rest.pop(0)] if has_biases else [None, None]
     return [kernel, recurrent, *biases, rest[0] if rest else None]

@@ -51,6 +51,7 @@ def reduced(x: Value, axes: Axes, keep: bool, function: Callable[..., Tensor], *
     found = function(tensor, axis=sorted(x.axes(gone)), keepdims=keep)
     if keep:
         return Value(found, x.order)
+    # Axes are numbered again without those that are gone; the order in memory stays.
     left = [axis for axis in x.order if axis not in gone]
     ranks = {axis: rank for rank, axis in enumerate(sorted(left))}
     return Value(found, [ranks[axis] for axis in left])
@@ -104,12 +105,14 @@ def _variance(root: bool, pair: bool) -> Callable[..., Result]:
     def apply(
         context: Context, x: Value, axes: Axes = None, correction: float | None = 1, keep: bool = False
     ) -> Result:
+        # The old overload var(unbiased) has the flag in the place of the axes.
         if isinstance(axes, bool):
             correction, axes = int(axes), None
         correction = 1 if correction is None else int(correction)
         named = list(range(x.rank)) if axes is None or axes == [] else [axes] if isinstance(axes, int) else list(axes)
         count = math.prod(x.shape[axis] for axis in named)
         mean = reduced(x, named, True, tf.reduce_mean)
+        # Two passes: the mean of squares minus the square of the mean loses digits.
         squares = x.like(tf.square(x.tensor - mean.laid(x.order)))
         found = reduced(squares, named, keep, tf.reduce_sum)
         found = found.like(found.tensor * (1.0 / max(count - correction, 1e-12)))
@@ -137,6 +140,7 @@ def _prod(context: Context, x: Value, axis: int | torch.dtype | None = None, kee
 @operator("logsumexp")
 def _logsumexp(context: Context, x: Value, axes: Axes, keep: bool = False) -> Value:
     top = reduced(x, axes, True, tf.reduce_max)
+    # The largest value is taken off before exp, or it overflows; its gradient cancels out.
     top = top.like(tf.stop_gradient(top.tensor))
     total = reduced(each(context, lambda v, t: tf.exp(v - t), x, top), axes, True, tf.reduce_sum)
     found = each(context, lambda s, t: tf.math.log(s) + t, total, top)
@@ -162,4 +166,5 @@ def _cumsum(context: Context, x: Value, axis: int, *_: object) -> Value:
     if not x.is_float:
         return x.like(tf.cumsum(tf.cast(x.tensor, tf.int32), x.axis(axis)))
     size = x.shape[axis]
+    # A product with a triangle of ones, whose gradient is a product too.
     return along(x, axis, np.tril(np.ones([size, size], np.float32)))

@@ -21,6 +21,7 @@ from fedgrass.tensors import Array
 
 def reference(model: TorchModel, made: Bundle) -> TorchReference | None:
     """Return what to compare with; none where it would draw other random numbers, or trains with another loss."""
+    # PyTorch's generator cannot draw what the device draws.
     if model.draws_masks:
         return None
     try:
@@ -41,6 +42,7 @@ class TorchReference:
         engine, size = self._engine(), self._made.manifest.batch_size
         if moved_by:
             engine.move(moved_by)
+        # Before the activations are undone: the application sees them.
         outputs = [engine.plain_outputs(data.x[:size]), engine.plain_outputs(data.x[:1])]
         engine.leave_out(self._model.left_out())
         evaluated = float(engine.evaluate(data)["loss"])
@@ -52,6 +54,7 @@ class TorchReference:
         return _Engine(self._made, threads=threads, builder=lambda: copy.deepcopy(self._model.module))
 
 
+# The exported graph is trained on logits; the module gives probabilities.
 _UNDO: dict[str | None, Any] = {None: lambda output: output, "sigmoid": torch.logit, "softmax": torch.log}
 
 

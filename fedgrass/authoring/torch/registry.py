@@ -63,6 +63,7 @@ class Context:
             return found
         if isinstance(found, torch.Tensor):
             if id(found) not in self._constants:  # the tensor is kept, lest another get its id
+                # One constant for each tensor, however often it is used.
                 self._constants[id(found)] = (found, constant(found.detach().cpu().numpy()))
             return self._constants[id(found)][1]
         return constant(np.asarray(found))

@@ -71,6 +71,7 @@ def _movedim(context: Context, x: Value, source: Sizes, target: Sizes) -> Value:
 def _unsqueeze(context: Context, x: Value, axis: int) -> Value:
     axis %= x.rank + 1
     order = [a + (a >= axis) for a in x.order]
+    # The new axis lies last in memory, which is free wherever PyTorch counts it.
     return Value(tf.expand_dims(x.tensor, x.rank), [*order, axis])
 
 
@@ -136,9 +137,11 @@ def repeat_interleave(context: Context, x: Value, times: int, axis: int | None =
 
 @operator("cat", "concat", "concatenate")
 def _cat(context: Context, parts: Sequence[Operand], axis: int = 0) -> Value:
+    # PyTorch lets an empty tensor of shape (0,) be joined to anything.
     values = [value for value in map(context.value, parts) if value.shape != (0,)]
     if any(value.is_float for value in values):
         values = [value.like(as_float(value.tensor)) for value in values]
+    # The largest decides the order: the smaller ones are cheaper to transpose.
     lead = max(values, key=lambda value: math.prod(value.shape))
     return Value(concat([value.laid(lead.order) for value in values], lead.axis(axis)), lead.order)
 
@@ -184,6 +187,7 @@ def _chosen(x: Value, axis: int, indices: Sequence[int]) -> Value:
             runs[-1][1] += 1
         else:
             runs.append([index, index + 1])
+    # Whole numbers cannot be multiplied by a float matrix without losing digits.
     if len(runs) <= 8 or not x.is_float:
         return x.like(concat([cut(x, axis, *run).tensor for run in runs], x.axis(axis)))
     matrix = np.zeros([len(indices), x.shape[axis]], np.float32)
@@ -207,6 +211,7 @@ def along(x: Value, axis: int, matrix: NDArray[np.float32]) -> Value:
     sizes = [int(size) for size in x.tensor.shape]
     before, after = math.prod(sizes[:place]), math.prod(sizes[place + 1 :])
     sizes[place] = matrix.shape[0]
+    # The last axis: the matrix goes to the right, so no transpose is needed.
     if after == 1:
         found = tf.matmul(tf.reshape(x.tensor, [1, before, -1]), matrix.T[None].copy())
     else:
@@ -283,6 +288,7 @@ def _roll(context: Context, x: Value, shifts: Sizes, axes: Sizes = ()) -> Value:
 
 @operator("constant_pad_nd")
 def _constant_pad(context: Context, x: Value, widths: Sequence[int], value: float = 0.0) -> Value:
+    # Negative widths cut, and come first: what is cut needs no padding.
     for axis, low, high in _widths(x, widths):
         x = cut(x, axis, max(-low, 0), x.shape[axis] - max(-high, 0))
     pads = [[0, 0]] * x.rank
@@ -318,6 +324,7 @@ for _mode in ("reflect", "replicate"):
 
 def _widths(x: Value, widths: Sequence[int]) -> list[tuple[int, int, int]]:
     pairs = zip(widths[::2], widths[1::2], strict=True)
+    # PyTorch lists widths from the last axis backwards.
     return [(x.rank - 1 - i, low, high) for i, (low, high) in enumerate(pairs) if low or high]
 
 

@@ -91,6 +91,7 @@ def reshape(x: Value, shape: Sequence[int]) -> Value:
     owner = {axis: i for i, (old, _) in enumerate(groups) for axis in old}
     walk = [axis for axis in x.order if x.shape[axis] != 1]
     sequence = list(dict.fromkeys(owner[axis] for axis in walk))
+    # Joined axes that do not lie side by side have to be brought into PyTorch's order first.
     if walk != [axis for i in sequence for axis in groups[i][0] if x.shape[axis] != 1]:
         return Value(tf.reshape(x.plain, sizes))
     rest = [i for i in range(len(groups)) if i not in sequence]
@@ -101,6 +102,7 @@ def reshape(x: Value, shape: Sequence[int]) -> Value:
 def together(values: Sequence[Value]) -> tuple[list[Tensor], Order]:
     """Tensors that can be combined element by element, in the order of the largest."""
     rank = max(value.rank for value in values)
+    # Ties go to the first; only the largest is spared a transpose.
     lead = max((value for value in values if value.rank == rank), key=lambda value: math.prod(value.shape))
     found = []
     for value in values:
@@ -117,6 +119,7 @@ def constant(array: NDArray[np.generic]) -> Value:
     kinds = {"f": np.float32, "i": np.int32, "u": np.int32, "b": np.bool_}
     if array.dtype.kind == "i" and array.size:
         limits = np.iinfo(np.int32)
+        # int64 bounds such as "no limit" become int32's: shapes never reach them.
         array = np.clip(array, limits.min, limits.max)
     return Value(tf.constant(array.astype(kinds[array.dtype.kind])))
 
@@ -133,6 +136,7 @@ def _groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], lis
     while i < len(old) or j < len(new):
         left: list[int] = []
         right: list[int] = []
+        # Axes are taken from both sides until their products agree: that is the smallest group.
         have, want = 1, 1
         while (i < len(old) or j < len(new)) and (have != want or not (left or right)):
             if j >= len(new) or (i < len(old) and have <= want):
