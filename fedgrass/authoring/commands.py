@@ -39,7 +39,9 @@ def export(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            min=1e-9, max=100, help="Of rounds that set none. [default: the compiled model's, else by optimizer]"
+            min=1e-9,
+            max=100,
+            help="Learning rate of rounds that set none. [default: the compiled model's, else by optimizer]",
         ),
     ] = None,
     batch_size: Annotated[
@@ -52,15 +54,15 @@ def export(
     local: Annotated[
         list[str] | None,
         typer.Option(
-            help="What each device trains and keeps for itself: head (the last layer), bn (batch normalizations), or a layer or "
+            help="Parameters that each device trains and keeps: head (the last layer), bn (batch normalizations), or a layer or "
             "parameter by name, with *; may be repeated."
         ),
     ] = None,
-    classes: Annotated[str, typer.Option(help="Names of the classes, with commas.")] = "",
-    name: Annotated[str, typer.Option(help="The model's name; else that of the Keras model or of the folder.")] = "",
-    version: Annotated[str, typer.Option(help="Of the bundle.")] = "1.0.0",
+    classes: Annotated[str, typer.Option(help="Names of the classes, separated by commas.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the model. [default: the Keras model's, or the folder's]")] = "",
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1.0.0",
     self_test: Annotated[
-        bool, typer.Option(help="Try the bundle in LiteRT, and hold its first steps against Keras'.")
+        bool, typer.Option(help="Try the bundle in LiteRT, and compare its first steps with the framework's.")
     ] = True,
 ) -> None:
     """Export a Keras model, a PyTorch module or a SavedModel as a bundle that devices can train without either library.

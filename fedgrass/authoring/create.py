@@ -47,13 +47,13 @@ def create(
     input_shape: Annotated[
         str,
         typer.Option(
-            help="One example's shape: 96,96,3 (height, width, channels), 16000 (samples of a sound), 64 (words of a text), 12 "
+            help="Shape of one example: 96,96,3 (height, width, channels), 16000 (samples of a sound), 64 (words of a text), 12 "
             "(features) or 100,3 (steps, features)."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the model bundle; made if absent.", file_okay=False)],
     classes: Annotated[str, typer.Option(help="Number of classes, or their names: 10, or cat,dog.")] = "",
-    outputs: Annotated[int, typer.Option(min=1, help="Values to predict (forecaster: at each step).")] = 1,
+    outputs: Annotated[int, typer.Option(min=1, help="Number of values to predict (forecaster: at each step).")] = 1,
     backbone: Annotated[
         str,
         typer.Option(
@@ -88,9 +88,9 @@ def create(
         ),
     ] = 0.99,
     batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Examples in a training step.")] = 16,
-    optimizer: Annotated[Literal["sgd", "momentum", "adam"], typer.Option(help="How devices train it.")] = "sgd",
-    name: Annotated[str, typer.Option(help="The model's name; else the task.")] = "",
-    seed: Annotated[int, typer.Option(help="Of the initial weights.")] = 0,
+    optimizer: Annotated[Literal["sgd", "momentum", "adam"], typer.Option(help="Optimizer on the devices.")] = "sgd",
+    name: Annotated[str, typer.Option(help="Name of the model. [default: the task]")] = "",
+    seed: Annotated[int, typer.Option(help="Random seed of the initial weights.")] = 0,
 ) -> None:
     """Create a model bundle for a task: a default architecture, or for images a known network with your weights.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line instead of a table.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line instead of a table.")]
 
 FleetOption = Annotated[
     str,

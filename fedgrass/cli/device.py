@@ -17,18 +17,20 @@ from fedgrass.errors import CommandError, ConfigurationError, first_field, first
 from fedgrass.protocol import tables
 from fedgrass.protocol.messages import FitTask, Reply
 
-app = typer.Typer(no_args_is_help=True, help="Direct one device, and see its answer.")
+app = typer.Typer(no_args_is_help=True, help="Send commands to one device, and show its answers.")
 
 Thing = Annotated[str, typer.Argument(help="The device: a thing's name.")]
 Model = Annotated[
     str | None,
-    typer.Option("--model", help="A published version (default: the one that was set, else the active one)."),
+    typer.Option(
+        "--model", help="A published version (default: the one chosen by set-parameters, else the active one)."
+    ),
 ]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Download the parameters to this file.", dir_okay=False)
 ]
 Wait = Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for the answer.")]
-Json = Annotated[bool, typer.Option("--json", help="The answer as one JSON object.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")]
 _WAIT = 60.0
 
 
@@ -53,7 +55,7 @@ def set_parameters(
     wait: Wait = _WAIT,
     as_json: Json = False,
 ) -> None:
-    """Set the model that later commands are about; the application's stays."""
+    """Choose the model that later commands use; the application's model stays."""
     _ask(fleet, thing, "set_parameters", wait, as_json, model=model)
 
 
@@ -62,7 +64,7 @@ def fit(
     thing: Thing,
     model: Model = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Local epochs (default: the fleet's setting).")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: the fleet's setting.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate (default: the fleet's setting).")] = None,
     output: Output = None,
     fleet: FleetOption = DEFAULT_FLEET,
     wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for the answer.")] = 600,
@@ -96,7 +98,7 @@ def changed(settings: FitTask, **changes: float | None) -> FitTask:
 def evaluate(
     thing: Thing, model: Model = None, fleet: FleetOption = DEFAULT_FLEET, wait: Wait = _WAIT, as_json: Json = False
 ) -> None:
-    """Have the device evaluate a model on the examples that it keeps back."""
+    """Have the device evaluate a model on its held-out examples."""
     _ask(fleet, thing, "evaluate", wait, as_json, model=model)
 
 
@@ -104,12 +106,12 @@ def evaluate(
 def roll_back(
     thing: Thing,
     to: Annotated[str | None, typer.Option("--to", help="A version on the device (default: the one before).")] = None,
-    reason: Annotated[str, typer.Option(help="Kept with the model's history.")] = "the operator",
+    reason: Annotated[str, typer.Option(help="Reason to keep with the model's history.")] = "the operator",
     fleet: FleetOption = DEFAULT_FLEET,
     wait: Wait = _WAIT,
     as_json: Json = False,
 ) -> None:
-    """Have the device go back to an earlier model."""
+    """Roll the device back to an earlier model."""
     _ask(fleet, thing, "roll_back", wait, as_json, version=to, reason=reason)
 
 

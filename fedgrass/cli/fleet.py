@@ -54,14 +54,14 @@ def _facts(
 
 @app.command()
 def helpers(
-    things: Annotated[list[str], typer.Argument(help="The devices that are to be helpers.")],
-    collude: Annotated[int, typer.Option(min=1, help="How many of them may tell the cloud all they know.")] = 1,
+    things: Annotated[list[str], typer.Argument(help="Devices to use as helpers.")],
+    collude: Annotated[int, typer.Option(min=1, help="How many of them may collude with the cloud.")] = 1,
     bits: Annotated[int, typer.Option(help="Width of a masked value: 16 or 32.")] = 32,
     fleet: FleetOption = DEFAULT_FLEET,
 ) -> None:
-    """Pin devices as the helpers of secure aggregation, by the keys that their heartbeats tell.
+    """Pin devices as the helpers of secure aggregation, by the keys in their heartbeats.
 
-    Compare each key with the one that the device shows: whoever controls the heartbeats could tell another.
+    Compare each key with the one that the device shows: whoever controls the heartbeats could substitute another.
     """
     account = Account.of(fleet)
     told = {

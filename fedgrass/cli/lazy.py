@@ -19,26 +19,26 @@ ENTRY_POINT_GROUP = "fedgrass.commands"
 SUMMARIES = {
     "round": "Start, watch, list, aggregate and cancel rounds.",
     "fleet": "Look at the devices; change the settings.",
-    "device": "Direct one device, and see its answer.",
+    "device": "Send commands to one device, and show its answers.",
     "model": "Look at model bundles, and publish them.",
     "silo": "Start, watch and stop the training jobs of silos: other AWS accounts.",
     "aggregate": "Aggregate a folder of updates without AWS: the same checks, the same strategies, the same bytes.",
-    "console": "See the fleet, its rounds and its models in a browser, and drive them.",
+    "console": "View and control the fleet, its rounds and its models in a browser.",
     "flower": "Run a Flower app as it is.",
     "simulate": "Try a federation on virtual devices; several runs in one chart.",
     "model.create": "Create a model bundle for a task: a default architecture, or for images a known network with your weights.",
     "model.export": "Export a Keras model, a PyTorch module or a SavedModel as a bundle that devices can train without either "
     "library.",
     "model.publish": "Publish a model bundle to a fleet: its first model, or a new graph.",
-    "model.release": "Release a model that its round did not: it was held, or only the base of the next round.",
-    "model.roll-back": "Bring an earlier version back: to the devices, and as the base of the next round.",
+    "model.release": "Release a model that its round held, or used only as the base of the next round.",
+    "model.roll-back": "Roll back to an earlier version: on the devices, and as the base of the next round.",
     "model.serve": "Serve a released model by a SageMaker endpoint, for applications that are not on a device.",
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """A command or a group that is somewhere else: where, and what a listing says of it.
+    """A command or group that is defined elsewhere: its entry point, and its line in a listing.
 
     ``summary`` is empty for another package's command: a listing has to import that one to know.
     """

@@ -79,7 +79,7 @@ def inspect(
 
 
 EngineOption = Annotated[
-    str, typer.Option(help=f"As devices have it: {ENGINES.choices()}.", show_default="the bundle's")
+    str, typer.Option(help=f"Engine, as configured on devices: {ENGINES.choices()}.", show_default="the bundle's")
 ]
 BuilderOption = Annotated[
     str, typer.Option(help="module:function that builds the model, for engines other than litert.")
@@ -96,7 +96,7 @@ def evaluate(
     builder: BuilderOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show how good a model is on examples of yours, by its own engine."""
+    """Evaluate a model on your own examples, with its own engine."""
     from fedgrass.bundle import Bundle
     from fedgrass.training_api import evaluate as evaluated
     from fedgrass.training_api import load_data
@@ -126,9 +126,9 @@ def convert(
     engine: EngineOption = "",
     builder: BuilderOption = "",
 ) -> None:
-    """Write a model as the library that trained it has it: a fitted estimator, an exported program.
+    """Convert a model to the format of the library that trained it: a fitted estimator, an exported program.
 
-    A .joblib file is a pickle: it runs code where it is loaded. Make it on your own machine, and load none but your own.
+    A .joblib file is a pickle, and loading one runs code: make it on your own machine, and load only your own.
     """
     from fedgrass.architecture import engine_of
     from fedgrass.bundle import Bundle
@@ -149,7 +149,7 @@ def convert(
 
 
 def _find_modules_here() -> None:
-    """Let a builder's module be in the folder that the command is called in, as Python does for its own programs."""
+    """Make modules in the working directory importable, as Python does for its own programs."""
     # The empty name is the working directory, as `python -m` has it; a console script lacks it.
     if "" not in sys.path:
         sys.path.insert(0, "")

@@ -70,7 +70,7 @@ class Task(str, Enum):
 @app.command()
 def start(
     fleet: FleetOption = DEFAULT_FLEET,
-    rounds: Annotated[int | None, typer.Option(min=1, help="How many, one after the other.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds to run, one after the other.")] = None,
     task: Annotated[
         Task | None,
         typer.Option(
@@ -154,7 +154,7 @@ def status(
     fleet: FleetOption = DEFAULT_FLEET,
     as_json: JsonOption = False,
 ) -> None:
-    """Show one round: its phase, its devices, its result. Of the last one also what failed since, where nobody waited for it."""
+    """Show one round: its phase, devices and result; for the last one, also what has failed since."""
     account = Account.of(fleet)
     console = render.console()
     last = number is None
@@ -212,7 +212,7 @@ def _tell_failures(account: Account, console: Console) -> None:
 @app.command("list")
 def list_rounds(
     fleet: FleetOption = DEFAULT_FLEET,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many of the last rounds.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of rounds to show.")] = 20,
     as_json: JsonOption = False,
 ) -> None:
     """List the last rounds."""
@@ -226,7 +226,7 @@ def list_rounds(
 
 @app.command()
 def aggregate(fleet: FleetOption = DEFAULT_FLEET) -> None:
-    """End the open round's collecting now, and aggregate the updates that have come; safe to repeat."""
+    """Stop collecting now, and aggregate the updates that have arrived; safe to repeat."""
     record = aggregate_now(Account.of(fleet))
     render.console().print(
         f"Round {record.round} of fleet [bold]{fleet}[/] goes on with {record.contributed} updates; see `fedgrass round status`."
@@ -236,9 +236,9 @@ def aggregate(fleet: FleetOption = DEFAULT_FLEET) -> None:
 @app.command()
 def cancel(
     fleet: FleetOption = DEFAULT_FLEET,
-    reason: Annotated[str, typer.Option(help="Kept in the round's record.")] = "cancelled by the operator",
+    reason: Annotated[str, typer.Option(help="Reason to keep in the round's record.")] = "cancelled by the operator",
 ) -> None:
-    """End the open round; the model stays as it is."""
+    """Cancel the open round; the model stays as it is."""
     cancelled = cancel_round(Account.of(fleet), reason)
     render.console().print(
         f"Round {cancelled.round} of fleet [bold]{fleet}[/] is being cancelled; see `fedgrass round status`."

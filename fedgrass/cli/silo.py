@@ -16,12 +16,12 @@ from fedgrass.silos import ENDED, Silo, pinned_image
 app = typer.Typer(no_args_is_help=True, help="Start, watch and stop the training jobs of silos: other AWS accounts.")
 
 SiloArgument = Annotated[list[str], typer.Argument(help="Silos by name, such as 111111111111-clinic.")]
-RegionOption = Annotated[str | None, typer.Option(help="Region of their jobs, if it is another than the fleet's.")]
+RegionOption = Annotated[str | None, typer.Option(help="Region of their jobs, if it differs from the fleet's.")]
 
 
 @app.command()
 def image(fleet: FleetOption = DEFAULT_FLEET) -> None:
-    """Show the fleet's image by its digest: what a silo's stack is to be given as Image."""
+    """Show the fleet's image by its digest: the value for the parameter Image of a silo's stack."""
     render.console().print(pinned_image(Account.of(fleet)), soft_wrap=True, highlight=False)
 
 
@@ -32,7 +32,7 @@ def start(
     rounds: Annotated[int, typer.Option(min=1, max=500, help="Rounds to take part in; then the job ends.")] = 1,
     region: RegionOption = None,
 ) -> None:
-    """Start silos' jobs, which then wait for rounds; start the rounds next. What a job is, its own account has fixed."""
+    """Start silos' jobs, which then wait for rounds; start the rounds next. Each silo's own account defines its job."""
     account, console = Account.of(fleet), render.console()
     # All are looked up before the first is started: a misspelt name starts nobody.
     for silo in [Silo.of(account, name, region=region) for name in silos]:
@@ -48,10 +48,10 @@ def status(
     silos: SiloArgument,
     fleet: FleetOption = DEFAULT_FLEET,
     region: RegionOption = None,
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many of the last jobs of each.")] = 3,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="Number of jobs to show for each.")] = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Show silos' last jobs: how they go, or why they failed."""
+    """Show silos' last jobs: their status, or why they failed."""
     account = Account.of(fleet)
     if as_json:
         render.print_json(
@@ -69,7 +69,7 @@ def status(
 
 @app.command()
 def stop(silos: SiloArgument, fleet: FleetOption = DEFAULT_FLEET, region: RegionOption = None) -> None:
-    """Stop silos' jobs that go on; rounds go on without them. Safe to repeat."""
+    """Stop silos' running jobs; rounds continue without them. Safe to repeat."""
     account, console = Account.of(fleet), render.console()
     for name in silos:
         silo = Silo.of(account, name, region=region)

@@ -86,12 +86,12 @@ def release(
     version: Annotated[str, typer.Argument(help="The version that a round made, such as 1.7.0.")],
     fleet: FleetOption = DEFAULT_FLEET,
     canaries: Annotated[
-        bool, typer.Option(help="Whether the round's canaries get it first, if it has any; they are waited for.")
+        bool, typer.Option(help="Deploy to the round's canaries first, if it has any, and wait for them.")
     ] = True,
 ) -> None:
-    """Release a model that its round did not: it was held, or only the base of the next round.
+    """Release a model that its round held, or used only as the base of the next round.
 
-    It goes the way of a round's release, to canaries that have not had it yet, to the fleet at the rate of the round's
+    It is released as by a round: to canaries that have not had it yet, to the fleet at the rate of the round's
     settings, and to the model registry. Running it again changes nothing.
     """
     from fedgrass.cloud.aggregator import manual_release
@@ -103,7 +103,7 @@ def roll_back(
     version: Annotated[str, typer.Argument(help="A version that the fleet had, such as 1.5.0.")],
     fleet: FleetOption = DEFAULT_FLEET,
 ) -> None:
-    """Bring an earlier version back: to the devices, and as the base of the next round."""
+    """Roll back to an earlier version: on the devices, and as the base of the next round."""
     from fedgrass.cloud.aggregator import manual_release
 
     _tell(manual_release.roll_back(Account.of(fleet), version), fleet)
@@ -142,25 +142,23 @@ def aggregate(
         typer.Option(help="An .npz of x and y, your own examples, for --strategy trust.", exists=True, dir_okay=False),
     ] = None,
     max_norm: Annotated[
-        float, typer.Option(min=0, help="L2 norm over which an update is refused; 0 sets no bound.")
+        float, typer.Option(min=0, help="Refuse updates with a larger L2 norm; 0 sets no bound.")
     ] = 0.0,
     max_norm_over_median: Annotated[
         float,
-        typer.Option(min=0, help="Multiple of the updates' median norm over which one is refused; 0 sets no bound."),
+        typer.Option(min=0, help="Refuse updates longer than this multiple of their median norm; 0 sets no bound."),
     ] = 0.0,
     clip_norm_over_median: Annotated[
         float,
         typer.Option(
             min=0,
-            help="Multiple of the updates' median norm that longer ones are scaled down to; 0 sets no bound. A strategy's own "
+            help="Scale longer updates down to this multiple of their median norm; 0 sets no bound. A strategy's own "
             "clip takes its place.",
         ),
     ] = Checks().clip_norm_over_median,
     max_examples_over_median: Annotated[
         float,
-        typer.Option(
-            min=0, help="Multiple of the updates' median example count at which a count is capped; 0 sets no bound."
-        ),
+        typer.Option(min=0, help="Cap example counts at this multiple of their median; 0 sets no bound."),
     ] = Checks().max_examples_over_median,
 ) -> None:
     """Aggregate a folder of updates without AWS: the same checks, the same strategies, the same bytes.

@@ -20,7 +20,10 @@ def console(
     fleet: FleetOption = DEFAULT_FLEET,
     endpoint_url: Annotated[
         str | None,
-        typer.Option(envvar="AWS_ENDPOINT_URL", help="Where AWS is, if not at AWS: the local stand-in prints its own."),
+        typer.Option(
+            envvar="AWS_ENDPOINT_URL",
+            help="Address of the AWS API, if not AWS's own; the local stand-in prints one.",
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on. Any but a loopback address needs a token.")
@@ -28,17 +31,17 @@ def console(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8321,
     name: Annotated[
         list[str] | None,
-        typer.Option(help="A further name by which browsers reach it, such as that of a proxy; may be repeated."),
+        typer.Option(help="Another name under which browsers reach it, such as a proxy's; may be repeated."),
     ] = None,
     token: Annotated[
         str | None,
         typer.Option(
             envvar="FEDGRASS_CONSOLE_TOKEN",
-            help="Ask every browser for this; at least 16 characters. Better given as the variable: others see options.",
+            help="Token to ask every browser for, at least 16 characters. Prefer the variable: other users can see options.",
         ),
     ] = None,
 ) -> None:
-    """See the fleet, its rounds and its models in a browser, and drive them.
+    """View and control the fleet, its rounds and its models in a browser.
 
     It acts with the AWS credentials of its environment, and stops with Ctrl-C.
     """

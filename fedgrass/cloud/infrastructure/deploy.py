@@ -337,7 +337,7 @@ def main(
         typer.Option(help="NAME=VALUE of the template, such as AlarmMail=me@example.org; may be repeated."),
     ] = None,
     image: Annotated[
-        bool, typer.Option(help="Also have CodeBuild make the aggregator's image, if it is not there.")
+        bool, typer.Option(help="Also build the aggregator's image with CodeBuild, if it does not exist.")
     ] = True,
     dependencies: Annotated[bool, typer.Option(help="Pack third-party libraries; not needed locally.")] = True,
     dry_run: script.DryRun = False,

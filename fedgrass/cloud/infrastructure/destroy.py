@@ -319,7 +319,7 @@ def main(
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Leave the bucket with models and reports, and the model registry.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     dry_run: script.DryRun = False,
 ) -> None:
     """Remove a fleet from the AWS account of the environment: what runs, its devices' identities, its data, its stack.

@@ -273,7 +273,7 @@ def main(
     things: Annotated[list[str], typer.Argument(help="Names of the devices.")],
     fleet: script.Fleet,
     output: Annotated[Path, typer.Option(help="Where each device gets a folder with its files.")] = Path("devices"),
-    remove: Annotated[bool, typer.Option("--remove", help="Take the devices' identities back instead.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the devices' identities instead.")] = False,
     dry_run: script.DryRun = False,
 ) -> None:
     """Give devices their identity, and write what goes onto each: certificate, key, root certificate, config.yaml.

@@ -25,7 +25,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 Fleet = Annotated[str, typer.Option("--fleet", "-f", envvar="FEDGRASS_FLEET", help="Name of the fleet.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Look, and tell what would be done; change nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; change nothing.")]
 
 _ADVICE = {
     "Throttling": "AWS is asked too often: wait a minute and run it again, it goes on where it stopped",

@@ -17,7 +17,8 @@ def serve(
     ] = None,
     fleet: FleetOption = DEFAULT_FLEET,
     instance_type: Annotated[
-        str, typer.Option(help="A machine that is always there, such as ml.m5.large, instead of a serverless endpoint.")
+        str,
+        typer.Option(help="Instance type of an always-on endpoint, such as ml.m5.large, instead of a serverless one."),
     ] = "",
     off: Annotated[bool, typer.Option("--off", help="Remove the endpoint.")] = False,
 ) -> None:
