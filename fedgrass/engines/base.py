@@ -152,12 +152,7 @@ class Engine(Protocol):
         ...
 
     def fit(
-        self,
-        data: Dataset,
-        settings: FitSettings,
-        *,
-        hooks: Hooks | None = None,
-        resume: FitState | None = None,
+        self, data: Dataset, settings: FitSettings, *, hooks: Hooks | None = None, resume: FitState | None = None
     ) -> FitResult:
         """Train from the present parameters; the result is the parameters after the last epoch.
 

@@ -76,12 +76,7 @@ class FlowerEngine:
         self._parameters = {name: value.copy() for name, value in check_parameters(parameters, self.manifest).items()}
 
     def fit(
-        self,
-        data: Dataset,
-        settings: FitSettings,
-        *,
-        hooks: Hooks | None = None,
-        resume: FitState | None = None,
+        self, data: Dataset, settings: FitSettings, *, hooks: Hooks | None = None, resume: FitState | None = None
     ) -> FitResult:
         """Have the Flower client train from the present parameters; see `fedgrass.engines.base.Engine.fit`.
 

@@ -83,12 +83,7 @@ class BatchEngine(ABC):
         """Put back what `_optimizer_state` gave; raises `EngineError` if it is another model's."""
 
     def fit(
-        self,
-        data: Dataset,
-        settings: FitSettings,
-        *,
-        hooks: Hooks | None = None,
-        resume: FitState | None = None,
+        self, data: Dataset, settings: FitSettings, *, hooks: Hooks | None = None, resume: FitState | None = None
     ) -> FitResult:
         """Train from the present parameters, batch by batch; see `fedgrass.engines.base.Engine.fit`.
 

@@ -131,12 +131,7 @@ class SklearnEngine(OutputEngine):
         self._learner.load(check_parameters(parameters, self.manifest))
 
     def fit(
-        self,
-        data: Dataset,
-        settings: FitSettings,
-        *,
-        hooks: Hooks | None = None,
-        resume: FitState | None = None,
+        self, data: Dataset, settings: FitSettings, *, hooks: Hooks | None = None, resume: FitState | None = None
     ) -> FitResult:
         """Train from the present parameters; see `fedgrass.engines.base.Engine.fit`.
 
