@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.lenet import lenet
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.simulation.records import SimulatedRound
 from fedgrass.simulation.run import simulate
@@ -115,22 +116,8 @@ def _export(folder: Path) -> None:
     from fedgrass.authoring.export import export
 
     keras.utils.set_random_seed(0)
-    layers = keras.layers
-    model = keras.Sequential(
-        [
-            layers.Input((28, 28, 1)),
-            layers.Conv2D(6, 5, activation="relu"),
-            layers.MaxPooling2D(2),
-            layers.Conv2D(16, 5, activation="relu"),
-            layers.MaxPooling2D(2),
-            layers.Flatten(),
-            layers.Dense(120, activation="relu"),
-            layers.Dense(84, activation="relu"),
-            layers.Dense(10, activation="softmax"),
-        ]
-    )
     export(
-        model,
+        lenet((28, 28, 1)),
         folder,
         loss="sparse_categorical_crossentropy",
         optimizer=keras.optimizers.SGD(0.01, momentum=0.9),

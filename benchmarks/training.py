@@ -30,10 +30,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.lenet import lenet
+
 _BATCH = 32
 _RATE = 0.01
 _NETS = ("mlp", "cnn", "depthwise")
-_SHAPES = {"mlp": (784,), "cnn": (32, 32, 3), "depthwise": (32, 32, 3)}
+_IMAGE = (32, 32, 3)
+_SHAPES = {"mlp": (784,), "cnn": _IMAGE, "depthwise": _IMAGE}
 _STEPS_PER_FIT = 100
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.int32]]
@@ -172,7 +175,10 @@ def _export(net: str, folder: Path) -> None:
     from fedgrass.authoring.export import export
 
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input(_SHAPES[net]), *_layers(net, keras.layers)], name=net)
+    if net == "cnn":
+        model = lenet(_IMAGE, net)
+    else:
+        model = keras.Sequential([keras.Input(_SHAPES[net]), *_layers(net, keras.layers)], name=net)
     model.save(folder / f"{net}.keras")
     export(model, folder / net, loss="sparse_categorical_crossentropy", batch_size=_BATCH)
 
@@ -181,17 +187,6 @@ def _layers(net: str, layers: Any) -> list[Any]:
     head = layers.Dense(10, activation="softmax")
     if net == "mlp":
         return [layers.Dense(128, activation="relu"), head]
-    if net == "cnn":
-        return [
-            layers.Conv2D(6, 5, activation="relu"),
-            layers.MaxPooling2D(2),
-            layers.Conv2D(16, 5, activation="relu"),
-            layers.MaxPooling2D(2),
-            layers.Flatten(),
-            layers.Dense(120, activation="relu"),
-            layers.Dense(84, activation="relu"),
-            head,
-        ]
     body = [layers.Conv2D(16, 3, strides=2, padding="same", activation="relu")]
     for filters, strides in ((32, 1), (64, 2), (64, 1)):
         body += [
