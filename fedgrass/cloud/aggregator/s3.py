@@ -7,7 +7,7 @@ import io
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError
@@ -18,6 +18,18 @@ from fedgrass.errors import FedgrassError, MessageError, ReleaseError, TransferE
 from fedgrass.files import sha256_of
 from fedgrass.logs import Log
 from fedgrass.protocol.names import UPDATE_FILE, parse_update_key, update_prefix
+
+if TYPE_CHECKING:
+    from botocore.response import StreamingBody
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import (
+        GetObjectRequestTypeDef,
+        ListObjectVersionsOutputTypeDef,
+        ListObjectVersionsRequestTypeDef,
+        ObjectIdentifierTypeDef,
+        ObjectVersionTypeDef,
+    )
+    from typing_extensions import Buffer
 
 log = Log(__name__)
 
@@ -34,12 +46,12 @@ _DIGEST = "sha256"  # user metadata: lets a repeated upload be compared without 
 class Bucket:
     """One S3 bucket. Every failure that is not told apart below is a `TransferError`."""
 
-    def __init__(self, client: Any, name: str) -> None:
+    def __init__(self, client: S3Client, name: str) -> None:
         self._client = client
         self.name = name
 
     @property
-    def client(self) -> Any:
+    def client(self) -> S3Client:
         """The boto3 client beneath."""
         return self._client
 
@@ -130,7 +142,7 @@ class Bucket:
         """Delete all objects whose keys begin with ``prefix``; safe to repeat."""
         try:
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
-                keys = [{"Key": entry["Key"]} for entry in page.get("Contents", ())]
+                keys: list[ObjectIdentifierTypeDef] = [{"Key": entry["Key"]} for entry in page.get("Contents", ())]
                 if keys:
                     answer = self._client.delete_objects(Bucket=self.name, Delete={"Objects": keys, "Quiet": True})
                     for left in answer.get("Errors", ()):
@@ -196,7 +208,7 @@ class Bucket:
 class RoundUpdates:
     """The updates of one round in the bucket (`fedgrass.protocol.names.update_key`)."""
 
-    def __init__(self, client: Any, bucket: str, fleet: str, number: int) -> None:
+    def __init__(self, client: S3Client, bucket: str, fleet: str, number: int) -> None:
         self._client = client
         self._bucket = bucket
         self._fleet = fleet
@@ -228,11 +240,11 @@ class RoundUpdates:
         """Open the very version that was pinned."""
         return _body(self._client, self._bucket, reference)
 
-    def _entries(self, things: Collection[str] | None) -> Iterator[dict[str, Any]]:
+    def _entries(self, things: Collection[str] | None) -> Iterator[ObjectVersionTypeDef]:
         folders = sorted(f"{self._prefix}{thing}/" for thing in things or ())
         marker = ""
         while True:
-            page = self._page(Prefix=self._prefix, KeyMarker=marker)
+            page = self._page({"Bucket": self._bucket, "Prefix": self._prefix, "KeyMarker": marker})
             yield from (entry for entry in page.get("Versions", ()) if entry["IsLatest"])
             if not page["IsTruncated"]:
                 return
@@ -241,7 +253,7 @@ class RoundUpdates:
             folder = last[: last.find("/", len(self._prefix)) + 1] or last
             update = folder + UPDATE_FILE
             if last < update:
-                beyond = self._page(Prefix=update, MaxKeys=1).get("Versions", ())
+                beyond = self._page({"Bucket": self._bucket, "Prefix": update, "MaxKeys": 1}).get("Versions", ())
                 yield from (entry for entry in beyond if entry["IsLatest"] and entry["Key"] == update)
             marker = (
                 folder[:-1] + "0" if folder.endswith("/") else last
@@ -252,12 +264,11 @@ class RoundUpdates:
                     return
                 marker = max(marker, folders[following])
 
-    def _page(self, **arguments: Any) -> dict[str, Any]:
-        page: dict[str, Any] = self._client.list_object_versions(Bucket=self._bucket, **arguments)
-        return page
+    def _page(self, request: ListObjectVersionsRequestTypeDef) -> ListObjectVersionsOutputTypeDef:
+        return self._client.list_object_versions(**request)
 
     @staticmethod
-    def _reference(entry: dict[str, Any]) -> UpdateReference:
+    def _reference(entry: ObjectVersionTypeDef) -> UpdateReference:
         version = entry.get("VersionId")
         return UpdateReference(
             thing=_thing(entry["Key"]),
@@ -275,18 +286,20 @@ def _thing(key: str) -> str:
         return ""
 
 
-def _body(client: Any, bucket: str, reference: UpdateReference) -> BinaryIO:
-    arguments: dict[str, Any] = {"Bucket": bucket, "Key": reference.key}
+def _body(client: S3Client, bucket: str, reference: UpdateReference) -> BinaryIO:
+    request: GetObjectRequestTypeDef = {"Bucket": bucket, "Key": reference.key}
     if reference.etag:
-        arguments["IfMatch"] = f'"{reference.etag}"'
+        request["IfMatch"] = f'"{reference.etag}"'
     if reference.version_id:
-        arguments["VersionId"] = reference.version_id
+        request["VersionId"] = reference.version_id
     where = f"s3://{bucket}/{reference.key}"
 
-    def open_at(position: int) -> Any:
-        at = {"Range": f"bytes={position}-"} if position else {}
+    def open_at(position: int) -> StreamingBody:
+        at = request.copy()
+        if position:
+            at["Range"] = f"bytes={position}-"
         try:
-            return client.get_object(**arguments, **at)["Body"]
+            return client.get_object(**at)["Body"]
         except ClientError as error:
             if _code(error) in {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "MethodNotAllowed", "404", "412"}:
                 raise UpdateError("missing", f"{where}: what was listed is no longer there ({_code(error)})") from error
@@ -301,30 +314,30 @@ def _body(client: Any, bucket: str, reference: UpdateReference) -> BinaryIO:
 class _ResumingBody(io.RawIOBase):
     """An object's bytes, fetched on from where it stopped when a connection breaks."""
 
-    def __init__(self, open_at: Callable[[int], Any], where: str, size: int) -> None:
+    def __init__(self, open_at: Callable[[int], StreamingBody], where: str, size: int) -> None:
         self._open_at = open_at
         self._where = where
         self._size = size
         self._position = 0
-        self._body = open_at(0)
+        self._body: StreamingBody | None = open_at(0)
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: Buffer) -> int:
         try:
             count: int = _RETRY(self._take, buffer)
         except (BotoCoreError, OSError) as error:
             raise _failed(f"reading {self._where}", error) from error
         return count
 
-    def _take(self, buffer: Any) -> int:
+    def _take(self, buffer: Buffer) -> int:
         if self._position >= self._size:
             return 0
         try:
             if self._body is None:
                 self._body = self._open_at(self._position)
-            count: int = self._body.readinto(buffer)
+            count: int = self._body.readinto(buffer)  # type: ignore[arg-type] # the stub takes a buffer for a file
         except (BotoCoreError, OSError) as error:
             log.log_event("object_read_interrupted", object=self._where, position=self._position, error=str(error))
             self._close_body()

@@ -60,7 +60,7 @@ class KillingS3:
 def test_a_job_killed_at_any_write_gives_the_same_result_when_run_again(fleet: Fleet, writes: int, after: bool) -> None:
     three_updates(fleet)
     with pytest.raises(KilledError):
-        fleet.run(bucket=Bucket(KillingS3(fleet.s3, writes, after), "fedgrass-test"))
+        fleet.run(bucket=Bucket(KillingS3(fleet.s3, writes, after), "fedgrass-test"))  # type: ignore[arg-type]
     uploaded = {key.removeprefix(NEW) for key in fleet.keys(NEW)}
     assert MANIFEST not in uploaded or uploaded == {*fleet.base.manifest.files, MANIFEST}
     assert not fleet.greengrass.deployments or writes >= 5

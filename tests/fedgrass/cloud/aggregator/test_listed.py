@@ -48,7 +48,7 @@ class Objects:
 
 
 def source(objects: Objects) -> RoundUpdates:
-    return RoundUpdates(objects, "b", FLEET, ROUND)
+    return RoundUpdates(objects, "b", FLEET, ROUND)  # type: ignore[arg-type]
 
 
 def key(thing: str, name: str = "update.safetensors") -> str:
