@@ -44,6 +44,7 @@ def main(
     When STATE/endpoint.json appears, all is up. SIGTERM or Ctrl-C stops it and everything it started. What was
     created is in memory only.
     """
+    # Before anything starts: a signal during the start waits in the socket, and ends the account once it is up.
     stopping = _catch(signal.SIGTERM, signal.SIGINT)
     _log(state, verbose=verbose)
     account = LocalAws(
@@ -57,6 +58,7 @@ def main(
         accounts=accounts,
     )
     ready = account.start()
+    # The keys let anybody in, so they stand in the ready file alone, which has the mode 0600.
     log_event("aws_ready", endpoint={name: value for name, value in ready.items() if not name.endswith("_key")})
     stopping.recv(1)
     account.stop()
@@ -68,8 +70,10 @@ def _catch(*numbers: signal.Signals) -> socket.socket:
     Whichever thread the kernel gives the signal to: a handler would wait until the main thread wakes up.
     """
     reader, writer = socket.socketpair()
+    # As set_wakeup_fd demands: Python's own C handler writes there.
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    # The handler does nothing, but with none at all the kernel's default would end the process.
     for number in numbers:
         signal.signal(number, lambda *_: None)
     return reader
@@ -99,6 +103,7 @@ def _log(state: Path, *, verbose: bool) -> None:
     console.addFilter(lambda record: verbose or record.name in {"fedgrass", "py.warnings"})
     configure(file, console, level=logging.DEBUG if verbose else logging.INFO)
     logging.captureWarnings(True)  # moto warns of resource types that it skips
+    # These log each packet and each change of a connection's state at a lower level.
     for chatty in ("amqtt", "transitions", "urllib3"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -113,6 +118,7 @@ def run() -> None:
         code = 1
     except SystemExit as leaving:  # --help, or a wrong option
         code = leaving.code if isinstance(leaving.code, int) else 1
+    # os._exit flushes nothing: whatever is still buffered has to go out here.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

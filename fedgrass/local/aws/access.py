@@ -57,8 +57,10 @@ class Guard:
         refusal = self._refusal(environ)
         if refusal is None:
             key = access_key(environ) or ""
+            # Another account's key makes it a request to that account, whatever it asks for.
             if self._peers.knows(key):
                 return self._peers.pass_on(key, environ, start_response)
+            # With our own key, one kind of request still belongs elsewhere: AssumeRole of another account's role.
             elsewhere = self._peers.assume(environ)
             return (elsewhere or self._application)(environ, start_response)
         log_event("aws_request_refused", path=environ.get("PATH_INFO"), reason=str(refusal))
@@ -78,6 +80,7 @@ class Guard:
             return _denied(
                 f"The request is for region {region}: this account has {REGION} alone.", "InvalidClientTokenId"
             )
+        # In constant time: nothing here verifies signatures, so the access key is itself the secret.
         own = hmac.compare_digest(key.encode(), self._keys.access_key.encode())
         if not (own or self._is_session_key(key) or self._peers.knows(key)):
             return _denied(
@@ -93,6 +96,7 @@ def access_key(environ: WSGIEnvironment) -> str | None:
     header = str(environ.get("HTTP_AUTHORIZATION", ""))
     if "Credential=" in header:
         return header.split("Credential=", 1)[1].split("/", 1)[0]
+    # Presigned addresses have it in the query: SigV4 as a credential, SigV2 (boto3's default for S3) as the bare key.
     query = parse_qs(str(environ.get("QUERY_STRING", "")))
     if "X-Amz-Credential" in query:
         return query["X-Amz-Credential"][0].split("/", 1)[0]
@@ -101,12 +105,14 @@ def access_key(environ: WSGIEnvironment) -> str | None:
 
 def _region(environ: WSGIEnvironment) -> str | None:
     """Return the region that a request is signed for; None for S3, which tells in its own way, and for other signatures."""
+    # The scope of SigV4 is KEY/date/region/service/aws4_request.
     scope = str(environ.get("HTTP_AUTHORIZATION", "")).partition("Credential=")[2].partition(",")[0].split("/")
     return scope[2] if len(scope) >= 5 and scope[3] != "s3" else None
 
 
 def _answer(refusal: ApiError, environ: WSGIEnvironment) -> Response:
     """Write the refusal in the protocol of the request, so that the SDK can read it."""
+    # The query protocol (IAM, STS, CloudFormation) sends forms and, like S3, reads its errors as XML.
     form = str(environ.get("CONTENT_TYPE", "")).startswith("application/x-www-form-urlencoded")
     storage = signing_name(environ.get("HTTP_AUTHORIZATION")) == "s3"
     if not (form or storage):
@@ -118,6 +124,7 @@ def _answer(refusal: ApiError, environ: WSGIEnvironment) -> Response:
 
 def _name_of(host: str) -> str:
     try:
+        # Through a URL, for this takes a port off and knows the brackets of IPv6.
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return ""

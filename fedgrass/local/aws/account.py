@@ -36,8 +36,10 @@ def arn(service: str, resource: str) -> str:
 
 def client_environment(endpoint_url: str, keys: Keys) -> Mapping[str, str]:
     """Return the variables with which any AWS SDK, the AWS CLI and the GDK use the local endpoint, past any proxy."""
+    # Added to what the user has: a company's proxy cannot reach this machine's loopback.
     direct = ",".join(filter(None, [os.environ.get("no_proxy") or os.environ.get("NO_PROXY"), "localhost,127.0.0.1"]))
     return {
+        # Programs differ in which of the two spellings they read.
         "NO_PROXY": direct,
         "no_proxy": direct,
         "AWS_ENDPOINT_URL": endpoint_url,
@@ -45,6 +47,7 @@ def client_environment(endpoint_url: str, keys: Keys) -> Mapping[str, str]:
         "AWS_DEFAULT_REGION": REGION,
         "AWS_ACCESS_KEY_ID": keys.access_key,
         "AWS_SECRET_ACCESS_KEY": keys.secret_key,
+        # An SDK that lost its key would otherwise wait for an instance's metadata service, which is not there.
         "AWS_EC2_METADATA_DISABLED": "true",
     }
 
@@ -67,6 +70,7 @@ def client(service: str, endpoint_url: str, keys: Keys) -> Any:
         The client.
     """
     connect: Callable[..., Any] = boto3.client  # typed for names that are written out
+    # Path style: the other one would ask the resolver for BUCKET.127.0.0.1.
     return connect(
         service,
         endpoint_url=endpoint_url,

@@ -42,7 +42,9 @@ class ApiError(FedgrassError):
 
     def response(self) -> Response:
         """Return the error as the JSON protocols write it."""
+        # AWS's services spell the message's key either way, and SDKs look for both.
         body = {"__type": self.name, "message": str(self), "Message": str(self), **self.members}
+        # JSON 1.x has the error's name in the body, REST-JSON in this header.
         return json_response(body, status=self.status, headers={"x-amzn-ErrorType": self.name})
 
 

@@ -50,10 +50,13 @@ class IotCoreBroker(Broker):  # type: ignore[misc] # amqtt is not typed
         # amqtt offers a new client what matches anybody's subscriptions
         if not any(other is session for other, _ in self._subscriptions.get(topic_filter, ())):
             return
+        # IoT Core sends no retained message to a subscription with a wildcard; code that relies on one would work
+        # here only.
         if is_wildcard(topic_filter) and not (session.client_id or "").startswith(LAYER_CLIENT):
             return
         # As a task: amqtt calls this while it iterates over a dictionary that others change
         task = asyncio.ensure_future(super()._publish_retained_messages_for_subscription(subscription, session))
+        # The loop holds tasks weakly: without a reference one may be collected before it ran.
         self._deliveries.add(task)
         task.add_done_callback(self._deliveries.discard)
 
@@ -63,6 +66,7 @@ class EmbeddedBroker:
 
     def __init__(self) -> None:
         self.host = "127.0.0.1"
+        # The kernel chooses one in `start`.
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="mqtt-broker", daemon=True)
@@ -77,6 +81,7 @@ class EmbeddedBroker:
             If no port can be bound.
         """
         self._thread.start()
+        # From here on everything of amqtt runs on the broker's own thread: its objects are not safe on two.
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(_START_TIMEOUT_S)
 
     def stop(self) -> None:
@@ -85,6 +90,7 @@ class EmbeddedBroker:
             return
         stopping = asyncio.run_coroutine_threadsafe(self._stop(), self._loop)
         try:
+            # Longer than `_stop` gives itself, so that its own bound is the one that counts.
             stopping.result(_STOP_TIMEOUT_S + 0.5)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -101,6 +107,7 @@ class EmbeddedBroker:
         }
         self._broker = IotCoreBroker(config)
         await self._broker.start()
+        # amqtt does not tell the port that it bound, so asyncio's server is asked.
         listener = self._broker._servers["default"].instance
         self.port = listener.sockets[0].getsockname()[1]
 

@@ -71,6 +71,7 @@ class Bus:
             If the broker cannot be reached.
         """
         self._client = _client(*self._address, f"{LAYER_CLIENT}{uuid.uuid4().hex[:8]}")
+        # Before `loop_start`, which reads the broker's answer: the first connection must find its handler.
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = self._on_message
@@ -138,7 +139,10 @@ class Bus:
             elif message.retain:
                 found[message.topic] = Retained(message.topic, bytes(message.payload), message.qos)
 
+        # A connection of its own: a broker sends retained messages at a subscription, and the bus has subscribed
+        # already.
         client = _client(*self._address, name)
+        # `on_connect` comes last and the loop after all three: an answer must not find a handler missing.
         client.on_subscribe = on_subscribe
         client.on_message = on_message
         client.on_connect = on_connect
@@ -152,6 +156,8 @@ class Bus:
         return [found[topic] for topic in sorted(found)]
 
     def _on_connect(self, client: mqtt.Client, *_: object) -> None:
+        # At each connection, for the broker forgets a clean session's subscriptions. "#" matches no topic that begins
+        # with "$" (MQTT 3.1.1, 4.7.2).
         client.subscribe([("#", 1), ("$aws/#", 1)])
 
     def _on_message(self, _client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:

@@ -67,7 +67,6 @@ class Children:
 
     def stop_all(self, grace: float = 0.5) -> None:
         """Ask every child to end, and insist after ``grace`` seconds in all."""
-        self._starter.shutdown(wait=False)
         with self._lock:
             running = [child for child in self._running if child.poll() is None]
         for child in running:
@@ -76,5 +75,8 @@ class Children:
         for child in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, deadline - time.monotonic()))
+            # The whole group: what the child had started would stay otherwise.
             signal_group(child.pid, signal.SIGKILL)
             child.wait()
+        # Only now: the kernel kills what is left when this thread ends (PR_SET_PDEATHSIG), grace or not.
+        self._starter.shutdown(wait=False)

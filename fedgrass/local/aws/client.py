@@ -101,6 +101,7 @@ def start(
     """
     state.mkdir(parents=True, exist_ok=True)
     ready = state / _READY_FILE
+    # One that an earlier process left would be taken for this one's.
     ready.unlink(missing_ok=True)
     log = state / "stderr.log"
     argv = [sys.executable, "-m", "fedgrass.local.aws", "--state", str(state.resolve())]
@@ -109,6 +110,7 @@ def start(
     argv += ["--busy", str(busy), "--lag", str(lag)]
     argv += ["--accounts", str(accounts.resolve())] if accounts else []
     environment = {**os.environ, **({"MOTO_ACCOUNT_ID": account} if account else {})}
+    # Into a file and not a pipe: nobody would read it, and a full pipe stops the process.
     with log.open("wb") as stderr:
         process = spawn(argv, env=environment, stdout=stderr, stderr=stderr)
     wait_until(lambda: ready.exists() or process.poll() is not None, seconds=timeout, pause=0.02)

@@ -60,6 +60,7 @@ class ResourceType:
             return self.arn(identifier)
         if name == "Name":
             return identifier.rpartition(":")[2]
+        # What moto catches, to name the resource and the attribute in the error.
         raise UnformattedGetAttTemplateException
 
     def update(self, connect: Connect, old: str, new_name: str, properties: Properties) -> str:
@@ -157,6 +158,7 @@ def _model(kind: ResourceType, connect: Connect) -> type[CloudFormationModel]:
 
 
 def _put_thing_group(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    # A group's parent is settled when it is made: UpdateThingGroup does not take one.
     allowed = ("thingGroupProperties",) if existing else ("thingGroupProperties", "parentGroupName")
     given = {key: value for key, value in _camel(properties).items() if key in allowed}
     iot = connect("iot")
@@ -194,6 +196,7 @@ def _put_bucket_policy(connect: Connect, name: str, properties: Properties, _exi
 
 
 def _put_alarm(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    # A template's parameters are text even where they stand for a number, and boto3 takes numbers only.
     numbers: dict[str, type] = {
         "Threshold": float,
         "Period": int,
@@ -208,6 +211,7 @@ def _put_alarm(connect: Connect, name: str, properties: Properties, existing: st
 
 
 def _put_model_package_group(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
+    # SageMaker has no call that changes a group.
     if existing is None:
         connect("sagemaker").create_model_package_group(
             ModelPackageGroupName=name,
@@ -227,12 +231,14 @@ def _put_model(connect: Connect, name: str, properties: Properties, existing: st
 
 def _put_endpoint_config(connect: Connect, name: str, properties: Properties, existing: str | None) -> str:
     if existing is not None:
+        # As with models: no call changes one, so it is made again under its name.
         connect("sagemaker").delete_endpoint_config(EndpointConfigName=existing)
     numbers = {"InitialInstanceCount": int, "InitialVariantWeight": float}
     variants = [
         {key: numbers[key](value) if key in numbers else value for key, value in variant.items()}
         for variant in properties["ProductionVariants"]
     ]
+    # The texts of parameters once more, one level down.
     for serverless in [variant["ServerlessConfig"] for variant in variants if "ServerlessConfig" in variant]:
         serverless.update({key: int(value) for key, value in serverless.items()})
     connect("sagemaker").create_endpoint_config(EndpointConfigName=name, ProductionVariants=variants)
@@ -243,6 +249,7 @@ def _put_endpoint(connect: Connect, name: str, properties: Properties, existing:
     sagemaker = connect("sagemaker")
     put = sagemaker.update_endpoint if existing else sagemaker.create_endpoint
     put(EndpointName=name, EndpointConfigName=properties["EndpointConfigName"])
+    # CloudFormation reports an endpoint as created when it is in service, not when it was asked for.
     wait = Retrying(
         retry=retry_if_result(lambda found: found["EndpointStatus"] in {"Creating", "Updating"}), wait=wait_fixed(0.1)
     )
@@ -269,6 +276,7 @@ def _put_state_machine(connect: Connect, name: str, properties: Properties, exis
         definition = stored["Body"].read().decode()
     else:
         definition = properties.get("DefinitionString") or json.dumps(properties["Definition"])
+    # In the text and before it is parsed, as CloudFormation does: a value may stand within a string.
     for key, value in properties.get("DefinitionSubstitutions", {}).items():
         definition = definition.replace(f"${{{key}}}", str(value))
     step_functions = connect("stepfunctions")

@@ -48,6 +48,7 @@ class Contention:
 
     def refusal(self, service: str, request: Request) -> Response | None:
         """Return the answer to a request that meets others, and None to one that gets through."""
+        # JSON services name the operation in this header, REST services by method and path.
         operation = (request.headers.get("X-Amz-Target") or f"{request.method} {request.path}").rpartition(".")[2]
         if self._share == 0 or not self._meets(service, operation):
             return None
@@ -62,6 +63,7 @@ class Contention:
         return None
 
     def _meets(self, service: str, operation: str) -> bool:
+        # One draw a request, in the order in which they come: with the same order a seed refuses the same ones.
         with self._lock:
             met = self._random.random() < self._share and self._in_a_row[service, operation] < _IN_A_ROW
             self._in_a_row[service, operation] = self._in_a_row[service, operation] + 1 if met else 0
@@ -73,6 +75,7 @@ def _dynamodb(operation: str, request: Request) -> Response:
     if operation == "TransactWriteItems":
         actions = (request.get_json(force=True, silent=True) or {}).get("TransactItems", [])
         conflict = {"Code": "TransactionConflict", "Message": "Transaction is ongoing for the item"}
+        # A reason for each action, in the transaction's order; DynamoDB says "None" of those that were not at fault.
         reasons = [conflict, *({"Code": "None"} for _ in actions[1:])]
         return ApiError(
             "TransactionCanceledException",

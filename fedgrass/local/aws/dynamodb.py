@@ -27,6 +27,7 @@ def repair() -> None:
     A value is written under the one type that it has, an item is read once to be projected, and a transaction that is
     cancelled puts back its own items, of which alone it took copies.
     """
+    # moto writes a value once for each of the ten types that it could have, and keeps the one that fits.
     structure = BaseJSONSerializer._serialize_type_structure
 
     def one_type(
@@ -45,8 +46,11 @@ def repair() -> None:
     transact = DynamoDBBackend.transact_write_items
 
     def transact_on_items(self: DynamoDBBackend, transact_items: list[dict[str, Any]]) -> None:
+        # The items as they were, of this transaction alone.
         before = [(*place, copy.deepcopy(_item(*place))) for place in _places(self, transact_items)]
         for table, *_ in before:
+            # moto deep-copies every table that a transaction names, item by item: for its length a table is its own
+            # copy.
             vars(table)["__deepcopy__"] = lambda _memo, table=table: (
                 table
             )  # what moto would put back is the table itself
@@ -57,6 +61,7 @@ def repair() -> None:
                 _put_back(table, hash_key, range_key, item)
             raise
         finally:
+            # Each table once, however many actions name it.
             for table in {id(table): table for table, *_ in before}.values():
                 del vars(table)["__deepcopy__"]
 
@@ -83,6 +88,7 @@ def _places(
 
 
 def _item(table: Table, hash_key: DynamoType, range_key: DynamoType | None) -> Item | None:
+    # With a range key there is a dictionary for each hash key, without one the item itself.
     found: Any = table.items.get(hash_key)  # an item, or items by their range key: moto declares neither
     kept: Item | None = found.get(range_key) if table.has_range_key and found is not None else found
     return kept

@@ -60,15 +60,19 @@ class Application:
         """Load moto's backends."""
         for service in _WARM:
             scope = f"AWS4-HMAC-SHA256 Credential=local/20200101/{REGION}/{service}/aws4_request, "
+            # moto tells DynamoDB's two APIs apart by this header.
             target = {"HTTP_X_AMZ_TARGET": "DynamoDB_20120810.ListTables"} if service == "dynamodb" else {}
             self._moto.get_application({"PATH_INFO": "/", "HTTP_AUTHORIZATION": scope, "HTTP_HOST": "local", **target})
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer a request."""
         service = signing_name(environ.get("HTTP_AUTHORIZATION")) or ""
+        # Before our own layers, which a busy account throttles as well.
         refusal = self._contention.refusal(service, Request(environ))
         if refusal is not None:
             return refusal(environ, start_response)
+        # Layers read the body only of what they answer, or put it back: moto reads it from the environment after
+        # them.
         layer = self.layers.get(service)
         if layer is not None:
             response = layer(Request(environ))
@@ -77,6 +81,8 @@ class Application:
         with self._one_by_one.get(service, contextlib.nullcontext()):
             answer: Iterable[bytes] = self._moto(environ, start_response)
         # Outside the lock: what is called may take its time.
+        # JSON services read by POST too, so this is called more often than something changes; what is called must not
+        # mind.
         if environ["REQUEST_METHOD"] not in {"GET", "HEAD"}:
             for call in self._on_change.get(service, ()):
                 call()
@@ -86,6 +92,7 @@ class Application:
 class _Handler(WSGIRequestHandler):
     """Requests are logged at debug level: a demo makes thousands."""
 
+    # Else there is a new connection for each request.
     protocol_version = "HTTP/1.1"
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002
@@ -99,7 +106,9 @@ class Server:
     """A threaded HTTP server on loopback."""
 
     def __init__(self, application: WSGIApplication, port: int = 0) -> None:
+        # Bound here and served from `start` on: early requests wait in the kernel's queue and are not refused.
         self._server = make_server("127.0.0.1", port, application, threaded=True, request_handler=_Handler)
+        # 0.1: seconds between two looks at whether to stop, which is how long `stop` may take.
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="endpoint", daemon=True)
 
     @property

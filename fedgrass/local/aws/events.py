@@ -49,12 +49,15 @@ def deliver_to(targets: dict[str, Target]) -> Callable[[], None]:
     schedule for one that matches every event. Delivery is in the background, as on AWS: whoever causes an event may
     hold locks that a target needs.
     """
+    # One thread, so that targets are told in the order in which things happened.
     worker = ThreadPoolExecutor(1, "events")
     send_to_others = Rule.send_to_targets
 
     def send_to_targets(rule: Rule, event: EventMessageType, transform_input: bool = True) -> None:
+        # moto's own checks, which this replaces, and one that it lacks: a schedule has no pattern to match.
         if rule.state != "ENABLED" or rule.scheduled_expression or not rule.event_pattern.matches_event(event):
             return
+        # An ARN is arn:aws:SERVICE:region:account:resource.
         ours = [target for target in rule.targets if target["Arn"].split(":")[2] in targets]
         for target in ours:
             with contextlib.suppress(RuntimeError):  # the account is stopping
@@ -91,6 +94,7 @@ def _deliver(send: Target, target: Mapping[str, Any], event: EventMessageType) -
 def _input(target: Mapping[str, Any], event: EventMessageType) -> object:
     if "Input" in target:
         return json.loads(target["Input"])
+    # The event is every target's: what is left out and spelled anew for this one must not reach the others.
     shown = copy.copy(event)
     shown.pop("ingestion-time", None)
     shown["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(float(event["time"])))

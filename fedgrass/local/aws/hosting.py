@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mypy_boto3_sagemaker import type_defs as api
 
 _START_S = 240.0  # what SageMaker gives a container until /ping answers, half of it
+# SageMaker's own limit on an invocation, in seconds.
 _ANSWER_S = 60.0
 _INVOKED = re.compile(r"/endpoints/([^/]+)/invocations")
 _WORDS = {"model": "Model", "endpoint-config": "EndpointConfig"}
@@ -94,6 +95,7 @@ class Hosting:
 
     def layer(self, request: Request) -> Response | None:
         """Answer the operations on endpoints, and pass invocations on to their containers."""
+        # Two APIs are signed as sagemaker: the runtime's, by path, and the control plane's, by a header.
         invoked = _INVOKED.fullmatch(request.path)
         operation = self._operations.get(request.headers.get("X-Amz-Target", "").removeprefix("SageMaker."))
         if invoked is None and operation is None:
@@ -101,6 +103,7 @@ class Hosting:
         try:
             if invoked is not None:
                 return self._invoke(unquote(invoked[1]), request)
+            # Not around an invocation, which may take a minute and would hold up all others.
             with self._lock:
                 answer = operation(json.loads(request.get_data() or b"{}")) if operation else {}
             return json_response(answer, content_type="application/x-amz-json-1.1")
@@ -144,6 +147,7 @@ class Hosting:
             raise ApiError("ValidationException", f"Could not find endpoint configuration {endpoint.config}.")
         model = self._models[config["ProductionVariants"][0]["ModelName"]]
         self._count += 1
+        # Numbered: after an update the former container still serves from its own folder.
         folder = self._surroundings.state / "hosting" / f"{endpoint.name}-{self._count}"
         threading.Thread(target=self._bring_up, args=(endpoint, model, folder), daemon=True).start()
 
@@ -173,11 +177,13 @@ class Hosting:
         archive = folder / "model.tar.gz"
         self._surroundings.objects.download(*split_uri(model["PrimaryContainer"]["ModelDataUrl"]), archive)
         with tarfile.open(archive) as packed:
+            # The data filter refuses what would land outside the folder.
             packed.extractall(ml / "model", filter="data")
         command = list(self._surroundings.command)
         if command[0] in {"python", "python3"}:
             command[0] = sys.executable
         environment = {
+            # Nothing else of this process's environment; a container has none of it either.
             **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
             **(model["PrimaryContainer"].get("Environment") or {}),
             "FEDGRASS_ML_ROOT": str(ml),
@@ -195,6 +201,7 @@ class Hosting:
         endpoint = self._find(name)
         if endpoint.status not in {"InService", "Updating"} or endpoint.port == 0:
             raise ApiError("ValidationError", f"Endpoint {name} is {endpoint.status}.")
+        # Of the headers that SageMaker passes on to a container, those that ours reads.
         headers = {key: value for key in ("Content-Type", "Accept") if (value := request.headers.get(key))}
         connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=_ANSWER_S)
         try:
@@ -208,6 +215,7 @@ class Hosting:
         if status != 200:
             said = body.decode(errors="replace")
             raise ApiError(
+                # What SageMaker answers whatever the container's code was, with that code among its members.
                 "ModelError",
                 f'Received client error ({status}) from primary with message "{said}"',
                 status=424,
@@ -228,6 +236,8 @@ def _end(process: subprocess.Popen[bytes] | None) -> None:
 
 
 def _free_port() -> int:
+    # Free at this moment: another program may take it before the container binds it, which then fails its health
+    # check.
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 

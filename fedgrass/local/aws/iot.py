@@ -57,6 +57,7 @@ def _detach_later(lag: _Lag) -> None:
 
     def detach_thing_later(backend: IoTBackend, thing_name: str, principal_arn: str) -> None:
         detach_thing(backend, thing_name, principal_arn)
+        # The certificate too: AWS refuses to delete either while they count as attached to each other.
         lag.hold(("thing", thing_name), ("certificate", principal_arn.rpartition("/")[2]))
 
     def detach_policy_later(backend: IoTBackend, policy_name: str, target: str) -> None:
@@ -87,6 +88,8 @@ def _delete_when_detached(lag: _Lag) -> None:
         if lag.holds("certificate", certificate_id):
             raise DeleteConflictException(f"Things must be detached before deletion (id: {certificate_id})")
         delete_certificate(backend, certificate_id, force_delete)
+        # AWS takes its policies off a certificate that is deleted by force; moto leaves them attached to what is
+        # gone.
         for arn, policy in [key for key in backend.principal_policies if key[0].endswith(f"/{certificate_id}")]:
             del backend.principal_policies[arn, policy]
             lag.hold(("policy", policy))
@@ -107,6 +110,8 @@ def _create_as_aws() -> None:
         return certificate
 
     def create_thing_once(backend: IoTBackend, thing_name: str, *arguments: Any, **named: Any) -> FakeThing:
+        # CreateThing is idempotent for equal attributes and a conflict for others; moto makes a second thing of the
+        # name.
         existing = next((thing for thing in list(backend.things.values()) if thing.thing_name == thing_name), None)
         payload = named.get("attribute_payload", arguments[1] if len(arguments) > 1 else None) or {}
         if existing is None:

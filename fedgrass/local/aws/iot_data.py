@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mypy_boto3_iot_data import type_defs as api
 
 _PUBLISH_TIMEOUT_S = 10.0
+# Bytes, IoT Core's limit on a message.
 _MAX_PAYLOAD = 128 * 1024
 
 
@@ -45,6 +46,7 @@ class IotData:
             message = f"The payload has {len(payload)} bytes; IoT Core takes {_MAX_PAYLOAD}."
             raise ApiError("RequestEntityTooLargeException", message, status=413)
         sent = self._bus.publish(topic, payload, qos=parameters.get("qos", 0), retain=parameters.get("retain", False))
+        # Until the broker acknowledges it at QoS 1; at QoS 0, until it is written to the socket.
         sent.wait_for_publish(_PUBLISH_TIMEOUT_S)
         if not sent.is_published():
             raise ApiError("InternalFailureException", "The broker did not take the message in time.", status=500)
@@ -81,4 +83,5 @@ class IotData:
         self._seen[topic] = time.time()
 
     def _time(self, message: Retained) -> int:
+        # Milliseconds; 0 if it was retained before this process ran.
         return int(self._seen.get(message.topic, 0) * 1000)

@@ -118,10 +118,14 @@ class Jobs:
         self._things_of = things_of
         self._on_change = on_change
         self._jobs: dict[str, Job] = {}
+        # By thing: the job that it was last told is next, and the pending ones that it was last told of. `notify` and
+        # `notify-next` come when these change and at no other time.
         self._offered: dict[str, str | None] = {}
         self._listed: dict[str, set[str]] = {}
+        # Things that have used a topic with the namespace: see the module's docstring.
         self._with_namespace: set[str] = set()
         self._count = 0
+        # Reentrant: `executions` takes it, and is also called with it held.
         self._lock = threading.RLock()
 
     def create(
@@ -142,12 +146,15 @@ class Jobs:
         """
         with self._lock:
             self._jobs[job_id] = Job(job_id, target_arn, document)
+            # Closed before the new one is queued, so that a thing is told of one change and not of two.
             changed = self._close(supersedes) if supersedes else set()
             self._queue(self._jobs[job_id], changed)
             self._offer(changed)
 
     def cancel(self, job_id: str) -> None:
         """Take a job back from the things that have not begun it."""
+        # A separate block from the answer's: the thing has to hear that its update was accepted before it hears of
+        # its next job.
         with self._lock:
             self._offer(self._close(job_id))
 
@@ -163,6 +170,7 @@ class Jobs:
         """Drop the executions of a thing that is no longer a core device."""
         with self._lock:
             for job in self._jobs.values():
+                # The job stays open: a thing that returns to the group is queued again.
                 job.executions.pop(thing, None)
             self._offered.pop(thing, None)
             self._listed.pop(thing, None)
@@ -204,8 +212,10 @@ class Jobs:
 
     def _get(self, thing: str, job_id: str) -> dict[str, object]:
         if job_id == _NEXT:
+            # Whoever asks is served at once, though it joined the group a moment ago and `refresh` has not run.
             self._queue_for(thing)
             execution = self._next(thing)
+            # It knows now: no notification is due for what it was just told.
             self._offered[thing] = execution.job_id if execution else None
             return {"execution": self._shown(execution)}
         return {"execution": self._shown(self._execution(thing, job_id))}
@@ -220,6 +230,7 @@ class Jobs:
         execution = self._execution(thing, job_id)
         if execution.status not in _OPEN:
             raise _Rejected("InvalidStateTransition", f"Job {job_id} on {thing} is already {execution.status}.")
+        # Optimistic locking, as IoT Jobs have it: an update made on an old version is refused.
         if update.expected_version not in {None, execution.version}:
             raise _Rejected("VersionMismatch", f"Job {job_id} on {thing} is at version {execution.version}.")
         changed = execution.status != update.status
@@ -244,6 +255,7 @@ class Jobs:
         return {**execution.document(), "jobDocument": self._jobs[execution.job_id].document}
 
     def _next(self, thing: str) -> Execution | None:
+        # What is in progress comes before all that wait: a device resumes it after a restart.
         waiting = [one for one in self.executions(thing=thing) if one.status in _OPEN]
         return min(waiting, key=lambda one: (one.status == "QUEUED", one.order), default=None)
 

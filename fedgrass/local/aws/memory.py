@@ -24,7 +24,9 @@ def repair(bodies: Path) -> None:
     all, to list the versions of a few.
     """
     bodies.mkdir(parents=True, exist_ok=True)
+    # moto's own appends each instance to a list of its class.
     override(BaseModel, "__new__", lambda kind, *_, **__: object.__new__(kind))
+    # Not by `override`: moto's class has no such method that could be missed.
     setattr(FakeKey, "__deepcopy__", lambda key, _memo: _listed(key))  # noqa: B010
     override(moto.s3.models, "tempfile", SimpleNamespace(SpooledTemporaryFile=partial(_Body, bodies)))
 

@@ -19,6 +19,7 @@ def layer(request: Request) -> Response | None:
     if operation is None:
         return None
     data = request.get_data()
+    # moto may read it after us.
     request.environ["wsgi.input"] = io.BytesIO(data)
     try:
         operation(sagemaker_backends[ACCOUNT][REGION], json.loads(data))
@@ -31,6 +32,7 @@ def layer(request: Request) -> Response | None:
 
 def _delete_package(registry: SageMakerModelBackend, parameters: Mapping[str, str]) -> None:
     name = parameters["ModelPackageName"]
+    # It may be named by its ARN as well, which is how moto keeps packages.
     arn = registry.model_package_name_mapping.pop(name, name)
     if registry.model_packages.pop(arn, None) is None:
         raise ApiError("ValidationException", f"ModelPackage {name} does not exist.")
@@ -38,6 +40,7 @@ def _delete_package(registry: SageMakerModelBackend, parameters: Mapping[str, st
 
 def _delete_group(registry: SageMakerModelBackend, parameters: Mapping[str, str]) -> None:
     name = parameters["ModelPackageGroupName"]
+    # AWS deletes no group that still has packages.
     if any(package.model_package_group_name == name for package in registry.model_packages.values()):
         raise ApiError("ConflictException", f"Model Package Group {name} contains model packages.")
     if registry.model_package_groups.pop(name, None) is None:

@@ -20,12 +20,14 @@ def things_of(target_arn: str) -> list[str]:
     """Return the names of the things of a thing group, or of the one thing that the ARN names."""
     iot = iot_backends[ACCOUNT][REGION]
     if target_arn in iot.thing_groups:
+        # Copies throughout this file, for moto changes its dictionaries on other threads.
         return [thing.thing_name for thing in list(iot.thing_groups[target_arn].things.values())]
     return [iot.things[target_arn].thing_name] if target_arn in iot.things else []
 
 
 def is_session_key(access_key: str) -> bool:
     """Tell whether STS has given out this access key, to somebody who assumed a role."""
+    # The latest first: a key in use is likely to be a recent one, and the list only grows.
     return any(role.access_key_id == access_key for role in reversed(sts_backends[ACCOUNT]["aws"].assumed_roles))
 
 
@@ -44,6 +46,7 @@ def functions() -> dict[str, tuple[Function, bytes]]:
             handler=str(stored.handler),
             timeout=float(stored.timeout),
             memory=int(stored.memory_size),
+            # Hashable and in one order: another value would mean another worker.
             environment=tuple(sorted((stored.environment_vars or {}).items())),
             code_sha256=stored.code_sha_256,
         )

@@ -43,6 +43,7 @@ class Objects:
 
     def presign(self, bucket: str, key: str) -> str:
         """Return a URL from which anyone can get the object for an hour."""
+        # boto3's default is an hour.
         return str(self._s3.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": key}))
 
     def keys(self, bucket: str, prefix: str) -> list[str]:

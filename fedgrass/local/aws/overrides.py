@@ -20,5 +20,6 @@ def override(owner: object, name: str, replacement: object) -> None:
     AttributeError
         If moto no longer has it: then what replaces it would be called by nobody, and the difference would come back unseen.
     """
+    # Only to fail here and now if it is not there.
     getattr(owner, name)
     setattr(owner, name, replacement)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _KEY = re.compile(r"<AccessKeyId>([A-Z0-9]+)</AccessKeyId>")
 _SIGNED_WITH = re.compile(r"Credential=[^/,]+/")
+# Headers of one connection, not of the message (RFC 9110, 7.6.1), and those that the next client writes itself.
 _NOT_PASSED_ON = {"connection", "transfer-encoding", "keep-alive", "content-length", "host"}
 _TIMEOUT_S = 60.0
 
@@ -91,16 +92,20 @@ class Peers:
             return None
         body = _body(environ)
         asked = parse_qs(body.decode(errors="replace"))
+        # arn:aws:iam::ACCOUNT:role/NAME
         account = asked.get("RoleArn", [""])[0].split(":")[4:5]
         if asked.get("Action") != ["AssumeRole"] or account in ([], [ACCOUNT]) or self._ready(account[0]) is None:
             return None
+        # Under the other account's own key, for it would refuse ours; on AWS its trust policy would decide.
         answer = self._send(account[0], environ, body, own_key=True)
+        # Requests with this key will come to us, as the client knows no other endpoint.
         for key in _KEY.findall(answer.get_data(as_text=True)):
             with self._lock:
                 self._of_keys[key] = account[0]
         return answer
 
     def _ready(self, account: str) -> dict[str, object] | None:
+        # The number comes from a request: anything but digits might name a file elsewhere.
         path = self._folder / f"{account}.json" if self._folder is not None and account.isdecimal() else None
         if path is None or not path.is_file():
             return None
@@ -133,6 +138,7 @@ class Peers:
             connection.close()
         passed = [(name, value) for name, value in answer.getheaders() if name.lower() not in _NOT_PASSED_ON]
         response = Response(content, status=answer.status, headers=passed)
+        # Answers to HEAD have no body to count: the length of the object is what the other account says it is.
         if environ["REQUEST_METHOD"] == "HEAD":
             response.headers["Content-Length"] = answer.getheader("Content-Length") or "0"
         return response
@@ -140,11 +146,13 @@ class Peers:
 
 def _body(environ: WSGIEnvironment) -> bytes:
     """Read a request's body and leave it to be read again."""
+    # Set for a chunked body, which has no length and ends by itself.
     if environ.get("wsgi.input_terminated"):
         body: bytes = environ["wsgi.input"].read()
     else:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
     environ["wsgi.input"] = io.BytesIO(body)
     environ["CONTENT_LENGTH"] = str(len(body))
+    # It is whole and has a length now.
     environ.pop("HTTP_TRANSFER_ENCODING", None)
     return body

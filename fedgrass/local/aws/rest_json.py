@@ -69,6 +69,7 @@ class RestJsonService:
 
     @staticmethod
     def _route(model: OperationModel, operation: Operation) -> _Route:
+        # {label} is one segment, {label+} may hold slashes.
         path = re.escape(model.http["requestUri"].split("?")[0])
         path = re.sub(r"\\{(\w+)\\\+\\}", r"(?P<\1>.+)", path)
         path = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", path)
@@ -80,6 +81,7 @@ def _read(
 ) -> dict[str, object]:
     if shape is None:
         return {}
+    # A payload member is the whole body, as it is, and the other members travel outside it.
     payload = shape.serialization.get("payload")
     body = {} if payload else _json_object(request)
     found: dict[str, object] = {}
@@ -100,6 +102,7 @@ def _read(
             value = body.get(wire)
         if value is not None:
             found[name] = _decode(member, value)
+    # What boto3 checks of its own requests; other clients check nothing.
     report = ParamValidator().validate(found, shape)
     if report.has_errors():
         raise ApiError("ValidationException", report.generate_report(), reason="FIELD_VALIDATION_FAILED")
@@ -149,6 +152,7 @@ def _decode(shape: Shape, value: Any) -> object:
         match shape.type_name:
             case "blob":
                 return base64.b64decode(value, validate=True)
+            # In a query it is a text.
             case "boolean":
                 return value if isinstance(value, bool) else {"true": True, "false": False}[value]
             case "integer" | "long":
@@ -166,6 +170,7 @@ def _write(model: OperationModel, result: Mapping[str, Any]) -> Response:
     status = int(model.http.get("responseCode", 200))
     shape = model.output_shape
     if shape is None:
+        # An answer with 204 may have no body (RFC 9110, 15.3.5).
         return json_response({}, status=status) if status != 204 else Response(status=204)
     headers = {}
     body = {}

@@ -33,6 +33,7 @@ Parameters: TypeAlias = Mapping[str, Any]
 Action = Callable[[Parameters, Mapping[str, object], Message], None]
 """Called with the action's parameters, what the rule selected, and the message."""
 
+# By the text: a rule is parsed once, not once a message.
 _parse = lru_cache(maxsize=256)(sql.parse)
 
 
@@ -50,6 +51,8 @@ class RuleEngine:
     def __init__(self, rules: Callable[[], list[FakeRule]], actions: Mapping[str, Action]) -> None:
         self._rules = rules
         self._actions = actions
+        # One thread: a device's messages reach their actions in the order in which they were sent. And not the bus's
+        # own, on which an action could not wait for the broker.
         self._worker = ThreadPoolExecutor(1, "iot-rules")
 
     def stop(self) -> None:
@@ -58,6 +61,7 @@ class RuleEngine:
 
     def handle(self, topic: str, payload: bytes) -> None:
         """Execute the rules for a message, soon."""
+        # The bus's own markers.
         if not topic.startswith("$aws/local/"):
             self._worker.submit(self._execute, topic, payload)
 

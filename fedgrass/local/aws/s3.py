@@ -37,6 +37,7 @@ def repair() -> None:
         document = json.loads(bucket.policy)
         applied = [statement for statement in document["Statement"] if "Condition" not in statement]
         policy = json.dumps({**document, "Statement": applied}).encode() if applied else None
+        # A copy: the bucket itself must keep the policy as it was put.
         shown = copy.copy(bucket)
         shown.policy = policy
         return permission(shown, action, resource)

@@ -107,21 +107,26 @@ class LocalAws:
         self._cleanup.close()
 
     def _start(self, cleanup: contextlib.ExitStack) -> dict[str, object]:
+        # First: all that follows writes into the folder or deletes from it.
         self._own_state(cleanup)
+        # Started before all services and so stopped after them: each publishes to it.
         host, port = self._mqtt or self._embedded_broker(cleanup)
         bus = Bus(host, port)
         children = Children()
         cleanup.callback(children.stop_all)
 
         application = Application(self._contention)
+        # Bound before the services are made, which need its address; it answers only when all of them are there.
         server = self._bind(Guard(application, self._keys, moto_state.is_session_key, self._peers))
         endpoint_url = f"http://127.0.0.1:{server.port}"
         account = partial(client, endpoint_url=endpoint_url, keys=self._keys)
         environment = client_environment(endpoint_url, self._keys)
         cleanup.callback(server.stop)
+        # moto's own clients read the process's environment.
         os.environ.update(environment)
         os.environ["MOTO_PORT"] = str(server.port)  # moto's state machine interpreter calls services there
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
+        # Before any service is used: what moto made before a repair would keep its old ways.
         memory.repair(self.state / "objects")
         states.repair(events.emit, self._keys)
         dynamodb.repair()
@@ -185,6 +190,8 @@ class LocalAws:
         }
         application.on_change("iot", "cloudformation", call=greengrass.deployments.jobs.refresh)
         application.on_change("lambda", "cloudformation", call=functions.refresh)
+        # Last, and in this order: backends loaded, messages flowing, then requests. What is asked first must find all
+        # of it.
         application.warm()
         bus.start()
         cleanup.callback(bus.stop)

@@ -42,6 +42,7 @@ class Forked:
         self.returncode: int | None = None
         self._status = status
         self._lock = threading.Lock()
+        # First the number, then much later the code: the pipe ends without either if what forks was killed.
         number = status.readline()
         if not number:
             raise OSError("without a process: what forks workers has ended")
@@ -66,6 +67,7 @@ class Forked:
 
     def _look(self, timeout: float | None) -> int | None:
         with self._lock:
+            # Once: the code comes a single time, and whoever asks later gets the one that was read.
             if self.returncode is None and select.select([self._status], [], [], timeout)[0]:
                 code = self._status.readline()
                 self.returncode = int(code) if code else _KILLED  # by the kernel, with what had forked it
@@ -110,10 +112,15 @@ class ForkServer:
         with contextlib.ExitStack() as theirs:
             (stdin, writes), (reads, stdout), (said, status) = os.pipe(), os.pipe(), os.pipe()
             for end in (stdin, stdout, status):
+                # Ours must go, or this side would hold the worker's pipes open and never see its end.
                 theirs.callback(os.close, end)
+            # One order at a time: descriptors and line travel together, and the next order waits for the answer to
+            # this one.
             with self._lock:
                 control = self._running()
                 socket.send_fds(control, [line], [stdin, stdout, stderr.fileno(), status])
+                # Before the answer is awaited: while we hold the writing end, a fork server's death would look like
+                # silence.
                 theirs.close()
                 child = Forked(os.fdopen(writes, "wb"), os.fdopen(reads, "rb"), os.fdopen(said, "rb"))
         self._children.add(child)

@@ -93,6 +93,7 @@ class Worker:
             "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),
             "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{function.name}",
+            # A new one for each worker, as each of Lambda's sandboxes has.
             "AWS_LAMBDA_LOG_STREAM_NAME": f"{function.name}-{uuid.uuid4().hex[:8]}",
             "LAMBDA_TASK_ROOT": str(self._root),
             **dict(function.environment),
@@ -114,6 +115,7 @@ class Worker:
             if self._process.poll() is not None:
                 self._process = self._start()
             try:
+                # The import has a limit apart from the event's, as Lambda's init phase has.
                 if not self._ready:
                     self._read(_INIT_S + self.function.timeout)
                     self._ready = True
@@ -135,6 +137,7 @@ class Worker:
 
     def _ask(self, event: bytes, request_id: str) -> Reply:
         deadline = time.time() + self.function.timeout
+        # A line each way. The event is parsed and written again because a client's JSON may have line breaks.
         head = json.dumps({"request_id": request_id, "arn": self.function.arn, "deadline": deadline})
         line = f'{head[:-1]}, "event": {json.dumps(json.loads(event or b"{}"))}}}\n'
         self._process.stdin.write(line.encode())
@@ -145,6 +148,8 @@ class Worker:
         stdout = self._process.stdout
         limit = time.monotonic() + timeout
         parts: list[bytes] = []
+        # Past the file object's buffer: the selector sees the descriptor only, and bytes in the buffer would look
+        # like silence.
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             while not parts or not parts[-1].endswith(b"\n"):
@@ -172,6 +177,7 @@ def _unpacked(name: str, code: bytes, folder: Path) -> Path:
     """Return the folder of this code: the functions of one archive compile its modules once."""
     root = folder / hashlib.sha256(code).hexdigest()[:32]
     if not root.exists():
+        # Renamed when complete: a folder of this name is taken for the whole archive.
         partial = root.with_name(f"{root.name}.partial")
         try:
             with zipfile.ZipFile(io.BytesIO(code)) as archive:

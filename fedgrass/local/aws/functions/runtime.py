@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mypy_boto3_lambda.type_defs import InvocationRequestTypeDef
 
 _RETRY_DELAYS_S = (1.0, 2.0)  # Lambda retries an asynchronous event twice, after one and two minutes
+# Bytes of an event, Lambda's own limit.
 _MAX_PAYLOAD = 6 * 1024 * 1024
 
 
@@ -57,6 +58,7 @@ class LambdaRuntime:
         self._lost = lost
         self._functions = functions
         self._state = state
+        # Nothing else of this process's variables: a function that needs one has to fail here as it does on Lambda.
         host = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         self._forks = ForkServer(children, host, state)
         self._environment = {**host, **environment}
@@ -80,6 +82,7 @@ class LambdaRuntime:
             ``ResourceNotFoundException`` if there is no such function.
         """
         outcome = None
+        # The worker may be replaced between being found and being asked; its successor takes the event.
         while outcome is None:
             outcome = self._worker(_name(name_or_arn)).invoke(event, str(uuid.uuid4()))
         return outcome
@@ -93,6 +96,7 @@ class LambdaRuntime:
             ``ResourceNotFoundException`` if there is no such function.
         """
         name = _name(name_or_arn)
+        # At once, while the caller can still be told: afterwards an event is only dropped.
         self._find(name)
         self._events.submit(self._deliver, name, event)
 
@@ -128,6 +132,7 @@ class LambdaRuntime:
         return answer
 
     def _deliver(self, name: str, event: bytes) -> None:
+        # None marks the last of three tries.
         for delay in (*_RETRY_DELAYS_S, None):
             try:
                 outcome = self.invoke(name, event)
@@ -157,6 +162,7 @@ class LambdaRuntime:
                 return worker
             self._workers[name] = Worker(function, code, self._state, self._forks, self._environment)
         if worker is not None:
+            # In the background: it waits for the event that the old code is busy with.
             self._events.submit(worker.stop)
         return self._workers[name]
 
@@ -192,6 +198,7 @@ def _record(arn: str, event: bytes, outcome: Outcome) -> dict[str, object]:
 
 def _name(name_or_arn: str) -> str:
     """Return the function's name from a name, a partial ARN or an ARN, with or without a version."""
+    # arn:aws:lambda:REGION:ACCOUNT:function:NAME:VERSION, or ACCOUNT:function:NAME.
     parts = name_or_arn.split(":")
     if "function" in parts:
         return parts[parts.index("function") + 1]

@@ -110,6 +110,7 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     except BaseException as error:  # noqa: BLE001 - whatever the module raises on import
         traceback.print_exc()
         broken = failure(error, "Runtime.ImportModuleError" if isinstance(error, ImportError) else None)
+    # A broken handler says so as well: Lambda reports a failed import as the answer to an event.
     write({"ready": handler is not None})
     for line in requests:
         request: Request = json.loads(line)
@@ -145,9 +146,11 @@ class Forks:
         self._pipes: dict[int, int] = {}
         self._deaths, wake = os.pipe()
         self._own = [self._deaths, wake]
+        # The wake-up descriptor may not block, and reading must not wait when select was woken for nothing.
         for end in self._own:
             os.set_blocking(end, False)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        # An empty handler, or Python would not write to the wake-up descriptor: SIGCHLD is ignored by default.
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
 
@@ -163,6 +166,7 @@ class Forks:
 
     def _fork(self) -> bool:
         """Fork once; true in the worker."""
+        # The descriptors come with the first bytes; a long environment may need more than one reading.
         line, descriptors, _, _ = socket.recv_fds(self._control, _MOST_BYTES, _DESCRIPTORS)
         while line and not line.endswith(b"\n"):
             line += self._control.recv(_MOST_BYTES)
@@ -170,11 +174,13 @@ class Forks:
             sys.exit()
         order: Order = json.loads(line)
         *streams, status = descriptors
+        # Taken before the fork: the child compares it, to see whether its parent died before PDEATHSIG was set.
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
             self._become(order, streams, status, parent)
             return True
+        # The worker has its own copies. Held here too, its pipes would never end.
         for stream in streams:
             os.close(stream)
         self._pipes[pid] = status
@@ -182,15 +188,18 @@ class Forks:
         return False
 
     def _become(self, order: Order, streams: list[int], status: int, parent: int) -> None:
+        # What it inherited of the forking process: its wake-up descriptor, handler and session.
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         if self._prctl is not None:
             self._prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The parent ended between the fork and prctl: no signal will come.
         if os.getppid() != parent:
             os._exit(0)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
+        # Else the pipes of other workers would stay open for as long as this one lives.
         for descriptor in (*streams, status, *self._own, *self._pipes.values()):
             os.close(descriptor)
         self._control.close()
@@ -200,6 +209,7 @@ class Forks:
 
     def _tell_of_the_dead(self) -> None:
         with contextlib.suppress(ChildProcessError):
+            # Until there is none: several deaths may come as a single SIGCHLD.
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 pid, status = found
                 pipe = self._pipes.pop(pid)
@@ -218,6 +228,7 @@ def main() -> None:
     # The answers' descriptor is kept from the handler: what it prints must not be taken for one
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    # In place of this file's own folder, whose modules a handler must not find.
     sys.path[0] = os.environ["LAMBDA_TASK_ROOT"]
     logging.getLogger().addHandler(logging.StreamHandler())  # Lambda's root logger has one too
     serve(sys.stdin.buffer, answers)

@@ -92,6 +92,7 @@ class Deployments:
         target = parameters["targetArn"]
         if not self._target_exists(target):
             raise _not_found(target, "target")
+        # Checked before anything changes: a refused deployment must leave the target's former one as it is.
         components = self._components(parameters.get("components") or {})
         token = parameters.get("clientToken")
         with self._lock:
@@ -213,6 +214,7 @@ class Deployments:
                     "ValidationException",
                     f"Component {name} {version} cannot be deployed: it is {state}, not DEPLOYABLE.",
                 )
+            # The service takes `merge` as a JSON text; in a device's document it is an object.
             described: dict[str, object] = {"version": version, "runWith": wanted.get("runWith") or {}}
             checked[name] = described
             if update := wanted.get("configurationUpdate"):  # left out otherwise: nucleus lite restarts for it
@@ -259,6 +261,7 @@ class Deployments:
 def _document(deployment: Deployment, components: dict[str, object]) -> dict[str, object]:
     update = deployment.policies["componentUpdatePolicy"]
     group = deployment.target_arn.partition(":thinggroup/")[2]
+    # The keys are the device's, not the API's: milliseconds, and `timeout` where the API has `timeoutInSeconds`.
     document = {
         "deploymentId": deployment.deployment_id,
         "deploymentName": deployment.name,

@@ -87,6 +87,8 @@ class CoreDevices:
         with self._lock:
             device = self._devices.setdefault(match["thing"], CoreDevice(match["thing"], health))
             device.health = health
+            # A complete message names every component, so what it leaves out is gone; a partial one has the changes
+            # only.
             if health.message_type == "COMPLETE":
                 device.components.clear()
             device.components.update({component.name: component for component in health.components})
@@ -152,6 +154,7 @@ class CoreDevices:
 
 
 def _time(health: DeviceHealth) -> datetime:
+    # The nucleus counts milliseconds.
     return datetime.fromtimestamp(health.timestamp / 1000, timezone.utc)
 
 

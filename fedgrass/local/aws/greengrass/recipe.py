@@ -15,6 +15,7 @@ from fedgrass.local.aws.api import ApiError
 from fedgrass.local.aws.greengrass.semver import Requirement, Version
 from fedgrass.local.platforms import fits
 
+# The service's quota on a recipe, 16 KB.
 MAX_RECIPE_BYTES = 16_000
 _MAX_VERSION = 64
 
@@ -106,6 +107,7 @@ def load(data: bytes) -> tuple[Recipe, Document]:
     if len(data) > MAX_RECIPE_BYTES:
         raise ApiError("ValidationException", f"The recipe has {len(data)} bytes; the limit is {MAX_RECIPE_BYTES}.")
     try:
+        # One parser for both: JSON is YAML.
         whole = yaml.safe_load(data)
     except yaml.YAMLError as error:
         raise ApiError("ValidationException", f"The recipe is neither JSON nor YAML: {error}.") from error
@@ -125,6 +127,7 @@ def load(data: bytes) -> tuple[Recipe, Document]:
             reason="FIELD_VALIDATION_FAILED",
             fields=fields,
         ) from error
+    # As text again: JSON cannot write the date that YAML made of it.
     whole["RecipeFormatVersion"] = recipe.format_version
     return recipe, whole
 

@@ -78,6 +78,7 @@ class Registry:
         self._by_token: dict[str, ComponentVersion] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
+        # One thread: versions settle in the order in which they were made.
         self._settling = ThreadPoolExecutor(1, "component-registry")
 
     def stop(self) -> None:
@@ -144,6 +145,7 @@ class Registry:
     def list_components(self, parameters: api.ListComponentsRequestTypeDef) -> dict[str, object]:
         """List private components with the newest version of each."""
         found = []
+        # The public ones are AWS's, of which there are none here.
         for name, versions in sorted(self._components.items()) if parameters.get("scope") != "PUBLIC" else ():
             latest = versions[max(versions, key=Version.parse)]
             summary = {
@@ -200,6 +202,7 @@ class Registry:
             name = candidate["componentName"]
             requirements = dict(candidate.get("versionRequirements") or {})
             if candidate.get("componentVersion"):
+                # A plain version is a range too, of one: it is met like the requirements.
                 requirements["requested"] = candidate["componentVersion"]
             version = self._choose(name, requirements, attributes)
             resolved.append(
@@ -240,6 +243,7 @@ class Registry:
                 resourceId=f"{recipe.name}:{recipe.version}",
                 resourceType="component version",
             )
+        # In place from now on, though not deployable yet: a second creation must meet a conflict.
         versions[recipe.version] = ComponentVersion(recipe, whole, tags)
         return versions[recipe.version]
 
@@ -259,6 +263,7 @@ class Registry:
                 self._add_digest(version, artifact)
         if version.errors:
             version.message = "One or more artifacts could not be read."
+        # Last: whoever polls must find the digests in place when it says DEPLOYABLE.
         version.state = "FAILED" if version.errors else "DEPLOYABLE"
         log_event("component_version_settled", arn=version.arn, state=version.state, errors=version.errors)
 
@@ -276,6 +281,7 @@ class Registry:
 
 def _parse(text: str) -> tuple[str, str | None]:
     parts = text.split(":")
+    # arn:aws:greengrass:REGION:ACCOUNT:components:NAME, with :versions:VERSION behind it for one version.
     if len(parts) in {7, 9} and parts[2] == "greengrass" and parts[5] == "components":
         return parts[6], parts[8] if len(parts) == 9 else None
     raise ApiError("ValidationException", f"{text!r} is not the ARN of a component or of a component version.")

@@ -23,6 +23,7 @@ _PARTIAL = re.compile(
     r"(?P<op>\^|~|>=|<=|>|<|=)?\s*v?(?P<major>\d+|[xX*])(?:\.(?P<minor>\d+|[xX*]))?(?:\.(?P<patch>\d+|[xX*]))?"
     r"(?:-(?P<pre>[0-9A-Za-z.-]+))?(?:\+[0-9A-Za-z.-]+)?"
 )
+# npm's hyphen range: spaces around it, or it would be a pre-release.
 _HYPHEN = re.compile(r"(\S+)\s+-\s+(\S+)")
 
 
@@ -83,6 +84,7 @@ class Requirement:
         ConfigurationError
             If a part of it is not a comparison that npm knows.
         """
+        # npm lets a pre-release through only where the range itself names one of the same three numbers.
         named: set[tuple[int, int, int]] = set()
         alternatives = tuple(tuple(_tests(part.strip(), named)) for part in text.split("||"))
         return cls(text, alternatives, frozenset(named))
@@ -113,6 +115,7 @@ def _tests(text: str, named: set[tuple[int, int, int]]) -> list[Test]:
             )
         tests += _comparison(match, named)
         position = match.end()
+        # Comparisons may follow each other with spaces or without: >=1.0.0<2.0.0.
         position += len(text[position:]) - len(text[position:].lstrip())
     return tests
 
@@ -120,6 +123,7 @@ def _tests(text: str, named: set[tuple[int, int, int]]) -> list[Test]:
 def _comparison(match: re.Match[str], named: set[tuple[int, int, int]]) -> list[Test]:
     given = [match["major"], match["minor"], match["patch"]]
     numbers = [int(part) for part in given if part is not None and part.isdecimal()]
+    # How many numbers were written before the first x or the end; what follows an x counts for nothing.
     precision = next((i for i, part in enumerate(given) if part is None or not part.isdecimal()), 3)
     numbers = numbers[:precision]
     major, minor, patch = [*numbers, 0, 0, 0][:3]
@@ -137,9 +141,11 @@ def _comparison(match: re.Match[str], named: set[tuple[int, int, int]]) -> list[
         case "<=":
             return [lambda v: v <= low] if precision == 3 else [lambda v: v < after or precision == 0]
         case "^":
+            # The caret keeps the leftmost number that is not 0: ^0.2.3 is below 0.3.0 (npm, "Caret Ranges").
             first = next((i for i, number in enumerate(numbers) if number), max(len(numbers) - 1, 0))
             top = _bump(low, first)
         case "~":
+            # The tilde keeps the minor version if one was written, else the major one.
             top = _bump(low, min(1, precision - 1))
         case _ if precision == 3:
             return [lambda v: v == low]

@@ -97,5 +97,6 @@ class Greengrass:
 
     def _delete_core_device(self, parameters: api.DeleteCoreDeviceRequestTypeDef) -> dict[str, object]:
         result = self.devices.delete_core_device(parameters)
+        # Else its executions would wait for ever for a device that does not exist any more.
         self.deployments.jobs.forget(parameters["coreDeviceThingName"])
         return result

@@ -89,6 +89,7 @@ class Host:
             If it is relative or leaves the container.
         """
         path = PurePosixPath(container_path)
+        # A container path becomes one of this machine: it must not lead out of the job's folder.
         if not path.is_absolute() or ".." in path.parts:
             raise ConfigurationError(f"LocalPath {container_path!r} is not an absolute path in the container.")
         return self.root.joinpath(*path.parts[1:])
@@ -123,10 +124,12 @@ class Host:
         """
         bucket, files = _listed(source, objects)
         if source.get("S3DataDistributionType") == "ShardedByS3Key":
+            # Every count-th of the sorted keys, so that the hosts' shares do not overlap.
             files = files[self._index :: self._count]
         target = self.path(local_path)
         target.mkdir(parents=True, exist_ok=True)
         for key, relative in files:
+            # Such a key is what consoles make for an empty folder.
             if not relative.endswith("/"):
                 objects.download(bucket, key, target / relative)
 
@@ -161,14 +164,17 @@ def _listed(source: Source, objects: Objects) -> tuple[str, list[tuple[str, str]
     keys = objects.keys(bucket, prefix)
     if not keys:
         raise ConfigurationError(f"No object begins with {source['S3Uri']}.")
+    # S3Prefix is a prefix of names: without a slash it may be a folder, or the beginning of several objects' names.
     folder = prefix if prefix.endswith("/") or not prefix else f"{prefix}/"
     below = [(key, key.removeprefix(folder)) for key in keys if key.startswith(folder) and key != folder]
+    # No folder of that name: the objects that begin with it go by their last part.
     return bucket, below or [(key, key.rpartition("/")[2]) for key in keys]
 
 
 def _manifest(uri: str, objects: Objects) -> tuple[str, list[tuple[str, str]]]:
     data = b"".join(objects.read(*split_uri(uri)))
     try:
+        # A list whose first entry has the prefix and whose others are what follows it.
         entries = json.loads(data)
         data_bucket, prefix = split_uri(entries[0]["prefix"])
         names = [str(name) for name in entries[1:]]

@@ -103,6 +103,7 @@ class ProcessingJob:
 
     def stop(self) -> bool:
         """Ask the containers to end; `status` tells when they have. Return False if the job is over."""
+        # First the status, which refuses a job that is over; the event alone would be read by nobody.
         if not self._become("Stopping"):
             return False
         self._events.put(_STOP)
@@ -125,6 +126,7 @@ class ProcessingJob:
         self.started = time.time()
         try:
             verdict, failure = self._execute({host: self._launch(host) for host in hosts})
+            # The first host's that wrote one: the API has room for one message.
             self.exit_message = next((text for host in hosts if (text := host.exit_message())), None)
             self._upload(hosts, completed=verdict == "Completed")
         except (FedgrassError, OSError) as error:
@@ -135,6 +137,7 @@ class ProcessingJob:
         for host, process in running.items():
             threading.Thread(target=self._watch, args=(host, process), daemon=True).start()
         limit = self.request.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", 86_400)
+        # Until the verdict it is the job's limit, afterwards the end of the grace period; None once SIGKILL was sent.
         deadline: float | None = time.monotonic() + limit
         left = set(running)
         verdict: tuple[str, str | None] | None = None
@@ -143,6 +146,7 @@ class ProcessingJob:
             if isinstance(event, Host):
                 left.discard(event)
                 code = running[event].returncode
+                # After the verdict, hosts that end are only what was asked of them.
                 if code == 0 or verdict:
                     continue
                 # A shell's word for a signal, which is what a container's runtime says.
@@ -154,6 +158,7 @@ class ProcessingJob:
             else:
                 late = f"The job ran longer than MaxRuntimeInSeconds ({limit})."
                 verdict = verdict or ("Stopped", None if event == _STOP else late)
+            # One host's failure ends the job, and so the others.
             _signal(running, left, signal.SIGTERM)
             deadline = time.monotonic() + _STOP_GRACE_S
         return verdict or ("Completed", None)
@@ -195,6 +200,7 @@ class ProcessingJob:
     def _upload(self, hosts: list[Host], *, completed: bool) -> None:
         for output in self.request.get("ProcessingOutputConfig", {"Outputs": []})["Outputs"]:
             destination = output.get("S3Output")
+            # Of a job that failed, AWS keeps what it sent while the job ran: outputs in the mode Continuous.
             if destination and (completed or destination.get("S3UploadMode") == "Continuous"):
                 for host in hosts:
                     host.upload(destination, self.surroundings.objects)

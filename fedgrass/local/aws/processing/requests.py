@@ -29,6 +29,7 @@ def answer(operations: Operations, request: Request) -> Response | None:
         return None
     try:
         parameters = json.loads(request.get_data() or b"{}")
+        # boto3 has checked this before it sent it; other clients check nothing.
         report = ParamValidator().validate(parameters, shape)
         if report.has_errors():
             raise ApiError("ValidationException", report.generate_report())
@@ -39,4 +40,5 @@ def answer(operations: Operations, request: Request) -> Response | None:
 
 @cache
 def _service() -> ServiceModel:
+    # Cached: SageMaker's model is megabytes of JSON.
     return ServiceModel(Loader().load_service_model("sagemaker", "service-2"), "sagemaker")

@@ -51,6 +51,7 @@ class Processing:
 
     def _create(self, parameters: api.CreateProcessingJobRequestTypeDef) -> dict[str, object]:
         _check(parameters)
+        # Name and entry in one step: two requests of a name at once must not both succeed.
         with self._lock:
             name = parameters["ProcessingJobName"]
             if name in self._jobs:
@@ -100,6 +101,7 @@ class Processing:
 
     def _changed(self, job: ProcessingJob) -> None:
         detail = job.describe()
+        # EventBridge has these in milliseconds, the API in seconds.
         detail |= {name: int(value * 1000) for name in _TIMES if isinstance(value := detail.get(name), float)}
         self._emit("aws.sagemaker", "SageMaker Processing Job State Change", [job.arn], detail)
 
@@ -120,6 +122,7 @@ def _check(parameters: api.CreateProcessingJobRequestTypeDef) -> None:
     s3_inputs: list[Mapping[str, object]] = [
         source.get("S3Input") or {} for source in inputs if not source.get("AppManaged")
     ]
+    # The numbers are SageMaker's limits on a request.
     problems = {
         f"ProcessingJobName {parameters['ProcessingJobName']!r} does not match {_NAME.pattern}": (
             _NAME.fullmatch(parameters["ProcessingJobName"]) is None

@@ -13,6 +13,7 @@ import pytest
 from fedgrass.errors import ConfigurationError
 from fedgrass.local.aws.__main__ import parse_address
 from fedgrass.local.aws.broker import EmbeddedBroker
+from fedgrass.local.aws.children import Children
 from fedgrass.local.aws.client import LocalAwsProcess, start
 from fedgrass.local.aws.server import LocalAws
 from tests.fixtures.functions import function
@@ -56,6 +57,23 @@ def test_a_signal_ends_the_process_and_its_children_however_stubborn(tmp_path: P
         eventually(lambda: not alive(worker))
     finally:
         account.stop()
+
+
+def test_a_child_that_is_asked_to_end_has_time_to_clean_up(tmp_path: Path) -> None:
+    source = (
+        "import pathlib, signal, sys, time\n"
+        "def leave(*_): time.sleep(0.05); pathlib.Path('left').touch(); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, leave)\nprint('up', flush=True)\ntime.sleep(60)"
+    )
+    children = Children()
+    child = children.start(
+        [sys.executable, "-c", source], env={}, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    with child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        children.stop_all(grace=PATIENCE)
+    assert (child.returncode, (tmp_path / "left").exists()) == (0, True)
 
 
 def test_killing_the_process_takes_its_children_along(tmp_path: Path) -> None:
