@@ -1,4 +1,4 @@
-"""Activations of Keras whose operators LiteRT lacks, in ones that it has."""
+"""Keras' activations whose operators LiteRT lacks, written in operators that it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keras' losses and optimizers, as objects, names or aliases, in the words of a bundle."""
+"""Translate Keras' losses and optimizers, as objects, names or aliases, into a bundle's description."""
 
 from __future__ import annotations
 

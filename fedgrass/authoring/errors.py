@@ -1,4 +1,4 @@
-"""What can be wrong with a model that is brought to authoring."""
+"""Errors of models that cannot be exported."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def _passing(subgraph: schema.SubGraphT, codes: list[int]) -> set[int]:
 
 
 def _remove_subgraph(model: schema.ModelT, index: int) -> None:
-    """Take a subgraph out, and count those after it anew wherever one is named: in signatures and loops."""
+    """Remove a subgraph, and renumber those after it wherever they are referenced: in signatures and loops."""
     model.subgraphs.pop(index)
     named = {signature.subgraphIndex for signature in model.signatureDefs}
     for place, subgraph in enumerate(model.subgraphs):

@@ -1,4 +1,4 @@
-"""What the application's model says of itself: TensorFlow Lite's metadata, and its labels as a file.
+"""Metadata of the application's model, as TensorFlow Lite has it, with its labels as a file.
 
 The layout is that of ``tflite-support`` (its ``metadata_schema.fbs``, identifier M001): a buffer called ``TFLITE_METADATA`` in
 the model, which names inputs, outputs and files, and the files as a ZIP archive after it (`fedgrass.associated_files`).

@@ -1,4 +1,4 @@
-"""An attribute of a library's that has another value for a time, as long as a model is traced."""
+"""Patch attributes of libraries while a model is traced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def patched(owner: object, name: str, elsewhere: object) -> Iterator[None]:
-    """Let an attribute have another value for a time.
+    """Patch an attribute within the context.
 
     Parameters
     ----------

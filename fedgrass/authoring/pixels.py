@@ -1,4 +1,4 @@
-"""What a Keras model takes for black and white, told from the layer that its images come to first."""
+"""The range of pixels that a Keras model expects, inferred from the first layer that its images reach."""
 
 from __future__ import annotations
 

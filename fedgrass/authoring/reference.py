@@ -1,4 +1,4 @@
-"""The framework's own training of a model, which an exported one is held against."""
+"""Reference training by the framework itself, with which an exported model is compared."""
 
 from __future__ import annotations
 

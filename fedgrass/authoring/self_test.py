@@ -1,4 +1,4 @@
-"""A bundle proves itself before its export counts: it trains, evaluates, infers, stops and goes on as on a device.
+"""Self-test of a bundle at its export: it trains, evaluates, infers, stops and resumes as on a device.
 
 The first steps are held against the framework's own, on data that are made up to suit the model. A net may be chaotic:
 where the difference is larger than it should be, it is compared with what the framework's own difference becomes when its
@@ -146,7 +146,7 @@ def _labels(head: Head, generator: np.random.Generator, count: int) -> Array:
 
 
 def _on_device(made: Bundle, data: ArrayDataset, settings: FitSettings) -> Steps:
-    """Train as a device does, stopped after the first batch and gone on with by another engine."""
+    """Train as a device does, also stopped after the first batch and resumed by another engine."""
     from fedgrass.engines.litert import LiteRTEngine
 
     engine = LiteRTEngine(made)
@@ -263,10 +263,10 @@ def _failed(made: Bundle, error: Exception) -> UnsupportedModelError:
 
 
 def line(found: SelfTest) -> str:
-    """Say in one line what was tried."""
+    """Summarise in one line what was tried."""
     if found.loss is None or found.parameters is None or found.output is None:
-        return f"self-test: {found.steps} steps trained, evaluated, stopped and gone on with; nothing to compare with"
+        return f"self-test: {found.steps} steps trained, evaluated, stopped and resumed; nothing to compare with"
     return (
-        f"self-test: {found.steps} steps trained, evaluated, stopped and gone on with; largest differences from the "
+        f"self-test: {found.steps} steps trained, evaluated, stopped and resumed; largest differences from the "
         f"framework's: loss {found.loss:.1e}, parameters {found.parameters:.1e}, output {found.output:.1e}"
     )

@@ -1,4 +1,4 @@
-"""PyTorch's losses, by name or as objects, in the words of a bundle."""
+"""Translate PyTorch's losses, by name or as objects, into a bundle's description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PyTorch's own training of a module, which an exported one is held against."""
+"""Reference training by PyTorch itself, with which an exported module is compared."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Value:
 
 
 def permute(x: Value, axes: Sequence[int]) -> Value:
-    """Number the axes anew; nothing moves."""
+    """Renumber the axes; no data move."""
     before = [axis % x.rank for axis in axes]
     return Value(x.tensor, [before.index(axis) for axis in x.order])
 

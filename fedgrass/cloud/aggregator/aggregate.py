@@ -28,7 +28,7 @@ from fedgrass.update.codecs import Floats
 
 @dataclass(frozen=True)
 class Aggregation:
-    """What became of the updates. ``parameters`` is None if fewer than the minimum were good, or if there is a ``problem``.
+    """The result of an aggregation. ``parameters`` is None if too few updates passed, or if there is a ``problem``.
 
     ``state`` is the server optimizer's: it belongs to these parameters, and the next round starts from it. ``problem`` says what
     about the sum, the step or the new model is not finite: such a model is never made.
@@ -48,7 +48,7 @@ class Aggregation:
 
 @dataclass(frozen=True)
 class AggregationOptions:
-    """What an aggregation needs beside updates and strategy.
+    """Options of an aggregation, besides the updates and the strategy.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ def aggregate(
     expected: Expected,
     options: AggregationOptions | None = None,
 ) -> Aggregation:
-    """Combine the good ones among the updates.
+    """Aggregate the updates that pass validation.
 
     The same updates give the same bytes, whatever bad ones lie among them, in whatever order they are listed, and however many
     instances share the work.
@@ -188,7 +188,7 @@ def contribute(
     *,
     noise: Noise | None = None,
 ) -> None:
-    """Sum the lanes of an instance that is not the first, and leave the sums for it.
+    """Sum this instance's lanes, and leave the sums for the first instance.
 
     Parameters
     ----------

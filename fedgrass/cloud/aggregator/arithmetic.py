@@ -80,7 +80,7 @@ class WholeSteps:
 
 
 def scaled(values: Floats, weight: float, out: Sums) -> None:
-    """Write the weighted values to ``out``, which may be they.
+    """Write the weighted values to ``out``, which may be the same array.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Bounds that the good updates of a round set one another: what they claim counts, and how far one of them can pull.
+"""Bounds that a round's accepted updates set for one another: how much a claim counts, and how far one can pull.
 
 A bound by the cohort refuses nobody, unless the settings ask for it: whether an update is good depends on that update alone.
 """
@@ -21,7 +21,7 @@ from fedgrass.strategies.base import Method, WeightedMean
 
 @dataclass(frozen=True)
 class Counted:
-    """A good update as it counts: ``facts`` with bounded examples and norm, ``factor`` what its values are scaled down by."""
+    """An accepted update as it counts: ``facts`` with bounded examples and norm, ``factor`` scales its values down."""
 
     good: Accepted
     facts: UpdateMetadata

@@ -42,7 +42,7 @@ class CanaryError(ReleaseError):
 
 @dataclass(frozen=True)
 class Heard:
-    """How many canaries said what of the new model, and how its round ended, if it did meanwhile."""
+    """The canaries' answers about the new model, and the round's outcome if it ended meanwhile."""
 
     active: int
     refused: int
@@ -125,7 +125,7 @@ class Canaries:
             raise CanaryError(f"{component} {version}: {reason}; it went no further than {group_arn}")
 
     def _await(self, things: Sequence[str], began_ms: int) -> str:
-        """Return why the fleet must not get it, or nothing."""
+        """Return why the fleet must not get the model; empty if it may."""
         count = len(things)
         # Monotonic: a clock that is set back must not make the job wait.
         deadline = self._clock() + self._rollout.canary_seconds

@@ -139,7 +139,9 @@ def _on_the_devices(
     # To the bucket only, where devices fetch it from; no component version, so no deployment can pick it up.
     model = upload(new, clients.bucket, record.fleet)
     if clients.iot_data is None:
-        raise ConfigurationError("devices are to evaluate the model, and there is no client of IoT Core to ask them by")
+        raise ConfigurationError(
+            "devices are to evaluate the model (gate.devices_seconds), but this job has no client of IoT Core"
+        )
     heard = DeviceEvaluation(record, clients.rounds, clients.iot_data, clients.bucket.name, now=clock).hear(model)
     report.evaluated_by_devices = heard.judged
     # A strongly consistent read: the last figures were written a moment ago, and they are in the counts.

@@ -33,14 +33,14 @@ SMALL = 1 << 20
 
 
 class Reading(Protocol):
-    """A way to read updates. Nothing is added or returned before it was judged."""
+    """A way to read updates. Nothing is added or returned before it was validated."""
 
     def measure(self, references: Sequence[UpdateReference]) -> list[Accepted]:
-        """Judge updates; returns the good ones, in order."""
+        """Validate updates; return the accepted ones, in order."""
         ...
 
     def spool(self, references: Sequence[UpdateReference], spool: StoredMatrix) -> list[Accepted]:
-        """Judge updates and write them down; returns the good ones, in order."""
+        """Validate updates and store them; return the accepted ones, in order."""
         ...
 
     def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Sums, list[Accepted]]:
@@ -55,7 +55,7 @@ class Reading(Protocol):
 
 
 def reading(screening: Screening, terms: Terms | None = None) -> Reading:
-    """Return the way for a model of this size."""
+    """Return the reader for a model of this size."""
     # Below a million scalars a whole update fits a few megabytes a thread, and tiles would cost more calls than they
     # save.
     return Rows(screening, terms) if screening.layout.size <= SMALL else Tiles(screening, terms)
@@ -63,7 +63,7 @@ def reading(screening: Screening, terms: Terms | None = None) -> Reading:
 
 @dataclass(frozen=True)
 class Screened:
-    """What became of some updates."""
+    """Updates that were screened: those accepted, and those refused."""
 
     good: Sequence[Accepted]
     refused: Sequence[QuarantinedEntry]
@@ -71,7 +71,7 @@ class Screened:
 
 @dataclass(frozen=True)
 class Combined:
-    """The difference that the good updates make, how each of them counted, and its share; None if there were too few."""
+    """The combined difference, how each accepted update counted, and its share; no difference if there were too few."""
 
     found: Screened
     counted: Sequence[Counted] = ()
@@ -88,7 +88,7 @@ class PartialSums(Protocol):
         ...
 
     def exchange(self, found: Screened) -> Screened:
-        """Tell the others of one's own updates, and return what all instances found."""
+        """Share this instance's findings with the others, and return everyone's."""
         ...
 
     def give(self, lane: int, total: Sums, found: Screened) -> None:
@@ -170,7 +170,7 @@ class Mean:
         return Combined(found, counted, difference, [weight / whole for weight in weights])
 
     def _mean(self, total: Sums, facts: Sequence[UpdateMetadata]) -> Floats:
-        """Return what the sum amounts to, in its place if it can be."""
+        """Return the mean that the sum gives, in place where possible."""
         with np.errstate(all="ignore"):
             if self._noise is not None:
                 # One step: noise on the exact integers first, the division after. Dividing first would round off what
@@ -237,7 +237,7 @@ class Mean:
         return [one.reference for one in measured if one.reference.key in keys], self._by_cohort(kept)
 
     def _refuse_odd(self, good: Sequence[Accepted]) -> list[Accepted]:
-        """Return those that are not too long beside the others. The median is not taken again without these."""
+        """Return the updates that are not too long compared with the others; the median is not recomputed without these."""
         odd = self._bounds.too_long(good)
         for one in good:
             if one.reference.key in odd:

@@ -1,4 +1,4 @@
-"""What the job is told: SageMaker's container contract, and the round that its environment names.
+"""The job's input: SageMaker's container contract, and the round that its environment names.
 
 https://docs.aws.amazon.com/sagemaker/latest/dg/build-your-own-processing-container.html
 """
@@ -112,7 +112,7 @@ class Container:
         return hosts.index(own), len(hosts)
 
     def say(self, message: str) -> None:
-        """Leave the job's last word, of which SageMaker keeps 1 KB; it is in the log in any case."""
+        """Write the job's exit message, of which SageMaker keeps 1 KB; it is logged in any case."""
         log.log_event("exit_message", message=message)
         path = self.root / "output" / "message"
         try:

@@ -57,7 +57,7 @@ class DeviceEvaluation:
         self._clock = clock
 
     def hear(self, model: Base) -> RoundRecord:
-        """Ask for the model and the round's base to be evaluated; returns the record with what was said in time."""
+        """Have the model and the round's base evaluated; return the record with the answers that came in time."""
         record = self._load()
         # A job that was started again: the devices have answered the first one.
         if enough(record):

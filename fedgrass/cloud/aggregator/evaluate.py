@@ -143,7 +143,7 @@ def read_evaluation_set(path: Path, manifest: Manifest | None = None) -> Evaluat
         with np.load(path, allow_pickle=False) as arrays:
             return EvaluationSet(x, y, arrays.get("anomaly"))
     except ValueError as error:
-        raise DataError(f"evaluation set: anomaly is no plain array ({error})") from error
+        raise DataError(f"evaluation set: anomaly is not a plain array ({error})") from error
 
 
 class Evaluator:

@@ -1,4 +1,4 @@
-"""Late updates: what came to an earlier round after its job had looked, and was not consumed since.
+"""Late updates: those that arrived after an earlier round's job had listed its updates, and were not consumed since.
 
 The reports themselves say which updates were consumed. What the report of a round that combined its updates names as used, and
 what any report names as refused, is never taken again; a round without such a report leaves its updates to the next. So each

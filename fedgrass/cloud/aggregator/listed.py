@@ -23,7 +23,7 @@ _OF_STRANGERS = 100
 
 @dataclass
 class Listed:
-    """What lies under a round's prefix: updates, and what is none; ``more`` were refused beyond those that are named."""
+    """The objects under a round's prefix: updates and refused ones; ``more`` were refused beyond those that are named."""
 
     updates: list[UpdateReference] = field(default_factory=list)
     refused: list[QuarantinedEntry] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Which model a fleet has, decided by a person: one released that its round did not release, an earlier one brought back.
+"""Decisions by a person about the fleet's model: release one that its round did not, or roll back to an earlier one.
 
 Devices judge a newer model that comes this way as any other: one on which it is clearly worse keeps what it has, and says so.
 An older one they only check for soundness (`fedgrass.edge.admission`).
@@ -41,7 +41,7 @@ _PATIENCE = 900  # seconds after which a process that holds the fleet is taken f
 
 
 def fleet_clients(account: Account) -> FleetClients:
-    """Return what the fleet's models are published with."""
+    """Return the clients with which the fleet's models are published."""
     return FleetClients(
         fleet=account.fleet,
         bucket=Bucket(account.s3, account.stack.bucket),
@@ -53,7 +53,7 @@ def fleet_clients(account: Account) -> FleetClients:
 
 
 def release(account: Account, version: str, *, canaries: bool = True) -> Release:
-    """Release the model of a round that held it or only went on from it, in the way of a round: see `prepare_round`.
+    """Release a model that its round held or only advanced to, as a round would: see `prepare_round`.
 
     The round's report stays as it was written; its record says that the model was released by hand. Running it again
     changes nothing.
@@ -82,7 +82,7 @@ def release(account: Account, version: str, *, canaries: bool = True) -> Release
         record = _round_of(clients, version)
         if record is None or record.outcome not in {"held", "advanced", "released", "refused"}:
             raise ReleaseError(
-                f"model {version}: no round of fleet {account.fleet!r} made it to be released; see `fedgrass round list`"
+                f"model {version}: no round of fleet {account.fleet!r} has such a model to release; see `fedgrass round list`"
             )
         # An older version would reach devices as a roll-back, which they check for soundness only.
         if state.model is not None and version_order(state.model.version) > version_order(version):
@@ -114,7 +114,7 @@ def release(account: Account, version: str, *, canaries: bool = True) -> Release
 
 
 def roll_back(account: Account, version: str) -> Release:
-    """Bring a version back that the fleet had: to its devices, and as the base of its next round.
+    """Roll back to a version that the fleet had: on its devices, and as the base of its next round.
 
     The fleet had what was released, and what a later round started from. It works in either direction, so that a roll-back
     can be undone. Running it again changes nothing.

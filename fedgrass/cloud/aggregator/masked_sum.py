@@ -127,7 +127,7 @@ class MaskedMean:
     def _take_out(
         self, total: MaskedValues, references: Sequence[UpdateReference], unopened: Mapping[str, str]
     ) -> None:
-        """Take updates off the sum again, and refuse them: that their seeds do not open shows only when all are read."""
+        """Subtract updates from the sum again, and refuse them: that their seeds do not open shows only when all are read."""
         for reference, opener in (opening := self._screening.openers(references)):
             try:
                 with opener() as stream:

@@ -34,7 +34,7 @@ _MODULE = "fedgrass.cloud.aggregator.own_engine"
 
 
 class Case(BaseModel):
-    """What is to be evaluated, by folders and file, and with what."""
+    """The child's input: folders of both models, the data's file, and the engine."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -129,7 +129,7 @@ def figures(case: Case) -> Figures:
 
 
 def main() -> int:
-    """Be the child."""
+    """Run as the child process."""
     answers = os.dup(1)
     os.dup2(2, 1)  # what the operator's code prints must not be taken for figures
     found = figures(Case.model_validate_json(sys.stdin.buffer.read()))

@@ -15,7 +15,7 @@ _LEAST_LOSS = 0.1
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's word, with its reason either way. ``hold`` is the reason's code, if the gate itself holds the model."""
+    """The gate's verdict, with its reason either way. ``hold`` is the reason's code, if the gate itself holds the model."""
 
     passed: bool
     reason: str

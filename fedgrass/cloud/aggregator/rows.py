@@ -49,11 +49,11 @@ class Rows:
         self._failed = Event()
 
     def measure(self, references: Sequence[UpdateReference]) -> list[Accepted]:
-        """Judge updates; returns the good ones, in order."""
+        """Validate updates; return the accepted ones, in order."""
         return [one for _, good in self._by_lane(references, self._measured) for one in good]
 
     def spool(self, references: Sequence[UpdateReference], spool: StoredMatrix) -> list[Accepted]:
-        """Judge updates and write the good ones down; returns them in order."""
+        """Validate updates and store the accepted ones; return these, in order."""
 
         def work(some: Sequence[UpdateReference]) -> list[Accepted]:
             good = []

@@ -1,4 +1,4 @@
-"""The way in: what is opened, in which order, and the one place where an update is refused."""
+"""Screening of updates: which are opened, in which order, and the one place where they are refused."""
 
 from __future__ import annotations
 

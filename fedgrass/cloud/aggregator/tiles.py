@@ -86,11 +86,11 @@ class Tiles:
         self._layout = screening.layout
 
     def measure(self, references: Sequence[UpdateReference]) -> list[Accepted]:
-        """Judge updates; returns the good ones, in order."""
+        """Validate updates; return the accepted ones, in order."""
         return self._each_window(references, _Nothing)
 
     def spool(self, references: Sequence[UpdateReference], spool: StoredMatrix) -> list[Accepted]:
-        """Judge updates and write them down, whether good or bad; returns the good ones, in order."""
+        """Validate updates and store them, accepted or not; return the accepted ones, in order."""
         return self._each_window(references, lambda: _Spooling(spool))
 
     def sum(self, references: Sequence[UpdateReference], weight: WeightOf) -> tuple[Sums, list[Accepted]]:
@@ -280,7 +280,7 @@ class _Scan:
 
 
 class _Nothing:
-    """Work that only has the updates judged."""
+    """Work that only has the updates validated."""
 
     def begin(self, span: slice) -> None:
         pass
@@ -293,7 +293,7 @@ class _Nothing:
 
 
 class _Spooling:
-    """Work that writes the updates down."""
+    """Work that stores the updates."""
 
     def __init__(self, spool: StoredMatrix) -> None:
         self._spool = spool

@@ -108,7 +108,7 @@ class Tracking:
         return str(found["experiment"]["experiment_id"])
 
     def _run(self, experiment: str, record: RoundRecord) -> str:
-        """A job that was started again goes on with the run of the first."""
+        """Return the round's run: a restarted job continues the first job's."""
         tags = {_ROUND: str(record.round), _EXECUTION: record.execution}
         # Backticks: a tag's name with a dot is not a word in MLflow's filter language.
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
@@ -149,7 +149,9 @@ class Tracking:
         try:
             document: dict[str, Any] = json.loads(response.content)
         except ValueError as error:
-            raise TransferError(f"MLflow at {self._address}: {path}: {response.status_code}, and no JSON") from error
+            raise TransferError(
+                f"MLflow at {self._address}: {path}: status {response.status_code}, and the answer is not JSON"
+            ) from error
         if response.status_code != 200:
             raise _RefusedError(self._address, path, document)
         return document

@@ -1,4 +1,4 @@
-"""What a round's job combines, fixed by the first job that looked."""
+"""The list of a round's updates, fixed by the first job that lists them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application: its pages, its words for people, and what it says when AWS does not answer."""
+"""The Flask application: its pages, the templates' filters, and the error pages."""
 
 from __future__ import annotations
 

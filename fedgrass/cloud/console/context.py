@@ -1,4 +1,4 @@
-"""What every page works with."""
+"""The context that all pages share."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Context:
 
     @cached_property
     def index(self) -> FleetIndex:
-        """Every device in brief."""
+        """A summary of every device."""
         return FleetIndex(lambda: self.account.devices_table, self.account.fleet, clock=self.clock)
 
     @cached_property
     def clients(self) -> FleetClients:
-        """What models are published with."""
+        """The clients with which models are published."""
         return fleet_clients(self.account)
 
     @cached_property

@@ -105,7 +105,7 @@ def read(typed: Mapping[str, str]) -> tuple[Form, FleetSettings | None]:
         try:
             below[name] = _parsed(one)
         except ValueError as error:
-            one.error = f"Is no JSON: {error}"
+            one.error = f"Not valid JSON: {error}"
     # Values that are no JSON cannot be validated; those errors first.
     if form.wrong:
         return form, None

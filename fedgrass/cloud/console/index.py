@@ -1,4 +1,4 @@
-"""Every device in brief, kept in memory: what a page of a large fleet is counted, filtered and cut from.
+"""A summary of every device, kept in memory: pages of a large fleet are counted, filtered and cut from it.
 
 Reading ten thousand devices takes seconds, which no page should wait for. So they are read in the background while someone
 looks, and what a page shows of each device is read again by name.
@@ -25,7 +25,7 @@ _SHARE = 20  # at most a twentieth of the time goes into reading
 
 
 class DeviceSummary(NamedTuple):
-    """A device in brief; ``received_at`` is in epoch milliseconds, 0 if no heartbeat ever came."""
+    """A device's summary; ``received_at`` is in epoch milliseconds, 0 if no heartbeat ever came."""
 
     thing: str
     received_at: int

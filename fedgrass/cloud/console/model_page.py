@@ -1,4 +1,4 @@
-"""The models: versions and their figures, where each is active, and the way back."""
+"""The models: versions and their figures, where each is active, and roll-back."""
 
 from __future__ import annotations
 

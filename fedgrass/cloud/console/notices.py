@@ -1,4 +1,4 @@
-"""What the next page says of what was just done: good news, or why it was refused."""
+"""Notices on the next page: what was just done, or why it was refused."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _LONGEST = 600  # characters: they travel in a cookie
 
 
 def tell(message: str, *, good: bool = True) -> None:
-    """Say something on the next page that is shown."""
+    """Show a message on the next page."""
     # Reassigned, not appended to: Flask sees a change of the session by assignment.
     session["notices"] = [*session.get("notices", []), ["good" if good else "bad", message[:_LONGEST]]]
 
 
 def attempt(action: Callable[[], str]) -> bool:
-    """Do something and tell its result, or why it was refused; returns whether it was done."""
+    """Run an action and show its result, or why it was refused; return whether it was done."""
     try:
         tell(action())
     except FedgrassError as error:

@@ -1,4 +1,4 @@
-"""What an outcome asks for, done by whoever comes next: the job that wrote it, a function after it, the next opening.
+"""Carry out a round's outcome, by whoever comes next: the job that wrote it, a function after it, the next opening.
 
 Each step can run twice, or in two places at once, with one effect; the report is written last, so that one that is there says
 that all was done.
@@ -37,7 +37,7 @@ _OF_THE_JOB = frozenset(
 
 
 def finish(place: Place, record: RoundRecord) -> RoundReport | None:
-    """Do what the outcome of ``record`` asks for and is not done; returns the round's report, if its job ended it.
+    """Carry out what the outcome of ``record`` still requires; return the round's report, if its job ended it.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def deploy_current(
 
 
 def finish_by_hand(place: Place, version: str) -> None:
-    """Do what a person's release or roll-back, whose process is gone, has left undone; safe to repeat."""
+    """Finish a person's release or roll-back whose process has died; safe to repeat."""
     # Before the question whose model it was: a deployment is owed whatever the state names.
     deploy_current(place)
     released = load_state(place.rounds, place.fleet).released
@@ -136,7 +136,7 @@ def finish_by_hand(place: Place, version: str) -> None:
 
 
 def compared(place: Place, record: RoundRecord) -> str:
-    """Return what is wrong with the fleet's deployment after a release, in words; nothing if it holds what it should.
+    """Describe what is wrong with the fleet's deployment after a release; empty if nothing is.
 
     CreateDeployment replaces everything: one that somebody made from an older deployment undoes a release.
     """

@@ -1,4 +1,4 @@
-"""A model that the fleet refuses is taken back: what the fleet had before is its model again, and stands in its deployment.
+"""Withdraw a model that the fleet refuses: the one before becomes the fleet's model again, and is deployed.
 
 One transaction decides, under the lock that a round or a person holds; the deployment follows the fleet's state as always
 (`fedgrass.cloud.ending.finish.deploy_current`), for whoever comes. So it may be told late or twice. While another round or a

@@ -93,7 +93,7 @@ def deploy(
 
 
 def check(session: Session, fleet: str, parameters: dict[str, str]) -> bool:
-    """Look at all that could go wrong before anything is changed.
+    """Check everything that could fail, before anything is changed.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ _ENDPOINT_LOGS = "/aws/sagemaker/Endpoints/"
 
 
 def destroy(session: Session, *, fleet: str, keep_models: bool = False, steps: script.Steps | None = None) -> bool:
-    """Remove the fleet; returns whether there was anything of it. Stopped anywhere, it goes on when run again.
+    """Remove the fleet; return whether there was anything to remove. If it is interrupted, run it again to continue.
 
     Parameters
     ----------
@@ -324,7 +324,7 @@ def main(
 ) -> None:
     """Remove a fleet from the AWS account of the environment: what runs, its devices' identities, its data, its stack.
 
-    It can be stopped anywhere, and goes on when run again. The suite's components, and the buckets that components and
+    If it is interrupted, run it again to continue. The suite's components, and the buckets that components and
     deployments use, serve other fleets too: they stay.
     """
     check_fleet(fleet)

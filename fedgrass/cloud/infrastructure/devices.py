@@ -103,7 +103,7 @@ def remove_policy(session: Session, fleet: str, policy: str) -> None:
 
 
 def unprovision(session: Session, fleet: str, thing: str) -> None:
-    """Remove a device's certificate, policy, core device and thing; stopped anywhere, it goes on when run again.
+    """Remove a device's certificate, policy, core device and thing. If it is interrupted, run it again to continue.
 
     A thing that was there before `scripts/provision` stays, and so does a certificate that it had.
 

@@ -90,7 +90,7 @@ def is_ours(iot: IoTClient, certificate_arn: str, common_name: str) -> bool:
 
 
 def forsaken(iot: IoTClient, common_name: str) -> Iterator[str]:
-    """Certificates that were made for the device and then attached to nothing: whoever made them was stopped."""
+    """Yield certificates made for the device but never attached, because the run that made them was stopped."""
     # The newest first; certificates of a stopped run are usually among them. They are inactive until attached.
     pages = iot.get_paginator("list_certificates").paginate(ascendingOrder=False)
     for arn in [

@@ -1,4 +1,4 @@
-"""The template's parameters, and what CloudFormation would refuse of them, said before anything is done."""
+"""The template's parameters, checked as CloudFormation would, before anything is changed."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def nucleus_config(thing: str, region: str, role_alias: str, endpoints: Endpoint
 def provision(
     session: Session, outputs: StackOutputs, caller: script.Caller, thing: ThingName, folder: Path, steps: script.Steps
 ) -> None:
-    """Make what is missing of one device, and write its files to ``folder``; stopped anywhere, it goes on when run again.
+    """Make what is missing of one device, and write its files to ``folder``. If it is interrupted, run it again to continue.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What the scripts have in common: looking before changing, telling each step, and errors that say what to do."""
+"""Shared parts of the scripts: checks before changes, a line for each step, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -130,14 +130,14 @@ def own_session() -> Any:
 
 
 class Steps:
-    """Does a script's steps one by one, or only tells them."""
+    """Run a script's steps one by one, or only print them."""
 
     def __init__(self, *, dry_run: bool, tell: Callable[[str], object] = typer.echo) -> None:
         self.dry_run = dry_run
         self.tell = tell
 
     def do(self, what: str, action: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
-        """Tell what is done, and call ``action``; in a dry run only tell it, and return None."""
+        """Print the step, and call ``action``; in a dry run only print it, and return None."""
         self.tell(f"would {what}" if self.dry_run else what)
         return None if self.dry_run else action(*arguments, **named)
 

@@ -37,7 +37,7 @@ def own_s3(session: Session, caller: Caller) -> S3Client:
 
 
 def bucket_exists(s3: S3Client, bucket: str, *, otherwise: str) -> bool:
-    """Whether the bucket is there and the caller's.
+    """Return whether the bucket exists and is the caller's.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Whether a device that claims an identity gets it: called by IoT Core before it provisions one with the fleet's template.
+"""Decide whether a device may claim an identity: called by IoT Core before it provisions one with the fleet's template.
 
 A claim certificate is in many hands, so it is good for new devices only: no name that exists already is given away, and each
 device gets a policy of its own, the same as from scripts/provision.

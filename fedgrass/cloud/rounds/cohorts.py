@@ -1,4 +1,4 @@
-"""Whom a round asks: of the devices that could take part, as many as the settings want, and which."""
+"""Choose a round's cohort: how many of the devices that could take part, and which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who was asked and cannot answer any more: a device whose heartbeat says that its trainer does not run.
+"""Devices that were asked and can no longer answer: their heartbeats say that the trainer does not run.
 
 Nobody waits for those. Nothing is marked, so nothing has to be taken back: whoever looks compares the roster with the answers and
 with the newest heartbeats. A device whose trainer is back counts as asked again, as long as the round still collects. A device

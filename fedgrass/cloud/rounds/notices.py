@@ -1,4 +1,4 @@
-"""What the topic rules hand over: a device's message as it came, and the topic, which alone says whose it is.
+"""Input from the topic rules: a device's message as it came, and its topic, which alone identifies the sender.
 
 The rules encode the payload (``encode(*, 'base64')``), so that no field of it can pass for the topic's.
 """

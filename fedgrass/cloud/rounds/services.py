@@ -1,4 +1,4 @@
-"""What the functions have at hand: the fleet's names, and clients that are made when first used."""
+"""The functions' services: the fleet's names, and clients that are made when first used."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def _larger(record: RoundRecord, machine: str) -> str:
         raise OutOfMemoryError(f"{said}, and aggregation.retry_larger is false; set aggregation.instance_type")
     family, _, size = machine.rpartition(".")
     if size not in _TWICE:
-        raise OutOfMemoryError(f"{said}, and there is no size after that to try; set aggregation.instance_type")
+        raise OutOfMemoryError(f"{said}, and there is no larger size to try; set aggregation.instance_type")
     log_event(
         "aggregation_repeated",
         fleet=record.fleet,

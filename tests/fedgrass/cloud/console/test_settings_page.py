@@ -37,7 +37,7 @@ def test_settings_are_saved_as_typed(fleet: Fleet, browser: Browser) -> None:
         ("fit.epochs", "many", "valid integer"),
         ("gate.tolerance", "nan", "less than or equal to 1"),
         ("update.codec", "nonsense", "nonsense"),
-        ("strategy.options", "{", "Is no JSON"),
+        ("strategy.options", "{", "Not valid JSON"),
         ("release", "sometimes", "every_round"),
     ],
 )
