@@ -133,9 +133,21 @@ class _Traced:
         sample_weight: Tensor,
         learning_rate: Tensor,
         proximal_mu: Tensor | None = None,
-        # None of both is `train_plain`: without them the graph has fewer operators to run each step.
         clip_norm: Tensor | None = None,
     ) -> dict[str, Tensor]:
+        """Take one step, and return the batch's mean loss.
+
+        Parameters
+        ----------
+        x, y
+            A batch [B, …].
+        sample_weight
+            float32 [B]; 0 leaves an example out.
+        learning_rate
+            Scalar.
+        proximal_mu, clip_norm
+            Scalars; both None is the signature ``train_plain``, which has fewer operators to run.
+        """
         read = self._present()
         # The statistics come after them; the optimizer does not touch those.
         trained = read[: len(self._parameters)]
@@ -162,6 +174,15 @@ class _Traced:
         return {"loss": added([tf.reduce_sum(result.loss * share), *made.penalties])}
 
     def evaluate(self, x: Tensor, y: Tensor, sample_weight: Tensor) -> dict[str, Tensor]:
+        """Return the sums of a batch's losses, right answers and weights, and the outputs.
+
+        Parameters
+        ----------
+        x, y
+            A batch [B, …].
+        sample_weight
+            float32 [B]; 0 leaves an example out.
+        """
         made = self._forward.logits(x, self._present(), None)
         result = self._loss(made.logits, y, made.mask is not None)
         weight = tf.reduce_sum(sample_weight)

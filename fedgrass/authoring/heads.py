@@ -25,6 +25,15 @@ def described(
 ) -> tuple[TensorDescription, ...]:
     """Describe several inputs or outputs, by names that arrays, columns and signatures may have.
 
+    Parameters
+    ----------
+    tensors
+        Name, shape of one example and dtype of each.
+    what
+        ``input`` or ``output``, for messages.
+    model
+        The model's name, for messages.
+
     Raises
     ------
     UnsupportedModelError
@@ -73,7 +82,19 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def head(output: TensorDescription, goal: Objective, weight: float, class_names: Sequence[str]) -> Head:
-    """Describe an output with the label that its loss takes."""
+    """Describe an output with the label that its loss takes.
+
+    Parameters
+    ----------
+    output
+        Name, shape and dtype of the output.
+    goal
+        Its loss.
+    weight
+        What the loss is times in the sum of all.
+    class_names
+        Of its classes, in the order of their numbers; empty if there are none.
+    """
     name, loss = output.name, goal.loss
     y = TensorDescription(name=name, shape=output.shape, dtype="float32")
     if loss == "sparse_categorical_crossentropy":
@@ -109,7 +130,18 @@ def loss_of(heads: Sequence[Head]) -> LossFunction:
 
 
 def of_each(given: Any, names: Sequence[str], what: str, default: Any = None) -> list[Any]:
-    """Return what each output has of something that is given by name, in order, or once for all.
+    """Return each output's part of something that is given by name, in order, or once for all.
+
+    Parameters
+    ----------
+    given
+        A mapping by name, a list in order, or one value for all; None takes the default.
+    names
+        The outputs', in order.
+    what
+        What is given, for messages.
+    default
+        Of an output that a mapping leaves out; None: none may be left out.
 
     Raises
     ------

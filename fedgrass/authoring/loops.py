@@ -106,7 +106,17 @@ def read(slices: Tensor, number: Tensor) -> Tensor:
 
 
 def write(slices: Tensor, value: Tensor, number: Tensor) -> Tensor:
-    """Replace a slice of [N, …]."""
+    """Replace a slice of [N, …].
+
+    Parameters
+    ----------
+    slices
+        [N, …].
+    value
+        The new slice […].
+    number
+        int32 [1]: which slice.
+    """
     start = tf.concat([number, tf.zeros([slices.shape.rank - 1], tf.int32)], 0)
     written: Tensor = gen_xla_ops.xla_dynamic_update_slice(slices, tf.expand_dims(value, 0), start)
     return written

@@ -43,19 +43,7 @@ class Scan:
     outputs: Sequence[tf.TensorSpec]
 
     def run(self, *, training: bool) -> tuple[Tensors, Tensors]:
-        """Return what is carried after the last chunk, and the outputs [N, …]; with gradients if ``training``.
-
-        Parameters
-        ----------
-        slices
-            Sequences [N, …] that the turns read, one place each.
-        kept
-            What was carried into each turn.
-        invariants
-            Tensors that every turn reads.
-        upstream
-            Gradients that arrive at what was carried and given.
-        """
+        """Return what is carried after the last chunk, and the outputs [N, …]; with gradients if ``training``."""
         count = len(self.carried)
         # What is carried into each chunk is written down only if gradients will be asked for.
         forward = loops.trace(self.turns, [*self.carried, *self._blank(training)], self.slices, self._forward)
@@ -108,7 +96,19 @@ class _Backward:
         self._loop = loops.trace(scan.turns, [*scan.carried, *self._blank()], fixed, self._body)
 
     def run(self, slices: Tensors, kept: Tensors, invariants: Tensors, upstream: Sequence[Tensor]) -> Tensors:
-        """Return the gradients; none by a sequence behind which there is no variable."""
+        """Return the gradients; None for a sequence behind which there is no variable.
+
+        Parameters
+        ----------
+        slices
+            Sequences [N, …] that the turns read, one place each.
+        kept
+            What was carried into each turn.
+        invariants
+            Tensors that every turn reads.
+        upstream
+            Gradients that arrive at what was carried and given.
+        """
         count = len(self._scan.carried)
         found = self._loop.run(
             [*upstream[:count], *_zeros(self._blank())],

@@ -37,11 +37,31 @@ class Terms(Protocol):
         ...
 
     def scaled(self, values: Floats, weight: float, out: Sums) -> None:
-        """Write the weighted values to ``out``."""
+        """Write the weighted values to ``out``.
+
+        Parameters
+        ----------
+        values
+            float32 [n].
+        weight
+            What they are multiplied by, the factor `UNIT` included.
+        out
+            [n] of `dtype`, overwritten.
+        """
         ...
 
     def add_scaled(self, total: Sums, values: Floats, weight: float) -> None:
-        """Add the weighted values to a sum; they may be overwritten."""
+        """Add the weighted values to a sum.
+
+        Parameters
+        ----------
+        total
+            [n] of `dtype`, added to.
+        values
+            float32 [n]; they may be overwritten.
+        weight
+            What they are multiplied by, the factor `UNIT` included.
+        """
         ...
 
 
@@ -51,11 +71,11 @@ class Rounded:
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def scaled(self, values: Floats, weight: float, out: Sums) -> None:
-        """As the function of this name."""
+        """See the function `scaled`."""
         scaled(values, weight, out)
 
     def add_scaled(self, total: Sums, values: Floats, weight: float) -> None:
-        """As the function of this name."""
+        """See the function `add_scaled`."""
         add_scaled(total, values, weight)
 
 

@@ -71,6 +71,13 @@ class OwnEngine:
     def evaluate(self, base: Bundle, new: Bundle, data: Path) -> tuple[Evaluation | None, Evaluation]:
         """Evaluate base and model on the evaluation set's file.
 
+        Parameters
+        ----------
+        base, new
+            The bundles.
+        data
+            The evaluation set, an ``.npz``.
+
         Returns
         -------
         tuple

@@ -73,6 +73,15 @@ _FUNCTIONS = ("first_aggregation_rule", "selection_rule")
 def check(name: str, kind: type[Any], options: Mapping[str, Any]) -> None:
     """Refuse a strategy, a method or an argument that a fleet's rounds would ignore.
 
+    Parameters
+    ----------
+    name
+        The strategy's in settings, for messages.
+    kind
+        Its class.
+    options
+        Arguments of its constructor.
+
     Raises
     ------
     ConfigurationError

@@ -91,7 +91,22 @@ def kept(strategy: Any, made: Attributes, *, name: str) -> dict[str, Array]:
 
 
 def restore(strategy: Any, state: Mapping[str, Array], *, name: str) -> None:
-    """Give a new strategy what `kept` returned; raises `AggregationError` if that is damaged."""
+    """Give a new strategy what `kept` returned.
+
+    Parameters
+    ----------
+    strategy
+        As its constructor made it; its attributes are set.
+    state
+        Arrays by name; without any, nothing is changed.
+    name
+        Of the strategy, for messages.
+
+    Raises
+    ------
+    AggregationError
+        If the state is damaged.
+    """
     if _TREE not in state:
         return
     try:
