@@ -2,7 +2,8 @@
 
 ``architecture.json`` takes the place of the graph: it names the engine, and each parameter's shape and dtype. Its digest is
 the graph's digest, so updates of another architecture are refused as those of another graph are. The code that builds the
-model is not in the bundle: each participant names its own, as ``builder`` in its configuration, so that no download brings code.
+model is named by each participant in its configuration, never by the bundle: as ``builder`` what is installed there, or in
+``builders`` by digest what the bundle may bring (`fedgrass.builder_archive`), so that no download decides which code runs.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@
 ``model.json``           the manifest: everything needed to feed the graph, and a digest of each file
 ======================== =====================================================================================
 
-A model of another engine than LiteRT has ``architecture.json`` in place of the three ``.tflite`` files (`fedgrass.architecture`).
+A model of another engine than LiteRT has ``architecture.json`` in place of the three ``.tflite`` files (`fedgrass.architecture`),
+and may have ``builder.zip``: the code that builds it, which a device runs only if its settings name the digest
+(`fedgrass.builder_archive`).
 
 Signatures of ``model.tflite`` (B is the fixed batch size; parameters are called ``p0 … pN`` in the manifest's order):
 
@@ -42,6 +44,7 @@ from fedgrass.files import sha256_of, write_atomically
 from fedgrass.interface import Head as Head
 from fedgrass.interface import TensorDescription as TensorDescription
 from fedgrass.manifest import ARCHITECTURE as ARCHITECTURE
+from fedgrass.manifest import BUILDER as BUILDER
 from fedgrass.manifest import GRAPH as GRAPH
 from fedgrass.manifest import INFERENCE as INFERENCE
 from fedgrass.manifest import INFERENCE_INT8 as INFERENCE_INT8
@@ -117,7 +120,7 @@ class Bundle:
     def seal(cls, folder: Path, manifest: Manifest) -> Bundle:
         """Write ``model.json`` last, with the digests of the files that lie in ``folder``."""
         # Only files that a bundle may have: what else lies in the folder is not part of it.
-        known = (GRAPH, ARCHITECTURE, PARAMETERS, INFERENCE, INFERENCE_INT8)
+        known = (GRAPH, ARCHITECTURE, BUILDER, PARAMETERS, INFERENCE, INFERENCE_INT8)
         present = [name for name in known if (folder / name).exists()]
         files = {
             name: FileDescription(sha256=sha256_of(folder / name), bytes=(folder / name).stat().st_size)

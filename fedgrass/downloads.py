@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, Manifest, parse_manifest
+from fedgrass.bundle import BUILDER, MANIFEST, MAX_MANIFEST_BYTES, PARAMETERS, Bundle, Manifest, parse_manifest
 from fedgrass.errors import BundleError, FedgrassError, TransferError
 from fedgrass.files import flush_directory, sha256_of
 from fedgrass.protocol.messages import Base
@@ -28,7 +28,7 @@ class ObjectStore(Protocol):
 def fetch_bundle(store: ObjectStore, bucket: str, base: Base, folder: Path, *, max_bytes: int) -> Bundle:
     """Return the announced bundle from ``folder``, downloading what is missing there.
 
-    Only what training needs is fetched: manifest, graph and parameters; the manifest in ``folder`` names just these.
+    Only what training needs is fetched: manifest, graph, builder and parameters; the manifest in ``folder`` names just these.
 
     Parameters
     ----------
@@ -59,7 +59,9 @@ def fetch_bundle(store: ObjectStore, bucket: str, base: Base, folder: Path, *, m
     name = f"s3://{bucket}/{prefix}/{MANIFEST}"
     # The manifest first: it says how large the rest is, and is checked against the announcement.
     manifest = manifest_of(base, _read(store, bucket, f"{prefix}/{MANIFEST}", MAX_MANIFEST_BYTES), name=name)
-    wanted = {name: manifest.files[name] for name in manifest.files if name in (manifest.graph_file, PARAMETERS)}
+    wanted = {
+        name: manifest.files[name] for name in manifest.files if name in (manifest.graph_file, BUILDER, PARAMETERS)
+    }
     total = sum(description.bytes for description in wanted.values())
     if total > max_bytes:
         raise BundleError(f"s3://{bucket}/{prefix}: {total} bytes; this device takes at most {max_bytes} (maxBundleMb)")

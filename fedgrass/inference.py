@@ -10,6 +10,7 @@ import numpy as np
 from fedgrass import tensors
 from fedgrass.associated_files import files_of, with_files
 from fedgrass.bundle import (
+    BUILDER,
     INFERENCE,
     INFERENCE_INT8,
     PARAMETERS,
@@ -162,7 +163,7 @@ def write_bundle(
 ) -> Bundle:
     """Write a complete bundle that differs from ``base`` in its parameters and version only.
 
-    The training graph is the same file, so both bundles' updates can be averaged.
+    The training graph is the same file, so both bundles' updates can be averaged; and so is the builder's code, if it has some.
 
     Parameters
     ----------
@@ -185,14 +186,14 @@ def write_bundle(
             raise BundleError(f"parameters: {name!r} has values that are not finite; a model with it is useless")
     manifest = parse_manifest(base.manifest.model_copy(update={"version": version}).to_json())
     # Read before anything in the folder is replaced, as base and folder may be the same.
-    graph = _read(base.path(manifest.graph_file))
+    kept = {name: _read(base.path(name)) for name in (manifest.graph_file, BUILDER) if name in manifest.files}
     application: dict[str, bytes] = {}
     if INFERENCE in manifest.files:
         application = application_models(_patched(base, pruned(parameters, sparsity)), int8=int8)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (INFERENCE, INFERENCE_INT8):
+    for name in (BUILDER, INFERENCE, INFERENCE_INT8):
         (folder / name).unlink(missing_ok=True)
-    for name, content in {manifest.graph_file: graph, **application}.items():
+    for name, content in {**kept, **application}.items():
         write_atomically(folder / name, content)
     tensors.save(folder / PARAMETERS, parameters)
     return Bundle.seal(folder, manifest)

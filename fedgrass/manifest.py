@@ -18,6 +18,7 @@ PARAMETERS = "parameters.safetensors"
 INFERENCE = "inference.tflite"
 INFERENCE_INT8 = "inference_int8.tflite"
 ARCHITECTURE = "architecture.json"
+BUILDER = "builder.zip"
 MANIFEST = "model.json"
 
 MAX_MANIFEST_BYTES = 4 << 20

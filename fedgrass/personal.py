@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fedgrass import tensors
-from fedgrass.bundle import INFERENCE, INFERENCE_INT8, PARAMETERS, Bundle, Manifest, Parameters
+from fedgrass.bundle import BUILDER, INFERENCE, INFERENCE_INT8, PARAMETERS, Bundle, Manifest, Parameters
 from fedgrass.errors import BundleError
 from fedgrass.files import copy_atomically, write_atomically
 from fedgrass.inference import application_models, with_parameters
@@ -139,8 +139,10 @@ def write_personal(bundle: Bundle, own: Parameters, folder: Path) -> Bundle:
     manifest = bundle.manifest
     folder.mkdir(parents=True, exist_ok=True)
     tensors.save(folder / PARAMETERS, {**bundle.parameters(), **own})
-    # A hard link: the graph is the same file, and may be as large as the parameters.
-    _linked(bundle.path(manifest.graph_file), folder / manifest.graph_file)
+    # Hard links: the graph is the same file, and may be as large as the parameters.
+    for name in (manifest.graph_file, BUILDER):
+        if name in manifest.files:
+            _linked(bundle.path(name), folder / name)
     if INFERENCE in manifest.files:
         places = [constant for constant in manifest.constants if constant.parameter in own]
         if missing := own.keys() - {constant.parameter for constant in places}:

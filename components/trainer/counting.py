@@ -1,20 +1,22 @@
-"""When to count the device's examples again: that takes a process which reads them all, so not at every word of a model."""
+"""When to count the device's examples again, and to try its engine: that takes a process, so not at every word of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedgrass.bundle import Manifest
+from fedgrass.builder_archive import builder_sha256
+from fedgrass.bundle import ARCHITECTURE, Bundle
 from fedgrass.data_settings import DataSettings
+from fedgrass.edge.settings import RuntimeSettings
 
 # A folder whose files only change inside keeps its time, so it is counted again now and then.
 _AGAIN_SECONDS = 600.0
-# A device without data is out of every round: its first examples should be seen soon.
-_AGAIN_AFTER_TROUBLE_SECONDS = 60.0
+# A device without data, or without its builder, is out of every round: that these are there should be seen soon.
+AGAIN_AFTER_TROUBLE_SECONDS = 60.0
 
 
 class Counting:
-    """Remembers what was counted last.
+    """Remembers what was counted last, and which engine was seen to work.
 
     Parameters
     ----------
@@ -25,22 +27,60 @@ class Counting:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._counted: object = None
+        self._trying: object = None
+        self._works: object = None
         self._at = 0.0
 
-    def is_due(self, data: DataSettings, manifest: Manifest, *, problem: bool) -> bool:
+    def is_due(self, runtime: RuntimeSettings, model: Bundle, *, problem: bool) -> bool:
         """Whether settings, model or file are others than at the last count, or it is long ago; the caller then counts.
 
         Parameters
         ----------
+        runtime
+            Where the data are, and what trains.
+        model
+            The model to count for.
         problem
-            Whether there are no examples, as far as is known.
+            Whether there are no examples, or no engine, as far as is known.
         """
-        now, found = self._clock(), (data, manifest.parameters_sha256, _stamp(data))
+        now, engine = self._clock(), _engine(runtime, model)
+        found = (runtime.data, engine, model.manifest.parameters_sha256, _stamp(runtime.data))
         since = now - self._at
-        if found == self._counted and since < (_AGAIN_AFTER_TROUBLE_SECONDS if problem else _AGAIN_SECONDS):
+        if found == self._counted and since < (AGAIN_AFTER_TROUBLE_SECONDS if problem else _AGAIN_SECONDS):
             return False
-        self._counted, self._at = found, now
+        self._counted, self._at, self._trying = found, now, engine
         return True
+
+    @property
+    def tries_engine(self) -> bool:
+        """Whether the count that is due is to open the model too: with the engine that was seen to work it need not.
+
+        LiteRT's needs nothing that the model does not bring, and a round says so if it cannot be loaded.
+        """
+        return self._trying != self._works
+
+    def ended(self, *, problem: bool) -> None:
+        """Note how the count went."""
+        if not problem:
+            self._works = self._trying
+
+    def doubt(self) -> None:
+        """Have the next count be due, and try the engine: a round has failed."""
+        self._counted = self._works = None
+
+
+def _engine(runtime: RuntimeSettings, model: Bundle) -> object:
+    """What an engine is made of, but for the parameters, which change with each round; None for LiteRT's."""
+    manifest = model.manifest
+    if runtime.engine == "litert" and manifest.graph_file != ARCHITECTURE:
+        return None
+    return (
+        runtime.engine,
+        runtime.builder,
+        tuple(sorted(runtime.builders.items())),
+        manifest.graph_sha256,
+        builder_sha256(model),
+    )
 
 
 def _stamp(data: DataSettings) -> tuple[int, int, int] | None:

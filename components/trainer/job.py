@@ -32,7 +32,12 @@ class Settings:
         return replace(self, runtime=runtime, own=own)
 
     def task(
-        self, *, patience: float = 0.0, announcement: Announcement | None = None, command: Command | None = None
+        self,
+        *,
+        patience: float = 0.0,
+        tries_engine: bool = False,
+        announcement: Announcement | None = None,
+        command: Command | None = None,
     ) -> Task:
         """Make a task for the child; with neither announcement nor command, it counts the examples.
 
@@ -40,6 +45,8 @@ class Settings:
         ----------
         patience
             Seconds that the work may still wait for the device.
+        tries_engine
+            Whether to open the model before counting.
         announcement
             The round to take part in.
         command
@@ -57,6 +64,7 @@ class Settings:
             runtime=self.runtime,
             settings=self.own,
             patience=patience,
+            tries_engine=tries_engine,
             announcement=announcement,
             command=command,
         )

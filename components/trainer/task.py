@@ -44,7 +44,8 @@ class Line(BaseModel):
 class Task(Line):
     """What the child is to do: the round that is announced, the command, or else to count the examples.
 
-    ``patience`` is what is left of the seconds for which the work may wait for the device.
+    ``patience`` is what is left of the seconds for which the work may wait for the device. ``tries_engine``: before it counts, it
+    opens the model as a round would.
     """
 
     thing: str
@@ -53,6 +54,7 @@ class Task(Line):
     runtime: RuntimeSettings
     settings: TrainerSettings
     patience: float = 0.0
+    tries_engine: bool = False
     announcement: Announcement | None = None
     command: Command | None = None
 
@@ -72,6 +74,11 @@ class Task(Line):
     def checkpoint(self) -> Path:
         """File that holds a training between two batches."""
         return self.work / CHECKPOINT
+
+    @property
+    def builders(self) -> Path:
+        """Folder that code which comes with models is unpacked to."""
+        return self.work / "builders"
 
     @property
     def residual(self) -> Path:

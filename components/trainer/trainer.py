@@ -15,8 +15,9 @@ from typing import Literal
 
 from components.trainer.attempts import Attempts
 from components.trainer.commands import TrainerCommands
-from components.trainer.counting import Counting
+from components.trainer.counting import AGAIN_AFTER_TROUBLE_SECONDS, Counting
 from components.trainer.job import Job, Settings
+from components.trainer.known import known_model
 from components.trainer.recent import RecentRounds
 from components.trainer.rounds import Rounds, answer_key
 from components.trainer.runner import Runner
@@ -294,6 +295,8 @@ class Trainer:
         self._job = None
         if result.status != "stopped":
             self._answer(job.announcement, result)
+            if result.status == "failed":
+                self._counting.doubt()
             self._count_examples()
 
     def _answer(self, announcement: Announcement, result: Result) -> None:
@@ -375,21 +378,25 @@ class Trainer:
         return hold.reason if hold is not None and hold.action == "decline" else ""
 
     def _count_examples(self) -> None:
-        """Learn how many examples there are, once a model says what they must be; on a thread, as loaders may be slow."""
-        if self._job is not None or (model := self._store.active()) is None:
+        """Learn how many examples there are, and whether the engine opens, once there is a model; on a thread: it may be slow."""
+        if self._job is not None or (model := known_model(self._store, self._now.work)) is None:
             return
-        settings = self._now
-        if not self._counting.is_due(settings.runtime.data, model.manifest, problem=bool(self._data_problem)):
+        settings, counting = self._now, self._counting
+        if not counting.is_due(settings.runtime, model, problem=bool(self._data_problem)):
             return
+        task = settings.task(tries_engine=counting.tries_engine)
 
         def count() -> None:
-            result = self._runner.run(settings.task(), self._stopping, what="while counting the examples")
+            result = self._runner.run(task, self._stopping, what="while counting the examples")
             if result.status != "stopped":
                 self._loop.post(lambda: self._counted(result.num_examples, result.reason))
 
         threading.Thread(target=count, name="count", daemon=True).start()
 
     def _counted(self, examples: int, problem: str) -> None:
+        self._counting.ended(problem=bool(problem))
+        if problem:  # what is missing may come without a word
+            self._loop.later(AGAIN_AFTER_TROUBLE_SECONDS, self._count_examples)
         if (examples, problem) != (self._status.examples, self._data_problem):
             self._data_problem = problem
             self._status.has_examples(examples)

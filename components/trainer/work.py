@@ -106,14 +106,19 @@ def _result(place: Workspace) -> Result:
 
 def _done(place: Workspace) -> Result:
     from components.trainer import command_work, round_work
+    from components.trainer.known import known_model
 
     task = place.task
     if task.announcement is not None:
         return round_work.work_on(task.announcement, place)
     if task.command is not None:
         return command_work.do(task.command, place)
-    model = place.store.active()
-    return Result(status="done", num_examples=place.count(model) if model is not None else 0)
+    model = known_model(place.store, task.work)
+    if model is None:
+        return Result(status="done")
+    if task.tries_engine:
+        place.try_engine(model)
+    return Result(status="done", num_examples=place.count(model))
 
 
 def main() -> int:

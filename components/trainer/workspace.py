@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from components.trainer.known import downloads
 from components.trainer.task import Order, Report, Task
 from fedgrass import data
-from fedgrass.bundle import Bundle
+from fedgrass.bundle import MANIFEST, Bundle
 from fedgrass.control import ControlFiles, fetch_control
 from fedgrass.downloads import ObjectStore, fetch, fetch_bundle
 from fedgrass.edge.downloads import keep_newest, retried
@@ -20,6 +21,8 @@ from fedgrass.edge.throttle import CpuBudget
 from fedgrass.engines.base import Batch, Dataset, Engine, StopTraining
 from fedgrass.engines.flower_node import Node, join
 from fedgrass.engines.registry import open_engine
+from fedgrass.engines.shipped import own_builder
+from fedgrass.files import write_atomically
 from fedgrass.logs import Log
 from fedgrass.personal import Own
 from fedgrass.protocol.message import as_reason
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 # The base of this round, and the one it is compared with.
 _BUNDLES_KEPT = 2
+_BUILDERS_KEPT = 4
 
 
 class Orders:
@@ -94,7 +98,7 @@ class Workspace:
         # Most rounds start from the released model, which admission has stored already: nothing is downloaded.
         if stored is not None:
             return stored
-        folder = self.task.work / "bundles" / f"{base.version}-{base.parameters_sha256[:16]}"
+        folder = downloads(self.task.work) / f"{base.version}-{base.parameters_sha256[:16]}"
         self.log.log_event("base_downloading", base=base.version)
 
         def download() -> Bundle:
@@ -103,6 +107,8 @@ class Workspace:
         bundle = retried(download, self._stopping, self.log)
         if bundle is None:
             raise StopTraining
+        # Without it nobody could open the folder: what counts the examples has no announcement.
+        write_atomically(folder / MANIFEST, bundle.manifest.to_json())
         # Used now, so that it is among the newest when others are deleted.
         os.utime(folder)
         keep_newest(folder.parent, _BUNDLES_KEPT)
@@ -152,10 +158,16 @@ class Workspace:
     def engine(self, bundle: Bundle) -> Engine:
         """Make the engine that the device's settings name, with a model as the fleet has it."""
         runtime = self.task.runtime
-        engine = open_engine(runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder)
+        engine = open_engine(runtime.engine, bundle, threads=runtime.threads, builder=self._builder(bundle))
         task, asked = self.task, self.task.announcement
         about = (asked.round, asked.fit.config) if asked is not None else (0, {})
         return join(engine, Node(task.thing, {**runtime.node_config, "thing": task.thing}, self.file("flower"), *about))
+
+    def try_engine(self, bundle: Bundle) -> None:
+        """Open a model as a round would; raises what that raises, and what `FlowerEngine.check` does."""
+        engine = self.engine(bundle)
+        if (check := getattr(engine, "check", None)) is not None:
+            check(self.split(bundle).train)
 
     def own(self, bundle: Bundle, identity: str = "") -> Own:
         """Return the parameters of a model that this device keeps for itself; see `Own.of`."""
@@ -201,6 +213,7 @@ class Workspace:
         keep_missing
             Whether missing values of x stay NaN, as statistics count them.
         """
+        self._builder(bundle)
         settings = self.task.runtime.data
         found = data.load(settings.keeping_missing() if keep_missing else settings, bundle.manifest)
         if found.account is not None:
@@ -212,6 +225,7 @@ class Workspace:
 
     def count(self, bundle: Bundle) -> int:
         """Return how many examples there are to train on."""
+        self._builder(bundle)
         return data.count(self.task.runtime.data, bundle.manifest)
 
     def progressed(self, epoch: int, examples: int) -> None:
@@ -230,6 +244,14 @@ class Workspace:
     def file(self, name: str) -> Path:
         """Return a file of the trainer's."""
         return self.task.work / name
+
+    def _builder(self, bundle: Bundle) -> str:
+        """Return what builds a model here; its code, with which a loader of the owner's may come, is then importable."""
+        runtime, folder = self.task.runtime, self.task.builders
+        found = own_builder(bundle, runtime.builders, runtime.builder, folder)
+        if folder.is_dir():
+            keep_newest(folder, _BUILDERS_KEPT)
+        return found
 
     def _waits(self, reason: str) -> None:
         if reason:

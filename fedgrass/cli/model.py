@@ -148,6 +148,43 @@ def convert(
     render.console().print(f"wrote {output}: {bundle.manifest.name} {bundle.manifest.version}")
 
 
+@app.command()
+def pack(
+    folder: Folder,
+    code: Annotated[
+        Path,
+        typer.Argument(
+            help="What builds the model: a folder that its modules are imported from, a .py file, or a wheel.",
+            exists=True,
+        ),
+    ],
+    builder: Annotated[
+        str, typer.Option(help="module:object in it that builds the model: it is tried with the bundle.")
+    ] = "",
+    engine: EngineOption = "",
+) -> None:
+    """Put the code that builds a model into its bundle, so that it reaches the devices with the model.
+
+    A device runs it if its settings name its digest, as `fedgrass model publish --builder` has them do. The same code
+    has the same digest. Hidden files, __pycache__ and environments in a folder are left out.
+    """
+    from tempfile import TemporaryDirectory
+
+    from fedgrass.architecture import engine_of
+    from fedgrass.builder_archive import add_builder, builder_sha256, pack_builder
+    from fedgrass.bundle import BUILDER, Bundle
+    from fedgrass.engines.registry import open_engine
+    from fedgrass.engines.shipped import unpacked
+
+    bundle, archive = Bundle.open(folder), pack_builder(code)
+    if builder:
+        with TemporaryDirectory(prefix="fedgrass-") as place, unpacked(archive, Path(place)):
+            open_engine(engine or engine_of(bundle), bundle, builder=builder)
+    bundle = add_builder(bundle, archive)
+    what = f"{BUILDER} of {bundle.manifest.name} {bundle.manifest.version}"
+    render.console().print(f"{what}: {len(archive):,} bytes, sha256 {builder_sha256(bundle)}", soft_wrap=True)
+
+
 def _find_modules_here() -> None:
     """Make modules in the working directory importable, as Python does for its own programs."""
     # The empty name is the working directory, as `python -m` has it; a console script lacks it.

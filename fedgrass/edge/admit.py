@@ -119,7 +119,14 @@ def admit(
             # The lock is held while the child judges: two admissions at a time would compare with an active model
             # that is about to change.
             with store.as_applied(candidate) as given:
-                judgement = judged(Case(candidate=given.folder, active=before, runtime=runtime, deployer=deployer))
+                case = Case(
+                    candidate=given.folder,
+                    active=before,
+                    builders=store.folder / "builders",
+                    runtime=runtime,
+                    deployer=deployer,
+                )
+                judgement = judged(case)
             if not judgement.admitted:
                 return store.refuse(version, judgement.reason, question, judgement.metrics)
             store.activate(candidate)

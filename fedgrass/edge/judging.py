@@ -25,12 +25,16 @@ from fedgrass.protocol.message import Metrics, as_reason
 
 
 class Case(BaseModel):
-    """What is to be judged, and by which settings; bundles by their folders."""
+    """What is to be judged, and by which settings; bundles by their folders.
+
+    ``builders``: where code that comes with models is unpacked to.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     candidate: Path
     active: Path | None
+    builders: Path
     runtime: RuntimeSettings
     deployer: ModelDeployerSettings
 
@@ -71,6 +75,7 @@ def judge_here(case: Case, log: Log) -> Judgement:
     from fedgrass.data import load
     from fedgrass.edge.admission import WorseError, judge
     from fedgrass.engines.registry import open_engine
+    from fedgrass.engines.shipped import own_builder
 
     runtime, deployer = case.runtime, case.deployer
     try:
@@ -83,7 +88,10 @@ def judge_here(case: Case, log: Log) -> Judgement:
             max_memory_mb=deployer.max_memory_mb,
             load=lambda manifest: load(runtime.data, manifest),
             open_engine=lambda bundle: open_engine(
-                runtime.engine, bundle, threads=runtime.threads, builder=runtime.builder
+                runtime.engine,
+                bundle,
+                threads=runtime.threads,
+                builder=own_builder(bundle, runtime.builders, runtime.builder, case.builders),
             ),
         )
     except FedgrassError as error:

@@ -28,7 +28,7 @@ from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.parts import ENGINES
 from fedgrass.protocol.message import Tags
 from fedgrass.protocol.metrics import Metric
-from fedgrass.protocol.names import TRAINER_COMMANDS, FleetName
+from fedgrass.protocol.names import TRAINER_COMMANDS, FleetName, Sha256
 
 EXIT_CONFIGURATION = 78
 """Exit code of a process whose configuration is wrong: EX_CONFIG of sysexits.h."""
@@ -53,6 +53,12 @@ class RuntimeSettings(Settings):
     )
     builder: str = Field(
         default="", max_length=200, description="module:function that builds the model, for others than litert"
+    )
+    builders: dict[Sha256, Annotated[str, Field(max_length=200)]] = Field(
+        default={},
+        max_length=256,
+        description="Code that may come with a model, by its SHA-256, and the module:object in it that builds the model; "
+        "what is not listed is not run",
     )
     threads: int = Field(default=1, ge=1, le=256)
     tags: Tags = Field(

@@ -32,13 +32,18 @@ def named(reference: str, *, setting: str) -> Any:
             raise EngineError(f"{setting} {reference!r}: cannot be imported ({error})") from error
 
 
-def builder_of(engine: str, builder: str | Callable[[], Any]) -> Callable[[], Any]:
-    """Return the function that builds an engine's model; raises `EngineError` if none is named, or it is none."""
-    if not builder:
+def require_builder(engine: str, builder: object) -> None:
+    """Raise `EngineError` if no builder is named."""
+    if builder == "":
         raise EngineError(
             f"engine {engine}: 'builder' is not set; name the function that builds the model as module:function "
             "in the configuration of com.fedgrass.Runtime"
         )
+
+
+def builder_of(engine: str, builder: str | Callable[[], Any]) -> Callable[[], Any]:
+    """Return the function that builds an engine's model; raises `EngineError` if none is named, or it is none."""
+    require_builder(engine, builder)
     function = named(builder, setting="builder") if isinstance(builder, str) else builder
     if not callable(function):
         raise EngineError(f"builder {builder!r}: is not a function")

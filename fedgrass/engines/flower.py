@@ -16,12 +16,13 @@ import numpy as np
 
 from fedgrass.bundle import Bundle, Parameters, check_parameters
 from fedgrass.engines.base import Dataset, FitResult, FitSettings, FitState, Hooks, Metrics
-from fedgrass.engines.builders import named
+from fedgrass.engines.builders import named, require_builder
 from fedgrass.engines.checks import check_dataset
 from fedgrass.engines.flower_app import AppClient, app_of, project_of, run_config_of
 from fedgrass.engines.flower_node import Node
 from fedgrass.errors import DataError, DivergedError, EngineError
 from fedgrass.native import as_native
+from fedgrass.own_code import own_code
 from fedgrass.tensors import Array
 
 _METHODS = ("fit", "evaluate")
@@ -56,6 +57,7 @@ class FlowerEngine:
         del threads
         bundle.verify()
         self.manifest = bundle.manifest
+        require_builder("flower", builder)
         self._client = named(builder, setting="builder") if isinstance(builder, str) else builder
         self._config: dict[str, Any] = {}
         self._app = self._app_client(builder)
@@ -159,6 +161,28 @@ class FlowerEngine:
         if examples < 1:
             raise DataError(f"no examples to evaluate model {self.manifest.name!r} on")
         return {**_floats(metrics), "loss": float(loss), "examples": float(examples)}
+
+    def check(self, data: Dataset) -> None:
+        """Make the client, and compare its own parameters with the model's, if it tells them: an app has none to tell.
+
+        Raises
+        ------
+        EngineError
+            If it cannot be made, or has another number of parameters.
+        BundleError
+            If one of them has another shape.
+        """
+        if self._app is not None:
+            return
+        with own_code("making the client"):
+            client = self._client_for(data)
+            try:
+                arrays: object = client.get_parameters({}) if hasattr(client, "get_parameters") else []
+            except NotImplementedError:
+                return
+        # Flower's own NumPyClient, unless it is told otherwise, has an empty list.
+        if isinstance(arrays, list) and arrays:
+            self._named([np.asarray(array) for array in arrays])
 
     def _app_client(self, builder: str | Client) -> AppClient | None:
         app = app_of(self._client)

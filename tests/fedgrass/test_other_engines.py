@@ -19,7 +19,7 @@ from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.cli import cli
 from fedgrass.engines.sklearn import initial_parameters
-from fedgrass.errors import EngineError
+from fedgrass.errors import EngineError, FedgrassError
 from tests.fedgrass.engines.models import digits_bundle
 
 HERE = "tests.fedgrass.test_other_engines"
@@ -96,6 +96,23 @@ def test_a_model_becomes_the_estimator_that_scikit_learn_users_load(bundle: Bund
     assert "writes .joblib" in str(refused.exception)
     litert = CliRunner().invoke(cli, ["model", "convert", "examples/digits/bundle", str(tmp_path / "m.pt2")])
     assert "inference.tflite" in str(litert.exception)
+
+
+def test_code_is_packed_into_the_bundle_if_it_builds_its_model(bundle: Bundle, tmp_path: Path) -> None:
+    code = tmp_path / "code" / "of_sides.py"
+    code.parent.mkdir()
+    command = ["model", "pack", str(bundle.folder), str(code.parent), "--builder", "of_sides:build"]
+    text = "from sklearn.linear_model import LinearRegression\n\ndef build():\n    return LinearRegression()\n"
+    code.write_text(text)
+    wrong = CliRunner().invoke(cli, command)
+    assert isinstance(wrong.exception, FedgrassError)
+    assert not (bundle.folder / "builder.zip").exists()
+    code.write_text(text.replace("LinearRegression", "LogisticRegression"))
+    shown = CliRunner().invoke(cli, command, catch_exceptions=False)
+    packed = Bundle.open(bundle.folder)
+    packed.verify()
+    assert packed.manifest.files["builder.zip"].sha256 in shown.stdout
+    assert packed.manifest.graph_sha256 == bundle.manifest.graph_sha256
 
 
 def test_a_torch_model_becomes_a_program_that_runs_without_its_code(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.bundle import Bundle
 from fedgrass.cli.account import FleetOption
 from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.protocol.names import RUNTIME
 from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import STRATEGIES
 
@@ -31,6 +32,13 @@ def publish(
             help="Publish it as this version, such as 2.0.0, instead of the bundle's own; the middle number is 0."
         ),
     ] = None,
+    builder: Annotated[
+        str,
+        typer.Option(
+            help="module:object in the code that the bundle brings (fedgrass model pack): the fleet's deployment tells the "
+            "devices, by the code's digest, that they may run it."
+        ),
+    ] = "",
 ) -> None:
     """Publish a model bundle to a fleet: its first model, or a new graph.
 
@@ -38,14 +46,19 @@ def publish(
     base of the next round. Running it again changes nothing.
     """
     from fedgrass.cloud.aggregator.manual_release import fleet_clients
-    from fedgrass.cloud.aggregator.release import publish_model
+    from fedgrass.cloud.aggregator.release import publish_model, trust_builder
 
     # A bundle is sealed: to publish it as another version takes a copy with a manifest of its own.
     with tempfile.TemporaryDirectory(prefix="fedgrass-") as place:
         bundle = Bundle.open(folder)
         if version is not None:
             bundle = renamed(bundle, version, Path(place) / "bundle")
-        released = publish_model(bundle, fleet_clients(Account.of(fleet)))
+        clients = fleet_clients(Account.of(fleet))
+        if builder:  # first: a device that has the model and not the setting could not train
+            settings, deployment = trust_builder(bundle, clients, builder)
+            where = f"deployed by {deployment}" if deployment else "put it into the fleet's first deployment"
+            typer.echo(f"configuration of {RUNTIME}, {where}: {json.dumps(settings)}")
+        released = publish_model(bundle, clients)
     _tell(released, fleet)
 
 

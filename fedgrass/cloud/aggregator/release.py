@@ -9,23 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from fedgrass.architecture import engine_of
+from fedgrass.builder_archive import builder_sha256
 from fedgrass.bundle import MANIFEST, Bundle, Manifest
 from fedgrass.cloud.aggregator.canaries import Canaries, Heard
 from fedgrass.cloud.aggregator.component import Account, create_component
 from fedgrass.cloud.aggregator.recipe import global_model_recipe
 from fedgrass.cloud.aggregator.registry import Registry, store_archive
 from fedgrass.cloud.aggregator.s3 import Bucket
-from fedgrass.cloud.ending.deployment import SupersededError, deploy_version, deployed_version
+from fedgrass.cloud.ending.deployment import SupersededError, configure, deploy_version, deployed_version
 from fedgrass.cloud.ending.finish import deploy_current
 from fedgrass.cloud.ending.place import Place
-from fedgrass.errors import TransferError
+from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import Base
-from fedgrass.protocol.names import GLOBAL_MODEL, check_fleet, model_prefix, version_order
+from fedgrass.protocol.names import GLOBAL_MODEL, RUNTIME, check_fleet, model_prefix, version_order
 from fedgrass.protocol.records import CanaryTrial, RoundRecord, round_key
 from fedgrass.protocol.settings import Rollout
 from fedgrass.protocol.tables import Table, load_round, load_settings, participations_at, set_current_model
@@ -103,6 +105,39 @@ def publish_model(bundle: Bundle, clients: FleetClients) -> Release:
     if not set_current_model(clients.rounds, clients.fleet, base, publish=True):
         raise SupersededError(f"fleet {clients.fleet!r}: a newer model than {version} is current; it stays")
     return Release(base, arn, deploy_current(clients.place), clients.thing_group_arn)
+
+
+def trust_builder(bundle: Bundle, clients: FleetClients, builder: str) -> tuple[dict[str, Any], str | None]:
+    """Have the fleet's devices run the code that a bundle brings: its digest goes into their settings; safe to repeat.
+
+    Parameters
+    ----------
+    bundle
+        The bundle, with code (`fedgrass.builder_archive.add_builder`).
+    clients
+        The fleet's services.
+    builder
+        ``module:object`` in that code.
+
+    Returns
+    -------
+    tuple
+        The settings of com.fedgrass.Runtime, and the deployment that has them; None if the fleet has none yet.
+
+    Raises
+    ------
+    ConfigurationError
+        If the bundle brings no code.
+    ReleaseError
+        If the fleet's deployment does not name com.fedgrass.Runtime.
+    """
+    digest = builder_sha256(bundle)
+    if not digest:
+        raise ConfigurationError(
+            f"{bundle.folder}: brings no code for {builder!r} to be in; put it there with `fedgrass model pack`"
+        )
+    settings = {"engine": engine_of(bundle), "builders": {digest: builder}}
+    return settings, configure(clients.greengrass, clients.thing_group_arn, RUNTIME, settings)
 
 
 def prepare(bundle: Bundle, clients: FleetClients, rollout: Rollout | None = None) -> tuple[Base, str]:

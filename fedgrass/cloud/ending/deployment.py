@@ -8,6 +8,7 @@ https://docs.aws.amazon.com/greengrass/v2/APIReference/API_CreateDeployment.html
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 # Members of GetDeployment's answer that CreateDeployment takes; the answer has others that it refuses.
 _CARRIED_OVER = ("deploymentName", "deploymentPolicies", "iotJobConfiguration", "parentTargetArn", "tags")
+Entry = dict[str, Any]
+"""What is changed of a component's entry in a deployment."""
+
 _ATTEMPTS = 10
 _FEWEST = 10
 """Devices of the fleet that must have ended before the share of failures among them stops the rest."""
@@ -78,6 +82,89 @@ def deploy_version(
     ReleaseError
         If others keep deploying to the target at the same time.
     """
+    wanted = version
+
+    def change(base: GetDeploymentResponseTypeDef | None) -> Entry | None:
+        nonlocal wanted
+        found = component_version(base, component)
+        # A round that is late never puts an older model in place of a newer one.
+        wanted = version if found is None or exact else max(found, version, key=version_order)
+        return None if found == wanted else {"componentVersion": wanted}
+
+    what = f"{component} {version}"
+    latest = _revise(greengrass, target_arn, component, change, what, create=create, job=job, pause=pause)
+    if latest is not None and wanted != version:
+        raise SupersededError(f"{component} {wanted} is deployed already; {version} was not put in its place")
+    return latest
+
+
+def configure(
+    greengrass: GreengrassV2Client,
+    target_arn: str,
+    component: str,
+    settings: Mapping[str, Any],
+    *,
+    pause: Callable[[float], None] = time.sleep,
+) -> str | None:
+    """Merge settings into a component's configuration in ``target_arn``'s latest deployment; returns the deployment's id.
+
+    Running it again changes nothing. Settings that are not given stay.
+
+    Parameters
+    ----------
+    settings
+        What is merged, as the component's recipe has it.
+    pause
+        Waits that many seconds until a new deployment shows in the list.
+
+    Returns
+    -------
+    str or None
+        None if the target has no deployment.
+
+    Raises
+    ------
+    ReleaseError
+        If the deployment does not name the component, or others keep deploying to the target at the same time.
+    """
+
+    def change(base: GetDeploymentResponseTypeDef | None) -> Entry | None:
+        known: Mapping[str, Any] = base or {}
+        entry: Mapping[str, Any] | None = known.get("components", {}).get(component)
+        if entry is None:
+            raise ReleaseError(
+                f"{target_arn}: its deployment does not name {component}, so its configuration cannot be changed there. Add it "
+                f"to the deployment, with the configuration {json.dumps(settings)}"
+            )
+        update = entry.get("configurationUpdate", {})
+        before = json.loads(update.get("merge") or "{}")
+        after = _merged(before, settings)
+        return None if after == before else {"configurationUpdate": {**update, "merge": json.dumps(after)}}
+
+    what = f"the configuration of {component}"
+    return _revise(greengrass, target_arn, component, change, what, create=False, pause=pause)
+
+
+def _merged(before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    after = dict(before)
+    for name, value in settings.items():
+        known = after.get(name)
+        after[name] = _merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
+    return after
+
+
+def _revise(
+    greengrass: GreengrassV2Client,
+    target_arn: str,
+    component: str,
+    change: Callable[[GetDeploymentResponseTypeDef | None], Entry | None],
+    what: str,
+    *,
+    create: bool,
+    job: DeploymentIoTJobConfigurationTypeDef | None = None,
+    pause: Callable[[float], None],
+) -> str | None:
+    """Deploy what ``change`` makes of one entry of the newest deployment; it returns None where that is as it should be."""
     ours: dict[str, str | None] = {}  # a deployment we made -> the one it was made from
     made: str | None = None
     for attempt in range(_ATTEMPTS):
@@ -93,21 +180,16 @@ def deploy_version(
         if theirs is None and not create:
             return None
         base = greengrass.get_deployment(deploymentId=theirs) if theirs is not None else None
-        found = component_version(base, component)
-        # A round that is late never puts an older model in place of a newer one.
-        wanted = version if found is None or exact else max(found, version, key=version_order)
-        # Done if our newest was made from their newest, or theirs has the version already.
-        if latest is not None and (ours[latest] == theirs if latest in ours else found == wanted):
-            if wanted != version:
-                raise SupersededError(f"{component} {wanted} is deployed already; {version} was not put in its place")
+        entry = change(base)
+        # Done if our newest was made from their newest, or theirs is as it should be already.
+        if latest is not None and (ours[latest] == theirs if latest in ours else entry is None):
             return latest
         if made is not None:
             log_event("deployment_merged", target=target_arn, deployment=theirs)
-        made = greengrass.create_deployment(**_changed(base, target_arn, component, wanted, job))["deploymentId"]
+        made = greengrass.create_deployment(**_changed(base, target_arn, component, entry, job))["deploymentId"]
         ours[made] = theirs
     raise ReleaseError(
-        f"{target_arn}: others kept deploying to it while {component} {version} was being deployed. "
-        "Run again when they are done"
+        f"{target_arn}: others kept deploying to it while {what} was being deployed. Run again when they are done"
     )
 
 
@@ -177,13 +259,14 @@ def _changed(
     base: GetDeploymentResponseTypeDef | None,
     target_arn: str,
     component: str,
-    version: str,
+    entry: Entry | None,
     job: DeploymentIoTJobConfigurationTypeDef | None,
 ) -> dict[str, Any]:
     known: Mapping[str, Any] = base or {}
     components = {**known.get("components", {})}
     # Entry by entry: configuration that somebody set for this component outlives the new version.
-    components[component] = {**components.get(component, {}), "componentVersion": version}
+    if entry is not None:
+        components[component] = {**components.get(component, {}), **entry}
     carried = {name: known[name] for name in _CARRIED_OVER if known.get(name)}
     # Replaces what was carried over: the pace is that of the settings of this release.
     if job is not None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from fedgrass.cloud.ending.deployment import SupersededError, deploy_version
+from fedgrass.cloud.ending.deployment import SupersededError, configure, deploy_version
 from fedgrass.errors import ReleaseError
 from fedgrass.protocol.names import GLOBAL_MODEL
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
@@ -192,3 +193,26 @@ def test_whatever_others_do_meanwhile_their_last_word_and_ours_both_hold() -> No
         found = dict(greengrass.latest["components"])
         assert found.pop(GLOBAL_MODEL)["componentVersion"] == "1.2.0"
         assert found == (words[-1] if words else {})
+
+
+def test_settings_are_merged_into_what_the_deployment_says_already_and_only_once() -> None:
+    greengrass = FakeGreengrass()
+    greengrass.deploy(FULL)
+
+    def merge(settings: dict[str, Any]) -> str | None:
+        return configure(double(greengrass), TARGET, "com.acme.Vision", settings, pause=lambda seconds: None)
+
+    merge({"engine": "torch", "builders": {"a" * 64: "one:build"}})
+    made = merge({"builders": {"b" * 64: "two:build"}})
+    assert merge({"builders": {"b" * 64: "two:build"}}) == made == greengrass.latest["deploymentId"]
+    entry = greengrass.latest["components"]["com.acme.Vision"]
+    update = entry["configurationUpdate"]
+    expected = {"fps": 5, "engine": "torch", "builders": {"a" * 64: "one:build", "b" * 64: "two:build"}}
+    assert json.loads(update["merge"]) == expected
+    assert update["reset"] == ["/roi"]
+    others = {name: value for name, value in FULL["components"].items() if name != "com.acme.Vision"}
+    assert {name: value for name, value in greengrass.latest["components"].items() if name in others} == others
+    assert entry["runWith"] == FULL["components"]["com.acme.Vision"]["runWith"]
+    with pytest.raises(ReleaseError, match=r"does not name com\.acme\.Other"):
+        configure(double(greengrass), TARGET, "com.acme.Other", {"a": 1})
+    assert configure(double(FakeGreengrass()), TARGET, "com.acme.Vision", {"a": 1}) is None
