@@ -76,6 +76,7 @@ def _convolution(
 ) -> Tensor:
     rank = x.shape.rank - 2
     plain = x.shape[-1] == kernel.shape[-2] and set(np.atleast_1d(dilations)) == {1}
+    # What the products do not cover goes to TensorFlow's own operator.
     if data_format not in ("NHWC", "NWC") or rank > 2 or not plain:
         return _tf_convolution(x, kernel, strides, padding, data_format=data_format, dilations=dilations)
     rows, columns = (1, *np.broadcast_to(strides, rank))[-2:]

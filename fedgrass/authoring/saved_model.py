@@ -97,6 +97,7 @@ class SavedModel:
 
         def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> Forwarded:
             output = self.call(x, values, step).logits
+            # The last operator is all that tells of an activation: there are no layers.
             if expected is None or output.op.type not in ACTIVATIONS:
                 return Forwarded(output)
             if output.op.type.lower() != expected:
@@ -143,6 +144,7 @@ class SavedModel:
                 )
         frozen = tuple(v for v in self._variables if any(_within(v, name) for name in names))
         for name, variable in self._variables.items():
+            # Batch normalization's statistics would stay as they are, and the model train wrongly without a sign.
             if not variable.trainable and name not in frozen:
                 raise UnsupportedModelError(
                     name,

@@ -46,6 +46,7 @@ def kind(field: dict[str, Any]) -> str:
     if "enum" in field:
         return ", ".join(f"`{value}`" for value in field["enum"])
     if "anyOf" in field:
+        # null only says that the field may be left out.
         return " or ".join(kind(choice) for choice in field["anyOf"] if choice.get("type") != "null")
     if field.get("type") == "array":
         return f"list of {kind(field['items'])}" if "items" in field else "list"
@@ -59,6 +60,7 @@ def default(field: dict[str, Any], *, required: bool) -> str:
     if required:
         return "**required**"
     value = field.get("default")
+    # Structures as defaults would fill the cell; their own section shows them.
     if value is None or value == "" or isinstance(value, (dict, list)):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"

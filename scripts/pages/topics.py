@@ -7,6 +7,7 @@ from typing import get_args
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import names
 
+# Examples, so that a reader sees whole topics and keys.
 _FLEET, _THING, _ROUND, _VERSION = "mill", "press-1", 7, "1.7.0"
 
 # Message, who says it, what for.

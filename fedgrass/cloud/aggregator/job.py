@@ -110,17 +110,21 @@ class RoundJob:
         FedgrassError
             If the round cannot be finished now; the job can be run again.
         """
+        # The partial sums go last: until there is a report, an instance that is started again needs them.
         report = self._run()
         if self._instances > 1:
             self._remove_partial()
         return report
 
     def _run(self) -> RoundReport:
+        # Each question below is for a job that was killed and started again: what an earlier run finished is not done
+        # twice.
         finished = self._finished_report()
         if finished is not None:
             self._log.log_event("round_finished_before", outcome=finished.outcome)
             return finished
         now = self._now()
+        # Somebody may have ended the round since the job was started; then only what that asks for is done.
         if now.outcome is None and now.phase == "aggregating":
             proposal = self._proposed() or self._propose(*self._found())
             self._decide(proposal)
@@ -131,9 +135,11 @@ class RoundJob:
         strategy = self._record.settings.strategy.made()
         with self._phases.timed("base"):
             base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
+        # Trained from the base that was just fetched, and only for a strategy that compares with it.
         strategy = with_own_update(strategy, lambda: self._own_update(base))
         given = RoundInput(self._record, self._clients, self._source, strategy)
         with self._phases.timed("list"):
+            # Fixed before anything is read: what comes later counts as late.
             pinned = given.pinned
             self._report.refused_by_name, self._report.refused_more = pinned.refused, pinned.more
         if self._record.settings.task == "statistics":
@@ -141,6 +147,7 @@ class RoundJob:
         if self._record.privacy is not None:
             with self._phases.timed("privacy"):
                 self._report.privacy = judged(self._record.privacy)
+            # Before an update is read: with a spent budget nothing may be learnt from them.
             if passed := beyond_budget(self._report.privacy, self._record.settings.privacy):
                 return "held", passed
         try:
@@ -149,6 +156,7 @@ class RoundJob:
             return "helpers_missing", str(error)
         result = self._counted(result)
         self._report.aggregation = result
+        # By the norms of the updates that were used, with noise of its own on the count.
         self._adapt_clip([entry.norm for entry in result.updates], given.pinned.noise_seed)
         for entry in result.quarantined:
             self._log.log_event(
@@ -171,8 +179,11 @@ class RoundJob:
                 given.expected(base),
                 AggregationOptions(
                     min_updates=self._record.settings.min_updates,
+                    # SCAFFOLD and FedDyn take the share of devices that took part; those not asked count as devices,
+                    # too.
                     devices=max(self._record.alive, self._record.taking_part),
                     state=load_state(self._bucket, self._record.base, strategy, self._scratch),
+                    # The seed lies in the pinned list: a job that is run again draws the same noise.
                     noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
                     noisy=self._record.settings.privacy.mode != "none",
                     share=self._share(pinned) if self._shares(strategy) else None,
@@ -182,6 +193,7 @@ class RoundJob:
             )
 
     def _shares(self, strategy: Strategy) -> bool:
+        # Robust rules and masked sums need every update in one place.
         return self._instances > 1 and not strategy.needs_all and self._record.settings.secure is None
 
     def _masked(self, base: Bundle) -> Masked | None:
@@ -196,10 +208,12 @@ class RoundJob:
 
     def contribute(self) -> None:
         """Do the part of an instance that is not the first: nothing, if it has no lanes, or the round its result already."""
+        # More instances than lanes: the last ones have nothing to sum.
         if not lanes_of(self._instance, self._instances) or self._record.settings.secure is not None:
             return
         if self._finished_report() is not None or self._proposed() is not None:
             return
+        # As the first instance decides: it would wait for nobody's sums then, and no sum may be left in the bucket.
         privacy = self._record.privacy
         if privacy is not None and beyond_budget(judged(privacy), self._record.settings.privacy):
             return
@@ -232,6 +246,7 @@ class RoundJob:
         before = refusals_before(self._clients.rounds, self._record.fleet, self._record.round, things)
         now = Counter(things)
         counted = (
+            # At least once: an object that is no thing's has no count of its own.
             entry.model_copy(update={"times": before.get(entry.thing, 0) + max(1, now[entry.thing])})
             for entry in result.quarantined
         )
@@ -239,6 +254,7 @@ class RoundJob:
 
     def _share(self, pinned: UpdateList) -> BucketPartialSums:
         settings = self._record.settings
+        # All that the sums depend on: a job with another list, strategy or base must not find these.
         what = pinned.model_dump_json() + settings.strategy.model_dump_json() + self._record.base.parameters_sha256
         prefix = partial_prefix(self._record.fleet, self._record.round)
         return BucketPartialSums(
@@ -274,6 +290,8 @@ class RoundJob:
 
     def _decide(self, proposal: RoundReport) -> None:
         """Make what was proposed the round's outcome, unless it has one."""
+        # A newer model has become the fleet's meanwhile: this one is kept as held, so that a person can still choose
+        # it.
         if decide(self._clients.rounds, self._record, proposal) == "superseded":
             current = load_fleet_state(self._clients.rounds, self._record.fleet).model
             found = current.version if current is not None else "none"
@@ -288,6 +306,7 @@ class RoundJob:
         """Do what the round's outcome asks for, whoever wrote it, and return the report."""
         now = self._now()
         report = finish(self._clients.place, now)
+        # Cancelled or failed by somebody else: what the job found is nobody's to count.
         if report is None:
             ended = f"{now.outcome}: {now.reason}" if now.outcome else now.phase
             reason = f"the round is not aggregating any more, but {ended}; nothing is released after its end"
@@ -311,6 +330,7 @@ class RoundJob:
             report = RoundReport.read(content, name=self._bucket.uri(key))
         except RecordError as error:
             raise TransferError(f"{error}; move it away to run again") from error
+        # The round's number alone does not tell two lives of a fleet apart.
         if report.base.parameters_sha256 != self._record.base.parameters_sha256:
             raise ReleaseError(
                 f"{self._bucket.uri(key)}: is of another round {self._record.round}, from base {report.base.version}. "

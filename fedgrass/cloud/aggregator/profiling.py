@@ -63,11 +63,13 @@ class Collected:
             What they must say of themselves.
         """
         examiner = UpdateValidator(expected)
+        # No norm and no weight here: only what storage and headers say is checked.
         screening = Screening(ModelLayout.of(base.manifest), source, examiner, weight=lambda _: 1.0)
         return cls(source, screening.admit(references), layout, expected, screening)
 
     def read(self) -> Iterator[tuple[str, FeatureSums]]:
         """Yield each good device's name and sums, in the same order each time."""
+        # Combining reads the files several times; a bad one is named once.
         left = [reference for reference in self.references if reference.key not in self.refused]
         for reference, opened in self.screening.openers(left):
             try:
@@ -76,6 +78,7 @@ class Collected:
                 self.screening.examiner.check_header(reference, header)
             except UpdateError as error:
                 self.refused.add(reference.key)
+                # It was good at an earlier reading: storage has changed it since.
                 self.used.pop(reference.key, None)
                 self.screening.refuse(reference, error)
                 continue
@@ -167,6 +170,7 @@ class ProfileJob:
             log_event(
                 "update_quarantined", fleet=record.fleet, round=record.round, thing=entry.thing, reason=entry.reason
             )
+        # Devices that were left out do not count towards the minimum: the profile is not of them.
         good = len(result.updates) - profile.left_out
         if good < record.settings.min_updates:
             outcome, reason = without_model(result, record.settings.min_updates)

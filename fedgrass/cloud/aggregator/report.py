@@ -100,6 +100,7 @@ class ReportBuilder:
             base=ModelEntry.of(self.base),
             model=ModelEntry.of(self.model.manifest) if self.model else None,
             updates=result.updates if result else (),
+            # Refusals by name come first: they were made before anything was opened.
             quarantined=(*self.refused_by_name, *(result.quarantined if result else ())),
             quarantined_more=self.refused_more,
             evaluation_base=self.evaluation_base,

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 
 log = Log(__name__)
 
+# Bytes read at once: digests are computed on the way, without the whole file in memory.
 _BLOCK = 1 << 20
+# For connections that break in the middle of a body, which botocore's own retries do not cover.
 _RETRY = Retrying(
     retry=retry_if_exception_type((BotoCoreError, OSError)),
     stop=stop_after_attempt(5),
@@ -70,9 +72,11 @@ class Bucket:
         try:
             answer = self._client.get_object(Bucket=self.name, Key=key)
         except ClientError as error:
+            # Without ListBucket S3 answers 403 for a key that does not exist.
             if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and not self._lists(key)):
                 return None
             raise _failed(f"reading {self.uri(key)}", error) from error
+        # Before the body is read: nothing here is trusted to be small.
         if answer["ContentLength"] > max_bytes:
             raise TransferError(f"{self.uri(key)}: {answer['ContentLength']} bytes; at most {max_bytes} are accepted")
         try:
@@ -117,6 +121,7 @@ class Bucket:
             while block := body.read(_BLOCK):
                 digest.update(block)
                 file.write(block)
+                # A longer object than expected must not fill the disk before its digest is compared.
                 if file.tell() > size:
                     break
         if path.stat().st_size != size or digest.hexdigest() != sha256:
@@ -142,6 +147,7 @@ class Bucket:
         """Delete all objects whose keys begin with ``prefix``; safe to repeat."""
         try:
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
+                # A page has at most 1,000 keys, as many as one DeleteObjects takes.
                 keys: list[ObjectIdentifierTypeDef] = [{"Key": entry["Key"]} for entry in page.get("Contents", ())]
                 if keys:
                     answer = self._client.delete_objects(Bucket=self.name, Delete={"Objects": keys, "Quiet": True})
@@ -158,6 +164,7 @@ class Bucket:
         """Write an object unless there is one, and return what is there then: the first writer's content."""
         if self._create(key, content, hashlib.sha256(content).hexdigest()):
             return content
+        # A bound against an object that somebody else put there: update lists are far smaller.
         found = self.read(key, max_bytes=1 << 30)
         if found is None:
             raise TransferError(f"{self.uri(key)}: was there and is gone; run again")
@@ -176,6 +183,7 @@ class Bucket:
             if self._create(key, file, digest):
                 return
         try:
+            # By the digest in its metadata: comparing contents would download every model again.
             found = self._client.head_object(Bucket=self.name, Key=key).get("Metadata", {}).get(_DIGEST)
         except (ClientError, BotoCoreError) as error:
             raise _failed(f"reading {self.uri(key)}", error) from error
@@ -195,6 +203,7 @@ class Bucket:
 
     def _create(self, key: str, body: bytes | BinaryIO, digest: str) -> bool:
         try:
+            # IfNoneMatch: S3 decides which of two writers is first.
             self._client.put_object(Bucket=self.name, Key=key, Body=body, Metadata={_DIGEST: digest}, IfNoneMatch="*")
         except ClientError as error:
             if _code(error) in {"PreconditionFailed", "412"}:
@@ -245,6 +254,7 @@ class RoundUpdates:
         marker = ""
         while True:
             page = self._page({"Bucket": self._bucket, "Prefix": self._prefix, "KeyMarker": marker})
+            # Older versions are not taken: an update is what its thing wrote last.
             yield from (entry for entry in page.get("Versions", ()) if entry["IsLatest"])
             if not page["IsTruncated"]:
                 return
@@ -252,6 +262,7 @@ class RoundUpdates:
             last = max(str(entry["Key"]) for entry in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())))
             folder = last[: last.find("/", len(self._prefix)) + 1] or last
             update = folder + UPDATE_FILE
+            # The folder is passed over, but its update may lie behind what was listed of it.
             if last < update:
                 beyond = self._page({"Bucket": self._bucket, "Prefix": update, "MaxKeys": 1}).get("Versions", ())
                 yield from (entry for entry in beyond if entry["IsLatest"] and entry["Key"] == update)
@@ -288,6 +299,7 @@ def _thing(key: str) -> str:
 
 def _body(client: S3Client, bucket: str, reference: UpdateReference) -> BinaryIO:
     request: GetObjectRequestTypeDef = {"Bucket": bucket, "Key": reference.key}
+    # Pinned: an object that was replaced since the listing must not be read in its place.
     if reference.etag:
         request["IfMatch"] = f'"{reference.etag}"'
     if reference.version_id:
@@ -319,6 +331,7 @@ class _ResumingBody(io.RawIOBase):
         self._where = where
         self._size = size
         self._position = 0
+        # Opened at once, so that what is missing is told before the first read.
         self._body: StreamingBody | None = open_at(0)
 
     def readable(self) -> bool:

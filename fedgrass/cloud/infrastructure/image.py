@@ -35,6 +35,7 @@ def image_exists(session: Session, outputs: StackOutputs, tag: str) -> bool:
     ecr = session.client("ecr")
     try:
         ecr.describe_images(repositoryName=outputs.repository_uri.partition("/")[2], imageIds=[{"imageTag": tag}])
+    # An image's tag is its source's digest, so one that is there is the right one.
     except ecr.exceptions.ImageNotFoundException:
         return False
     return True
@@ -62,6 +63,7 @@ def build_image(
         If the build fails; the message names its log.
     """
     codebuild = session.client("codebuild")
+    # Overrides for this build only; the project itself is CloudFormation's to change.
     other: dict[str, Any] = {}
     if source is not None:
         other["sourceLocationOverride"] = source
