@@ -328,6 +328,13 @@ def frozen(model: keras.Model, layer_names: Sequence[str], given: object = None)
 
 
 def _check(model: keras.Model) -> None:
+    for tensor in model.inputs:
+        if tensor.dtype == "string":
+            raise UnsupportedModelError(
+                f"input {tensor.name!r}",
+                "text",
+                'take numbers of words, keras.Input((length,), dtype="int32"), and have the data hold them',
+            )
     for layer in model._flatten_layers():
         _check_layer(layer)
     for tensor in model.inputs:

@@ -26,6 +26,45 @@ def _embedding(context: Context, table: Operand, indices: Operand, padding: int 
     return Value(tf.gather(rows, tf.cast(indices.plain, tf.int32)))
 
 
+@operator("_embedding_bag", "_embedding_bag_forward_only")
+def _embedding_bag(
+    context: Context,
+    table: Operand,
+    indices: Operand,
+    offsets: Operand,
+    by_frequency: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    weights: Operand | None = None,
+    include_last: bool = False,
+    padding: int = -1,
+) -> list[Value | None]:
+    """Sum, mean or largest of the vectors of tokens [B, T]; padding is in none, and counts in no mean."""
+    flat = context.value(indices)
+    require(isinstance(offsets, torch.Tensor), "bags whose sizes the data say", "give tokens [B, T] without offsets")
+    count = len(offsets)  # type: ignore[arg-type]
+    length = flat.shape[0] // count
+    even = not include_last and torch.equal(offsets, torch.arange(count) * length)
+    require(even, "bags of several sizes", "give tokens [B, T] without offsets")
+    require(not by_frequency, "scale_grad_by_freq=True", "leave it out")
+    tokens = tf.reshape(flat.plain, [count, length])
+    rows = _embedding(context, table, Value(tokens)).plain
+    kept = tf.expand_dims(tf.cast(tf.not_equal(tokens, tf.cast(padding, tokens.dtype)), tf.float32), -1)
+    if mode == _LARGEST:
+        require(padding < 0, "mode='max' with padding_idx", "leave padding_idx out")
+        return [Value(tf.reduce_max(rows, axis=1)), None, None, None]
+    if weights is not None:
+        rows = rows * tf.reshape(context.value(weights).plain, [count, length, 1])
+    total = tf.reduce_sum(rows * kept, axis=1)
+    if mode == _MEAN:
+        total = total / tf.maximum(tf.reduce_sum(kept, axis=1), 1.0)
+    return [Value(total), None, None, None]
+
+
+_MEAN, _LARGEST = 1, 2
+"""As PyTorch numbers the modes of an EmbeddingBag; 0 is the sum."""
+
+
 @operator("index_select")
 def _index_select(context: Context, x: Operand, axis: int, indices: Operand) -> Value:
     return take(context, context.value(x), axis, indices)

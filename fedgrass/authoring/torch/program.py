@@ -80,19 +80,33 @@ def trace(module: torch.nn.Module, inputs: Sequence[torch.Tensor], *, training: 
     """
     # In one process, Triton (of the CUDA wheel) and TensorFlow abort each other: both bring LLVM. Nothing here needs it.
     sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+    _check_normalizations(module)
     before = module.training
     module.train(training)
     try:
         # no_grad: the gradients are TensorFlow's, of the operators that are made again.
         with _quietly(), _following(module) as entered, torch.no_grad():
             try:
-                exported = torch.export.export(module, tuple(inputs), strict=False)
+                exported = _taken_apart(torch.export.export(module, tuple(inputs), strict=False))
+            except UnsupportedModelError:
+                raise
             except Exception as error:
                 raise _untraceable(module, entered, error) from error
-            exported = _taken_apart(exported)
     finally:
         module.train(before)
     return _described(exported, module)
+
+
+def _check_normalizations(module: torch.nn.Module) -> None:
+    for path, part in module.named_modules():
+        if (
+            isinstance(part, torch.nn.modules.batchnorm._NormBase)
+            and part.track_running_stats
+            and part.momentum is None
+        ):
+            raise UnsupportedModelError(
+                described(module, path), "momentum=None, a mean over all batches,", "give a momentum, such as 0.1"
+            )
 
 
 @contextmanager
@@ -133,11 +147,7 @@ def _untraceable(module: torch.nn.Module, entered: list[str], error: Exception) 
     where = described(module, entered[-1] if entered else "")
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if "data-dependent" in str(error).lower() or "GuardOnDataDependent" in type(error).__name__:
-        return UnsupportedModelError(
-            where,
-            "control flow or a shape that depends on the data",
-            "use torch.where, masks, or sizes known beforehand",
-        )
+        return UnsupportedModelError(where, *_DATA_DEPENDENT)
     return UnsupportedModelError(
         where,
         f"a call that torch.export cannot record ({type(error).__name__}: {text[:300]})",
@@ -147,7 +157,7 @@ def _untraceable(module: torch.nn.Module, entered: list[str], error: Exception) 
 
 def _taken_apart(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """Make it functional, and take operators apart until all are in the table."""
-    exported = exported.run_decompositions({})
+    exported = _decomposed(exported, {})
     # One level at a time: an operator that is in the table must not be taken apart into others that are slower.
     for _ in range(_PASSES):
         unknown = {node.target for node in _calls(exported) if not _is_known(node)}
@@ -159,13 +169,39 @@ def _taken_apart(exported: torch.export.ExportedProgram) -> torch.export.Exporte
             usable = _explicit(unknown)
         if not usable:
             break
-        exported = exported.run_decompositions(usable)
+        exported = _decomposed(exported, usable)
     for node in _calls(exported):
         if not _is_known(node):
-            raise UnsupportedModelError(
-                _where(node), f"operator {_name(node)}", "use another; docs/models.md lists what can be"
-            )
+            raise _unknown(node)
     return exported
+
+
+def _decomposed(
+    exported: torch.export.ExportedProgram, rules: dict[Any, Callable[..., object]]
+) -> torch.export.ExportedProgram:
+    try:
+        return exported.run_decompositions(rules)
+    except Exception as error:
+        for node in _calls(exported):  # torch's own passes fail at views of them
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor) and value.is_complex():
+                raise UnsupportedModelError(
+                    _where(node), f"a tensor of {value.dtype}", "keep real and imaginary parts in two float32 tensors"
+                ) from error
+        raise
+
+
+def _unknown(node: torch.fx.Node) -> UnsupportedModelError:
+    name = _name(node)
+    if name.startswith("sym_") or name in ("nonzero", "masked_select", "_local_scalar_dense"):
+        return UnsupportedModelError(_where(node), *_DATA_DEPENDENT)
+    return UnsupportedModelError(_where(node), f"operator {name}", "use another; docs/models.md lists what can be")
+
+
+_DATA_DEPENDENT = (
+    "control flow or a shape that depends on the data",
+    "use torch.where, masks, or sizes known beforehand",
+)
 
 
 def _explicit(unknown: set[Target]) -> dict[Target, Callable[..., object]]:

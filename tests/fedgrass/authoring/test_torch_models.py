@@ -119,6 +119,11 @@ def test_transformers_over_tokens_train_alike(tmp_path: Path, causal: bool) -> N
     assert_parity(tmp_path, nets.TokenTransformer(causal=causal), {"shape": (6,), "dtype": "int64"}, "tokens")
 
 
+def test_bags_of_tokens_train_alike(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    assert_parity(tmp_path, nets.Bags(), {"shape": (6,), "dtype": "int64"}, "cross_entropy")
+
+
 @slow
 @pytest.mark.parametrize("loss", [name for name in LOSSES if "cross_entropy" != name != "tokens"])
 def test_losses_by_pytorchs_names(tmp_path: Path, loss: str) -> None:
@@ -243,7 +248,12 @@ class Outer(nn.Module):  # type: ignore[misc]
         (Branching(), r"module 'body' \(Branching\): control flow or a shape that depends on the data"),
         (nets.Lambda(torch.fft.rfft), r"module 'body' \(Lambda\): operator"),
         (nets.Lambda(lambda x: x.half().float()), r"module 'body' \(Lambda\): a tensor of torch.float16"),
-        (nets.Lambda(lambda x: x[x > 0]), r"module 'body' \(Lambda\): "),
+        (nets.Lambda(lambda x: x[x > 0]), r"module 'body' \(Lambda\): .*a shape that depends on the data"),
+        (
+            nets.Lambda(lambda x: torch.view_as_real(torch.complex(x, x)).flatten(1)),
+            r"module 'body' \(Lambda\): a tensor of torch.complex64",
+        ),
+        (nn.BatchNorm1d(5, momentum=None), r"module 'body' \(BatchNorm1d\): momentum=None"),
         (nets.Lambda(lambda x: x.sum()), "an output of shape"),
         (nets.Lambda(lambda x: (x, 2)), "a module that gives something else than tensors"),
         (
@@ -252,7 +262,7 @@ class Outer(nn.Module):  # type: ignore[misc]
         ),
         (nn.RReLU(), r"module 'body' \(RReLU\): RReLU, which draws its slopes,"),
     ],
-    ids=["branch", "fft", "half", "boolean index", "scalar", "pair", "shape", "rrelu"],
+    ids=["branch", "fft", "half", "boolean index", "complex", "cumulative", "scalar", "pair", "shape", "rrelu"],
 )
 def test_what_cannot_be_trained_is_refused_by_the_path_of_its_module(tmp_path: Path, body: Any, message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):

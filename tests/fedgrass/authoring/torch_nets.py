@@ -203,6 +203,21 @@ class TokenTransformer(nn.Module):  # type: ignore[misc]
         return self.head(self.norm(x))
 
 
+class Bags(nn.Module):  # type: ignore[misc]
+    """Texts as the mean, the weighed sum, and the largest of their words' vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.largest = nn.EmbeddingBag(11, 4, padding_idx=0), nn.EmbeddingBag(11, 4, mode="max")
+        self.sum = nn.EmbeddingBag(11, 4, mode="sum", padding_idx=2)
+        self.weights = nn.Parameter(torch.linspace(0.5, 1.5, 6))
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, tokens: Any) -> Any:
+        weighed = self.sum(tokens, per_sample_weights=self.weights.expand(tokens.shape[0], -1))
+        return self.head(torch.cat([self.mean(tokens), self.largest(tokens), weighed], 1))
+
+
 class Residual(nn.Module):  # type: ignore[misc]
     """A ResNet's block with a projection, before a head."""
 
