@@ -1,237 +1,272 @@
-"""Models of many kinds: exported, trained on the device's engine, and held against Keras.
+"""Models of many kinds: exported, trained on the device's engine, and held against Keras or PyTorch.
 
 ``python -m benchmarks.models`` prints a row for each model of `benchmarks.zoo` and, last, one JSON line. For each:
 
-- seconds and graph size of the export;
-- 15 steps of SGD from the same weights on the same batches with LiteRT and with Keras: the largest relative differences of
-  loss and weights. ``chaos`` is what Keras' weights differ by from themselves when moved by 1e-7 before. Layers that draw at
-  random draw otherwise than Keras', so theirs are not compared;
-- steps of ours over steps of Keras' ``fit``, by the processor's seconds (which other work on the machine changes little) and by
-  the clock's, and peak memory of both, each in a fresh process.
+- seconds of the export (without its self-test) and the graph's size;
+- 15 steps of SGD from the same weights on the same batches with LiteRT and with Keras or PyTorch: the largest relative
+  differences of a step's loss and of a tensor of weights, and what the peer's differ by from themselves when the weights were
+  moved by 1e-7 before. Layers that draw at random draw otherwise than the peer's, so theirs are not compared;
+- steps for each second of the processor, ours over the peer's, in turns in one pair of processes, one thread each;
+- peak memory of both, when they have trained; the peer's before it exports.
 
-``--only`` chooses models; ``--results FILE`` keeps what was found and goes on from there; ``--family`` takes any module
-with ``MODELS``, names and functions that give a built Keras model.
-Needs the extra ``authoring``.
+``--results FILE`` keeps a line of JSON for each model and goes on from there; ``python -m scripts.pages`` makes
+docs/reference/models.md of docs/reference/models.jsonl. ``--family`` takes any module with ``MODELS``. Needs the extra
+``authoring``, and PyTorch for its models.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import json
+import multiprocessing
 import os
-import resource
+import platform
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks import zoo
+from benchmarks.models_peers import (
+    Found,
+    apart,
+    beside,
+    exported,
+    is_torch,
+    left_out,
+    on_device,
+    read,
+    refused,
+    relative,
+    serve,
+)
 from benchmarks.paired import say
 
-FAMILIES = ("benchmarks.zoo.tables", "benchmarks.zoo.sequences", "benchmarks.zoo.images")
-BATCH, STEPS, RATE = 16, 15, 0.01
-MOVED_BY = 1e-7
-
-Found = dict[str, Any]
+PATIENCE = 1800
+"""Seconds that a step of a child may take."""
 
 
 def main() -> None:
     """Run what the arguments ask for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], metavar="MODEL")
     parser.add_argument("--family", action="append", default=[], metavar="MODULE")
-    parser.add_argument("--results", type=Path)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement of speed")
-    parser.add_argument("--contender", choices=tuple(_CONTENDERS), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--results", type=Path, metavar="FILE")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of the processor, for each measurement of speed")
+    parser.add_argument("--threads", type=int, default=1, help="of each side")
     arguments = parser.parse_args()
-    families = arguments.family or list(FAMILIES)
-    if arguments.contender:
-        name = arguments.only[0]
-        found = _CONTENDERS[arguments.contender](name, families, arguments.folder, arguments.seconds)
-        (arguments.folder / f"{arguments.contender}.json").write_text(json.dumps(found))
-        return
-    results = json.loads(arguments.results.read_text()) if arguments.results and arguments.results.exists() else {}
-    for name in arguments.only or [name for family in families for name in _models(family)]:
-        if name not in results:
-            results[name] = _measured(name, families, arguments.seconds)
-            say(_row(name, results[name]))
-        if arguments.results:
-            arguments.results.write_text(json.dumps(results, indent=1))
-    print("\n".join([_HEAD, *(_row(name, found) for name, found in results.items())]))
-    print(json.dumps({"models": len(results), "results": results}))
+    threads = str(arguments.threads)
+    os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
+    families = arguments.family or _families()
+    with tempfile.TemporaryDirectory() as scratch:
+        results = arguments.results or Path(scratch) / "models.jsonl"
+        for torch in (False, True):
+            chosen = [family for family in families if is_torch(family) == torch]
+            one = (chosen, arguments.only, results, arguments.seconds, arguments.threads)
+            process = _SPAWN.Process(target=_run, args=(torch, *one))
+            if chosen:
+                process.start()
+                process.join()
+        found = read(results)
+    if unknown := set(arguments.only) - found.keys():
+        raise SystemExit(f"no such model: {', '.join(sorted(unknown))}")
+    print("\n".join([_HEAD, *map(_row, found.values())]))
+    print(json.dumps({"models": len(found), "results": list(found.values())}))
 
 
-def _measured(name: str, families: list[str], seconds: float) -> Found:
-    with tempfile.TemporaryDirectory() as folder:
-        runs: dict[str, Found] = {}
-        for contender in _CONTENDERS:
-            command = [sys.executable, "-m", "benchmarks.models", "--only", name, "--contender", contender]
-            command += ["--folder", folder, "--seconds", str(seconds)]
-            for family in families:
-                command += ["--family", family]
-            quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-            done = subprocess.run(command, capture_output=True, text=True, env=quiet, check=False)
-            if done.returncode:
-                return {"failed": contender, "why": done.stderr.strip().splitlines()[-1][-300:]}
-            runs[contender] = json.loads((Path(folder) / f"{contender}.json").read_text())
-        return {**runs["export"], **_compared(runs["litert"], runs["keras"], Path(folder))}
+_SPAWN, _FORKED = multiprocessing.get_context("spawn"), multiprocessing.get_context("forkserver")
+_TRAINS = (("keras",), ("torch", "torch._dynamo"))
+"""What is imported by the process off which those that train in Keras, or in PyTorch, are forked. It saves seconds of each."""
+_EXPORTS = ("keras", "fedgrass.authoring.export")
+"""What besides by the one off which those that export are forked."""
 
 
-def _compared(ours: Found, keras: Found, folder: Path) -> Found:
-    found = {
-        "speed_ratio": round(ours["speed"]["processor"] / keras["speed"]["processor"], 2),
-        "clock_ratio": round(ours["speed"]["clock"] / keras["speed"]["clock"], 2),
-        "memory_ratio": round(ours["rss_mb"] / keras["rss_mb"], 2),
-        "rss_mb": {"litert": round(ours["rss_mb"]), "keras": round(keras["rss_mb"])},
-    }
-    if keras["random"]:
-        return {**found, "parity": "draws at random"}
-    losses = _apart(np.array(ours["losses"]), np.array(keras["losses"]))
-    weights = _weights_apart(folder / "litert.npz", folder / "keras.npz")
-    chaos = _weights_apart(folder / "moved.npz", folder / "keras.npz")
-    return {**found, "loss_apart": losses, "weights_apart": weights, "chaos": chaos}
+def _run(torch: bool, families: list[str], only: list[str], results: Path, seconds: float, threads: int) -> None:
+    """Measure the models of one framework that are not yet among the results."""
+    _FORKED.set_forkserver_preload([*_TRAINS[torch], *_EXPORTS])
+    wanted, known = _wanted(families, only), read(results)
+    for module in _TRAINS[torch]:
+        importlib.import_module(module)
+    for number, (family, name) in enumerate(wanted, 1):
+        if name in known:
+            continue
+        found = _measured(family, name, seconds, threads)
+        say(f"{number} of {len(wanted)}: {_row(found)}")
+        with results.open("a") as file:
+            file.write(json.dumps(found) + "\n")
 
 
-def _weights_apart(first: Path, second: Path) -> float:
-    with np.load(first) as a, np.load(second) as b:
-        # A tensor that hardly moves is measured against the largest of the model.
-        scale = max(float(np.abs(b[key]).max(initial=0)) for key in b.files)
-        return max(_apart(a[key], b[key], floor=1e-3 * scale) for key in b.files)
-
-
-def _apart(found: Any, expected: Any, floor: float = 1e-12) -> float:
-    return float(np.abs(found - expected).max(initial=0) / max(float(np.abs(expected).max(initial=0)), floor))
-
-
-_HEAD = "model | export s | graph KB | loss apart | weights apart (chaos) | speed, ours/Keras (by the clock) | memory, ours/Keras"
-
-
-def _row(name: str, found: Found) -> str:
-    if "failed" in found:
-        return f"{name} | {found['failed']} failed: {found['why']}"
-    if "parity" in found:
-        parity = f"{found['parity']} | –"
+def _families() -> list[str]:
+    names = [*zoo.KERAS, zoo.REFUSED[0]]
+    if importlib.util.find_spec("torch") is None:
+        say("PyTorch is not installed: its models are left out")
     else:
-        parity = f"{found['loss_apart']:.0e} | {found['weights_apart']:.0e} ({found['chaos']:.0e})"
-    export = f"{found['export_seconds']:.1f} | {found['graph_kb']}"
-    return f"{name} | {export} | {parity} | {found['speed_ratio']} ({found['clock_ratio']}) | {found['memory_ratio']}"
+        names += [*zoo.TORCH, zoo.REFUSED[1]]
+    return [f"benchmarks.zoo.{name}" for name in names]
 
 
-def _models(family: str) -> dict[str, Any]:
-    found: dict[str, Any] = importlib.import_module(family).MODELS
+def _wanted(families: list[str], only: list[str]) -> list[tuple[str, str]]:
+    """Return families and names of models, found in a process that keeps no framework in this one."""
+    found = []
+    for family in families:
+        with _FORKED.Pool(1) as pool:
+            found += [(family, name) for name in pool.apply(_names, (family,))]
+    return [one for one in found if not only or one[1] in only]
+
+
+def _names(family: str) -> list[str]:
+    return list(importlib.import_module(family).MODELS)
+
+
+def _measured(family: str, name: str, seconds: float, threads: int) -> Found:
+    found: Found = {"model": name, "family": family.removeprefix("benchmarks.zoo."), **_here()}
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            if family.endswith("refused"):
+                with _Child(_FORKED, refused, family, name, Path(scratch)) as child:
+                    child.next()
+            else:
+                found |= _trained(family, name, Path(scratch), seconds, threads)
+        except _EndedError as error:
+            found |= error.found
     return found
 
 
-def _export(name: str, families: list[str], folder: Path, _: float) -> Found:
-    import keras
+def _trained(family: str, name: str, folder: Path, seconds: float, threads: int) -> Found:
+    with _Child(multiprocessing.get_context("fork"), beside, family, name, folder, threads) as peer:
+        theirs = peer.next()
+        with _Child(_FORKED, exported, family, name, folder) as exporter:
+            made = exporter.next()
+        with _Child(_SPAWN, on_device, folder, threads, theirs["repeats"]) as device:
+            ours = device.next()
+            found = _compared(theirs, ours, made, folder) | _speeds(device, peer, seconds)
+    found["cost_processor_seconds"] = round(peer.used + exporter.used + device.used, 1)
+    return found
 
-    from fedgrass.authoring.export import export
 
-    keras.utils.set_random_seed(0)
-    model = next(models[name] for models in map(_models, families) if name in models)()
-    model.save(folder / "model.keras")
-    began, used = time.perf_counter(), time.process_time()
-    made = export(model, folder / "bundle", loss=_loss(model), batch_size=BATCH, name=name, prove=False)
+class _EndedError(Exception):
+    def __init__(self, found: Found) -> None:
+        super().__init__(str(found))
+        self.found = found
+
+
+class _Child:
+    """A process that gives its findings one by one."""
+
+    def __init__(self, context: Any, steps: Any, *arguments: Any) -> None:
+        self.used = 0.0
+        self._what, self._log = steps.__name__, tempfile.NamedTemporaryFile()  # noqa: SIM115 - closed with the process
+        self._ours, theirs = multiprocessing.Pipe()
+        target = (theirs, Path(self._log.name), steps, *arguments)
+        self._process = context.Process(target=serve, args=target, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ours.close()
+        self._process.join(2)
+        self._process.kill()
+        self._process.join()
+        self._log.close()
+
+    def next(self) -> Found:
+        """Return the next; raises `_EndedError` with what is said of a model that has none."""
+        try:
+            self._ours.send(True)
+            if not self._ours.poll(PATIENCE):
+                raise _EndedError({"failed": f"{self._what}: no answer in {PATIENCE} s"})
+            found: Found = self._ours.recv()
+        except (EOFError, OSError) as error:
+            last = Path(self._log.name).read_text(errors="replace").strip().splitlines()[-1:]
+            raise _EndedError({"failed": f"{self._what}: the process ended: {' '.join(last)[-300:]}"}) from error
+        if "refused" in found:
+            raise _EndedError(found)
+        if "failed" in found:
+            raise _EndedError({"failed": f"{self._what}: {found['failed']}"})
+        self.used = found.pop("used")
+        return found
+
+
+_ENDS = {"failed", "refused"}
+
+
+def _compared(theirs: Found, ours: Found, made: Found, folder: Path) -> Found:
+    device, peer, moved = (folder / f"{name}.npz" for name in ("litert", "peer", "moved"))
+    found: Found = {key: value for key, value in made.items() if key not in ("random", "frozen")}
+    found["memory_ratio"] = round(ours["rss_mb"] / theirs["rss_mb"], 2)
+    found["rss_mb"] = [round(ours["rss_mb"]), round(theirs["rss_mb"])]
+    if missing := left_out(device, peer, made["frozen"]):
+        raise _EndedError({"failed": f"the bundle lacks {', '.join(missing)}"})
+    if made["random"]:
+        return {**found, "parity": "draws at random"}
     return {
-        "export_seconds": round(time.perf_counter() - began, 1),
-        "export_processor_seconds": round(time.process_time() - used, 1),
-        "graph_kb": made.path("model.tflite").stat().st_size // 1024,
+        **found,
+        "loss_apart": relative(ours["losses"], theirs["losses"]),
+        "weights_apart": apart(device, peer),
+        "moved_loss_apart": relative(theirs["moved_losses"], theirs["losses"]),
+        "moved_weights_apart": apart(moved, peer),
     }
 
 
-def _loss(model: Any) -> str:
-    last = getattr(model.outputs[0]._keras_history.operation, "activation", None)
-    softmax = getattr(last, "__name__", "") == "softmax"
-    return "sparse_categorical_crossentropy" if softmax else "mean_squared_error"
+_OURS = 0.3
+"""Share of the seconds that is enough on the device's side, which takes many more steps in it."""
 
 
-def _litert(_name: str, _families: list[str], folder: Path, seconds: float) -> Found:
-    from fedgrass.bundle import Bundle
-    from fedgrass.data import ArrayDataset
-    from fedgrass.engines.base import FitSettings
-    from fedgrass.engines.litert import LiteRTEngine
-
-    bundle = Bundle.open(folder / "bundle")
-    manifest, generator = bundle.manifest, np.random.default_rng(0)
-    count = STEPS * BATCH
-    x: Any = generator.normal(size=(count, *manifest.x.shape)).astype(np.float32)
-    if manifest.x.dtype == "int32":
-        x = generator.integers(0, 400, x.shape).astype(np.int32)
-    elif x.ndim == 3:
-        x[::3, x.shape[1] // 2 :] = 0  # something to mask
-    y: Any = generator.normal(size=(count, *manifest.y.shape)).astype(np.float32)
-    if manifest.y.dtype == "int32":
-        y = generator.integers(0, manifest.output.shape[-1], (count, *manifest.y.shape)).astype(np.int32)
-    engine, settings = LiteRTEngine(bundle, threads=2), FitSettings(learning_rate=RATE)
-    data = ArrayDataset(x, y)
-    batches = list(data.batches(BATCH, seed=settings.epoch_seed(0)))
-    np.savez(folder / "data.npz", x=np.stack([b.x for b in batches]), y=np.stack([b.y for b in batches]))
-    losses = [engine.fit(ArrayDataset(b.x, b.y), settings).metrics["loss"] for b in batches]
-    parameters: dict[str, Any] = dict(engine.get_parameters())
-    np.savez(folder / "litert.npz", **parameters)
-    speed = _speed(lambda: engine.fit(data, settings), seconds)
-    return {"losses": losses, "speed": speed, "rss_mb": _rss()}
+def _speeds(device: _Child, peer: _Child, seconds: float) -> Found:
+    sums = [{"steps": 0, "processor": 0.0, "clock": 0.0} for _ in range(2)]
+    wanted = (_OURS * seconds, seconds)
+    while any(total["processor"] < least for total, least in zip(sums, wanted, strict=True)):
+        for total, child in zip(sums, (device, peer), strict=True):
+            if total["processor"] >= seconds:  # the other has too little yet
+                continue
+            found = child.next()
+            for key in total:
+                total[key] += found[key]
+    ours, theirs = ({key: one["steps"] / one[key] for key in ("processor", "clock")} for one in sums)
+    return {
+        "speed_ratio": round(ours["processor"] / theirs["processor"], 2),
+        "clock_ratio": round(ours["clock"] / theirs["clock"], 2),
+        "steps_per_processor_second": [round(ours["processor"], 1), round(theirs["processor"], 1)],
+    }
 
 
-def _keras(_name: str, _families: list[str], folder: Path, seconds: float) -> Found:
-    import keras
-    import tensorflow as tf
-
-    from fedgrass.authoring.randomness import is_random
-
-    # Two threads, as LiteRT has.
-    tf.config.threading.set_intra_op_parallelism_threads(2)
-    with np.load(folder / "data.npz") as archive:
-        x, y = archive["x"], archive["y"]
-
-    def trained(moved_by: float, name: str) -> tuple[Any, list[float]]:
-        # Loaded again: both runs begin at the exported weights.
-        model = keras.saving.load_model(folder / "model.keras", compile=False)
-        generator = np.random.default_rng(1)
-        for weight in model.trainable_variables if moved_by else []:
-            weight.assign(weight.numpy() * (1 + moved_by * generator.standard_normal(weight.shape).astype(np.float32)))
-        model.compile(keras.optimizers.SGD(RATE), _loss(model))
-        losses = []
-        for a, b in zip(x, y, strict=True):
-            model.reset_metrics()
-            losses.append(float(model.train_on_batch(a, b)))
-        frozen = set(json.loads((folder / "bundle" / "model.json").read_text()).get("frozen", ()))
-        values = {v.path.removeprefix(f"{model.name}/"): v.numpy() for v in model.weights}
-        np.savez(folder / name, **{key: value for key, value in values.items() if key not in frozen})
-        return model, losses
-
-    model, losses = trained(0.0, "keras.npz")
-    flat = (x.reshape(-1, *x.shape[2:]), y.reshape(-1, *y.shape[2:]))
-    speed = _speed(lambda: model.fit(*flat, batch_size=BATCH, shuffle=False, verbose=0), seconds)
-    memory = _rss()
-    random = any(is_random(layer) for layer in model._flatten_layers())
-    # Last: its memory must not count in the peak.
-    trained(MOVED_BY, "moved.npz")
-    return {"losses": losses, "speed": speed, "rss_mb": memory, "random": random}
+def _here() -> Found:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    processors = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    machine = f"{(processors or [platform.machine()])[0]}, {os.cpu_count()} cores"
+    return {"commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d"), "machine": machine}
 
 
-def _speed(fit: Any, seconds: float) -> dict[str, float]:
-    """Return steps per second of the processor and of the clock."""
-    # Once before: tracing and the first allocations are not what is measured.
-    fit()
-    fits, began, used = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - began < seconds:
-        fit()
-        fits += 1
-    taken = {"processor": time.process_time() - used, "clock": time.perf_counter() - began}
-    return {clock: fits * STEPS / second for clock, second in taken.items()}
+def _lines(file: str) -> list[str]:
+    return Path(file).read_text().splitlines() if Path(file).exists() else []
 
 
-def _rss() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+_HEAD = "model | export s | graph KB | loss apart | weights apart (moved) | speed, ours/peer (by the clock) | memory, ours/peer"
 
 
-_CONTENDERS = {"export": _export, "litert": _litert, "keras": _keras}
+def _row(found: Found) -> str:
+    for end in _ENDS & found.keys():
+        return f"{found['model']} | {end}: {found[end]}"
+    parity = f"{found['parity']} | –" if "parity" in found else _parity(found)
+    export = f"{found['export_processor_seconds']:.1f} | {found['graph_kb']}"
+    speed = f"{found['speed_ratio']} ({found['clock_ratio']}) | {found['memory_ratio']}"
+    return f"{found['model']} | {export} | {parity} | {speed} | {found['cost_processor_seconds']} s"
+
+
+def _parity(found: Found) -> str:
+    return f"{found['loss_apart']:.0e} | {found['weights_apart']:.0e} ({found['moved_weights_apart']:.0e})"
 
 
 if __name__ == "__main__":

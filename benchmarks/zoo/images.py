@@ -89,12 +89,6 @@ def _u_net() -> Any:
     return keras.Model(inputs, layers.Conv2D(3, 1, activation="softmax")(x))
 
 
-def _frozen() -> Any:
-    base = keras.applications.MobileNetV2(input_shape=(96, 96, 3), include_top=False, weights=None, alpha=0.35)
-    base.trainable = False
-    return _classifier(base, layers.GlobalAveragePooling2D(), shape=(96, 96, 3))
-
-
 def _autoencoder(*decoder: Any) -> Any:
     encoder = [layers.Conv2D(f, 3, strides=2, padding="same", activation="relu") for f in (8, 4)]
     return keras.Sequential([keras.Input((28, 28, 1)), *encoder, *decoder, layers.Conv2D(1, 3, padding="same")])
@@ -139,7 +133,6 @@ MODELS: dict[str, Build] = {
         layers.SeparableConv2D(32, 3, strides=2, activation="relu"),
         layers.GlobalAveragePooling2D(),
     ),
-    "mobilenet_v2_frozen": _frozen,
     "u_net": _u_net,
     "autoencoder_upsampling": lambda: _autoencoder(layers.UpSampling2D(), layers.UpSampling2D()),
     "autoencoder_transposed": lambda: _autoencoder(
