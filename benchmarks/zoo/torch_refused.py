@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 Build = Callable[[], dict[str, Any]]
 
@@ -30,15 +29,6 @@ class _Packed(nn.Module):  # type: ignore[misc]
         lengths = torch.full((x.shape[0],), 5)
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
         return self.head(self.layer(packed)[1][0][-1])
-
-
-class _Bag(nn.Module):  # type: ignore[misc]
-    def __init__(self) -> None:
-        super().__init__()
-        self.bag, self.head = nn.EmbeddingBag(100, 8), nn.Linear(8, 2)
-
-    def forward(self, tokens: Any) -> Any:
-        return self.head(self.bag(tokens))
 
 
 class _Unpooled(nn.Module):  # type: ignore[misc]
@@ -64,11 +54,6 @@ def _branch(x: Any) -> Any:
     return x * 2 if x.sum() > 0 else x
 
 
-def _grid(x: Any) -> Any:
-    places = torch.zeros(x.shape[0], 4, 4, 2)
-    return F.grid_sample(x, places, align_corners=False)
-
-
 MODELS: dict[str, Build] = {
     "torch_branch_on_data": lambda: _within(_branch),
     "torch_boolean_index": lambda: _within(lambda x: x[x > 0]),
@@ -82,18 +67,7 @@ MODELS: dict[str, Build] = {
     "torch_linalg_inverse": lambda: _within(lambda x: torch.linalg.inv(x.view(-1, 2, 4) @ x.view(-1, 4, 2)).flatten(1)),
     "torch_conv3d": lambda: _net(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(128, 2), input=(1, 6, 6, 6)),
     "torch_packed_sequence": lambda: {"model": _Packed(), "loss": "mse_loss", "input": (5, 4)},
-    "torch_embedding_bag": lambda: {"model": _Bag(), "loss": "mse_loss", "input": {"shape": (6,), "dtype": "int64"}},
     "torch_unpooling": lambda: {"model": _Unpooled(), "loss": "mse_loss", "input": (1, 10, 10)},
-    "torch_grid_sample": lambda: _net(nn.Conv2d(1, 2, 3), _Function(_grid), input=(1, 8, 8)),
-    "torch_lstm_dropout": lambda: _net(
-        nn.LSTM(4, 8, 2, dropout=0.2, batch_first=True), _Function(lambda found: found[0][:, -1]), input=(5, 4)
-    ),
-    "torch_spectral_norm": lambda: _net(
-        nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.Linear(8, 2), input=(8,)
-    ),
-    "torch_weight_norm": lambda: _net(
-        nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 2), input=(8,)
-    ),
     "torch_all_frozen": lambda: _net(nn.Linear(8, 2).requires_grad_(False), input=(8,)),
     "torch_label_smoothing": lambda: _net(nn.Linear(8, 2), input=(8,), loss=nn.CrossEntropyLoss(label_smoothing=0.1)),
     "torch_class_weights": lambda: _net(nn.Linear(8, 2), input=(8,), loss=nn.CrossEntropyLoss(weight=torch.ones(2))),

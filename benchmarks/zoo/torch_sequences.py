@@ -126,7 +126,7 @@ class _DistilBert(nn.Module):  # type: ignore[misc]
 
 
 class _MeanOfWords(nn.Module):  # type: ignore[misc]
-    """What an EmbeddingBag gives: the mean of the vectors of words that are not padding."""
+    """The mean of the vectors of words that are not padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,6 +150,17 @@ class _AttentionPooling(nn.Module):  # type: ignore[misc]
         return self.head((torch.softmax(self.score(torch.tanh(steps)), 1) * steps).sum(1))
 
 
+class _Bag(nn.Module):  # type: ignore[misc]
+    """The text classifier of PyTorch's tutorial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.head = nn.EmbeddingBag(1000, 32, padding_idx=0), nn.Linear(32, 4)
+
+    def forward(self, tokens: Any) -> Any:
+        return self.head(self.bag(tokens))
+
+
 MODELS: dict[str, Build] = {
     "torch_lstm_40": lambda: Module(_Recurrent(nn.LSTM(6, 32, batch_first=True), 32), (40, 6)),
     "torch_gru_40": lambda: Module(_Recurrent(nn.GRU(6, 32, batch_first=True), 32), (40, 6)),
@@ -167,6 +178,7 @@ MODELS: dict[str, Build] = {
     "torch_keyword_spotting": lambda: Module(_keyword_spotting(), (1, 49, 10)),
     "torch_series_transformer": lambda: Module(_SeriesTransformer(), (32, 6)),
     "torch_distilbert": lambda: Module(_DistilBert(), TOKENS),
+    "torch_embedding_bag": lambda: Module(_Bag(), TOKENS),
     "torch_mean_of_words": lambda: Module(_MeanOfWords(), TOKENS),
     "torch_attention_pooling": lambda: Module(_AttentionPooling(), (30, 6)),
 }
