@@ -154,6 +154,7 @@ class LocalFleet:
         with (folder / "core_device.log").open("ab") as log:
             process = spawn(argv, env=environment, stdout=log, stderr=log)
         self.devices[thing] = device = LocalDevice(thing, folder, process)
+        # After the account on the stack, and so ended before it: devices say goodbye to a broker that is still there.
         self._stack.callback(stop, process)
         return device
 

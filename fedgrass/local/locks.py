@@ -15,6 +15,7 @@ from fedgrass.errors import ConfigurationError
 def sole_user(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file; raises `ConfigurationError` with the holder's process id if another holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Not "w": that would empty the holder's own file before the lock is refused.
     with path.open("a+") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -103,6 +103,7 @@ class Sample:
     def _device_items(self) -> Iterator[dict[str, Any]]:
         now_ms = int(self._now.timestamp() * 1000)
         for position, thing in enumerate(self.things):
+            # By position and not by chance, so that every size of fleet has some of each.
             silent, unable = position % 17 == 5, position % 11 == 3
             beat = Heartbeat(
                 fleet=self._account.fleet,

@@ -23,6 +23,7 @@ from fedgrass.local.aws import sql_values as values
 from fedgrass.local.aws.sql_values import UNDEFINED, Expression, Message
 from fedgrass.local.aws.topics import matches
 
+# Signs of two characters come before those of one, or "<=" would be read as "<" and "=".
 _TOKEN = re.compile(
     r"\s*(?:(?P<string>'(?:[^']|'')*')|(?P<number>\d+(?:\.\d+)?)|(?P<name>[A-Za-z_]\w*)|(?P<sign><>|!=|<=|>=|[-+*/%(),.=<>]))"
 )
@@ -49,6 +50,7 @@ class Query:
         """Tell whether the rule applies to ``message``."""
         if not matches(self.topic_filter, message.topic):
             return False
+        # Undefined counts as false, as does any value that is not a boolean.
         return self.condition is None or self.condition(message) is True
 
     def select(self, message: Message) -> dict[str, object]:
@@ -135,11 +137,13 @@ class _Parser:
         value = self._or()
         if self._take("AS"):
             return Item(self._name(), value)
+        # Without AS, an attribute keeps the last name of its path: `a.b` becomes `b`.
         kind, text = self._tokens[self._next - 1]
         if kind != "name" or self._tokens[start][0] != "name":
             raise self._error("a value that is not an attribute needs AS and a name")
         return Item(text, value)
 
+    # One method for each level of binding, from the loosest to the tightest.
     def _or(self) -> Expression:
         left = self._and()
         while self._take("OR"):
@@ -178,6 +182,7 @@ class _Parser:
             self._expect(")")
             return inner
         if self._take("-"):
+            # A number has no sign of its own in `_TOKEN`: a leading minus is a subtraction from 0.
             return values.calculate(operator.sub, lambda _message: 0, self._primary())
         kind, text = self._advance()
         if kind == "string":
@@ -237,6 +242,7 @@ class _Parser:
     def _take(self, word: str) -> bool:
         if self._next < len(self._tokens):
             kind, text = self._tokens[self._next]
+            # Keywords are in any case; a quoted text is never one.
             if kind != "string" and text.upper() == word:
                 self._next += 1
                 return True

@@ -83,8 +83,10 @@ def compare(test: Callable[[Any, Any], bool], left: Expression, right: Expressio
         a, b = left(message), right(message)
         if a is UNDEFINED or b is UNDEFINED:
             return UNDEFINED
+        # Python would raise a TypeError for an order between a text and a number.
         if test not in {operator.eq, operator.ne} and not _ordered(a, b):
             return UNDEFINED
+        # Python counts True as 1; in JSON the two are different values.
         return test(a, b) if isinstance(a, bool) == isinstance(b, bool) else test is operator.ne
 
     return compare
@@ -152,6 +154,10 @@ def _length(value: object) -> object:
     return len(value) if isinstance(value, str) else UNDEFINED
 
 
+def _starts_with(text: object, prefix: object) -> object:
+    return text.startswith(prefix) if isinstance(text, str) and isinstance(prefix, str) else UNDEFINED
+
+
 def _concat(texts: Sequence[object]) -> object:
     known = [text for text in texts if isinstance(text, str)]
     return "".join(known) if len(known) == len(texts) else UNDEFINED
@@ -167,6 +173,6 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
     "isnull": lambda _message, value: value is None,
     "length": lambda _message, value: _length(value),
     "lower": lambda _message, text: text.lower() if isinstance(text, str) else UNDEFINED,
-    "startswith": lambda _message, text, prefix: text.startswith(prefix) if isinstance(text, str) else UNDEFINED,
+    "startswith": lambda _message, text, prefix: _starts_with(text, prefix),
 }
 """Functions by name in lower case, called with the message and their arguments."""

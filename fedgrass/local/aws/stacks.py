@@ -35,6 +35,7 @@ def repair() -> None:
     )
 
     def delete_but_retained(resources: ResourceMap) -> None:
+        # moto knows "Retain" only. The two differ when a creation is rolled back, which moto does not do.
         for described in resources._resource_json_map.values():
             if described.get("DeletionPolicy") == "RetainExceptOnCreate":
                 described["DeletionPolicy"] = "Retain"
@@ -80,6 +81,7 @@ def _differences(
     resources: ResourceMap, template: dict[str, Any], parameters: dict[str, Any] | None, found: dict[str, list[str]]
 ) -> dict[str, list[str]]:
     """Return what an update adds, modifies and removes, by what moto ``found`` and the conditions after it."""
+    # What exists now, whatever the old template says: a resource whose condition did not hold was never made.
     there = {name for name, made in resources._parsed_resources.items() if made is not None}
     holds = _conditions(resources, template, parameters)
     described = template["Resources"]
@@ -90,6 +92,7 @@ def _differences(
     absent = [name for name, wanted in known.items() if name not in there and wanted]
     modified = [name for name in found["Modify"] if name in there and name not in gone]
     before = resources.input_parameters
+    # Parameters as Fn::Sub spells them within a text.
     changed = [f"${{{name}}}" for name, value in (parameters or {}).items() if before.get(name) != value]
     for name in _following(described, [*modified, *changed]):
         modified += [name] if name in there and name not in (*gone, *modified) else []
@@ -154,7 +157,10 @@ def _conditions(
 
 def _following(described: Mapping[str, Mapping[str, object]], changed: list[str]) -> list[str]:
     """Return the resources that follow what has changed: resources by name, parameters as they stand in a text."""
+    # A resource is referred to by its name as a JSON text, in Ref and in GetAtt; a parameter may stand within a
+    # longer one.
     marks, found = [text if text.startswith("$") else f'"{text}"' for text in changed], []
+    # In the order in which they depend on each other: what follows a model may be followed by an endpoint.
     for kind in _FOLLOWS:
         for name, resource in described.items():
             if resource["Type"] == kind and any(mark in json.dumps(resource) for mark in marks):

@@ -48,15 +48,19 @@ def repair(emit: Emit, keys: Keys) -> None:
     that is failed by its token keeps the cause. What it asks of other services it signs with the account's own keys.
     """
     signed = {"aws_access_key_id": keys.access_key, "aws_secret_access_key": keys.secret_key}
+    # moto's interpreter signs with made-up keys, which the endpoint refuses.
     override(boto_client, "boto3", SimpleNamespace(client=lambda **options: boto3.client(**{**options, **signed})))
     set_error = Environment.set_error
     run, terminated = Execution.start, BaseExecutionWorkerCommunication.terminated
 
     def set_error_unless_stopped(environment: Environment, error: ExecutionFailedEventDetails) -> None:
+        # The interrupted task fails a moment after the stop: its error would turn an aborted execution into a failed
+        # one.
         if not isinstance(environment._program_state, ProgramStopped):
             set_error(environment, error)
 
     def start_and_tell(execution: Execution) -> None:
+        # The start itself may be refused; only one that was made is told.
         run(execution)
         _tell(emit, execution, "RUNNING")
 
@@ -65,6 +69,7 @@ def repair(emit: Emit, keys: Keys) -> None:
         _tell(emit, communication.execution, _status(communication.execution))
 
     def fail_with_cause(response: StepFunctionResponse) -> EmptyResult:
+        # moto drops the cause on the way from the request to its backend.
         given = {name: response._get_param(name) for name in ("error", "cause")}
         response.stepfunction_backend.send_task_failure(response._get_param("taskToken"), **given)
         return EmptyResult()
@@ -113,6 +118,7 @@ def _name_execution(request: Request) -> None:
         body["name"] = str(uuid.uuid4())
     data = json.dumps(body).encode()
     request.environ["wsgi.input"] = io.BytesIO(data)
+    # The body is longer now; moto reads as many bytes as this says.
     request.environ["CONTENT_LENGTH"] = str(len(data))
 
 

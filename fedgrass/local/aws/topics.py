@@ -19,6 +19,7 @@ def matches(topic_filter: str, topic: str) -> bool:
     parts = topic_filter.split("/")
     for index, part in enumerate(parts):
         if part == "#":
+            # "#" stands for the level above too: a/# matches a (MQTT 3.1.1, 4.7.1.2).
             return index == len(parts) - 1
         if index >= len(levels) or part not in {"+", levels[index]}:
             return False

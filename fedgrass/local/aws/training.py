@@ -65,6 +65,8 @@ class _Job:
         try:
             self._prepare(host)
             with self.lock:
+                # Under the lock that `stop` takes: a job stopped while its data were fetched must not start a
+                # container.
                 self.process = self._launch(host) if self.status == "InProgress" else None
             code = self._wait() if self.process is not None else None
         except (FedgrassError, OSError) as error:
@@ -74,6 +76,8 @@ class _Job:
             self._end("Stopped", None)
         elif code:
             said = host.ml / "output" / "failure"
+            # What a training container writes there is the reason that DescribeTrainingJob shows, up to 1024
+            # characters.
             words = said.read_bytes()[:_MAX_FAILURE].decode(errors="replace") if said.is_file() else ""
             self._end("Failed", f"AlgorithmError: {words}, exit code: {code}")
         else:

@@ -63,6 +63,7 @@ def main(
             kind = replace(kind, patience=patience)
         settings = Settings(root.resolve(), thing, endpoint_url, host, int(port), region, kind)
         configure_device(settings.root / "logs" / "greengrass.log", thing=thing, verbose=verbose)
+        # Two devices on one root would kill each other's components as leftovers.
         with sole_owner(settings.root):
             asyncio.run(_serve(settings, role_arn))
     except FedgrassError as error:
@@ -77,6 +78,7 @@ async def _serve(settings: Settings, role_arn: str) -> None:
     connected = clients.connect(settings.endpoint_url, region=settings.region, role_arn=role_arn, thing=settings.thing)
     device = CoreDevice(settings, connected, os.environ)
     loop, background = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+    # Held in a set, for the loop keeps weak references to its tasks.
     loop.add_signal_handler(signal.SIGUSR1, lambda: background.add(loop.create_task(device.restart_ipc())))
     loop.add_signal_handler(signal.SIGUSR2, device.restart_mqtt)
     try:

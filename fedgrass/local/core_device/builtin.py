@@ -53,6 +53,7 @@ class StreamManagerProcess:
         if self._keeper is None:
             self.port = _free_port()
             self._keeper = asyncio.get_running_loop().create_task(self._keep(), name=STREAM_MANAGER)
+        # The components that need it are started when this returns.
         while self.state is not State.RUNNING:
             await asyncio.sleep(_PROBE_SECONDS)
 
@@ -73,8 +74,10 @@ class StreamManagerProcess:
             if not exited.done():
                 log_event("stream_manager_running", port=self.port, pid=self.pid)
                 self._enter(State.RUNNING)
+            # Shielded: cancelling the keeper must not cancel the future that the waiting thread resolves.
             code = await asyncio.shield(exited)
             if self._child is not None:
+                # Whatever is left of its group might hold the port that the next one needs.
                 processes.signal_group(self._child.pid, signal.SIGKILL)
             log_event("stream_manager_exited", code=code)
             self._enter(State.ERRORED)

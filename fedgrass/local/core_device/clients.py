@@ -52,6 +52,7 @@ def connect(endpoint_url: str, *, region: str, role_arn: str, thing: str) -> Cli
         For Greengrass and S3, with the role's credentials.
     """
     config = Config(
+        # Few: whoever calls has its own way to wait, and holds a thread meanwhile.
         retries={"total_max_attempts": 2, "mode": "standard"},
         connect_timeout=5,
         read_timeout=30,
@@ -71,6 +72,8 @@ def connect(endpoint_url: str, *, region: str, role_arn: str, thing: str) -> Cli
 def role_session(credentials: RoleCredentials) -> botocore.session.Session:
     """Return a botocore session that assumes the role at the first request, and again before it expires."""
     session = botocore.session.Session()
+    # This provider alone: the usual chain would find the account's keys, which stand for the device's certificate,
+    # and S3 would be used with them.
     session.register_component("credential_provider", CredentialResolver([_RoleProvider(credentials)]))
     return session
 

@@ -24,6 +24,7 @@ from fedgrass.logs import log_event
 
 _T = TypeVar("_T")
 
+# The classic nucleus's: at the third error in one state within an hour a component is BROKEN.
 MAX_ERRORS = 3
 ERROR_MEMORY_SECONDS = 3600.0
 
@@ -96,6 +97,7 @@ class Component:
         self._surroundings = surroundings
         self._requests: asyncio.Queue[Request] = asyncio.Queue()
         self._dependency_moved = asyncio.Event()
+        # Times by the monotonic clock, which no correction of the date can move.
         self._errors: dict[State, list[float]] = {}
         self._starts: list[float] = []
         self._process: ScriptProcess | None = None
@@ -162,8 +164,11 @@ class Component:
                 # There is no unit for it, so nothing that depends on it HARD finds one.
                 await self._next_request({Request.STOP})
                 return
+            # A restart that is asked for here is dropped: nothing runs yet that could be restarted.
             if await self._or_request(self._wait_for_dependencies(), {Request.STOP, Request.FINISH}) is Request.STOP:
                 return
+            # Requests of the start before: a dependency that came and went twice asks for two restarts, and one is
+            # due.
             self._drop_stale_requests()
             alive = await self._stay_finished() if self.halted else await self._start_and_run()
         if self.state is State.BROKEN:
@@ -193,6 +198,7 @@ class Component:
             self._enter(State.RUNNING)
             outcome = await self._run()
             failed_in = State.RUNNING
+        # A text is an error, a request is what ended it, None is its regular end.
         if isinstance(outcome, str):
             if not await self._recover(failed_in, outcome):
                 await self._shut_down()
@@ -214,6 +220,7 @@ class Component:
     async def _start(self) -> str | Request | None:
         """Return ``None`` once RUNNING, the error's description, or the request that ended it."""
         if "startup" in self.specification.scripts:
+            # A startup script is done when it ends with 0, or when the component says RUNNING before.
             wanted = {*_LEAVES, Request.REPORT_RUNNING, Request.REPORT_ERRORED}
             outcome = await self._execute("startup", wanted)
             if outcome is Request.REPORT_RUNNING:
@@ -235,6 +242,7 @@ class Component:
             # A startup script may have reported RUNNING before its end, for which there is no limit then.
             timeout = script.timeout if script.phase == "run" else None
             outcome = await self._or_request(_bounded(self._process.exited, timeout), wanted)
+        # A service in the background: the script has ended well and the component runs on until somebody asks.
         if script.phase == "startup" and outcome == 0:
             outcome = await self._next_request(wanted)
         if outcome is Request.REPORT_ERRORED:
@@ -267,6 +275,8 @@ class Component:
         now = time.monotonic()
         recent = [at for at in self._errors.get(failed_in, []) if now - at < ERROR_MEMORY_SECONDS]
         self._errors[failed_in] = [*recent, now]
+        # systemd's StartLimitBurst counts starts, whatever state they failed in; the classic nucleus counts errors by
+        # state.
         starts, most = [at for at in self._starts if now - at < ERROR_MEMORY_SECONDS], MAX_ERRORS
         if failed_in is not State.NEW and (limit := self._surroundings.nucleus.starts_an_hour) is not None:
             self._errors[failed_in], most = starts, limit
@@ -290,6 +300,7 @@ class Component:
         await self._shut_down()
 
     async def _shut_down(self) -> None:
+        # The shutdown script runs first and beside the process that it is to shut down; then the process is ended.
         running, self._process = self._process, None
         script = self.specification.scripts.get("shutdown")
         if script is not None and not script.skipped():
@@ -355,6 +366,7 @@ class Component:
             await asyncio.wait({working, asked}, return_when=asyncio.FIRST_COMPLETED)
             return asked.result() if asked.done() else working.result()
         finally:
+            # Both: a reader that is left behind would swallow the next request.
             for task in (working, asked):
                 task.cancel()
 

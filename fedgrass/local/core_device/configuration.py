@@ -22,6 +22,7 @@ from fedgrass.files import write_atomically
 Path = tuple[str, ...]
 Listener = Callable[[Path], None]
 
+# Milliseconds since 1970: older than any deployment.
 DEFAULTS_TIME = 1.0
 
 
@@ -96,6 +97,7 @@ class ConfigurationStore:
         """
         self._state.values.setdefault(component, {})
         modified = self._state.modified.setdefault(component, {})
+        # All checks come before the first change: an update is taken whole or not at all.
         leaves = list(_leaves(values, path))
         if self._max_leaf is not None:
             self._check(component, leaves, self._max_leaf)
@@ -123,6 +125,7 @@ class ConfigurationStore:
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to ``snapshot`` and tell the subscribers what that changed."""
         before, self._state = self._state, snapshot.model_copy(deep=True)
+        # Both sides: a component that is in only one of them has changed as well.
         for component in before.values.keys() | self._state.values.keys():
             old = dict(_leaves(before.values.get(component, {})))
             new = dict(_leaves(self._state.values.get(component, {})))

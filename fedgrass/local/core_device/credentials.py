@@ -58,6 +58,7 @@ class RoleCredentials:
     def get(self) -> Credentials:
         """Return valid credentials; blocks on the network when they are due."""
         now = datetime.now(timezone.utc)
+        # Before they expire: a caller may use them for some minutes after this.
         if self._current is None or self._current.expires - now < _REFRESH_BEFORE:
             answer = self._sts.assume_role(RoleArn=self._role_arn, RoleSessionName=self._thing)["Credentials"]
             self._current = Credentials(
@@ -156,9 +157,11 @@ class TokenExchangeService:
         component = self._authenticate(headers.get("authorization", ""))
         if component is None:
             return "403 Forbidden", {"message": "the token is not one of a component"}
+        # The classic nucleus keeps a failed connection, so a link that is back changes nothing until the time is up.
         if self._clock() < self._failed_until:
             return "500 Internal Server Error", {"message": "Failed to get connection"}
         try:
+            # It may wait for the network, and the loop serves all components.
             current = await asyncio.to_thread(self._credentials)
         except Exception as error:  # noqa: BLE001 - botocore has no common base for what can go wrong here
             self._failed_until = self._clock() + self._keeps_failure()
@@ -168,5 +171,6 @@ class TokenExchangeService:
             "AccessKeyId": current.access_key,
             "SecretAccessKey": current.secret_key,
             "Token": current.token,
+            # The form that SDKs parse: UTC, with a Z and without fractions.
             "Expiration": current.expires.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         }

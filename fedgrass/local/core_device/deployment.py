@@ -32,6 +32,7 @@ from fedgrass.logs import log_event
 
 _T = TypeVar("_T")
 _KEPT_RESULTS = 20
+# Seconds between two tries to reach the cloud; doubled each time.
 _FIRST_RETRY, _LAST_RETRY = 0.5, 30.0
 
 Specify = Callable[[Sequence[Recipe]], dict[str, Specification]]
@@ -145,6 +146,7 @@ class Deployer:
     async def deploy(self, document: DeploymentDocument) -> Result:
         """Carry out a deployment; it can be cancelled until :attr:`applying` is true."""
         log_event("deployment_started", deployment=document.deployment_id, components=sorted(document.components))
+        # A copy: until the deployment has succeeded, the device is on what it was on.
         target = self.active.model_copy(deep=True)
         # A subdeployment takes the place of its parent's on the few devices that it is for.
         group = document.parent_target_arn or document.target_arn
@@ -155,6 +157,7 @@ class Deployer:
         try:
             if self._parts.nucleus.jobs_name_a_configuration and document.configuration_arn is None:
                 raise DeploymentError("the job names no configurationArn, which the thing group is read from")
+            # Resolving, downloading and asking change nothing that runs: a failure here needs no roll-back.
             resolved = await self._with_retries(lambda: self._parts.resolver.resolve(target.roots()))
             await self._with_retries(lambda: self._download(resolved))
             if document.component_update_policy.action == "NOTIFY_COMPONENTS":
@@ -163,6 +166,7 @@ class Deployer:
             result = Result(status="FAILED", detail="FAILED_NO_STATE_CHANGE", cause=str(error))
             return self._ended(document, result, self.active)
         target.components = {name: found.recipe.version for name, found in resolved.items()}
+        # From now on a newer job waits until this one is done.
         self.applying = True
         try:
             return await self._apply(document, target, resolved)
@@ -171,6 +175,7 @@ class Deployer:
 
     async def _apply(self, document: DeploymentDocument, target: Active, resolved: Mapping[str, Resolved]) -> Result:
         before = self._parts.configuration.snapshot()
+        # On the disk before the first change: a device that loses power in between undoes it at its next start.
         write_atomically(self._undo, before.model_dump_json().encode())
         try:
             self._configure(document, resolved)
@@ -206,6 +211,7 @@ class Deployer:
     def _ended(self, document: DeploymentDocument, result: Result, active: Active) -> Result:
         results = {**self.active.results, document.deployment_id: result}
         self.active = active
+        # Results are kept for jobs whose report got lost on the way: they are reported again and not done again.
         self.active.results = dict(list(results.items())[-_KEPT_RESULTS:])
         write_atomically(self._file, self.active.model_dump_json().encode())
         self._undo.unlink(missing_ok=True)
@@ -222,9 +228,12 @@ class Deployer:
 
     def _configure(self, document: DeploymentDocument, resolved: Mapping[str, Resolved]) -> None:
         store = self._parts.configuration
+        # Defaults carry the oldest time there is and updates the deployment's: what was set later stays.
         for name in resolved.keys() | document.components.keys():
             named = document.components.get(name)
             update = (named.configuration_update if named else None) or ConfigurationUpdate()
+            # In the nucleus's order: what is reset falls back to the recipe's default, then the merge is laid over
+            # it.
             store.reset(name, update.reset)
             if name in resolved:
                 store.merge(name, resolved[name].recipe.configuration.default, DEFAULTS_TIME)
@@ -243,6 +252,7 @@ class Deployer:
 
     async def _begin(self, specifications: Mapping[str, Specification], *, installed: bool = False) -> None:
         needed = {name for specification in specifications.values() for name in specification.dependencies}
+        # Before the components: they wait for these as for any other HARD dependency.
         await self._parts.start_builtin(frozenset(needed))
         await self._parts.supervisor.replace(specifications, installed=installed)
 

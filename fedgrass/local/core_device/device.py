@@ -67,6 +67,7 @@ class Tokens:
 
     def component(self, token: str) -> str | None:
         """Return whose token it is."""
+        # In constant time for each: the token is all that tells who is speaking.
         for component, known in self._by_component.items():
             if secrets.compare_digest(known.encode(), token.encode()):
                 return component
@@ -135,15 +136,18 @@ class CoreDevice:
 
     async def start(self) -> None:
         """Serve components, start those of the last deployment, and take part in the fleet."""
+        # Before anything is started: components of a device that was killed still hold their ports and files.
         if leftovers := kill_leftovers(self.layout.root):
             log_event("leftovers_killed", processes=leftovers)
         await self._ipc.start()
         await self._credentials.start()
         self._status.start()
         self._jobs.start()
+        # Before the link: what was in force starts without the cloud, too.
         await self.deployer.resume()
         self.iot_core.start()
         description = {"pid": os.getpid(), "thing": self._settings.thing, "ipc_socket": str(self._socket.path)}
+        # Whoever waits for this file may connect at once: the socket listens by now.
         write_atomically(self.layout.root / "device.json", json.dumps(description).encode())
         log_event("device_started", root=str(self.layout.root))
 
@@ -152,6 +156,7 @@ class CoreDevice:
         log_event("device_stopping")
         self._status.stop()
         await self._jobs.stop()
+        # Components first and what serves them after: their shutdown scripts may still use IPC and credentials.
         await self.supervisor.stop()
         await self.streams.stop()
         await self._ipc.stop()
@@ -176,6 +181,7 @@ class CoreDevice:
     def _token_of(self, component: str, process: int) -> str | None:
         found = self.supervisor.components.get(component)
         with contextlib.suppress(ProcessLookupError):
+            # A name can be claimed by anybody; the process group of a component's script cannot.
             if found is not None and os.getpgid(process) == found.process_group:
                 return self._tokens.of(component)
         return None
@@ -226,6 +232,7 @@ class CoreDevice:
         )
 
     def _environment_of(self, component: str) -> dict[str, str]:
+        # Addresses of the built-in services only for components that depend on them.
         environment = self._environment.of(self._tokens.of(component))
         needs = self._needs(component)
         if TOKEN_EXCHANGE in needs:

@@ -34,6 +34,7 @@ class Environment:
         passed = {name: value for name, value in self.inherited.items() if _is_passed(name)}
         return {
             **passed,
+            # Both names, for IPC reads the one and the credentials' client the other.
             "SVCUID": token,
             "AWS_CONTAINER_AUTHORIZATION_TOKEN": token,
             "AWS_GG_NUCLEUS_DOMAIN_SOCKET_FILEPATH_FOR_COMPONENT": str(self.socket),

@@ -78,6 +78,7 @@ class JobChannel:
             await asyncio.wait({self._running[1]})
 
     def _on_connected(self) -> None:
+        # Reports first, so that the cloud's next job is not the one that was just finished.
         for job, report in self._unconfirmed.items():
             self._iot_core.publish(self._update(job), report)
         self._iot_core.publish(self._next, json.dumps({"clientToken": "next"}).encode())
@@ -95,6 +96,7 @@ class JobChannel:
         self._offered = execution if job else None
         if self._running is None:
             self._take()
+        # Until it changes the device, a job gives way to a newer one; afterwards the newer one waits.
         elif self._running[0] != job and not self._deployer.applying:
             log_event("job_superseded", job=self._running[0], by=job)
             self._running[1].cancel()
@@ -105,6 +107,7 @@ class JobChannel:
         if execution is None:
             return
         job, document = str(execution["jobId"]), execution.get("jobDocument", {})
+        # Done before a restart or a lost report: doing it again would restart every component.
         done = self._deployer.active.results.get(str(document.get("deploymentId", "")))
         if done is not None:
             self._report(job, done)
@@ -119,6 +122,7 @@ class JobChannel:
         except ValidationError as error:
             self._report(job, Result(status="REJECTED", detail="REJECTED", cause=str(error)))
             return
+        # Before IN_PROGRESS: a job that is superseded in this time was never begun.
         await asyncio.sleep(self._nucleus.looks_for_deployments)
         self._publish(job, {"status": "IN_PROGRESS", "statusDetails": {"detailed-deployment-status": "IN_PROGRESS"}})
         result = await self._deployer.deploy(document)

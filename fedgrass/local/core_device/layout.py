@@ -74,6 +74,7 @@ def sole_owner(root: Path) -> Iterator[None]:
         Another device runs on the same root.
     """
     root.mkdir(parents=True, exist_ok=True)
+    # The lock is the open descriptor's: it goes with the process, however that ends.
     descriptor = os.open(root / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -24,8 +24,10 @@ from fedgrass.logs import log_event
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
 
+# The default of the nucleus's spooler (`maxSizeInBytes`). The next is IoT Core's limit on one message.
 SPOOL_BYTES = int(2.5 * 1024 * 1024)
 MAX_MESSAGE_BYTES = 128 * 1024
+# Seconds in which the broker may still acknowledge what was published before a stop.
 _LAST_WORDS_SECONDS = 1.0
 
 
@@ -81,6 +83,7 @@ class IotCore:
 
     def start(self) -> None:
         """Connect in the background, and again whenever the link is lost."""
+        # paho calls back on its own thread; all state here belongs to the loop.
         loop = asyncio.get_running_loop()
 
         def soon(callback: Callable[..., None], *args: object) -> None:
@@ -111,6 +114,7 @@ class IotCore:
         self._client.on_publish = on_publish
         self._client.on_disconnect = on_disconnect
         self._client.on_message = on_message
+        # Returns at once, and paho tries again by itself: a device starts without a link too.
         self._client.connect_async(*self._address, keepalive=30)
         self._client.loop_start()
 
@@ -146,6 +150,7 @@ class IotCore:
             raise SpoolError(f"message of {len(payload)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
         if not self.connected.is_set() and (qos == 0 or not self._nucleus.spools):
             raise SpoolError("device is offline, and this message is not kept")
+        # Only QoS 1 is acknowledged, and so counted.
         limit = self._nucleus.max_unacknowledged
         if qos and limit is not None and len(self._spool) >= limit:
             raise SpoolError(f"{limit} messages are not acknowledged as yet")
@@ -154,12 +159,14 @@ class IotCore:
             raise SpoolError(f"Message cannot be added. Spool is full ({self._spool_bytes} bytes)")
         info = self._client.publish(topic, payload, qos=qos, retain=retain)
         if qos:
+            # On the loop, which is also where acknowledgements arrive: none can be handled before this line.
             self._spool[info.mid] = size
 
     def forget_components(self) -> None:
         """Be another MQTT daemon: connect again, without the subscriptions of components, whose streams stay open."""
         self._subscriptions = [one for one in self._subscriptions if not one.of_component]
         with contextlib.suppress(OSError, AttributeError):  # not connected just now
+            # Broken, not closed in order: paho connects again only after a connection that was lost.
             cast(socket.socket, self._client.socket()).shutdown(socket.SHUT_RDWR)
 
     def subscribe(
@@ -220,8 +227,10 @@ class IotCore:
         log_event("cloud_connected", host=self._address[0], port=self._address[1])
         for subscription in self._subscriptions:
             subscription.awaits_retained = True
+        # The broker has forgotten a clean session's. One request for each topic and QoS, however many listen.
         for topic, qos in {(subscription.topic, subscription.qos) for subscription in self._subscriptions}:
             self._subscribe(topic, qos)
+        # After the subscriptions: an answer to what a listener publishes must find its topic subscribed.
         for listener in self._connect_listeners:
             listener()
 

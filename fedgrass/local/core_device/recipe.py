@@ -117,6 +117,7 @@ class Recipe(BaseModel):
         """
         if not self.manifests:
             return Manifest(Lifecycle=_select(self.lifecycle, []))
+        # The first that fits, in the recipe's order, as both nuclei choose.
         for manifest in self.manifests:
             if manifest.fits(attributes) and ("runtime" in manifest.platform or not requires_runtime):
                 if requires_artifacts and "artifacts" not in manifest.model_fields_set:
@@ -141,6 +142,7 @@ def parse(content: bytes, *, yaml_is_strings: bool = False) -> Recipe:
     """
     try:
         text = content.decode()
+        # Told by its first character: BaseLoader would read a JSON recipe's numbers as strings.
         if text.lstrip().startswith("{"):
             return Recipe.model_validate(json.loads(text))
         loader = yaml.BaseLoader if yaml_is_strings else yaml.SafeLoader

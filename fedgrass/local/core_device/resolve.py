@@ -18,6 +18,7 @@ _SERVICES = {
     "aws.greengrass.TokenExchangeService": "2.0.3",
     "aws.greengrass.StreamManager": "2.2.1",
 }
+# Passes until nothing changes; two components that exclude each other's versions would never settle.
 _MAX_PASSES = 64
 
 
@@ -67,6 +68,7 @@ class Resolver:
         for _ in range(_MAX_PASSES):
             wanted = self._requirements(roots, resolved)
             resolved = {name: found for name, found in resolved.items() if name in wanted}
+            # Only those of which something else is required than in the pass before.
             pending = {name: needs for name, needs in wanted.items() if asked.get(name) != needs}
             asked = wanted
             if not pending:
@@ -99,6 +101,7 @@ class Resolver:
         self, roots: Mapping[str, Mapping[str, str]], resolved: Mapping[str, Resolved]
     ) -> dict[str, dict[str, str]]:
         """Return what is required of each component that is reachable from the roots, by who requires it."""
+        # Built-in components have no version to choose; they are only checked.
         wanted = {name: dict(versions) for name, versions in roots.items() if name not in self._builtin}
         queue = list(wanted)
         seen: set[str] = set()

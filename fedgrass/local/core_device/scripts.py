@@ -21,6 +21,7 @@ from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
 from fedgrass.local.core_device.recipe import RecipeError
 
 ROOT_MARK = "FEDGRASS_CORE_DEVICE_ROOT"
+# Seconds, the classic nucleus's own; `run` has no limit.
 DEFAULT_TIMEOUTS = {"install": 120.0, "startup": 120.0, "shutdown": 15.0, "recover": 60.0}
 _KILL_AFTER = 5.0
 
@@ -99,6 +100,7 @@ class ScriptProcess:
         self._child.wait()
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        # WNOWAIT leaves the zombie, whose number keeps the group's from being given to others.
         ended = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         status = ended.si_status if ended is not None else 0
         code = status if ended is None or ended.si_code == os.CLD_EXITED else -status

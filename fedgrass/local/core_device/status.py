@@ -61,6 +61,8 @@ class FleetStatus:
     def _partial(self) -> None:
         self._timer = None
         states = {name: component.state for name, component in self._supervisor.components.items()}
+        # States on the way are not told: a fleet of components in STARTING would be all that the cloud sees during a
+        # deployment.
         moved = {
             name: state for name, state in states.items() if state in _SETTLED and self._reported.get(name) != state
         }

@@ -85,6 +85,7 @@ class ComponentStore:
         path = self._layout.artifacts(recipe.name, recipe.version) / Path(key).name
         unpacked = self._layout.unarchived(recipe.name, recipe.version) / path.stem
         if not path.exists() or bytes.fromhex(sha256_of(path)) != _expected_digest(artifact, recipe.name):
+            # What was unpacked from the former archive must not be taken for this one's.
             shutil.rmtree(unpacked, ignore_errors=True)
             self._download(bucket, key, path, artifact, recipe.name)
         path.chmod(_mode(artifact.permission))

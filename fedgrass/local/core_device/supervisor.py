@@ -59,6 +59,7 @@ class Supervisor:
             for name, specification in specifications.items()
             if self._differs(name, specification)
         }
+        # Side by side, as nucleus lite's units: one slow install does not hold up the others.
         coming = {name: asyncio.ensure_future(one.install()) for name, one in self._prepared.items()}
         if coming:
             await asyncio.wait(coming.values(), timeout=patience)
@@ -90,11 +91,13 @@ class Supervisor:
             if name in going or name not in self._components
         }
         log_event("components_replaced", stopping=sorted(going), starting=sorted(coming))
+        # All gone before anything starts: the new version of a component may need the old one's port or lock.
         await asyncio.gather(*(component.stop() for component in going.values()))
         for name in going:
             del self._components[name]
         for name, specification in coming.items():
             self._components[name] = self._prepared.get(name) or Component(specification, self._surroundings(name))
+        # Only when all of them are known: a component looks at its dependencies as soon as it starts.
         for name in coming:
             self._components[name].start(installed=installed or name in self._prepared)
         self._prepared = {}
@@ -111,6 +114,7 @@ class Supervisor:
             broken = {c.name: c.reason for c in self._components.values() if c.state is State.BROKEN}
             if broken or all(component.settled for component in self._components.values()):
                 return Outcome(broken)
+            # Cleared on the loop and after the look, with no wait in between: no change can be missed.
             self._moved.clear()
             await self._moved.wait()
 

@@ -101,4 +101,5 @@ class Variables:
             return unresolved
         if isinstance(node, (dict, list)):
             return json.dumps(node, sort_keys=True, separators=(",", ":"))
+        # As JSON spells them: a script that compares with "true" must not find Python's "True".
         return json.dumps(node) if isinstance(node, bool) or node is None else str(node)

@@ -54,9 +54,11 @@ def main(
     component version. Everything stops when it is done.
     """
     console = render.console()
+    # Wall clock, for the start was noted by the shell script that came before this process.
     setup_seconds = time.time() - float(os.environ.get(_BEFORE_SETUP, time.time()))
     try:
         _be_interruptible()
+        # Before the folder is emptied: it may be another demo's that runs.
         with sole_user(_STATE / "demo.lock", "the demo"), contextlib.ExitStack() as stack:
             folder = _STATE / "demo"
             shutil.rmtree(folder, ignore_errors=True)
@@ -83,6 +85,7 @@ def _be_interruptible() -> None:
     """Make SIGINT and SIGTERM raise `KeyboardInterrupt` here, once."""
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job inherits it ignored
         signal.signal(number, _interrupt)
+    # For `_unraisable`, which raises the interrupt once more by an alarm.
     signal.signal(signal.SIGALRM, _interrupt)
     sys.unraisablehook = _unraisable
 

@@ -11,6 +11,7 @@ from fedgrass.data import ArrayDataset
 from fedgrass.data.digits import digits as all_digits
 from fedgrass.data.partition import dirichlet
 
+# Of the Dirichlet distribution: the smaller it is, the fewer labels each device sees.
 ALPHA = 0.3
 KEPT_FRACTION = 0.2
 
@@ -37,6 +38,7 @@ def digits(things: list[str], *, shape: tuple[int, ...], seed: int) -> DemoData:
     shape
         What the model takes for one image, holding 64 values.
     """
+    # Late: scikit-learn takes long to import.
     from sklearn.model_selection import train_test_split
 
     every = all_digits(shape)

@@ -21,6 +21,7 @@ def draw(report: DemoReport) -> bytes:
     numbers = [entry.round for entry in report.rounds]
     figure, (left, right) = page.new_figure(widths=(3, 2))
     steps, accuracies = numbers, [entry.accuracy or math.nan for entry in report.rounds]
+    # Round 0 is the model before any training.
     if report.initial_accuracy is not None:
         steps, accuracies = [0, *steps], [report.initial_accuracy, *accuracies]
     left.plot(steps, [100 * value for value in accuracies], "o-", color=BLUE, label="fleet", linewidth=2)

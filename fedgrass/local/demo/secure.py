@@ -19,6 +19,7 @@ HELPERS: dict[str, dict[str, Any]] = {
 """What the deployment says more: every device may be a helper; the settings pin three."""
 
 _COUNT = 3
+# Bytes: the most that is read as an update's header.
 _MAX_HEADER = 1 << 20
 
 
@@ -45,11 +46,13 @@ def held(s3: Any, bucket: str, fleet: str) -> Held:
     for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=f"updates/{fleet}/"):
         for entry in page.get("Versions", ()):
             if not entry["Key"].endswith(UPDATE_FILE):
+                # What helpers put beside the updates.
                 sums += "/sum-" in entry["Key"]
                 continue
             content = s3.get_object(Bucket=bucket, Key=entry["Key"], VersionId=entry["VersionId"])["Body"].read()
             header = tensors.read_header(io.BytesIO(content), file_bytes=len(content), max_header_bytes=_MAX_HEADER)
             if header.metadata.get("codec", "").startswith("masked"):
+                # Without the header, which is plain text and compresses whatever the values are.
                 values = content[header.data_offset :]
                 masked, before, after = masked + 1, before + len(values), after + len(zlib.compress(values))
             else:

@@ -94,6 +94,7 @@ def summarise_round(record: RoundRecord, report: RoundReport | None, parts: list
     released = report is not None and report.outcome == "released" and record.outcome != "refused"
     evaluation = report and (report.evaluation if released else report.evaluation_base)
     model = report and (report.model if released else report.base)
+    # Milliseconds in the table, seconds here.
     uploaded = record.last_upload_at and record.last_upload_at / 1000
     admitted = record.last_model_at and record.last_model_at / 1000 if released else None
     made = report.finished_at.timestamp() if report else None

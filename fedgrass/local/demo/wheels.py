@@ -20,8 +20,10 @@ def fill(cache: Path) -> dict[str, str]:
         If pip cannot download; its own words are in the message.
     """
     requirements = checkout() / "components" / "runtime" / "requirements.txt"
+    # Another set of requirements, or another Python, is another cache.
     tag = f"{sha256_of(requirements)[:16]}-{sys.version_info.major}.{sys.version_info.minor}"
     folder = cache / tag
+    # Made last: a download that was broken off is done again.
     complete = folder / ".complete"
     if not complete.exists():
         argv = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]

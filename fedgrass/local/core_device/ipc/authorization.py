@@ -99,6 +99,8 @@ class Authorizer:
         )
 
 
+# "#" counts as a wildcard at the end and after a slash, "+" as a whole level (MQTT 3.1.1, 4.7.1); elsewhere they are
+# characters.
 _TOKENS = re.compile(
     r"\$\{(?P<escaped>.)\}|(?P<star>\*)|(?P<below>/\#$)|(?P<all>^\#$)|(?P<level>(?<![^/])\+(?![^/]))|(?P<literal>.)",
     re.DOTALL,

@@ -44,9 +44,11 @@ class ConfigurationService:
         path, values = _key_path(request), request.get("valueToMerge")
         if not isinstance(values, Mapping):
             raise InvalidArgumentsError(f"valueToMerge is required and must be an object, found {values!r}")
+        # A component must not widen its own permissions.
         if _RESTRICTED in (path[:1] or tuple(values)):
             raise InvalidArgumentsError(f"Config update is not allowed for following fields [{_RESTRICTED}]")
         timestamp = request.get("timestamp")
+        # The SDK sends seconds, the store counts milliseconds.
         moment = float(timestamp) if isinstance(timestamp, (int, float)) else time.time()
         try:
             self._store.merge(stream.component, values, moment * 1000, path=path, strict=True)

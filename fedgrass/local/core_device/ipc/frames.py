@@ -61,6 +61,7 @@ def decode(frame: bytes) -> Message:
         A length or a checksum is wrong, or a header is malformed.
     """
     headers_length = _check_prelude(frame[: _PRELUDE.size], actual=len(frame))
+    # Over everything before it, the prelude with its own checksum included.
     (checksum,) = struct.unpack(">I", frame[-4:])
     if checksum != zlib.crc32(frame[:-4]):
         raise MessageError("event-stream message: its checksum does not match its content")
@@ -71,6 +72,7 @@ def decode(frame: bytes) -> Message:
 async def read(reader: asyncio.StreamReader) -> Message | None:
     """Read one message; ``None`` at the end of the stream."""
     try:
+        # Its checksum is tested before its lengths are believed: they say how many bytes to wait for.
         prelude = await reader.readexactly(_PRELUDE.size)
         _check_prelude(prelude)
         (total,) = struct.unpack_from(">I", prelude)
@@ -96,6 +98,7 @@ def _check_prelude(prelude: bytes, *, actual: int | None = None) -> int:
 def _encode_header(name: str, value: HeaderValue) -> bytes:
     encoded = name.encode()
     prefix = struct.pack(">B", len(encoded)) + encoded
+    # Before int, of which bool is a subclass.
     if isinstance(value, bool):
         return prefix + bytes([_BOOL_TRUE if value else _BOOL_FALSE])
     if isinstance(value, int):

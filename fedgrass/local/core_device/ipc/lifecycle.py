@@ -35,6 +35,7 @@ class ComponentUpdates:
         Each time, components have ``timeout`` seconds to answer; silence is consent. The longest deferral is waited for,
         and all are asked again after it.
         """
+        # Asked again after each deferral: a component may not be ready even then.
         while (deferral := await self._ask(deployment, timeout)) > 0:
             log_event("deployment_deferred", deployment=deployment, seconds=deferral)
             await asyncio.sleep(deferral)
@@ -46,6 +47,7 @@ class ComponentUpdates:
 
     async def _ask(self, deployment: str, timeout: float) -> float:
         loop = asyncio.get_running_loop()
+        # One answer for each component, however many of its streams are subscribed.
         self._answers = {(stream.component, deployment): loop.create_future() for stream in self._subscribers}
         if not self._answers:
             return 0.0

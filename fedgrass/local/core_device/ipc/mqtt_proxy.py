@@ -43,6 +43,7 @@ class MqttProxy:
         except (KeyError, TypeError, binascii.Error) as error:
             raise InvalidArgumentsError("payload is required, as base64") from error
         try:
+            # Nucleus lite drops the flag without an error.
             retain = bool(request.get("retain", False)) and self._nucleus.retains
             self._iot_core.publish(topic, payload, qos=qos, retain=retain)
         except SpoolError as error:
@@ -57,6 +58,7 @@ class MqttProxy:
             raise ServiceError(f"Subscribe to topic {topic} failed: the device is offline")
 
         def forward(delivery: Delivery) -> None:
+            # Nucleus lite delivers nothing that is longer, and says so to nobody.
             if self._nucleus.max_delivery is not None and len(delivery.payload) > self._nucleus.max_delivery:
                 return
             message = {"topicName": delivery.topic, "payload": base64.b64encode(delivery.payload).decode()}
@@ -64,6 +66,7 @@ class MqttProxy:
 
         subscription = self._iot_core.subscribe(topic, forward, qos=qos, of_component=True)
         stream.on_close.append(partial(self._iot_core.unsubscribe, subscription))
+        # Offline it is answered at once: the subscription is made with the next connection.
         if self._iot_core.connected.is_set():
             try:
                 await asyncio.wait_for(subscription.confirmed.wait(), _SUBSCRIBE_SECONDS)

@@ -41,6 +41,7 @@ class LocalPubSub:
             raise InvalidArgumentsError(f"Publish topic {topic!r} must not contain a wildcard")
         self._authorizer.require(stream.component, Service.PUBSUB, "PublishToTopic", topic)
         message = _message(request.get("publishMessage"), topic)
+        # In nucleus lite a longer list ends the subscriptions that the message would have reached.
         limit = self._nucleus.max_list_items
         deadly = limit is not None and _longest_list(message) > limit
         for subscription in list(self._subscriptions):

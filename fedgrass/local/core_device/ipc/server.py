@@ -30,6 +30,7 @@ Authenticate = Callable[[str], str | None]
 _NAMESPACE = "aws.greengrass#"
 _ACCEPTED, _TERMINATE = 1, 2
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
+# For one connection: a component that does not read must not fill the device's memory.
 _MAX_UNSENT_BYTES = 32 * 1024 * 1024
 
 
@@ -80,6 +81,7 @@ class Stream:
 
     def answer(self, payload: Payload) -> None:
         """Send the response, and end the stream unless it has events to come."""
+        # A call without events is over with its response.
         flags = 0 if self.events else _TERMINATE
         self.connection.send_application(self.number, f"{self.operation}Response", payload, flags=flags)
         self._answered = True
@@ -99,6 +101,7 @@ class Stream:
 
     def closed(self) -> None:
         """Undo what the operation registered."""
+        # Emptied first: a stream that is closed twice is undone once.
         callbacks, self.on_close = self.on_close, []
         for callback in callbacks:
             callback()
@@ -163,6 +166,7 @@ class Connection:
         flags
             Of the event stream's message: whether it ends the stream.
         """
+        # Events of a subscription may still be on their way when its stream ends.
         if stream not in self._streams:
             return
         headers = _headers(kind, flags, stream)
@@ -184,6 +188,7 @@ class Connection:
 
     def _receive(self, message: frames.Message) -> bool:
         kind = message.headers.get(":message-type")
+        # Nothing but CONNECT is taken from a peer whose token has not been seen.
         if not self.component:
             if kind != MessageType.CONNECT:
                 return False
@@ -220,6 +225,7 @@ class Connection:
         peer = self._writer.get_extra_info("socket").getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
         )
+        # The kernel's word for who is at the other end: nothing that the peer sends could forge it.
         token = self._server.token_of(name, _CREDENTIALS.unpack(peer)[0]) if isinstance(name, str) else None
         if token is None:
             return {}
@@ -244,6 +250,7 @@ class Connection:
     def _open(self, number: int, name: str, payload: bytes) -> None:
         operation = self._server.operations.get(name)
         stream = Stream(self, number, name, operation.events if operation else None)
+        # Registered before it is answered: a refusal travels on the stream as well.
         self._streams[number] = stream
         if operation is None:
             log_event("ipc_operation_unsupported", component=self.component, operation=name)
@@ -325,6 +332,7 @@ class IpcServer:
         self._server.close()
         tasks = [task for task in self._connections.values() if task is not None]
         for connection in list(self._connections):
+            # Aborted, not closed: closing waits for a peer that may not read any more.
             connection.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
         self.path.unlink(missing_ok=True)

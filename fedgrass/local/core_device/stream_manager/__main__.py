@@ -74,6 +74,7 @@ async def _known_to_the_device(token: str) -> bool:
 
 def _accepted(uri: str, token: str) -> bool:
     request = urllib.request.Request(uri, headers={"Authorization": token})  # noqa: S310 - the device's own address
+    # Past any proxy: the token must not leave the machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=_TOKEN_CHECK_SECONDS):

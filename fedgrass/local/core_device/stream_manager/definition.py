@@ -69,9 +69,11 @@ class ExportDefinition(_Model):
     """Where a stream is exported to; this stand-in serves S3 only."""
 
     s3_task_executor: list[S3Export] = Field(default_factory=list)
+    # Of length 0: another kind of export is refused when the stream is made, and not silently left undone.
     http: list[object] = Field(default_factory=list, max_length=0)
     iot_analytics: list[object] = Field(default_factory=list, max_length=0)
     kinesis: list[object] = Field(default_factory=list, max_length=0)
+    # The SDK spells this one with a capital letter.
     iot_sitewise: list[object] = Field(default_factory=list, max_length=0, alias="IotSitewise")
 
 

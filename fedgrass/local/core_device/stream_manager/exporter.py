@@ -59,6 +59,7 @@ class S3Exporter:
     async def run(self) -> None:
         """Export until cancelled."""
         while True:
+            # Taken before the look: a message that arrives in between must not be waited for in vain.
             appended = self._stream.appended
             try:
                 exported = await self._export_next()
@@ -80,6 +81,7 @@ class S3Exporter:
         progress.last_export_time = int(time.time() * 1000)
         progress.exported_bytes_from_stream += len(record.payload)
         progress.exported_messages_count += 1
+        # After the status: a crash in between repeats the task, and the other order would lose its status.
         self._stream.save_progress()
         return True
 
@@ -126,6 +128,7 @@ class S3Exporter:
                 task.bucket,
                 task.key,
                 ExtraArgs={"Metadata": task.user_metadata or {}},
+                # Without threads: this is one already, and an upload of several parts would start ten more.
                 Config=TransferConfig(multipart_threshold=threshold, use_threads=False),
             )
 
@@ -140,6 +143,7 @@ class S3Exporter:
         )
         config = self._export.status_config or StatusConfig()
         level = _LEVELS.get(status, StatusLevel.INFO)
+        # Levels are numbered from the gravest, ERROR, to the most talkative.
         if config.status_stream_name is None or level > config.status_level:
             return
         told = StatusMessage(

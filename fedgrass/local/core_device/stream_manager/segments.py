@@ -12,6 +12,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+# Big-endian: length, sequence, time in ms, checksum. The next one is the part under the checksum.
 _HEADER = struct.Struct(">IqqI")
 _CHECKED = struct.Struct(">Iqq")
 RECORD_OVERHEAD = _HEADER.size
@@ -73,6 +74,7 @@ class Segment:
         checked = _CHECKED.pack(len(payload), sequence, ingest_time)
         record = _HEADER.pack(len(payload), sequence, ingest_time, zlib.crc32(checked + payload)) + payload
         try:
+            # In one call, at the end as it is known here: what an earlier failure left behind it is written over.
             os.pwrite(self._file, record, self.size)
             if flush:
                 os.fsync(self._file)
@@ -102,6 +104,7 @@ class Segment:
 
     def _recover(self) -> int:
         offset = 0
+        # The number is checked too: a record that is not the next one is none of this segment's.
         while (record := self._read_at(offset)) is not None and record.sequence == self.next:
             self._offsets.append(offset)
             self.newest_time = record.ingest_time

@@ -177,6 +177,7 @@ class StreamManagerServer:
         options = read.read_messages_options or _ReadOptions.model_validate({})
         if options.min_message_count > options.max_message_count:
             raise StreamError(Status.INVALID_REQUEST, "minMessageCount is larger than maxMessageCount")
+        # The SDK's timeouts are milliseconds.
         deadline = asyncio.get_running_loop().time() + options.read_timeout_millis / 1000
         while True:
             stream = self._store.get(read.stream_name)

@@ -25,6 +25,7 @@ class StreamStore:
     def open(self) -> None:
         """Open what is on disk, and go on exporting."""
         for folder in sorted(self._folder.glob("stream-*")):
+            # A crash while a stream was made may leave a folder without one: no client was told of that stream.
             if (folder / "definition.json").exists():
                 stream = MessageStream(folder)
                 self._streams[stream.name] = stream
@@ -64,6 +65,7 @@ class StreamStore:
     async def delete(self, name: str) -> None:
         """Delete a stream with what it holds; its tasks end without a status."""
         stream = self.get(name)
+        # Before its files go: an exporter may be reading them.
         await self._stop_exporting(name)
         del self._streams[name]
         stream.delete()

@@ -45,10 +45,12 @@ class MessageStream:
             self._save_definition()
         else:
             self.definition = StreamDefinition.model_validate_json((folder / "definition.json").read_bytes())
+        # Kept in files as well, and forgotten at the start: that is all that MEMORY promises.
         if self.definition.persistence is Persistence.MEMORY:
             for path in folder.glob("*.segment"):
                 path.unlink()
             (folder / "exports.json").unlink(missing_ok=True)
+        # Names are numbers of 20 digits: their order as texts is their order.
         self._segments = [Segment(path) for path in sorted(folder.glob("*.segment"))] or [Segment.create(folder, 0)]
         saved = folder / "exports.json"
         self._progress = _Progress.model_validate_json(saved.read_bytes()) if saved.exists() else _Progress()
@@ -88,6 +90,7 @@ class MessageStream:
                 Status.REQUEST_PAYLOAD_TOO_LARGE,
                 f"message of {len(payload)} bytes is larger than stream {self.name} ({self.definition.max_size})",
             )
+        # Whole segments go, the oldest first, until there is room.
         while self.size + size > self.definition.max_size:
             if self.definition.strategy_on_full is StrategyOnFull.REJECT_NEW_DATA:
                 raise StreamError(
@@ -99,6 +102,7 @@ class MessageStream:
             self._segments.append(Segment.create(self.folder, self.next))
         now = int(self._clock() * 1000)
         sequence = self._segments[-1].append(now, payload, flush=self.definition.flush_on_write)
+        # An event for each message: whoever waits for the old one wakes, whoever comes now waits for the next.
         self.appended.set()
         self.appended = asyncio.Event()
         return sequence
@@ -178,6 +182,7 @@ class MessageStream:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
+        # The numbers must go on after the last segment: a new one carries the next.
         if len(self._segments) == 1:
             self._segments.append(Segment.create(self.folder, self.next))
         self._segments.pop(0).delete()

@@ -82,6 +82,7 @@ async def read(reader: asyncio.StreamReader) -> tuple[int, dict[str, Any]] | Non
         The frame is larger than 64 MiB, or not a CBOR map.
     """
     try:
+        # The length counts the opcode, which the header has taken already.
         length, operation = _HEADER.unpack(await reader.readexactly(_HEADER.size))
         if not 1 <= length <= MAX_FRAME_BYTES:
             raise MessageError(f"Stream Manager frame of {length} bytes: expected 1 to {MAX_FRAME_BYTES}")

@@ -87,7 +87,18 @@ def test_conditions_that_hold(condition: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "condition", ["n = 2", "nothing = 1", "nothing <> 1", "s > 1", "t = 1", "n / 0 = 1", "NOT nothing = 1", "n"]
+    "condition",
+    [
+        "n = 2",
+        "nothing = 1",
+        "nothing <> 1",
+        "s > 1",
+        "t = 1",
+        "n / 0 = 1",
+        "NOT nothing = 1",
+        "n",
+        "startswith(s, nothing)",
+    ],
 )
 def test_conditions_that_do_not_hold(condition: str) -> None:
     assert not fires(condition, {"n": 1, "s": "x", "t": True})
