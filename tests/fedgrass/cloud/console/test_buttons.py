@@ -18,7 +18,7 @@ from tests.fixtures.doubles import double
 
 
 def test_an_empty_fleet_says_what_to_do(fleet: Fleet, browser: Browser) -> None:
-    assert "No device has been heard of yet" in browser.get("/")
+    assert "No device has sent a heartbeat yet" in browser.get("/")
     assert "There has been no round yet" in browser.get("/rounds/")
     assert "fedgrass model publish" in browser.get("/models/")
 
