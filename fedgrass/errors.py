@@ -249,6 +249,17 @@ class AggregationError(FedgrassError):
     code = "aggregation"
 
 
+class DeclinedError(AggregationError):
+    """A strategy makes nothing of a round's updates, although there are enough.
+
+    Cause: A strategy of Flower's that does not accept failures, or wants a larger share of the devices.
+
+    Remedy: See why devices failed (`fedgrass round status`). The model is unchanged, and the next round starts from it.
+    """
+
+    code = "declined"
+
+
 class HelpersMissingError(AggregationError):
     """Too few helpers gave the sums of the masks, so the sum of the updates stays closed.
 

@@ -40,7 +40,8 @@ class FlowerEngine:
     """A Flower client that is given the bundle's parameters, and the round's settings as its ``config``.
 
     ``config`` holds ``server_round``, ``epochs``, ``batch_size``, ``learning_rate``, ``proximal_mu``, ``clip_norm`` and ``seed``,
-    and what the operator adds by ``fit.config``, which is laid over these, and over an app's ``run_config``.
+    and what the operator adds by ``fit.config``, which is laid over these, and over an app's ``run_config``. So ``server_round``
+    is the fleet's number of the round, unless ``fit.config`` has another: an app that drives the fleet counts its own.
     A client trains all epochs in one call: it cannot be paused or checkpointed between them.
 
     Parameters
@@ -60,6 +61,7 @@ class FlowerEngine:
         require_builder("flower", builder)
         self._client = named(builder, setting="builder") if isinstance(builder, str) else builder
         self._config: dict[str, Any] = {}
+        self._round = 0
         self._app = self._app_client(builder)
         # A class or a plain function makes clients; an object with `fit` is one.
         self._makes_clients = isinstance(self._client, type) or not hasattr(self._client, "fit")
@@ -112,6 +114,8 @@ class FlowerEngine:
             return FitResult(dict(resume.parameters), len(data), metrics, resume.steps)
         # Flower's own names and types: scalars alone, which is why class_weight is JSON.
         config = {
+            # Before the operator's own keys: an app that drives the fleet sends its own number (`fedgrass.cloud.flower`).
+            "server_round": settings.round,
             "epochs": settings.epochs,
             "batch_size": self.manifest.batch_size,
             "learning_rate": settings.learning_rate,
@@ -120,13 +124,11 @@ class FlowerEngine:
             "seed": settings.seed,
             **({"class_weight": json.dumps(settings.class_weight)} if settings.class_weight else {}),
             **settings.config,
-            # Last, so that the operator's own keys cannot change which round it is.
-            "server_round": settings.round,
         }
-        self._config = config
+        self._config, self._round = config, settings.round
         if self._app is not None:
             self._app.given = dict(settings.config)
-            arrays, examples, metrics = self._app.fit(self._arrays(), config, self.node)
+            arrays, examples, metrics = self._app.fit(self._arrays(), config, self.node, settings.round)
         else:
             arrays, examples, metrics = self._client_for(data).fit(self._arrays(), config)
         parameters = self._named(arrays)
@@ -155,7 +157,8 @@ class FlowerEngine:
         if self._app is not None:
             # A training in this process has set them already; a device that only evaluates has them from its node.
             self._app.given = self._app.given or dict(self.node.given)
-            loss, examples, metrics = self._app.evaluate(self._arrays(), config, self.node)
+            number = self._round if self._config else self.node.round
+            loss, examples, metrics = self._app.evaluate(self._arrays(), config, self.node, number)
         else:
             loss, examples, metrics = self._client_for(data).evaluate(self._arrays(), config)
         if examples < 1:

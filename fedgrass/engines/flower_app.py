@@ -102,10 +102,10 @@ class AppClient:
         self._state = importlib.import_module("flwr.app").RecordDict()
 
     def fit(
-        self, arrays: Sequence[Array], config: Mapping[str, Any], node: Node
+        self, arrays: Sequence[Array], config: Mapping[str, Any], node: Node, number: int
     ) -> tuple[list[Array], int, dict[str, Any]]:
-        """Have the app train; returns its arrays in the model's order, its examples and its metrics."""
-        reply = self._ask("train", arrays, config, node)
+        """Have the app train in a round of this number; returns its arrays in the model's order, examples and metrics."""
+        reply = self._ask("train", arrays, config, node, number)
         records = list(reply.array_records.values())
         if len(records) != 1:
             raise EngineError(f"client app: its reply to train has {len(records)} ArrayRecords; expected one")
@@ -129,10 +129,10 @@ class AppClient:
         return [found[name].numpy() for name in self._names], examples, metrics
 
     def evaluate(
-        self, arrays: Sequence[Array], config: Mapping[str, Any], node: Node
+        self, arrays: Sequence[Array], config: Mapping[str, Any], node: Node, number: int
     ) -> tuple[float, int, dict[str, Any]]:
         """Have the app evaluate; returns its loss, its examples and its metrics."""
-        reply = self._ask("evaluate", arrays, config, node)
+        reply = self._ask("evaluate", arrays, config, node, number)
         if self._legacy:
             compat = importlib.import_module("flwr.compat.common.recorddict_compat")
             found = compat.recorddict_to_evaluateres(reply)
@@ -147,13 +147,13 @@ class AppClient:
         # Private, but the one sign that tells a `client_fn` app from one with handlers.
         return self._app._call is not None
 
-    def _ask(self, kind: str, arrays: Sequence[Array], config: Mapping[str, Any], node: Node) -> Any:
+    def _ask(self, kind: str, arrays: Sequence[Array], config: Mapping[str, Any], node: Node, number: int) -> Any:
         flower = importlib.import_module("flwr.app")
-        number = int(config.get("server_round", 0))
+        told = int(config.get("server_round", 0))
         record = flower.ArrayRecord(
             {name: flower.Array(array) for name, array in zip(self._names, arrays, strict=True)}
         )
-        content = flower.RecordDict({ARRAYS: record, CONFIG: flower.ConfigRecord({**config, "server-round": number})})
+        content = flower.RecordDict({ARRAYS: record, CONFIG: flower.ConfigRecord({**config, "server-round": told})})
         if self._legacy:
             content = _instruction(kind, list(arrays), config)
         files = StateFiles(node.folder) if node.folder is not None else None
@@ -169,7 +169,7 @@ class AppClient:
             state=self._state,
             run_config={**self._run_config, **self.given},
         )
-        reply = answered(self._app, flower_message(content, kind, node.number, number), context)
+        reply = answered(self._app, flower_message(content, kind, node.number, told), context)
         self._state = context.state
         # Most apps keep nothing; an app that emptied its state must have that kept, too.
         if files is not None and (len(context.state) or had_state):

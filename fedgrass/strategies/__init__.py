@@ -13,6 +13,7 @@ from fedgrass.errors import ConfigurationError
 from fedgrass.references import split_reference, subclass
 from fedgrass.registry import Registry
 from fedgrass.strategies.base import RobustRule, Strategy, WeightedMean
+from fedgrass.strategies.flower_names import check_named, is_flowers
 
 __all__ = ["STRATEGIES", "RobustRule", "Strategy", "WeightedMean", "checked_strategy", "strategy_named"]
 
@@ -40,7 +41,10 @@ def checked_strategy(name: str, options: dict[str, Any]) -> Strategy | None:
     """
     # Importing the user's class here would run their code wherever settings are read, in functions without NumPy too.
     if ":" in name:
-        split_reference(name.removeprefix(_FLOWER_PREFIX))  # what it takes only it knows
+        reference = name.removeprefix(_FLOWER_PREFIX)
+        module, _ = split_reference(reference)  # what it takes only it knows
+        if reference != name or is_flowers(module):
+            check_named(name, reference, options)
         return None
     return STRATEGIES.get(name).made(name, options)
 

@@ -30,8 +30,8 @@ from fedgrass.update.codecs import Floats
 class Aggregation:
     """The result of an aggregation. ``parameters`` is None if too few updates passed, or if there is a ``problem``.
 
-    ``state`` is the server optimizer's: it belongs to these parameters, and the next round starts from it. ``problem`` says what
-    about the sum, the step or the new model is not finite: such a model is never made.
+    ``state`` is the server optimizer's: it belongs to these parameters, and the next round starts from it. ``problem`` says why
+    there is no model although there were enough: the sum, the step or the new model is ``not_finite``, or the strategy declined.
     """
 
     parameters: Parameters | None
@@ -39,6 +39,7 @@ class Aggregation:
     quarantined: tuple[QuarantinedEntry, ...]
     state: State = field(default_factory=dict)
     problem: str = ""
+    not_finite: bool = False
 
     @property
     def bytes_read(self) -> int:
@@ -72,6 +73,8 @@ class AggregationOptions:
         Told of the bytes of each update that is done with.
     failures
         Why devices that were asked sent nothing, for a strategy that wants to know; refused updates are added.
+    number
+        The round, as a strategy that goes on counts it; None: as the updates' headers do.
     """
 
     min_updates: int = 1
@@ -84,6 +87,7 @@ class AggregationOptions:
     scratch: Path | None = None
     progress: Callable[[int], None] = lambda _: None
     failures: Sequence[str] = ()
+    number: int | None = None
 
 
 def aggregate(
@@ -145,7 +149,7 @@ def aggregate(
         if strategy.keeps_state:
             continued = cast("Continued", method.combination)
             # Copied, because the rule may write to it, and a job that is run again must start from the same state.
-            continued.round, continued.state = expected.round or 1, dict(options.state or {})
+            continued.round, continued.state = options.number or expected.round or 1, dict(options.state or {})
             continued.failures = options.failures
         combined = combine(
             method.combination, bounds, base, screening, candidates, options.min_updates, options.scratch
@@ -158,13 +162,13 @@ def aggregate(
     used = sorted(map(_entry, combined.counted, shares), key=lambda entry: (entry.thing, entry.key))
     refused = tuple(sorted(combined.found.refused, key=lambda entry: (entry.thing, entry.key)))
     if combined.difference is None:
-        return Aggregation(None, tuple(used), refused)
+        return Aggregation(None, tuple(used), refused, problem=combined.declined)
     # What is not finite must not become a model: the round fails with the reason, and the base stays.
     try:
         server = _server(method, combined.counted, options.devices)
         vector, following = _step(base, layout, statistics, server, combined.difference, options.state or {})
     except _NotFiniteError as error:
-        return Aggregation(None, tuple(used), refused, problem=str(error))
+        return Aggregation(None, tuple(used), refused, problem=str(error), not_finite=True)
     following = following if continued is None else continued.state
     return Aggregation(_whole(base, layout.unflatten(vector)), tuple(used), refused, following)
 

@@ -64,7 +64,7 @@ class Candidate:
         """
         if result.parameters is None:
             # Too few updates are no hold: the round has no model that a person could release.
-            self.report.hold = "not_finite" if result.problem else None
+            self.report.hold = "not_finite" if result.not_finite else None
             return without_model(result, self.record.settings.min_updates)
         with self.report.phases.timed("write"):
             application = self.record.settings.inference

@@ -19,7 +19,7 @@ from fedgrass.cloud.aggregator.screening import Accepted, Screening, WeightOf
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.stored_matrix import StoredMatrix
 from fedgrass.cloud.aggregator.tiles import Tiles
-from fedgrass.errors import ConfigurationError, TransferError
+from fedgrass.errors import ConfigurationError, DeclinedError, TransferError
 from fedgrass.protocol.report import QuarantinedEntry
 from fedgrass.strategies.arithmetic.clipping import ClipToNorm
 from fedgrass.strategies.arithmetic.interfaces import Combination, Noise, Sums, UpdateMetadata
@@ -71,12 +71,16 @@ class Screened:
 
 @dataclass(frozen=True)
 class Combined:
-    """The combined difference, how each accepted update counted, and its share; no difference if there were too few."""
+    """The combined difference, how each accepted update counted, and its share; no difference if there were too few.
+
+    ``declined`` says why the strategy made nothing of enough of them.
+    """
 
     found: Screened
     counted: Sequence[Counted] = ()
     difference: Floats | None = None
     shares: Sequence[float] = ()
+    declined: str = ""
 
 
 class PartialSums(Protocol):
@@ -323,7 +327,10 @@ def combine(
         if hasattr(combination, "failures"):
             told = [f"{entry.reason}: {entry.detail}" for entry in screening.refused]
             combination.failures = (*combination.failures, *told)
-        shares = combination.combine(spool, difference)
+        try:
+            shares = combination.combine(spool, difference)
+        except DeclinedError as error:
+            return Combined(found, counted, declined=str(error))
     return Combined(found, counted, difference, shares)
 
 

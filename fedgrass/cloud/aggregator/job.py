@@ -21,6 +21,7 @@ from fedgrass.cloud.aggregator.candidate import Candidate
 from fedgrass.cloud.aggregator.download import download_bundle
 from fedgrass.cloud.aggregator.evaluate import load_evaluation_set
 from fedgrass.cloud.aggregator.exchange import BucketPartialSums
+from fedgrass.cloud.aggregator.failed_devices import failures_of, number_of
 from fedgrass.cloud.aggregator.helpers import FleetHelpers
 from fedgrass.cloud.aggregator.lanes import lanes_of
 from fedgrass.cloud.aggregator.masked_sum import Masked
@@ -189,6 +190,8 @@ class RoundJob:
                     share=self._share(pinned) if self._shares(strategy) else None,
                     masked=self._masked(base),
                     scratch=self._scratch,
+                    failures=failures_of(self._clients.rounds, self._record) if strategy.keeps_state else (),
+                    number=number_of(self._record),
                 ),
             )
 

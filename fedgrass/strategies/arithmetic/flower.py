@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fedgrass.errors import AggregationError, FedgrassError
+from fedgrass.errors import AggregationError, DeclinedError, FedgrassError
 from fedgrass.personal import shared_of
 from fedgrass.strategies.arithmetic import flower_options, flower_state
 from fedgrass.strategies.arithmetic.flower_trees import Finished, Tree, tree_of
@@ -116,6 +116,6 @@ class FlowerRule(Continued):
             ) from error
         if found is None:
             failed = f" and {len(finished.failures)} failures" if finished.failures else ""
-            raise AggregationError(f"strategy {self.name!r}: made nothing of {len(finished.results)} updates{failed}")
+            raise DeclinedError(f"strategy {self.name!r}: made nothing of {len(finished.results)} updates{failed}")
         self.state = flower_state.kept(strategy, made, name=self.name)
         return found

@@ -12,49 +12,11 @@ from typing import Any
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.references import function, subclass
+from fedgrass.strategies.flower_names import DRIVE, check_arguments, check_kind
 
 LEGACY = "flwr.server.strategy.Strategy"
 MESSAGES = "flwr.serverapp.strategy.Strategy"
 BASES = (LEGACY, MESSAGES)
-
-# The way out of each refusal: there the strategy itself drives the rounds.
-_DRIVE = "fedgrass flower run drives rounds by it"
-_PLACES = {
-    "fraction_fit": "fraction",
-    "fraction_train": "fraction",
-    "min_fit_clients": "min_updates",
-    "min_train_nodes": "min_updates",
-    "min_available_clients": "min_devices",
-    "min_available_nodes": "min_devices",
-    "min_completion_rate_fit": "quorum",
-    "fraction_evaluate": "gate.devices_seconds",
-    "min_evaluate_clients": "gate.devices_seconds",
-    "min_evaluate_nodes": "gate.devices_seconds",
-    "on_fit_config_fn": "fit.config",
-    "on_evaluate_config_fn": "fit.config",
-    "evaluate_fn": "an evaluation set (fedgrass model evaluation-set)",
-    "evaluate_function": "an evaluation set (fedgrass model evaluation-set)",
-    "evaluate_metrics_aggregation_fn": "the fleet's own mean by examples",
-    "evaluate_metrics_aggr_fn": "the fleet's own mean by examples",
-    "fit_metrics_aggregation_fn": "the fleet's own mean by examples",
-    "train_metrics_aggr_fn": "the fleet's own mean by examples",
-}
-"""Arguments that say what a fleet's settings say, and which do."""
-
-_BOUNDS = (
-    "it tells each client a bound in each round; use privacy.mode, or a strategy of Flower's that clips on the server"
-)
-_WITHOUT_PLACE = {
-    "FedXgbBagging": "its model is a file of trees, not arrays of fixed shape",
-    "FedXgbCyclic": "its model is a file of trees, not arrays of fixed shape",
-    "FedXgbNnAvg": "its model is a file of trees, not arrays of fixed shape",
-    "FedAvgAndroid": "its clients' bytes are those of Flower's Android SDK",
-    "DPFedAvgFixed": _BOUNDS,
-    "DPFedAvgAdaptive": _BOUNDS,
-    "DifferentialPrivacyClientSideFixedClipping": _BOUNDS,
-    "DifferentialPrivacyClientSideAdaptiveClipping": _BOUNDS,
-}
-"""Flower's own that settings cannot have, and why."""
 
 _METHODS = {
     "configure_fit": "fraction and fit.config",
@@ -88,22 +50,11 @@ def check(name: str, kind: type[Any], options: Mapping[str, Any]) -> None:
         Naming it, and what takes its place.
     """
     for above in kind.__mro__:
-        if _is_flowers(above) and above.__name__ in _WITHOUT_PLACE:
-            raise ConfigurationError(f"strategy {name!r}: {_WITHOUT_PLACE[above.__name__]}. {_DRIVE}")
-        if not _is_flowers(above):
+        if is_flowers(above):
+            check_kind(name, above.__name__, legacy=_is_legacy(above))
+        else:
             _check_methods(name, above, kind)
-    if any(_is_flowers(above) and above.__name__ == "QFedAvg" and _is_legacy(above) for above in kind.__mro__):
-        raise ConfigurationError(
-            f"strategy {name!r}: weighs by what its evaluate_fn says; use flwr.serverapp.strategy:QFedAvg, which takes the "
-            "devices' own losses (train_loss_key: loss), or qfedavg"
-        )
-    taken = _arguments(kind)
-    for argument, value in options.items():
-        # A value that is the default says nothing, so copied examples still work.
-        if argument in _PLACES and (argument not in taken or value != taken[argument]):
-            raise ConfigurationError(
-                f"strategy {name!r}: {argument} has no part in a fleet's rounds; use {_PLACES[argument]}. {_DRIVE}"
-            )
+    check_arguments(name, options)
 
 
 def made(name: str, kind: type[Any], options: Mapping[str, Any], initial: Any) -> Any:
@@ -126,7 +77,7 @@ def made(name: str, kind: type[Any], options: Mapping[str, Any], initial: Any) -
     ConfigurationError
         If the class does not take the options.
     """
-    taken = _arguments(kind)
+    taken = arguments(kind)
     given = dict(options)
     if "initial_parameters" in taken and initial is not None:
         given["initial_parameters"] = initial
@@ -159,22 +110,35 @@ def _check_methods(name: str, above: type[Any], kind: type[Any]) -> None:
         # What Flower's base leaves to every strategy says nothing; what replaces a method that works does.
         if method in vars(above) and inherited is not None and not getattr(inherited, "__isabstractmethod__", False):
             raise ConfigurationError(
-                f"strategy {name!r}: its own {method}() has no part in a fleet's rounds; use {place}. {_DRIVE}"
+                f"strategy {name!r}: its own {method}() has no part in a fleet's rounds; use {place}. {DRIVE}"
             )
 
 
-def _arguments(kind: type[Any]) -> dict[str, Any]:
+def arguments(kind: type[Any]) -> dict[str, Any]:
     """Return the constructor's arguments with their defaults, those of the classes below among them where it hands them on."""
     found: dict[str, Any] = {}
     for above in kind.__mro__:
         if "__init__" not in vars(above):
             continue
-        parameters = inspect.signature(vars(above)["__init__"]).parameters.values()
         # A subclass's default stands before those of the classes below it.
+        parameters = inspect.signature(vars(above)["__init__"]).parameters.values()
         found = {one.name: one.default for one in parameters if one.kind is not one.VAR_KEYWORD} | found
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):
             break
     return found
+
+
+def reference(kind: type[Any]) -> str:
+    """Return a strategy's class as ``module:Class``; Flower's own by the module that Flower documents."""
+    if not is_flowers(kind):
+        return f"{kind.__module__}:{kind.__qualname__}"
+    return f"flwr.{'server' if _is_legacy(kind) else 'serverapp'}.strategy:{kind.__name__}"
+
+
+def with_wrapped(strategy: Any) -> list[Any]:
+    """Return a strategy and those that it wraps, from the outermost on."""
+    inner = getattr(strategy, "strategy", None)
+    return [strategy] if inner is None else [strategy, *with_wrapped(inner)]
 
 
 def _is_legacy(kind: type[Any]) -> bool:
@@ -182,6 +146,7 @@ def _is_legacy(kind: type[Any]) -> bool:
     return hasattr(kind, "aggregate_fit")
 
 
-def _is_flowers(kind: type[Any]) -> bool:
+def is_flowers(kind: type[Any]) -> bool:
+    """Say whether a class is Flower's own, and not somebody's below it."""
     # object ends each class's order, and is nobody's own.
     return kind.__module__.partition(".")[0] == "flwr" or kind is object

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from fedgrass.bundle import Parameters
+from fedgrass.strategies.arithmetic.flower_options import with_wrapped
 from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
 from fedgrass.tensors import Array
 
@@ -95,13 +96,13 @@ class MessageTree:
         """Call ``configure_train`` and ``aggregate_train``."""
         identify()
         count = len(finished.results) + len(finished.failures)
-        nodes = max(count, _ENOUGH, *(_least(one) for one in _with_wrapped(strategy)))
+        nodes = max(count, _ENOUGH, *(_least(one) for one in with_wrapped(strategy)))
         grid = Nodes(list(range(1, nodes + 1)))
         arrays = self._record(list(finished.base), list(finished.base.values()))
         # It may be a generator, of which nothing would run without the list.
         list(strategy.configure_train(finished.number, arrays, self.types.ConfigRecord({}), grid))
         weighted_by = next(
-            (one.weighted_by_key for one in _with_wrapped(strategy) if hasattr(one, "weighted_by_key")), "num-examples"
+            (one.weighted_by_key for one in with_wrapped(strategy) if hasattr(one, "weighted_by_key")), "num-examples"
         )
         combined, _ = strategy.aggregate_train(finished.number, self._replies(finished, weighted_by))
         return None if combined is None else [combined[name].numpy() for name in finished.base]
@@ -181,11 +182,6 @@ def identify(*, run: int = 1, node: int = 1) -> None:
     """Say who makes messages in this process, where Flower has not."""
     identity = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
     identity.task_id, identity.run_id, identity.node_id = 1, run, node
-
-
-def _with_wrapped(strategy: Any) -> list[Any]:
-    inner = getattr(strategy, "strategy", None)
-    return [strategy] if inner is None else [strategy, *_with_wrapped(inner)]
 
 
 def _least(strategy: Any) -> int:

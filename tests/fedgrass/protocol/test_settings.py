@@ -34,3 +34,32 @@ def test_no_override_changes_nothing() -> None:
 def test_what_is_unknown_or_impossible_is_named(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         FleetSettings().overridden(changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("flwr.server.strategy:FedXgbBagging", {}, "file of trees"),
+        ("flwr.serverapp.strategy:DifferentialPrivacyClientSideFixedClipping", {}, "use privacy.mode"),
+        ("flower:flwr.server.strategy:QFedAvg", {}, "weighs by what its evaluate_fn says"),
+        ("flower:mine.strategies:Own", {"evaluate_fn": "mine:evaluate"}, "evaluate_fn has no part in a fleet's rounds"),
+        ("flwr.serverapp.strategy:FedAvg", {"fraction_train": 0.5}, "fraction_train has no part.*use fraction"),
+        (
+            "flwr.server.strategy:DifferentialPrivacyServerSideFixedClipping",
+            {"strategy": {"name": "flwr.server.strategy:FedAvg", "options": {"on_fit_config_fn": "mine:config"}}},
+            "on_fit_config_fn has no part.*use fit.config",
+        ),
+        ("flwr.server.strategy:FaultTolerantFedAvg", {"strategy": "flwr.server.strategy:FedAvgAndroid"}, "Android"),
+    ],
+)
+def test_what_a_strategy_of_flowers_would_lose_is_refused_where_flower_is_not_installed(
+    name: str, options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        FleetSettings().overridden({"strategy": {"name": name, "options": options}})
+
+
+def test_arguments_that_say_nothing_are_no_fault_and_another_class_may_call_its_own_as_it_likes() -> None:
+    taken = {"fraction_fit": 1.0, "min_fit_clients": 2, "evaluate_fn": None, "accept_failures": False}
+    for name, options in (("flwr.server.strategy:FedAvg", taken), ("mine:Strategy", {"evaluate_fn": "mine:evaluate"})):
+        assert FleetSettings().overridden({"strategy": {"name": name, "options": options}}).strategy.known() is None

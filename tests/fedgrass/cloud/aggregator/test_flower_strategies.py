@@ -169,8 +169,10 @@ def test_arguments_as_flower_has_them_by_default_are_no_fault() -> None:
 def test_failures_reach_a_strategy_that_minds_them(tmp_path: Path) -> None:
     fleet = Fleet(tmp_path, "flower:flwr.server.strategy:FedAvg", {"accept_failures": False})
     fleet.round(deltas(1))
-    with pytest.raises(AggregationError, match="nothing of 11 updates and 1 failures"):
-        fleet.round(deltas(2), ("device t99: out of memory",))
+    declined = fleet.round(deltas(2), ("device t99: out of memory",))
+    assert declined.parameters is None
+    assert "nothing of 11 updates and 1 failures" in declined.problem
+    assert not declined.not_finite
 
 
 class Careless(MessageFedAvg):  # type: ignore[misc]
