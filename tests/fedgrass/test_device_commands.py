@@ -121,8 +121,9 @@ def test_without_an_answer_it_says_how_to_look_later_and_the_answer_is_kept() ->
 
 @pytest.mark.parametrize(("field", "value"), [("version", "the one before"), ("reason", "x" * 5000)])
 def test_a_value_that_no_message_can_carry_is_refused_by_its_name(field: str, value: str) -> None:
+    given: dict[str, Any] = {field: value}
     with pytest.raises(CommandError, match=f"roll_back: {field}"):
-        Cloud().commander.make(THING, "roll_back", **{field: value})
+        Cloud().commander.make(THING, "roll_back", **given)
 
 
 def test_a_model_is_named_by_the_digests_of_its_published_manifest() -> None:

@@ -156,8 +156,9 @@ class Forks:
 
     def serve(self) -> None:
         """Fork until there are no more orders, which ends the process; returns in each worker."""
+        sources: list[socket.socket | int] = [self._control, self._deaths]
         while True:
-            ready, _, _ = select.select([self._control, self._deaths], [], [])
+            ready, _, _ = select.select(sources, [], [])
             if self._deaths in ready:
                 os.read(self._deaths, 1 << 16)
                 self._tell_of_the_dead()
