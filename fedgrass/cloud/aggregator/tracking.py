@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -28,6 +29,8 @@ from fedgrass.protocol.report import RoundReport
 _API = "/api/2.0/mlflow/"
 _SECONDS = (5, 30)  # to connect, to read
 _MAX_PARAM = 500  # characters, in every version of MLflow
+_MOST_PARAMS = 100  # in one request
+_NOT_IN_NAMES = re.compile(r"[^\w.\- ]")
 _ROUND, _EXECUTION = "fedgrass.round", "fedgrass.execution"
 
 
@@ -81,12 +84,14 @@ class Tracking:
         run = self._run(place, record)
         # MLflow wants milliseconds since the epoch.
         now = int(time.time() * 1000)
+        # MLflow takes up to 100 parameters in a request, and 1,000 metrics. A value that it has already is no error.
+        settings = [{"key": key, "value": value[:_MAX_PARAM]} for key, value in parameters(record).items()]
+        for start in range(0, len(settings), _MOST_PARAMS):
+            self._ask("runs/log-batch", {"run_id": run, "params": settings[start : start + _MOST_PARAMS]})
         self._ask(
-            # One request instead of one for each value; MLflow takes up to 1,000 metrics and 100 parameters in it.
             "runs/log-batch",
             {
                 "run_id": run,
-                "params": [{"key": k, "value": v[:_MAX_PARAM]} for k, v in parameters(record).items()],
                 "metrics": [
                     {"key": key, "value": value, "timestamp": now, "step": record.round}
                     for key, value in metrics(report).items()
@@ -223,9 +228,11 @@ def lineage(record: RoundRecord, report: RoundReport, report_uri: str) -> dict[s
 def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in document.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flat(value, f"{prefix}{_NOT_IN_NAMES.sub('_', key)}.")
         else:
-            yield prefix + key, "" if value is None else str(value)
+            # MLflow refuses a name with other characters, and one that is not its own normal form as a path; names of
+            # classes may be anything.
+            yield prefix + _NOT_IN_NAMES.sub("_", key), "" if value is None else str(value)
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -102,6 +102,21 @@ def test_each_round_is_one_run_of_the_fleets_experiment_however_often_its_job_ru
     )
 
 
+def test_more_settings_than_mlflow_takes_at_once_and_names_that_it_refuses_are_recorded_all_the_same(
+    mlflow_server: str, record: RoundRecord, report: RoundReport
+) -> None:
+    fit = {
+        "class_weight": {f"/crack <{size} mm>/../": 2.0 for size in range(64)},
+        "config": {f"key{number}": number for number in range(32)},
+    }
+    many = record.model_copy(update={"settings": record.settings.overridden({"fit": fit})})
+    assert len(parameters(many)) > 100
+    Tracking(mlflow_server).follow(many, report, experiment="many", report_uri=REPORT)
+    [run] = runs(mlflow_server, "many")
+    assert by_name(run["data"]["params"]) == parameters(many)
+    assert by_name(run["data"]["metrics"]) == metrics(report)
+
+
 def test_a_server_that_refuses_is_an_error_with_its_own_words(
     mlflow_server: str, record: RoundRecord, report: RoundReport
 ) -> None:
