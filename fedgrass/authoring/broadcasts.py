@@ -15,6 +15,8 @@ from typing import TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from fedgrass.authoring.known import known
+
 Tensor: TypeAlias = tf.Tensor
 
 MAX_AXES = 5
@@ -72,7 +74,7 @@ def _groups(shape: Sequence[int], axes: Collection[int]) -> list[tuple[int, bool
 
 def _sum(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
     shape = op.inputs[0].shape
-    axes = {int(axis) % shape.rank for axis in np.atleast_1d(tf.get_static_value(op.inputs[1]))}
+    axes = {int(axis) % shape.rank for axis in np.atleast_1d(known(op.inputs[1]))}
     kept = [1 if axis in axes else size for axis, size in enumerate(shape)]
     return spread(tf.reshape(dy, kept), shape), None
 

@@ -13,6 +13,7 @@ from keras.src.backend.tensorflow import image as backend_image
 from keras.src.backend.tensorflow import nn as backend_nn
 
 from fedgrass.authoring import activations, spatial
+from fedgrass.authoring.einsum import einsum
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.patching import patched
 from fedgrass.authoring.windows import Pair
@@ -52,6 +53,7 @@ def for_inference() -> Iterator[None]:
 def _pointed(*pointers: tuple[ModuleType, str, Callable[..., Tensor]]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(activations.exchanged())
+        stack.enter_context(patched(tf, "einsum", einsum))
         for owner, name, function in pointers:
             stack.enter_context(patched(owner, name, function))
         yield

@@ -8,6 +8,7 @@ avoided: XNNPACK has none, and a step between two of its partitions is slow.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tensorflow.python.ops import math_ops
 from fedgrass.authoring import broadcasts
 from fedgrass.authoring.convolution import product, transposed_product
 from fedgrass.authoring.errors import UnsupportedModelError
+from fedgrass.authoring.known import known
 from fedgrass.authoring.windows import Windows, concat, output_and_padding, pad
 from fedgrass.errors import ConfigurationError
 from fedgrass.parts import GRADIENTS
@@ -241,19 +243,30 @@ def _pool_windows(op: tf.Operation) -> Windows:
 
 
 def _gather(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None, None]:
-    table, indices, axis = op.inputs
-    if tf.get_static_value(axis) != 0:
-        raise UnsupportedModelError(op.name, "GatherV2 along another axis than 0", "use Embedding")
-    rows = tf.reshape(dy, [-1, *table.shape[1:]])
-    # A token that occurs twice gets both gradients: segment_sum adds them.
-    return tf.math.unsorted_segment_sum(rows, tf.reshape(indices, [-1]), table.shape[0]), None, None
+    """Rows that were taken several times sum their gradients; the axis that was taken from is put first for that."""
+    table, indices, axis = op.inputs[0], op.inputs[1], int(known(op.inputs[2])) % op.inputs[0].shape.rank
+    batch, shape = op.get_attr("batch_dims"), list(table.shape)
+    taken, lead, size = indices.shape.rank - batch, math.prod(shape[:batch]), shape[axis]
+    order = [*range(batch), *range(axis, axis + taken), *range(batch, axis), *range(axis + taken, dy.shape.rank)]
+    places = tf.reshape(indices, [lead, -1])
+    # Each batch's places are counted on from the last one's, as if there were one long table.
+    if lead > 1:
+        places += tf.range(lead, dtype=places.dtype)[:, None] * size
+    rest = [*shape[batch:axis], *shape[axis + 1 :]]
+    rows = tf.reshape(_permuted(dy, order), [lead * places.shape[1], *rest])
+    found = tf.math.unsorted_segment_sum(rows, tf.reshape(places, [-1]), lead * size)
+    found = tf.reshape(found, [*shape[:batch], size, *rest])
+    back = [*range(batch), *range(batch + 1, axis + 1), batch, *range(axis + 1, len(shape))]
+    return _permuted(found, back), None, None
+
+
+def _permuted(x: Tensor, order: Sequence[int]) -> Tensor:
+    return x if list(order) == sorted(order) else tf.transpose(x, order)
 
 
 def _strided_slice(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None, None, None]:
     shape = op.inputs[0].shape
-    begin, end, strides = (tf.get_static_value(value) for value in op.inputs[1:])
-    if begin is None or end is None or strides is None:
-        raise UnsupportedModelError(op.name, "StridedSlice with a variable range", "use a range that is known")
+    begin, end, strides = map(known, op.inputs[1:])
     masks = {name: op.get_attr(f"{name}_mask") for name in ("begin", "end", "ellipsis", "new_axis", "shrink_axis")}
     ranges = _ranges(shape, begin, end, strides, masks)
     dy = tf.reshape(dy, [len(taken) for taken in ranges])
@@ -301,19 +314,19 @@ def _with_gaps(x: Tensor, axis: int, stride: int) -> Tensor:
 
 
 def _slice(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None, None]:
-    begin = tf.get_static_value(op.inputs[1])
+    begin = known(op.inputs[1])
     pads = [[b, n - b - k] for b, n, k in zip(begin, op.inputs[0].shape, dy.shape, strict=True)]
     return pad(dy, pads), None, None
 
 
 def _transpose(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
     # argsort of a permutation is its inverse.
-    return tf.transpose(dy, np.argsort(tf.get_static_value(op.inputs[1]))), None
+    return tf.transpose(dy, np.argsort(known(op.inputs[1]))), None
 
 
 def _concat(op: tf.Operation, dy: Tensor) -> tuple[Tensor | None, ...]:
     parts = op.inputs[:-1]
-    axis = int(tf.get_static_value(op.inputs[-1])) % dy.shape.rank
+    axis = int(known(op.inputs[-1])) % dy.shape.rank
     ends = np.cumsum([part.shape[axis] for part in parts])
     before = (slice(None),) * axis
     places = [(*before, slice(end - part.shape[axis], end)) for end, part in zip(ends, parts, strict=True)]
@@ -321,11 +334,11 @@ def _concat(op: tf.Operation, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _split(op: tf.Operation, *dy: Tensor) -> tuple[None, Tensor]:
-    return None, concat(dy, int(tf.get_static_value(op.inputs[0])))
+    return None, concat(dy, int(known(op.inputs[0])))
 
 
 def _split_v(op: tf.Operation, *dy: Tensor) -> tuple[Tensor, None, None]:
-    return concat(dy, int(tf.get_static_value(op.inputs[2]))), None, None
+    return concat(dy, int(known(op.inputs[2]))), None, None
 
 
 def _padding(size: int, kernel: int, stride: int, padding: str) -> list[int]:

@@ -79,6 +79,27 @@ def images() -> Any:
     )
 
 
+def attention() -> Any:
+    """What transformers and pooling by attention consist of."""
+    x = keras.Input((6, 8))
+    other = layers.Dense(8)(x)[:, :4]
+    normed = layers.LayerNormalization()(x)
+    scores = layers.Softmax(axis=1)(layers.Dense(1)(x))
+    return joined(
+        x,
+        [
+            layers.MultiHeadAttention(2, 3)(x, x),
+            layers.MultiHeadAttention(2, 3, value_dim=5, dropout=0.2)(normed, other, use_causal_mask=True),
+            layers.GroupQueryAttention(4, 4, 2)(x, other),
+            layers.Attention(use_scale=True)([x, other]),
+            layers.AdditiveAttention()([x, other]),
+            layers.EinsumDense("abc,cd->adb", output_shape=(5, 6))(x),
+            layers.Dot(1)([scores, x]),
+            keras.ops.take(x, [4, 1, 4], axis=2),
+        ],
+    )
+
+
 def randomness() -> Any:
     return keras.Sequential(
         [
@@ -118,7 +139,7 @@ def per_step_labels() -> Any:
     return model
 
 
-@pytest.mark.parametrize("build", [activations, sequences, images, randomness, penalties, per_step_labels])
+@pytest.mark.parametrize("build", [activations, sequences, images, attention, randomness, penalties, per_step_labels])
 def test_ten_steps_equal_keras(tmp_path: Path, build: Callable[[], Any]) -> None:
     keras.utils.set_random_seed(0)
     model = build()
