@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from fedgrass.authoring.export import export
     from fedgrass.bundle import Bundle
     from fedgrass.cloud.aggregator.offline import aggregate_folder as aggregate
+    from fedgrass.profile.adapt import adapt
     from fedgrass.profiles_api import read_profile
     from fedgrass.round_reports import read_report, reports, rounds, rows
     from fedgrass.simulation.profiling import simulate_profile
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 # Imported when it is first asked for: a device pays for none of it, and nobody needs the extras that he does not use.
 API = {
+    "adapt": "fedgrass.profile.adapt:adapt",
     "aggregate": "fedgrass.cloud.aggregator.offline:aggregate_folder",
     "create": "fedgrass.authoring.create:create_bundle",
     "evaluate": "fedgrass.training_api:evaluate",
@@ -40,6 +42,7 @@ API = {
 }
 
 __all__ = [
+    "adapt",
     "aggregate",
     "create",
     "evaluate",

@@ -125,6 +125,12 @@ class Manifest(_Model):
         description="What does not travel. Of the parameters: each device trains and keeps its own; other state it has as "
         "its builder makes it",
     )
+    fixed: tuple[str, ...] = Field(
+        default=(),
+        max_length=MAX_TENSORS,
+        description="Parameters that no training moves and no update has: mean and variance by which the model normalizes its "
+        "input, which `fedgrass model adapt` sets",
+    )
     loss_mean: Literal["weights", "examples"] = Field(
         default="weights",
         description="What the graph divides a batch's weighted losses by: the sum of weights, or (as Keras) the examples",
@@ -141,16 +147,21 @@ class Manifest(_Model):
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     @model_validator(mode="after")
-    def _names_are_unique_and_files_present(self) -> Manifest:
+    def _parameters_are_named_once_and_shared(self) -> Manifest:
         names = [parameter.name for parameter in self.parameters]
         if len(set(names)) != len(names):
             raise ValueError("parameter names must be unique")
-        if strange := sorted((self.statistics or {}).keys() - set(names)):
-            raise ValueError(f"statistics names {strange[0]!r}, which is not a parameter")
-        if strange := sorted((self.native or {}).keys() - set(names)):
-            raise ValueError(f"native names {strange[0]!r}, which is not a parameter")
+        for kind in ("statistics", "native", "fixed"):
+            if strange := sorted(set(getattr(self, kind) or ()) - set(names)):
+                raise ValueError(f"{kind} names {strange[0]!r}, which is not a parameter")
+        if both := sorted(set(self.fixed) & set(self.local or ())):
+            raise ValueError(f"{both[0]!r} is local and fixed; it can be one of them")
         if not self.shared_parameters:
-            raise ValueError("local names every parameter: nothing is left to share")
+            raise ValueError("local and fixed name every parameter: nothing is left to share")
+        return self
+
+    @model_validator(mode="after")
+    def _files_are_present_and_fit(self) -> Manifest:
         needed = {ARCHITECTURE} if ARCHITECTURE in self.files else {GRAPH, INFERENCE}
         missing = {PARAMETERS, *needed} - self.files.keys()
         if missing:
@@ -183,11 +194,11 @@ class Manifest(_Model):
 
     @property
     def graph_sha256(self) -> str:
-        """Digest of the training graph, and of which parameters are local: two models with the same one can be averaged."""
+        """Digest of the training graph, and of which parameters do not travel: two models with the same one can be averaged."""
         graph = self.files[self.graph_file].sha256
         # Two fleets may keep other layers for themselves with one graph: their updates hold other parameters, and
         # must not meet.
-        own = [parameter.name for parameter in self.local_parameters]
+        own = [parameter.name for parameter in self.local_parameters] + sorted(self.fixed)
         return hashlib.sha256("\n".join([graph, *own]).encode()).hexdigest() if own else graph
 
     @property
@@ -199,8 +210,13 @@ class Manifest(_Model):
     @property
     def shared_parameters(self) -> tuple[TensorDescription, ...]:
         """The parameters that updates are of, and that are averaged."""
-        names = frozenset(self.local or ())
+        names = frozenset((*(self.local or ()), *self.fixed))
         return tuple(parameter for parameter in self.parameters if parameter.name not in names)
+
+    @property
+    def shares_all(self) -> bool:
+        """Whether updates are of every parameter."""
+        return len(self.shared_parameters) == len(self.parameters)
 
     @property
     def parameters_sha256(self) -> str:

@@ -83,14 +83,14 @@ class Own:
 
 def shared_manifest(manifest: Manifest) -> Manifest:
     """Return a manifest that names the shared parameters only: what residuals and updates are of."""
-    if not manifest.local_parameters:
+    if manifest.shares_all:
         return manifest
     return manifest.model_copy(update={"parameters": manifest.shared_parameters})
 
 
 def shared_of(manifest: Manifest, parameters: Mapping[str, Array]) -> Mapping[str, Array]:
     """Return the shared ones among a model's parameters, in the manifest's order; none is read before it is asked for."""
-    if not manifest.local_parameters:
+    if manifest.shares_all:
         return parameters
     return _Some(parameters, tuple(parameter.name for parameter in manifest.shared_parameters))
 

@@ -74,7 +74,7 @@ def do(command: Command, place: Workspace) -> Result:
         hooks=Hooks(place.after_batch),
     )
     # What the device keeps for itself does not leave it: in its place is what the model came with.
-    came = bundle.parameters() if bundle.manifest.local_parameters else {}
+    came = {} if bundle.manifest.shares_all else bundle.parameters()
     tensors.save(file, {**came, **shared_of(bundle.manifest, result.parameters)})
     learnt = {"num_examples": result.num_examples, "metrics": _bounded(result.metrics)}
     return _given(file, version).model_copy(update={**learnt, "seconds": round(time.monotonic() - began, 3)})

@@ -46,14 +46,15 @@ def image(layers: ModuleType, shape: tuple[int, ...]) -> list[Layer]:
 
 
 def table(layers: ModuleType, _shape: tuple[int, ...]) -> list[Layer]:
-    """One dense layer."""
-    return [layers.Dense(HIDDEN, activation="relu", name="features")]
+    """One dense layer, on values that `fedgrass model adapt` can scale."""
+    return [layers.Normalization(name="scaling"), layers.Dense(HIDDEN, activation="relu", name="features")]
 
 
 def series(layers: ModuleType, shape: tuple[int, ...]) -> list[Layer]:
-    """Two strided convolutions over time, written in two dimensions."""
+    """Two strided convolutions over time, written in two dimensions, on values that `fedgrass model adapt` can scale."""
     steps, features = shape
     return [
+        layers.Normalization(name="scaling"),
         layers.Reshape((steps, 1, features), name="steps"),
         layers.Conv2D(32, (5, 1), strides=(2, 1), padding="same", activation="relu", name="conv0"),
         layers.Conv2D(32, (5, 1), strides=(2, 1), padding="same", activation="relu", name="conv1"),

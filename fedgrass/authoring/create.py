@@ -99,8 +99,8 @@ def create(
     anomaly-detector --input-shape 12; forecaster --input-shape 96,3 --horizon 24.
 
     A time series is classified where --classes is given, else its next --outputs values are predicted. Scale inputs in the data
-    loader: images to 0..1, sounds to -1..1, texts to the numbers of their words, anything else to a mean of 0 and a deviation
-    of 1. An anomaly detector's y is its x; a forecaster's is horizon × outputs.
+    loader: images to 0..1, sounds to -1..1, texts to the numbers of their words. Tables and series are scaled by what the fleet's
+    data are like: `fedgrass model adapt`. An anomaly detector's y is its x; a forecaster's is horizon × outputs.
     """
     bundle = create_bundle(
         task,

@@ -289,6 +289,7 @@ def _export(
         parameters=tuple(TensorDescription(name=k, shape=v.shape, dtype="float32") for k, v in parameters.items()),
         frozen=model.frozen_names,
         statistics=model.statistics,
+        fixed=tuple(name for name in model.fixed if name not in (description.get("local") or ())),
         loss_mean="examples",
         vocabulary=getattr(model, "vocabulary", None),
         vocabularies=model.vocabularies(),

@@ -49,6 +49,8 @@ class Model(Protocol):
 
     statistics: dict[str, Statistic]
     """What each of these statistics measures."""
+    fixed: tuple[str, ...]
+    """Statistics that training leaves as they are: what a layer that normalizes the input was adapted to."""
 
     def values(self) -> Parameters:
         """Return the present values by name: the trained weights, then the statistics."""
@@ -122,6 +124,10 @@ class KerasModel:
             layer for layer in self._layers if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         ]
         self._statistics = [v for layer in normalizations for v in (layer.moving_mean, layer.moving_variance)]
+        # Keras takes what such a layer was adapted to for constants. As parameters they can be set in a finished bundle.
+        self._adapted = [layer for layer in self._layers if _normalizes_input(layer, model.inputs)]
+        adapted = [v for layer in self._adapted for v in (layer.adapt_mean, layer.adapt_variance)]
+        self._statistics += adapted
         # Taken now: whoever trains the model further must not change what was exported.
         self._constants = [v.numpy() for v in model.non_trainable_variables]
         self.trained_count = len(self._trained)
@@ -135,6 +141,7 @@ class KerasModel:
         moving = {id(variable) for variable in [*self._trained, *self._statistics]}
         kinds: tuple[Statistic, ...] = ("mean", "variance")
         self.statistics = dict(zip(map(self._name, self._statistics), itertools.cycle(kinds)))
+        self.fixed = tuple(map(self._name, adapted))
         self.frozen_names = tuple(self._name(weight) for weight in model.weights if id(weight) not in moving)
 
     def values(self) -> Parameters:
@@ -212,9 +219,10 @@ class KerasModel:
         struct = getattr(self.keras, "_inputs_struct", None)
         x = inputs[0] if struct is None else keras.tree.pack_sequence_as(struct, list(inputs))
         # stateless_call: variables go in and out as tensors, so the graph can hold its own.
-        output, updated, penalties = self.keras.stateless_call(
-            list(values[: self.trained_count]), constants, x, training=training, return_losses=True
-        )
+        with self._adapted_to(given):
+            output, updated, penalties = self.keras.stateless_call(
+                list(values[: self.trained_count]), constants, x, training=training, return_losses=True
+            )
         outputs = keras.tree.flatten(output)
         after = {id(variable): value for variable, value in zip(other, updated, strict=True)}
         if training:
@@ -225,6 +233,16 @@ class KerasModel:
             return Forwarded(outputs[0], statistics, penalties, masks[0]), outputs
         self._check_unmasked(masks)
         return Forwarded(heads.joined(outputs), statistics, penalties), outputs
+
+    @contextmanager
+    def _adapted_to(self, given: dict[int, Tensor]) -> Iterator[None]:
+        """Have the layers that normalize the input take their mean and variance from parameters."""
+        with ExitStack() as stack:
+            for layer in self._adapted:
+                for name, variable in (("mean", layer.adapt_mean), ("variance", layer.adapt_variance)):
+                    value = tf.reshape(given[id(variable)], getattr(layer, name).shape)
+                    stack.enter_context(patched(layer, name, value))
+            yield
 
     def _check_unmasked(self, masks: Sequence[Tensor | None]) -> None:
         for part, mask in zip(self.outputs, masks, strict=True):
@@ -281,8 +299,17 @@ def _tensors(names: Sequence[str], tensors: Sequence[keras.KerasTensor]) -> list
 
 def _embeds(layer: keras.Layer, x: Tensor) -> bool:
     """Whether a layer looks the model's very input up in its table."""
-    nodes = layer._inbound_nodes if isinstance(layer, keras.layers.Embedding) else ()
-    return any(tensor is x for node in nodes for tensor in node.input_tensors)
+    return isinstance(layer, keras.layers.Embedding) and _takes(layer, x)
+
+
+def _normalizes_input(layer: keras.Layer, inputs: Sequence[Tensor]) -> bool:
+    """Whether a layer brings the model's only input to mean 0 and variance 1 by figures that it was adapted to."""
+    is_adapted = isinstance(layer, keras.layers.Normalization) and layer.input_mean is None and not layer.invert
+    return is_adapted and len(inputs) == 1 and _takes(layer, inputs[0])
+
+
+def _takes(layer: keras.Layer, x: Tensor) -> bool:
+    return any(tensor is x for node in layer._inbound_nodes for tensor in node.input_tensors)
 
 
 def _named(model: str, variables: Sequence[keras.Variable]) -> dict[int, str]:

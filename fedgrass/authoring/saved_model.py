@@ -82,6 +82,7 @@ class SavedModel:
         self._trained = tuple(name for name in self._variables if name not in self.frozen_names)
         self._constants = {name: self._variables[name].numpy() for name in self.frozen_names}
         self.trained_count = len(self._trained)
+        self.fixed: tuple[str, ...] = ()
         self.statistics: dict[str, Statistic] = {}
         if not self._trained:
             raise UnsupportedModelError(self.name, "a model without trainable variables", "unfreeze a layer")

@@ -59,6 +59,8 @@ def inspect(
     if manifest.local_parameters:
         count = sum(parameter.size for parameter in manifest.local_parameters)
         facts.add_row("local", f"{count:,} of them, which each device keeps for itself")
+    if manifest.fixed:
+        facts.add_row("fixed", f"{', '.join(manifest.fixed)}: set by fedgrass model adapt")
     console.print(facts)
     files = Table("file", "bytes", "sha256", title="Files", title_justify="left")
     for name, description in manifest.files.items():
@@ -183,6 +185,32 @@ def pack(
     bundle = add_builder(bundle, archive)
     what = f"{BUILDER} of {bundle.manifest.name} {bundle.manifest.version}"
     render.console().print(f"{what}: {len(archive):,} bytes, sha256 {builder_sha256(bundle)}", soft_wrap=True)
+
+
+@app.command()
+def adapt(
+    folder: Folder,
+    profile: Annotated[
+        Path, typer.Argument(help="A profile: `fedgrass fleet profile --output FILE`.", exists=True, dir_okay=False)
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder for the new bundle; made if absent.", file_okay=False)],
+    version: Annotated[str, typer.Option(help="Its version.", show_default="the next major one")] = "",
+) -> None:
+    """Scale a model's input by what the whole fleet's data are like.
+
+    The model begins with keras.layers.Normalization. Its mean and variance become the profile's, and so do the means that fill
+    missing values in. Publish the new bundle (`fedgrass model publish`) and train on.
+    """
+    from fedgrass.bundle import Bundle
+    from fedgrass.profile.adapt import adapt as adapted
+    from fedgrass.profiles_api import read_profile
+
+    given = read_profile(profile)
+    made = adapted(Bundle.open(folder), given, output, version=version)
+    render.console().print(
+        f"wrote {output}: {made.manifest.name} {made.manifest.version}, its input scaled as {given.examples:,.0f} examples on "
+        f"{given.devices:,} devices are"
+    )
 
 
 def _find_modules_here() -> None:

@@ -34,7 +34,7 @@ def test_a_name_stays_what_it_is_when_it_is_asked_for_again() -> None:
 
 
 def test_a_misspelt_name_is_told_with_those_there_are() -> None:
-    with pytest.raises(AttributeError, match=r"'agregate'; the API is aggregate"):
+    with pytest.raises(AttributeError, match=r"'agregate'; the API is adapt, aggregate"):
         _ = fedgrass.agregate
 
 

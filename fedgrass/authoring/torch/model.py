@@ -94,6 +94,7 @@ class TorchModel:
         self.x = tf.TensorSpec([None, *shape], dtype, name="x")
         if self.inputs:
             self.x = tf.TensorSpec([None, *heads.row(self.inputs, "x").shape], tf.float32, name="x")
+        self.fixed: tuple[str, ...] = ()
         self.statistics: dict[str, Statistic] = {name: self._kind(name) for name in self._statistics}
         travelling = {*self._trained, *self._statistics}
         self.frozen_names = tuple(

@@ -174,8 +174,8 @@ def aggregate(
 
 
 def _whole(base: Bundle, shared: Parameters) -> Parameters:
-    """Return a model's parameters: those that devices keep for themselves are the base's in every model."""
-    if not base.manifest.local_parameters:
+    """Return a model's parameters: those that do not travel are the base's in every model."""
+    if base.manifest.shares_all:
         return shared
     # Updates carry no local parameters, so the vector has none to give back.
     stored = base.parameters()

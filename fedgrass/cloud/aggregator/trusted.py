@@ -9,6 +9,7 @@ import numpy as np
 from fedgrass.bundle import GRAPH, Bundle
 from fedgrass.engines.base import Dataset, Engine, FitSettings
 from fedgrass.errors import ConfigurationError
+from fedgrass.personal import shared_of
 from fedgrass.protocol.messages import FitTask
 from fedgrass.strategies import Strategy
 from fedgrass.update.codecs import Floats
@@ -57,7 +58,7 @@ def trained_difference(engine: Engine, base: Bundle, data: Dataset, task: FitTas
     Returns
     -------
     Floats
-        Flat float32 of all parameters, in the manifest's order.
+        Flat float32 of the parameters that updates have, in the manifest's order.
 
     Raises
     ------
@@ -76,7 +77,8 @@ def trained_difference(engine: Engine, base: Bundle, data: Dataset, task: FitTas
     settings = FitSettings(task.epochs, rate, task.proximal_mu, task.gradient_clip_norm, class_weight=task.class_weight)
     after = engine.fit(data, settings).parameters
     # In the manifest's order, as the layout of updates; a model with local parameters was refused above.
-    return np.concatenate([(after[name] - value).ravel() for name, value in before.items()]).astype(np.float32)
+    shared = shared_of(base.manifest, before)
+    return np.concatenate([(after[name] - value).ravel() for name, value in shared.items()]).astype(np.float32)
 
 
 def with_own_update(strategy: Strategy, own: Callable[[], Floats | None]) -> Strategy:

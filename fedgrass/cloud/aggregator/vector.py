@@ -36,13 +36,13 @@ class Layout:
     ----------
     parameters
         The model's.
-    local
-        Names of those that devices keep for themselves: they are in no update, and not in the vector.
+    apart
+        Names of those that are in no update, local or fixed, and so not in the vector.
     """
 
-    def __init__(self, parameters: Sequence[TensorDescription], *, local: Collection[str] = ()) -> None:
+    def __init__(self, parameters: Sequence[TensorDescription], *, apart: Collection[str] = ()) -> None:
         self._stored = tuple(parameters)
-        parameters = [parameter for parameter in parameters if parameter.name not in local]
+        parameters = [parameter for parameter in parameters if parameter.name not in apart]
         for parameter in parameters:
             if np.dtype(parameter.dtype).kind != "f":
                 raise BundleError(
@@ -59,7 +59,7 @@ class Layout:
     @classmethod
     def of(cls, manifest: Manifest) -> Layout:
         """Return the layout of a model's updates."""
-        return cls(manifest.parameters, local=frozenset(manifest.local or ()))
+        return cls(manifest.parameters, apart=frozenset((*(manifest.local or ()), *manifest.fixed)))
 
     def tiles(self, block: int) -> Iterator[slice]:
         """Yield the vector piece by piece, at most ``block`` scalars each: part of one parameter, or several of them.
