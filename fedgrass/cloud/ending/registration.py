@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_CreateModelPackage
 from __future__ import annotations
 
 import hashlib
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from fedgrass.protocol.names import model_prefix, report_key
@@ -19,6 +20,7 @@ ARCHIVE = "model.tar.gz"
 CONTENT_TYPES = ("application/json", "text/csv", "application/x-npy")
 """What the image takes and gives where it serves a model (`fedgrass.cloud.serving`)."""
 _MAX_VALUE = 256  # characters of a metadata property
+_MOST_VALUES = 50  # metadata properties of a package: SageMaker refuses one with more
 
 
 def archive_key(fleet: str, version: str) -> str:
@@ -95,7 +97,10 @@ def register(
             "SupportedContentTypes": list(CONTENT_TYPES),
             "SupportedResponseMIMETypes": list(CONTENT_TYPES),
         },
-        CustomerMetadataProperties={name: value[:_MAX_VALUE] for name, value in properties.items()},
+        # Lineage comes first: of a model with very many figures the last ones are left out.
+        CustomerMetadataProperties={
+            name: value[:_MAX_VALUE] for name, value in islice(properties.items(), _MOST_VALUES)
+        },
         # Two that come at once make one package.
         ClientToken=hashlib.sha256(f"{group} {description} {model.parameters_sha256}".encode()).hexdigest()[:36],
     )

@@ -11,8 +11,12 @@ from sklearn.datasets import load_digits
 
 from fedgrass.bundle import GRAPH, MANIFEST
 from fedgrass.cloud.aggregator.registry import Registry
+from fedgrass.cloud.ending.registration import register
+from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import model_prefix, report_key
-from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND, Fleet
+from fedgrass.protocol.report import Evaluation, ModelEntry
+from fedgrass.protocol.settings import FleetSettings
+from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND, Fleet, make_record
 
 GROUP = "fedgrass-mill"
 VERSION = f"1.{ROUND}.0"
@@ -73,3 +77,23 @@ def test_a_registry_that_refuses_does_not_undo_the_release(fleet: Fleet, sagemak
     assert report.outcome == "released"
     assert report.release is not None
     assert report.release.model_package_arn is None
+
+
+def test_a_model_of_many_figures_keeps_within_what_the_registry_takes(sagemaker: Any) -> None:
+    base = Base(version="1.0.0", parameters_key="p", parameters_sha256="c" * 64, graph_sha256="b" * 64)
+    entry = ModelEntry(version=VERSION, parameters_sha256="a" * 64, graph_sha256="b" * 64)
+    figures = Evaluation(loss=0.5, examples=9, metrics={f"output{number}.rmse": 1.0 for number in range(80)})
+    arn = register(
+        sagemaker,
+        GROUP,
+        "image:1",
+        "bucket",
+        make_record(FLEET, base, FleetSettings()),
+        entry,
+        participants=2,
+        evaluation=figures,
+    )
+    properties = sagemaker.describe_model_package(ModelPackageName=arn)["CustomerMetadataProperties"]
+    limit = sagemaker.meta.service_model.shape_for("CustomerMetadataMap").metadata["max"]
+    assert len(properties) == limit
+    assert {"fleet", "round", "version", "parameters_sha256", "report", "execution", "loss"} <= properties.keys()
