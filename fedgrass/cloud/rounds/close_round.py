@@ -11,6 +11,8 @@ from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.protocol.names import RoundNumber
 from fedgrass.protocol.tables import load_round
 
+_REASON = 300  # characters; the whole reason is in the round's record
+
 
 class CloseRequest(BaseModel):
     """What the state machine passes: how many rounds it is to run, and the results of those before this one."""
@@ -34,13 +36,11 @@ def close_round(services: Services, request: CloseRequest) -> dict[str, Any]:
     record = load_round(services.rounds, services.fleet, request.round)
     # Between two rounds of one execution the fleet stays reserved: nobody else opens a round in between.
     record = close(services, request.round, reserve=record.execution if more else None)
-    results = [
-        *request.results,
-        # A few fields only: an execution's data may have 256 KB, and up to 500 rounds add up.
-        record.model_dump(
-            mode="json",
-            include={"round", "outcome", "reason", "version", "participants", "quarantined", "accuracy", "active"},
-            exclude_none=True,
-        ),
-    ]
+    # A few fields only, and the reason cut: an execution's data may have 256 KiB, and up to 500 rounds add up.
+    result = record.model_dump(
+        mode="json",
+        include={"round", "outcome", "reason", "version", "participants", "quarantined", "accuracy", "active"},
+        exclude_none=True,
+    )
+    results = [*request.results, {**result, "reason": record.reason[:_REASON]}]
     return {"results": results, "more": more}

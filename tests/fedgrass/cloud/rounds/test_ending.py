@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from botocore.exceptions import ClientError
 from fedgrass.cloud.ending.outcome import decide
 from fedgrass.cloud.rounds.abort_round import AbortRequest, ExecutionEnd, abort_round, execution_ended, in_words
 from fedgrass.cloud.rounds.await_rollout import await_rollout
+from fedgrass.cloud.rounds.changes import change_round
 from fedgrass.cloud.rounds.close_round import CloseRequest, close_round
 from fedgrass.cloud.rounds.record_model import record_model
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
@@ -149,6 +151,16 @@ def test_closing_twice_gives_the_same_answer(fleet: Fleet) -> None:
     first = close_round(fleet.services, CLOSE)
     fleet.pass_time(60)
     assert close_round(fleet.services, CLOSE) == first
+
+
+def test_five_hundred_results_with_long_reasons_fit_into_what_an_execution_carries(fleet: Fleet) -> None:
+    release(fleet)
+    change_round(fleet.services.rounds, fleet.services.fleet, 1, put={"reason": "x" * 1000})
+    [result] = close_round(fleet.services, CLOSE)["results"]
+    whole = close_round(fleet.services, CloseRequest(round=1, rounds=500, results=[result] * 499))
+    assert len(whole["results"]) == 500
+    assert len(json.dumps(whole)) < 256 * 1024
+    assert fleet.round().reason == "x" * 1000
 
 
 def test_closing_again_does_not_touch_the_next_round(fleet: Fleet) -> None:
