@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Imported when it is first asked for: a device pays for none of it, and nobody needs the extras that he does not use.
+# Imported when it is first asked for: a device does not pay for what it does not use, and nobody needs unused extras.
 API = {
     "adapt": "fedgrass.profile.adapt:adapt",
     "aggregate": "fedgrass.cloud.aggregator.offline:aggregate_folder",

@@ -69,7 +69,7 @@ def notice_of(announcement: Announcement, thing: str, answer: Answer) -> UpdateN
 
 
 def _with_sums(notice: UpdateNotice, answer: Answer) -> UpdateNotice:
-    """Put in the sums as far as a message holds them: of all classes' scores, then of the counts alone, or none."""
+    """Add the sums that fit into a message: with all classes' scores, else the counts alone, else none."""
     texts = {"sums": answer.sums, "base_sums": answer.base_sums}
     # Both models lose their scores together: an AUC of one alone is compared with nothing.
     for shorter in (lambda text: text, _without_scores):

@@ -118,7 +118,7 @@ def new_bundle(folder: Path, model: NewModel) -> Bundle:
     Raises
     ------
     BundleError
-        If that is no valid model.
+        If that is not a valid model.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Bounds on files of tensors; apart from what reads them, for NumPy is not needed to know them."""
+"""Bounds on files of tensors, in a module that needs no NumPy."""
 
 MAX_HEADER_BYTES = 4 << 20
 MAX_TENSORS = 20_000

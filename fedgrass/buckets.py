@@ -1,4 +1,4 @@
-"""Buckets are the account's own: names are one for all of AWS, and a bucket of the right name may be anybody's."""
+"""Calls to the account's own buckets only: names are global in AWS, and a bucket of the right name may be anybody's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Code of the operator's own that goes with a model: packed into its bundle as ``builder.zip``, unpacked where it trains.
+"""The operator's own code that travels with a model: packed into its bundle as ``builder.zip``, unpacked where it trains.
 
 The same code gives the same bytes, so its SHA-256 names it. Whoever unpacks it has that digest from elsewhere: from settings of
 its own, never from the bundle (`fedgrass.engines.shipped`). What is unpacked is bounded, and lies below its folder.
@@ -75,7 +75,7 @@ def pack_builder(source: Path) -> bytes:
 
 
 def add_builder(bundle: Bundle, archive: bytes) -> Bundle:
-    """Put an archive of `pack_builder` into a bundle, in place of what it has; returns the bundle, sealed anew.
+    """Put an archive of `pack_builder` into a bundle, in place of what it has; returns the bundle, sealed again.
 
     A fleet never replaces a version: a bundle that was published goes out under another (``fedgrass model publish --version``).
     """
@@ -195,7 +195,7 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _plain(path: Path, entry: zipfile.ZipInfo) -> str:
-    """Return an entry's name; raises `BundleError` if it could lie elsewhere than below the folder, or is no plain file."""
+    """Return an entry's name; raises `BundleError` if it could lie elsewhere than below the folder, or is not a plain file."""
     name, kind = entry.filename, stat.S_IFMT(entry.external_attr >> 16)
     parts = PurePosixPath(name).parts
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):

@@ -35,7 +35,7 @@ def checkout() -> Path:
 @cache
 def build_tool() -> ModuleType:
     """Return ``components/build.py``, which the Greengrass Development Kit runs too."""
-    # Loaded by its path: `components` is no installed package, and another of that name may be.
+    # Loaded by its path: `components` is not an installed package, and another package of that name may be.
     spec = importlib.util.spec_from_file_location("components.build", checkout() / _BUILD)
     if spec is None or spec.loader is None:
         raise ConfigurationError(f"{_BUILD}: cannot be loaded")

@@ -64,7 +64,7 @@ class Commander:
         version: str | None = None,
         reason: str = "",
     ) -> Command:
-        """Make a command with an id of its own.
+        """Make a command with a new id.
 
         Parameters
         ----------

@@ -117,7 +117,7 @@ class Control:
         }
 
     def keep(self, base: Mapping[str, Array], local: Mapping[str, Array], step_length: float) -> None:
-        """Keep what the next round needs; to be done before the update is written.
+        """Keep what the next round needs; call it before the update is written.
 
         Parameters
         ----------
@@ -138,7 +138,7 @@ class Control:
 
     @property
     def _plain(self) -> frozenset[str]:
-        """What no correction is for: statistics have no gradient, and of what devices keep for themselves none drifts."""
+        """Parameters without a correction: statistics have no gradient, and what a device keeps for itself does not drift."""
         return frozenset(statistics_of(self.manifest)) | {p.name for p in self.manifest.local_parameters}
 
     @cached_property

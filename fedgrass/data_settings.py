@@ -30,7 +30,7 @@ def _listed(value: object) -> object:
         try:
             return json.loads(value)
         except ValueError as error:
-            raise ValueError("is no JSON list") from error
+            raise ValueError("is not a JSON list") from error
     return [part.strip() for part in value.split(",")] if value.strip() else []
 
 

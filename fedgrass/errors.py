@@ -31,7 +31,7 @@ def first_problem(error: ValidationError, whole: str = "document", *, prefix: st
     first = error.errors()[0]
     where = prefix + ".".join(str(part) for part in first["loc"]) if first["loc"] else whole
     problem = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
-    problem = problem.removeprefix("Value error, ")  # said by a validator of ours, in a sentence of its own
+    problem = problem.removeprefix("Value error, ")  # said by a validator of ours, as a sentence that stands alone
     return f"{where}: {problem}" + (f" (found {str(first.get('input'))[:80]})" if found else "")
 
 

@@ -1,4 +1,4 @@
-"""One device's word on a model: how it does on the examples that the device keeps back."""
+"""How one device judges a model: by the examples that it keeps back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How little a participant will train on, whatever a round or a command asks: from one example's update that example is read off.
+"""How little a participant will train on, whatever a round or a command asks: one example's update reveals that example.
 
 Phong et al., IEEE Transactions on Information Forensics and Security 2018: where a dense layer with a bias comes first, one
 example's gradient is the example, times a number that is in the gradient too. `python -m benchmarks.inversion` does it.
@@ -67,7 +67,7 @@ class Floors:
 
 
 def _share(data: Dataset, fit: FitTask, manifest: Manifest) -> float:
-    """Return which share of the examples counts: (Σw)² / n·Σw² of their weights (Kish, Survey Sampling, 1965)."""
+    """Return the share of the examples that counts: (Σw)² / n·Σw² of their weights (Kish, Survey Sampling, 1965)."""
     total, squares, count = 0.0, 0.0, 0
     for batch in weighted(data, fit.class_weight, manifest).batches(manifest.batch_size):
         if batch.weights is not None:

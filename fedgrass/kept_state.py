@@ -55,7 +55,7 @@ class KeptState:
         return {}
 
     def keep(self, before: Parameters, after: Parameters) -> None:
-        """Write both; to be done before the update is written."""
+        """Write both; call it before the update is written."""
         # A first round that kept nothing leaves no file.
         if not before and not after:
             return

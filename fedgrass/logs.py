@@ -93,7 +93,7 @@ def configure(*handlers: logging.Handler, level: int = logging.INFO, **context: 
 
 
 class _Troubles:
-    """What was said last of them, and who is told."""
+    """The latest of them, and who is told."""
 
     def __init__(self) -> None:
         self.last = ""

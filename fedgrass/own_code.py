@@ -1,4 +1,4 @@
-"""Code of the user's own, such as a builder, a Flower client or a loader: whatever it raises is told as itself."""
+"""The user's own code, such as a builder, a Flower client or a loader: whatever it raises is reported as itself."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OURS = Path(__file__).parent
 
 
 class Passing(Exception):  # noqa: N818 - control flow, not a failure
-    """Base of what passes through code of the user's own and is no failure of it."""
+    """Base of what passes through the user's own code and is not a failure of it."""
 
 
 @contextmanager

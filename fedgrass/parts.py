@@ -1,4 +1,4 @@
-"""Parts that settings name where what they need is not installed: listed there, imported only where they are used."""
+"""Parts that settings may name where their packages are not installed: listed everywhere, imported only where they are used."""
 
 from __future__ import annotations
 

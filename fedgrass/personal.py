@@ -75,7 +75,7 @@ class Own:
         return {**parameters, **self.values}
 
     def keep(self, trained: Mapping[str, Array]) -> None:
-        """Keep what training made of them; to be done before the update is written."""
+        """Keep what training made of them; call it before the update is written."""
         if self.kept is not None:
             after = {parameter.name: trained[parameter.name] for parameter in self.kept.manifest.parameters}
             self.kept.keep(self.values, after)

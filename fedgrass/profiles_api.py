@@ -25,7 +25,7 @@ def read_profile(path: str | Path) -> Profile:
     Raises
     ------
     DataError
-        If it cannot be read, or is no profile.
+        If it cannot be read, or is not a profile.
 
     Examples
     --------

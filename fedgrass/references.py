@@ -52,8 +52,8 @@ def subclass(reference: str, bases: Sequence[str]) -> type[object]:
     Raises
     ------
     ConfigurationError
-        If there is no such class or it is not a subclass. A module that was not loaded before is not loaded then either, as far
-        as its source tells: the class must be declared there with its base, not made while it runs.
+        If there is no such class, or it is not a subclass. A module that was not loaded before is not loaded
+        then either, as far as its source tells: the class must be declared there with its base, not made while it runs.
     """
     module, name = split_reference(reference)
     expected = " or ".join(bases)

@@ -53,7 +53,7 @@ class Registry(Generic[T]):
     also: str = ""
 
     def built_in(self) -> tuple[str, ...]:
-        """Return the names of the package's own parts, in order; nothing is imported, the package itself neither."""
+        """Return the names of the package's own parts, in order; nothing is imported, not even the package itself."""
         return _assigning(self.package, self.kind)
 
     def installed(self) -> tuple[str, ...]:
@@ -79,12 +79,12 @@ class Registry(Generic[T]):
         Raises
         ------
         ConfigurationError
-            If there is none of that name, two packages register it, it cannot be imported, or it is no such part.
+            If there is none of that name, two packages register it, it cannot be imported, or it is not a part of that kind.
         """
         # Built-in names first: an installed package must not take the place of one of ours.
         if name in self.built_in():
             return cast(T, getattr(importlib.import_module(f"{self.package}.{name}"), self.kind))
-        # By value: one package found twice on the path is no conflict.
+        # By value: one package found twice on the path does not conflict.
         found = {one.value: one for one in self._entry_points() if one.name == name and _NAME.fullmatch(name)}
         if not found:
             raise ConfigurationError(f"{self.kind} {name[:200]!r}: expected one of {self.choices()}")

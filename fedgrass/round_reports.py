@@ -61,7 +61,7 @@ def read_report(path: str | Path) -> RoundReport:
     Raises
     ------
     RecordError
-        If it cannot be read, or is no such report.
+        If it cannot be read, or is not a report.
 
     Examples
     --------

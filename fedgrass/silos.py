@@ -82,7 +82,7 @@ class Silo:
         Raises
         ------
         ConfigurationError
-            If it is no silo's name, or none that the fleet lists.
+            If it is not a silo's name, or not one that the fleet lists.
         InfrastructureError
             If the silo's account does not let this one in.
         """

@@ -333,7 +333,7 @@ def _spec(key: str, entry: Any, name: str) -> TensorSpec:
         raise TensorFileError(f"{where}: expected dtype, shape and data_offsets")
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
-        raise TensorFileError(f"{where}: dtype {str(entry['dtype'])[:20]!r} is none of {', '.join(_DTYPES)}")
+        raise TensorFileError(f"{where}: dtype {str(entry['dtype'])[:20]!r} is not one of {', '.join(_DTYPES)}")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _is_sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise TensorFileError(f"{where}: shape must be at most {MAX_DIMENSIONS} whole numbers")

@@ -117,7 +117,7 @@ class Absence:
         return f"died by {died_of}" if died_of.startswith("signal") else "died"
 
     def _given_up(self) -> bool:
-        """Whether the nucleus starts it no more: systemd knows, and the classic nucleus counts three errors in an hour."""
+        """Whether the nucleus no longer starts it: systemd knows, and the classic nucleus counts three errors in an hour."""
         if self._unit is not None:
             return self._unit.given_up
         # On the classic nucleus nobody can be asked; its own rule is applied to what the process left.

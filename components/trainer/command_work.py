@@ -123,7 +123,7 @@ def _given(file: Path, version: str) -> Result:
 
 
 def _bounded(metrics: Metrics) -> Metrics:
-    """Return what a message holds of them: an engine of the user's own may have any number."""
+    """Return what a message holds of them: a user's own engine may have any number."""
     finite = [(name, value) for name, value in metrics.items() if math.isfinite(value) and len(name) <= _LONGEST_NAME]
     return dict(finite[:_MOST_METRICS])
 

@@ -1,4 +1,4 @@
-"""The operator's commands to this one device, done one after the other on a thread of their own.
+"""The operator's commands to this one device, done one after the other on a separate thread.
 
 A command never runs beside a round's training: the runner does one piece of work at a time. A kill has it done again from the
 start at the next one; it is answered once.

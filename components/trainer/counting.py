@@ -1,4 +1,4 @@
-"""When to count the device's examples again, and to try its engine: that takes a process, so not at every word of a model."""
+"""When to count the device's examples again, and to try its engine: that takes a process, so it is not done each time."""
 
 from __future__ import annotations
 

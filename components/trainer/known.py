@@ -15,7 +15,7 @@ def downloads(work: Path) -> Path:
 
 
 def known_model(store: ModelStore, work: Path) -> Bundle | None:
-    """Return the active model; where there is none, what a round downloaded last; None if that is none that can be opened."""
+    """Return the active model; where there is none, what a round downloaded last; None if that cannot be opened."""
     if (active := store.active()) is not None:
         return active
     folders = sorted(downloads(work).glob("[0-9]*"), key=lambda folder: folder.stat().st_mtime_ns)

@@ -55,7 +55,7 @@ class StatusBoard:
         return self._status.examples
 
     def hides_figures(self, *, private: bool) -> None:
-        """Say no figures of this device's data from now on, or do again: the heartbeat repeats them to the cloud."""
+        """Leave figures of this device's data out from now on, or no longer: the heartbeat repeats them to the cloud."""
         self._private = private
 
     def say(

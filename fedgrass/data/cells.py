@@ -45,7 +45,7 @@ class NumberFormat:
         Raises
         ------
         ValueError
-            If it is no number; ``1e999`` is none, and neither is ``inf``.
+            If it is not a number; ``1e999`` is not one, and neither is ``inf``.
         """
         if self.is_missing(text):
             return math.nan
@@ -74,5 +74,5 @@ def number_format(settings: DataSettings) -> NumberFormat:
 
 
 def markers(settings: DataSettings) -> frozenset[str]:
-    """Return what stands for a missing value, in small letters."""
+    """Return what stands for a missing value, in lower case."""
     return frozenset(text.strip().lower() for text in settings.missing_values)

@@ -31,7 +31,7 @@ _BLOCK = 1 << 20
 
 
 class CsvFile:
-    """One file, read once from its begin to what was its end when it was opened.
+    """One file, read once, up to the size that it had when it was opened.
 
     Parameters
     ----------

@@ -126,7 +126,7 @@ def guess(lines: Sequence[str], settings: DataSettings, wanted: Wanted, what: st
 
 
 def _escape(lines: Sequence[str], separator: str, wanted: Wanted, quote: str) -> str | None:
-    """Return the backslash if it goes before quotes: a cell may also end in one, so what gives more even rows."""
+    """Return the backslash if it escapes quotes: a cell may also end in one, so the reading with more even rows wins."""
     if not any('\\"' in line for line in lines):
         return None
 

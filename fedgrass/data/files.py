@@ -12,7 +12,7 @@ _HIDDEN = {"__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lo
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's: ``._photo.jpg``, ``.DS_Store``, ``__MACOSX``."""
+    """Whether a file or folder is not one of the user's: ``._photo.jpg``, ``.DS_Store``, ``__MACOSX``."""
     return name.startswith(".") or name.lower() in _HIDDEN
 
 

@@ -50,7 +50,7 @@ class ImageFolder:
                 "one value for each class"
             )
         if not folder.is_dir():
-            raise DataError(f"{self._what}: is no folder; expected one folder of images for each class in it")
+            raise DataError(f"{self._what}: is not a folder; expected one folder of images for each class in it")
         self.account = Account(self._what, "images", settings.max_bad_share)
         self._files = self._found(folder, settings)
         if not self._files:
@@ -87,7 +87,7 @@ class ImageFolder:
         # empty.
         images = [(file, index) for file, index in files if file.suffix.lower() in (*SUFFIXES, *UNREAD)]
         if len(images) < len(files):
-            self.account.says(f"{len(files) - len(images)} files that are no images left out")
+            self.account.says(f"{len(files) - len(images)} files left out that are not images")
         return _newest(images, settings)
 
     def _classes(self, folder: Path) -> list[tuple[str, int]]:

@@ -23,7 +23,7 @@ _REGRESSIONS = ("mean_squared_error", "mean_absolute_error", "huber")
 
 
 class LabelError(DataError):
-    """A label is no class. That is never left out as one bad row: the others would be numbered wrongly too."""
+    """A label is not a class. That is never left out as one bad row: the others would be numbered wrongly too."""
 
     def at_place(self, place: str) -> LabelError:
         """Return the error with the place of the label."""
@@ -106,7 +106,7 @@ class Labels:
         if plain in self._exact:
             return self._exact[plain]
         number = _finite(plain)
-        # Where only some names are numbers, a number that is no name is not an index: "10" beside "9" and "other" is
+        # Where only some names are numbers, a number that is not a name is not an index: "10" beside "9" and "other" is
         # a mistake.
         if number is not None and (not self.names or self.are_numbers or not self._numbers):
             return self.of_number(number)
@@ -218,7 +218,7 @@ class Labels:
 
 
 class WrongLabelError(LabelError):
-    """A number is no class; ``at`` is its place among those asked about."""
+    """A number is not a class; ``at`` is its place among those asked about."""
 
     def __init__(self, label: float, expected: str, at: int) -> None:
         self.at = at
@@ -229,7 +229,7 @@ class WrongLabelError(LabelError):
 
 
 def takes_x_alone(manifest: Manifest) -> bool:
-    """Whether y may be x itself, as for an autoencoder: it has its shape, and is no class."""
+    """Whether y may be x itself, as for an autoencoder: it has its shape, and is not a class."""
     return (
         not manifest.inputs
         and not manifest.outputs

@@ -62,7 +62,7 @@ class Pixels:
         self._black, self._white = _ends(manifest, settings, what)
 
     def read(self, file: Path) -> Array:
-        """Return x [height, width, channels] in the model's dtype; raises `DataError` if the file is no such image."""
+        """Return x [height, width, channels] in the model's dtype; raises `DataError` if the file is not such an image."""
         height, width, _ = self._shape
         with _decoding(file), self._opened(file) as image:
             self._require_one(image, file)

@@ -59,7 +59,7 @@ class Judge:
         Raises
         ------
         DataError
-            If a value is missing and the settings have no way for that, or a label is no class.
+            If a value is missing and the settings have no way for that, or a label is not a class.
         """
         # Missing values before ranges: a filled value is judged like any other.
         block = self._complete(block, layout)
@@ -120,7 +120,7 @@ class Judge:
             wrong = (
                 f"{expected(dtypes[column])}, which the model takes"
                 if column < end
-                else "no weight, which is 0 or more"
+                else "not a weight, which is 0 or more"
             )
             self._account.leaves_out(f"{place}: {value:.10g} is {wrong}")
         return block.only(~bad)
@@ -156,7 +156,7 @@ def limits(dtype: str) -> tuple[float, float]:
 
 
 def outside(values: Doubles, dtype: str) -> Mask:
-    """Return where values are none of the dtype's: too large, or not whole where it is."""
+    """Return where values do not fit the dtype: too large, or not whole where it is."""
     low, high = limits(dtype)
     wrong = (values < low) | (values > high)
     return wrong if np.dtype(dtype).kind == "f" else wrong | (values != np.rint(values))
@@ -168,8 +168,8 @@ def expected(dtype: str) -> str:
     if np.dtype(dtype).kind == "f":
         return f"beyond {dtype}, which ends at {high:g}"
     if high == INTEGERS_BELOW - 1:
-        return f"no whole number below {INTEGERS_BELOW}"
-    return f"no whole number from {low:g} to {high:g}"
+        return f"not a whole number below {INTEGERS_BELOW}"
+    return f"not a whole number from {low:g} to {high:g}"
 
 
 def _means(manifest: Manifest, settings: DataSettings, what: str) -> Doubles:

@@ -56,14 +56,14 @@ def open_text(path: Path, encoding: str, *, max_bytes: int) -> tuple[io.TextIOWr
     Raises
     ------
     DataError
-        If it is no text, or unpacks to more than ``max_bytes``.
+        If it is not text, or unpacks to more than ``max_bytes``.
     OSError
         If it cannot be read.
     """
     # Taken before anything is read: what an application appends from now on waits for the next time.
     size = path.stat().st_size
     if not path.is_file():
-        raise DataError(f"data {path}: is no file")
+        raise DataError(f"data {path}: is not a file")
     with path.open("rb") as file:
         head = file.read(16)
     # Said by name: "no CSV" would leave the owner guessing.
@@ -77,10 +77,10 @@ def open_text(path: Path, encoding: str, *, max_bytes: int) -> tuple[io.TextIOWr
     except LookupError as error:
         raise DataError(f"data {path}: there is no encoding {encoding!r}; utf-8, utf-16, latin-1 are some") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"data {path}: is no whole gzip file ({error})") from error
+        raise DataError(f"data {path}: is not a complete gzip file ({error})") from error
     most = max_bytes if packed else size
     raw = io.BufferedReader(_UpTo(path, _unpacked(path, packed), most, refuses_more=packed), _CHUNK)
-    # A byte that is no character makes one row bad, not all; half a character of UTF-16 does not stay alone.
+    # A byte that is not a character makes one row bad, not all; half a character of UTF-16 does not stay alone.
     errors = "strict" if encoding or found.startswith("utf-16") or found == "utf-32" else "replace"
     return io.TextIOWrapper(raw, encoding=found, errors=errors, newline=""), found
 

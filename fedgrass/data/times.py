@@ -12,7 +12,7 @@ _SCALES = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 
 
 def seconds_of(value: object) -> float:
-    """Return seconds since 1970; NaN if it is no time.
+    """Return seconds since 1970; NaN if it is not a time.
 
     A time without a zone is in UTC. A number beyond the year 5138 counts milliseconds, micro- or nanoseconds.
     """

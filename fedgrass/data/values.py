@@ -67,7 +67,7 @@ class Values:
         Raises
         ------
         LabelError
-            If a label is text, and the bundle has no class names; or a number that is no class.
+            If a label is text, and the bundle has no class names; or a number that is not a class.
         """
         values, kept = np.empty((len(rows), len(columns))), np.ones(len(rows), bool)
         for at, cells in enumerate(columns):
@@ -91,7 +91,7 @@ class Values:
     ) -> NDArray[np.bool_]:
         seconds = np.array([seconds_of(time) for time in times])
         for row in np.flatnonzero(np.isnan(seconds) & kept).tolist():
-            self._account.leaves_out(f"{self._place(int(rows[row]), column)}: {str(times[row])[:40]!r} is no time")
+            self._account.leaves_out(f"{self._place(int(rows[row]), column)}: {str(times[row])[:40]!r} is not a time")
         recent: NDArray[np.bool_] = seconds >= self._since
         return recent
 
@@ -156,7 +156,7 @@ class Values:
         # 2.0 from a database is the class "2".
         text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
         if text not in texts:
-            # A class may be called "none" or "n/a": then it is no missing value.
+            # A class may be called "none" or "n/a": then it is not a missing value.
             if not labels.has(text) and self._numbers.is_missing(text):
                 return math.nan
             value = float(labels.of_text(text))

@@ -166,7 +166,7 @@ def _require_not_worse_by(
 
 
 def _told_by(metric: str, sums: Sums | None, examples: int) -> int:
-    """Return on how many examples a share hangs: of a rare class few, however many there are of the other.
+    """Return how many examples a share rests on: of a rare class few, however many there are of the other.
 
     A mean over classes varies as one share of n examples does, where n is the classes' number times the harmonic mean of theirs.
     """

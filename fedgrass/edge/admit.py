@@ -68,7 +68,7 @@ def admit(
     log
         Takes what was found.
     judged
-        Judges a case; in a process of its own unless a test says otherwise.
+        Judges a case; in a separate process unless a test says otherwise.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def admit(
 def _question(
     candidate: Bundle, active: Bundle | None, runtime: RuntimeSettings, deployer: ModelDeployerSettings
 ) -> str:
-    """Return a digest of all that a verdict hangs on but the data."""
+    """Return a digest of everything that a verdict depends on, except the data."""
     parts = [candidate.manifest, active.manifest if active else RuntimeSettings(fleet="none"), runtime, deployer]
     return hashlib.sha256("\n".join(part.model_dump_json() for part in parts).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""A process of a component's own, for work that may kill whoever does it: an engine's native code, or memory that runs out.
+"""A component's child process, for work that may kill whoever does it: an engine's native code, or memory that runs out.
 
 A fresh interpreter, not a fork: what the component holds stays its own (the IPC library's sockets and threads, the lock of
 `fedgrass.edge.life`). It is told what to do by lines on its standard input, and answers by lines on its standard output; what it
@@ -84,7 +84,7 @@ class Child:
         return self._process.pid
 
     def tell(self, line: bytes) -> bool:
-        """Give it a line; returns whether it was taken, which one that hangs or is dead does not for ever."""
+        """Give it a line; returns whether it was taken in time: a child that hangs or is dead takes none."""
         try:
             return self._in.write(line) == len(line)
         except OSError:
@@ -131,7 +131,7 @@ def _in_words(code: int, *, out_of_memory: bool) -> str:
 
 
 def _out_of_memory_kills() -> int:
-    """How often the kernel has killed a process for memory since the boot."""
+    """Return how often the kernel has killed a process for memory since the boot."""
     try:
         counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
         # Since Linux 4.13; without it a kill for memory is reported as a plain SIGKILL.

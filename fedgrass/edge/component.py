@@ -95,7 +95,7 @@ def main(name: str, description: str, start: Callable[[Device], Component]) -> N
 
 
 def _live(work: Path, log: Log) -> Life | None:
-    """Leave what the heartbeat looks at; on a disk that takes no files, do without."""
+    """Write what the heartbeat looks at; where the disk takes no files, do without."""
     try:
         work.mkdir(parents=True, exist_ok=True)
         return Life(work)

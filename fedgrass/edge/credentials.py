@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _URI, _TOKEN = "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_AUTHORIZATION_TOKEN"
 _QUIET_SECONDS = 10.0
-"""For how long nothing is heard of an upload before it is asked why: a round's update is there in less."""
+"""Seconds without news of an upload before it is asked why: a round's update arrives in less."""
 
 
 def refusal(timeout: float = 10.0) -> str:
@@ -74,7 +74,7 @@ class CredentialsWatch:
         self._said = ""
 
     def look(self, quiet: float) -> None:
-        """Ask, if nothing has been heard of the uploads for so many seconds and it was not asked just now."""
+        """Ask, if there has been no news of the uploads for so many seconds and it was not asked just now."""
         # Most looks end here: uploads are moving, and the service is left alone.
         now = self._clock()
         if quiet < _QUIET_SECONDS:
@@ -97,6 +97,6 @@ class CredentialsWatch:
         self._said = self._log.last_error
 
     def _forget(self) -> None:
-        """What was said is no trouble of the device any more."""
+        """Forget what was reported: the device no longer has that problem."""
         self._log.passed(self._said)
         self._said = ""

@@ -1,4 +1,4 @@
-"""Whether a model fits into the memory that this device has left: said before the training, not found out by the kernel."""
+"""Whether a model fits into the memory that this device has left: checked before training, not found out by the kernel."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Admission(BaseModel):
 
 
 class _Verdict(BaseModel):
-    """A refusal that need not be thought over again: the digest of what was asked, and when."""
+    """A refusal that need not be judged again: the digest of what was asked, and when."""
 
     question: str
     at: AwareDatetime
@@ -231,7 +231,7 @@ class ModelStore:
         return self.record(present, "rolled_back", reason=reason)
 
     def is_taken_back(self, version: str) -> bool:
-        """Whether the last word on this model is that it was rolled back."""
+        """Whether the latest entry about this model says that it was rolled back."""
         outcomes = [admission.outcome for admission in self.admissions() if admission.version == version]
         return bool(outcomes) and outcomes[-1] == "rolled_back"
 

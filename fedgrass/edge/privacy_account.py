@@ -78,7 +78,7 @@ class PrivacyAccount:
             )
 
     def charge(self, announcement: Announcement, key: str) -> None:
-        """Write a round down before its update leaves; once, however often it is said.
+        """Record a round before its update leaves; it counts once, however often this is called.
 
         Parameters
         ----------

@@ -57,7 +57,7 @@ class ResourcePolicy:
     now
         The device's own wall clock, in its own zone: the time window is the owner's.
     clock
-        Seconds, for how long a word of the application holds.
+        Seconds for which an application's report counts.
     """
 
     def __init__(
@@ -80,9 +80,9 @@ class ResourcePolicy:
     def application_said(self, status: ApplicationStatus) -> None:
         """Take in whether the application is busy; that holds for as long as it says."""
         with self._lock:
-            # An application that dies while busy must not block training for ever, so its word expires.
+            # An application that dies while busy must not block training for ever, so its report expires.
             self._busy_until = self._clock() + status.valid_seconds if status.busy else 0.0
-            # The application's word counts at once, not at the next second's look.
+            # The application's report counts at once, not at the next second's look.
             self._looked_at = None
 
     def hold(self) -> Block | None:

@@ -1,4 +1,4 @@
-"""The streams of a component's subscriptions, each kept open, and renewed where it may go deaf without a word.
+"""The streams of a component's subscriptions, each kept open, and renewed where it may silently go deaf.
 
 Nucleus lite forgets the subscriptions to IoT Core when its MQTT daemon restarts, and leaves the components' streams open. So
 those are renewed on a schedule, and at once when the daemon is seen to be another: the new stream first, then the old one is

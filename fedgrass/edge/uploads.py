@@ -253,7 +253,7 @@ class Uploads:
             ]
 
     def _refused(self, streams: Streams, upload: Upload, error: TransferError) -> bool:
-        """Try this one again later, and go on hearing how the others end: that is what makes room.
+        """Try this one again later, and go on collecting how the others end: that is what makes room.
 
         Returns whether the streams were created again. ``after`` stays: the task may be queued for all we know.
         """

@@ -1,4 +1,4 @@
-"""Models and clients of the user's own, named as ``module:object``."""
+"""The user's own models and clients, named as ``module:object``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def require_builder(engine: str, builder: object) -> None:
 
 
 def builder_of(engine: str, builder: str | Callable[[], Any]) -> Callable[[], Any]:
-    """Return the function that builds an engine's model; raises `EngineError` if none is named, or it is none."""
+    """Return the function that builds an engine's model; raises `EngineError` if none is named, or it is not a function."""
     require_builder(engine, builder)
     function = named(builder, setting="builder") if isinstance(builder, str) else builder
     if not callable(function):

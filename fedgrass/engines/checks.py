@@ -90,7 +90,7 @@ def check_batch(batch: Batch, manifest: Manifest, *, first: int = 0, origin: Cal
         _check_array(array, description, lambda row: origin(first + row))
     _check_tokens(batch.x, manifest, lambda row: origin(first + row))
     for head, y in zip(manifest.heads, labels(batch.y, manifest.heads), strict=True):
-        # To ONE_HOT a label beyond the classes is a row of zeros: it would train on nothing, without a word.
+        # To ONE_HOT a label beyond the classes is a row of zeros: it would silently train on nothing.
         low, high = _label_range(head)
         outside = (y < low) | (y > high)
         if outside.any():
@@ -113,7 +113,7 @@ def _check_weights(batch: Batch, number: Callable[[int], int]) -> None:
     if wrong.any():
         row, value = _first_where(wrong, weights)
         raise DataError(
-            f"sample_weight of example {number(row)}: {value} is no weight, which is a finite number from 0 on"
+            f"sample_weight of example {number(row)}: {value} is not a weight, which is a finite number from 0 up"
         )
 
 
@@ -123,7 +123,7 @@ def _check_tokens(x: Array, manifest: Manifest, origin: Callable[[int], int]) ->
     for part, array in arrays:
         if (size := sizes.get(part.name)) is None:
             continue
-        # An embedding has no row for it, and what its kernel does then is no message to a user.
+        # An embedding has no row for it, and what its kernel does then tells a user nothing.
         beyond = (array < 0) | (array >= size)
         if beyond.any():
             row, value = _first_where(beyond, array)

@@ -1,4 +1,4 @@
-"""Training with the user's own Flower code: a ``ClientApp``, a ``client_fn(context)``, a ``Client`` or a ``NumPyClient``.
+"""Train with the user's own Flower code: a ``ClientApp``, a ``client_fn(context)``, a ``Client`` or a ``NumPyClient``.
 
 ``builder`` names, as ``module:object``, one of these, which have their data already, or a function (or class) that makes a
 NumPyClient from a `Dataset`: it is called again for each training and each evaluation. For such Flower itself need not be
@@ -198,7 +198,7 @@ class FlowerEngine:
     def _client_for(self, data: Dataset) -> Client:
         if not self._makes_clients:
             return self._client
-        # Only here: a client with data of its own never sees these.
+        # Only here: a client that loads its own data never sees these.
         check_dataset(data, self.manifest)
         maker: Callable[[Dataset], Client] = self._client
         client = maker(data)
@@ -231,7 +231,7 @@ def _floats(metrics: Any) -> Metrics:
 
 
 def _is_number(value: object) -> bool:
-    """Say whether it is a number of Python's, NumPy's, or an array of one."""
+    """Tell whether it is a Python or NumPy number, or an array of one."""
     if isinstance(value, (bool, int, float)):
         return True
     array = np.asarray(value) if hasattr(value, "dtype") else np.empty(0)

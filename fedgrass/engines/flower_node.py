@@ -1,7 +1,7 @@
 """Whom a Flower client app runs as: its ``context``, whose ``state`` outlives rounds and restarts.
 
 State is written with Flower's own serialisation of records (protobuf and NumPy's plain arrays): nothing is pickled, and what is
-read is bounded first. Each round's state has a file of its own, so that a round which is repeated after a power cut begins with
+read is bounded first. Each round's state has its own file, so that a round which is repeated after a power cut begins with
 the state that it began with the first time.
 """
 
@@ -101,7 +101,7 @@ class StateFiles:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path(number), content)
         numbers = self._numbers()
-        # One of a later number is another fleet's, or of a fleet that began anew.
+        # One of a later number is another fleet's, or of a fleet that started over.
         earlier = sorted(found for found in numbers if found <= number)
         for found in numbers:
             if found not in earlier[-_MOST_FILES:]:
@@ -115,7 +115,7 @@ class StateFiles:
             return decode(path.read_bytes())
         except Exception as error:  # whatever protobuf and NumPy raise of bytes that are none of theirs
             raise EngineError(
-                f"{path}: is no client app's state ({type(error).__name__}: {error}); remove it"
+                f"{path}: is not a client app's state ({type(error).__name__}: {error}); remove it"
             ) from error
 
     def _numbers(self) -> list[int]:

@@ -166,7 +166,7 @@ class KerasEngine(OutputEngine):
             draw.assign([settings.masks_seed(), index])
         self._optimizer = optimizer_object(self.manifest.optimizer, settings.learning_rate)
         self._optimizer.build(trained)
-        # Compiled anew for each training: the optimizer's variables are others.
+        # Compiled for each training: the optimizer's variables are new ones.
         self._compiled = tf.function(self._train, reduce_retracing=True)
 
     def _train(self, x: tf.Tensor, y: tf.Tensor, weights: tf.Tensor | None) -> tf.Tensor:
@@ -216,7 +216,7 @@ class KerasEngine(OutputEngine):
 def _build(builder: Builder) -> keras.Model:
     if keras.backend.backend() != "tensorflow":
         raise EngineError(f"engine keras: backend {keras.backend.backend()!r} is in use; set KERAS_BACKEND=tensorflow")
-    # Layers without a name of their own are numbered through the process: start again, so that every build is called alike.
+    # Layers without a given name are numbered through the process: start again, so that every build has the same names.
     keras.utils.clear_session(free_memory=False)
     model = builder_of("keras", builder)()
     if not isinstance(model, keras.Model) or not model.built:

@@ -20,7 +20,7 @@ LEAST_PASSING = 1 << 20
 
 
 class Signature:
-    """A signature that is always called with inputs of its own shapes, so that its tensors are allocated once.
+    """A signature that is always called with inputs of the same shapes, so that its tensors are allocated once.
 
     An input that a later call leaves out has the value that it had.
 
@@ -84,14 +84,14 @@ class Signature:
             drop_pages(self._memory(index))
 
     def rest(self) -> None:
-        """Give the memory of what the next run makes anew back to the system: inputs and outputs stay.
+        """Give the memory of what the next run makes again back to the system: inputs and outputs stay.
 
         That is what the exporter named `PASSING`: copies of variables, and what they were set to.
         """
         if not self._allocated:
             return
         for index in self._passing:
-            with suppress(ValueError):  # inside a delegate it has no memory of its own
+            with suppress(ValueError):  # inside a delegate it has no memory to give back
                 drop_pages(self._memory(index))
 
     def _memory(self, index: int) -> Array:

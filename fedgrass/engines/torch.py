@@ -254,7 +254,7 @@ def _check(manifest: Manifest) -> None:
     if settings.name not in ("sgd", "momentum", "adam", "adamw") or any(others):
         raise EngineError(
             f"engine torch: model {manifest.name!r} has optimizer {settings.name}; it takes sgd, momentum, adam and adamw, "
-            "without clipping of their own; use gradient_clip_norm of the fleet's settings"
+            "without their own clipping; use gradient_clip_norm of the fleet's settings"
         )
 
 

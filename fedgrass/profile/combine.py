@@ -1,4 +1,4 @@
-"""Add up what devices measured, and make the fleet's profile of it: each file is read twice, and none is kept."""
+"""Add up what devices measured, and make it the fleet's profile: each file is read twice, and none is kept."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def fetch_profile(store: ObjectStore, announcement: Announcement, folder: Path, 
     BundleError
         If it is not what was announced, or too large.
     DataError
-        If it is no profile.
+        If it is not a profile.
     """
     named = task_of(announcement).profile
     if named is None:

@@ -123,7 +123,7 @@ def write(path: Path, sums: FeatureSums, header: UpdateHeader, layout: Layout) -
 
 
 def read(stream: BinaryIO, file_bytes: int, layout: Layout) -> tuple[UpdateHeader, FeatureSums]:
-    """Read a device's sums, and hold them against each other: what cannot be is refused.
+    """Read a device's sums, and compare them with each other: what contradicts itself is refused.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def _sums(arrays: Mapping[str, Array], examples: int, layout: Layout) -> Feature
 
 
 def _impossible(arrays: Mapping[str, Array], examples: int, layout: Layout) -> str:
-    """Say what in the numbers contradicts the rest; empty if nothing does."""
+    """Return what contradicts the rest of the numbers; empty if nothing does."""
     for name in ("mean", "m2", "low", "high"):
         if not np.isfinite(arrays[name]).all():
             return f"{name}: a value is not finite"

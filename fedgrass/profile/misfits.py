@@ -1,4 +1,4 @@
-"""Devices whose features are not what the others' are: another unit, swapped columns, a sensor that is silent.
+"""Devices whose features differ from those of the others: another unit, swapped columns, a sensor that is silent.
 
 What is usual is the median over a sample of the devices, so that a few that are wrong do not move it, and memory does not grow
 with the fleet. Few devices have no usual: below `LEAST_DEVICES` nothing is judged.
@@ -45,7 +45,7 @@ class Sample:
         self._kept: list[tuple[int, str, Doubles, Doubles, Doubles]] = []
 
     def add(self, thing: str, sums: FeatureSums) -> None:
-        """Take a device in, or not."""
+        """Offer a device; the ones kept are those of the smallest digests, whatever the order."""
         rank = -int.from_bytes(hashlib.sha256(thing.encode()).digest()[:8], "big")
         mean = np.where(sums.count > 0, sums.mean, np.nan)
         deviation = np.where(sums.count > 0, np.sqrt(sums.variance), np.nan)
@@ -89,7 +89,7 @@ class Usual:
         self._missing = np.median(missing, axis=0)
 
     def misfits(self, thing: str, sums: FeatureSums, names: tuple[str, ...]) -> list[Misfit]:
-        """Return what does not fit of a device, by feature.
+        """Return what does not fit in a device's sums, by feature.
 
         Parameters
         ----------

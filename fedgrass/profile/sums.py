@@ -112,7 +112,7 @@ class FeatureSums:
         self.examples += other.examples * weight
 
     def quantile(self, feature: int, share: float) -> tuple[float, float] | None:
-        """Return a feature's quantile and its error: the value of that rank is no farther from it.
+        """Return a feature's quantile and its error: the value of that rank is within the error.
 
         None if there is no value, or it lies beyond bounds that are held.
 
@@ -125,7 +125,7 @@ class FeatureSums:
             return None
         wanted = max(share * total, np.finfo(np.float64).tiny)
         behind = np.cumsum(counts)
-        # Of shares such as 0.07 the product has a rounding of its own.
+        # For shares such as 0.07 the product is itself rounded.
         place = int(np.searchsorted(behind, wanted * (1 - 1e-12)))
         if self.bounds.held and place in (0, self.bounds.bins + 1):
             return None

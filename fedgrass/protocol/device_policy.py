@@ -14,7 +14,7 @@ _MAX_NAME = 128
 
 
 def policy_name(fleet: str, thing: str) -> str:
-    """Return the name of a device's IoT policy, which is no other device's nor fleet's.
+    """Return the name of a device's IoT policy, which no other device or fleet shares.
 
     Neither name has a full stop, and no thing's name a plus. Names that are too long together end in a digest.
 

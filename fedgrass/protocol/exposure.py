@@ -36,7 +36,7 @@ def against_round(announcement: Announcement, *, least: float, helpers: Sequence
             return "the round has no secure aggregation, and secureHelpers asks for it"
         # Keys count, not names: the cloud chooses the names, and could be all of the helpers itself.
         if strange := [one.name for one in announcement.secure.helpers if one.key not in helpers]:
-            return f"the round's helper {strange[0]!r} has a key that is none of secureHelpers"
+            return f"the round's helper {strange[0]!r} has a key that is not one of secureHelpers"
     return ""
 
 

@@ -1,8 +1,8 @@
 """Devices' own figures, averaged so that none of the devices decides.
 
-All figures and the number of examples are each device's word. So no count weighs more than the checks allow, by itself and by
+All figures and the number of examples are claims of devices. So no count weighs more than the checks allow, by itself and by
 the median of all (`Checks`), and no loss or other error is farther from the median one than they allow; an accuracy, and what
-else is a share, cannot be outside 0 to 1. Figures that are no means over examples are made of devices' sums
+else is a share, cannot be outside 0 to 1. Figures that are not means over examples are made of devices' sums
 (`fedgrass.protocol.sums`), where devices with most of the examples send them; else they are means of devices' own figures, and
 that is said.
 """
@@ -128,7 +128,7 @@ def _of_outputs(claims: Sequence[Claim], prefix: str) -> list[str]:
 
 
 def _readable(text: str | None) -> list[Sums]:
-    """Return a device's sums, and the same without scores; nothing if it sent none, or they are none."""
+    """Return a device's sums, and the same without scores; nothing if it sent none, or they cannot be read."""
     if not text:
         return []
     try:

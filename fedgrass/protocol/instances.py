@@ -32,7 +32,7 @@ _Span: TypeAlias = tuple[float, float]
 
 
 class Instance(Record):
-    """The last that was heard of one heartbeat's process, as the topic rule wrote it."""
+    """The latest report of one heartbeat's process, as the topic rule wrote it."""
 
     fleet: FleetName
     thing: ThingName

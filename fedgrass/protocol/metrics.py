@@ -103,7 +103,7 @@ def slack(metric: str, tolerance: float, of: float) -> float:
     of
         The figure to compare with.
     """
-    # Errors have a scale of their own, so a tolerance in points would mean something else for each model.
+    # Errors have different scales, so a tolerance in points would mean something else for each model.
     return tolerance * abs(of) if falls(metric) else tolerance
 
 

@@ -108,7 +108,7 @@ class PrivacyLedger(_Part):
     def projected(self, privacy: Privacy, fraction: float) -> float | None:
         """Return an upper bound of ε after one more round; None if only the accountant can tell.
 
-        The accountant's own word, where it judged this very case. Otherwise `gaussian_epsilon`, which knows nothing of sampling.
+        The accountant's own, where it judged exactly this case. Otherwise `gaussian_epsilon`, which knows nothing of sampling.
         """
         new = _spend(privacy, fraction)
         after = self.charged(privacy, fraction)

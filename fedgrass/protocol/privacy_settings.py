@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class AdaptiveClip(BaseModel):
-    """A clipping norm that follows a quantile of the updates' norms, by a count that has noise of its own.
+    """A clipping norm that follows a quantile of the updates' norms, by a count to which noise is added as well.
 
     Andrew et al., "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021, https://arxiv.org/abs/1905.03871
     """

@@ -146,7 +146,7 @@ class Profile(_Part):
         Raises
         ------
         DataError
-            If it is no profile.
+            If it is not a profile.
         """
         if len(content) > MAX_PROFILE_BYTES:
             raise DataError(f"{name}: {len(content)} bytes; a profile has at most {MAX_PROFILE_BYTES}")

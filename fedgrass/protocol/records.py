@@ -134,7 +134,7 @@ Word = Literal["round", "publish", "hand", "roll_back", "refusal"]
 
 
 class Released(Record):
-    """The version that the fleet's devices are to have, and whose word that is: the deployment follows it.
+    """The version that the fleet's devices are to have, and who decided that: the deployment follows it.
 
     ``before`` is what takes its place if the fleet refuses it. ``refusal`` says that this has happened. Of a model that a person
     chose by name (``hand``, ``roll_back``), devices still judge, and nothing is taken back.

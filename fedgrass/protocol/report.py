@@ -134,7 +134,7 @@ class Evaluation(_Part):
         )
 
     def value(self, metric: str) -> float | None:
-        """Return one figure by its name; None if it has none of that name."""
+        """Return one figure by its name; None if there is none of that name."""
         if metric == "loss":
             return self.loss
         return self.accuracy if metric == "accuracy" else self.metrics.get(metric)

@@ -1,6 +1,6 @@
 """What devices say of their own training, over a round: the curve of a fleet that has no evaluation set.
 
-Each figure is a mean by examples over the devices that report it. They are the devices' word, so nothing is decided by them.
+Each figure is a mean by examples over the devices that report it. They are what devices claim, so nothing is decided by them.
 Their names are the devices' too, and each name is a metric in CloudWatch that is paid for: only those that more than half of a
 round's updates have count, so that no single device can make one up.
 """

@@ -39,7 +39,7 @@ def decoded_key(text: str) -> bytes:
     except (binascii.Error, ValueError):
         found = b""
     if len(found) != KEY_BYTES:
-        raise ValueError(f"{text[:60]!r} is no public key: expected the base64 of {KEY_BYTES} bytes")
+        raise ValueError(f"{text[:60]!r} is not a public key: expected the base64 of {KEY_BYTES} bytes")
     return found
 
 

@@ -237,7 +237,7 @@ SiloName = Annotated[str, Field(pattern=r"^\d{12}-[a-zA-Z0-9:_-]{1,115}$")]
 
 
 class FleetSettings(_Settings):
-    """All of it. Defaults suit a first round; an execution's input is laid over them."""
+    """All settings of a fleet. Defaults suit a first round; an execution's input is laid over them."""
 
     # An execution's history holds 25,000 events, and a round writes some forty.
     rounds: int = Field(default=1, ge=1, le=500, description="Rounds to run one after the other")

@@ -1,4 +1,4 @@
-"""What figures are made of that are no means over examples: sums, which add up over devices without their data.
+"""What figures are made of that are not means over examples: sums, which add up over devices without their data.
 
 Precision, recall and F1 come from counts by class, RMSE and R² from squared errors and the labels' spread: of these the figure
 of a fleet is that of all its examples in one place. The area under the ROC curve comes from histograms of scores: scores of one
@@ -120,7 +120,7 @@ class Sums(BaseModel):
 
     @classmethod
     def decode(cls, text: str) -> Sums:
-        """Read the text of a message; raises `MessageError` if it is none, or its numbers cannot be."""
+        """Read the text of a message; raises `MessageError` if it is not one, or its numbers cannot be."""
         try:
             packed = base64.b64decode(text.encode(), validate=True)
             # By an object, since zlib.decompress has no bound on what it returns.
@@ -156,7 +156,7 @@ class Sums(BaseModel):
     def auc(self) -> tuple[float, float] | None:
         """Return the area under the ROC curve, the mean over labels that some rows have and some have not, and its error.
 
-        The exact area is no farther from it than the error: half of the pairs whose scores lie in one bin.
+        The exact area is within the error: half of the pairs whose scores lie in one bin.
         """
         areas = [area for histogram in self.scores if (area := _area(histogram)) is not None]
         if not areas:

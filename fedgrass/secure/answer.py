@@ -48,7 +48,7 @@ def header_bytes(accepted: AcceptedSet, helper: int) -> bytes:
 
 
 def answer_bytes(accepted: AcceptedSet, helper: int) -> int:
-    """Return the size of a helper's answer: known before it comes."""
+    """Return the size of a helper's answer, which is known before it arrives."""
     shapes = ((dtype.itemsize, shape[0]) for _, dtype, shape in layout(accepted, helper))
     return len(header_bytes(accepted, helper)) + sum(size * count for size, count in shapes)
 

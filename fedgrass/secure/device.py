@@ -1,4 +1,4 @@
-"""What a device needs of secure aggregation, and the error where its library is not installed."""
+"""What a device needs for secure aggregation, and the error where its library is not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A helper's part: once in a round, for one set of devices, the sums of the masks whose seeds it was given."""
+"""A helper's part: the sums of the masks whose seeds it was given, once in a round and for one set of devices."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class Helper:
         pinned = known.get(member.thing)
         if pinned is not None and pinned[0] != _signer(text):
             raise MessageError(
-                f"{member.thing!r} signs with another key than before; if it was set up anew, remove it from {self._devices}"
+                f"{member.thing!r} signs with another key than before; if it was set up again, remove it from {self._devices}"
             )
 
     def _keep_signers(self, request: SumRequest, members: Sequence[Member], known: _Known) -> None:

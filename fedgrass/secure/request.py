@@ -35,7 +35,7 @@ class Member(BaseModel):
 
 
 class AcceptedSet(BaseModel):
-    """The set: all that must be the same for every helper. Its digest stands for it.
+    """The set: everything that must be the same for every helper. Its digest stands for it.
 
     ``adding`` are the helpers that add noise, by number, in order; all of them must answer. Empty: none does.
     """

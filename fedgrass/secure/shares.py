@@ -1,4 +1,4 @@
-"""Noise by the helpers: each hands in one sum, with its share of the noise in it, that is worth nothing without the others'.
+"""Noise added by the helpers: each hands in one sum with its share of the noise, which is useless without the others' sums.
 
 A helper's sum is that of the masks that are assigned to it (`AcceptedSet.assigned_to`), plus discrete Gaussian noise of its
 own, plus a pad for each other helper that adds noise: one of the two adds it, the other takes it off. The pads follow from the

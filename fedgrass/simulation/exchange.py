@@ -148,11 +148,11 @@ class Hosts:
         return tensors.load(path)[0]
 
     def tell_failures(self, number: int, failures: dict[str, str]) -> None:
-        """Leave word of devices that could not train."""
+        """Report the devices that could not train."""
         self.place.write(self._failures(number, self.index), Failures(failures=failures).model_dump_json().encode())
 
     def all_failures(self, number: int) -> dict[str, str]:
-        """Gather the other hosts' word of theirs."""
+        """Collect the other hosts' reports of theirs."""
         found: dict[str, str] = {}
         for index in range(1, self.count):
             found |= Failures.model_validate_json(self._await(self._failures(number, index))).failures

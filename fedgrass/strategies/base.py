@@ -251,7 +251,7 @@ class RobustStrategy(Strategy):
                 combination: Combination = Mixed(Nearest(options.attackers), self.rule(options.attackers))
             case "buckets":
                 buckets = Buckets()
-                # In the worst case each liar is in a bucket of its own.
+                # In the worst case each liar is alone in a bucket.
                 combination = Mixed(buckets, self.rule(buckets.size * options.attackers))
             case _:
                 combination = self.rule(options.attackers)

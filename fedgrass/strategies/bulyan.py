@@ -51,7 +51,7 @@ class BulyanRule:
         distances = squared_distances(scalar_products(rows))
         chosen: list[int] = []
         for _ in range(count - 2 * attackers):
-            # Scored anew without those chosen, which would pull the rest towards themselves.
+            # Scored again without those chosen, which would pull the rest towards themselves.
             scores = krum_scores(distances[np.ix_(left, left)], attackers)
             chosen.append(left.pop(int(scores.argmin())))
         # In the order of rows, so that the reading of tiles runs forward.

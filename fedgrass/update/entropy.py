@@ -45,7 +45,7 @@ class Decompressor:
     Raises
     ------
     UpdateError
-        Coded ``corrupt_data`` while reading, if they are no frame; ``truncated`` if the stream ends within them.
+        Coded ``corrupt_data`` while reading, if they are not a frame; ``truncated`` if the stream ends within them.
     """
 
     def __init__(self, stream: BinaryIO, size: int) -> None:

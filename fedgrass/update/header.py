@@ -80,7 +80,7 @@ _REASONS: dict[str, Reason] = {
 
 
 class UpdateHeader(BaseModel):
-    """An update's identity and claims. Everything here is the device's word: the aggregator checks all of it."""
+    """An update's identity and what the device claims of it: the aggregator checks all of it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from fedgrass.update.codecs import Floats, ReadInto, joined
 
 SCALE = np.dtype("<f4")
-_PIECE = 3 << 13  # scalars: what is made of their scales stays in a core's cache, and is no memory from the system
+# Scalars: what is made of their scales stays in a core's cache, and takes no new memory from the system.
+_PIECE = 3 << 13
 
 
 def quantize(delta: Floats, levels: int, group: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int8]]:

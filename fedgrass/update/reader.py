@@ -88,7 +88,7 @@ class UpdateReader:
                 parameter = next(self._parameters)
                 self._left = parameter.size
                 self._decode = self._codec.decoder(parameter, self._read)
-            # An array may span parameters, each with a decoder of its own.
+            # An array may span parameters, each with its own decoder.
             part, values = values[: self._left], values[self._left :]
             self._decode(part)
             self._left -= len(part)

@@ -23,7 +23,7 @@ class UpdateCodec:
 
 @lru_cache(maxsize=64)
 def codec_named(name: str) -> UpdateCodec:
-    """Return the codec; raises `UpdateError` (``unknown_codec``) if the name is none (`CodecName`)."""
+    """Return the codec; raises `UpdateError` (``unknown_codec``) if it is not a codec's name (`CodecName`)."""
     try:
         parts = CodecName.parse(name)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Loaders: one module each, those that installed packages register, or a function of the user's own as ``module:function``.
+"""Loaders: one module each, those that installed packages register, or a user's function, given as ``module:function``.
 
 Each module says what ``path`` is to its loader, and how much memory that takes.
 """
@@ -109,7 +109,7 @@ def read_npz(
     Raises
     ------
     DataError
-        If the file is missing, is no such archive, or unpacks to more than ``max_bytes``.
+        If the file is missing, is not such an archive, or unpacks to more than ``max_bytes``.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""The own loader: for a client that has its data already, a Flower app's say. Nothing is read, and no example of it is used.
+"""The loader ``own``: for a client that loads its own data, such as a Flower app. Nothing is read, and no example is used.
 
 What stands for the data are ten examples of zeros.
 """

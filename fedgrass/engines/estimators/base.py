@@ -34,7 +34,7 @@ class Learner(ABC):
     whole
         Whether a step takes all examples at once, and an epoch is one step.
     reconstructs
-        Whether y is x: the estimator has no targets of its own.
+        Whether y is x: the estimator takes no targets.
     statistics
         Which of its arrays are measured: they are averaged, and no server optimizer steps along them.
     """

@@ -94,7 +94,7 @@ def _chain(model: Pipeline, task: Task, loss: Loss | None) -> Learner:
         steps.append((name, made))
     last_name, last = model.steps[-1]
     learner = learner_for(last, replace(task, features=x.shape[1]), loss)
-    # Without targets of its own it would have to give back x as it was before the other steps changed it.
+    # Without targets it would have to give back x as it was before the other steps changed it.
     if isinstance(learner, Chain) or learner.reconstructs:
         raise EngineError(
             f"its last step {last_name!r} ({learner.kind}) cannot follow others; give a classifier or a regressor"

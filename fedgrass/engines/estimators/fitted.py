@@ -20,7 +20,7 @@ from fedgrass.errors import EngineError
 from fedgrass.tensors import Array
 
 _LEAST_WEIGHT = 1e-12
-"""Of an example that stands for a class that a device has none of. Not 0: liblinear leaves such ones out."""
+"""Weight of an example that stands for a class of which a device has none. Not 0: liblinear leaves such ones out."""
 
 
 class Fitted(Learner):

@@ -107,7 +107,7 @@ class Linear(Stepped):
             raise EngineError(f"SGDClassifier has loss {model.loss!r}; build it with loss='log_loss'")
         if model.average:
             raise EngineError(
-                f"{self.kind} has average={model.average!r}, whose average would begin anew with each round; "
+                f"{self.kind} has average={model.average!r}, whose average would start over with each round; "
                 "build it with average=False: the fleet's model is an average already"
             )
         # The round says how long and how fast; the loop has shuffled, by a seed that makes a repeated training the same.

@@ -94,7 +94,7 @@ def _deliver(send: Target, target: Mapping[str, Any], event: EventMessageType) -
 def _input(target: Mapping[str, Any], event: EventMessageType) -> object:
     if "Input" in target:
         return json.loads(target["Input"])
-    # The event is every target's: what is left out and spelled anew for this one must not reach the others.
+    # The event is every target's: what is left out and spelled differently for this one must not reach the others.
     shown = copy.copy(event)
     shown.pop("ingestion-time", None)
     shown["time"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(float(event["time"])))

@@ -66,7 +66,7 @@ class Query:
             value = item.value(message)
             if item.name is None:
                 if not isinstance(value, dict):
-                    raise MessageError(f"The rule selects *, but the payload on {message.topic} is no JSON object.")
+                    raise MessageError(f"The rule selects *, but the payload on {message.topic} is not a JSON object.")
                 result.update(value)
             elif value is not UNDEFINED:
                 result[item.name] = value

@@ -153,7 +153,7 @@ class IotCore:
         # Only QoS 1 is acknowledged, and so counted.
         limit = self._nucleus.max_unacknowledged
         if qos and limit is not None and len(self._spool) >= limit:
-            raise SpoolError(f"{limit} messages are not acknowledged as yet")
+            raise SpoolError(f"{limit} messages are not yet acknowledged")
         size = len(payload) + len(topic)
         if sum(self._spool.values()) + size > self._spool_bytes:
             raise SpoolError(f"Message cannot be added. Spool is full ({self._spool_bytes} bytes)")

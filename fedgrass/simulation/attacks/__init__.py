@@ -54,7 +54,7 @@ class Kind:
 
 
 def attack_named(name: str) -> Kind:
-    """Return an attack: a registered one, or one's own as ``module:function``, which is told the honest updates.
+    """Return an attack: a registered one, or a user's as ``module:function``, which is told the honest updates.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def difference(base: Parameters, local: Parameters) -> Doubles:
 
 
 def attacked_bytes(content: bytes) -> bytes:
-    """Return a file that is spoilt: NaN in most formats, and broken in the others."""
+    """Return a spoilt file: its last values are NaN in formats of floats, and a zstd frame is broken."""
     # All bits set are NaN as float32 and float16, and break the checksum of a zstd frame.
     return content[:-8] + b"\xff" * 8
 

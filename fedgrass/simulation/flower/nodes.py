@@ -77,7 +77,7 @@ def bytes_of(message: Any) -> bytes:
 
 
 def message_of(content: bytes) -> Any:
-    """Return the message that `bytes_of` made bytes of."""
+    """Return the message that `bytes_of` encoded."""
     found = importlib.import_module("flwr.proto.message_pb2").Message()
     found.ParseFromString(content)
     return importlib.import_module("flwr.common.serde").message_from_proto(found)

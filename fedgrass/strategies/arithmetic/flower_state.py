@@ -1,6 +1,6 @@
 """What an object of Flower's keeps from round to round, as arrays: nothing is pickled, and no class is named.
 
-A strategy is made anew for each round. What is kept are the attributes that are no longer as its constructor made them: numbers,
+A strategy is made again for each round. What is kept are the attributes that are no longer as its constructor made them: numbers,
 text, arrays, Flower's records of them, and lists, tuples, sets and dictionaries of these; the same of the objects that it holds,
 a wrapped strategy among them. They are put into the new object. What cannot be kept (a function, a model, a logger) is as the
 constructor makes it. An attribute of that kind that only came into being after the constructor is an error that names it.

@@ -208,7 +208,7 @@ def test_a_device_whose_owner_pins_helpers_declines_what_is_not_masked_for_them(
     other = task_of(4, 1)
     place.ipc.from_cloud(TOPIC, place.announcement(2, secure=other).encode())
     place.until(lambda: len(place.notices) == 2, "told")
-    assert "the round's helper 'helper-3' has a key that is none of secureHelpers" in place.notices[-1].reason
+    assert "the round's helper 'helper-3' has a key that is not one of secureHelpers" in place.notices[-1].reason
     place.ipc.from_cloud(TOPIC, announced(place, number=3).encode())
     place.until(lambda: len(place.notices) == 3, "told")
     assert place.notices[-1].status == "uploaded"

@@ -84,8 +84,8 @@ def test_several_targets_are_the_last_columns(tmp_path: Path) -> None:
         ("a,b,c,d\n1,2,3,0\n1,2,3\n", "row 3: 3 columns, expected 4"),
         ("a,b,c,d\n1,2,3,0\n1,cold,3,0\n", "row 3, column 'b': 'cold' is not a number"),
         ("a,b,c,d\n1,,3,0\n", "row 2, column 'b': '' is not a number"),
-        ("1,2,3,0\n1,2,3,0.5\n", "row 2, column '4': 0.5 is no whole number"),
-        ("1,2,3,20000000\n", "is no whole number below"),
+        ("1,2,3,0\n1,2,3,0.5\n", "row 2, column '4': 0.5 is not a whole number"),
+        ("1,2,3,20000000\n", "is not a whole number below"),
         ("a,b,c,d\n1,2,3,wet\n", "'wet' is not a number or one of ok, worn"),
         (b"\xff\xfe\x00", "UTF-8"),
         ("a,b,c,d\n" + "1,2,3,0\n" * 5000, "maxBytes"),
@@ -180,7 +180,7 @@ def test_a_folder_of_images_gives_scaled_pixels_and_class_numbers(tmp_path: Path
 
 def test_what_is_wrong_in_a_folder_of_images_is_named(tmp_path: Path) -> None:
     settings = DataSettings(loader="images", path=str(tmp_path / "photos"))
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         load(settings, model((4, 4, 3)))
     draw(tmp_path / "photos" / "in no class.png", (4, 4), (0, 0, 0))
     with pytest.raises(DataError, match="no images"):

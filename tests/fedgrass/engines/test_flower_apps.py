@@ -110,7 +110,7 @@ def test_state_that_is_damaged_or_too_large_is_named(
     node = Node("t", folder=tmp_path / "state")
     opened(bundle, "app", node).fit(data(bundle).train, settings(1))
     (tmp_path / "state/state-000001.pb").write_bytes(b"\x0a\xff\xff\xff no state")
-    with pytest.raises(EngineError, match=r"state-000001\.pb: is no client app's state"):
+    with pytest.raises(EngineError, match=r"state-000001\.pb: is not a client app's state"):
         opened(bundle, "app", node).fit(data(bundle).train, settings(2))
     monkeypatch.setattr("fedgrass.engines.flower_node.MAX_STATE_BYTES", 10)
     with pytest.raises(EngineError, match="more than"):

@@ -103,7 +103,7 @@ def test_a_column_of_that_name_may_be_x(tmp_path: Path) -> None:
 def test_what_is_no_weight_is_named(wrong: float) -> None:
     weights = WEIGHTS.copy()
     weights[3] = wrong
-    with pytest.raises(DataError, match=r"sample_weight of example 3: .* is no weight"):
+    with pytest.raises(DataError, match=r"sample_weight of example 3: .* is not a weight"):
         check_dataset(ArrayDataset(X, Y, weights), model())
     with pytest.raises(DataError, match="expected one for each of 6 examples"):
         ArrayDataset(X, Y, WEIGHTS[:5])
@@ -113,7 +113,7 @@ def test_a_row_with_a_negative_weight_is_left_out_and_named(tmp_path: Path) -> N
     (tmp_path / "data.csv").write_text("a,b,kind,sample_weight\n" + "1,2,0,1\n" * 20 + "1,2,0,-3\n")
     source = open_source(DataSettings(loader="csv", path=str(tmp_path / "data.csv")), model())
     assert len(source) == 20
-    assert "row 22, column 'sample_weight': -3 is no weight" in str(vars(source)["account"].__dict__)
+    assert "row 22, column 'sample_weight': -3 is not a weight" in str(vars(source)["account"].__dict__)
 
 
 def test_fewer_examples_keep_their_weights() -> None:

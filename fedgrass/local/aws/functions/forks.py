@@ -76,7 +76,7 @@ class Forked:
 
 
 class ForkServer:
-    """The process that forks workers: started for the first one, and anew if it has ended.
+    """The process that forks workers: started for the first one, and again if it has ended.
 
     Parameters
     ----------

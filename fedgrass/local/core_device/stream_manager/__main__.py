@@ -80,7 +80,7 @@ def _accepted(uri: str, token: str) -> bool:
         with opener.open(request, timeout=_TOKEN_CHECK_SECONDS):
             return True
     except urllib.error.HTTPError as error:
-        return error.code != 403  # without credentials as yet, the token was still recognised
+        return error.code != 403  # without credentials so far, but the token was recognised
     except OSError:
         return False
 

@@ -109,7 +109,7 @@ class S3Exporter:
                 if not is_transient(error):
                     raise TaskFailedError(str(error)) from error
                 reason = str(error)
-            except BotoCoreError as error:  # no connection, or no credentials as yet
+            except BotoCoreError as error:  # no connection, or no credentials yet
                 reason = str(error)
             except OSError as error:
                 raise TaskFailedError(f"input file {path} cannot be read: {error}") from error
@@ -170,7 +170,7 @@ def input_path(url: str) -> Path:
     Raises
     ------
     TaskFailedError
-        It is no such URL.
+        It is not such a URL.
     """
     parts = urlsplit(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):

@@ -68,7 +68,7 @@ def test_a_failing_action_is_reported_to_the_error_action(local_aws: LocalAwsPro
         assert report["failures"][0]["failedAction"] == "dynamoDBv2"
         assert "ResourceNotFoundException" in report["failures"][0]["errorMessage"]
         client.publish(f"{unique}/in", b"not json")
-        assert "no JSON object" in client.next().json()["failures"][0]["errorMessage"]
+        assert "not a JSON object" in client.next().json()["failures"][0]["errorMessage"]
 
 
 def test_errors_can_go_to_a_log_group(local_aws: LocalAwsProcess, unique: str) -> None:

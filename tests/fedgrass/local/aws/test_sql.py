@@ -60,7 +60,7 @@ def test_the_payload_as_it_came_can_be_encoded_even_if_it_is_no_json() -> None:
 
 
 def test_selecting_all_of_a_payload_that_is_no_json_is_an_error() -> None:
-    with pytest.raises(MessageError, match="no JSON object"):
+    with pytest.raises(MessageError, match="not a JSON object"):
         parse("SELECT * FROM 'a'").select(Message("a", b"\xff"))
 
 
