@@ -46,6 +46,8 @@ def aggregate_folder(
         Where the new bundle is written; untouched if no update is good.
     strategy
         Federated averaging if not given.
+    checks
+        Bounds on updates; the settings' defaults if not given.
     evaluation
         ``.npz`` of the operator's examples, for the strategy ``trust``; its update is trained as a round's defaults say.
     version

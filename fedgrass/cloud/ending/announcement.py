@@ -37,7 +37,7 @@ def announce(rounds: Table, iot_data: IoTDataPlaneClient, fleet: str, bucket: st
     RecordError
         If what is to be announced changes through every attempt.
     """
-    # Published without comparing first: the broker's retained message cannot be read from here.
+    # Published without comparing first: publishing the same again does no harm.
     wanted = _wanted(rounds, fleet, bucket, alone)
     for _ in range(_ATTEMPTS):
         iot_data.publish(topic=round_topic(fleet), qos=1, retain=True, payload=wanted)
@@ -49,7 +49,7 @@ def announce(rounds: Table, iot_data: IoTDataPlaneClient, fleet: str, bucket: st
 
 def _wanted(rounds: Table, fleet: str, bucket: str, alone: int | None) -> bytes:
     state = load_state(rounds, fleet)
-    # A fleet whose first round never opened has no lock to name it; `alone` is for that case only.
+    # `alone` counts only where no round was ever opened, so that no lock names one.
     number = state.open.round if state.open is not None else alone if not state.last else None
     if number is None:
         # An empty retained payload is how MQTT deletes a retained message.

@@ -79,7 +79,7 @@ def deploy_to_canaries(
         "deploymentName": f"{fleet.get('deploymentName') or 'fedgrass'}-canaries",
         "components": components,
     }
-    # GetDeployment leaves out what was never set, and CreateDeployment refuses an empty structure.
+    # GetDeployment leaves out what was never set.
     if fleet.get("deploymentPolicies"):
         wanted["deploymentPolicies"] = fleet["deploymentPolicies"]
     made = greengrass.create_deployment(**wanted)

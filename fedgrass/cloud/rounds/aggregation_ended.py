@@ -41,7 +41,7 @@ def aggregation_ended(services: Services, event: JobEvent) -> None:
     """
     name = str(event.detail.get("ProcessingJobName"))
     state = load_state(services.rounds, services.fleet)
-    # EventBridge tells of every Processing job of the account, so the name has to match.
+    # The event may be of an earlier round's job, or of one on another machine: the name has to match.
     if state.open is not None:
         record = load_round(services.rounds, services.fleet, state.open.round)
         if record.job == name:
