@@ -69,7 +69,26 @@ def problem_of(
     y: TensorDescription,
     output: TensorDescription,
 ) -> str | None:
-    """Say what is wrong with several inputs or outputs beside the rows that hold them; None if nothing is."""
+    """Say what is wrong with several inputs or outputs beside the rows that hold them.
+
+    Parameters
+    ----------
+    inputs
+        The inputs; none for a model with one.
+    outputs
+        The outputs with their labels; none for a model with one.
+    x
+        The row of all inputs.
+    y
+        The row of all labels.
+    output
+        The row of all outputs.
+
+    Returns
+    -------
+    str
+        The first problem, in words; None if there is none.
+    """
     for what, parts, row in (
         ("inputs", inputs, x),
         ("outputs", [head.y for head in outputs], y),

@@ -80,7 +80,24 @@ def discrete_gaussian(seed: bytes, size: int, deviation: int) -> Iterator[Intege
 
 
 def noise_block(seed: bytes, index: int, count: int, deviation: int) -> Integers:
-    """Return the first ``count`` integers of one of the blocks of `discrete_gaussian`; there are `BLOCK` in each but the last."""
+    """Return the beginning of one of the blocks of `discrete_gaussian`, whatever came before it.
+
+    Parameters
+    ----------
+    seed
+        What the whole noise follows from.
+    index
+        Number of the block, from 0.
+    count
+        Integers to return: `BLOCK`, but in the last block.
+    deviation
+        Of the noise, a whole number.
+
+    Returns
+    -------
+    Integers
+        The noise, int64.
+    """
     # One stream for each block, so that a block can be made by itself, whatever came before.
     bits, found, drawn = _Bits(seed + index.to_bytes(8, "big")), [], 0
     while drawn < count:
@@ -92,7 +109,17 @@ def noise_block(seed: bytes, index: int, count: int, deviation: int) -> Integers
 
 
 def add_noise(values: NDArray[np.uint16] | NDArray[np.uint32], seed: bytes, deviation: int) -> None:
-    """Add noise to integers modulo two to their width, in place, as of `discrete_gaussian`."""
+    """Add noise to integers modulo two to their width, in place, as of `discrete_gaussian`.
+
+    Parameters
+    ----------
+    values
+        Integers of 16 or 32 bits, changed in place.
+    seed
+        What the noise follows from: the same seed gives the same noise.
+    deviation
+        Of the noise, a whole number.
+    """
     start = 0
     for noise in discrete_gaussian(seed, len(values), deviation):
         part = values[start : start + len(noise)]

@@ -191,7 +191,22 @@ def train(
 
 
 def holding(engine: Engine, bundle: Bundle, own: Own) -> Engine:
-    """Return an engine that was made with a model, with this participant's own parameters in it."""
+    """Return an engine that was made with a model, with this participant's own parameters in it.
+
+    Parameters
+    ----------
+    engine
+        The engine.
+    bundle
+        The model that it was made with.
+    own
+        The participant's own parameters; without any, nothing is set.
+
+    Returns
+    -------
+    Engine
+        The same engine.
+    """
     if own.values:
         engine.set_parameters(own.over(bundle.parameters()))
     return engine

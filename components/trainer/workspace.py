@@ -140,6 +140,19 @@ class Workspace:
     def fetch(self, bucket: str, key: str, path: Path, *, sha256: str, most: int) -> None:
         """Download an object of known digest.
 
+        Parameters
+        ----------
+        bucket
+            The bucket.
+        key
+            The object's key.
+        path
+            File to write; one that holds the object already is kept.
+        sha256
+            Digest that the object must have.
+        most
+            Bytes that it may have.
+
         Raises
         ------
         BundleError

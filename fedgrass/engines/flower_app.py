@@ -104,7 +104,29 @@ class AppClient:
     def fit(
         self, arrays: Sequence[Array], config: Mapping[str, Any], node: Node, number: int
     ) -> tuple[list[Array], int, dict[str, Any]]:
-        """Have the app train in a round of this number; returns its arrays in the model's order, examples and metrics."""
+        """Have the app train in a round.
+
+        Parameters
+        ----------
+        arrays
+            The model's parameters, in its order.
+        config
+            Of the round, as the app gets it.
+        node
+            Whom the app runs as.
+        number
+            The round: the app's state is kept by it.
+
+        Returns
+        -------
+        tuple
+            The app's arrays in the model's order, its number of examples, and its metrics.
+
+        Raises
+        ------
+        EngineError
+            If the app answers with an error, or its reply lacks what a round needs.
+        """
         reply = self._ask("train", arrays, config, node, number)
         records = list(reply.array_records.values())
         if len(records) != 1:
@@ -131,7 +153,29 @@ class AppClient:
     def evaluate(
         self, arrays: Sequence[Array], config: Mapping[str, Any], node: Node, number: int
     ) -> tuple[float, int, dict[str, Any]]:
-        """Have the app evaluate; returns its loss, its examples and its metrics."""
+        """Have the app evaluate; returns its loss, its examples and its metrics.
+
+        Parameters
+        ----------
+        arrays
+            The model's parameters, in its order.
+        config
+            Of the round, as the app gets it.
+        node
+            Whom the app runs as.
+        number
+            The round: the app sees the state that training in it left.
+
+        Returns
+        -------
+        tuple
+            Loss, number of examples, and metrics.
+
+        Raises
+        ------
+        EngineError
+            If the app answers with an error, or its reply lacks what a round needs.
+        """
         reply = self._ask("evaluate", arrays, config, node, number)
         if self._legacy:
             compat = importlib.import_module("flwr.compat.common.recorddict_compat")
@@ -178,7 +222,24 @@ class AppClient:
 
 
 def flower_message(content: Any, kind: str, node: int, number: int) -> Any:
-    """Return a message of a round's to a node, as a SuperLink would hand it over."""
+    """Return a message to a node, as a SuperLink would hand it over.
+
+    Parameters
+    ----------
+    content
+        A ``RecordDict``.
+    kind
+        ``train`` or ``evaluate``.
+    node
+        The node's id.
+    number
+        The round, which becomes the message's group; 0 for none.
+
+    Returns
+    -------
+    Message
+        Flower's.
+    """
     # Flower refuses to make a message without one, which a SuperLink sets otherwise. The numbers mean nothing here.
     identity = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
     identity.task_id, identity.run_id, identity.node_id = 1, 1, 1

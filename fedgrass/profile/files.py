@@ -87,7 +87,22 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def encode(sums: FeatureSums, header: UpdateHeader, layout: Layout) -> tuple[dict[str, Array], dict[str, str]]:
-    """Return the file's tensors and metadata."""
+    """Return the file's tensors and metadata.
+
+    Parameters
+    ----------
+    sums
+        What a device has measured.
+    header
+        Who it is, and in which round.
+    layout
+        What the round's files hold; lows and highs are clipped to its bounds, where it has any.
+
+    Returns
+    -------
+    tuple
+        Arrays by name, and the metadata.
+    """
     none = sums.count == 0
     low, high = np.where(none, 0.0, sums.low), np.where(none, 0.0, sums.high)
     if layout.held is not None:
@@ -105,6 +120,22 @@ def encode(sums: FeatureSums, header: UpdateHeader, layout: Layout) -> tuple[dic
 
 def write(path: Path, sums: FeatureSums, header: UpdateHeader, layout: Layout) -> UpdateInfo:
     """Write a device's sums, whole or not at all; the same sums give the same bytes.
+
+    Parameters
+    ----------
+    path
+        File to write.
+    sums
+        What a device has measured.
+    header
+        Who it is, and in which round.
+    layout
+        What the round's files hold.
+
+    Returns
+    -------
+    UpdateInfo
+        Digest and size of the file.
 
     Raises
     ------

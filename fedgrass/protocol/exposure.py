@@ -41,7 +41,22 @@ def against_round(announcement: Announcement, *, least: float, helpers: Sequence
 
 
 def against_exact_answers(newest: Announcement | None, *, least: float, helpers: Sequence[str] = ()) -> str:
-    """Why a command may not be told anything exact; ``newest`` is the newest round that the device knows of."""
+    """Say why a command may not be told anything exact.
+
+    Parameters
+    ----------
+    newest
+        The newest round that the device knows of.
+    least
+        The owner's ``minNoiseMultiplier``.
+    helpers
+        The owner's ``secureHelpers``.
+
+    Returns
+    -------
+    str
+        The reason; empty if there is none.
+    """
     if least:
         return f"minNoiseMultiplier is {least:g}"
     if helpers:

@@ -77,7 +77,27 @@ class Answer:
 
 
 def read_answer(path: Path, accepted: AcceptedSet, helper: int) -> Answer:
-    """Read a helper's answer up to its sums; raises `MessageError` if it is not one for this set."""
+    """Read a helper's answer up to its sums.
+
+    Parameters
+    ----------
+    path
+        The file.
+    accepted
+        The set that was asked about.
+    helper
+        The helper's number.
+
+    Returns
+    -------
+    Answer
+        The answer; its sums are still to be read.
+
+    Raises
+    ------
+    MessageError
+        If it is not this helper's for this set.
+    """
     name = accepted.task.helpers[helper].name
     expected = header_bytes(accepted, helper)
     try:

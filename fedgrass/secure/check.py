@@ -36,7 +36,27 @@ class BoxCheck(BaseModel):
 
     @classmethod
     def decode(cls, content: bytes, digest: str, things: frozenset[str]) -> BoxCheck:
-        """Read what a helper sent for the check of this digest; raises `MessageError` naming what is wrong."""
+        """Read what a helper sent for a check.
+
+        Parameters
+        ----------
+        content
+            The file's bytes.
+        digest
+            Of the check that was asked for.
+        things
+            The set's devices: it may name no others.
+
+        Returns
+        -------
+        BoxCheck
+            The check.
+
+        Raises
+        ------
+        MessageError
+            If it is malformed, or of another set.
+        """
         try:
             found = cls.model_validate_json(content)
         except ValidationError as error:

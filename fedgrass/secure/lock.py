@@ -38,7 +38,26 @@ def own_key(key: X25519PrivateKey, digest: str) -> bytes:
 
 
 def token(key: X25519PrivateKey, other: str, digest: str, *, owner: int, giver: int) -> bytes:
-    """Return what ``giver`` gives for the lock of ``owner``; either of the two can, as it holds one of the keys."""
+    """Return what one helper gives for the lock of another; either of the two can make it, as it holds one of the keys.
+
+    Parameters
+    ----------
+    key
+        The private key of the helper that makes it.
+    other
+        The public key of the other one, as base64.
+    digest
+        Of the set.
+    owner
+        Number of the helper whose lock it opens.
+    giver
+        Number of the helper that gives it.
+
+    Returns
+    -------
+    bytes
+        32 bytes.
+    """
     # Diffie-Hellman gives both helpers the same secret; owner and giver in the derivation keep the two directions
     # apart.
     secret = key.exchange(X25519PublicKey.from_public_bytes(decoded_key(other)))
@@ -56,7 +75,26 @@ def choices(task: SecureTask, helper: int) -> Iterator[tuple[int, ...]]:
 
 
 def locked(content: bytes, key: X25519PrivateKey, task: SecureTask, helper: int, digest: str) -> bytes:
-    """Return the lock of a helper's content of 64 bytes: wrapped once for each of the `choices`."""
+    """Return the lock of a helper's content: wrapped once for each of the `choices`.
+
+    Parameters
+    ----------
+    content
+        What opens its sums: 64 bytes.
+    key
+        Its private key.
+    task
+        The round's masking, with all helpers' public keys.
+    helper
+        Its number.
+    digest
+        Of the set.
+
+    Returns
+    -------
+    bytes
+        All wrappings, in the order of the choices.
+    """
     given = {
         other: token(key, task.helpers[other].key, digest, owner=helper, giver=other) for other in others(task, helper)
     }
@@ -66,7 +104,24 @@ def locked(content: bytes, key: X25519PrivateKey, task: SecureTask, helper: int,
 
 
 def tokens(key: X25519PrivateKey, task: SecureTask, helper: int, digest: str) -> bytes:
-    """Return the tokens that a helper gives the others for a set, in their order."""
+    """Return the tokens that a helper gives the others for a set, in their order.
+
+    Parameters
+    ----------
+    key
+        The private key of the helper that gives them.
+    task
+        The round's masking, with all helpers' public keys.
+    helper
+        Its number.
+    digest
+        Of the set.
+
+    Returns
+    -------
+    bytes
+        32 bytes for each of the others.
+    """
     return b"".join(
         token(key, task.helpers[other].key, digest, owner=other, giver=helper) for other in others(task, helper)
     )
@@ -74,6 +129,24 @@ def tokens(key: X25519PrivateKey, task: SecureTask, helper: int, digest: str) ->
 
 def unlocked(lock: bytes, given: Mapping[int, bytes], task: SecureTask, helper: int, digest: str) -> bytes:
     """Return a helper's content, by the tokens that the others gave for its lock.
+
+    Parameters
+    ----------
+    lock
+        What `locked` returned.
+    given
+        The tokens by the number of the helper that gave them.
+    task
+        The round's masking.
+    helper
+        Number of the helper whose lock it is.
+    digest
+        Of the set.
+
+    Returns
+    -------
+    bytes
+        The content.
 
     Raises
     ------

@@ -38,7 +38,22 @@ class Expander:
         self._values: Masked = np.frombuffer(self._memory, self.dtype)
 
     def piece(self, seed: bytes, index: int, count: int) -> Masked:
-        """Return coordinates ``index * PIECE`` and on of a mask, at most `PIECE`; the next call overwrites them."""
+        """Return one piece of a mask; the next call overwrites it.
+
+        Parameters
+        ----------
+        seed
+            Of the mask, 32 bytes.
+        index
+            Number of the piece, from 0: it begins at coordinate ``index * PIECE``.
+        count
+            Coordinates to make, at most `PIECE`.
+
+        Returns
+        -------
+        Masked
+            The piece, in the expander's own memory.
+        """
         size = count * self.dtype.itemsize
         # A piece is a whole number of blocks, so the stream is entered at its counter.
         block = index * PIECE * self.dtype.itemsize // _BLOCK
@@ -77,7 +92,22 @@ def add_mask(values: Masked, seed: bytes, expander: Expander) -> None:
 
 
 def encrypted(content: bytes, key: bytes, position: int) -> bytes:
-    """Encrypt, or decrypt, bytes that lie at a position of the sums; the position is one of a piece."""
+    """Encrypt or decrypt a part of a helper's sums.
+
+    Parameters
+    ----------
+    content
+        The bytes.
+    key
+        Of this helper and set, 32 bytes.
+    position
+        Where in the sums they begin, in bytes; a stream cipher is entered there.
+
+    Returns
+    -------
+    bytes
+        As many bytes.
+    """
     cipher = key_stream(key, position // _BLOCK)
     # The rest of a block is drawn and dropped.
     cipher.update(bytes(position % _BLOCK))

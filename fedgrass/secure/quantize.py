@@ -120,7 +120,21 @@ def examples_in(total: Masked, task: SecureTask) -> int:
 
 
 def mean_of(total: Masked, devices: int, task: SecureTask) -> Floats:
-    """Return the mean difference that a sum of so many vectors without masks stands for, weighed as the task says.
+    """Return the mean difference that a sum of vectors stands for, weighed as the task says.
+
+    Parameters
+    ----------
+    total
+        The sum, without masks: the values, and behind them the coordinates of the example count.
+    devices
+        How many vectors it is the sum of.
+    task
+        How values became integers.
+
+    Returns
+    -------
+    Floats
+        The mean, float32.
 
     Raises
     ------

@@ -138,6 +138,26 @@ def requests_for(
     """Return the request to each helper, for a set of devices: for the sums, or for a ``check`` before them.
 
     With ``adding``, these helpers add noise, and only they are asked.
+
+    Parameters
+    ----------
+    accepted
+        The devices of the set, in any order.
+    context
+        The round that their boxes are bound to.
+    length
+        Coordinates of each vector.
+    task
+        The round's masking.
+    check
+        Whether it is a check before the sums, by which helpers tell whose boxes open.
+    adding
+        Numbers of the helpers that add noise; none where the devices do, or nobody.
+
+    Returns
+    -------
+    list
+        The requests, one for each helper that is asked.
     """
     # Sorted, so that the digest does not depend on the order in which updates were listed.
     ordered = sorted(accepted, key=lambda one: one.thing)

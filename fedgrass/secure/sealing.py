@@ -48,7 +48,26 @@ def box_bytes(seeds: int) -> int:
 
 
 def seal(seeds: Sequence[bytes], context: Context, thing: str, helper: Helper, signer: Ed25519PrivateKey) -> bytes:
-    """Return the box of a device for a helper."""
+    """Return the box of a device for a helper.
+
+    Parameters
+    ----------
+    seeds
+        Of the masks that this helper is to know, in order.
+    context
+        The round that the box is bound to.
+    thing
+        The device's name.
+    helper
+        Whose public key seals it.
+    signer
+        The device's signing key.
+
+    Returns
+    -------
+    bytes
+        Sealed seeds, signature, and the device's public key.
+    """
     bound = context.of(thing, helper)
     sealed = SUITE.encrypt(b"".join(seeds), X25519PublicKey.from_public_bytes(decoded_key(helper.key)), bound)
     # The signature covers the context too, so that a box is known for this round's before anything is decrypted.
@@ -61,7 +80,33 @@ def signer_of(box: bytes) -> bytes:
 
 
 def opened(box: bytes, seeds: int, context: Context, thing: str, helper: Helper, key: X25519PrivateKey) -> list[bytes]:
-    """Return the seeds of a box; raises `MessageError` if it is not this device's for this helper in this round."""
+    """Return the seeds of a box.
+
+    Parameters
+    ----------
+    box
+        What `seal` returned.
+    seeds
+        How many there must be.
+    context
+        The round that it must be bound to.
+    thing
+        The device that must have signed it.
+    helper
+        The helper that it must be for.
+    key
+        That helper's private key.
+
+    Returns
+    -------
+    list
+        The seeds, 32 bytes each.
+
+    Raises
+    ------
+    MessageError
+        If it is not this device's for this helper in this round.
+    """
     if len(box) != box_bytes(seeds):
         raise MessageError(
             f"{thing!r}: its seeds for {helper.name!r} are {len(box)} bytes, expected {box_bytes(seeds)}"

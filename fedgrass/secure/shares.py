@@ -22,7 +22,22 @@ from fedgrass.secure.request import AcceptedSet
 
 
 def noise_seed(key: X25519PrivateKey, digest: str, group: int) -> bytes:
-    """Return the seed of a helper's noise for a group of a set: the same in every attempt, or two would show the noise."""
+    """Return the seed of a helper's noise: the same in every attempt, or two answers together would show the noise.
+
+    Parameters
+    ----------
+    key
+        The helper's private key.
+    digest
+        Of the set.
+    group
+        Number of the group in the set.
+
+    Returns
+    -------
+    bytes
+        32 bytes.
+    """
     return derived(key.private_bytes_raw(), "noise", digest, str(group))
 
 
@@ -76,7 +91,24 @@ class Share:
 
 
 def seeds_of(accepted: AcceptedSet, helper: int, group: int, seeds: Sequence[Sequence[bytes]]) -> list[bytes]:
-    """Return the seeds, of all devices of a group, of the masks that are assigned to a helper."""
+    """Return the seeds of the masks that are assigned to a helper, of all devices of a group.
+
+    Parameters
+    ----------
+    accepted
+        The set.
+    helper
+        The helper's number.
+    group
+        The group's number.
+    seeds
+        Of each of the set's devices, those that this helper was given, in the order of its masks.
+
+    Returns
+    -------
+    list
+        The seeds, 32 bytes each.
+    """
     known = accepted.task.known_to(helper)
     which = [known.index(mask) for mask in accepted.assigned_to(helper)]
     members = zip(seeds, accepted.members, strict=True)

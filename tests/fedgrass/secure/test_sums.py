@@ -248,7 +248,7 @@ def test_a_task_that_cannot_protect_or_hold_the_sum_is_refused() -> None:
         ({"collude": 3}, "all together open everything"),
         ({"bits": 16, "most": 40_000}, "too narrow for the sum of 40000"),
         ({"helpers": [task.helpers[0], task.helpers[0]]}, "two have the same name"),
-        ({"helpers": [{"name": "a", "key": "AAAA"}, task.helpers[0]]}, "no public key"),
+        ({"helpers": [{"name": "a", "key": "AAAA"}, task.helpers[0]]}, "not a public key"),
     ):
         with pytest.raises(ValueError, match=said):
             SecureTask.model_validate({**task.model_dump(), **change})
