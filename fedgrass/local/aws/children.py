@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import threading
@@ -13,6 +14,14 @@ from pathlib import Path
 from typing import IO
 
 from fedgrass.local.processes import Child, signal_group, spawn
+
+_OF_THE_HOST = ("PATH", "HOME", "LANG", "TMPDIR")
+_OF_THE_IMAGE = ("PYTHONPATH", "FEDGRASS_EVALUATION_ENGINE", "FEDGRASS_EVALUATION_BUILDER")
+
+
+def container_environment() -> dict[str, str]:
+    """Return the variables of a job's container: of this process' what a host has, and what an image of one's own sets."""
+    return {name: os.environ[name] for name in (*_OF_THE_HOST, *_OF_THE_IMAGE) if name in os.environ}
 
 
 class Children:

@@ -6,7 +6,6 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-ru
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from werkzeug import Request, Response
 from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.account import arn
 from fedgrass.local.aws.api import ApiError
+from fedgrass.local.aws.children import container_environment
 from fedgrass.local.aws.processing.contract import Host
 from fedgrass.local.aws.processing.job import Surroundings
 from fedgrass.local.aws.processing.requests import Operations, answer
@@ -112,7 +112,7 @@ class _Job:
         if entry[0] in {"python", "python3"}:
             entry[0] = sys.executable
         environment = {
-            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
+            **container_environment(),
             **self.surroundings.environment,
             **(self.request.get("Environment") or {}),
             "FEDGRASS_ML_ROOT": str(host.ml),

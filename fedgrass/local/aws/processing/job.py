@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.account import arn
-from fedgrass.local.aws.children import Children
+from fedgrass.local.aws.children import Children, container_environment
 from fedgrass.local.aws.processing.contract import Host, Objects
 from fedgrass.local.processes import signal_group
 from fedgrass.logs import log_event
@@ -181,7 +180,7 @@ class ProcessingJob:
         if entry[0] in {"python", "python3"}:
             entry[0] = sys.executable
         environment = {
-            **{name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ},
+            **container_environment(),
             **surroundings.environment,
             **(self.request.get("Environment") or {}),
             "FEDGRASS_ML_ROOT": str(host.ml),
