@@ -156,7 +156,7 @@ def test_a_job_that_ran_out_of_memory_is_started_once_more_on_twice_the_machine(
     ("aggregation", "why"),
     [
         ({"retry_larger": False}, "retry_larger is false"),
-        ({"instance_type": "ml.m5.24xlarge"}, "no size after that"),
+        ({"instance_type": "ml.m5.24xlarge"}, "no larger size to try"),
     ],
 )
 def test_a_job_is_not_started_on_a_larger_machine_where_that_is_not_wanted_or_there_is_none(
