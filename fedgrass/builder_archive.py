@@ -24,9 +24,11 @@ MAX_FILES = 4096
 MAX_BYTES = 64 << 20
 """Of all files, and of the archive."""
 
+# The earliest time that a ZIP entry can have: real ones would make the digest depend on the checkout.
 _EARLIEST = (1980, 1, 1, 0, 0, 0)
 _NOT_CODE = frozenset({"__pycache__", "greengrass-build", "node_modules", "venv"})
 _OURS = frozenset({"components", "fedgrass"})
+# Bytes that an archive's own structure may add to its files'.
 _HEADERS = 1 << 20
 
 
@@ -57,18 +59,22 @@ def pack_builder(source: Path) -> bytes:
     >>> pack_builder(source) == pack_builder(source.parent)
     True
     """
+    # Sorted by name, so that the file system's order does not show in the digest.
     content = dict(sorted(_files_of(source)))
     if not any(name.endswith(".py") for name in content):
         raise ConfigurationError(f"{source}: holds no .py; expected the folder that modules are imported from")
+    # The folder comes first on the import path: a `random.py` in it would replace Python's for everybody.
     hidden = sorted({_module(name) for name in content} & (sys.stdlib_module_names | _OURS))
     if hidden:
         raise ConfigurationError(
             f"{source}: its module {hidden[0]!r} would hide the one of that name that others import; rename it"
         )
     packed = io.BytesIO()
+    # Stored: deflate's output differs between versions of zlib, and so would the digest.
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
         for name, data in content.items():
             entry = zipfile.ZipInfo(name, _EARLIEST)
+            # The same mode for all: the user's umask must not show in the digest.
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
             archive.writestr(entry, data)
     return packed.getvalue()
@@ -109,12 +115,14 @@ def unpack_builder(archive: Path, sha256: str, folder: Path) -> Path:
     Raises
     ------
     BundleError
-        If it is another file, no such archive, or too large.
+        If it is another file, not such an archive, or too large.
     """
     try:
+        # The size first: a digest of gigabytes would be computed for nothing.
         if archive.stat().st_size > MAX_BYTES + _HEADERS or sha256_of(archive) != sha256:
             raise BundleError(f"{archive}: differs from its digest {sha256[:12]}…. Fetch the bundle again")
         content = dict(_entries(archive))
+        # Compared byte by byte each time: what lies there could have been changed, and is imported next.
         if not _holds(folder, content):
             _write(folder, content)
     except OSError as error:
@@ -142,8 +150,10 @@ def _files_of(source: Path) -> Iterator[tuple[str, bytes]]:
 
 def _in_folder(source: Path) -> Iterator[tuple[str, Path]]:
     for root, folders, names in os.walk(source):
+        # In place, which is how os.walk is told not to go into them.
         folders[:] = sorted(name for name in folders if not _left_out(Path(root) / name))
         for path in (Path(root) / name for name in (*names, *folders)):
+            # A link would pack what lies outside, or not resolve on the device.
             if path.is_symlink():
                 raise ConfigurationError(f"{path}: is a link; put the file itself there")
             if path.is_file() and not path.name.startswith(".") and path.suffix not in (".pyc", ".pyo"):
@@ -184,8 +194,10 @@ def _entries(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with zipfile.ZipFile(path) as archive:
             files = [entry for entry in archive.infolist() if not entry.is_dir()]
+            # By the archive's own list, before anything is unpacked; `_content` holds each entry to it.
             if len(files) > MAX_FILES or sum(entry.file_size for entry in files) > MAX_BYTES:
                 raise BundleError(f"{path}: more than {MAX_FILES} files or {MAX_BYTES >> 20} MB")
+            # Readers differ in which of two entries of a name they take.
             if len({entry.filename for entry in files}) != len(files):
                 raise BundleError(f"{path}: names a file twice")
             for entry in files:
@@ -200,6 +212,7 @@ def _plain(path: Path, entry: zipfile.ZipInfo) -> str:
     parts = PurePosixPath(name).parts
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise BundleError(f"{path}: {name!r} is neither stored nor deflated")
+    # Written the one plain way: what PurePosixPath would tidy up could be read otherwise elsewhere.
     odd = not parts or "/".join(parts) != name or any(part == ".." for part in parts) or name.startswith("/")
     if odd or any(sign in name for sign in "\\:\0") or kind not in (0, stat.S_IFREG):
         raise BundleError(f"{path}: {name!r} is not a plain file below the archive's own folder")
@@ -208,6 +221,7 @@ def _plain(path: Path, entry: zipfile.ZipInfo) -> str:
 
 def _content(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     with archive.open(entry) as stream:
+        # One byte more than is announced shows an entry that unpacks to more, without reading all of it.
         content = stream.read(entry.file_size + 1)
     if len(content) != entry.file_size:
         raise BundleError(f"{path}: {entry.filename!r} has another size than it says")
@@ -226,6 +240,7 @@ def _holds(folder: Path, content: dict[str, bytes]) -> bool:
 
 
 def _write(folder: Path, content: dict[str, bytes]) -> None:
+    # With the process id: two processes may unpack the same code at once.
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -127,6 +127,7 @@ class Bundle:
             for name in present
         }
         sealed = manifest.model_copy(update={"files": files})
+        # Last: a folder without a manifest is not a bundle, so one that was broken off is never taken for whole.
         write_atomically(folder / MANIFEST, sealed.to_json())
         return cls.open(folder)
 
@@ -146,6 +147,7 @@ class Bundle:
             path = self.folder / name
             if not path.is_file():
                 raise BundleError(f"{path}: missing; the manifest names it. Fetch the bundle again")
+            # The size first, which costs nothing.
             if path.stat().st_size != expected.bytes or sha256_of(path) != expected.sha256:
                 raise BundleError(
                     f"{path}: differs from the manifest's digest {expected.sha256[:12]}…. Fetch the bundle again"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mypy_boto3_sagemaker import SageMakerClient
 
 _NAME = re.compile(r"(?P<account>\d{12})-(?P<name>[a-zA-Z0-9](?:-?[a-zA-Z0-9])*)")
+# So that names made of it stay within AWS's limits: that of a training job has at most 63 characters.
 _LONGEST = 30
 _IMAGE = re.compile(
     r"(?P<registry>\d{12}\.dkr\.ecr\.(?P<region>[^.]+)\.[^/]+)/(?P<repository>[^:@]+)(?::(?P<tag>[^@]+))?"
@@ -126,6 +127,7 @@ class Silo:
         InfrastructureError
             If there is nothing to start in that region.
         """
+        # Two jobs of one silo would answer the same rounds, and the later update replaces the earlier.
         going_on = next((job for job in self.jobs(1) if job.status not in ENDED), None)
         if going_on is not None:
             raise RoundRefusedError(
@@ -225,6 +227,7 @@ def pinned_image(account: Account) -> str:
     match = _IMAGE.fullmatch(image)
     if match is None:
         raise InfrastructureError(f"image {image}: is in no ECR repository, which SageMaker asks for")
+    # The image's region, which may be another than the fleet's.
     ecr = account.session.client("ecr", region_name=match["region"])
     registry = match["registry"]
     try:

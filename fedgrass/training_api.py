@@ -131,6 +131,7 @@ def train(
     >>> Path("updates/press-1.safetensors").is_file()
     True
     """
+    # A round of one device: the announcement that a device would get, with a cohort that takes everybody.
     manifest, now = bundle.manifest, datetime.now(timezone.utc)
     announcement = Announcement(
         fleet=_FLEET,
@@ -144,6 +145,7 @@ def train(
         upload=Upload(bucket="notebook", prefix=update_prefix(_FLEET, 1)),
     )
     update.parent.mkdir(parents=True, exist_ok=True)
+    # No checkpoint outlives the call: a notebook trains again from the start.
     with tempfile.TemporaryDirectory() as scratch:
         return take_part(
             lambda: _opened(bundle, engine, builder),

@@ -108,6 +108,7 @@ class StatusBoard:
         """Say it again."""
         # Made for each publication: the problem and the last error are as of now, not of the last change.
         status = self._status.model_copy(update={"last_error": as_reason(self._log.last_error, 200)})
+        # Examples and time tell of the data, which rounds with noise are to hide.
         if self._private:
             tally = status.tally.model_copy(update={"training_seconds": 0.0})
             status = status.model_copy(update={"examples": 0, "tally": tally})
@@ -125,6 +126,7 @@ class StatusBoard:
         tally = tally.model_copy(
             update={
                 outcome: getattr(tally, outcome) + 1,
+                # A refusal by the owner's limits (declined) neither breaks the row nor adds to it.
                 "failed_in_a_row": {"taken": 0, "failed": tally.failed_in_a_row + 1}.get(
                     outcome, tally.failed_in_a_row
                 ),

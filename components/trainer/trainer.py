@@ -90,6 +90,7 @@ class Trainer:
         )
         self._recent = RecentRounds(device.work / "recent.json", lambda: self._settings.own.max_rounds_per_day)
         self._attempts = Attempts(device.work / "attempts" / "round.json")
+        # Outlives rounds and fleets: what was told to one fleet counts towards the owner's limit for all.
         self._account = PrivacyAccount(device.work / "privacy.json")
         self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
         self._uploads = Uploads(
@@ -143,6 +144,7 @@ class Trainer:
         if (unfinished := self._rounds.unfinished()) is not None:
             self._log.log_event("training_resumed", round=unfinished.round)
             self._work_on(unfinished)
+        # SDK callbacks come on other threads; everything that they cause is done on the loop.
         post, fleet = self._loop.post, self._settings.runtime.fleet
         self._ipc.on_cloud(round_topic(fleet), lambda payload: post(lambda: self.announced(payload)))
         self._ipc.on_local(MODEL_ACTIVE_TOPIC, lambda _payload: post(self._count_examples))
@@ -153,6 +155,7 @@ class Trainer:
         self._ipc.on_local(APPLICATION_TOPIC, lambda payload: post(lambda: self.application_said(payload)))
         self._ipc.on_component_update(lambda deployment: post(lambda: self.update_requested(deployment)))
         self._settings.follow(self._settings_changed)
+        # Before the first status: after a restart in a private round the examples must not be told once.
         if (newest := self._rounds.newest) is not None:
             self._status.hides_figures(private=newest.update.hides_figures)
         self._status.publish()
@@ -172,6 +175,8 @@ class Trainer:
 
     def announced(self, payload: bytes) -> None:
         """Take in what the round topic says; nothing in it means that no round is open."""
+        # An empty message clears the retained announcement. One that is for helpers means as much to everybody else:
+        # updates are taken no more.
         if not payload or self._commands.asked_to_sum(payload):
             self._rounds.closed()
             self._drop_job()
@@ -194,6 +199,7 @@ class Trainer:
 
     def update_requested(self, deployment: str) -> None:
         """Answer a component update: later while training, within the bound; at once otherwise."""
+        # From the first question on: the nucleus asks again after each deferral, and the bound is on their sum.
         since = self._deferred_since.setdefault(deployment, self._clock())
         left = self._settings.own.defer_seconds - (self._clock() - since)
         wait = min(left, _RECHECK_SECONDS) if self._job is not None and left > 0 else 0.0
@@ -232,17 +238,21 @@ class Trainer:
 
     def _work_on(self, announcement: Announcement) -> None:
         if self._job is not None:
+            # A retained message comes again with every reconnection.
             if self._job.announcement == announcement:
                 return
             self._drop_job()
         self._status.hides_figures(private=announcement.update.hides_figures)
         exposure = self._exposure(announcement)
+        # Privacy first: of several reasons it is the one that is told.
         if objection := exposure or self._uploads.room() or self._recent.objection() or self._shortage():
             self._answer(announcement, Result(status="declined", reason=as_reason(objection)))
             return
         self._status.say("waiting", announcement)
         job: Job
 
+        # Both run on the job's thread, and so only post. They name the job, for the answer of one that was dropped
+        # meanwhile is nobody's.
         def told(report: Report) -> None:
             self._loop.post(lambda: self._told(job, report))
 
@@ -290,11 +300,14 @@ class Trainer:
             self._status.say("waiting", job.announcement, reason=report.reason)
 
     def _job_ended(self, job: Job, result: Result) -> None:
+        # A dropped job's end changes nothing: another round is at hand, or none.
         if job is not self._job:
             return
         self._job = None
         if result.status != "stopped":
             self._answer(job.announcement, result)
+            # An engine that failed in a round is tried again by the next count, so that the heartbeat tells before
+            # the next round.
             if result.status == "failed":
                 self._counting.doubt()
             self._count_examples()
@@ -311,6 +324,7 @@ class Trainer:
             else:
                 where = update_key(announcement.fleet, announcement.round, self._device.thing)
                 bucket = announcement.upload.bucket
+                # Before the upload is handed over: noise that was not counted must not leave the device.
                 self._charge(announcement, key)
                 self._uploads.submit(key, self._now.work / UPDATE, bucket=bucket, key=where, message=notice.decode())
         except TransferError as error:
@@ -320,6 +334,7 @@ class Trainer:
             self._loop.later(_RECHECK_SECONDS, lambda: self._answer_again(announcement))
             return
         self._rounds.answered(announcement)
+        # Only when the answer is safe: until then a restart goes on from it.
         (self._now.work / CHECKPOINT).unlink(missing_ok=True)
         if result.status in ("declined", "failed"):
             self._log.log_event(
@@ -360,6 +375,7 @@ class Trainer:
             self._commands.uploaded(upload, outcome, reason)
             return
         notice = UpdateNotice.decode(upload.message.encode())
+        # The notice was written for the update's arrival; without it the round gets a failure in its place.
         if outcome == "failed":
             notice = notice.model_copy(update={"status": "failed", "reason": reason, "key": None})
         self._outbox.put(upload.name, self._topic, notice.encode())

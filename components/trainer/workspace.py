@@ -78,6 +78,8 @@ class Workspace:
         self._say = say
         self._s3 = s3
         self._stopping = orders.stopping
+        # The patience is what the component has left of it: time that was spent waiting before the child began counts
+        # too.
         self._pause = Pause(orders, task.patience, self._waits)
         threads, share = task.runtime.threads, task.settings.cpu_budget
         self._budget = CpuBudget(share, threads, orders.stopping.wait)
@@ -194,7 +196,7 @@ class Workspace:
         BundleError
             If it is not what was announced, or larger than this device takes.
         DataError
-            If it is no profile.
+            If it is not a profile.
         StopTraining
             If the order came meanwhile.
         """
@@ -227,6 +229,7 @@ class Workspace:
             Whether missing values of x stay NaN, as statistics count them.
         """
         self._builder(bundle)
+        # The builder first: a loader of the owner's may come with its code.
         settings = self.task.runtime.data
         found = data.load(settings.keeping_missing() if keep_missing else settings, bundle.manifest)
         if found.account is not None:

@@ -40,9 +40,9 @@ def adapt(bundle: Bundle, profile: Profile, folder: Path, *, version: str = "") 
     Raises
     ------
     DataError
-        If the profile is of other inputs, or has no values of a feature.
+        If the profile is of other inputs, or has no values of a feature; or the model normalizes nothing.
     BundleError
-        If the model normalizes nothing, or cannot be written.
+        If the new bundle cannot be written.
 
     Examples
     --------
@@ -65,12 +65,15 @@ def adapt(bundle: Bundle, profile: Profile, folder: Path, *, version: str = "") 
             f"({len(names)} to {len(expected)}; number {at + 1} is {names[at]!r}, not {expected[at]!r}). Take a profile of this "
             "model: `fedgrass round start --task statistics`"
         )
+    # A feature without a value has no mean: the model would be given a made-up one.
     empty = [feature.name for feature in profile.features if feature.mean is None]
     if empty:
         raise DataError(
             f"profile of round {profile.round}: no device has a value of {', '.join(empty[:5])}, so nothing is known of its scale"
         )
     parameters = {**bundle.parameters(), **_normalization(manifest, profile)}
+    # Only where each value of x is a feature of its own; of an image the profile has one mean for all pixels of a
+    # channel.
     if len(profile.features) == manifest.x.size:
         means = tuple(feature.mean for feature in profile.features)
         manifest = manifest.model_copy(update={"data": manifest.data.model_copy(update={"means": means})})
@@ -90,6 +93,8 @@ def _normalization(manifest: Manifest, profile: Profile) -> Parameters:
     found: Parameters = {}
     for name in manifest.fixed:
         wanted = parameters[name]
+        # The layer's mean and variance may have fewer values than the profile has features: one for each place of the
+        # last axis.
         if len(profile.features) % max(1, wanted.size):
             raise DataError(f"{name!r} has {wanted.size} values, the profile {len(profile.features)} features")
         mean, variance = _pooled(profile.features, wanted.size)
@@ -103,6 +108,8 @@ def _pooled(features: tuple[Feature, ...], size: int) -> tuple[Array, Array]:
         np.array([value or 0.0 for value in column], np.float64).reshape(-1, size)
         for column in zip(*((f.count, f.mean, f.variance) for f in features), strict=True)
     )
+    # Weighed by counts, and the spread of the means on top: the variance of the whole is that within the parts and
+    # that between them.
     share = count / np.maximum(count.sum(axis=0), 1)
     middle = (share * mean).sum(axis=0)
     spread = (share * (variance + np.square(mean - middle))).sum(axis=0)

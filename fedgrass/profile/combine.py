@@ -55,13 +55,16 @@ def combine(read: Read, layout: Layout, names: tuple[str, ...], *, most: int, le
     leave_out
         Whether devices that do not fit are not added.
     """
+    # First pass: what is usual. Nothing of a device is kept but a bounded sample, as there may be 100,000 of them.
     sample = Sample(layout.features)
     for thing, sums in read():
         sample.add(thing, sums)
     usual = sample.usual()
+    # Second pass: the files are read again rather than held in memory.
     total = Combined(FeatureSums(layout.features, layout.labels, layout.bounds))
     for thing, sums in read():
         odd = usual.misfits(thing, sums, names) if usual is not None else []
+        # A report of every misfit of a large fleet would not fit into a profile: the rest is counted.
         room = MOST_MISFITS - len(total.misfits)
         total.misfits += odd[:room]
         total.more += max(0, len(odd) - room)
@@ -69,6 +72,7 @@ def combine(read: Read, layout: Layout, names: tuple[str, ...], *, most: int, le
             total.left_out.append(thing)
             continue
         total.devices += 1
+        # A device counts as at most so many examples, whatever it claims.
         total.sums.merge(sums, min(1.0, most / sums.examples))
     return total
 
@@ -116,6 +120,7 @@ def _feature(sums: FeatureSums, at: int, name: str) -> Feature:
         }
     if sums.bounds is not None:
         found["bounds"] = (float(sums.bounds.low[at]), float(sums.bounds.high[at]))
+        # Counts may be fractions where devices are scaled down; six digits behind the point are plenty.
         found["histogram"] = tuple(np.round(sums.histogram[at], 6).tolist())
         each = ((share, sums.quantile(at, share)) for share in QUANTILES)
         found["quantiles"] = tuple(Quantile(share=s, value=q[0], error=q[1]) for s, q in each if q is not None)

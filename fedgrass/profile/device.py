@@ -64,6 +64,7 @@ def fetch_profile(store: ObjectStore, announcement: Announcement, folder: Path, 
     named = task_of(announcement).profile
     if named is None:
         return None
+    # Judged by what is announced, before anything is downloaded.
     if named.bytes > max_bytes:
         raise BundleError(
             f"profile {named.key}: {named.bytes} bytes; this device takes at most {max_bytes} (maxBundleMb)"
@@ -106,6 +107,7 @@ def measure(
     layout = Layout.of(manifest, task_of(announcement), earlier)
     found = measured(examples, manifest, layout.bounds)
     count = int(found.examples)
+    # After reading, for only now is the number known.
     if count < announcement.cohort.min_examples:
         raise DataError(f"{count} examples; the round wants {announcement.cohort.min_examples} at least")
     header = UpdateHeader(

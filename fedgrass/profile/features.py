@@ -27,6 +27,7 @@ def feature_names(manifest: Manifest) -> tuple[str, ...]:
     """
     if manifest.x.size > MOST_FEATURES:
         return tuple(f"x[…,{place}]" for place in range(_last(manifest)))
+    # Names must tell features apart: columns that are named twice are called by their place.
     if manifest.data.columns and len(set(manifest.data.columns)) == len(manifest.data.columns):
         return manifest.data.columns
     if manifest.inputs:
@@ -36,6 +37,7 @@ def feature_names(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _last(manifest: Manifest) -> int:
+    # For images and series, whose last axis is channels; where even that is too long, all values are one feature.
     last = manifest.x.shape[-1] if manifest.x.shape else 1
     return last if last <= MOST_FEATURES else 1
 
@@ -47,6 +49,7 @@ def label_names(manifest: Manifest) -> tuple[str, ...]:
         return ()
     sparse = head.loss == "sparse_categorical_crossentropy"
     count = head.output.shape[-1] if sparse else head.y.size
+    # One output with a sigmoid: the label is there or not, which makes two classes.
     if not sparse and head.y.size == 1:
         count = 2
     if count > MOST_LABELS:
@@ -73,6 +76,7 @@ def measured(data: Dataset, manifest: Manifest, bounds: Bounds | None = None) ->
     """
     features, head = len(feature_names(manifest)), _labelled(manifest)
     sums = FeatureSums(features, len(label_names(manifest)), bounds)
+    # Batches by the number of values, not of examples: x of one example may be large.
     at_once = max(1, _VALUES // max(1, manifest.x.size))
     for batch in data.batches(at_once):
         _check(batch, manifest)
@@ -100,9 +104,11 @@ def bounds_of(task: StatisticsTask, manifest: Manifest, earlier: Profile | None)
         The profile that the task names: what it found is where histograms begin and end.
     """
     names = feature_names(manifest)
+    # Two more places in each histogram are for what lies outside of the bounds.
     bins = max(2, min(task.bins, _CELLS // len(names) - 2))
     if task.low is not None and task.high is not None:
         return Bounds(np.full(len(names), task.low), np.full(len(names), task.high), bins, held=True)
+    # A profile of other inputs has bounds that mean nothing here.
     if earlier is None or tuple(feature.name for feature in earlier.features) != names:
         return None
     low = np.array([feature.low or 0.0 for feature in earlier.features])

@@ -23,7 +23,9 @@ from fedgrass.update.writer import UpdateInfo
 
 CODEC = "statistics"
 _MAX_HEADER_BYTES = MAX_METADATA_BYTES + 2048
+# Half of what the 32-bit counts of a histogram can hold.
 _MOST_EXAMPLES = 1 << 31
+# Relative: what rounding in sums over many values may make of an inequality that holds exactly.
 _SLACK = 1e-6
 
 
@@ -103,6 +105,7 @@ def encode(sums: FeatureSums, header: UpdateHeader, layout: Layout) -> tuple[dic
     tuple
         Arrays by name, and the metadata.
     """
+    # A feature without values has infinite ends in memory, and a file may hold finite numbers only.
     none = sums.count == 0
     low, high = np.where(none, 0.0, sums.low), np.where(none, 0.0, sums.high)
     if layout.held is not None:
@@ -170,6 +173,7 @@ def read(stream: BinaryIO, file_bytes: int, layout: Layout) -> tuple[UpdateHeade
     UpdateError
         Coded as an update's are (docs/reference/quarantine.md).
     """
+    # Before a byte is read: the size follows from the round, so a larger file is not what was asked for.
     if file_bytes > layout.max_bytes:
         raise UpdateError("too_large", f"{file_bytes} bytes; these statistics have at most {layout.max_bytes}")
     try:
@@ -179,6 +183,7 @@ def read(stream: BinaryIO, file_bytes: int, layout: Layout) -> tuple[UpdateHeade
         header = UpdateHeader.from_metadata(found.metadata)
         if header.codec != CODEC:
             raise UpdateError("unknown_codec", f"codec {header.codec!r}; the round asks for {CODEC}")
+        # Names, types and shapes are known before the arrays are made: nothing is allocated by what a device says.
         require_layout(found.tensors, layout.stored)
         arrays: dict[str, Array] = {}
         for spec in found.tensors:
@@ -188,6 +193,7 @@ def read(stream: BinaryIO, file_bytes: int, layout: Layout) -> tuple[UpdateHeade
         raise UpdateError("truncated", str(error)) from error
     except TensorFileError as error:
         raise UpdateError("corrupt_header", str(error)) from error
+    # Each file for itself; whether it fits to the other devices' is judged later (`fedgrass.profile.misfits`).
     if wrong := _impossible(arrays, header.num_examples, layout):
         raise UpdateError("corrupt_data", wrong)
     return header, _sums(arrays, header.num_examples, layout)
@@ -211,8 +217,10 @@ def _impossible(arrays: Mapping[str, Array], examples: int, layout: Layout) -> s
     count, missing, labels = arrays["count"], arrays["missing"], arrays["labels"]
     if min(count.min(), missing.min(), labels.min(initial=0)) < 0:
         return "a count is below zero"
+    # Float64 counts exactly up to 2^53.
     if max(count.max(), missing.max()) >= 1 << 52:
         return "a count is beyond 2^52"
+    # Every example has each value once, be it there or missing.
     if (count + missing != examples * layout.rows).any():
         return f"count and missing do not add up to the values of {examples} examples in each feature"
     if labels.max(initial=0) > examples:
@@ -229,6 +237,7 @@ def _impossible_moments(arrays: Mapping[str, Array], layout: Layout) -> str:
         reach = high - low
         room = _SLACK * (reach + np.abs(mean))
         wrong = (reach < 0) | (m2 < 0)
+        # Held ends are the operator's bounds and not the device's own: mean and variance may then lie outside.
         if layout.held is None:
             # No variance passes (high - mean)(mean - low) (Bhatia and Davis, 2000).
             most = count * np.maximum(high - mean, 0) * np.maximum(mean - low, 0)

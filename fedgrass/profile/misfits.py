@@ -41,11 +41,13 @@ class Sample:
     """Means and deviations of some devices, the same ones in whatever order they come: by digest of their names."""
 
     def __init__(self, features: int) -> None:
+        # Bounded by devices and by values: models with many features get a smaller sample.
         self._most = max(LEAST_DEVICES, min(_MOST_SAMPLED, _SAMPLE_VALUES // max(1, features)))
         self._kept: list[tuple[int, str, Doubles, Doubles, Doubles]] = []
 
     def add(self, thing: str, sums: FeatureSums) -> None:
         """Offer a device; the ones kept are those of the smallest digests, whatever the order."""
+        # Negative, because the heap's first is its smallest: the device with the largest digest leaves first.
         rank = -int.from_bytes(hashlib.sha256(thing.encode()).digest()[:8], "big")
         mean = np.where(sums.count > 0, sums.mean, np.nan)
         deviation = np.where(sums.count > 0, np.sqrt(sums.variance), np.nan)
@@ -79,9 +81,11 @@ class Usual:
     """
 
     def __init__(self, means: Doubles, deviations: Doubles, missing: Doubles) -> None:
+        # Judged is only what enough devices of the sample have.
         self._judged = (~np.isnan(means)).sum(axis=0) >= LEAST_DEVICES
         low, self._mean, high = _quartiles(means)
         _, self._deviation, _ = _quartiles(deviations)
+        # The root of mean² + variance: another unit multiplies it, whether the values lie around zero or far from it.
         smaller, self._size, larger = _quartiles(np.hypot(means, deviations))
         self._has_a_size = self._judged & (smaller > 0) & (larger <= _SPREAD * smaller)
         _, self._direction, _ = _quartiles(np.arctan2(deviations, np.abs(means)))
@@ -101,6 +105,7 @@ class Usual:
             The features'.
         """
         there = (sums.count > 0) & self._judged
+        # Only where most devices have values: a column that is empty everywhere is not this device's fault.
         silent = np.flatnonzero(self._judged & (sums.count == 0) & (self._missing < _MOST_MISSING))
         found = {at: Misfit(thing=thing, feature=names[at], kind="missing") for at in silent.tolist()}
         deviation = np.sqrt(sums.variance)
@@ -116,6 +121,7 @@ class Usual:
             kind: Literal["scale", "offset"] = "offset" if factor is None else "scale"
             found[at] = Misfit(thing=thing, feature=names[at], kind=kind, factor=factor)
         odd = np.flatnonzero(there & (apart > _APART))[:_MOST_COLUMNS]
+        # Last, and over what was found before: swapped columns look like another unit or another zero at first.
         for at, other in self._permuted(odd, sums.mean, deviation).items():
             found[at] = Misfit(thing=thing, feature=names[at], kind="column", like=names[other])
         return [found[at] for at in sorted(found)]
@@ -124,10 +130,12 @@ class Usual:
         """Return, of features that are odd, which of the others each looks like, as far as they have only changed places."""
         with np.errstate(all="ignore"):
             apart = np.abs(mean[odd][:, None] - self._mean[odd]) / self._scale[odd]
+            # Differences in spread count as their distances in powers of two.
             wider = np.abs(np.log2(deviation[odd][:, None] / self._deviation[odd]))
         distance = np.maximum(apart, np.where(np.isnan(wider), 0.0, wider))
         np.fill_diagonal(distance, np.inf)
         like: dict[int, int] = {}
+        # The best match first; each column takes and is taken once.
         for flat in np.argsort(distance, axis=None).tolist():
             row, column = divmod(flat, len(odd))
             if not distance[row, column] < _NEAR:

@@ -36,6 +36,7 @@ class Bounds:
 
     def places(self, x: Doubles) -> NDArray[np.int64]:
         """Return the place in the histogram of each value [n, f]: 0 is below, bins + 1 above, NaN anywhere."""
+        # Halves, whose difference cannot overflow where that of the whole could.
         half = self.high / 2 - self.low / 2
         with np.errstate(all="ignore"):
             share = np.where(half > 0, (x / 2 - self.low / 2) / half, 0.0)
@@ -83,6 +84,7 @@ class FeatureSums:
         examples
             How many they are of; None: each row is one.
         """
+        # In double precision from here on: sums of many values lose their last digits in float32.
         x = np.asarray(x, np.float64)
         there = np.isfinite(x)
         count = there.sum(axis=0).astype(np.float64)
@@ -98,6 +100,7 @@ class FeatureSums:
         self.missing += len(x) - count
         if self.bounds is not None:
             wide = self.histogram.shape[1]
+            # One count for all features: each has its own range of places in a flat array.
             places = self.bounds.places(x) + np.arange(x.shape[1]) * wide
             self.histogram += np.bincount(places[there], minlength=self.histogram.size).reshape(-1, wide)
         self.examples += len(x) if examples is None else examples
@@ -126,6 +129,7 @@ class FeatureSums:
         wanted = max(share * total, np.finfo(np.float64).tiny)
         behind = np.cumsum(counts)
         # For shares such as 0.07 the product is itself rounded.
+        # The first bin up to which there are as many values as the rank asks for.
         place = int(np.searchsorted(behind, wanted * (1 - 1e-12)))
         if self.bounds.held and place in (0, self.bounds.bins + 1):
             return None
@@ -145,6 +149,7 @@ class FeatureSums:
 
     def _join(self, count: Doubles, mean: Doubles, m2: Doubles) -> None:
         total = self.count + count
+        # Where both sides are empty the mean stays 0, without a warning of 0 / 0.
         share = np.divide(count, total, out=np.zeros_like(total), where=total > 0)
         apart = mean - self.mean
         self.m2 = self.m2 + m2 + apart * apart * self.count * share

@@ -45,6 +45,7 @@ ConfigName = Annotated[str, Field(min_length=1, max_length=64)]
 _Int = Annotated[StrictInt, Field(ge=-(1 << 63), lt=1 << 63)]
 
 
+# Pydantic's strict float takes whole numbers too, and a config record of Flower's takes no list of both kinds.
 def _no_whole_number(value: object) -> object:
     if isinstance(value, int):
         raise ValueError("expected a number with a decimal point, or all of them whole numbers below 2^63")
@@ -75,9 +76,11 @@ def as_reason(text: str, most: int = 500) -> str:
     most
         Bytes that it may take in a message: a letter takes up to four there, a control character six.
     """
+    # Lone surrogates, as of file names that are not UTF-8, cannot be encoded.
     text = text.encode(errors="replace").decode()[:most]
     taken = 0
     for index, letter in enumerate(text):
+        # As the message will hold it, escapes included: the bound is on bytes on the wire, not on characters.
         taken += len(json.dumps(letter, ensure_ascii=False).encode()) - 2
         if taken > most:
             return text[:index]

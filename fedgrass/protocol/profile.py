@@ -148,6 +148,7 @@ class Profile(_Part):
         DataError
             If it is not a profile.
         """
+        # Before it is parsed: JSON takes many times its size in memory.
         if len(content) > MAX_PROFILE_BYTES:
             raise DataError(f"{name}: {len(content)} bytes; a profile has at most {MAX_PROFILE_BYTES}")
         try:

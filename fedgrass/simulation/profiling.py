@@ -71,6 +71,8 @@ def simulate_profile(
     base, simulation = start_of(bundle, {"cohort": cohort, **options, "fleet": settings})
     with tempfile.TemporaryDirectory(prefix="fedgrass-profile-") as scratch:
         examples = prepare(simulation, base.manifest, Path(scratch))
+        # Without the operator's bounds a first round finds each feature's ends; the second has histograms between
+        # them.
         profile = _round(1, base, simulation, examples, Path(scratch), None, done)
         if settings.statistics.low is None:
             profile = _round(2, base, simulation, examples, Path(scratch), profile, done)

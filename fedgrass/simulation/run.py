@@ -102,6 +102,7 @@ def simulate(
                 device_rounds_per_second=round(asked / seconds, 1),
                 peak_rss_mb=round(sum(map(_peak_rss_mb, [os.getpid(), *simulator.process_ids])), 1),
             )
+            # Nothing to report before the first round was closed.
             if rounds:
                 write_bundle(
                     opened, simulator.standing.parameters, output / "model", version=simulator.standing.version
@@ -147,8 +148,10 @@ def run_secondary(
 def start_of(bundle: Path | None, options: dict[str, Any]) -> tuple[Bundle, Simulation]:
     """Return the model that a simulation begins with, the digits example if none is named, and the checked options."""
     opened = Bundle.open(digits_bundle() if bundle is None else bundle)
+    # Every byte, once: the same model is trained from by all processes for the whole run.
     opened.verify()
     manifest = opened.manifest
+    # They are part of what a simulation is: it cannot be resumed with another model.
     digests = {"parameters_sha256": manifest.parameters_sha256, "graph_sha256": manifest.graph_sha256}
     return opened, Simulation.checked({**options, **digests})
 

@@ -39,6 +39,7 @@ class Attack:
             raise ValueError(str(error)) from error
         if len(rest) > 2:
             raise ValueError(f"attack {text!r}: expected KIND:SHARE:FACTOR")
+        # What is not given has its default: a fifth of the devices, and the attack's own factor.
         share, factor = (*map(_number, rest), *(0.2, known.factor)[len(rest) :])
         if not 0 <= share <= 1:
             raise ValueError(f"attack {text!r}: the share of attackers must lie between 0 and 1")
@@ -114,6 +115,7 @@ class Simulation(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_read_and_met(self) -> Simulation:
+        # Only tried here, for the message; who needs the parts reads them again.
         PartitionScheme.parse(self.partition)
         if self.stragglers:
             Stragglers.parse(self.stragglers)
@@ -132,7 +134,7 @@ class Simulation(BaseModel):
                 "cohort.where, cohort.min_examples: virtual devices have no tags; these are for a real fleet"
             )
         if self.fleet.task != "fit":
-            raise ValueError("task evaluate: a simulation trains")
+            raise ValueError(f"task {self.fleet.task}: a simulation trains")
         return self
 
     @property

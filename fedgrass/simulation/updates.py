@@ -13,6 +13,7 @@ from fedgrass.files import write_atomically
 from fedgrass.protocol.names import update_key
 from fedgrass.simulation.population import FLEET, thing_name
 
+# Bytes of update files.
 _IN_MEMORY = 256 << 20
 
 
@@ -64,6 +65,7 @@ class VirtualUpdates(Prefetched):
         found = self._held.get(reference.key)
         if found is None:
             raise UpdateError("missing", f"{reference.key}: there is no such update")
+        # Unbuffered: the reader takes large pieces itself.
         return io.BytesIO(found[1]) if isinstance(found[1], bytes) else found[1].open("rb", buffering=0)
 
     def clear(self) -> None:

@@ -92,6 +92,7 @@ class VirtualDevices:
             If the device fails: its examples do not fit the model, or its training diverges.
         """
         if attack is not None and attack.does.data != "own":
+            # Marked as checked: the simulation has checked all examples at once, before any round.
             data = Checked(attacked_data(data, attack.does, self._classes))
         examples, thing, announced = Split(data, _NONE), thing_name(device), given.announcement
         # As on a device: its own layers over the round's base, then the training.
@@ -119,6 +120,7 @@ class VirtualDevices:
         """
         announced = given.announcement
         base, local = (dict(shared_of(given.manifest, p)) for p in (given.base, fitted.parameters))
+        # After training, since an attack may start from what the attacker itself has learnt.
         if attack is not None and (craft := attack.does.craft) is not None:
             # By the round alone, so that colluding attackers draw alike.
             draws = np.random.default_rng(list(f"{announced.cohort.salt}/attack".encode()))
@@ -157,6 +159,7 @@ class VirtualDevices:
     def _feedback(self, thing: str, given: Assignment) -> ErrorFeedback | None:
         if codec_named(given.announcement.update.codec).parameters.lossless:
             return None
+        # The round names the work: repeated after an interruption, it must not add the residual twice.
         path, identity = self._kept / f"{thing}.safetensors", str(given.announcement.round)
         return ErrorFeedback(path, shared_manifest(given.manifest), identity, durable=False)
 
