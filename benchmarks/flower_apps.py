@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 if __name__ == "__main__":
     from fedgrass.errors import FedgrassError
-    from fedgrass.simulation.flower.project import Project
+    from fedgrass.engines.flower_project import Project
     from fedgrass.simulation.flower.run import run_app
     folder = Path(sys.argv[1])
     try:

@@ -24,7 +24,6 @@ PLACES: Mapping[str, tuple[str, Any]] = {
     "min_train_nodes": ("min_updates", 2),
     "min_available_clients": ("min_devices", 2),
     "min_available_nodes": ("min_devices", 2),
-    "min_completion_rate_fit": ("quorum", 0.5),
     "fraction_evaluate": ("gate.devices_seconds", 1.0),
     "min_evaluate_clients": ("gate.devices_seconds", 2),
     "min_evaluate_nodes": ("gate.devices_seconds", 2),
@@ -34,6 +33,7 @@ PLACES: Mapping[str, tuple[str, Any]] = {
     "evaluate_function": (_SET, None),
     "evaluate_metrics_aggregation_fn": (_MEAN, None),
     "evaluate_metrics_aggr_fn": (_MEAN, None),
+    "min_completion_rate_evaluate": (_MEAN, 0.5),
     "fit_metrics_aggregation_fn": (_MEAN, None),
     "train_metrics_aggr_fn": (_MEAN, None),
 }

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from fedgrass.engines.flower_node import Node, encode
+from fedgrass.engines.flower_project import Project
 from fedgrass.errors import EngineError
 from fedgrass.simulation.flower import nodes
-from fedgrass.simulation.flower.project import Project
 from fedgrass.strategies.arithmetic.flower_trees import identify
 
 

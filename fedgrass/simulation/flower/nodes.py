@@ -10,7 +10,7 @@ from multiprocessing import current_process
 from typing import Any
 
 from fedgrass.engines.flower_node import PARTITION, PARTITIONS, Scalar, decode, encode
-from fedgrass.simulation.flower.project import Project
+from fedgrass.engines.flower_project import Project
 from fedgrass.strategies.arithmetic.flower_trees import identify
 
 _RAISED = 3  # flwr.common.constant.ErrorCode.CLIENT_APP_RAISED_EXCEPTION

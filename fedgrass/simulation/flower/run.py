@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedgrass.engines.flower_node import Scalar
-from fedgrass.errors import ConfigurationError, EngineError, FedgrassError
+from fedgrass.engines.flower_project import Project, require_flower
+from fedgrass.errors import EngineError, FedgrassError
 from fedgrass.simulation.flower.grid import VirtualGrid
-from fedgrass.simulation.flower.project import Project
 
 DEVICES = 10
 """As many as Flower's own simulation has by default."""
@@ -66,7 +66,7 @@ def run_app(
     EngineError
         If the ServerApp raises.
     """
-    _require_flower()
+    require_flower()
     project = Project.read(folder, run_config or {})
     count = devices or project.devices or DEVICES
     began = time.monotonic()
@@ -94,15 +94,6 @@ def run_app(
         seconds_in_devices=round(found.seconds, 3),
         peak_mb=round(own + found.peak_mb, 1),
     )
-
-
-def _require_flower() -> None:
-    try:
-        importlib.import_module("flwr")
-    except ImportError as error:
-        raise ConfigurationError(
-            "Flower is not installed here: pip install --constraint constraints-flower.txt 'fedgrass[flower,simulation]'"
-        ) from error
 
 
 def _traceback(error: BaseException) -> str:

@@ -22,6 +22,8 @@ class Project:
     ----------
     folder
         Its directory.
+    name
+        As its pyproject.toml has it.
     server_app, client_app
         Where they are, as ``module:object``.
     run_config
@@ -31,6 +33,7 @@ class Project:
     """
 
     folder: Path
+    name: str
     server_app: str
     client_app: str
     run_config: Mapping[str, Scalar]
@@ -57,7 +60,8 @@ class Project:
             raise ConfigurationError(f"{folder}: expected a Flower app's directory, found no pyproject.toml in it")
         settings = importlib.import_module("flwr.common.config")
         try:
-            flwr = settings.get_project_config(folder).get("tool", {}).get("flwr", {})
+            found = settings.get_project_config(folder)
+            flwr = found.get("tool", {}).get("flwr", {})
             components = flwr["app"]["components"]
             server_app, client_app = str(components["serverapp"]), str(components["clientapp"])
             config = run_config_of(folder)
@@ -69,7 +73,8 @@ class Project:
             raise ConfigurationError(
                 f"{place}: [tool.flwr.app.config] has no {unknown[0]!r}; it has {', '.join(config)}"
             )
-        return cls(folder.resolve(), server_app, client_app, {**config, **given}, _devices(flwr))
+        name = str(found.get("project", {}).get("name", folder.resolve().name))
+        return cls(folder.resolve(), name, server_app, client_app, {**config, **given}, _devices(flwr))
 
     def load(self, reference: str, kind: str) -> Any:
         """Import one of the two apps.
@@ -90,6 +95,16 @@ class Project:
         if type(found).__name__ != kind:
             raise ConfigurationError(f"{self.folder}: {reference!r} is a {type(found).__name__}, expected a {kind}")
         return found
+
+
+def require_flower() -> None:
+    """Raise `ConfigurationError` if Flower is not installed here."""
+    try:
+        importlib.import_module("flwr")
+    except ImportError as error:
+        raise ConfigurationError(
+            "Flower is not installed here: pip install --constraint constraints-flower.txt 'fedgrass[flower,simulation]'"
+        ) from error
 
 
 def _devices(flwr: Mapping[str, Any]) -> int | None:
