@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--family", action="append", default=[], metavar="MODULE")
     parser.add_argument("--results", type=Path, metavar="FILE")
     parser.add_argument("--seconds", type=float, default=2.0, help="of the processor, for each measurement of speed")
+    parser.add_argument("--end", action="store_true", help="measure no more: enter what is not in FILE as not run")
     parser.add_argument("--threads", type=int, default=1, help="of each side")
     arguments = parser.parse_args()
     threads = str(arguments.threads)
@@ -65,7 +66,8 @@ def main() -> None:
         results = arguments.results or Path(scratch) / "models.jsonl"
         for torch in (False, True):
             chosen = [family for family in families if is_torch(family) == torch]
-            one = (chosen, arguments.only, results, arguments.seconds, arguments.threads)
+            how = (0.0 if arguments.end else arguments.seconds, arguments.threads)
+            one = (chosen, arguments.only, results, *how)
             process = _SPAWN.Process(target=_run, args=(torch, *one))
             if chosen:
                 process.start()
@@ -91,9 +93,9 @@ def _run(torch: bool, families: list[str], only: list[str], results: Path, secon
     for module in _TRAINS[torch]:
         importlib.import_module(module)
     for number, (family, name) in enumerate(wanted, 1):
-        if name in known:
+        if name in known and "not_run" not in known[name]:
             continue
-        found = _measured(family, name, seconds, threads)
+        found = _measured(family, name, seconds, threads) if seconds else _not_run(family, name)
         say(f"{number} of {len(wanted)}: {_row(found)}")
         with results.open("a") as file:
             file.write(json.dumps(found) + "\n")
@@ -121,8 +123,12 @@ def _names(family: str) -> list[str]:
     return list(importlib.import_module(family).MODELS)
 
 
+def _not_run(family: str, name: str) -> Found:
+    return {"model": name, "family": family.rpartition(".")[2], "not_run": True}
+
+
 def _measured(family: str, name: str, seconds: float, threads: int) -> Found:
-    found: Found = {"model": name, "family": family.removeprefix("benchmarks.zoo."), **_here()}
+    found: Found = {"model": name, "family": family.rpartition(".")[2], **_here()}
     with tempfile.TemporaryDirectory() as scratch:
         try:
             if family.endswith("refused"):
@@ -257,6 +263,8 @@ _HEAD = "model | export s | graph KB | loss apart | weights apart (moved) | spee
 
 
 def _row(found: Found) -> str:
+    if "not_run" in found:
+        return f"{found['model']} | not run"
     for end in _ENDS & found.keys():
         return f"{found['model']} | {end}: {found[end]}"
     parity = f"{found['parity']} | –" if "parity" in found else _parity(found)

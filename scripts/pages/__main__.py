@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
-PAGES = ("commands", "configuration", "errors", "events", "messages", "report", "strategies", "topics")
+PAGES = ("commands", "configuration", "errors", "events", "messages", "models", "report", "strategies", "topics")
 
 
 def page(name: str) -> str:
