@@ -28,6 +28,7 @@ Task = Literal[
     "time-series",
 ]
 
+# How many whole numbers --input-shape may have.
 _DIMENSIONS: dict[str, tuple[int, ...]] = {
     "image-classifier": (3,),
     "audio-classifier": (1,),
@@ -189,6 +190,7 @@ def create_bundle(
     ('mean_squared_error', (1,))
     """
     _check(task, input_shape, classes, vocabulary)
+    # A weights file without a backbone would be ignored without a word.
     if (backbone or weights is not None) and (task != "image-classifier" or not backbone):
         raise ConfigurationError("--backbone, --weights: an image-classifier has a backbone, and the weights are its")
     try:

@@ -43,9 +43,16 @@ def einsum(equation: str, *operands: Tensor, **options: object) -> Tensor:
             raise UnsupportedModelError(
                 "the model", f"einsum {equation!r}, a diagonal,", "multiply by an identity matrix"
             )
-    sizes = {
-        label: int(n) for term, x in zip(labels, tensors, strict=True) for label, n in zip(term, x.shape, strict=True)
-    }
+    sizes: dict[str, int] = {}
+    for term, x in zip(labels, tensors, strict=True):
+        for label, n in zip(term, x.shape, strict=True):
+            sizes[label] = max(int(n), sizes.get(label, 1))
+    # An axis of 1 where another operand's has more is repeated; without it the product does just that.
+    for place, (term, x) in enumerate(zip(labels, tensors, strict=True)):
+        rest = [axis for axis, label in enumerate(term) if x.shape[axis] == sizes[label]]
+        if len(rest) < len(term):
+            tensors[place] = tf.reshape(x, [x.shape[axis] for axis in rest])
+            labels[place] = "".join(term[axis] for axis in rest)
     found, term = tensors[0], labels[0]
     for place in range(1, len(tensors)):
         # What neither a later operand nor the result has is summed here.

@@ -26,6 +26,7 @@ def _view(context: Context, x: Value, shape: Sequence[int]) -> Value:
 
 @operator("flatten")
 def _flatten(context: Context, x: Value, first: int, last: int) -> Value:
+    # A tensor without axes counts as one of rank 1, as in PyTorch.
     first, last = first % max(x.rank, 1), last % max(x.rank, 1)
     shape = x.shape
     return reshape(x, [*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]])
@@ -35,6 +36,7 @@ def _flatten(context: Context, x: Value, first: int, last: int) -> Value:
 def _unflatten(context: Context, x: Value, axis: int, sizes: Sequence[int]) -> Value:
     axis %= x.rank
     shape, sizes = x.shape, list(sizes)
+    # The product of the known sizes is negative for the -1 among them.
     if -1 in sizes:
         sizes[sizes.index(-1)] = shape[axis] // -math.prod(sizes)
     return reshape(x, [*shape[:axis], *sizes, *shape[axis + 1 :]])
@@ -59,6 +61,7 @@ def _t(context: Context, x: Value) -> Value:
 
 @operator("movedim")
 def _movedim(context: Context, x: Value, source: Sizes, target: Sizes) -> Value:
+    # Targets first, so that sorting is by them: each axis is put in once all before it lie.
     pairs = zip(*([one] if isinstance(one, int) else one for one in (target, source)), strict=True)
     moved = sorted((t % x.rank, s % x.rank) for t, s in pairs)
     axes = [axis for axis in range(x.rank) if axis not in {s for _, s in moved}]
@@ -129,6 +132,7 @@ def repeat_interleave(context: Context, x: Value, times: int, axis: int | None =
         x, axis = reshape(x, [-1]), 0
     axis %= x.rank
     order = [*(a for a in range(x.rank) if a < axis), axis, *(a for a in range(x.rank) if a > axis)]
+    # A new axis after the repeated one: its copies then lie side by side once both are one.
     found = tf.expand_dims(x.laid(order), axis + 1)
     shape = list(x.shape)
     shape[axis] *= times
@@ -339,11 +343,22 @@ def _triangular(function: Callable[[NDArray[np.float32], int], NDArray[np.float3
 OPERATORS["tril"], OPERATORS["triu"] = _triangular(np.tril), _triangular(np.triu)
 
 
+def _kind(x: Value, options: Sequence[object]) -> torch.dtype:
+    """Return the dtype that is asked for, else that of x; every float is float32 in the graph."""
+    for one in options:
+        if isinstance(one, torch.dtype):
+            return torch.float32 if one.is_floating_point else one
+    if x.tensor.dtype == tf.bool:
+        return torch.bool
+    return torch.float32 if x.is_float else torch.int64
+
+
 def _filled(value: float) -> Callable[..., Value]:
     def apply(context: Context, x: Value, *options: object) -> Value:
-        wanted = next((one for one in options if isinstance(one, torch.dtype)), None)
-        whole = not x.is_float if wanted is None else not wanted.is_floating_point
-        return Value(tf.fill(x.shape, tf.constant(int(value) if whole else float(value))))
+        kind = _kind(x, options)
+        # TensorFlow takes its dtype from the Python value: a mask has to be of bool for a selection.
+        number = bool(value) if kind == torch.bool else float(value) if kind.is_floating_point else int(value)
+        return Value(tf.fill(x.shape, tf.constant(number)))
 
     return apply
 
@@ -359,7 +374,7 @@ def _full_like(context: Context, x: Value, value: float, *options: object) -> Va
 
 def _new(value: float) -> Callable[..., torch.Tensor]:
     def apply(context: Context, x: Value, shape: Sequence[int], *options: object) -> torch.Tensor:
-        return torch.full(list(shape), value if x.is_float else int(value))
+        return torch.full(list(shape), value, dtype=_kind(x, options))
 
     return apply
 
@@ -368,5 +383,5 @@ OPERATORS["new_zeros"], OPERATORS["new_ones"], OPERATORS["new_empty"] = _new(0.0
 
 
 @operator("new_full")
-def _new_full(context: Context, x: Value, shape: Sequence[int], value: float, *_: object) -> torch.Tensor:
-    return torch.full(list(shape), value)
+def _new_full(context: Context, x: Value, shape: Sequence[int], value: float, *options: object) -> torch.Tensor:
+    return torch.full(list(shape), value, dtype=_kind(x, options))

@@ -40,6 +40,7 @@ def test_every_kind_of_sum_of_products_is_numpys(equation: str) -> None:
         ("...ij,jk", [(2, 3, 4, 5), (5, 6)]),
         ("a...,...a->...", [(2, 3, 4), (3, 4, 2)]),
         ("...i,...i->...", [(2, 3, 4), (3, 4)]),
+        ("...ij,...jk->...ik", [(1, 3, 4, 5), (2, 1, 5, 6)]),
     ],
 )
 def test_axes_without_letters_are_numpys(equation: str, shapes: list[tuple[int, ...]]) -> None:

@@ -85,6 +85,9 @@ _FUNCTIONS: list[Callable[[Any], Any]] = [
     lambda x: x.unsqueeze(1).expand(-1, 3, -1).repeat(1, 1, 2).repeat_interleave(2, 1),
     lambda x: torch.index_select(x, 1, torch.tensor([7, 0, 0])).prod(1, keepdim=True),
     lambda x: (x.detach() * x + x.new_zeros(8)).to(torch.float32).contiguous(),
+    lambda x: x.masked_fill(~x.new_ones((8, 8), dtype=torch.bool).tril()[3], 0.0),
+    lambda x: x[:, x.new_zeros(8, dtype=torch.long)] + x[:, x.new_full((8,), 5, dtype=torch.long)],
+    lambda x: torch.where(torch.ones_like(x, dtype=torch.bool), x, -x).masked_fill(torch.zeros_like(x > 0), 9.0),
 ]
 
 
