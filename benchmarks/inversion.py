@@ -80,6 +80,7 @@ class Device:
             floors.require(self.images, task, self.base.manifest)
         announcement = _announced(self.base, task, encoding)
         engine = SklearnEngine(self.base, builder=perceptron)
+        # Nothing is held back: a single example is for training.
         split = Split(self.images, self.images.take(0))
         fitted = fit(engine, self.base.manifest, split, announcement, "device")
         return encode_update(

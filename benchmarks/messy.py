@@ -22,6 +22,7 @@ def model(
     data: DataDescription | None = None,
 ) -> Manifest:
     """Return what a loader needs of a bundle."""
+    # Unchecked: this is a part of a manifest, and no bundle is behind it.
     return Manifest.model_construct(
         name="mill",
         batch_size=32,
@@ -81,6 +82,7 @@ MEANS = model(data=DataDescription(means=(7.5, -1.0)))
 X: list[Any] = [[1, 10], [2.5, 20], [3, 30]]
 Y = [0, 1, 2]
 GOOD = "a,b,state\n1,10,0\n2.5,20,1\n3,30,2\n"
+# Forty rows: one bad row more is below the share of bad rows that the settings allow.
 MANY = "".join(f"{i},{i},{i % 3}\n" for i in range(40))
 MANY_X, MANY_Y = [[i, i] for i in range(40)], [i % 3 for i in range(40)]
 
@@ -88,6 +90,7 @@ MANY_X, MANY_Y = [[i, i] for i in range(40)], [i % 3 for i in range(40)]
 TEXT = [
     Case("plain", GOOD, X, Y),
     Case("no header", GOOD.split("\n", 1)[1], X, Y),
+    # First how text is encoded: what Windows' editors and spreadsheets write.
     Case("UTF-8 with its mark", b"\xef\xbb\xbf" + GOOD.encode(), X, Y, model=NAMED),
     Case("UTF-16, little end first", GOOD.encode("utf-16"), X, Y, model=NAMED),
     Case("UTF-16, big end first, no mark", GOOD.encode("utf-16-be"), X, Y, model=NAMED),
@@ -99,6 +102,7 @@ TEXT = [
         [0],
         model=model(data=DataDescription(columns=("größe", "b"))),
     ),
+    # Then what ends a line, and what divides columns.
     Case("Windows line ends", GOOD.replace("\n", "\r\n"), X, Y),
     Case("old Mac line ends", GOOD.replace("\n", "\r"), X, Y),
     Case("no line end at the end", GOOD[:-1], X, Y),
@@ -107,6 +111,7 @@ TEXT = [
     Case("pipes", GOOD.replace(",", "|"), X, Y),
     Case("blanks to align columns", "a    b   state\n1    10  0\n2.5  20  1\n3    30  2\n", X, Y),
     Case("blanks after commas", GOOD.replace(",", ", "), X, Y),
+    # Numbers as a country writes them. 1,234 alone may be 1.234 or 1234, and nothing in the file decides.
     Case("semicolons and decimal commas", "a;b;state\n1,0;10;0\n2,5;20;1\n3;30;2\n", X, Y),
     Case("decimal commas, quoted", 'a,b,state\n"1,0","10,0",0\n"2,5",20,1\n3,30,2\n', X, Y),
     Case("decimal comma or thousands", "a;b;state\n1,234;10;0\n", refused="may be a decimal comma"),
@@ -116,6 +121,7 @@ TEXT = [
     Case("thousands, Swiss", "a;b;state\n1'234.5;10;0\n", [[1234.5, 10]], [0]),
     Case("thousands, French", "a;b;state\n1\u202f234,5;10;0\n", [[1234.5, 10]], [0]),
     Case("points and commas mixed", "a;b;state\n1,5;10;0\n2.5;1;0\n", refused="some a comma"),
+    # What programs put around a table.
     Case("Excel's sep= line", "sep=;\na;b;state\n1;10;0\n", [[1, 10]], [0]),
     Case("all quoted", '"a","b","state"\n"1","10","0"\n"2.5","20","1"\n"3","30","2"\n', X, Y),
     Case("single quotes", "'a','b','state'\n'1','10','0'\n'2.5','20','1'\n'3','30','2'\n", X, Y),
@@ -137,6 +143,7 @@ TEXT = [
         trouble="row 2, column 'a': 'C'",
     ),
     Case("blank lines", GOOD.replace("\n", "\n\n"), X, Y),
+    # Other formats under a table's name. An .xlsx is a ZIP archive: it begins with PK.
     Case("packed with gzip", gzip.compress(GOOD.encode()), X, Y, suffix=".csv.gz"),
     Case("gzip cut short", gzip.compress(MANY.encode() * 100)[:200], refused="gzip", suffix=".csv.gz"),
     Case("an Excel file", b"PK\x03\x04....", refused="Excel"),
@@ -144,11 +151,14 @@ TEXT = [
     Case("empty", "", refused="0 columns"),
     Case("header only", "a,b,state\n", refused="no examples"),
     Case("upper-case exponent and signs", "+1E0,-1.5e1,0\n.5,5.,1\n", [[1, -15], [0.5, 5]], [0, 1]),
+    # C's strtod would take the first of these two, and Python's float the second.
     Case("hexadecimal", "a,b,state\n0x10,1,0\n", refused="'0x10' is not a number"),
     Case("Python's underscores", "a,b,state\n1_000,1,0\n", refused="'1_000' is not a number"),
     Case("infinite", "a,b,state\ninf,1,0\n", refused="not finite"),
+    # The largest float32 is 3.4e38.
     Case("beyond float32", "a,b,state\n1e39,1,0\n", refused="beyond float32"),
     Case("units in cells", "a,b,state\n20 C,1,0\n", refused="'20 C' is not a number"),
+    # A file system may have made the file longer before the rows themselves reached the disk.
     Case("zeros that a power cut left", MANY.encode() + b"\x00" * 64, MANY_X, MANY_Y),
 ]
 
@@ -173,6 +183,7 @@ COLUMNS = [
     Case("a column in other letters", "A,b,state\n1,2,0\n", refused="did you mean 'A'", model=NAMED),
     Case("a column twice", "a,b,a,state\n1,2,3,0\n", refused="is there 2 times", model=NAMED),
     Case("an unneeded column twice", "a,b,z,z,state\n1,10,x,y,0\n", [[1, 10]], [0], model=NAMED),
+    # Nothing in the file tells a header of numbers from a row: it has to be said.
     Case("header of numbers", "0,1,2\n1,10,0\n", [[1, 10]], [0], settings={"header": True}),
     Case(
         "header of numbers, by name", "2,1,0\n0,10,1\n", [[1, 10]], [0], settings={"columns": ["0", "1"], "label": "2"}
@@ -192,6 +203,7 @@ COLUMNS = [
         model=NAMED,
     ),
     Case("a bad cell after a comment", "#\n#\na,b,state\n1,cold,0\n", refused="row 4, column 'b'"),
+    # A reader of CSV takes all that follows as one cell: the rows after the quote are lost with it.
     Case(
         "an open quote",
         "a,b,state,note\n" + MANY.replace("\n", ",\n") + '1,1,1,"open\n1,1,1,\n1,1,1,\n',
@@ -251,6 +263,7 @@ MISSING = [
         settings={"missing": "0"},
         trouble="1 rows",
     ),
+    # None is a mark of a missing value as well: where it is a class, the class goes before.
     Case(
         "a class called None", "a,b,state\n1,10,None\n2.5,20,ok\n", X[:2], [1, 0], model=model(classes=("ok", "None"))
     ),

@@ -59,6 +59,7 @@ def turned(path: Path) -> None:
     from PIL import Image
 
     exif = Image.Exif()
+    # The tag Orientation; 6: turn by a quarter, clockwise.
     exif[0x0112] = 6
     Image.fromarray(np.array([[0, 255], [51, 204], [102, 153]], "uint8")).save(path, exif=exif)
 
@@ -85,6 +86,7 @@ def cut(path: Path) -> None:
     from PIL import Image
 
     stream = io.BytesIO()
+    # Noise hardly packs: half of the file then holds half of the picture.
     Image.effect_noise((64, 64), 90).save(stream, "JPEG")
     path.write_bytes(stream.getvalue()[: len(stream.getvalue()) // 2])
 
@@ -96,6 +98,7 @@ def bomb(path: Path) -> None:
         return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
     size = (60_000).to_bytes(4, "big")
+    # 8 bits, grey, and none of PNG's options.
     head = chunk(b"IHDR", size + size + b"\x08\x00\x00\x00\x00")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""))
 
@@ -117,6 +120,7 @@ def many(name: str, draw: Draw) -> Draw:
 
 
 PIXELS = [[0, 51, 102], [153, 204, 255]]
+# The same pixels as a model of 0 to 1 takes them.
 UNIT: list[Any] = [[[0], [0.2], [0.4]], [[0.6], [0.8], [1]]]
 RED = np.broadcast_to([1.0, 0.0, 0.0], (2, 3, 3)).tolist()
 
@@ -153,6 +157,7 @@ IMAGES = [
         settings={"pixels": "0..255"},
         tolerance=1e-4,
     ),
+    # 257 is 65535 / 255: white stays white.
     case("16 bits", one(array(np.array(PIXELS) * 257, "uint16")), [UNIT], [1], tolerance=1e-6),
     case("16 bits, TIFF", one(array(np.array(PIXELS) * 257, "uint16"), "tif"), [UNIT], [1], tolerance=1e-6),
     case(
@@ -172,13 +177,16 @@ IMAGES = [
     case("with alpha", one(made("RGBA", (255, 0, 0, 255))), [RED], [1], model=COLOUR),
     case("grey with alpha", one(made("LA", (255, 255))), [np.ones((2, 3, 1))], [1]),
     case("CMYK, TIFF", one(made("CMYK", (0, 255, 255, 0)), "tif"), [RED], [1], model=COLOUR),
+    # Of several pictures none is the example.
     case("an animated GIF", many("dog/a.gif", several), [UNIT] * 20, [0] * 20, trouble="2 pictures"),
     case("pages of a TIFF", one(several, "tif"), refused="2 pictures"),
+    # Pillow reads HEIC only with a plug-in.
     case("HEIC", many("dog/a.HEIC", content(b"....ftypheic")), [UNIT] * 20, [0] * 20, trouble="HEIC is not read"),
     case("raw of a camera", one(content(b"II*"), "dng"), refused="DNG is not read"),
     case("cut short", many("dog/a.jpg", cut), [UNIT] * 20, [0] * 20, trouble="is no readable image"),
     case("empty", many("dog/a.png", content(b"")), [UNIT] * 20, [0] * 20, trouble="is no readable image"),
     case("a web page called PNG", one(content(b"<html>")), refused="is no readable image"),
+    # Pillow would hand PostScript to Ghostscript, which runs it as a program.
     case(
         "PostScript called PNG",
         one(content(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")),

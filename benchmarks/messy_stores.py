@@ -33,6 +33,7 @@ _TABLE = "CREATE TABLE r (id INTEGER PRIMARY KEY, t TEXT, a REAL, b INTEGER, sta
 
 def _folder(**files: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
+        # A keyword takes no point: a_csv is a.csv.
         path.mkdir()
         for name, content in files.items():
             (path / name.replace("_", ".")).write_text(content)
@@ -112,6 +113,7 @@ STORES = [
     Case("the last two rows", GOOD, X[1:], Y[1:], settings={"window_rows": 2}),
     Case(
         "the last day's rows",
+        # ISO 8601 and Unix seconds in one column.
         lambda path: path.write_text(f"t,a,b,state\n{ago(48)},1,10,0\n{ago(2)},2.5,20,1\n{time.time():.0f},3,30,2\n"),
         X[1:],
         Y[1:],

@@ -55,6 +55,7 @@ def apart(who: str, bundle: Path, codec: str) -> dict[str, float] | str:
     argv = [sys.executable, "-m", "benchmarks.model_memory", "--one", who, str(bundle), codec]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
+        # A row says what went wrong instead, such as a lack of memory, and the rest is still measured.
         return done.stderr.strip().splitlines()[-1][:120]
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -136,6 +137,7 @@ def of_keras(folder: Path, _codec: str) -> dict[str, float]:
 
     x, y = examples()
     first, second = _widths(folder)
+    # Whatever TensorFlow allocates at its first use counts as idle, not as the model's.
     keras.backend.clear_session()
 
     def run() -> object:

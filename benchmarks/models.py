@@ -60,11 +60,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each side")
     arguments = parser.parse_args()
     threads = str(arguments.threads)
+    # TensorFlow reads them when it is imported, which happens in the processes started below.
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads}
     families = arguments.family or _families()
     with tempfile.TemporaryDirectory() as scratch:
         results = arguments.results or Path(scratch) / "models.jsonl"
         for torch in (False, True):
+            # A process for each framework: what a fork server has preloaded cannot be changed once it runs.
             chosen = [family for family in families if is_torch(family) == torch]
             how = (0.0 if arguments.end else arguments.seconds, arguments.threads)
             one = (chosen, arguments.only, results, *how)
@@ -90,6 +92,7 @@ def _run(torch: bool, families: list[str], only: list[str], results: Path, secon
     """Measure the models of one framework that are not yet among the results."""
     _FORKED.set_forkserver_preload([*_TRAINS[torch], *_EXPORTS])
     wanted, known = _wanted(families, only), read(results)
+    # Here too: the peer is forked off this very process.
     for module in _TRAINS[torch]:
         importlib.import_module(module)
     for number, (family, name) in enumerate(wanted, 1):
@@ -144,8 +147,10 @@ def _measured(family: str, name: str, seconds: float, threads: int) -> Found:
 def _trained(family: str, name: str, folder: Path, seconds: float, threads: int) -> Found:
     with _Child(multiprocessing.get_context("fork"), beside, family, name, folder, threads) as peer:
         theirs = peer.next()
+        # The peer is kept while the others work: speeds are measured in turns, so that a busy machine slows both.
         with _Child(_FORKED, exported, family, name, folder) as exporter:
             made = exporter.next()
+        # Spawned, not forked: no framework may lie in the memory that is measured for the device.
         with _Child(_SPAWN, on_device, folder, threads, theirs["repeats"]) as device:
             ours = device.next()
             found = _compared(theirs, ours, made, folder) | _speeds(device, peer, seconds)
@@ -169,6 +174,7 @@ class _Child:
         target = (theirs, Path(self._log.name), steps, *arguments)
         self._process = context.Process(target=serve, args=target, daemon=True)
         self._process.start()
+        # With a copy of it open here, recv would wait for ever for a child that has died.
         theirs.close()
 
     def __enter__(self) -> _Child:
@@ -176,6 +182,7 @@ class _Child:
 
     def __exit__(self, *_: object) -> None:
         self._ours.close()
+        # A closed pipe ends a child that waits for a word; one amid a long step is killed.
         self._process.join(2)
         self._process.kill()
         self._process.join()
@@ -188,6 +195,7 @@ class _Child:
             if not self._ours.poll(PATIENCE):
                 raise _EndedError({"failed": f"{self._what}: no answer in {PATIENCE} s"})
             found: Found = self._ours.recv()
+        # A crash or a lack of memory sends nothing: the last line of its output is all there is to tell.
         except (EOFError, OSError) as error:
             last = Path(self._log.name).read_text(errors="replace").strip().splitlines()[-1:]
             raise _EndedError({"failed": f"{self._what}: the process ended: {' '.join(last)[-300:]}"}) from error
@@ -209,6 +217,7 @@ def _compared(theirs: Found, ours: Found, made: Found, folder: Path) -> Found:
     found["rss_mb"] = [round(ours["rss_mb"]), round(theirs["rss_mb"])]
     if missing := left_out(device, peer, made["frozen"]):
         raise _EndedError({"failed": f"the bundle lacks {', '.join(missing)}"})
+    # Two frameworks never draw the same numbers, so a difference would mean nothing.
     if made["random"]:
         return {**found, "parity": "draws at random"}
     return {
@@ -227,6 +236,7 @@ _OURS = 0.3
 def _speeds(device: _Child, peer: _Child, seconds: float) -> Found:
     sums = [{"steps": 0, "processor": 0.0, "clock": 0.0} for _ in range(2)]
     wanted = (_OURS * seconds, seconds)
+    # In turns until both have enough.
     while any(total["processor"] < least for total, least in zip(sums, wanted, strict=True)):
         for total, child in zip(sums, (device, peer), strict=True):
             if total["processor"] >= seconds:  # the other has too little yet
@@ -250,6 +260,7 @@ def _here() -> Found:
         check=False,
         cwd=Path(__file__).parent,
     )
+    # x86 alone names the processor there; elsewhere the architecture has to do.
     processors = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     machine = f"{(processors or [platform.machine()])[0]}, {os.cpu_count()} cores"
     return {"commit": commit.stdout.strip(), "date": time.strftime("%Y-%m-%d"), "machine": machine}

@@ -24,6 +24,7 @@ BATCH, STEPS, RATE = 16, 15, 0.01
 MOVED_BY = 1e-7
 TOKENS = 400
 """Token numbers of made-up data are below this, and below a smaller vocabulary."""
+# Processor seconds that one measurement shall take, and the most repeats of the data to reach them.
 _SLICE, _MOST_REPEATS = 0.5, 60
 
 Found: TypeAlias = dict[str, Any]
@@ -53,13 +54,17 @@ def beside(family: str, name: str, folder: Path, threads: int) -> Iterator[Found
     x, y = peer.examples(np.random.default_rng(0))
     np.savez(folder / "data.npz", y=y, **{f"x{at}": part for at, part in enumerate(x)})
     first = peer.weights()
+    # The weights before and after fifteen steps are what the device's engine is held against.
     losses = peer.steps(x, y)
     np.savez(folder / "peer.npz", **peer.weights())
+    # Not measured: the first run of a graph compiles it.
     peer.fit(x, y)
     began = time.process_time()
     peer.fit(x, y)
     repeats = max(1, min(_MOST_REPEATS, int(_SLICE / max(time.process_time() - began, 1e-3))))
+    # Before the second training, which the device does not do.
     memory, generator = peak_mb(forked=True), np.random.default_rng(1)
+    # A yardstick: how far two runs of the same framework drift apart from a difference of rounding.
     peer.assign({key: value * _about_one(generator, value) for key, value in first.items()})
     moved = peer.steps(x, y)
     np.savez(folder / "moved.npz", **peer.weights())
@@ -74,6 +79,7 @@ def exported(family: str, name: str, folder: Path) -> Iterator[Found]:
 
     peer = _peer(family, name, 1)
     began, clock = time.process_time(), time.perf_counter()
+    # Without the self-test: it trains, and only the export's time is wanted.
     made = export(peer.model, folder / "bundle", batch_size=BATCH, name=name, prove=False, **peer.options())
     found: Found = {"export_processor_seconds": round(time.process_time() - began, 1)}
     found["export_seconds"] = round(time.perf_counter() - clock, 1)
@@ -109,10 +115,12 @@ def on_device(folder: Path, threads: int, repeats: int) -> Iterator[Found]:
     bundle = Bundle.open(folder / "bundle")
     with np.load(folder / "data.npz") as archive:
         parts, y = [archive[f"x{at}"] for at in range(len(archive.files) - 1)], archive["y"]
+    # The device takes a model's several inputs as one row, side by side.
     if parts[1:]:
         parts = [np.concatenate([part.reshape(len(y), -1).astype(np.float32) for part in parts], axis=1)]
     x, y = parts[0].astype(bundle.manifest.x.dtype), y.astype(bundle.manifest.y.dtype)
     engine, settings = LiteRTEngine(bundle, threads=threads), FitSettings(learning_rate=RATE)
+    # A batch at a time, unshuffled, so that each step's loss can be compared.
     batches = [ArrayDataset(x[at : at + BATCH], y[at : at + BATCH]) for at in range(0, STEPS * BATCH, BATCH)]
     losses = [engine.fit(batch, settings).metrics["loss"] for batch in batches]
     parameters: dict[str, Any] = dict(engine.get_parameters())
@@ -190,6 +198,7 @@ class _Keras:
     def examples(self, generator: Any) -> tuple[Arrays, Any]:
         inputs = self.model.inputs
         shapes, dtypes = [tuple(part.shape[1:]) for part in inputs], [part.dtype for part in inputs]
+        # Embeddings: a number beyond the vocabulary would be out of bounds.
         layers = [layer for layer in self.model._flatten_layers() if hasattr(layer, "input_dim")]
         tokens = min([TOKENS, *(layer.input_dim for layer in layers)])
         x = _inputs(generator, shapes, dtypes, tokens)
@@ -212,6 +221,7 @@ class _Keras:
 
         def keep(_batch: int, logs: dict[str, Any]) -> None:
             losses.append(float(logs["loss"]))
+            # Keras reports the mean since the epoch began, and each batch's own loss is wanted.
             self.model.reset_metrics()
 
         self.fit(x, y, callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=keep)])
@@ -255,6 +265,7 @@ class _Torch:
         sizes = [part.num_embeddings for part in self.model.modules() if hasattr(part, "num_embeddings")]
         shapes, dtypes = [tuple(part["shape"]) for part in described], [part["dtype"] for part in described]
         x = _inputs(generator, shapes, dtypes, min([TOKENS, *sizes]))
+        # A batch tells the output's shape; batch normalisation counts it, so the weights are put back.
         with torch.no_grad():
             before = self.weights()
             shape = self.model(*(torch.from_numpy(part[:BATCH]) for part in x)).shape[1:]
@@ -276,6 +287,7 @@ class _Torch:
 
         loss_of = getattr(torch.nn.functional, self._given.loss)
         inputs, labels = [torch.from_numpy(part) for part in x], torch.from_numpy(y)
+        # cross_entropy takes int64 labels only.
         if labels.dtype == torch.int32:
             labels = labels.long()
         losses = []
@@ -283,6 +295,7 @@ class _Torch:
             self._optimizer.zero_grad()
             output = self.model(*(part[at : at + BATCH] for part in inputs))
             wanted = labels[at : at + BATCH]
+            # PyTorch puts classes on axis 1; here they lie last, as in Keras.
             if self._given.loss == "cross_entropy" and output.ndim == 3:
                 output, wanted = output.flatten(0, 1), wanted.flatten()
             loss = loss_of(output, wanted)

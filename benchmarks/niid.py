@@ -52,6 +52,7 @@ _PUBLISHED = {
     "fednova": {"iid": 0.893, "dirichlet": 0.881, "two_labels": 0.705, "three_labels": 0.832},
     "scaffold": {"iid": 0.895, "dirichlet": 0.884, "two_labels": 0.100, "three_labels": 0.842},
 }
+# The paper has no liars, no gate and no deadline: what fedgrass has on top is off.
 _PLAIN = {
     "checks": {"max_examples_over_median": 0, "clip_norm_over_median": 0},
     "gate": {"tolerance": 1.0, "loss_tolerance": 1e9, "below_best": 1e9},
@@ -90,6 +91,7 @@ def _prepare(data: Path, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for name, prefix in (("train", "train"), ("test", "t10k")):
         if not (path := output / f"{name}.npz").exists():
+            # Fashion-MNIST's bytes, as 0 to 1 with an axis for the one channel.
             x = _idx(data / f"{prefix}-images-idx3-ubyte.gz")[..., None].astype(np.float32) / 255
             np.savez(path, x=x, y=_idx(data / f"{prefix}-labels-idx1-ubyte.gz").astype(np.int32))
     if not (output / "bundle" / "model.json").exists():
@@ -130,6 +132,7 @@ def _run(cell: str, arguments: argparse.Namespace) -> None:
     strategy, partition = cell.split("/")
     folder = arguments.output / cell
     changes = _STRATEGIES[strategy]
+    # A strategy's own settings last: FedProx's change is to what all have.
     settings = FleetSettings().overridden(_PLAIN).overridden({"strategy": {"name": strategy}}).overridden(changes)
     settings = settings.overridden({"fit": {"epochs": arguments.epochs}})
 
@@ -174,6 +177,7 @@ def _counted_before(folder: Path) -> float:
 
 
 def _processor_seconds() -> float:
+    # A simulation's workers are children; only those that have ended count.
     both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
@@ -183,6 +187,7 @@ def _table(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for cell in arguments.cells:
         folder, (strategy, partition) = arguments.output / cell, cell.split("/")
         report, rounds = open_report(folder)
+        # A round that came to nothing has no evaluation.
         last = [
             r.report.evaluation.accuracy
             for r in rounds[-_LAST:]

@@ -69,6 +69,7 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         _run(["--contender", "export", "--nets", *arguments.nets, "--folder", folder])
         for net in arguments.nets:
+            # In turns, so that a busy moment of the machine is not all one side's.
             runs: dict[str, list[dict[str, float]]] = {"litert": [], "keras": []}
             for _ in range(arguments.repeats):
                 for contender, found in runs.items():
@@ -76,6 +77,7 @@ def _compare(arguments: argparse.Namespace) -> dict[str, Any]:
                     options += ["--threads", str(arguments.threads), "--seconds", str(arguments.seconds)]
                     found.append(json.loads(_run([*options, "--check", str(arguments.check)])))
                     print(f"{net} {contender}: {found[-1]}", file=sys.stderr, flush=True)
+            # The fastest: whatever else ran on the machine can only have slowed a run.
             best = {key: max(found, key=lambda run: run["steps_per_second"]) for key, found in runs.items()}
             ours, keras = best["litert"], best["keras"]
             report[f"{net}_ratio"] = round(ours["steps_per_second"] / keras["steps_per_second"], 2)
@@ -144,9 +146,11 @@ def _measure(contender: type[_LiteRT] | type[_Keras], net: str, arguments: argpa
     runner.train(first)
     startup = time.perf_counter() - started
 
+    # Keras is given the data in the order that our engine shuffles them into.
     runner.train(_in_our_order(check) if contender is _Keras else check)
     loss = runner.loss(check)
 
+    # Once without the clock: it also compiles for this number of steps.
     runner.train(data)
     fits, started = 0, time.perf_counter()
     while time.perf_counter() - started < arguments.seconds:

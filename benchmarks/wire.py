@@ -38,6 +38,7 @@ CODECS = (
     "topk:0.1+int4+zstd",
     "topk:0.05+int4+zstd",
 )
+# Half a percentage point of accuracy, as a share of 1.
 HALF_POINT = 0.005
 CLASSES, FEATURES, LATENT, CLUSTERS = 20, 64, 16, 8
 
@@ -67,8 +68,10 @@ def clusters(seed: int, cache_dir: Path) -> Task:
     centres = rng.normal(size=(CLASSES, CLUSTERS, LATENT))
     y = rng.integers(CLASSES, size=10_000).astype(np.int32)
     latent = centres[y, rng.integers(CLUSTERS, size=len(y))] + rng.normal(scale=0.65, size=(len(y), LATENT))
+    # Divided by the root of the number of terms: values to tanh and sin stay near 1 whatever LATENT is.
     mixing = rng.normal(size=(2, LATENT, FEATURES)) / np.sqrt(LATENT)
     x = (np.tanh(latent @ mixing[0]) + np.sin(latent @ mixing[1])).astype(np.float32)
+    # The first examples judge; the devices share the rest.
     kept = 4000
     parts = dirichlet(y[kept:], 5, alpha=1.0, seed=seed)
     devices = {f"device-{i}": ArrayDataset(x[kept:][part], y[kept:][part]) for i, part in enumerate(parts)}
@@ -81,6 +84,7 @@ TASKS = {"digits": digits, "clusters": clusters}
 def exported(cache_dir: Path) -> Path:
     """Return the harder task's bundle, made by a separate process if it is not there yet."""
     folder = cache_dir / "clusters"
+    # In a process apart: workers forked off one with TensorFlow's threads may hang.
     if not (folder / "model.json").exists():
         said = subprocess.run(
             [sys.executable, "-c", f"from benchmarks.wire import export_net; export_net({str(folder)!r})"],
@@ -144,6 +148,7 @@ def run(wanted: Run) -> Result:
             updates = root / f"updates-{number}"
             updates.mkdir()
             for thing, data in task.devices.items():
+                # One engine for all: each device starts from the round's base, not from what the one before it learnt.
                 engine.set_parameters(bundle.parameters())
                 trained = train(
                     lambda: engine,
@@ -151,6 +156,7 @@ def run(wanted: Run) -> Result:
                     Split(data, data.take(0)),
                     announcement,
                     thing,
+                    # A device keeps its residual from round to round: what top-k did not send is sent later.
                     TrainingFiles(
                         updates / f"{thing}.safetensors", root / f"{thing}.checkpoint", root / f"{thing}.residual"
                     ),
@@ -192,6 +198,7 @@ def linear_accuracy(task: str, seed: int, cache_dir: Path) -> float:
 
 def measure(codecs: Sequence[str], rounds: int, seeds: int, cache_dir: Path, workers: int) -> dict[str, object]:
     """Return the line to print."""
+    # Once, before there are workers, which would all export it at the same time.
     exported(cache_dir)
     runs = [Run(t, c, seed, rounds, cache_dir) for t in TASKS for c in codecs for seed in range(1, seeds + 1)]
     results: dict[tuple[str, str], list[Result]] = {}
@@ -209,6 +216,7 @@ def measure(codecs: Sequence[str], rounds: int, seeds: int, cache_dir: Path, wor
             found = results[task, codec]
             ratio = mean_of(reference, "bytes") / mean_of(found, "bytes")
             lost = mean_of(reference, "accuracy") - mean_of(found, "accuracy")
+            # The small number forgives a rounding of floats, not a loss.
             if lost <= HALF_POINT + 1e-9:
                 ratios[codec].append(ratio)
             table[codec] = {
@@ -224,6 +232,7 @@ def measure(codecs: Sequence[str], rounds: int, seeds: int, cache_dir: Path, wor
             ),
             "codecs": table,
         }
+    # A codec counts if it holds on every task, and then by its worst ratio.
     within = {codec: min(found) for codec, found in ratios.items() if len(found) == len(TASKS)}
     best = max(within, key=lambda codec: within[codec])
     return {
@@ -253,6 +262,7 @@ def main() -> None:
         "--cache", type=Path, default=Path(".fedgrass/benchmarks"), help="where the exported net is kept"
     )
     wanted = parser.parse_args()
+    # float32 is what the others are compared with, so it always runs.
     codecs = list(dict.fromkeys(["float32", *wanted.codecs]))
     print(json.dumps(measure(codecs, wanted.rounds, wanted.seeds, wanted.cache.absolute(), wanted.workers)))
 

@@ -49,6 +49,7 @@ def inspect(
     console.print(f"[bold]{manifest.name}[/] {manifest.version}: every file matches its digest")
     facts = Table(show_header=False, box=None)
     facts.add_row("input", f"{manifest.x.dtype}{list(manifest.x.shape)}, batches of {manifest.batch_size}")
+    # Only a model of several inputs lists its parts: together they are the one row above.
     for part in manifest.inputs:
         facts.add_row(f"  {part.name}", f"{part.dtype}{list(part.shape)}")
     for head in manifest.heads:
@@ -179,6 +180,7 @@ def pack(
     from fedgrass.engines.shipped import unpacked
 
     bundle, archive = Bundle.open(folder), pack_builder(code)
+    # Tried before it is sealed: a device would find the mistake a round later.
     if builder:
         with TemporaryDirectory(prefix="fedgrass-") as place, unpacked(archive, Path(place)):
             open_engine(engine or engine_of(bundle), bundle, builder=builder)

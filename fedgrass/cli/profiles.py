@@ -13,8 +13,10 @@ from rich.text import Text
 
 from fedgrass.protocol.profile import Feature, Profile
 
+# Eighths of a line's height.
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 24
+# Features that fit a terminal; a model of images has thousands.
 _ROWS = 60
 _NOTHING = "–"
 

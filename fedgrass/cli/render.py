@@ -36,6 +36,7 @@ _OUTCOME_STYLES = {
     "declined": "yellow",
 }
 _NOTHING = "–"
+# One hour, by the clock of the cloud.
 _WRONG_CLOCK_SECONDS = 3600.0
 _SHARED_NAME = "two devices use this name and count as one: give each an identity of its own (scripts/provision)"
 _SENTENCES = {"able to train", "refused", "trouble", "why"}  # columns that give way where there is not room for all

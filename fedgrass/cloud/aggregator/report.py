@@ -121,7 +121,7 @@ class ReportBuilder:
 
 
 def summary(report: RoundReport) -> str:
-    """Return the report as one line of JSON of less than 1 KB: the job's exit message."""
+    """Return the report as one line of JSON, for the job's exit message; what is beyond 1 KB is cut off there."""
     line: dict[str, Any] = {
         "outcome": report.outcome,
         "version": report.model.version if report.model else None,
@@ -131,7 +131,7 @@ def summary(report: RoundReport) -> str:
         "loss": report.evaluation.loss if report.evaluation else None,
         "metrics": report.evaluation.metrics or None if report.evaluation else None,
         "report": report_key(report.fleet, report.round),
-        # At most 300 characters, so that the line stays under SageMaker's 1,024 bytes.
+        # Last and short: SageMaker keeps 1,024 bytes, and what is cut off is then the end of the reason.
         "reason": report.reason[:300],
     }
     return json.dumps({name: value for name, value in line.items() if value is not None})

@@ -20,6 +20,7 @@ from fedgrass.errors import InfrastructureError
 if TYPE_CHECKING:
     from boto3 import Session
 
+# `find_gdk` knows the kit by it.
 GDK_VERSION = "1.6.2"
 
 
@@ -104,6 +105,7 @@ def publish_all(session: Session, caller: script.Caller, steps: script.Steps, *,
         stem = bucket_of(project)
         name = next(iter(json.loads((project / "gdk-config.json").read_text())["component"]))
         if gdk is not None:
+            # The kit's own rule for a bucket's name.
             bucket = f"{stem}-{caller.region}-{caller.account}"
             if not steps.dry_run:  # before the kit does, which neither protects it nor asks whose it is
                 ensure_bucket(s3, bucket, caller, otherwise="components need it: name another in every gdk-config.json")

@@ -57,6 +57,7 @@ def keep_token(services: Services, request: TokenRequest, *, phase: str, name: s
         services.rounds,
         services.fleet,
         request.round,
+        # The condition: a round that was cancelled meanwhile must not get a token that nobody would answer.
         put={name: request.token},
         condition="#phase = :phase",
         values={":phase": phase},
