@@ -123,13 +123,15 @@ def convert(
     output: Annotated[
         Path,
         typer.Argument(
-            help="File to write. Its suffix is that of the engine's library: .joblib, .pt2 or .pt.", dir_okay=False
+            help="File to write. Its suffix is that of the engine's library: .joblib, .pt2 or .pt; or .tflite, for "
+            "linear models and perceptrons of scikit-learn.",
+            dir_okay=False,
         ),
     ],
     engine: EngineOption = "",
     builder: BuilderOption = "",
 ) -> None:
-    """Convert a model to the format of the library that trained it: a fitted estimator, an exported program.
+    """Convert a model to the format of the library that trained it, or for an application: an estimator, a program, LiteRT.
 
     A .joblib file is a pickle, and loading one runs code: make it on your own machine, and load only your own.
     """

@@ -102,20 +102,26 @@ class SklearnEngine(OutputEngine):
         return self._learner.model
 
     def save(self, path: Path) -> None:
-        """Write the fitted estimator, for scikit-learn users.
+        """Write the fitted estimator, for scikit-learn users or for applications.
 
         Parameters
         ----------
         path
-            Ends in ``.joblib``. Such a file is a pickle: whoever loads it runs what is in it, so load none but your own.
+            Ends in ``.joblib``. Such a file is a pickle: whoever loads it runs what is in it, so load none but your own. Or in
+            ``.tflite``: a LiteRT model with the signature ``infer(x) -> y``, of linear models and perceptrons.
 
         Raises
         ------
         EngineError
-            If it ends otherwise.
+            If it ends otherwise, or the estimator cannot be written so.
         """
+        if path.suffix == ".tflite":
+            from fedgrass.engines.estimators.litert import litert_model
+
+            path.write_bytes(litert_model(self.estimator, self.manifest))
+            return
         if path.suffix != ".joblib":
-            raise EngineError(f"{path}: engine sklearn writes .joblib")
+            raise EngineError(f"{path}: engine sklearn writes .joblib (scikit-learn) or .tflite (LiteRT)")
         import joblib
 
         joblib.dump(self.estimator, path)

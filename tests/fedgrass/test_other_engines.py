@@ -93,7 +93,7 @@ def test_a_model_becomes_the_estimator_that_scikit_learn_users_load(bundle: Bund
     np.testing.assert_allclose(loaded.predict_proba(X), mean.predict_proba(X), atol=1e-5)
     refused = CliRunner().invoke(cli, [*command[:3], str(tmp_path / "sides.onnx"), *command[4:]])
     assert isinstance(refused.exception, EngineError)
-    assert "writes .joblib" in str(refused.exception)
+    assert "writes .joblib (scikit-learn)" in str(refused.exception)
     litert = CliRunner().invoke(cli, ["model", "convert", "examples/digits/bundle", str(tmp_path / "m.pt2")])
     assert "inference.tflite" in str(litert.exception)
 
