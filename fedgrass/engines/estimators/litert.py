@@ -39,7 +39,7 @@ _HIDDEN = {"relu": "RELU", "tanh": "TANH", "logistic": "LOGISTIC", "identity": "
 
 @dataclass(frozen=True)
 class Layer:
-    """``activation(x @ weights + bias)``: weights [in, out], bias [out], float64; the activation names an operator, or is empty."""
+    """``activation(x @ weights + bias)``: weights [in, out], bias [out], float64; the activation names an operator, if any."""
 
     weights: Array
     bias: Array

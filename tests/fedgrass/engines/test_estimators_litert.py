@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ CLASSIFIERS: dict[str, Build] = {
     "without intercept": lambda: LogisticRegression(fit_intercept=False),
     "sgd": lambda: SGDClassifier(loss="log_loss"),
     **{
-        f"perceptron {name}": lambda name=name: MLPClassifier((7, 4), activation=name, random_state=0)
+        f"perceptron {name}": partial(MLPClassifier, (7, 4), activation=name, random_state=0)
         for name in ("relu", "tanh", "logistic", "identity")
     },
     "no layer between": lambda: MLPClassifier((), random_state=0),
