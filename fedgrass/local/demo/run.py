@@ -38,7 +38,7 @@ from fedgrass.protocol.settings import FleetSettings
 _FLEET = "digits"
 _FIRST_DEPLOYMENT_SECONDS = 600
 _HEARTBEAT_SECONDS = 5.0
-_LOOK_SECONDS = 0.25
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class Demo:
         """Show each round as it goes, and one line for each that is closed."""
         client = self.fleet.aws.client("stepfunctions")
         closed = 0
-        with Live(console=self._console, refresh_per_second=8, transient=True) as live:
+        with Live(console=self._console, refresh_per_second=4, transient=True) as live:
             while True:
                 described = client.describe_execution(executionArn=execution)
                 records = list(reversed(tables.recent_rounds(self.rounds_table, _FLEET, 100)))
