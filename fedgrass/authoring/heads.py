@@ -97,6 +97,7 @@ def head(output: TensorDescription, goal: Objective, weight: float, class_names:
     """
     name, loss = output.name, goal.loss
     y = TensorDescription(name=name, shape=output.shape, dtype="float32")
+    # The label is a class's number, so it lacks the classes' axis, which is the last.
     if loss == "sparse_categorical_crossentropy":
         if not output.shape:
             raise UnsupportedModelError(f"output {name!r}", f"one value before {loss}", "give one value for each class")

@@ -86,6 +86,7 @@ def changed(settings: FitTask, **changes: float | None) -> FitTask:
     """
     given = {name: value for name, value in changes.items() if value is not None}
     try:
+        # Checked as a whole: model_copy would take any value.
         return FitTask.model_validate(settings.model_dump() | given)
     except ValidationError as error:
         name = first_field(error)

@@ -35,6 +35,7 @@ def drive(app: App, fleet: FleetRounds, said: Said) -> Found:
     fleet.finish_open()
     trained, evaluated = fleet.done("fit"), fleet.done("evaluate")
     found = Found(fleet.parameters())
+    # Asked again for the figures of rounds that an earlier run has done: they are what a whole run returns.
     for number, record in sorted(trained.items()):
         _keep(found.trained, number, app.trained(number, fleet.answers(record)))
     for number, record in sorted(evaluated.items()):
@@ -44,6 +45,7 @@ def drive(app: App, fleet: FleetRounds, said: Said) -> Found:
     first = last if last and last not in evaluated else last + 1
     if trained:
         said(f"{last} of {app.rounds} rounds have trained before; the run goes on from there.")
+    # Flower evaluates the initial model as round 0.
     if not trained:
         _keep(found.judged, 0, app.judged(0, found.parameters))
     for number in range(first, app.rounds + 1):
@@ -63,6 +65,7 @@ def _round(number: int, app: App, fleet: FleetRounds, found: Found, said: Said, 
         )
     elif not done:
         said(f"{about}: the strategy has nobody train")
+    # After training: Flower has devices evaluate the round's new model.
     asked = app.evaluate(number, found.parameters)
     if asked is not None:
         record = fleet.run("evaluate", number, asked)

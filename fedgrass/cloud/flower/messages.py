@@ -55,6 +55,7 @@ class MessageApp:
     def trained(self, number: int, answers: Answers) -> Figures | None:
         """Call ``train_metrics_aggr_fn``."""
         del number
+        # A wrapper leaves the figures to the strategy that it wraps.
         found = [getattr(one, "train_metrics_aggr_fn", None) for one in flower_options.with_wrapped(self.strategy)]
         function = next((one for one in found if one is not None), None)
         if function is None or not answers.reported:
@@ -94,6 +95,7 @@ class MessageApp:
             )
         for content in contents:
             records = list(content.array_records.values())
+            # The same object first: comparing whole models is slow.
             if len(records) != 1 or (records[0] is not arrays and records[0] != arrays):
                 raise ConfigurationError(
                     f"strategy {type(self.strategy).__name__}: sends devices other arrays than the model; a fleet's devices get "
@@ -102,6 +104,7 @@ class MessageApp:
         return Asked(len(contents), {key: value for key, value in configs[0].items() if key != "server-round"})
 
     def _replies(self, answers: Answers, kind: str) -> list[Any]:
+        # Flower aggregates figures that all replies have, and refuses replies that differ in their names.
         shared = set.intersection(*(set(one.metrics) for one in answers.reported)) if answers.reported else set()
         replies = []
         for number, one in enumerate(answers.reported, 1):

@@ -26,6 +26,7 @@ from fedgrass.protocol.names import RUNTIME, model_prefix
 from fedgrass.protocol.tables import load_state
 
 _FILE = "flower.json"
+# A run's configuration is short; what is longer is no file of ours.
 _MOST_BYTES = 1 << 16
 
 
@@ -94,6 +95,7 @@ class AppModels:
                     f"{f' ({before.name})' if before else ''}. --replace-model puts the app's own initial model in its place; "
                     f"`fedgrass model roll-back {state.model.version}` brings it back"
                 )
+            # Rounds count the middle number, so a new beginning takes the next first one.
             version = f"{int(major) + 1}.0.0"
         bundle = add_builder(_bundle(self.beginning.name, version, parameters, folder), self.archive)
         content = self.beginning.model_dump_json().encode()

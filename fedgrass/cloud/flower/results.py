@@ -36,6 +36,7 @@ class ResultApp:
                 "has no counterpart on a fleet: give them to the strategy"
             )
         arrays = self.types.parameters_to_ndarrays(found)
+        # Names that sort as the arrays are ordered: Flower's lists have none.
         return {f"{number:04d}": array for number, array in enumerate(arrays)}
 
     def train(self, number: int, parameters: Parameters) -> Asked | None:

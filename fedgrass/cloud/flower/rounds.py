@@ -30,7 +30,9 @@ from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_round, load_settings, load_state, participations, rounds_between
 from fedgrass.rounds_api import is_running, start_rounds
 
+# What a device adds to an app's figures of training.
 _ADDED = frozenset({"steps"})
+# Seconds between two looks at the fleet's tables.
 _LOOK_SECONDS = 1.0
 _ENDED_BADLY = frozenset({"failed", "cancelled"})
 
@@ -81,6 +83,7 @@ class FleetRounds:
         """Return the records of the app's ended rounds of a task, by the app's number."""
         last = load_state(self.account.rounds_table, self.account.fleet).last
         records = rounds_between(self.account.rounds_table, self.account.fleet, 1, last)
+        # The newest record of a number counts: the records come newest first, and the last entry stays.
         return {
             int(record.settings.fit.config[SERVER_ROUND]): record  # type: ignore[arg-type]
             for record in reversed(records)
@@ -123,6 +126,7 @@ class FleetRounds:
         require_begun(self.account, started.execution)
         self._wait(started.execution)
         record = load_round(self.account.rounds_table, self.account.fleet, started.round)
+        # An execution may also end without a word in the record, such as one that was stopped.
         ended = self.account.step_functions.describe_execution(executionArn=started.execution)
         if ended["status"] != "SUCCEEDED" or record.outcome in _ENDED_BADLY:
             why = record.reason or in_words(ended.get("cause"))
@@ -136,6 +140,7 @@ class FleetRounds:
         """Return what devices said in a round in time."""
         parts = [
             part
+            # A read that may lag could miss the last answer of a round that has just ended.
             for part in participations(self.account.rounds_table, self.account.fleet, record.round, consistent=True)
             if not part.late
         ]
@@ -175,6 +180,7 @@ class FleetRounds:
         until = time.monotonic() + self.settings.rollout.wait_seconds
         while True:
             have, there = len(self.able()), len(able_devices(self.account))
+            # A device that refuses the model will not get it by waiting.
             if 0 < there <= have + len(self.refusals()) or time.monotonic() > until:
                 return have, there
             self.sleep(_LOOK_SECONDS)
@@ -191,8 +197,10 @@ class FleetRounds:
         ]
 
     def _overrides(self, task: Task, number: int, asked: Asked) -> dict[str, Any]:
+        # A strategy that asks for fewer devices than the fleet's least number of updates could never end a round.
         few = min(self.settings.min_updates, asked.devices)
         everybody = asked.devices >= len(self.able())
+        # The strategy has drawn its share already: neither a fraction nor spare devices come on top.
         return {
             "rounds": 1,
             "task": task,
@@ -200,6 +208,8 @@ class FleetRounds:
             "cohort": {"size": 0} if everybody else {"size": asked.devices, "over_ask": 1.0},
             "min_updates": few,
             "min_devices": max(few, self.least),
+            # The app's number last: by it an interrupted run finds its rounds again, so no configuration may replace
+            # it.
             "fit": {"config": {**self.given, **asked.config, SERVER_ROUND: number}},
             **({"strategy": dict(self.strategy)} if task == "fit" else {}),
             **({} if self.seconds is None else {"deadline_seconds": max(1, math.ceil(self.seconds))}),
@@ -207,6 +217,7 @@ class FleetRounds:
 
     def _wait(self, execution: str) -> None:
         while is_running(self.account, execution):
+            # Until the round is open, and after its end, the lock is nobody's or another round's.
             lock = load_state(self.account.rounds_table, self.account.fleet).open
             if lock is not None and lock.execution == execution:
                 self.shown(load_round(self.account.rounds_table, self.account.fleet, lock.round))
@@ -218,6 +229,7 @@ def _own(metrics: Mapping[str, float]) -> dict[str, float]:
     named = {
         name: value for name, value in metrics.items() if name not in _ADDED and not name.startswith("validation_")
     }
+    # All engines report a loss and an accuracy; where the app has them as eval_loss or train_acc, they are there twice.
     for name in ("loss", "accuracy"):
         others = [value for other, value in named.items() if other != name and name[:3] in other]
         if name in named and named[name] in others:

@@ -95,10 +95,12 @@ def run_on_fleet(
     context = flower.Context(
         run_id=1, node_id=1, node_config={}, state=flower.RecordDict(), run_config=dict(project.run_config)
     )
+    # Before the app is imported: a module may make its strategy at once.
     with remembered(), _driven_by(run):
         server = project.load(project.server_app, "ServerApp")
         try:
             server(run.grid, context)
+        # These say what to do; anything else is the app's own error, and its author needs the traceback.
         except FedgrassError:
             raise
         except Exception as error:
@@ -140,6 +142,7 @@ class _Run:
 
     def start(self, app: App) -> Any:
         """Do what a strategy's ``start`` does; returns what it returns."""
+        # The models of a second one would follow those of the first, and neither run could go on later.
         if self.ran is not None:
             raise ConfigurationError("server app: starts a second strategy; a run on a fleet is one strategy's")
         strategy = translated(app.strategy)
@@ -183,7 +186,9 @@ class _Run:
 
     def _able(self) -> list[str]:
         if self._fleet is None:
+            # No model yet: an app may ask for nodes before it starts its strategy.
             return able_devices(self._account)
+        # Each once: a strategy asks for nodes again and again.
         for refusal in self._fleet.refusals():
             if refusal not in self._refused:
                 self._refused.add(refusal)
@@ -199,6 +204,7 @@ def _least(strategy: Any) -> int:
 @contextmanager
 def _driven_by(run: _Run) -> Iterator[None]:
     """Have strategies started by ServerApps run on the fleet, in this process."""
+    # Each strategy of the newer tree inherits start; a ServerApp without main calls start_grid by this module's name.
     base: Any = importlib.import_module("flwr.serverapp.strategy").Strategy
     module: Any = importlib.import_module("flwr.serverapp.server_app")
     own_start, own_grid = base.start, module.start_grid
@@ -225,6 +231,7 @@ def _driven_by(run: _Run) -> Iterator[None]:
         for name, one in (("server", server), ("client_manager", client_manager)):
             if one is not None:
                 raise ConfigurationError(f"server app: its own {name} has no counterpart on a fleet; leave it out")
+        # What Flower takes where no strategy is given.
         made = strategy or importlib.import_module("flwr.server.strategy").FedAvg()
         rounds, seconds = (config.num_rounds, config.round_timeout) if config is not None else (1, None)
         return run.start(ResultApp(made, run.manager, rounds, seconds))

@@ -68,6 +68,7 @@ def translated(strategy: Any) -> Translated:
     given = _arguments(name, kind, strategy)
     flower_options.check(name, kind, given)
     short = kind.__name__
+    # With accept_failures off, one failure voids a round of Flower's; ours has no such rule.
     if flower_options.is_flowers(kind) and short in _EQUAL and given.get("accept_failures", True):
         ours, names = _EQUAL[short]
         return Translated(ours, {names[key]: value for key, value in given.items() if key in names})
@@ -77,6 +78,7 @@ def translated(strategy: Any) -> Translated:
 
 def _aggregating(kind: type[Any]) -> type[Any]:
     """Return the class whose aggregation a strategy's is: Flower's own, unless one below it has its own."""
+    # From the class upwards: what comes first, Flower's own class or a method that replaces its aggregation.
     for above in kind.__mro__:
         if flower_options.is_flowers(above):
             return above
@@ -96,6 +98,7 @@ def _check_keys(name: str, strategy: Any) -> None:
 def _arguments(name: str, kind: type[Any], strategy: Any) -> dict[str, Any]:
     known: Mapping[str, Any] | None = vars(strategy).get(_GIVEN, {}).get(kind)
     given: dict[str, Any] = {}
+    # First what the constructor passed on by **kwargs, which its own signature does not name.
     taken = {**dict.fromkeys(known or (), inspect.Parameter.empty), **flower_options.arguments(kind)}
     for argument, default in taken.items():
         if argument in {"self", *_NOT_OF_THE_AGGREGATION}:
@@ -105,6 +108,7 @@ def _arguments(name: str, kind: type[Any], strategy: Any) -> dict[str, Any]:
                 f"strategy {name}: keeps no attribute {argument!r}, by which a fleet's settings would have its argument"
             )
         value = getattr(strategy, argument) if known is None else known.get(argument, default)
+        # A strategy that wraps another, such as those of differential privacy.
         if argument == "strategy":
             given[argument] = _wrapped(value)
         elif value is not None and (default is inspect.Parameter.empty or value != default):
@@ -157,6 +161,7 @@ def _wrapped(strategy: Any) -> dict[str, Any]:
 
 
 def _plain(name: str, argument: str, value: Any) -> Any:
+    # The aggregator imports it by this name.
     if callable(value):
         return f"{value.__module__}:{value.__qualname__}"
     try:
