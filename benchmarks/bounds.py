@@ -34,6 +34,7 @@ Doubles = NDArray[np.float64]
 Labels = NDArray[np.int64]
 BOUNDS = {
     "defaults": Checks(),
+    # The largest whole number that float64 holds exactly, and so the most that may be claimed at all.
     "none": Checks(max_examples=1 << 53, max_examples_over_median=0, clip_norm_over_median=0),
 }
 LIARS: dict[str, float | None] = {"no liar": None, "liar": 1.0, "liar, long": 1000.0}
@@ -86,6 +87,7 @@ def accuracy(folder: Path, spread: str, checks: Checks, length: float | None, se
     """Return the accuracy on data held back; ``length`` is the liar's in those of the honest mean."""
     generator = np.random.default_rng(seed)
     x, y = load_digits(return_X_y=True)
+    # Pixels from 0 to 1, and a column of ones for the bias.
     x = np.hstack([x / 16, np.ones((len(x), 1))])
     order = generator.permutation(len(x))
     test, rest = order[:360], order[360:]

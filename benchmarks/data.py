@@ -30,6 +30,7 @@ FEATURES = 12
 
 def outcome(case: Case, folder: Path) -> tuple[bool, str]:
     """Read a case's file as a device does; returns whether what came of it is what has to, and what it was, in words."""
+    # Nothing is held back, so that all rows can be compared.
     settings = DataSettings(loader=case.loader, path=str(case.write(folder)), validation_fraction=0, **case.settings)
     try:
         data = load(settings, case.model)
@@ -43,6 +44,7 @@ def outcome(case: Case, folder: Path) -> tuple[bool, str]:
         return bool(case.refused) and case.refused in said, f"refused: {said}"
     trouble = data.account.trouble if data.account else ""
     said = f"read: {len(batch.x)} examples" + (f"; {trouble}" if trouble else "")
+    # Trouble that was not expected is as wrong as expected trouble that was not told.
     if case.refused or (case.trouble not in trouble) or (trouble and not case.trouble):
         return False, said
     same = all(
@@ -73,6 +75,7 @@ def table() -> dict[str, int]:
 
 def large(rows: int, path: Path) -> dict[str, Any]:
     """Load a file of many rows, and run through it once; the floor is Python's own reader, which makes no numbers."""
+    # Drawn once and repeated: the time to make the file is no part of what is measured.
     values = np.random.default_rng(0).normal(size=(20_000, FEATURES))
     text = "".join(",".join(f"{value:.6g}" for value in row) + f",{i % 3}\n" for i, row in enumerate(values))
     with path.open("w") as file:

@@ -32,6 +32,7 @@ from fedgrass.simulation.settings import Simulation
 from fedgrass.simulation.virtual_device import own_file
 
 _WAYS: dict[str, tuple[str, ...]] = {"global": (), "fedbn": ("bn",), "local_head": ("head",)}
+# No liars here: the bounds and the gate would only change which round is used.
 _FLEET = {
     "checks": {"max_examples_over_median": 0, "clip_norm_over_median": 0},
     "gate": {"tolerance": 1.0, "loss_tolerance": 1e9, "below_best": 1e9},
@@ -81,6 +82,7 @@ def exported(folder: Path) -> dict[str, Bundle]:
 
     layers = keras.layers
     made = {}
+    # One model for all ways, so that all start from the same weights.
     with quiet():
         keras.utils.set_random_seed(0)
         model = keras.Sequential(
@@ -118,6 +120,7 @@ def measured(
     for way, bundle in bundles.items():
         output = folder / f"{way}-{partition}-{seed}"
         simulate(output, bundle=bundle.folder, **options)
+        # Simulated devices keep their own parameters in a file each, as real ones do.
         final, own = Bundle.open(output / "model"), output / "kept"
         examples = dealt(bundle, options, output)
         models = [
@@ -126,6 +129,7 @@ def measured(
         found[way] = np.array([accuracy(bundle, examples, device, model) for device, model in enumerate(models)])
     bundle = bundles["global"]
     examples, engine, alone = dealt(bundle, options, folder), LiteRTEngine(bundle), []
+    # By itself: from the same first weights, without any round.
     for device in range(given.devices):
         engine.set_parameters(bundle.parameters())
         # As many epochs as the devices of a federation train in all rounds.

@@ -33,6 +33,7 @@ from fedgrass.simulation.settings import Simulation
 
 Floats = NDArray[np.float32]
 
+# No liars here: the bounds and the gate would only change which round is used.
 _FLEET = {
     "checks": {"max_examples_over_median": 0, "clip_norm_over_median": 0},
     "gate": {"tolerance": 1.0, "loss_tolerance": 1e9, "below_best": 1e9},
@@ -151,6 +152,7 @@ def _each_its_own(raw: Bundle, examples: Examples, given: argparse.Namespace, x:
     engine, parts, scales = LiteRTEngine(raw), [], []
     for device in range(given.devices):
         own, labels = _rows(examples, device)
+        # A feature that is the same in all of a device's rows has no deviation to divide by.
         mean, deviation = own.mean(axis=0), np.maximum(own.std(axis=0), 1e-6)
         parts.append(ArrayDataset((own - mean) / deviation, labels))
         scales.append((mean, deviation))
@@ -165,6 +167,7 @@ def _each_its_own(raw: Bundle, examples: Examples, given: argparse.Namespace, x:
         model = {name: sum(w * one[name] for w, one in zip(weights, after, strict=True)) for name in model}
         model = {name: np.asarray(value, np.float32) for name, value in model.items()}
     engine.set_parameters(model)
+    # A scale for new rows: no device's own fits them, so it is the mean of all.
     mean, deviation = (sum(w * one[at] for w, one in zip(weights, scales, strict=True)) for at in range(2))
     return float((engine.infer(((x - mean) / deviation).astype(np.float32)).argmax(axis=1) == y).mean())
 
@@ -176,6 +179,7 @@ def _central(examples: Examples, given: argparse.Namespace, seed: int, x: Floats
     own, labels = (np.concatenate([part[at] for part in rows]) for at in range(2))
     keras.utils.set_random_seed(seed)
     net = _net(keras)
+    # What a profile stands in for: all rows in one place.
     net.layers[0].adapt(own)
     net.compile(keras.optimizers.SGD(given.rate), "sparse_categorical_crossentropy")
     net.fit(own, labels, batch_size=16, epochs=given.epochs * given.rounds, verbose=0)

@@ -127,6 +127,7 @@ def check_named(name: str, reference: str, options: Mapping[str, Any]) -> None:
     if is_flowers(module):
         check_kind(name, kind, legacy=not module.startswith("flwr.serverapp"))
     check_arguments(name, options)
+    # A wrapper's strategy: by name alone, or as settings have one.
     inner = options.get("strategy")
     if isinstance(inner, str):
         check_named(name, inner.removeprefix("flower:"), {})

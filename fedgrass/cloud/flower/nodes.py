@@ -11,6 +11,7 @@ from fedgrass.engines.flower_node import Node
 from fedgrass.errors import ConfigurationError
 from fedgrass.strategies.arithmetic.flower_trees import Client
 
+# Seconds between two looks at the fleet, each of which reads its whole table of devices.
 _LOOK_SECONDS = 2.0
 
 
@@ -93,5 +94,6 @@ class FleetManager:
                 "strategy: a criterion by which it chooses clients has no counterpart; use cohort.where (fedgrass fleet settings)"
             )
         self.wait_for(num_clients if min_num_clients is None else min_num_clients)
+        # Which of them is not ours to say: the fleet draws its cohort, and only the number counts.
         found = self.able()
         return [Client(thing) for thing in found[:num_clients]] if num_clients <= len(found) else []
