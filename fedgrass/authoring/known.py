@@ -28,6 +28,7 @@ def known(tensor: Tensor) -> Array:
     value: Array | None = tf.get_static_value(tensor)
     if value is not None:
         return value
+    # With the versions of the traced graph, by which TensorFlow reads its operators.
     definition = tf.compat.v1.GraphDef(versions=tensor.graph.graph_def_versions)
     for op in _behind(tensor):
         if op.type in ("Placeholder", "ReadVariableOp"):

@@ -123,6 +123,7 @@ def check_named(name: str, reference: str, options: Mapping[str, Any]) -> None:
     Traceback (most recent call last):
     fedgrass.errors.ConfigurationError: strategy 's': evaluate_fn has no part in a fleet's rounds; ...
     """
+    # The newer tree is flwr.serverapp.strategy; everything else of Flower's is the older one.
     module, _, kind = reference.partition(":")
     if is_flowers(module):
         check_kind(name, kind, legacy=not module.startswith("flwr.serverapp"))

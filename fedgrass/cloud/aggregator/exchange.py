@@ -24,7 +24,9 @@ from fedgrass.protocol.report import QuarantinedEntry
 from fedgrass.strategies.arithmetic.interfaces import Sums, UpdateMetadata
 from fedgrass.tensors import read_into
 
+# A note lists every update of a lane: hundreds of bytes for each.
 _MAX_NOTE_BYTES = 1 << 30
+# Values that are read and added at once: a lane's sum is as large as the model, and never whole in memory.
 _BLOCK = 1 << 17
 
 
@@ -102,6 +104,7 @@ class BucketPartialSums:
         self._scratch = scratch
         self._sleep = sleep
         self._clock = clock
+        # One deadline for all that is waited for, from the start.
         self._deadline = clock() + patience
 
     def exchange(self, found: Screened) -> Screened:
@@ -125,6 +128,7 @@ class BucketPartialSums:
         found
             Which of its updates are in the sum, and which were refused.
         """
+        # A lane without a good update has no sum, and its note says so.
         if found.good:
             path = self._scratch / "lane"
             total.tofile(path)

@@ -67,10 +67,12 @@ class FleetHelpers:
     def check(self, requests: Sequence[SumRequest]) -> Checked:
         """Ask which boxes open, and fix what is made of it: a job that is run again must name the very same set."""
         key = check_key(self._record.fleet, self._record.round)
+        # A gigabyte bounds what a broken object could make this job read.
         content = self._bucket.read(key, max_bytes=1 << 30)
         if content is None:
             found = {index: self._read_check(requests[index], path) for index, path in self.ask(requests).items()}
             checked = judged(requests[0].accepted, {index: one for index, one in found.items() if one is not None})
+            # The first one written counts: two runs of the job may have heard from other helpers.
             content = self._bucket.write_first(key, checked.model_dump_json().encode())
         try:
             return Checked.model_validate_json(content)
@@ -89,6 +91,7 @@ class FleetHelpers:
         """Tell each helper the set, and wait until as many as are needed have answered, or their time is up."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         accepted = requests[0].accepted
+        # Before the announcement: whoever hears of a set must find it.
         named = {self._name(request): self._written(request) for request in requests}
         task = SumTask(digest=requests[0].digest, requests=named)
         self._log.log_event(
@@ -102,6 +105,7 @@ class FleetHelpers:
         try:
             self._announce()
             return self._heard(requests)
+        # Whatever came of it: a helper that comes back later must not sum for a round that waits no more.
         finally:
             self._change(remove=["sums"])
             self._announce()
@@ -142,6 +146,7 @@ class FleetHelpers:
         size = self._bucket.size(key)
         if size is None:
             return None
+        # A helper may write any object under its key: only the right size is downloaded.
         expected = _expected(request, size)
         if size != expected:
             self._log.log_event("helper_answer_refused", helper=name, bytes=size, expected=expected)
@@ -150,6 +155,7 @@ class FleetHelpers:
         with self._bucket.open(key, size) as body, path.open("wb") as file:
             while block := body.read(_BLOCK):
                 file.write(block)
+        # Read while it was replaced, it may be shorter: the next look takes it again.
         return path if path.stat().st_size == expected else None
 
     def _waited_for(self) -> bool:
