@@ -62,7 +62,7 @@ class DataSettings(BaseModel):
         default=SAMPLE_WEIGHT,
         min_length=1,
         max_length=200,
-        description="Column or array of what each example's loss is times in training; without it 1",
+        description="Column or array of example weights, by which losses are multiplied in training; else 1",
     )
     columns: Names = Field(
         default=(), description="Columns of x in a table, in the model's order; else as the bundle says"
@@ -87,12 +87,15 @@ class DataSettings(BaseModel):
         default=(), description="One for each column of x, for missing: mean; else as the bundle says"
     )
     max_bad_share: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of rows, images or files that may be bad, and are left out"
+        default=0.1, ge=0, lt=1, description="Share of rows, images or files that may be bad; they are left out"
     )
     time: str = Field(default="", max_length=200, description="Column of a row's time, for windowHours")
-    window_rows: int = Field(default=0, ge=0, description="Only so many of the newest examples; 0 is all")
+    window_rows: int = Field(default=0, ge=0, description="Number of newest examples to use; 0: all")
     window_hours: float = Field(
-        default=0, ge=0, le=1e6, description="Only examples of the last hours, by time or the image's file; 0 is all"
+        default=0,
+        ge=0,
+        le=1e6,
+        description="Use examples of the last hours only, by time or by the image's file; 0: all",
     )
     table: str = Field(default="", max_length=200, description="The sqlite loader's table or view; else the only one")
     query: str = Field(default="", max_length=8192, description="The sqlite loader's SELECT, in place of table")
@@ -103,7 +106,7 @@ class DataSettings(BaseModel):
     )
     validation_fraction: float = Field(default=0.2, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
-    max_bytes: int = Field(default=1 << 30, ge=1, description="Larger data are refused; images are not counted")
+    max_bytes: int = Field(default=1 << 30, ge=1, description="Refuse larger data; images do not count")
 
     @field_validator("missing")
     @classmethod

@@ -57,7 +57,7 @@ class RuntimeSettings(Settings):
     builders: dict[Sha256, Annotated[str, Field(max_length=200)]] = Field(
         default={},
         max_length=256,
-        description="Code that may come with a model, by its SHA-256, and the module:object in it that builds the model; "
+        description="Code that may come with a model, by SHA-256, and the module:object in it that builds the model; "
         "what is not listed is not run",
     )
     threads: int = Field(default=1, ge=1, le=256)
@@ -96,15 +96,17 @@ class GuardSettings(Settings):
     min_free_disk_mb: int = Field(default=100, ge=0)
     min_free_memory_mb: int = Field(default=50, ge=0)
     max_cpu_percent: float = Field(
-        default=100, gt=0, le=100, description="What other programs may use of all processors; 100 is no limit"
+        default=100, gt=0, le=100, description="Percent of all processors that other programs may use; 100: no limit"
     )
-    max_temperature: float = Field(default=85, gt=0, le=200, description="°C of the hottest sensor")
-    min_battery_percent: float = Field(default=30, ge=0, le=100, description="While not on mains")
+    max_temperature: float = Field(default=85, gt=0, le=200, description="Of the hottest sensor, in °C")
+    min_battery_percent: float = Field(default=30, ge=0, le=100, description="Charge below which it waits, on battery")
     only_on_mains: bool = False
-    only_when_idle: bool = Field(default=True, description="Wait while the application says that it is busy")
-    window: Window | None = Field(default=None, description="'22:00-06:00', by the device's own clock")
+    only_when_idle: bool = Field(default=True, description="Wait while the application reports that it is busy")
+    window: Window | None = Field(
+        default=None, description="Train only then, such as '22:00-06:00' by the device's own clock"
+    )
     wait_seconds: float = Field(
-        default=3600, ge=0, le=604_800, description="Longest wait for any of it in a round; then the device declines"
+        default=3600, ge=0, le=604_800, description="Longest wait for these limits in a round; then the device declines"
     )
 
     @field_validator("window", mode="before")
@@ -119,63 +121,67 @@ class GuardSettings(Settings):
 class TrainerSettings(GuardSettings):
     """Configuration of ``com.fedgrass.Trainer``."""
 
-    nice_level: int = Field(default=10, ge=0, le=19, description="Added to the training process's niceness")
+    nice_level: int = Field(default=10, ge=0, le=19, description="Niceness that is added to the training process")
     cpu_budget: float = Field(
         default=1,
         gt=0,
         le=1,
-        description="Share of the processor time that the training threads may take; 1 is no bound",
+        description="Share of the processor time that the training threads may take; 1: no limit",
     )
     defer_seconds: float = Field(
-        default=600, ge=0, le=86_400, description="Longest wait of a component update for a training"
+        default=600, ge=0, le=86_400, description="How long a component update waits for training to end, at most"
     )
     status_seconds: float = Field(
-        default=30, gt=0, le=3600, description="How often the status is repeated on the device"
+        default=30, gt=0, le=3600, description="Interval at which the status is repeated on the device"
     )
-    max_waiting_uploads_mb: int = Field(default=512, ge=1, description="Updates kept while there is no link")
-    allow_commands: bool = Field(default=True, description="Whether the operator may direct this device alone")
+    max_waiting_uploads_mb: int = Field(
+        default=512, ge=1, description="Total size of updates that are kept while offline"
+    )
+    allow_commands: bool = Field(default=True, description="Whether the operator may send commands to this device")
     allowed_commands: str = Field(
         default=",".join(sorted(TRAINER_COMMANDS)),
         max_length=200,
-        description="What the operator may then ask this device alone for, separated by commas",
+        description="Commands that the operator may send, separated by commas",
     )
     min_noise_multiplier: float = Field(
         default=0,
         ge=0,
-        description="Decline rounds whose updates carry less noise, and commands whose answers would tell of the data",
+        description="Decline rounds whose updates carry less noise, and commands whose answers would reveal data",
     )
     max_epsilon: float = Field(
         default=50,
         ge=0,
-        description="Largest ε of all this device's updates with noise together; rounds beyond it are declined, and those "
-        "without noise after any with it. 0 is no limit",
+        description="Largest ε that all updates of this device with noise may spend together; rounds beyond it are declined, "
+        "and so are rounds without noise after any with it. 0: no limit",
     )
     delta: float = Field(default=1e-5, gt=0, lt=1, description="δ of maxEpsilon")
     min_examples: int = Field(
-        default=8, ge=1, description="Training on fewer examples in a pass is declined: an update of one gives it away"
+        default=8,
+        ge=1,
+        description="Decline training on fewer examples in a pass: an update of a single one reveals it",
     )
-    min_steps: int = Field(default=1, ge=1, description="Training of fewer steps (epochs times batches) is declined")
+    min_steps: int = Field(default=1, ge=1, description="Decline training of fewer steps (epochs times batches)")
     max_rounds_per_day: int = Field(
         default=0,
         ge=0,
         le=10_000,
-        description="Rounds that it trains for within 24 hours; then it declines. 0 is no limit",
+        description="Rounds to train for within 24 hours; further ones are declined. 0: no limit",
     )
-    max_bundle_mb: int = Field(default=2048, ge=1, description="Largest model that is downloaded")
+    max_bundle_mb: int = Field(default=2048, ge=1, description="Size of the largest model to download")
     helper: bool = Field(
         default=False, description="Sum the masks of other devices, for secure aggregation: this device is a helper"
     )
-    helper_min_devices: int = Field(
-        default=2, ge=2, description="As a helper: devices in a set, without which it is not summed"
-    )
+    helper_min_devices: int = Field(default=2, ge=2, description="As a helper: least number of devices in a set to sum")
     helper_known_seconds: float = Field(
-        default=0, ge=0, description="As a helper: how long it must have known a device's key for it to be among these"
+        default=0,
+        ge=0,
+        description="As a helper: how long it must have known a device's key for the device to count among these",
     )
     secure_helpers: tuple[Annotated[str, Field(max_length=44)], ...] = Field(
         default=(),
         max_length=5,
-        description="Public keys of the helpers; decline rounds without secure aggregation by just these, and commands "
-        "whose answers would tell of the data",
+        description="Public keys of the helpers; decline rounds without secure aggregation by exactly these, and commands "
+        "whose answers would reveal data",
     )
 
     @field_validator("allowed_commands")
@@ -191,13 +197,19 @@ class ModelDeployerSettings(Settings):
     """Configuration of ``com.fedgrass.ModelDeployer``; the admission of models reads it too."""
 
     metric: Metric | None = Field(
-        default=None, description="The figure by which a new model may be no worse; null: accuracy, else loss"
+        default=None,
+        description="Figure by which a new model is compared with the active one; null: accuracy, else loss",
     )
     tolerance: float = Field(
-        default=0.05, ge=0, le=1, description="By how much it may be worse: points of a share or of R², else a fraction"
+        default=0.05,
+        ge=0,
+        le=1,
+        description="By how much the new model may be worse: points of a share or of R², else a fraction",
     )
-    max_latency_ms: float = Field(default=0, ge=0, description="Of one inference, the median; 0 is no limit")
-    max_memory_mb: float = Field(default=0, ge=0, description="That the application's model takes; 0 is no limit")
+    max_latency_ms: float = Field(default=0, ge=0, description="Median latency of one inference, in ms; 0: no limit")
+    max_memory_mb: float = Field(
+        default=0, ge=0, description="Memory that the application's model may take; 0: no limit"
+    )
     keep: int = Field(default=3, ge=1, le=100, description="Models kept on the device, the active one included")
     rescan_seconds: float = Field(default=30, gt=0, le=3600)
 
@@ -210,7 +222,7 @@ class HeartbeatSettings(Settings):
         default=0,
         ge=0,
         le=86_400,
-        description="Between two reports to Device Defender, which takes one in 5 minutes (300); 0 is never",
+        description="Interval of reports to Device Defender, which accepts one every 5 minutes (300); 0: never",
     )
 
 

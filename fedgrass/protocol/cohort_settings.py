@@ -19,7 +19,7 @@ class CohortSettings(BaseModel):
         default=1.3,
         ge=1,
         le=10,
-        description="So many times ``size`` are asked, and the first ``size`` updates end the round",
+        description="Ask this many times ``size`` devices; the first ``size`` updates end the round",
     )
     where: Where = Field(
         default={}, description="Tags that a device must have, each with one of some values: {site: [north, east]}"

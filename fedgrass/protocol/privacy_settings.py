@@ -16,8 +16,8 @@ class AdaptiveClip(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    quantile: float = Field(default=0.5, gt=0, lt=1, description="Share of the updates that is not to be clipped")
-    learning_rate: float = Field(default=0.2, gt=0, le=1, description="Of the norm's logarithm, each round")
+    quantile: float = Field(default=0.5, gt=0, lt=1, description="Share of the updates that should not be clipped")
+    learning_rate: float = Field(default=0.2, gt=0, le=1, description="Step of the norm's logarithm in each round")
     count_noise: int = Field(
         default=10,
         ge=1,
@@ -46,9 +46,9 @@ class Privacy(BaseModel):
     adaptive_clip: AdaptiveClip | None = Field(
         default=None, description="central: begin with clip_norm, and let it follow the updates' norms"
     )
-    delta: float = Field(default=1e-5, gt=0, lt=1, description="Less than one over the number of devices")
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="Should be less than one over the number of devices")
     epsilon_budget: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="A round that would pass it is refused. 0 sets no bound"
+        default=0.0, ge=0, allow_inf_nan=False, description="Refuse a round that would exceed it. 0: no limit"
     )
     figures: Literal["left_out", "exact"] = Field(
         default="left_out",

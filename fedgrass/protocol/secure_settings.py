@@ -22,10 +22,13 @@ class Secure(Masking):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     most: int = Field(
-        default=0, ge=0, le=MOST_DEVICES, description="Most devices that are summed; 0: the fleet's, when a round opens"
+        default=0,
+        ge=0,
+        le=MOST_DEVICES,
+        description="Largest number of devices to sum; 0: as many as the fleet has when a round opens",
     )
     helper_seconds: int = Field(
-        default=600, ge=1, le=86_400, description="How long the helpers' sums are waited for; then the round ends"
+        default=600, ge=1, le=86_400, description="How long to wait for the helpers' sums; then the round ends"
     )
 
     def task(self, known: int, *, equal: bool, noise: float = 0.0, shared_noise: bool = False) -> SecureTask:

@@ -110,18 +110,20 @@ class Checks(_Settings):
         allow_inf_nan=False,
         description="An update's example count is capped at this multiple of the cohort's median",
     )
-    max_norm: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="L2 norm over which one is refused")
+    max_norm: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="L2 norm above which an update is refused"
+    )
     max_norm_over_median: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Multiple of the cohort's median norm over which one is refused",
+        description="Multiple of the cohort's median norm above which an update is refused",
     )
     clip_norm_over_median: float = Field(
         default=2.0,
         ge=0,
         allow_inf_nan=False,
-        description="Multiple of the cohort's median norm that longer ones are scaled down to; "
+        description="Multiple of the cohort's median norm to which longer updates are scaled down; "
         "a strategy's own clip takes its place",
     )
     clip_loss_over_median: float = Field(
@@ -179,7 +181,7 @@ class Aggregation(_Settings):
     volume_gb: int = Field(default=30, ge=1, le=16384)
     timeout_seconds: int = Field(default=3600, ge=10, le=432_000)
     retry_larger: bool = Field(
-        default=True, description="Start a job that ran out of memory once more, on a machine of twice the size"
+        default=True, description="Retry a job that ran out of memory once, on a machine of twice the size"
     )
 
 
@@ -199,7 +201,7 @@ class Rollout(_Settings):
     canary_group: str = Field(
         default="", pattern=r"^[a-zA-Z0-9:_-]{0,128}$", description="Thing group of some of the fleet's devices"
     )
-    canary_seconds: int = Field(default=300, ge=1, le=86_400, description="How long the canaries' word is waited for")
+    canary_seconds: int = Field(default=300, ge=1, le=86_400, description="How long to wait for the canaries' reports")
     abort_share: float = Field(
         default=0.0,
         ge=0,
@@ -212,7 +214,7 @@ class Rollout(_Settings):
         "puts the model before back beyond the share; fail: its deployment fails, and AWS's own abort has the share",
     )
     per_minute: int | None = Field(
-        default=None, ge=1, le=1000, description="Devices of the fleet that begin in a minute"
+        default=None, ge=1, le=1000, description="Devices of the fleet that begin each minute"
     )
 
     def refusals_to_take_back(self, alive: int) -> int | None:
@@ -249,14 +251,16 @@ class FleetSettings(_Settings):
     fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the fleet that is asked")
     cohort: CohortSettings = CohortSettings()
     min_devices: int = Field(default=2, ge=1, description="Devices that must be able to train for a round to open")
-    min_updates: int = Field(default=2, ge=1, description="Updates without which the round changes nothing")
-    quorum: float = Field(default=1.0, gt=0, le=1, description="Share of the asked devices that ends the waiting")
+    min_updates: int = Field(default=2, ge=1, description="Updates that a round needs to change anything")
+    quorum: float = Field(
+        default=1.0, gt=0, le=1, description="Share of the asked devices whose updates end the collecting"
+    )
     deadline_seconds: int = Field(default=3600, ge=1, le=31_536_000)
     release: Literal["every_round", "on_improvement", "never"] = "every_round"
     release_every: int = Field(
         default=1,
         ge=1,
-        description="Rounds whose number is no multiple of it release nothing: their model is the next round's base only",
+        description="Release only in rounds whose number is a multiple of it; others' models are just the next round's base",
     )
     fit: Fit = Fit()
     update: Update = Update()
