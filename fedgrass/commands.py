@@ -19,6 +19,7 @@ from fedgrass.account import Account
 from fedgrass.bundle import MANIFEST, MAX_MANIFEST_BYTES, parse_manifest
 from fedgrass.downloads import fetch
 from fedgrass.errors import CommandError, first_problem
+from fedgrass.polling import poll
 from fedgrass.protocol import tables
 from fedgrass.protocol.messages import Base, Command, FitTask, Reply
 from fedgrass.protocol.names import device_topic, model_prefix
@@ -119,18 +120,30 @@ class Commander:
             If there is no reply by then. The device may still do it, and its reply is kept.
         """
         topic = device_topic(command.fleet, command.thing, "command")
-        ends = self._clock() + patience
         again = self._clock()
-        while (reply := self.reply(command.thing, command.id)) is None:
-            if self._clock() >= ends:
-                raise CommandError(
-                    f"device {command.thing!r} has not answered {command.kind} within {patience:.0f} s; "
-                    f"look later with `fedgrass device reply {command.thing} {command.id}`"
-                )
-            if self._clock() >= again:
+        ends = again + patience
+
+        def look() -> Reply | None:
+            nonlocal again
+            reply = self.reply(command.thing, command.id)
+            if reply is None and again <= self._clock() < ends:
                 self._iot_data.publish(topic=topic, qos=1, payload=command.encode())
                 again = self._clock() + _AGAIN_SECONDS
-            self._sleep(_LOOK_SECONDS)
+            return reply
+
+        reply = poll(
+            look,
+            lambda found: found is not None,
+            until=lambda: ends,
+            pause=_LOOK_SECONDS,
+            sleep=self._sleep,
+            clock=self._clock,
+        )
+        if reply is None:
+            raise CommandError(
+                f"device {command.thing!r} has not answered {command.kind} within {patience:.0f} s; "
+                f"look later with `fedgrass device reply {command.thing} {command.id}`"
+            )
         return reply
 
     def reply(self, thing: str, command: str) -> Reply | None:

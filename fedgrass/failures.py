@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fedgrass.account import Account
 from fedgrass.cloudformation import stack_output
 from fedgrass.errors import RoundRefusedError
+from fedgrass.polling import poll
 from fedgrass.protocol import tables
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ def require_begun(
         If it ended without one: the round was refused, or the fleet's functions do not work. The message has the reason.
     """
     client, until = account.step_functions, clock() + patience
-    while clock() < until:
+
+    def begun() -> bool:
         # The lock, not the execution's history: it is what a round that opened leaves, and reading it is cheap.
         lock = tables.load_state(account.rounds_table, account.fleet).open
         if lock is not None and lock.execution == execution:
@@ -146,5 +148,6 @@ def require_begun(
         if status != "RUNNING":
             failed = _described(client, execution)
             raise RoundRefusedError(f"no round was opened, the execution ended as {status}: {failed.reason}")
-        sleep(0.3)
-    return False
+        return False
+
+    return poll(begun, bool, until=lambda: until, pause=0.3, sleep=sleep, clock=clock)

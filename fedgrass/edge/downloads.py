@@ -72,6 +72,7 @@ def retried(
             log.log_event("download_waiting", error=str(error))
             return None
 
+    # By hand, here and wherever a device waits: it has no tenacity, and what ends the wait is an event.
     while not cancelled.is_set():
         if (found := attempt()) is not None:
             return found

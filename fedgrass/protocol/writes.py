@@ -156,6 +156,7 @@ def transact(
 
 def _repeated(table: Table, write: Callable[[], T], pause: Callable[[float], None] | None = None) -> T:
     last: Exception | None = None
+    # By hand: the functions' archive has no tenacity.
     for attempt in range(_ATTEMPTS):
         try:
             return write()

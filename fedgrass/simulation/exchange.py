@@ -25,6 +25,7 @@ from fedgrass.cloud.aggregator.exchange import BucketPartialSums, ObjectStore
 from fedgrass.cloud.aggregator.lanes import LANES, lanes_of
 from fedgrass.errors import AggregationError, ConfigurationError, TransferError
 from fedgrass.files import copy_atomically, write_atomically
+from fedgrass.polling import poll
 from fedgrass.simulation.settings import Simulation
 from fedgrass.strategies.arithmetic.interfaces import State
 
@@ -166,12 +167,16 @@ class Hosts:
 
     def _await(self, key: str) -> bytes:
         deadline = time.monotonic() + self.patience
-        while (content := self.place.read(key, max_bytes=_MAX_BYTES)) is None:
-            if time.monotonic() > deadline:
-                raise AggregationError(
-                    f"{self.place.uri(key)}: another host has not written it in time; start all of them with the same options"
-                )
-            time.sleep(_PAUSE)
+        content = poll(
+            lambda: self.place.read(key, max_bytes=_MAX_BYTES),
+            lambda found: found is not None,
+            until=lambda: deadline,
+            pause=_PAUSE,
+        )
+        if content is None:
+            raise AggregationError(
+                f"{self.place.uri(key)}: another host has not written it in time; start all of them with the same options"
+            )
         return content
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from fedgrass.cloud.ending.canaries import canary_arn, deploy_to_canaries, latest
 from fedgrass.cloud.ending.deployment import component_version, job_configuration
 from fedgrass.errors import ReleaseError
+from fedgrass.polling import poll
 from fedgrass.protocol.records import CanaryTrial
 from fedgrass.protocol.settings import Rollout
 
@@ -129,19 +130,25 @@ class Canaries:
         count = len(things)
         # Monotonic: a clock that is set back must not make the job wait.
         deadline = self._clock() + self._rollout.canary_seconds
-        while True:
-            heard = self._heard(things, began_ms)
+
+        def verdict(heard: Heard) -> str | None:
             # First: a cancelled round needs no more words.
             if heard.ended:
                 return f"the round is {heard.ended}"
-            answered = heard.active + heard.refused
             # Before the count of answers: enough refusals decide without the rest.
             if heard.refused > self._rollout.abort_share * count:
                 return f"{heard.refused} of {count} canaries refused it"
-            if answered >= count:
-                return ""
-            if self._clock() >= deadline:
-                seconds = self._rollout.canary_seconds
-                # Silent canaries are no refusal: one of them that runs the model is enough.
-                return "" if heard.active else f"no canary made it active within {seconds} s"
-            self._pause(_LOOK_SECONDS)
+            return "" if heard.active + heard.refused >= count else None
+
+        heard = poll(
+            lambda: self._heard(things, began_ms),
+            lambda heard: verdict(heard) is not None,
+            until=lambda: deadline,
+            pause=_LOOK_SECONDS,
+            sleep=self._pause,
+            clock=self._clock,
+        )
+        if (found := verdict(heard)) is not None:
+            return found
+        # Silent canaries are no refusal: one of them that runs the model is enough.
+        return "" if heard.active else f"no canary made it active within {self._rollout.canary_seconds} s"

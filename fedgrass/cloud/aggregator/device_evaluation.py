@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from fedgrass.cloud.ending.announcement import announce
+from fedgrass.polling import poll
 from fedgrass.protocol.figures import Claim, pooled
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.records import Participation, Question, RoundRecord, round_key
@@ -73,8 +74,14 @@ class DeviceEvaluation:
         try:
             self._announce()
             # Polled, as canaries are (docs/decisions/0018 and 0023).
-            while not enough(record := self._load()) and _waits(record) and self._clock() < end:
-                self._pause(_LOOK_SECONDS)
+            record = poll(
+                self._load,
+                lambda found: enough(found) or not _waits(found),
+                until=lambda: end,
+                pause=_LOOK_SECONDS,
+                sleep=self._pause,
+                clock=self._clock,
+            )
         finally:
             # Withdrawn whatever happened, an interrupt included: a device that wakes later must not evaluate for
             # nobody.

@@ -20,6 +20,7 @@ from fedgrass.cloud.aggregator.lanes import lanes_of
 from fedgrass.cloud.aggregator.screening import Accepted
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import AggregationError, TransferError
+from fedgrass.polling import poll
 from fedgrass.protocol.report import QuarantinedEntry
 from fedgrass.strategies.arithmetic.interfaces import Sums, UpdateMetadata
 from fedgrass.tensors import read_into
@@ -149,15 +150,21 @@ class BucketPartialSums:
         return found
 
     def _await(self, key: str) -> _Told:
-        pause = 0.05
-        while (content := self._bucket.read(key, max_bytes=_MAX_NOTE_BYTES)) is None:
-            if self._clock() > self._deadline:
-                raise AggregationError(
-                    f"{self._bucket.uri(key)}: another instance of the job has not written it in time. Run the job again"
-                )
-            self._sleep(pause)
+        content = poll(
+            lambda: self._bucket.read(key, max_bytes=_MAX_NOTE_BYTES),
+            lambda found: found is not None,
+            until=lambda: self._deadline,
             # S3 bills each look; the first ones come soon, for small models.
-            pause = min(2.0, pause * 1.5)
+            pause=0.05,
+            growth=1.5,
+            most=2.0,
+            sleep=self._sleep,
+            clock=self._clock,
+        )
+        if content is None:
+            raise AggregationError(
+                f"{self._bucket.uri(key)}: another instance of the job has not written it in time. Run the job again"
+            )
         try:
             return _Told.model_validate_json(content)
         except ValidationError as error:

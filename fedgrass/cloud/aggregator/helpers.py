@@ -19,6 +19,7 @@ from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.cloud.ending.announcement import announce
 from fedgrass.errors import MessageError, RecordError, TransferError
 from fedgrass.logs import Log
+from fedgrass.polling import poll
 from fedgrass.protocol.messages import SumTask
 from fedgrass.protocol.names import check_key, command_key, sum_command, sum_request_key
 from fedgrass.protocol.records import RoundRecord, round_key
@@ -113,22 +114,34 @@ class FleetHelpers:
     def _heard(self, requests: Sequence[SumRequest]) -> dict[int, Path]:
         found: dict[int, Path] = {}
         secure = self._record.settings.secure
+        needed = requests[0].accepted.needed[0]
         began = self._clock()
         end = began + (0.0 if secure is None else secure.helper_seconds)
         ends_early = False
-        while True:
+
+        def look() -> int:
+            nonlocal end, ends_early
             for request in requests:
                 if request.helper not in found and (path := self._answer(request)) is not None:
                     found[request.helper] = path
                     self._log.log_event("helper_answered", helper=self._name(request))
-            everybody, enough = len(found) == len(requests), len(found) >= requests[0].accepted.needed[0]
-            if enough and requests[0].check and not ends_early:
+            if len(found) >= needed and requests[0].check and not ends_early:
                 # What those say who are a little later is worth as long a wait again: the more helpers can sum, the better.
                 end = min(end, self._clock() + max(self._clock() - began, 2 * _LOOK_SECONDS))
                 ends_early = True
-            if everybody or (enough and not requests[0].check) or self._clock() >= end or not self._waited_for():
-                return found
-            self._pause(_LOOK_SECONDS)
+            return len(found)
+
+        # Of a check all are waited for; of sums as many as are needed say everything.
+        wanted = len(requests) if requests[0].check else min(needed, len(requests))
+        poll(
+            look,
+            lambda heard: heard >= wanted or not self._waited_for(),
+            until=lambda: end,
+            pause=_LOOK_SECONDS,
+            sleep=self._pause,
+            clock=self._clock,
+        )
+        return found
 
     def _name(self, request: SumRequest) -> str:
         return request.accepted.task.helpers[request.helper].name

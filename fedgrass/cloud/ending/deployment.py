@@ -167,6 +167,7 @@ def _revise(
     """Deploy what ``change`` makes of one entry of the newest deployment; it returns None where that is as it should be."""
     ours: dict[str, str | None] = {}  # a deployment we made -> the one it was made from
     made: str | None = None
+    # By hand: the functions' archive has no tenacity, and most turns of this loop act rather than wait.
     for attempt in range(_ATTEMPTS):
         deployments = history(greengrass, target_arn)
         # ListDeployments is eventually consistent: our own may not show yet.

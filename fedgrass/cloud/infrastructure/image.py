@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fedgrass.cloudformation import StackOutputs
 from fedgrass.errors import InfrastructureError
+from fedgrass.polling import poll
 
 if TYPE_CHECKING:
     from boto3 import Session
+    from mypy_boto3_codebuild.type_defs import BuildTypeDef
 
 _POLL_SECONDS = 5.0
 
@@ -70,14 +73,27 @@ def build_image(
     if tag is not None:
         other["environmentVariablesOverride"] = [{"name": "IMAGE_TAG", "value": tag, "type": "PLAINTEXT"}]
     build = codebuild.start_build(projectName=outputs.image_build_project, **other)["build"]
-    phase = ""
-    # CodeBuild has no waiter in boto3.
-    while build["buildStatus"] == "IN_PROGRESS":
-        if build.get("currentPhase", "") != phase:
-            phase = build["currentPhase"]
-            tell(f"  {phase.lower().replace('_', ' ')}")
-        pause(_POLL_SECONDS)
-        [build] = codebuild.batch_get_builds(ids=[build["id"]])["builds"]
+    phase: str | None = None
+
+    def look() -> BuildTypeDef:
+        nonlocal build, phase
+        # The first look is at what StartBuild answered.
+        if phase is not None:
+            [build] = codebuild.batch_get_builds(ids=[build["id"]])["builds"]
+        now = build.get("currentPhase", "")
+        if now and now != phase and build["buildStatus"] == "IN_PROGRESS":
+            tell(f"  {now.lower().replace('_', ' ')}")
+        phase = now
+        return build
+
+    # CodeBuild has no waiter in boto3, and ends each build in the end.
+    poll(
+        look,
+        lambda found: found["buildStatus"] != "IN_PROGRESS",
+        until=lambda: math.inf,
+        pause=_POLL_SECONDS,
+        sleep=pause,
+    )
     if build["buildStatus"] != "SUCCEEDED":
         log = build.get("logs", {}).get("deepLink", "the log group /fedgrass/<fleet>/image")
         raise InfrastructureError(f"the image's build {build['id']} ended as {build['buildStatus']}; see {log}")

@@ -157,6 +157,7 @@ class Participant:
         """
         # Counted again after each round: it bounds the wait for the next one, not the job.
         until = self.access.clock() + wait_seconds
+        # No `poll`: each turn may do a round's work, and puts the end off.
         while len(self._rounds) < rounds or self._expected is not None:
             self._beat()
             announcement = self._announcement()

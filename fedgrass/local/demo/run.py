@@ -28,6 +28,7 @@ from fedgrass.errors import FedgrassError
 from fedgrass.local.demo import baselines, data, secure, wheels
 from fedgrass.local.demo.summary import DemoReport, RoundSummary, summarise_round
 from fedgrass.local.fleet import LocalFleet
+from fedgrass.polling import poll
 from fedgrass.protocol import tables
 from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.names import GLOBAL_MODEL, evaluation_key, report_key
@@ -164,20 +165,21 @@ class Demo:
 
     def _wait_for_devices(self) -> None:
         deadline = time.monotonic() + _FIRST_DEPLOYMENT_SECONDS
-        while True:
+
+        def ready() -> int:
             self.fleet.check_devices()
             members = fleet_members(self.devices_table, _FLEET)
-            ready = [m for m in members if m.heartbeat and m.heartbeat.able and m.heartbeat.model_version]
+            able = [m for m in members if m.heartbeat and m.heartbeat.able and m.heartbeat.model_version]
             if self._options.secure:
-                ready = [m for m in ready if m.heartbeat and m.heartbeat.trainer.helper_key]
-            if len(ready) == len(self._things):
-                return
-            if time.monotonic() > deadline:
-                raise FedgrassError(
-                    f"{len(ready)} of {len(self._things)} devices were able to train after {_FIRST_DEPLOYMENT_SECONDS} s; "
-                    f"see the logs under {self.fleet.folder / 'devices'}"
-                )
-            time.sleep(_LOOK_SECONDS)
+                able = [m for m in able if m.heartbeat and m.heartbeat.trainer.helper_key]
+            return len(able)
+
+        count = poll(ready, lambda found: found == len(self._things), until=lambda: deadline, pause=_LOOK_SECONDS)
+        if count < len(self._things):
+            raise FedgrassError(
+                f"{count} of {len(self._things)} devices were able to train after {_FIRST_DEPLOYMENT_SECONDS} s; "
+                f"see the logs under {self.fleet.folder / 'devices'}"
+            )
 
     def _follow(self, execution: str) -> None:
         """Show each round as it goes, and one line for each that is closed."""
