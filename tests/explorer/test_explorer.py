@@ -112,7 +112,7 @@ def test_the_explorer_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> No
 
     scenario = _BY_NAME["release"]
     [decided] = steps_of(scenario, "job:", "transact_write_items")
-    monkeypatch.setattr("fedgrass.cloud.aggregator.job.decide", hasty)
+    monkeypatch.setattr("fedgrass.cloud.aggregator.conclusion.decide", hasty)
     _, found = run(Schedule(scenario, {decided + 1: [("stop",), ("delay",)]}))
     assert "unreleased model on the fleet" in found
 

@@ -55,11 +55,12 @@ def main(environment: Mapping[str, str]) -> int:
     return 0
 
 
-def _run(settings: JobSettings, instance: int, instances: int) -> str | None:
+def _run(settings: JobSettings, index: int, count: int) -> str | None:
     # Imported late: a wrong environment is told at once.
     from botocore.exceptions import BotoCoreError, ClientError
 
     from fedgrass.cloud.aggregator.clients import connect
+    from fedgrass.cloud.aggregator.instances import Instance
     from fedgrass.cloud.aggregator.job import RoundJob
     from fedgrass.cloud.aggregator.report import summary
     from fedgrass.cloud.aggregator.s3 import RoundUpdates
@@ -70,9 +71,10 @@ def _run(settings: JobSettings, instance: int, instances: int) -> str | None:
         record = load_round(clients.rounds, settings.fleet, settings.round)
         source = RoundUpdates(s3, settings.bucket, settings.fleet, settings.round)
         with tempfile.TemporaryDirectory(prefix="fedgrass-") as scratch:
-            job = RoundJob(record, clients, source, Path(scratch), instance=instance, instances=instances)
+            instance = Instance(index, count)
+            job = RoundJob(record, clients, source, Path(scratch), instance=instance)
             # The other instances sum their lanes and leave; everything that decides is the first one's.
-            if instance > 0:
+            if index > 0:
                 job.contribute()
                 return None
             report = job.run()

@@ -8,7 +8,6 @@ exists ends the job before it starts.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +17,13 @@ from pathlib import Path
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import Aggregation, AggregationOptions, aggregate, contribute
 from fedgrass.cloud.aggregator.candidate import Candidate
+from fedgrass.cloud.aggregator.conclusion import Conclusion
 from fedgrass.cloud.aggregator.download import download_bundle
 from fedgrass.cloud.aggregator.evaluate import load_evaluation_set
 from fedgrass.cloud.aggregator.exchange import BucketPartialSums
 from fedgrass.cloud.aggregator.failed_devices import failures_of, number_of
 from fedgrass.cloud.aggregator.helpers import FleetHelpers
-from fedgrass.cloud.aggregator.lanes import lanes_of
+from fedgrass.cloud.aggregator.instances import Instance
 from fedgrass.cloud.aggregator.masked_sum import Masked
 from fedgrass.cloud.aggregator.privacy import beyond_budget, judged, next_clip_norm, noise_of
 from fedgrass.cloud.aggregator.profiling import ProfileJob
@@ -35,20 +35,17 @@ from fedgrass.cloud.aggregator.server_state import load_state
 from fedgrass.cloud.aggregator.trusted import own_update, with_own_update
 from fedgrass.cloud.aggregator.update_list import UpdateList
 from fedgrass.cloud.ending.announcement import task_of
-from fedgrass.cloud.ending.finish import finish
-from fedgrass.cloud.ending.outcome import decide
-from fedgrass.cloud.ending.reports import find_proposal, proposal_key, write_first
-from fedgrass.errors import HelpersMissingError, RecordError, ReleaseError, TransferError
+from fedgrass.errors import HelpersMissingError, TransferError
 from fedgrass.logs import Log
-from fedgrass.protocol.names import partial_prefix, report_key
+from fedgrass.protocol.names import partial_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.refusals import refusals_before
-from fedgrass.protocol.report import MAX_REPORT_BYTES, Outcome, RoundReport
-from fedgrass.protocol.tables import load_round
-from fedgrass.protocol.tables import load_state as load_fleet_state
+from fedgrass.protocol.report import Outcome, RoundReport
 from fedgrass.secure.sealing import Context
 from fedgrass.strategies import Strategy
 from fedgrass.update.codecs import Floats
+
+_ALONE = Instance()
 
 
 def _now() -> datetime:
@@ -68,10 +65,8 @@ class RoundJob:
         Where the round's updates are.
     scratch
         An empty folder for the two bundles.
-    instance, instances
-        Which of the job's instances this is, from 0, and how many there are.
-    patience
-        Seconds to wait for other instances; the job's time limit if not given.
+    instance
+        Which of the job's instances this is.
     clock
         The time, for the report.
     """
@@ -83,21 +78,18 @@ class RoundJob:
         source: RoundUpdates,
         scratch: Path,
         *,
-        instance: int = 0,
-        instances: int = 1,
-        patience: float | None = None,
+        instance: Instance = _ALONE,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._record = record
         self._instance = instance
-        self._instances = instances
-        self._patience = patience
         self._clients = clients
         self._bucket = clients.bucket
         self._source = source
         self._scratch = scratch
         self._clock = clock
         self._log = Log(__name__, fleet=record.fleet, round=record.round)
+        self._conclusion = Conclusion(record, clients, self._log)
         self._phases = Phases()
         self._report = ReportBuilder(
             record.fleet, record.round, record.settings.strategy.name, clock(), record.base, self._phases
@@ -113,23 +105,25 @@ class RoundJob:
         """
         # The partial sums go last: until there is a report, an instance that is started again needs them.
         report = self._run()
-        if self._instances > 1:
+        if self._instance.count > 1:
             self._remove_partial()
         return report
 
     def _run(self) -> RoundReport:
         # Each question below is for a job that was killed and started again: what an earlier run finished is not done
         # twice.
-        finished = self._finished_report()
+        finished = self._conclusion.finished()
         if finished is not None:
             self._log.log_event("round_finished_before", outcome=finished.outcome)
             return finished
-        now = self._now()
         # Somebody may have ended the round since the job was started; then only what that asks for is done.
-        if now.outcome is None and now.phase == "aggregating":
-            proposal = self._proposed() or self._propose(*self._found())
-            self._decide(proposal)
-        return self._concluded()
+        if self._conclusion.is_open():
+            proposal = self._conclusion.proposed() or self._conclusion.propose(self._reported(*self._found()))
+            self._conclusion.decide(proposal)
+        return self._conclusion.reached(lambda reason: self._reported("held", reason))
+
+    def _reported(self, outcome: Outcome, reason: str) -> RoundReport:
+        return self._report.build(outcome, reason, self._clock())
 
     def _found(self) -> tuple[Outcome, str]:
         """Aggregate, judge, and prepare the release; returns what the round's outcome should be."""
@@ -197,7 +191,7 @@ class RoundJob:
 
     def _shares(self, strategy: Strategy) -> bool:
         # Robust rules and masked sums need every update in one place.
-        return self._instances > 1 and not strategy.needs_all and self._record.settings.secure is None
+        return self._instance.count > 1 and not strategy.needs_all and self._record.settings.secure is None
 
     def _masked(self, base: Bundle) -> Masked | None:
         task = task_of(self._record, self._bucket.name).secure
@@ -212,9 +206,9 @@ class RoundJob:
     def contribute(self) -> None:
         """Do the part of an instance that is not the first: nothing, if it has no lanes, or the round its result already."""
         # More instances than lanes: the last ones have nothing to sum.
-        if not lanes_of(self._instance, self._instances) or self._record.settings.secure is not None:
+        if not self._instance.has_lanes or self._record.settings.secure is not None:
             return
-        if self._finished_report() is not None or self._proposed() is not None:
+        if self._conclusion.finished() is not None or self._conclusion.proposed() is not None:
             return
         # As the first instance decides: it would wait for nobody's sums then, and no sum may be left in the bucket.
         privacy = self._record.privacy
@@ -256,18 +250,7 @@ class RoundJob:
         return replace(result, quarantined=tuple(counted))
 
     def _share(self, pinned: UpdateList) -> BucketPartialSums:
-        settings = self._record.settings
-        # All that the sums depend on: a job with another list, strategy or base must not find these.
-        what = pinned.model_dump_json() + settings.strategy.model_dump_json() + self._record.base.parameters_sha256
-        prefix = partial_prefix(self._record.fleet, self._record.round)
-        return BucketPartialSums(
-            self._instance,
-            self._instances,
-            self._bucket,
-            f"{prefix}{hashlib.sha256(what.encode()).hexdigest()[:16]}/",
-            self._scratch,
-            patience=settings.aggregation.timeout_seconds if self._patience is None else self._patience,
-        )
+        return self._instance.partial_sums(self._record, self._bucket, self._scratch, pinned)
 
     def _remove_partial(self) -> None:
         """Remove what the instances told each other; nobody reads it once there is a proposal."""
@@ -275,68 +258,3 @@ class RoundJob:
             self._bucket.remove_below(partial_prefix(self._record.fleet, self._record.round))
         except TransferError as error:  # the bucket's lifecycle does, two days later
             self._log.log_event("partial_sums_not_removed", reason=str(error))
-
-    def _now(self) -> RoundRecord:
-        return load_round(self._clients.rounds, self._record.fleet, self._record.round)
-
-    def _proposed(self) -> RoundReport | None:
-        """Return what an earlier run proposed: its canaries, and its devices, have spoken."""
-        proposal = find_proposal(self._bucket.client, self._bucket.name, self._record)
-        if proposal is not None:
-            self._log.log_event("round_proposed_before", outcome=proposal.outcome)
-        return proposal
-
-    def _propose(self, outcome: Outcome, reason: str) -> RoundReport:
-        report = self._report.build(outcome, reason, self._clock())
-        key = proposal_key(report.fleet, report.round)
-        return write_first(self._bucket.client, self._bucket.name, key, self._record, report)
-
-    def _decide(self, proposal: RoundReport) -> None:
-        """Make what was proposed the round's outcome, unless it has one."""
-        # A newer model has become the fleet's meanwhile: this one is kept as held, so that a person can still choose
-        # it.
-        if decide(self._clients.rounds, self._record, proposal) == "superseded":
-            current = load_fleet_state(self._clients.rounds, self._record.fleet).model
-            found = current.version if current is not None else "none"
-            reason = (
-                f"the fleet's model is {found} now and not {self._record.base.version}, from which the round started"
-            )
-            decide(
-                self._clients.rounds, self._record, proposal.model_copy(update={"outcome": "held", "reason": reason})
-            )
-
-    def _concluded(self) -> RoundReport:
-        """Do what the round's outcome asks for, whoever wrote it, and return the report."""
-        now = self._now()
-        report = finish(self._clients.place, now)
-        # Cancelled or failed by somebody else: what the job found is nobody's to count.
-        if report is None:
-            ended = f"{now.outcome}: {now.reason}" if now.outcome else now.phase
-            reason = f"the round is not aggregating any more, but {ended}; nothing is released after its end"
-            self._log.log_event("round_ended_meanwhile", reason=reason)
-            return self._report.build("held", reason, self._clock())
-        self._log.log_event(
-            "aggregation_finished",
-            outcome=report.outcome,
-            reason=report.reason,
-            updates=len(report.updates),
-            seconds=report.seconds,
-        )
-        return report
-
-    def _finished_report(self) -> RoundReport | None:
-        key = report_key(self._record.fleet, self._record.round)
-        content = self._bucket.read(key, max_bytes=MAX_REPORT_BYTES)
-        if content is None:
-            return None
-        try:
-            report = RoundReport.read(content, name=self._bucket.uri(key))
-        except RecordError as error:
-            raise TransferError(f"{error}; move it away to run again") from error
-        # The round's number alone does not tell two lives of a fleet apart.
-        if report.base.parameters_sha256 != self._record.base.parameters_sha256:
-            raise ReleaseError(
-                f"{self._bucket.uri(key)}: is of another round {self._record.round}, from base {report.base.version}. "
-                "An earlier fleet of this name left it: move reports/, updates/ and models/ of that fleet away"
-            )
-        return report

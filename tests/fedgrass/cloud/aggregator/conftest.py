@@ -16,6 +16,7 @@ import pytest
 from moto import mock_aws
 
 from fedgrass.bundle import Bundle, Parameters
+from fedgrass.cloud.aggregator.instances import Instance
 from fedgrass.cloud.aggregator.job import RoundJob
 from fedgrass.cloud.aggregator.release import FleetClients, upload
 from fedgrass.cloud.aggregator.s3 import Bucket, RoundUpdates
@@ -125,21 +126,21 @@ class Fleet:
         self.s3.put_object(Bucket=self.clients.bucket.name, Key=evaluation_key(FLEET), Body=file.getvalue())
 
     def run(self, *, instances: int = 1, patience: float | None = None, **replaced: Any) -> RoundReport:
-        with self._job(replace(self.clients, **replaced), instances=instances, patience=patience) as job:
+        with self._job(replace(self.clients, **replaced), Instance(0, instances, patience)) as job:
             return job.run()
 
     def contribute(self, instance: int, instances: int, *, patience: float | None = None) -> None:
-        with self._job(self.clients, instance=instance, instances=instances, patience=patience) as job:
+        with self._job(self.clients, Instance(instance, instances, patience)) as job:
             job.contribute()
 
     @contextmanager
-    def _job(self, clients: FleetClients, **options: Any) -> Iterator[RoundJob]:
+    def _job(self, clients: FleetClients, instance: Instance) -> Iterator[RoundJob]:
         scratch = Path(tempfile.mkdtemp(dir=self.folder))
         record = make_record(FLEET, self.current, self.settings).model_copy(update={"phase": self.phase})
         self.clients.rounds.put_item(Item=record.to_item())
         source = RoundUpdates(self.s3, self.clients.bucket.name, FLEET, ROUND)
         try:
-            yield RoundJob(record, clients, source, scratch, clock=lambda: NOW, **options)
+            yield RoundJob(record, clients, source, scratch, clock=lambda: NOW, instance=instance)
         finally:
             shutil.rmtree(scratch)
 

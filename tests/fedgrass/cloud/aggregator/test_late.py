@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import aggregate
+from fedgrass.cloud.aggregator.instances import Instance
 from fedgrass.cloud.aggregator.job import RoundJob
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.sources import UpdateReference
@@ -73,8 +74,7 @@ class Rounds:
             source,
             scratch,
             clock=lambda: NOW,
-            instance=instance,
-            instances=instances,
+            instance=Instance(instance, instances),
         )
 
     def contribute(self, number: int) -> None:
@@ -325,7 +325,7 @@ def test_a_round_that_was_stopped_spends_nothing_whatever_its_job_had_done_by_th
         return decide(table, record, report)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedgrass.cloud.aggregator.job.decide", too_late)
+        patch.setattr("fedgrass.cloud.aggregator.conclusion.decide", too_late)
         assert rounds.run(1).outcome == "held"
     assert rounds.fleet.object(proposal_key(FLEET, 1)) is not None
     assert rounds.fleet.object(report_key(FLEET, 1)) is None
