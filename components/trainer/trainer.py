@@ -15,10 +15,11 @@ from typing import Literal
 
 from components.trainer.attempts import Attempts
 from components.trainer.commands import TrainerCommands
+from components.trainer.consent import Consent
 from components.trainer.counting import AGAIN_AFTER_TROUBLE_SECONDS, Counting
+from components.trainer.deferral import Deferral
 from components.trainer.job import Job, Settings
 from components.trainer.known import known_model
-from components.trainer.recent import RecentRounds
 from components.trainer.rounds import Rounds, answer_key
 from components.trainer.runner import Runner
 from components.trainer.status import StatusBoard
@@ -30,15 +31,13 @@ from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox
-from fedgrass.edge.privacy_account import PrivacyAccount
 from fedgrass.edge.resource_policy import ResourcePolicy
 from fedgrass.edge.settings import TrainerSettings
 from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
-from fedgrass.errors import DataError, IpcError, MessageError, PrivacyLimitError, TransferError
+from fedgrass.errors import DataError, IpcError, MessageError, TransferError
 from fedgrass.protocol.device_messages import ApplicationStatus
-from fedgrass.protocol.exposure import against_exact_answers, against_round
 from fedgrass.protocol.message import as_reason
 from fedgrass.protocol.messages import Announcement, UpdateNotice
 from fedgrass.protocol.names import (
@@ -52,7 +51,7 @@ from fedgrass.protocol.names import (
     update_key,
 )
 
-# Until an answer that could not be kept, or a deferred update, is looked at again.
+# Until an answer that could not be kept is looked at again.
 _RECHECK_SECONDS = 10.0
 # For the job's thread, whose child has three seconds to stop.
 _STOP_SECONDS = 5.0
@@ -72,7 +71,6 @@ class Trainer:
         self._device = device
         self._loop = device.loop
         self._ipc = device.ipc
-        self._clock = clock
         self._settings = Configuration(device, TRAINER, TrainerSettings)
         runtime, trainer = self._settings.runtime, self._settings.own
         self._log = device.log.bind(fleet=runtime.fleet)
@@ -88,10 +86,7 @@ class Trainer:
             log=self._log,
             tags=lambda: self._settings.runtime.tags,
         )
-        self._recent = RecentRounds(device.work / "recent.json", lambda: self._settings.own.max_rounds_per_day)
         self._attempts = Attempts(device.work / "attempts" / "round.json")
-        # Outlives rounds and fleets: what was told to one fleet counts towards the owner's limit for all.
-        self._account = PrivacyAccount(device.work / "privacy.json")
         self._outbox = Outbox(device.work / "outbox", device.ipc.publish_cloud, self._log)
         self._uploads = Uploads(
             device.work / "uploads",
@@ -100,8 +95,9 @@ class Trainer:
             self._log,
             max_bytes=trainer.max_waiting_uploads_mb << 20,
         )
+        self._consent = Consent(device.work, lambda: self._settings.own, self._guard, self._uploads.room)
         self._job: Job | None = None
-        self._deferred_since: dict[str, float] = {}
+        self._deferral = Deferral(clock)
         self._data_problem = ""
         self._counting = Counting(clock)
         self._stopping = threading.Event()
@@ -110,26 +106,29 @@ class Trainer:
             device.ipc,
             self._log,
             version=version_of(TRAINER, __file__),
-            problem=lambda: self._objection() or self._data_problem,
+            problem=lambda: self._consent.objection() or self._data_problem,
         )
+        self._commands = self._command_handler()
+
+    def _command_handler(self) -> TrainerCommands:
         commands = Commands(
-            device.work / "commands",
+            self._device.work / "commands",
             self._outbox,
             self._log,
-            fleet=runtime.fleet,
-            thing=device.thing,
+            fleet=self._settings.runtime.fleet,
+            thing=self._device.thing,
             kinds=TRAINER_COMMANDS,
             elsewhere=MODEL_DEPLOYER_COMMANDS,
         )
-        self._commands = TrainerCommands(
+        return TrainerCommands(
             commands,
             lambda: self._now,
             self._uploads,
             self._runner,
             self._guard,
-            Attempts(device.work / "attempts" / "command.json"),
+            Attempts(self._device.work / "attempts" / "command.json"),
             self._log,
-            privacy=self._against_exact_answers,
+            privacy=lambda: self._consent.against_exact_answers(self._rounds.newest),
         )
 
     def start(self) -> None:
@@ -199,12 +198,8 @@ class Trainer:
 
     def update_requested(self, deployment: str) -> None:
         """Answer a component update: later while training, within the bound; at once otherwise."""
-        # From the first question on: the nucleus asks again after each deferral, and the bound is on their sum.
-        since = self._deferred_since.setdefault(deployment, self._clock())
-        left = self._settings.own.defer_seconds - (self._clock() - since)
-        wait = min(left, _RECHECK_SECONDS) if self._job is not None and left > 0 else 0.0
-        if wait == 0:
-            self._deferred_since.pop(deployment, None)
+        busy, most = self._job is not None, self._settings.own.defer_seconds
+        wait = self._deferral.seconds(deployment, busy=busy, most=most)
         self._log.log_event("component_update_answered", deployment=deployment, deferred_seconds=wait)
         try:
             self._ipc.defer(deployment, int(wait * 1000))
@@ -243,9 +238,7 @@ class Trainer:
                 return
             self._drop_job()
         self._status.hides_figures(private=announcement.update.hides_figures)
-        exposure = self._exposure(announcement)
-        # Privacy first: of several reasons it is the one that is told.
-        if objection := exposure or self._uploads.room() or self._recent.objection() or self._shortage():
+        if objection := self._consent.against(announcement):
             self._answer(announcement, Result(status="declined", reason=as_reason(objection)))
             return
         self._status.say("waiting", announcement)
@@ -262,26 +255,6 @@ class Trainer:
         job = Job(announcement, self._now, self._runner, self._guard, self._attempts, told=told, ended=ended)
         self._job = job
         job.start()
-
-    def _exposure(self, announcement: Announcement) -> str:
-        """Say why a round would have this device tell too much, or nothing."""
-        own = self._settings.own
-        try:
-            self._account.require(announcement, limit=own.max_epsilon, delta=own.delta)
-        except PrivacyLimitError as error:
-            return str(error)
-        return against_round(announcement, least=own.min_noise_multiplier, helpers=own.secure_helpers)
-
-    def _against_exact_answers(self) -> str:
-        own = self._settings.own
-        newest, helpers = self._rounds.newest, own.secure_helpers
-        if reason := against_exact_answers(newest, least=own.min_noise_multiplier, helpers=helpers):
-            return reason
-        try:
-            rounds = self._account.rounds if own.max_epsilon else 0
-        except PrivacyLimitError as error:
-            return str(error)
-        return f"this device has answered {rounds} rounds with noise" if rounds else ""
 
     def _drop_job(self) -> None:
         """Let go of the job at hand. Its thread ends after the batch; what it still says is not listened to."""
@@ -325,7 +298,7 @@ class Trainer:
                 where = update_key(announcement.fleet, announcement.round, self._device.thing)
                 bucket = announcement.upload.bucket
                 # Before the upload is handed over: noise that was not counted must not leave the device.
-                self._charge(announcement, key)
+                self._consent.charge(announcement, key)
                 self._uploads.submit(key, self._now.work / UPDATE, bucket=bucket, key=where, message=notice.decode())
         except TransferError as error:
             # Kept open: the checkpoint is whole, so the answer comes again soon without training again.
@@ -349,7 +322,7 @@ class Trainer:
             self._status.counted("taken", 0.0)
             self._status.say("idle", None)
         else:
-            self._recent.took_part()
+            self._consent.took_part()
             self._status.counted("taken", result.seconds)
             if announcement.task == "statistics":
                 self._log.log_event("measured", round=announcement.round, examples=result.num_examples)
@@ -357,13 +330,6 @@ class Trainer:
                 return
             self._log.log_event("trained", round=announcement.round, seconds=result.seconds, metrics=result.metrics)
             self._status.say("uploading", announcement)
-
-    def _charge(self, announcement: Announcement, key: str) -> None:
-        """Count the round's noise as spent; raises `TransferError` if that cannot be kept, for then nothing may leave."""
-        try:
-            self._account.charge(announcement, key)
-        except (OSError, PrivacyLimitError) as error:
-            raise TransferError(f"the account of this device's privacy cannot be written: {error}") from error
 
     def _answer_again(self, announcement: Announcement) -> None:
         if self._job is None and self._rounds.unfinished() == announcement:
@@ -384,14 +350,6 @@ class Trainer:
     def _uploaded(self, notice: UpdateNotice) -> None:
         if self._status.state == "uploading" and self._status.round == notice.round:
             self._status.say("idle", None)
-
-    def _objection(self) -> str:
-        hold = self._guard.hold()
-        return hold.reason if hold is not None else self._recent.objection() or self._uploads.room()
-
-    def _shortage(self) -> str:
-        hold = self._guard.hold()
-        return hold.reason if hold is not None and hold.action == "decline" else ""
 
     def _count_examples(self) -> None:
         """Learn how many examples there are, and whether the engine opens, once there is a model; on a thread: it may be slow."""
