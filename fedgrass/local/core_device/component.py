@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
-from fedgrass.local.core_device.recipe import DependencyType
 from fedgrass.local.core_device.scripts import Script, ScriptProcess
+from fedgrass.local.recipe import DependencyType
 from fedgrass.logs import log_event
 
 _T = TypeVar("_T")

@@ -24,10 +24,10 @@ from fedgrass.local.core_device.configuration import DEFAULTS_TIME, Configuratio
 from fedgrass.local.core_device.ipc.lifecycle import ComponentUpdates
 from fedgrass.local.core_device.layout import Layout
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
-from fedgrass.local.core_device.recipe import Recipe
 from fedgrass.local.core_device.resolve import Resolved, Resolver
 from fedgrass.local.core_device.store import ComponentStore
 from fedgrass.local.core_device.supervisor import Outcome, Supervisor
+from fedgrass.local.recipe import Recipe
 from fedgrass.logs import log_event
 
 _T = TypeVar("_T")

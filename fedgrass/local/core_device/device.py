@@ -28,13 +28,14 @@ from fedgrass.local.core_device.jobs import JobChannel
 from fedgrass.local.core_device.layout import Layout, SocketPlace
 from fedgrass.local.core_device.mqtt import IotCore
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
-from fedgrass.local.core_device.recipe import Recipe, platform_attributes
+from fedgrass.local.core_device.recipe import platform_attributes
 from fedgrass.local.core_device.resolve import Resolver
 from fedgrass.local.core_device.scripts import kill_leftovers, read_lifecycle
 from fedgrass.local.core_device.status import FleetStatus
 from fedgrass.local.core_device.store import ComponentStore
 from fedgrass.local.core_device.supervisor import Supervisor
 from fedgrass.local.core_device.variables import Places, Variables
+from fedgrass.local.recipe import Recipe
 from fedgrass.logs import log_event
 
 

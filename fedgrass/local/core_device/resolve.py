@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from fedgrass.errors import FedgrassError
 from fedgrass.local.aws.greengrass.semver import newest
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
-from fedgrass.local.core_device.recipe import Manifest, Recipe, parse
+from fedgrass.local.core_device.recipe import parse
+from fedgrass.local.recipe import Manifest, Recipe
 
 if TYPE_CHECKING:
     from mypy_boto3_greengrassv2 import GreengrassV2Client

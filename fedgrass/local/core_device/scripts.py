@@ -18,7 +18,7 @@ import psutil
 
 from fedgrass.local import processes
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
-from fedgrass.local.core_device.recipe import RecipeError
+from fedgrass.local.recipe import RecipeError
 
 ROOT_MARK = "FEDGRASS_CORE_DEVICE_ROOT"
 # Seconds, the classic nucleus's own; `run` has no limit.

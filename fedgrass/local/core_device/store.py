@@ -16,7 +16,8 @@ from fedgrass.errors import FedgrassError
 from fedgrass.files import sha256_of, write_atomically
 from fedgrass.local.core_device.layout import Layout
 from fedgrass.local.core_device.nucleus import CLASSIC, Nucleus
-from fedgrass.local.core_device.recipe import Artifact, Permission, Recipe, parse
+from fedgrass.local.core_device.recipe import parse
+from fedgrass.local.recipe import Artifact, Permission, Recipe
 from fedgrass.local.s3_uri import split_uri
 
 if TYPE_CHECKING:

@@ -8,47 +8,19 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.local.aws.api import ApiError
 from fedgrass.local.aws.greengrass.semver import Requirement, Version
-from fedgrass.local.platforms import fits
+from fedgrass.local.recipe import Dependency, Manifest, Recipe
 
 # The service's quota on a recipe, 16 KB.
 MAX_RECIPE_BYTES = 16_000
-_MAX_VERSION = 64
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow", populate_by_name=True)
-
-
-class Artifact(_Part):
-    """One file of a component."""
-
-    uri: str = Field(alias="Uri")
-
-
-class Manifest(_Part):
-    """What a component is on one kind of platform."""
-
-    platform: dict[str, str] = Field(default_factory=dict, alias="Platform")
-    artifacts: list[Artifact] = Field(default_factory=list, alias="Artifacts")
-
-    def fits(self, attributes: Mapping[str, str]) -> bool:
-        """Tell whether a device with these platform attributes can use the manifest.
-
-        ``*`` fits anything, ``/…/`` is a regular expression; ``runtime`` is the nucleus, which the service leaves to
-        the device.
-        """
-        return all(fits(wanted, attributes.get(name)) for name, wanted in self.platform.items() if name != "runtime")
-
-
-class Dependency(_Part):
-    """What a component needs of another."""
-
-    version_requirement: str = Field(default="*", alias="VersionRequirement")
+class PublishedDependency(Dependency):
+    """What a component needs of another: a range of versions that can be read."""
 
     @field_validator("version_requirement")
     @classmethod
@@ -60,18 +32,14 @@ class Dependency(_Part):
         return text
 
 
-class Recipe(_Part):
-    """The parts of a recipe that the service itself reads.
+class PublishedRecipe(Recipe):
+    """A recipe as the service accepts it: held to more than a device asks for."""
 
-    Source: "AWS IoT Greengrass component recipe reference", developer guide.
-    """
-
-    format_version: str = Field(alias="RecipeFormatVersion")
     name: str = Field(alias="ComponentName", pattern=r"^[a-zA-Z0-9\-_.]+$", max_length=128)
-    version: str = Field(alias="ComponentVersion", max_length=_MAX_VERSION)
-    description: str = Field(default="", alias="ComponentDescription")
-    publisher: str = Field(default="", alias="ComponentPublisher")
-    dependencies: dict[str, Dependency] = Field(default_factory=dict, alias="ComponentDependencies")
+    # Narrower than what it is made from: nobody puts a plain one into a recipe that was read.
+    dependencies: dict[str, PublishedDependency] = Field(  # type: ignore[assignment]
+        default_factory=dict, alias="ComponentDependencies"
+    )
     manifests: list[Manifest] = Field(alias="Manifests", min_length=1)
 
     @field_validator("format_version", mode="before")
@@ -91,12 +59,25 @@ class Recipe(_Part):
             raise ValueError(str(error)) from error
         return text
 
+    def fits(self, attributes: Mapping[str, str]) -> bool:
+        """Tell whether one of its manifests is for a device with these platform attributes.
+
+        ``runtime`` is the nucleus, which the service leaves to the device.
+        """
+        return any(
+            one.model_copy(update={"platform": _without_runtime(one)}).fits(attributes) for one in self.manifests
+        )
+
+
+def _without_runtime(manifest: Manifest) -> dict[str, str]:
+    return {name: wanted for name, wanted in manifest.platform.items() if name != "runtime"}
+
 
 Document: TypeAlias = dict[str, Any]
 """A recipe as it was written: what the service does not read is kept as it is."""
 
 
-def load(data: bytes) -> tuple[Recipe, Document]:
+def load(data: bytes) -> tuple[PublishedRecipe, Document]:
     """Parse and check a recipe in JSON or YAML; return it typed, and whole.
 
     Raises
@@ -114,7 +95,7 @@ def load(data: bytes) -> tuple[Recipe, Document]:
     if not isinstance(whole, dict):
         raise ApiError("ValidationException", "The recipe is not a map of keys.")
     try:
-        recipe = Recipe.model_validate(whole)
+        recipe = PublishedRecipe.model_validate(whole)
     except ValidationError as error:
         fields = [
             {"name": ".".join(str(part) for part in item["loc"]), "message": item["msg"]}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from fedgrass.errors import ConfigurationError, FedgrassError
 from fedgrass.local.aws.account import arn
 from fedgrass.local.aws.api import ApiError, page
-from fedgrass.local.aws.greengrass.recipe import Document, Recipe, dump, load
+from fedgrass.local.aws.greengrass.recipe import Document, PublishedRecipe, dump, load
 from fedgrass.local.aws.greengrass.semver import Version, newest
 from fedgrass.local.aws.rest_json import blob
 from fedgrass.local.s3_uri import split_uri
@@ -41,7 +41,7 @@ class ObjectStore(Protocol):
 class ComponentVersion:
     """One version, immutable but for the state it settles into."""
 
-    recipe: Recipe
+    recipe: PublishedRecipe
     whole: Document
     tags: Mapping[str, str]
     created: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
@@ -220,7 +220,7 @@ class Registry:
         usable = {
             text: version
             for text, version in self._components.get(name, {}).items()
-            if version.state == "DEPLOYABLE" and any(one.fits(attributes) for one in version.recipe.manifests)
+            if version.state == "DEPLOYABLE" and version.recipe.fits(attributes)
         }
         try:
             best = newest(usable, requirements.values())
@@ -232,7 +232,7 @@ class Registry:
             raise _not_found(name, "component", f"No version of {name} satisfies: {asked}. Deployable: {there}.")
         return usable[best]
 
-    def _add(self, recipe: Recipe, whole: Document, tags: Mapping[str, str]) -> ComponentVersion:
+    def _add(self, recipe: PublishedRecipe, whole: Document, tags: Mapping[str, str]) -> ComponentVersion:
         versions = self._components.setdefault(recipe.name, {})
         if recipe.version in versions:
             state = versions[recipe.version].state

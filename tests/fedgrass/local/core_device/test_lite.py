@@ -30,9 +30,10 @@ from fedgrass.local.core_device.ipc.pubsub import LocalPubSub
 from fedgrass.local.core_device.ipc.server import IpcServer
 from fedgrass.local.core_device.mqtt import IotCore, SpoolError
 from fedgrass.local.core_device.nucleus import LITE
-from fedgrass.local.core_device.recipe import RecipeError, parse, platform_attributes
+from fedgrass.local.core_device.recipe import parse, platform_attributes
 from fedgrass.local.core_device.scripts import read_lifecycle
 from fedgrass.local.core_device.variables import Places, Variables
+from fedgrass.local.recipe import RecipeError
 from tests.fedgrass.local.core_device.conftest import Loop
 from tests.fedgrass.local.core_device.harness import DeviceProcess, Fleet
 from tests.fixtures.waiting import PATIENCE, eventually

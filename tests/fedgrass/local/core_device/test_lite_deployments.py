@@ -21,7 +21,8 @@ from fedgrass.local.aws.client import LocalAwsProcess
 from fedgrass.local.core_device.component import State
 from fedgrass.local.core_device.ipc.server import IpcServer
 from fedgrass.local.core_device.nucleus import LITE
-from fedgrass.local.core_device.recipe import RecipeError, parse, platform_attributes
+from fedgrass.local.core_device.recipe import parse, platform_attributes
+from fedgrass.local.recipe import RecipeError
 from tests.fedgrass.local.core_device.components import ACCESS, python
 from tests.fedgrass.local.core_device.conftest import Loop
 from tests.fedgrass.local.core_device.harness import DeviceProcess, Fleet

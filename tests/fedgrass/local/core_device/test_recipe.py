@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import yaml
 
-from fedgrass.local.core_device.recipe import DependencyType, RecipeError, parse
+from fedgrass.local.core_device.recipe import parse
 from fedgrass.local.core_device.scripts import read_lifecycle
 from fedgrass.local.core_device.variables import Places, Variables
+from fedgrass.local.recipe import DependencyType, RecipeError
 
 LINUX = {"os": "linux", "architecture": "amd64", "runtime": "aws_nucleus_classic"}
 RECIPE = {

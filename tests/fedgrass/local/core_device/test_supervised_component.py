@@ -7,9 +7,9 @@ import pytest
 
 from fedgrass.local.core_device.component import Component, Request, Specification, State, Surroundings
 from fedgrass.local.core_device.layout import Layout
-from fedgrass.local.core_device.recipe import DependencyType
 from fedgrass.local.core_device.scripts import read_lifecycle
 from fedgrass.local.core_device.supervisor import Supervisor
+from fedgrass.local.recipe import DependencyType
 from tests.fedgrass.local.core_device.harness import is_gone
 from tests.fixtures.waiting import PATIENCE, eventually
 
