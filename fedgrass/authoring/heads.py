@@ -195,7 +195,22 @@ def _objective(loss: object, name: str) -> Objective:
 
 
 def heads_of(given: Any, outputs: Sequence[TensorDescription], class_names: object) -> tuple[Head, ...]:
-    """Return several outputs with their losses, weights and classes, as they were given; see `of_each`."""
+    """Return several outputs with their losses, weights and classes, as they were given; see `of_each`.
+
+    Parameters
+    ----------
+    given
+        Losses by output's name, in order, or one for all; a `Several` has weights too.
+    outputs
+        Name, shape and dtype of each output.
+    class_names
+        A mapping by output's name; anything else names no classes.
+
+    Returns
+    -------
+    tuple
+        A head for each output, in order.
+    """
     names = [output.name for output in outputs]
     weights = of_each(given.weights if isinstance(given, Several) else None, names, "loss_weights", 1.0)
     classes = of_each(class_names if isinstance(class_names, Mapping) else None, names, "class_names", ())

@@ -111,6 +111,22 @@ class _Writer:
         return int(self.builder.EndVector())
 
     def table(self, fields: int, offsets: dict[int, int | None], small: dict[int, int] | None = None) -> int:
+        """Write a table of a FlatBuffer.
+
+        Parameters
+        ----------
+        fields
+            How many the schema has.
+        offsets
+            Offsets of the fields that are kept elsewhere, by number; None leaves one out.
+        small
+            Values of the fields of a byte, by number.
+
+        Returns
+        -------
+        int
+            Offset of the table.
+        """
         self.builder.StartObject(fields)
         for number, offset in offsets.items():
             if offset is not None:
@@ -122,6 +138,22 @@ class _Writer:
     def tensor(
         self, name: str, text: str, files: Sequence[tuple[str, str, int]], image: tuple[int, int, int] | None
     ) -> int:
+        """Write the description of a tensor.
+
+        Parameters
+        ----------
+        name, text
+            Its name, and a sentence on it.
+        files
+            Name, description and kind of each file that goes with it.
+        image
+            Height, width and channels, of a tensor that is an image.
+
+        Returns
+        -------
+        int
+            Offset of the description.
+        """
         kept = [self.table(4, {0: self.text(file), 1: self.text(what)}, {2: kind}) for file, what, kind in files]
         fields = {0: self.text(name), 1: self.text(text), 3: self._content(image), 6: self.vector(kept)}
         if image is not None:

@@ -67,7 +67,36 @@ class Recurrence:
         zero_output_for_mask: bool = False,
         return_all_outputs: bool = True,
     ) -> tuple[Nested, Nested, Tensors]:
-        """Stand for ``keras.src.backend.rnn``, whose arguments and results these are."""
+        """Stand for ``keras.src.backend.rnn``, whose arguments and results these are.
+
+        Parameters
+        ----------
+        step_function
+            Computes one step, from a step's inputs [B, …] and the states.
+        inputs
+            [B, steps, …], or with the steps first if ``time_major``.
+        initial_states
+            Of the first step.
+        go_backwards
+            Whether the last step comes first.
+        mask
+            bool [B, steps]; a step that is False leaves the states as they are.
+        constants
+            Given to each step beside the states.
+        unroll, input_length
+            Not used: a loop is what LiteRT trains.
+        time_major
+            Whether inputs and outputs have the steps first.
+        zero_output_for_mask
+            Whether a masked step gives zeros, and not the output before.
+        return_all_outputs
+            Whether all steps' outputs are returned, or the last one.
+
+        Returns
+        -------
+        tuple
+            The last output, all outputs, and the states after the last step.
+        """
         del unroll, input_length
         sequences = [tf.convert_to_tensor(x) for x in tree.flatten(inputs)]
         if mask is not None:

@@ -93,7 +93,17 @@ def labels(rows: Array, heads: Sequence[Head]) -> list[Array]:
 
 
 def total_loss(rows: Array, y: Array, heads: Sequence[Head]) -> float:
-    """Return the weighted sum of several outputs' losses, summed over the examples; ``rows`` are as `given` takes them."""
+    """Return the weighted sum of several outputs' losses, summed over the examples; ``rows`` are as `given` takes them.
+
+    Parameters
+    ----------
+    rows
+        float32 [n, values]: what the model gives, in a row for each example.
+    y
+        float32 [n, values]: the labels, in a row.
+    heads
+        The outputs, in their order.
+    """
     each = zip(heads, given(rows, heads), labels(y, heads), strict=True)
     return sum(head.weight * float(losses(head.loss, out, true, head.loss_options).sum()) for head, out, true in each)
 

@@ -48,7 +48,17 @@ class Tally:
         self._values = 0
 
     def add(self, output: Array, y: Array, anomaly: Array | None = None) -> None:
-        """Count a batch: ``output`` [n, …] and ``y`` [n, …] as the loss takes them; ``anomaly`` [n] says which are ones."""
+        """Count a batch: ``output`` [n, …] and ``y`` [n, …] as the loss takes them; ``anomaly`` [n] says which are ones.
+
+        Parameters
+        ----------
+        output
+            What the model gives, [n, …].
+        y
+            The labels, [n, …].
+        anomaly
+            bool [n]; None where no example is marked.
+        """
         self._waiting.append((output, y, anomaly))
         self._values += output.size
         if self._values >= _VALUES_AT_ONCE:

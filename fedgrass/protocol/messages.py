@@ -62,7 +62,17 @@ class Base(Part):
 
     @classmethod
     def of(cls, model: ModelIdentity, fleet: str, state: ServerState | None = None) -> Base:
-        """Name a model as the rounds of a fleet start from it, under the fleet's models in the bucket."""
+        """Name a model as the rounds of a fleet start from it, under the fleet's models in the bucket.
+
+        Parameters
+        ----------
+        model
+            Its version and digests.
+        fleet
+            The fleet's name.
+        state
+            What the strategy keeps beside it, if anything.
+        """
         return cls(
             version=model.version,
             parameters_key=parameters_key(fleet, model.version),

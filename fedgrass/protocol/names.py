@@ -226,6 +226,17 @@ def sum_prefix(fleet: str) -> str:
 def sum_request_key(fleet: str, number: int, helper: str) -> str:
     """Object key of the set of devices that a helper is asked to sum the masks of, in a round.
 
+    Parameters
+    ----------
+    fleet
+        The fleet's name.
+    number
+        The round's.
+    helper
+        The helper's thing name.
+
+    Examples
+    --------
     >>> sum_request_key("mill", 7, "press-7")
     'secure/mill/000007/press-7.json'
     """

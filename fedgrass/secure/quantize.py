@@ -136,6 +136,20 @@ def mean_of(total: Masked, devices: int, task: SecureTask) -> Floats:
     Floats
         The mean, float32.
 
+    Parameters
+    ----------
+    total
+        The sum, modulo two to its width.
+    devices
+        How many vectors are in it.
+    task
+        How values became integers, and what devices weigh.
+
+    Returns
+    -------
+    NDArray
+        float32 [n], without the coordinates that count examples.
+
     Raises
     ------
     AggregationError

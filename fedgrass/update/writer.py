@@ -176,7 +176,17 @@ class _StoredParameters:
         self.residual: Parameters = {}
 
     def add(self, name: str, before: Array, delta: Floats) -> None:
-        """Encode one parameter's difference; takes its values, if the residual is kept."""
+        """Encode one parameter's difference; takes its values, if the residual is kept.
+
+        Parameters
+        ----------
+        name
+            The parameter's.
+        before
+            What it was, for shape and dtype.
+        delta
+            float32 [n]: the difference, flat.
+        """
         codec = self._codec.parameters
         parameter, layout = _described(self._codec.name, name, before.shape, before.dtype)
         encoded = codec.encode(parameter, delta, self._rounding)

@@ -222,7 +222,26 @@ class TorchModel:
 def taken(
     module: torch.nn.Module, example: object, freeze: Sequence[str], batch_size: int, losses: Any
 ) -> Iterator[TorchModel]:
-    """Give a module as a model, and leave the module as it was."""
+    """Give a module as a model, and leave the module as it was.
+
+    Parameters
+    ----------
+    module
+        The module.
+    example
+        One example, or several inputs', from which it is traced.
+    freeze
+        Names of the submodules and parameters that are not trained.
+    batch_size
+        Examples in a batch, which the graph fixes.
+    losses
+        One for each output.
+
+    Yields
+    ------
+    TorchModel
+        The model, while the module is lent.
+    """
     # Tracing switches between training and evaluation; the caller's module must not notice.
     modes = {part: part.training for part in module.modules()}
     try:

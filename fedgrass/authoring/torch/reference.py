@@ -38,7 +38,22 @@ class TorchReference:
         self._engine()
 
     def steps(self, data: ArrayDataset, settings: FitSettings, *, moved_by: float = 0.0) -> Steps:
-        """Take the steps on a copy of the module."""
+        """Take the steps on a copy of the module.
+
+        Parameters
+        ----------
+        data
+            As many batches as there are steps.
+        settings
+            Learning rate and terms of each step.
+        moved_by
+            What every parameter is moved by before the first step.
+
+        Returns
+        -------
+        Steps
+            Losses and parameters after them.
+        """
         engine, size = self._engine(), self._made.manifest.batch_size
         if moved_by:
             engine.move(moved_by)

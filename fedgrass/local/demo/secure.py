@@ -24,7 +24,17 @@ _MAX_HEADER = 1 << 20
 
 
 def pinned(settings: FleetSettings, devices: Any, fleet: str) -> FleetSettings:
-    """Return the settings with the keys of three helpers, as their heartbeats tell them."""
+    """Return the settings with the keys of three helpers, as their heartbeats tell them.
+
+    Parameters
+    ----------
+    settings
+        The fleet's.
+    devices
+        The devices' table.
+    fleet
+        The fleet's name.
+    """
     keys = {one.thing: one.heartbeat.trainer.helper_key for one in fleet_members(devices, fleet) if one.heartbeat}
     helpers = [{"name": thing, "key": key} for thing, key in sorted(keys.items())[:_COUNT]]
     return settings.overridden({"secure": {"helpers": helpers, "helper_seconds": 300}})
@@ -41,7 +51,22 @@ class Held:
 
 
 def held(s3: Any, bucket: str, fleet: str) -> Held:
-    """Look at every update that the bucket holds, in all versions of each object."""
+    """Look at every update that the bucket holds, in all versions of each object.
+
+    Parameters
+    ----------
+    s3
+        The boto3 client.
+    bucket
+        The fleet's.
+    fleet
+        The fleet's name.
+
+    Returns
+    -------
+    Held
+        How many are masked and how many are not, and what compression leaves of the masked ones.
+    """
     masked = plain = sums = before = after = 0
     for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=f"updates/{fleet}/"):
         for entry in page.get("Versions", ()):
