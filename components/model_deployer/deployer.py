@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedgrass.edge.admissions import Admission
 from fedgrass.edge.commands import Commands
 from fedgrass.edge.component import Device, version_of
 from fedgrass.edge.configuration import Configuration
-from fedgrass.edge.model_store import Admission, ModelStore
+from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.outbox import Outbox
 from fedgrass.edge.settings import ModelDeployerSettings
 from fedgrass.errors import AdmissionError, FedgrassError, IpcError, MessageError, TransferError

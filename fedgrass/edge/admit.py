@@ -23,8 +23,9 @@ from fedgrass import logs
 from fedgrass.bundle import Bundle
 from fedgrass.data_settings import DataSettings
 from fedgrass.edge import settings
+from fedgrass.edge.admissions import Admission
 from fedgrass.edge.judging import Case, Judgement, judge_apart
-from fedgrass.edge.model_store import Admission, ModelStore
+from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import EXIT_CONFIGURATION, ModelDeployerSettings, RuntimeSettings
 from fedgrass.errors import BundleError, ConfigurationError, FedgrassError, IpcError
 from fedgrass.files import sha256_of

@@ -16,44 +16,14 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Literal
-
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from fedgrass.bundle import MANIFEST, Bundle, Parameters
+from fedgrass.edge.admissions import Admission, Admissions, Outcome
 from fedgrass.errors import AdmissionError, BundleError
-from fedgrass.files import copy_atomically, flush_directory, sha256_of, write_atomically
-from fedgrass.protocol.message import Metrics, Reason
-from fedgrass.protocol.names import Version
+from fedgrass.files import copy_atomically, flush_directory, sha256_of
 
-# One note per model: a device without a link keeps this many.
-_KEPT_ADMISSIONS = 100
-# One file, overwritten: only the model that was installed last is installed again.
-_VERDICT = "refused.json"
 _OWN = "own-"
-
-
-class Admission(BaseModel):
-    """What became of a model, and which one is active since."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    number: int
-    version: Version
-    outcome: Literal["active", "refused", "rolled_back"]
-    reason: Reason = ""
-    active_version: Version | None = None
-    metrics: Metrics = {}
-    at: AwareDatetime
-
-
-class _Verdict(BaseModel):
-    """A refusal that need not be judged again: the digest of what was asked, and when."""
-
-    question: str
-    at: AwareDatetime
 
 
 class ModelStore:
@@ -62,7 +32,7 @@ class ModelStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._models = folder / "models"
-        self._admissions = folder / "admissions"
+        self._notes = Admissions(folder / "admissions", folder / "refused.json")
         self._link = folder / "active"
 
     @contextlib.contextmanager
@@ -236,12 +206,7 @@ class ModelStore:
         return bool(outcomes) and outcomes[-1] == "rolled_back"
 
     def record(
-        self,
-        version: str,
-        outcome: Literal["active", "refused", "rolled_back"],
-        *,
-        reason: str = "",
-        metrics: dict[str, float] | None = None,
+        self, version: str, outcome: Outcome, *, reason: str = "", metrics: dict[str, float] | None = None
     ) -> Admission:
         """Note what became of a model, unless the last note says the same. Needs the lock.
 
@@ -269,31 +234,7 @@ class ModelStore:
             reason[:500],
         ):
             return earlier[-1]
-        return self._write(version, outcome, reason, metrics)
-
-    def _write(
-        self,
-        version: str,
-        outcome: Literal["active", "refused", "rolled_back"],
-        reason: str,
-        metrics: dict[str, float] | None,
-    ) -> Admission:
-        earlier, active = self.admissions(), self.active()
-        admission = Admission(
-            number=earlier[-1].number + 1 if earlier else 1,
-            version=version,
-            outcome=outcome,
-            reason=reason,
-            active_version=active.manifest.version if active else None,
-            metrics=metrics or {},
-            at=datetime.now(timezone.utc),
-        )
-        # Eight digits keep the order of names the order of numbers.
-        write_atomically(self._admissions / f"{admission.number:08d}.json", admission.model_dump_json().encode())
-        # A device that is offline for months would fill its disk with notes.
-        for old in earlier[: -_KEPT_ADMISSIONS + 1]:
-            (self._admissions / f"{old.number:08d}.json").unlink(missing_ok=True)
-        return admission
+        return self._notes.add(version, outcome, reason, metrics, active=self._active_version())
 
     def refuse(self, version: str, reason: str, question: str, metrics: dict[str, float] | None = None) -> Admission:
         """Note that a model was refused. Needs the lock.
@@ -315,35 +256,25 @@ class ModelStore:
             The note.
         """
         # Always a new note, unlike `record`: a refusal after the hour has passed is a new verdict on new data.
-        admission = self._write(version, "refused", reason, metrics)
-        verdict = _Verdict(question=question, at=admission.at)
-        write_atomically(self.folder / _VERDICT, verdict.model_dump_json().encode())
+        admission = self._notes.add(version, "refused", reason, metrics, active=self._active_version())
+        self._notes.remember(question, admission)
         return admission
 
     def verdict(self, question: str, seconds: float) -> Admission | None:
         """Return the last refusal if it answered the same question and is not older than ``seconds``."""
-        try:
-            known = _Verdict.model_validate_json((self.folder / _VERDICT).read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
-        age = (datetime.now(timezone.utc) - known.at).total_seconds()
-        told = self.admissions()
-        # A clock that was set back makes an age negative: judged again, then.
-        if known.question != question or not 0 <= age <= seconds or not told or told[-1].outcome != "refused":
-            return None
-        return told[-1]
+        return self._notes.remembered(question, seconds)
 
     def forget_verdict(self) -> None:
         """Have a model that was refused judged again when it comes back: another was installed since. Needs the lock."""
-        (self.folder / _VERDICT).unlink(missing_ok=True)
+        self._notes.forget()
 
     def admissions(self) -> list[Admission]:
         """Return the notes in order; one that is damaged is left out."""
-        found = []
-        for path in sorted(self._admissions.glob("[0-9]*.json")):
-            with contextlib.suppress(ValidationError, FileNotFoundError):
-                found.append(Admission.model_validate_json(path.read_bytes()))
-        return found
+        return self._notes.all()
+
+    def _active_version(self) -> str | None:
+        active = self.active()
+        return active.manifest.version if active else None
 
     def prune(self, keep: int) -> list[str]:
         """Delete all but the active model and the last activated, ``keep`` in all; returns their versions. Needs the lock."""

@@ -17,9 +17,10 @@ import pytest
 from fedgrass.bundle import GRAPH, INFERENCE, MANIFEST, PARAMETERS, Bundle
 from fedgrass.data import load
 from fedgrass.edge.admission import chance, judge
+from fedgrass.edge.admissions import Admission
 from fedgrass.edge.admit import admit
 from fedgrass.edge.judging import judge_here
-from fedgrass.edge.model_store import Admission, ModelStore
+from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.base import FitSettings
 from fedgrass.engines.registry import open_engine

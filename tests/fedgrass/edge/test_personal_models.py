@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from fedgrass.bundle import INFERENCE, PARAMETERS, Bundle, Parameters
+from fedgrass.edge.admissions import Admission
 from fedgrass.edge.admit import admit
 from fedgrass.edge.judging import Case, Judgement, judge_here
-from fedgrass.edge.model_store import Admission, ModelStore
+from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.inference import Application, write_bundle
