@@ -9,16 +9,16 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from botocore.exceptions import ClientError, WaiterError
+from botocore.exceptions import ClientError
 
 from fedgrass.cloud.infrastructure import script, storage
 from fedgrass.cloud.infrastructure.image import build_image, image_exists
 from fedgrass.cloud.infrastructure.package import definition, functions_archive, image_source, template
 from fedgrass.cloud.infrastructure.parameters import check_parameters, template_parameters
-from fedgrass.cloud.infrastructure.script import is_gone
+from fedgrass.cloud.infrastructure.stacks import described_stack, wait
 from fedgrass.cloud.infrastructure.states import check_changeable
 from fedgrass.cloudformation import StackOutputs, check_owner, stack_name, stack_outputs
 from fedgrass.errors import ConfigurationError, InfrastructureError
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 __all__ = ["Code", "check", "deploy", "template_parameters", "wait"]
-
-_BEGUN = {"CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def check(session: Session, fleet: str, parameters: dict[str, str]) -> bool:
     # Everything below only reads: what would fail half way fails here, before anything changed.
     cloudformation = session.client("cloudformation")
     name = stack_name(fleet)
-    stack = _stack(cloudformation, name)
+    stack = described_stack(cloudformation, name)
     if stack is not None:
         check_owner(stack, fleet)
     check_changeable(name, fleet, stack["StackStatus"] if stack else None)
@@ -180,7 +178,7 @@ def _apply(
     name = stack_name(fleet)
     # Uploaded before the stack is touched: CloudFormation and Lambda read them from S3 during the update.
     bucket, template_url = _upload(session, code)
-    existing = _stack(cloudformation, name)
+    existing = described_stack(cloudformation, name)
     given = {
         "Fleet": fleet,
         "FleetDigest": fleet_digest(fleet),
@@ -233,7 +231,7 @@ def change_parameters(session: Session, fleet: str, parameters: dict[str, str]) 
     """
     cloudformation = session.client("cloudformation")
     name = stack_name(check_fleet(fleet))
-    stack = _stack(cloudformation, name)
+    stack = described_stack(cloudformation, name)
     if stack is None:
         raise InfrastructureError(f"fleet {fleet!r}: there is no stack {name}; deploy it first")
     check_owner(stack, fleet)
@@ -257,16 +255,6 @@ def change_parameters(session: Session, fleet: str, parameters: dict[str, str]) 
         wait(cloudformation, name, "stack_update_complete")
 
 
-def _stack(cloudformation: CloudFormationClient, name: str) -> StackTypeDef | None:
-    """Return the stack as CloudFormation describes it; None if there is none."""
-    try:
-        return cloudformation.describe_stacks(StackName=name)["Stacks"][0]
-    except ClientError as error:
-        if not is_gone(error):
-            raise
-        return None
-
-
 def _check_bucket_is_free(s3: S3Client, bucket: str) -> None:
     if storage.bucket_exists(s3, bucket, otherwise="names are unique in all of AWS, choose another"):
         raise InfrastructureError(
@@ -286,48 +274,6 @@ def _upload(session: Session, code: Code) -> tuple[str, str]:
     # China's partition has another domain for S3.
     suffix = "amazonaws.com.cn" if caller.partition == "aws-cn" else "amazonaws.com"
     return bucket, f"https://{bucket}.s3.{caller.region}.{suffix}/{code.files['Template'][0]}"
-
-
-Condition = Literal["stack_create_complete", "stack_update_complete", "stack_delete_complete"]
-
-
-def wait(cloudformation: CloudFormationClient, name: str, condition: Condition) -> None:
-    """Wait up to 20 minutes for a stack.
-
-    Parameters
-    ----------
-    cloudformation
-        The boto3 client.
-    name
-        The stack's name.
-    condition
-        Name of boto3's waiter, such as ``stack_update_complete``.
-
-    Raises
-    ------
-    InfrastructureError
-        If it fails, with CloudFormation's own reason.
-    """
-    try:
-        # Every 5 s, 240 times: 20 minutes.
-        cloudformation.get_waiter(condition).wait(StackName=name, WaiterConfig={"Delay": 5, "MaxAttempts": 240})
-    except WaiterError as error:
-        raise InfrastructureError(f"stack {name}: {_first_failure(cloudformation, name) or error}") from error
-
-
-def _first_failure(cloudformation: CloudFormationClient, name: str) -> str | None:
-    """Return the reason that CloudFormation gave first, in the last operation; what follows is its consequence."""
-    try:
-        events = cloudformation.describe_stack_events(StackName=name)["StackEvents"]
-    except ClientError:
-        return None
-    first = None
-    for event in events:  # the newest first
-        if event["ResourceStatus"].endswith("_FAILED"):
-            first = f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason', event['ResourceStatus'])}"
-        elif event["ResourceType"] == "AWS::CloudFormation::Stack" and event["ResourceStatus"] in _BEGUN:
-            break
-    return first
 
 
 def main(

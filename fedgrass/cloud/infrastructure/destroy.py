@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec
 import typer
 
 from fedgrass.cloud.infrastructure import devices, script, storage
-from fedgrass.cloud.infrastructure.deploy import wait
 from fedgrass.cloud.infrastructure.script import is_gone, removed
+from fedgrass.cloud.infrastructure.stacks import wait
 from fedgrass.cloudformation import check_owner, stack_name
 from fedgrass.errors import InfrastructureError
 from fedgrass.protocol.names import check_fleet, job_prefix, round_topic
