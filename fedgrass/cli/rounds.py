@@ -19,6 +19,7 @@ from fedgrass.cli.lazy import LazyGroup
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.failures import in_words, last_failure, lost_events, require_begun
 from fedgrass.protocol import tables
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.waiting import waiting_for
 from fedgrass.rounds_api import aggregate_now, cancel_round, is_running, needs_bounds, start_rounds
@@ -168,7 +169,7 @@ def status(
     else:
         record = tables.load_round(account.rounds_table, fleet, number)
         console.print(render.round_panel(record))
-        console.print(render.participants_table(list(tables.participations(account.rounds_table, fleet, number))))
+        console.print(render.participants_table(list(participations(account.rounds_table, fleet, number))))
         if record.phase == "collecting":
             for one in waiting_for(account.rounds_table, account.devices_table, record):
                 console.print(render.waiting_line(one, time.time() * 1000), soft_wrap=True)
@@ -178,7 +179,7 @@ def status(
 
 def _print_status(account: Account, number: int, *, last: bool) -> None:
     record = tables.load_round(account.rounds_table, account.fleet, number) if number else None
-    parts = tables.participations(account.rounds_table, account.fleet, number) if record else ()
+    parts = participations(account.rounds_table, account.fleet, number) if record else ()
     failed = last_failure(account) if last else None
     found: dict[str, Any] = {
         "round": record and record.model_dump(mode="json", exclude=_SECRET),

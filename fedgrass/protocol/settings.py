@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedgrass import strategies
 from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.cohort_settings import CohortSettings
@@ -17,6 +15,7 @@ from fedgrass.protocol.metrics import Metric
 from fedgrass.protocol.privacy_settings import Privacy as Privacy
 from fedgrass.protocol.secure_settings import Secure, require_sums_are_enough
 from fedgrass.protocol.statistics_settings import Statistics, require_exact
+from fedgrass.protocol.strategy_settings import Strategy as Strategy
 
 
 class _Settings(BaseModel):
@@ -40,61 +39,6 @@ class Update(UpdateTask):
     def _codec_exists(cls, name: str) -> str:
         CodecName.parse(name)
         return name
-
-
-class Strategy(_Settings):
-    """How updates are combined: a name and its options."""
-
-    name: str = Field(default="fedavg", max_length=200)
-    options: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _exists_and_takes_the_options(self) -> Strategy:
-        try:
-            strategies.checked_strategy(self.name, self.options)
-        except ConfigurationError as error:
-            raise ValueError(str(error)) from error
-        return self
-
-    @property
-    def staleness(self) -> int:
-        """Number of earlier rounds whose late updates are taken; 0 where only the aggregator can know."""
-        found = self.known()
-        # A strategy by `module:Class` may be installed in the aggregator's image alone, and functions do not have it.
-        return 0 if found is None else found.staleness
-
-    @property
-    def uses_one_instance(self) -> bool:
-        """Whether more instances than one would have nothing to do."""
-        found = self.known()
-        # Unknown here, so the safe answer: one instance is always right.
-        return found is None or found.needs_all
-
-    @property
-    def weighs_by_metrics(self) -> bool:
-        """Whether updates count by what devices measured."""
-        found = self.known()
-        return found is not None and bool(found.needs_metrics)
-
-    @property
-    def keeps_device_state(self) -> bool:
-        """Whether devices keep something for it from round to round."""
-        found = self.known()
-        return found is not None and found.device_state is not None
-
-    @property
-    def device_fit(self) -> Mapping[str, Any]:
-        """What it sets of each device's training; nothing where only the aggregator can know."""
-        found = self.known()
-        return {} if found is None else found.device_fit
-
-    def made(self) -> strategies.Strategy:
-        """Return the strategy itself; raises `ConfigurationError` if it is not installed here."""
-        return strategies.strategy_named(self.name, **self.options)
-
-    def known(self) -> strategies.Strategy | None:
-        """Return the strategy; None if it is not installed here."""
-        return strategies.checked_strategy(self.name, self.options)
 
 
 class Checks(_Settings):

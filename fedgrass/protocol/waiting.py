@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedgrass.protocol.members import members_named
+from fedgrass.protocol.participations import participations_at
 from fedgrass.protocol.records import Device, RoundRecord
 from fedgrass.protocol.roster import asked_things
-from fedgrass.protocol.tables import Table, participations_at
+from fedgrass.protocol.tables import Table
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rich.console import Console
 from fedgrass.local.demo.run import Demo, DemoOptions
 from fedgrass.protocol import tables
 from fedgrass.protocol.members import fleet_members
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import Participation, RoundRecord
 from tests.faults.fleet import FaultyFleet
 from tests.fixtures.waiting import PATIENCE, eventually
@@ -74,7 +75,7 @@ class Operator:
 
     def parts(self, record: RoundRecord) -> list[Participation]:
         """Every device's part in a round."""
-        return list(tables.participations(self.demo.rounds_table, self.fleet.fleet, record.round))
+        return list(participations(self.demo.rounds_table, self.fleet.fleet, record.round))
 
     @contextmanager
     def known(self, *things: str) -> Iterator[None]:

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from fedgrass.bundle import MANIFEST, Manifest
 from fedgrass.protocol.names import GLOBAL_MODEL, model_prefix, report_key, round_topic, version_order
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import ADOPTED, RoundReport
-from fedgrass.protocol.tables import participations
 from tests.explorer.scenario import CANARIES_ARN, FIRST, FLEET, GROUP_ARN
 from tests.explorer.world import World
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from fedgrass.bundle import Bundle
 from fedgrass.errors import BundleError
 from fedgrass.local.demo.run import Demo
-from fedgrass.protocol import tables
 from fedgrass.protocol.names import TRAINER
+from fedgrass.protocol.participations import participations
 from tests.faults.rounds import Rounds
 from tests.fixtures.waiting import eventually
 
@@ -86,7 +86,7 @@ class Audit:
         self.told: set[tuple[int, str]] = set()
         self.counted_twice = 0
         for record in rounds.records():
-            parts = list(tables.participations(demo.rounds_table, demo.fleet.fleet, record.round))
+            parts = list(participations(demo.rounds_table, demo.fleet.fleet, record.round))
             uploads = [part for part in parts if part.status == "uploaded"]
             self.told |= {(record.round, part.thing) for part in uploads}
             in_time = sum(not part.late for part in uploads)

@@ -26,8 +26,8 @@ from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.data import ArrayDataset
 from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.inference import inference_accuracy
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
-from fedgrass.protocol.tables import participations
 
 
 def judged_model(

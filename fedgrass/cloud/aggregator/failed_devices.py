@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
-from fedgrass.protocol.tables import Table, participations
+from fedgrass.protocol.tables import Table
 
 SERVER_ROUND = "server_round"
 """In ``fit.config``: an app's own number of a round (`fedgrass.cloud.flower`)."""

@@ -28,9 +28,10 @@ from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import GLOBAL_MODEL, RUNTIME, check_fleet, model_prefix, version_order
+from fedgrass.protocol.participations import participations_at
 from fedgrass.protocol.records import CanaryTrial, RoundRecord, round_key
 from fedgrass.protocol.settings import Rollout
-from fedgrass.protocol.tables import Table, load_round, load_settings, participations_at, set_current_model
+from fedgrass.protocol.tables import Table, load_round, load_settings, set_current_model
 from fedgrass.protocol.writes import change, update_item
 
 if TYPE_CHECKING:

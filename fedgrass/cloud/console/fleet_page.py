@@ -14,6 +14,7 @@ from fedgrass.cloud.console.round_page import live_panel
 from fedgrass.protocol import tables
 from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.members import FleetMember, members_named
+from fedgrass.protocol.participations import participations_at
 from fedgrass.protocol.records import Participation
 
 _PER_PAGE = 25
@@ -90,7 +91,7 @@ def pages(context: Context) -> Blueprint:
         last = tables.load_state(context.account.rounds_table, fleet).last
         # Keys are known, so it is a BatchGetItem of as many items, however large the fleet.
         places = [(number, thing) for number in range(max(1, last - _LAST_ROUNDS + 1), last + 1)]
-        parts = tables.participations_at(context.account.rounds_table, fleet, places)
+        parts = participations_at(context.account.rounds_table, fleet, places)
         return render_template(
             "device.html",
             member=members[0],
@@ -107,5 +108,5 @@ def _parts(context: Context, number: int, members: list[FleetMember]) -> dict[st
     if not number:
         return {}
     places = [(number, member.thing) for member in members]
-    found = tables.participations_at(context.account.rounds_table, context.account.fleet, places)
+    found = participations_at(context.account.rounds_table, context.account.fleet, places)
     return {part.thing: part for part in found}

@@ -17,6 +17,7 @@ from fedgrass.cloud.console.paging import Page
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol import tables
 from fedgrass.protocol.metrics import label
+from fedgrass.protocol.participations import participations_after
 from fedgrass.protocol.records import FleetState, RoundRecord
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.waiting import waiting_for
@@ -128,7 +129,7 @@ def _add_views(blueprint: Blueprint, context: Context) -> None:
         # Only a round that was aggregated has one: S3 need not be asked for the others.
         report = context.report(record) if record.aggregated_at else None
         after = request.args.get("after", "")
-        parts, following = tables.participations_after(account.rounds_table, account.fleet, number, after)
+        parts, following = participations_after(account.rounds_table, account.fleet, number, after)
         updates = report.updates if report else ()
         waiting = (
             waiting_for(account.rounds_table, account.devices_table, record) if record.phase == "collecting" else []

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ValidationError
 from fedgrass.cloud.ending.reports import read_object
 from fedgrass.errors import AggregationError
 from fedgrass.protocol.names import report_prefix, update_key
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
-from fedgrass.protocol.tables import Table, load_round, participations
+from fedgrass.protocol.tables import Table, load_round
 from fedgrass.protocol.writes import change, transact
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from fedgrass.cloud.rounds.notices import Delivery
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.errors import MessageError, RecordError
 from fedgrass.protocol.messages import UpdateNotice
+from fedgrass.protocol.participations import load_participation
 from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
 from fedgrass.protocol.roster import presence
-from fedgrass.protocol.tables import load_participation
 
 _BASE = "base_"
 _PART, _ROUND = range(2)  # the transaction's actions

@@ -14,10 +14,10 @@ from fedgrass.errors import MessageError
 from fedgrass.protocol.figures import Claim, pooled
 from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.metrics import impossible, others
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.reported import reported
 from fedgrass.protocol.sums import Sums
-from fedgrass.protocol.tables import participations
 
 
 def check_figures(notice: UpdateNotice) -> None:

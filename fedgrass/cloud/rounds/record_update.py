@@ -22,9 +22,10 @@ from fedgrass.logs import log_event
 from fedgrass.protocol.cohort import takes
 from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.names import update_key
+from fedgrass.protocol.participations import load_participation
 from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
 from fedgrass.protocol.roster import is_of_fleet, presence
-from fedgrass.protocol.tables import load_participation, load_round
+from fedgrass.protocol.tables import load_round
 
 Counted = Literal["counted", "late", "duplicate", "ignored"]
 

@@ -32,6 +32,7 @@ from fedgrass.polling import poll
 from fedgrass.protocol import tables
 from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.names import GLOBAL_MODEL, evaluation_key, report_key
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
@@ -222,7 +223,7 @@ class Demo:
         return RoundReport.read(stored["Body"].read(), name=key)
 
     def _summarise(self, record: RoundRecord) -> RoundSummary:
-        parts = list(tables.participations(self.rounds_table, _FLEET, record.round))
+        parts = list(participations(self.rounds_table, _FLEET, record.round))
         return summarise_round(record, self.report_of(record.round), parts)
 
     def _active_on(self, version: str) -> int:

@@ -15,6 +15,7 @@ from moto import mock_aws
 from fedgrass.errors import ConfigurationError, RecordError
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.messages import Base, Cohort
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import Device, Participation, RoundRecord, to_attribute
 from fedgrass.protocol.settings import Fit, FleetSettings
 from fedgrass.protocol.tables import (
@@ -22,7 +23,6 @@ from fedgrass.protocol.tables import (
     load_round,
     load_settings,
     load_state,
-    participations,
     recent_rounds,
     save_settings,
     set_current_model,

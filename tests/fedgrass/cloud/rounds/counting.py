@@ -8,8 +8,8 @@ from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import Participation
-from fedgrass.protocol.tables import participations
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet
 
 INVENTED = ("210987654321-x", "210987654321-y", "210987654321-z")

@@ -13,8 +13,8 @@ from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError, RecordError, RoundRefusedError
 from fedgrass.protocol.messages import UpdateNotice
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import Participation
-from fedgrass.protocol.tables import participations
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet
 
 WAIT = TokenRequest(round=1, token="collect")

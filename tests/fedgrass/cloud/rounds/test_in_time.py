@@ -18,7 +18,7 @@ from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.protocol.names import report_key, update_key
-from fedgrass.protocol.tables import load_participation
+from fedgrass.protocol.participations import load_participation
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet, FleetFactory
 
 

@@ -24,8 +24,9 @@ from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.messages import Announcement, Base, ModelNotice, UpdateNotice
 from fedgrass.protocol.names import device_topic, parameters_key, round_topic, update_key
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
-from fedgrass.protocol.tables import load_round, load_state, participations, set_current_model
+from fedgrass.protocol.tables import load_round, load_state, set_current_model
 from tests.fixtures.mqtt import MqttClient
 from tests.fixtures.waiting import PATIENCE, eventually, longer_and_longer
 
