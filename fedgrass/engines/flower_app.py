@@ -248,7 +248,22 @@ def flower_message(content: Any, kind: str, node: int, number: int) -> Any:
 
 
 def answered(app: Any, message: Any, context: Any) -> Any:
-    """Have an app answer a message; raises `EngineError` with what it said if its answer is an error. What it raises passes."""
+    """Have an app answer a message; raises `EngineError` with what it said if its answer is an error. What it raises passes.
+
+    Parameters
+    ----------
+    app
+        A ``flwr.clientapp.ClientApp``.
+    message
+        What it is asked.
+    context
+        Its state, which it may change.
+
+    Returns
+    -------
+    flwr.app.Message
+        Its reply.
+    """
     reply = app(message, context)
     if reply.has_error():
         raise EngineError(f"client app: {reply.error.reason or 'an error without a reason'}")

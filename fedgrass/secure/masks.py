@@ -85,7 +85,17 @@ def commitment(seed: bytes) -> bytes:
 
 
 def add_mask(values: Masked, seed: bytes, expander: Expander) -> None:
-    """Add a seed's mask to a vector, in place, modulo two to its width."""
+    """Add a seed's mask to a vector, in place, modulo two to its width.
+
+    Parameters
+    ----------
+    values
+        [n], changed.
+    seed
+        `SEED_BYTES` bytes.
+    expander
+        Of the values' width.
+    """
     for index in pieces(len(values)):
         part = values[span(index, len(values))]
         np.add(part, expander.piece(seed, index, len(part)), out=part)
