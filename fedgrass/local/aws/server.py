@@ -7,9 +7,10 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from moto.core.config import default_user_config
 
@@ -28,6 +29,7 @@ from fedgrass.local.aws import (
 )
 from fedgrass.local.aws.access import Guard
 from fedgrass.local.aws.account import ACCOUNT, REGION, Keys, client, client_environment
+from fedgrass.local.aws.api import Layer
 from fedgrass.local.aws.broker import EmbeddedBroker
 from fedgrass.local.aws.bus import Bus
 from fedgrass.local.aws.children import Children
@@ -126,12 +128,7 @@ class LocalAws:
         os.environ.update(environment)
         os.environ["MOTO_PORT"] = str(server.port)  # moto's state machine interpreter calls services there
         default_user_config["stepfunctions"] = {"execute_state_machine": True}
-        # Before any service is used: what moto made before a repair would keep its old ways.
-        memory.repair(self.state / "objects")
-        states.repair(events.emit, self._keys)
-        dynamodb.repair()
-        iot.repair()
-        s3.repair()
+        self._repair_moto()
         self._resource_types = cloudformation.register(account)
 
         objects = Objects(account("s3"))
@@ -161,21 +158,7 @@ class LocalAws:
             command=list(self._processing_command),
             environment=environment,
         )
-        sagemaker = [
-            model_registry.layer,
-            Processing(surroundings, events.emit).layer,
-            Training(surroundings).layer,
-            Hosting(surroundings).layer,
-        ]
-        topic_rules = rules.RuleEngine(
-            moto_state.topic_rules,
-            {
-                "dynamoDBv2": rules.put_item(account("dynamodb")),
-                "lambda": rules.invoke_function(functions.send),
-                "cloudwatchLogs": rules.put_log_event(account("logs")),
-                "republish": rules.republish(bus),
-            },
-        )
+        topic_rules = _topic_rules(account, functions, bus)
         cleanup.callback(topic_rules.stop)
         bus.add_handler(greengrass.handle)
         bus.add_handler(topic_rules.handle)
@@ -185,7 +168,7 @@ class LocalAws:
             "iotdata": iot_data.layer,
             "lambda": functions.layer,
             "s3": s3.layer,
-            "sagemaker": lambda request: next(filter(None, (layer(request) for layer in sagemaker)), None),
+            "sagemaker": _sagemaker(surroundings),
             "states": states.layer,
         }
         application.on_change("iot", "cloudformation", call=greengrass.deployments.jobs.refresh)
@@ -197,6 +180,14 @@ class LocalAws:
         cleanup.callback(bus.stop)
         server.start()
         return self._write_ready(cleanup, endpoint_url, host, port)
+
+    def _repair_moto(self) -> None:
+        # Before any service is used: what moto made before a repair would keep its old ways.
+        memory.repair(self.state / "objects")
+        states.repair(events.emit, self._keys)
+        dynamodb.repair()
+        iot.repair()
+        s3.repair()
 
     def _own_state(self, cleanup: contextlib.ExitStack) -> None:
         self.state.mkdir(parents=True, exist_ok=True)
@@ -244,3 +235,27 @@ class LocalAws:
         if joined is not None:
             cleanup.callback(joined.unlink, missing_ok=True)
         return ready
+
+
+def _sagemaker(surroundings: Surroundings) -> Layer:
+    """Return what answers SageMaker's requests: the first of its parts that knows one."""
+    parts = [
+        model_registry.layer,
+        Processing(surroundings, events.emit).layer,
+        Training(surroundings).layer,
+        Hosting(surroundings).layer,
+    ]
+    return lambda request: next(filter(None, (part(request) for part in parts)), None)
+
+
+def _topic_rules(account: Callable[..., Any], functions: LambdaRuntime, bus: Bus) -> rules.RuleEngine:
+    """Return the engine of IoT's rules, with the actions that the template uses."""
+    return rules.RuleEngine(
+        moto_state.topic_rules,
+        {
+            "dynamoDBv2": rules.put_item(account("dynamodb")),
+            "lambda": rules.invoke_function(functions.send),
+            "cloudwatchLogs": rules.put_log_event(account("logs")),
+            "republish": rules.republish(bus),
+        },
+    )
