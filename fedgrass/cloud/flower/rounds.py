@@ -24,10 +24,11 @@ from fedgrass.cloud.rounds.cohorts import is_wanted
 from fedgrass.errors import RoundRefusedError
 from fedgrass.failures import in_words, require_begun
 from fedgrass.protocol.members import FleetMember, fleet_members
+from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.roster import is_silo, may_count
 from fedgrass.protocol.settings import FleetSettings
-from fedgrass.protocol.tables import load_round, load_settings, load_state, participations, rounds_between
+from fedgrass.protocol.tables import load_round, load_settings, load_state, rounds_between
 from fedgrass.rounds_api import is_running, start_rounds
 
 # What a device adds to an app's figures of training.
