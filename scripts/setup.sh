@@ -1,5 +1,6 @@
-# Sourced by the other scripts: makes .venv hold what the named extras need, once per change of what they need.
-# usage: . scripts/setup.sh; ensure_venv local,dev
+#!/usr/bin/env bash
+# Makes .venv hold what the named extras need, once per change of what they need; the other scripts source it.
+# usage: . scripts/setup.sh; ensure_venv local,dev     or     ./scripts/setup.sh local,dev
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -35,3 +36,5 @@ ensure_venv() {
   .venv/bin/python -m compileall -q -q -j 0 .venv/lib >/dev/null || true
   touch "$stamp-$extras"
 }
+
+[ "${BASH_SOURCE[0]}" != "$0" ] || ensure_venv "$@"

@@ -11,7 +11,11 @@ import pytest
 
 from tests.fixtures.places import ROOT
 
+SETUP = """#!/bin/sh
+echo "$@" > asked_setup
+"""
 TESTS = """#!/bin/sh
+[ -s asked_setup ] || exit 9 # what it runs in
 echo "SKIPPED [2] tests/test_a.py:7: torch is not installed"
 echo "SKIPPED [3] tests/test_a.py:9: no browser"
 echo "= 3 passed, 5 skipped, 4 deselected in 1.00s ="
@@ -47,6 +51,7 @@ def run(place: Path, *, tests: int = 0, torch: int = 0, others: int = 0, install
     (place / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", place / ".ci/run")
     stubs = {
+        "scripts/setup.sh": SETUP,
         "scripts/test": TESTS,
         "scripts/torch_tests": TORCH.replace("$INSTALLED", installed),
         "scripts/other_pythons": OTHERS,
@@ -72,6 +77,7 @@ def run(place: Path, *, tests: int = 0, torch: int = 0, others: int = 0, install
 def test_ci_ends_with_what_was_left_out_and_why(tmp_path: Path, tests: int, torch: int, others: int, code: int) -> None:
     found, left_out = run(tmp_path, tests=tests, torch=torch, others=others)
     assert found == code
+    assert (tmp_path / "asked_setup").read_text() == "local,authoring,dev,mlflow\n"
     assert (tmp_path / "asked").read_text() == "--short\n"
     assert (tmp_path / "asked_torch").read_text() == "--short\n"
     assert sorted(left_out) == sorted(["4 tests marked slow: pytest -m slow", *ALWAYS])
