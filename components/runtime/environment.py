@@ -28,6 +28,13 @@ NEEDED_MB = 400
 """Room on the disk for the packages while they are unpacked; docs/devices.md has what stays of it."""
 LOADED = ("numpy", "pydantic", "awscrt.io", "awsiot.greengrasscoreipc", "ai_edge_litert.interpreter")
 """Modules with code of their own for the processor: what fails here would fail in the trainer."""
+OF_ENGINES = {
+    "flwr": ("flwr", 200),
+    "scikit-learn": ("sklearn", 300),
+    "tensorflow": ("tensorflow", 2500),
+    "torch": ("torch", 2000),
+}
+"""By package that `scripts/lock --device` may add: the module that is loaded too, and further megabytes of room."""
 NEEDS = "a 64-bit x86_64 or aarch64 Python with glibc, on aarch64 glibc 2.30 with the libstdc++ of GCC 9"
 
 
@@ -130,8 +137,9 @@ def install_packages(requirements: Path, work: Path) -> Path:
     shutil.rmtree(venv, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(work).free >> 20
-    if free < NEEDED_MB:
-        raise SystemExit(f"runtime: {work}: {free} MB of disk are free, {NEEDED_MB} are needed to install the packages")
+    needed = NEEDED_MB + sum(megabytes for _, megabytes in of_engines(requirements))
+    if free < needed:
+        raise SystemExit(f"runtime: {work}: {free} MB of disk are free, {needed} are needed to install the packages")
     log_event("packages_installing", tag=tag)
     temporary = work / ".temporary"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -140,7 +148,7 @@ def install_packages(requirements: Path, work: Path) -> Path:
         pip = make_venv(venv, temporary)
         fill(venv, pip, requirements, work / "wheelhouse", temporary)
         # Before it is put in place: what cannot be loaded leaves the former venv at work.
-        load(venv, temporary)
+        load(venv, temporary, [*LOADED, *(module for module, _ in of_engines(requirements))])
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     complete.touch()
@@ -193,9 +201,15 @@ def fill(venv: Path, pip: list[str], requirements: Path, wheelhouse: Path, tempo
     )
 
 
-def load(venv: Path, temporary: Path) -> None:
+def of_engines(requirements: Path) -> list[tuple[str, int]]:
+    """Return module and megabytes of each engine that the packages are for, beside LiteRT."""
+    names = {line.partition("==")[0] for line in requirements.read_text().splitlines()}
+    return [known for name, known in OF_ENGINES.items() if name in names]
+
+
+def load(venv: Path, temporary: Path, modules: list[str]) -> None:
     """End with a message unless the packages can be loaded: a wheel's label may promise more than it keeps."""
-    for module in LOADED:
+    for module in modules:
         command = [str(venv / "bin/python"), "-c", f"import {module}"]
         environment = {**os.environ, "TMPDIR": str(temporary)}
         done = subprocess.run(  # noqa: S603

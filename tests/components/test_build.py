@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -144,3 +146,40 @@ def test_each_recipe_keeps_to_what_nucleus_lite_takes(path: Path | None) -> None
     access = recipe.get("ComponentConfiguration", {}).get("DefaultConfiguration", {}).get("accessControl", {})
     assert len(json.dumps(access)) <= 2_700
     assert sum(len(policies) for policies in access.values()) <= 8
+
+
+def test_what_devices_install_is_locked_with_the_packages_of_further_engines(tmp_path: Path) -> None:
+    for name in ("scripts/lock", "pyproject.toml", "constraints.txt", "constraints-flower.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    requirements = tmp_path / "components" / "runtime" / "requirements.txt"
+    requirements.parent.mkdir(parents=True)
+    uv = tmp_path / "bin" / "uv"
+    uv.parent.mkdir()
+    # In place of uv, which asks an index: notes what it is asked for.
+    uv.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\necho numpy==1.0 > components/runtime/requirements.txt\n')
+    uv.chmod(0o755)
+
+    def lock(extras: str) -> tuple[int, str]:
+        environment = {"PATH": f"{uv.parent}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["bash", str(tmp_path / "scripts/lock"), "--device", extras],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    assert lock("sklearn,images") == (0, "")
+    asked = (tmp_path / "asked").read_text()
+    assert "--python-version 3.10 --extra sklearn --extra images --generate-hashes pyproject.toml --extra edge" in asked
+    assert asked.rstrip().endswith("--output-file components/runtime/requirements.txt")
+    first = requirements.read_text().splitlines()[0]
+    assert first.endswith("made from pyproject.toml and constraints.txt by scripts/lock --device sklearn,images.")
+    assert lock("torch,flower") == (0, "")
+    assert "--python-version 3.11" in (tmp_path / "asked").read_text()
+    assert "constraints-flower.txt" in requirements.read_text()
+    before = requirements.read_text()
+    assert lock("sklern") == (2, "scripts/lock --device sklern: pyproject.toml has no such extra\n")
+    assert requirements.read_text() == before

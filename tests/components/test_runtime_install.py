@@ -68,10 +68,10 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def packages(place: Path, **contents: str) -> None:
+def packages(place: Path, *more: str, **contents: str) -> None:
     """Make the packages; a module's content by its name, with ``_`` for dots."""
     house = place / "work" / "wheelhouse"
-    made = [wheel(house, module, contents.get(module.replace(".", "_"), "")) for module in MODULES]
+    made = [wheel(house, module, contents.get(module.replace(".", "_"), "")) for module in (*MODULES, *more)]
     lines = "".join(f"{name}==1.0 --hash=sha256:{digest}\n" for name, digest in made)
     (place / "source" / "components" / "runtime" / "requirements.txt").write_text(lines)
 
@@ -187,6 +187,11 @@ def test_what_cannot_be_loaded_is_not_ready(place: Path, name: str, content: str
         assert part in line
     packages(place)
     assert install(place, host("3.11")).returncode == 0
+
+
+def test_what_an_engine_that_was_added_needs_is_loaded_too(place: Path) -> None:
+    packages(place, "torch", torch="raise OSError('libcudart.so.13: cannot open shared object file')")
+    assert "torch cannot be loaded here: OSError: libcudart.so.13" in says(install(place, host("3.11")))
 
 
 @pytest.mark.parametrize(
