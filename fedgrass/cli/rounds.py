@@ -134,7 +134,8 @@ def watch(account: Account, execution: str, console: Console) -> None:
     """
     try:
         with Live(console=console, refresh_per_second=4) as live:
-            # The execution ends the watching, not the round: several rounds may follow one another.
+            # The execution ends the watching, not the round: several rounds may follow one another. No `poll`: each turn shows
+            # the round.
             while is_running(account, execution):
                 recent = tables.recent_rounds(account.rounds_table, account.fleet, limit=1)
                 if recent:

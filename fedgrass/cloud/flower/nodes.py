@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from fedgrass.engines.flower_node import Node
 from fedgrass.errors import ConfigurationError
+from fedgrass.polling import poll
 from fedgrass.strategies.arithmetic.flower_trees import Client
 
 # Seconds between two looks at the fleet, each of which reads its whole table of devices.
@@ -75,11 +76,14 @@ class FleetManager:
     def wait_for(self, num_clients: int, timeout: int = 86_400) -> bool:
         """Wait until there are so many, for at most so many seconds."""
         until = time.monotonic() + timeout
-        while self.num_available() < num_clients:
-            if time.monotonic() > until:
-                return False
-            self.sleep(_LOOK_SECONDS)
-        return True
+        found = poll(
+            self.num_available,
+            lambda there: there >= num_clients,
+            until=lambda: until,
+            pause=_LOOK_SECONDS,
+            sleep=self.sleep,
+        )
+        return found >= num_clients
 
     def sample(self, num_clients: int, min_num_clients: int | None = None, criterion: Any = None) -> list[Client]:
         """Return as many as are wanted, when there are enough.

@@ -23,6 +23,7 @@ from fedgrass.cloud.flower.asked import Answers, Asked, Reported
 from fedgrass.cloud.rounds.cohorts import is_wanted
 from fedgrass.errors import RoundRefusedError
 from fedgrass.failures import in_words, require_begun
+from fedgrass.polling import poll
 from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
@@ -179,12 +180,14 @@ class FleetRounds:
             How many have it, and how many are alive and able.
         """
         until = time.monotonic() + self.settings.rollout.wait_seconds
-        while True:
-            have, there = len(self.able()), len(able_devices(self.account))
+        return poll(
+            lambda: (len(self.able()), len(able_devices(self.account))),
             # A device that refuses the model will not get it by waiting.
-            if 0 < there <= have + len(self.refusals()) or time.monotonic() > until:
-                return have, there
-            self.sleep(_LOOK_SECONDS)
+            lambda found: 0 < found[1] <= found[0] + len(self.refusals()),
+            until=lambda: until,
+            pause=_LOOK_SECONDS,
+            sleep=self.sleep,
+        )
 
     def refusals(self) -> list[str]:
         """Return what devices say that do not take the app's model."""
@@ -217,6 +220,7 @@ class FleetRounds:
         }
 
     def _wait(self, execution: str) -> None:
+        # No `poll`: each turn shows the round.
         while is_running(self.account, execution):
             # Until the round is open, and after its end, the lock is nobody's or another round's.
             lock = load_state(self.account.rounds_table, self.account.fleet).open

@@ -187,6 +187,7 @@ class Demo:
         client = self.fleet.aws.client("stepfunctions")
         closed = 0
         with Live(console=self._console, refresh_per_second=4, transient=True) as live:
+            # No `poll`: each turn shows the round.
             while True:
                 described = client.describe_execution(executionArn=execution)
                 records = list(reversed(tables.recent_rounds(self.rounds_table, _FLEET, 100)))
