@@ -155,3 +155,21 @@ def test_a_builder_that_is_lost_is_told_after_the_round_that_it_fails(place: Pla
     place.settle()
     place.until(lambda: not place.statuses[-1].able, "not able")
     assert (place.notices[-1].status, "differs from its digest" in place.statuses[-1].reason) == ("failed", True)
+
+
+def test_a_device_that_has_no_model_yet_gets_the_code_with_the_rounds_base_or_says_why_not(
+    place: Place, tmp_path: Path
+) -> None:
+    made = model(tmp_path / "one", "1.0.0", mark=0.5)
+    place.bundle = made
+    for name in (*made.manifest.files, "model.json"):
+        place.s3.objects[f"models/{FLEET}/1.0.0/{name}"] = made.path(name).read_bytes()
+    place.start()
+    place.open(place.announcement(1, base=digits.base_of(made, FLEET)))
+    place.settle()
+    assert place.notices[-1].status == "failed"
+    place.until(lambda: not place.statuses[-1].able, "not able")
+    assert "does not trust" in place.statuses[-1].reason
+    place.ipc.change(RUNTIME, settings(place, builders={builder_sha256(made): NAME}))
+    place.until(lambda: place.statuses[-1].able, "able")
+    assert trained(place, 2) == 0.5

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedgrass.builder_archive import add_builder, builder_sha256, pack_builder
 from fedgrass.bundle import GRAPH, INFERENCE, MANIFEST, PARAMETERS, Bundle
 from fedgrass.data import load
 from fedgrass.edge.admission import chance, judge
@@ -24,6 +25,7 @@ from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.base import FitSettings
 from fedgrass.engines.registry import open_engine
+from fedgrass.engines.shipped import import_from
 from fedgrass.engines.sklearn import initial_parameters
 from fedgrass.errors import BundleError
 from fedgrass.inference import write_bundle
@@ -316,6 +318,38 @@ def test_a_model_of_another_engine_is_judged_by_that_engine(tmp_path: Path) -> N
     assert refused is not None
     assert (refused.outcome, place.active) == ("refused", "1.1.0")
     assert "accuracy" in refused.reason
+
+
+def test_each_of_two_models_is_judged_by_the_code_that_it_brings_and_one_with_code_that_is_not_trusted_is_refused(
+    tmp_path: Path,
+) -> None:
+    place, builds = Place(tmp_path), tmp_path / "builds"
+    base = initial_parameters("tests.fedgrass.engines.models:logistic", features=64, classes=10)
+    made = []
+    for number in (1, 2):
+        code = tmp_path / "operators_estimator.py"
+        code.write_text(
+            "from sklearn.linear_model import SGDClassifier\n"
+            f"def build():\n    open({str(builds)!r}, 'a').write('{number}')\n    return SGDClassifier(loss='log_loss')\n"
+        )
+        first = add_builder(digits_bundle(tmp_path / f"first-{number}", "sklearn", base), pack_builder(code))
+        made.append(write_bundle(first, base, tmp_path / str(number), version=f"{number}.0.0"))
+    one, two = made
+    trusted = {builder_sha256(one): "operators_estimator:build"}
+    place.runtime = place.runtime.model_copy(update={"engine": "sklearn", "builders": trusted})
+    try:
+        assert place.admit(one.folder) is not None
+        refused = place.admit(two.folder)
+        assert refused is not None
+        assert (refused.outcome, place.active) == ("refused", "1.0.0")
+        assert "does not trust" in refused.reason
+        builds.unlink()
+        trusted[builder_sha256(two)] = "operators_estimator:build"
+        place.runtime = place.runtime.model_copy(update={"builders": dict(trusted)})
+        assert place.admit(two.folder) is not None
+    finally:
+        import_from(None)
+    assert (place.active, builds.read_text()) == ("2.0.0", "21")
 
 
 def test_a_model_that_was_rolled_back_stays_out_when_its_script_runs_again(

@@ -3,15 +3,21 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from examples.fraud.model import write_first_bundle
+from fedgrass.builder_archive import add_builder, builder_sha256, pack_builder
+from fedgrass.cloud.aggregator.release import trust_builder
 from fedgrass.cloud.ending.deployment import SupersededError, configure, deploy_version
-from fedgrass.errors import ReleaseError
-from fedgrass.protocol.names import GLOBAL_MODEL
+from fedgrass.errors import ConfigurationError, ReleaseError
+from fedgrass.protocol.names import GLOBAL_MODEL, RUNTIME
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
 from tests.fixtures.doubles import double
+from tests.fixtures.places import ROOT
 
 TARGET = "arn:aws:iot:us-east-1:123456789012:thinggroup/mill"
 SUITE = {"com.fedgrass.Suite": {"componentVersion": "1.0.0"}}
@@ -216,3 +222,18 @@ def test_settings_are_merged_into_what_the_deployment_says_already_and_only_once
     with pytest.raises(ReleaseError, match=r"does not name com\.acme\.Other"):
         configure(double(greengrass), TARGET, "com.acme.Other", {"a": 1})
     assert configure(double(FakeGreengrass()), TARGET, "com.acme.Vision", {"a": 1}) is None
+
+
+def test_a_bundles_code_is_trusted_by_its_digest_and_one_without_code_is_refused(tmp_path: Path) -> None:
+    greengrass = FakeGreengrass()
+    greengrass.deploy(FULL | {"components": FULL["components"] | {RUNTIME: {"componentVersion": "1.0.0"}}})
+    clients = double(SimpleNamespace(greengrass=greengrass, thing_group_arn=TARGET))
+    bundle = write_first_bundle(tmp_path / "bundle")
+    with pytest.raises(ConfigurationError, match="brings no code for 'model:logistic'"):
+        trust_builder(bundle, clients, "model:logistic")
+    bundle = add_builder(bundle, pack_builder(ROOT / "examples" / "fraud" / "model.py"))
+    settings, made = trust_builder(bundle, clients, "model:logistic")
+    assert settings == {"engine": "sklearn", "builders": {builder_sha256(bundle): "model:logistic"}}
+    entry = greengrass.latest["components"][RUNTIME]
+    assert json.loads(entry["configurationUpdate"]["merge"]) == settings
+    assert (entry["componentVersion"], greengrass.latest["deploymentId"]) == ("1.0.0", made)
