@@ -62,6 +62,11 @@ class VirtualGrid:
         )
 
     def __enter__(self) -> VirtualGrid:
+        # An app's own timeouts are for devices that are there: libraries are loaded before.
+        try:
+            list(self._pool.map(_peak, range(4 * self._workers)))
+        except BrokenProcessPool as error:
+            raise self._broken() from error
         return self
 
     def __exit__(
