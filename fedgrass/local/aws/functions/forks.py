@@ -134,7 +134,8 @@ class ForkServer:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with theirs, self._log.open("ab") as log:
             self._process = self._children.start(
-                [sys.executable, "-u", str(_WORKER)],
+                # The folder is for who looks at processes: a fork's environment is not to be seen from outside.
+                [sys.executable, "-u", str(_WORKER), str(self._log.parent)],
                 env=self._environment,
                 cwd=self._log.parent,
                 stdin=theirs.fileno(),
