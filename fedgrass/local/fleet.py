@@ -129,6 +129,12 @@ class LocalFleet:
         self.aws = self._stack.enter_context(start_aws(self.folder / "aws", mqtt=self._mqtt, accounts=self.accounts))
         self.outputs = deploy(self.session, fleet=self.fleet, dependencies=False)
 
+    @cached_property
+    def built_components(self) -> list[Path]:
+        """Each component's build, the umbrella last; made when first asked for, which needs no account."""
+        tool = build_tool()
+        return [tool.build(project) for project in tool.projects()]
+
     def publish_components(self) -> list[Published]:
         """Build every component and publish it, the umbrella last."""
         publisher = ComponentPublisher(
@@ -137,8 +143,7 @@ class LocalFleet:
             account=self.aws.account,
             region=self.aws.region,
         )
-        tool = build_tool()
-        return [publisher.publish(tool.build(project), bucket=_COMPONENT_BUCKET) for project in tool.projects()]
+        return [publisher.publish(built, bucket=_COMPONENT_BUCKET) for built in self.built_components]
 
     def start_device(self, thing: str) -> LocalDevice:
         """Register a thing in the fleet's group and start its core device; started again, it resumes."""

@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,7 +81,6 @@ class Demo:
         with self._step("Packages for the devices"):
             environment = wheels.fill(cache)
         self._wheel_seconds = time.monotonic() - self._started
-        self._data = data.digits(self._things, shape=self._bundle.manifest.x.shape, seed=options.seed)
         self.fleet = make_fleet(folder, fleet=_FLEET, device_environment=environment, mqtt=options.mqtt)
         self.settings = FleetSettings().overridden(
             {
@@ -135,9 +135,11 @@ class Demo:
     def start(self) -> None:
         """Bring up the account and the devices, until each could train."""
         fleet = self.fleet
-        with self._step("Local AWS, with the stack deployed"):
+        with self._step("Local AWS, with the stack deployed; components built"), ThreadPoolExecutor(1) as meanwhile:
+            preparing = meanwhile.submit(lambda: (self._data, fleet.built_components))  # else this process only waits
             fleet.start_account()
-        with self._step("Components built and published"):
+            preparing.result()
+        with self._step("Components published"):
             fleet.publish_components()
         with self._step("First model and evaluation set published"):
             kept = fleet.folder / "kept.npz"
@@ -240,6 +242,11 @@ class Demo:
             greengrass=self.fleet.aws.client("greengrassv2"),
             thing_group_arn=self.fleet.outputs.thing_group_arn,
         )
+
+    @cached_property
+    def _data(self) -> data.DemoData:
+        shape = self._bundle.manifest.x.shape
+        return data.digits(self._things, shape=shape, seed=self._options.seed)
 
     @cached_property
     def rounds_table(self) -> Any:
