@@ -31,7 +31,7 @@ Step: TypeAlias = Callable[[Nested, Nested], tuple[Nested, Nested]]
 MAX_UNROLLED = 20
 """Steps up to which a copy of the cell for each is faster than a loop."""
 
-_CHUNKS = (10, 11, 9, 12, 8, 13, 7)
+CHUNKS = (10, 11, 9, 12, 8, 13, 7)
 """Steps in a chunk: the first of these that leaves the fewest over."""
 
 Turn = Callable[[Tensor], AbstractContextManager[None]]
@@ -128,7 +128,7 @@ class Recurrence:
         """As `_Cell.steps`: whole chunks, and the steps that are left over."""
         steps = sequences[0].shape[0]
         # What is left over is traced once more beside the loop's body, so the fewer the smaller the graph.
-        size = min(_CHUNKS, key=lambda size: steps % size)
+        size = min(CHUNKS, key=lambda size: steps % size)
         whole = steps - steps % size
         count = size if cell.all_outputs else 1
         turn = self.turns()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import tensorflow as tf
 
+from fedgrass.authoring.recurrence import CHUNKS, MAX_UNROLLED
+from fedgrass.authoring.scan import Scan
 from fedgrass.authoring.torch.layers import dropped, times_transposed
 from fedgrass.authoring.torch.registry import OPERATORS, Context, Operand, Result, require
 from fedgrass.authoring.torch.values import Value, permute
@@ -55,7 +58,7 @@ def _times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _layer(
-    cell: Cell, steps: Tensor, state: State, weights: Sequence[Tensor | None], backwards: bool
+    cell: Cell, steps: Tensor, state: State, weights: Sequence[Tensor | None], backwards: bool, training: bool
 ) -> tuple[Tensor, State]:
     """One direction of one layer over steps [T, B, features]; returns outputs [T, B, …] and the last state."""
     count, batch, features = (int(size) for size in steps.shape)
@@ -63,11 +66,44 @@ def _layer(
     # All steps in one product: only the recurrent part has to wait for the step before.
     gates = _times(tf.reshape(steps, [-1, features]), kernel, bias)
     gates = tf.reshape(gates, [count, batch, -1])
-    outputs: list[Tensor] = [None] * count
-    for step in reversed(range(count)) if backwards else range(count):
-        state = cell(gates[step], state, (recurrent, recurrent_bias, project))
-        outputs[step] = state[0]
+    run = _unrolled if count <= MAX_UNROLLED else partial(_by_chunks, training)
+    if not backwards:
+        return run(cell, gates, state, (recurrent, recurrent_bias, project))
+    outputs, state = run(cell, tf.reverse(gates, [0]), state, (recurrent, recurrent_bias, project))
+    return tf.reverse(outputs, [0]), state
+
+
+def _unrolled(cell: Cell, gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> tuple[Tensor, State]:
+    outputs = []
+    for step in range(int(gates.shape[0])):
+        state = cell(gates[step], state, weights)
+        outputs.append(state[0])
     return tf.stack(outputs, axis=0), state
+
+
+def _by_chunks(
+    training: bool, cell: Cell, gates: Tensor, state: State, weights: Sequence[Tensor | None]
+) -> tuple[Tensor, State]:
+    """As `_unrolled`, by a loop over whole chunks of steps, and the steps that are left over: the graph stays small."""
+    count = int(gates.shape[0])
+    size = min(CHUNKS, key=lambda size: count % size)
+    whole = count - count % size
+
+    def chunk(_: Tensor, slices: list[Tensor], carried: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        outputs, after = _unrolled(cell, slices[0], tuple(carried), weights)
+        return list(after), [outputs]
+
+    carried, (outputs,) = Scan(
+        chunk,
+        slices=[tf.reshape(gates[:whole], [whole // size, size, *gates.shape[1:]])],
+        carried=list(state),
+        outputs=[tf.TensorSpec([size, *state[0].shape], state[0].dtype)],
+    ).run(training=training)
+    outputs = tf.reshape(outputs, [whole, *outputs.shape[2:]])
+    if whole == count:
+        return outputs, tuple(carried)
+    rest, after = _unrolled(cell, gates[whole:], tuple(carried), weights)
+    return tf.concat([outputs, rest], axis=0), after
 
 
 def _recurrent(cell: Cell, states: int) -> Callable[..., list[Value]]:
@@ -100,7 +136,7 @@ def _recurrent(cell: Cell, states: int) -> Callable[..., list[Value]]:
                 place = layer * directions + direction
                 weights = _weights(context, parameters[place * per : (place + 1) * per], has_biases)
                 state = tuple(one[place] for one in held)
-                output, end = _layer(cell, steps, state, weights, direction == 1)
+                output, end = _layer(cell, steps, state, weights, direction == 1, context.draws is not None)
                 found.append(output)
                 ends.append(end)
             steps = tf.concat(found, axis=2) if both else found[0]

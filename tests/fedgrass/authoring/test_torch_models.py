@@ -102,6 +102,7 @@ def assert_parity(folder: Path, module: Any, shape: Any, loss: str, *, momentum:
         pytest.param(nets.pooling, (3, 9, 8), marks=slow),
         pytest.param(nets.normalizations, (3, 6, 5), marks=slow),
         pytest.param(nets.sequences, (6, 5), marks=slow),
+        pytest.param(nets.Long, (23, 3), marks=slow),
         (nets.Residual, (3, 12, 12)),
         pytest.param(nets.Segmentation, (3, 8, 8), marks=slow),
         (nets.perceptron, (7,)),

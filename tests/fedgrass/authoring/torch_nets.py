@@ -206,6 +206,19 @@ class TokenTransformer(nn.Module):  # type: ignore[misc]
         return self.head(self.norm(x))
 
 
+class Long(nn.Module):  # type: ignore[misc]
+    """Recurrent layers over more steps than are copied into the graph, the second of them backwards too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LSTM(3, 4, batch_first=True), nn.GRU(4, 3, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Any) -> Any:
+        steps, (_, cell) = self.first(x)
+        return self.head(self.second(steps + cell[0].unsqueeze(1))[0].mean(1))
+
+
 class Bags(nn.Module):  # type: ignore[misc]
     """Texts as the mean, the weighed sum, and the largest of their words' vectors."""
 
