@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from fedgrass.architecture import engine_of
 from fedgrass.bundle import Bundle
 from fedgrass.checkout import checkout
 from fedgrass.cli import render
@@ -191,9 +192,11 @@ def main(
             file_okay=False,
         ),
     ],
-    engine: Annotated[str, typer.Option(help="What silos train with.")] = "sklearn",
+    engine: Annotated[str, typer.Option(help="What silos train with. [default: the model's engine]")] = "",
     builder: Annotated[str, typer.Option(help="module:object that builds the model, or is the client, in silos.")] = "",
-    evaluation_engine: Annotated[str, typer.Option(help="What the server evaluates with.")] = "sklearn",
+    evaluation_engine: Annotated[
+        str, typer.Option(help="What the server evaluates with. [default: the model's engine]")
+    ] = "",
     evaluation_builder: Annotated[str, typer.Option(help="module:object that builds the model for that.")] = "",
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds to run.")] = 3,
     settings: Annotated[str, typer.Option(help="Further settings of the fleet, as JSON.", metavar="JSON")] = "{}",
@@ -204,10 +207,15 @@ def main(
     The last model is written to FOLDER/model.
     """
     console = render.console()
-    silos = silos_in(folder, engine, builder, patience)
+    try:
+        models_own = engine_of(Bundle.open(folder / "bundle"))
+        silos = silos_in(folder, engine or models_own, builder, patience)
+    except FedgrassError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
     # What the image of the job would say, and where its code would be.
     here = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]))
-    os.environ.update({ENGINE: evaluation_engine, BUILDER: evaluation_builder, "PYTHONPATH": here})
+    os.environ.update({ENGINE: evaluation_engine or models_own, BUILDER: evaluation_builder, "PYTHONPATH": here})
     try:
         given: dict[str, Any] = json.loads(settings)
         asked = FleetSettings().overridden({"rounds": rounds, "rollout": {"wait_seconds": 1}, **given})
