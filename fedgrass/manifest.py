@@ -12,6 +12,7 @@ from fedgrass.bounds import MAX_TENSORS
 from fedgrass.errors import BundleError, first_problem
 from fedgrass.interface import Head, TensorDescription, problem_of
 from fedgrass.objectives import Loss, LossOptions, Optimizer
+from fedgrass.protocol.names import Sha256, Version
 
 GRAPH = "model.tflite"
 PARAMETERS = "parameters.safetensors"
@@ -28,9 +29,6 @@ Statistic = Literal["mean", "variance"]
 
 Native = Literal["float64", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 """A dtype that a parameter has in the model's own code, where that is not float32."""
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Version = Annotated[str, Field(pattern=r"^\d{1,6}\.\d{1,9}\.\d{1,6}$")]
 
 
 class _Model(BaseModel):

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from fedgrass.protocol.message import Finite
 from fedgrass.protocol.settings import Privacy
 
+MOST_SPENDS = 1000
+"""Kinds of rounds that a ledger tells apart: it has to fit into a DynamoDB item of 400 kB."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -31,6 +34,11 @@ class Spend(_Part):
     rounds: int = Field(default=1, ge=1)
 
     @property
+    def kind(self) -> tuple[float, float, float]:
+        """What rounds of this kind have alike."""
+        return self.noise_multiplier, self.sensitivity, self.fraction
+
+    @property
     def relative_noise(self) -> float:
         """Standard deviation of the noise in units of the sensitivity: what an accountant asks for."""
         return self.noise_multiplier / self.sensitivity
@@ -44,7 +52,7 @@ class PrivacyLedger(_Part):
     a round without noise is among them (``bare`` such rounds, the last of them ``last_bare``) from round ``since`` on.
     """
 
-    spends: tuple[Spend, ...] = Field(default=(), max_length=1000)
+    spends: tuple[Spend, ...] = Field(default=(), max_length=MOST_SPENDS)
     delta: float = Field(default=1e-5, gt=0, lt=1)
     judged: int = Field(default=0, ge=0)
     epsilon: Finite | None = None
@@ -92,11 +100,12 @@ class PrivacyLedger(_Part):
 
     def charged(self, privacy: Privacy, fraction: float) -> PrivacyLedger:
         """Return the ledger with one more round under these settings, of which this share of the fleet is part."""
-        spends = list(self.spends)
         new = _spend(privacy, fraction)
-        # Rounds alike are counted together: the ledger has to fit into a DynamoDB item.
-        if spends and spends[-1].model_copy(update={"rounds": 1}) == new:
-            new = new.model_copy(update={"rounds": spends.pop().rounds + 1})
+        # Rounds alike are counted together, whenever they were: their order changes no ε.
+        alike = [spend for spend in self.spends if spend.kind == new.kind]
+        spends = [spend for spend in self.spends if spend.kind != new.kind]
+        new = new.model_copy(update={"rounds": 1 + sum(spend.rounds for spend in alike)})
+        spends = _at_most(spends, MOST_SPENDS - 1)
         return self.model_copy(update={"spends": (*spends, new), "delta": privacy.delta, "since": privacy.account_from})
 
     def with_bare(self, number: int) -> PrivacyLedger:
@@ -116,7 +125,7 @@ class PrivacyLedger(_Part):
             self.next_epsilon is not None
             and self.judged == self.rounds
             and self.delta == privacy.delta
-            and len(after.spends) == len(self.spends)
+            and self.spends[-1].kind == new.kind
         ):
             return self.next_epsilon
         # Amplification by sampling needs the accountant; without it the bound would refuse rounds that fit the
@@ -157,6 +166,35 @@ _MOST_EXPONENT = 700.0
 def _tail(at: float) -> float:
     """Return the probability that a standard normal number is larger."""
     return math.erfc(at / math.sqrt(2)) / 2
+
+
+def _at_most(spends: list[Spend], most: int) -> list[Spend]:
+    """Count rounds that are nearly alike as the dearest of them, until there are few enough kinds: ε never shrinks by it."""
+    if len(spends) <= most:
+        return spends
+    # Neighbours in this order differ least where they differ in the share of devices alone, as in a fleet that grows.
+    found = sorted(spends, key=lambda spend: (spend.relative_noise, spend.sensitivity, spend.fraction))
+    while len(found) > most:
+        at = min(range(len(found) - 1), key=lambda place: _dearer(found[place], found[place + 1]))
+        pair = found[at : at + 2]
+        # The lesser sensitivity is the weaker statement (`PrivacyLedger.neighbours`), which must not be lost.
+        sensitivity = min(spend.sensitivity for spend in pair)
+        found[at : at + 2] = [
+            Spend(
+                noise_multiplier=min(spend.relative_noise for spend in pair) * sensitivity,
+                sensitivity=sensitivity,
+                fraction=max(spend.fraction for spend in pair),
+                rounds=sum(spend.rounds for spend in pair),
+            )
+        ]
+    return found
+
+
+def _dearer(one: Spend, other: Spend) -> float:
+    """Return about by how much two kinds' ρ grows if both count as the dearer: sampling enters as the square of its share."""
+    parts = [spend.fraction**2 / spend.relative_noise**2 for spend in (one, other)]
+    dearest = max(one.fraction, other.fraction) ** 2 / min(one.relative_noise, other.relative_noise) ** 2
+    return sum(spend.rounds * (dearest - part) for spend, part in zip((one, other), parts, strict=True))
 
 
 def _spend(privacy: Privacy, fraction: float) -> Spend:

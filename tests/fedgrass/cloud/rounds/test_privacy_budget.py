@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from statistics import NormalDist
 from typing import Any
 
@@ -15,7 +16,7 @@ from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.protocol.messages import Announcement
-from fedgrass.protocol.privacy import PrivacyLedger, Spend, gaussian_epsilon
+from fedgrass.protocol.privacy import MOST_SPENDS, PrivacyLedger, Spend, _at_most, gaussian_epsilon
 from fedgrass.protocol.settings import FleetSettings, Privacy
 from fedgrass.protocol.tables import load_state
 from tests.fedgrass.cloud.rounds.harness import EXECUTION, FLEET, Fleet
@@ -224,3 +225,41 @@ def test_adaptive_clipping_goes_on_from_the_norm_that_the_last_report_came_to(fl
     )  # a round that failed moves nothing
     ended(fleet, 3)
     assert fleet.open(EXECUTION + "4", privacy=CENTRAL).settings.privacy.clip_norm == 0.5
+
+
+def test_rounds_alike_are_one_entry_whatever_came_between() -> None:
+    loud, quiet = Privacy(mode="central", noise_multiplier=1.0), Privacy(mode="central", noise_multiplier=2.0)
+    ledger = PrivacyLedger()
+    for privacy in (loud, quiet, loud, quiet, loud):
+        ledger = ledger.charged(privacy, 1.0)
+    assert ledger.spends == (Spend(noise_multiplier=2.0, rounds=2), Spend(noise_multiplier=1.0, rounds=3))
+    judged = ledger.model_copy(update={"judged": 5, "epsilon": 5.0, "next_epsilon": 5.5})
+    assert judged.projected(loud, 1.0) == 5.5
+    # What the accountant said of one more like the last says nothing of one more like another.
+    assert judged.projected(quiet, 1.0) != 5.5
+
+
+def test_a_ledger_of_any_number_of_kinds_is_read_again_and_promises_no_more_than_the_exact_one() -> None:
+    generator = random.Random(3)
+    ledger, every = PrivacyLedger(), []
+    for _ in range(MOST_SPENDS + 20):
+        privacy = Privacy(mode="central", noise_multiplier=generator.uniform(0.5, 4.0))
+        ledger = ledger.charged(privacy, 1.0)
+        every.append(Spend(noise_multiplier=privacy.noise_multiplier))
+    read = PrivacyLedger.model_validate_json(ledger.model_dump_json())
+    assert (read.rounds, len(read.spends)) == (MOST_SPENDS + 20, MOST_SPENDS)
+    assert read.spends[-1] == every[-1]
+    exact, kept = (sum(spend.rounds / spend.relative_noise**2 for spend in spends) for spends in (every, read.spends))
+    assert exact <= kept <= exact * 1.01
+    # A growing fleet: another share of it each time. Nobody's round counts for less than it was.
+    secret = Privacy(mode="central", secret_cohort=True)
+    ledger = PrivacyLedger()
+    for number in range(MOST_SPENDS + 20):
+        ledger = ledger.charged(secret, 100 / (1000 + number))
+    assert len(ledger.spends) == MOST_SPENDS
+    assert sum(spend.rounds for spend in ledger.spends if spend.fraction >= 100 / 1000) == 1
+    shares = sorted((spend.fraction for spend in ledger.spends for _ in range(spend.rounds)), reverse=True)
+    assert all(kept >= 100 / (1000 + number) for number, kept in enumerate(shares))
+    # What differs in kind is merged to the weaker of both statements.
+    mixed = _at_most([Spend(noise_multiplier=1.0), Spend(noise_multiplier=2.0, sensitivity=2.0)], 1)
+    assert mixed == [Spend(noise_multiplier=1.0, rounds=2)]
