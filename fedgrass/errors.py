@@ -145,6 +145,18 @@ class DivergedError(EngineError):
     code = "diverged"
 
 
+class NoFiguresError(EngineError):
+    """A Flower app does not evaluate, or its evaluation tells no loss, by which models are compared.
+
+    Cause: The `ClientApp` has no `@app.evaluate()`, or its reply has no metric with `loss` in its name.
+
+    Remedy: None is needed to train: such a model is admitted without being compared. To have it judged, reply with
+    a loss.
+    """
+
+    code = "no_figures"
+
+
 class AdmissionError(FedgrassError):
     """A new model was refused on this device; the active one stays.
 

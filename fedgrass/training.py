@@ -9,6 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.control import STEP_LENGTH, Control, ControlFiles, require_linear, step_length
 from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Metrics
-from fedgrass.errors import ConfigurationError, EngineError
+from fedgrass.errors import ConfigurationError, EngineError, NoFiguresError
 from fedgrass.own_code import own_code
 from fedgrass.personal import Own, shared_manifest, shared_of
 from fedgrass.protocol.message import LONGEST_METRIC, MOST_METRICS
@@ -345,15 +346,15 @@ def _measured(engine: Engine, data: Split, result: FitResult, found: Metrics) ->
 
     ``found`` comes first: ``steps`` of the whole training, over restarts, by which FedNova weighs.
     """
+    judged: Metrics = {}
     if len(data.validation):
-        with own_code("evaluating"):
+        with suppress(NoFiguresError), own_code("evaluating"):
             judged = engine.evaluate(data.validation)
         found |= {f"validation_{name}": judged[name] for name in ("loss", "accuracy") if name in judged}
     found |= {
         name: value for name, value in result.metrics.items() if name not in found and len(name) <= LONGEST_METRIC
     }
-    if len(data.validation):
-        found |= {f"validation_{name}": value for name, value in others(judged).items()}
+    found |= {f"validation_{name}": value for name, value in others(judged).items()}
     finite = [(name, value) for name, value in found.items() if math.isfinite(value)]
     return dict(finite[:MOST_METRICS])  # a Flower client may have any number of its own
 

@@ -21,7 +21,7 @@ import psutil
 from fedgrass.bundle import INFERENCE, Bundle, Manifest
 from fedgrass.data import Split
 from fedgrass.engines.base import Dataset, Engine, Measured, Metrics
-from fedgrass.errors import AdmissionError, DataError, FedgrassError
+from fedgrass.errors import AdmissionError, DataError, FedgrassError, NoFiguresError
 from fedgrass.inference import Application
 from fedgrass.protocol.metrics import SHARES, Metric, kind, slack, worse_by
 from fedgrass.protocol.names import version_order
@@ -92,9 +92,8 @@ def judge(
         if len(validation) == 0:
             raise DataError("no examples are held back for validation (validationFraction)")
         evaluated = engine.evaluate(validation)
-    except DataError as error:
-        _require_unfit_for_active_too(error, active, load)
-        return Verdict(f"sound; not compared, as this device has no data to judge by ({error})", cost)
+    except (DataError, NoFiguresError) as error:
+        return Verdict(_why_not_compared(error, active, load), cost)
     # From here on the device has validation examples, and every refusal carries figures for the cloud's report.
     metrics = {**evaluated, **cost}
     if for_application:
@@ -198,6 +197,15 @@ class WorseError(AdmissionError):
     def __init__(self, message: str, metrics: Metrics) -> None:
         super().__init__(message)
         self.metrics = metrics
+
+
+def _why_not_compared(
+    error: DataError | NoFiguresError, active: Bundle | None, load: Callable[[Manifest], Split]
+) -> str:
+    if isinstance(error, NoFiguresError):
+        return f"sound; not compared ({error})"
+    _require_unfit_for_active_too(error, active, load)
+    return f"sound; not compared, as this device has no data to judge by ({error})"
 
 
 def _require_unfit_for_active_too(error: DataError, active: Bundle | None, load: Callable[[Manifest], Split]) -> None:

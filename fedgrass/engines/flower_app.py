@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedgrass.engines.flower_node import Node, Scalar, StateFiles
-from fedgrass.errors import EngineError
+from fedgrass.errors import EngineError, NoFiguresError
 from fedgrass.tensors import Array
 
 ARRAYS, CONFIG = "arrays", "config"
@@ -173,17 +173,25 @@ class AppClient:
 
         Raises
         ------
+        NoFiguresError
+            If the app does not evaluate, or tells no loss.
         EngineError
-            If the app answers with an error, or its reply lacks what a round needs.
+            If it answers with an error, or does not say of how many examples.
         """
-        reply = self._ask("evaluate", arrays, config, node, number)
+        try:
+            reply = self._ask("evaluate", arrays, config, node, number)
+        except ValueError as error:
+            # Flower's own words, for which it has no class.
+            if str(error).startswith("No evaluate function registered"):
+                raise NoFiguresError(f"client app: {error}") from error
+            raise
         if self._legacy:
             compat = importlib.import_module("flwr.compat.common.recorddict_compat")
             found = compat.recorddict_to_evaluateres(reply)
             return found.loss, found.num_examples, _with_accuracy(dict(found.metrics))
         examples, metrics = _figures(reply, "evaluate")
         if "loss" not in metrics:
-            raise EngineError("client app: its reply to evaluate has no metric with 'loss' in its name")
+            raise NoFiguresError("client app: its reply to evaluate has no metric with 'loss' in its name")
         return float(metrics["loss"]), examples, metrics
 
     @property

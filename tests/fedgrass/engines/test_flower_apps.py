@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ import pytest
 from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.data import DataSettings, load
+from fedgrass.edge.admission import judge
 from fedgrass.engines.base import FitSettings
 from fedgrass.engines.flower import FlowerEngine
 from fedgrass.engines.flower_node import Node, StateFiles, join
 from fedgrass.engines.registry import open_engine
-from fedgrass.errors import EngineError
-from fedgrass.protocol.messages import FitTask
+from fedgrass.errors import EngineError, NoFiguresError
+from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, Upload
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.training import fit
 
 pytest.importorskip("flwr", reason="flwr is not installed: scripts/torch_tests tries it")
 
 PROJECT = Path(__file__).parent / "flower_project"
+NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 CONFIG = {"whole": 3, "part": 3.0, "on": True, "word": "w", "many": [1, 2]}
 
 
@@ -153,6 +157,29 @@ def test_clients_from_before_messages_run_too(bundle: Bundle, name: str, step: f
 def test_an_app_that_does_not_say_of_how_many_examples_is_told_so(bundle: Bundle) -> None:
     with pytest.raises(EngineError, match=r"reply to train has no metric 'num-examples'.*found loss"):
         opened(bundle, "bare", Node("t")).fit(data(bundle).train, settings(1))
+
+
+def test_an_app_that_does_not_evaluate_trains_and_its_models_are_admitted_without_being_compared(
+    bundle: Bundle,
+) -> None:
+    engine = opened(bundle, "silent", Node("t"))
+    with pytest.raises(NoFiguresError, match="No evaluate function registered"):
+        engine.evaluate(data(bundle).validation)
+    announced = Announcement(
+        fleet="f",
+        round=1,
+        opened_at=NOW,
+        deadline=NOW,
+        base=Base.of(bundle.manifest, "f"),
+        cohort=Cohort(salt="s"),
+        upload=Upload(bucket="bucket", prefix="p/"),
+    )
+    fitted = fit(engine, bundle.manifest, data(bundle), announced, "t")
+    assert (fitted.header.metrics["train_loss"], fitted.num_examples) == (0.25, 7)
+    assert not any(name.startswith("validation") for name in fitted.header.metrics)
+    for active in (None, bundle):
+        verdict = judge(bundle, active, tolerance=0.1, load=lambda _: data(bundle), open_engine=lambda _: engine)
+        assert "sound; not compared (client app: No evaluate function registered" in verdict.reason
 
 
 def test_a_torch_state_dict_loads_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

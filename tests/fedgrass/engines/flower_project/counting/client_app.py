@@ -70,6 +70,9 @@ def query(message: Message, context: Context) -> Message:
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
 
+silent = ClientApp()
+silent.train()(train)
+
 bare = ClientApp()
 
 
