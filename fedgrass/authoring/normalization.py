@@ -1,4 +1,4 @@
-"""Batch normalization with a gradient of its own.
+"""Normalizations with gradients of their own.
 
 What TensorFlow derives from the formula passes over the images some twenty times; the known closed form takes half of
 that, in the shape that the products around it use. Sums are over long rows, since XNNPACK goes row by row.
@@ -92,13 +92,120 @@ def batch_normalization(
     plain = training and layer.trainable and mask is None and not layer.renorm and last and inputs.shape.rank >= 2
     if not plain or inputs.dtype != tf.float32:
         return _batch_normalization(layer, inputs, training=training, mask=mask)
-    channels = [inputs.shape[-1]]
-    scale = tf.convert_to_tensor(layer.gamma) if layer.scale else tf.ones(channels)
-    offset = tf.convert_to_tensor(layer.beta) if layer.center else tf.zeros(channels)
-    y, mean, variance = normalized(inputs, scale, offset, layer.epsilon)
+    y, mean, variance = normalized(inputs, *_affine(layer, inputs.shape[-1]), layer.epsilon)
     for moving, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
         moving.assign(moving * layer.momentum + value * (1.0 - layer.momentum))
     return y
 
 
+def normalized_rows(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> Tensor:
+    """Normalize x [B, …, C] over its last axis.
+
+    Parameters
+    ----------
+    x
+        [B, …, C].
+    scale, offset
+        [C].
+    epsilon
+        Added to the variance.
+    """
+
+    def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+        rows = in_parts(x)
+        centred = rows - _row_mean(rows)
+        inverse = tf.math.rsqrt(_row_mean(tf.square(centred)) + epsilon)
+        normal = centred * inverse
+
+        def gradient(dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            dy = in_parts(dy)
+            by_normal = dy * scale
+            dx = (by_normal - _row_mean(by_normal) - normal * _row_mean(by_normal * normal)) * inverse
+            return tf.reshape(dx, x.shape), tf.reduce_sum(dy * normal, [0, 1]), tf.reduce_sum(dy, [0, 1])
+
+        return tf.reshape(normal * scale + offset, x.shape), gradient
+
+    found: Tensor = tf.custom_gradient(normalize)(x, scale, offset)
+    return found
+
+
+def _row_mean(rows: Tensor) -> Tensor:
+    return tf.reduce_mean(rows, -1, keepdims=True)
+
+
+def normalized_groups(x: Tensor, scale: Tensor, offset: Tensor, groups: int, epsilon: float) -> Tensor:
+    """Normalize each example of x [B, …, C] over its positions and over groups of neighbouring channels.
+
+    Parameters
+    ----------
+    x
+        [B, …, C].
+    scale, offset
+        [C].
+    groups
+        Their number, of which C is a multiple.
+    epsilon
+        Added to the variance.
+    """
+    batch, channels = x.shape[0], x.shape[-1]
+    positions = x.shape.num_elements() // (batch * channels)
+    width = x.shape[-2] if x.shape.rank > 2 and channels < LANES else 1
+
+    def total(image: Tensor) -> Tensor:
+        summed = tf.reduce_sum(image, axis=1)
+        return tf.reduce_sum(tf.reshape(summed, [batch, width, channels]), axis=1)
+
+    def mean(totals: Tensor) -> Tensor:
+        """From sums of channels [B, C] to their groups' means, [B, C] too."""
+        apart = tf.reduce_sum(tf.reshape(totals, [batch, groups, channels // groups]), axis=2, keepdims=True)
+        spread = apart * tf.ones([1, 1, channels // groups]) / (positions * (channels // groups))
+        return tf.reshape(spread, [batch, channels])
+
+    def row(values: Tensor) -> Tensor:
+        """From [B, C] to what multiplies or is added to an image."""
+        values = tf.reshape(values, [batch, 1, channels])
+        return tf.reshape(values * tf.ones([1, width, 1]), [batch, 1, width * channels]) if width > 1 else values
+
+    def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+        image = tf.reshape(x, [batch, -1, width * channels])
+        centred = image - row(mean(total(image)))
+        inverse = tf.math.rsqrt(mean(total(tf.square(centred))) + epsilon)
+        y = centred * row(inverse * scale) + row(offset * tf.ones([batch, 1]))
+
+        def gradient(dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            dy = tf.reshape(dy, [batch, -1, width * channels])
+            by_offset, by_normal = total(dy), total(dy * centred) * inverse
+            slope = tf.square(inverse) * mean(by_normal * scale)
+            dx = dy * row(inverse * scale) - centred * row(slope) - row(inverse * mean(by_offset * scale))
+            return tf.reshape(dx, x.shape), tf.reduce_sum(by_normal, 0), tf.reduce_sum(by_offset, 0)
+
+        return tf.reshape(y, x.shape), gradient
+
+    found: Tensor = tf.custom_gradient(normalize)(x, scale, offset)
+    return found
+
+
+def layer_normalization(layer: keras.Layer, inputs: Tensor) -> Tensor:
+    """Stand for ``keras.layers.LayerNormalization.call``; over other axes than the last, Keras' own is called."""
+    last = layer.axis in (-1, [-1], inputs.shape.rank - 1, [inputs.shape.rank - 1])
+    if not last or layer.rms_scaling or inputs.dtype != tf.float32 or None in inputs.shape:
+        return _layer_normalization(layer, inputs)
+    return normalized_rows(inputs, *_affine(layer, inputs.shape[-1]), layer.epsilon)
+
+
+def group_normalization(layer: keras.Layer, inputs: Tensor) -> Tensor:
+    """Stand for ``keras.layers.GroupNormalization.call``; with channels elsewhere than last, Keras' own is called."""
+    if layer.axis not in (-1, inputs.shape.rank - 1) or inputs.dtype != tf.float32 or None in inputs.shape:
+        return _group_normalization(layer, inputs)
+    return normalized_groups(inputs, *_affine(layer, inputs.shape[-1]), layer.groups, layer.epsilon)
+
+
+def _affine(layer: keras.Layer, channels: int) -> tuple[Tensor, Tensor]:
+    """Return a layer's scale and offset [C], where it has them."""
+    scale = tf.convert_to_tensor(layer.gamma) if layer.scale else tf.ones([channels])
+    return scale, tf.convert_to_tensor(layer.beta) if layer.center else tf.zeros([channels])
+
+
 _batch_normalization = keras.layers.BatchNormalization.call
+_layer_normalization = keras.layers.LayerNormalization.call
+_group_normalization = keras.layers.GroupNormalization.call

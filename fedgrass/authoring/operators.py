@@ -18,7 +18,7 @@ from keras.src import backend
 
 from fedgrass.authoring import convolution, exchanged, gradients
 from fedgrass.authoring.depthwise import depthwise_convolution
-from fedgrass.authoring.normalization import batch_normalization
+from fedgrass.authoring.normalization import batch_normalization, group_normalization, layer_normalization
 from fedgrass.authoring.patching import patched
 from fedgrass.authoring.randomness import drawn
 from fedgrass.authoring.recurrence import Recurrence, time_distributed
@@ -44,6 +44,8 @@ def substituted(step: Tensor | None) -> Iterator[None]:
             (tf.nn, "separable_conv2d", _separable_conv2d),
             (tf.nn, "gelu", _gelu),
             (keras.layers.BatchNormalization, "call", batch_normalization),
+            (keras.layers.LayerNormalization, "call", layer_normalization),
+            (keras.layers.GroupNormalization, "call", group_normalization),
         ):
             stack.enter_context(patched(owner, name, function))
         draws = stack.enter_context(drawn(step))
