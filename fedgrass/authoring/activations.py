@@ -29,6 +29,7 @@ def exchanged() -> Iterator[None]:
             (tf.math, "expm1", _expm1),
             (tf.math, "log1p", _log1p),
             (tf.math, "tan", _tan),
+            (tf.math, "reduce_logsumexp", _logsumexp),
         ):
             stack.enter_context(patched(owner, name, function))
         yield
@@ -63,6 +64,19 @@ def _expm1(x: Tensor, name: str | None = None) -> Tensor:  # noqa: ARG001
 def _log1p(x: Tensor, name: str | None = None) -> Tensor:  # noqa: ARG001
     # Likewise of log1p.
     return tf.math.log(1.0 + x)
+
+
+def _logsumexp(
+    x: Tensor,
+    axis: int | list[int] | None = None,
+    keepdims: bool = False,
+    name: str | None = None,  # noqa: ARG001
+) -> Tensor:
+    largest = tf.stop_gradient(tf.reduce_max(x, axis, keepdims=True))
+    # Where all are −∞ there is nothing to take off.
+    largest = tf.maximum(largest, x.dtype.min)
+    found = tf.math.log(tf.reduce_sum(tf.exp(x - largest), axis, keepdims=True)) + largest
+    return found if keepdims else tf.reshape(found, tf.reduce_sum(x, axis).shape)
 
 
 def _tan(x: Tensor, name: str | None = None) -> Tensor:  # noqa: ARG001

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from fedgrass.authoring.known import known
+from fedgrass.authoring.windows import ALL, crop, pad
 
 Tensor: TypeAlias = tf.Tensor
 
@@ -96,6 +97,24 @@ def _tile(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
     return tf.reshape(total(split, range(0, 2 * shape.rank, 2)), shape), None
 
 
+def _mirror_pad(op: tf.Operation, dy: Tensor) -> tuple[Tensor, None]:
+    """What was mirrored gives its gradient, turned round, to where it came from."""
+    edge = 1 if op.get_attr("mode") == b"REFLECT" else 0
+    for axis, (before, after) in enumerate(known(op.inputs[1]).tolist()):
+        size, outer = op.inputs[0].shape[axis], [ALL] * axis
+        found = crop(dy, *outer, slice(before, before + size))
+        ends = (
+            (slice(0, before), edge, before),
+            (slice(before + size, before + size + after), size - edge - after, after),
+        )
+        for part, start, count in ends:
+            if count:
+                pads = [[0, 0]] * axis + [[start, size - start - count]] + [[0, 0]] * (dy.shape.rank - axis - 1)
+                found += pad(tf.reverse(crop(dy, *outer, part), [axis]), pads)
+        dy = found
+    return dy, None
+
+
 _Pair = tuple[Tensor | None, Tensor | None]
 
 
@@ -138,6 +157,7 @@ GRADIENTS: dict[str, Callable[..., Tensor | Sequence[Tensor | None]]] = {
     "AddV2": _add,
     "BroadcastTo": _broadcast_to,
     "Mean": _mean,
+    "MirrorPad": _mirror_pad,
     "Mul": _mul,
     "RealDiv": _real_div,
     "SquaredDifference": _squared_difference,

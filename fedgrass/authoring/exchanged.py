@@ -11,11 +11,14 @@ import numpy as np
 import tensorflow as tf
 from keras.src.backend.tensorflow import image as backend_image
 from keras.src.backend.tensorflow import nn as backend_nn
+from keras.src.backend.tensorflow import numpy as backend_numpy
+from keras.src.utils import tf_utils
 
-from fedgrass.authoring import activations, spatial
+from fedgrass.authoring import activations, categories, spatial
 from fedgrass.authoring.einsum import einsum
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.patching import patched
+from fedgrass.authoring.rolling import roll
 from fedgrass.authoring.windows import Pair
 
 Tensor: TypeAlias = tf.Tensor
@@ -26,6 +29,15 @@ _backend: dict[str, Callable[..., Tensor]] = {
     name: getattr(backend_nn, name) for name in ("conv", "depthwise_conv", "separable_conv", "conv_transpose")
 }
 _tf_resize = tf.image.resize
+
+
+_ANYWHERE: tuple[tuple[ModuleType, str, Callable[..., Tensor]], ...] = (
+    (tf, "einsum", einsum),
+    (tf, "roll", roll),
+    (backend_numpy, "digitize", categories.digitize),
+    (tf_utils, "tf_encode_categorical_inputs", categories.not_counted),
+)
+"""What LiteRT lacks, trained or not."""
 
 
 @contextmanager
@@ -53,8 +65,7 @@ def for_inference() -> Iterator[None]:
 def _pointed(*pointers: tuple[ModuleType, str, Callable[..., Tensor]]) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(activations.exchanged())
-        stack.enter_context(patched(tf, "einsum", einsum))
-        for owner, name, function in pointers:
+        for owner, name, function in (*_ANYWHERE, *pointers):
             stack.enter_context(patched(owner, name, function))
         yield
 

@@ -312,6 +312,8 @@ _INSTEAD = {
     "Softplus": "use relu or swish, or give the .keras file",
     "Softsign": "use tanh, or give the .keras file",
     "Stateless": "draw by keras.random with a keras.random.SeedGenerator, as Dropout does",
+    "EmptyTensorList": "unroll the loop",
+    "ListDiff": "multiply the parts one by one in place of ops.prod",
     "While": "unroll the loop",
     "Conv3D": "use Conv2D",
     "AvgPool3D": "use AveragePooling2D",
@@ -331,7 +333,7 @@ _OPERATORS = """
     BiasAdd BitwiseXor BroadcastGradientArgs BroadcastTo Cast Ceil ConcatV2 Const Conv2D Conv2DBackpropInput Cos
     Cumsum DepthToSpace DepthwiseConv2dNative DivNoNan Elu Equal Erf Erfc Exp ExpandDims Fill Floor FloorDiv
     FloorMod GatherV2 Greater GreaterEqual Identity IdentityN LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd
-    LogicalNot LogicalOr LogicalXor MatMul Max MaxPool Maximum Mean Min Minimum Mul Neg NoOp NotEqual OneHot
+    LogicalNot LogicalOr LogicalXor MatMul Max MaxPool Maximum Mean Min Minimum MirrorPad Mul Neg NoOp NotEqual OneHot
     OnesLike Pack Pad PadV2 Placeholder Pow Prod Range ReadVariableOp RealDiv Relu Relu6 Reshape ReverseSequence
     ReverseV2 RightShift Round Rsqrt Select SelectV2 Shape Sigmoid Sign Sin Slice Softmax SpaceToDepth Split SplitV
     Sqrt Square SquaredDifference Squeeze StatelessWhile StopGradient StridedSlice Sub Sum Tanh Tile Transpose

@@ -202,7 +202,7 @@ class KerasModel:
     def place(self, where: str) -> str:
         """Return the layer that a graph node belongs to."""
         # Nodes of a gradient carry the forward node's name with `_grad` behind it.
-        layer = self._layer_of.get(re.sub(r"^gradients(?:_\d+)?/(.*?)_grad/.*", r"\1", where))
+        layer = self._layer_of.get(re.sub(r"^(?:gradients(?:_\d+)?/)?(.*?)_grad/.*", r"\1", where))
         return f"layer {layer.name!r} ({type(layer).__name__})" if layer else where
 
     def _call(
@@ -378,11 +378,26 @@ def _check(model: keras.Model) -> None:
         raise UnsupportedModelError(model.name, "a model without trainable variables", "unfreeze a layer")
 
 
+_LOOKUPS = (
+    keras.layers.Hashing,
+    keras.layers.HashedCrossing,
+    keras.layers.IntegerLookup,
+    keras.layers.StringLookup,
+    keras.layers.TextVectorization,
+)
+
+
 def _check_layer(layer: keras.Layer) -> None:
     place = f"layer {layer.name!r} ({type(layer).__name__})"
     if getattr(layer, "quantization_mode", None) is not None:
         raise UnsupportedModelError(
             place, f"weights quantized as {layer.quantization_mode}", "export it before it is quantized"
+        )
+    if isinstance(layer, _LOOKUPS):
+        raise UnsupportedModelError(
+            place,
+            "looking numbers or text up",
+            "let the data hold the numbers that it gives, and begin the model with the layer after it",
         )
     # LiteRT trains in float32.
     if layer.compute_dtype in ("float16", "bfloat16", "float64") or layer.variable_dtype != "float32":
