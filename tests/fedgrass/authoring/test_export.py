@@ -187,6 +187,10 @@ def dense(**options: Any) -> Any:
             ],
             "input 'words': text cannot.*numbers of words",
         ),
+        (
+            lambda: [keras.Input((2,), dtype="int32"), layers.IntegerLookup(vocabulary=[3, 5], name="ids"), dense()],
+            "'ids' .IntegerLookup.*let the data hold the numbers",
+        ),
         (lambda: [layers.Dense(3)], "not built"),
         (lambda: [keras.Input((4,)), dense(trainable=False)], "without trainable"),
     ],
@@ -199,6 +203,7 @@ def dense(**options: Any) -> Any:
         "half precision",
         "open shape",
         "text",
+        "a look-up",
         "not built",
         "frozen",
     ],
