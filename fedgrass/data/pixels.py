@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,16 +143,29 @@ def _ends(manifest: Manifest, settings: DataSettings, what: str) -> tuple[float,
     if settings.pixels:
         low, _, high = settings.pixels.partition("..")
         try:
-            return float(low), float(high)
-        except ValueError as error:
-            raise DataError(f"{what}: pixels is {settings.pixels!r}; expected black..white, such as 0..255") from error
+            black, white = float(low), float(high)
+        except ValueError:
+            black = white = math.nan
+        return _two_ends(black, white, manifest, f"{what}: pixels is {settings.pixels!r}")
     if manifest.data.pixels is not None:
-        return manifest.data.pixels
+        black, white = manifest.data.pixels
+        return _two_ends(black, white, manifest, f"the model's data.pixels is {black:g}..{white:g}")
     if np.dtype(manifest.x.dtype).kind == "f":
         return 0.0, 1.0
     low_end, high_end = limits(manifest.x.dtype)
     # Wider integers hold pixels of 8 bits as they are.
     return (low_end, high_end) if high_end - low_end <= 255 else (0.0, 255.0)
+
+
+def _two_ends(black: float, white: float, manifest: Manifest, said: str) -> tuple[float, float]:
+    """Refuse what would make all pixels alike, or wrap around in the model's dtype."""
+    if not (math.isfinite(black) and math.isfinite(white) and black != white):
+        raise DataError(f"{said}; expected black..white, two numbers that differ, such as 0..255")
+    if np.dtype(manifest.x.dtype).kind != "f":
+        least, most = limits(manifest.x.dtype)
+        if not least <= min(black, white) <= max(black, white) <= most:
+            raise DataError(f"{said}; the model takes {manifest.x.dtype}, so from {least:g} to {most:g}")
+    return black, white
 
 
 def _pillow() -> tuple[ModuleType, ModuleType]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,19 @@ def test_pixels_are_those_of_numpy(tmp_path: Path, seed: int, wide: bool, suffix
         found = source.read(np.array([0])).x[0, ..., 0]
         np.testing.assert_allclose(found, low + pixels / most * (high - low), atol=1e-6 * (high - low))
     file.unlink()
+
+
+@pytest.mark.parametrize("pixels", ["nan..1", "0..inf", "5..5", "0..", "dark..light", "0..256", "-1..255"])
+def test_ends_of_pixels_that_tell_nothing_or_would_wrap_are_refused(tmp_path: Path, pixels: str) -> None:
+    pytest.importorskip("PIL", reason="Pillow is not installed: pip install 'fedgrass[images]'")
+    file = tmp_path / "cat" / "a.png"
+    file.parent.mkdir()
+    messy_images.array(np.zeros((2, 3), np.uint8), "uint8")(file)
+    whole = messy_images.GREY.model_copy(update={"x": messy_images.GREY.x.model_copy(update={"dtype": "uint8"})})
+    with pytest.raises(DataError, match=f"pixels is '{re.escape(pixels)}'"):
+        open_source(DataSettings(loader="images", path=str(tmp_path), pixels=pixels), whole)
+    if pixels in ("0..256", "-1..255"):  # a float model may have them
+        open_source(DataSettings(loader="images", path=str(tmp_path), pixels=pixels), messy_images.GREY)
 
 
 def test_a_parquet_file_is_read_by_name_a_group_of_rows_at_a_time(tmp_path: Path) -> None:
