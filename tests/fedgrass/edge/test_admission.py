@@ -20,7 +20,7 @@ from fedgrass.data import load
 from fedgrass.edge.admission import chance, judge
 from fedgrass.edge.admissions import Admission
 from fedgrass.edge.admit import admit
-from fedgrass.edge.judging import judge_here
+from fedgrass.edge.judging import Case, judge_apart, judge_here
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.base import FitSettings
@@ -350,6 +350,18 @@ def test_each_of_two_models_is_judged_by_the_code_that_it_brings_and_one_with_co
     finally:
         import_from(None)
     assert (place.active, builds.read_text()) == ("2.0.0", "21")
+
+
+def test_settings_of_any_length_reach_who_judges(place: Place, good: Bundle) -> None:
+    long = place.runtime.model_copy(update={"node_config": {f"site_{number}": "x" * 8192 for number in range(40)}})
+    case = Case(
+        candidate=good.folder,
+        active=None,
+        builders=place.folder / "builders",
+        runtime=long,
+        deployer=ModelDeployerSettings(),
+    )
+    assert judge_apart(case).admitted
 
 
 def test_a_model_that_was_rolled_back_stays_out_when_its_script_runs_again(
