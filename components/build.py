@@ -48,8 +48,8 @@ def write_archive(target: Path, files: list[Path]) -> None:
             archive.writestr(entry, (ROOT / file).read_bytes())
 
 
-def build(project: Path) -> Path:
-    """Build the GDK project in ``project`` and return its ``greengrass-build`` folder."""
+def build(project: Path, output: Path | None = None) -> Path:
+    """Build the GDK project in ``project`` into its ``greengrass-build`` folder, or another; returns that folder."""
     try:
         component = json.loads((project / "gdk-config.json").read_text())["component"]
         [(name, settings)] = component.items()
@@ -58,7 +58,7 @@ def build(project: Path) -> Path:
             f"{project}: expected a GDK project with one component in gdk-config.json ({error})"
         ) from error
     recipe = (project / "recipe.yaml").resolve()
-    output = project / "greengrass-build"
+    output = output or project / "greengrass-build"
     # From nothing: a file that was removed from a component must not stay in its archive.
     shutil.rmtree(output, ignore_errors=True)
     artifacts = output / "artifacts" / name / settings["version"]

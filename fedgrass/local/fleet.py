@@ -133,7 +133,10 @@ class LocalFleet:
     def built_components(self) -> list[Path]:
         """Each component's build, the umbrella last; made when first asked for, which needs no account."""
         tool = build_tool()
-        return [tool.build(project) for project in tool.projects()]
+        # Into this fleet's own folder: another demo in the same checkout may build at the same time.
+        return [
+            tool.build(project, self.folder / "built" / str(number)) for number, project in enumerate(tool.projects())
+        ]
 
     def publish_components(self) -> list[Published]:
         """Build every component and publish it, the umbrella last."""
