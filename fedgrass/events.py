@@ -258,7 +258,6 @@ _LOCAL_AWS = {
     "rule_failed": _warning("Actions of a topic rule failed; its error action is tried.", "rule topic failures"),
     "rule_error_action_failed": _warning("A topic rule's error action failed, too.", "rule reason"),
     "event_not_delivered": _warning("EventBridge could not deliver.", "detail_type target error"),
-    "function_not_started": _warning("A function cannot start.", "function error"),
     "function_event_failed": _warning("A function failed at an event.", "function answer"),
     "function_event_dropped": _warning("A function is gone; its event is dropped.", "function reason"),
     "processing_job_changed": _info("A Processing job has another status.", "job status reason"),

@@ -194,8 +194,8 @@ def test_the_job_may_do_what_its_code_does_and_nothing_else(template: Template) 
         services=("s3", "greengrassv2", "sagemaker"),
     )
     called |= actions_of_function("fedgrass.protocol.tables", "load_round")
-    called |= actions_of_function("fedgrass.protocol.tables", "participations_at")
-    called |= actions_of_function("fedgrass.protocol.tables", "participations")
+    called |= actions_of_function("fedgrass.protocol.participations", "participations_at")
+    called |= actions_of_function("fedgrass.protocol.participations", "participations")
     called |= actions_of_function("fedgrass.protocol.roster", "things_of_fleet")
     called |= actions_of_function("fedgrass.cloud.aggregator.device_evaluation", "DeviceEvaluation")
     for module, function in (
