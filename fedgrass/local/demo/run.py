@@ -7,7 +7,6 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,11 +134,11 @@ class Demo:
     def start(self) -> None:
         """Bring up the account and the devices, until each could train."""
         fleet = self.fleet
-        with self._step("Local AWS, with the stack deployed; components built"), ThreadPoolExecutor(1) as meanwhile:
-            preparing = meanwhile.submit(lambda: (self._data, fleet.built_components))  # else this process only waits
+        # One after the other: a process that is started while another thread loads libraries may inherit the loader's lock, and
+        # hang before it becomes itself.
+        with self._step("Local AWS, with the stack deployed"):
             fleet.start_account()
-            preparing.result()
-        with self._step("Components published"):
+        with self._step("Components built and published"):
             fleet.publish_components()
         with self._step("First model and evaluation set published"):
             kept = fleet.folder / "kept.npz"
