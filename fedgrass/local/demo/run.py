@@ -134,8 +134,8 @@ class Demo:
     def start(self) -> None:
         """Bring up the account and the devices, until each could train."""
         fleet = self.fleet
-        # One after the other: a process that is started while another thread loads libraries may inherit the loader's lock, and
-        # hang before it becomes itself.
+        # One after the other, in this thread: Ctrl-C may come while it takes logging's lock, which is never released then. This
+        # thread may take it again; another would wait for ever, and this one for the other.
         with self._step("Local AWS, with the stack deployed"):
             fleet.start_account()
         with self._step("Components built and published"):
