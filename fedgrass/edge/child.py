@@ -77,6 +77,8 @@ class Child:
         self._in, self._out = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
         # A child that hangs in native code does not read, and its full pipe must not block the component's loop.
         os.set_blocking(self._in.fileno(), False)
+        # The rest of a line that is longer than the pipe holds (64 kB): `read` passes it on.
+        self._untold = b""
 
     @property
     def pid(self) -> int:
@@ -84,17 +86,37 @@ class Child:
         return self._process.pid
 
     def tell(self, line: bytes) -> bool:
-        """Give it a line; returns whether it was taken in time: a child that hangs or is dead takes none."""
+        """Give it a line, of any length; returns whether it was taken: a child that hangs or is dead takes none.
+
+        What the pipe does not hold yet follows as the child reads, and no other line is taken before it.
+        """
+        self._pass_on()
+        if self._untold:
+            return False
         try:
-            return self._in.write(line) == len(line)
+            taken = self._in.write(line)
         except OSError:
             return False
+        self._untold = line[taken:] if taken else b""
+        return bool(taken)
+
+    def _pass_on(self) -> None:
+        if not self._untold:
+            return
+        try:
+            self._untold = self._untold[self._in.write(self._untold) or 0 :]
+        except OSError:
+            # Nobody reads any more; its end tells why.
+            self._untold = b""
 
     def read(self, timeout: float) -> bytes | None:
         """Return some of what it answers; see `Running`. Its end counts, though a separate process may hold the pipe."""
         over = self._process.poll() is not None
         # What a dead child wrote last is read before its end counts.
-        ready, _, _ = select.select([self._out], [], [], 0 if over else timeout)
+        waiting = [self._in] if self._untold and not over else []
+        ready, open_, _ = select.select([self._out], waiting, [], 0 if over else timeout)
+        if open_:
+            self._pass_on()
         if ready:
             return os.read(self._out.fileno(), MAX_LINE_BYTES)
         return b"" if over else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,6 @@ from fedgrass.errors import FedgrassError
 from fedgrass.logs import Log
 from fedgrass.own_code import as_itself
 from fedgrass.protocol.message import Metrics, as_reason
-
-_LOOK_SECONDS = 0.1
 
 
 class Case(BaseModel):
@@ -58,7 +55,7 @@ def judge_apart(
     """Judge a model in a child; one that dies of it has refused the model."""
     child, said = start(), b""
     try:
-        said = _told(child, case.model_dump_json(by_alias=True).encode() + b"\n")
+        child.tell(case.model_dump_json(by_alias=True).encode() + b"\n")
         # No time limit here: the install step has the nucleus's own.
         while (some := child.read(1.0)) != b"" and len(said) <= MAX_LINE_BYTES:
             said += some or b""
@@ -71,20 +68,6 @@ def judge_apart(
     with contextlib.suppress(ValidationError):
         return Judgement.model_validate_json(said)
     return Judgement(admitted=False, reason=f"its admission died {cause or 'without a verdict'}")
-
-
-def _told(child: Running, line: bytes) -> bytes:
-    """Tell a child all of a line; returns what it answered meanwhile: nothing, unless it did not wait for the end."""
-    said = b""
-    # A device's settings may be longer than a pipe holds (64 kB), and the child's interpreter takes a second to start. A piece of
-    # PIPE_BUF is taken whole or not at all.
-    for at in range(0, len(line), select.PIPE_BUF):
-        while not child.tell(line[at : at + select.PIPE_BUF]):
-            some = child.read(_LOOK_SECONDS)
-            if some == b"":
-                return said
-            said += some or b""
-    return said
 
 
 def judge_here(case: Case, log: Log) -> Judgement:

@@ -39,6 +39,17 @@ def test_what_a_child_prints_is_not_taken_for_its_answer(capfd: pytest.CaptureFi
     assert "printed" in capfd.readouterr().out
 
 
+@pytest.mark.parametrize("length", [4095, 4096, 4097, 65_535, 65_536, 65_537, 1 << 20])
+def test_a_line_of_any_length_arrives_whole_and_before_the_next(length: int) -> None:
+    child = Child(CHILD, str(os.getpid()), "echo")
+    line = bytes(range(97, 123)) * (length // 26) + b"z" * (length % 26 - 1) + b"\n"
+    assert child.tell(line)
+    # Taken now, if all of the first is in the pipe, or else not at all: never in its middle.
+    child.tell(b"another\n")
+    assert everything(child) == line
+    assert child.died_of() == ""
+
+
 @pytest.mark.parametrize(
     ("what", "cause"),
     [
