@@ -129,15 +129,6 @@ class LocalFleet:
         self.aws = self._stack.enter_context(start_aws(self.folder / "aws", mqtt=self._mqtt, accounts=self.accounts))
         self.outputs = deploy(self.session, fleet=self.fleet, dependencies=False)
 
-    @cached_property
-    def built_components(self) -> list[Path]:
-        """Each component's build, the umbrella last; made when first asked for, which needs no account."""
-        tool = build_tool()
-        # Into this fleet's own folder: another demo in the same checkout may build at the same time.
-        return [
-            tool.build(project, self.folder / "built" / str(number)) for number, project in enumerate(tool.projects())
-        ]
-
     def publish_components(self) -> list[Published]:
         """Build every component and publish it, the umbrella last."""
         publisher = ComponentPublisher(
@@ -146,7 +137,13 @@ class LocalFleet:
             account=self.aws.account,
             region=self.aws.region,
         )
-        return [publisher.publish(built, bucket=_COMPONENT_BUCKET) for built in self.built_components]
+        tool = build_tool()
+        # Built into this fleet's own folder: another demo in the same checkout may build at the same time.
+        folder = self.folder / "built"
+        return [
+            publisher.publish(tool.build(project, folder / str(number)), bucket=_COMPONENT_BUCKET)
+            for number, project in enumerate(tool.projects())
+        ]
 
     def start_device(self, thing: str) -> LocalDevice:
         """Register a thing in the fleet's group and start its core device; started again, it resumes."""
