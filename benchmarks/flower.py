@@ -13,17 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from benchmarks.processes import PeakMemory
 
 APPS = Path(__file__).parent / "flower_project"
 _OURS = """
@@ -56,64 +56,27 @@ def measured(code: str, app: str, devices: int, workers: int, rounds: int, secon
         script, log = Path(folder) / "script.py", Path(folder) / "log"
         script.write_text(code)
         argv = [sys.executable, str(script), str(APPS / app), f"{app}_app", str(devices), str(workers)]
+        memory = PeakMemory("Pss")
+        memory.start()
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                argv, cwd=folder, env=environment, stdout=stream, stderr=stream, start_new_session=True
+                argv,
+                cwd=folder,
+                env={**environment, **memory.environment},
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
             )
-        memory = Memory(process.pid)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        peak = memory.stop()
+        memory.stop()
+        process.wait()
         times = Path(folder) / "times.txt"
         ended = [float(line.split()[1]) for line in times.read_text().splitlines()] if times.exists() else []
         if len(ended) != rounds + 1:
             return {"error": (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1][:200]}
     gaps = [later - earlier for earlier, later in pairwise(ended[1:])]
-    return {"seconds_per_round": round(statistics.median(gaps), 4), "peak_mb": round(peak, 1)}
-
-
-class Memory(threading.Thread):
-    """Samples what a process and those below it hold, until it is stopped."""
-
-    def __init__(self, root: int) -> None:
-        super().__init__(daemon=True)
-        self._root = root
-        self._peak = 0.0
-        self._done = threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        """Sample."""
-        while not self._done.wait(0.2):
-            self._peak = max(self._peak, sum(map(_pss_mb, _tree(self._root))))
-
-    def stop(self) -> float:
-        """Return the peak in MB."""
-        self._done.set()
-        self.join()
-        return self._peak
-
-
-def _tree(root: int) -> list[int]:
-    parents: dict[int, int] = {}
-    for place in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended
-            parents[int(place.parent.name)] = int(place.read_text().rpartition(")")[2].split()[1])
-    found = [root]
-    for process in found:  # grows as it goes
-        found += [child for child, parent in parents.items() if parent == process]
-    return found
-
-
-def _pss_mb(process: int) -> float:
-    try:
-        text = Path(f"/proc/{process}/smaps_rollup").read_text()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:")), 0) * 1024 / 1e6
+    return {"seconds_per_round": round(statistics.median(gaps), 4), "peak_mb": round(memory.peak_mb, 1)}
 
 
 def main() -> None:

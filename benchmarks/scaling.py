@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.personal import dealt
 from fedgrass.bundle import Bundle
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import FitSettings
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.profile.adapt import adapt
 from fedgrass.protocol.settings import FleetSettings
-from fedgrass.simulation.examples import Examples, prepare
+from fedgrass.simulation.examples import Examples
 from fedgrass.simulation.profiling import simulate_profile
 from fedgrass.simulation.run import simulate
-from fedgrass.simulation.settings import Simulation
 
 Floats = NDArray[np.float32]
 
@@ -116,7 +116,7 @@ def _measured(raw: Bundle, data: Path, folder: Path, seed: int, given: argparse.
     adapted = adapt(raw, profile, folder / "adapted")
     fit = {"epochs": given.epochs, "learning_rate": given.rate}
     rounds = {**options, "rounds": given.rounds, "fleet": FleetSettings().overridden({**_FLEET, "fit": fit})}
-    examples = _dealt(raw, rounds, folder)
+    examples = dealt(raw, rounds, folder)
     kept = next(examples.kept.batches(len(examples.kept)))
     x, y = np.asarray(kept.x, np.float32), np.asarray(kept.y)
 
@@ -132,14 +132,6 @@ def _measured(raw: Bundle, data: Path, folder: Path, seed: int, given: argparse.
     found["each_its_own"] = _each_its_own(raw, examples, given, x, y)
     found["central"] = _central(examples, given, seed, x, y)
     return found
-
-
-def _dealt(bundle: Bundle, options: dict[str, Any], folder: Path) -> Examples:
-    """Return the simulation's own division of the examples."""
-    manifest, scratch = bundle.manifest, folder / "dealt"
-    scratch.mkdir()
-    digests = {"parameters_sha256": manifest.parameters_sha256, "graph_sha256": manifest.graph_sha256}
-    return prepare(Simulation.checked({**options, **digests}), manifest, scratch)
 
 
 def _rows(examples: Examples, device: int) -> tuple[Floats, NDArray[np.int32]]:

@@ -15,14 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import uuid
-from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paired import keep, say
+from benchmarks.processes import PeakMemory, memory_mb
 from fedgrass.bundle import Bundle
 from fedgrass.data.arrays import shuffled
 from fedgrass.engines.base import FitSettings
@@ -42,7 +39,6 @@ from fedgrass.simulation.settings import Simulation
 from fedgrass.training import seed_of
 
 _PEERS = Path(__file__).with_name("simulation_peers.py")
-_MARK = "FEDGRASS_BENCHMARK"
 _EPOCHS, _RATE = 2, 0.1
 _NORM_TOLERANCE = 1e-4
 _MANY = 100_000
@@ -241,7 +237,7 @@ def run_rest(arguments: argparse.Namespace) -> dict[str, Any]:
     """Hold the examples of devices that do nothing."""
     with tempfile.TemporaryDirectory(prefix="fedgrass-benchmark-") as folder:
         held = opened(arguments, Path(folder))
-        found = {"rss_mb": _status_mb(os.getpid(), "VmRSS"), "seconds": 0.0, "ready_at": time.time()}
+        found = {"rss_mb": memory_mb(os.getpid()), "seconds": 0.0, "ready_at": time.time()}
         del held
     return found
 
@@ -251,25 +247,21 @@ CONTENDERS = {"ours": run_ours, "rest": run_rest}
 
 def _run(command: list[str], folder: Path) -> dict[str, Any] | None:
     """Run a contender and return what it wrote, with its start-up and the peak memory of all its processes."""
-    mark = uuid.uuid4().hex
+    memory = PeakMemory()
     (folder / "result.json").unlink(missing_ok=True)
     began = time.time()
     process = subprocess.Popen(
         [*command, "--folder", str(folder)],
         stdout=sys.stderr,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, _MARK: mark},
+        env={**os.environ, **memory.environment},
     )
-    memory = _PeakMemory(mark)
     memory.start()
     try:
         process.wait(_PATIENCE)
     except subprocess.TimeoutExpired:
         process.terminate()
     memory.stop()
-    for left in memory.processes():  # Ray's outlive what started them
-        with suppress(ProcessLookupError):
-            os.kill(left, signal.SIGKILL)
     process.wait()
     if not (folder / "result.json").exists():
         say(f"{command}: failed with {process.returncode}")
@@ -278,42 +270,6 @@ def _run(command: list[str], folder: Path) -> dict[str, Any] | None:
     found |= {"peak_rss_mb": memory.peak_mb, "start_seconds": found["ready_at"] - began}
     say(f"{command[-1]}: {found}")
     return found
-
-
-class _PeakMemory(threading.Thread):
-    """The largest sum of the resident memory of all processes that inherited a mark in their environment."""
-
-    def __init__(self, mark: str) -> None:
-        super().__init__(daemon=True)
-        self.peak_mb = 0.0
-        self._mark = f"{_MARK}={mark}".encode()
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(0.2):
-            self.peak_mb = max(self.peak_mb, sum(_status_mb(process, "VmRSS") for process in self.processes()))
-
-    def processes(self) -> list[int]:
-        ids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-        return [process for process in ids if self._is_ours(process)]
-
-    def stop(self) -> None:
-        self._ended.set()
-        self.join()
-
-    def _is_ours(self, process: int) -> bool:
-        try:
-            return self._mark in Path(f"/proc/{process}/environ").read_bytes()
-        except OSError:
-            return False
-
-
-def _status_mb(process: int, name: str) -> float:
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(name)), 0.0)
 
 
 if __name__ == "__main__":
