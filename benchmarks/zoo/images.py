@@ -105,9 +105,9 @@ def _patches() -> Any:
 MODELS: dict[str, Build] = {
     "lenet": lambda: _classifier(
         layers.Conv2D(6, 5, activation="tanh"),
-        layers.AveragePooling2D(),
+        layers.AveragePooling2D(2),
         layers.Conv2D(16, 5, activation="tanh"),
-        layers.AveragePooling2D(),
+        layers.AveragePooling2D(2),
         layers.Flatten(),
         layers.Dense(120, activation="tanh"),
     ),
