@@ -44,28 +44,32 @@ def normalized(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) -> _Res
         return tf.reshape(values * tf.ones([width, 1]), [width * channels]) if width > 1 else values
 
     def total(x: Tensor) -> Tensor:
-        summed = tf.reduce_sum(x, axis=list(range(x.shape.rank - 1)))
-        return tf.reduce_sum(tf.reshape(summed, [width, channels]), axis=0) if width > 1 else summed
+        # In two steps: XNNPACK adds row by row, and each addition to a large sum rounds.
+        summed = tf.reduce_sum(x, axis=-2)
+        return tf.reduce_sum(tf.reshape(summed, [-1, channels]), axis=0)
 
     def normalize(x: Tensor, scale: Tensor, offset: Tensor) -> tuple[_Result, Callable[..., tuple[Tensor, ...]]]:
         image = shaped(x)
-        mean = total(image) / rows
+        about = total(image) / rows
         # Two passes, not E[x²] − E[x]²: that loses digits where the mean is large.
-        centred = image - repeated(mean)
-        variance = total(tf.square(centred)) / rows
+        centred = image - repeated(about)
+        # What rounding left of the mean: the gradient of the scale would be wrong by it, times the sum of dy.
+        rest = total(centred) / rows
+        variance = total(tf.square(centred)) / rows - tf.square(rest)
         inverse = tf.math.rsqrt(variance + epsilon)
-        y = centred * repeated(inverse * scale) + repeated(offset)
+        y = centred * repeated(inverse * scale) + repeated(offset - rest * inverse * scale)
 
         # The closed form of Ioffe and Szegedy (https://arxiv.org/abs/1502.03167).
         def gradient(dy: Tensor, _mean: Tensor, _variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             dy = shaped(dy)
             by_offset = total(dy)
-            by_scale = total(dy * centred) * inverse
-            slope = repeated(-inverse * inverse * scale * by_scale / rows)
-            dx = dy * repeated(inverse * scale) + centred * slope - repeated(inverse * scale * by_offset / rows)
+            by_scale = (total(dy * centred) - rest * by_offset) * inverse
+            slope = -inverse * inverse * scale * by_scale / rows
+            level = rest * slope + inverse * scale * by_offset / rows
+            dx = dy * repeated(inverse * scale) + centred * repeated(slope) - repeated(level)
             return tf.reshape(dx, x.shape), by_scale, by_offset
 
-        return (tf.reshape(y, x.shape), mean, variance), gradient
+        return (tf.reshape(y, x.shape), about + rest, variance), gradient
 
     found: _Result = tf.custom_gradient(normalize)(x, scale, offset)
     return found

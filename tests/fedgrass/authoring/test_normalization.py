@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 pytestmark = pytest.mark.authoring
 
 tf = pytest.importorskip("tensorflow")
+
+from ai_edge_litert.interpreter import Interpreter  # noqa: E402 - beside TensorFlow
 
 from fedgrass.authoring.normalization import normalized, normalized_groups, normalized_rows  # noqa: E402 - only where TensorFlow is
 
@@ -34,6 +37,38 @@ def test_values_statistics_and_gradients_equal_tensorflows(shape: tuple[int, ...
     for found, wanted in zip(ours, expected, strict=True):
         scale = max(float(np.abs(wanted).max()), 1.0)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * scale)
+
+
+def test_litert_sums_thousands_of_pixels_as_precisely_as_tensorflow(tmp_path: Path) -> None:
+    # XNNPACK adds row by row: at a mean of 2 a plain sum is wrong by 2e-6 of y, and by 1e-4 of the scale's gradient.
+    generator, shape = np.random.default_rng(0), (8, 32, 32, 16)
+    x, dy = generator.normal(2, 1, shape), generator.normal(0.3, 1, shape)
+    given = tf.TensorSpec(shape)
+    module = tf.Module()
+    ones, zeros = tf.ones([16]), tf.zeros([16])
+
+    @tf.function(input_signature=[given, given])
+    def both(x: Any, dy: Any) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            tape.watch([x, ones])
+            y, *_ = normalized(x, ones, zeros, EPSILON)
+        by_x, by_scale = tape.gradient(y, [x, ones], output_gradients=dy)
+        return {"y": y, "by_x": by_x, "by_scale": by_scale}
+
+    module.both = both
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, str(tmp_path), signatures=both.get_concrete_function(), options=options)
+    converted = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path)).convert()
+    runner = Interpreter(model_content=converted, num_threads=1).get_signature_runner()
+    found = runner(x=x.astype(np.float32), dy=dy.astype(np.float32))
+
+    inverse = 1 / np.sqrt(x.var((0, 1, 2)) + EPSILON)
+    y = (x - x.mean((0, 1, 2))) * inverse
+    by_scale = (dy * y).sum((0, 1, 2))
+    by_x = inverse * (dy - dy.mean((0, 1, 2)) - y * by_scale / (x.size / 16))
+    for name, wanted in {"y": y, "by_x": by_x, "by_scale": by_scale}.items():
+        limit = 1e-5 if name == "by_scale" else 8e-7
+        np.testing.assert_allclose(found[name], wanted, rtol=0, atol=limit * np.abs(wanted).max(), err_msg=name)
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 6, 3), (8, 7), (4, 9, 65), (200, 16), (2, 3, 3, 128)])
