@@ -22,6 +22,7 @@ from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings
 from fedgrass.errors import ConfigurationError, EngineError, NoFiguresError
 from fedgrass.own_code import own_code
 from fedgrass.personal import Own, shared_manifest, shared_of
+from fedgrass.personal_models import Personal, PersonalModels
 from fedgrass.protocol.message import LONGEST_METRIC, MOST_METRICS
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.metrics import others
@@ -79,6 +80,8 @@ class TrainingFiles:
         What strategies such as ``scaffold`` keep and need (`fedgrass.control`); None: this participant trains without.
     own
         File of this participant's own parameters (`fedgrass.personal`); None: it starts from the base's each time.
+    personal
+        Folder of this participant's own models (`fedgrass.personal_models`); None: it has none.
     keys
         Folder of the device's signing key, which a round with secure aggregation needs.
     """
@@ -88,6 +91,7 @@ class TrainingFiles:
     residual: Path | None = None
     control: ControlFiles | None = None
     own: Path | None = None
+    personal: Path | None = None
     keys: Path | None = None
 
 
@@ -143,6 +147,8 @@ def train(
     manifest = base.manifest
     control = Control.of(announcement, manifest, files.control, identity)
     own = Own.of(manifest, files.own, identity)
+    models = PersonalModels(files.personal, manifest, identity) if files.personal else None
+    personal = Personal.of(announcement.personal, models, hooks.after_batch)
     earlier = checkpoints.load(files.checkpoint, identity)
     # As if it had begun earlier, so that times add up over restarts.
     started = clock() - (earlier.seconds if earlier else 0.0)
@@ -160,14 +166,17 @@ def train(
         data,
         announcement,
         thing,
-        hooks=Hooks(hooks.after_batch, saved_then(hooks.after_epoch), saved_then(hooks.stopped), keep=False),
+        hooks=Hooks(
+            hooks.after_batch, saved_then(hooks.after_epoch), saved_then(hooks.stopped), keep=personal is not None
+        ),
         resume=earlier.state if earlier else None,
         correction=control.correction if control else None,
+        personal=personal,
     )
     seconds = clock() - started
     last = checkpoints.load(files.checkpoint, identity)
     # Tensor by tensor from the disk, if the engine told of each epoch: a large model is then not in memory twice.
-    whole = last is not None and last.state.epoch >= announcement.fit.epochs
+    whole = last is not None and last.state.epoch >= announcement.fit.local_epochs + announcement.fit.epochs
     local = last.state.parameters if last is not None and whole else fitted.parameters
     header, examples = fitted.header, fitted.num_examples
     del fitted  # with what its engine lends, and so with the engine
@@ -259,6 +268,7 @@ def fit(
     hooks: Hooks | None = None,
     resume: FitState | None = None,
     correction: Parameters | None = None,
+    personal: Personal | None = None,
 ) -> Fitted:
     """Train as announced, from the base that the engine holds; nothing is written.
 
@@ -280,6 +290,8 @@ def fit(
         Where an earlier process came to in this very training.
     correction
         What the round's strategy adds to the gradient (`fedgrass.control`).
+    personal
+        What the device makes for itself in the same round, and where it keeps it.
 
     Returns
     -------
@@ -293,12 +305,13 @@ def fit(
     DivergedError
         If the training did.
     EngineError
-        If the engine or the model's optimizer does not go with the round's strategy.
+        If the engine, the model or its optimizer does not go with what the round asks.
     StopTraining
         If a hook did.
     """
     rate = announcement.fit.learning_rate or manifest.optimizer.rate
     _require_control(engine, manifest, announcement)
+    _require_turns(engine, manifest, announcement)
     settings = FitSettings(
         epochs=announcement.fit.epochs,
         learning_rate=rate,
@@ -307,15 +320,25 @@ def fit(
         seed=seed_of(announcement, thing),
         class_weight=announcement.fit.class_weight,
         correction=correction,
+        local_epochs=announcement.fit.local_epochs,
         round=announcement.round,
         config=announcement.fit.config,
     )
+    examples, base, figures = _limited(data.train, announcement.fit.max_examples), {}, {}
+    if personal is not None:
+        personal.require(engine)
+        base, figures = engine.get_parameters(), personal.judged(engine, data.validation, "base")
     with own_code("training"):
-        result = engine.fit(_limited(data.train, announcement.fit.max_examples), settings, hooks=hooks, resume=resume)
-    found = {"steps": float(result.steps)}
+        result = engine.fit(examples, settings, hooks=hooks, resume=resume)
+    # Of two turns, those that moved what is shared: each goes through the same batches.
+    steps = result.steps * settings.epochs // settings.all_epochs
+    found = {"steps": float(steps)}
     if announcement.fit.control == "scaffold":
-        found[STEP_LENGTH] = step_length(manifest.optimizer, rate, result.steps)
+        found[STEP_LENGTH] = step_length(manifest.optimizer, rate, steps)
     metrics, num_examples = _measured(engine, data, result, found), result.num_examples
+    if personal is not None:
+        figures |= personal.trained(engine, examples, data.validation, settings, base, result)
+        metrics = _with_first(metrics, figures)
     if announcement.update.hides_figures or announcement.secure is not None:
         # Noise, or masks, hide the update; exact figures beside it would give away what they hide.
         metrics, num_examples = {}, 1
@@ -339,6 +362,26 @@ def _require_control(engine: Engine, manifest: Manifest, announcement: Announcem
         )
     if control == "scaffold":
         require_linear(manifest.optimizer)
+
+
+def _require_turns(engine: Engine, manifest: Manifest, announcement: Announcement) -> None:
+    turns = announcement.fit.local_epochs
+    if turns and manifest.shares_all:
+        raise EngineError(
+            f"fit.local_epochs {turns}: model {manifest.name!r} has no parameters that devices keep for themselves; export it "
+            "with --local, or set 0"
+        )
+    if turns and not getattr(engine, "takes_start", False):
+        raise EngineError(
+            f"fit.local_epochs {turns}: this device's engine trains in one call; use litert, keras, torch or sklearn, or set 0"
+        )
+
+
+def _with_first(metrics: Metrics, figures: Metrics) -> Metrics:
+    """Return metrics with some figures after the first, the steps; of too many the last are left out."""
+    finite = {name: value for name, value in figures.items() if math.isfinite(value)}
+    (first, *rest) = metrics.items()
+    return dict([first, *finite.items(), *rest][:MOST_METRICS])
 
 
 def _measured(engine: Engine, data: Split, result: FitResult, found: Metrics) -> Metrics:

@@ -87,6 +87,7 @@ def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Resu
             task.residual,
             place.control(announcement, bundle),
             own=place.store.own,
+            personal=place.store.personal,
             keys=place.file(KEYS),
         ),
         hooks=Hooks(place.after_batch, lambda state: place.progressed(state.epoch, examples)),

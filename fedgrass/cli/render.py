@@ -139,10 +139,13 @@ def round_panel(record: RoundRecord) -> Panel:
         facts.add_row("privacy", record.privacy.said)
     if record.loss is not None:
         facts.add_row("loss", f"{record.loss:.4g}")
-    if record.metrics:
-        facts.add_row("figures", figures_line(record.metrics))
-    if record.reported:
-        facts.add_row("devices say", figures_line(record.reported))
+    for name, said in (
+        ("figures", figures_line(record.metrics)),
+        ("devices say", figures_line(record.reported)),
+        ("own models", record.personal.said if record.personal else ""),
+    ):
+        if said:
+            facts.add_row(name, said)
     return Panel(facts, title=f"Round {record.round} of {record.fleet}", title_align="left", expand=False)
 
 

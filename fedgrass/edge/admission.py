@@ -97,7 +97,7 @@ def judge(
     # From here on the device has validation examples, and every refusal carries figures for the cloud's report.
     metrics = {**evaluated, **cost}
     if for_application:
-        _require_inference_works(candidate, validation)
+        require_inference_works(candidate, validation)
     if not np.isfinite(metrics["loss"]):
         raise AdmissionError(f"model {candidate.manifest.version}: its loss on this device's data is {metrics['loss']}")
     if active is None:
@@ -249,7 +249,7 @@ def _require_affordable(bundle: Bundle, *, max_latency_ms: float, max_memory_mb:
     return {"latency_ms": round(latency, 4), "memory_mb": round(max(memory, 0.0), 2)}
 
 
-def _require_inference_works(bundle: Bundle, validation: Dataset) -> None:
+def require_inference_works(bundle: Bundle, validation: Dataset) -> None:
     """Run the application's model on a few examples."""
     infer = _application_model(bundle)
     # Real examples, because zeros do not reach the overflows that real inputs cause.

@@ -112,17 +112,19 @@ def admit(
         if (refusal := store.verdict(question, _VERDICT_SECONDS)) is not None:
             log.log_event("model_refused_before", version=version)
             return refusal
-        # Compared with what the application runs now, own parameters included: the fleet's model alone would be an
-        # easier mark.
-        present = store.applied() or active
-        before = present.folder if present is not None else None
         try:
             # The lock is held while the child judges: two admissions at a time would compare with an active model
-            # that is about to change.
-            with store.as_applied(candidate) as given:
+            # that is about to change. Compared with what the application runs now, own parameters included: the fleet's
+            # model alone would be an easier mark.
+            with (
+                store.as_applied(candidate) as given,
+                store.compared() as before,
+                store.personal_models(candidate) as own,
+            ):
                 case = Case(
                     candidate=given.folder,
-                    active=before,
+                    active=before.folder if before is not None else None,
+                    own={kind: bundle.folder for kind, bundle in own.items()},
                     builders=store.folder / "builders",
                     runtime=runtime,
                     deployer=deployer,
@@ -130,7 +132,7 @@ def admit(
                 judgement = judged(case)
             if not judgement.admitted:
                 return store.refuse(version, judgement.reason, question, judgement.metrics)
-            store.activate(candidate)
+            store.activate(candidate, judgement.chosen)
         # Whatever is wrong with this model, the device keeps the one it has.
         except FedgrassError as error:
             return store.refuse(version, str(error), question)

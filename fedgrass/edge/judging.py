@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,30 +22,37 @@ from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.errors import FedgrassError
 from fedgrass.logs import Log
 from fedgrass.own_code import as_itself
-from fedgrass.protocol.message import Metrics, as_reason
+from fedgrass.protocol.message import MOST_METRICS, Metrics, as_reason
+
+if TYPE_CHECKING:
+    from fedgrass.bundle import Manifest
+    from fedgrass.data import Split
+    from fedgrass.engines.base import Engine
 
 
 class Case(BaseModel):
     """What is to be judged, and by which settings; bundles by their folders.
 
-    ``builders``: where code that comes with models is unpacked to.
+    ``builders``: where code that comes with models is unpacked to. ``own``: what this device has for itself, by kind.
     """
 
     model_config = ConfigDict(frozen=True)
 
     candidate: Path
     active: Path | None
+    own: dict[str, Path] = {}
     builders: Path
     runtime: RuntimeSettings
     deployer: ModelDeployerSettings
 
 
 class Judgement(BaseModel):
-    """Whether a model is let in, why, and what was measured."""
+    """Whether a model is let in, why, and what was measured; ``chosen`` is which the application is to load."""
 
     model_config = ConfigDict(frozen=True)
 
     admitted: bool
+    chosen: str = "fleet"
     reason: str = ""
     metrics: Metrics = {}
 
@@ -74,10 +82,19 @@ def judge_here(case: Case, log: Log) -> Judgement:
     """Judge a model in this process; raises `MemoryError` if there is too little of it."""
     from fedgrass.data import load
     from fedgrass.edge.admission import WorseError, judge
+    from fedgrass.edge.choice import choose
     from fedgrass.engines.registry import open_engine
     from fedgrass.engines.shipped import own_builder
 
     runtime, deployer = case.runtime, case.deployer
+
+    def load_examples(manifest: Manifest) -> Split:
+        return load(runtime.data, manifest)
+
+    def opened(bundle: Bundle) -> Engine:
+        builder = own_builder(bundle, runtime.builders, runtime.builder, case.builders)
+        return open_engine(runtime.engine, bundle, threads=runtime.threads, builder=builder)
+
     try:
         verdict = judge(
             Bundle.open(case.candidate),
@@ -86,14 +103,11 @@ def judge_here(case: Case, log: Log) -> Judgement:
             metric=deployer.metric,
             max_latency_ms=deployer.max_latency_ms,
             max_memory_mb=deployer.max_memory_mb,
-            load=lambda manifest: load(runtime.data, manifest),
-            open_engine=lambda bundle: open_engine(
-                runtime.engine,
-                bundle,
-                threads=runtime.threads,
-                builder=own_builder(bundle, runtime.builders, runtime.builder, case.builders),
-            ),
+            load=load_examples,
+            open_engine=opened,
         )
+        own = {kind: Bundle.open(folder) for kind, folder in case.own.items()}
+        choice = choose(verdict.metrics, own, load=load_examples, open_engine=opened, metric=deployer.metric)
     except FedgrassError as error:
         metrics = error.metrics if isinstance(error, WorseError) else {}
         return Judgement(admitted=False, reason=as_reason(str(error)), metrics=_finite(metrics))
@@ -102,12 +116,14 @@ def judge_here(case: Case, log: Log) -> Judgement:
     except Exception as error:  # noqa: BLE001 - a loader or an engine of the user's own may raise anything
         log.log_event("model_evaluation_crashed")
         return Judgement(admitted=False, reason=as_reason(as_itself(error)))
-    return Judgement(admitted=True, reason=as_reason(verdict.reason), metrics=_finite(verdict.metrics))
+    reason = "; ".join(filter(None, (verdict.reason, choice.reason)))
+    metrics = _finite({**(choice.metrics or {}), **verdict.metrics})
+    return Judgement(admitted=True, chosen=choice.kind, reason=as_reason(reason), metrics=metrics)
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    # JSON has no NaN, and messages refuse one.
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    # JSON has no NaN, and messages refuse one, and more than so many.
+    return dict([(name, value) for name, value in metrics.items() if math.isfinite(value)][:MOST_METRICS])
 
 
 def main() -> int:

@@ -2,8 +2,10 @@
 
 - ``models/<version>/``: admitted bundles.
 - ``models/<version>/own-<digest>/``: the same model with what this device keeps for itself (`fedgrass.personal`).
+- ``models/<version>/personal-<digest>/``: a whole model of this device's own in its place (`fedgrass.personal_models`).
 - ``active``: link to one of them, swapped by renaming, so that ``active/inference.tflite`` always names a whole model.
 - ``own.safetensors``: the parameters that this device trained and shares with nobody; the trainer writes it.
+- ``personal/``: the models that this device has for itself; the trainer writes them.
 - ``admissions/<number>.json``: what became of each model, in order; kept until ModelDeployer has told the cloud.
 - ``refused.json``: what the last refusal answered, so that an install which is repeated does not judge again.
 - ``lock``: held while any of it changes.
@@ -23,7 +25,8 @@ from fedgrass.edge.admissions import Admission, Admissions, Outcome
 from fedgrass.errors import AdmissionError, BundleError
 from fedgrass.files import copy_atomically, flush_directory, sha256_of
 
-_OWN = "own-"
+_OWN, _PERSONAL = "own-", "personal-"
+_FLEET = "fleet"
 
 
 class ModelStore:
@@ -63,7 +66,7 @@ class ModelStore:
         if not self._link.is_symlink():
             return None
         folder = self._link.resolve()
-        return _opened(folder.parent if folder.name.startswith(_OWN) else folder)
+        return _opened(folder.parent if folder.name.startswith((_OWN, _PERSONAL)) else folder)
 
     def applied(self) -> Bundle | None:
         """Return what the application loads: the active model with this device's own parameters, where it has some."""
@@ -74,9 +77,59 @@ class ModelStore:
         """File of the parameters that this device keeps for itself."""
         return self.folder / "own.safetensors"
 
+    @property
+    def personal(self) -> Path:
+        """Folder of the models that this device has for itself."""
+        return self.folder / "personal"
+
     @contextlib.contextmanager
-    def as_applied(self, candidate: Bundle) -> Iterator[Bundle]:
+    def compared(self) -> Iterator[Bundle | None]:
+        """Yield what a new model of the fleet's is judged beside; None if there is none. Needs the lock.
+
+        It is what the application loads, or, if that is a model of this device's own, the fleet's: the fleet is to learn of a
+        model that is worse, however good this device's own is.
+        """
+        applied, active = self.applied() or self.active(), self.active()
+        if applied is None or active is None or not applied.folder.name.startswith(_PERSONAL):
+            yield applied
+            return
+        try:
+            active.verify()
+        except BundleError:  # whoever compares finds that out, and lets the new model in
+            yield active
+            return
+        with self.as_applied(active, name="compared") as found:
+            yield found
+
+    @contextlib.contextmanager
+    def personal_models(self, candidate: Bundle) -> Iterator[dict[str, Bundle]]:
+        """Yield, by kind, the models that the application could load in place of one of the fleet's. Needs the lock."""
+        if not self.personal.is_dir():
+            yield {}
+            return
+        from fedgrass.personal import write_personal
+        from fedgrass.personal_models import PersonalModels
+
+        folder, found = self.folder / f".personal.{os.getpid()}", {}
+        try:
+            # What cannot be written says nothing against the fleet's model, which is judged by itself.
+            with contextlib.suppress(BundleError):
+                for kind, parameters in PersonalModels(self.personal, candidate.manifest).read().items():
+                    found[kind] = write_personal(candidate, parameters, folder / kind)
+            yield found
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def as_applied(self, candidate: Bundle, *, name: str = "judged") -> Iterator[Bundle]:
         """Yield a model as the application would load it here, to be judged. Needs the lock.
+
+        Parameters
+        ----------
+        candidate
+            The model.
+        name
+            Of the folder that it is written to, if it has parameters of this device's own.
 
         Raises
         ------
@@ -92,7 +145,7 @@ class ModelStore:
 
         candidate.verify()
         # Named by the process, so that what a killed admission left is never mistaken for this one's.
-        folder = self.folder / f".judged.{os.getpid()}"
+        folder = self.folder / f".{name}.{os.getpid()}"
         try:
             yield write_personal(candidate, own, folder)
         finally:
@@ -143,12 +196,25 @@ class ModelStore:
             return False
         return applied is not None
 
-    def activate(self, bundle: Bundle) -> Bundle:
-        """Copy a verified bundle into the store, unless it is there, and make it the active one. Needs the lock."""
+    def activate(self, bundle: Bundle, chosen: str = _FLEET) -> Bundle:
+        """Copy a verified bundle into the store, unless it is there, and make it the active one. Needs the lock.
+
+        Parameters
+        ----------
+        bundle
+            The fleet's model.
+        chosen
+            Kind of this device's own model that the application is to load in its place.
+
+        Returns
+        -------
+        Bundle
+            The fleet's model, in the store.
+        """
         target = self._models / bundle.manifest.version
         if bundle.folder != target:
             self._take_in(bundle, target)
-        applied = self._with_own(Bundle.open(target))
+        applied = self._made_for_application(Bundle.open(target), chosen)
         # By this time models are kept and rolled back to.
         os.utime(target)
         fresh = self.folder / f".active.{os.getpid()}"
@@ -160,7 +226,10 @@ class ModelStore:
         # Without it a power cut may bring the former link back, although the cloud was told of the new model.
         flush_directory(self.folder)
         # After the swap: the application may have had one of them open until now.
-        for earlier in {*target.glob(f"{_OWN}*"), *target.glob(f".{_OWN}*")} - {applied}:
+        made = {
+            path for prefix in (_OWN, _PERSONAL) for path in (*target.glob(f"{prefix}*"), *target.glob(f".{prefix}*"))
+        }
+        for earlier in made - {applied}:
             shutil.rmtree(earlier, ignore_errors=True)
         return Bundle.open(target)
 
@@ -296,14 +365,21 @@ class ModelStore:
 
         return Own.of(bundle.manifest, self.own).values
 
-    def _with_own(self, bundle: Bundle) -> Path:
+    def _made_for_application(self, bundle: Bundle, chosen: str) -> Path:
         """Return the folder that the application is to load a stored model from; made if it is to have own parameters."""
+        if chosen != _FLEET:
+            from fedgrass.personal_models import PersonalModels
+
+            models = PersonalModels(self.personal, bundle.manifest)
+            # Gone since it was judged: the fleet's model was admitted, too.
+            if parameters := models.read().get(chosen, {}):
+                return self._written(bundle, parameters, f"{_PERSONAL}{models.digest(chosen)[:16]}")
         own = self._own_parameters(bundle)
-        if not own:
-            return bundle.folder
+        return self._written(bundle, own, f"{_OWN}{sha256_of(self.own)[:16]}") if own else bundle.folder
+
+    def _written(self, bundle: Bundle, own: Parameters, name: str) -> Path:
         from fedgrass.personal import write_personal
 
-        name = f"{_OWN}{sha256_of(self.own)[:16]}"
         folder, partial = bundle.folder / name, bundle.folder / f".{name}.{os.getpid()}"
         made = _opened(folder)
         # One that is damaged is made again below.

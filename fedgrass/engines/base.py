@@ -65,6 +65,10 @@ class FitSettings:
 
     ``correction``: what is added to the gradient in every step, by parameter; for engines whose class says ``takes_correction``.
 
+    ``start``: where the training begins, if not at the parameters that the proximal term holds it to. ``local_epochs``: so many
+    epochs first train the local parameters alone, and the others then the shared alone (FedRep; Collins et al. 2021,
+    https://arxiv.org/abs/2102.07078). Both are for engines whose class says ``takes_start``.
+
     ``round`` and ``config`` are for clients that are told of them, Flower's: the round's number, and what the operator adds.
 
     ``seed`` and the epoch's number fix the order of examples, so that a resumed run equals an unbroken one.
@@ -77,8 +81,15 @@ class FitSettings:
     seed: int = 0
     class_weight: Literal["balanced"] | Mapping[str, float] | None = None
     correction: Mapping[str, Array] | None = None
+    start: Mapping[str, Array] | None = None
+    local_epochs: int = 0
     round: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def all_epochs(self) -> int:
+        """How often the examples are gone through."""
+        return self.local_epochs + self.epochs
 
     def epoch_seed(self, epoch: int) -> int:
         """Seed of one epoch's order of examples; every engine takes it from here."""

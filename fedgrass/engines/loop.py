@@ -34,6 +34,7 @@ class BatchEngine(ABC):
     """
 
     manifest: Manifest
+    takes_start = True
 
     def __init__(self, bundle: Bundle) -> None:
         bundle.verify()
@@ -117,11 +118,14 @@ class BatchEngine(ABC):
         self._begin(settings)
         state = resume or FitState(0, {})
         try:
+            if settings.start is not None:
+                # After `_begin`: it has taken the present parameters for the proximal term's anchor.
+                self.set_parameters(dict(settings.start))
             if resume is not None:
                 # After `_begin`, so that the proximal term's anchor stays the base, not the checkpoint.
                 self.set_parameters(dict(resume.parameters))
                 self._set_optimizer_state(resume.optimizer)
-            while state.epoch < settings.epochs:
+            while state.epoch < settings.all_epochs:
                 state = self._epoch(data, settings, state, hooks)
                 if hooks is not None:
                     hooks.after_epoch(state)
@@ -162,6 +166,7 @@ class BatchEngine(ABC):
     def _epoch(self, data: Dataset, settings: FitSettings, begun: FitState, hooks: Hooks | None) -> FitState:
         """Do the rest of an epoch. Between epochs, without hooks, nobody looks at the parameters: they stay where they are."""
         epoch, total, examples, step = begun.epoch, begun.loss_sum, 0, 0
+        fixed = self._fixed(settings, begun)
         for batch in data.batches(self._batch_size(data), seed=settings.epoch_seed(epoch)):
             # Counted for skipped batches too: the mean loss is over the whole epoch's examples.
             examples += len(batch.x)
@@ -173,6 +178,9 @@ class BatchEngine(ABC):
                 done = begun.steps + step - begun.step - 1
                 self._set_rate(self.manifest.optimizer.rate_at(settings.learning_rate, done))
             loss = self._step(batch)
+            if fixed:
+                # A step moves all; put back before the next one, these are as if they had never moved.
+                self.set_parameters({**self.get_parameters(), **fixed})
             # At every step: one more would write NaN into all parameters.
             if not math.isfinite(loss):
                 raise self._diverged(f"loss is {loss} in epoch {epoch + 1}, step {step}")
@@ -193,10 +201,21 @@ class BatchEngine(ABC):
             steps=begun.steps + step - begun.step,
         )
         # Reading the parameters copies the whole model, so it is done only if somebody looks or it is over.
-        if hooks is not None or state.epoch == settings.epochs:
+        if hooks is not None or state.epoch == settings.all_epochs:
             state = replace(state, **self._held(keep=hooks is None or hooks.keep))
             self._require_finite(state.parameters)
         return state
+
+    def _fixed(self, settings: FitSettings, begun: FitState) -> Parameters:
+        """Return the parameters that an epoch is to leave as they are; of FedRep's two turns the second begins here."""
+        if not settings.local_epochs:
+            return {}
+        local = {parameter.name for parameter in self.manifest.local_parameters}
+        if (begun.epoch, begun.step) == (settings.local_epochs, 0):
+            # What the optimizer remembers is of the other parameters' turn.
+            self._begin(settings)
+        first = begun.epoch < settings.local_epochs
+        return {name: value for name, value in self.get_parameters().items() if (name in local) != first}
 
     def _held(self, *, keep: bool) -> dict[str, Any]:
         """Return the fields of `FitState` that the engine holds."""

@@ -112,6 +112,13 @@ class FitTask(Part):
         description="What an example's loss is times, by its class's name or number; balanced: by each device's own data",
     )
     max_examples: int | None = Field(default=None, ge=1)
+    local_epochs: int = Field(
+        default=0,
+        ge=0,
+        le=10_000,
+        description="Epochs that train the parameters alone that each device keeps for itself, before those of epochs train the "
+        "shared alone (FedRep); 0 trains all together",
+    )
     control: Literal["scaffold", "feddyn"] | None = Field(
         default=None, description="What devices keep from round to round, and train with; the strategy sets it"
     )
@@ -137,6 +144,15 @@ class UpdateTask(Part):
     def hides_figures(self) -> bool:
         """Whether no figure of the device's data goes beside its update: the noise on it would hide nothing then."""
         return self.noise_multiplier > 0 or self.figures == "left_out"
+
+
+class PersonalTask(Part):
+    """What each device makes for itself beside its update; see `fedgrass.protocol.personal_settings`."""
+
+    mode: Literal["fine_tune", "ditto"]
+    strength: float = Field(default=0.1, ge=0, le=1000, allow_inf_nan=False)
+    epochs: int | None = Field(default=None, ge=1, le=10_000)
+    learning_rate: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False)
 
 
 class Upload(Part):
@@ -179,6 +195,7 @@ class Announcement(Message):
     update: UpdateTask = UpdateTask()
     secure: SecureTask | None = None
     statistics: StatisticsTask | None = None
+    personal: PersonalTask | None = None
     sums: SumTask | None = None
     upload: Upload
 

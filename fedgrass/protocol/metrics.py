@@ -19,7 +19,7 @@ METRICS: tuple[str, ...] = get_args(_Watched)
 LONGEST_OUTPUT = 19
 """Characters of an output's name, with which its figures' names begin."""
 
-PREFIXES = ("validation_", "base_", "active_")
+PREFIXES = ("validation_", "base_", "active_", "personal_")
 """What figures' names begin with that are of another model or of other examples; no output's name begins so."""
 
 Metric = _Watched | Annotated[str, Field(pattern=rf"^\w{{1,{LONGEST_OUTPUT}}}_({'|'.join(METRICS)})$")]

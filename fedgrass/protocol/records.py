@@ -31,6 +31,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from fedgrass.errors import RecordError, first_problem
 from fedgrass.protocol.device_messages import Heartbeat
+from fedgrass.protocol.gain import Gain
 from fedgrass.protocol.message import Count, Finite, Metrics, Reason, SumsText
 from fedgrass.protocol.messages import Base, Cohort, SumTask
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
@@ -249,6 +250,7 @@ class RoundRecord(Record):
     loss: Finite | None = None
     metrics: dict[str, Finite] = Field(default={}, description="The model's other figures, such as f1 or rmse")
     reported: dict[str, Finite] = Field(default={}, description="What most devices report of their training")
+    personal: Gain | None = Field(default=None, description="What models of their own bring the devices, as they say")
     hold: Hold | None = Field(default=None, description="Why the gate held the model, as a code")
     held_in_a_row: int = Field(default=0, description="Rounds held for that reason, one after the other, with this one")
     privacy: PrivacyLedger | None = Field(default=None, description="What is spent with this round, if it has noise")

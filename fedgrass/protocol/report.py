@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.errors import RecordError, first_problem
+from fedgrass.protocol.gain import Gain
 from fedgrass.protocol.messages import ModelIdentity
 from fedgrass.protocol.metrics import others
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
@@ -197,6 +198,10 @@ class RoundReport(_Part):
     evaluated_by_devices: int = Field(default=0, description="Devices whose figures these are; 0: the operator's set")
     reported: dict[str, float] = Field(
         default={}, description="What most devices report of their training, by name: means by examples"
+    )
+    personal: Gain | None = Field(
+        default=None,
+        description="What models of their own bring the devices, as they say; of a round that asked for such",
     )
     local_parameters: int = Field(
         default=0,

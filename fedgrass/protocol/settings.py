@@ -12,6 +12,7 @@ from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.cohort_settings import CohortSettings
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.metrics import Metric
+from fedgrass.protocol.personal_settings import PersonalSettings
 from fedgrass.protocol.privacy_settings import Privacy as Privacy
 from fedgrass.protocol.secure_settings import Secure, require_sums_are_enough
 from fedgrass.protocol.statistics_settings import Statistics, require_exact
@@ -208,6 +209,7 @@ class FleetSettings(_Settings):
     )
     fit: Fit = Fit()
     update: Update = Update()
+    personal: PersonalSettings = PersonalSettings()
     strategy: Strategy = Strategy()
     checks: Checks = Checks()
     privacy: Privacy = Privacy()

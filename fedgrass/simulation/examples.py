@@ -20,6 +20,8 @@ from fedgrass.simulation.partition import Partition, divided, drawn
 from fedgrass.simulation.settings import Attack, PartitionScheme, Simulation
 from fedgrass.tensors import Array
 
+# Sets a device's draw of what it keeps back apart from the other draws of a simulation.
+_HELD = 7
 # Examples whose labels are read at a time.
 _READ = 4096
 
@@ -31,10 +33,26 @@ class Examples:
     source: Source
     partition: Partition
     kept: Part
+    validation: float = 0.0
+    seed: int = 0
 
     def of(self, device: int) -> Checked:
-        """Return a device's examples; `prepare` has checked all there are."""
+        """Return the examples that a device trains on; `prepare` has checked all there are."""
+        return self._at(self._divided(device)[0])
+
+    def held_back(self, device: int) -> Checked:
+        """Return those that it keeps back, to judge models on."""
+        return self._at(self._divided(device)[1])
+
+    def _divided(self, device: int) -> tuple[Indices, Indices]:
         indices = self.partition.of(device).astype(np.intp)
+        if self.validation == 0 or len(indices) < 2:
+            return indices, indices[:0]
+        order = np.random.default_rng((self.seed, device, _HELD)).permutation(len(indices))
+        held = min(max(1, round(len(indices) * self.validation)), len(indices) - 1)
+        return indices[np.sort(order[held:])], indices[np.sort(order[:held])]
+
+    def _at(self, indices: Indices) -> Checked:
         if isinstance(self.source, ArrayDataset):
             examples = self.source.read(indices)  # few, and read in every epoch
             return Checked(ArrayDataset(examples.x, examples.y, examples.weights))
@@ -82,7 +100,7 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
         for name, array in (("x", source.x), ("y", source.y), ("weights", source.weights)):
             if array is not None:
                 np.save(scratch / f"{name}.npy", array)
-    return Examples(source, partition, kept)
+    return Examples(source, partition, kept, simulation.validation_share, simulation.seed)
 
 
 def _kept_back(simulation: Simulation, manifest: Manifest, source: Source) -> tuple[Part, Indices]:
@@ -132,7 +150,8 @@ def mapped(simulation: Simulation, manifest: Manifest, scratch: Path) -> Example
         source: Source = ArrayDataset(x, y, weights)
     else:
         source = _opened(simulation, manifest)
-    return Examples(source, Partition.mapped(scratch), Part(source, np.empty(0, np.intp)))
+    nothing = Part(source, np.empty(0, np.intp))
+    return Examples(source, Partition.mapped(scratch), nothing, simulation.validation_share, simulation.seed)
 
 
 def _array(path: Path) -> Array:

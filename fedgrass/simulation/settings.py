@@ -15,6 +15,8 @@ from fedgrass.parts import ATTACKS
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.simulation.attacks import Kind, attack_named
 
+_KEEPS_BACK = 0.2  # as com.fedgrass.Runtime's validationFraction
+
 PartitionKind = Literal["iid", "dirichlet", "shards"]
 
 
@@ -100,6 +102,13 @@ class Simulation(BaseModel):
     label: str = ""
     held_out: float = Field(default=0.2, gt=0, lt=1, description="Share of the examples that judges the models")
     evaluation: str = Field(default="", description="Examples that judge the models, in place of a share of the data")
+    validation: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Share of its examples that each device keeps back to judge models on; None: 0.2 where devices have models "
+        "of their own, else 0",
+    )
     devices: int = Field(default=1000, ge=1, le=10_000_000)
     examples: int = Field(default=40, ge=0, le=1_000_000, description="Of each device, drawn; 0 divides all of them")
     partition: str = "dirichlet:0.3"
@@ -136,6 +145,13 @@ class Simulation(BaseModel):
         if self.fleet.task != "fit":
             raise ValueError(f"task {self.fleet.task}: a simulation trains")
         return self
+
+    @property
+    def validation_share(self) -> float:
+        """Share of its examples that each device keeps back."""
+        if self.validation is not None:
+            return self.validation
+        return _KEEPS_BACK if self.fleet.personal.mode != "none" else 0.0
 
     @property
     def asked(self) -> int:

@@ -89,6 +89,11 @@ class Simulator:
         # Each device would refuse it when it trains: said once, before anything starts.
         if simulation.fleet.strategy.device_fit.get("control") == "scaffold":
             require_linear(bundle.manifest.optimizer)
+        if simulation.fleet.fit.local_epochs and bundle.manifest.shares_all:
+            raise ConfigurationError(
+                f"fit.local_epochs: model {bundle.manifest.name!r} has no parameters that devices keep for themselves; export "
+                "it with --local"
+            )
         self._population = Population(simulation)
         self._strategy = simulation.fleet.strategy.made()
         self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
@@ -115,6 +120,7 @@ class Simulator:
             bool(self._strategy.staleness)
             or self._strategy.device_state is not None
             or bool(bundle.manifest.local_parameters)
+            or simulation.fleet.personal.mode != "none"
             or not codec_named(simulation.fleet.update.codec).parameters.lossless
         )
         self._bases = {one.report.round: one.report.base.parameters_sha256 for one in self.standing.rounds}
@@ -327,6 +333,7 @@ class Simulator:
             cohort=cohort,
             fit=fleet.announced_fit,
             update=fleet.announced_update,
+            personal=fleet.personal.announced,
             secure=announced_secure(fleet, self._simulation.cohort),
             upload=Upload(bucket=FLEET, prefix=update_prefix(FLEET, number)),
         )

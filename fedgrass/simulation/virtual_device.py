@@ -18,6 +18,7 @@ from fedgrass.engines.base import Dataset, Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.engines.flower_node import PARTITION, PARTITIONS, Node, join
 from fedgrass.personal import Own, shared_manifest, shared_of
+from fedgrass.personal_models import Personal, PersonalModels
 from fedgrass.protocol.messages import Announcement
 from fedgrass.secure.device import context_of, masked
 from fedgrass.simulation.attacks import Doubles, Seen, attacked_bytes, attacked_data, attacked_parameters
@@ -67,7 +68,9 @@ class VirtualDevices:
         self._kept = kept
         self._classes = manifest.output.shape[-1] if manifest.output.shape else 1
 
-    def train(self, device: int, data: Dataset, given: Assignment, attack: Attack | None) -> Fitted:
+    def train(
+        self, device: int, data: Dataset, given: Assignment, attack: Attack | None, validation: Dataset = _NONE
+    ) -> Fitted:
         """Train as one of the devices.
 
         Parameters
@@ -80,6 +83,8 @@ class VirtualDevices:
             The round's announcement, and its base.
         attack
             What it does if it is an attacker.
+        validation
+            The examples that it keeps back.
 
         Returns
         -------
@@ -94,7 +99,7 @@ class VirtualDevices:
         if attack is not None and attack.does.data != "own":
             # Marked as checked: the simulation has checked all examples at once, before any round.
             data = Checked(attacked_data(data, attack.does, self._classes))
-        examples, thing, announced = Split(data, _NONE), thing_name(device), given.announcement
+        examples, thing, announced = Split(data, validation), thing_name(device), given.announcement
         # As on a device: its own layers over the round's base, then the training.
         own = Own.of(given.manifest, own_file(self._kept, device), str(announced.round), durable=False)
         self._engine.set_parameters(own.over(given.base))
@@ -104,7 +109,10 @@ class VirtualDevices:
             files = ControlFiles(self._kept / f"control-{thing}.safetensors", given.server, durable=False)
             control = Control.of(announced, given.manifest, files, str(announced.round))
         correction = control.correction if control else None
-        fitted = fit(self._engine, given.manifest, examples, announced, thing, correction=correction)
+        identity = str(announced.round)
+        models = PersonalModels(personal_folder(self._kept, device), given.manifest, identity, durable=False)
+        personal = Personal.of(announced.personal, models)
+        fitted = fit(self._engine, given.manifest, examples, announced, thing, correction=correction, personal=personal)
         own.keep(fitted.parameters)
         if control is not None:
             control.keep(given.base, fitted.parameters, fitted.header.metrics.get(STEP_LENGTH, 1.0))
@@ -162,6 +170,11 @@ class VirtualDevices:
         # The round names the work: repeated after an interruption, it must not add the residual twice.
         path, identity = self._kept / f"{thing}.safetensors", str(given.announcement.round)
         return ErrorFeedback(path, shared_manifest(given.manifest), identity, durable=False)
+
+
+def personal_folder(kept: Path, device: int) -> Path:
+    """Return the folder of the models that a virtual device has for itself."""
+    return kept / f"personal-{thing_name(device)}"
 
 
 def own_file(kept: Path, device: int) -> Path:

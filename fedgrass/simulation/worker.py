@@ -174,7 +174,11 @@ class Worker:
             for device in devices[start : start + together]:
                 with _noted(failures, thing_name(device)):
                     trained[device] = self._devices.train(
-                        device, self._examples.of(device), given, self._attack(device)
+                        device,
+                        self._examples.of(device),
+                        given,
+                        self._attack(device),
+                        self._examples.held_back(device),
                     )
             for device, fitted in trained.items():
                 with _noted(failures, thing_name(device)):

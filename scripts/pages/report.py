@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fedgrass.protocol import privacy, report
+from fedgrass.protocol import gain, privacy, report
 from fedgrass.protocol.names import report_key
 from scripts.pages.tables import nested, section
 
 
 def page() -> str:
     """Return the whole page."""
-    parts = {**vars(privacy), **vars(report)}
+    parts = {**vars(gain), **vars(privacy), **vars(report)}
     return "\n".join(
         [
             "# The report of a round\n\nMade from the code by `scripts/reference`.\n",

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,13 @@ from hypothesis import strategies as st
 from fedgrass import tensors
 from fedgrass.bundle import INFERENCE, INFERENCE_INT8, Bundle, Parameters, TensorDescription, parse_manifest
 from fedgrass.data import Split, split
-from fedgrass.engines.base import FitSettings, Hooks, StopTraining
+from fedgrass.engines.base import FitResult, FitSettings, FitState, Hooks, StopTraining
 from fedgrass.engines.litert import LiteRTEngine
-from fedgrass.errors import BundleError
+from fedgrass.errors import BundleError, EngineError
 from fedgrass.inference import Application, write_bundle
 from fedgrass.personal import OWN, Own, local_names, write_personal
-from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, UpdateTask, Upload
+from fedgrass.personal_models import DITTO, TUNED, PersonalModels
+from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, PersonalTask, UpdateTask, Upload
 from fedgrass.protocol.names import update_prefix
 from fedgrass.training import Trained, TrainingFiles, seed_of, train
 from fedgrass.update.reader import UpdateReader
@@ -285,3 +289,107 @@ def test_what_the_round_pruned_of_the_shared_stays_pruned_on_the_device(bundle: 
     assert parts[0] == parts[1] != parts[2]
     whole = [one.manifest.files.get(INFERENCE_INT8) is not None for one in (pruned, made)]
     assert whole[0] == whole[1]
+
+
+DITTO_TASK = {"mode": "ditto", "strength": 0.5}
+
+
+def run_personal(folder: Path, bundle: Bundle, announced: Announcement, hooks: Hooks | None = None) -> Trained:
+    files = TrainingFiles(folder / "update", folder / "checkpoint", folder / "residual", personal=folder / "personal")
+    asked = announced.model_copy(update={"personal": PersonalTask.model_validate(DITTO_TASK)})
+    return train(lambda: LiteRTEngine(bundle), bundle, data(), asked, THING, files, hooks=hooks)
+
+
+def test_ditto_changes_nothing_of_the_update_and_is_told_with_it(tmp_path: Path) -> None:
+    bundle = Bundle.open(digits.BUNDLE)
+    plain = run(tmp_path, bundle, announcement(bundle, 1))
+    shared = tensors.load(tmp_path / "update")[0]
+    found = run_personal(tmp_path, bundle, announcement(bundle, 1))
+    assert all(np.array_equal(value, shared[n]) for n, value in tensors.load(tmp_path / "update")[0].items())
+    own = {f"{prefix}_{name}" for prefix in ("base", "personal") for name in ("accuracy", "loss")}
+    assert found.metrics.keys() == plain.metrics.keys() | own
+    assert plain.metrics.items() <= found.metrics.items()
+    models = PersonalModels(tmp_path / "personal", bundle.manifest).read()
+    assert models.keys() == {TUNED, DITTO}
+    base = bundle.parameters()
+    assert all(np.array_equal(models[TUNED][n] - base[n], value) for n, value in shared.items())
+    engine = LiteRTEngine(bundle)
+    for model, prefix in ((base, "base"), (models[DITTO], "personal")):
+        engine.set_parameters(model)
+        judged = engine.evaluate(data().validation)
+        assert judged["loss"] == pytest.approx(found.metrics[f"{prefix}_loss"], rel=1e-6)
+    hidden = run_personal(tmp_path, bundle, announcement(bundle, 2, figures="left_out"))
+    assert hidden.metrics == {}, "no figure of any model leaves the device then"
+
+
+def stopping_after(count: int) -> Callable[[int, int], None]:
+    batches = iter(range(count))
+
+    def stop(_epoch: int, _step: int) -> None:
+        if next(batches, None) is None:
+            raise StopTraining
+
+    return stop
+
+
+def test_a_ditto_that_is_stopped_or_done_again_comes_to_the_same(tmp_path: Path) -> None:
+    bundle, places = Bundle.open(digits.BUNDLE), [tmp_path / "whole", tmp_path / "stopped"]
+    for place in places:
+        place.mkdir()
+        run_personal(place, bundle, announcement(bundle, 1))
+    whole = run_personal(places[0], bundle, announcement(bundle, 2))
+    for stops_after in (1, 5, 6, 7):  # four steps are the fleet's, then come those of the device's own
+        with suppress(StopTraining):
+            run_personal(places[1], bundle, announcement(bundle, 2), Hooks(stopping_after(stops_after)))
+    again = run_personal(places[1], bundle, announcement(bundle, 2))
+    assert again.info.sha256 == whole.info.sha256
+    found = [PersonalModels(place / "personal", bundle.manifest).read() for place in places]
+    assert found[0].keys() == found[1].keys()
+    assert all(np.array_equal(value, found[1][kind][n]) for kind in found[0] for n, value in found[0][kind].items())
+    assert not list(tmp_path.rglob("personal/checkpoint"))
+
+
+def test_an_engine_that_trains_in_one_call_says_that_it_cannot_hold_a_model_near(tmp_path: Path) -> None:
+    class InOneCall(LiteRTEngine):
+        takes_start = False
+
+    bundle = Bundle.open(digits.BUNDLE)
+    asked = announcement(bundle, 1).model_copy(update={"personal": PersonalTask.model_validate(DITTO_TASK)})
+    files = TrainingFiles(tmp_path / "update", tmp_path / "checkpoint", personal=tmp_path / "personal")
+    with pytest.raises(EngineError, match=r"personal\.mode ditto: this device's engine trains in one call"):
+        train(lambda: InOneCall(bundle), bundle, data(), asked, THING, files)
+
+
+def test_the_two_turns_of_fedrep_move_one_part_each_even_when_stopped_between_batches(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    base = bundle.parameters()
+    states: list[FitState] = []
+    settings_ = FitSettings(epochs=2, local_epochs=1, learning_rate=0.2, seed=3, proximal_mu=0.1)
+
+    def keep(state: FitState) -> None:
+        states.append(replace(state, parameters={n: v.copy() for n, v in state.parameters.items()}))
+
+    engine = LiteRTEngine(bundle)
+    whole = engine.fit(data().train, settings_, hooks=Hooks(after_epoch=keep))
+    head = states[0].parameters
+    assert all(np.array_equal(head[n], base[n]) for n in shared_of(bundle))
+    assert not any(np.array_equal(head[n], base[n]) for n in local_of(bundle))
+    assert all(np.array_equal(whole.parameters[n], head[n]) for n in local_of(bundle))
+    assert not any(np.array_equal(whole.parameters[n], head[n]) for n in shared_of(bundle))
+    # The second turn is a training of the whole from there, with the head put back after each step.
+    for resumed in (states[0], states[1]):
+        assert same_parameters(LiteRTEngine(bundle).fit(data().train, settings_, resume=resumed).parameters, whole)
+    stopped: list[FitState] = []
+
+    def stop(epoch: int, step: int) -> None:
+        if (epoch, step) == (1, 1):
+            raise StopTraining
+
+    with pytest.raises(StopTraining):
+        LiteRTEngine(bundle).fit(data().train, settings_, hooks=Hooks(stop, stopped=stopped.append))
+    assert same_parameters(LiteRTEngine(bundle).fit(data().train, settings_, resume=stopped[0]).parameters, whole)
+
+
+def same_parameters(found: Parameters, whole: FitResult) -> bool:
+    return all(np.array_equal(value, found[name]) for name, value in whole.parameters.items())

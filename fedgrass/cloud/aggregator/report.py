@@ -12,6 +12,7 @@ from typing import Any
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import Aggregation
+from fedgrass.protocol.gain import Gain
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import report_key
 from fedgrass.protocol.privacy import PrivacyLedger
@@ -107,6 +108,7 @@ class ReportBuilder:
             evaluation=self.evaluation,
             evaluated_by_devices=self.evaluated_by_devices,
             reported=reported((one.num_examples, one.metrics) for one in result.updates) if result else {},
+            personal=Gain.of(one.metrics for one in result.updates) if result else None,
             local_parameters=sum(p.size for p in self.model.manifest.local_parameters) if self.model else 0,
             best=self.best,
             hold=self.hold if outcome == "held" else None,

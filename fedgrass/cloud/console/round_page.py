@@ -234,9 +234,14 @@ def drawn(records: Sequence[RoundRecord]) -> list[charts.Chart]:
             )
             for name in _reported(oldest_first)
         ),
+        charts.line("Own models: best by device, median", [(r.round, _best(r)) for r in oldest_first]),
         charts.line("Devices whose update was used", _shares(oldest_first), percent=True),
     ]
     return [chart for chart in found if chart is not None]
+
+
+def _best(record: RoundRecord) -> float | None:
+    return record.personal.best.median if record.personal else None
 
 
 def _shares(records: Sequence[RoundRecord]) -> list[tuple[int, float | None]]:

@@ -82,6 +82,7 @@ def task_of(record: RoundRecord, bucket: str) -> Announcement:
         # Devices that were silent when the round opened may join.
         secure=announced_secure(record.settings, 2 * record.asked),
         statistics=_statistics(record),
+        personal=record.settings.personal.announced if record.settings.task == "fit" else None,
         upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
     )
 

@@ -222,6 +222,7 @@ def _keep_figures(place: Place, record: RoundRecord, report: RoundReport) -> Non
         "loss": report.evaluation.loss if report.evaluation else None,
         "metrics": report.evaluation.metrics if report.evaluation else None,
         "reported": report.reported or None,
+        "personal": report.personal.model_dump(mode="json") if report.personal else None,
         "hold": report.hold,
         "privacy": privacy,
         "profile": profile,

@@ -31,6 +31,7 @@ from fedgrass.floors import Floors
 from fedgrass.logs import Log
 from fedgrass.own_code import own_code
 from fedgrass.personal import OWN, Own
+from fedgrass.personal_models import FOLDER
 from fedgrass.profile.device import Measured, fetch_profile, measure
 from fedgrass.protocol.cohort import fits, takes
 from fedgrass.protocol.device_messages import Heartbeat
@@ -265,6 +266,7 @@ class Participant:
                 self.work / "residual.safetensors",
                 self._control(announcement, bundle),
                 self._own,
+                self.work / FOLDER,
             ),
         )
 

@@ -17,7 +17,8 @@ from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import TransferError
 from fedgrass.inference import write_bundle
 from fedgrass.personal import Own
-from fedgrass.protocol.messages import Cohort, FitTask, ServerState
+from fedgrass.personal_models import DITTO, TUNED, PersonalModels
+from fedgrass.protocol.messages import Cohort, FitTask, PersonalTask, ServerState
 from fedgrass.protocol.names import RUNTIME, TRAINER, model_prefix, update_key
 from fedgrass.update.header import UpdateHeader
 from tests.components.trainer.engine import QuickEngine
@@ -446,21 +447,28 @@ def test_what_a_device_keeps_for_itself_lives_over_rounds_restarts_and_models_an
     place = Place(tmp_path, engine="litert")
     place.bundle = partly_local(place.bundle, tmp_path / "head", "head")
     local = {parameter.name for parameter in place.bundle.manifest.local_parameters}
-    kept = []
+    kept, wholes = [], []
     for number in (1, 2):
         place.have_model()
         place.start()
-        place.open(place.announcement(number))
+        place.open(place.announcement(number, personal=PersonalTask(mode="ditto")))
         place.settle()
         assert place.notices[-1].status == "uploaded", place.notices[-1].reason
         (tmp_path / "sent").write_bytes(place.streams.s3[update_key(FLEET, number, THING)])
         sent = tensors.load(tmp_path / "sent")[0]
         assert sent.keys() == {p.name for p in place.bundle.manifest.parameters} - local
         kept.append(Own.of(place.bundle.manifest, place.store.own).values)
+        wholes.append(PersonalModels(place.store.personal, place.bundle.manifest).read())
+        assert {"base_loss", "personal_loss"} <= place.notices[-1].metrics.keys()
         place.stop()
         moved = {n: v + sent[n] if n in sent else v for n, v in place.bundle.parameters().items()}
         place.bundle = write_bundle(place.bundle, moved, tmp_path / f"v{number}", version=f"1.{number}.0")
     assert kept[0].keys() == kept[1].keys() == local
+    assert wholes[0].keys() == wholes[1].keys() == {TUNED, DITTO}
+    ditto, _ = tensors.load(place.store.personal / "ditto.safetensors")
+    assert all(np.array_equal(ditto[f"before/{n}"], value) for n, value in wholes[0][DITTO].items()), (
+        "it went on from there"
+    )
     # The second round went on from what the first left: the loss on its examples says so, of the model that is now complete.
     engine = LiteRTEngine(place.bundle)
     x, y = digits.examples()

@@ -1,4 +1,4 @@
-"""What the application loads where the device keeps parameters for itself: shared and own together, through everything."""
+"""What the application loads where the device keeps parameters, or whole models, for itself, through everything."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.inference import Application, write_bundle
 from fedgrass.logs import Log
 from fedgrass.personal import Own
+from fedgrass.personal_models import DITTO, TUNED, PersonalModels
 from tests.fedgrass.edge import digits
 from tests.fedgrass.partly_local import partly_local
 
@@ -184,3 +185,81 @@ def test_a_refusal_is_thought_over_again_when_the_devices_own_have_changed(place
     place.trains(scaled(digits.trained(), 1.1), "2")
     place.admit(other)
     assert len(place.judged) == 3
+
+
+class Whole(Place):
+    """Nothing is local; the device may have whole models for itself."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.base, self.local = Bundle.open(digits.BUNDLE), set()
+
+    def has(self, kind: str, values: Parameters, identity: str = "round") -> None:
+        """The trainer keeps a model of the device's own."""
+        kept = PersonalModels(self.store.personal, self.base.manifest, identity).kept(kind)
+        kept.path.parent.mkdir(parents=True, exist_ok=True)
+        kept.keep({}, values)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Whole:
+    return Whole(tmp_path)
+
+
+def test_the_application_loads_whichever_is_best_here(whole: Whole) -> None:
+    weak = scaled(digits.trained(), 0.0)
+    whole.has(TUNED, digits.random())
+    whole.has(DITTO, digits.trained())
+    admission = whole.admit(whole.version(1, weak))
+    assert admission is not None
+    assert admission.outcome == "active"
+    assert "loads this device's own (ditto): accuracy" in admission.reason
+    assert admission.metrics["ditto_accuracy"] > 0.85 > admission.metrics["tuned_accuracy"]
+    assert admission.metrics["accuracy"] < 0.2, "the fleet's own figure is told as it is"
+    assert same(whole.loads(), digits.trained())
+    active = whole.store.active()
+    assert active is not None
+    assert same(active.parameters(), weak), "what rounds start from is the fleet's"
+    assert not list(whole.store.folder.glob(".personal*"))
+    again = whole.admit(whole.version(1, weak))
+    assert again is None, "nothing to do"
+    whole.has(DITTO, digits.random(), "2")
+    whole.admit(whole.version(2, digits.trained()))
+    assert (whole.store.folder / "active").resolve().name == "1.2.0", "now the fleet's is the best"
+
+
+def test_a_worse_version_is_refused_however_good_the_devices_own_is(whole: Whole) -> None:
+    middling = digits.trained()
+    whole.admit(whole.version(1, middling))
+    # Another one of as good, but never equal: a tie goes to the fleet's.
+    whole.has(DITTO, scaled(digits.trained(), 1.0))
+    bad = whole.admit(whole.version(2, digits.random()))
+    assert bad is not None
+    assert bad.outcome == "refused"
+    assert same(whole.loads(), middling)
+
+
+def test_where_the_own_one_is_loaded_the_fleets_are_compared_with_each_other(whole: Whole) -> None:
+    whole.has(DITTO, digits.trained())
+    weak = scaled(digits.trained(), 0.0)
+    whole.admit(whole.version(1, weak))
+    assert "personal-" in (whole.store.folder / "active").resolve().name
+    better = whole.admit(whole.version(2, weak))
+    assert better is not None
+    assert better.outcome == "active", "as good as the fleet's before it, though worse than what the application loads"
+    assert better.metrics["active_accuracy"] == better.metrics["accuracy"]
+    assert same(whole.loads(), digits.trained())
+    with whole.store.lock():
+        whole.store.roll_back("a test")
+    assert same(whole.loads(), weak), "a roll-back asks for the fleet's"
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"spoilt", b"\xff" * 64])
+def test_a_model_of_ones_own_that_is_damaged_or_foreign_costs_nothing(whole: Whole, spoilt: bytes) -> None:
+    whole.has(TUNED, digits.trained())
+    whole.has(DITTO, scaled(digits.trained(), float("nan")))
+    (whole.store.personal / "tuned.safetensors").write_bytes(spoilt)
+    admission = whole.admit(whole.version(1, digits.trained()))
+    assert admission is not None
+    assert (admission.outcome, admission.reason) == ("active", "sound; there is no active model to compare with")
+    assert (whole.store.folder / "active").resolve().name == "1.1.0"

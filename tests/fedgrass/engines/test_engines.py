@@ -117,6 +117,25 @@ def test_a_correction_is_added_to_the_gradient_or_the_engine_says_that_it_cannot
         np.testing.assert_allclose(added[name], wanted, atol=2e-6)
 
 
+def test_a_training_may_begin_elsewhere_than_where_the_proximal_term_holds_it(
+    make: Maker, digits: ArrayDataset
+) -> None:
+    engine, one, rate, mu = make(), digits.take(1), 0.1, 0.5
+    base = engine.get_parameters()
+    rng = np.random.default_rng(0)
+    start = {name: np.asarray(value + rng.normal(size=value.shape) / 10, np.float32) for name, value in base.items()}
+    start |= {name: base[name] for name in base if name.endswith(("mean", "variance", "var"))}
+    engine.set_parameters(start)
+    free = engine.fit(one, FitSettings(seed=3)).parameters
+    engine.set_parameters(base)
+    held = engine.fit(one, FitSettings(seed=3, proximal_mu=mu, start=start)).parameters
+    for name, value in free.items():
+        wanted = value - rate * mu * (start[name] - base[name])
+        if type(engine).__name__ == "SklearnEngine":  # has no gradients: the proximal operator, in closed form
+            wanted = (value + rate * mu * base[name]) / (1 + rate * mu)
+        np.testing.assert_allclose(held[name], wanted, atol=3e-6)
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_a_resumed_training_equals_an_unbroken_one(make: Maker, digits: ArrayDataset, optimizer: str) -> None:
     states: list[FitState] = []
