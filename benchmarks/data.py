@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import messy, messy_images, messy_stores
+from benchmarks import messy, messy_images, messy_stores, messy_texts
 from benchmarks.messy import Case
 from fedgrass.data import DataSettings, load
 from fedgrass.data.loaders import open_source
@@ -59,7 +59,8 @@ def outcome(case: Case, folder: Path) -> tuple[bool, str]:
 
 def cases() -> list[Case]:
     """Return all of them."""
-    return [*messy.TEXT, *messy.COLUMNS, *messy.MISSING, *messy.LABELS, *messy_stores.STORES, *messy_images.IMAGES]
+    tables = [*messy.TEXT, *messy.COLUMNS, *messy.MISSING, *messy.LABELS, *messy_stores.STORES, *messy_texts.JSON]
+    return [*tables, *messy_images.IMAGES, *messy_texts.TEXTS, *messy_texts.SOUNDS]
 
 
 def table() -> dict[str, int]:

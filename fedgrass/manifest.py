@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedgrass.bounds import MAX_TENSORS
 from fedgrass.errors import BundleError, first_problem
@@ -23,6 +23,9 @@ BUILDER = "builder.zip"
 MANIFEST = "model.json"
 
 MAX_MANIFEST_BYTES = 4 << 20
+MAX_WORDS = 200_000
+"""Of a vocabulary."""
+_MAX_VOCABULARY_BYTES = MAX_MANIFEST_BYTES // 2
 
 Statistic = Literal["mean", "variance"]
 """What a parameter that no gradient trains measures (`fedgrass.statistics`); a ``variance`` is never below zero."""
@@ -70,6 +73,25 @@ class DataDescription(_Model):
     pixels: tuple[float, float] | None = Field(
         default=None, description="What x holds for black and for white; None: 0 and 1, or the range of a whole dtype"
     )
+    sample_rate: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Samples a second that x's sounds have; None: any"
+    )
+    vocabulary: tuple[Annotated[str, Field(max_length=200)], ...] = Field(
+        default=(), max_length=MAX_WORDS, description="Words of texts in the order of their numbers; (): x is no text"
+    )
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _vocabulary_is_short(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # Each word stands on a line of model.json, which every device reads.
+        if value and (size := len(json.dumps(value)) + 4 * len(value)) > _MAX_VOCABULARY_BYTES:
+            raise ValueError(f"takes {size} bytes; at most {_MAX_VOCABULARY_BYTES} are allowed: leave rare words out")
+        return value
+
+    @property
+    def is_text(self) -> bool:
+        """Whether a table holds x as one text, in one column."""
+        return bool(self.vocabulary) and len(self.columns) <= 1
 
 
 class FileDescription(_Model):
@@ -170,6 +192,8 @@ class Manifest(_Model):
         if wrong := problem_of(self.inputs, self.outputs, x=self.x, y=self.y, output=self.output):
             raise ValueError(wrong)
         for kind in ("columns", "means"):
+            if kind == "columns" and self.data.is_text:
+                continue
             if (given := len(getattr(self.data, kind))) not in (0, self.x.size):
                 raise ValueError(f"data.{kind} has {given} entries, x has {self.x.size} values")
         return self

@@ -182,7 +182,8 @@ def test_a_loader_and_an_engine(acme: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the plain_text loader has no window"):
         open_source(DataSettings(loader="plain_text", path=settings.path, window_rows=5), bundle.manifest)
     with pytest.raises(
-        DataError, match="expected one of csv, images, npy, npz, own, parquet, sqlite, plain_text, or module:function"
+        DataError,
+        match="expected one of csv, images, jsonl, npy, npz, own, parquet, sounds, sqlite, texts, plain_text, or module:function",
     ):
         open_source(DataSettings(loader="plain_texts"), bundle.manifest)
     with pytest.raises(EngineError, match="expected one of flower, keras, litert, sklearn, torch, linear"):

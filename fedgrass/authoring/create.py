@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import ValidationError
 
-from fedgrass.errors import ConfigurationError
+from fedgrass.bundle import DataDescription
+from fedgrass.errors import ConfigurationError, first_problem
 
 if TYPE_CHECKING:
     from fedgrass.authoring.metadata import Description
@@ -190,6 +192,7 @@ def create_bundle(
     ('mean_squared_error', (1,))
     """
     _check(task, input_shape, classes, vocabulary)
+    data = _data(task, vocabulary, sample_rate)
     # A weights file without a backbone would be ignored without a word.
     if (backbone or weights is not None) and (task != "image-classifier" or not backbone):
         raise ConfigurationError("--backbone, --weights: an image-classifier has a backbone, and the weights are its")
@@ -231,6 +234,7 @@ def create_bundle(
         class_names=classes,
         name=name,
         anomaly_quantile=quantile if task == "anomaly-detector" else None,
+        data=data,
         about=_description(task, name, input_shape, classes, vocabulary, sample_rate, quantile),
     )
 
@@ -287,6 +291,18 @@ def _check(
         )
     if task != "text-classifier" and words:
         raise ConfigurationError(f"--vocabulary: {task} has none; leave it out")
+
+
+def _data(task: Task, vocabulary: int | tuple[str, ...], sample_rate: int) -> dict[str, object]:
+    """Return what devices need besides the model to make x of their texts or sounds."""
+    if task == "audio-classifier":
+        return {"sample_rate": sample_rate}
+    if isinstance(vocabulary, int):
+        return {}
+    try:
+        return {"vocabulary": DataDescription(vocabulary=vocabulary).vocabulary}
+    except ValidationError as error:
+        raise ConfigurationError(f"--vocabulary: {first_problem(error)}") from error
 
 
 def _description(

@@ -35,9 +35,14 @@ class Wanted:
     ----------
     what
         Begins each message: ``data /var/lib/mill.csv``.
+    is_text
+        Whether x is a text in one column.
     """
 
-    def __init__(self, what: str, manifest: Manifest, settings: DataSettings, labels: Labels) -> None:
+    def __init__(
+        self, what: str, manifest: Manifest, settings: DataSettings, labels: Labels, *, is_text: bool = False
+    ) -> None:
+        self.is_text = is_text
         self._what = what
         self._model = manifest.name
         self._x, self._y = manifest.x.size, manifest.y.size

@@ -13,17 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fedgrass.data.account import Account
-from fedgrass.data.columns import Layout, Wanted
+from fedgrass.data.columns import Layout
 from fedgrass.data.dialect import declared_separator, guess
 from fedgrass.data.header import find
-from fedgrass.data.labels import Labels
 from fedgrass.data.plain_rows import parse
 from fedgrass.data.records import MAX_LINE, records
 from fedgrass.data.rows import Block
+from fedgrass.data.tables import Table
 from fedgrass.data.text import open_text
 from fedgrass.data.values import Values
-from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
 
 # Characters that are read at a time: bounds the memory, and is long enough for NumPy's reader to pay.
@@ -31,24 +29,15 @@ _BLOCK = 1 << 20
 
 
 class CsvFile:
-    """One file, read once, up to the size that it had when it was opened.
+    """One file for a table, read once, up to the size that it had when it was opened."""
 
-    Parameters
-    ----------
-    since
-        Rows before this time, in seconds since 1970, are left out; only where the settings name a window.
-    """
-
-    def __init__(
-        self, path: Path, settings: DataSettings, wanted: Wanted, labels: Labels, account: Account, *, since: float
-    ) -> None:
+    def __init__(self, path: Path, table: Table) -> None:
         self._path = path
         self._what = f"data {path}"
-        self._settings = settings
-        self._wanted = wanted
-        self._labels = labels
-        self._account = account
-        self._since = since
+        self._settings = table.settings
+        self._table = table
+        self._wanted = table.wanted(self._what)
+        self._account = table.account
         self._line = 1
 
     def blocks(self) -> Iterator[tuple[Block, Layout]]:
@@ -100,27 +89,24 @@ class CsvFile:
 
     def _after_header(self, lines: list[str], stream: io.TextIOWrapper) -> list[str]:
         found = records(lines, stream, self._dialect, first=self._line)
-        header = find(found, self._wanted, self._dialect, self._labels, header=self._settings.header)
+        header = find(found, self._wanted, self._dialect, self._table.labels, header=self._settings.header)
         row = header.cells
         if row and row[-1].strip() == "" and len(row) - 1 in self._wanted.numbers_of_columns() and not self._wanted.x:
             row = row[:-1]  # each line ends in a separator
         self._width = len(row)
         self._layout = self._wanted.lay_out(row, named=header.named)
-        self._values = Values(
-            self._what, self._dialect.numbers, self._layout, self._labels, self._account, since=self._since
-        )
+        self._cells = self._table.cells(self._what, self._dialect.numbers, self._layout)
         self._line += header.used
         return lines[header.used :]
 
     def _plain(self, lines: list[str]) -> Block | None:
         """Read lines that are one plain row each; None if they are not."""
         # Times are text, which NumPy's reader does not take.
-        if self._layout.time is not None:
+        if self._layout.time is not None or not isinstance(self._cells, Values):
             return None
         mark, needed = self._dialect.separator, self._layout.needed
-        values = parse(
-            lines, self._dialect, self._layout, self._width, self._values.texts if self._values.reads_texts else None
-        )
+        texts = self._cells.texts if self._cells.reads_texts else None
+        values = parse(lines, self._dialect, self._layout, self._width, texts)
         if values is None:
             return None
         # Plain lines are one row each, so numbers of lines and of rows agree.
@@ -148,7 +134,7 @@ class CsvFile:
         self._line += used
         columns = [[row[column] for row in rows] for column in self._layout.needed]
         times = None if self._layout.time is None else [row[self._layout.time] for row in rows]
-        return self._values.block(columns, times, np.array(numbers, np.int64))
+        return self._cells.block(columns, times, np.array(numbers, np.int64))
 
     def _trimmed(self, cells: list[str]) -> list[str]:
         return cells[:-1] if len(cells) == self._width + 1 and cells[-1].strip() == "" else cells

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fedgrass.data.cells import THOUSANDS, NumberFormat, markers
+from fedgrass.data.cells import THOUSANDS, NumberFormat, markers, number_format
 from fedgrass.data.columns import Wanted
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
@@ -103,14 +103,15 @@ def guess(lines: Sequence[str], settings: DataSettings, wanted: Wanted, what: st
     """
     # Order matters: each step needs what was found before it, from comments to numbers.
     lines = [line for line in lines if line.strip()][:SAMPLE]
-    comment = settings.comment or next((mark for mark in _COMMENTS if any(line.startswith(mark) for line in lines)), "")
+    comment = settings.comment or _comment(lines, wanted)
     lines = [line for line in lines if not (comment and line.startswith(comment))]
     given = settings.separator or declared
     quote = settings.quote or _quote(lines, given)
     escape = _escape(lines, given, wanted, quote)
     separator = given or _separator(lines, wanted, quote, escape)
     rows = list(_rows(lines, separator, quote, escape))
-    numbers = _numbers(_cells(rows, wanted), settings, what)
+    # In texts a comma between digits means nothing.
+    numbers = number_format(settings) if wanted.is_text else _numbers(_cells(rows, wanted), settings, what)
     guessed = tuple(
         f"{name} {value!r} guessed"
         for name, value, said, usual in (
@@ -123,6 +124,12 @@ def guess(lines: Sequence[str], settings: DataSettings, wanted: Wanted, what: st
         if not said and value != usual
     )
     return Dialect(separator, quote, escape, comment, numbers, guessed)
+
+
+def _comment(lines: Sequence[str], wanted: Wanted) -> str:
+    # A text may begin with a hash tag.
+    marks = () if wanted.is_text else _COMMENTS
+    return next((mark for mark in marks if any(line.startswith(mark) for line in lines)), "")
 
 
 def _escape(lines: Sequence[str], separator: str, wanted: Wanted, quote: str) -> str | None:

@@ -46,7 +46,7 @@ def find(found: Iterable[Record], wanted: Wanted, dialect: Dialect, labels: Labe
             break
     if first is None:
         return Header([], named=False, used=0)
-    named = header if header is not None else not is_data(first.cells, dialect.numbers, labels)
+    named = header if header is not None else not is_data(first.cells, dialect.numbers, labels, wanted)
     return Header(first.cells, named=named, used=first.used if named else first.used - first.lines)
 
 
@@ -59,7 +59,7 @@ def _uncommented(record: Record, dialect: Dialect) -> list[str]:
         return []
 
 
-def is_data(row: Sequence[str], numbers: NumberFormat, labels: Labels) -> bool:
+def is_data(row: Sequence[str], numbers: NumberFormat, labels: Labels, wanted: Wanted) -> bool:
     """Say whether a first row holds data rather than column names.
 
     Parameters
@@ -70,13 +70,18 @@ def is_data(row: Sequence[str], numbers: NumberFormat, labels: Labels) -> bool:
         How numbers and missing values are written.
     labels
         The class names.
+    wanted
+        The columns that the model needs.
 
     Returns
     -------
     bool
-        Whether all its cells are numbers, class names or missing, and one at least is not missing.
+        Whether all its cells are numbers, class names or missing, and one at least is not missing. Beside a text it is enough
+        that one is a number or a class name.
     """
     cells = [cell for cell in row if not numbers.is_missing(cell)]
+    if wanted.is_text:
+        return any(_is_value(cell, numbers, labels) for cell in cells)
     return bool(cells) and all(_is_value(cell, numbers, labels) for cell in cells)
 
 

@@ -50,6 +50,10 @@ class Pixels:
         If Pillow is not installed, or the model takes no images.
     """
 
+    unit = "images"
+    suffixes = SUFFIXES
+    unread = UNREAD
+
     def __init__(self, manifest: Manifest, settings: DataSettings, what: str) -> None:
         self._pillow, self._ops = _pillow()
         shape = manifest.x.shape

@@ -7,22 +7,28 @@ else in an unnamed temporary file (in ``TMPDIR``) that is mapped and vanishes wi
 from __future__ import annotations
 
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedgrass.bundle import Manifest
 from fedgrass.data.account import Account
 from fedgrass.data.arrays import Indices
-from fedgrass.data.columns import Layout
+from fedgrass.data.cells import NumberFormat
+from fedgrass.data.columns import Layout, Wanted
 from fedgrass.data.files import in_folder
 from fedgrass.data.labels import LabelError
 from fedgrass.data.rows import Block, Judge
 from fedgrass.data.several import labels_of
+from fedgrass.data.texts import TextValues, laid_out, one_column
+from fedgrass.data.values import Values
+from fedgrass.data.words import Words
 from fedgrass.data_settings import DataSettings
 from fedgrass.engines.base import Batch
 from fedgrass.errors import DataError
@@ -34,8 +40,16 @@ Blocks = Iterator[tuple[Block, Layout]]
 _IN_MEMORY_BYTES = 64 << 20
 
 
+class Cells(Protocol):
+    """What makes rows of numbers of a table's cells."""
+
+    def block(self, columns: Sequence[Sequence[Any]], times: Sequence[Any] | None, rows: NDArray[np.int64]) -> Block:
+        """Return the rows that are fit; see `Values.block`."""
+        ...
+
+
 class Table:
-    """Rows as examples of one model: first filled by `add`, then read."""
+    """Rows as examples of one model: first filled by `add`, then read. A model of texts has x in one column."""
 
     def __init__(self, what: str, manifest: Manifest, settings: DataSettings) -> None:
         self.account = Account(what, "rows", settings.max_bad_share)
@@ -46,6 +60,23 @@ class Table:
         self._rows: _Matrix | None = None
         self._matrix: Array = np.empty((0, 0), np.float32)
         self._features = self._labels_end = manifest.x.size
+        self._since = time.time() - 3600 * settings.window_hours
+        names = settings.columns or manifest.data.columns
+        self._words = Words(manifest, what) if manifest.data.vocabulary and len(names) <= 1 else None
+
+    def wanted(self, what: str) -> Wanted:
+        """Return which of a file's columns are wanted; ``what`` begins messages."""
+        manifest = one_column(self._manifest) if self._words else self._manifest
+        return Wanted(what, manifest, self.settings, self.labels, is_text=self._words is not None)
+
+    def cells(self, what: str, numbers: NumberFormat, layout: Layout) -> Cells:
+        """Return what reads a file's cells, by the layout of `wanted`."""
+        if self._words:
+            skips = self.settings.missing == "skip"
+            return TextValues(
+                self._words, what, numbers, layout, self.labels, self.account, since=self._since, skips_blank=skips
+            )
+        return Values(what, numbers, layout, self.labels, self.account, since=self._since)
 
     def add(self, block: Block, layout: Layout) -> None:
         """Keep the rows that are fit.
@@ -55,6 +86,7 @@ class Table:
         DataError
             As `Judge.passed`, or if there are more than ``maxBytes``.
         """
+        layout = laid_out(layout, self._words.length) if self._words else layout
         rows = self._judge.passed(block, layout)
         self._labels_end = self._features + len(layout.labels)
         if self._rows is None:

@@ -30,7 +30,8 @@ class DataOptions:
     data: Annotated[
         str,
         typer.Option(
-            help="A file (.npz, .csv, .db, .parquet), a folder of x.npy and y.npy, or one of image folders.",
+            help="A file (.npz, .csv, .jsonl, .db, .parquet), a folder of x.npy and y.npy, or one with a folder of images, "
+            "sounds or texts for each class.",
             show_default="scikit-learn's digits",
         ),
     ] = ""

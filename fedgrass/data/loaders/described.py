@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import Source
+from fedgrass.data.files import below
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.parts import LOADERS
@@ -15,6 +18,9 @@ from fedgrass.tensors import Array
 
 Read = Callable[[DataSettings, Manifest], tuple[Array, Array] | tuple[Array, Array, Array | None] | Source]
 """What a loader does: it returns x and y, perhaps with weights, or what can be read by example number."""
+
+# Files by which a folder's kind is told.
+_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class FileLoader:
         The loader itself.
     suffixes
         How its files' names end, in small letters.
+    contents
+        How the names of files end that it reads from a folder of classes.
     marker
         Name of a file by which a folder of its is known.
     windowed
@@ -37,6 +45,7 @@ class FileLoader:
 
     read: Read
     suffixes: tuple[str, ...] = ()
+    contents: tuple[str, ...] = ()
     marker: str = ""
     windowed: bool = True
     several: bool = False
@@ -74,12 +83,20 @@ def loader_of(path: Path) -> str:
     loaders = described_loaders()
     if path.is_dir():
         marked = (name for name, one in loaders.items() if one.marker and (path / one.marker).exists())
-        return next(marked, "images")  # a folder of folders has no file of a certain name
+        return next(marked, "") or _by_contents(path, loaders)
     for name, one in loaders.items():
         if path.name.lower().endswith(one.suffixes):
             return name
     suffixes = ", ".join(suffix for one in loaders.values() for suffix in one.suffixes)
     markers = ", ".join(one.marker for one in loaders.values() if one.marker)
     raise DataError(
-        f"data {path}: expected a file {suffixes}, a folder with {markers}, or one of image folders; or name the loader"
+        f"data {path}: expected a file {suffixes}, a folder with {markers}, or one of class folders; or name the loader"
     )
+
+
+def _by_contents(folder: Path, loaders: dict[str, FileLoader]) -> str:
+    """Return the loader that reads most of the files in class folders; of images, if none reads any."""
+    endings = Counter(file.suffix.lower() for file in islice(below(folder), _LOOKED_AT))
+    reads = {name: sum(endings[suffix] for suffix in one.contents) for name, one in loaders.items() if one.contents}
+    best = max(reads, key=lambda name: reads[name], default="images")
+    return best if reads.get(best) else "images"

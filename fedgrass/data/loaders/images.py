@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import Source
-from fedgrass.data.images import ImageFolder
+from fedgrass.data.class_folder import ClassFolder, refuse_several
 from fedgrass.data.loaders import needed_path
+from fedgrass.data.loaders.described import FileLoader
+from fedgrass.data.pixels import SUFFIXES, Pixels
 from fedgrass.data_settings import DataSettings
 
 
 def load(settings: DataSettings, manifest: Manifest) -> Source:
     """Open the folder."""
-    return ImageFolder(needed_path(settings), manifest, settings)
+    folder = needed_path(settings)
+    refuse_several(f"data {folder}", manifest, "an image")
+    return ClassFolder(folder, manifest, settings, Pixels(manifest, settings, f"data {folder}"))
 
 
-loader = load
+loader = FileLoader(load, contents=SUFFIXES)

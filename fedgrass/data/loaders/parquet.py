@@ -5,7 +5,6 @@ All of it is in memory, from 64 MB on a batch.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ import numpy as np
 from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import Source
 from fedgrass.data.cells import number_format
-from fedgrass.data.columns import Wanted
 from fedgrass.data.loaders import needed_path
 from fedgrass.data.loaders.described import FileLoader
 from fedgrass.data.tables import Blocks, Table, read_all
-from fedgrass.data.values import Values
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
 
@@ -35,17 +32,15 @@ def load(settings: DataSettings, manifest: Manifest) -> Source:
     except ImportError as error:
         raise DataError("data loader parquet: pyarrow is not installed; pip install 'fedgrass[parquet]'") from error
     table = Table(f"data {path}", manifest, settings)
-    return read_all(table, path, _SUFFIXES, lambda file: _blocks(pyarrow, file, settings, manifest, table))
+    return read_all(table, path, _SUFFIXES, lambda file: _blocks(pyarrow, file, table))
 
 
-def _blocks(pyarrow: Any, path: Path, settings: DataSettings, manifest: Manifest, table: Table) -> Blocks:
+def _blocks(pyarrow: Any, path: Path, table: Table) -> Blocks:
     what = f"data {path}"
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            wanted = Wanted(what, manifest, settings, table.labels)
-            layout = wanted.lay_out(file.schema_arrow.names, named=True)
-            since = time.time() - 3600 * settings.window_hours
-            values = Values(what, number_format(settings), layout, table.labels, table.account, since=since)
+            layout = table.wanted(what).lay_out(file.schema_arrow.names, named=True)
+            cells = table.cells(what, number_format(table.settings), layout)
             chosen = sorted({*layout.needed, *(() if layout.time is None else (layout.time,))})
             places = {column: place for place, column in enumerate(chosen)}
             first = 1
@@ -55,7 +50,7 @@ def _blocks(pyarrow: Any, path: Path, settings: DataSettings, manifest: Manifest
             ):
                 columns = [batch.column(places[column]).to_pylist() for column in layout.needed]
                 times = None if layout.time is None else batch.column(places[layout.time]).to_pylist()
-                yield values.block(columns, times, np.arange(first, first + batch.num_rows)), layout
+                yield cells.block(columns, times, np.arange(first, first + batch.num_rows)), layout
                 first += batch.num_rows
     except OSError as error:
         raise DataError(f"{what}: cannot be read ({error.strerror or error})") from error

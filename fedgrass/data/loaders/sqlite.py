@@ -6,7 +6,6 @@ All of it is in memory, from 64 MB on a batch.
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -16,11 +15,9 @@ import numpy as np
 from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import Source
 from fedgrass.data.cells import number_format
-from fedgrass.data.columns import Wanted
 from fedgrass.data.loaders import needed_path
 from fedgrass.data.loaders.described import FileLoader
 from fedgrass.data.tables import Blocks, Table, read_all
-from fedgrass.data.values import Values
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
 
@@ -34,10 +31,10 @@ def load(settings: DataSettings, manifest: Manifest) -> Source:
     """Read the rows; with ``windowRows`` those that the table's or the query's order has last."""
     path = needed_path(settings)
     table = Table(f"data {path}", manifest, settings)
-    return read_all(table, path, _SUFFIXES, lambda file: _blocks(file, settings, manifest, table))
+    return read_all(table, path, _SUFFIXES, lambda file: _blocks(file, table))
 
 
-def _blocks(path: Path, settings: DataSettings, manifest: Manifest, table: Table) -> Blocks:
+def _blocks(path: Path, table: Table) -> Blocks:
     what = f"data {path}"
     if not path.exists():
         raise DataError(f"{what}: cannot be read (No such file or directory)")
@@ -48,27 +45,26 @@ def _blocks(path: Path, settings: DataSettings, manifest: Manifest, table: Table
         # A cell that is not UTF-8 must make one row bad, not the query fail.
         database.text_factory = lambda content: content.decode("utf-8", "replace")
         try:
-            yield from _read(database, what, settings, manifest, table)
+            yield from _read(database, what, table)
         finally:
             database.close()
     except sqlite3.Error as error:
         raise DataError(f"{what}: cannot be read as an SQLite database ({error})") from error
 
 
-def _read(database: sqlite3.Connection, what: str, settings: DataSettings, manifest: Manifest, table: Table) -> Blocks:
+def _read(database: sqlite3.Connection, what: str, table: Table) -> Blocks:
+    settings = table.settings
     database.execute("PRAGMA query_only = ON")
     query = settings.query or f"SELECT * FROM {_quoted(_table(database, what, settings))}"  # noqa: S608 - quoted, and known
     rows = database.execute(query)
     if rows.description is None:
         raise DataError(f"{what}: query is no SELECT")
-    wanted = Wanted(what, manifest, settings, table.labels)
-    layout = wanted.lay_out([column[0] for column in rows.description], named=True)
-    since = time.time() - 3600 * settings.window_hours
-    values = Values(what, number_format(settings), layout, table.labels, table.account, since=since)
+    layout = table.wanted(what).lay_out([column[0] for column in rows.description], named=True)
+    cells = table.cells(what, number_format(settings), layout)
     for first, chunk in _chunks(rows):
         columns = [[row[column] for row in chunk] for column in layout.needed]
         times = [row[layout.time] for row in chunk] if layout.time is not None else None
-        yield values.block(columns, times, np.arange(first, first + len(chunk))), layout
+        yield cells.block(columns, times, np.arange(first, first + len(chunk))), layout
 
 
 def _chunks(rows: sqlite3.Cursor) -> Iterator[tuple[int, list[tuple[object, ...]]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
+import fedgrass
 from fedgrass.bundle import Bundle
 from fedgrass.data import ArrayDataset
 from fedgrass.engines.litert import LiteRTEngine
@@ -212,6 +214,38 @@ def test_labels_travel_in_the_application_s_models_and_stay_when_parameters_chan
     ]
     assert not np.allclose(*outputs)
     np.testing.assert_allclose(outputs[1], LiteRTEngine(second).infer(x), atol=1e-5)
+
+
+def test_texts_become_the_numbers_that_keras_gives_their_words(tmp_path: Path) -> None:
+    words = ("", "[UNK]", *["the", "cat", "dog", "don't", "dont", "3", "straße", "café", "sat", "on"])
+    bundle = create_bundle("text-classifier", (6,), tmp_path, classes=("no", "yes"), vocabulary=words)
+    assert bundle.manifest.data.vocabulary == words
+    layer = keras.layers.TextVectorization(vocabulary=words[2:], output_sequence_length=6)
+    draw = np.random.default_rng(0)
+    parts = [
+        *words[2:],
+        "The",
+        "DOG!",
+        "(cat)",
+        "don’t",
+        "_sat_",
+        "x.y",
+        "\t",
+        "\n",
+        " ",
+        "«on»",
+        "STRASSE",
+        "a@b",
+        "--",
+        "3.",
+    ]
+    texts = [draw.choice(["", " "]).join(draw.choice(parts, draw.integers(1, 12))) for _ in range(200)]
+    texts = [text for text in texts if text.strip()]
+    table = tmp_path / "texts.jsonl"
+    table.write_text("".join(json.dumps({"text": text, "mood": "yes"}) + "\n" for text in texts))
+    data = fedgrass.load_data(bundle, table, "jsonl", columns=["text"], label="mood", validation_fraction=0)
+    found = {data.train.origin(at): row for at, row in enumerate(next(data.train.batches(300)).x)}
+    np.testing.assert_array_equal([found[at] for at in range(len(texts))], layer(np.array(texts)).numpy())
 
 
 def _metadata(content: bytes) -> tuple[str, str, str, str]:

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from benchmarks import messy_images
 from benchmarks.data import cases, outcome
 from benchmarks.messy import GOOD, NAMED, Case, X, Y, model
+from fedgrass.bundle import DataDescription
 from fedgrass.data import DataSettings, count, load
 from fedgrass.data.labels import LabelError, Labels
 from fedgrass.data.loaders import open_source
+from fedgrass.data.loaders.described import loader_of
 from fedgrass.data.times import seconds_of
 from fedgrass.engines.checks import check_dataset
 from fedgrass.errors import DataError
@@ -186,3 +188,20 @@ def test_settings_may_be_text_as_nucleus_lite_has_it(tmp_path: Path) -> None:
 def test_an_unknown_way_with_missing_values_is_refused(missing: str) -> None:
     with pytest.raises(ValueError, match="refuse, skip, mean or a number"):
         DataSettings(missing=missing)
+
+
+def test_a_folder_s_loader_is_told_by_the_files_in_it(tmp_path: Path) -> None:
+    for suffix, loader in (("txt", "texts"), ("wav", "sounds"), ("png", "images")):
+        for number in range(2):
+            file = tmp_path / suffix / "yes" / f"{number}.{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        (tmp_path / suffix / "notes.txt").touch()
+        assert loader_of(tmp_path / suffix) == loader
+    assert loader_of(tmp_path / "a.jsonl") == "jsonl"
+
+
+def test_a_vocabulary_is_no_longer_than_a_manifest_may_be() -> None:
+    assert DataDescription(vocabulary=tuple(f"word{i}" for i in range(50_000)))
+    with pytest.raises(ValueError, match="leave rare words out"):
+        DataDescription(vocabulary=tuple(f"a long word of the {i}th" for i in range(100_000)))
