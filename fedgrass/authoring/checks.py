@@ -15,6 +15,29 @@ _LOOKUPS = (
 )
 
 
+def check_training(model: keras.Model) -> None:
+    """Refuse a model that trains in a way of its own: devices take its layers, and its loss and optimizer as they are named.
+
+    Parameters
+    ----------
+    model
+        As it was given: another one that is traced from it has Keras' own way.
+
+    Raises
+    ------
+    UnsupportedModelError
+        With the method's name.
+    """
+    for method in ("train_step", "compute_loss", "make_train_function"):
+        if getattr(type(model), method, None) is not getattr(keras.Model, method) or method in vars(model):
+            raise UnsupportedModelError(
+                f"model {model.name!r} ({type(model).__name__})",
+                f"a {method} of its own",
+                "build a keras.Model of its layers without it, put what it adds to the loss into add_loss of a layer, and give a "
+                "loss of docs/models.md",
+            )
+
+
 def check(model: keras.Model) -> None:
     """Refuse a model by the layer, input or output that no device can train.
 
@@ -69,6 +92,12 @@ def _check_layer(layer: keras.Layer) -> None:
             place,
             f"dtype policy {layer.dtype_policy.name}",
             'call keras.config.set_dtype_policy("float32") before the model is built, and load its weights',
+        )
+    if isinstance(layer, keras.layers.RandomCrop):
+        raise UnsupportedModelError(
+            place,
+            "cropping in training alone, which leaves whole images to inference,",
+            "use RandomTranslation and then CenterCrop, or crop in the data loader",
         )
     if isinstance(layer, keras.layers.RNN) and layer.stateful:
         raise UnsupportedModelError(place, "a state kept from batch to batch", "build it with stateful=False")

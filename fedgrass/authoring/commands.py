@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import runpy
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
@@ -152,7 +150,6 @@ def _load(path: Path) -> tuple[object, dict[str, Any]]:
 
     try:
         with quiet():
-            import keras
             import tensorflow  # noqa: F401 - so that its messages end here
     except ImportError as error:
         raise ConfigurationError(
@@ -161,24 +158,19 @@ def _load(path: Path) -> tuple[object, dict[str, Any]]:
     if path.suffix == ".py":
         return _from_python(path)
     if path.suffix == ".keras":
+        from fedgrass.authoring.keras_file import load
+
+        notes: list[str] = []
         with quiet():
-            return _from_keras(path, keras), {}
+            loaded = load(path, notes.append)
+        for note in notes:
+            typer.echo(note)
+        return loaded, {}
     if (path / "saved_model.pb").exists():
         return path, {}
     raise ConfigurationError(
         f"{path}: expected a .keras file, a .py file with build_model(), or the folder of a SavedModel"
     )
-
-
-def _from_keras(path: Path, keras: ModuleType) -> object:
-    with contextlib.suppress(Exception):  # what it was compiled with may be beyond us; its layers may not
-        return keras.saving.load_model(path)
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        raise ConfigurationError(
-            f"{path}: Keras cannot load it ({_said(error)}); a model with custom layers goes into a .py file"
-        ) from error
 
 
 def _from_python(path: Path) -> tuple[object, dict[str, Any]]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, get_args
 
 import keras
+from pydantic import ValidationError
 
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.bundle import Loss, LossOptions, Optimizer, OptimizerName, Schedule
+from fedgrass.errors import first_problem
 
 Tell = Callable[[str], None]
 Config: TypeAlias = Mapping[str, Any]
@@ -107,7 +109,13 @@ def optimizer(given: object) -> Optimizer:
     clips = {key: config[key] for key in ("clipnorm", "clipvalue", "global_clipnorm") if config.get(key)}
     options = {"learning_rate": rate, "schedule": schedule, "weight_decay": config.get("weight_decay"), **clips}
     given_options = {key: value for key, value in options.items() if value is not None}
-    return Optimizer.model_validate({**_KINDS[kind](config), **given_options})
+    try:
+        return Optimizer.model_validate({**_KINDS[kind](config), **given_options})
+    except ValidationError as error:
+        # A rate of 0, say: Keras takes it.
+        raise UnsupportedModelError(
+            f"optimizer {kind}", first_problem(error), "compile it with another value"
+        ) from error
 
 
 def _no_optimizer(given: object) -> UnsupportedModelError:
@@ -147,6 +155,14 @@ _KINDS: dict[str, Callable[[Config], dict[str, object]]] = {
 
 def _rate(found: keras.optimizers.Optimizer, kind: str) -> tuple[float, Schedule | None]:
     schedule = found._learning_rate
+    if callable(schedule) and not isinstance(
+        schedule, (keras.Variable, keras.optimizers.schedules.LearningRateSchedule)
+    ):
+        raise UnsupportedModelError(
+            f"optimizer {kind}",
+            "a learning rate that a function gives",
+            f"give a number, or a schedule: {', '.join(_SCHEDULES)}",
+        )
     if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
         # As it was written down: 0.001 and not float32's neighbour of it.
         # Seven digits are what float32 has.

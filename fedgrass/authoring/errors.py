@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from fedgrass.errors import FedgrassError
+
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 
 class UnsupportedModelError(FedgrassError):
@@ -35,6 +39,9 @@ class UnsupportedModelError(FedgrassError):
 
 def first_line(error: BaseException) -> str:
     """Return what an error of another library says, short enough for a line of ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    # Keras puts a line of its own before another's message, and the arguments after it.
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling "):
+        lines = lines[1:]
     text = " ".join(lines[0].split()) if lines else ""
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

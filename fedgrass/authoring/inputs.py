@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import keras
 
+from fedgrass.authoring.checks import check_training
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 
 
@@ -27,6 +28,7 @@ def functional(model: object, given: object = None) -> keras.Model:
         raise UnsupportedModelError(
             "the model", f"a {type(model).__name__}", "give a keras.Model: Sequential, functional or subclassed"
         )
+    check_training(model)
     found: keras.Model = model if _symbolic(model) else _traced(model, given)
     # Two names for one tensor would be one output in the graph.
     if len({id(tensor) for tensor in found.outputs}) < len(found.outputs):

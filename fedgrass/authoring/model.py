@@ -224,6 +224,8 @@ class KerasModel:
             output, updated, penalties = self.keras.stateless_call(
                 list(values[: self.trained_count]), constants, x, training=training, return_losses=True
             )
+        # A layer may add a loss for each example; Keras adds those up.
+        penalties = [tf.reduce_sum(penalty) for penalty in penalties]
         outputs = keras.tree.flatten(output)
         after = {id(variable): value for variable, value in zip(other, updated, strict=True)}
         if training:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -37,6 +37,7 @@ def substituted(step: Tensor | None) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for owner, name, function in (
+            (tf, "eye", _eye),
             (tf.nn, "bias_add", convolution.bias_add),
             (tf.nn, "relu", convolution.relu),
             (tf.nn, "convolution", _convolution),
@@ -65,6 +66,22 @@ def recurrent(recurrence: Recurrence) -> Iterator[None]:
         yield
 
 
+def _eye(
+    num_rows: int | Tensor,
+    num_columns: int | Tensor | None = None,
+    batch_shape: Sequence[int] | None = None,
+    dtype: Any = tf.float32,
+    name: str | None = None,
+) -> Tensor:
+    """Return ones on the diagonal as a constant: LiteRT would have to fill the diagonal each time, and cannot."""
+    sizes = [num_rows, num_rows if num_columns is None else num_columns]
+    known = [tf.get_static_value(size) for size in sizes]
+    if None in known or batch_shape is not None:
+        return _tf_eye(*sizes, batch_shape=batch_shape, dtype=dtype, name=name)
+    return tf.constant(np.eye(*map(int, known)), dtype, name=name)
+
+
+_tf_eye = tf.eye
 _tf_convolution = tf.nn.convolution
 
 

@@ -148,7 +148,7 @@ class KerasReference:
             self._heads, losses, labels(batch.y, self._heads), self._outputs(batch.x, training=training), strict=True
         )
         weighted = [head.weight * loss(y, output) for head, loss, y, output in each]
-        return tf.add_n([*weighted, *self._model.keras.losses])
+        return tf.add_n([*weighted, *map(tf.reduce_sum, self._model.keras.losses)])
 
 
 def least(before: Sequence[Array], gradients: Sequence[Array]) -> list[Array]:

@@ -7,13 +7,14 @@ lost: Dropout has left no trace, and nothing tells how a variable that is not tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
+from fedgrass.authoring import heads
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.final import ACTIVATIONS, FINAL_ACTIVATION
 from fedgrass.authoring.forward import Forwarded
@@ -40,12 +41,10 @@ class SavedModel:
     Raises
     ------
     UnsupportedModelError
-        If it has no such signature of one input with an open batch axis, or a variable whose part in training is unknown.
+        If it has no such signature with an open batch axis and no other, or a variable whose part in training is unknown.
     """
 
     draws_masks = False
-    inputs: tuple[TensorDescription, ...] = ()
-    outputs: tuple[TensorDescription, ...] = ()
 
     def __init__(self, folder: Path, freeze: Sequence[str] = ()) -> None:
         # Kept: the function refers to its variables weakly.
@@ -56,27 +55,22 @@ class SavedModel:
                 str(folder), f"a SavedModel with signatures {found}", f"save one called {_SIGNATURE}"
             )
         self._function = self._loaded.signatures[_SIGNATURE]
-        inputs, outputs = self._function.structured_input_signature[1], self._function.structured_outputs
+        given, outputs = self._function.structured_input_signature[1], self._function.structured_outputs
+        # In the order of the function's own arguments.
+        inputs = {name: given[name] for name in self._function._arg_keywords}
         self.name = folder.resolve().name
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise UnsupportedModelError(
-                self.name,
-                f"a signature of {len(inputs)} inputs and {len(outputs)} outputs",
-                "save one with one of each",
-            )
-        (x,), (output,) = inputs.values(), outputs.values()
-        if (
-            None in (x.shape.rank, output.shape.rank)
-            or x.shape[0] is not None
-            or None in [*x.shape[1:], *output.shape[1:]]
-        ):
-            raise UnsupportedModelError(
-                self.name,
-                f"a SavedModel of input shape {x.shape} and output shape {output.shape}",
-                "fix every axis but the first, and only those",
-            )
+        for x in inputs.values():
+            for output in outputs.values():
+                self._check_shapes(x, output)
+        self.inputs = _described(inputs, "input", self.name)
+        self.outputs = _described({name: outputs[name] for name in sorted(outputs)}, "output", self.name)
+        x, output = next(iter(inputs.values())), next(iter(outputs.values()))
         self.x = tf.TensorSpec(x.shape, x.dtype, name="x")
         self.output_shape = tuple(output.shape[1:])
+        if self.inputs:
+            self.x = tf.TensorSpec([None, *heads.row(self.inputs, "x").shape], tf.float32, name="x")
+        if self.outputs:
+            self.output_shape = heads.row(self.outputs, "y").shape
         self._variables = _named(self._function.variables)
         self.frozen_names = self._freeze(freeze)
         self._trained = tuple(name for name in self._variables if name not in self.frozen_names)
@@ -92,33 +86,31 @@ class SavedModel:
         return {name: np.array(self._variables[name].numpy(), dtype=np.float32) for name in self._trained}
 
     def logits(self, losses: Sequence[Loss]) -> Call:
-        """Give the model without the final activation that its loss contains."""
-        (loss,) = losses
-        expected = FINAL_ACTIVATION.get(loss)
+        """Give the model without the final activations that its outputs' losses contain."""
 
         def logits(x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> Forwarded:
-            output = self.call(x, values, step).logits
-            # The last operator is all that tells of an activation: there are no layers.
-            if expected is None or output.op.type not in ACTIVATIONS:
-                return Forwarded(output)
-            if output.op.type.lower() != expected:
-                advice = f"end the model with {expected} or with logits"
-                raise UnsupportedModelError(output.op.name, f"{output.op.type} before {loss}", advice)
-            return Forwarded(output.op.inputs[0])
+            each = zip(losses, self._outputs(x, values, step), strict=True)
+            return self._forwarded([_without_activation(output, loss) for loss, output in each])
 
         return logits
 
     def call(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None = None) -> Forwarded:
-        """Return the output for x [B, …], in operators that train; there are no statistics."""
+        """Return the outputs for x [B, …], in operators that train; there are no statistics."""
+        return self._forwarded(self._outputs(x, values, step))
+
+    def _outputs(self, x: Tensor, values: Sequence[Tensor], step: Tensor | None) -> Sequence[Tensor]:
         with substituted(step):
-            return Forwarded(self.infer([x], values)[0])
+            return self.infer(heads.apart(x, self.inputs) if self.inputs else [x], values)
+
+    def _forwarded(self, outputs: Sequence[Tensor]) -> Forwarded:
+        return Forwarded(heads.joined(outputs) if self.outputs else outputs[0])
 
     def constraints(self) -> list[None]:
         """Return none: a SavedModel does not tell."""
         return [None] * self.trained_count
 
     def infer(self, inputs: Sequence[Tensor], values: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Return the output for an input [B, …]."""
+        """Return the outputs for inputs [B, …]."""
         given = self._constants | dict(zip(self._trained, values, strict=True))
         resources = {id(variable.handle): given[name] for name, variable in self._variables.items()}
         return replay(self._function, inputs, resources)
@@ -128,12 +120,24 @@ class SavedModel:
         return None, None
 
     def vocabularies(self) -> dict[str, int]:
-        """Return nothing: there is one input."""
+        """Return nothing: a SavedModel does not tell."""
         return {}
 
     def place(self, where: str) -> str:
         """Return the node, whose path has the layer's name in it."""
         return where.removeprefix("gradients/")
+
+    def _check_shapes(self, x: tf.TensorSpec, output: tf.TensorSpec) -> None:
+        if (
+            None in (x.shape.rank, output.shape.rank)
+            or x.shape[0] is not None
+            or None in [*x.shape[1:], *output.shape[1:]]
+        ):
+            raise UnsupportedModelError(
+                self.name,
+                f"a SavedModel of input shape {x.shape} and output shape {output.shape}",
+                "fix every axis but the first, and only those",
+            )
 
     def _freeze(self, names: Sequence[str]) -> tuple[str, ...]:
         for name in names:
@@ -154,6 +158,24 @@ class SavedModel:
                     f"keep it as it is with --freeze {name}, or export the .keras file",
                 )
         return frozen
+
+
+def _described(tensors: Mapping[str, tf.TensorSpec], what: str, model: str) -> tuple[TensorDescription, ...]:
+    """Describe several inputs or outputs; nothing if there is one."""
+    if len(tensors) == 1:
+        return ()
+    return heads.described([(name, spec.shape[1:], spec.dtype.name) for name, spec in tensors.items()], what, model)
+
+
+def _without_activation(output: Tensor, loss: Loss) -> Tensor:
+    # The last operator is all that tells of an activation: there are no layers.
+    expected = FINAL_ACTIVATION.get(loss)
+    if expected is None or output.op.type not in ACTIVATIONS:
+        return output
+    if output.op.type.lower() != expected:
+        advice = f"end the model with {expected} or with logits"
+        raise UnsupportedModelError(output.op.name, f"{output.op.type} before {loss}", advice)
+    return output.op.inputs[0]
 
 
 def _named(variables: Sequence[tf.Variable]) -> dict[str, tf.Variable]:

@@ -9,11 +9,13 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from fedgrass.bundle import TensorDescription
+from fedgrass.bundle import Head, TensorDescription
 from fedgrass.cloud.ending.registration import CONTENT_TYPES
+from fedgrass.engines.several import apart, joined, spans
 from fedgrass.errors import DataError
 from fedgrass.tensors import Array
 
@@ -24,7 +26,9 @@ _MAX_NPY_HEADER = 10_000
 _DEEPEST = 64
 
 
-def read_examples(body: bytes, content_type: str, x: TensorDescription) -> Array:
+def read_examples(
+    body: bytes, content_type: str, x: TensorDescription, inputs: Sequence[TensorDescription] = ()
+) -> Array:
     """Return the examples of a body.
 
     Parameters
@@ -33,6 +37,8 @@ def read_examples(body: bytes, content_type: str, x: TensorDescription) -> Array
         One of `CONTENT_TYPES`.
     x
         What the model takes: the shape of one example, and its dtype.
+    inputs
+        Several inputs, which are one row in x. In JSON an example is an object of them by name; in the other forms, the row.
 
     Returns
     -------
@@ -44,12 +50,18 @@ def read_examples(body: bytes, content_type: str, x: TensorDescription) -> Array
     DataError
         If it holds something else.
     """
-    read = {JSON: _json, CSV: _csv, NPY: _npy}[content_type]
-    return _as_examples(read(body), x)
+    if content_type == JSON:
+        examples = _json(body)
+        return _by_name(examples, inputs) if inputs else _as_examples(_array(examples), x)
+    rows = _as_examples((_csv if content_type == CSV else _npy)(body), x)
+    for part, span in zip(inputs, spans(inputs), strict=True):
+        # A row is float32, whatever its parts are.
+        _as_examples(rows[:, span], part.model_copy(update={"shape": (part.size,)}))
+    return rows
 
 
-def write_outputs(outputs: Array, content_type: str) -> bytes:
-    """Return the body that tells a model's outputs, one for each example."""
+def write_outputs(outputs: Array, content_type: str, heads: Sequence[Head] = ()) -> bytes:
+    """Return the body that tells a model's outputs, one for each example; of several ``heads`` by name in JSON, else in a row."""
     if content_type == NPY:
         content = io.BytesIO()
         np.save(content, outputs, allow_pickle=False)
@@ -57,10 +69,14 @@ def write_outputs(outputs: Array, content_type: str) -> bytes:
     if content_type == CSV:
         rows = outputs.reshape(len(outputs), -1).tolist()
         return "".join(",".join(map(repr, row)) + "\n" for row in rows).encode()
+    if heads:
+        names = [head.name for head in heads]
+        each = zip(*(part.tolist() for part in apart(outputs, [head.output for head in heads])), strict=True)
+        return json.dumps({"predictions": [dict(zip(names, values, strict=True)) for values in each]}).encode()
     return json.dumps({"predictions": outputs.tolist()}).encode()
 
 
-def _json(body: bytes) -> Array:
+def _json(body: bytes) -> list[object]:
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -68,7 +84,28 @@ def _json(body: bytes) -> Array:
     examples = document.get("instances") if isinstance(document, dict) else document
     if not isinstance(examples, list) or not examples:
         raise DataError('expected {"instances": [EXAMPLE, ...]}, or the list alone, with one example at least')
-    return _array(examples)
+    return examples
+
+
+def _by_name(examples: list[object], inputs: Sequence[TensorDescription]) -> Array:
+    """Return examples that are objects of several inputs as rows."""
+    names = [part.name for part in inputs]
+    for number, example in enumerate(examples):
+        if not isinstance(example, dict) or sorted(example) != sorted(names):
+            found = ", ".join(example) if isinstance(example, dict) else type(example).__name__
+            raise DataError(
+                f"example {number}: expected an object of {', '.join(names)}, found {found[:200] or 'nothing'}"
+            )
+    return joined({part.name: _of_part(examples, part) for part in inputs}, inputs)
+
+
+def _of_part(examples: Sequence[object], part: TensorDescription) -> Array:
+    try:
+        values = _array([example[part.name] for example in examples if isinstance(example, dict)])
+        # One value may come without its axis of 1.
+        return _as_examples(values.reshape(-1, *part.shape) if part.size == 1 else values, part)
+    except DataError as error:
+        raise DataError(f"{part.name}: {error}") from error
 
 
 def _csv(body: bytes) -> Array:

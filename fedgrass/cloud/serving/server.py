@@ -84,8 +84,10 @@ class Handler(BaseHTTPRequestHandler):
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Type {content_type!r}: expected one of {wanted}"
             )
         accepted = self._accepted(content_type)
-        examples = read_examples(self._body(), content_type, self.server.model.x)
-        self._answer(HTTPStatus.OK, accepted, write_outputs(self.server.model.predict(examples), accepted))
+        model = self.server.model
+        examples = read_examples(self._body(), content_type, model.manifest.x, model.manifest.inputs)
+        outputs = write_outputs(model.predict(examples), accepted, model.manifest.outputs)
+        self._answer(HTTPStatus.OK, accepted, outputs)
 
     def _body(self) -> bytes:
         # isdecimal alone lets other scripts' digits through.

@@ -65,6 +65,28 @@ def test_a_model_in_any_kind_of_file_becomes_a_bundle(tmp_path: Path, file: str,
     }
 
 
+def own_loss(y: Any, z: Any) -> Any:
+    return keras.ops.mean((y - z) ** 4)
+
+
+@pytest.mark.parametrize("own", ["loss", "metric"])
+def test_a_part_of_its_own_does_not_take_the_rest_that_a_model_was_compiled_with(tmp_path: Path, own: str) -> None:
+    made = model()
+    loss = own_loss if own == "loss" else keras.losses.CategoricalCrossentropy(label_smoothing=0.1)
+    made.compile(keras.optimizers.Adam(3e-4, clipnorm=0.5), loss, metrics=[own_loss])
+    made.save(tmp_path / "net.keras")
+    given = ["--loss", "mse"] if own == "loss" else []
+    options = [str(tmp_path / "net.keras"), *given, "--batch-size", "4", "--output", str(tmp_path / "bundle")]
+    found = CliRunner().invoke(app, [*options, "--no-self-test"])
+    assert found.exit_code == 0, found.output
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert (manifest.optimizer.name, manifest.optimizer.rate, manifest.optimizer.clipnorm) == ("adam", 3e-4, 0.5)
+    if own == "loss":
+        assert "loss 'own_loss', which the model was compiled with, cannot be loaded and is not taken" in found.output
+    else:
+        assert (manifest.loss, manifest.loss_options.label_smoothing) == ("categorical_crossentropy", 0.1)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

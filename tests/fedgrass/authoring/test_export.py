@@ -178,6 +178,10 @@ def dense(**options: Any) -> Any:
         ),
         (lambda: [keras.Input((None, 4)), dense()], "input shape"),
         (
+            lambda: [keras.Input((6, 6, 1)), layers.RandomCrop(4, 4, name="crop"), layers.Flatten(), dense()],
+            "'crop' .RandomCrop.*CenterCrop",
+        ),
+        (
             lambda: [
                 keras.Input((), dtype="string", name="words"),
                 layers.TextVectorization(output_sequence_length=4, vocabulary=["good"]),
@@ -202,6 +206,7 @@ def dense(**options: Any) -> Any:
         "final activation",
         "half precision",
         "open shape",
+        "cropping in training",
         "text",
         "a look-up",
         "not built",
@@ -231,6 +236,27 @@ class Own(keras.Model):  # type: ignore[misc, name-defined]
         return x["values"] if self.failing else self.head(x)
 
 
+class OwnStep(keras.Model):  # type: ignore[misc, name-defined]
+    """A model that trains in its own way."""
+
+    def __init__(self) -> None:
+        super().__init__(name="stepping")
+        self.head = layers.Dense(3)
+
+    def call(self, x: Any) -> Any:
+        return self.head(x)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        return {}
+
+
+class OwnLoss(Own):
+    """A model with a loss of its own."""
+
+    def compute_loss(self, *args: Any, **options: Any) -> Any:
+        return 0.0
+
+
 def two_outputs() -> Any:
     x = keras.Input((4,))
     return keras.Model(x, [layers.Dense(2, name="same")(x)] * 2, name="two")
@@ -250,6 +276,14 @@ def compiled(**options: Any) -> Any:
         (lambda: Own(), {"loss": "mse", "input": "4"}, "input '4'.*give a shape"),
         (lambda: Own(failing=True), {"loss": "mse", "input": (4,)}, "own: a call that cannot be traced"),
         (two_outputs, {"loss": "mse"}, "two: one tensor as two outputs"),
+        (lambda: OwnStep(), {"loss": "mse", "input": (4,)}, r"'stepping' .OwnStep.: a train_step of its own.*add_loss"),
+        (lambda: OwnLoss(), {"loss": "mse", "input": (4,)}, "a compute_loss of its own"),
+        (
+            lambda: compiled(loss="mse", optimizer=keras.optimizers.SGD(lambda: 0.1)),
+            {},
+            "a learning rate that a function",
+        ),
+        (lambda: compiled(loss="mse", optimizer=keras.optimizers.SGD(0.0)), {}, "SGD: learning_rate: .*greater than 0"),
         (lambda: compiled(), {}, "a model without a loss.*compile it"),
         (lambda: compiled(loss=lambda y, z: y - z), {}, "this loss.*use one of"),
         (lambda: compiled(loss=keras.losses.MeanSquaredError(reduction="sum")), {}, "reduction 'sum'"),

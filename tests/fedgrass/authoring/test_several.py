@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +12,16 @@ import numpy as np
 import pytest
 
 from fedgrass.bundle import Bundle
+from fedgrass.cloud.serving.bodies import CSV, JSON, read_examples
+from fedgrass.cloud.serving.model import ServedModel
+from fedgrass.cloud.serving.server import ModelServer
 from fedgrass.data import ArrayDataset
 from fedgrass.data.loaders import load, open_source
 from fedgrass.data_settings import DataSettings
 from fedgrass.edge.admission import judge
 from fedgrass.engines.base import FitSettings
 from fedgrass.engines.litert import LiteRTEngine
+from fedgrass.engines.several import apart, joined
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.protocol.figures import Claim, pooled
 from fedgrass.protocol.settings import Checks, Gate
@@ -321,3 +328,102 @@ def test_what_several_outputs_cannot_have_is_refused_by_name(
 ) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         export(build(), tmp_path, batch_size=2, **options)
+
+
+def test_an_endpoint_takes_and_gives_several_by_name_or_in_a_row(model: Any, made: Bundle) -> None:
+    served = ServedModel(made.folder)
+    arrays = examples(3)
+    given = [arrays[name] for name in ("image", "words", "readings")]
+    expected = [np.asarray(part) for part in model.predict(given, verbose=0)]
+    instances = [
+        {
+            "readings": arrays["readings"][i].tolist(),
+            "image": arrays["image"][i].tolist(),
+            "words": arrays["words"][i].tolist(),
+        }
+        for i in range(3)
+    ]
+    rows = np.concatenate([part.reshape(3, -1) for part in given], axis=1)
+    bodies = {
+        JSON: json.dumps({"instances": instances}).encode(),
+        CSV: "".join(",".join(map(repr, row)) + "\n" for row in rows.tolist()).encode(),
+    }
+    with ModelServer(("127.0.0.1", 0), served) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for form, body in bodies.items():
+            connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1])
+            connection.request("POST", "/invocations", body, {"Content-Type": form})
+            answer = connection.getresponse().read()
+            connection.close()
+            if form == JSON:
+                found = json.loads(answer)["predictions"]
+                parts = [[one[name] for one in found] for name in ("kind", "place", "alarm")]
+            else:
+                parts = np.split(np.array([line.split(b",") for line in answer.splitlines()], float), [3, 5], axis=1)
+            for part, wanted in zip(parts, expected, strict=True):
+                np.testing.assert_allclose(part, wanted, atol=1e-5)
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("body", "form", "said"),
+    [
+        (
+            [{"image": 1, "words": 2}],
+            JSON,
+            "example 0: expected an object of image, words, readings, found image, words",
+        ),
+        ([[1.0] * 23], JSON, "expected an object of .* found list"),
+        (
+            [{"image": np.zeros((4, 4, 1)).tolist(), "words": [0.5] * 5, "readings": [0, 0]}],
+            JSON,
+            "words: the model takes int32",
+        ),
+        ([{"image": [0] * 15, "words": [1] * 5, "readings": [0, 0]}], JSON, "image: expected examples of shape"),
+        (",".join(["0.5"] * 23), CSV, "the model takes int32"),
+        ("1,2", CSV, r"expected examples of shape \[23\]"),
+    ],
+)
+def test_a_request_that_is_not_the_model_s_inputs_is_refused_by_name(
+    made: Bundle, body: Any, form: str, said: str
+) -> None:
+    content = body if isinstance(body, str) else json.dumps(body)
+    with pytest.raises(DataError, match=said):
+        read_examples(content.encode(), form, made.manifest.x, made.manifest.inputs)
+
+
+def test_a_saved_model_of_several_trains_and_infers_as_the_keras_model(tmp_path: Path) -> None:
+    def branches() -> Any:
+        keras.utils.set_random_seed(1)
+        one, words = keras.Input((3,), name="one"), keras.Input((4,), dtype="int32", name="a_words")
+        hidden = layers.Concatenate()(
+            [layers.Dense(4, activation="relu")(one), layers.Flatten()(layers.Embedding(5, 2)(words))]
+        )
+        return keras.Model(
+            [one, words], {"kind": layers.Dense(3, activation="softmax")(hidden), "a_place": layers.Dense(2)(hidden)}
+        )
+
+    losses = {"kind": "sparse_categorical_crossentropy", "a_place": "mse"}
+    theirs = branches()
+    theirs.export(tmp_path / "saved", verbose=False)
+    made = export(tmp_path / "saved", tmp_path / "made", loss=losses, loss_weights={"kind": 0.5}, batch_size=8)
+    draw = np.random.default_rng(0)
+    arrays = {
+        "one": draw.normal(size=(8, 3)).astype(np.float32),
+        "a_words": draw.integers(0, 5, (8, 4)).astype(np.int32),
+        "kind": draw.integers(0, 3, 8).astype(np.int32),
+        "a_place": draw.normal(size=(8, 2)).astype(np.float32),
+    }
+    x = joined(arrays, made.manifest.inputs)
+    y = joined(arrays, [head.y for head in made.manifest.outputs])
+    given = [arrays["one"], arrays["a_words"]]
+    expected = theirs.predict(given, verbose=0)
+    found = apart(LiteRTEngine(made).infer(x), [head.output for head in made.manifest.outputs])
+    for head, part in zip(made.manifest.outputs, found, strict=True):
+        np.testing.assert_allclose(part, expected[head.name], atol=1e-5)
+    theirs.compile(keras.optimizers.SGD(0.1), losses, loss_weights={"kind": 0.5, "a_place": 1.0})
+    loss = theirs.train_on_batch(given, {name: arrays[name] for name in losses})[0]
+    fitted = LiteRTEngine(made).fit(ArrayDataset(x, y), FitSettings(learning_rate=0.1))
+    assert fitted.metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    after = sorted(float(np.abs(v.numpy()).sum()) for v in theirs.trainable_variables)
+    np.testing.assert_allclose(sorted(float(np.abs(v).sum()) for v in fitted.parameters.values()), after, rtol=1e-5)
