@@ -75,10 +75,10 @@ def _eye(
 ) -> Tensor:
     """Return ones on the diagonal as a constant: LiteRT would have to fill the diagonal each time, and cannot."""
     sizes = [num_rows, num_rows if num_columns is None else num_columns]
-    known = [tf.get_static_value(size) for size in sizes]
-    if None in known or batch_shape is not None:
+    rows, columns = (tf.get_static_value(size) for size in sizes)
+    if rows is None or columns is None or batch_shape is not None:
         return _tf_eye(*sizes, batch_shape=batch_shape, dtype=dtype, name=name)
-    return tf.constant(np.eye(*map(int, known)), dtype, name=name)
+    return tf.constant(np.eye(int(rows), int(columns)), dtype, name=name)
 
 
 _tf_eye = tf.eye

@@ -24,12 +24,20 @@ from fedgrass.tensors import Array
 class Reader(Protocol):
     """What makes x of one kind of files."""
 
-    unit: str
-    """What messages call several of them, such as ``images``."""
-    suffixes: Sequence[str]
-    """How their names end, in small letters."""
-    unread: Sequence[str]
-    """Endings of files of the kind that are not read: they are counted as bad, and not overlooked."""
+    @property
+    def unit(self) -> str:
+        """What messages call several of them, such as ``images``."""
+        ...
+
+    @property
+    def suffixes(self) -> Sequence[str]:
+        """How their names end, in small letters."""
+        ...
+
+    @property
+    def unread(self) -> Sequence[str]:
+        """Endings of files of the kind that are not read: they are counted as bad, and not overlooked."""
+        ...
 
     def read(self, file: Path) -> Array:
         """Return one example's x; raises `DataError`, with the file's name, if it is not such a file."""

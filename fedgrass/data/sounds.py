@@ -123,10 +123,10 @@ def _samples(content: bytes, form: _Format) -> Array:
     if form.kind == _FLOAT:
         return np.frombuffer(content, f"<f{form.bits // 8}").astype(np.float32)
     if form.bits == 8:  # these alone have no sign
-        return (np.frombuffer(content, np.uint8).astype(np.float32) - 128) / np.float32(128)
+        return np.asarray((np.frombuffer(content, np.uint8).astype(np.float32) - 128) / np.float32(128))
     if form.bits == 24:
         parts = np.frombuffer(content, np.uint8).reshape(-1, 3)
         wide = np.zeros((len(parts), 4), np.uint8)
         wide[:, 1:] = parts  # in the upper bytes, so that the sign is the integer's own
-        return (wide.view("<i4")[:, 0] / 2.0**31).astype(np.float32)
-    return (np.frombuffer(content, f"<i{form.bits // 8}") / 2.0 ** (form.bits - 1)).astype(np.float32)
+        return np.asarray(wide.view("<i4")[:, 0] / 2.0**31, np.float32)
+    return np.asarray(np.frombuffer(content, f"<i{form.bits // 8}") / 2.0 ** (form.bits - 1), np.float32)

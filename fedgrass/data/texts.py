@@ -110,7 +110,7 @@ class TextValues:
     def block(self, columns: Sequence[Sequence[Any]], times: Sequence[Any] | None, rows: NDArray[np.int64]) -> Block:
         """Return the rows with words, and labels that can be read; see `Values.block`."""
         rest = self._rest.block(columns[1:], times, rows)
-        texts = [columns[0][at] for at in np.flatnonzero(np.isin(rows, rest.rows))]
+        texts = [columns[0][at] for at in np.flatnonzero(np.isin(rows, rest.rows)).tolist()]
         blank = np.array([text is None or not str(text).strip() for text in texts], bool)
         for row in rest.rows[blank] if not self._skips_blank else ():
             self._account.leaves_out(f"{self._place.format(row)}: has no words in it")

@@ -244,8 +244,9 @@ def test_texts_become_the_numbers_that_keras_gives_their_words(tmp_path: Path) -
     table = tmp_path / "texts.jsonl"
     table.write_text("".join(json.dumps({"text": text, "mood": "yes"}) + "\n" for text in texts))
     data = fedgrass.load_data(bundle, table, "jsonl", columns=["text"], label="mood", validation_fraction=0)
-    found = {data.train.origin(at): row for at, row in enumerate(next(data.train.batches(300)).x)}
-    np.testing.assert_array_equal([found[at] for at in range(len(texts))], layer(np.array(texts)).numpy())
+    found = next(iter(data.train.batches(300))).x
+    # In an order of its own.
+    assert sorted(found.tolist()) == sorted(layer(np.array(texts)).numpy().tolist())
 
 
 def _metadata(content: bytes) -> tuple[str, str, str, str]:

@@ -357,7 +357,7 @@ def test_an_endpoint_takes_and_gives_several_by_name_or_in_a_row(model: Any, mad
             connection.close()
             if form == JSON:
                 found = json.loads(answer)["predictions"]
-                parts = [[one[name] for one in found] for name in ("kind", "place", "alarm")]
+                parts: list[Any] = [[one[name] for one in found] for name in ("kind", "place", "alarm")]
             else:
                 parts = np.split(np.array([line.split(b",") for line in answer.splitlines()], float), [3, 5], axis=1)
             for part, wanted in zip(parts, expected, strict=True):
