@@ -180,7 +180,7 @@ def end_to_end(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         helpers[index].answer(requests[index], answers[index])
         seconds["helpers"] += time.perf_counter() - began
     began = time.perf_counter()
-    unmask([total], requests[0].accepted, answers)
+    unmask({0: total}, requests[0].accepted, answers)
     mean = mean_of(total, stayed, task)
     seconds["cloud"] += time.perf_counter() - began
     # The error in steps of the grid: half a step is rounding.

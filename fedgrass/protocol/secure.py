@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import math
 from itertools import combinations
 from typing import Annotated, Literal
@@ -19,6 +20,9 @@ KEY_BYTES = 32
 # A device holds a mask for each choice of `collude` helpers, which grows as a binomial coefficient: 10 at most here.
 MOST_HELPERS = 5
 MOST_DEVICES = 100_000
+MOST_GROUPS = 100
+"""A helper uploads, and the job keeps, as many sums as there are groups."""
+
 MOST_NOISE_STEPS = 1 << 25
 """Largest standard deviation of noise, in steps of the integers: more cannot be drawn (`fedgrass.noise`)."""
 
@@ -85,6 +89,19 @@ class Masking(BaseModel):
         default=1024, ge=1, lt=1 << COUNT_BITS, description="Examples from which on a device counts no more"
     )
     equal: bool = Field(default=False, description="Every device counts alike, whatever its number of examples")
+    groups: int = Field(
+        default=1,
+        ge=1,
+        le=MOST_GROUPS,
+        description="Sum the cohort in so many groups, drawn by chance, each by itself: robust strategies work on the groups' "
+        "means, and one bad device spoils no more than its group. 1: one sum",
+    )
+    group_min: int = Field(
+        default=3,
+        ge=2,
+        le=MOST_DEVICES,
+        description="Devices without which a group is not summed and its devices are left out, where there are several groups",
+    )
     most: int = Field(default=1, ge=1, le=MOST_DEVICES)
 
     @model_validator(mode="after")
@@ -116,6 +133,25 @@ class Masking(BaseModel):
     def known_to(self, helper: int) -> tuple[int, ...]:
         """Return the numbers of the masks whose seeds a helper is given, in order."""
         return tuple(number for number, without in enumerate(self.masks) if helper not in without)
+
+    @property
+    def least_summed(self) -> int:
+        """Devices without which no helper opens a sum, whatever its owner allows."""
+        return self.group_min if self.groups > 1 else 1
+
+    def group_of(self, session: str, thing: str) -> int:
+        """Return a device's group: by chance, anew in each round, and for everybody to compute.
+
+        Parameters
+        ----------
+        session
+            The cohort's salt.
+        thing
+            The device's name.
+        """
+        found = hashlib.sha256(f"fedgrass group 1|{session}|{thing}".encode()).digest()
+        # 256 bits modulo 100 at most: no group is likelier than another by more than one in 2**249.
+        return int.from_bytes(found, "big") % self.groups
 
     @property
     def levels(self) -> int:

@@ -89,22 +89,28 @@ def require_sums_are_enough(settings: FleetSettings, strategy: Strategy | None) 
     strategy
         The settings' strategy; None if it is not installed here.
     """
-    if strategy is not None and (why := why_not_by_sums(strategy)):
+    groups = settings.secure.groups if settings.secure is not None else 1
+    if strategy is not None and (why := why_not_by_sums(strategy, groups)):
         raise ValueError(f"strategy {strategy.name}: with secure the cloud sees sums only, and it {why}")
     checks, default = settings.checks, type(settings.checks)()
     for name in ("max_norm", "max_norm_over_median", "clip_norm_over_median", "max_examples_over_median"):
         value = getattr(checks, name)
         # A bound that is only a default is dropped in silence; one that somebody set would be a promise that is not
         # kept.
-        if value and value != getattr(default, name):
+        if groups == 1 and value and value != getattr(default, name):
             raise ValueError(
                 f"checks.{name}: with secure no single update is seen, so nothing can be held against it; devices bound theirs "
-                "by update.clip_norm, secure.value_range and secure.max_examples"
+                "by update.clip_norm, secure.value_range and secure.max_examples; with secure.groups it bounds groups' means"
             )
     if settings.update.codec != "float32":
         raise ValueError(f"update.codec {settings.update.codec}: with secure an update's form is secure.bits")
     if settings.privacy.mode == "local":
         raise ValueError("privacy.mode local: with secure, set it to none, central or distributed")
+    if groups > 1 and settings.privacy.mode == "central":
+        raise ValueError(
+            "secure.groups: with privacy.mode central the noise is for one sum, and the groups' sums would be seen without it; "
+            "set privacy.mode to distributed, where each group's sum has it"
+        )
     if settings.privacy.adaptive_clip is not None:
         raise ValueError("privacy.adaptive_clip: it follows the norms of single updates, which nobody sees with secure")
     if settings.min_updates < _LEAST:
@@ -115,18 +121,28 @@ def require_sums_are_enough(settings: FleetSettings, strategy: Strategy | None) 
         raise ValueError("silos: they do not mask updates yet, so they cannot take part in a fleet with secure")
 
 
-def why_not_by_sums(strategy: Strategy) -> str:
-    """Say what a strategy needs beside the sum of the updates, or nothing."""
-    if strategy.needs_all:
-        return "must see all updates"
+def why_not_by_sums(strategy: Strategy, groups: int = 1) -> str:
+    """Say what a strategy needs beside the sum of the updates, or nothing.
+
+    Parameters
+    ----------
+    strategy
+        The strategy.
+    groups
+        In how many groups the updates are summed: of several, a strategy that must see all updates is given the means.
+    """
+    if strategy.needs_all and groups == 1:
+        return "must see all updates; secure.groups would have it see the means of groups"
+    if strategy.keeps_state:
+        return "is told what single devices say of their updates"
     if strategy.staleness > 0:
         return "takes late updates, whose masks nobody opens"
     if strategy.needs_metrics:
         return f"weighs by {', '.join(strategy.needs_metrics)}, which no update tells"
     if strategy.device_state is not None:
         return "keeps state on devices by figures that no update tells"
-    if strategy.needs_own_update:
+    if strategy.needs_own_update and groups == 1:
         return "compares updates with its own"
-    if getattr(strategy.options, "clip", None) is not None:
+    if groups == 1 and getattr(strategy.options, "clip", None) is not None:
         return "clips single updates (option clip); set update.clip_norm instead, by which devices clip"
     return ""

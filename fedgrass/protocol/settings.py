@@ -350,15 +350,16 @@ class FleetSettings(_Settings):
             Naming the first setting that is unknown or out of range.
         """
         try:
-            return FleetSettings.model_validate(_merge(self.model_dump(), changes))
+            return FleetSettings.model_validate(laid_over(self.model_dump(), changes))
         except ValidationError as error:
             raise ConfigurationError(first_problem(error, "settings", found=True)) from error
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def laid_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``changes`` over it, objects merged key by key."""
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
         # Lists are replaced as a whole: there is no telling which of their items is meant.
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[key] = laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged

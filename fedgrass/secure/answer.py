@@ -25,8 +25,8 @@ def sums_of(accepted: AcceptedSet, helper: int) -> list[tuple[int, int]]:
     Where helpers add noise there is one sum for a group, `NOISED`, of several masks.
     """
     if accepted.adding:
-        return [(group, NOISED) for group in range(accepted.groups)]
-    return [(group, mask) for group in range(accepted.groups) for mask in accepted.task.known_to(helper)]
+        return [(group, NOISED) for group in accepted.groups]
+    return [(group, mask) for group in accepted.groups for mask in accepted.task.known_to(helper)]
 
 
 def layout(accepted: AcceptedSet, helper: int) -> Layout:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.errors import HelpersMissingError, MessageError, first_problem
 from fedgrass.protocol.names import Sha256, ThingName
-from fedgrass.protocol.secure import MOST_DEVICES
+from fedgrass.protocol.secure import MOST_DEVICES, MOST_GROUPS
 from fedgrass.secure.request import AcceptedSet
 
 MAX_REASON = 300
@@ -22,13 +22,18 @@ _Reason = Annotated[str, Field(max_length=MAX_REASON)]
 
 
 class BoxCheck(BaseModel):
-    """What a helper found: devices whose boxes do not open, with reasons; or why it would sum nothing, if it would not."""
+    """What a helper found: devices whose boxes do not open, with reasons; or why it would sum nothing, if it would not.
+
+    Of each of several groups it says how many devices it has known for long enough, and ``least``, how many it asks for.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: Sha256
     refused: _Reason = ""
     unopened: Annotated[dict[ThingName, _Reason], Field(max_length=MOST_DEVICES)] = {}
+    least: int = Field(default=0, ge=0)
+    known: Annotated[dict[int, int], Field(max_length=MOST_GROUPS)] = {}
 
     def encode(self) -> bytes:
         """Return it as JSON."""
@@ -68,16 +73,17 @@ class BoxCheck(BaseModel):
 
 def most_bytes(devices: int) -> int:
     """Return the size that the answer to a check of so many devices has at most."""
-    return 4096 + devices * (6 * MAX_REASON + 200)  # a character may take six bytes in JSON
+    return 8192 + devices * (6 * MAX_REASON + 200)  # a character may take six bytes in JSON
 
 
 class Checked(BaseModel):
-    """What is made of the helpers' checks: who can sum, and the devices that are left out, with reasons."""
+    """What is made of the helpers' checks: who can sum, and the devices and groups that are left out, with reasons."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     helpers: tuple[int, ...]
     unopened: dict[str, str] = {}
+    small: dict[int, str] = {}
 
 
 def judged(accepted: AcceptedSet, found: Mapping[int, BoxCheck]) -> Checked:
@@ -111,4 +117,26 @@ def judged(accepted: AcceptedSet, found: Mapping[int, BoxCheck]) -> Checked:
         for thing, why in found[index].unopened.items():
             # One able helper that cannot open a box is enough: it could not sum the set.
             unopened.setdefault(thing, f"helper {task.helpers[index].name}: {why}")
-    return Checked(helpers=tuple(able), unopened=dict(sorted(unopened.items())))
+    small = _small(accepted, {index: found[index] for index in able}, frozenset(unopened))
+    return Checked(helpers=tuple(able), unopened=dict(sorted(unopened.items())), small=small)
+
+
+def _small(accepted: AcceptedSet, found: Mapping[int, BoxCheck], out: frozenset[str]) -> dict[int, str]:
+    """Return the groups that would have too few devices once those in ``out`` have left, of several groups."""
+    task, small = accepted.task, dict[int, str]()
+    # The only group is the set: whether a helper sums it is for the helper to say, and others may do.
+    if task.groups == 1:
+        return small
+    for group, size in accepted.groups.items():
+        gone = {one.thing for one in accepted.members if one.group == group} & out
+        if size - len(gone) < task.group_min:
+            small[group] = f"{size - len(gone)} devices are in the group, group_min is {task.group_min}"
+        for index, check in found.items():
+            # Any of those that leave may be one that this helper knows; what it left out itself it has not counted.
+            known = check.known.get(group, 0) - len(gone - check.unopened.keys())
+            if known < check.least:
+                small.setdefault(
+                    group,
+                    f"helper {task.helpers[index].name} may know {known} of its devices, {check.least} are needed",
+                )
+    return small

@@ -31,7 +31,4 @@ def context_of(announcement: Announcement) -> Context:
     if task is None:
         raise ConfigurationError(f"round {announcement.round}: it was not announced with secure aggregation")
     base = announcement.base.parameters_sha256
-    noise = task.noise_steps if task.shared_noise else 0
-    return Context(
-        announcement.fleet, announcement.round, announcement.cohort.salt, base, task.bits, task.collude, noise
-    )
+    return Context.of_round(announcement.fleet, announcement.round, announcement.cohort.salt, base, task)

@@ -129,10 +129,13 @@ class Helper:
             # What would be left of the set has to be large enough as well.
             good = [member for member in request.accepted.members if member.thing not in bad]
             self._keep_signers(request, good, known)
-            self._require_known(good, known)
+            self._require_known(good, known, most=True)
         except MessageError as error:
             return BoxCheck(digest=request.digest, refused=str(error)[:MAX_REASON], unopened=bad)
-        return BoxCheck(digest=request.digest, unopened=bad)
+        if request.accepted.task.groups == 1:
+            return BoxCheck(digest=request.digest, unopened=bad)
+        told, least = self._known_in(good, known), self._limits.min_devices
+        return BoxCheck(digest=request.digest, unopened=bad, least=least, known=told)
 
     def _check(self, request: SumRequest) -> None:
         accepted, task = request.accepted, request.accepted.task
@@ -147,11 +150,15 @@ class Helper:
             raise MessageError("its devices are not in order, or one is there twice, or a box is missing")
         if len(things) > task.most:
             raise MessageError(f"it names {len(things)} devices; the values are wide enough for {task.most}")
-        sizes = [0] * accepted.groups
-        for member in accepted.members:
-            sizes[member.group] += 1
-        if min(sizes) < self._limits.min_devices:
-            raise MessageError(f"a group has {min(sizes)} devices; this helper sums {self._limits.min_devices} or more")
+        # By this helper's own reckoning: a cloud that could choose who is with whom would sum one device by itself.
+        if strange := [
+            one.thing for one in accepted.members if one.group != task.group_of(accepted.session, one.thing)
+        ]:
+            raise MessageError(f"it has {strange[0]!r} in another group than the cohort's salt and its name give")
+        least, size = max(self._limits.min_devices, task.least_summed), min(accepted.groups.values())
+        # Before a set is fixed groups may be too small: they are left out then.
+        if size < least and not (request.check and max(accepted.groups.values()) >= least):
+            raise MessageError(f"a group has {size} devices; this helper sums {least} or more")
 
     def _why_not(self, request: SumRequest, member: Member, text: str, known: _Known) -> str:
         try:
@@ -219,12 +226,23 @@ class Helper:
         if len(known) > before:
             write_atomically(self._devices, json.dumps(known).encode())
 
-    def _require_known(self, members: Sequence[Member], known: _Known) -> None:
-        now, limits = self._clock(), self._limits
-        old = sum(now - known[member.thing][1] >= limits.known_seconds for member in members)
+    def _known_in(self, members: Sequence[Member], known: _Known) -> dict[int, int]:
+        """Return how many devices of each group it has known for long enough."""
+        now, seconds = self._clock(), self._limits.known_seconds
+        found = dict.fromkeys((member.group for member in members), 0)
+        for member in members:
+            found[member.group] += now - known[member.thing][1] >= seconds
+        return found
+
+    def _require_known(self, members: Sequence[Member], known: _Known, *, most: bool = False) -> None:
+        """Require it of the group with the fewest such devices; with ``most``, of the one with the most."""
+        limits, found = self._limits, self._known_in(members, known)
+        old = max(found.values(), default=0) if most else min(found.values(), default=0)
         if old < limits.min_devices:
+            which = "" if len(found) < 2 else f", in {len(found)} groups, of one of these"
             raise MessageError(
-                f"of {len(members)} devices it has known {old} for {limits.known_seconds:g} s; {limits.min_devices} are needed"
+                f"of {len(members)} devices{which} it has known {old} for {limits.known_seconds:g} s; {limits.min_devices} are "
+                "needed"
             )
 
     def _commit(self, accepted: AcceptedSet) -> None:

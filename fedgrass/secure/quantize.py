@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,30 +135,16 @@ def mean_of(total: Masked, devices: int, task: SecureTask) -> Floats:
     Returns
     -------
     Floats
-        The mean, float32.
-
-    Parameters
-    ----------
-    total
-        The sum, modulo two to its width.
-    devices
-        How many vectors are in it.
-    task
-        How values became integers, and what devices weigh.
-
-    Returns
-    -------
-    NDArray
-        float32 [n], without the coordinates that count examples.
+        The mean, float32 [n], without the coordinates that count examples.
 
     Raises
     ------
     AggregationError
-        If the sum holds no examples.
+        If so many devices that keep to the task cannot have such a sum.
     """
     examples = examples_in(total, task)
     most = devices if task.equal else devices * task.max_examples
-    # The one check that a sum allows: each device counts at least once, and at most `max_examples` times.
+    # One of two checks that a sum allows: each device counts at least once, and at most `max_examples` times.
     if not devices <= examples <= most:
         raise AggregationError(
             f"the sum of {devices} updates claims {examples} examples, expected {devices} to {most}: a "
@@ -166,7 +153,19 @@ def mean_of(total: Masked, devices: int, task: SecureTask) -> Floats:
     weight = devices if task.equal else examples / task.max_examples
     # The upper half of the modulus stands for negative sums.
     signed = total[: len(total) - task.count_coordinates].view(f"<i{total.dtype.itemsize}")
+    _require_possible(signed, devices, weight, task)
     mean = np.empty(len(signed), np.float32)
     for start in range(0, len(signed), PIECE):
         mean[start : start + PIECE] = signed[start : start + PIECE] * (task.value_range / task.levels / weight)
     return mean
+
+
+def _require_possible(signed: NDArray[np.signedinteger[Any]], devices: int, weight: float, task: SecureTask) -> None:
+    """Raise `AggregationError` if a sum's values are beyond what devices send that count so much together."""
+    # Rounding adds less than a step for each device. Noise of the helpers may add anything.
+    most = math.floor(task.levels * weight) + devices
+    if task.noise == 0 and len(signed) and not -most <= int(signed.min()) <= int(signed.max()) <= most:
+        raise AggregationError(
+            f"the sum of {devices} updates has a mean beyond value_range {task.value_range:g}, by the examples that it claims: a "
+            "device's values or count, or a helper's sum, is not what it should be; nothing was made of it"
+        )

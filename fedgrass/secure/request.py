@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.errors import MessageError, first_problem
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName
-from fedgrass.protocol.secure import MOST_DEVICES, MOST_HELPERS, SecureTask
+from fedgrass.protocol.secure import MOST_DEVICES, MOST_GROUPS, MOST_HELPERS, SecureTask
 from fedgrass.secure.sealing import Context
 
 # Some 1,300 bytes for each of 100,000 devices.
@@ -29,7 +30,7 @@ class Member(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     thing: ThingName
-    group: int = Field(default=0, ge=0, lt=1000)
+    group: int = Field(default=0, ge=0, lt=MOST_GROUPS)
     boxes: Annotated[str, Field(max_length=300)]
     commitments: Annotated[str, Field(max_length=300)]
 
@@ -71,14 +72,12 @@ class AcceptedSet(BaseModel):
     @property
     def context(self) -> Context:
         """What the boxes are bound to."""
-        task = self.task
-        noise = task.noise_steps if task.shared_noise else 0
-        return Context(self.fleet, self.round, self.session, self.base_sha256, task.bits, task.collude, noise)
+        return Context.of_round(self.fleet, self.round, self.session, self.base_sha256, self.task)
 
     @property
-    def groups(self) -> int:
-        """How many groups are summed, each by itself."""
-        return 1 + max(member.group for member in self.members)
+    def groups(self) -> dict[int, int]:
+        """The groups that are summed, each by itself, in order, with how many devices each has."""
+        return dict(sorted(Counter(member.group for member in self.members).items()))
 
 
 class SumRequest(BaseModel):

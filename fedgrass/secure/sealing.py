@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
 from fedgrass.errors import MessageError
-from fedgrass.protocol.secure import KEY_BYTES, Helper, decoded_key
+from fedgrass.protocol.secure import KEY_BYTES, Helper, SecureTask, decoded_key
 from fedgrass.secure.masks import SEED_BYTES
 
 SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
@@ -26,6 +26,7 @@ class Context:
 
     ``noise`` is the deviation of what the helpers add, in steps: less than the device was told of, and its box does not open.
     ``session`` is the cohort's salt: a fleet that was made again, under its old name, has rounds of the same numbers.
+    ``groups`` and ``group_min`` are those of the round, with which the salt and its name say whom a device is summed with.
     """
 
     fleet: str
@@ -35,10 +36,33 @@ class Context:
     bits: int
     collude: int
     noise: int = 0
+    groups: int = 1
+    group_min: int = 0
+
+    @classmethod
+    def of_round(cls, fleet: str, number: int, session: str, base_sha256: str, task: SecureTask) -> Context:
+        """Return the context of a round's boxes.
+
+        Parameters
+        ----------
+        fleet, number
+            Whose round it is, and which.
+        session
+            The cohort's salt.
+        base_sha256
+            Digest of the base's parameters.
+        task
+            The round's masking.
+        """
+        noise = task.noise_steps if task.shared_noise else 0
+        groups = (task.groups, task.group_min) if task.groups > 1 else (1, 0)
+        return cls(fleet, number, session, base_sha256, task.bits, task.collude, noise, *groups)
 
     def of(self, thing: str, helper: Helper) -> bytes:
         """Return the bytes for one device and helper."""
         bound = [self.fleet, self.round, self.session, self.base_sha256, self.bits, self.collude, self.noise, thing]
+        # Devices of an earlier version know of one group only, and their boxes go on to open there.
+        bound += [self.groups, self.group_min] if self.groups > 1 else []
         return json.dumps(["fedgrass secure 1", *bound, helper.name, helper.key]).encode()
 
 

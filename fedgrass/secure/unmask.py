@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,13 +24,13 @@ class Helped:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def unmask(totals: Sequence[Masked], accepted: AcceptedSet, answers: Mapping[int, Path]) -> Helped:
+def unmask(totals: Mapping[int, Masked], accepted: AcceptedSet, answers: Mapping[int, Path]) -> Helped:
     """Take the masks off the groups' sums, in place; where helpers add noise it stays on them.
 
     Parameters
     ----------
     totals
-        The sum of the masked updates of each group.
+        The sum of the masked updates of each group, by the group's number.
     accepted
         The set that they are the sums of.
     answers
@@ -56,7 +56,7 @@ def unmask(totals: Sequence[Masked], accepted: AcceptedSet, answers: Mapping[int
     if len(keys) < accepted.needed[0]:
         raise _too_few(len(keys), accepted, answers, refused)
     # Each mask is taken off once, by the first helper that has it; the others' sums of it are only compared.
-    missing = {(group, mask) for group in range(accepted.groups) for mask in range(len(accepted.task.masks))}
+    missing = {(group, mask) for group in accepted.groups for mask in range(len(accepted.task.masks))}
     noised = bool(accepted.adding)
     digests: dict[tuple[int, int], tuple[bytes, int]] = {}
     for index, secret in sorted(keys.items()):

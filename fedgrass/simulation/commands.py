@@ -191,25 +191,24 @@ def _of_training(given: TrainingOptions) -> dict[str, Any]:
 
 def _settings(fleet: FleetOptions, training: TrainingOptions, seed: int) -> FleetSettings:
     """Return a fleet's settings as the options have them; ``--set`` comes last, and so has the last word."""
-    from fedgrass.protocol.settings import FleetSettings
+    from fedgrass.protocol.settings import FleetSettings, laid_over
     from fedgrass.simulation.settings import parse_strategy
 
-    settings = FleetSettings().overridden(
-        {
-            "deadline_seconds": fleet.deadline,
-            "quorum": fleet.quorum,
-            "fit": {"epochs": training.epochs, "learning_rate": training.learning_rate},
-            "update": {"codec": training.codec},
-            "strategy": parse_strategy(training.strategy),
-        }
-    )
+    given: dict[str, Any] = {
+        "deadline_seconds": fleet.deadline,
+        "quorum": fleet.quorum,
+        "fit": {"epochs": training.epochs, "learning_rate": training.learning_rate},
+        "update": {"codec": training.codec},
+        "strategy": parse_strategy(training.strategy),
+    }
     if training.secure:
         from fedgrass.simulation.helpers import parse_secure
 
-        settings = settings.overridden({"secure": parse_secure(training.secure, seed)})
+        given["secure"] = parse_secure(training.secure, seed)
     for text in training.setting or ():
-        settings = settings.overridden(parse_setting(text))
-    return settings
+        given = laid_over(given, parse_setting(text))
+    # Judged as a whole: what one setting needs another may give.
+    return FleetSettings().overridden(given)
 
 
 @app.command()

@@ -40,6 +40,8 @@ Reason = Literal[
     "norm_exceeded",
     "missing_metric",
     "unopened_seeds",
+    "small_group",
+    "implausible_group",
 ]
 """Why an update is refused: stable codes, counted in reports; docs/reference/quarantine.md tells the cause of each."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from fedgrass.bundle import PARAMETERS, Bundle, Parameters
 from fedgrass.cloud.aggregator.bounds import Bounds, Counted
 from fedgrass.cloud.aggregator.combination import Mean, PartialSums, combine, with_noise
+from fedgrass.cloud.aggregator.group_means import GroupMeans
 from fedgrass.cloud.aggregator.masked_sum import Masked, MaskedMean, require_sums
 from fedgrass.cloud.aggregator.screening import Screening
 from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource
@@ -143,8 +144,9 @@ def aggregate(
     # Set only for a robust rule that keeps state from round to round; every other state is the server optimizer's.
     continued: Continued | None = None
     if options.masked is not None:
-        require_sums(strategy)
-        combined = MaskedMean(options.masked, screening, noise).of(candidates, options.min_updates)
+        require_sums(strategy, options.masked.task.groups)
+        groups = GroupMeans(bounds, base, screening, options.scratch)
+        combined = MaskedMean(options.masked, screening, noise, groups).of(candidates, options.min_updates)
     elif isinstance(method, RobustRule):
         if strategy.keeps_state:
             continued = cast("Continued", method.combination)

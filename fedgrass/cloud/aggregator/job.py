@@ -198,8 +198,8 @@ class RoundJob:
         if task is None:
             return None
         record, clients = self._record, self._clients
-        base_sha256, noise = base.manifest.parameters_sha256, task.noise_steps if task.shared_noise else 0
-        context = Context(record.fleet, record.round, record.cohort.salt, base_sha256, task.bits, task.collude, noise)
+        base_sha256 = base.manifest.parameters_sha256
+        context = Context.of_round(record.fleet, record.round, record.cohort.salt, base_sha256, task)
         helpers = FleetHelpers(record, clients.rounds, clients.bucket, clients.iot_data, self._scratch, self._log)
         return Masked(task, context, helpers)
 

@@ -137,7 +137,7 @@ def test_a_helper_makes_its_key_tells_it_and_sums_when_it_is_asked(tmp_path: Pat
     file.write_bytes(place.streams.s3[reply.key or ""])
     assert sha256_of(file) == reply.sha256
     with pytest.raises(Exception, match="1 of 3 helpers gave their sums, 2 are needed"):
-        unmask([np.zeros(9, "<u4")], request.accepted, {0: file})
+        unmask({0: np.zeros(9, "<u4")}, request.accepted, {0: file})
     place.stop()
 
 

@@ -75,6 +75,41 @@ def test_what_needs_single_updates_is_refused_by_name(changes: dict[str, Any], s
         with_secure(**changes)
 
 
+GROUPED = {**SECURE, "groups": 4}
+
+
+@pytest.mark.parametrize("mode", ["none", "distributed"])
+@pytest.mark.parametrize(
+    "name",
+    ["krum", "multi_krum", "median", "trimmed_mean", "bulyan", "geometric_median", "centered_clipping", "trust"],
+)
+def test_with_groups_robust_strategies_go_with_it_and_bounds_hold_for_their_means(name: str, mode: str) -> None:
+    checks = {"max_norm": 1, "max_norm_over_median": 3}
+    found = with_secure(secure=GROUPED, strategy={"name": name}, checks=checks, privacy={"mode": mode})
+    task = announced_secure(found, 100)
+    assert task is not None
+    assert (task.groups, task.group_min, task.least_summed) == (4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"strategy": {"name": "fedbuff"}}, "takes late updates"),
+        ({"strategy": {"name": "scaffold"}}, "strategy scaffold: with secure"),
+        ({"strategy": {"name": "feddyn"}}, "strategy feddyn: with secure"),
+        ({"strategy": {"name": "fednova"}}, "weighs by steps"),
+        ({"strategy": {"name": "qfedavg"}}, "weighs by"),
+        ({"privacy": {"mode": "central"}}, "secure.groups: with privacy.mode central"),
+        ({"privacy": {"mode": "local"}}, "privacy.mode local"),
+        ({"secure": {**GROUPED, "groups": 101}}, "less than or equal to 100"),
+        ({"secure": {**GROUPED, "group_min": 1}}, "greater than or equal to 2"),
+    ],
+)
+def test_what_needs_single_updates_is_refused_with_groups_too(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        with_secure(**{"secure": GROUPED, **changes})
+
+
 def test_bits_that_are_too_narrow_for_the_fleet_are_told_when_a_round_opens() -> None:
     settings = with_secure(secure={**SECURE, "bits": 16})
     task = announced_secure(settings, 300)

@@ -32,7 +32,7 @@ def signer(thing: str) -> Ed25519PrivateKey:
 
 
 def task_of(
-    helpers: int = 3, collude: int = 1, *, bits: int = 32, most: int = 1000, noise: float = 0
+    helpers: int = 3, collude: int = 1, *, bits: int = 32, most: int = 1000, noise: float = 0, groups: int = 1
 ) -> secure.SecureTask:
     named = tuple(
         secure.Helper(name=f"helper-{index}", key=public_text(private_key(index))) for index in range(helpers)
@@ -42,6 +42,7 @@ def task_of(
         collude=collude,
         bits=16 if bits == 16 else 32,
         most=most,
+        groups=groups,
         noise=noise,
         shared_noise=noise > 0,
         equal=noise > 0,
@@ -49,8 +50,7 @@ def task_of(
 
 
 def context_of(task: secure.SecureTask, number: int = 1) -> Context:
-    noise = task.noise_steps if task.shared_noise else 0
-    return Context(FLEET, number, "salt", BASE, task.bits, task.collude, noise)
+    return Context.of_round(FLEET, number, "salt", BASE, task)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Device:
     candidate: Candidate
 
 
-def device(thing: str, plain: Masked, task: secure.SecureTask, number: int = 1, group: int = 0) -> Device:
+def device(thing: str, plain: Masked, task: secure.SecureTask, number: int = 1) -> Device:
     """A device whose integers are these."""
     draws = np.random.default_rng(list(f"{thing}/{number}".encode()))
     seeds = [draws.bytes(SEED_BYTES) for _ in task.masks]
@@ -73,7 +73,8 @@ def device(thing: str, plain: Masked, task: secure.SecureTask, number: int = 1, 
         seal([seeds[mask] for mask in task.known_to(index)], context_of(task, number), thing, helper, signer(thing))
         for index, helper in enumerate(task.helpers)
     )
-    return Device(thing, plain, seeds, values, Candidate(thing, boxes, b"".join(map(commitment, seeds)), group))
+    told = Candidate(thing, boxes, b"".join(map(commitment, seeds)), task.group_of("salt", thing))
+    return Device(thing, plain, seeds, values, told)
 
 
 def devices(count: int, length: int, task: secure.SecureTask, number: int = 1) -> list[Device]:

@@ -81,7 +81,7 @@ class Cloud:
         if (name, by) not in self.known:
             total = masked_sum(self.sets[name])
             try:
-                unmask([total], self.requests[name][0].accepted, {i: self.answers[name, i] for i in by})
+                unmask({0: total}, self.requests[name][0].accepted, {i: self.answers[name, i] for i in by})
             except HelpersMissingError:
                 self.known[name, by] = False
             else:
@@ -126,7 +126,7 @@ def test_two_sets_that_open_give_a_single_device(tmp_path: Path) -> None:
     totals = {}
     for name, by in (("all", (0, 1)), ("without", (0, 2))):  # helper 0 is bad, and answers both
         totals[name] = masked_sum(cloud.sets[name])
-        unmask([totals[name]], cloud.requests[name][0].accepted, {i: cloud.answers[name, i] for i in by})
+        unmask({0: totals[name]}, cloud.requests[name][0].accepted, {i: cloud.answers[name, i] for i in by})
     assert np.array_equal(totals["all"] - totals["without"], everyone[0].plain)
 
 

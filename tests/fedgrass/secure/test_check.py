@@ -68,7 +68,7 @@ def test_one_bad_device_never_costs_a_round(how: str, whom: tuple[int, ...], tmp
         one.answer(requests[index], given[index])
     for who in itertools.combinations(range(3), 2):
         total = masked_sum(good)
-        unmask([total], requests[0].accepted, {index: given[index] for index in who})
+        unmask({0: total}, requests[0].accepted, {index: given[index] for index in who})
         assert np.array_equal(total, plain_sum(good))
 
 

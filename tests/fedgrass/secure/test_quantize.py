@@ -102,6 +102,20 @@ def test_a_sum_that_claims_impossible_examples_makes_no_model() -> None:
         mean_of(row, 6, task)
 
 
+@pytest.mark.parametrize("bits", [16, 32])
+def test_a_count_that_would_lengthen_the_mean_beyond_what_devices_can_send_makes_no_model(bits: int) -> None:
+    task = changed(task_of(bits=bits, most=100), max_examples=100)
+    rows = [quantized(blocks(np.full(3, v, np.float32)), 3, 100, task, seed=1) for v in (4.0, 3.9)]
+    total = summed(rows)
+    assert np.allclose(mean_of(total, 2, task), 3.95, atol=8 / task.levels)
+    # One of the two takes 150 examples off the count: it is possible, and the mean would be four times as long.
+    for index in range(task.count_coordinates):
+        total[3 + index] = (50 >> (index * task.count_bits)) & ((1 << task.count_bits) - 1)
+    assert examples_in(total, task) == 50
+    with pytest.raises(AggregationError, match="mean beyond value_range 4, by the examples that it claims"):
+        mean_of(total, 2, task)
+
+
 def test_where_all_count_alike_no_count_is_told() -> None:
     task = changed(task_of(), equal=True)
     assert examples_in(quantized(blocks(np.zeros(3, np.float32)), 3, 500, task, seed=1), task) == 1

@@ -69,7 +69,7 @@ def test_the_sum_has_the_noise_of_all_and_without_the_colluders_no_less_than_the
     some = devices(3, LENGTH, task)
     requests = asked(some, task, adding)
     total = masked_sum(some)
-    unmask([total], requests[adding[0]].accepted, answered(tmp_path, requests))
+    unmask({0: total}, requests[adding[0]].accepted, answered(tmp_path, requests))
     values = LENGTH - task.count_coordinates
     left = total - plain_sum(some)
     assert not left[values:].any()  # the count is exact
@@ -91,7 +91,7 @@ def test_one_that_was_to_add_noise_and_is_silent_keeps_the_sum_shut(tmp_path: Pa
     given = answered(tmp_path, requests)
     del given[1]
     with pytest.raises(HelpersMissingError, match="2 of 3 helpers gave their sums, 3 are needed; helper-1 is silent"):
-        unmask([masked_sum(some)], requests[0].accepted, given)
+        unmask({0: masked_sum(some)}, requests[0].accepted, given)
 
 
 def plain_answer(folder: Path, request: SumRequest) -> Masked:

@@ -52,12 +52,12 @@ def test_any_helpers_but_one_more_than_may_collude_give_the_plain_sum(
         for who in itertools.combinations(range(m), count):
             total = masked_sum(some)
             if count >= p + 1:
-                used = unmask([total], requests[0].accepted, {index: given[index] for index in who})
+                used = unmask({0: total}, requests[0].accepted, {index: given[index] for index in who})
                 assert used.used == tuple(f"helper-{index}" for index in who)
                 assert np.array_equal(total, plain_sum(some))
             else:
                 with pytest.raises(HelpersMissingError, match=f"{p + 1} are needed") as found:
-                    unmask([total], requests[0].accepted, {index: given[index] for index in who})
+                    unmask({0: total}, requests[0].accepted, {index: given[index] for index in who})
                 silent = sorted(set(range(m)) - set(who))
                 assert all(f"helper-{index} is silent" in str(found.value) for index in silent)
                 assert np.array_equal(total, masked_sum(some))
@@ -70,7 +70,7 @@ def test_vectors_that_end_at_a_pieces_edge(length: int, bits: int, tmp_path: Pat
     some = devices(3, length, task)
     requests = asked(some, task)
     total = masked_sum(some)
-    unmask([total], requests[0].accepted, answers(tmp_path, requests, (0, 2)))
+    unmask({0: total}, requests[0].accepted, answers(tmp_path, requests, (0, 2)))
     assert np.array_equal(total, plain_sum(some))
 
 
@@ -85,18 +85,8 @@ def test_devices_may_vanish_after_their_upload_or_before(count: int, dropped: fl
     given = {0: tmp_path / "0", 1: tmp_path / "1"}
     kept.answer(requests[0], given[0])
     helper(tmp_path, 1, HelperLimits(min_devices=1)).answer(requests[1], given[1])
-    unmask([total], requests[0].accepted, given)
+    unmask({0: total}, requests[0].accepted, given)
     assert np.array_equal(total, plain_sum(some))
-
-
-def test_groups_are_opened_each_by_itself(tmp_path: Path) -> None:
-    task = task_of()
-    some = [device(f"thing-{i}", np.arange(5, dtype="<u4") * i, task, group=i % 3) for i in range(9)]
-    requests = asked(some, task)
-    groups = [[one for one in some if one.candidate.group == g] for g in range(3)]
-    totals = [masked_sum(group) for group in groups]
-    unmask(totals, requests[0].accepted, answers(tmp_path, requests, (1, 2)))
-    assert all(np.array_equal(total, plain_sum(group)) for total, group in zip(totals, groups, strict=True))
 
 
 def test_a_helper_answers_one_set_in_a_round_and_the_same_set_with_the_same_bytes(tmp_path: Path) -> None:
@@ -209,16 +199,16 @@ def test_answers_that_are_changed_cut_or_of_another_set_are_refused_by_name(tmp_
     for position in (9, 40, sums, sums + 2 * 9 * 4 - 1, len(content) - 100, len(content) - 1):
         given[0].write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         total = masked_sum(some)
-        helped = unmask([total], requests[0].accepted, given)
+        helped = unmask({0: total}, requests[0].accepted, given)
         assert np.array_equal(total, plain_sum(some))
         assert set(helped.used) >= {"helper-1", "helper-2"}
         # Of a lock, and of the tokens behind it, one whole part for each helper is enough.
         assert ("helper-0" in helped.refused) == (position < sums + 2 * 9 * 4)
     given[0].write_bytes(content[:-1])
     with pytest.raises(HelpersMissingError, match=r"helper-0: .*cannot be read"):
-        unmask([masked_sum(some)], requests[0].accepted, {0: given[0], 1: given[1]})
+        unmask({0: masked_sum(some)}, requests[0].accepted, {0: given[0], 1: given[1]})
     with pytest.raises(HelpersMissingError, match="is for another set"):
-        unmask([masked_sum(some)], asked(some[1:], task)[0].accepted, given)
+        unmask({0: masked_sum(some)}, asked(some[1:], task)[0].accepted, given)
 
 
 def test_helpers_that_disagree_are_named_and_nothing_is_made_of_it(tmp_path: Path) -> None:
@@ -239,7 +229,7 @@ def test_helpers_that_disagree_are_named_and_nothing_is_made_of_it(tmp_path: Pat
         lambda: None,
     )
     with pytest.raises(AggregationError, match="'helper-1' and 'helper-2' gave different sums"):
-        unmask([masked_sum(some)], requests[0].accepted, {**given, 2: tmp_path / "lie"})
+        unmask({0: masked_sum(some)}, requests[0].accepted, {**given, 2: tmp_path / "lie"})
 
 
 def test_a_task_that_cannot_protect_or_hold_the_sum_is_refused() -> None:

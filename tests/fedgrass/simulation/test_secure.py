@@ -40,6 +40,18 @@ def test_the_helpers_noise_is_what_central_noise_is(tmp_path: Path) -> None:
     assert found[1].final.loss != found[0].final.loss
 
 
+def test_a_median_of_groups_gets_over_an_attacker_that_one_sum_does_not(tmp_path: Path) -> None:
+    # One device of 24 sends a thousand times what it learnt: which, and who is with it, hangs on the seed alone.
+    options = {**OPTIONS, "devices": 24, "cohort": 24, "dropout": 0.0, "attack": "scale:0.05:1000"}
+    losses = {}
+    for name, changes in (("one", {}), ("groups", {"secure": {"groups": 4}, "strategy": {"name": "median"}})):
+        settings = FleetSettings().overridden({"gate": {"tolerance": 1.0}, "secure": parse_secure("3:1", 0)})
+        run = simulate(tmp_path / name, fleet=settings.overridden(changes), **options)
+        losses[name] = run.final.loss, run.first.loss
+    assert losses["groups"][0] < losses["groups"][1]
+    assert losses["one"][0] >= losses["one"][1]  # the gate held every round
+
+
 def test_keys_that_the_simulation_has_no_part_in_are_refused(tmp_path: Path) -> None:
     helpers = [{"name": f"h{i}", "key": encoded_key(bytes([i + 1]) * 32)} for i in range(3)]
     settings = FleetSettings().overridden({"secure": {"helpers": helpers}})

@@ -18,7 +18,7 @@ from fedgrass.cloud.aggregator import helpers as module
 from fedgrass.cloud.ending.announcement import task_of
 from fedgrass.files import sha256_of
 from fedgrass.protocol.messages import Announcement
-from fedgrass.protocol.names import command_key, sum_command, sum_request_key
+from fedgrass.protocol.names import command_key, sum_command, sum_request_key, update_key
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_round
@@ -81,17 +81,27 @@ def devices(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> He
     return found
 
 
-def put_masked(fleet: Fleet, thing: str, seed: int, examples: int, clip_norm: float = 0.0, **changes: Any) -> bytes:
+def put_masked(
+    fleet: Fleet,
+    thing: str,
+    seed: int,
+    examples: int,
+    clip_norm: float = 0.0,
+    *,
+    local: Any = None,
+    max_examples: int = 0,
+    **changes: Any,
+) -> bytes:
     announced = task_of(make_record(FLEET, fleet.current, fleet.settings), "fedgrass-test")
     assert announced.secure is not None
     base = fleet.base.parameters()
     told = header(fleet.base, thing, num_examples=1, metrics={}, **changes)
     update = masked(
         base,
-        trained(base, seed),
+        trained(base, seed) if local is None else local,
         told,
         examples,
-        announced.secure,
+        announced.secure.model_copy(update={"max_examples": max_examples or announced.secure.max_examples}),
         context_of(announced),
         signer(thing),
         clip_norm=clip_norm,
@@ -346,3 +356,126 @@ def test_a_helpers_answer_is_the_same_file_when_it_is_asked_again(
         "Body"
     ].read()
     assert devices.helpers["helper-a"].answer(SumRequest.decode(request), tmp_path / "again") == before["helper-a"]
+
+
+def put_groups(fleet: Fleet, sizes: tuple[int, ...], **settings: Any) -> dict[int, list[tuple[str, int]]]:
+    """Have so many devices of each group send an update; returns their names and seeds by group."""
+    fleet.settings = fleet.settings.overridden({"secure": {"groups": len(sizes), "most": 64}, **settings})
+    announced = task_of(make_record(FLEET, fleet.current, fleet.settings), "fedgrass-test")
+    assert announced.secure is not None
+    found: dict[int, list[tuple[str, int]]] = {group: [] for group in range(len(sizes))}
+    for name in ("press-a", "press-b", "press-c"):
+        fleet.s3.delete_object(Bucket=fleet.clients.bucket.name, Key=update_key(FLEET, ROUND, name))
+    for number in itertools.count():
+        members = found[announced.secure.group_of(announced.cohort.salt, thing := f"drill-{number}")]
+        if len(members) < sizes[announced.secure.group_of(announced.cohort.salt, thing)]:
+            members.append((thing, number))
+            fleet.know(thing)
+            put_masked(fleet, thing, seed=number, examples=100)
+        if [len(one) for one in found.values()] == list(sizes):
+            return found
+    raise AssertionError
+
+
+def delta_of(fleet: Fleet, seeds: list[int]) -> Any:
+    base = fleet.base.parameters()
+    return np.mean(
+        [
+            np.concatenate([np.float64(trained(base, s)[name] - before).ravel() for name, before in base.items()])
+            for s in seeds
+        ],
+        axis=0,
+    )
+
+
+def moved(fleet: Fleet, folder: Path) -> Any:
+    base, found = fleet.base.parameters(), published(fleet, folder).parameters()
+    return np.concatenate([np.float64(found[name] - before).ravel() for name, before in base.items()])
+
+
+def poisoned(fleet: Fleet) -> Any:
+    return {name: before + np.float32(4.0) for name, before in fleet.base.parameters().items()}
+
+
+def test_a_median_of_groups_withstands_a_device_that_one_sum_does_not(
+    fleet: Fleet, devices: HelperDevices, tmp_path: Path
+) -> None:
+    groups = put_groups(fleet, (4, 3, 5), strategy={"name": "median"}, checks={"clip_norm_over_median": 0})
+    put_masked(fleet, groups[1][0][0], seed=0, examples=100, local=poisoned(fleet))
+    report = fleet.run()
+    assert (report.outcome, len(report.updates), report.quarantined) == ("released", 12, ())
+    rows = [delta_of(fleet, [seed for _, seed in groups[g]]) for g in (0, 2)]
+    others = delta_of(fleet, [seed for _, seed in groups[1][1:]])
+    rows.append((2 * others + 4.0) / 3)
+    found = moved(fleet, tmp_path / "model")
+    np.testing.assert_allclose(found, np.median(rows, axis=0), atol=1e-6)
+    honest = np.mean(rows[:2], axis=0)
+    # One sum would have moved every parameter by a twelfth of what the poisoned device sent.
+    assert np.abs(found - honest).max() < 4.0 / 12 < np.abs(np.mean(rows, axis=0) - honest).max()
+    assert sum(entry.weight for entry in report.updates) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("how", ["count", "norm"])
+def test_a_group_whose_mean_cannot_be_right_is_quarantined_whole(
+    how: str, fleet: Fleet, devices: HelperDevices, tmp_path: Path
+) -> None:
+    checks = {"max_norm_over_median": 3.0} if how == "norm" else {}
+    groups = put_groups(fleet, (3, 4, 3), checks=checks)
+    liar = groups[2][1][0]
+    if how == "count":
+        put_masked(fleet, liar, seed=0, examples=1_000_000, max_examples=1_000_000)
+    else:
+        put_masked(fleet, liar, seed=0, examples=100, local=poisoned(fleet))
+    report = fleet.run()
+    assert report.outcome == "released"
+    assert [(entry.thing, entry.reason) for entry in report.quarantined] == sorted(
+        (thing, "implausible_group") for thing, _ in groups[2]
+    )
+    assert ("claims 1000200 examples" if how == "count" else "3 times the cohort's median") in report.quarantined[
+        0
+    ].detail
+    # What is left is the mean of the good groups' devices, as all have as many examples.
+    expected = delta_of(fleet, [seed for g in (0, 1) for _, seed in groups[g]])
+    np.testing.assert_allclose(moved(fleet, tmp_path / "model"), expected, atol=1e-6)
+
+
+def test_a_group_below_the_minimum_is_never_asked_for(fleet: Fleet, devices: HelperDevices, tmp_path: Path) -> None:
+    groups = put_groups(fleet, (2, 3, 4))
+    # With a box that does not open the second group falls below the minimum too, once the helpers have looked.
+    thing, seed = groups[1][0]
+    good = put_masked(fleet, thing, seed=seed, examples=100)
+    fleet.put(thing, respoilt(good, lambda boxes: [bytes(len(boxes[0])), *boxes[1:]]))
+    report = fleet.run()
+    assert report.outcome == "released"
+    out = {entry.thing: entry.reason for entry in report.quarantined}
+    # The group went as a whole, the device with the bad box as one of it.
+    assert out == {name: "small_group" for g in (0, 1) for name, _ in groups[g]}
+    key = sum_request_key(FLEET, ROUND, "helper-a")
+    content = fleet.s3.get_object(Bucket=fleet.clients.bucket.name, Key=key)["Body"].read()
+    asked = [member.thing for member in SumRequest.decode(content).accepted.members]
+    assert asked == sorted(name for name, _ in groups[2])
+    np.testing.assert_allclose(
+        moved(fleet, tmp_path / "model"), delta_of(fleet, [seed for _, seed in groups[2]]), atol=1e-6
+    )
+
+
+def test_groups_with_the_helpers_noise_have_it_each(fleet: Fleet, devices: HelperDevices, tmp_path: Path) -> None:
+    multiplier, clip = 3.0, 0.5
+    privacy = {"mode": "distributed", "noise_multiplier": multiplier, "clip_norm": clip}
+    groups = put_groups(fleet, (3, 3), privacy=privacy)
+    for some in groups.values():
+        for thing, seed in some:
+            put_masked(fleet, thing, seed=seed, examples=100, clip_norm=clip)
+    assert fleet.run().outcome == "released"
+    base = fleet.base.parameters()
+
+    def clipped(seed: int) -> Any:
+        delta = delta_of(fleet, [seed])
+        return delta * min(1, clip / np.linalg.norm(delta))
+
+    exact = np.mean([clipped(seed) for some in groups.values() for _, seed in some], axis=0)
+    noise = moved(fleet, tmp_path / "model") - exact
+    # Three helpers add noise, of whom one may collude; both groups' sums have it: the mean of six, twice.
+    expected = multiplier * clip * np.sqrt(3 / 2) * np.sqrt(2) / 6
+    assert len(base) > 0
+    assert np.std(noise) == pytest.approx(expected, rel=4 / np.sqrt(2 * len(noise)))
