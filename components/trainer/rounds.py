@@ -2,6 +2,9 @@
 
 Announcements come late, twice, out of order and after restarts. They are ordered by ``opened_at``, the cloud's clock, which
 also tells a re-created fleet's round 1 from an old one. A round is answered at most once: ``answered`` is final.
+
+Where rounds never wait, the one that a device trains for may be behind the newest: it is worked on first, for as long as its
+update counts, and the newest after it.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ class _Record(BaseModel):
     announcement: Announcement
     phase: Phase
     received_at: float
+    behind: Announcement | None = None
 
 
 class Rounds:
@@ -74,6 +78,11 @@ class Rounds:
         """The newest announcement that was taken in, whatever became of it."""
         return self._record.announcement if self._record else None
 
+    @property
+    def behind(self) -> Announcement | None:
+        """The round that is over and still worked on, because its update counts in a later one."""
+        return self._record.behind if self._record else None
+
     def announced(self, payload: bytes) -> Announcement | None:
         """Take an announcement in; returns it if this device is to work on it (again), None if there is nothing to do."""
         try:
@@ -96,33 +105,64 @@ class Rounds:
         # Decided once and kept: tags that change in mid-round must not have a device join or leave it.
         cohort = announcement.cohort
         asked = takes(cohort, self._thing) and fits(cohort.where, self._tags())
-        self._keep(_Record(announcement=announcement, phase="open" if asked else "passed", received_at=self._clock()))
+        self._keep(
+            _Record(
+                announcement=announcement,
+                phase="open" if asked else "passed",
+                received_at=self._clock(),
+                behind=self._still_counts(announcement),
+            )
+        )
         if not asked:
             self._log.log_event("not_in_cohort", round=announcement.round)
         return announcement if asked else None
 
     def closed(self) -> None:
         """Note that no round is open in the cloud any more."""
-        if self._record is not None and self._record.phase == "open":
-            self._log.log_event("announced_round_closed", round=self._record.announcement.round)
-            self._move("closed")
+        known = self._record
+        if known is not None and known.phase == "open":
+            self._log.log_event("announced_round_closed", round=known.announcement.round)
+            # What is open and has nothing before it is at hand: where its update counts later, it stays so.
+            at_hand = known.behind or (known.announcement if known.announcement.max_age else None)
+            self._keep(known.model_copy(update={"phase": "closed", "behind": at_hand}))
 
     def answered(self, announcement: Announcement) -> None:
         """Note that this round's answer is safe on disk; final."""
-        if self._record is not None and _identity(self._record.announcement) == _identity(announcement):
+        known = self._record
+        if known is None:
+            return
+        if known.behind is not None and _identity(known.behind) == _identity(announcement):
+            self._keep(known.model_copy(update={"behind": None}))
+        if _identity(known.announcement) == _identity(announcement):
             self._move("answered")
 
     def unfinished(self) -> Announcement | None:
         """Return the round to go on with after a restart, unless its time is up by this device's clock.
 
         Both ends of that time are read here, so a clock that is wrong does not matter. A round that is left out is
-        taken up again if the retained announcement says that it is still open.
+        taken up again if the retained announcement says that it is still open. One that is behind comes first.
         """
-        if self._record is None or self._record.phase != "open":
+        if self._record is None:
+            return None
+        if self._record.behind is not None:
+            return self._record.behind
+        if self._record.phase != "open":
             return None
         announcement = self._record.announcement
         lasts = (announcement.deadline - announcement.opened_at).total_seconds()
         return announcement if self._clock() - self._record.received_at <= lasts else None
+
+    def _still_counts(self, newest: Announcement) -> Announcement | None:
+        """Return the round at hand if its update would still count when ``newest`` takes the place of the newest one."""
+        known = self._record
+        if known is None:
+            return None
+        at_hand = known.behind or (known.announcement if known.phase == "open" else None)
+        if at_hand is None or at_hand.max_age == 0:
+            return None
+        # Another graph has other parameters; a lower number is a fleet that was made anew.
+        counts = at_hand.base.graph_sha256 == newest.base.graph_sha256
+        return at_hand if counts and 0 <= newest.round - at_hand.round <= at_hand.max_age else None
 
     def _check(self, announcement: Announcement) -> None:
         if announcement.fleet != self._fleet:

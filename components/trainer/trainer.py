@@ -178,16 +178,24 @@ class Trainer:
         # updates are taken no more.
         if not payload or self._commands.asked_to_sum(payload):
             self._rounds.closed()
+            if self._is_behind():
+                return
             self._drop_job()
             if self._status.state in ("training", "waiting"):
                 self._status.say("idle", None)
             return
         announcement = self._rounds.announced(payload)
+        if self._is_behind():
+            return  # the newest round comes when the one at hand is answered
         if announcement is not None:
             self._work_on(announcement)
         elif self._job is not None and self._rounds.phase != "open":
             self._drop_job()  # a newer round that this device is not part of has begun
             self._status.say("idle", None)
+
+    def _is_behind(self) -> bool:
+        """Whether the job at hand is for a round that is over, and goes on because its update counts in a later one."""
+        return self._job is not None and self._job.announcement == self._rounds.behind
 
     def application_said(self, payload: bytes) -> None:
         """Take in whether the application is busy."""
@@ -307,6 +315,8 @@ class Trainer:
             self._loop.later(_RECHECK_SECONDS, lambda: self._answer_again(announcement))
             return
         self._rounds.answered(announcement)
+        if announcement.max_age:
+            self._loop.post(self._take_newest)  # after all that this answer still asks for
         # Only when the answer is safe: until then a restart goes on from it.
         (self._now.work / CHECKPOINT).unlink(missing_ok=True)
         if result.status in ("declined", "failed"):
@@ -330,6 +340,11 @@ class Trainer:
                 return
             self._log.log_event("trained", round=announcement.round, seconds=result.seconds, metrics=result.metrics)
             self._status.say("uploading", announcement)
+
+    def _take_newest(self) -> None:
+        """Begin with the round that opened while an earlier one was at hand."""
+        if self._job is None and (newest := self._rounds.unfinished()) is not None:
+            self._work_on(newest)
 
     def _answer_again(self, announcement: Announcement) -> None:
         if self._job is None and self._rounds.unfinished() == announcement:

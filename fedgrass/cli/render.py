@@ -105,13 +105,20 @@ def rounds_table(records: Sequence[RoundRecord]) -> Table:
             outcome_text(record.outcome) if record.outcome else Text(record.phase, style="cyan"),
             record.version if record.adopted else record.base.version,
             percent(record.accuracy),
-            _NOTHING if record.participants is None else f"{record.participants} of {record.taking_part}",
+            _NOTHING if record.participants is None else used_of(record),
             _NOTHING if record.quarantined is None else str(record.quarantined),
             f"{record.active} of {record.alive}" if record.outcome in {"released", "refused"} else _NOTHING,
             size(record.bytes_uploaded),
             _NOTHING if seconds is None else f"{seconds:.1f} s",
         )
     return table
+
+
+def used_of(record: RoundRecord) -> str:
+    """Return how many updates a round used: of so many devices, or in a stream with those of earlier rounds."""
+    if record.settings.is_asynchronous:
+        return f"{record.participants}, {record.from_earlier} late"
+    return f"{record.participants} of {record.taking_part}"
 
 
 def round_panel(record: RoundRecord) -> Panel:
@@ -129,10 +136,18 @@ def round_panel(record: RoundRecord) -> Panel:
     facts.add_row(
         "updates", f"{record.uploaded} uploaded, {record.declined} declined, {record.failed} failed, {record.late} late"
     )
+    if record.settings.is_asynchronous:
+        facts.add_row("stream", f"goes on at {record.quorum} updates, those of earlier rounds among them")
     if record.joined:
         facts.add_row("joined", f"{record.joined} uploaded that were silent or unable at the opening")
+    _add_figures(facts, record)
+    return Panel(facts, title=f"Round {record.round} of {record.fleet}", title_align="left", expand=False)
+
+
+def _add_figures(facts: Table, record: RoundRecord) -> None:
     if record.participants is not None:
-        facts.add_row("used", f"{record.participants} used, {record.quarantined} quarantined")
+        late = f" ({record.from_earlier} of earlier rounds)" if record.settings.is_asynchronous else ""
+        facts.add_row("used", f"{record.participants} used{late}, {record.quarantined} quarantined")
     if record.accuracy is not None:
         facts.add_row("accuracy", percent(record.accuracy))
     if record.privacy is not None and record.privacy.said:
@@ -146,7 +161,6 @@ def round_panel(record: RoundRecord) -> Panel:
     ):
         if said:
             facts.add_row(name, said)
-    return Panel(facts, title=f"Round {record.round} of {record.fleet}", title_align="left", expand=False)
 
 
 def figures_line(metrics: Mapping[str, float]) -> str:

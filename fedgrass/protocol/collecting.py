@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedgrass.errors import RoundRefusedError
+from fedgrass.protocol.at_hand import updates_at_hand
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import Table, load_round, load_state
 
@@ -22,9 +23,10 @@ def round_to_aggregate(rounds: Table, fleet: str) -> RoundRecord:
     name = f"round {record.round} of fleet {fleet!r}"
     if record.phase != "collecting":
         raise RoundRefusedError(f"{name} does not collect updates any more, it is {record.phase.replace('_', ' ')}")
-    if record.contributed < record.settings.min_updates:
+    found = updates_at_hand(rounds, record)
+    if found < record.settings.min_updates:
         raise RoundRefusedError(
-            f"{name} has {record.contributed} updates, and {record.settings.min_updates} are needed (min_updates): wait for "
+            f"{name} has {found} updates, and {record.settings.min_updates} are needed (min_updates): wait for "
             "more, or end it with `fedgrass round cancel`"
         )
     # The record is written before the state machine waits; only its token can end that waiting.

@@ -181,6 +181,9 @@ class Announcement(Message):
 
     ``opened_at`` and ``deadline`` are the cloud's clock. A device whose own clock is wrong takes part all the same: the
     cloud judges lateness.
+
+    ``max_age`` is for rounds that never wait: an update counts in so many rounds after its own, so a device goes on training when
+    the round closes, and takes the newest one afterwards.
     """
 
     fleet: FleetName
@@ -188,6 +191,7 @@ class Announcement(Message):
     task: Literal["fit", "evaluate", "sum", "statistics"] = "fit"
     opened_at: AwareDatetime
     deadline: AwareDatetime
+    max_age: Annotated[int, Field(ge=0, le=100)] = 0
     base: Base
     compare: Base | None = None
     cohort: Cohort

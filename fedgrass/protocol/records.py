@@ -223,6 +223,10 @@ class RoundRecord(Record):
         default=0, description="Devices that were silent or unable at the opening, and did in time what was asked"
     )
     late: int = Field(default=0, description="Devices that first answered after the collecting was over")
+    late_updates: int = Field(default=0, description="Updates that came after the collecting was over")
+    took: dict[RoundNumber, Count] | None = Field(
+        default=None, description="How many updates it disposed of, by their round"
+    )
     bytes_uploaded: int = 0
     evaluated_examples: int = Field(
         default=0, description="Of a round that evaluates: examples of all devices together, as they counted"
@@ -295,6 +299,11 @@ class RoundRecord(Record):
     def contributed(self) -> int:
         """Devices that did in time what the round is about, whether they were asked or joined in."""
         return self.uploaded + self.joined
+
+    @property
+    def from_earlier(self) -> int:
+        """Updates of earlier rounds that had their turn in this one."""
+        return sum(count for number, count in (self.took or {}).items() if number != self.round)
 
     @property
     def alarm(self) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedgrass.errors import ConfigurationError, first_problem
+from fedgrass.protocol.asynchronous_settings import require_a_stream
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.cohort_settings import CohortSettings
 from fedgrass.protocol.messages import FitTask, UpdateTask
@@ -193,6 +194,14 @@ class FleetSettings(_Settings):
         description="evaluate: devices judge the current model on their own data, and nothing changes; statistics: they measure "
         "their data, and the round makes a profile of the fleet",
     )
+    mode: Literal["synchronous", "asynchronous"] = Field(
+        default="synchronous",
+        description="asynchronous: a stream of small rounds that waits for nobody; a device's update counts in the round that is "
+        "open when it comes, for less if its base is old",
+    )
+    buffer_size: int = Field(
+        default=10, ge=1, le=10_000_000, description="With mode asynchronous: updates that start an aggregation"
+    )
     fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the fleet that is asked")
     cohort: CohortSettings = CohortSettings()
     min_devices: int = Field(default=2, ge=1, description="Devices that must be able to train for a round to open")
@@ -225,6 +234,12 @@ class FleetSettings(_Settings):
     silos: tuple[SiloName, ...] = Field(
         default=(), max_length=500, description="Silos that take part, each <account>-<name>; others do not count"
     )
+
+    @model_validator(mode="after")
+    def _a_stream_can_flow(self) -> FleetSettings:
+        if self.is_asynchronous:
+            require_a_stream(self)
+        return self
 
     @model_validator(mode="after")
     def _can_be_met(self) -> FleetSettings:
@@ -302,6 +317,16 @@ class FleetSettings(_Settings):
         if "proximal_mu" in self.strategy.device_fit and self.fit.proximal_mu > 0:
             raise ValueError(f"fit.proximal_mu: strategy {self.strategy.name} sets it; use its option alpha")
         return self
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether an update may count in a later round than its own; a round that does not train is never so."""
+        return self.mode == "asynchronous" and self.task == "fit"
+
+    @property
+    def max_age(self) -> int:
+        """Rounds after its own in which an update still counts, and for which a device goes on training."""
+        return self.strategy.staleness if self.is_asynchronous else 0
 
     @property
     def sampled_fraction(self) -> float:

@@ -65,7 +65,11 @@ class FleetOptions:
     rounds: Annotated[int, typer.Option(min=1, help="Rounds to simulate.")] = 20
     dropout: Annotated[float, typer.Option(help="Share of the asked that never answers.")] = 0.0
     stragglers: Annotated[
-        str, typer.Option(metavar="SHARE:FACTOR", help="Such as 0.2:5x: a fifth of the devices is five times as slow.")
+        str,
+        typer.Option(
+            metavar="SHARE:FACTOR",
+            help="Such as 0.2:5x: a fifth of the devices is five times as slow; 0.5:10x:lognormal: half, up to ten times.",
+        ),
     ] = ""
     deadline: Annotated[
         int, typer.Option(min=1, help="Simulated seconds until a round ends; a typical device needs 60.")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedgrass.protocol.messages import Cohort
 from fedgrass.simulation.settings import Attack, Simulation, Stragglers
+from fedgrass.simulation.stream import Stream, StreamRound
 
 FLEET = "simulation"
 TYPICAL_SECONDS = 60.0
@@ -20,7 +21,7 @@ TYPICAL_SECONDS = 60.0
 
 _REMEMBERED = 64  # rounds whose opening need not be worked out again
 _SPREAD = 0.25  # standard deviation of the logarithm of what devices need
-_ATTACKERS, _SLOW, _ANSWERS = 1, 2, 3  # streams of random numbers that do not depend on one another
+_ATTACKERS, _SLOW, _ANSWERS, _SPEED = 1, 2, 3, 4  # streams of random numbers that do not depend on one another
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Population:
         self._simulation = simulation
         self.attack = Attack.parse(simulation.attack) if simulation.attack else None
         self._opened: dict[int, tuple[Cohort, Plan]] = {}
+        self._stream = self._stream_of(simulation)
 
     @cached_property
     def attackers(self) -> frozenset[int]:
@@ -78,7 +80,8 @@ class Population:
         """Return who is asked in a round, and what becomes of them: nothing that is learnt changes it."""
         if number not in self._opened:
             cohort, asked = self.cohort(number)
-            self._opened[number] = cohort, self.plan(number, asked)
+            plan = self.plan(number, asked) if self._stream is None else _plan_of(self._stream.round(number))
+            self._opened[number] = cohort, plan
             # Bounded: a run may have a million rounds.
             self._opened.pop(number - _REMEMBERED, None)
         return self._opened[number]
@@ -113,6 +116,8 @@ class Population:
 
     def _duties(self, number: int, staleness: int) -> Assignments:
         plan = self.opened(number)[1]
+        if self._stream is not None:
+            return Assignments(plan.answers, list(plan.late), self._stream.round(number).arrived)
         seconds = {
             other: self.opened(other)[1].seconds for other in range(max(1, number - staleness), number + staleness + 1)
         }
@@ -149,13 +154,8 @@ class Population:
 
     def plan(self, number: int, asked: list[int]) -> Plan:
         """Return who answers when: the round ends when the quorum has, or at the deadline."""
-        fleet = self._simulation.fleet
-        rng = np.random.default_rng((self._simulation.seed, _ANSWERS, number))
-        alive = rng.random(len(asked)) >= self._simulation.dropout
-        slower = np.array([self._stragglers.factor if device in self._slow else 1.0 for device in asked])
-        # Log-normal, which is how the times of many machines spread: never negative, with a few that are far slower.
-        seconds = TYPICAL_SECONDS * np.exp(_SPREAD * rng.standard_normal(len(asked))) * slower
-        seconds[~alive] = math.inf
+        fleet, seconds = self._simulation.fleet, self._needs(number, asked)
+        alive = np.isfinite(seconds)
         # 1e-9 keeps 0.07 * 100, which is a little more than 7, from needing 8.
         quorum = fleet.cohort.size or max(1, math.ceil(fleet.quorum * len(asked) - 1e-9))
         end = min(float(np.partition(seconds, quorum - 1)[quorum - 1]), float(fleet.deadline_seconds))
@@ -165,6 +165,42 @@ class Population:
             late={asked[place]: float(seconds[place]) for place in np.flatnonzero(alive & (seconds > end))},
             dropped=int((~alive).sum()),
             seconds=end,
+        )
+
+    def _needs(self, number: int, asked: list[int]) -> NDArray[np.float64]:
+        """Return the seconds [n] that devices need for a round; infinity for those that never answer."""
+        rng = np.random.default_rng((self._simulation.seed, _ANSWERS, number))
+        alive = rng.random(len(asked)) >= self._simulation.dropout
+        slower = np.array([self._slowness(device) if device in self._slow else 1.0 for device in asked])
+        # Log-normal, which is how the times of many machines spread: never negative, with a few that are far slower.
+        seconds: NDArray[np.float64] = TYPICAL_SECONDS * np.exp(_SPREAD * rng.standard_normal(len(asked))) * slower
+        seconds[~alive] = math.inf
+        return seconds
+
+    def _slowness(self, device: int) -> float:
+        """Return how many times as long a straggler needs."""
+        factor = self._stragglers.factor
+        if not self._stragglers.spread:
+            return factor
+        # Two standard deviations to either side of the middle: 1 in 20 has the least factor or the greatest.
+        place = 0.5 + np.random.default_rng((self._simulation.seed, _SPEED, device)).standard_normal() / 4
+        return float(factor ** min(1.0, max(0.0, place)))
+
+    def _stream_of(self, simulation: Simulation) -> Stream | None:
+        fleet = simulation.fleet
+        if not fleet.is_asynchronous:
+            return None
+
+        def asked(number: int) -> dict[int, float]:
+            devices = self.cohort(number)[1]
+            return dict(zip(devices, map(float, self._needs(number, devices)), strict=True))
+
+        return Stream(
+            asked,
+            buffer_size=fleet.buffer_size,
+            deadline=float(fleet.deadline_seconds),
+            least=fleet.min_updates,
+            max_age=fleet.max_age,
         )
 
     @cached_property
@@ -184,6 +220,17 @@ class Population:
 def thing_name(device: int) -> str:
     """Return a virtual device's thing name."""
     return f"device-{device:07d}"
+
+
+def _plan_of(found: StreamRound) -> Plan:
+    """Return a round of a stream as a plan; ``asked`` are those that began with its base."""
+    return Plan(
+        asked=tuple(found.began),
+        answers=tuple(found.answers),
+        late={device: found.began[device] for device in found.late},
+        dropped=sum(not math.isfinite(seconds) for seconds in found.began.values()),
+        seconds=found.seconds,
+    )
 
 
 def _chosen(asked: list[int], which: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -55,18 +55,22 @@ class Attack:
 
 @dataclass(frozen=True)
 class Stragglers:
-    """A share of the devices that needs so many times as long: ``share:factor``, as in ``0.2:5x``."""
+    """A share of the devices that needs so many times as long: ``share:factor``, as in ``0.2:5x``.
+
+    With ``:lognormal`` each of them has a factor of its own, once and for all: from 1 to ``factor``, log-normal in between.
+    """
 
     share: float
     factor: float
+    spread: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Stragglers:
         """Read ``0.2:5x``; raises `ValueError` with what was expected."""
-        match = re.fullmatch(r"([0-9.]+):([0-9.]+)x?", text)
+        match = re.fullmatch(r"([0-9.]+):([0-9.]+)x?(:lognormal)?", text)
         if match is None or not 0 <= _number(match[1]) <= 1 or _number(match[2]) < 1:
-            raise ValueError(f"stragglers {text!r}: expected SHARE:FACTOR, such as 0.2:5x")
-        return cls(_number(match[1]), _number(match[2]))
+            raise ValueError(f"stragglers {text!r}: expected SHARE:FACTOR, such as 0.2:5x, or 0.5:10x:lognormal")
+        return cls(_number(match[1]), _number(match[2]), match[3] is not None)
 
 
 @dataclass(frozen=True)

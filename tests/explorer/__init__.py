@@ -20,7 +20,8 @@ What must hold (`invariants`), when all has come to rest and the sweep has run, 
    was not; one that the devices refuse is taken back.
 4. Nobody's component is lost from a deployment.
 5. A report is there exactly for rounds that their job ended, and says what the record says; so does the registry, once.
-6. No update is in two adopted models; none that is in a model is recorded as late; a round counts what its parts say.
+6. No update is in two adopted models; none that is in a model is recorded as late; a round counts what its parts say. In a stream
+   of rounds that never wait none is lost, and what is at hand is known.
 7. Nothing is announced while no round collects.
 8. Contention alone fails no execution and reaches no person as an error of AWS.
 9. A round can run next.

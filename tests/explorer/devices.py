@@ -1,4 +1,4 @@
-"""Two devices: each answers a round once, and says what became of each model."""
+"""Two devices: each answers a round once, and says what became of each model; a slow one ends what it began before."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Devices:
     def __init__(self, world: World) -> None:
         self._world = world
         self._answered: set[tuple[str, int, str]] = set()
+        self._at_work: dict[str, Announcement] = {}
 
     def announced(self, payload: bytes) -> None:
         """Take in what the round's topic says."""
@@ -35,8 +36,17 @@ class Devices:
         for thing in THINGS:
             if announcement.compare is not None:
                 self._once(f"judged {announcement.opened_at}", announcement.round, thing, self._judge(announcement))
+            elif announcement.task == "fit" and thing in self._world.schedule.scenario.slow:
+                self._slowly(thing, announcement)
             elif announcement.task == "fit":
                 self._once("trained", announcement.round, thing, self._train(announcement))
+
+    def _slowly(self, thing: str, newest: Announcement) -> None:
+        """End the round at hand, and begin with the newest."""
+        at_hand = self._at_work.get(thing)
+        if at_hand is not None and at_hand.round < newest.round <= at_hand.round + at_hand.max_age:
+            self._once("trained", at_hand.round, thing, self._train(at_hand))
+        self._at_work[thing] = newest
 
     def _once(self, what: str, number: int, thing: str, act: Callable[[str], None]) -> None:
         if (what, number, thing) not in self._answered:

@@ -24,6 +24,17 @@ SCENARIOS = (
     Scenario("hold", {}, {"release": "never"}),
     Scenario("several rounds", {}, {"rounds": 2}, second={}),
     Scenario("quorum", {"quorum": 0.5, "min_updates": 1}),
+    Scenario(
+        "stream",
+        {
+            "mode": "asynchronous",
+            "buffer_size": 2,
+            "min_updates": 1,
+            "strategy": {"name": "fedbuff", "options": {"staleness": 3}},
+        },
+        {"rounds": 3},
+        slow=("b",),
+    ),
     Scenario("devices refuse", refused="1.1.0"),
     Scenario("devices refuse the first of two rounds", {}, {"rounds": 2}, refused="1.1.0"),
     Scenario("person goes back", released_before=True, operator=("roll_back",)),

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from fedgrass.bundle import MANIFEST, Manifest
-from fedgrass.protocol.names import GLOBAL_MODEL, model_prefix, report_key, round_topic, version_order
+from fedgrass.protocol.at_hand import updates_at_hand
+from fedgrass.protocol.names import (
+    GLOBAL_MODEL,
+    model_prefix,
+    parse_update_key,
+    report_key,
+    round_topic,
+    version_order,
+)
 from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import ADOPTED, RoundReport
@@ -34,6 +42,8 @@ def violations(world: World, *, at_the_end: bool) -> Iterator[tuple[str, str]]:
     yield from _reports(world, records)
     yield from _registry(world, records)
     yield from _updates(world, records)
+    if at_the_end:
+        yield from _stream(world, records)
     yield from _executions(world, at_the_end=at_the_end)
 
 
@@ -161,6 +171,31 @@ def _updates(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, st
     for first, second in pairwise(sorted(used)):
         if first == second:
             yield "update in two models", f"{first}"
+
+
+def _stream(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, str]]:
+    """Of rounds that never wait, each update that came before the last one's job counts, or is refused, in exactly one round."""
+    last = records[-1]
+    if not last.settings.is_asynchronous or not last.adopted:
+        return
+    disposed: list[str] = []
+    for record in records:
+        found = world.objects.objects.get(report_key(FLEET, record.round))
+        if found is not None and record.outcome not in {"insufficient_updates", "failed", "cancelled"}:
+            report = RoundReport.model_validate_json(found[0])
+            disposed += [entry.key for entry in report.updates] + [entry.key for entry in report.quarantined]
+    sent = [key for key in world.objects.objects if key.startswith(f"updates/{FLEET}/")]
+    for key in sent:
+        number = parse_update_key(key).round
+        if last.round - last.settings.max_age <= number < last.round and disposed.count(key) != 1:
+            yield "update of a stream is lost or counts twice", f"{key}: {disposed.count(key)}, {_told(records)}"
+    if (found_at_hand := updates_at_hand(world.rounds_table, _after(last))) != 0:
+        yield "updates at hand are not those that wait", f"{found_at_hand}: {_told(records)}"
+
+
+def _after(record: RoundRecord) -> RoundRecord:
+    """Return a round that would open now."""
+    return record.model_copy(update={"round": record.round + 1, "uploaded": 0, "joined": 0})
 
 
 def _executions(world: World, *, at_the_end: bool) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ class Scenario:
     """What is going on before anything is disturbed.
 
     ``held`` is run first and left held, so that there is a model to release by hand. ``operator`` acts while the round runs.
-    ``refused`` is a version that all devices refuse.
+    ``refused`` is a version that all devices refuse. ``slow`` devices are done with a round when the next one is announced.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Scenario:
     operator: tuple[str, ...] = ()
     second: dict[str, Any] | None = None
     refused: str = ""
+    slow: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,16 @@ def test_a_refused_model_is_taken_back_whichever_call_a_function_ends_at() -> No
         assert world.version_on(GROUP_ARN) == "1.2.0"
 
 
+def test_a_stream_waits_for_nobody_and_counts_a_slow_devices_update_in_the_round_that_is_open() -> None:
+    world, found = run(Schedule(_BY_NAME["stream"], {}))
+    assert not found
+    first, *others = world.records()
+    assert (first.collected_at or first.deadline) >= first.deadline  # one of two updates: until the deadline
+    for record in others:
+        assert (record.collected_at or record.deadline) - record.opened_at < (record.deadline - record.opened_at) / 10
+        assert (record.took, record.participants) == ({record.round - 1: 1, record.round: 1}, 2)
+
+
 def test_no_round_waits_for_an_event_that_was_lost() -> None:
     scenario = _BY_NAME["canaries"]
     lost = dict.fromkeys(range(3, 30), 0)  # all but the two notices of updates

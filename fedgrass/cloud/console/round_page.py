@@ -16,6 +16,7 @@ from fedgrass.cloud.console.notices import attempt, tell
 from fedgrass.cloud.console.paging import Page
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol import tables
+from fedgrass.protocol.at_hand import updates_at_hand
 from fedgrass.protocol.metrics import label
 from fedgrass.protocol.participations import participations_after
 from fedgrass.protocol.records import FleetState, RoundRecord
@@ -38,7 +39,7 @@ class Panel:
     """What is going on: the open round, or the start that is under way, or why the last start came to nothing.
 
     ``left_over`` says that the round's execution has ended without closing it. ``execution`` is the name of the execution
-    that is followed.
+    that is followed. ``at_hand`` counts the updates that end the collecting: in a stream, those of earlier rounds too.
     """
 
     record: RoundRecord | None = None
@@ -47,6 +48,7 @@ class Panel:
     starting: bool = False
     failure: str = ""
     phases: tuple[str, ...] = PHASES
+    at_hand: int = 0
 
     @property
     def address(self) -> str:
@@ -64,7 +66,9 @@ def live_panel(context: Context, state: FleetState) -> Panel:
         execution = ""
     if state.open is not None:
         record = tables.load_round(account.rounds_table, account.fleet, state.open.round)
-        return Panel(record, not is_running(account, state.open.execution), execution)
+        streams = record.settings.is_asynchronous and record.phase == "collecting"
+        at_hand = updates_at_hand(account.rounds_table, record) if streams else record.uploaded
+        return Panel(record, not is_running(account, state.open.execution), execution, at_hand=at_hand)
     if not execution:
         return Panel()
     # Built from the stack's own, so that no request can have another account's execution described.

@@ -75,6 +75,7 @@ def task_of(record: RoundRecord, bucket: str) -> Announcement:
         task=record.settings.task,
         opened_at=record.opened_at,
         deadline=record.deadline,
+        max_age=record.settings.max_age,
         base=record.base,
         cohort=record.cohort,
         fit=record.settings.announced_fit,

@@ -19,6 +19,7 @@ from fedgrass.cloud.ending.registration import archive_key, register
 from fedgrass.cloud.ending.reports import find_proposal, find_report, write_first
 from fedgrass.errors import RecordError
 from fedgrass.logs import log_event
+from fedgrass.protocol.at_hand import taken_by
 from fedgrass.protocol.names import report_key, version_order
 from fedgrass.protocol.records import STATE_KEY, RoundRecord, round_key
 from fedgrass.protocol.refusals import count_refusals
@@ -226,6 +227,7 @@ def _keep_figures(place: Place, record: RoundRecord, report: RoundReport) -> Non
         "hold": report.hold,
         "privacy": privacy,
         "profile": profile,
+        "took": taken_by(report),
     }
     # Unconditional: the report is written once, so every repetition writes the same figures.
     update_item(place.rounds, Key={"fleet": record.fleet, "key": round_key(record.round)}, **change(put=figures))

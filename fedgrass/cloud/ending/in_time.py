@@ -97,7 +97,9 @@ def count_if_listed(rounds: Table, s3: S3Client, bucket: str, record: RoundRecor
         values={":true": True, ":uploaded": "uploaded"},
     )
     # Both counters and the mark in one transaction: a repetition finds the mark gone and moves nothing.
-    count = change(add={"late": -1, "uploaded" if part.asked else "joined": 1, "bytes_uploaded": part.bytes})
+    count = change(
+        add={"late": -1, "late_updates": -1, "uploaded" if part.asked else "joined": 1, "bytes_uploaded": part.bytes}
+    )
     keys = (participation_key(record.round, part.thing), in_time), (round_key(record.round), count)
     actions = [
         {"Update": {"TableName": rounds.name, "Key": {"fleet": record.fleet, "key": key}, **update}}

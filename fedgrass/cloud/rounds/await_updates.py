@@ -8,6 +8,7 @@ from fedgrass.cloud.rounds.missing import end_if_nobody_can_answer
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.cloud.rounds.tokens import TokenRequest, keep_token, succeed
 from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.at_hand import updates_at_hand
 from fedgrass.protocol.collecting import round_to_aggregate
 from fedgrass.protocol.records import RoundRecord
 
@@ -60,5 +61,9 @@ def complete_collecting(services: Services, record: RoundRecord) -> None:
 
     The count and the token are in one item: whichever is written last sees the other.
     """
-    if record.phase == "collecting" and record.collected and record.collect_token:
+    if record.phase != "collecting" or not record.collect_token:
+        return
+    # In a stream, updates of earlier rounds count as much.
+    streams = record.settings.is_asynchronous
+    if record.collected or (streams and updates_at_hand(services.rounds, record) >= record.quorum):
         succeed(services.step_functions, record.collect_token, {"uploaded": record.uploaded})

@@ -116,7 +116,12 @@ def choose_cohort(
 
 
 def quorum_of(settings: FleetSettings, asked: int) -> int:
-    """Return how many updates end the collecting: the cohort's size, if as many are asked, else their share."""
+    """Return how many updates end the collecting: the cohort's size, if as many are asked, else their share.
+
+    Of asynchronous rounds it is ``buffer_size``, however few are asked: updates of earlier rounds come too.
+    """
+    if settings.is_asynchronous:
+        return settings.buffer_size
     size = settings.cohort.size
     return size if 0 < size <= asked else max(settings.min_updates, math.ceil(settings.quorum * asked))
 

@@ -101,7 +101,8 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
         "results": request.results,
         "collect_seconds": settings.deadline_seconds,
         "aggregate_seconds": settings.aggregation.timeout_seconds + _PROVISIONING_SECONDS,
-        "rollout_seconds": max(1, settings.rollout.wait_seconds),
+        # A stream waits for nobody; the models of its rounds reach the devices all the same.
+        "rollout_seconds": 1 if settings.is_asynchronous else max(1, settings.rollout.wait_seconds),
     }
 
 

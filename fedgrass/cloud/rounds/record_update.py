@@ -25,7 +25,7 @@ from fedgrass.protocol.names import update_key
 from fedgrass.protocol.participations import load_participation
 from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
 from fedgrass.protocol.roster import is_of_fleet, presence
-from fedgrass.protocol.tables import load_round
+from fedgrass.protocol.tables import load_round, load_state
 
 Counted = Literal["counted", "late", "duplicate", "ignored"]
 
@@ -76,12 +76,21 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
         counted=counted,
         reason=notice.reason or None,
     )
-    if not judging and counted != "late":
-        # Of a duplicate too: the first delivery may have died between counting and completing.
-        record = load_round(services.rounds, services.fleet, notice.round)
-        complete_collecting(services, record)
-        end_if_nobody_can_answer(services, record)
+    if not judging:
+        _complete(services, record, counted)
     return counted
+
+
+def _complete(services: Services, record: RoundRecord, counted: Counted) -> None:
+    """End the waiting of the round that has all it waits for now: the notice's own, or in a stream the open one."""
+    # Of a duplicate too: the first delivery may have died between counting and completing.
+    concerned = set() if counted == "late" else {record.round}
+    if record.settings.is_asynchronous and (held := load_state(services.rounds, services.fleet).open) is not None:
+        concerned.add(held.round)
+    for number in concerned:
+        now = load_round(services.rounds, services.fleet, number)
+        complete_collecting(services, now)
+        end_if_nobody_can_answer(services, now)
 
 
 def _check(services: Services, notice: UpdateNotice, record: RoundRecord, judging: bool) -> None:
@@ -162,7 +171,9 @@ def _counters(
 ) -> dict[str, object]:
     """Return what moves in the round's record; nothing for a device that says no to what it was not asked."""
     if late:
-        return {} if before else change(add={"late": 1})
+        # One that said no before, and sends its update after all, is late once and has sent an update.
+        moves = {"late": not before, "late_updates": notice.status == "uploaded"}
+        return change(add={name: 1 for name, does in moves.items() if does}) if any(moves.values()) else {}
     done = notice.status in _DONE.values()
     # Anybody can say no; only what is done is worth counting of a device that was not asked.
     # Else any device could fill a round's counters with declines.

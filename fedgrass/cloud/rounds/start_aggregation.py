@@ -16,6 +16,7 @@ from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.cloud.rounds.tokens import TokenRequest, succeed
 from fedgrass.errors import OutOfMemoryError, RecordError
 from fedgrass.logs import log_event
+from fedgrass.protocol.at_hand import updates_at_hand
 from fedgrass.protocol.names import job_prefix
 from fedgrass.protocol.records import RoundRecord
 
@@ -61,7 +62,7 @@ def start_aggregation(services: Services, request: TokenRequest) -> None:
         raise RecordError(f"round {request.round} of fleet {fleet!r} is past its aggregation")
     # Nothing more is collected: devices that come back now must find no task.
     announce_round(services)
-    if record.outcome is None and record.contributed < record.settings.min_updates:
+    if record.outcome is None and updates_at_hand(services.rounds, record) < record.settings.min_updates:
         reason = f"{record.uploaded} of {record.asked} devices sent an update, {record.settings.min_updates} are needed"
         if record.joined:
             reason += f"; {record.joined} that were not asked did"

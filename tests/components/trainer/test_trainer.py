@@ -18,7 +18,7 @@ from fedgrass.errors import TransferError
 from fedgrass.inference import write_bundle
 from fedgrass.personal import Own
 from fedgrass.personal_models import DITTO, TUNED, PersonalModels
-from fedgrass.protocol.messages import Cohort, FitTask, PersonalTask, ServerState
+from fedgrass.protocol.messages import Announcement, Cohort, FitTask, PersonalTask, ServerState
 from fedgrass.protocol.names import RUNTIME, TRAINER, model_prefix, update_key
 from fedgrass.update.header import UpdateHeader
 from tests.components.trainer.engine import QuickEngine
@@ -220,6 +220,33 @@ def test_a_newer_round_replaces_the_one_at_hand(place: Place) -> None:
     QuickEngine.allowed = 1000
     place.settle()
     assert [notice.round for notice in place.notices] == [2]
+
+
+def test_where_rounds_never_wait_a_device_ends_what_it_began_and_then_takes_the_newest(place: Place) -> None:
+    def stream(number: int) -> Announcement:
+        return place.announcement(number).model_copy(update={"max_age": 2})
+
+    QuickEngine.allowed = 0
+    place.start()
+    place.open(stream(1))
+    place.until(lambda: place.statuses[-1].state == "training", "training")
+    place.close()
+    place.open(stream(2))
+    place.close()
+    place.open(stream(3))
+    QuickEngine.allowed = 1000
+    place.until(lambda: len(place.notices) == 2, "the late update and the newest")
+    place.settle()
+    assert [notice.round for notice in place.notices] == [1, 3]
+    # Nobody takes an update of round 3 in round 6.
+    QuickEngine.allowed = len(QuickEngine.epochs)
+    place.open(stream(4))
+    place.until(lambda: place.statuses[-1].state == "training", "training again")
+    place.open(stream(7))
+    QuickEngine.allowed = 1000
+    place.until(lambda: len(place.notices) == 3, "the newest")
+    place.settle()
+    assert [notice.round for notice in place.notices] == [1, 3, 7]
 
 
 def test_an_update_that_waits_for_upload_does_not_keep_the_next_round_waiting(place: Place) -> None:

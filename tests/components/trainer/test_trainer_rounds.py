@@ -21,13 +21,16 @@ FLEET, THING = "f", "thing"
 EPOCH = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
-def announcement(number: int, *, hours: float | None = None, fleet: str = FLEET, fraction: float = 1.0) -> Announcement:
+def announcement(
+    number: int, *, hours: float | None = None, fleet: str = FLEET, fraction: float = 1.0, max_age: int = 0
+) -> Announcement:
     opened = EPOCH + timedelta(hours=number if hours is None else hours)
     return Announcement(
         fleet=fleet,
         round=number,
         opened_at=opened,
         deadline=opened + timedelta(seconds=100),
+        max_age=max_age,
         base=Base(
             version="1.0.0",
             parameters_key=f"models/{fleet}/1.0.0/parameters.safetensors",
@@ -254,3 +257,84 @@ def test_an_announcement_that_comes_again_after_its_answer_is_no_trouble(
     known.answered(once)
     assert known.announced(once.encode()) is None
     assert not caplog.records
+
+
+class StreamMachine(RuleBasedStateMachine):
+    """Rounds that never wait: what is at hand is finished while it counts, over closes, newer rounds, crashes and restarts."""
+
+    MAX_AGE = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = TemporaryDirectory()
+        self.rounds = rounds(Path(self._folder.name))
+        self.working: Announcement | None = None
+        self.handed_on: list[str] = []
+        self.newest, self.open = 0, False
+
+    def teardown(self) -> None:
+        self._folder.cleanup()
+
+    @rule(step=st.integers(0, 3))
+    def announce(self, step: int) -> None:
+        self.newest, self.open = max(1, self.newest + step), True
+        found = self.rounds.announced(announcement(self.newest, max_age=self.MAX_AGE).encode())
+        if self.working is not None and self.newest - self.working.round > self.MAX_AGE:
+            assert self.rounds.behind is None  # nobody would take its update
+            self.working = None
+        if self.working is not None:
+            assert self.rounds.unfinished() == self.working
+        else:
+            self.working = found
+
+    @rule()
+    def close(self) -> None:
+        self.rounds.closed()
+        self.open = False
+        assert self.rounds.unfinished() == self.working
+
+    @rule(crash=st.booleans())
+    def finish(self, crash: bool) -> None:
+        if self.working is None:
+            return
+        self.handed_on.append(answer_key(self.working))
+        if crash:
+            self.restart()
+            return
+        self.rounds.answered(self.working)
+        # At once the newest one, if it is open and was not answered.
+        self.working = self.rounds.unfinished()
+
+    @rule()
+    def restart(self) -> None:
+        self.rounds = rounds(Path(self._folder.name))
+        if self.working is not None:
+            assert self.rounds.unfinished() == self.working
+            if answer_key(self.working) in self.handed_on:
+                self.rounds.answered(self.working)
+                self.working = self.rounds.unfinished()
+
+    @invariant()
+    def nothing_is_answered_twice_and_nothing_is_left_undone(self) -> None:
+        assert len(self.handed_on) == len(set(self.handed_on))
+        answered = self.newest and answer_key(announcement(self.newest)) in self.handed_on
+        if self.open and not answered:
+            assert self.working is not None
+        if self.working is not None:
+            assert answer_key(self.working) not in self.handed_on
+
+
+TestStreamMachine = StreamMachine.TestCase
+TestStreamMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_another_graph_and_a_fleet_made_anew_end_what_is_at_hand(tmp_path: Path) -> None:
+    known, first = rounds(tmp_path), announcement(3, max_age=5)
+    known.announced(first.encode())
+    other = first.base.model_copy(update={"graph_sha256": "c" * 64})
+    anew = announcement(4, max_age=5).model_copy(update={"base": other})
+    assert known.announced(anew.encode()) == anew
+    assert known.unfinished() == anew
+    again = announcement(1, hours=9, max_age=5)
+    assert known.announced(again.encode()) == again
+    assert known.unfinished() == again
