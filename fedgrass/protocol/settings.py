@@ -367,15 +367,19 @@ class FleetSettings(_Settings):
         )
 
     def overridden(self, changes: dict[str, Any]) -> FleetSettings:
-        """Return these settings with ``changes`` laid over them, objects merged key by key.
+        """Return these settings with ``changes`` laid over them, objects merged key by key; another strategy begins without options.
 
         Raises
         ------
         ConfigurationError
             Naming the first setting that is unknown or out of range.
         """
+        base, strategy = self.model_dump(), changes.get("strategy")
+        # The options of one strategy mean nothing to another, and nobody could take them away again.
+        if isinstance(strategy, dict) and strategy.get("name", self.strategy.name) != self.strategy.name:
+            base["strategy"]["options"] = {}
         try:
-            return FleetSettings.model_validate(laid_over(self.model_dump(), changes))
+            return FleetSettings.model_validate(laid_over(base, changes))
         except ValidationError as error:
             raise ConfigurationError(first_problem(error, "settings", found=True)) from error
 

@@ -196,3 +196,11 @@ def test_a_stream_is_refused_by_name_with_what_it_cannot_bear(changes: dict[str,
         fleet({"mode": "asynchronous", "strategy": {"name": "fedbuff"}}).overridden(changes)
     # A round that does not train waits for its devices.
     assert not fleet({"mode": "asynchronous", "strategy": {"name": "fedbuff"}, "task": "evaluate"}).is_asynchronous
+
+
+def test_the_way_back_needs_no_word_about_the_other_strategys_options() -> None:
+    back = fleet(STREAM).overridden({"mode": "synchronous", "strategy": {"name": "fedavg"}})
+    assert (back.is_asynchronous, back.strategy.options) == (False, {})
+    # The same strategy's options stay, key by key.
+    kept = fleet(STREAM).overridden({"strategy": {"name": "fedbuff", "options": {"exponent": 1.0}}})
+    assert kept.strategy.options == {"exponent": 1.0, "staleness": AGE}
