@@ -367,7 +367,7 @@ class FleetSettings(_Settings):
         )
 
     def overridden(self, changes: dict[str, Any]) -> FleetSettings:
-        """Return these settings with ``changes`` laid over them, objects merged key by key; another strategy begins without options.
+        """Return these settings with ``changes`` laid over them, objects merged key by key; another strategy has no options yet.
 
         Raises
         ------
