@@ -21,7 +21,7 @@ from fedgrass.edge.throttle import CpuBudget
 from fedgrass.engines.base import Batch, Dataset, Engine, StopTraining
 from fedgrass.engines.flower_node import Node, join
 from fedgrass.engines.registry import open_engine
-from fedgrass.engines.shipped import own_builder
+from fedgrass.engines.shipped import have_packages, own_builder
 from fedgrass.files import write_atomically
 from fedgrass.logs import Log
 from fedgrass.personal import Own
@@ -264,6 +264,7 @@ class Workspace:
     def _builder(self, bundle: Bundle) -> str:
         """Return what builds a model here; its code, with which a loader of the owner's may come, is then importable."""
         runtime, folder = self.task.runtime, self.task.builders
+        have_packages(runtime.packages)
         found = own_builder(bundle, runtime.builders, runtime.builder, folder)
         if folder.is_dir():
             keep_newest(folder, _BUILDERS_KEPT)

@@ -83,22 +83,31 @@ def judge_here(case: Case, log: Log) -> Judgement:
     from fedgrass.data import load
     from fedgrass.edge.admission import WorseError, judge
     from fedgrass.edge.choice import choose
+    from fedgrass.engines.flower_node import Node, join
     from fedgrass.engines.registry import open_engine
-    from fedgrass.engines.shipped import own_builder
+    from fedgrass.engines.shipped import have_packages, own_builder
 
-    runtime, deployer = case.runtime, case.deployer
+    runtime, deployer, thing = case.runtime, case.deployer, os.environ.get("AWS_IOT_THING_NAME", "")
 
     def load_examples(manifest: Manifest) -> Split:
         return load(runtime.data, manifest)
 
     def opened(bundle: Bundle) -> Engine:
         builder = own_builder(bundle, runtime.builders, runtime.builder, case.builders)
-        return open_engine(runtime.engine, bundle, threads=runtime.threads, builder=builder)
+        engine = open_engine(runtime.engine, bundle, threads=runtime.threads, builder=builder)
+        # No folder: what an app leaves in its state is of rounds alone.
+        return join(engine, Node(thing, {**runtime.node_config, "thing": thing}))
 
     try:
+        have_packages(runtime.packages)
+        candidate = Bundle.open(case.candidate)
+        active = Bundle.open(case.active) if case.active is not None else None
+        # Each app's data are its own, so figures of two apps are of different things.
+        if active is not None and runtime.data.loader == "own" and active.manifest.name != candidate.manifest.name:
+            active = None
         verdict = judge(
-            Bundle.open(case.candidate),
-            Bundle.open(case.active) if case.active is not None else None,
+            candidate,
+            active,
             tolerance=deployer.tolerance,
             metric=deployer.metric,
             max_latency_ms=deployer.max_latency_ms,

@@ -60,6 +60,12 @@ class RuntimeSettings(Settings):
         description="Code that may come with a model, by SHA-256, and the module:object in it that builds the model; "
         "what is not listed is not run",
     )
+    packages: tuple[Annotated[str, Field(max_length=400, pattern="^/")], ...] = Field(
+        default=(),
+        max_length=8,
+        description="Folders of packages that this device has of its own, such as its maker's PyTorch: where Python looks after "
+        "the runtime's",
+    )
     threads: int = Field(default=1, ge=1, le=256)
     tags: Tags = Field(
         default={}, description="What this device is, by which rounds choose: {site: north, hardware: pi4}"

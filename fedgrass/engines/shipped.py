@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from fedgrass.builder_archive import builder_sha256, unpack_builder
 from fedgrass.bundle import BUILDER, Bundle
 from fedgrass.errors import EngineError
 
+_packages: list[str] = []
 _imported_from: dict[Path, set[str]] = {}
 
 
@@ -81,6 +82,31 @@ def import_from(folder: Path | None) -> None:
         _imported_from[folder] = _names_of(folder)
         _forget(_imported_from[folder])
         sys.path.insert(0, str(folder))
+
+
+def have_packages(folders: Sequence[str]) -> None:
+    """Have a device's own packages importable after the runtime's, as its setting ``packages`` says; replaces what was before.
+
+    Parameters
+    ----------
+    folders
+        Folders that hold packages, such as a ``dist-packages``.
+
+    Raises
+    ------
+    EngineError
+        If one is not there.
+    """
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise EngineError(f"packages: {folder}: there is no such folder on this device")
+    if _packages == list(folders):
+        return
+    sys.path[:] = [entry for entry in sys.path if entry not in _packages]
+    # Last, so that none takes the place of a package that the runtime pins.
+    _packages[:] = [folder for folder in folders if folder not in sys.path]
+    sys.path.extend(_packages)
+    importlib.invalidate_caches()
 
 
 def _names_of(folder: Path) -> set[str]:

@@ -12,8 +12,9 @@ from typing import Any
 
 from fedgrass.errors import ConfigurationError
 
-DRIVE = "fedgrass flower run drives rounds by it, also on a fleet (--fleet)"
-"""The way out of each refusal."""
+DRIVE = "`fedgrass flower run APP --fleet FLEET` honours it: the app's own ServerApp drives the fleet's rounds, on your machine"
+"""The way out of what settings cannot say."""
+_SIMULATED = "On virtual devices `fedgrass flower run APP` has it; on a fleet nothing does"
 
 _SET = "an evaluation set (fedgrass model evaluation-set)"
 _MEAN = "the fleet's own mean by examples"
@@ -79,9 +80,9 @@ def check_kind(name: str, kind: str, *, legacy: bool) -> None:
         Saying why.
     """
     if kind in WITHOUT_PLACE:
-        raise ConfigurationError(f"strategy {name!r}: {WITHOUT_PLACE[kind]}. {DRIVE}")
+        raise ConfigurationError(f"strategy {name!r}: {WITHOUT_PLACE[kind]}. {_SIMULATED}")
     if kind == "QFedAvg" and legacy:
-        raise ConfigurationError(f"strategy {name!r}: {_LEGACY_QFEDAVG}")
+        raise ConfigurationError(f"strategy {name!r}: {_LEGACY_QFEDAVG}. {_SIMULATED}")
 
 
 def check_arguments(name: str, options: Mapping[str, Any]) -> None:

@@ -19,14 +19,12 @@ import yaml
 
 from fedgrass.bundle import MANIFEST, Bundle, Manifest
 from fedgrass.cloud.aggregator.recipe import global_model_recipe
+from tests.fixtures.gdk import gdk_schema
 
 ROOT = Path(__file__).resolve().parents[2]
-SCHEMAS = ROOT.parent / "shared" / "schemas"
 PROJECTS = [ROOT, *sorted(path.parent for path in (ROOT / "components").glob("*/gdk-config.json"))]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 EXAMPLE = ROOT / "examples" / "application" / "recipe.yaml"
-
-needs_schemas = pytest.mark.skipif(not SCHEMAS.is_dir(), reason="the GDK's schemas are not on this machine")
 
 
 def lowered(value: Any) -> Any:
@@ -101,17 +99,15 @@ def test_an_archive_holds_one_component_and_nothing_of_the_cloud_or_the_others(c
         assert [entry for entry in names if entry.startswith(parts)] == []
 
 
-@needs_schemas
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
 def test_each_gdk_config_satisfies_the_gdks_schema(project: Path) -> None:
-    schema = json.loads((SCHEMAS / "gdk-1.6.2-config.schema.json").read_text())
+    schema = gdk_schema("config")
     jsonschema.validate(json.loads((project / "gdk-config.json").read_text()), schema)
 
 
-@needs_schemas
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_recipe_satisfies_the_gdks_schema(path: Path) -> None:
-    schema = json.loads((SCHEMAS / "gdk-1.6.2-recipe.schema.json").read_text())
+    schema = gdk_schema("recipe")
     jsonschema.validate(lowered(yaml.safe_load(path.read_text())), schema)
 
 

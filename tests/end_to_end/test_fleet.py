@@ -289,13 +289,14 @@ def test_a_model_that_devices_refuse_fails_no_deployment_and_is_put_back(operato
     good = base_bundle(operator, tmp_path)
     noise = np.random.default_rng(0)
     poisoned = {name: noise.normal(size=array.shape).astype(np.float32) for name, array in good.parameters().items()}
-    bundle = write_bundle(good, poisoned, tmp_path / "poisoned", version="1.900.0")
+    version = f"{operator.model.partition('.')[0]}.900.0"
+    bundle = write_bundle(good, poisoned, tmp_path / "poisoned", version=version)
     greengrass = operator.fleet.aws.client("greengrassv2")
     released = release_model(bundle, operator.demo.clients())
 
     def refused() -> list[FleetMember]:
         members = fleet_members(operator.demo.devices_table, operator.fleet.fleet)
-        return [m for m in members if m.model and (m.model.version, m.model.outcome) == ("1.900.0", "refused")]
+        return [m for m in members if m.model and (m.model.version, m.model.outcome) == (version, "refused")]
 
     def statuses() -> set[str]:
         effective = [

@@ -45,6 +45,10 @@ class Dataset:
         """Return the same with a function of a batch."""
         return Dataset(self._columns, change, self._kind)
 
+    def set_format(self, kind: str) -> None:
+        """Give rows in another form from now on."""
+        self._kind = kind
+
     def with_format(self, kind: str) -> Dataset:
         """Return the same in another form; ``pandas`` is one."""
         return Dataset(self._columns, self._change, kind)
@@ -78,6 +82,37 @@ class Splits(dict[str, Dataset]):
         return Splits({name: part.with_transform(change) for name, part in self.items()})
 
 
+def _adults(draws: np.random.Generator) -> dict[str, list[Any]]:
+    numbers = {"age": (17, 90), "fnlwgt": (12_285, 1_484_705), "education.num": (1, 16), "capital.gain": (0, 99_999)}
+    numbers |= {"capital.loss": (0, 4_356), "hours.per.week": (1, 99)}
+    words = ("workclass", "education", "marital.status", "occupation", "relationship", "race", "sex", "native.country")
+    columns = {one: draws.integers(low, high, _EXAMPLES).tolist() for one, (low, high) in numbers.items()}
+    columns |= {one: [f"{one} {kind}" for kind in draws.integers(0, 2, _EXAMPLES)] for one in words}
+    return {**columns, "income": ["<=50K" if hours < 50 else ">50K" for hours in columns["hours.per.week"]]}
+
+
+def _higgs(draws: np.random.Generator) -> dict[str, list[Any]]:
+    inputs = draws.normal(size=(_EXAMPLES, 28)).astype(np.float32)
+    return {"inputs": list(inputs), "label": [int(row[0] > 0) for row in inputs]}
+
+
+def _titanic(draws: np.random.Generator) -> dict[str, list[Any]]:
+    women = draws.integers(0, 2, _EXAMPLES)
+    return {
+        "Survived": [int(one) for one in women],
+        "Pclass": draws.integers(1, 4, _EXAMPLES).tolist(),
+        "Name": [f"{'Mrs' if one else 'Mr'}. Person {number}" for number, one in enumerate(women)],
+        "Sex": ["female" if one else "male" for one in women],
+        "Age": draws.uniform(1, 80, _EXAMPLES).tolist(),
+        "Siblings/Spouses Aboard": draws.integers(0, 4, _EXAMPLES).tolist(),
+        "Parents/Children Aboard": draws.integers(0, 4, _EXAMPLES).tolist(),
+        "Fare": draws.uniform(5, 200, _EXAMPLES).tolist(),
+    }
+
+
+_TABLES = {"scikit-learn/adult-census-income": _adults, "jxie/higgs": _higgs, "julien-c/titanic-survival": _titanic}
+
+
 def made_up(name: str, seed: int) -> Dataset:
     """Return examples of a data set; raises `LookupError` if it is not one that is made up here."""
     draws = np.random.default_rng(seed)
@@ -96,6 +131,8 @@ def made_up(name: str, seed: int) -> Dataset:
         columns = {one: list(np.clip(3 + species + draws.normal(0, 0.3, _EXAMPLES), 2.1, 9.9)) for one in names}
         label = "species" if name == "hitorilabs/iris" else "Species"
         return Dataset({**columns, label: [int(one) for one in species]})
+    if name in _TABLES:
+        return Dataset(_TABLES[name](draws))
     raise LookupError(f"no stand-in for the data set {name!r}")
 
 
@@ -103,3 +140,11 @@ def load_dataset(name: str, split: str | None = None, **_more: Any) -> Any:
     """Return a data set, or one of its parts."""
     whole = Splits({"train": made_up(name, 1), "test": made_up(name, 2)})
     return whole if split is None else whole[split]
+
+
+def load_from_disk(path: str) -> Splits:
+    """Return images with their labels, whatever the path is."""
+    del path
+    return Splits(
+        {part: made_up("zalando-datasets/fashion_mnist", seed) for seed, part in enumerate(("train", "test"))}
+    )

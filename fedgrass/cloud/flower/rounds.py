@@ -267,4 +267,9 @@ def able_devices(account: Account, major: str = "") -> list[str]:
 
 
 def _has(member: FleetMember, major: str) -> bool:
-    return member.model is not None and (member.model.active_version or member.model.version).partition(".")[0] == major
+    if member.model is None:
+        return False
+    # One that was refused is not the device's, though its report is of that version.
+    refused = member.model.outcome == "refused"
+    version = member.model.active_version or ("" if refused else member.model.version)
+    return version.partition(".")[0] == major

@@ -32,6 +32,9 @@ _NAMED = (
     "updates without bounds: the fleet's own checks hold (fedgrass fleet settings, checks)",
 )
 
+_TOLD = 3
+"""Devices whose reasons are told, where all of them refuse a model."""
+
 
 @dataclass(frozen=True)
 class RanOnFleet:
@@ -178,6 +181,12 @@ class _Run:
         )
         have, there = self._fleet.await_model()
         said(f"{have} of {there} devices have the app's model.")
+        if refusals := [] if have else self._fleet.refusals():
+            # The fleet may have its former model again by now, which is none of the app's.
+            raise ConfigurationError(
+                f"no device of fleet {self._account.fleet!r} takes the app's model; {'; '.join(refusals[:_TOLD])}. Mend that, "
+                "and run the same command with --anew"
+            )
         found = drive(app, self._fleet, said)
         self.ran = RanOnFleet(
             self._account.fleet, self._fleet.version, app.rounds, found.trained, found.evaluated, found.judged

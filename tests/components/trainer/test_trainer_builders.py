@@ -12,7 +12,7 @@ import pytest
 
 from fedgrass.builder_archive import add_builder, builder_sha256, pack_builder
 from fedgrass.bundle import Bundle
-from fedgrass.engines.shipped import import_from
+from fedgrass.engines.shipped import have_packages, import_from
 from fedgrass.inference import write_bundle
 from fedgrass.protocol.names import RUNTIME
 from tests.components.trainer.place import FLEET, Place
@@ -45,6 +45,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     yield made
     made.stop()
     import_from(None)
+    have_packages(())
 
 
 def model(folder: Path, version: str, *, mark: float, columns: int = 10) -> Bundle:
@@ -120,17 +121,20 @@ def test_a_builder_that_does_not_fit_or_cannot_be_imported_leaves_the_device_una
 
 
 def test_a_builder_that_is_installed_late_leaves_the_device_unable_until_it_is_there(
-    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, tmp_path: Path
 ) -> None:
     later = tmp_path / "site-packages"
-    later.mkdir()
-    monkeypatch.syspath_prepend(str(later))
-    place.ipc.configurations[RUNTIME] |= {"builder": "comes_late:Client"}
+    place.ipc.configurations[RUNTIME] |= {"builder": "comes_late:Client", "packages": [str(later)]}
     zeros = {"0000": np.zeros((64, 10), np.float32), "0001": np.zeros(10, np.float32)}
     place.bundle = digits_bundle(tmp_path / "bundle", "flower", zeros)
     place.have_model()
     place.start()
     place.until(lambda: not place.statuses[-1].able, "not able")
+    assert f"packages: {later}: there is no such folder on this device" in place.statuses[-1].reason
+    later.mkdir()
+    place.now += 60
+    place.trainer._count_examples()  # the loop's own clock does not run ahead
+    place.until(lambda: "packages" not in place.statuses[-1].reason, "the other reason")
     assert "builder 'comes_late:Client': cannot be imported (No module named 'comes_late')" in place.statuses[-1].reason
     code = CLIENT.replace("COLUMNS", "10").replace("from of_the_operator.mark import MARK", "MARK = 4.0")
     (later / "comes_late.py").write_text(code)

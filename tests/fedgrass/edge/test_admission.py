@@ -23,7 +23,8 @@ from fedgrass.edge.admit import admit
 from fedgrass.edge.judging import Case, judge_apart, judge_here
 from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
-from fedgrass.engines.base import FitSettings
+from fedgrass.engines.base import Dataset, FitSettings
+from fedgrass.engines.flower_node import Node
 from fedgrass.engines.registry import open_engine
 from fedgrass.engines.shipped import import_from
 from fedgrass.engines.sklearn import initial_parameters
@@ -417,3 +418,34 @@ def test_a_rare_class_leaves_more_to_chance_than_the_examples_say() -> None:
     assert _told_by("f1", None, 1000) == 1000
     many = Sums.model_validate({"k": "classes", "n": 40, "r": (4,) * 10, "g": (4,) * 10, "t": (4,) * 10})
     assert _told_by("f1", many, 40) == 40
+
+
+class OfAnApp:
+    """An engine with data of its own: those of the device's partition, as a Flower app finds it in its node's configuration."""
+
+    node = Node("nobody")
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+        del threads
+        self.version = bundle.manifest.version
+
+    def evaluate(self, _data: Dataset) -> dict[str, float]:
+        accuracy = {"1.0.0": 0.9, "2.0.0": 0.2}[self.version]
+        return {"loss": 1.0, "accuracy": accuracy, "examples": float(self.node.config["partition-id"])}
+
+
+def test_an_app_is_judged_as_the_node_that_it_trains_on_and_not_by_the_figures_of_another_app(tmp_path: Path) -> None:
+    zeros = {"w": np.zeros(3, np.float32)}
+    first, other = (digits_bundle(tmp_path / name, "flower", zeros, name=name) for name in ("first", "other"))
+    worse = write_bundle(first, zeros, tmp_path / "worse", version="2.0.0")
+    own = {"engine": f"{__name__}:OfAnApp", "data": {"loader": "own"}, "node_config": {"partition-id": 700}}
+    for active, admitted in ((other, True), (first, False)):
+        case = Case(
+            candidate=worse.folder,
+            active=active.folder,
+            builders=tmp_path / "builders",
+            runtime=RuntimeSettings.model_validate({"fleet": "f", **own}),
+            deployer=ModelDeployerSettings(),
+        )
+        judgement = judge_here(case, LOG)
+        assert (judgement.admitted, judgement.metrics["examples"]) == (admitted, 700), judgement.reason

@@ -18,12 +18,14 @@ Y = TensorDescription(name="y", shape=(), dtype="int32")
 OUTPUT = TensorDescription(name="y", shape=(10,), dtype="float32")
 
 
-def digits_bundle(folder: Path, engine: str, parameters: Parameters, optimizer: str = "sgd") -> Bundle:
+def digits_bundle(
+    folder: Path, engine: str, parameters: Parameters, optimizer: str = "sgd", name: str = "digits"
+) -> Bundle:
     return new_bundle(
         folder,
         NewModel(
             engine=engine,
-            name="digits",
+            name=name,
             parameters=parameters,
             x=X,
             y=Y,

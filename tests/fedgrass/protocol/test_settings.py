@@ -41,8 +41,12 @@ def test_what_is_unknown_or_impossible_is_named(changes: dict[str, Any], named: 
     [
         ("flwr.server.strategy:FedXgbBagging", {}, "file of trees"),
         ("flwr.serverapp.strategy:DifferentialPrivacyClientSideFixedClipping", {}, "use privacy.mode"),
-        ("flower:flwr.server.strategy:QFedAvg", {}, "weighs by what its evaluate_fn says"),
-        ("flower:mine.strategies:Own", {"evaluate_fn": "mine:evaluate"}, "evaluate_fn has no part in a fleet's rounds"),
+        ("flower:flwr.server.strategy:QFedAvg", {}, "weighs by what its evaluate_fn says.*on a fleet nothing"),
+        (
+            "flower:mine.strategies:Own",
+            {"evaluate_fn": "mine:evaluate"},
+            "evaluate_fn has no part.*APP --fleet FLEET` honours",
+        ),
         ("flwr.serverapp.strategy:FedAvg", {"fraction_train": 0.5}, "fraction_train has no part.*use fraction"),
         (
             "flwr.server.strategy:DifferentialPrivacyServerSideFixedClipping",

@@ -19,8 +19,8 @@ from fedgrass.protocol.tables import load_state
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, GROUP_ARN, Fleet, trained
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
 from tests.fixtures.doubles import double
+from tests.fixtures.gdk import gdk_schema
 
-SCHEMA = Path(__file__).parents[5] / "shared" / "schemas" / "gdk-1.6.2-recipe.schema.json"
 ACCOUNT = Account.of(GROUP_ARN)
 
 
@@ -36,10 +36,9 @@ def lowered(value: Any) -> Any:
     return [lowered(below) for below in value] if isinstance(value, list) else value
 
 
-@pytest.mark.skipif(not SCHEMA.exists(), reason="the GDK's recipe schema is not beside this checkout")
 def test_the_recipe_is_valid_by_the_gdks_schema(digits: Bundle) -> None:
     recipe = lowered(recipe_of(digits))
-    schema = json.loads(SCHEMA.read_bytes())
+    schema = gdk_schema("recipe")
     jsonschema.Draft7Validator(schema).validate(recipe)
     with pytest.raises(jsonschema.ValidationError):  # the schema does look
         jsonschema.Draft7Validator(schema).validate({**recipe, "componentname": "a b"})

@@ -296,16 +296,16 @@ def test_every_component_is_published_and_a_dry_run_publishes_none(session: Any)
     assert names <= {component["componentName"] for component in listed}
 
 
-@pytest.mark.skipif(find_gdk() is None, reason=f"the Greengrass Development Kit {GDK_VERSION} is not installed")
+@pytest.mark.skipif(
+    find_gdk() is None, reason=f"the Greengrass Development Kit {GDK_VERSION} is not installed: scripts/gdk"
+)
 def test_the_development_kit_builds_and_publishes_every_component(
     session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "checkout"
     shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".venv", ".git", ".fedgrass"))
-    monkeypatch.setattr(
-        "fedgrass.cloud.infrastructure.publish.projects",
-        lambda: [copy / project.relative_to(ROOT) for project in build_tool().projects()],
-    )
+    copied = [copy / project.relative_to(ROOT) for project in build_tool().projects()]
+    monkeypatch.setattr(build_tool(), "projects", lambda: copied)
     publish_all(session, identify(session), Steps(dry_run=False, tell=lambda _: None), gdk=find_gdk())
     listed = session.client("greengrassv2").list_components()["components"]
     assert "com.fedgrass.Suite" in {component["componentName"] for component in listed}
