@@ -229,7 +229,12 @@ _CLOUD = {
     "helper_key_not_kept": _error("A helper's key cannot be made or read, so it is no helper.", "reason"),
     "update_quarantined": _warning("An update was refused.", "reason times detail"),
     "partial_sums_not_removed": _warning("What instances told each other stays until the bucket expires it.", "reason"),
+    "clock_differs_from_s3": _warning("S3 refused this machine's clock; requests go by S3's from now on.", "seconds"),
     "object_read_interrupted": _warning("Reading an object broke off and goes on from there.", "object position error"),
+    "object_request_repeated": _warning(
+        "S3 did not answer a request for an object, or was busy.", "object attempt error"
+    ),
+    "signed_requests_unavailable": _once("botocore is another than expected: objects are fetched by boto3.", "error"),
     "report_recorded": _info("The round's report was entered.", "outcome reason"),
     "round_tracked": _info("The tracking server has the round.", "run"),
     "round_not_tracked": _error("The tracking server did not take the round.", "reason"),

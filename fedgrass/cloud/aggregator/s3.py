@@ -3,45 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from fedgrass.cloud.aggregator.sources import UpdateReference
-from fedgrass.errors import FedgrassError, MessageError, ReleaseError, TransferError, UpdateError
+from fedgrass.cloud.aggregator.object_reading import (
+    Asked,
+    OtherBytesError,
+    ask_for_object,
+    code_of,
+    failed,
+    open_object,
+)
+from fedgrass.cloud.aggregator.signed_get import SignedGets
+from fedgrass.cloud.aggregator.sources import Asking, UpdateReference
+from fedgrass.errors import MessageError, ReleaseError, TransferError
 from fedgrass.files import sha256_of
-from fedgrass.logs import Log
 from fedgrass.protocol.names import UPDATE_FILE, parse_update_key, update_prefix
 
 if TYPE_CHECKING:
-    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import (
-        GetObjectRequestTypeDef,
         ListObjectVersionsOutputTypeDef,
         ListObjectVersionsRequestTypeDef,
         ObjectIdentifierTypeDef,
         ObjectVersionTypeDef,
     )
-    from typing_extensions import Buffer
-
-log = Log(__name__)
 
 # Bytes read at once: digests are computed on the way, without the whole file in memory.
 _BLOCK = 1 << 20
-# For connections that break in the middle of a body, which botocore's own retries do not cover.
-_RETRY = Retrying(
-    retry=retry_if_exception_type((BotoCoreError, OSError)),
-    stop=stop_after_attempt(5),
-    wait=wait_random_exponential(multiplier=0.1, max=5),
-    reraise=True,
-)
 _DIGEST = "sha256"  # user metadata: lets a repeated upload be compared without a download
 
 
@@ -50,6 +44,7 @@ class Bucket:
 
     def __init__(self, client: S3Client, name: str) -> None:
         self._client = client
+        self._gets = SignedGets(client)
         self.name = name
 
     @property
@@ -73,16 +68,16 @@ class Bucket:
             answer = self._client.get_object(Bucket=self.name, Key=key)
         except ClientError as error:
             # Without ListBucket S3 answers 403 for a key that does not exist.
-            if _code(error) == "NoSuchKey" or (_code(error) == "AccessDenied" and not self._lists(key)):
+            if code_of(error) == "NoSuchKey" or (code_of(error) == "AccessDenied" and not self._lists(key)):
                 return None
-            raise _failed(f"reading {self.uri(key)}", error) from error
+            raise failed(f"reading {self.uri(key)}", error) from error
         # Before the body is read: nothing here is trusted to be small.
         if answer["ContentLength"] > max_bytes:
             raise TransferError(f"{self.uri(key)}: {answer['ContentLength']} bytes; at most {max_bytes} are accepted")
         try:
             content: bytes = answer["Body"].read()
         except (BotoCoreError, OSError) as error:
-            raise _failed(f"reading {self.uri(key)}", error) from error
+            raise failed(f"reading {self.uri(key)}", error) from error
         return content
 
     def size(self, key: str) -> int | None:
@@ -90,11 +85,11 @@ class Bucket:
         try:
             return int(self._client.head_object(Bucket=self.name, Key=key)["ContentLength"])
         except ClientError as error:
-            if _code(error) in {"404", "NoSuchKey", "NotFound"}:
+            if code_of(error) in {"404", "NoSuchKey", "NotFound"}:
                 return None
-            raise _failed(f"reading {self.uri(key)}", error) from error
+            raise failed(f"reading {self.uri(key)}", error) from error
         except BotoCoreError as error:
-            raise _failed(f"reading {self.uri(key)}", error) from error
+            raise failed(f"reading {self.uri(key)}", error) from error
 
     def download(self, key: str, path: Path, *, size: int, sha256: str) -> None:
         """Fetch an object whose size and digest are known.
@@ -115,33 +110,36 @@ class Bucket:
         TransferError
             If it cannot be read, or is another object.
         """
-        digest = hashlib.sha256()
-        reference = UpdateReference(thing="", key=key, bytes=size)
-        with _body(self._client, self.name, reference) as body, path.open("wb") as file:
-            while block := body.read(_BLOCK):
-                digest.update(block)
-                file.write(block)
-                # A longer object than expected must not fill the disk before its digest is compared.
-                if file.tell() > size:
-                    break
-        if path.stat().st_size != size or digest.hexdigest() != sha256:
+        try:
+            found = self._copied(key, path, size)
+        except OtherBytesError:
+            found = ""
+        if found != sha256:
             raise TransferError(
                 f"{self.uri(key)}: its content is not what the manifest says ({size} bytes, SHA-256 {sha256[:12]}…)"
             )
+
+    def _copied(self, key: str, path: Path, size: int) -> str:
+        digest = hashlib.sha256()
+        with self.open(key, size) as body, path.open("wb") as file:
+            while block := body.read(_BLOCK):
+                digest.update(block)
+                file.write(block)
+        return digest.hexdigest()
 
     def write(self, key: str, content: bytes) -> None:
         """Write an object, replacing what is there."""
         try:
             self._client.put_object(Bucket=self.name, Key=key, Body=content)
         except (ClientError, BotoCoreError) as error:
-            raise _failed(f"writing {self.uri(key)}", error) from error
+            raise failed(f"writing {self.uri(key)}", error) from error
 
     def write_file(self, key: str, path: Path) -> None:
         """Write a file's content, in parts if it is large, replacing what is there."""
         try:
             self._client.upload_file(str(path), self.name, key)
         except (ClientError, BotoCoreError, S3UploadFailedError) as error:
-            raise _failed(f"writing {self.uri(key)}", error) from error
+            raise failed(f"writing {self.uri(key)}", error) from error
 
     def remove_below(self, prefix: str) -> None:
         """Delete all objects whose keys begin with ``prefix``; safe to repeat."""
@@ -154,11 +152,11 @@ class Bucket:
                     for left in answer.get("Errors", ()):
                         raise TransferError(f"{self.uri(left['Key'])}: was not deleted ({left['Code']})")
         except (ClientError, BotoCoreError) as error:
-            raise _failed(f"deleting {self.uri(prefix)}", error) from error
+            raise failed(f"deleting {self.uri(prefix)}", error) from error
 
     def open(self, key: str, size: int) -> BinaryIO:
         """Open an object of known size for ``readinto``; a broken connection is taken up where it stopped."""
-        return _body(self._client, self.name, UpdateReference(thing="", key=key, bytes=size))
+        return open_object(self._gets, self.name, UpdateReference(thing="", key=key, bytes=size))
 
     def write_first(self, key: str, content: bytes) -> bytes:
         """Write an object unless there is one, and return what is there then: the first writer's content."""
@@ -186,7 +184,7 @@ class Bucket:
             # By the digest in its metadata: comparing contents would download every model again.
             found = self._client.head_object(Bucket=self.name, Key=key).get("Metadata", {}).get(_DIGEST)
         except (ClientError, BotoCoreError) as error:
-            raise _failed(f"reading {self.uri(key)}", error) from error
+            raise failed(f"reading {self.uri(key)}", error) from error
         if found != digest:
             raise ReleaseError(
                 f"{self.uri(key)}: holds other content (SHA-256 {str(found)[:12]}…, ours is {digest[:12]}…). "
@@ -198,7 +196,7 @@ class Bucket:
         try:
             found = self._client.list_objects_v2(Bucket=self.name, Prefix=key, MaxKeys=1).get("Contents", [])
         except (ClientError, BotoCoreError) as error:
-            raise _failed(f"listing {self.uri(key)}", error) from error
+            raise failed(f"listing {self.uri(key)}", error) from error
         return any(entry["Key"] == key for entry in found)
 
     def _create(self, key: str, body: bytes | BinaryIO, digest: str) -> bool:
@@ -206,26 +204,29 @@ class Bucket:
             # IfNoneMatch: S3 decides which of two writers is first.
             self._client.put_object(Bucket=self.name, Key=key, Body=body, Metadata={_DIGEST: digest}, IfNoneMatch="*")
         except ClientError as error:
-            if _code(error) in {"PreconditionFailed", "412"}:
+            if code_of(error) in {"PreconditionFailed", "412"}:
                 return False
-            raise _failed(f"writing {self.uri(key)}", error) from error
+            raise failed(f"writing {self.uri(key)}", error) from error
         except BotoCoreError as error:
-            raise _failed(f"writing {self.uri(key)}", error) from error
+            raise failed(f"writing {self.uri(key)}", error) from error
         return True
 
 
-class RoundUpdates:
+class RoundUpdates(Asking):
     """The updates of one round in the bucket (`fedgrass.protocol.names.update_key`)."""
 
-    def __init__(self, client: S3Client, bucket: str, fleet: str, number: int) -> None:
+    def __init__(
+        self, client: S3Client, bucket: str, fleet: str, number: int, *, gets: SignedGets | None = None
+    ) -> None:
         self._client = client
+        self._gets = gets or SignedGets(client)
         self._bucket = bucket
         self._fleet = fleet
         self._prefix = update_prefix(fleet, number)
 
     def of_round(self, number: int) -> RoundUpdates:
         """Return the updates of another round of the fleet."""
-        return RoundUpdates(self._client, self._bucket, self._fleet, number)
+        return RoundUpdates(self._client, self._bucket, self._fleet, number, gets=self._gets)
 
     def list(self) -> list[UpdateReference]:
         """Return the newest version of the objects under the round's prefix, as `objects` finds them."""
@@ -243,11 +244,15 @@ class RoundUpdates:
                 reference = self._reference(entry)
                 yield reference, entry["Key"][len(self._prefix) :].partition("/")[0]
         except (ClientError, BotoCoreError) as error:
-            raise _failed(f"listing s3://{self._bucket}/{self._prefix}", error) from error
+            raise failed(f"listing s3://{self._bucket}/{self._prefix}", error) from error
 
     def open(self, reference: UpdateReference) -> BinaryIO:
         """Open the very version that was pinned."""
-        return _body(self._client, self._bucket, reference)
+        return open_object(self._gets, self._bucket, reference)
+
+    def ask(self, reference: UpdateReference) -> Asked | None:
+        """Ask for the version that was pinned, and do not wait for it; None if it can only be opened."""
+        return ask_for_object(self._gets, self._bucket, reference)
 
     def _entries(self, things: Collection[str] | None) -> Iterator[ObjectVersionTypeDef]:
         folders = sorted(f"{self._prefix}{thing}/" for thing in things or ())
@@ -295,82 +300,3 @@ def _thing(key: str) -> str:
         return parse_update_key(key).thing
     except MessageError:
         return ""
-
-
-def _body(client: S3Client, bucket: str, reference: UpdateReference) -> BinaryIO:
-    request: GetObjectRequestTypeDef = {"Bucket": bucket, "Key": reference.key}
-    # Pinned: an object that was replaced since the listing must not be read in its place.
-    if reference.etag:
-        request["IfMatch"] = f'"{reference.etag}"'
-    if reference.version_id:
-        request["VersionId"] = reference.version_id
-    where = f"s3://{bucket}/{reference.key}"
-
-    def open_at(position: int) -> StreamingBody:
-        at = request.copy()
-        if position:
-            at["Range"] = f"bytes={position}-"
-        try:
-            return client.get_object(**at)["Body"]
-        except ClientError as error:
-            if _code(error) in {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "MethodNotAllowed", "404", "412"}:
-                raise UpdateError("missing", f"{where}: what was listed is no longer there ({_code(error)})") from error
-            raise _failed(f"reading {where}", error) from error
-
-    try:
-        return _ResumingBody(open_at, where, reference.bytes)  # type: ignore[return-value]
-    except BotoCoreError as error:
-        raise _failed(f"reading {where}", error) from error
-
-
-class _ResumingBody(io.RawIOBase):
-    """An object's bytes, fetched on from where it stopped when a connection breaks."""
-
-    def __init__(self, open_at: Callable[[int], StreamingBody], where: str, size: int) -> None:
-        self._open_at = open_at
-        self._where = where
-        self._size = size
-        self._position = 0
-        # Opened at once, so that what is missing is told before the first read.
-        self._body: StreamingBody | None = open_at(0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Buffer) -> int:
-        try:
-            count: int = _RETRY(self._take, buffer)
-        except (BotoCoreError, OSError) as error:
-            raise _failed(f"reading {self._where}", error) from error
-        return count
-
-    def _take(self, buffer: Buffer) -> int:
-        if self._position >= self._size:
-            return 0
-        try:
-            if self._body is None:
-                self._body = self._open_at(self._position)
-            count: int = self._body.readinto(buffer)  # type: ignore[arg-type] # the stub takes a buffer for a file
-        except (BotoCoreError, OSError) as error:
-            log.log_event("object_read_interrupted", object=self._where, position=self._position, error=str(error))
-            self._close_body()
-            raise
-        self._position += count
-        return count
-
-    def _close_body(self) -> None:
-        if self._body is not None:
-            self._body.close()
-            self._body = None
-
-    def close(self) -> None:
-        self._close_body()
-        super().close()
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _failed(what: str, error: Exception) -> FedgrassError:
-    return TransferError(f"{what} failed: {error}. Nothing is lost: run the job again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,6 +63,40 @@ class Prefetched:
     """A source of which an update is opened at once: there is nothing to gain from opening the next meanwhile."""
 
 
+class Opener(Protocol):
+    """What opens an update that was asked for: called, or closed."""
+
+    def __call__(self) -> BinaryIO:
+        """Open it, or raise what opening it raised."""
+        ...
+
+    def close(self) -> None:
+        """Give it up unopened."""
+        ...
+
+
+class Asking(ABC):
+    """A source that can be asked for an update without waiting for it: no thread has to wait in its place."""
+
+    @abstractmethod
+    def ask(self, reference: UpdateReference) -> Opener | None:
+        """Ask for an update; None if it can only be opened."""
+
+
+class _Waited:
+    """An update that a thread opens."""
+
+    def __init__(self, opening: Future[BinaryIO]) -> None:
+        self._opening = opening
+
+    def __call__(self) -> BinaryIO:
+        return self._opening.result()
+
+    def close(self) -> None:
+        if not self._opening.cancel() and self._opening.exception() is None:
+            self._opening.result().close()
+
+
 class Folder(Prefetched):
     """Updates in a folder: ``<thing>.safetensors``, or ``<thing>/update.safetensors`` as in the bucket."""
 
@@ -116,20 +151,20 @@ def open_ahead(
     if isinstance(source, Prefetched):
         yield from ((reference, partial(source.open, reference)) for reference in references)
         return
-    waiting: deque[tuple[UpdateReference, Future[BinaryIO]]] = deque()
+    waiting: deque[tuple[UpdateReference, Opener]] = deque()
     rest = iter(references)
     with ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="open") as pool:
         try:
             while True:
                 # Refilled before each yield, so that the window of open requests stays full while the caller reads.
                 while len(waiting) < ahead and (reference := next(rest, None)) is not None:
-                    waiting.append((reference, pool.submit(source.open, reference)))
+                    asked = source.ask(reference) if isinstance(source, Asking) else None
+                    waiting.append((reference, asked or _Waited(pool.submit(source.open, reference))))
                 if not waiting:
                     return
-                reference, opening = waiting.popleft()
-                yield reference, opening.result
+                reference, opener = waiting.popleft()
+                yield reference, opener
         # A caller that stops early leaves open connections behind unless they are closed here.
         finally:
-            for _, opening in waiting:
-                if not opening.cancel() and opening.exception() is None:
-                    opening.result().close()
+            for _, opener in waiting:
+                opener.close()

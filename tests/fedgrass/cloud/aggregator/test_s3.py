@@ -4,12 +4,13 @@ import hashlib
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from fedgrass.cloud.aggregator import s3 as module
+from fedgrass.cloud.aggregator import object_reading as module
 from fedgrass.cloud.aggregator.s3 import Bucket, RoundUpdates
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import ReleaseError, TransferError, UpdateError
@@ -114,11 +115,18 @@ class Breaking:
         self.every = every
         self.failures = failures
         self.ranges: list[str] = []
+        self.meta = SimpleNamespace(events=SimpleNamespace(register=lambda *_: None))
 
     def get_object(self, **arguments: Any) -> dict[str, Any]:
         self.ranges.append(arguments.get("Range", ""))
         start = int(arguments["Range"][6:-1]) if "Range" in arguments else 0
-        return {"Body": BreakingBody(self, start)}
+        status, headers = 200, {"content-length": str(len(self.content) - start)}
+        if start:
+            status, headers["content-range"] = 206, f"bytes {start}-{len(self.content) - 1}/{len(self.content)}"
+        return {
+            "Body": BreakingBody(self, start),
+            "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers},
+        }
 
 
 class BreakingBody(io.BytesIO):

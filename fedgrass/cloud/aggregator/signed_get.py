@@ -1,0 +1,416 @@
+"""Objects fetched by small signed requests on connections that are kept, for a fifth of the processor time that boto3 takes.
+
+boto3 says how: the first object of a bucket is fetched by it, and what it asked for, where, and as whom is the pattern of all
+that follow. Whatever is not a plain answer (a redirect, a refusal, an unknown kind of signature, a proxy) is left to boto3 again,
+which knows it all and has the words for it. Why so: docs/decisions/0067-updates-by-signed-requests.md.
+"""
+
+from __future__ import annotations
+
+import random
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from botocore.auth import SIGV4_TIMESTAMP, S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import BotoCoreError
+from botocore.httpsession import get_cert_path
+from botocore.utils import percent_encode
+from urllib3.util.wait import wait_for_read
+
+from fedgrass.logs import Log
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from typing_extensions import Buffer
+
+log = Log(__name__)
+
+_ATTEMPTS = 8
+# Full jitter: up to so many seconds, doubled each time.
+# https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter
+_FIRST_SECONDS, _MOST_SECONDS = 0.1, 20.0
+_BUSY = frozenset({429, 500, 502, 503, 504})
+# S3 says these with a status of 400 or 403, though asking again helps: credentials are asked for anew each time.
+_PASSING = (b"<Code>RequestTimeout<", b"<Code>ExpiredToken<", b"<Code>SlowDown<")
+_SKEWED = b"<Code>RequestTimeTooSkewed<"
+_SKEW_TOLD = timedelta(seconds=60)  # a correction by less would change nothing: S3 allows 15 minutes
+_ERROR_BYTES = 4096
+_SIGNATURES = frozenset({"v4", "s3v4"})
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """How boto3 asked for an object: all but its key."""
+
+    scheme: str
+    host: str
+    prefix: str  # of the path, before the key
+    service: str
+    region: str
+    signer: Any  # botocore's: gives credentials that are fresh
+    headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, seen: Mapping[str, Any], key: str) -> _Pattern | None:
+        """Return what follows from a request of boto3's; None if its like cannot be made here."""
+        parts, quoted = urlsplit(seen["request"].url), percent_encode(key, safe="/~")
+        if seen["signature_version"] not in _SIGNATURES or not parts.path.endswith("/" + quoted):
+            return None
+        headers = {
+            # botocore's values are text or bytes.
+            name: value.decode() if isinstance(value, bytes) else value
+            for name, value in seen["request"].headers.items()
+            if _is_kept(name.lower())
+        }
+        return cls(
+            scheme=parts.scheme,
+            host=parts.netloc,
+            prefix=parts.path[: -len(quoted)],
+            service=seen["signing_name"],
+            region=seen["region_name"],
+            signer=seen["request_signer"],
+            headers=headers,
+        )
+
+
+def _is_kept(name: str) -> bool:
+    return name == "user-agent" or name.startswith("x-amz-")
+
+
+class _ShiftedAuth(S3SigV4Auth):
+    """botocore's signature, at the server's time rather than this machine's."""
+
+    def __init__(self, *arguments: Any, ahead: timedelta) -> None:
+        super().__init__(*arguments)
+        self._ahead = ahead
+
+    def _modify_request_before_signing(self, request: Any) -> None:
+        request.context["timestamp"] = (datetime.now(timezone.utc) + self._ahead).strftime(SIGV4_TIMESTAMP)
+        super()._modify_request_before_signing(request)  # type: ignore[misc] # not in the stubs
+
+
+class SignedGets:
+    """Reads of one client's objects.
+
+    Parameters
+    ----------
+    client
+        boto3's S3 client, for endpoint, credentials, certificates and all that is not a plain answer.
+    sleep
+        Waits so many seconds between attempts.
+    """
+
+    def __init__(self, client: S3Client, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._client = client
+        self._sleep = sleep
+        self._seen = threading.local()
+        self._watching = threading.Lock()
+        self._watched = False
+        self._patterns: dict[str, _Pattern | None] = {}
+        self._connections: dict[tuple[str, str], _Connections] = {}
+        self._ahead = timedelta()
+
+    def by_boto3(self, request: Mapping[str, Any]) -> Any:
+        """Let boto3 fetch an object, and learn from it how others of the bucket are fetched.
+
+        Parameters
+        ----------
+        request
+            Arguments of ``get_object``.
+        """
+        self._watch()
+        self._seen.signed = self._seen.sent = None
+        answer = self._client.get_object(**request)
+        self._patterns[request["Bucket"]] = self._pattern(request["Key"])
+        return answer
+
+    def begin(self, request: Mapping[str, Any]) -> Exchange | None:
+        """Ask for an object without waiting for the answer, which `get` takes; None if that must be left to `get` altogether.
+
+        Parameters
+        ----------
+        request
+            As `get` takes it.
+        """
+        pattern = self._patterns.get(request["Bucket"])
+        try:
+            return None if pattern is None else self._start(pattern, request)
+        # Whatever it is: `get` meets it again, and asks again or has boto3 tell.
+        except (BotoCoreError, OSError, HTTPException, RuntimeError):
+            return None
+
+    def get(self, request: Mapping[str, Any], begun: Exchange | None = None) -> SignedAnswer | None:
+        """Fetch an object.
+
+        Parameters
+        ----------
+        request
+            Arguments of ``get_object``: ``Bucket``, ``Key``, and none or more of ``VersionId``, ``IfMatch`` and ``Range``.
+        begun
+            What `begin` returned for it.
+
+        Returns
+        -------
+        SignedAnswer or None
+            A plain answer; None if there is none, for boto3 to ask and to tell why.
+        """
+        pattern = self._patterns.get(request["Bucket"])
+        if pattern is None:
+            return None
+        for attempt in range(_ATTEMPTS):
+            try:
+                answer = self._ask(pattern, request, begun if attempt == 0 else None)
+            except ssl.SSLCertVerificationError:
+                return None
+            except (OSError, HTTPException) as error:
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                if answer.status in (200, 206):
+                    return answer
+                reason, content = f"HTTP {answer.status}", answer.refusal()
+                if self._is_corrected(content, answer):
+                    continue
+                if answer.status not in _BUSY and not any(code in content for code in _PASSING):
+                    return None
+            name = f"s3://{request['Bucket']}/{request['Key']}"
+            log.log_event("object_request_repeated", object=name, attempt=attempt + 1, error=reason)
+            self._sleep(random.uniform(0, min(_MOST_SECONDS, _FIRST_SECONDS * 2**attempt)))  # noqa: S311 - not a secret
+        return None
+
+    def _watch(self) -> None:
+        """See from now on what boto3 asks for; each thread its own."""
+        with self._watching:
+            if not self._watched:
+                self._client.meta.events.register("before-sign.s3.GetObject", self._on_signing)
+                self._client.meta.events.register("before-send.s3.GetObject", self._on_sending)
+                self._watched = True
+
+    def _on_signing(self, **signed: Any) -> None:
+        self._seen.signed = signed
+
+    def _on_sending(self, request: Any, **_: Any) -> None:
+        self._seen.sent = request
+
+    def _pattern(self, key: str) -> _Pattern | None:
+        if self._seen.signed is None or self._seen.sent is None:
+            return None
+        pattern = _Pattern.of(self._seen.signed, key)
+        if pattern is None or self._is_answered_here() or not self._connect(pattern):
+            return None
+        return pattern
+
+    def _is_answered_here(self) -> bool:
+        """Whether somebody answers in the network's place, as tests' stand-ins do."""
+        event = "before-send.s3.GetObject"
+        return any(answer is not None for _, answer in self._client.meta.events.emit(event, request=self._seen.sent))
+
+    def _connect(self, pattern: _Pattern) -> bool:
+        """Make room for connections as boto3 makes them; whether they go straight to the endpoint."""
+        where = pattern.scheme, pattern.host
+        if where in self._connections:
+            return True
+        try:
+            session: Any = self._client._endpoint.http_session  # type: ignore[attr-defined]
+            if session._proxy_config.proxy_url_for(f"{pattern.scheme}://{pattern.host}"):
+                return False
+            context = _context(session) if pattern.scheme == "https" else None
+        # Where botocore keeps its certificates is its own affair: boto3 itself does what cannot be made like it.
+        except AttributeError as error:
+            log.log_event("signed_requests_unavailable", error=str(error))
+            return False
+        self._connections[where] = _Connections(pattern.host, context, self._client.meta.config)
+        return True
+
+    def _start(self, pattern: _Pattern, request: Mapping[str, Any]) -> Exchange:
+        path = pattern.prefix + percent_encode(request["Key"], safe="/~")
+        if version := request.get("VersionId"):
+            path += f"?versionId={percent_encode(version)}"
+        headers = dict(pattern.headers)
+        if tag := request.get("IfMatch"):
+            headers["If-Match"] = tag
+        if span := request.get("Range"):
+            headers["Range"] = span
+        signed = AWSRequest("GET", f"{pattern.scheme}://{pattern.host}{path}", headers)
+        # By botocore's signer, so that credentials near their end are renewed as they are for all of boto3's requests.
+        credentials = pattern.signer.get_auth_instance(pattern.service, pattern.region, "s3v4").credentials
+        _ShiftedAuth(credentials, pattern.service, pattern.region, ahead=self._ahead).add_auth(signed)
+        return self._connections[pattern.scheme, pattern.host].send(path, dict(signed.headers.items()))
+
+    def _ask(self, pattern: _Pattern, request: Mapping[str, Any], begun: Exchange | None) -> SignedAnswer:
+        exchange = begun or self._start(pattern, request)
+        while True:
+            try:
+                return exchange.answer()
+            except TimeoutError:
+                raise
+            # Servers close what rests for long, sometimes just as it is used: that tells nothing about the request.
+            except (OSError, HTTPException):
+                if not exchange.is_reused:
+                    raise
+            exchange = self._start(pattern, request)
+
+    def _is_corrected(self, content: bytes, answer: SignedAnswer) -> bool:
+        """Take over the server's clock if it refuses ours; whether that changes anything."""
+        if _SKEWED not in content:
+            return False
+        try:
+            ahead = parsedate_to_datetime(answer.headers["date"]) - datetime.now(timezone.utc)
+        except (KeyError, ValueError, TypeError):
+            return False
+        changes = abs(ahead - self._ahead) > _SKEW_TOLD
+        if changes:
+            self._ahead = ahead
+            log.log_event("clock_differs_from_s3", seconds=round(ahead.total_seconds()))
+        return changes
+
+
+def _context(session: Any) -> ssl.SSLContext:
+    """Return what boto3 trusts, and shows of itself."""
+    if session._verify:
+        context = ssl.create_default_context(cafile=get_cert_path(session._verify))
+    else:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if session._cert_file:
+        context.load_cert_chain(session._cert_file, session._key_file)
+    return context
+
+
+class _Connections:
+    """Connections to one endpoint; those that are free wait for the next request."""
+
+    def __init__(self, host: str, context: ssl.SSLContext | None, config: Any) -> None:
+        self._host = host
+        self._context = context
+        self._connect_seconds: float = config.connect_timeout
+        self._read_seconds: float = config.read_timeout
+        # The newest first: those that nobody needs any more are closed by the server.
+        self._free: deque[HTTPConnection] = deque(maxlen=config.max_pool_connections)
+
+    def send(self, path: str, headers: Mapping[str, str]) -> Exchange:
+        """Send a request; raises `OSError` or `HTTPException`."""
+        while (kept := self._kept()) is not None:
+            with suppress(OSError, HTTPException):  # closed while it rested
+                return self._sent(kept, path, headers, is_reused=True)
+        return self._sent(self._new(), path, headers, is_reused=False)
+
+    def _sent(self, connection: HTTPConnection, path: str, headers: Mapping[str, str], *, is_reused: bool) -> Exchange:
+        try:
+            connection.request("GET", path, headers=headers)
+        except BaseException:
+            connection.close()
+            raise
+        return Exchange(connection, self._free, is_reused=is_reused)
+
+    def _kept(self) -> HTTPConnection | None:
+        while self._free:
+            try:
+                connection = self._free.pop()
+            except IndexError:  # another thread was quicker
+                return None
+            # Readable without a question asked: the server's good-bye.
+            if not wait_for_read(connection.sock, timeout=0.0):
+                return connection
+            connection.close()
+        return None
+
+    def _new(self) -> HTTPConnection:
+        if self._context is None:
+            connection = HTTPConnection(self._host, timeout=self._connect_seconds)
+        else:
+            connection = HTTPSConnection(self._host, timeout=self._connect_seconds, context=self._context)
+        try:
+            connection.connect()
+        except BaseException:
+            connection.close()
+            raise
+        connection.sock.settimeout(self._read_seconds)
+        return connection
+
+
+class Exchange:
+    """A request that was sent, and whose answer may be under way."""
+
+    def __init__(self, connection: HTTPConnection, free: deque[HTTPConnection], *, is_reused: bool) -> None:
+        self._connection = connection
+        self._free = free
+        self.is_reused = is_reused
+
+    def answer(self) -> SignedAnswer:
+        """Wait for the answer's head; raises `OSError` or `HTTPException`."""
+        try:
+            return SignedAnswer(self._connection.getresponse(), self._connection, self._free)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Give the answer up."""
+        self._connection.close()
+
+
+class SignedAnswer:
+    """The answer to a request: its head, and its body to be read."""
+
+    def __init__(self, response: HTTPResponse, connection: HTTPConnection, free: deque[HTTPConnection]) -> None:
+        self._response = response
+        self._connection = connection
+        self._free = free
+        self._left = response.length or 0
+        self._is_buffered = True
+        self.status = response.status
+        # Unparsed: what mail makes of headers takes longer than to sign.
+        self.headers = {name.lower(): value for name, value in response.headers.raw_items()}
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Fill the buffer from the body; less at its end, and where it broke off: 0 if there is nothing."""
+        view = memoryview(buffer)[: self._left]
+        filled = self._from_buffer(view) if self._is_buffered and self._left else 0
+        # From the socket itself: records of TLS are small, and http.client's layers take longer for each than to decrypt it.
+        sock: Any = self._connection.sock
+        receive = sock.recv_into
+        try:
+            while filled < len(view) and (count := receive(view[filled:])):
+                filled += count
+        except OSError:
+            if not filled:
+                raise
+        self._left -= filled
+        return filled
+
+    def _from_buffer(self, view: memoryview) -> int:
+        """Take what came along with the head."""
+        held = len(self._response.fp.peek())
+        count = self._response.fp.readinto(view[:held])
+        self._is_buffered = count < held
+        return count
+
+    def refusal(self) -> bytes:
+        """Return the beginning of the body of an answer that is an error, and close it."""
+        try:
+            return self._response.read(_ERROR_BYTES)
+        except (OSError, HTTPException):
+            return b""
+        finally:
+            self._left = self._response.length or 0
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the connection: for the next request if the body was read to its end."""
+        is_whole = not self._left and not self._response.will_close and self._response.length is not None
+        self._response.close()
+        if is_whole and self._connection.sock is not None and len(self._free) != self._free.maxlen:
+            self._free.append(self._connection)
+        else:
+            self._connection.close()
