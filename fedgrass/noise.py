@@ -185,7 +185,7 @@ class Grid:
             self.add_noise(steps, seed())
             np.multiply(steps, self.step, out=block, casting="same_kind")
 
-    def add_noise(self, steps: NDArray[np.float64], seed: bytes) -> None:
+    def add_noise(self, steps: NDArray[np.float64], seed: bytes, times: int = 1) -> None:
         """Add noise to a flat vector of whole steps, in place, without rounding.
 
         Parameters
@@ -194,10 +194,12 @@ class Grid:
             float64 [n], whole numbers.
         seed
             As of `discrete_gaussian`: whoever knows it can take the noise off again.
+        times
+            1 adds it, -1 takes it off.
         """
         start = 0
         for noise in discrete_gaussian(seed, len(steps), self.deviation):
-            steps[start : start + len(noise)] += noise
+            steps[start : start + len(noise)] += times * noise
             start += len(noise)
 
 

@@ -7,6 +7,7 @@ too: whatever learnt in it has no finite ε, and noise before and after does not
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
@@ -25,23 +26,46 @@ class Spend(_Part):
     """Rounds with the same noise. ``fraction`` is the share of devices in each of them, where that may be counted; else 1.
 
     ``sensitivity`` is how far what the noise was added to may change between two fleets that must not be told apart, in units of
-    the clipping norm: 1 where one device's update is zero in one of them, 2 where it may be any two.
+    the clipping norm: 1 where one device's update is zero in one of them, 2 where it may be any two. ``depth`` is how many sums
+    with such noise a device's update is in: 1, but where rounds share a tree of noise, which counts as one round.
     """
 
     noise_multiplier: float = Field(gt=0)
+    depth: int = Field(default=1, ge=1, le=64)
     sensitivity: float = Field(default=1.0, gt=0)
     fraction: float = Field(default=1.0, gt=0, le=1)
     rounds: int = Field(default=1, ge=1)
 
     @property
-    def kind(self) -> tuple[float, float, float]:
+    def kind(self) -> tuple[float, float, float, int]:
         """What rounds of this kind have alike."""
-        return self.noise_multiplier, self.sensitivity, self.fraction
+        return self.noise_multiplier, self.sensitivity, self.fraction, self.depth
 
     @property
     def relative_noise(self) -> float:
         """Standard deviation of the noise in units of the sensitivity: what an accountant asks for."""
-        return self.noise_multiplier / self.sensitivity
+        # Several sums with a device's update in each are one vector, that it moves by the root of their number.
+        return self.noise_multiplier / (self.sensitivity * math.sqrt(self.depth))
+
+
+class Tree(_Part):
+    """The tree of noise that the rounds up to ``last`` share: ``steps`` of ``rounds``, each device in one of them at most."""
+
+    rounds: int = Field(ge=2)
+    steps: int = Field(ge=1)
+    last: int = Field(ge=1)
+    noise_multiplier: float = Field(gt=0)
+    clip_norm: float = Field(gt=0)
+
+    @property
+    def depth(self) -> int:
+        """Nodes that a device's update may be in: of trees of so many leaves, the levels that have a whole node."""
+        return self.steps.bit_length()
+
+    def goes_on(self, privacy: Privacy, rounds: int) -> bool:
+        """Say whether a round with these settings may share it: one grid of noise, and a piece of the fleet that is left."""
+        alike = (self.rounds, self.noise_multiplier, self.clip_norm)
+        return alike == (rounds, privacy.noise_multiplier, privacy.clip_norm) and self.steps < self.rounds
 
 
 class PrivacyLedger(_Part):
@@ -62,6 +86,7 @@ class PrivacyLedger(_Part):
     bare: int = Field(default=0, ge=0)
     last_bare: int = Field(default=0, ge=0)
     since: int = Field(default=0, ge=0)
+    tree: Tree | None = None
 
     @property
     def unbounded(self) -> bool:
@@ -95,18 +120,46 @@ class PrivacyLedger(_Part):
 
     @property
     def rounds(self) -> int:
-        """Rounds with noise."""
+        """Rounds with noise; those of one tree are one."""
         return sum(spend.rounds for spend in self.spends)
 
-    def charged(self, privacy: Privacy, fraction: float) -> PrivacyLedger:
-        """Return the ledger with one more round under these settings, of which this share of the fleet is part."""
-        new = _spend(privacy, fraction)
+    @property
+    def following(self) -> tuple[Spend, ...]:
+        """What is spent with one more round like the last."""
+        last = self.spends[-1].model_copy(update={"rounds": 1})
+        tree = self.tree
+        # The last spend is the tree's own as long as its rounds are the last: of a full one the next begins.
+        if tree is None or last.depth != tree.depth or last.noise_multiplier != tree.noise_multiplier:
+            return (*self.spends, last)
+        if tree.steps == tree.rounds:
+            return (*self.spends, last.model_copy(update={"depth": 1}))
+        deeper = last.model_copy(update={"depth": (tree.steps + 1).bit_length()})
+        return (*_with_one_less(self.spends, last), deeper)
+
+    def charged(self, privacy: Privacy, fraction: float, tree: Tree | None = None) -> PrivacyLedger:
+        """Return the ledger with one more round under these settings.
+
+        Parameters
+        ----------
+        privacy
+            The round's settings.
+        fraction
+            Share of the fleet that is part of it.
+        tree
+            The tree of noise that it is the last step of so far, if it has part in one.
+        """
+        new, spends = _spend(privacy, fraction), list(self.spends)
+        if tree is not None:
+            # A tree's rounds are one spend, which deepens with them.
+            spends = _with_one_less(spends, new.model_copy(update={"depth": (tree.steps - 1).bit_length()}))
+            new = new.model_copy(update={"depth": tree.depth})
         # Rounds alike are counted together, whenever they were: their order changes no ε.
-        alike = [spend for spend in self.spends if spend.kind == new.kind]
-        spends = [spend for spend in self.spends if spend.kind != new.kind]
+        alike = [spend for spend in spends if spend.kind == new.kind]
+        spends = [spend for spend in spends if spend.kind != new.kind]
         new = new.model_copy(update={"rounds": 1 + sum(spend.rounds for spend in alike)})
         spends = _at_most(spends, MOST_SPENDS - 1)
-        return self.model_copy(update={"spends": (*spends, new), "delta": privacy.delta, "since": privacy.account_from})
+        changes = {"spends": (*spends, new), "delta": privacy.delta, "since": privacy.account_from, "tree": tree}
+        return self.model_copy(update=changes)
 
     def with_bare(self, number: int) -> PrivacyLedger:
         """Return the ledger with a round without noise, of this number."""
@@ -114,15 +167,16 @@ class PrivacyLedger(_Part):
         nothing = {"epsilon": None, "epsilon_renyi": None, "next_epsilon": None, "judged": 0}
         return self.model_copy(update={"bare": self.bare + 1, "last_bare": number, **nothing})
 
-    def projected(self, privacy: Privacy, fraction: float) -> float | None:
-        """Return an upper bound of ε after one more round; None if only the accountant can tell.
+    def projected(self, privacy: Privacy, fraction: float, tree: Tree | None = None) -> float | None:
+        """Return an upper bound of ε after one more round, as of `charged`; None if only the accountant can tell.
 
         The accountant's own, where it judged exactly this case. Otherwise `gaussian_epsilon`, which knows nothing of sampling.
         """
         new = _spend(privacy, fraction)
-        after = self.charged(privacy, fraction)
+        after = self.charged(privacy, fraction, tree)
         if (
-            self.next_epsilon is not None
+            tree is None
+            and self.next_epsilon is not None
             and self.judged == self.rounds
             and self.delta == privacy.delta
             and self.spends[-1].kind == new.kind
@@ -166,6 +220,17 @@ _MOST_EXPONENT = 700.0
 def _tail(at: float) -> float:
     """Return the probability that a standard normal number is larger."""
     return math.erfc(at / math.sqrt(2)) / 2
+
+
+def _with_one_less(spends: Iterable[Spend], one: Spend) -> list[Spend]:
+    """Return the spends without one round of this kind; with all of them, if there is none (`_at_most` may have merged it)."""
+    found = []
+    for spend in spends:
+        if spend.kind != one.kind:
+            found.append(spend)
+        elif spend.rounds > 1:
+            found.append(spend.model_copy(update={"rounds": spend.rounds - 1}))
+    return found
 
 
 def _at_most(spends: list[Spend], most: int) -> list[Spend]:

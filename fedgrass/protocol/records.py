@@ -286,6 +286,12 @@ class RoundRecord(Record):
         return FleetSettings.model_validate_json(value, extra="ignore") if isinstance(value, str) else value
 
     @property
+    def tree_step(self) -> int:
+        """Which step it is of a tree of noise that it shares with rounds before; 0 if its noise is its own, or none."""
+        tree = None if self.privacy is None else self.privacy.tree
+        return tree.steps if tree is not None and tree.last == self.round else 0
+
+    @property
     def adopted(self) -> bool:
         """Whether the next round begins with this one's model."""
         return self.outcome in ADOPTED

@@ -318,6 +318,26 @@ class FleetSettings(_Settings):
             raise ValueError(f"fit.proximal_mu: strategy {self.strategy.name} sets it; use its option alpha")
         return self
 
+    @model_validator(mode="after")
+    def _goes_with_a_tree_of_noise(self) -> FleetSettings:
+        if self.strategy.tree:
+            name, privacy = self.strategy.name, self.privacy
+            against = {
+                f"privacy.mode {privacy.mode}": privacy.mode != "central",
+                "privacy.adaptive_clip": privacy.adaptive_clip is not None,
+                "privacy.secret_cohort": privacy.secret_cohort,
+                "secure": self.secure is not None,
+                f"fraction {self.fraction:g}": self.fraction < 1,
+                "cohort": self.cohort != CohortSettings(),
+            }
+            found = next((what for what, is_so in against.items() if is_so), "")
+            if found:
+                raise ValueError(
+                    f"{found}: strategy {name} has the aggregator's noise (privacy.mode central) from one tree over "
+                    f"{self.strategy.tree} rounds, each of which asks another part of the fleet"
+                )
+        return self
+
     @property
     def is_asynchronous(self) -> bool:
         """Whether an update may count in a later round than its own; a round that does not train is never so."""

@@ -35,6 +35,12 @@ class Strategy(BaseModel):
         return 0 if found is None else found.staleness
 
     @property
+    def tree(self) -> int:
+        """Number of rounds that share a tree of noise; 0 where each round's noise is its own."""
+        found = self.known()
+        return 0 if found is None else found.tree
+
+    @property
     def uses_one_instance(self) -> bool:
         """Whether more instances than one would have nothing to do."""
         found = self.known()

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.messages import Cohort
 from fedgrass.simulation.settings import Attack, Simulation, Stragglers
 from fedgrass.simulation.stream import Stream, StreamRound
@@ -133,6 +134,8 @@ class Population:
     def cohort(self, number: int) -> tuple[Cohort, list[int]]:
         """Return who is asked in a round: by the real lots, with a fraction that takes exactly as many as wanted."""
         simulation, asked = self._simulation, self._simulation.asked
+        if rounds := simulation.fleet.strategy.tree:
+            return self._piece(number - 1, rounds)
         fair = simulation.fleet.cohort.fair
         # A fair fleet keeps its circle, and takes one piece of it after the other.
         salt = hashlib.sha256(f"{simulation.seed}/{0 if fair else number}".encode()).hexdigest()[:16]
@@ -151,6 +154,20 @@ class Population:
         ]
         cohort = Cohort(salt=salt, begin=ends[0], fraction=(ends[1] - ends[0]) % 1.0, fair=True)
         return cohort, [int(device) for device in chosen]
+
+    def _piece(self, before: int, rounds: int) -> tuple[Cohort, list[int]]:
+        """Return the piece of the fleet that a round with a tree of noise asks, after so many rounds."""
+        circle, place = divmod(before, rounds)
+        salt = hashlib.sha256(f"{self._simulation.seed}/tree/{circle}".encode()).hexdigest()[:16]
+        cohort = Cohort(salt=salt, fraction=1 / rounds, begin=place / rounds)
+        lots = _draws(salt, map(thing_name, range(self._simulation.devices)))
+        found = np.flatnonzero((lots - cohort.begin) % 1.0 < cohort.fraction)
+        if not len(found):
+            raise ConfigurationError(
+                f"strategy {self._simulation.fleet.strategy.name}: of {self._simulation.devices} devices none is asked in round "
+                f"{before + 1}; lower its rounds ({rounds}), or simulate more devices"
+            )
+        return cohort, [int(device) for device in found]
 
     def plan(self, number: int, asked: list[int]) -> Plan:
         """Return who answers when: the round ends when the quorum has, or at the deadline."""

@@ -220,7 +220,7 @@ class Simulator:
                 devices=self._simulation.devices,
                 state=self.standing.server,
                 # Noise by the round's salt: a simulation is to be repeatable, where a real round's seed is secret.
-                noise=noise_of(fleet.privacy, hashlib.sha256(f"noise/{cohort.salt}".encode()).hexdigest()),
+                noise=noise_of(fleet.privacy, *self._noise(number, cohort.salt)),
                 noisy=fleet.privacy.mode != "none",
                 share=self._pool if not self._together else None,
                 masked=self._masked(announced),
@@ -233,6 +233,17 @@ class Simulator:
         if self._hosts is not None:
             failures |= self._hosts.all_failures(number)
         return self._conclude(number, plan, announced, result, failures, now)
+
+    def _noise(self, number: int, salt: str) -> tuple[str, int]:
+        """Return the seed of a round's noise, and which step of a tree of noise the round is; 0 if of none."""
+        rounds, step = self._simulation.fleet.strategy.tree, 0
+        if rounds:
+            # Its earlier steps are those since the last round that was held, in the same circle of lots (`Population`).
+            step, reports = 1, [one.report for one in self.standing.rounds]
+            while (number - step) % rounds and reports[number - step - 1].outcome in ADOPTED:
+                step += 1
+        named = f"noise/{salt}/{number - step + 1}" if step else f"noise/{salt}"
+        return hashlib.sha256(named.encode()).hexdigest(), step
 
     def _virtual_helpers(self) -> VirtualHelpers | None:
         simulation = self._simulation

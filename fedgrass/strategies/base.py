@@ -160,6 +160,11 @@ class Strategy(ABC):
         return 0
 
     @property
+    def tree(self) -> int:
+        """Number of rounds that share a tree of noise; 0: each round's noise is its own."""
+        return 0
+
+    @property
     def device_fit(self) -> Mapping[str, Any]:
         """What it sets of each device's training, by the names of `fedgrass.protocol.messages.FitTask`."""
         return {} if self.device_state is None else {"control": self.device_state}

@@ -179,7 +179,7 @@ class RoundJob:
                     devices=max(self._record.alive, self._record.taking_part),
                     state=load_state(self._bucket, self._record.base, strategy, self._scratch),
                     # The seed lies in the pinned list: a job that is run again draws the same noise.
-                    noise=noise_of(self._record.settings.privacy, pinned.noise_seed),
+                    noise=noise_of(self._record.settings.privacy, pinned.noise_seed, self._record.tree_step),
                     noisy=self._record.settings.privacy.mode != "none",
                     share=self._share(pinned) if self._shares(strategy) else None,
                     masked=self._masked(base),
@@ -224,7 +224,7 @@ class RoundJob:
             strategy,
             given.expected(base),
             self._share(given.pinned),
-            noise=noise_of(self._record.settings.privacy, given.pinned.noise_seed),
+            noise=noise_of(self._record.settings.privacy, given.pinned.noise_seed, self._record.tree_step),
         )
 
     def _own_update(self, base: Bundle) -> Floats | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedgrass.cloud.aggregator.tree_noise import changes, node_seed
 from fedgrass.noise import Grid, add_noise, discrete_gaussian
 from fedgrass.protocol.privacy import PrivacyLedger, Spend
 from fedgrass.protocol.settings import Privacy
@@ -29,12 +30,15 @@ class Gaussian:
         Standard deviation of the noise on the sum, in units of ``clip_norm``.
     seed
         The same one gives the same noise: a job that is started again must give the same model.
+    step
+        Which of the rounds of a tree of noise it is, from 1, if they share one; ``seed`` is the tree's then.
     """
 
-    def __init__(self, *, clip_norm: float, noise_multiplier: float, seed: bytes) -> None:
+    def __init__(self, *, clip_norm: float, noise_multiplier: float, seed: bytes, step: int = 0) -> None:
         self.clip_norm = clip_norm
         self.grid = Grid.of(noise_multiplier * clip_norm)
         self._seed = seed
+        self._step = step
 
     def add_to(self, total: NDArray[np.uint16] | NDArray[np.uint32], deviation: int) -> None:
         """Add noise of a deviation, in steps, to the sum that secure aggregation gives, in place."""
@@ -51,16 +55,32 @@ class Gaussian:
             How many they are.
         """
         steps = total.astype(np.float64, copy=False)
-        self.grid.add_noise(steps, self._seed)
+        if self._step:
+            for node, times in changes(self._step):
+                self.grid.add_noise(steps, node_seed(self._seed, node), times)
+        else:
+            self.grid.add_noise(steps, self._seed)
         np.multiply(steps, self.grid.step / count, out=steps)
         return steps.astype(np.float32)
 
 
-def noise_of(privacy: Privacy, seed: str) -> Gaussian | None:
-    """Return the aggregator's part in the fleet's privacy; ``seed`` is hexadecimal."""
+def noise_of(privacy: Privacy, seed: str, step: int = 0) -> Gaussian | None:
+    """Return the aggregator's part in the fleet's privacy; None if the noise is others', or there is none.
+
+    Parameters
+    ----------
+    privacy
+        The fleet's settings.
+    seed
+        Hexadecimal.
+    step
+        As of `Gaussian`.
+    """
     if privacy.mode != "central":
         return None
-    return Gaussian(clip_norm=privacy.clip_norm, noise_multiplier=privacy.update_noise, seed=bytes.fromhex(seed))
+    return Gaussian(
+        clip_norm=privacy.clip_norm, noise_multiplier=privacy.update_noise, seed=bytes.fromhex(seed), step=step
+    )
 
 
 BELOW = 1 - 2.0**-16
@@ -99,7 +119,7 @@ def judged(ledger: PrivacyLedger) -> PrivacyLedger:
     if ledger.unbounded:
         return ledger
     # What the next round would cost, said now: opening has no accountant (docs/decisions/0015).
-    more = (*ledger.spends, ledger.spends[-1].model_copy(update={"rounds": 1}))
+    more = ledger.following
     found, following = accounted(ledger.spends, ledger.delta), accounted(more, ledger.delta)
     return ledger.model_copy(
         update={

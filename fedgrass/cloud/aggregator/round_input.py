@@ -10,7 +10,7 @@ from fedgrass.cloud.aggregator.late import earlier_rounds, late_updates
 from fedgrass.cloud.aggregator.listed import listed_updates
 from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
-from fedgrass.cloud.aggregator.update_list import UpdateList, pin_update_list
+from fedgrass.cloud.aggregator.update_list import UpdateList, pin_update_list, seed_before
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.roster import things_of_fleet
@@ -41,7 +41,9 @@ class RoundInput:
         record, earlier, things = self.record, self.earlier, self._things()
         listed = listed_updates(self.source, things)
         found = [*listed.updates, *late_updates(self.source, earlier, things)]
-        return pin_update_list(self.clients.bucket, record.fleet, record.round, found, listed.refused, listed.more)
+        bucket, fleet, number = self.clients.bucket, record.fleet, record.round
+        seed = seed_before(bucket, fleet, number) if record.tree_step > 1 else ""
+        return pin_update_list(bucket, fleet, number, found, listed.refused, listed.more, noise_seed=seed)
 
     def expected(self, base: Bundle) -> Expected:
         """Return what an update must say of itself."""

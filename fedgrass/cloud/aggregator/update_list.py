@@ -14,6 +14,9 @@ from fedgrass.errors import TransferError
 from fedgrass.noise import SEED_BYTES
 from fedgrass.protocol.report import QuarantinedEntry
 
+# Some 300 bytes for each of a million updates.
+_MOST_BYTES = 1 << 29
+
 
 class UpdateList(BaseModel):
     """``updates.json``: what a round's result depends on."""
@@ -36,6 +39,8 @@ def pin_update_list(
     found: Sequence[UpdateReference],
     refused: Sequence[QuarantinedEntry] = (),
     more: int = 0,
+    *,
+    noise_seed: str = "",
 ) -> UpdateList:
     """Fix the round's list of updates: the one that exists, or else this one.
 
@@ -53,6 +58,8 @@ def pin_update_list(
         What was refused by its name.
     more
         How much more of that there was, beyond what ``refused`` names.
+    noise_seed
+        That of the rounds before, if they share a tree of noise; a new one is drawn else.
 
     Returns
     -------
@@ -68,7 +75,8 @@ def pin_update_list(
     ordered = tuple(sorted(found, key=lambda reference: reference.key))
     # The seed is drawn here and counts only if this list is the one that stays: a job that runs again must draw the
     # same noise.
-    ours = UpdateList(updates=ordered, refused=tuple(refused), more=more, noise_seed=secrets.token_hex(SEED_BYTES))
+    seed = noise_seed or secrets.token_hex(SEED_BYTES)
+    ours = UpdateList(updates=ordered, refused=tuple(refused), more=more, noise_seed=seed)
     # Written on condition that there is none (If-None-Match): of two jobs the first decides, and both go on with its
     # list.
     pinned = bucket.write_first(key, ours.model_dump_json(by_alias=True, indent=1).encode())
@@ -76,3 +84,29 @@ def pin_update_list(
         return UpdateList.model_validate_json(pinned)
     except ValidationError as error:
         raise TransferError(f"{bucket.uri(key)}: is not an update list; move it away to make a new one") from error
+
+
+def seed_before(bucket: Bucket, fleet: str, number: int) -> str:
+    """Return the seed of the noise of the round before, whose tree of noise a round goes on with.
+
+    Parameters
+    ----------
+    bucket
+        The fleet's bucket.
+    fleet
+        The fleet's name.
+    number
+        The round that goes on.
+
+    Raises
+    ------
+    TransferError
+        If it is not there any more: with another one the noise would be neither taken back nor as much as is accounted.
+    """
+    content = bucket.read(key := list_key(fleet, number - 1), max_bytes=_MOST_BYTES)
+    if content is None:
+        raise TransferError(
+            f"{bucket.uri(key)}: is gone, and with it the seed of the tree of noise that round {number} goes on with. Cancel the "
+            "round; the next one begins a new tree"
+        )
+    return UpdateList.model_validate_json(content).noise_seed

@@ -60,8 +60,43 @@ def draw_cohort(able: Iterable[str], fraction: float, at_least: int, fleet: str)
             return cohort, asked
     raise RoundRefusedError(
         f"fleet {fleet!r}: a fraction of {fraction:g} of {len(things)} devices does not give the {at_least} updates "
-        "that the settings ask for; raise fraction or lower min_updates"
+        "that the settings ask for; raise fraction (of a tree of noise: lower the strategy's rounds) or lower min_updates"
     )
+
+
+def next_piece(
+    things: Sequence[str], rounds: int, at_least: int, fleet: str, before: Cohort | None
+) -> tuple[Cohort, int]:
+    """Return the piece of the fleet that a round with a tree of noise asks, which no other of its ``rounds`` rounds has asked.
+
+    Pieces are equal arcs of the circle of lots, and their number is a power of two: the bounds are exact, so no device is in two.
+
+    Parameters
+    ----------
+    things
+        Names of the devices that could take part.
+    rounds
+        Rounds of a tree.
+    at_least
+        Devices that the cohort must have; a piece with fewer is passed over.
+    fleet
+        The fleet's name, for the error.
+    before
+        The cohort of the round before.
+
+    Raises
+    ------
+    RoundRefusedError
+        As `draw_cohort`, for the first piece of a new circle.
+    """
+    share = 1 / rounds
+    if before is not None and before.fraction == share and (before.begin * rounds).is_integer():
+        for number in range(int(before.begin * rounds) + 1, rounds):
+            cohort = Cohort(salt=before.salt, fraction=share, begin=number * share)
+            asked = sum(is_member(cohort.salt, share, thing, cohort.begin) for thing in things)
+            if asked >= at_least:
+                return cohort, asked
+    return draw_cohort(things, share, at_least, fleet)
 
 
 def choose_cohort(
@@ -91,6 +126,8 @@ def choose_cohort(
         If ``fraction`` of the devices is too few.
     """
     wanted = settings.cohort
+    if settings.task == "fit" and (rounds := settings.strategy.tree):
+        return next_piece(things, rounds, settings.min_updates, fleet, before)
     # A plain fraction: sampled independently, which is what privacy amplification assumes.
     if wanted.size == 0 and not wanted.fair:
         cohort, asked = draw_cohort(things, settings.fraction, settings.min_updates, fleet)

@@ -22,7 +22,7 @@ from fedgrass.protocol.cohort import takes
 from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import next_version
-from fedgrass.protocol.privacy import PrivacyLedger
+from fedgrass.protocol.privacy import PrivacyLedger, Tree
 from fedgrass.protocol.profile import ProfileReference
 from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord, ended_key
 from fedgrass.protocol.roster import may_count, write_roster
@@ -120,7 +120,8 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
     # Read again: `_take_over` and the refusals may have changed it.
     state = load_state(services.rounds, fleet)
     # A new salt is not told before the announcement: a device cannot choose a name that is asked.
-    cohort, asked = choose_cohort(able, settings, fleet, _cohort_before(services, state))
+    before = load_round(services.rounds, services.fleet, state.last) if state.last else None
+    cohort, asked = choose_cohort(able, settings, fleet, before.cohort if before else None)
     announced_secure(settings, 2 * asked)  # raises if the integers are too narrow
     _refuse_reserved(services, state, request.execution)
     if state.model is None:
@@ -132,7 +133,8 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         privacy = settings.privacy.model_copy(update={"clip_norm": state.privacy.clip_norm})
         settings = settings.model_copy(update={"privacy": privacy})
     # Charged at the opening: what devices upload is spent even if the round fails later (docs/decisions/0015).
-    ledger = _charged(fleet, state.last + 1, state.privacy, settings)
+    tree = _tree(settings, state, before, cohort)
+    ledger = _charged(fleet, state.last + 1, state.privacy, settings, tree)
     record = RoundRecord(
         fleet=fleet,
         round=state.last + 1,
@@ -176,11 +178,29 @@ def _bounds(settings: FleetSettings, state: FleetState) -> ProfileReference | No
     return found if found and state.model and found.graph_sha256 == state.model.graph_sha256 else None
 
 
-def _cohort_before(services: Services, state: FleetState) -> Cohort | None:
-    return load_round(services.rounds, services.fleet, state.last).cohort if state.last else None
+def _tree(settings: FleetSettings, state: FleetState, before: RoundRecord | None, cohort: Cohort) -> Tree | None:
+    """Return the tree of noise that the round is a step of: the last round's, or a new one; None if it has no part in one."""
+    rounds, privacy, found = settings.strategy.tree, settings.privacy, state.privacy.tree
+    if not rounds or settings.task != "fit" or state.model is None:
+        return None
+    steps = 1
+    # It goes on only from the model that its last step made, and with devices of the same circle. What a round that was held has
+    # shown is in no later step, so the noise that hid it must be in none either.
+    if found is not None and before is not None and found.goes_on(privacy, rounds) and found.last == state.last:
+        made, same = before.version == state.model.version, before.cohort.salt == cohort.salt
+        steps = found.steps + 1 if made and same else 1
+    return Tree(
+        rounds=rounds,
+        steps=steps,
+        last=state.last + 1,
+        noise_multiplier=privacy.noise_multiplier,
+        clip_norm=privacy.clip_norm,
+    )
 
 
-def _charged(fleet: str, number: int, ledger: PrivacyLedger, settings: FleetSettings) -> PrivacyLedger:
+def _charged(
+    fleet: str, number: int, ledger: PrivacyLedger, settings: FleetSettings, tree: Tree | None
+) -> PrivacyLedger:
     """Return what is spent with one more round. Raises `RoundRefusedError` if that is too much."""
     privacy = settings.privacy
     # An evaluation sends figures and no update: the ledger counts updates.
@@ -194,14 +214,14 @@ def _charged(fleet: str, number: int, ledger: PrivacyLedger, settings: FleetSett
             )
         # Noted even without a budget: one that is set later must know that it cannot be kept.
         return ledger.with_bare(number)
-    after = ledger.charged(privacy, settings.sampled_fraction)
+    after = ledger.charged(privacy, settings.sampled_fraction, tree)
     if privacy.epsilon_budget > 0 and after.unbounded:
         raise RoundRefusedError(
             f"fleet {fleet!r}: {ledger.bare} of its rounds were without noise, the last of them round {ledger.last_bare}; what "
             f"learnt in them has no finite ε, and no budget ({privacy.epsilon_budget:g}) can be kept. Publish a model that has "
             f"not learnt from these data and set privacy.account_from to {number}, or set privacy.epsilon_budget to 0"
         )
-    projected = ledger.projected(privacy, settings.sampled_fraction)
+    projected = ledger.projected(privacy, settings.sampled_fraction, tree)
     if projected is not None and 0 < privacy.epsilon_budget < projected:
         raise RoundRefusedError(
             f"fleet {fleet!r}: with this round ε would be {projected:.4g} at δ = {privacy.delta:g}, the budget is "

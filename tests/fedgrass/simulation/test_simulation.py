@@ -199,6 +199,19 @@ def test_privacy_noise_can_be_repeated(tmp_path: Path) -> None:
     assert result(tmp_path / "c")[1] != result(tmp_path / "a")[1]
 
 
+def test_a_tree_of_noise_asks_each_device_once_and_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    settings = {
+        "strategy": {"name": "dp_ftrl", "options": {"rounds": 4, "momentum": 0.5}},
+        "privacy": {"mode": "central", "clip_norm": 1.0, "noise_multiplier": 0.01},
+    }
+    run(tmp_path / "whole", settings, rounds=5, workers=2)
+    rounds = [[entry.thing for entry in one.report.updates] for one in Store(tmp_path / "whole").rounds()]
+    assert len([thing for some in rounds[:4] for thing in some]) == 30 == len({t for some in rounds[:4] for t in some})
+    run(tmp_path / "parts", settings, rounds=2)
+    run(tmp_path / "parts", settings, rounds=5, resume=True)
+    assert result(tmp_path / "parts") == result(tmp_path / "whole")
+
+
 def test_a_device_whose_parameters_are_not_finite_fails_alone(tmp_path: Path) -> None:
     run(tmp_path / "diverged", attack="scale:0.3:1e60", cohort=30, rounds=1)
     [simulated] = Store(tmp_path / "diverged").rounds()

@@ -13,10 +13,12 @@ from fedgrass.cloud.aggregator.job import RoundJob
 from fedgrass.cloud.aggregator.privacy import Gaussian, accounted, epsilon, judged, next_clip_norm, noise_of
 from fedgrass.cloud.aggregator.rows import Accumulator
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
-from fedgrass.errors import ConfigurationError
+from fedgrass.cloud.aggregator.tree_noise import changes, node_seed, nodes_of
+from fedgrass.cloud.aggregator.update_list import pin_update_list
+from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.noise import Grid, discrete_gaussian
 from fedgrass.protocol.names import parameters_key, report_key
-from fedgrass.protocol.privacy import PrivacyLedger, Spend
+from fedgrass.protocol.privacy import PrivacyLedger, Spend, Tree
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.settings import FleetSettings, Privacy
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND, Fleet, make_record
@@ -222,3 +224,94 @@ def test_a_round_s_report_has_the_clipping_norm_of_the_next(fleet: Fleet, tmp_pa
     assert report.privacy.clip_norm is not None
     assert report.privacy.clip_norm != 1e-3
     assert 1e-3 / math.e <= report.privacy.clip_norm <= 1e-3 * math.e
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 8, 9, 31, 32, 33, 64, 100])
+def test_a_tree_s_sensitivity_is_the_depth_that_is_accounted_and_its_epsilon_the_library_s(steps: int) -> None:
+    """By enumeration: of all nodes that are ever released, how many one round's updates are in, at most."""
+    import dp_accounting
+    from dp_accounting.rdp import RdpAccountant
+
+    released = {node for step in range(1, steps + 1) for node in nodes_of(step)}
+    # Each prefix is made of nodes that cover its rounds once.
+    for step in range(1, steps + 1):
+        covered = [i for level, last in nodes_of(step) for i in range(last - 2**level + 1, last + 1)]
+        assert sorted(covered) == list(range(1, step + 1))
+    most = max(sum(last - 2**level < i <= last for level, last in released) for i in range(1, steps + 1))
+    ledger, privacy = PrivacyLedger(), Privacy(mode="central", noise_multiplier=2.0)
+    for step in range(1, steps + 1):
+        ledger = ledger.charged(
+            privacy, 1.0, Tree(rounds=256, steps=step, last=step, noise_multiplier=2.0, clip_norm=1.0)
+        )
+    assert ledger.spends == (Spend(noise_multiplier=2.0, depth=most),)
+    library = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_SPECIAL)
+    library.compose(dp_accounting.SingleEpochTreeAggregationDpEvent(2.0, steps))
+    found = accounted(ledger.spends, 1e-5)
+    assert found.renyi == pytest.approx(library.get_epsilon(1e-5), rel=1e-9)
+    assert found.best <= found.renyi
+    # The vector of all nodes is one Gaussian mechanism's, whose sensitivity is the root of that number.
+    assert found.best == pytest.approx(dp_accounting.get_epsilon_gaussian(2.0 / math.sqrt(most), 1e-5), rel=1e-9)
+
+
+def test_what_the_rounds_of_a_tree_release_adds_up_to_the_noise_of_few_sums() -> None:
+    size, together = 20_001, np.zeros(20_001)
+    for step in range(1, 17):
+        noise = noise_of(Privacy(mode="central", clip_norm=1.0, noise_multiplier=1.0), SEED, step)
+        assert noise is not None
+        own = noise.noised_mean(np.zeros(size), 1).astype(np.float64)
+        assert np.array_equal(
+            own, noise.noised_mean(np.zeros(size), 1).astype(np.float64)
+        )  # made again, it is the same
+        together += own
+        # As many sums as the number has ones, whatever the number of rounds; 16 rounds' own noise would be 4.
+        assert together.std() == pytest.approx(math.sqrt(bin(step).count("1")), rel=0.03)
+    whole, grid = np.zeros(size), Grid.of(1.0)
+    grid.add_noise(whole, node_seed(bytes.fromhex(SEED), (4, 16)))
+    assert np.allclose(together, whole * grid.step, atol=1e-5)
+
+
+def on_a_tree(fleet: Fleet, folder: Path, step: int) -> RoundReport:
+    """The job of a round that is a step of a tree of noise."""
+    privacy = {"mode": "central", "clip_norm": 0.01, "noise_multiplier": 5.0}
+    settings = FleetSettings().overridden(
+        {"privacy": privacy, "strategy": {"name": "dp_ftrl", "options": {"momentum": 0.5, "learning_rate": 0.5}}}
+    )
+    tree = Tree(rounds=16, steps=step, last=ROUND, noise_multiplier=5.0, clip_norm=0.01)
+    ledger = PrivacyLedger().charged(settings.privacy, 1.0, tree)
+    record = make_record(FLEET, fleet.current, settings).model_copy(update={"phase": "aggregating", "privacy": ledger})
+    fleet.clients.rounds.put_item(Item=record.to_item())
+    folder.mkdir()
+    source = RoundUpdates(fleet.s3, fleet.clients.bucket.name, FLEET, ROUND)
+    return RoundJob(record, fleet.clients, source, folder).run()
+
+
+def test_a_round_goes_on_with_the_tree_of_the_round_before_and_made_again_has_the_same_noise(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    updates(fleet)
+    earlier = pin_update_list(fleet.clients.bucket, FLEET, ROUND - 1, [])
+    first = on_a_tree(fleet, tmp_path / "first", 4)
+    assert first.outcome == "released"
+    content = fleet.object(parameters_key(FLEET, make_record(FLEET, fleet.current).version))
+    assert content is not None
+    (tmp_path / "new").write_bytes(content)
+    found, base = tensors.load(tmp_path / "new")[0], fleet.base.parameters()
+    change = np.concatenate([(found[name] - base[name]).ravel() for name in base]).astype(np.float64)
+    # By hand: the node of rounds 1 to 4, less those of 1 and 2, and of 3; three updates that are far smaller; half a step.
+    grid, expected = Grid.of(0.05), np.zeros(len(change))
+    assert [node for node, _ in changes(4)] == [(2, 4), (1, 2), (0, 3)]
+    for node, sign in (((2, 4), 1), ((1, 2), -1), ((0, 3), -1)):
+        draws = np.concatenate(
+            list(discrete_gaussian(node_seed(bytes.fromhex(earlier.noise_seed), node), len(change), grid.deviation))
+        )
+        expected += sign * draws * grid.step
+    assert np.abs(change - 0.5 * expected / 3).max() < 0.5 * 0.01
+    fleet.s3.delete_object(Bucket=fleet.clients.bucket.name, Key=report_key(FLEET, ROUND))
+    assert on_a_tree(fleet, tmp_path / "again", 4).model == first.model
+
+
+def test_a_tree_whose_seed_is_gone_ends_with_what_to_do(fleet: Fleet, tmp_path: Path) -> None:
+    updates(fleet)
+    with pytest.raises(TransferError, match=f"the seed of the tree of noise that round {ROUND} goes on with"):
+        on_a_tree(fleet, tmp_path / "job", 2)
+    assert on_a_tree(fleet, tmp_path / "new", 1).outcome == "released"  # the first step has a seed of its own

@@ -195,6 +195,11 @@ def _feddyn(d: Doubles, state: dict[str, Doubles]) -> Doubles:
 
 OPTIMIZERS: list[tuple[str, dict[str, Any], Any]] = [
     ("fedavgm", {"learning_rate": 0.5, "momentum": 0.9}, _momentum),
+    (
+        "dp_ftrl",
+        {"learning_rate": 0.5, "momentum": 0.9},
+        _momentum,
+    ),  # without noise, of which test_privacy has the rest
     ("fedadagrad", {}, _adaptive(0.0, lambda v, s: v + s)),
     ("fedadam", {}, _adaptive(0.9, lambda v, s: 0.99 * v + 0.01 * s)),
     ("fedyogi", {}, _adaptive(0.9, lambda v, s: v - 0.01 * s * np.sign(v - s))),
@@ -247,7 +252,9 @@ def test_every_strategy_that_can_be_named_is_tried_here() -> None:
         *STRATEGIES.built_in()
     }
     for name in STRATEGIES.built_in():
-        settings = FleetSettings.model_validate({"strategy": {"name": name}})
+        # DP-FTRL is refused without the noise that it is about.
+        privacy = {"mode": "central"} if name == "dp_ftrl" else {}
+        settings = FleetSettings.model_validate({"strategy": {"name": name}, "privacy": privacy})
         assert settings.strategy.name == name
         assert settings.strategy.uses_one_instance == isinstance(strategy_named(name).method, RobustRule)
 

@@ -16,10 +16,12 @@ from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.protocol.messages import Announcement
-from fedgrass.protocol.privacy import MOST_SPENDS, PrivacyLedger, Spend, _at_most, gaussian_epsilon
+from fedgrass.protocol.privacy import MOST_SPENDS, PrivacyLedger, Spend, Tree, _at_most, gaussian_epsilon
+from fedgrass.protocol.records import STATE_KEY, RoundRecord
 from fedgrass.protocol.settings import FleetSettings, Privacy
 from fedgrass.protocol.tables import load_state
-from tests.fedgrass.cloud.rounds.harness import EXECUTION, FLEET, Fleet
+from tests.fedgrass.cloud.rounds.harness import EXECUTION, FLEET, Fleet, FleetFactory
+from tests.fedgrass.cloud.rounds.test_open_round import asked_of
 
 CENTRAL = {"mode": "central", "clip_norm": 0.5, "noise_multiplier": 2.0}
 
@@ -263,3 +265,145 @@ def test_a_ledger_of_any_number_of_kinds_is_read_again_and_promises_no_more_than
     # What differs in kind is merged to the weaker of both statements.
     mixed = _at_most([Spend(noise_multiplier=1.0), Spend(noise_multiplier=2.0, sensitivity=2.0)], 1)
     assert mixed == [Spend(noise_multiplier=1.0, rounds=2)]
+
+
+TREE: dict[str, Any] = {
+    "strategy": {"name": "dp_ftrl", "options": {"rounds": 4}},
+    "privacy": CENTRAL,
+    "min_updates": 2,
+}
+
+
+class OnATree:
+    """A fleet whose rounds share trees of noise."""
+
+    def __init__(self, fleet: Fleet, devices: int = 60) -> None:
+        self.fleet = fleet
+        self.things = [f"press-{number}" for number in range(devices)]
+        fleet.heartbeats(*self.things)
+        self._opened = 0
+
+    def open(self, *, adopted: bool = True, **changes: Any) -> tuple[RoundRecord, set[str]]:
+        """Open a round, end it, and have its model be the next one's base, or not."""
+        fleet, self._opened = self.fleet, self._opened + 1
+        execution = f"{EXECUTION}-{self._opened}"
+        fleet.step_functions.statuses[execution] = "RUNNING"
+        try:
+            record = fleet.open(execution, **{**TREE, **changes})
+        finally:
+            fleet.step_functions.statuses[execution] = "ABORTED"
+        asked = set(asked_of(fleet, Announcement.decode(fleet.announcement or b""), self.things))
+        assert len(asked) == record.asked
+        if adopted:
+            fleet.rounds.update_item(
+                Key={"fleet": FLEET, "key": STATE_KEY},
+                UpdateExpression="SET #model.#version = :version",
+                ExpressionAttributeNames={"#model": "model", "#version": "version"},
+                ExpressionAttributeValues={":version": record.version},
+            )
+        return record, asked
+
+    @property
+    def spends(self) -> list[tuple[int, int]]:
+        """Depth and number of each kind of tree."""
+        return [(spend.depth, spend.rounds) for spend in spent(self.fleet).spends]
+
+
+def test_in_the_rounds_of_a_tree_each_device_is_asked_once_and_the_cost_grows_with_the_depth(
+    make_fleet: FleetFactory,
+) -> None:
+    trees = OnATree(make_fleet())
+    steps, asked, spends = [], [], []
+    for _ in range(6):
+        record, who = trees.open()
+        steps.append(record.tree_step)
+        asked.append(who)
+        spends.append(trees.spends)
+    assert steps == [1, 2, 3, 4, 1, 2]
+    assert sorted(thing for who in asked[:4] for thing in who) == sorted(trees.things)  # everybody, and nobody twice
+    assert spends == [[(1, 1)], [(2, 1)], [(2, 1)], [(3, 1)], [(3, 1), (1, 1)], [(3, 1), (2, 1)]]
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("held", {}),
+        ("noise", {"privacy": {**CENTRAL, "noise_multiplier": 3.0}}),
+        ("clip", {"privacy": {**CENTRAL, "clip_norm": 0.4}}),
+        ("rounds", {"strategy": {"name": "dp_ftrl", "options": {"rounds": 2}}}),
+        ("evaluation", {}),
+    ],
+)
+def test_a_tree_goes_on_from_its_own_last_model_with_its_own_noise_only(
+    what: str, changes: dict[str, Any], make_fleet: FleetFactory
+) -> None:
+    trees = OnATree(make_fleet())
+    trees.open()
+    trees.open(adopted=what != "held")
+    if what == "evaluation":
+        trees.open(task="evaluate")
+    record, _ = trees.open(**changes)
+    assert record.tree_step == 1
+    assert sorted(trees.spends) == [(1, 1), (2, 1)]  # both trees count, as deep as each has come
+    if what == "held":
+        # The circle goes on all the same: whoever was asked before is not asked again in it.
+        assert record.cohort.begin == 0.5
+
+
+def test_a_step_that_would_make_the_tree_too_dear_is_refused(make_fleet: FleetFactory) -> None:
+    trees = OnATree(make_fleet())
+    costs = {depth: gaussian_epsilon(depth / (2 * 2.0**2), 1e-5) for depth in (1, 2, 3)}
+    privacy = {**CENTRAL, "epsilon_budget": (costs[2] + costs[3]) / 2}
+    for _ in range(3):
+        trees.open(privacy=privacy)
+    with pytest.raises(RoundRefusedError, match=f"would be {costs[3]:.4g}".replace(".", r"\.")):
+        trees.open(privacy=privacy)
+
+
+def test_a_piece_with_too_few_devices_is_passed_over(make_fleet: FleetFactory) -> None:
+    trees = OnATree(make_fleet(), devices=12)
+    seen: list[str] = []
+    begins = []
+    for _ in range(8):
+        record, who = trees.open()
+        assert len(who) >= 2
+        if record.cohort.begin == 0:
+            seen = []
+        assert not set(seen) & who
+        seen += who
+        begins.append(record.cohort.begin)
+    assert begins[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"privacy": {"mode": "none"}}, "privacy.mode none: strategy dp_ftrl"),
+        ({"privacy": {"mode": "local"}}, "privacy.mode local: strategy dp_ftrl"),
+        ({"privacy": {**CENTRAL, "adaptive_clip": {}}}, "privacy.adaptive_clip"),
+        ({"privacy": {**CENTRAL, "secret_cohort": True}}, "privacy.secret_cohort"),
+        ({"fraction": 0.5}, "fraction 0.5"),
+        ({"cohort": {"size": 5}}, "cohort: strategy dp_ftrl"),
+        ({"cohort": {"fair": True}}, "cohort: strategy dp_ftrl"),
+        ({"strategy": {"name": "dp_ftrl", "options": {"rounds": 6}}}, "rounds"),
+        ({"strategy": {"name": "dp_ftrl", "options": {"staleness": 1}}}, "staleness"),
+        ({"strategy": {"name": "dp_ftrl", "options": {"clip": {"norm": 1}}}}, "clip"),
+    ],
+)
+def test_what_would_break_a_tree_s_account_is_refused_by_name(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        FleetSettings().overridden({**TREE, **changes})
+
+
+def test_what_one_more_round_of_a_tree_costs_is_foretold() -> None:
+    privacy = Privacy(mode="central", noise_multiplier=2.0)
+    ledger = PrivacyLedger()
+    for number in range(1, 13):
+        step = (number - 1) % 4 + 1
+        tree = Tree(rounds=4, steps=step, last=number, noise_multiplier=2.0, clip_norm=1.0)
+        after = ledger.charged(privacy, 1.0, tree)
+        if ledger.spends:
+            told = sum(one.rounds * one.depth for one in ledger.following)
+            assert told == sum(one.rounds * one.depth for one in after.spends)
+        ledger = after
+    assert sum(one.rounds * one.depth for one in ledger.spends) == 9  # three whole trees of depth 3
