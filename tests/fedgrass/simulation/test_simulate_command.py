@@ -121,3 +121,41 @@ def test_ctrl_c_keeps_the_rounds_that_are_done_and_resume_goes_on(tmp_path: Path
     assert invoke(*arguments, "--output", broken, "--resume").exit_code == 0
     assert invoke(*arguments, "--output", tmp_path / "whole").exit_code == 0
     assert result(broken) == result(tmp_path / "whole")
+
+
+def test_a_sweep_runs_every_combination_and_one_that_fails_takes_no_other_with_it(tmp_path: Path, plain: Path) -> None:
+    as_plain = [*SMALL[:-2], "--rounds", 3, "--epochs", 2, "--deadline", 3600, "--output", tmp_path / "s"]
+    varied = ["--vary", "fit.learning_rate=0.2", "--vary", "engine=litert"]
+    first = invoke("sweep", *as_plain, *varied, "--vary", "engine=no.such:Engine", "--processes", 2)
+    assert first.exit_code == 1
+    assert "no.such" in first.output
+    good = tmp_path / "s" / "fit.learning_rate=0.2,engine=litert"
+    assert result(good) == result(plain)
+    assert (tmp_path / "s" / "index.html").is_file()
+    # What is done stays done, and is compared again.
+    written = (good / "report.json").stat().st_mtime_ns
+    again = invoke("sweep", *as_plain, *varied, "--json")
+    assert again.exit_code == 0, again.output
+    assert [json.loads(line)["run"] for line in again.output.splitlines()] == [good.name]
+    assert (good / "report.json").stat().st_mtime_ns == written
+    other = invoke("sweep", *as_plain, *varied, "--examples", 30)
+    assert isinstance(other.exception, ConfigurationError)
+    assert "another examples" in str(other.exception)
+
+
+@pytest.mark.parametrize(
+    ("varied", "said"),
+    [
+        (["rounds=many"], "--vary rounds=many: expected int"),
+        (["fit.epochs"], "expected NAME=VALUE"),
+        (["fit.epoch=1"], "fit.epoch"),
+        (["seed=1", "seed=1"], "give each value once"),
+        ([f"{name}={value}" for name in ("seed", "cohort", "rounds") for value in range(11)], "1331 runs"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_anything_starts(varied: list[str], said: str, tmp_path: Path) -> None:
+    arguments = [part for text in varied for part in ("--vary", text)]
+    found = invoke("sweep", "--output", tmp_path / "s", *arguments)
+    assert isinstance(found.exception, ConfigurationError)
+    assert said in str(found.exception)
+    assert not (tmp_path / "s").exists()
