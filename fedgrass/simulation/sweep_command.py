@@ -99,7 +99,7 @@ def _options(
 ) -> dict[str, Any]:
     """Return the options of one run: an option of `fedgrass simulate` by its name, any other name is a fleet's setting."""
     left = dict(one)
-    data, fleet, training = (_changed(group, left) for group in (data, fleet, training))
+    data, fleet, training = _changed(data, left), _changed(fleet, left), _changed(training, left)
     if "seed" in left:
         seed = _read("seed", int, left.pop("seed"))
     settings = [*(training.setting or ()), *(f"{name}={value}" for name, value in left.items())]
