@@ -110,7 +110,6 @@ def _exported(path: Path, model: object, output: Path, options: dict[str, Any]) 
     from fedgrass.authoring.export import export as export_model
     from fedgrass.authoring.quiet import quiet
 
-    notes: list[str] = []
     rate = options.pop("learning_rate", None)
     try:
         with quiet():
@@ -120,12 +119,9 @@ def _exported(path: Path, model: object, output: Path, options: dict[str, Any]) 
                 chosen = options.get("optimizer", own)
                 rule = Optimizer() if chosen is None else read_optimizer(chosen)
                 options["optimizer"] = Optimizer(**rule.model_dump() | {"learning_rate": rate})
-            bundle = export_model(model, output, tell=notes.append, **options)
+            return export_model(model, output, tell=typer.echo, **options)
     except ValidationError as error:
         raise ConfigurationError(f"{path}: {first_problem(error)}") from error
-    for note in notes:
-        typer.echo(note)
-    return bundle
 
 
 _EXPORT_KEYS = (

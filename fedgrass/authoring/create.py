@@ -6,6 +6,7 @@ Default architectures are plain (`fedgrass.authoring.architectures`); an image c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -122,6 +123,7 @@ def create(
         vocabulary=_words(vocabulary),
         horizon=horizon,
         quantile=quantile,
+        tell=typer.echo,
     )
     manifest = bundle.manifest
     typer.echo(f"{bundle.folder}: {manifest.name}, {manifest.parameter_count:,} parameters, loss {manifest.loss}")
@@ -146,6 +148,7 @@ def create_bundle(
     vocabulary: int | tuple[str, ...] = 0,
     horizon: int = 1,
     quantile: float = 0.99,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Write the bundle of a task's model.
 
@@ -161,7 +164,7 @@ def create_bundle(
         Names of the classes, for classifiers.
     outputs
         How many values are predicted, for others (at each step, of a forecaster).
-    batch_size, optimizer, name, seed
+    batch_size, optimizer, name, seed, tell
         As `fedgrass.authoring.export.export` and Keras take them.
     backbone, weights, train_backbone
         Of an image classifier: its body, a file with that body's weights, and whether it is trained (None: only if random).
@@ -235,6 +238,7 @@ def create_bundle(
         name=name,
         anomaly_quantile=quantile if task == "anomaly-detector" else None,
         data=data,
+        tell=tell,
         about=_description(task, name, input_shape, classes, vocabulary, sample_rate, quantile),
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import tensorflow as tf
 
 from fedgrass import bundle, tensors
-from fedgrass.authoring import graph, heads, inference, self_test
+from fedgrass.authoring import graph, heads, inference, progress, self_test
 from fedgrass.authoring.compiled import Objective, Several, chosen
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.flatbuffer import without_initializer
@@ -101,7 +101,7 @@ def export(
     prove
         Whether to try the bundle in LiteRT and hold its first steps against Keras' (`fedgrass.authoring.self_test`).
     tell
-        Is told what of the model was not taken, and what the trial found.
+        Is told what of the model was not taken, and what the trial found; every ten seconds or so of a long export where it is.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def export(
     objective, rule = chosen(model, loss, optimizer, tell, loss_weights)
     given = _taken(model, objective, freeze, batch_size, input)
     # Everything is made in a scratch folder and moved when whole: a failed export leaves the old bundle.
-    with given as source, tempfile.TemporaryDirectory() as scratch, _explained(source):
+    with progress.reported(tell), given as source, tempfile.TemporaryDirectory() as scratch, _explained(source):
         description: dict[str, Any] = {
             "name": name or source.name,
             "version": version,
@@ -147,6 +147,7 @@ def export(
         made = _export(source, Path(scratch), described, batch_size, rule, description, about)
         # Before anything is written to the user's folder.
         if prove:
+            progress.at("tries the bundle in LiteRT")
             found = self_test.run(made, source, _reference(source, made, described, rule))
             tell(self_test.line(found))
             made = Bundle.seal(made.folder, made.manifest.model_copy(update={"self_test": found}))
@@ -317,6 +318,7 @@ def _export(
         settings=optimizer,
     )
     (folder / bundle.GRAPH).write_bytes(_convert(owner, signatures))
+    progress.at("makes the application's model")
     content, constants = inference.convert(model, parameters, about)
     for file, model_content in application_models(content).items():
         (folder / file).write_bytes(model_content)
@@ -333,4 +335,7 @@ def _convert(owner: tf.Module, signatures: dict[str, tf.types.experimental.Concr
         # Built-in operators only: a device has no Flex delegate, which is TensorFlow itself.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         converter.experimental_enable_resource_variables = True
+        count = sum(len(function.graph.get_operations()) for function in signatures.values())
+        # The converter says nothing until it is done: it takes about as long as tracing did.
+        progress.at(f"LiteRT converts {count:,} operations")
         return without_initializer(bytes(converter.convert()))

@@ -171,7 +171,9 @@ def _mat_mul(op: tf.Operation, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 def _bias_add(op: tf.Operation, dy: Tensor) -> tuple[Tensor, Tensor]:
     _require_channels_last(op)
-    return dy, tf.reduce_sum(dy, axis=list(range(dy.shape.rank - 1)))
+    # Of parts, rows and channels the rows first: XNNPACK adds one by one, and each addition to a large sum rounds.
+    sums = tf.reduce_sum(dy, axis=1) if dy.shape.rank == 3 else dy
+    return dy, tf.reduce_sum(sums, axis=list(range(sums.shape.rank - 1)))
 
 
 def _conv2d(op: tf.Operation, dy: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import tensorflow as tf
 
 from fedgrass import bundle
+from fedgrass.authoring import progress
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.forward import Forwarded
 from fedgrass.authoring.gradients import added, gradients
@@ -91,7 +92,10 @@ def module(
     # Something must hold the variables while the model is saved: functions hold them by weak references only.
     owner = tf.Module()
     owner.variables_of_graph = traced.variables
-    concrete = {name: function.get_concrete_function() for name, function in signatures.items()}
+    concrete = {}
+    for name, function in signatures.items():
+        progress.at(f"traces {name}")
+        concrete[name] = function.get_concrete_function()
     for function in concrete.values():
         _check_operators(function.graph)
     return owner, concrete

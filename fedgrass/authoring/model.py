@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from fedgrass.authoring import exchanged, heads
+from fedgrass.authoring import exchanged, heads, progress
 from fedgrass.authoring.checks import check
 from fedgrass.authoring.errors import UnsupportedModelError, first_line
 from fedgrass.authoring.final import Final
@@ -275,6 +275,7 @@ class KerasModel:
 
         def noted(layer: keras.Layer, *args: object, **kwargs: object) -> Tensor:
             before = len(graph.get_operations())
+            progress.at(f"traces layer {layer.name!r}")
             try:
                 return call(layer, *args, **kwargs)
             except FedgrassError:

@@ -125,12 +125,17 @@ def normalized_rows(x: Tensor, scale: Tensor, offset: Tensor, epsilon: float) ->
             dy = in_parts(dy)
             by_normal = dy * scale
             dx = (by_normal - _row_mean(by_normal) - normal * _row_mean(by_normal * normal)) * inverse
-            return tf.reshape(dx, x.shape), tf.reduce_sum(dy * normal, [0, 1]), tf.reduce_sum(dy, [0, 1])
+            return tf.reshape(dx, x.shape), _sum_of_rows(dy * normal), _sum_of_rows(dy)
 
         return tf.reshape(normal * scale + offset, x.shape), gradient
 
     found: Tensor = tf.custom_gradient(normalize)(x, scale, offset)
     return found
+
+
+def _sum_of_rows(parts: Tensor) -> Tensor:
+    """Sum [parts, rows, C] to [C], the rows of each part first, as `normalized` does."""
+    return tf.reduce_sum(tf.reduce_sum(parts, 1), 0)
 
 
 def _row_mean(rows: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src import backend
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 
 from fedgrass.authoring import convolution, exchanged, gradients
 from fedgrass.authoring.depthwise import depthwise_convolution
 from fedgrass.authoring.normalization import batch_normalization, group_normalization, layer_normalization
 from fedgrass.authoring.patching import patched
 from fedgrass.authoring.randomness import drawn
-from fedgrass.authoring.recurrence import Recurrence, time_distributed
+from fedgrass.authoring.recurrence import Recurrence, conv_lstm, time_distributed
 
 Tensor: TypeAlias = tf.Tensor
 
@@ -62,6 +63,7 @@ def recurrent(recurrence: Recurrence) -> Iterator[None]:
     with (
         patched(backend, "rnn", recurrence.rnn),
         patched(keras.layers.TimeDistributed, "call", time_distributed),
+        patched(ConvLSTMCell, "call", conv_lstm),
     ):
         yield
 

@@ -31,9 +31,10 @@ def is_random(layer: Any) -> bool:
         rates := [r for r in map(vars(layer).get, _RATES) if r is not None]
     ):
         return any(rates)
-    return isinstance(layer, keras.layers.Dropout) or any(
-        isinstance(value, keras.random.SeedGenerator) for value in vars(layer).values()
-    )
+    # Attention without dropout holds such a layer with a rate of 0.
+    if isinstance(layer, keras.layers.Dropout):
+        return bool(layer.rate > 0)
+    return any(isinstance(value, keras.random.SeedGenerator) for value in vars(layer).values())
 
 
 _RATES = ("dropout", "recurrent_dropout", "_dropout")

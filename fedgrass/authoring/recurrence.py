@@ -15,6 +15,7 @@ from typing import TypeAlias
 import keras
 import tensorflow as tf
 from keras import tree
+from keras.src.layers.rnn.conv_lstm import ConvLSTMCell
 from tensorflow.python.framework.func_graph import FuncGraph
 
 from fedgrass.authoring.randomness import is_random
@@ -230,6 +231,36 @@ def time_distributed(
 
 
 _time_distributed = keras.layers.TimeDistributed.call
+
+
+def conv_lstm(cell: keras.Layer, inputs: Tensor, states: Tensors, training: bool = False) -> tuple[Tensor, Tensors]:
+    """Stand for ``ConvLSTMCell.call``: two convolutions a step, where Keras makes eight of a quarter of the filters.
+
+    Parameters
+    ----------
+    cell
+        The cell.
+    inputs
+        [B, …, C], one step.
+    states
+        Output and memory, [B, …, filters] each.
+    training
+        Whether the cell's dropout draws; with it, each gate has a mask of its own, and Keras' own cell is called.
+    """
+    drops = training and (cell.dropout > 0 or cell.recurrent_dropout > 0)
+    if drops or cell.data_format == "channels_first":
+        return _conv_lstm(cell, inputs, states, training=training)
+    before, memory = states
+    sums = cell.input_conv(inputs, cell.kernel, padding=cell.padding)
+    sums += cell.recurrent_conv(before, cell.recurrent_kernel)
+    gates = tf.split(sums + cell.bias if cell.use_bias else sums, 4, axis=-1)
+    enters, keeps, shows = (cell.recurrent_activation(gates[at]) for at in (0, 1, 3))
+    memory = keeps * memory + enters * cell.activation(gates[2])
+    output = shows * cell.activation(memory)
+    return output, [output, memory]
+
+
+_conv_lstm = ConvLSTMCell.call
 
 
 def _swapped(x: Tensor) -> Tensor:
