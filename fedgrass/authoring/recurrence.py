@@ -249,7 +249,8 @@ def conv_lstm(cell: keras.Layer, inputs: Tensor, states: Tensors, training: bool
     """
     drops = training and (cell.dropout > 0 or cell.recurrent_dropout > 0)
     if drops or cell.data_format == "channels_first":
-        return _conv_lstm(cell, inputs, states, training=training)
+        found: tuple[Tensor, Tensors] = _conv_lstm(cell, inputs, states, training=training)
+        return found
     before, memory = states
     sums = cell.input_conv(inputs, cell.kernel, padding=cell.padding)
     sums += cell.recurrent_conv(before, cell.recurrent_kernel)

@@ -47,7 +47,6 @@ def test_litert_sums_thousands_of_pixels_as_precisely_as_tensorflow(tmp_path: Pa
     module = tf.Module()
     ones, zeros = tf.ones([16]), tf.zeros([16])
 
-    @tf.function(input_signature=[given, given])
     def both(x: Any, dy: Any) -> dict[str, Any]:
         with tf.GradientTape() as tape:
             tape.watch([x, ones])
@@ -55,9 +54,9 @@ def test_litert_sums_thousands_of_pixels_as_precisely_as_tensorflow(tmp_path: Pa
         by_x, by_scale = tape.gradient(y, [x, ones], output_gradients=dy)
         return {"y": y, "by_x": by_x, "by_scale": by_scale}
 
-    module.both = both
+    module.both = tf.function(both, input_signature=[given, given])
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(module, str(tmp_path), signatures=both.get_concrete_function(), options=options)
+    tf.saved_model.save(module, str(tmp_path), signatures=module.both.get_concrete_function(), options=options)
     converted = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path)).convert()
     runner = Interpreter(model_content=converted, num_threads=1).get_signature_runner()
     found = runner(x=x.astype(np.float32), dy=dy.astype(np.float32))

@@ -9,7 +9,7 @@ from fedgrass.authoring import progress
 
 def test_a_place_is_told_after_a_silence_and_not_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now, told = [100.0], list[str]()
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     progress.at("nowhere")
     with progress.reported(told.append):
         for seconds, where in ((5, "first"), (6, "second"), (1, "third"), (12, "fourth")):
