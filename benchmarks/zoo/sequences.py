@@ -108,7 +108,11 @@ MODELS: dict[str, Build] = {
         (60,), layers.Embedding(1000, 16), layers.GlobalAveragePooling1D(), layers.Dense(16, "relu"), tokens=True
     ),
     "text_conv": lambda: _classifier(
-        (60,), layers.Embedding(1000, 16), layers.Conv1D(32, 5, padding="same"), layers.GlobalMaxPooling1D(), tokens=True
+        (60,),
+        layers.Embedding(1000, 16),
+        layers.Conv1D(32, 5, padding="same"),
+        layers.GlobalMaxPooling1D(),
+        tokens=True,
     ),
     "text_masked_lstm": lambda: _classifier(
         (40,), layers.Embedding(1000, 16, mask_zero=True), layers.LSTM(32), tokens=True
