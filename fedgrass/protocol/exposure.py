@@ -27,8 +27,9 @@ def against_round(announcement: Announcement, *, least: float, helpers: Sequence
     # Figures of an evaluation go as they are: there is no noise on them that could be compared.
     if least and announcement.task in ("evaluate", "statistics"):
         return f"the round asks for exact figures, minNoiseMultiplier is {least:g}"
-    if announcement.update.noise_multiplier < least:
-        return f"noise_multiplier is {announcement.update.noise_multiplier:g}, minNoiseMultiplier is {least:g}"
+    # A product and its factor: the last digits of the quotient are rounding.
+    if (noise := _noise(announcement, helpers)) < least * (1 - 1e-9):
+        return f"noise_multiplier is {noise:g}, minNoiseMultiplier is {least:g}"
     if helpers and announcement.task == "statistics":
         return "the round asks for exact figures, and secureHelpers asks for secure aggregation"
     if helpers and announcement.task == "fit":
@@ -38,6 +39,18 @@ def against_round(announcement: Announcement, *, least: float, helpers: Sequence
         if strange := [one.name for one in announcement.secure.helpers if one.key not in helpers]:
             return f"the round's helper {strange[0]!r} has a key that is not one of secureHelpers"
     return ""
+
+
+def _noise(announcement: Announcement, helpers: Sequence[str]) -> float:
+    """Return the noise, in units of the clipping norm, that whoever opens the update has on it at least.
+
+    That of the helpers counts only where the owner named them (``secureHelpers``): of others the cloud could be all. A device's
+    boxes are bound to it, so helpers that were told of less open none. What the aggregator says that it adds shows nobody.
+    """
+    task, clip_norm = announcement.secure, announcement.update.clip_norm
+    if task is not None and task.shared_noise and clip_norm > 0 and helpers:
+        return task.noise / clip_norm
+    return announcement.update.noise_multiplier
 
 
 def against_exact_answers(newest: Announcement | None, *, least: float, helpers: Sequence[str] = ()) -> str:

@@ -64,6 +64,7 @@ class FleetHelpers:
         self._log = log
         self._pause = pause
         self._clock = clock
+        self._refused: set[tuple[str, int]] = set()
 
     def check(self, requests: Sequence[SumRequest]) -> Checked:
         """Ask which boxes open, and fix what is made of it: a job that is run again must name the very same set."""
@@ -162,7 +163,10 @@ class FleetHelpers:
         # A helper may write any object under its key: only the right size is downloaded.
         expected = _expected(request, size)
         if size != expected:
-            self._log.log_event("helper_answer_refused", helper=name, bytes=size, expected=expected)
+            # Once for each object: it lies there as long as the job waits, and is looked at each second.
+            if (key, size) not in self._refused:
+                self._refused.add((key, size))
+                self._log.log_event("helper_answer_refused", helper=name, bytes=size, expected=expected)
             return None
         path = self._scratch / f"{request.helper}{'-check' if request.check else ''}"
         with self._bucket.open(key, size) as body, path.open("wb") as file:

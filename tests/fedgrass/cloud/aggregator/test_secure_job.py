@@ -17,6 +17,7 @@ import pytest
 from fedgrass.cloud.aggregator import helpers as module
 from fedgrass.cloud.ending.announcement import task_of
 from fedgrass.files import sha256_of
+from fedgrass.protocol.exposure import against_round
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.names import command_key, sum_command, sum_request_key, update_key
 from fedgrass.protocol.report import RoundReport
@@ -325,9 +326,14 @@ def test_bad_updates_are_no_part_of_the_set(fleet: Fleet, devices: HelperDevices
     }
 
 
-def test_an_answer_of_another_size_is_none(fleet: Fleet, devices: HelperDevices) -> None:
+def test_an_answer_of_another_size_is_none_and_is_told_once(
+    fleet: Fleet, devices: HelperDevices, caplog: pytest.LogCaptureFixture
+) -> None:
     devices.spoil = lambda content: content + b"x"
-    assert fleet.run().outcome == "helpers_missing"
+    with caplog.at_level("INFO"):
+        assert fleet.run().outcome == "helpers_missing"
+    told = [one for one in caplog.records if "helper_answer_refused" in one.getMessage()]
+    assert len(told) == 3  # one of each helper, though the job looked for a second, twenty times a second
 
 
 def test_the_bucket_never_holds_a_plain_update(fleet: Fleet, devices: HelperDevices) -> None:
@@ -479,3 +485,23 @@ def test_groups_with_the_helpers_noise_have_it_each(fleet: Fleet, devices: Helpe
     expected = multiplier * clip * np.sqrt(3 / 2) * np.sqrt(2) / 6
     assert len(base) > 0
     assert np.std(noise) == pytest.approx(expected, rel=4 / np.sqrt(2 * len(noise)))
+
+
+def test_an_owner_who_asks_for_noise_counts_that_of_the_helpers_that_he_named(
+    fleet: Fleet, devices: HelperDevices
+) -> None:
+    keys = [one.public_key for one in devices.helpers.values()]
+    privacy = {"noise_multiplier": 2.0, "clip_norm": 0.3}
+
+    def asked(mode: str, **changes: Any) -> Announcement:
+        settings = fleet.settings.overridden({"privacy": {"mode": mode, **privacy}, **changes})
+        return task_of(make_record(FLEET, fleet.current, settings), "fedgrass-test")
+
+    assert against_round(asked("distributed"), least=2.0, helpers=keys) == ""
+    # The device clips to the least of both norms, and the noise is more in units of that.
+    assert against_round(asked("distributed", update={"clip_norm": 0.1}), least=6.0, helpers=keys) == ""
+    assert "noise_multiplier is 2, minNoise" in against_round(asked("distributed"), least=2.01, helpers=keys)
+    # Helpers that the owner did not name could all be the cloud's, and what the aggregator adds shows no device.
+    assert "noise_multiplier is 0" in against_round(asked("distributed"), least=0.5)
+    assert "not one of secureHelpers" in against_round(asked("distributed"), least=2.0, helpers=keys[:2])
+    assert "noise_multiplier is 0" in against_round(asked("central"), least=0.5, helpers=keys)
