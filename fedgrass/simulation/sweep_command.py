@@ -28,13 +28,13 @@ class SweepOptions:
     """What differs from run to run, and where the runs go."""
 
     vary: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
             help="A value to try of an option, as strategy=fedprox, or of a fleet's setting, as fit.learning_rate=0.1; "
             "repeatable: every combination of the values is a run.",
         ),
-    ]
+    ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of every run; or vary it: --vary seed=0 --vary seed=1.")] = 0
     processes: Annotated[
         int | None, typer.Option(min=1, help="Simulations at once.", show_default="one for each processor")
@@ -84,7 +84,11 @@ def sweep(data: DataOptions, fleet: FleetOptions, training: TrainingOptions, giv
         raise typer.Exit(1)
 
 
-def _values(texts: list[str]) -> dict[str, list[str]]:
+def _values(texts: list[str] | None) -> dict[str, list[str]]:
+    if not texts:
+        raise ConfigurationError(
+            "sweep: nothing varies; expected --vary NAME=VALUE, such as --vary fit.learning_rate=0.1"
+        )
     found: dict[str, list[str]] = {}
     for text in texts:
         name, sign, value = text.partition("=")

@@ -146,6 +146,7 @@ def test_a_sweep_runs_every_combination_and_one_that_fails_takes_no_other_with_i
 @pytest.mark.parametrize(
     ("varied", "said"),
     [
+        ([], "nothing varies"),
         (["rounds=many"], "--vary rounds=many: expected int"),
         (["fit.epochs"], "expected NAME=VALUE"),
         (["fit.epoch=1"], "fit.epoch"),
