@@ -1,7 +1,7 @@
 """Noise by the helpers of secure aggregation, beside central noise of the same ε: accuracy on the digits, over seeds.
 
 ``python -m benchmarks.distributed_noise`` prints one JSON line. Both kinds run in the simulator, on the same devices and seeds;
-"none" has neither noise nor masks, and is what the noise costs.
+"none" has neither noise nor masks, and is what the noise costs; "secure" has masks alone, and is what these cost.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ def main() -> None:
     given = parser.parse_args()
     found = {
         mode: [_accuracy(mode, seed, given) for seed in range(given.seeds)]
-        for mode in ("none", "central", "distributed")
+        for mode in ("none", "secure", "central", "distributed")
     }
     means = {mode: round(100 * statistics.mean(values), 2) for mode, values in found.items()}
     deviations = {mode: round(100 * statistics.stdev(values), 2) for mode, values in found.items()}
     # By seed: the same devices and data on both sides, so the difference is noise's alone.
-    pairs = [100 * (a - b) for a, b in zip(found["distributed"], found["central"], strict=True)]
+    pairs, masks = (
+        [100 * (a - b) for a, b in zip(found[one], found[other], strict=True)]
+        for one, other in (("distributed", "central"), ("secure", "none"))
+    )
     print(
         json.dumps(
             {
@@ -48,17 +51,20 @@ def main() -> None:
                 "deviation_between_seeds": deviations,
                 "distributed_minus_central": round(statistics.mean(pairs), 2),
                 "standard_error": round(statistics.stdev(pairs) / len(pairs) ** 0.5, 2),
+                "secure_minus_none": round(statistics.mean(masks), 2),
+                "largest_of_secure_minus_none": round(max(map(abs, masks)), 2),
             }
         )
     )
 
 
 def _accuracy(mode: str, seed: int, given: argparse.Namespace) -> float:
-    privacy: dict[str, Any] = {"mode": mode, "clip_norm": given.clip_norm, "noise_multiplier": given.noise_multiplier}
+    kind = "none" if mode == "secure" else mode
+    privacy: dict[str, Any] = {"mode": kind, "clip_norm": given.clip_norm, "noise_multiplier": given.noise_multiplier}
     # A tolerance of 1: the gate must not hold a noisy model, or rounds would not add up.
     changes: dict[str, Any] = {"privacy": privacy, "gate": {"tolerance": 1.0}}
     changes["fit"] = {"epochs": given.epochs, "learning_rate": given.learning_rate}
-    if mode == "distributed":
+    if mode in ("secure", "distributed"):
         changes["secure"] = parse_secure(given.secure, seed)
     with tempfile.TemporaryDirectory() as folder:
         run = simulate(
