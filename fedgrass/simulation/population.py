@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +18,18 @@ from fedgrass.protocol.messages import Cohort
 from fedgrass.simulation.settings import Attack, Simulation, Stragglers
 from fedgrass.simulation.stream import Stream, StreamRound
 
+# Python's own SHA-256, as its module random takes SHA-512: OpenSSL's, behind hashlib, takes longer to begin than a name to hash.
+_sha256: Callable[[bytes], hashlib._Hash] = hashlib.sha256
+for _module in ("_sha2", "_sha256"):  # from Python 3.12 on, and before
+    with suppress(ImportError):
+        _sha256 = import_module(_module).sha256
+        break
+
 FLEET = "simulation"
 TYPICAL_SECONDS = 60.0
 """Simulated seconds that a device needs, in the middle, from hearing of a round to its update in the cloud."""
 
+_TOGETHER = 1 << 16  # lots that are drawn at once
 _REMEMBERED = 64  # rounds whose opening need not be worked out again
 _SPREAD = 0.25  # standard deviation of the logarithm of what devices need
 _ATTACKERS, _SLOW, _ANSWERS, _SPEED = 1, 2, 3, 4  # streams of random numbers that do not depend on one another
@@ -141,7 +151,7 @@ class Population:
         salt = hashlib.sha256(f"{simulation.seed}/{0 if fair else number}".encode()).hexdigest()[:16]
         if asked == simulation.devices:
             return Cohort(salt=salt), list(range(simulation.devices))
-        lots = _draws(salt, map(thing_name, range(simulation.devices)))
+        lots = _draws(salt, simulation.devices)
         if not fair:
             # The lot that is the first beyond: exactly `asked` lots are smaller.
             fraction = float(np.partition(lots, asked)[asked])
@@ -234,9 +244,12 @@ class Population:
         return frozenset(int(device) for device in rng.permutation(devices)[: round(share * devices)])
 
 
+_THING = "device-%07d"
+
+
 def thing_name(device: int) -> str:
     """Return a virtual device's thing name."""
-    return f"device-{device:07d}"
+    return _THING % device
 
 
 def _plan_of(found: StreamRound) -> Plan:
@@ -254,9 +267,14 @@ def _chosen(asked: list[int], which: NDArray[np.bool_]) -> tuple[int, ...]:
     return tuple(device for device, chosen in zip(asked, which, strict=True) if chosen)
 
 
-def _draws(salt: str, things: Iterable[str]) -> NDArray[np.float64]:
-    """Return the lots of many devices [n], each as `fedgrass.protocol.cohort.draw` has it."""
-    digests = b"".join([hashlib.sha256((salt + thing).encode()).digest() for thing in things])
-    # The first eight of each digest's 32 bytes.
-    found: NDArray[np.float64] = np.frombuffer(digests, ">u8")[::4] / 2.0**64
+def _draws(salt: str, devices: int) -> NDArray[np.float64]:
+    """Return the lots of the first devices [devices], each as `fedgrass.protocol.cohort.draw` has it."""
+    text = (salt.replace("%", "%%") + _THING).encode()
+    parts = []
+    # Some at a time: a million digests as objects would be 100 MB.
+    for start in range(0, devices, _TOGETHER):
+        some = range(start, min(start + _TOGETHER, devices))
+        digests = b"".join([_sha256(text % device).digest() for device in some])
+        parts.append(np.frombuffer(digests, ">u8")[::4] / 2.0**64)  # the first eight of each digest's 32 bytes
+    found: NDArray[np.float64] = np.concatenate(parts)
     return found

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fedgrass.cloud.aggregator.lanes import LANES
 from fedgrass.errors import ConfigurationError, DataError
-from fedgrass.protocol.cohort import is_member, takes
+from fedgrass.protocol.cohort import draw, is_member, takes
+from fedgrass.simulation import population as module
 from fedgrass.simulation.partition import divided, drawn
 from fedgrass.simulation.population import Population, thing_name
 from fedgrass.simulation.settings import Attack, PartitionScheme, Simulation, Stragglers, parse_strategy
@@ -202,3 +203,11 @@ def test_fair_cohorts_ask_all_virtual_devices_in_turn() -> None:
         for device in asked:
             counts[device] += 1
         assert max(counts) - min(counts) <= 1
+
+
+@given(salt=st.text(st.characters(exclude_categories=["Cs"]), max_size=20), devices=st.integers(1, 30))
+def test_lots_drawn_together_are_those_that_each_device_draws_by_itself(salt: str, devices: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_TOGETHER", 7)
+        found = module._draws(salt, devices)
+    assert found.tolist() == [draw(salt, thing_name(device)) for device in range(devices)]
