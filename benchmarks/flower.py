@@ -3,7 +3,9 @@
 ``python -m benchmarks.flower`` runs two apps, one of PyTorch and one of scikit-learn (`benchmarks/flower_project`), unchanged in
 both, with as many processes each, and prints one line of JSON. A round's seconds are those between the ends of two rounds, as the
 app's own server notes them; the first round, which starts processes and loads libraries, is left out. Memory is the largest sum
-of PSS (each page that processes share counts once) over the run's processes, sampled. It needs ``flwr``, ``torch`` and
+of PSS (each page that processes share counts once) over the run's processes, sampled; so are the processor's seconds, which say
+more than the clock's where others use the machine. ``alone`` is the floor: the apps' own functions one after the other in one
+process, with nothing between. It needs ``flwr``, ``torch`` and
 ``scikit-learn``, and for Flower's side its simulation's backend, ray (``pip install 'flwr[simulation]'``): without it that side
 is null, and why is said.
 """
@@ -33,6 +35,26 @@ if __name__ == "__main__":
     from fedgrass.simulation.flower.run import run_app
     found = run_app(Path(sys.argv[1]), devices=int(sys.argv[3]), workers=int(sys.argv[4]), said=print)
     assert not found.failed
+"""
+_ALONE = """
+import importlib, sys
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[1])
+    from flwr.app import ConfigRecord, Context, Message, RecordDict
+    from fedgrass.strategies.arithmetic.flower_trees import identify
+    identify()
+    client = importlib.import_module(sys.argv[2] + ".client_app")
+    import os, benchmarks.flower_server as server
+    arrays, devices = client.initial(), int(sys.argv[3])
+    for number in range(int(os.environ["ROUNDS"]) + 1):
+        server._note(number, arrays)
+        for device in range(devices):
+            node = {"partition-id": device, "num-partitions": devices}
+            context = Context(run_id=1, node_id=1, node_config=node, state=RecordDict(), run_config={})
+            content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": number + 1})})
+            message = Message(content, dst_node_id=1, message_type="train", group_id="1")
+            message.metadata.__dict__["_message_id"] = str(device)
+            client.app(message, context)
 """
 _FLOWERS = """
 import importlib, os, sys
@@ -76,7 +98,11 @@ def measured(code: str, app: str, devices: int, workers: int, rounds: int, secon
         if len(ended) != rounds + 1:
             return {"error": (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1][:200]}
     gaps = [later - earlier for earlier, later in pairwise(ended[1:])]
-    return {"seconds_per_round": round(statistics.median(gaps), 4), "peak_mb": round(memory.peak_mb, 1)}
+    return {
+        "seconds_per_round": round(statistics.median(gaps), 4),
+        "processor_seconds_per_round": round(memory.spent_between(ended[1], ended[-1]) / len(gaps), 3),
+        "peak_mb": round(memory.peak_mb, 1),
+    }
 
 
 def main() -> None:
@@ -85,14 +111,15 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=10)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--apps", nargs="*", default=["torch", "sklearn"])
     parser.add_argument("--seconds", type=float, default=300, help="After which a run is given up.")
     given = parser.parse_args()
     found: dict[str, Any] = {"devices": given.devices, "workers": given.workers, "rounds": given.rounds}
     began = time.monotonic()
-    for app in ("torch", "sklearn"):
+    for app in given.apps:
         found[app] = {
             name: measured(code, app, given.devices, given.workers, given.rounds, given.seconds)
-            for name, code in (("fedgrass", _OURS), ("flower", _FLOWERS))
+            for name, code in (("fedgrass", _OURS), ("flower", _FLOWERS), ("alone", _ALONE))
         }
     found["benchmark_seconds"] = round(time.monotonic() - began, 1)
     print(json.dumps(found))

@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from typing import Any
 
 from benchmarks.flower_fleet import AppFleet
 
+_WHERE = re.compile(r"/\S*(?=examples/)|(?<=\()/\S*site-packages/|\x1b\[\d+m|^configuration: ")
+"""What of an outcome is of this machine alone."""
 STAND_INS = Path(__file__).parent / "flower_stand_ins"
 _CODE = """
 import json, sys
@@ -78,19 +81,22 @@ def tried(app: Path, devices: int, seconds: float) -> dict[str, Any]:
 
 
 def verdict(found: dict[str, Any]) -> str:
-    """Return in words what came of an app."""
+    """Return in words what came of an app, as a table has it."""
+    return _WHERE.sub("", _in_words(found)).replace("|", "/").replace("\n", " ")[:240]
+
+
+def _in_words(found: dict[str, Any]) -> str:
     if "error" in found:
-        return str(found["error"]).rpartition("examples/")[2].replace("|", "/")[:300]
-    if "version" in found and "1" not in found["trained"]:
+        return str(found["error"])
+    if "version" not in found:
+        failed = f", {found['failed']} messages failed: {found['said']}" if found["failed"] else ""
+        return f"runs: {found['seconds']:.1f} s, {found['peak_mb']:.0f} MB{failed}"
+    if "1" not in found["trained"]:
         lines = [line for line in found["said"].splitlines() if line.startswith("Round 1 of")]
-        return f"no update came of it: {(lines or ['nothing was said'])[0]}".replace("|", "/")[:300]
-    if "version" in found:
-        figures = {**found["trained"].get("1", {}), **found["evaluated"].get("1", {}), **found["judged"].get("1", {})}
-        told = ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, float))
-        return f"runs: {found['seconds']:.0f} s; {told or 'no figures'}"
-    if found["failed"]:
-        return f"runs, {found['failed']} messages failed: {found['said']}"[:300]
-    return f"runs: {found['seconds']:.1f} s, {found['peak_mb']:.0f} MB"
+        return f"no figures of training: {(lines or ['nothing was said'])[0]}"
+    figures = {**found["trained"]["1"], **found["evaluated"].get("1", {}), **found["judged"].get("1", {})}
+    told = ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, float))
+    return f"runs: {found['seconds']:.0f} s; {told}"
 
 
 def once(app: Path) -> dict[str, Any]:

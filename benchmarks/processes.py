@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,9 @@ class PeakMemory(threading.Thread):
         super().__init__(daemon=True)
         self.environment = {_NAME: uuid.uuid4().hex}
         self.peak_mb = 0.0
+        self.spent: list[tuple[float, float]] = []
+        """Moments of `time.monotonic`, and the processor's seconds that all processes had used until then."""
+        self._seconds: dict[int, float] = {}
         self._kind = kind
         self._mark = f"{_NAME}={self.environment[_NAME]}".encode()
         self._ended = threading.Event()
@@ -35,7 +39,16 @@ class PeakMemory(threading.Thread):
     def run(self) -> None:
         """Sample."""
         while not self._ended.wait(0.2):
-            self.peak_mb = max(self.peak_mb, sum(memory_mb(process, self._kind) for process in self._processes()))
+            processes = self._processes()
+            # What one has used that has ended counts on.
+            self._seconds |= {one: max(processor_seconds(one), self._seconds.get(one, 0.0)) for one in processes}
+            self.spent.append((time.monotonic(), sum(self._seconds.values())))
+            self.peak_mb = max(self.peak_mb, sum(memory_mb(one, self._kind) for one in processes))
+
+    def spent_between(self, began: float, ended: float) -> float:
+        """Return the processor's seconds that were used between two moments, to some 0.2 s."""
+        found = [next((used for moment, used in self.spent if moment >= at), 0.0) for at in (began, ended)]
+        return max(0.0, found[1] - found[0])
 
     def stop(self) -> None:
         """Sample no more, and end the processes that are left."""
@@ -54,6 +67,16 @@ class PeakMemory(threading.Thread):
             return self._mark in Path(f"/proc/{process}/environ").read_bytes()
         except OSError:
             return False
+
+
+def processor_seconds(process: int) -> float:
+    """Return the processor's seconds that a process has used; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    # proc(5): utime and stime, the 14th and 15th, of which the first two are before the parenthesis.
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mb(process: int, kind: Literal["Rss", "Pss"] = "Rss") -> float:
