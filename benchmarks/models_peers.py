@@ -21,7 +21,8 @@ from benchmarks.zoo import Module
 from fedgrass.errors import FedgrassError
 
 BATCH, STEPS, RATE = 16, 15, 0.01
-MOVED_BY = 1e-7
+MOVED_BY, MOVES = 1e-7, 4
+"""How far the peer's weights are moved, and how often: what decides is rare, as where a unit is within rounding of its bend."""
 TOKENS = 400
 """Token numbers of made-up data are below this, and below a smaller vocabulary."""
 # Processor seconds that one measurement shall take, and the most repeats of the data to reach them.
@@ -63,11 +64,13 @@ def beside(family: str, name: str, folder: Path, threads: int) -> Iterator[Found
     peer.fit(x, y)
     repeats = max(1, min(_MOST_REPEATS, int(_SLICE / max(time.process_time() - began, 1e-3))))
     # Before the second training, which the device does not do.
-    memory, generator = peak_mb(forked=True), np.random.default_rng(1)
-    # A yardstick: how far two runs of the same framework drift apart from a difference of rounding.
-    peer.assign({key: value * _about_one(generator, value) for key, value in first.items()})
-    moved = peer.steps(x, y)
-    np.savez(folder / "moved.npz", **peer.weights())
+    memory, moved = peak_mb(forked=True), []
+    # A yardstick: how far runs of the same framework drift apart from a difference of rounding.
+    for number in range(MOVES):
+        generator = np.random.default_rng(1 + number)
+        peer.assign({key: value * _about_one(generator, value) for key, value in first.items()})
+        moved.append(peer.steps(x, y))
+        np.savez(folder / f"moved{number}.npz", **peer.weights())
     yield {"losses": losses, "moved_losses": moved, "rss_mb": memory, "repeats": repeats}
     x, y = [_repeated(part, repeats) for part in x], _repeated(y, repeats)
     yield from _timed(lambda: peer.fit(x, y), repeats)

@@ -23,9 +23,9 @@ lines out to measure theirs anew. The models are in [`benchmarks/zoo`](../../ben
 
 - **loss, weights**: the largest relative difference of a step's loss, and of a tensor of weights, in {STEPS} steps of SGD from
   the same weights on the same batches in LiteRT and in Keras or PyTorch. The limits are {LOSS:g} and {WEIGHTS:g}. Beyond them, in
-  brackets: what the peer differs by from itself when its weights were moved by 10⁻⁷ at first. A net that is no farther from the
-  peer than {CHAOS} times that is chaotic, not wrong; one that is farther is **bold**. Layers that draw at random draw other
-  numbers than the peer's, so these are not compared.
+  brackets: the most that the peer differs by from itself when its weights were moved by 10⁻⁷ at first, in one to four tries. A
+  net that is no farther from the peer than {CHAOS} times that is chaotic, not wrong; one that is farther is **bold**. Layers
+  that draw at random draw other numbers than the peer's, so these are not compared.
 - **speed**: steps for each second of the processor, ours over the peer's, in turns in one pair of processes with one thread
   each. The machine had other work, which changes this less than seconds of the clock.
 - **MB**: peak memory of a process that has trained, ours of the peer's.
