@@ -1,12 +1,16 @@
-"""What each device has of a model that is partly its own: the global model, FedBN, a local head, and training alone.
+"""What models of their own bring devices: the global model, FedBN, a local head, FedRep, fine-tuning, Ditto, training alone.
 
-``python -m benchmarks.personal`` trains scikit-learn's digits on 20 virtual devices whose labels differ, in the simulation's
-own rounds, and prints one JSON line: of each way the accuracy by device, the median and the mean of the worst tenth, over all
-seeds. A device's accuracy is that of what its application would load, on the examples that no device trains on, each label
-weighed by the device's own share of it. ``alone`` is the floor: each device trains by itself for as many epochs.
+``python -m benchmarks.personal`` trains scikit-learn's digits on 20 virtual devices, in the simulation's own rounds, and prints
+one JSON line: of each way the accuracy by device, the median and the mean of the worst tenth, over all seeds. The devices' labels
+differ (``shards:2``, ``dirichlet:0.5``), or all have all labels, and each its digits turned by none to three right angles
+(``turned``). A device's accuracy is that of what its application would load, on the examples that no device trains on, turned as
+its own, each label weighed by the device's own share of it. ``alone`` is the floor: each device trains by itself for as many
+epochs.
 
-They differ in what is local, and in nothing else: one net with a batch normalization, exported with and without ``local``. The
-bounds that protect a fleet from liars are off, and so is the gate. Needs the extra ``authoring``; takes some minutes.
+``fine_tuned`` and ``ditto`` are of one run: what the last round's training made of its base, and the second model. ``chosen`` is
+the best of these and of the global model on each device's kept-back fifth, as a device chooses; in every way devices train on the
+other four. The ways differ in what is local, and in nothing else: one net with a batch normalization. The bounds that protect a
+fleet from liars are off, and so is the gate. Needs the extra ``authoring``; takes some minutes.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +28,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgrass.bundle import Bundle, Parameters
-from fedgrass.engines.base import FitSettings
+from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Measured
+from fedgrass.engines.flower_node import PARTITION, Node
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.personal import Own
+from fedgrass.personal_models import PersonalModels
+from fedgrass.protocol.gain import best_of
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.simulation.examples import Examples, prepare
 from fedgrass.simulation.run import simulate
 from fedgrass.simulation.settings import Simulation
-from fedgrass.simulation.virtual_device import own_file
+from fedgrass.simulation.virtual_device import own_file, personal_folder
+from fedgrass.tensors import Array
 
-_WAYS: dict[str, tuple[str, ...]] = {"global": (), "fedbn": ("bn",), "local_head": ("head",)}
+_LOCAL: dict[str, tuple[str, ...]] = {"global": (), "fedbn": ("bn",), "local_head": ("head",)}
+_TURNED = "turned"
 # No liars here: the bounds and the gate would only change which round is used.
 _FLEET = {
     "checks": {"max_examples_over_median": 0, "clip_norm_over_median": 0},
@@ -42,6 +53,44 @@ _RATE = 0.1
 Floats = NDArray[np.float64]
 
 
+class Turning(LiteRTEngine):
+    """Sees each virtual device's digits turned by its number's right angles; as nobody it sees them as they are."""
+
+    node: Node | None = None
+
+    @property
+    def _turns(self) -> int:
+        return 0 if self.node is None else int(self.node.config[PARTITION])
+
+    def fit(
+        self, data: Dataset, settings: FitSettings, *, hooks: Hooks | None = None, resume: FitState | None = None
+    ) -> FitResult:
+        """Train on the turned examples."""
+        return super().fit(_Turned(data, self._turns), settings, hooks=hooks, resume=resume)
+
+    def evaluate(self, data: Dataset) -> Measured:
+        """Judge on them."""
+        return super().evaluate(_Turned(data, self._turns))
+
+
+class _Turned:
+    def __init__(self, data: Dataset, turns: int) -> None:
+        self._data, self._turns = data, turns
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        """Yield every example once; see `fedgrass.engines.base.Dataset`."""
+        for batch in self._data.batches(batch_size, seed=seed):
+            yield replace(batch, x=turned(batch.x, self._turns))
+
+
+def turned(x: Array, turns: int) -> Array:
+    """Turn images [n, height, width, 1] by right angles."""
+    return np.ascontiguousarray(np.rot90(x, turns, axes=(1, 2)))
+
+
 def main() -> None:
     """Run what the arguments ask for, and print the line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -49,7 +98,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--partitions", nargs="+", default=["shards:2", "dirichlet:0.5"])
+    parser.add_argument("--partitions", nargs="+", default=["shards:2", "dirichlet:0.5", _TURNED])
+    parser.add_argument("--strength", type=float, default=0.1, help="Ditto's lambda")
     given = parser.parse_args()
     began, found = time.process_time(), {}
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +110,7 @@ def main() -> None:
                 for way, accuracies in measured(bundles, Path(folder), partition, seed, given).items():
                     each.setdefault(way, []).append(accuracies)
             found[partition] = {way: summary(np.concatenate(some)) for way, some in each.items()}
-    options = {name: getattr(given, name) for name in ("devices", "rounds", "epochs", "seeds")}
+    options = {name: getattr(given, name) for name in ("devices", "rounds", "epochs", "seeds", "strength")}
     print(
         json.dumps(
             {
@@ -96,7 +146,7 @@ def exported(folder: Path) -> dict[str, Bundle]:
                 layers.Dense(10, activation="softmax"),
             ]
         )
-        for way, local in _WAYS.items():
+        for way, local in _LOCAL.items():
             loss = "sparse_categorical_crossentropy"
             made[way] = export(model, folder / way, loss=loss, batch_size=16, local=local, prove=False)
     return made
@@ -106,36 +156,62 @@ def measured(
     bundles: dict[str, Bundle], folder: Path, partition: str, seed: int, given: argparse.Namespace
 ) -> dict[str, Floats]:
     """Return the accuracy of each device, by way."""
-    fit = {"epochs": given.epochs, "learning_rate": _RATE}
+    turns = partition == _TURNED
     options: dict[str, Any] = {
         "devices": given.devices,
         "cohort": given.devices,
         "rounds": given.rounds,
         "examples": 0,
-        "partition": partition,
+        "partition": "iid" if turns else partition,
+        "validation": 0.2,
         "seed": seed,
-        "fleet": FleetSettings().overridden({**_FLEET, "fit": fit}),
+        "engine": "benchmarks.personal:Turning" if turns else "litert",
     }
-    found = {}
-    for way, bundle in bundles.items():
+    devices = range(given.devices)
+    examples = dealt(bundles["global"], {**options, "fleet": FleetSettings()}, folder)
+
+    def judged(bundle: Bundle, models: list[Parameters]) -> Floats:
+        return np.array([accuracy(bundle, examples, d, models[d], turns=d * turns) for d in devices])
+
+    def trained(way: str, bundle: Bundle, **changes: Any) -> tuple[Path, list[Parameters]]:
+        fit = {"epochs": given.epochs, "learning_rate": _RATE, **changes.pop("fit", {})}
         output = folder / f"{way}-{partition}-{seed}"
-        simulate(output, bundle=bundle.folder, **options)
+        fleet = FleetSettings().overridden({**_FLEET, "fit": fit, **changes})
+        simulate(output, bundle=bundle.folder, fleet=fleet, **options)
+        final = Bundle.open(output / "model").parameters()
         # Simulated devices keep their own parameters in a file each, as real ones do.
-        final, own = Bundle.open(output / "model"), output / "kept"
-        examples = dealt(bundle, options, output)
-        models = [
-            Own.of(bundle.manifest, own_file(own, device)).over(final.parameters()) for device in range(given.devices)
-        ]
-        found[way] = np.array([accuracy(bundle, examples, device, model) for device, model in enumerate(models)])
+        return output / "kept", [Own.of(bundle.manifest, own_file(output / "kept", d)).over(final) for d in devices]
+
+    found = {}
+    for way in ("fedbn", "local_head"):
+        found[way] = judged(bundles[way], trained(way, bundles[way])[1])
+    head = {"local_epochs": given.epochs}
+    found["fedrep"] = judged(bundles["local_head"], trained("fedrep", bundles["local_head"], fit=head)[1])
     bundle = bundles["global"]
-    examples, engine, alone = dealt(bundle, options, folder), LiteRTEngine(bundle), []
+    # The shared model is the same bytes with and without Ditto.
+    kept, shared = trained("ditto", bundle, personal={"mode": "ditto", "strength": given.strength})
+    own = [PersonalModels(personal_folder(kept, device), bundle.manifest).read() for device in devices]
+    each = [{"global": shared[d], "fine_tuned": own[d]["tuned"], "ditto": own[d]["ditto"]} for d in devices]
+    for way in each[0]:
+        found[way] = judged(bundle, [models[way] for models in each])
+    found["chosen"] = judged(bundle, [chosen(bundle, examples, d, each[d], turns=d * turns) for d in devices])
     # By itself: from the same first weights, without any round.
-    for device in range(given.devices):
-        engine.set_parameters(bundle.parameters())
-        # As many epochs as the devices of a federation train in all rounds.
-        settings = FitSettings(epochs=given.epochs * given.rounds, learning_rate=_RATE, seed=device)
-        alone.append(accuracy(bundle, examples, device, engine.fit(examples.of(device), settings).parameters))
-    return {**found, "alone": np.array(alone)}
+    return {**found, "alone": judged(bundle, [alone(bundle, examples, d, given, turns=d * turns) for d in devices])}
+
+
+def alone(bundle: Bundle, examples: Examples, device: int, given: argparse.Namespace, *, turns: int) -> Parameters:
+    """Train one device for as many epochs as the devices of a federation in all rounds."""
+    settings = FitSettings(epochs=given.epochs * given.rounds, learning_rate=_RATE, seed=device)
+    return LiteRTEngine(bundle).fit(_Turned(examples.of(device), turns), settings).parameters
+
+
+def chosen(bundle: Bundle, examples: Examples, device: int, models: dict[str, Parameters], *, turns: int) -> Parameters:
+    """Return the model that the device would choose, on what it keeps back."""
+    engine, values = LiteRTEngine(bundle), {}
+    for way, parameters in models.items():
+        engine.set_parameters(parameters)
+        values[way] = engine.evaluate(_Turned(examples.held_back(device), turns))["accuracy"]
+    return models[best_of(values, "accuracy")]
 
 
 def dealt(bundle: Bundle, options: dict[str, Any], folder: Path) -> Examples:
@@ -147,13 +223,13 @@ def dealt(bundle: Bundle, options: dict[str, Any], folder: Path) -> Examples:
     return prepare(Simulation.checked({**options, **digests}), manifest, scratch)
 
 
-def accuracy(bundle: Bundle, examples: Examples, device: int, model: Parameters) -> float:
+def accuracy(bundle: Bundle, examples: Examples, device: int, model: Parameters, *, turns: int = 0) -> float:
     """Return the share of right answers on kept-back examples, in the device's own mix of labels."""
     mine = np.concatenate([batch.y for batch in examples.of(device).batches(4096)])
     kept = next(examples.kept.batches(len(examples.kept)))
     engine = LiteRTEngine(bundle)
     engine.set_parameters(model)
-    right = np.asarray(engine.infer(np.asarray(kept.x, np.float32)).argmax(axis=1) == kept.y)
+    right = np.asarray(engine.infer(turned(np.asarray(kept.x, np.float32), turns)).argmax(axis=1) == kept.y)
     # By the device's own mix of labels: kept-back examples are of all labels alike.
     shares = np.bincount(mine, minlength=10) / len(mine)
     by_label = np.array([right[kept.y == label].mean() for label in range(10)])

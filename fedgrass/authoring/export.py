@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -137,6 +138,7 @@ def export(
         if description["local"]:
             tell(f"local: {', '.join(description['local'])} stay on each device")
         about = about or Description(name=description["name"], labels=description["class_names"])
+        about = replace(about, quantile=anomaly_quantile)
         described = heads_of(objective, source.outputs or (_only_output(source),), class_names)
         if not source.outputs and described[0].weight != 1:
             raise UnsupportedModelError(

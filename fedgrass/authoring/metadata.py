@@ -6,6 +6,7 @@ the model, which names inputs, outputs and files, and the files as a ZIP archive
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from fedgrass.associated_files import with_files
+from fedgrass.protocol.names import SCORE
 from fedgrass.quantization import packed
 
 LABELS = "labels.txt"
@@ -21,7 +23,7 @@ VOCABULARY = "vocabulary.txt"
 _BUFFER = b"TFLITE_METADATA"
 _IDENTIFIER = b"M001"
 _PARSER_VERSION = "1.0.1"
-_AXIS_LABELS, _VOCABULARY = 2, 5
+_DESCRIPTIONS, _AXIS_LABELS, _VOCABULARY = 1, 2, 5
 _FEATURES, _IMAGE = 1, 2
 _COLOURS = {1: 2, 3: 1}  # by channels: grey, RGB
 
@@ -42,6 +44,8 @@ class Description:
         Words in the order of the input's numbers.
     image
         Height, width and channels, if the input is an image with values from 0 to 1.
+    quantile
+        Of an anomaly detector: the share of normal examples whose scores lie below the threshold.
     """
 
     name: str
@@ -51,12 +55,17 @@ class Description:
     labels: tuple[str, ...] = ()
     vocabulary: tuple[str, ...] = ()
     image: tuple[int, int, int] | None = None
+    quantile: float | None = None
 
     @property
     def files(self) -> dict[str, bytes]:
         """The files that travel with the model."""
         found = {LABELS: self.labels, VOCABULARY: self.vocabulary}
-        return {name: "".join(f"{line}\n" for line in lines).encode() for name, lines in found.items() if lines}
+        files = {name: "".join(f"{line}\n" for line in lines).encode() for name, lines in found.items() if lines}
+        if self.quantile is not None:
+            # Without a threshold, which each device's admission finds.
+            files[SCORE] = (json.dumps({"score": "mean_squared_error", "quantile": self.quantile}) + "\n").encode()
+        return files
 
 
 def described(content: bytes, description: Description) -> bytes:
@@ -78,6 +87,8 @@ def _metadata(description: Description, inputs: Sequence[str], outputs: Sequence
     writer = _Writer()
     x_files = [(VOCABULARY, "words by their numbers", _VOCABULARY)] if description.vocabulary else []
     y_files = [(LABELS, "names of the classes", _AXIS_LABELS)] if description.labels else []
+    if description.quantile is not None:
+        y_files.append((SCORE, "how an example's score is made: an anomaly's is beyond a threshold", _DESCRIPTIONS))
     x = [writer.tensor(name, description.x, x_files, description.image) for name in inputs]
     y = [writer.tensor(name, description.y, y_files, None) for name in outputs]
     # Field numbers of SubGraphMetadata: 2 inputs, 3 outputs.

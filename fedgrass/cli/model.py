@@ -99,17 +99,25 @@ def evaluate(
     builder: BuilderOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a model on your own examples, with its own engine."""
+    """Evaluate a model on your own examples, with its own engine.
+
+    Of an anomaly detector the .npz may say in `anomaly` (0 or 1) which examples are none of the normal ones, for an AUC.
+    """
     from fedgrass.bundle import Bundle
+    from fedgrass.data.evaluation_set import read_evaluation_set
     from fedgrass.training_api import evaluate as evaluated
     from fedgrass.training_api import load_data
 
     _find_modules_here()
     bundle = Bundle.open(folder)
     # No share is held back: all examples are for judging.
-    figures = evaluated(
-        bundle, load_data(bundle, data, loader, validation_fraction=0.0).train, engine=engine, builder=builder
+    marked = loader == "npz" and bundle.manifest.anomaly_quantile is not None
+    examples = (
+        read_evaluation_set(data, bundle.manifest)
+        if marked
+        else load_data(bundle, data, loader, validation_fraction=0.0).train
     )
+    figures = evaluated(bundle, examples, engine=engine, builder=builder)
     if as_json:
         render.print_json([dict(figures)])
         return

@@ -25,7 +25,7 @@ from fedgrass.data_settings import DataSettings
 from fedgrass.edge import settings
 from fedgrass.edge.admissions import Admission
 from fedgrass.edge.judging import Case, Judgement, judge_apart
-from fedgrass.edge.model_store import ModelStore
+from fedgrass.edge.model_store import FLEET, ModelStore
 from fedgrass.edge.settings import EXIT_CONFIGURATION, ModelDeployerSettings, RuntimeSettings
 from fedgrass.errors import BundleError, ConfigurationError, FedgrassError, IpcError
 from fedgrass.files import sha256_of
@@ -132,12 +132,24 @@ def admit(
                 judgement = judged(case)
             if not judgement.admitted:
                 return store.refuse(version, judgement.reason, question, judgement.metrics)
-            store.activate(candidate, judgement.chosen)
+            store.activate(candidate, judgement.chosen, scores=_scores(candidate, judgement, deployer))
         # Whatever is wrong with this model, the device keeps the one it has.
         except FedgrassError as error:
             return store.refuse(version, str(error), question)
         store.forget_verdict()
         return store.record(version, "active", reason=judgement.reason, metrics=judgement.metrics)
+
+
+def _scores(candidate: Bundle, judgement: Judgement, deployer: ModelDeployerSettings) -> dict[str, bytes]:
+    """Return ``score.json`` of an anomaly detector, by kind of model; nothing of another."""
+    quantile = candidate.manifest.anomaly_quantile
+    if quantile is None:
+        return {}
+    from fedgrass.edge.score import Score
+
+    kinds = {FLEET, judgement.chosen}
+    found = {kind: Score.of(quantile, judgement.thresholds.get(kind), deployer.anomaly_threshold) for kind in kinds}
+    return {kind: score.to_json() for kind, score in found.items() if score is not None}
 
 
 def _question(

@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from fedgrass.bundle import INFERENCE, Bundle, Manifest
 from fedgrass.data import Split
 from fedgrass.edge.admission import require_inference_works
+from fedgrass.edge.model_store import FLEET
 from fedgrass.engines.base import Engine, Metrics
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.gain import best_of
 from fedgrass.protocol.metrics import Metric
 
-FLEET = "fleet"
-
 
 @dataclass(frozen=True)
 class Choice:
-    """Which model, in words, and the figure of each: ``tuned_accuracy`` and the like."""
+    """Which model, in words, and the figure of each: ``tuned_accuracy`` and the like; of one's own its threshold, if any."""
 
     kind: str = FLEET
     reason: str = ""
     metrics: Mapping[str, float] | None = None
+    error_threshold: float | None = None
 
 
 def choose(
@@ -56,27 +56,24 @@ def choose(
     figure = next((name for name in (metric, "accuracy", "loss") if name and name in fleet), None)
     if figure is None or not own:
         return Choice()
-    values = {FLEET: fleet[figure]}
+    values, thresholds = {FLEET: fleet[figure]}, {}
     for kind, bundle in own.items():
-        value = _judged(bundle, figure, load, open_engine)
-        if value is not None:
-            values[kind] = value
+        found = _judged(bundle, load, open_engine)
+        if figure in found and math.isfinite(found[figure]):
+            values[kind], thresholds[kind] = found[figure], found.get("error_threshold")
     best = best_of(values, figure)
     metrics = {f"{kind}_{figure}": value for kind, value in values.items() if kind != FLEET}
     if best == FLEET:
         return Choice(metrics=metrics)
     reason = f"the application loads this device's own ({best}): {figure} {values[best]:.4g}, the fleet's has {values[FLEET]:.4g}"
-    return Choice(best, reason, metrics)
+    return Choice(best, reason, metrics, thresholds[best])
 
 
-def _judged(
-    bundle: Bundle, figure: str, load: Callable[[Manifest], Split], open_engine: Callable[[Bundle], Engine]
-) -> float | None:
+def _judged(bundle: Bundle, load: Callable[[Manifest], Split], open_engine: Callable[[Bundle], Engine]) -> Metrics:
     try:
         validation = load(bundle.manifest).validation
         if INFERENCE in bundle.manifest.files:
             require_inference_works(bundle, validation)
-        value = open_engine(bundle).evaluate(validation).get(figure)
+        return open_engine(bundle).evaluate(validation)
     except FedgrassError:
-        return None
-    return value if value is not None and math.isfinite(value) else None
+        return {}

@@ -47,12 +47,16 @@ class Case(BaseModel):
 
 
 class Judgement(BaseModel):
-    """Whether a model is let in, why, and what was measured; ``chosen`` is which the application is to load."""
+    """Whether a model is let in, why, and what was measured; ``chosen`` is which the application is to load.
+
+    ``thresholds`` are anomaly detectors' on this device's examples, of the fleet's model and of the chosen one.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     admitted: bool
     chosen: str = "fleet"
+    thresholds: Metrics = {}
     reason: str = ""
     metrics: Metrics = {}
 
@@ -84,6 +88,7 @@ def judge_here(case: Case, log: Log) -> Judgement:
     from fedgrass.edge.admission import WorseError, judge
     from fedgrass.edge.choice import choose
     from fedgrass.engines.flower_node import Node, join
+    from fedgrass.edge.model_store import FLEET
     from fedgrass.engines.registry import open_engine
     from fedgrass.engines.shipped import have_packages, own_builder
 
@@ -127,7 +132,12 @@ def judge_here(case: Case, log: Log) -> Judgement:
         return Judgement(admitted=False, reason=as_reason(as_itself(error)))
     reason = "; ".join(filter(None, (verdict.reason, choice.reason)))
     metrics = _finite({**(choice.metrics or {}), **verdict.metrics})
-    return Judgement(admitted=True, chosen=choice.kind, reason=as_reason(reason), metrics=metrics)
+    # In this order: the fleet's own may be the chosen one.
+    found = {choice.kind: choice.error_threshold, FLEET: verdict.metrics.get("error_threshold")}
+    thresholds = _finite({kind: value for kind, value in found.items() if value is not None})
+    return Judgement(
+        admitted=True, chosen=choice.kind, thresholds=thresholds, reason=as_reason(reason), metrics=metrics
+    )
 
 
 def _finite(metrics: dict[str, float]) -> dict[str, float]:

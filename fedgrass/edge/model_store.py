@@ -17,16 +17,18 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fedgrass.bundle import MANIFEST, Bundle, Parameters
 from fedgrass.edge.admissions import Admission, Admissions, Outcome
 from fedgrass.errors import AdmissionError, BundleError
-from fedgrass.files import copy_atomically, flush_directory, sha256_of
+from fedgrass.files import copy_atomically, flush_directory, sha256_of, write_atomically
+from fedgrass.protocol.names import SCORE
 
 _OWN, _PERSONAL = "own-", "personal-"
-_FLEET = "fleet"
+FLEET = "fleet"
+"""The kind of model that is not the device's own."""
 
 
 class ModelStore:
@@ -196,7 +198,7 @@ class ModelStore:
             return False
         return applied is not None
 
-    def activate(self, bundle: Bundle, chosen: str = _FLEET) -> Bundle:
+    def activate(self, bundle: Bundle, chosen: str = FLEET, *, scores: Mapping[str, bytes] | None = None) -> Bundle:
         """Copy a verified bundle into the store, unless it is there, and make it the active one. Needs the lock.
 
         Parameters
@@ -205,6 +207,8 @@ class ModelStore:
             The fleet's model.
         chosen
             Kind of this device's own model that the application is to load in its place.
+        scores
+            ``score.json`` of the fleet's model and of the chosen one, by kind; None leaves what is there.
 
         Returns
         -------
@@ -215,6 +219,9 @@ class ModelStore:
         if bundle.folder != target:
             self._take_in(bundle, target)
         applied = self._made_for_application(Bundle.open(target), chosen)
+        for folder, kind in {target: FLEET, applied: chosen}.items():
+            if scores is not None:
+                _put_score(folder, scores.get(kind))
         # By this time models are kept and rolled back to.
         os.utime(target)
         fresh = self.folder / f".active.{os.getpid()}"
@@ -367,7 +374,7 @@ class ModelStore:
 
     def _made_for_application(self, bundle: Bundle, chosen: str) -> Path:
         """Return the folder that the application is to load a stored model from; made if it is to have own parameters."""
-        if chosen != _FLEET:
+        if chosen != FLEET:
             from fedgrass.personal_models import PersonalModels
 
             models = PersonalModels(self.personal, bundle.manifest)
@@ -412,6 +419,13 @@ class ModelStore:
             if folder != target:
                 shutil.rmtree(folder, ignore_errors=True)
             raise AdmissionError(f"model store {self.folder}: cannot take the model in ({error.strerror})") from error
+
+
+def _put_score(folder: Path, content: bytes | None) -> None:
+    if content is None:
+        (folder / SCORE).unlink(missing_ok=True)
+    else:
+        write_atomically(folder / SCORE, content)
 
 
 def _same(one: Path, other: Path) -> bool:

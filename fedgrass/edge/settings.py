@@ -216,6 +216,13 @@ class ModelDeployerSettings(Settings):
     max_memory_mb: float = Field(
         default=0, ge=0, description="Memory that the application's model may take; 0: no limit"
     )
+    anomaly_threshold: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Score beyond which an anomaly detector's application raises an alarm, such as the fleet's; null: by the "
+        "quantile of this device's kept-back examples",
+    )
     keep: int = Field(default=3, ge=1, le=100, description="Models kept on the device, the active one included")
     rescan_seconds: float = Field(default=30, gt=0, le=3600)
 

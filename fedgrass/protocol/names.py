@@ -26,6 +26,8 @@ MODEL_DEPLOYER = "com.fedgrass.ModelDeployer"
 HEARTBEAT = "com.fedgrass.Heartbeat"
 RUNTIME = "com.fedgrass.Runtime"
 GLOBAL_MODEL = "com.fedgrass.GlobalModel"
+SCORE = "score.json"
+"""File of how an anomaly detector scores: in its inference model, and beside the application's with the device's threshold."""
 SUITE = "com.fedgrass.Suite"
 
 MODEL_ACTIVE_TOPIC = "fedgrass/model/active"

@@ -10,6 +10,7 @@ import numpy as np
 from fedgrass.bundle import Manifest
 from fedgrass.data.arrays import ArrayDataset, Indices, Part, Source
 from fedgrass.data.digits import digits
+from fedgrass.data.evaluation_set import read_evaluation_set
 from fedgrass.data.loaders import open_source
 from fedgrass.data.loaders.described import loader_of
 from fedgrass.data.several import of_first_class
@@ -106,7 +107,7 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
 def _kept_back(simulation: Simulation, manifest: Manifest, source: Source) -> tuple[Part, Indices]:
     """Return what judges the models, and which of the examples are left for the devices."""
     if simulation.evaluation:
-        other = _read(simulation, simulation.evaluation, manifest)
+        other = _judging(simulation, manifest)
         judging = Part(other, np.arange(len(other)))
         check_dataset(judging, manifest)
         return judging, np.arange(len(source))
@@ -115,6 +116,14 @@ def _kept_back(simulation: Simulation, manifest: Manifest, source: Source) -> tu
     if not 0 < count < len(source):
         raise DataError(f"{len(source)} examples: too few to keep {simulation.held_out:.0%} back")
     return Part(source, np.sort(order[:count])), np.sort(order[count:])
+
+
+def _judging(simulation: Simulation, manifest: Manifest) -> Source:
+    path = Path(simulation.evaluation)
+    # Which examples are anomalies is known of those that judge alone.
+    if manifest.anomaly_quantile is not None and path.suffix == ".npz" and not simulation.loader:
+        return read_evaluation_set(path, manifest)
+    return _read(simulation, simulation.evaluation, manifest)
 
 
 def _require_attackable(simulation: Simulation, manifest: Manifest) -> None:

@@ -24,7 +24,7 @@ from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.cloud.aggregator.trusted import trained_difference, with_own_update
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.control import require_linear
-from fedgrass.data.arrays import ArrayDataset
+from fedgrass.data.evaluation_set import EvaluationSet
 from fedgrass.engines.base import Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.engines.registry import open_engine
@@ -104,7 +104,7 @@ class Simulator:
             examples = prepare(simulation, bundle.manifest, self._scratch)
             self._pool = WorkerPool(Setup(simulation, bundle.folder.resolve(), self._scratch, kept), workers)
             judging = next(examples.kept.batches(len(examples.kept)))
-            self._judging = Checked(ArrayDataset(judging.x, judging.y))
+            self._judging = Checked(EvaluationSet(judging.x, judging.y, judging.anomaly))
             self._engine: Engine = open_engine(simulation.engine, bundle, builder=simulation.builder)
         except BaseException:
             shutil.rmtree(self._scratch)  # processes that have been started end when their pipes do

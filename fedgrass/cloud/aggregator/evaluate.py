@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from fedgrass.bundle import PARAMETERS, Manifest, Parameters
 from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.data import ArrayDataset
-from fedgrass.data.arrays import Indices
-from fedgrass.data.loaders import load_npz
-from fedgrass.engines.base import Batch, Engine
-from fedgrass.errors import DataError, EngineError
+from fedgrass.data.evaluation_set import MAX_EVALUATION_BYTES, EvaluationSet, read_evaluation_set
+from fedgrass.engines.base import Engine
+from fedgrass.errors import EngineError
 from fedgrass.files import write_atomically
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import evaluation_key
 from fedgrass.protocol.report import Best, Evaluation
-from fedgrass.tensors import Array
 
-MAX_EVALUATION_BYTES = 1 << 30
 BEST = "best.json"
 DEVICES = "devices"
 """In place of an evaluation set's digest: the figures are those of devices, on the examples that they keep back."""
@@ -70,32 +64,6 @@ def evaluation_set_sha256(scratch: Path) -> str:
 _FILE = "evaluation.npz"
 
 
-class EvaluationSet(ArrayDataset):
-    """The operator's examples; ``anomaly`` [n] says which are none of the normal ones, where that is known."""
-
-    def __init__(self, x: Array, y: Array, anomaly: Array | None = None) -> None:
-        super().__init__(x, y)
-        if anomaly is not None and (anomaly.shape != (len(x),) or anomaly.dtype.kind not in "biu"):
-            raise DataError(
-                f"evaluation set: anomaly is {anomaly.dtype}{list(anomaly.shape)}; expected {len(x)} times 0 or 1"
-            )
-        self.anomaly = anomaly
-
-    def read(self, indices: Indices) -> Batch:
-        """Return these examples; see `fedgrass.data.arrays.Source`."""
-        batch = super().read(indices)
-        return batch if self.anomaly is None else replace(batch, anomaly=self.anomaly.take(indices))
-
-    def batches(self, batch_size: int, *, seed: int | None = None) -> Iterator[Batch]:
-        """Yield every example once; see `fedgrass.engines.base.Dataset`."""
-        # Shuffled batches are for training, which does not look at `anomaly`.
-        if self.anomaly is None or seed is not None:
-            yield from super().batches(batch_size, seed=seed)
-            return
-        for start in range(0, len(self), batch_size):
-            yield self.read(np.arange(start, min(start + batch_size, len(self))))
-
-
 def load_evaluation_set(
     bucket: Bucket, fleet: str, scratch: Path, manifest: Manifest | None = None
 ) -> EvaluationSet | None:
@@ -133,17 +101,6 @@ def load_evaluation_set(
 def evaluation_file(scratch: Path) -> Path:
     """Return where `load_evaluation_set` puts the file that it fetches."""
     return scratch / _FILE
-
-
-def read_evaluation_set(path: Path, manifest: Manifest | None = None) -> EvaluationSet:
-    """Read an evaluation set's file; see `load_evaluation_set`."""
-    x, y = load_npz(path, max_bytes=MAX_EVALUATION_BYTES, manifest=manifest)
-    try:
-        # allow_pickle=False: a pickle is code, and anyone who may write to the bucket could have it run here.
-        with np.load(path, allow_pickle=False) as arrays:
-            return EvaluationSet(x, y, arrays.get("anomaly"))
-    except ValueError as error:
-        raise DataError(f"evaluation set: anomaly is not a plain array ({error})") from error
 
 
 class Evaluator:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import Aggregation, AggregationOptions, aggregate
-from fedgrass.cloud.aggregator.evaluate import MAX_EVALUATION_BYTES
 from fedgrass.cloud.aggregator.server_state import STATE, read_state, write_state
 from fedgrass.cloud.aggregator.sources import Folder
 from fedgrass.cloud.aggregator.trusted import own_update, with_own_update
 from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.data import ArrayDataset
+from fedgrass.data.evaluation_set import MAX_EVALUATION_BYTES
 from fedgrass.data.loaders import load_npz
 from fedgrass.errors import ConfigurationError
 from fedgrass.inference import write_bundle

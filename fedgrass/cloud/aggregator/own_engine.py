@@ -21,7 +21,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedgrass.bundle import Bundle
-from fedgrass.cloud.aggregator.evaluate import Evaluator, read_evaluation_set
+from fedgrass.cloud.aggregator.evaluate import Evaluator
+from fedgrass.data.evaluation_set import read_evaluation_set
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import EngineError, FedgrassError
 from fedgrass.own_code import own_code

@@ -12,11 +12,17 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 import fedgrass
-from fedgrass.bundle import Bundle
-from fedgrass.data import ArrayDataset
+from fedgrass.bundle import INFERENCE, Bundle
+from fedgrass.data import ArrayDataset, DataSettings, load
+from fedgrass.edge.admit import admit
+from fedgrass.edge.judging import judge_here
+from fedgrass.edge.model_store import ModelStore
+from fedgrass.edge.score import Score
+from fedgrass.edge.settings import ModelDeployerSettings, RuntimeSettings
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import ConfigurationError
 from fedgrass.inference import write_bundle
+from fedgrass.logs import Log
 from fedgrass.simulation.run import simulate
 from fedgrass.tensors import Array
 
@@ -106,6 +112,7 @@ def test_a_model_made_for_a_task_learns_it_in_simulation(task: Any, tmp_path: Pa
         assert report.final.loss < 0.5 * report.first.loss
     if task == "anomaly-detector":
         _finds_anomalies(Bundle.open(tmp_path / "out" / "model"), report.final.metrics["error_threshold"])
+        _is_admitted_with_a_threshold(Bundle.open(tmp_path / "out" / "model"), tmp_path)
 
 
 def _finds_anomalies(model: Bundle, threshold: float) -> None:
@@ -116,6 +123,37 @@ def _finds_anomalies(model: Bundle, threshold: float) -> None:
     errors = [((engine.infer(x.astype(np.float32)) - x) ** 2).mean(axis=1) for x in (normal, odd)]
     assert (errors[0] > threshold).mean() < 0.15
     assert (errors[1] > threshold).mean() > 0.8
+
+
+def _is_admitted_with_a_threshold(model: Bundle, folder: Path) -> None:
+    """Beside what the application loads is how it scores: by this device's kept-back examples, or as its owner says."""
+    assert json.loads(files_of(model.path(INFERENCE).read_bytes())["score.json"]) == {
+        "score": "mean_squared_error",
+        "quantile": 0.95,
+    }
+    x = readings(200, np.random.default_rng(6))[0].astype(np.float32)
+    np.savez(folder / "mine.npz", x=x)
+    runtime = RuntimeSettings(fleet="f", data=DataSettings(loader="npz", path=str(folder / "mine.npz")))
+    store, log = ModelStore(folder / "store"), Log("test")
+    engine = LiteRTEngine(model)
+    kept = np.concatenate([batch.x for batch in load(runtime.data, model.manifest).validation.batches(1000)])
+    errors = ((engine.infer(kept) - kept) ** 2).mean(axis=1)
+    for owners, wanted, origin in ((None, np.quantile(errors, 0.95), "device"), (0.5, 0.5, "owner")):
+        version = write_bundle(model, model.parameters(), folder / origin, version=f"9.{origin == 'owner':d}.0")
+        deployer = ModelDeployerSettings(anomaly_threshold=owners)
+        found = admit(version.folder, store, runtime, deployer, log, judged=lambda case: judge_here(case, log))
+        assert found is not None
+        assert found.outcome == "active", found.reason
+        score = Score.read(store.folder / "active")
+        assert score is not None
+        assert (score.threshold, score.origin) == (pytest.approx(wanted, rel=1e-5), origin)
+        np.testing.assert_allclose(score.of_examples(kept, engine.infer(kept)), errors, rtol=1e-5)
+    assert not score.alarms(np.array([0.4, 0.5, 0.6])).tolist()[1]
+    with store.lock():
+        store.roll_back("a test")
+    before = Score.read(store.folder / "active")
+    assert before is not None
+    assert before.origin == "device", "an earlier model has its own again"
 
 
 def test_a_frozen_backbone_learns_by_its_last_layer_alone(tmp_path: Path) -> None:
