@@ -146,9 +146,12 @@ def _is_admitted_with_a_threshold(model: Bundle, folder: Path) -> None:
         assert found.outcome == "active", found.reason
         score = Score.read(store.folder / "active")
         assert score is not None
-        assert (score.threshold, score.origin) == (pytest.approx(wanted, rel=1e-5), origin)
+        assert score.threshold is not None
+        assert score.origin == origin
+        assert score.threshold == pytest.approx(wanted, rel=1e-5)
         np.testing.assert_allclose(score.of_examples(kept, engine.infer(kept)), errors, rtol=1e-5)
-    assert not score.alarms(np.array([0.4, 0.5, 0.6])).tolist()[1]
+        above = np.array([score.threshold * factor for factor in (0.9, 1.0, 1.1)])
+        assert score.alarms(above).tolist() == [False, False, True]
     with store.lock():
         store.roll_back("a test")
     before = Score.read(store.folder / "active")
