@@ -152,6 +152,14 @@ STORES = [
         suffix=".npz",
     ),
     Case(
+        "arrays with one-hot rows for a class's number",
+        _arrays(x=np.array(X, np.float32), y=np.eye(3)[[2, 0, 1]]),
+        X,
+        [2, 0, 1],
+        loader="npz",
+        suffix=".npz",
+    ),
+    Case(
         "arrays with a sigmoid's whole labels, flat",
         _arrays(x=np.array(X, np.float32), y=np.array([1, 0, 1])),
         X,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import flatbuffers
 import numpy as np
@@ -110,3 +110,31 @@ def _packed(model: schema.ModelT) -> bytes:
     builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), _FILE_IDENTIFIER)
     return bytes(builder.Output())
+
+
+def holds_others(content: bytes, offsets: Set[int], known: Set[bytes]) -> bool:
+    """Whether a model has float constants that are neither at these places nor among the known ones.
+
+    Parameters
+    ----------
+    content
+        The model.
+    offsets
+        Where constants begin that are known by their place.
+    known
+        Other constants, as bytes.
+    """
+    model = schema.Model.GetRootAs(content, 0)
+    floats = {
+        tensor.Buffer()
+        for graph in map(model.Subgraphs, range(model.SubgraphsLength()))
+        for tensor in map(graph.Tensors, range(graph.TensorsLength()))
+        if tensor.Type() == schema.TensorType.FLOAT32
+    }
+    for buffer in map(model.Buffers, floats):
+        if not buffer.DataLength():
+            continue
+        start = buffer._tab.Vector(buffer._tab.Offset(4))
+        if start not in offsets and content[start : start + buffer.DataLength()] not in known:
+            return True
+    return False

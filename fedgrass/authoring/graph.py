@@ -315,6 +315,15 @@ _INSTEAD = {
     "Selu": "use elu or gelu, or give the .keras file",
     "Softplus": "use relu or swish, or give the .keras file",
     "Softsign": "use tanh, or give the .keras file",
+    "If": "use keras.ops.where, or masks",
+    "StatelessIf": "use keras.ops.where, or masks",
+    "Erf": "use keras.activations.gelu or tanh",
+    "PyFunc": "write it with keras.ops",
+    "EagerPyFunc": "write it with keras.ops",
+    "RGBToHSV": "use RandomBrightness and RandomContrast, or change colours in the data loader",
+    "LeftShift": "transform images in the data loader",
+    "MatrixSolve": "use RandomRotation, RandomTranslation or RandomShear, or take that part into the data loader",
+    "MatrixBandPart": "multiply by a constant mask, such as numpy.tril gives",
     "Stateless": "draw by keras.random with a keras.random.SeedGenerator, as Dropout does",
     "EmptyTensorList": "unroll the loop",
     "ListDiff": "multiply the parts one by one in place of ops.prod",
@@ -335,7 +344,7 @@ _INSTEAD = {
 _OPERATORS = """
     Abs Add AddN AddV2 All Any ArgMax AssignAddVariableOp AssignSubVariableOp AssignVariableOp AvgPool BatchMatMulV2
     BiasAdd BitwiseXor BroadcastGradientArgs BroadcastTo Cast Ceil ConcatV2 Const Conv2D Conv2DBackpropInput Cos
-    Cumsum DepthToSpace DepthwiseConv2dNative DivNoNan Elu Equal Erf Erfc Exp ExpandDims Fill Floor FloorDiv
+    Cumsum DepthToSpace DepthwiseConv2dNative DivNoNan Elu Equal Erfc Exp ExpandDims Fill Floor FloorDiv
     FloorMod GatherV2 Greater GreaterEqual Identity IdentityN LeakyRelu Less LessEqual Log LogSoftmax LogicalAnd
     LogicalNot LogicalOr LogicalXor MatMul Max MaxPool Maximum Mean Min Minimum MirrorPad Mul Neg NoOp NotEqual OneHot
     OnesLike Pack Pad PadV2 Placeholder Pow Prod Range ReadVariableOp RealDiv Relu Relu6 Reshape ReverseSequence

@@ -16,10 +16,10 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from fedgrass.authoring.errors import UnsupportedModelError
-from fedgrass.authoring.flatbuffer import with_constant_inputs
+from fedgrass.authoring.flatbuffer import holds_others, with_constant_inputs
 from fedgrass.authoring.metadata import Description, described
 from fedgrass.authoring.model import Model
-from fedgrass.bundle import Constant, Parameters
+from fedgrass.bundle import Constant, Parameters, TensorDescription
 from fedgrass.inference import with_parameters
 
 
@@ -45,13 +45,21 @@ def convert(model: Model, parameters: Parameters, about: Description) -> tuple[b
     """
     generator = np.random.default_rng(0)
     probes = {key: generator.uniform(0.5, 1.5, value.shape).astype(np.float32) for key, value in parameters.items()}
-    content = described(_convert(model, probes, apart=frozenset()), about)
-    constants = _locate_all(content, probes)
-    # A second conversion, only where the first merged something: most models need one.
-    if merged := probes.keys() - {constant.parameter for constant in constants}:
-        content = described(_convert(model, probes, apart=merged), about)
+    apart: Set[str] = frozenset()
+    while True:
+        traced = _traced(model, probes, apart=apart)
+        content = described(_convert(traced, _separate(probes, apart)), about)
         constants = _locate_all(content, probes)
-    missing = probes.keys() - {constant.parameter for constant in constants}
+        missing = probes.keys() - {constant.parameter for constant in constants}
+        more: Set[str] = missing
+        # What the converter made of parameters may stay beside them: `Dense(x + 1)` becomes the kernel's product and its sum.
+        if not missing and holds_others(content, {one.offset for one in constants}, _constants(traced)):
+            right = _agrees(model, with_parameters(content, constants, parameters), parameters)
+            more = frozenset() if right else probes.keys()
+        # Another conversion, only where this one merged something: most models need one.
+        if not more - apart:
+            break
+        apart = apart | more
     if missing:
         raise UnsupportedModelError(
             min(missing), "a parameter that LiteRT's converter merges with others", "leave it out or freeze it"
@@ -59,8 +67,8 @@ def convert(model: Model, parameters: Parameters, about: Description) -> tuple[b
     return with_parameters(content, constants, parameters), constants
 
 
-def _convert(model: Model, parameters: Parameters, *, apart: Set[str]) -> bytes:
-    """Convert; parameters of ``apart`` are inputs to the converter, so that it cannot merge them (batch normalization)."""
+def _traced(model: Model, parameters: Parameters, *, apart: Set[str]) -> tf.types.experimental.ConcreteFunction:
+    """Trace a model; parameters of ``apart`` are inputs, so that the converter cannot merge them (batch normalization)."""
     names = [part.name for part in model.outputs] or ["y"]
 
     def infer(*inputs: Any) -> dict[str, Any]:
@@ -68,19 +76,52 @@ def _convert(model: Model, parameters: Parameters, *, apart: Set[str]) -> bytes:
         values = [next(given) if key in apart else tf.constant(value) for key, value in parameters.items()]
         return dict(zip(names, model.infer(inputs[:count], values), strict=True))
 
-    separate = {f"parameter_{i}": value for i, (key, value) in enumerate(parameters.items()) if key in apart}
     # A batch of one: the application infers one example at a time.
-    specs = [tf.TensorSpec([1, *part.shape], part.dtype, name=part.name) for part in model.inputs]
-    specs = specs or [tf.TensorSpec([1, *model.x.shape[1:]], model.x.dtype, name="x")]
+    specs = [tf.TensorSpec([1, *part.shape], part.dtype, name=part.name) for part in model.inputs or (_x(model),)]
     count = len(specs)
-    specs += [tf.TensorSpec(value.shape, tf.float32, name=key) for key, value in separate.items()]
-    traced = tf.function(infer, input_signature=specs, autograph=False).get_concrete_function()
+    specs += [tf.TensorSpec(v.shape, tf.float32, name=name) for name, v in _separate(parameters, apart).items()]
+    return tf.function(infer, input_signature=specs, autograph=False).get_concrete_function()
+
+
+def _separate(parameters: Parameters, apart: Set[str]) -> Parameters:
+    return {f"parameter_{i}": value for i, (key, value) in enumerate(parameters.items()) if key in apart}
+
+
+def _convert(traced: tf.types.experimental.ConcreteFunction, separate: Parameters) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(tf.Module(), folder, signatures={"infer": traced}, options=options)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=["infer"])
         content = bytes(converter.convert())
     return with_constant_inputs(content, separate) if separate else content
+
+
+def _constants(traced: tf.types.experimental.ConcreteFunction) -> Set[bytes]:
+    nodes = traced.graph.get_operations()
+    return {tf.make_ndarray(node.get_attr("value")).tobytes() for node in nodes if node.type == "Const"}
+
+
+def _agrees(model: Model, content: bytes, parameters: Parameters) -> bool:
+    """Whether the file infers with these parameters what the model does."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    traced, draw = _traced(model, parameters, apart=frozenset()), np.random.default_rng(0)
+    # Token 0 is in every vocabulary.
+    given = {
+        part.name: draw.normal(size=(1, *part.shape)).astype(part.dtype)
+        if part.dtype.startswith("float")
+        else np.zeros((1, *part.shape), part.dtype)
+        for part in model.inputs or (_x(model),)
+    }
+    expected = traced(*map(tf.constant, given.values()))
+    found = Interpreter(model_content=content).get_signature_runner("infer")(**given)
+    return all(
+        np.allclose(found[name], value, rtol=1e-3, atol=1e-3 * np.abs(value).max()) for name, value in expected.items()
+    )
+
+
+def _x(model: Model) -> TensorDescription:
+    return TensorDescription(name="x", shape=tuple(model.x.shape[1:]), dtype=model.x.dtype.name)
 
 
 def _locate_all(content: bytes, probes: Parameters) -> tuple[Constant, ...]:

@@ -233,6 +233,7 @@ class KerasModel:
         statistics = [after[id(variable)] for variable in self._statistics]
         masks = [getattr(each, "_keras_mask", None) for each in outputs]
         if not self.outputs:
+            self._check_mask(masks[0], outputs[0])
             return Forwarded(outputs[0], statistics, penalties, masks[0]), outputs
         self._check_unmasked(masks)
         return Forwarded(heads.joined(outputs), statistics, penalties), outputs
@@ -255,6 +256,14 @@ class KerasModel:
                     "a mask that reaches one of several outputs",
                     "let a layer take it up, such as a last LSTM or GlobalAveragePooling1D, or export that output alone",
                 )
+
+    def _check_mask(self, mask: Tensor | None, output: Tensor) -> None:
+        if mask is not None and list(mask.shape) != list(output.shape[: mask.shape.rank]):
+            raise UnsupportedModelError(
+                f"the output of {self.name}",
+                f"a mask of {list(mask.shape)} beside values of {list(output.shape)}",
+                "let the layer that takes the masked steps together return None from compute_mask",
+            )
 
     def _check_moved(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
         """Refuse a layer that changes, in training, a variable which would stay as it is on a device."""

@@ -94,6 +94,7 @@ class CsvFile:
         if row and row[-1].strip() == "" and len(row) - 1 in self._wanted.numbers_of_columns() and not self._wanted.x:
             row = row[:-1]  # each line ends in a separator
         self._width = len(row)
+        self._header = row if header.named else None
         self._layout = self._wanted.lay_out(row, named=header.named)
         self._cells = self._table.cells(self._what, self._dialect.numbers, self._layout)
         self._line += header.used
@@ -122,6 +123,10 @@ class CsvFile:
             if record.comment or not ("".join(record.cells).strip() or record.problem):
                 continue  # a blank line, or what a spreadsheet makes of one
             cells = self._trimmed(record.cells)
+            # Files that were put one after another have it again.
+            if cells == self._header:
+                self._account.says("a header within the file left out")
+                continue
             if len(cells) == self._width and not record.problem:
                 rows.append(cells)
                 numbers.append(record.line)

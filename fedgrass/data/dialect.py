@@ -19,7 +19,7 @@ SAMPLE = 500
 # In the order in which they are preferred where all else is equal.
 _SEPARATORS = (",", ";", "\t", "|", " ")
 _COMMENTS = ("#", "%")
-_MARKED = re.compile(r"[+-]?(\d+)([.,])(\d+)", re.ASCII)
+_MARKED = re.compile(r"[+-]?(\d+)([.,])(\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _GROUP = re.compile(r"[+-]?([1-9]\d{0,2})([.,])(\d{3})", re.ASCII)
 _DECLARED = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 

@@ -88,6 +88,12 @@ class Labels:
                 "every device; export the model with class_names (--classes)"
             )
 
+    def refuse_truth(self, cell: object) -> None:
+        """Raise `ValueError` for true and false of more classes than two: they are no numbers of classes."""
+        is_truth = isinstance(cell, bool) or (isinstance(cell, str) and truth(cell.strip()) is not None)
+        if is_truth and self.is_whole and self.count not in (None, 2):
+            raise ValueError(f"{str(cell)[:40]!r} is not the number of one of {self.count} classes")
+
     def has(self, text: str) -> bool:
         """Whether a text is a class's name as it stands."""
         return _plain(text) in self._exact
@@ -205,10 +211,18 @@ class Labels:
             return self.of_numbers(y.astype(np.float64))
         if y.ndim == 1 and self._y.size > 1 and self.fits_one:
             return self.of_numbers(y.astype(np.float64))
+        # A class by its place, as other libraries have it.
+        if self._is_one_hot(y):
+            return np.asarray(y.argmax(axis=1), np.float64)
         # Labels that went through a float on their way, as pandas makes of a column with gaps.
         if self.is_whole and y.dtype.kind in "fb" and bool(np.all((y == np.rint(y)) & (np.abs(y) < 2**31))):
             return y.astype(np.float64)
         return None
+
+    def _is_one_hot(self, y: Array) -> bool:
+        """Whether an array marks each example's class, and y is its number."""
+        fits = self.is_whole and self._y.size == 1 and y.ndim == 2 and y.shape[1] == self.count and y.shape[1] > 1
+        return fits and bool(np.all((y == 0) | (y == 1)) and np.all(y.sum(axis=1) == 1))
 
     def _shaped(self, numbers: Doubles) -> Array:
         columns = math.prod(numbers.shape[1:])

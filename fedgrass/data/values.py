@@ -148,6 +148,7 @@ class Values:
             return math.nan
         labels, texts = self._labels[label], self._texts[label]
         if not self._reads_texts(label):
+            labels.refuse_truth(cell)
             try:
                 return self._number(cell)
             except ValueError:

@@ -15,6 +15,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.data import ArrayDataset
 from fedgrass.engines.base import FitSettings, FitState, Hooks
 from fedgrass.engines.litert import LiteRTEngine
+from fedgrass.inference import write_bundle
 
 pytestmark = pytest.mark.authoring
 
@@ -23,6 +24,7 @@ pytest.importorskip("tensorflow")
 layers = keras.layers
 
 from ai_edge_litert import schema_py_generated as schema  # noqa: E402
+from ai_edge_litert.interpreter import Interpreter  # noqa: E402
 
 from fedgrass.authoring.errors import UnsupportedModelError  # noqa: E402
 from fedgrass.authoring.export import export  # noqa: E402
@@ -95,6 +97,25 @@ def test_logits_and_softmax_train_alike_and_infer_as_the_model_does(tmp_path: Pa
     probabilities, logits = (engine.infer(data.x) for engine in engines)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert np.abs(logits.sum(axis=1) - 1).max() > 0.01
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_nothing_that_the_converter_made_of_parameters_stays_when_they_change(tmp_path: Path, bias: bool) -> None:
+    """It folds a sum before a dense layer into that layer: kernel and bias alone would leave the sum's part as it was."""
+    build = [
+        keras.Input((4,)),
+        layers.Dense(3, "relu"),
+        layers.Rescaling(1.0, offset=-0.5),
+        layers.Dense(2, use_bias=bias),
+    ]
+    model = keras.Sequential(build)
+    made = export(model, tmp_path / "one", loss="mse", batch_size=2, prove=False)
+    model.set_weights([2 * value + 1 for value in model.get_weights()])
+    values = dict(zip(made.parameters(), model.get_weights(), strict=True))
+    second = write_bundle(made, values, tmp_path / "two", version="1.1.0")
+    x = np.random.default_rng(0).normal(size=(1, 4)).astype(np.float32)
+    infer = Interpreter(model_path=str(second.path("inference.tflite"))).get_signature_runner("infer")
+    np.testing.assert_allclose(infer(x=x)["y"], model.predict(x, verbose=0), rtol=1e-5)
 
 
 def test_the_manifest_names_a_normalizations_statistics_unless_it_is_frozen(tmp_path: Path) -> None:
@@ -236,6 +257,26 @@ class Own(keras.Model):  # type: ignore[misc, name-defined]
         return x["values"] if self.failing else self.head(x)
 
 
+class Sum(layers.Layer):  # type: ignore[misc, name-defined]
+    """Takes steps together and hands their mask on."""
+
+    supports_masking = True
+
+    def call(self, x: Any, mask: Any = None) -> Any:
+        return keras.ops.sum(x, axis=1)
+
+
+def masked() -> Any:
+    return keras.Sequential([keras.Input((5, 4)), layers.Masking(), Sum(), dense()])
+
+
+def branching() -> Any:
+    def either(x: Any) -> Any:
+        return keras.ops.cond(keras.ops.sum(x) > 0, lambda: x, lambda: -x)
+
+    return keras.Sequential([keras.Input((4,)), layers.Lambda(either), dense()])
+
+
 class OwnStep(keras.Model):  # type: ignore[misc, name-defined]
     """A model that trains in its own way."""
 
@@ -276,6 +317,8 @@ def compiled(**options: Any) -> Any:
         (lambda: Own(), {"loss": "mse", "input": "4"}, "input '4'.*give a shape"),
         (lambda: Own(failing=True), {"loss": "mse", "input": (4,)}, "own: a call that cannot be traced"),
         (two_outputs, {"loss": "mse"}, "two: one tensor as two outputs"),
+        (masked, {"loss": "mse"}, r"a mask of \[2, 5\] beside values of \[2, 3\].*compute_mask"),
+        (lambda: branching(), {"loss": "mse"}, "StatelessIf.*keras.ops.where"),
         (lambda: OwnStep(), {"loss": "mse", "input": (4,)}, r"'stepping' .OwnStep.: a train_step of its own.*add_loss"),
         (lambda: OwnLoss(), {"loss": "mse", "input": (4,)}, "a compute_loss of its own"),
         (
