@@ -379,7 +379,8 @@ class SignedAnswer:
         filled = self._from_buffer(view) if self._is_buffered and self._left else 0
         # From the socket itself: records of TLS are small, and http.client's layers take longer for each than to decrypt it.
         sock: Any = self._connection.sock
-        receive = sock.recv_into
+        # Of an answer after which the server closes, http.client has let go of the socket already, and the answer alone holds it.
+        receive = self._response.fp.readinto if sock is None else sock.recv_into
         try:
             while filled < len(view) and (count := receive(view[filled:])):
                 filled += count

@@ -173,6 +173,13 @@ def test_connections_closed_while_they_rested_cost_no_pause(client: Client) -> N
     assert len({request.connection for request in client.server.requests}) >= 1
 
 
+def test_an_answer_after_which_the_server_closes_is_read_to_its_end(client: Client) -> None:
+    client.server.faults.extend(["farewell", "farewell"])
+    for _ in range(3):
+        assert client.read() == CONTENT
+    assert (client.slept, client.by_boto3()) == ([], 0)
+
+
 def test_a_server_that_ignores_the_range_is_refused(client: Client) -> None:
     client.server.faults.extend(["end:1000", "whole"])
     with pytest.raises(TransferError, match="asked for bytes 1000"):
