@@ -10,21 +10,21 @@ The gradients are the same products transposed: filter by patchesᵀ · dy, inpu
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import tensorflow as tf
 
-from fedgrass.authoring.windows import ALL, Pair, Windows, concat, crop, output_and_padding, pad
+from fedgrass.authoring.windows import ALL, Pair, Windows, concat, crop, output_and_padding, pad, reach
 
 Tensor: TypeAlias = tf.Tensor
 
 LANES = 16
 """Columns that XNNPACK's matrix product computes at once."""
 
-_COPY_COST = 40
-"""Multiplications per lane that take as long as bringing one element into a patch and its gradient back (measured)."""
+MOVE_COST = 8
+"""Multiplications in a lane that take as long as reading and writing one element (measured)."""
 
 _MAX_BLOCK = 8
 
@@ -74,66 +74,115 @@ def transposed_product(a: Tensor, b: Tensor) -> Tensor:
     return tf.reduce_sum(found, axis=0) if found.shape[0] > 1 else tf.reshape(found, found.shape[1:])
 
 
-class _Blocks:
-    """How x [B, H, W, C] and a kernel [kh, kw, C, N] are laid out as matrices, with ``block`` outputs in each patch."""
+class _Layout:
+    """How x [B, H, W, C] and a kernel [kh, kw, C, N] are laid out as matrices, with ``block`` outputs in each patch.
 
-    def __init__(self, x: Sequence[int], kernel: Sequence[int], strides: Pair, padding: str, block: int) -> None:
-        self.batch, height, self.width, self.channels = x
+    Parameters
+    ----------
+    x, kernel
+        Their shapes.
+    strides, dilations
+        Of rows and columns.
+    before
+        Zeros above and to the left of x.
+    counts
+        Rows and columns of the output.
+    block
+        Neighbouring outputs of a row that one patch gives.
+    """
+
+    def __init__(
+        self,
+        x: Sequence[int],
+        kernel: Sequence[int],
+        strides: Pair,
+        dilations: Pair,
+        before: Pair,
+        counts: Pair,
+        block: int,
+    ) -> None:
+        self.batch, *self.size, self.channels = x
         self.kernel, self.block, self.stride = kernel, block, strides[1]
-        self.across, self.left = output_and_padding(self.width, kernel[1], strides[1], padding)
-        self.down, _ = output_and_padding(height, kernel[0], strides[0], padding)
+        self.before, (self.down, self.across) = before, counts
         self.blocks = -(-self.across // block)
         # Pixels from one patch to the next.
         step = strides[1] * block
-        self.per_patch = -(-(strides[1] * (block - 1) + kernel[1]) // step)
-        # Columns of the input with padding, a whole number of steps, so that reshaping cuts it into cells.
-        self.columns = (self.blocks + self.per_patch - 1) * step
-        self.height = height
-        size = step * self.channels
-        cells = (self.batch, height, self.columns // step, size)
-        self._across = Windows(cells, (1, self.per_patch), (1, 1), "VALID")
-        lines = (self.batch, height, self.blocks, self.per_patch * size)
-        self._down = Windows(lines, (kernel[0], 1), (strides[0], 1), padding)
+        # Patches of single pixels skip those between the taps; wider ones have them, times zeros in the kernel.
+        skip, self.gap = (dilations[1], 1) if step == 1 else (1, dilations[1])
+        self.taps = reach(kernel[1], self.gap)
+        self.per_patch = -(-(strides[1] * (block - 1) + self.taps) // step)
+        # Rows and columns of the input with padding: whole numbers of steps, so that reshaping cuts it into cells.
+        lines = (self.down + -(-reach(kernel[0], dilations[0]) // strides[0]) - 1) * strides[0]
+        self.padded = [lines, (self.blocks + reach(self.per_patch, skip) - 1) * step]
+        self._cells = [self.batch, lines, self.padded[1] // step, step * self.channels]
+        self._across = Windows(self._cells, (1, self.per_patch), (1, 1), "VALID", (1, skip))
+        self.depth = self.per_patch * step * self.channels
+        shape = [self.batch, lines, self.blocks, self.depth]
+        self._down = Windows(shape, (kernel[0], 1), (strides[0], 1), "VALID", (dilations[0], 1))
         self.rows = self.batch * self.down * self.blocks
-        self.depth = kernel[0] * self.per_patch * size
 
     @property
     def cost(self) -> float:
+        """What the convolution takes, in multiplications of a lane."""
+        filters = self.block * self.kernel[3]
+        # A line is copied out of the image in pieces, of which short ones take no less, and again for each row of the kernel.
+        line = 2 * self.per_patch * max(self._cells[3], LANES // 2)
+        rows = (self.kernel[0] - 1) * 2 * filters + (self._taps if self.kernel[0] > 1 else 0)
+        return self._products + MOVE_COST * self.rows * (line + rows)
+
+    @property
+    def cost_of_adjoint(self) -> float:
+        """What `scatter` takes after its products."""
+        return self._products + MOVE_COST * self.rows * (4 * self._taps + 6 * self.depth)
+
+    @property
+    def _taps(self) -> int:
+        return self.kernel[0] * self.depth
+
+    @property
+    def _products(self) -> float:
         # XNNPACK fills whole vectors: 17 columns take as long as 32.
-        lanes = -(-self.block * self.kernel[3] // LANES) * LANES
-        return float(self.rows * self.depth * (lanes + _COPY_COST))
+        return float(self.rows * self._taps * -(-self.block * self.kernel[3] // LANES) * LANES)
 
-    def patches(self, x: Tensor) -> Tensor:
-        """[rows, depth]."""
-        # Patches in two moves, along rows and then along columns: each is a few slices instead of one for each tap.
-        x = self._fit(x, self.left, self.columns)
-        cells = tf.reshape(x, [self.batch, self.height, self.blocks + self.per_patch - 1, -1])
+    @property
+    def patch_bytes(self) -> int:
+        """What all patches take."""
+        return self.rows * self._taps * 4
+
+    def patches(self, x: Tensor) -> list[Tensor]:
+        """[rows, depth] of each row of the kernel."""
+        # In two moves, along rows and then along columns: each is a few slices instead of one for each tap.
+        cells = tf.reshape(_fitted(x, self.before, self.padded), self._cells)
         lines = concat(self._across.taps(cells), 3)
-        return tf.reshape(concat(self._down.taps(lines), 3), [self.rows, self.depth])
+        return [tf.reshape(part, [self.rows, self.depth]) for part in self._down.taps(lines)]
 
-    def scatter(self, patches: Tensor) -> Tensor:
+    def scatter(self, patches: Sequence[Tensor]) -> Tensor:
         """Adjoint of `patches`."""
-        patches = tf.reshape(patches, [self.batch, self.down, self.blocks, self.depth])
-        lines = self._down.scatter(_split(patches, self.kernel[0]))
+        shape = [self.batch, self.down, self.blocks, self.depth]
+        lines = self._down.scatter([tf.reshape(part, shape) for part in patches])
         cells = self._across.scatter(_split(lines, self.per_patch))
-        x = tf.reshape(cells, [self.batch, self.height, self.columns, self.channels])
-        return self._fit(x, -self.left, self.width)
+        x = tf.reshape(cells, [self.batch, *self.padded, self.channels])
+        return _fitted(x, (-self.before[0], -self.before[1]), self.size)
 
-    def toeplitz(self, kernel: Tensor) -> Tensor:
-        """[depth, block · N]: column block v is the kernel moved by v strides."""
+    def matrices(self, kernel: Tensor) -> list[Tensor]:
+        """[depth, block · N] of each row of the kernel: column block v is the kernel moved by v strides."""
         columns = self.per_patch * self.stride * self.block
+        kernel = spread(kernel, 1, self.gap)
         # Filters side by side, each moved by one stride more: one product then gives `block` neighbouring outputs.
         moved = [
-            pad(kernel, [[0, 0], [shift, columns - self.kernel[1] - shift], [0, 0], [0, 0]]) for shift in self._shifts()
+            pad(kernel, [[0, 0], [shift, columns - self.taps - shift], [0, 0], [0, 0]]) for shift in self._shifts()
         ]
-        return tf.reshape(concat(moved, 3), [self.depth, self.block * self.kernel[3]])
+        whole = tf.reshape(concat(moved, 3), [self.kernel[0], self.depth, -1])
+        return [tf.reshape(crop(whole, slice(row, row + 1)), whole.shape[1:]) for row in range(self.kernel[0])]
 
-    def untoeplitz(self, matrix: Tensor) -> Tensor:
-        """Adjoint of `toeplitz`."""
+    def unmatrices(self, matrices: Sequence[Tensor]) -> Tensor:
+        """Adjoint of `matrices`."""
         columns = self.per_patch * self.stride * self.block
-        spread = tf.reshape(matrix, [self.kernel[0], columns, self.channels, self.block * self.kernel[3]])
-        parts = zip(self._shifts(), _split(spread, self.block), strict=True)
-        return _sum([crop(part, ALL, slice(shift, shift + self.kernel[1])) for shift, part in parts])
+        shape = [self.kernel[0], columns, self.channels, self.block * self.kernel[3]]
+        whole = tf.reshape(concat(matrices, 0), shape)
+        parts = zip(self._shifts(), _split(whole, self.block), strict=True)
+        found = total([crop(part, ALL, slice(shift, shift + self.taps)) for shift, part in parts])
+        return _gathered(found, self.gap)
 
     def outputs(self, matrix: Tensor) -> Tensor:
         """[rows, block · N] as an image."""
@@ -150,12 +199,44 @@ class _Blocks:
     def _shifts(self) -> list[int]:
         return [self.stride * v for v in range(self.block)]
 
-    def _fit(self, x: Tensor, before: int, columns: int) -> Tensor:
-        x = crop(x, ALL, ALL, slice(max(-before, 0), min(x.shape[2], columns - before)))
-        return pad(x, [[0, 0], [0, 0], [max(before, 0), columns - x.shape[2] - max(before, 0)], [0, 0]])
+
+def _fitted(x: Tensor, before: Sequence[int], wanted: Sequence[int]) -> Tensor:
+    """Rows and columns moved by ``before`` (negative: cut off), and cut off or padded at their ends."""
+    ranges, pads = [ALL], [[0, 0]]
+    for have, size, shift in zip(x.shape[1:3], wanted, before, strict=True):
+        ranges.append(slice(max(-shift, 0), min(have, size - shift)))
+        pads.append([max(shift, 0), max(size - have - shift, 0)])
+    return pad(crop(x, *ranges), [*pads, [0, 0]])
 
 
-def convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tensor | None:
+def _best(
+    x: Sequence[int], kernel: Sequence[int], strides: Pair, dilations: Pair, before: Pair, counts: Pair
+) -> _Layout:
+    # Few filters want wide blocks, many want none; which is cheapest depends on all the sizes, so each is counted.
+    layouts = (_Layout(x, kernel, strides, dilations, before, counts, block) for block in range(1, _MAX_BLOCK + 1))
+    # Ties go to the smaller block, which is listed first.
+    return min(layouts, key=lambda found: found.cost)
+
+
+def _layouts(
+    x: Sequence[int], kernel: Sequence[int], strides: Pair, padding: str, dilations: Pair
+) -> tuple[_Layout, _Layout | None]:
+    """Return how it is convolved, and how its output's gradient is, if that is cheaper than `_Layout.scatter`."""
+    spans = [reach(*axis) for axis in zip(kernel[:2], dilations, strict=True)]
+    axes = zip(x[1:3], spans, strides, strict=True)
+    (down, top), (across, left) = (output_and_padding(*axis, padding) for axis in axes)
+    layout = _best(x, kernel, strides, dilations, (top, left), (down, across))
+    if strides != (1, 1):
+        return layout, None
+    # A pixel reaches the outputs behind it by the taps before the first, and so on.
+    before, turned = (spans[0] - 1 - top, spans[1] - 1 - left), [*kernel[:2], kernel[3], kernel[2]]
+    back = _best([x[0], down, across, kernel[3]], turned, strides, dilations, before, (x[1], x[2]))
+    return layout, back if back.cost < layout.cost_of_adjoint else None
+
+
+def convolution(
+    x: Tensor, kernel: Tensor, strides: Pair, padding: str, dilations: Pair = (1, 1), *, bounded: bool = True
+) -> Tensor | None:
     """Convolve images with a kernel by way of a product of matrices, whose gradients are products too.
 
     Parameters
@@ -168,32 +249,52 @@ def convolution(x: Tensor, kernel: Tensor, strides: Pair, padding: str) -> Tenso
         Along height and width.
     padding
         ``SAME`` or ``VALID``, as of TensorFlow.
+    dilations
+        From one tap to the next, along height and width.
+    bounded
+        Whether patches that would take more than ``MAX_PATCH_BYTES`` are not taken.
 
     Returns
     -------
     Tensor or None
-        [B, H', W', N]; None if the patches would take more than ``MAX_PATCH_BYTES``.
+        [B, H', W', N]; None if the patches would be too large.
     """
-    # Few filters want wide blocks, many want none; which is cheapest depends on all the sizes, so each is counted.
-    layouts = (_Blocks(x.shape, kernel.shape, strides, padding, block) for block in range(1, _MAX_BLOCK + 1))
-    # Ties go to the smaller block, which is listed first.
-    layout = min(layouts, key=lambda found: found.cost)
+    layout, back = _layouts(x.shape, kernel.shape, strides, padding, dilations)
     # The caller falls back to LiteRT's own convolution: slower, and within the device's memory.
-    if layout.rows * layout.depth * 4 > MAX_PATCH_BYTES:
+    if bounded and layout.patch_bytes > MAX_PATCH_BYTES:
         return None
 
     def convolve(x: Tensor, kernel: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        patches, matrix = layout.patches(x), layout.toeplitz(kernel)
+        patches, matrices = layout.patches(x), layout.matrices(kernel)
 
         def gradient(dy: Tensor) -> tuple[Tensor, Tensor]:
-            dy = layout.unoutputs(dy)
-            dx = layout.scatter(product(dy, matrix, transpose_b=True))
-            return dx, layout.untoeplitz(transposed_product(patches, dy))
+            rows = layout.unoutputs(dy)
+            by_kernel = layout.unmatrices([transposed_product(part, rows) for part in patches])
+            if back is None:
+                return layout.scatter([product(rows, one, transpose_b=True) for one in matrices]), by_kernel
+            return _convolved(back, dy, _turned(kernel)), by_kernel
 
-        return layout.outputs(product(patches, matrix)), gradient
+        return layout.outputs(_summed(patches, matrices)), gradient
 
     found: Tensor = tf.custom_gradient(convolve)(x, kernel)
     return found
+
+
+def _convolved(layout: _Layout, x: Tensor, kernel: Tensor) -> Tensor:
+    return layout.outputs(_summed(layout.patches(x), layout.matrices(kernel)))
+
+
+def _summed(patches: Sequence[Tensor], matrices: Sequence[Tensor]) -> Tensor:
+    return total([product(part, matrix) for part, matrix in zip(patches, matrices, strict=True)])
+
+
+def _turned(kernel: Tensor) -> Tensor:
+    """The kernel of the adjoint at stride 1: turned by half a circle, inputs and outputs exchanged."""
+    for axis in (0, 1):
+        # Slices and a concatenation: XNNPACK leaves REVERSE out.
+        size = kernel.shape[axis]
+        kernel = concat([crop(kernel, *[ALL] * axis, slice(i, i + 1)) for i in reversed(range(size))], axis)
+    return tf.transpose(kernel, [0, 1, 3, 2])
 
 
 def bias_add(x: Tensor, bias: Tensor, data_format: str = "NHWC") -> Tensor:
@@ -241,6 +342,29 @@ def relu(x: Tensor) -> Tensor:
     return tf.reshape(_tf_relu(in_parts(x)), x.shape)
 
 
+def spread(kernel: Tensor, axis: int, gap: int) -> Tensor:
+    """Put zeros between the places of an axis of a kernel, so that they lie ``gap`` apart."""
+    if gap == 1 or kernel.shape[axis] == 1:
+        return kernel
+    shape = list(kernel.shape)
+    apart = tf.reshape(kernel, [*shape[: axis + 1], 1, *shape[axis + 1 :]])
+    # Behind the last place, too: then it is a plain reshape, and what is too much is cut off.
+    wide = pad(apart, [[0, gap - 1] if at == axis + 1 else [0, 0] for at in range(len(shape) + 1)])
+    wide = tf.reshape(wide, [*shape[:axis], shape[axis] * gap, *shape[axis + 1 :]])
+    return crop(wide, *[ALL] * axis, slice(reach(shape[axis], gap)))
+
+
+def _gathered(kernel: Tensor, gap: int) -> Tensor:
+    """Adjoint of `spread` along the second axis."""
+    if gap == 1:
+        return kernel
+    rows, columns, *rest = kernel.shape
+    count = (columns - 1) // gap + 1
+    whole = pad(kernel, [[0, 0], [0, count * gap - columns], [0, 0], [0, 0]])
+    apart = tf.reshape(whole, [rows, count, gap, *rest])
+    return tf.reshape(crop(apart, ALL, ALL, slice(1)), [rows, count, *rest])
+
+
 _tf_bias_add, _tf_relu = tf.nn.bias_add, tf.nn.relu
 
 
@@ -250,5 +374,6 @@ def _split(x: Tensor, parts: int) -> list[Tensor]:
     return [crop(x, *before, slice(i * size, (i + 1) * size)) for i in range(parts)]
 
 
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    return list(itertools.accumulate(parts, lambda total, part: total + part))[-1]
+def total(parts: Sequence[Tensor]) -> Tensor:
+    """Sum tensors of one shape."""
+    return functools.reduce(lambda found, part: found + part, parts)

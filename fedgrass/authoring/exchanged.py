@@ -14,7 +14,7 @@ from keras.src.backend.tensorflow import nn as backend_nn
 from keras.src.backend.tensorflow import numpy as backend_numpy
 from keras.src.utils import tf_utils
 
-from fedgrass.authoring import activations, categories, spatial
+from fedgrass.authoring import activations, categories, convolution, spatial
 from fedgrass.authoring.einsum import einsum
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.patching import patched
@@ -94,7 +94,9 @@ def _conv(
         # TensorFlow itself refuses both at once.
         raise UnsupportedModelError("the model", "a convolution with strides and dilation", "use one of them only")
     x, kernel = _images(inputs, kernel)
-    return _as(inputs, spatial.dilated_convolution(x, kernel, _pair(dilation_rate, rank), padding.upper()))
+    # Without a bound: LiteRT's own dilated convolution has no gradient.
+    y = convolution.convolution(x, kernel, (1, 1), padding.upper(), _pair(dilation_rate, rank), bounded=False)
+    return _as(inputs, y)
 
 
 def _without_xla(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -73,6 +73,9 @@ class KerasReference:
 
     def __init__(self, model: KerasModel, heads: Sequence[Head], optimizer: Optimizer, batch_size: int) -> None:
         self._model, self._heads, self._optimizer, self._batch_size = model, heads, optimizer, batch_size
+        self._functions: dict[str, Callable[..., Any]] = {}
+        layers = model.keras._flatten_layers()
+        self._recurrent = any(isinstance(layer, keras.layers.RNN) for layer in layers)
 
     def steps(self, data: ArrayDataset, settings: FitSettings, *, moved_by: float = 0.0) -> Steps:
         """Take the steps with Keras, and put the model's weights back.
@@ -104,18 +107,17 @@ class KerasReference:
 
     def _steps(self, data: ArrayDataset, settings: FitSettings) -> Steps:
         model = self._model.keras
-        with drawn(None):
-            outputs = self._outputs(data.x[: self._batch_size], training=False)
-            one = self._outputs(data.x[:1], training=False)
+        evaluated_outputs = self._compiled("outputs", self._evaluated)
+        outputs = evaluated_outputs(self._inputs(data.x[: self._batch_size]))
+        one = evaluated_outputs(self._inputs(data.x[:1]))
         losses_of = [
             # Keras decides by from_logits; outputs that sum to 1 went through a softmax.
             loss_object(head.loss, head.loss_options, from_logits=not _gives_probabilities(head, np.asarray(output)))
             for head, output in zip(self._heads, outputs, strict=True)
         ]
-        evaluated = []
-        for batch in data.batches(self._batch_size):
-            with drawn(None):
-                evaluated.append(self._total(losses_of, batch, training=False))
+        evaluate = self._compiled("evaluate", lambda x, y: self._loss(losses_of, x, y, None))
+        step_of = self._compiled("step", lambda x, y, number: self._gradients(losses_of, x, y, number))
+        evaluated = [float(evaluate(*self._given(batch))) for batch in data.batches(self._batch_size)]
         optimizer = optimizer_object(self._optimizer, settings.learning_rate)
         losses = []
         moments: list[Array] = []
@@ -123,11 +125,8 @@ class KerasReference:
         for step, batch in enumerate(data.batches(self._batch_size, seed=settings.epoch_seed(0))):
             optimizer.learning_rate = self._optimizer.rate_at(settings.learning_rate, step)
             # The seed and number of the device's step: dropout then drops the same places.
-            with drawn(tf.constant(settings.masks_seed() + step + 1, tf.int32)), tf.GradientTape() as tape:
-                value = self._total(losses_of, batch, training=True)
-            found = tape.gradient(value, [variable.value for variable in model.trainable_variables])
-            # Keras' optimizers would square the parts of a token that occurs twice one by one, and not their sum.
-            gradients = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
+            number = tf.constant(settings.masks_seed() + step + 1, tf.int32)
+            value, gradients = step_of(*self._given(batch), number)
             optimizer.apply(gradients, model.trainable_variables)
             losses.append(float(value))
             if step == 0:
@@ -136,18 +135,47 @@ class KerasReference:
         found = [_row(outputs), _row(one)]
         return Steps([*losses, float(np.mean(evaluated))], self._model.values(), found, moments, smallest)
 
-    def _outputs(self, x: Array, *, training: bool) -> list[Any]:
-        model, inputs = self._model.keras, self._model.inputs
+    def _compiled(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile a function if the model is recurrent: outside a graph, Keras takes each time step by itself.
+
+        Other models are run twice or thrice faster than they are compiled.
+        """
+        if name not in self._functions:
+            self._functions[name] = tf.function(function, autograph=False) if self._recurrent else function
+        return self._functions[name]
+
+    def _evaluated(self, x: Sequence[Any]) -> list[Any]:
+        with drawn(None):
+            return self._outputs(x, training=False)
+
+    def _loss(self, losses: Sequence[Any], x: Sequence[Any], y: Sequence[Any], number: Any) -> Any:
+        with drawn(number):
+            return self._total(losses, x, y, training=number is not None)
+
+    def _gradients(
+        self, losses: Sequence[Any], x: Sequence[Any], y: Sequence[Any], number: Any
+    ) -> tuple[Any, list[Any]]:
+        with tf.GradientTape() as tape:
+            value = self._loss(losses, x, y, number)
+        found = tape.gradient(value, [variable.value for variable in self._model.keras.trainable_variables])
+        # Keras' optimizers would square the parts of a token that occurs twice one by one, and not their sum.
+        return value, [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in found]
+
+    def _given(self, batch: Batch) -> tuple[list[Array], list[Array]]:
+        return self._inputs(batch.x), labels(batch.y, self._heads)
+
+    def _inputs(self, x: Array) -> list[Array]:
+        return apart(x, self._model.inputs) if self._model.inputs else [x]
+
+    def _outputs(self, inputs: Sequence[Any], *, training: bool) -> list[Any]:
+        model = self._model.keras
         struct = getattr(model, "_inputs_struct", None)
-        arrays = apart(x, inputs) if inputs else [x]
-        given = x if struct is None else keras.tree.pack_sequence_as(struct, arrays)
+        given = inputs[0] if struct is None else keras.tree.pack_sequence_as(struct, list(inputs))
         return list(keras.tree.flatten(model(given, training=training)))
 
-    def _total(self, losses: Sequence[Any], batch: Batch, *, training: bool) -> Any:
-        each = zip(
-            self._heads, losses, labels(batch.y, self._heads), self._outputs(batch.x, training=training), strict=True
-        )
-        weighted = [head.weight * loss(y, output) for head, loss, y, output in each]
+    def _total(self, losses: Sequence[Any], x: Sequence[Any], y: Sequence[Any], *, training: bool) -> Any:
+        each = zip(self._heads, losses, y, self._outputs(x, training=training), strict=True)
+        weighted = [head.weight * loss(true, output) for head, loss, true, output in each]
         return tf.add_n([*weighted, *map(tf.reduce_sum, self._model.keras.losses)])
 
 

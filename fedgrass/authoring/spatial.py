@@ -12,33 +12,11 @@ from typing import TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from fedgrass.authoring.convolution import product, transposed_product
 from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.windows import Pair, Windows, concat, output_and_padding, pad
 
 Tensor: TypeAlias = tf.Tensor
 Convolve = Callable[..., Tensor]
-
-
-def dilated_convolution(x: Tensor, kernel: Tensor, dilations: Pair, padding: str) -> Tensor:
-    """Convolve x [B, H, W, C] with a kernel [kh, kw, C, N] whose taps lie ``dilations`` apart, at stride 1.
-
-    Parameters
-    ----------
-    x
-        [B, H, W, C].
-    kernel
-        [kh, kw, C, N].
-    dilations
-        Of rows and columns.
-    padding
-        SAME or VALID.
-    """
-    taps = _dilated_taps(x, kernel.shape[:2], dilations, padding)
-    shape = taps[0].shape
-    patches = tf.reshape(concat(taps, 3), [shape[0] * shape[1] * shape[2], -1])
-    y = _product(patches, tf.reshape(kernel, [-1, kernel.shape[3]]))
-    return tf.reshape(y, [*shape[:3], kernel.shape[3]])
 
 
 def dilated_depthwise_convolution(x: Tensor, kernel: Tensor, dilations: Pair, padding: str) -> Tensor:
@@ -72,14 +50,6 @@ def _dilated_taps(x: Tensor, kernel: Sequence[int], dilations: Pair, padding: st
     down, across = counts
     starts = [(a * dilations[0], b * dilations[1]) for a in range(kernel[0]) for b in range(kernel[1])]
     return [x[:, top : top + down, left : left + across] for top, left in starts]
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    def multiplied(a: Tensor, b: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-        return product(a, b), lambda dy: (product(dy, b, transpose_b=True), transposed_product(a, dy))
-
-    found: Tensor = tf.custom_gradient(multiplied)(a, b)
-    return found
 
 
 def grouped_convolution(x: Tensor, kernel: Tensor, convolve: Convolve) -> Tensor:

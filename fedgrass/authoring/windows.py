@@ -62,6 +62,11 @@ def pad(x: Tensor, pads: Sequence[Sequence[int]], value: float = 0.0) -> Tensor:
     return tf.reshape(tf.pad(tf.reshape(x, sizes), widths, constant_values=value), shape)
 
 
+def reach(taps: int, dilation: int) -> int:
+    """Return how many places a kernel spans, from its first tap to its last."""
+    return (taps - 1) * dilation + 1
+
+
 def output_and_padding(size: int, kernel: int, stride: int, padding: str) -> Pair:
     """Count the windows along an axis, and the zeros before it, by TensorFlow's rules.
 
@@ -101,16 +106,21 @@ class Windows:
         Rows and columns.
     padding
         ``"VALID"`` or ``"SAME"``.
+    dilations
+        From one tap to the next, along rows and columns.
     """
 
-    def __init__(self, shape: Sequence[int], kernel: Pair, strides: Pair, padding: str) -> None:
+    def __init__(
+        self, shape: Sequence[int], kernel: Pair, strides: Pair, padding: str, dilations: Pair = (1, 1)
+    ) -> None:
         self._shape = tuple(shape)
-        self._kernel, self._strides = kernel, strides
-        axes = zip(self._shape[1:3], kernel, strides, strict=True)
+        self._kernel, self._strides, self._dilations = kernel, strides, dilations
+        reaches = [reach(*axis) for axis in zip(kernel, dilations, strict=True)]
+        axes = zip(self._shape[1:3], reaches, strides, strict=True)
         self._counts, self._before = zip(*(output_and_padding(*axis, padding) for axis in axes), strict=True)
         # Rows and columns up to a whole number of strides, so that pixels can be sorted by phase.
         self._padded = tuple(
-            (count + -(-k // s) - 1) * s for count, k, s in zip(self._counts, kernel, strides, strict=True)
+            (count + -(-k // s) - 1) * s for count, k, s in zip(self._counts, reaches, strides, strict=True)
         )
 
     def taps(self, x: Tensor, outside: float = 0.0) -> list[Tensor]:
@@ -172,7 +182,8 @@ class Windows:
         return pad(y, [*pads, [0, 0]])
 
     def _places(self) -> list[Pair]:
-        return list(itertools.product(range(self._kernel[0]), range(self._kernel[1])))
+        rows, columns = (range(0, k * d, d) for k, d in zip(self._kernel, self._dilations, strict=True))
+        return list(itertools.product(rows, columns))
 
     @staticmethod
     def _resize(x: Tensor, size: Sequence[int], wanted: Sequence[int], before: Sequence[int], outside: float) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import tensorflow as tf
 
-from fedgrass.authoring.convolution import product, transposed_product
+from fedgrass.authoring.convolution import convolution, product, spread, transposed_product
 from fedgrass.authoring.torch.registry import Context, Operand, Sizes, operator, require
 from fedgrass.authoring.torch.values import Value, reshape
 from fedgrass.authoring.windows import Windows, concat, crop, pad
@@ -150,7 +150,8 @@ def _convolved(
         return _grouped(context, image, kernel, strides, padding, dilations, groups)
     # LiteRT's dilated convolution has no gradient here, and none takes strides and dilation together.
     if dilations != [1, 1] and (context.trains or set(strides) != {1}):
-        return _by_taps(image, kernel, strides, dilations, 1)
+        pairs = (strides[0], strides[1]), padding, (dilations[0], dilations[1])
+        return convolution(image, kernel, *pairs, bounded=False)
     return tf.nn.convolution(
         image, kernel, strides=list(strides), padding=padding, data_format="NHWC", dilations=dilations
     )
@@ -179,15 +180,7 @@ def _depthwise(
 
 def _spread(kernel: Tensor, dilations: Sequence[int]) -> Tensor:
     """The kernel with zeros between its taps."""
-    for axis, dilation in enumerate(dilations):
-        if dilation > 1:
-            shape = [int(size) for size in kernel.shape]
-            found = tf.reshape(kernel, [*shape[: axis + 1], 1, *shape[axis + 1 :]])
-            pads = [[0, 0]] * (axis + 1) + [[0, dilation - 1]] + [[0, 0]] * (len(shape) - axis - 1)
-            shape[axis] *= dilation
-            spread = tf.reshape(tf.pad(found, pads), shape)
-            kernel = spread[(slice(None),) * axis + (slice(0, shape[axis] - dilation + 1),)]
-    return kernel
+    return spread(spread(kernel, 0, dilations[0]), 1, dilations[1])
 
 
 def _grouped(
@@ -217,12 +210,10 @@ def _by_taps(image: Tensor, kernel: Tensor, strides: Sequence[int], dilations: S
             taps.append(_every(tap, 2, b * dilations[1], across, strides[1]))
     count, filters = rows * columns, int(kernel.shape[3])
     patches = tf.reshape(concat(taps, 3), [batch * down * across, count * channels])
-    if groups == 1:
-        return tf.reshape(product_of(patches, tf.reshape(kernel, [-1, filters])), [batch, down, across, filters])
     inside = channels // groups
-    spread = tf.reshape(patches, [-1, count, groups, inside])
+    apart = tf.reshape(patches, [-1, count, groups, inside])
     # One product for each group, in one batched operator.
-    patches = tf.reshape(tf.transpose(spread, [2, 0, 1, 3]), [groups, -1, count * inside])
+    patches = tf.reshape(tf.transpose(apart, [2, 0, 1, 3]), [groups, -1, count * inside])
     matrices = tf.reshape(kernel, [count * inside, groups, filters // groups])
     y = tf.matmul(patches, tf.transpose(matrices, [1, 0, 2]))
     return tf.reshape(tf.transpose(y, [1, 0, 2]), [batch, down, across, filters])
@@ -298,9 +289,9 @@ def _scattered(
     ]
     # One product for all taps; each tap's part is then added up where it falls.
     matrix = tf.reshape(tf.transpose(kernel, [2, 0, 1, 3]), [channels, rows * columns * filters])
-    spread = product_of(tf.reshape(image, [-1, channels]), matrix)
-    spread = tf.reshape(spread, [batch, height, width, rows * columns * filters])
-    taps = [spread[:, :, :, i * filters : (i + 1) * filters] for i in range(rows * columns)]
+    placed = product_of(tf.reshape(image, [-1, channels]), matrix)
+    placed = tf.reshape(placed, [batch, height, width, rows * columns * filters])
+    taps = [placed[:, :, :, i * filters : (i + 1) * filters] for i in range(rows * columns)]
     windows = Windows([batch, *whole, filters], (rows, columns), (strides[0], strides[1]), "VALID")
     y = windows.scatter(taps)
     # Padding of a transposed convolution cuts the result; output_padding gives rows back behind.

@@ -11,6 +11,8 @@ import tensorflow as tf
 import torch
 
 from fedgrass.authoring.convolution import product, transposed_product
+from fedgrass.authoring.normalization import normalized as normalized_batch
+from fedgrass.authoring.normalization import normalized_groups, normalized_rows
 from fedgrass.authoring.torch.elementwise import each
 from fedgrass.authoring.torch.registry import OPERATORS, Context, Operand, operator, require
 from fedgrass.authoring.torch.shapes import repeat_interleave
@@ -98,8 +100,8 @@ def _addmm(context: Context, x: Operand, a: Operand, b: Operand, beta: float = 1
     return each(context, lambda p, q: beta * p + alpha * q, x, found)
 
 
-def normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (x − mean) / √(variance + ε) over these axes with its gradient in closed form, the mean and the variance.
+def normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> Tensor:
+    """Return (x − mean) / √(variance + ε) over these axes, with its gradient in closed form.
 
     Parameters
     ----------
@@ -110,11 +112,10 @@ def normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, 
     epsilon
         Added to the variance.
     """
-    # stop_gradient: the closed form below is by x as a whole, and must not be added to TensorFlow's.
-    mean = tf.reduce_mean(tf.stop_gradient(x), axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(tf.stop_gradient(x) - mean), axes, keepdims=True)
 
     def normalize(x: Tensor) -> tuple[Tensor, Gradient]:
+        mean = tf.reduce_mean(x, axes, keepdims=True)
+        variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=True)
         scale = tf.math.rsqrt(variance + epsilon)
         y = (x - mean) * scale
 
@@ -126,7 +127,17 @@ def normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> tuple[Tensor, 
 
         return y, gradient
 
-    return tf.custom_gradient(normalize)(x), mean, variance
+    found: Tensor = tf.custom_gradient(normalize)(x)
+    return found
+
+
+def _scale_and_offset(
+    context: Context, weight: Operand | None, bias: Operand | None, shape: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    return (
+        tf.ones(shape) if weight is None else context.value(weight).plain,
+        tf.zeros(shape) if bias is None else context.value(bias).plain,
+    )
 
 
 def _affine(context: Context, y: Value, weight: Operand | None, bias: Operand | None, shape: Sequence[int]) -> Value:
@@ -145,8 +156,11 @@ def _layer_norm(
     epsilon: float,
     *_: object,
 ) -> Value:
+    if len(shape) == 1:
+        order = [*(axis for axis in x.order if axis != x.rank - 1), x.rank - 1]
+        return Value(normalized_rows(x.laid(order), *_scale_and_offset(context, weight, bias, shape), epsilon), order)
     axes = range(x.rank - len(shape), x.rank)
-    y, _mean, _variance = normalized(x.tensor, sorted(x.axes(axes)), epsilon)
+    y = normalized(x.tensor, sorted(x.axes(axes)), epsilon)
     return _affine(context, x.like(y), weight, bias, shape)
 
 
@@ -174,13 +188,14 @@ def _group_norm(
     epsilon: float,
     *_: object,
 ) -> Value:
-    batch, channels, *spatial = x.shape
-    last = [0, *range(2, x.rank), 1]
-    # Channels last, so that a group is a run of the last axis.
-    image = tf.reshape(x.laid(last), [batch, math.prod(spatial), groups, channels // groups])
-    y, _mean, _variance = normalized(image, [1, 3], epsilon)
-    found = Value(tf.reshape(y, [batch, *spatial, channels]), last)
-    return _affine(context, found, weight, bias, [1, channels, *([1] * len(spatial))])
+    order = _channels_last(x)
+    affine = _scale_and_offset(context, weight, bias, [x.shape[1]])
+    return Value(normalized_groups(x.laid(order), *affine, groups, epsilon), order)
+
+
+def _channels_last(x: Value) -> list[int]:
+    """Where normalizations and products want the channels, and the other axes as they lie."""
+    return [0, *(axis for axis in x.order if axis not in (0, 1)), 1]
 
 
 @operator("instance_norm")
@@ -197,9 +212,8 @@ def _instance_norm(
     *_: object,
 ) -> Value:
     require(mean is None, "InstanceNorm with track_running_stats", "use track_running_stats=False")
-    axes = sorted(x.axes(range(2, x.rank)))
-    y, _mean, _variance = normalized(x.tensor, axes, epsilon)
-    return _affine(context, x.like(y), weight, bias, [1, x.shape[1], *([1] * (x.rank - 2))])
+    # Each channel is a group of its own.
+    return _group_norm(context, x, x.shape[1], weight, bias, epsilon)
 
 
 def _batch_norm(
@@ -212,20 +226,15 @@ def _batch_norm(
     epsilon: float,
 ) -> tuple[Value, Tensor, Tensor]:
     """By the batch's own statistics if none are given; returns them, [C]."""
-    channels = x.shape[1]
     order = [*(axis for axis in x.order if axis != 1), 1]
     tensor = x.laid(order)
-    rows = tf.reshape(tensor, [-1, channels])
+    scale, offset = _scale_and_offset(context, weight, bias, [x.shape[1]])
     if mean is None:
-        y, *found = normalized(rows, [0], epsilon)
-        moments = [tf.reshape(moment, [channels]) for moment in found]
-    else:
-        moments = [context.value(mean).tensor, context.value(variance).tensor]
-        y = (rows - moments[0]) * tf.math.rsqrt(moments[1] + epsilon)
-    if weight is not None:
-        y = y * context.value(weight).tensor
-    if bias is not None:
-        y = tf.nn.bias_add(y, context.value(bias).tensor)
+        y, *moments = normalized_batch(tensor, scale, offset, epsilon)
+        return Value(y, order), moments[0], moments[1]
+    moments = [context.value(mean).tensor, context.value(variance).tensor]
+    rows = tf.reshape(tensor, [-1, x.shape[1]])
+    y = (rows - moments[0]) * tf.math.rsqrt(moments[1] + epsilon) * scale + offset
     return Value(tf.reshape(y, tensor.shape), order), moments[0], moments[1]
 
 

@@ -3,110 +3,174 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
 import tensorflow as tf
 
+from fedgrass.authoring.convolution import product, transposed_product
 from fedgrass.authoring.recurrence import CHUNKS, MAX_UNROLLED
 from fedgrass.authoring.scan import Scan
-from fedgrass.authoring.torch.layers import dropped, times_transposed
+from fedgrass.authoring.torch.cells import GRU, LSTM, Cell, simple
+from fedgrass.authoring.torch.layers import dropped
 from fedgrass.authoring.torch.registry import OPERATORS, Context, Operand, Result, require
 from fedgrass.authoring.torch.values import Value, permute
+from fedgrass.authoring.windows import concat
 
 Tensor: TypeAlias = tf.Tensor
-State = tuple[Tensor, ...]
-Cell = Callable[[Tensor, State, Sequence[Tensor | None]], State]
-"""From the input's part of the gates [B, gates], the state and the weights to the next state, output first."""
+Tensors: TypeAlias = list[tf.Tensor]
 
 
-def _lstm_cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
-    before, cell = state
-    recurrent, bias, project = weights
-    total = gates + _times(before, recurrent, bias)
-    # PyTorch's order of the gates.
-    i, f, g, o = tf.split(total, 4, axis=1)
-    cell = tf.sigmoid(f) * cell + tf.sigmoid(i) * tf.tanh(g)
-    output = tf.sigmoid(o) * tf.tanh(cell)
-    return (output if project is None else _times(output, project, None)), cell
+@dataclass(frozen=True)
+class _Weights:
+    """[gates, features], [gates, hidden] and what else a layer has: biases [gates], and a projection of an LSTM's output."""
+
+    kernel: Tensor
+    recurrent: Tensor
+    bias: Tensor | None = None
+    recurrent_bias: Tensor | None = None
+    project: Tensor | None = None
+
+    @classmethod
+    def of(cls, context: Context, found: Sequence[Operand], has_biases: bool) -> _Weights:
+        """Sort torch's flat list: kernel, recurrent, biases if there are any, projection if there is one."""
+        kernel, recurrent, *rest = (context.value(one).plain for one in found)
+        biases = [rest.pop(0), rest.pop(0)] if has_biases else [None, None]
+        return cls(kernel, recurrent, *biases, *rest)
+
+    def list(self) -> Tensors:
+        """Those that there are."""
+        found = (self.kernel, self.recurrent, self.bias, self.recurrent_bias, self.project)
+        return [one for one in found if one is not None]
+
+    def like(self, tensors: Sequence[Tensor]) -> _Weights:
+        """Return others in the places of `list`."""
+        given = iter(tensors)
+        whole = (self.kernel, self.recurrent, self.bias, self.recurrent_bias, self.project)
+        return _Weights(*(None if one is None else next(given) for one in whole))
 
 
-def _gru_cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
-    (before,) = state
-    recurrent, bias, _ = weights
-    held = _times(before, recurrent, bias)
-    reset_x, update_x, new_x = tf.split(gates, 3, axis=1)
-    reset_h, update_h, new_h = tf.split(held, 3, axis=1)
-    update = tf.sigmoid(update_x + update_h)
-    # PyTorch's GRU resets after the product (as cuDNN), so the two biases of it stay apart.
-    new = tf.tanh(new_x + tf.sigmoid(reset_x + reset_h) * new_h)
-    # (1 − u)·new + u·before with one multiplication less.
-    return (new + update * (before - new),)
+def _steps(
+    cell: Cell, trains: bool, weights: _Weights, steps: Tensor, state: Sequence[Tensor]
+) -> tuple[Tensor, Tensors]:
+    """Take some steps [T, B, features]; returns outputs [T, B, …] and the last state.
+
+    Its gradient is written out: each step's has one product, and those by the weights are one product of all steps.
+    """
+
+    def run(steps: Tensor, *given: Tensor) -> tuple[Tensors, Callable[..., Tensors]]:
+        walk = _Walk(cell, trains, weights.like(given[cell.states :]), steps)
+        return walk.forwards(given[: cell.states]), walk.backwards
+
+    found = tf.custom_gradient(run)(steps, *state, *weights.list())
+    return found[0], list(found[1:])
 
 
-def _simple_cell(activation: Callable[[Tensor], Tensor]) -> Cell:
-    def cell(gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
-        recurrent, bias, _ = weights
-        return (activation(gates + _times(state[0], recurrent, bias)),)
+class _Walk:
+    """The steps of one layer, kept for the way back."""
 
-    return cell
+    def __init__(self, cell: Cell, trains: bool, weights: _Weights, steps: Tensor) -> None:
+        self._cell, self._weights = cell, weights
+        # A constant weight keeps LiteRT's FULLY_CONNECTED; a variable one goes by way of the fast product.
+        self._times = partial(product, transpose_b=True) if trains else partial(tf.matmul, transpose_b=True)
+        self._count, self._batch, features = (int(size) for size in steps.shape)
+        self._flat = tf.reshape(steps, [-1, features])
+
+    def forwards(self, state: Sequence[Tensor]) -> Tensors:
+        """Return outputs and the last state."""
+        weights = self._weights
+        # All steps in one product: only the recurrent part has to wait for the step before.
+        gates = self._parts(_plus(self._times(self._flat, weights.kernel), weights.bias))
+        self._before, self._kept, self._inner, outputs = [], [], [], []
+        for gate in gates:
+            held = _plus(self._times(state[0], weights.recurrent), weights.recurrent_bias)
+            self._before.append(state[0])
+            state, kept = self._cell.forward(gate, held, state)
+            self._kept.append(kept)
+            self._inner.append(state[0])
+            if weights.project is not None:
+                state = (self._times(state[0], weights.project), *state[1:])
+            outputs.append(state[0])
+        return [tf.reshape(concat(outputs, 0), [self._count, self._batch, -1]), *state]
+
+    def backwards(self, upstream: Tensor, *after: Tensor) -> Tensors:
+        """Return gradients by the steps, the first state and the weights."""
+        weights, by = self._weights, list(after)
+        by_gates, by_held, by_outputs = [], [], []
+        arriving = self._parts(tf.reshape(upstream, [self._count * self._batch, -1]))
+        for step in reversed(range(self._count)):
+            by[0] = by[0] + arriving[step]
+            by_outputs.append(by[0])
+            if weights.project is not None:
+                by[0] = product(by[0], weights.project)
+            gates, held, direct = self._cell.backward(self._kept[step], by)
+            by_gates.append(gates)
+            by_held.append(held)
+            through = product(held, weights.recurrent)
+            by = [through if direct[0] is None else through + direct[0], *direct[1:]]
+        gates, held = (concat(found[::-1], 0) for found in (by_gates, by_held))
+        found = [transposed_product(gates, self._flat), transposed_product(held, concat(self._before, 0))]
+        if weights.bias is not None:
+            found += [tf.reduce_sum(gates, 0), tf.reduce_sum(held, 0)]
+        if weights.project is not None:
+            found.append(transposed_product(concat(by_outputs[::-1], 0), concat(self._inner, 0)))
+        by_steps = tf.reshape(product(gates, weights.kernel), [self._count, self._batch, -1])
+        return [by_steps, *by, *found]
+
+    def _parts(self, rows: Tensor) -> Tensors:
+        """Each step's rows."""
+        size, width = self._batch, int(rows.shape[1])
+        return [tf.slice(rows, [step * size, 0], [size, width]) for step in range(self._count)]
 
 
-def _times(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found = times_transposed(x, weight)
-    return found if bias is None else tf.nn.bias_add(found, bias)
+def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias
 
 
 def _layer(
-    cell: Cell, steps: Tensor, state: State, weights: Sequence[Tensor | None], backwards: bool, training: bool
-) -> tuple[Tensor, State]:
+    cell: Cell, context: Context, steps: Tensor, state: Sequence[Tensor], weights: _Weights, backwards: bool
+) -> tuple[Tensor, Tensors]:
     """One direction of one layer over steps [T, B, features]; returns outputs [T, B, …] and the last state."""
-    count, batch, features = (int(size) for size in steps.shape)
-    kernel, recurrent, bias, recurrent_bias, project = weights
-    # All steps in one product: only the recurrent part has to wait for the step before.
-    gates = _times(tf.reshape(steps, [-1, features]), kernel, bias)
-    gates = tf.reshape(gates, [count, batch, -1])
-    run = _unrolled if count <= MAX_UNROLLED else partial(_by_chunks, training)
+    run = partial(_steps, cell, context.trains, weights)
+    if int(steps.shape[0]) > MAX_UNROLLED:
+        run = partial(_by_chunks, run, context.draws is not None, weights)
     if not backwards:
-        return run(cell, gates, state, (recurrent, recurrent_bias, project))
-    outputs, state = run(cell, tf.reverse(gates, [0]), state, (recurrent, recurrent_bias, project))
-    return tf.reverse(outputs, [0]), state
-
-
-def _unrolled(cell: Cell, gates: Tensor, state: State, weights: Sequence[Tensor | None]) -> tuple[Tensor, State]:
-    outputs = []
-    for step in range(int(gates.shape[0])):
-        state = cell(gates[step], state, weights)
-        outputs.append(state[0])
-    return tf.stack(outputs, axis=0), state
+        return run(steps, state)
+    outputs, state = run(tf.reverse(steps, [0]), state)
+    return tf.reverse(outputs, [0]), list(state)
 
 
 def _by_chunks(
-    training: bool, cell: Cell, gates: Tensor, state: State, weights: Sequence[Tensor | None]
-) -> tuple[Tensor, State]:
-    """As `_unrolled`, by a loop over whole chunks of steps, and the steps that are left over: the graph stays small."""
-    count = int(gates.shape[0])
+    run: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, Tensors]],
+    training: bool,
+    weights: _Weights,
+    steps: Tensor,
+    state: Sequence[Tensor],
+) -> tuple[Tensor, Tensors]:
+    """As `_steps`, by a loop over whole chunks of steps, and the steps that are left over: the graph stays small."""
+    count = int(steps.shape[0])
     size = min(CHUNKS, key=lambda size: count % size)
     whole = count - count % size
 
-    def chunk(_: Tensor, slices: list[Tensor], carried: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        outputs, after = _unrolled(cell, slices[0], tuple(carried), weights)
-        return list(after), [outputs]
+    def chunk(_: Tensor, slices: Tensors, carried: Tensors) -> tuple[Tensors, Tensors]:
+        outputs, after = run(slices[0], carried)
+        return after, [outputs]
 
     carried, (outputs,) = Scan(
         chunk,
-        slices=[tf.reshape(gates[:whole], [whole // size, size, *gates.shape[1:]])],
+        slices=[tf.reshape(steps[:whole], [whole // size, size, *steps.shape[1:]])],
         carried=list(state),
         outputs=[tf.TensorSpec([size, *state[0].shape], state[0].dtype)],
     ).run(training=training)
     outputs = tf.reshape(outputs, [whole, *outputs.shape[2:]])
     if whole == count:
-        return outputs, tuple(carried)
-    rest, after = _unrolled(cell, gates[whole:], tuple(carried), weights)
+        return outputs, carried
+    rest, after = run(steps[whole:], carried)
     return tf.concat([outputs, rest], axis=0), after
 
 
-def _recurrent(cell: Cell, states: int) -> Callable[..., list[Value]]:
+def _recurrent(cell: Cell) -> Callable[..., list[Value]]:
     def apply(
         context: Context,
         x: Value,
@@ -134,34 +198,25 @@ def _recurrent(cell: Cell, states: int) -> Callable[..., list[Value]]:
                 steps = dropped(context, Value(steps), dropout).tensor
             for direction in range(directions):
                 place = layer * directions + direction
-                weights = _weights(context, parameters[place * per : (place + 1) * per], has_biases)
-                state = tuple(one[place] for one in held)
-                output, end = _layer(cell, steps, state, weights, direction == 1, context.draws is not None)
+                weights = _Weights.of(context, parameters[place * per : (place + 1) * per], has_biases)
+                output, end = _layer(cell, context, steps, [one[place] for one in held], weights, direction == 1)
                 found.append(output)
                 ends.append(end)
             steps = tf.concat(found, axis=2) if both else found[0]
         output = Value(steps)
-        lasts = [Value(tf.stack([end[i] for end in ends], axis=0)) for i in range(states)]
+        lasts = [Value(tf.stack([end[i] for end in ends], axis=0)) for i in range(cell.states)]
         return [permute(output, [1, 0, 2]) if batch_first else output, *lasts]
 
     return apply
 
 
-def _weights(context: Context, found: Sequence[Operand], has_biases: bool) -> list[Tensor | None]:
-    tensors = [context.value(one).plain for one in found]
-    # The order of torch's flat list: kernel, recurrent, biases if there are any, projection if there is one.
-    kernel, recurrent, *rest = tensors
-    biases = [rest.pop(0), rest.pop(0)] if has_biases else [None, None]
-    return [kernel, recurrent, *biases, rest[0] if rest else None]
+OPERATORS["lstm"] = _recurrent(LSTM)
+OPERATORS["gru"] = _recurrent(GRU)
+OPERATORS["rnn_tanh"] = _recurrent(simple("tanh"))
+OPERATORS["rnn_relu"] = _recurrent(simple("relu"))
 
 
-OPERATORS["lstm"] = _recurrent(_lstm_cell, 2)
-OPERATORS["gru"] = _recurrent(_gru_cell, 1)
-OPERATORS["rnn_tanh"] = _recurrent(_simple_cell(tf.tanh), 1)
-OPERATORS["rnn_relu"] = _recurrent(_simple_cell(lambda x: tf.nn.relu(x)), 1)
-
-
-def _single(cell: Cell, states: int) -> Callable[..., Result]:
+def _single(cell: Cell) -> Callable[..., Result]:
     def apply(
         context: Context,
         x: Value,
@@ -172,17 +227,15 @@ def _single(cell: Cell, states: int) -> Callable[..., Result]:
         held_bias: Operand | None = None,
     ) -> Result:
         held = [context.value(one).plain for one in (state if isinstance(state, (list, tuple)) else [state])]
-        weights = [
-            context.value(one).plain if one is not None else None for one in (kernel, recurrent, bias, held_bias)
-        ]
-        gates = _times(x.plain, weights[0], weights[2])
-        found = cell(gates, tuple(held), (weights[1], weights[3], None))
-        return [Value(one) for one in found] if states > 1 else Value(found[0])
+        parameters = [kernel, recurrent] if bias is None else [kernel, recurrent, bias, held_bias]
+        weights = _Weights.of(context, parameters, bias is not None)
+        _, found = _steps(cell, context.trains, weights, x.plain[None], held)
+        return [Value(one) for one in found] if cell.states > 1 else Value(found[0])
 
     return apply
 
 
-OPERATORS["lstm_cell"] = _single(_lstm_cell, 2)
-OPERATORS["gru_cell"] = _single(_gru_cell, 1)
-OPERATORS["rnn_tanh_cell"] = _single(_simple_cell(tf.tanh), 1)
-OPERATORS["rnn_relu_cell"] = _single(_simple_cell(lambda x: tf.nn.relu(x)), 1)
+OPERATORS["lstm_cell"] = _single(LSTM)
+OPERATORS["gru_cell"] = _single(GRU)
+OPERATORS["rnn_tanh_cell"] = _single(simple("tanh"))
+OPERATORS["rnn_relu_cell"] = _single(simple("relu"))
