@@ -120,6 +120,8 @@ class _Layout:
         shape = [self.batch, lines, self.blocks, self.depth]
         self._down = Windows(shape, (kernel[0], 1), (strides[0], 1), "VALID", (dilations[0], 1))
         self.rows = self.batch * self.down * self.blocks
+        # A product for each row of the kernel spares patches of all rows; summing is cheaper then, unless filters are many.
+        self.apart = (kernel[0] - 1) * block * kernel[3] < self._taps
 
     @property
     def cost(self) -> float:
@@ -127,7 +129,7 @@ class _Layout:
         filters = self.block * self.kernel[3]
         # A line is copied out of the image in pieces, of which short ones take no less, and again for each row of the kernel.
         line = 2 * self.per_patch * max(self._cells[3], LANES // 2)
-        rows = (self.kernel[0] - 1) * 2 * filters + (self._taps if self.kernel[0] > 1 else 0)
+        rows = 2 * min((self.kernel[0] - 1) * filters, self._taps) + (self._taps if self.kernel[0] > 1 else 0)
         return self._products + MOVE_COST * self.rows * (line + rows)
 
     @property
@@ -150,30 +152,32 @@ class _Layout:
         return self.rows * self._taps * 4
 
     def patches(self, x: Tensor) -> list[Tensor]:
-        """[rows, depth] of each row of the kernel."""
+        """[rows, depth] of each row of the kernel, or [rows, kernel rows · depth] of all."""
         # In two moves, along rows and then along columns: each is a few slices instead of one for each tap.
         cells = tf.reshape(_fitted(x, self.before, self.padded), self._cells)
         lines = concat(self._across.taps(cells), 3)
-        return [tf.reshape(part, [self.rows, self.depth]) for part in self._down.taps(lines)]
+        taps = self._down.taps(lines)
+        return [tf.reshape(part, [self.rows, -1]) for part in (taps if self.apart else [concat(taps, 3)])]
 
     def scatter(self, patches: Sequence[Tensor]) -> Tensor:
         """Adjoint of `patches`."""
-        shape = [self.batch, self.down, self.blocks, self.depth]
-        lines = self._down.scatter([tf.reshape(part, shape) for part in patches])
+        parts = [tf.reshape(part, [self.batch, self.down, self.blocks, -1]) for part in patches]
+        lines = self._down.scatter(parts if self.apart else _split(parts[0], self.kernel[0]))
         cells = self._across.scatter(_split(lines, self.per_patch))
         x = tf.reshape(cells, [self.batch, *self.padded, self.channels])
         return _fitted(x, (-self.before[0], -self.before[1]), self.size)
 
     def matrices(self, kernel: Tensor) -> list[Tensor]:
-        """[depth, block · N] of each row of the kernel: column block v is the kernel moved by v strides."""
+        """[…, block · N] by which each of `patches` is multiplied: column block v is the kernel moved by v strides."""
         columns = self.per_patch * self.stride * self.block
         kernel = spread(kernel, 1, self.gap)
         # Filters side by side, each moved by one stride more: one product then gives `block` neighbouring outputs.
         moved = [
             pad(kernel, [[0, 0], [shift, columns - self.taps - shift], [0, 0], [0, 0]]) for shift in self._shifts()
         ]
-        whole = tf.reshape(concat(moved, 3), [self.kernel[0], self.depth, -1])
-        return [tf.reshape(crop(whole, slice(row, row + 1)), whole.shape[1:]) for row in range(self.kernel[0])]
+        parts = self.kernel[0] if self.apart else 1
+        whole = tf.reshape(concat(moved, 3), [parts, -1, self.block * self.kernel[3]])
+        return [tf.reshape(crop(whole, slice(part, part + 1)), whole.shape[1:]) for part in range(parts)]
 
     def unmatrices(self, matrices: Sequence[Tensor]) -> Tensor:
         """Adjoint of `matrices`."""

@@ -324,6 +324,7 @@ _INSTEAD = {
     "LeftShift": "transform images in the data loader",
     "MatrixSolve": "use RandomRotation, RandomTranslation or RandomShear, or take that part into the data loader",
     "MatrixBandPart": "multiply by a constant mask, such as numpy.tril gives",
+    "FakeQuant": "train in float: the int8 model has a scale for each channel, and loses nothing worth training for",
     "Stateless": "draw by keras.random with a keras.random.SeedGenerator, as Dropout does",
     "EmptyTensorList": "unroll the loop",
     "ListDiff": "multiply the parts one by one in place of ops.prod",

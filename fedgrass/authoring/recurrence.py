@@ -35,6 +35,13 @@ MAX_UNROLLED = 20
 CHUNKS = (10, 11, 9, 12, 8, 13, 7)
 """Steps in a chunk: the first of these that leaves the fewest over."""
 
+
+def chunk_size(steps: int) -> int:
+    """Return how many steps each chunk has."""
+    # What is left over is traced once more beside the loop's body, so the fewer the smaller the graph.
+    return min(CHUNKS, key=lambda size: steps % size)
+
+
 Turn = Callable[[Tensor], AbstractContextManager[None]]
 
 
@@ -128,8 +135,7 @@ class Recurrence:
     ) -> tuple[Tensors, Tensors]:
         """As `_Cell.steps`: whole chunks, and the steps that are left over."""
         steps = sequences[0].shape[0]
-        # What is left over is traced once more beside the loop's body, so the fewer the smaller the graph.
-        size = min(CHUNKS, key=lambda size: steps % size)
+        size = chunk_size(steps)
         whole = steps - steps % size
         count = size if cell.all_outputs else 1
         turn = self.turns()

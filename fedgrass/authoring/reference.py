@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src import backend
 
+from fedgrass.authoring import stepwise
 from fedgrass.authoring.model import KerasModel
+from fedgrass.authoring.patching import patched
 from fedgrass.authoring.randomness import drawn
 from fedgrass.bundle import Head, Optimizer, Parameters
 from fedgrass.data import ArrayDataset
@@ -149,7 +152,7 @@ class KerasReference:
             return self._outputs(x, training=False)
 
     def _loss(self, losses: Sequence[Any], x: Sequence[Any], y: Sequence[Any], number: Any) -> Any:
-        with drawn(number):
+        with drawn(number) as draws, patched(backend, "rnn", stepwise.rnn(draws)):
             return self._total(losses, x, y, training=number is not None)
 
     def _gradients(

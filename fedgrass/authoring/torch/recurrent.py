@@ -10,7 +10,7 @@ from typing import TypeAlias
 import tensorflow as tf
 
 from fedgrass.authoring.convolution import product, transposed_product
-from fedgrass.authoring.recurrence import CHUNKS, MAX_UNROLLED
+from fedgrass.authoring.recurrence import MAX_UNROLLED, chunk_size
 from fedgrass.authoring.scan import Scan
 from fedgrass.authoring.torch.cells import GRU, LSTM, Cell, simple
 from fedgrass.authoring.torch.layers import dropped
@@ -134,7 +134,7 @@ def _layer(
     """One direction of one layer over steps [T, B, features]; returns outputs [T, B, …] and the last state."""
     run = partial(_steps, cell, context.trains, weights)
     if int(steps.shape[0]) > MAX_UNROLLED:
-        run = partial(_by_chunks, run, context.draws is not None, weights)
+        run = partial(_by_chunks, run, context.draws is not None)
     if not backwards:
         return run(steps, state)
     outputs, state = run(tf.reverse(steps, [0]), state)
@@ -144,13 +144,12 @@ def _layer(
 def _by_chunks(
     run: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, Tensors]],
     training: bool,
-    weights: _Weights,
     steps: Tensor,
     state: Sequence[Tensor],
 ) -> tuple[Tensor, Tensors]:
     """As `_steps`, by a loop over whole chunks of steps, and the steps that are left over: the graph stays small."""
     count = int(steps.shape[0])
-    size = min(CHUNKS, key=lambda size: count % size)
+    size = chunk_size(count)
     whole = count - count % size
 
     def chunk(_: Tensor, slices: Tensors, carried: Tensors) -> tuple[Tensors, Tensors]:
