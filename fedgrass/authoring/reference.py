@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src import backend
+from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
 
-from fedgrass.authoring import stepwise
 from fedgrass.authoring.model import KerasModel
-from fedgrass.authoring.patching import patched
-from fedgrass.authoring.randomness import drawn
+from fedgrass.authoring.randomness import drawn, is_random
 from fedgrass.bundle import Head, Optimizer, Parameters
 from fedgrass.data import ArrayDataset
 from fedgrass.engines.base import Batch, FitSettings
@@ -77,8 +75,9 @@ class KerasReference:
     def __init__(self, model: KerasModel, heads: Sequence[Head], optimizer: Optimizer, batch_size: int) -> None:
         self._model, self._heads, self._optimizer, self._batch_size = model, heads, optimizer, batch_size
         self._functions: dict[str, Callable[..., Any]] = {}
-        layers = model.keras._flatten_layers()
-        self._recurrent = any(isinstance(layer, keras.layers.RNN) for layer in layers)
+        recurrent = [layer for layer in model.keras._flatten_layers() if isinstance(layer, keras.layers.RNN)]
+        # A loop in a graph is traced once: a cell of one's own that draws would draw the same in each step.
+        self._recurrent = bool(recurrent) and not any(_draws_in_each_step(layer) for layer in recurrent)
 
     def steps(self, data: ArrayDataset, settings: FitSettings, *, moved_by: float = 0.0) -> Steps:
         """Take the steps with Keras, and put the model's weights back.
@@ -139,7 +138,7 @@ class KerasReference:
         return Steps([*losses, float(np.mean(evaluated))], self._model.values(), found, moments, smallest)
 
     def _compiled(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile a function if the model is recurrent: outside a graph, Keras takes each time step by itself.
+        """Compile a function if the model is recurrent: outside a graph, Keras takes each time step by itself, which is slow.
 
         Other models are run twice or thrice faster than they are compiled.
         """
@@ -152,7 +151,7 @@ class KerasReference:
             return self._outputs(x, training=False)
 
     def _loss(self, losses: Sequence[Any], x: Sequence[Any], y: Sequence[Any], number: Any) -> Any:
-        with drawn(number) as draws, patched(backend, "rnn", stepwise.rnn(draws)):
+        with drawn(number):
             return self._total(losses, x, y, training=number is not None)
 
     def _gradients(
@@ -180,6 +179,12 @@ class KerasReference:
         each = zip(self._heads, losses, y, self._outputs(x, training=training), strict=True)
         weighted = [head.weight * loss(true, output) for head, loss, true, output in each]
         return tf.add_n([*weighted, *map(tf.reduce_sum, self._model.keras.losses)])
+
+
+def _draws_in_each_step(layer: Any) -> bool:
+    """Whether a cell, or a layer within one, draws: Keras' own cells draw once, before the first step."""
+    inner = [one for one in layer._flatten_layers() if not isinstance(one, (keras.layers.RNN, DropoutRNNCell))]
+    return any(is_random(one) for one in inner)
 
 
 def least(before: Sequence[Array], gradients: Sequence[Array]) -> list[Array]:

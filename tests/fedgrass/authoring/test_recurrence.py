@@ -49,22 +49,6 @@ class Cell(layers.Layer):  # type: ignore[misc]
         return 2.0 * state, [state]
 
 
-class Dropping(layers.Layer):  # type: ignore[misc]
-    """A cell with Dropout inside."""
-
-    def __init__(self, units: int) -> None:
-        super().__init__()
-        self.state_size = self.output_size = units
-        self.drop, self.dense = layers.Dropout(0.3), layers.Dense(units, activation="tanh")
-
-    def build(self, shape: Any) -> None:
-        self.dense.build((shape[0], shape[-1] + self.state_size))
-
-    def call(self, x: Any, states: Any, training: bool = False) -> Any:
-        state = self.dense(keras.ops.concatenate([self.drop(x, training=training), states[0]], -1))
-        return state, [state]
-
-
 def handed_on(x: Any) -> Any:
     whole, first, second = layers.LSTM(3, return_sequences=True, return_state=True)(x)
     return layers.Concatenate()([layers.Flatten()(whole), layers.LSTM(3)(2.0 * x, initial_state=[first, second])])
@@ -136,9 +120,7 @@ def _net() -> Any:
     keras.utils.set_random_seed(0)
     inputs = keras.Input((32, FEATURES))
     x = layers.Masking()(inputs)
-    x = layers.LSTM(3, dropout=0.2, recurrent_dropout=0.2, return_sequences=True)(x)
-    # Keras' own cells draw once for a sequence, this one in each step; and what is drawn after it must be the same too.
-    x = layers.Dropout(0.2)(layers.RNN(Dropping(4))(x))
+    x = layers.LSTM(3, dropout=0.2, recurrent_dropout=0.2)(x)
     return keras.Model(inputs, layers.Dense(nets.CLASSES, activation="softmax")(x), name="net")
 
 
