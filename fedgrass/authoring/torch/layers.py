@@ -100,18 +100,8 @@ def _addmm(context: Context, x: Operand, a: Operand, b: Operand, beta: float = 1
     return each(context, lambda p, q: beta * p + alpha * q, x, found)
 
 
-def normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> Tensor:
-    """Return (x − mean) / √(variance + ε) over these axes, with its gradient in closed form.
-
-    Parameters
-    ----------
-    x
-        Any shape.
-    axes
-        Axes of ``x`` to normalize over.
-    epsilon
-        Added to the variance.
-    """
+def _normalized(x: Tensor, axes: Sequence[int], epsilon: float) -> Tensor:
+    """(x − mean) / √(variance + ε) over these axes, with its gradient in closed form."""
 
     def normalize(x: Tensor) -> tuple[Tensor, Gradient]:
         mean = tf.reduce_mean(x, axes, keepdims=True)
@@ -160,7 +150,7 @@ def _layer_norm(
         order = [*(axis for axis in x.order if axis != x.rank - 1), x.rank - 1]
         return Value(normalized_rows(x.laid(order), *_scale_and_offset(context, weight, bias, shape), epsilon), order)
     axes = range(x.rank - len(shape), x.rank)
-    y = normalized(x.tensor, sorted(x.axes(axes)), epsilon)
+    y = _normalized(x.tensor, sorted(x.axes(axes)), epsilon)
     return _affine(context, x.like(y), weight, bias, shape)
 
 
