@@ -87,7 +87,9 @@ class Objects:
         if Key not in self.objects:
             raise refusal("NoSuchKey")
         content = self.objects[Key][0]
-        return {"Body": io.BytesIO(content), "ContentLength": len(content)}
+        headers = {"content-length": str(len(content))}
+        about = {"HTTPStatusCode": 200, "HTTPHeaders": headers}
+        return {"Body": io.BytesIO(content), "ContentLength": len(content), "ResponseMetadata": about}
 
     def head_object(self, *, Bucket: str, Key: str, **_arguments: Any) -> dict[str, Any]:  # noqa: N803
         if Key not in self.objects:
