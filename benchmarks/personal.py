@@ -207,11 +207,12 @@ def alone(bundle: Bundle, examples: Examples, device: int, given: argparse.Names
 
 def chosen(bundle: Bundle, examples: Examples, device: int, models: dict[str, Parameters], *, turns: int) -> Parameters:
     """Return the model that the device would choose, on what it keeps back."""
-    engine, values = LiteRTEngine(bundle), {}
+    engine, found = LiteRTEngine(bundle), {}
     for way, parameters in models.items():
         engine.set_parameters(parameters)
-        values[way] = engine.evaluate(_Turned(examples.held_back(device), turns))["accuracy"]
-    return models[best_of(values, "accuracy")]
+        found[way] = engine.evaluate(_Turned(examples.held_back(device), turns))
+    values, losses = ({way: one[figure] for way, one in found.items()} for figure in ("accuracy", "loss"))
+    return models[best_of(values, "accuracy", losses)]
 
 
 def dealt(bundle: Bundle, options: dict[str, Any], folder: Path) -> Examples:

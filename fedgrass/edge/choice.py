@@ -1,7 +1,7 @@
 """Which model the application of a device is to load: the fleet's, or one that the device has for itself.
 
-The fleet's was admitted by then. Each other is judged on the same kept-back examples and by the same figure; of equals the
-fleet's is taken. One that does not run, or gives what is not finite, is passed over: it costs the application nothing.
+The fleet's was admitted by then. Each other is judged on the same kept-back examples and by the same figure, and
+equals by their loss. One that does not run, or gives what is not finite, is passed over: it costs the application nothing.
 """
 
 from __future__ import annotations
@@ -56,12 +56,13 @@ def choose(
     figure = next((name for name in (metric, "accuracy", "loss") if name and name in fleet), None)
     if figure is None or not own:
         return Choice()
-    values, thresholds = {FLEET: fleet[figure]}, {}
+    judged, thresholds = {FLEET: fleet}, {}
     for kind, bundle in own.items():
         found = _judged(bundle, load, open_engine)
         if figure in found and math.isfinite(found[figure]):
-            values[kind], thresholds[kind] = found[figure], found.get("error_threshold")
-    best = best_of(values, figure)
+            judged[kind], thresholds[kind] = found, found.get("error_threshold")
+    values = {kind: found[figure] for kind, found in judged.items()}
+    best = best_of(values, figure, {kind: found["loss"] for kind, found in judged.items() if "loss" in found})
     metrics = {f"{kind}_{figure}": value for kind, value in values.items() if kind != FLEET}
     if best == FLEET:
         return Choice(metrics=metrics)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fedgrass.protocol.metrics import falls, impossible, is_better
+from fedgrass.protocol.metrics import falls, impossible
 
 _MODELS = {"fleet": "base", "tuned": "validation", "ditto": "personal"}
 """What the figures of each model begin with in an update's metrics."""
@@ -56,7 +56,9 @@ class Gain(_Part):
 
     figure: str
     devices: int = Field(description="Devices that told the figures of the fleet's model and of one of their own")
-    better: dict[str, int] = Field(description="On how many devices each model is the best; of equals the fleet's")
+    better: dict[str, int] = Field(
+        description="On how many devices each model is the best; of equals that with the lower loss"
+    )
     models: dict[str, ByDevice] = Field(description="fleet: the round's base; tuned, ditto: the devices' own")
     best: ByDevice = Field(description="Of whichever is best on each device")
     gain: ByDevice = Field(description="By how much that is better than the fleet's model there")
@@ -87,11 +89,12 @@ class Gain(_Part):
         """
         metrics = list(told)
         figure = "accuracy" if any("base_accuracy" in one for one in metrics) else "loss"
-        devices = [found for one in metrics if (found := by_model(one, figure))]
+        told_both = [(found, one) for one in metrics if (found := by_model(one, figure))]
+        devices = [found for found, _ in told_both]
         if not devices:
             return None
         falling = falls(figure)
-        best = [best_of(one, figure) for one in devices]
+        best = [best_of(found, figure, by_model(one, "loss")) for found, one in told_both]
         used = [one[name] for one, name in zip(devices, best, strict=True)]
         gains = [abs(value - one["fleet"]) for value, one in zip(used, devices, strict=True)]
         names = [name for name in _MODELS if any(name in one for one in devices)]
@@ -123,16 +126,29 @@ def by_model(metrics: Mapping[str, float], figure: str) -> dict[str, float]:
     return found if possible and "fleet" in found and len(found) > 1 else {}
 
 
-def best_of(values: Mapping[str, float], figure: str) -> str:
-    """Return the name of the best of some values; of equals the first.
+def best_of(values: Mapping[str, float], figure: str, losses: Mapping[str, float]) -> str:
+    """Return the name of the best of some values.
+
+    Parameters
+    ----------
+    values
+        The figure of each, in the order in which they are preferred where all else is equal.
+    figure
+        The figure's name.
+    losses
+        The loss of each, by which equals are told apart: few kept-back examples make the same accuracy of unlike models. Not
+        looked at unless each has one.
 
     Examples
     --------
-    >>> best_of({"fleet": 0.9, "tuned": 0.9, "ditto": 0.8}, "accuracy")
+    >>> best_of({"fleet": 0.9, "tuned": 0.9, "ditto": 0.8}, "accuracy", {})
     'fleet'
+    >>> best_of({"fleet": 0.9, "tuned": 0.9}, "accuracy", {"fleet": 0.4, "tuned": 0.3})
+    'tuned'
     """
-    best, *rest = values
-    for name in rest:
-        if is_better(figure, values[name], values[best]):
-            best = name
-    return best
+    told_apart = all(math.isfinite(losses.get(name, math.nan)) for name in values)
+
+    def rank(name: str) -> tuple[float, float]:
+        return values[name] if falls(figure) else -values[name], losses[name] if told_apart else 0.0
+
+    return min(values, key=rank)
