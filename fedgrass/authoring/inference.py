@@ -20,6 +20,7 @@ from fedgrass.authoring.flatbuffer import holds_others, with_constant_inputs
 from fedgrass.authoring.metadata import Description, described
 from fedgrass.authoring.model import Model
 from fedgrass.bundle import Constant, Parameters, TensorDescription
+from fedgrass.engines.signatures import Signature
 from fedgrass.inference import with_parameters
 
 
@@ -114,7 +115,7 @@ def _agrees(model: Model, content: bytes, parameters: Parameters) -> bool:
         for part in model.inputs or (_x(model),)
     }
     expected = traced(*map(tf.constant, given.values()))
-    found = Interpreter(model_content=content).get_signature_runner("infer")(**given)
+    found = Signature(Interpreter(model_content=content).get_signature_runner("infer"))(**given)
     return all(
         np.allclose(found[name], value, rtol=1e-3, atol=1e-3 * np.abs(value).max()) for name, value in expected.items()
     )
