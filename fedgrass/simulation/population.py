@@ -170,7 +170,7 @@ class Population:
         circle, place = divmod(before, rounds)
         salt = hashlib.sha256(f"{self._simulation.seed}/tree/{circle}".encode()).hexdigest()[:16]
         cohort = Cohort(salt=salt, fraction=1 / rounds, begin=place / rounds)
-        lots = _draws(salt, map(thing_name, range(self._simulation.devices)))
+        lots = _draws(salt, self._simulation.devices)
         found = np.flatnonzero((lots - cohort.begin) % 1.0 < cohort.fraction)
         if not len(found):
             raise ConfigurationError(
