@@ -31,6 +31,8 @@ from tests.fedgrass.cloud.aggregator.conftest import header
 from tests.fedgrass.cloud.aggregator.updates import flat, tiny_model, update_of
 from tests.fixtures.places import ROOT
 
+pytestmark = pytest.mark.xdist_group("extend")  # which one distribution serves
+
 PAGE = (ROOT / "docs/how-to/extend.md").read_text()
 
 

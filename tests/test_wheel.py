@@ -13,6 +13,8 @@ import pytest
 from fedgrass.data.digits import digits_bundle
 from tests.fixtures.places import ROOT
 
+pytestmark = pytest.mark.xdist_group("wheel")  # which one environment serves
+
 SCRIPT = """
 from pathlib import Path
 

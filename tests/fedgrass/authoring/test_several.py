@@ -28,7 +28,7 @@ from fedgrass.protocol.settings import Checks, Gate
 from fedgrass.simulation.run import simulate
 from tests.fedgrass.simulation.conftest import fleet
 
-pytestmark = pytest.mark.authoring
+pytestmark = [pytest.mark.authoring, pytest.mark.xdist_group("several")]  # which one export serves
 
 keras = pytest.importorskip("keras")
 pytest.importorskip("tensorflow")

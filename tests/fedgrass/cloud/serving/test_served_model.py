@@ -25,6 +25,8 @@ from fedgrass.cloud.serving.model import ServedModel
 from fedgrass.cloud.serving.server import MAX_BODY
 from tests.fixtures.waiting import PATIENCE, eventually
 
+pytestmark = pytest.mark.xdist_group("served model")  # which one container serves
+
 BUNDLE = checkout() / "examples/digits/bundle"
 
 

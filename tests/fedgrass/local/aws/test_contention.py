@@ -16,6 +16,8 @@ from fedgrass.local.aws.client import LocalAwsProcess, start
 from fedgrass.local.aws.contention import Contention
 from tests.fixtures.waiting import eventually
 
+pytestmark = pytest.mark.xdist_group("contention")  # which one account serves
+
 ONCE = Config(retries={"total_max_attempts": 1})
 
 
