@@ -11,8 +11,10 @@ import numpy as np
 import tensorflow as tf
 from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
 
+from fedgrass.authoring.errors import UnsupportedModelError
 from fedgrass.authoring.model import KerasModel
 from fedgrass.authoring.randomness import drawn, is_random
+from fedgrass.authoring.recurrence import MAX_UNROLLED
 from fedgrass.bundle import Head, Optimizer, Parameters
 from fedgrass.data import ArrayDataset
 from fedgrass.engines.base import Batch, FitSettings
@@ -77,7 +79,10 @@ class KerasReference:
         self._functions: dict[str, Callable[..., Any]] = {}
         recurrent = [layer for layer in model.keras._flatten_layers() if isinstance(layer, keras.layers.RNN)]
         # A loop in a graph is traced once: a cell of one's own that draws would draw the same in each step.
-        self._recurrent = bool(recurrent) and not any(_draws_in_each_step(layer) for layer in recurrent)
+        drawing = [layer for layer in recurrent if _draws_in_each_step(layer)]
+        self._recurrent = bool(recurrent) and not drawing
+        for layer in drawing:
+            _require_few_steps(layer)
 
     def steps(self, data: ArrayDataset, settings: FitSettings, *, moved_by: float = 0.0) -> Steps:
         """Take the steps with Keras, and put the model's weights back.
@@ -185,6 +190,22 @@ def _draws_in_each_step(layer: Any) -> bool:
     """Whether a cell, or a layer within one, draws: Keras' own cells draw once, before the first step."""
     inner = [one for one in layer._flatten_layers() if not isinstance(one, (keras.layers.RNN, DropoutRNNCell))]
     return any(is_random(one) for one in inner)
+
+
+def _require_few_steps(layer: Any) -> None:
+    """Refuse a loop of such a cell: its turns draw otherwise than Keras does step by step, so nothing could be compared."""
+    try:
+        steps = layer.input.shape[1]
+    # Keras' way to say that a layer within another one has no input of its own.
+    except (AttributeError, ValueError):
+        return
+    if steps is not None and steps > MAX_UNROLLED:
+        raise UnsupportedModelError(
+            layer.name,
+            f"a cell that draws at random in each of its {steps} steps, beyond {MAX_UNROLLED},",
+            f"draw before the layer (Dropout, SpatialDropout1D), or take at most {MAX_UNROLLED} steps; --no-self-test exports it"
+            " without a comparison",
+        )
 
 
 def least(before: Sequence[Array], gradients: Sequence[Array]) -> list[Array]:

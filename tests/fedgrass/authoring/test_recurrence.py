@@ -26,8 +26,10 @@ from fedgrass.authoring import loops  # noqa: E402
 from fedgrass.authoring.errors import UnsupportedModelError  # noqa: E402
 from fedgrass.authoring.export import export  # noqa: E402
 from fedgrass.authoring.gradients import gradients  # noqa: E402
+from fedgrass.authoring.model import KerasModel  # noqa: E402
 from fedgrass.authoring.operators import substituted  # noqa: E402
-from fedgrass.bundle import GRAPH  # noqa: E402
+from fedgrass.authoring.reference import KerasReference  # noqa: E402
+from fedgrass.bundle import GRAPH, Optimizer  # noqa: E402
 from tests.fedgrass.authoring import nets  # noqa: E402
 
 BATCH, FEATURES = 3, 2
@@ -47,6 +49,17 @@ class Cell(layers.Layer):  # type: ignore[misc]
     def call(self, x: Any, states: Any) -> Any:
         state = keras.ops.tanh(keras.ops.matmul(x, self.outer) + keras.ops.matmul(states[0], self.inner))
         return 2.0 * state, [state]
+
+
+class Drawing(Cell):
+    """One that draws in each step."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__(units)
+        self.drop = layers.Dropout(0.3)
+
+    def call(self, x: Any, states: Any, training: bool = False) -> Any:
+        return super().call(self.drop(x, training=training), states)
 
 
 def handed_on(x: Any) -> Any:
@@ -171,3 +184,14 @@ def test_a_state_from_batch_to_batch_is_refused_by_name(tmp_path: Path) -> None:
 
     with pytest.raises(UnsupportedModelError, match="kept"):
         export(model, tmp_path, loss="mean_squared_error", batch_size=2)
+
+
+@pytest.mark.parametrize("steps", [20, 21])
+def test_a_cell_that_draws_in_each_step_is_refused_by_name_where_it_would_be_a_loop(steps: int) -> None:
+    inputs = layers.Input((steps, FEATURES))
+    model = KerasModel(keras.Model(inputs, layers.RNN(Drawing(2), name="mine")(inputs)))
+    if steps == 20:
+        KerasReference(model, [], Optimizer(), 1)
+        return
+    with pytest.raises(UnsupportedModelError, match="mine: a cell that draws at random in each of its 21 steps"):
+        KerasReference(model, [], Optimizer(), 1)
