@@ -20,7 +20,7 @@ from fedgrass.data.plain_rows import parse
 from fedgrass.data.records import MAX_LINE, records
 from fedgrass.data.rows import Block
 from fedgrass.data.tables import Table
-from fedgrass.data.text import open_text
+from fedgrass.data.text import open_text, told_as_data
 from fedgrass.data.values import Values
 from fedgrass.errors import DataError
 
@@ -48,18 +48,12 @@ class CsvFile:
         DataError
             Naming the file, and the row by the number of the line in which it begins.
         """
-        try:
+        with told_as_data(self._what, "CSV text"):
             stream, encoding = open_text(self._path, self._settings.encoding, max_bytes=self._settings.max_bytes)
             if not self._settings.encoding and encoding not in ("utf-8", "utf-8-sig"):
                 self._account.says(f"encoding {encoding} guessed")
             with stream:
                 yield from self._read(stream)
-        except OSError as error:
-            raise DataError(f"{self._what}: cannot be read ({error.strerror or error})") from error
-        except (UnicodeError, EOFError) as error:
-            raise DataError(
-                f"{self._what}: is no CSV text in UTF-8, nor in another encoding that shows ({error})"
-            ) from error
 
     def _read(self, stream: io.TextIOWrapper) -> Iterator[tuple[Block, Layout]]:
         # Counted as well, so that messages give the line number that an editor shows.

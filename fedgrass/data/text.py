@@ -6,6 +6,8 @@ import codecs
 import gzip
 import io
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -83,6 +85,25 @@ def open_text(path: Path, encoding: str, *, max_bytes: int) -> tuple[io.TextIOWr
     # A byte that is not a character makes one row bad, not all; half a character of UTF-16 does not stay alone.
     errors = "strict" if encoding or found.startswith("utf-16") or found == "utf-32" else "replace"
     return io.TextIOWrapper(raw, encoding=found, errors=errors, newline=""), found
+
+
+@contextmanager
+def told_as_data(what: str, kind: str = "text") -> Iterator[None]:
+    """Raise `DataError` for what reading an opened text file, or opening it, may raise.
+
+    Parameters
+    ----------
+    what
+        The file, as messages name it.
+    kind
+        What it was expected to be.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{what}: cannot be read ({error.strerror or error})") from error
+    except (UnicodeError, EOFError) as error:
+        raise DataError(f"{what}: is no {kind} in UTF-8, nor in another encoding that shows ({error})") from error
 
 
 def _unpacked(path: Path, packed: bool) -> IO[bytes]:

@@ -16,7 +16,7 @@ from fedgrass.data.cells import NumberFormat
 from fedgrass.data.columns import Layout
 from fedgrass.data.labels import Labels
 from fedgrass.data.rows import Block
-from fedgrass.data.text import open_text
+from fedgrass.data.text import open_text, told_as_data
 from fedgrass.data.values import Values
 from fedgrass.data.words import Words
 from fedgrass.data_settings import DataSettings
@@ -52,16 +52,10 @@ class TextFiles:
         """Return x [words]; raises `DataError` if the file is no text, or has nothing but blanks in it."""
         if file.suffix.lower() in UNREAD:
             raise DataError(f"data {file}: {file.suffix[1:].upper()} is not read; save it as plain text")
-        try:
+        with told_as_data(f"data {file}"):
             stream, _ = open_text(file, self._settings.encoding, max_bytes=self._settings.max_bytes)
             with stream:
                 text = stream.read(_MOST_CHARACTERS)
-        except OSError as error:
-            raise DataError(f"data {file}: cannot be read ({error.strerror or error})") from error
-        except (UnicodeError, EOFError) as error:
-            raise DataError(
-                f"data {file}: is no text in UTF-8, nor in another encoding that shows ({error})"
-            ) from error
         if not text.strip() or "\0" in text:
             raise DataError(f"data {file}: {'is no text' if text.strip() else 'has no words in it'}")
         return self._words.numbers(text)

@@ -7,6 +7,7 @@ few examples the gain is a little too large.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,11 +45,8 @@ class ByDevice(_Part):
         >>> ByDevice.of([0.5, 0.9, 0.7], falling=False)
         ByDevice(median=0.7, worst_tenth=0.5)
         """
-        ordered = sorted(values, reverse=falling)
-        middle, odd = divmod(len(ordered), 2)
-        median = ordered[middle] if odd else (ordered[middle - 1] + ordered[middle]) / 2
-        worst = ordered[: math.ceil(len(ordered) / _TENTH)]
-        return cls(median=median, worst_tenth=sum(worst) / len(worst))
+        worst = sorted(values, reverse=falling)[: math.ceil(len(values) / _TENTH)]
+        return cls(median=statistics.median(values), worst_tenth=sum(worst) / len(worst))
 
 
 class Gain(_Part):

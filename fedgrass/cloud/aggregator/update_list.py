@@ -79,11 +79,7 @@ def pin_update_list(
     ours = UpdateList(updates=ordered, refused=tuple(refused), more=more, noise_seed=seed)
     # Written on condition that there is none (If-None-Match): of two jobs the first decides, and both go on with its
     # list.
-    pinned = bucket.write_first(key, ours.model_dump_json(by_alias=True, indent=1).encode())
-    try:
-        return UpdateList.model_validate_json(pinned)
-    except ValidationError as error:
-        raise TransferError(f"{bucket.uri(key)}: is not an update list; move it away to make a new one") from error
+    return _parsed(bucket, key, bucket.write_first(key, ours.model_dump_json(by_alias=True, indent=1).encode()))
 
 
 def seed_before(bucket: Bucket, fleet: str, number: int) -> str:
@@ -101,7 +97,8 @@ def seed_before(bucket: Bucket, fleet: str, number: int) -> str:
     Raises
     ------
     TransferError
-        If it is not there any more: with another one the noise would be neither taken back nor as much as is accounted.
+        If it is not there any more, or no list is: with another one the noise would be neither taken back nor as much as is
+        accounted.
     """
     content = bucket.read(key := list_key(fleet, number - 1), max_bytes=_MOST_BYTES)
     if content is None:
@@ -109,4 +106,11 @@ def seed_before(bucket: Bucket, fleet: str, number: int) -> str:
             f"{bucket.uri(key)}: is gone, and with it the seed of the tree of noise that round {number} goes on with. Cancel the "
             "round; the next one begins a new tree"
         )
-    return UpdateList.model_validate_json(content).noise_seed
+    return _parsed(bucket, key, content).noise_seed
+
+
+def _parsed(bucket: Bucket, key: str, content: bytes) -> UpdateList:
+    try:
+        return UpdateList.model_validate_json(content)
+    except ValidationError as error:
+        raise TransferError(f"{bucket.uri(key)}: is not an update list; move it away to make a new one") from error

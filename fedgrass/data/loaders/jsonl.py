@@ -24,7 +24,7 @@ from fedgrass.data.loaders import needed_path
 from fedgrass.data.loaders.described import FileLoader
 from fedgrass.data.records import MAX_LINE
 from fedgrass.data.tables import Blocks, Table, read_all
-from fedgrass.data.text import open_text
+from fedgrass.data.text import open_text, told_as_data
 from fedgrass.data_settings import DataSettings
 from fedgrass.errors import DataError
 
@@ -43,14 +43,10 @@ def load(settings: DataSettings, manifest: Manifest) -> Source:
 
 def _blocks(path: Path, table: Table) -> Blocks:
     what = f"data {path}"
-    try:
+    with told_as_data(what):
         stream, _ = open_text(path, table.settings.encoding, max_bytes=table.settings.max_bytes)
         with stream:
             yield from _read(stream, what, table)
-    except OSError as error:
-        raise DataError(f"{what}: cannot be read ({error.strerror or error})") from error
-    except (UnicodeError, EOFError) as error:
-        raise DataError(f"{what}: is no text in UTF-8, nor in another encoding that shows ({error})") from error
 
 
 def _read(stream: io.TextIOWrapper, what: str, table: Table) -> Blocks:
