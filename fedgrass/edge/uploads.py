@@ -377,5 +377,7 @@ class Uploads:
             # Never accepted: a kill came before the record was written.
             shutil.rmtree(folder, ignore_errors=True)
         except ValidationError as error:
+            # Where the file was to go is lost with the record: it would only take the room of those that can be sent.
             self._log.log_event("upload_record_damaged", folder=folder.name, error=str(error))
+            shutil.rmtree(folder, ignore_errors=True)
         return None

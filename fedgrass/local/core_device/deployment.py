@@ -117,6 +117,13 @@ class Parts:
     nucleus: Nucleus = CLASSIC
 
 
+class Undo(BaseModel):
+    """What a deployment that is cut off is undone by."""
+
+    deployment: str
+    configuration: Snapshot
+
+
 class DeploymentError(FedgrassError):
     """A deployment's document lacks what the nucleus needs."""
 
@@ -138,8 +145,11 @@ class Deployer:
     async def resume(self) -> None:
         """Start what was in force when the device stopped; a deployment that was cut off is undone first."""
         if self._undo.exists():
-            log_event("deployment_interrupted")
-            self._parts.configuration.restore(Snapshot.model_validate_json(self._undo.read_bytes()))
+            undo = Undo.model_validate_json(self._undo.read_bytes())
+            # Power may have gone after the end was written and before this file was removed: that one is not undone.
+            if undo.deployment not in self.active.results:
+                log_event("deployment_interrupted", deployment=undo.deployment)
+                self._parts.configuration.restore(undo.configuration)
             self._undo.unlink()
         await self._begin(self._specify(self.active), installed=not self._parts.nucleus.installs_at_boot)
 
@@ -176,7 +186,8 @@ class Deployer:
     async def _apply(self, document: DeploymentDocument, target: Active, resolved: Mapping[str, Resolved]) -> Result:
         before = self._parts.configuration.snapshot()
         # On the disk before the first change: a device that loses power in between undoes it at its next start.
-        write_atomically(self._undo, before.model_dump_json().encode())
+        undo = Undo(deployment=document.deployment_id, configuration=before)
+        write_atomically(self._undo, undo.model_dump_json().encode())
         try:
             self._configure(document, resolved)
             specifications = self._specify(target)

@@ -225,13 +225,16 @@ def test_half_a_submission_is_no_submission(sender: Sender) -> None:
     assert not folder.exists()
 
 
-def test_a_damaged_record_is_set_aside(sender: Sender) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"name": "a"}', b"\0" * 4096])
+def test_an_upload_whose_record_is_damaged_is_told_of_and_takes_no_room(sender: Sender, content: bytes) -> None:
     sender.submit("a")
-    [record] = (sender.folder / "uploads").glob("*/upload.json")
-    record.write_bytes(b"{")
+    sender.submit("b")
+    record = sender.folder / "uploads" / "a" / "upload.json"
+    record.write_bytes(content)
     sender.restart()
-    assert len(sender.uploads) == 0
-    assert record.exists()
+    assert not sender.uploads.waits("a")
+    assert sender.uploads.waits("b")
+    assert not record.parent.exists()
 
 
 def test_the_thread_waits_while_stream_manager_is_away(tmp_path: Path, manager: FakeStreamManager) -> None:
