@@ -122,7 +122,9 @@ _DEVICE = {
     "upload_failed": _warning("An upload failed and is tried again after a pause.", "upload seconds reason"),
     "upload_status_lost": _warning("How an upload ended will never be told; it is uploaded again.", "upload"),
     "upload_ended": _info("An upload has ended.", "upload outcome reason"),
-    "upload_record_damaged": _error("An upload's record is damaged and was set aside.", "folder error"),
+    "upload_record_damaged": _error(
+        "An upload's record is damaged: where it was to go is lost, and it is given up.", "folder error"
+    ),
     "download_waiting": _once("A download failed and is tried again.", "error"),
     # commands
     "command_received": _info("A command came.", "kind command"),
@@ -242,6 +244,7 @@ _CLOUD = {
     "exit_message": _info("What SageMaker shows as the job's message.", "message"),
     "exit_message_not_written": _warning("The job's message could not be left for SageMaker.", "path reason"),
     "container_config_not_read": _warning("The container may not read what SageMaker left for it.", "path reason"),
+    "heartbeat_lost": _warning("A silo's heartbeat could not be sent; the next one may be.", "error"),
     "silo_answered": _info("A silo has done what the round asks for.", "task examples"),
     "endpoint_started": _info("An endpoint's container serves a model.", "model version port"),
     "endpoint_failed": _error("An endpoint's container has no model to serve.", "reason"),
@@ -287,7 +290,7 @@ _LOCAL_DEVICE = {
     "job_crashed": _crash("A deployment failed inside the stand-in.", "job error"),
     "deployment_started": _info("A deployment begins.", "deployment components"),
     "deployment_deferred": _info("A component put the deployment off.", "deployment seconds"),
-    "deployment_interrupted": _warning("An earlier run ended during a deployment; it is undone."),
+    "deployment_interrupted": _warning("An earlier run ended during a deployment; it is undone.", "deployment"),
     "deployment_not_installed": _warning("Components could not be installed.", "broken"),
     "deployment_broken": _warning("Components of the deployment are broken.", "deployment cause"),
     "deployment_rolled_back": _warning("The deployment before is put back.", "deployment cause"),

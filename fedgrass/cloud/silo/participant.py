@@ -6,14 +6,16 @@ do to its own name (cloud/template.yaml, SiloRole).
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from fedgrass import data as loaders
 from fedgrass.answer import Answer, notice_of
@@ -141,7 +143,6 @@ class Participant:
     _rounds: set[int] = field(default_factory=set)
     _expected: str | None = None  # version that the last round makes, if it releases one
     _bucket: str = ""
-    _last_beat: float = float("-inf")
 
     def __post_init__(self) -> None:
         self._log = Log(__name__, fleet=self.fleet, thing=self.silo)
@@ -156,11 +157,14 @@ class Participant:
         FedgrassError
             If this silo cannot train; the fleet was told.
         """
+        with self._heard():
+            self._take_part(rounds, wait_seconds)
+
+    def _take_part(self, rounds: int, wait_seconds: float) -> None:
         # Counted again after each round: it bounds the wait for the next one, not the job.
         until = self.access.clock() + wait_seconds
         # No `poll`: each turn may do a round's work, and puts the end off.
         while len(self._rounds) < rounds or self._expected is not None:
-            self._beat()
             announcement = self._announcement()
             if announcement is not None:
                 self._answer(announcement)
@@ -315,16 +319,40 @@ class Participant:
             ModelNotice(fleet=self.fleet, thing=self.silo, version=version, outcome="active", active_version=version),
         )
 
+    @contextmanager
+    def _heard(self) -> Iterator[None]:
+        """Send heartbeats inside the block, the first at its start."""
+        self._beat()
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(_HEARTBEAT_SECONDS):
+                self._beat_or_tell()
+
+        # A thread of its own: a round's training may last longer than the fleet waits for a sign of life.
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _beat_or_tell(self) -> None:
+        try:
+            self._beat()
+        except (ClientError, BotoCoreError) as error:
+            # The next one may arrive, and a round's work is not lost for it.
+            self._log.log_event("heartbeat_lost", error=str(error))
+
     def _beat(self) -> None:
-        if self.access.clock() - self._last_beat >= _HEARTBEAT_SECONDS:
-            self._last_beat = self.access.clock()
-            beat = Heartbeat(
-                fleet=self.fleet,
-                thing=self.silo,
-                sent_at=datetime.now(timezone.utc),
-                interval_seconds=_HEARTBEAT_SECONDS,
-            )
-            self._tell("heartbeat", beat)
+        beat = Heartbeat(
+            fleet=self.fleet,
+            thing=self.silo,
+            sent_at=datetime.now(timezone.utc),
+            interval_seconds=_HEARTBEAT_SECONDS,
+        )
+        self._tell("heartbeat", beat)
 
     def _tell(self, channel: DeviceChannel, message: Message) -> None:
         topic = device_topic(self.fleet, self.silo, channel)

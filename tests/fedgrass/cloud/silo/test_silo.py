@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -20,6 +21,7 @@ from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.cloud.aggregator.release import upload
 from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.cloud.silo import __main__ as job
+from fedgrass.cloud.silo import participant
 from fedgrass.cloud.silo.participant import FleetAccess, Participant
 from fedgrass.data import ArrayDataset, DataSettings
 from fedgrass.engines.registry import open_engine
@@ -37,9 +39,10 @@ from fedgrass.protocol.messages import (
     Upload,
 )
 from fedgrass.protocol.names import device_topic, model_prefix, update_prefix
-from fedgrass.training import TrainingFiles, train
+from fedgrass.training import Trained, TrainingFiles, train
 from tests.fedgrass.cloud.rounds.harness import client_error
 from tests.fixtures.doubles import double
+from tests.fixtures.waiting import eventually
 
 FLEET = "clinics"
 BUCKET = "fleet-bucket"
@@ -168,6 +171,34 @@ def test_a_silo_is_heard_before_the_round_and_says_what_became_of_it(fleet: Flee
     assert stored["ContentLength"] == notice.bytes
     [model] = [ModelNotice.decode(payload) for payload in fleet.iot.said(name, "model")]
     assert (model.version, model.outcome) == ("1.1.0", "active")
+
+
+def test_a_silo_is_heard_while_it_trains_and_a_lost_heartbeat_costs_no_round(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats, name = [], NAMES["clinic-a"]
+    publish = fleet.iot.publish
+
+    def losing_one(*, topic: str, qos: int, payload: bytes) -> None:
+        if topic == device_topic(FLEET, name, "heartbeat"):
+            beats.append(payload)
+            if len(beats) == 2:
+                raise client_error("ThrottlingException")
+        publish(topic=topic, qos=qos, payload=payload)
+
+    def slow(*arguments: Any) -> Trained:
+        heard = len(beats)
+        eventually(lambda: len(beats) >= heard + 3, "heartbeats while a silo trains")
+        return train(*arguments)
+
+    monkeypatch.setattr(participant, "_HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(participant, "train", slow)
+    monkeypatch.setattr(fleet.iot, "publish", losing_one)
+    fleet.announce()
+    fleet.silo("clinic-a").take_part(rounds=1, wait_seconds=60)
+    [notice] = [UpdateNotice.decode(payload) for payload in fleet.iot.said(name, "update")]
+    assert notice.status == "uploaded"
+    assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_silo_without_a_round_ends_with_what_to_do(fleet: Fleet) -> None:
