@@ -186,7 +186,7 @@ class Workspace:
 
     def own(self, bundle: Bundle, identity: str = "") -> Own:
         """Return the parameters of a model that this device keeps for itself; see `Own.of`."""
-        return Own.of(bundle.manifest, self.store.own, identity)
+        return Own.of(bundle.manifest, self.store.device.own, identity)
 
     def profile(self, announcement: Announcement) -> Profile | None:
         """Return the earlier profile that a round of statistics names, downloaded; None if it names none.

@@ -24,8 +24,9 @@ from fedgrass.bundle import Bundle
 from fedgrass.data_settings import DataSettings
 from fedgrass.edge import settings
 from fedgrass.edge.admissions import Admission
+from fedgrass.edge.device_models import FLEET
 from fedgrass.edge.judging import Case, Judgement, judge_apart
-from fedgrass.edge.model_store import FLEET, ModelStore
+from fedgrass.edge.model_store import ModelStore
 from fedgrass.edge.settings import EXIT_CONFIGURATION, ModelDeployerSettings, RuntimeSettings
 from fedgrass.errors import BundleError, ConfigurationError, FedgrassError, IpcError
 from fedgrass.files import sha256_of
@@ -108,7 +109,7 @@ def admit(
         active = store.active()
         # What the device keeps for itself is part of the model that would be judged, so its digest is part of the
         # question.
-        question = _question(candidate, active, runtime, deployer) + _digest(store.own)
+        question = _question(candidate, active, runtime, deployer) + _digest(store.device.own)
         if (refusal := store.verdict(question, _VERDICT_SECONDS)) is not None:
             log.log_event("model_refused_before", version=version)
             return refusal
@@ -117,9 +118,9 @@ def admit(
             # that is about to change. Compared with what the application runs now, own parameters included: the fleet's
             # model alone would be an easier mark.
             with (
-                store.as_applied(candidate) as given,
+                store.device.as_applied(candidate) as given,
                 store.compared() as before,
-                store.personal_models(candidate) as own,
+                store.device.personal_models(candidate) as own,
             ):
                 case = Case(
                     candidate=given.folder,

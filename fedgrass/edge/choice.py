@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fedgrass.bundle import INFERENCE, Bundle, Manifest
 from fedgrass.data import Split
 from fedgrass.edge.admission import require_inference_works
-from fedgrass.edge.model_store import FLEET
+from fedgrass.edge.device_models import FLEET
 from fedgrass.engines.base import Engine, Metrics
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol.gain import best_of

@@ -87,7 +87,7 @@ def judge_here(case: Case, log: Log) -> Judgement:
     from fedgrass.data import load
     from fedgrass.edge.admission import WorseError, judge
     from fedgrass.edge.choice import choose
-    from fedgrass.edge.model_store import FLEET
+    from fedgrass.edge.device_models import FLEET
     from fedgrass.engines.flower_node import Node, join
     from fedgrass.engines.registry import open_engine
     from fedgrass.engines.shipped import have_packages, own_builder

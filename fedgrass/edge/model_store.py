@@ -4,8 +4,7 @@
 - ``models/<version>/own-<digest>/``: the same model with what this device keeps for itself (`fedgrass.personal`).
 - ``models/<version>/personal-<digest>/``: a whole model of this device's own in its place (`fedgrass.personal_models`).
 - ``active``: link to one of them, swapped by renaming, so that ``active/inference.tflite`` always names a whole model.
-- ``own.safetensors``: the parameters that this device trained and shares with nobody; the trainer writes it.
-- ``personal/``: the models that this device has for itself; the trainer writes them.
+- ``own.safetensors``, ``personal/``: what this device has for itself (`fedgrass.edge.device_models`); the trainer writes them.
 - ``admissions/<number>.json``: what became of each model, in order; kept until ModelDeployer has told the cloud.
 - ``refused.json``: what the last refusal answered, so that an install which is repeated does not judge again.
 - ``lock``: held while any of it changes.
@@ -20,15 +19,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fedgrass.bundle import MANIFEST, Bundle, Parameters
+from fedgrass.bundle import MANIFEST, Bundle
 from fedgrass.edge.admissions import Admission, Admissions, Outcome
+from fedgrass.edge.device_models import FLEET, DeviceModels, is_of_device, is_personal, opened
 from fedgrass.errors import AdmissionError, BundleError
 from fedgrass.files import copy_atomically, flush_directory, sha256_of, write_atomically
 from fedgrass.protocol.names import SCORE
-
-_OWN, _PERSONAL = "own-", "personal-"
-FLEET = "fleet"
-"""The kind of model that is not the device's own."""
 
 
 class ModelStore:
@@ -39,6 +35,7 @@ class ModelStore:
         self._models = folder / "models"
         self._notes = Admissions(folder / "admissions", folder / "refused.json")
         self._link = folder / "active"
+        self.device = DeviceModels(folder)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -68,21 +65,11 @@ class ModelStore:
         if not self._link.is_symlink():
             return None
         folder = self._link.resolve()
-        return _opened(folder.parent if folder.name.startswith((_OWN, _PERSONAL)) else folder)
+        return opened(folder.parent if is_of_device(folder) else folder)
 
     def applied(self) -> Bundle | None:
         """Return what the application loads: the active model with this device's own parameters, where it has some."""
-        return _opened(self._link.resolve()) if self._link.is_symlink() else None
-
-    @property
-    def own(self) -> Path:
-        """File of the parameters that this device keeps for itself."""
-        return self.folder / "own.safetensors"
-
-    @property
-    def personal(self) -> Path:
-        """Folder of the models that this device has for itself."""
-        return self.folder / "personal"
+        return opened(self._link.resolve()) if self._link.is_symlink() else None
 
     @contextlib.contextmanager
     def compared(self) -> Iterator[Bundle | None]:
@@ -92,7 +79,7 @@ class ModelStore:
         model that is worse, however good this device's own is.
         """
         applied, active = self.applied() or self.active(), self.active()
-        if applied is None or active is None or not applied.folder.name.startswith(_PERSONAL):
+        if applied is None or active is None or not is_personal(applied.folder):
             yield applied
             return
         try:
@@ -100,65 +87,15 @@ class ModelStore:
         except BundleError:  # whoever compares finds that out, and lets the new model in
             yield active
             return
-        with self.as_applied(active, name="compared") as found:
+        with self.device.as_applied(active, name="compared") as found:
             yield found
-
-    @contextlib.contextmanager
-    def personal_models(self, candidate: Bundle) -> Iterator[dict[str, Bundle]]:
-        """Yield, by kind, the models that the application could load in place of one of the fleet's. Needs the lock."""
-        if not self.personal.is_dir():
-            yield {}
-            return
-        from fedgrass.personal import write_personal
-        from fedgrass.personal_models import PersonalModels
-
-        folder, found = self.folder / f".personal.{os.getpid()}", {}
-        try:
-            # What cannot be written says nothing against the fleet's model, which is judged by itself.
-            with contextlib.suppress(BundleError):
-                for kind, parameters in PersonalModels(self.personal, candidate.manifest).read().items():
-                    found[kind] = write_personal(candidate, parameters, folder / kind)
-            yield found
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def as_applied(self, candidate: Bundle, *, name: str = "judged") -> Iterator[Bundle]:
-        """Yield a model as the application would load it here, to be judged. Needs the lock.
-
-        Parameters
-        ----------
-        candidate
-            The model.
-        name
-            Of the folder that it is written to, if it has parameters of this device's own.
-
-        Raises
-        ------
-        BundleError
-            If the model is damaged.
-        """
-        # A device that kept layers for itself never runs the fleet's bundle as it is, so that is not what is judged.
-        own = self._own_parameters(candidate)
-        if not own:
-            yield candidate
-            return
-        from fedgrass.personal import write_personal
-
-        candidate.verify()
-        # Named by the process, so that what a killed admission left is never mistaken for this one's.
-        folder = self.folder / f".{name}.{os.getpid()}"
-        try:
-            yield write_personal(candidate, own, folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def models(self) -> list[Bundle]:
         """Return the stored models, last activated first."""
         folders = [f for f in self._models.glob("[0-9]*") if f.is_dir()] if self._models.is_dir() else []
         # `activate` touches the folder, so its modification time is the time of its last activation.
         folders.sort(key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
-        return [bundle for folder in folders if (bundle := _opened(folder)) is not None]
+        return [bundle for folder in folders if (bundle := opened(folder)) is not None]
 
     def find(self, version: str, *, parameters_sha256: str, graph_sha256: str) -> Bundle | None:
         """Look for a stored model.
@@ -175,7 +112,7 @@ class ModelStore:
         Bundle or None
             None if the store has no such version, or another model under it.
         """
-        bundle = _opened(self._models / version)
+        bundle = opened(self._models / version)
         if bundle is None:
             return None
         # A version string proves nothing: a fleet that was set up again starts at the same versions with other
@@ -218,7 +155,7 @@ class ModelStore:
         target = self._models / bundle.manifest.version
         if bundle.folder != target:
             self._take_in(bundle, target)
-        applied = self._made_for_application(Bundle.open(target), chosen)
+        applied = self.device.made(Bundle.open(target), chosen)
         for folder, kind in {target: FLEET, applied: chosen}.items():
             if scores is not None:
                 _put_score(folder, scores.get(kind))
@@ -233,11 +170,7 @@ class ModelStore:
         # Without it a power cut may bring the former link back, although the cloud was told of the new model.
         flush_directory(self.folder)
         # After the swap: the application may have had one of them open until now.
-        made = {
-            path for prefix in (_OWN, _PERSONAL) for path in (*target.glob(f"{prefix}*"), *target.glob(f".{prefix}*"))
-        }
-        for earlier in made - {applied}:
-            shutil.rmtree(earlier, ignore_errors=True)
+        self.device.clean(target, keep=applied)
         return Bundle.open(target)
 
     def roll_back(self, reason: str, *, to: str | None = None) -> Admission:
@@ -365,46 +298,6 @@ class ModelStore:
             shutil.rmtree(partial, ignore_errors=True)
         return [bundle.manifest.version for bundle in old]
 
-    def _own_parameters(self, bundle: Bundle) -> Parameters:
-        if not bundle.manifest.local_parameters:
-            return {}
-        from fedgrass.personal import Own  # needs NumPy, without which the heartbeat lives
-
-        return Own.of(bundle.manifest, self.own).values
-
-    def _made_for_application(self, bundle: Bundle, chosen: str) -> Path:
-        """Return the folder that the application is to load a stored model from; made if it is to have own parameters."""
-        if chosen != FLEET:
-            from fedgrass.personal_models import PersonalModels
-
-            models = PersonalModels(self.personal, bundle.manifest)
-            # Gone since it was judged: the fleet's model was admitted, too.
-            if parameters := models.read().get(chosen, {}):
-                return self._written(bundle, parameters, f"{_PERSONAL}{models.digest(chosen)[:16]}")
-        own = self._own_parameters(bundle)
-        return self._written(bundle, own, f"{_OWN}{sha256_of(self.own)[:16]}") if own else bundle.folder
-
-    def _written(self, bundle: Bundle, own: Parameters, name: str) -> Path:
-        from fedgrass.personal import write_personal
-
-        folder, partial = bundle.folder / name, bundle.folder / f".{name}.{os.getpid()}"
-        made = _opened(folder)
-        # One that is damaged is made again below.
-        with contextlib.suppress(BundleError):
-            if made is not None:
-                made.verify()
-                return folder
-        try:
-            write_personal(bundle, own, partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            # Renamed as a whole: the application's link never leads to a folder that is still being written.
-            partial.rename(folder)
-            flush_directory(bundle.folder)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise AdmissionError(f"model store {self.folder}: cannot take the model in ({error.strerror})") from error
-        return folder
-
     def _take_in(self, bundle: Bundle, target: Path) -> None:
         # A damaged copy may be the active one: it is mended file by file, so that its path never goes away.
         folder = target if target.exists() else self._models / f".{target.name}.{os.getpid()}"
@@ -431,10 +324,3 @@ def _put_score(folder: Path, content: bytes | None) -> None:
 def _same(one: Path, other: Path) -> bool:
     # The size first: it spares hashing a file that differs anyway.
     return other.is_file() and one.stat().st_size == other.stat().st_size and sha256_of(one) == sha256_of(other)
-
-
-def _opened(folder: Path) -> Bundle | None:
-    try:
-        return Bundle.open(folder)
-    except BundleError:
-        return None

@@ -484,15 +484,15 @@ def test_what_a_device_keeps_for_itself_lives_over_rounds_restarts_and_models_an
         (tmp_path / "sent").write_bytes(place.streams.s3[update_key(FLEET, number, THING)])
         sent = tensors.load(tmp_path / "sent")[0]
         assert sent.keys() == {p.name for p in place.bundle.manifest.parameters} - local
-        kept.append(Own.of(place.bundle.manifest, place.store.own).values)
-        wholes.append(PersonalModels(place.store.personal, place.bundle.manifest).read())
+        kept.append(Own.of(place.bundle.manifest, place.store.device.own).values)
+        wholes.append(PersonalModels(place.store.device.personal, place.bundle.manifest).read())
         assert {"base_loss", "personal_loss"} <= place.notices[-1].metrics.keys()
         place.stop()
         moved = {n: v + sent[n] if n in sent else v for n, v in place.bundle.parameters().items()}
         place.bundle = write_bundle(place.bundle, moved, tmp_path / f"v{number}", version=f"1.{number}.0")
     assert kept[0].keys() == kept[1].keys() == local
     assert wholes[0].keys() == wholes[1].keys() == {TUNED, DITTO}
-    ditto, _ = tensors.load(place.store.personal / "ditto.safetensors")
+    ditto, _ = tensors.load(place.store.device.personal / "ditto.safetensors")
     assert all(np.array_equal(ditto[f"before/{n}"], value) for n, value in wholes[0][DITTO].items()), (
         "it went on from there"
     )

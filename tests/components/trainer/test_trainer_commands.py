@@ -89,7 +89,9 @@ def test_commands_use_what_the_device_keeps_for_itself_and_give_none_of_it(tmp_p
     place.bundle = partly_local(place.bundle, tmp_path / "head", "head")
     local = {parameter.name for parameter in place.bundle.manifest.local_parameters}
     before = place.bundle.parameters()
-    Own.of(place.bundle.manifest, place.store.own, "round").keep({name: value + 7 for name, value in before.items()})
+    Own.of(place.bundle.manifest, place.store.device.own, "round").keep(
+        {name: value + 7 for name, value in before.items()}
+    )
     place.have_model()
     place.start()
     for number, kind in enumerate(("get_parameters", "fit"), 1):
@@ -101,7 +103,9 @@ def test_commands_use_what_the_device_keeps_for_itself_and_give_none_of_it(tmp_p
         trained = 2 if kind == "fit" else 0
         assert list(found) == list(before)
         assert all(np.allclose(found[n], v + (0 if n in local else trained)) for n, v in before.items())
-    assert all(np.allclose(v, before[n] + 7) for n, v in Own.of(place.bundle.manifest, place.store.own).values.items())
+    assert all(
+        np.allclose(v, before[n] + 7) for n, v in Own.of(place.bundle.manifest, place.store.device.own).values.items()
+    )
     place.stop()
 
 

@@ -43,7 +43,7 @@ class Place:
 
     def trains(self, values: Parameters, identity: str = "round") -> None:
         """The device's trainer keeps what it trained."""
-        Own.of(self.base.manifest, self.store.own, identity).keep(values)
+        Own.of(self.base.manifest, self.store.device.own, identity).keep(values)
 
     def admit(self, bundle: Bundle) -> Admission | None:
         return admit(
@@ -168,7 +168,7 @@ def test_a_roll_back_takes_the_newest_of_the_devices_own(place: Place) -> None:
 def test_what_is_lost_starts_from_the_models_values_again(place: Place) -> None:
     place.trains(digits.trained())
     place.admit(place.version(1, digits.trained()))
-    place.store.own.write_bytes(b"spoilt")
+    place.store.device.own.write_bytes(b"spoilt")
     second = place.version(2, digits.trained())
     with place.store.lock():
         place.store.activate(second)
@@ -196,7 +196,7 @@ class Whole(Place):
 
     def has(self, kind: str, values: Parameters, identity: str = "round") -> None:
         """The trainer keeps a model of the device's own."""
-        kept = PersonalModels(self.store.personal, self.base.manifest, identity).kept(kind)
+        kept = PersonalModels(self.store.device.personal, self.base.manifest, identity).kept(kind)
         kept.path.parent.mkdir(parents=True, exist_ok=True)
         kept.keep({}, values)
 
@@ -258,7 +258,7 @@ def test_where_the_own_one_is_loaded_the_fleets_are_compared_with_each_other(who
 def test_a_model_of_ones_own_that_is_damaged_or_foreign_costs_nothing(whole: Whole, spoilt: bytes) -> None:
     whole.has(TUNED, digits.trained())
     whole.has(DITTO, scaled(digits.trained(), float("nan")))
-    (whole.store.personal / "tuned.safetensors").write_bytes(spoilt)
+    (whole.store.device.personal / "tuned.safetensors").write_bytes(spoilt)
     admission = whole.admit(whole.version(1, digits.trained()))
     assert admission is not None
     assert (admission.outcome, admission.reason) == ("active", "sound; there is no active model to compare with")
