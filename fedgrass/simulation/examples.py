@@ -92,11 +92,12 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
         [of_first_class(source.read(pool[i : i + _READ]).y, manifest) for i in range(0, len(pool), _READ)]
     )
     if simulation.examples:
-        dealt = drawn(labels, simulation.devices, simulation.examples, scheme, seed=simulation.seed)
+        dealt = drawn(labels, simulation.devices, simulation.examples, scheme, seed=simulation.seed, numbers=pool)
     else:
-        dealt = divided(labels, simulation.devices, scheme, seed=simulation.seed)
-    partition = Partition(dealt.starts, pool[dealt.indices].astype(np.int32))
-    partition.save(scratch)
+        dealt = divided(labels, simulation.devices, scheme, seed=simulation.seed, numbers=pool)
+    dealt.save(scratch)
+    # Mapped like the workers' own, so that this process need not hold them too.
+    partition = Partition.mapped(scratch)
     if isinstance(source, ArrayDataset):
         for name, array in (("x", source.x), ("y", source.y), ("weights", source.weights)):
             if array is not None:

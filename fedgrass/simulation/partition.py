@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from fedgrass.errors import DataError
 from fedgrass.simulation.settings import PartitionScheme
 from fedgrass.tensors import Array
 
-Indices = NDArray[np.int32]
+Indices = NDArray[np.integer[Any]]
 Offsets = NDArray[np.int64]
 
 _TOGETHER = 8192  # devices that are drawn at once
@@ -42,7 +43,9 @@ class Partition:
         return cls(starts, indices)
 
 
-def drawn(labels: Array, devices: int, examples: int, scheme: PartitionScheme, *, seed: int) -> Partition:
+def drawn(
+    labels: Array, devices: int, examples: int, scheme: PartitionScheme, *, seed: int, numbers: Array | None = None
+) -> Partition:
     """Let each device draw its examples, repetitions allowed: any number of devices from any number of examples.
 
     ``iid`` draws from all of them; ``dirichlet`` draws each device its own mix of labels first (Hsu, Qi, Brown 2019,
@@ -52,6 +55,19 @@ def drawn(labels: Array, devices: int, examples: int, scheme: PartitionScheme, *
     ----------
     labels
         [n] of the examples: whole numbers, but for ``iid``.
+    devices, examples
+        How many devices, and how many examples each has.
+    scheme
+        How labels are spread.
+    seed
+        Of all that is drawn.
+    numbers
+        [n], what the examples are to be called; by their places if not given.
+
+    Returns
+    -------
+    Partition
+        Numbers of each device's examples.
 
     Raises
     ------
@@ -60,19 +76,25 @@ def drawn(labels: Array, devices: int, examples: int, scheme: PartitionScheme, *
     """
     rng = np.random.default_rng(seed)
     starts = np.arange(devices + 1, dtype=np.int64) * examples
-    if scheme.kind == "iid":
-        return Partition(starts, rng.integers(0, len(labels), devices * examples, dtype=np.int32))
-    classes = _classes(labels)
+    classes = _classes(labels) if scheme.kind != "iid" else []
     if scheme.kind == "shards" and scheme.value > len(classes):
         raise DataError(f"partition shards:{scheme.value:g}: the data have {len(classes)} labels")
-    blocks = [
-        _block(classes, min(_TOGETHER, devices - first), examples, scheme, rng)
-        for first in range(0, devices, _TOGETHER)
-    ]
-    return Partition(starts, np.concatenate(blocks))
+    # As narrow as they go, and block by block: those of a million devices are most of what a simulation holds.
+    names = _narrow(np.arange(len(labels)) if numbers is None else numbers)
+    indices = np.empty(devices * examples, names.dtype)
+    for first in range(0, devices, _TOGETHER):
+        some = min(_TOGETHER, devices - first)
+        if scheme.kind == "iid":
+            block: Array = rng.integers(0, len(labels), some * examples, dtype=np.int32)
+        else:
+            block = _block(classes, some, examples, scheme, rng)
+        indices[first * examples : (first + some) * examples] = names[block]
+    return Partition(starts, indices)
 
 
-def divided(labels: Array, devices: int, scheme: PartitionScheme, *, seed: int) -> Partition:
+def divided(
+    labels: Array, devices: int, scheme: PartitionScheme, *, seed: int, numbers: Array | None = None
+) -> Partition:
     """Divide examples over devices, each example to one device.
 
     With ``shards``, each device has exactly so many labels; as many devices share each label as share any other, or one more,
@@ -88,11 +110,13 @@ def divided(labels: Array, devices: int, scheme: PartitionScheme, *, seed: int) 
         How labels are spread.
     seed
         Of all that is drawn.
+    numbers
+        [n], what the examples are to be called; by their places if not given.
 
     Returns
     -------
     Partition
-        Indices of each device's examples.
+        Numbers of each device's examples.
 
     Raises
     ------
@@ -112,7 +136,13 @@ def divided(labels: Array, devices: int, scheme: PartitionScheme, *, seed: int) 
             )
         parts = list(np.array_split(rng.permutation(len(labels)), devices))
     starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-    return Partition(starts, np.concatenate(parts).astype(np.int32))
+    names = _narrow(np.arange(len(labels)) if numbers is None else numbers)
+    return Partition(starts, names[np.concatenate(parts)])
+
+
+def _narrow(numbers: Array) -> Array:
+    """Return whole numbers in the smallest dtype that holds them."""
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
 def _by_label(classes: list[Indices], devices: int, each: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
