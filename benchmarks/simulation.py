@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -79,8 +80,10 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.peers_python:
         write_work(folder, arguments)
         python = str(arguments.peers_python)
+        # A copy, away from this folder: Python looks for `statistics` beside a script before it takes its own.
+        peers = str(shutil.copy(_PEERS, folder))
         for _ in range(arguments.repeats):
-            keep(best, "pfl", _run([python, str(_PEERS), "--contender", "pfl"], folder))
+            keep(best, "pfl", _run([python, peers, "--contender", "pfl"], folder))
             torchrun = [
                 python,
                 "-m",
@@ -89,9 +92,9 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 "--nproc-per-node",
                 str(arguments.workers),
             ]
-            keep(best, "pfl", _run([*torchrun, str(_PEERS), "--contender", "pfl"], folder))
+            keep(best, "pfl", _run([*torchrun, peers, "--contender", "pfl"], folder))
         for _ in range(2):
-            keep(best, "flower", _run([python, str(_PEERS), "--contender", "flower"], folder))
+            keep(best, "flower", _run([python, peers, "--contender", "flower"], folder))
     else:
         say("no figures of peers: name an interpreter with --peers-python")
     # The difference of two runs: what does not grow with the devices cancels.

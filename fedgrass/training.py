@@ -312,18 +312,7 @@ def fit(
     rate = announcement.fit.learning_rate or manifest.optimizer.rate
     _require_control(engine, manifest, announcement)
     _require_turns(engine, manifest, announcement)
-    settings = FitSettings(
-        epochs=announcement.fit.epochs,
-        learning_rate=rate,
-        proximal_mu=announcement.fit.proximal_mu,
-        clip_norm=announcement.fit.gradient_clip_norm,
-        seed=seed_of(announcement, thing),
-        class_weight=announcement.fit.class_weight,
-        correction=correction,
-        local_epochs=announcement.fit.local_epochs,
-        round=announcement.round,
-        config=announcement.fit.config,
-    )
+    settings = settings_of(announcement, manifest, thing, correction)
     examples, base, figures = _limited(data.train, announcement.fit.max_examples), {}, {}
     if personal is not None:
         personal.require(engine)
@@ -352,6 +341,24 @@ def fit(
         metrics=metrics,
     )
     return Fitted(result.parameters, header, result.num_examples)
+
+
+def settings_of(
+    announcement: Announcement, manifest: Manifest, thing: str, correction: Parameters | None = None
+) -> FitSettings:
+    """Return how a participant is to train; the parameters are as of `fit`."""
+    return FitSettings(
+        epochs=announcement.fit.epochs,
+        learning_rate=announcement.fit.learning_rate or manifest.optimizer.rate,
+        proximal_mu=announcement.fit.proximal_mu,
+        clip_norm=announcement.fit.gradient_clip_norm,
+        seed=seed_of(announcement, thing),
+        class_weight=announcement.fit.class_weight,
+        correction=correction,
+        local_epochs=announcement.fit.local_epochs,
+        round=announcement.round,
+        config=announcement.fit.config,
+    )
 
 
 def _require_control(engine: Engine, manifest: Manifest, announcement: Announcement) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -197,5 +197,40 @@ class Engine(Protocol):
         """Return ``loss`` (mean), ``examples``, and what `fedgrass.protocol.metrics` names of a model of its kind.
 
         `Measured` carries the sums besides; plain figures are averaged over a fleet's devices.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PlainFit:
+    """What one of many trainings gave: ``values`` [n] are all parameters in a row, in the manifest's order; they may be lent.
+
+    ``loss`` and ``steps`` are as of `FitResult`.
+    """
+
+    values: Array
+    loss: float
+    steps: int
+
+
+@runtime_checkable
+class FitsEach(Protocol):
+    """An engine that trains many devices from the same parameters for less than so many calls of `Engine.fit`."""
+
+    def fit_each(self, base: Parameters, devices: Iterable[tuple[Batch, FitSettings]]) -> Iterator[PlainFit | None]:
+        """Train from the same parameters on one device's examples after another's.
+
+        Parameters
+        ----------
+        base
+            Where each training begins.
+        devices
+            Each device's examples, checked and without weights, and its settings: without ``class_weight``, ``correction``,
+            ``start``, ``local_epochs`` and a schedule.
+
+        Yields
+        ------
+        PlainFit or None
+            To the byte what `Engine.fit` makes of the same; None for a training that diverged, of which `fit` says how.
         """
         ...

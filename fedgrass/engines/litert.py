@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fedgrass.bundle import GRAPH, Bundle, Parameters, check_parameters
-from fedgrass.engines.base import Batch, Dataset, FitSettings, Measured
+from fedgrass.data.arrays import shuffled
+from fedgrass.engines.base import Batch, Dataset, FitSettings, Measured, PlainFit
 from fedgrass.engines.loop import BatchEngine, check_state
 from fedgrass.engines.metrics import BINARY, CLASSIFIERS, probabilities, sigmoid, softmax
 from fedgrass.engines.signatures import Signature
@@ -131,7 +133,7 @@ class LiteRTEngine(BatchEngine):
             begin(**seed)
         self._held_on_disk = None
         self._train = self._signatures["train_plain" if plain else "train"]
-        self._unset: dict[str, np.generic] = {"learning_rate": np.float32(settings.learning_rate)}
+        self._unset: dict[str, Array | np.generic] = {"learning_rate": np.float32(settings.learning_rate)}
         if not plain:
             self._unset |= {
                 "proximal_mu": np.float32(proximal_mu),
@@ -156,6 +158,55 @@ class LiteRTEngine(BatchEngine):
         )
         begin(**seed)
         self.set_parameters(present)
+
+    def fit_each(self, base: Parameters, devices: Iterable[tuple[Batch, FitSettings]]) -> Iterator[PlainFit | None]:
+        """Train from the same parameters on one device's examples after another's; see `fedgrass.engines.base.FitsEach`.
+
+        The very steps that `fit` takes. What is left out is what each training does anew: to look at its examples again, to cut
+        them into batches by way of a data set, to keep the parameters to fall back on.
+        """
+        values = check_parameters(base, self.manifest).values()
+        write, read = self._signatures["write_parameters"], self._signatures["read_parameters"]
+        given: dict[str, Array] = {f"p{i}": value for i, value in enumerate(values)}
+        try:
+            for examples, settings in devices:
+                write(**given)
+                given = {}  # inputs keep their values
+                self._begin(settings)
+                losses, steps = self._epochs(examples, settings)
+                if losses is None:
+                    yield None
+                    continue
+                found = read.lend()
+                flat = np.concatenate([found[f"p{i}"].ravel() for i in range(len(values))])
+                yield PlainFit(flat, losses, steps)
+        finally:
+            write.release()
+            read.release()
+
+    def _epochs(self, examples: Batch, settings: FitSettings) -> tuple[float | None, int]:
+        """Train; return the last epoch's mean loss, and the steps. The loss is None as soon as it is not finite."""
+        size, count, steps, mean = self.manifest.batch_size, len(examples.x), 0, 0.0
+        x, y = (np.asarray(part, t.dtype) for part, t in ((examples.x, self.manifest.x), (examples.y, self.manifest.y)))
+        weighs = 0  # examples of a batch, by the weights that are set
+        for epoch in range(settings.epochs):
+            order, total = shuffled(count, settings.epoch_seed(epoch)), 0.0
+            for start in range(0, count, size):
+                some = order[start : start + size]
+                here = len(some)
+                if here < size:
+                    some = np.resize(some, size)  # as `_pad`
+                if here != weighs:
+                    self._unset["sample_weight"] = self._weights[size - here :][:size]
+                    weighs = here
+                loss = float(self._train(x=x.take(some, axis=0), y=y.take(some, axis=0), **self._unset)["loss"])
+                self._unset = {}
+                if not math.isfinite(loss):
+                    return None, steps
+                total += loss * here
+                steps += 1
+            mean = total / count
+        return mean, steps
 
     def _step(self, batch: Batch) -> float:
         # The first step changes the variables, and with them what was lent ends.

@@ -80,6 +80,8 @@ class Signature:
         an output of another, a model takes three times its size before it trains. The pages are private and anonymous, so that
         what is dropped reads as zeros and is there again when it is written to.
         """
+        if not self._allocated:
+            return
         for index in {*self.inputs.values(), *self._outputs.values()}:
             drop_pages(self._memory(index))
 

@@ -15,6 +15,7 @@ from fedgrass.data.loaders import open_source
 from fedgrass.data.loaders.described import loader_of
 from fedgrass.data.several import of_first_class
 from fedgrass.data_settings import DataSettings
+from fedgrass.engines.base import Batch
 from fedgrass.engines.checks import Checked, check_dataset
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.simulation.partition import Partition, divided, drawn
@@ -40,6 +41,10 @@ class Examples:
     def of(self, device: int) -> Checked:
         """Return the examples that a device trains on; `prepare` has checked all there are."""
         return self._at(self._divided(device)[0])
+
+    def rows(self, device: int) -> Batch:
+        """Return all examples of a device at once."""
+        return self.source.read(self._divided(device)[0])
 
     def held_back(self, device: int) -> Checked:
         """Return those that it keeps back, to judge models on."""

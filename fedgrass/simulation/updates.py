@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from fedgrass.cloud.aggregator.sources import Prefetched, UpdateReference
 from fedgrass.errors import UpdateError
 from fedgrass.files import write_atomically
 from fedgrass.protocol.names import update_key
 from fedgrass.simulation.population import FLEET, thing_name
+from fedgrass.update.decoded import DecodedUpdate
+
+Content = bytes | DecodedUpdate
+"""An update: a file's content, or what it would say."""
 
 # Bytes of update files.
 _IN_MEMORY = 256 << 20
@@ -22,10 +26,10 @@ class VirtualUpdates(Prefetched):
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
-        self._held: dict[str, tuple[UpdateReference, bytes | Path]] = {}
+        self._held: dict[str, tuple[UpdateReference, Content | Path]] = {}
         self._bytes = 0
 
-    def put(self, number: int, thing: str, content: bytes, *, late: bool = False) -> None:
+    def put(self, number: int, thing: str, content: Content, *, late: bool = False) -> None:
         """Take in a device's update; what exceeds the bound on memory goes to disk.
 
         Parameters
@@ -35,18 +39,19 @@ class VirtualUpdates(Prefetched):
         thing
             The device.
         content
-            The update file's content.
+            The update.
         late
             Whether that round is over.
         """
         key = update_key(FLEET, number, thing)
-        reference = UpdateReference(thing=thing, key=key, bytes=len(content), round=number if late else None)
-        if self._bytes + len(content) > _IN_MEMORY:
+        size = len(content) if isinstance(content, bytes) else content.nbytes
+        reference = UpdateReference(thing=thing, key=key, bytes=size, round=number if late else None)
+        if self._bytes + size > _IN_MEMORY:
             path = self._scratch / f"{number}-{thing}"
-            path.write_bytes(content)
+            path.write_bytes(_file(content))
             self._held[reference.key] = (reference, path)
         else:
-            self._bytes += len(content)
+            self._bytes += size
             self._held[reference.key] = (reference, content)
 
     def joined(self, other: VirtualUpdates | None) -> VirtualUpdates:
@@ -65,8 +70,11 @@ class VirtualUpdates(Prefetched):
         found = self._held.get(reference.key)
         if found is None:
             raise UpdateError("missing", f"{reference.key}: there is no such update")
+        held = found[1]
+        if isinstance(held, DecodedUpdate):
+            return cast("BinaryIO", held)  # which the aggregator's screening knows from a stream
         # Unbuffered: the reader takes large pieces itself.
-        return io.BytesIO(found[1]) if isinstance(found[1], bytes) else found[1].open("rb", buffering=0)
+        return io.BytesIO(held) if isinstance(held, bytes) else held.open("rb", buffering=0)
 
     def clear(self) -> None:
         """Forget all of them."""
@@ -83,7 +91,7 @@ class LateUpdates:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def keep(self, number: int, thing: str, content: bytes) -> None:
+    def keep(self, number: int, thing: str, content: Content) -> None:
         """Keep on disk a device's update of a round that is over by now.
 
         Parameters
@@ -93,9 +101,9 @@ class LateUpdates:
         thing
             The device.
         content
-            The update file's content.
+            The update.
         """
-        write_atomically(self._path(number, thing), content)
+        write_atomically(self._path(number, thing), _file(content))
 
     def deliver(self, arrived: Iterable[tuple[int, int]], updates: VirtualUpdates) -> None:
         """Hand over what has arrived, by round and device; one that could not train then sent nothing."""
@@ -113,3 +121,7 @@ class LateUpdates:
 
     def _path(self, number: int, thing: str) -> Path:
         return self._folder / f"late-{number:06d}-{thing}"
+
+
+def _file(content: Content) -> bytes:
+    return content if isinstance(content, bytes) else content.to_bytes()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -31,9 +31,10 @@ from fedgrass.protocol.messages import Announcement
 from fedgrass.simulation.attacks import Doubles, difference
 from fedgrass.simulation.examples import mapped
 from fedgrass.simulation.model import rebased
+from fedgrass.simulation.plain import PlainDevices
 from fedgrass.simulation.population import Assignments, Population, thing_name
 from fedgrass.simulation.settings import Attack, Simulation
-from fedgrass.simulation.updates import LateUpdates, VirtualUpdates
+from fedgrass.simulation.updates import Content, LateUpdates, VirtualUpdates
 from fedgrass.simulation.virtual_device import Assignment, VirtualDevices
 from fedgrass.strategies.arithmetic.interfaces import Sums
 from fedgrass.training import Fitted
@@ -127,6 +128,7 @@ class Worker:
         self._scratch = setup.scratch
         bundle = Bundle.open(setup.bundle)
         engine = open_engine(setup.simulation.engine, bundle, builder=setup.simulation.builder)
+        self._engine = engine
         self._manifest = bundle.manifest
         simulated = setup.simulation
         self._devices = VirtualDevices(
@@ -168,7 +170,12 @@ class Worker:
         failures: dict[str, str] = {}
         together = max(1, _TOGETHER_BYTES // sum(value.nbytes for value in parameters.values()))
         honest = self._honest(given, task)
-        devices, late = [*task.duties.answers, *task.duties.late], set(task.duties.late)
+        late, number = set(task.duties.late), task.announcement.round
+
+        def put(device: int, content: Content) -> None:
+            (self._late.keep if device in late else updates.put)(number, thing_name(device), content)
+
+        devices = self._without_plain([*task.duties.answers, *task.duties.late], given, put)
         for start in range(0, len(devices), together):
             trained: dict[int, Fitted] = {}
             for device in devices[start : start + together]:
@@ -183,9 +190,21 @@ class Worker:
             for device, fitted in trained.items():
                 with _noted(failures, thing_name(device)):
                     content = self._devices.encode(fitted, given, self._attack(device), honest)
-                    put = self._late.keep if device in late else updates.put
-                    put(task.announcement.round, thing_name(device), content)
+                    put(device, content)
         return failures
+
+    def _without_plain(
+        self, devices: Sequence[int], given: Assignment, put: Callable[[int, Content], None]
+    ) -> Sequence[int]:
+        """Train those that can be trained together, and return the others."""
+        plain = PlainDevices.of(self._engine, self._examples, given)
+        if plain is None:
+            return devices
+        done = set()
+        for device, update in plain.train(device for device in devices if self._attack(device) is None):
+            put(device, update)
+            done.add(device)
+        return [device for device in devices if device not in done]
 
     def _honest(self, given: Assignment, task: Task) -> Doubles:
         """Return what the round's honest devices have learnt [n, size], if there are attackers here who know it."""

@@ -14,6 +14,7 @@ from fedgrass.cloud.aggregator.vector import Layout
 from fedgrass.errors import UpdateError
 from fedgrass.protocol.report import QuarantinedEntry
 from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
+from fedgrass.update.decoded import DecodedUpdate
 from fedgrass.update.reader import UpdateForm, UpdateReader
 
 WeightOf = Callable[[UpdateReference, UpdateMetadata], float]
@@ -79,9 +80,15 @@ class Screening:
         """Yield each reference, in order, with what opens it."""
         return open_ahead(self._source, references)
 
-    def begin(self, reference: UpdateReference, stream: BinaryIO) -> tuple[UpdateReader, UpdateMetadata]:
+    def begin(
+        self, reference: UpdateReference, stream: BinaryIO | DecodedUpdate
+    ) -> tuple[UpdateReader | DecodedUpdate, UpdateMetadata]:
         """Read and check the header of an update; its values are next."""
-        reader = UpdateReader(stream, file_bytes=reference.bytes, parameters=self._form)
+        reader = (
+            stream
+            if isinstance(stream, DecodedUpdate)
+            else UpdateReader(stream, file_bytes=reference.bytes, parameters=self._form)
+        )
         facts = self.examiner.check_header(reference, reader.header)
         # For its refusal only, such as of a missing metric: the weight itself is asked for again when the cohort's
         # bounds are known.
