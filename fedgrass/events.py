@@ -146,6 +146,17 @@ _DEVICE = {
     "evaluation_started": _info("The announced model is being evaluated.", "examples model"),
     "base_downloading": _info("The announced model is not on this device and is downloaded.", "base"),
     "data_read": _info("The device's data were read; what was guessed or filled in is noted.", "notes"),
+    "live_data_compared": _info(
+        "Live data were compared with the fleet's profile of that round; figures are as in the heartbeat.",
+        "profile figures",
+    ),
+    "live_data_not_compared": _warning(
+        "Live data could not be compared with the fleet's profile; it is tried again later.", "reason"
+    ),
+    "drift_begun": _warning("So many devices have drifted that a round is to start.", "action drifted alive number"),
+    "drift_step_started": _info("A round of the answer to drift was started.", "step number execution"),
+    "drift_step_ended": _info("An execution of the answer to drift has ended.", "step number status"),
+    "drift_given_up": _info("What was to follow a drift is dropped, and why.", "step number reason"),
     "data_left_out": _warning("Some of the device's data cannot be used and were left out.", "reason first"),
     "trained": _info("An update was made.", "seconds metrics"),
     "evaluated": _info("The announced model was evaluated.", "metrics"),

@@ -207,10 +207,13 @@ class Heartbeat:
             memory_percent=reading.memory_percent,
             disk_free_bytes=reading.disk_free_bytes,
             examples=trainer.examples,
+            drift=trainer.drift,
             tags=self._settings.runtime.tags,
             model_version=active.manifest.version if active else None,
             # What is said elsewhere in the message is left out, which keeps it within the bound.
-            trainer=trainer.model_copy(update={"last_error": "", "reason": as_reason(trainer.reason) if able else ""}),
+            trainer=trainer.model_copy(
+                update={"last_error": "", "drift": None, "reason": as_reason(trainer.reason) if able else ""}
+            ),
             components=self._components(),
             silent=self._silent(),
             errors=self._errors(),

@@ -10,7 +10,7 @@ from pathlib import Path
 from components.trainer.attempts import Attempts
 from components.trainer.rounds import answer_key
 from components.trainer.runner import STOPPED, Runner
-from components.trainer.task import Report, Result, Task
+from components.trainer.task import Report, Result, Task, Watched
 from fedgrass.edge.resource_policy import Pause, ResourcePolicy, UnavailableError
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
 from fedgrass.protocol.message import as_reason
@@ -38,8 +38,9 @@ class Settings:
         tries_engine: bool = False,
         announcement: Announcement | None = None,
         command: Command | None = None,
+        watched: Watched | None = None,
     ) -> Task:
-        """Make a task for the child; with neither announcement nor command, it counts the examples.
+        """Make a task for the child; with none of the last three, it counts the examples.
 
         Parameters
         ----------
@@ -51,6 +52,8 @@ class Settings:
             The round to take part in.
         command
             The command to do.
+        watched
+            What to compare live data with.
 
         Returns
         -------
@@ -67,6 +70,7 @@ class Settings:
             tries_engine=tries_engine,
             announcement=announcement,
             command=command,
+            watched=watched,
         )
 
 

@@ -29,7 +29,8 @@ def work_on(announcement: Announcement, place: Workspace) -> Result:
 def _measure(announcement: Announcement, place: Workspace, bundle: Bundle) -> Result:
     from fedgrass.profile import device
 
-    earlier = place.profile(announcement)
+    named = device.task_of(announcement).profile
+    earlier = place.profile(named, announcement.upload.bucket) if named is not None else None
     place.log.log_event("measuring_started", base=bundle.manifest.version)
     examples = place.split(bundle, keep_missing=True).train
     began = time.monotonic()

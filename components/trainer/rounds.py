@@ -16,6 +16,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from components.trainer.task import Result
+from fedgrass.answer import Answer
 from fedgrass.errors import MessageError
 from fedgrass.files import write_atomically
 from fedgrass.logs import Log
@@ -208,3 +210,16 @@ def _identity(announcement: Announcement) -> tuple[int, float]:
 def answer_key(announcement: Announcement) -> str:
     """Key under which a round's one answer is sent: the same after every restart."""
     return f"round-{announcement.round:06d}-{round(announcement.opened_at.timestamp() * 1000)}"
+
+
+def answer_of(announcement: Announcement, result: Result) -> Answer:
+    """Return what the cloud is told of a round's result."""
+    status: Literal["uploaded", "evaluated", "declined", "failed"]
+    if result.status == "done":
+        status = "evaluated" if announcement.task == "evaluate" else "uploaded"
+    else:
+        status = "failed" if result.status == "failed" else "declined"
+    told = result.model_dump(
+        include={"reason", "sha256", "bytes", "num_examples", "metrics", "sums", "base_sums", "seconds"}
+    )
+    return Answer(status, **told)

@@ -13,6 +13,7 @@ from fedgrass.errors import IpcError
 from fedgrass.files import write_atomically
 from fedgrass.logs import Log
 from fedgrass.protocol.device_messages import Tally, TrainerStatus
+from fedgrass.protocol.drift import Drift
 from fedgrass.protocol.message import as_reason
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.names import TRAINER_STATUS_TOPIC
@@ -100,6 +101,12 @@ class StatusBoard:
         self._status = self._status.model_copy(update={"examples": examples})
         self.publish()
 
+    def drifted(self, drift: Drift | None) -> None:
+        """Say how far live data are from the fleet's profile; None: it is not known."""
+        if drift != self._status.drift:
+            self._status = self._status.model_copy(update={"drift": drift})
+            self.publish()
+
     def helps(self, key: str) -> None:
         """Say by which key this device is a helper of secure aggregation; empty: it is none."""
         self._status = self._status.model_copy(update={"helper_key": key})
@@ -111,7 +118,7 @@ class StatusBoard:
         # Examples and time tell of the data, which rounds with noise are to hide.
         if self._private:
             tally = status.tally.model_copy(update={"training_seconds": 0.0})
-            status = status.model_copy(update={"examples": 0, "tally": tally})
+            status = status.model_copy(update={"examples": 0, "drift": None, "tally": tally})
         # Last, since it overrides what the state says.
         if problem := self._problem():
             status = status.model_copy(update={"able": False, "reason": as_reason(problem)})

@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
 from fedgrass.errors import MessageError, first_problem
+from fedgrass.protocol.drift import Drift
 from fedgrass.protocol.message import Count, Metrics, Reason
 from fedgrass.protocol.messages import Announcement, Command
 from fedgrass.protocol.names import Sha256, Version
+from fedgrass.protocol.profile import ProfileReference
 
 if TYPE_CHECKING:
     from fedgrass.floors import Floors
@@ -41,8 +43,15 @@ class Line(BaseModel):
             raise MessageError(f"{cls.__name__}: {first_problem(error)}") from error
 
 
+class Watched(Line):
+    """The profile that live data are to be compared with, and the bucket that it is in."""
+
+    profile: ProfileReference
+    bucket: str
+
+
 class Task(Line):
-    """What the child is to do: the round that is announced, the command, or else to count the examples.
+    """What the child is to do: the round that is announced, the command, to compare live data, or else to count the examples.
 
     ``patience`` is what is left of the seconds for which the work may wait for the device. ``tries_engine``: before it counts, it
     opens the model as a round would.
@@ -57,6 +66,7 @@ class Task(Line):
     tries_engine: bool = False
     announcement: Announcement | None = None
     command: Command | None = None
+    watched: Watched | None = None
 
     @property
     def floors(self) -> Floors:
@@ -84,6 +94,11 @@ class Task(Line):
     def residual(self) -> Path:
         """File that holds what a lossy codec left out of this device's updates."""
         return self.work / RESIDUAL
+
+    @property
+    def drift(self) -> Path:
+        """File that holds how this device's data were when it first knew the fleet's profile."""
+        return self.work / "drift.safetensors"
 
     @property
     def control(self) -> Path:
@@ -116,6 +131,7 @@ class Result(Line):
     metrics: Metrics = {}
     sums: str | None = None
     base_sums: str | None = None
+    drift: Drift | None = None
     seconds: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 

@@ -18,13 +18,14 @@ from components.trainer.commands import TrainerCommands
 from components.trainer.consent import Consent
 from components.trainer.counting import AGAIN_AFTER_TROUBLE_SECONDS, Counting
 from components.trainer.deferral import Deferral
+from components.trainer.drift_watch import DriftWatch
 from components.trainer.job import Job, Settings
 from components.trainer.known import known_model
-from components.trainer.rounds import Rounds, answer_key
+from components.trainer.rounds import Rounds, answer_key, answer_of
 from components.trainer.runner import Runner
 from components.trainer.status import StatusBoard
 from components.trainer.task import CHECKPOINT, HELPER, UPDATE, Report, Result
-from fedgrass.answer import Answer, notice_of
+from fedgrass.answer import notice_of
 from fedgrass.edge.child import Child, Running
 from fedgrass.edge.commands import Commands
 from fedgrass.edge.component import Device, version_of
@@ -109,6 +110,7 @@ class Trainer:
             problem=lambda: self._consent.objection() or self._data_problem,
         )
         self._commands = self._command_handler()
+        self._drift = self._drift_watch(clock)
 
     def _command_handler(self) -> TrainerCommands:
         commands = Commands(
@@ -129,6 +131,21 @@ class Trainer:
             Attempts(self._device.work / "attempts" / "command.json"),
             self._log,
             privacy=lambda: self._consent.against_exact_answers(self._rounds.newest),
+        )
+
+    def _drift_watch(self, clock: Callable[[], float]) -> DriftWatch:
+        return DriftWatch(
+            self._loop,
+            self._runner,
+            self._guard,
+            self._log,
+            settings=lambda: self._now,
+            newest=lambda: self._rounds.newest,
+            objection=lambda: self._consent.against_exact_answers(self._rounds.newest),
+            busy=lambda: self._job is not None,
+            told=self._status.drifted,
+            stopping=self._stopping,
+            clock=clock,
         )
 
     def start(self) -> None:
@@ -159,6 +176,7 @@ class Trainer:
             self._status.hides_figures(private=newest.update.hides_figures)
         self._status.publish()
         self._loop.every(lambda: self._settings.own.status_seconds, self._status.publish)
+        self._drift.start()
 
     def stop(self) -> None:
         """Stop training after the batch at hand, with all that was done on disk; a batch that takes too long is lost."""
@@ -297,7 +315,7 @@ class Trainer:
         """Hand the round's one answer on, then note that; in this order, so that a crash between repeats it by its key."""
         key, notice = (
             answer_key(announcement),
-            notice_of(announcement, self._device.thing, _answer_of(announcement, result)).encode(),
+            notice_of(announcement, self._device.thing, answer_of(announcement, result)).encode(),
         )
         try:
             if result.status != "done" or announcement.task == "evaluate":
@@ -389,15 +407,3 @@ class Trainer:
         if (examples, problem) != (self._status.examples, self._data_problem):
             self._data_problem = problem
             self._status.has_examples(examples)
-
-
-def _answer_of(announcement: Announcement, result: Result) -> Answer:
-    status: Literal["uploaded", "evaluated", "declined", "failed"]
-    if result.status == "done":
-        status = "evaluated" if announcement.task == "evaluate" else "uploaded"
-    else:
-        status = "failed" if result.status == "failed" else "declined"
-    told = result.model_dump(
-        include={"reason", "sha256", "bytes", "num_examples", "metrics", "sums", "base_sums", "seconds"}
-    )
-    return Answer(status, **told)

@@ -105,7 +105,7 @@ def _result(place: Workspace) -> Result:
 
 
 def _done(place: Workspace) -> Result:
-    from components.trainer import command_work, round_work
+    from components.trainer import command_work, drift_work, round_work
     from components.trainer.known import known_model
 
     task = place.task
@@ -116,6 +116,8 @@ def _done(place: Workspace) -> Result:
     model = known_model(place.store, task.work)
     if model is None:
         return Result(status="done")
+    if task.watched is not None:
+        return drift_work.compare(task.watched, model, place)
     if task.tries_engine:
         place.try_engine(model)
     return Result(status="done", num_examples=place.count(model))

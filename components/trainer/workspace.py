@@ -29,7 +29,7 @@ from fedgrass.protocol.message import as_reason
 from fedgrass.protocol.messages import Announcement, Base
 
 if TYPE_CHECKING:
-    from fedgrass.protocol.profile import Profile
+    from fedgrass.protocol.profile import Profile, ProfileReference
 
 # The base of this round, and the one it is compared with.
 _BUNDLES_KEPT = 2
@@ -188,8 +188,8 @@ class Workspace:
         """Return the parameters of a model that this device keeps for itself; see `Own.of`."""
         return Own.of(bundle.manifest, self.store.device.own, identity)
 
-    def profile(self, announcement: Announcement) -> Profile | None:
-        """Return the earlier profile that a round of statistics names, downloaded; None if it names none.
+    def profile(self, named: ProfileReference, bucket: str) -> Profile:
+        """Return a profile of the fleet that an announcement names, downloaded.
 
         Raises
         ------
@@ -200,14 +200,12 @@ class Workspace:
         StopTraining
             If the order came meanwhile.
         """
-        from fedgrass.profile.device import fetch_profile, task_of
+        from fedgrass.profile.device import fetch_profile
 
-        if task_of(announcement).profile is None:
-            return None
         most = self.task.settings.max_bundle_mb << 20
 
-        def download() -> Profile | None:
-            return fetch_profile(self._s3(), announcement, self.task.work, max_bytes=most)
+        def download() -> Profile:
+            return fetch_profile(self._s3(), bucket, named, self.task.work, max_bytes=most)
 
         found = retried(download, self._stopping, self.log)
         if found is None:
@@ -238,6 +236,23 @@ class Workspace:
             if found.account.notes:
                 self.log.log_event("data_read", notes=found.account.notes)
         return found
+
+    def live(self, bundle: Bundle, rows: int, path: str = "") -> Dataset:
+        """Return the newest of this device's examples, or those of a file of their own, missing values of x as NaN.
+
+        Parameters
+        ----------
+        bundle
+            The model.
+        rows
+            How many at most.
+        path
+            Where they are, if not where the examples are that train.
+        """
+        from fedgrass.data.newest import newest
+
+        self._builder(bundle)
+        return newest(self.task.runtime.data, bundle.manifest, rows, path)
 
     def count(self, bundle: Bundle) -> int:
         """Return how many examples there are to train on."""

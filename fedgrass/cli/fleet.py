@@ -125,6 +125,29 @@ def profile(
 
 
 @app.command()
+def drift(fleet: FleetOption = DEFAULT_FLEET, as_json: JsonOption = False) -> None:
+    """Show how far the devices' live data are from the fleet's profile, and what follows from it.
+
+    Devices compare where drift.action says so: `fedgrass fleet settings --set drift.action=alarm`.
+    """
+    from fedgrass.cli import drift as drifting
+    from fedgrass.profiles_api import fleet_profile
+    from fedgrass.protocol.drift import Standing
+
+    account, now_ms = Account.of(fleet), time.time() * 1000
+    own, state = tables.load_settings(account.rounds_table, fleet), tables.load_state(account.rounds_table, fleet)
+    members = [member for member in fleet_members(account.devices_table, fleet) if may_count(member.thing, own.silos)]
+    alive = [member.heartbeat for member in members if member.heartbeat and member.alive(now_ms)]
+    profile = fleet_profile(account) if state.profile is not None else None
+    standing = Standing.of(alive, own.drift, state.profile)
+    said = alive, own.drift, profile, standing, tables.load_drift(account.rounds_table, fleet)
+    if as_json:
+        render.print_json([drifting.facts(*said)])
+        return
+    render.console().print(drifting.shown(*said), highlight=False)
+
+
+@app.command()
 def settings(
     fleet: FleetOption = DEFAULT_FLEET,
     setting: Annotated[

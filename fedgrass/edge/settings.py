@@ -174,6 +174,18 @@ class TrainerSettings(GuardSettings):
         description="Rounds to train for within 24 hours; further ones are declined. 0: no limit",
     )
     max_bundle_mb: int = Field(default=2048, ge=1, description="Size of the largest model to download")
+    drift_seconds: float = Field(
+        default=3600,
+        ge=0,
+        le=604_800,
+        description="Interval at which live data are compared with the fleet's profile, where a round asked for that; 0: never",
+    )
+    drift_rows: int = Field(default=1000, ge=20, le=100_000, description="Newest examples that are compared")
+    drift_path: str = Field(
+        default="",
+        max_length=1024,
+        description="Where they are, read as the data are; labels may be missing. Empty: the newest of the data",
+    )
     helper: bool = Field(
         default=False, description="Sum the masks of other devices, for secure aggregation: this device is a helper"
     )

@@ -13,7 +13,7 @@ from fedgrass.errors import BundleError, DataError, MessageError
 from fedgrass.profile.features import measured
 from fedgrass.profile.files import CODEC, Layout, write
 from fedgrass.protocol.messages import Announcement
-from fedgrass.protocol.profile import Profile, StatisticsTask
+from fedgrass.protocol.profile import Profile, ProfileReference, StatisticsTask
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import UpdateInfo
 
@@ -38,15 +38,17 @@ def task_of(announcement: Announcement) -> StatisticsTask:
     return announcement.statistics
 
 
-def fetch_profile(store: ObjectStore, announcement: Announcement, folder: Path, *, max_bytes: int) -> Profile | None:
-    """Return the earlier profile that a round takes its bounds from; None if it names none.
+def fetch_profile(store: ObjectStore, bucket: str, named: ProfileReference, folder: Path, *, max_bytes: int) -> Profile:
+    """Return a profile that an announcement names; one that was fetched before is not fetched again.
 
     Parameters
     ----------
     store
         An S3 client.
-    announcement
-        The round.
+    bucket
+        The bucket.
+    named
+        The profile.
     folder
         Where it is kept.
     max_bytes
@@ -61,16 +63,13 @@ def fetch_profile(store: ObjectStore, announcement: Announcement, folder: Path, 
     DataError
         If it is not a profile.
     """
-    named = task_of(announcement).profile
-    if named is None:
-        return None
     # Judged by what is announced, before anything is downloaded.
     if named.bytes > max_bytes:
         raise BundleError(
             f"profile {named.key}: {named.bytes} bytes; this device takes at most {max_bytes} (maxBundleMb)"
         )
     path = folder / "profile.json"
-    fetch(store, announcement.upload.bucket, named.key, path, sha256=named.sha256, size=named.bytes)
+    fetch(store, bucket, named.key, path, sha256=named.sha256, size=named.bytes)
     return Profile.read(path.read_bytes(), name=named.key)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedgrass.bundle import Head, Manifest
-from fedgrass.engines.base import Batch, Dataset
+from fedgrass.bundle import Head, Manifest, TensorDescription
+from fedgrass.engines.base import Dataset
 from fedgrass.engines.metrics import CLASSIFIERS
 from fedgrass.engines.several import labels
 from fedgrass.errors import DataError
@@ -57,7 +57,9 @@ def label_names(manifest: Manifest) -> tuple[str, ...]:
     return head.class_names if len(head.class_names) == count else tuple(map(str, range(count)))
 
 
-def measured(data: Dataset, manifest: Manifest, bounds: Bounds | None = None) -> FeatureSums:
+def measured(
+    data: Dataset, manifest: Manifest, bounds: Bounds | None = None, *, inputs_alone: bool = False
+) -> FeatureSums:
     """Return the sums over a device's examples, read batch by batch in bounded memory.
 
     Parameters
@@ -68,6 +70,8 @@ def measured(data: Dataset, manifest: Manifest, bounds: Bounds | None = None) ->
         Of the model whose inputs they are.
     bounds
         Of the histograms.
+    inputs_alone
+        Whether y is not looked at: of live data it may not be known.
 
     Raises
     ------
@@ -75,11 +79,13 @@ def measured(data: Dataset, manifest: Manifest, bounds: Bounds | None = None) ->
         If there are no examples, or they are of another shape or kind than the model's.
     """
     features, head = len(feature_names(manifest)), _labelled(manifest)
-    sums = FeatureSums(features, len(label_names(manifest)), bounds)
+    sums = FeatureSums(features, 0 if inputs_alone else len(label_names(manifest)), bounds)
     # Batches by the number of values, not of examples: x of one example may be large.
     at_once = max(1, _VALUES // max(1, manifest.x.size))
     for batch in data.batches(at_once):
-        _check(batch, manifest)
+        _check(batch.x, manifest.x)
+        if not inputs_alone:
+            _check(batch.y, manifest.y)
         sums.add(np.reshape(batch.x, (-1, features)), len(batch.x))
         if len(sums.labels) and head is not None:
             y = labels(batch.y, manifest.heads)[list(manifest.heads).index(head)]
@@ -138,9 +144,8 @@ def _counted(y: Array, head: Head, count: int) -> Array:
     return true
 
 
-def _check(batch: Batch, manifest: Manifest) -> None:
-    for array, wanted in ((batch.x, manifest.x), (batch.y, manifest.y)):
-        if array.shape[1:] != wanted.shape:
-            raise DataError(f"{wanted.name}: shape {list(array.shape[1:])}, the model takes {list(wanted.shape)}")
-        if array.dtype.kind not in "fiub":
-            raise DataError(f"{wanted.name}: dtype {array.dtype}, the model takes {wanted.dtype}")
+def _check(array: Array, wanted: TensorDescription) -> None:
+    if array.shape[1:] != wanted.shape:
+        raise DataError(f"{wanted.name}: shape {list(array.shape[1:])}, the model takes {list(wanted.shape)}")
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{wanted.name}: dtype {array.dtype}, the model takes {wanted.dtype}")

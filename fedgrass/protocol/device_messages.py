@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
+from fedgrass.protocol.drift import Drift
 from fedgrass.protocol.message import ComponentVersion, Count, LastError, Message, Metrics, Part, Reason, Tags
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version
 
@@ -24,7 +25,8 @@ class TrainerStatus(Message):
     """The trainer's state, said on the device on ``fedgrass/trainer/status`` and repeated in the heartbeat.
 
     ``able`` says whether it would take part in a round now, ``reason`` why not, or what became of the last one.
-    ``helper_key`` is the public key of a device that is a helper of secure aggregation.
+    ``helper_key`` is the public key of a device that is a helper of secure aggregation. ``drift`` is how far its live data are
+    from the fleet's profile, where a round asked for that.
     """
 
     state: Literal["idle", "waiting", "training", "uploading", "declined", "failed"] = "idle"
@@ -37,6 +39,7 @@ class TrainerStatus(Message):
     component_version: ComponentVersion = ""
     helper_key: Annotated[str, Field(max_length=44)] = ""
     tally: Tally = Tally()
+    drift: Drift | None = None
     last_error: LastError = ""
 
 
@@ -48,6 +51,8 @@ class Heartbeat(Message):
 
     ``silent`` are the components that should have reported on the device and did not; ``errors`` the last error or
     warning of those that had one.
+
+    ``drift`` is how far its live data are from the fleet's profile; only devices that were asked to compare have it.
 
     ``tags`` are what the device's configuration says of it, such as its site, by which a round can choose devices.
 
@@ -67,6 +72,7 @@ class Heartbeat(Message):
     memory_percent: float = Field(default=0.0, ge=0, le=100)
     disk_free_bytes: Count = 0
     examples: Count = 0
+    drift: Drift | None = None
     tags: Tags = Field(default={})
     model_version: Version | None = None
     trainer: TrainerStatus = TrainerStatus()

@@ -24,7 +24,7 @@ from fedgrass.protocol.message import (
     Where,
 )
 from fedgrass.protocol.names import FleetName, RoundNumber, Sha256, ThingName, Version, parameters_key
-from fedgrass.protocol.profile import StatisticsTask
+from fedgrass.protocol.profile import ProfileReference, StatisticsTask
 from fedgrass.protocol.secure import SecureTask
 
 
@@ -184,6 +184,8 @@ class Announcement(Message):
 
     ``max_age`` is for rounds that never wait: an update counts in so many rounds after its own, so a device goes on training when
     the round closes, and takes the newest one afterwards.
+
+    ``watch`` is the profile that devices compare their live data with, asked or not, until another announcement says otherwise.
     """
 
     fleet: FleetName
@@ -201,6 +203,7 @@ class Announcement(Message):
     statistics: StatisticsTask | None = None
     personal: PersonalTask | None = None
     sums: SumTask | None = None
+    watch: ProfileReference | None = None
     upload: Upload
 
 

@@ -7,6 +7,7 @@ devices   fleet,thing ``<thing>``                       `Device`: the last heart
 devices   fleet,thing ``<thing>#model``                 `DeviceModel`: what became of the last model there
 rounds    fleet,key   ``settings``                      the fleet's settings
 rounds    fleet,key   ``state``                         `FleetState`: the lock, the last number, the current model
+rounds    fleet,key   ``drift``                         `DriftRecord`: what follows the fleet's drift
 rounds    fleet,key   ``round#000007``                  `RoundRecord`
 rounds    fleet,key   ``round#000007#<thing>``          `Participation`: one device's part in the round
 rounds    fleet,key   ``roster#000007#<salt>#<n>``      some names of who was there at its opening (`fedgrass.protocol.roster`)
@@ -31,6 +32,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from fedgrass.errors import RecordError, first_problem
 from fedgrass.protocol.device_messages import Heartbeat
+from fedgrass.protocol.drift import Step
 from fedgrass.protocol.gain import Gain
 from fedgrass.protocol.message import Count, Finite, Metrics, Reason, SumsText
 from fedgrass.protocol.messages import Base, Cohort, SumTask
@@ -42,6 +44,7 @@ from fedgrass.protocol.settings import FleetSettings
 
 SETTINGS_KEY = "settings"
 STATE_KEY = "state"
+DRIFT_KEY = "drift"
 MODEL_SUFFIX = "#model"
 
 Phase = Literal["collecting", "aggregating", "rolling_out", "closed"]
@@ -174,6 +177,29 @@ class FleetState(Record):
         return Released(version=model.version, by=by, model=model, before=before, at=time.time_ns() // 1_000_000)
 
 
+class DriftRecord(Record):
+    """What the fleet's drift has come to: ``step`` is the round that is to run for it, or runs, until all have.
+
+    ``armed``: the next drift may begin something; from there on not before the devices were calm again.
+    """
+
+    fleet: FleetName
+    looked_at: Count = Field(default=0, description="Epoch milliseconds; it changes with each look")
+    alive: int = Field(default=0, ge=0)
+    compared: int = Field(default=0, ge=0, description="Devices that compared with the newest profile")
+    drifted: int = Field(default=0, ge=0)
+    in_a_row: int = Field(default=0, ge=0, description="Looks in a row that found a drift")
+    armed: bool = True
+    number: int = Field(default=0, ge=0, description="Drifts so far that something was begun for")
+    begun_at: Count | None = Field(default=None, description="Epoch milliseconds")
+    step: Step | None = None
+    execution: str | None = Field(default=None, description="The step's, once it was started")
+
+    def to_item(self) -> dict[str, Any]:
+        """Return the item with its range key."""
+        return {**super().to_item(), "key": DRIFT_KEY}
+
+
 class CanaryTrial(Record):
     """Who was given the round's model first, and what they had before."""
 
@@ -263,6 +289,9 @@ class RoundRecord(Record):
         default=None, description="Of a round of statistics: the profile that its histograms have their bounds from"
     )
     profile: ProfileReference | None = Field(default=None, description="What a round of statistics made")
+    watch: ProfileReference | None = Field(
+        default=None, description="The profile that devices are told to compare their live data with"
+    )
 
     canaries: CanaryTrial | None = None
 

@@ -11,6 +11,7 @@ from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.protocol.asynchronous_settings import require_a_stream
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.cohort_settings import CohortSettings
+from fedgrass.protocol.drift_settings import DriftSettings
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.metrics import Metric
 from fedgrass.protocol.personal_settings import PersonalSettings
@@ -228,6 +229,7 @@ class FleetSettings(_Settings):
     rollout: Rollout = Rollout()
     tracking: Tracking = Tracking()
     statistics: Statistics = Statistics()
+    drift: DriftSettings = DriftSettings()
     secure: Secure | None = Field(
         default=None, description="Secure aggregation: its helpers, and how updates are masked; null: none"
     )

@@ -15,8 +15,10 @@ from fedgrass.protocol.items import get_item, items_under
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.records import (
+    DRIFT_KEY,
     SETTINGS_KEY,
     STATE_KEY,
+    DriftRecord,
     FleetState,
     HandLock,
     RoundRecord,
@@ -62,6 +64,12 @@ def save_settings(rounds: Table, fleet: str, settings: FleetSettings) -> None:
 def load_state(rounds: Table, fleet: str) -> FleetState:
     """Return what the fleet is at; nothing yet if no model was ever published."""
     return FleetState.from_item(get_item(rounds, fleet, STATE_KEY) or {})
+
+
+def load_drift(rounds: Table, fleet: str) -> DriftRecord:
+    """Return what the fleet's drift has come to; nothing if nobody has looked yet."""
+    item = get_item(rounds, fleet, DRIFT_KEY)
+    return DriftRecord(fleet=fleet) if item is None else DriftRecord.from_item(item)
 
 
 def set_current_model(rounds: Table, fleet: str, model: Base, *, publish: bool = False) -> bool:

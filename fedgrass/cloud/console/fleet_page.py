@@ -15,7 +15,7 @@ from fedgrass.protocol import tables
 from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.members import FleetMember, members_named
 from fedgrass.protocol.participations import participations_at
-from fedgrass.protocol.records import Participation
+from fedgrass.protocol.records import DriftRecord, Participation
 
 _PER_PAGE = 25
 _LAST_ROUNDS = 25
@@ -43,6 +43,22 @@ class Counts:
             "silent": len(look.devices) - len(alive),
         }
         return cls(len(look.devices), states, versions.most_common(_MOST_VERSIONS))
+
+
+@dataclass(frozen=True)
+class Drifting:
+    """What the last look at the fleet's drift found, where the settings have it watched."""
+
+    watched: bool
+    is_drift: bool
+    record: DriftRecord
+
+    @classmethod
+    def of(cls, context: Context) -> Drifting:
+        """Read it: one item, however large the fleet."""
+        table, fleet = context.account.rounds_table, context.account.fleet
+        settings, record = tables.load_settings(table, fleet).drift, tables.load_drift(table, fleet)
+        return cls(settings.action != "off" and record.looked_at > 0, record.in_a_row > 0, record)
 
 
 def pages(context: Context) -> Blueprint:
@@ -81,6 +97,7 @@ def pages(context: Context) -> Blueprint:
             states=STATES,
             now_ms=now_ms,
             panel=live_panel(context, fleet_state),
+            drift=Drifting.of(context),
         )
 
     @blueprint.get("/devices/<thing>")

@@ -84,6 +84,7 @@ def task_of(record: RoundRecord, bucket: str) -> Announcement:
         secure=announced_secure(record.settings, 2 * record.asked),
         statistics=_statistics(record),
         personal=record.settings.personal.announced if record.settings.task == "fit" else None,
+        watch=record.watch,
         upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
     )
 
@@ -123,5 +124,6 @@ def question_of(record: RoundRecord, bucket: str) -> Announcement:
         base=record.question.model,
         compare=record.base,
         cohort=record.cohort,
+        watch=record.watch,
         upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
     )

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from fedgrass.cloud.rounds.services import Services
+from fedgrass.protocol.drift import Standing
+from fedgrass.protocol.drift_settings import DriftSettings
 from fedgrass.protocol.members import FleetMember
 from fedgrass.protocol.names import version_order
 from fedgrass.protocol.records import FleetState, RoundRecord
@@ -123,6 +125,11 @@ def measure_report(services: Services, report: RoundReport, held_in_a_row: int) 
         measure(services, {"Reported": value}, Figure=name)
     for reason, count in Counter(entry.reason for entry in report.quarantined).most_common(_MOST_VALUES):
         measure(services, {"UpdatesQuarantined": count}, Reason=reason)
+
+
+def measure_drift(services: Services, standing: Standing, settings: DriftSettings) -> None:
+    """Write how many devices have drifted from the fleet's profile, and whether that makes it the fleet's matter."""
+    measure(services, {"DevicesDrifted": standing.drifted, "FleetDrifted": int(standing.is_drift(settings))})
 
 
 def measure_fleet(services: Services, members: list[FleetMember], state: FleetState) -> None:

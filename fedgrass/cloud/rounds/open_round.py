@@ -151,6 +151,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         deadline=now + timedelta(seconds=settings.deadline_seconds),
         privacy=ledger if ledger.spends else None,
         bounds=_bounds(settings, state),
+        watch=_profile(state) if settings.drift.action != "off" else None,
     )
     # Before the lock: a device may answer the moment the round is announced, and its answer is counted by the roster.
     # One that no round comes to use expires.
@@ -174,6 +175,11 @@ def _bounds(settings: FleetSettings, state: FleetState) -> ProfileReference | No
     """Return the profile that a round of statistics has its histograms' bounds from; None if there is none of this graph."""
     if settings.task != "statistics" or settings.statistics.low is not None:
         return None
+    return _profile(state)
+
+
+def _profile(state: FleetState) -> ProfileReference | None:
+    """Return the newest profile, if it is of the present model's inputs."""
     found = state.profile
     return found if found and state.model and found.graph_sha256 == state.model.graph_sha256 else None
 

@@ -42,8 +42,8 @@ class Services:
     environment
         ``FEDGRASS_FLEET``, ``_ACCOUNT``, ``_BUCKET``, ``_ROUNDS_TABLE``, ``_DEVICES_TABLE``, and for the Processing job
         ``_JOB_ROLE_ARN``, ``_IMAGE``, ``_THING_GROUP_ARN``, ``_MODEL_COMPONENT``, ``_MODEL_PACKAGE_GROUP``,
-        ``_INSTANCE_TYPE``, ``_INSTANCE_COUNT``, and, where it runs in a VPC, ``_SUBNETS`` and ``_SECURITY_GROUPS``. A
-        function is given only those that it needs.
+        ``_INSTANCE_TYPE``, ``_INSTANCE_COUNT``, and, where it runs in a VPC, ``_SUBNETS`` and ``_SECURITY_GROUPS``; for
+        what follows drift ``_STATE_MACHINE_ARN``. A function is given only those that it needs.
     clock
         Returns the present time, with its zone.
     """

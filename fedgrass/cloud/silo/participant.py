@@ -34,7 +34,7 @@ from fedgrass.logs import Log
 from fedgrass.own_code import own_code
 from fedgrass.personal import OWN, Own
 from fedgrass.personal_models import FOLDER
-from fedgrass.profile.device import Measured, fetch_profile, measure
+from fedgrass.profile.device import Measured, fetch_profile, measure, task_of
 from fedgrass.protocol.cohort import fits, takes
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.exposure import against_round
@@ -241,7 +241,8 @@ class Participant:
 
     def _measure(self, announcement: Announcement) -> Measured:
         bundle, most = self._bundle(announcement, announcement.base), self.max_bundle_mb << 20
-        earlier = fetch_profile(self.access.s3, announcement, self.work, max_bytes=most)
+        named, bucket = task_of(announcement).profile, announcement.upload.bucket
+        earlier = fetch_profile(self.access.s3, bucket, named, self.work, max_bytes=most) if named else None
         with own_code("reading the data"):
             examples = loaders.load(self.data.keeping_missing(), bundle.manifest).train
         return measure(examples, bundle.manifest, announcement, self.silo, self._update, earlier)

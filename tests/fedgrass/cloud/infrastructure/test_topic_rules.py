@@ -13,6 +13,7 @@ import pytest
 from fedgrass.local.aws import sql
 from fedgrass.local.aws.sql_values import Message
 from fedgrass.protocol.device_messages import Heartbeat, TrainerStatus
+from fedgrass.protocol.drift import Drift
 from fedgrass.protocol.instances import Instance
 from fedgrass.protocol.messages import Reply
 from fedgrass.protocol.names import TRAINER, device_topic
@@ -54,6 +55,7 @@ def test_a_heartbeat_reaches_the_table_whole(template: Template) -> None:
         silent=("com.fedgrass.ModelDeployer",),
         errors={TRAINER: "no route to host"},
         tags={"site": "north"},
+        drift=Drift(profile=3, rows=500, inputs=0.5, feature=2, distance=1.25, scores=0.0, inputs_change=1e-7),
     )
     stored = Device.from_item(
         item(template, "HeartbeatRule", device_topic("digits", "a", "heartbeat"), beat.encode()) or {}

@@ -40,9 +40,11 @@ def client_error(code: str) -> ClientError:
 
 
 class StepFunctions:
-    """Tokens: ``waiting`` ones can be answered once."""
+    """Tokens: ``waiting`` ones can be answered once. Executions: of one name there is one ever."""
 
     def __init__(self) -> None:
+        self.started: dict[str, dict[str, Any]] = {}
+        self.fails = 0
         self.answers: dict[str, tuple[str, Any]] = {}
         self.gone: set[str] = set()
         self.statuses: dict[str, str] = {EXECUTION: "RUNNING"}
@@ -57,6 +59,18 @@ class StepFunctions:
         if executionArn not in self.statuses:
             raise client_error("ExecutionDoesNotExist")
         return {"status": self.statuses[executionArn]}
+
+    def start_execution(self, *, stateMachineArn: str, name: str, input: str) -> dict[str, str]:  # noqa: A002, N803
+        if self.fails:
+            self.fails -= 1
+            raise client_error("InternalError")
+        assert 1 <= len(name) <= 80
+        arn = f"{stateMachineArn.replace(':stateMachine:', ':execution:')}:{name}"
+        if arn in self.statuses and (self.statuses[arn] != "RUNNING" or self.started[name] != json.loads(input)):
+            raise client_error("ExecutionAlreadyExists")
+        self.started[name] = json.loads(input)
+        self.statuses[arn] = "RUNNING"
+        return {"executionArn": arn}
 
     def _answer(self, token: str, answer: tuple[str, Any]) -> None:
         if token in self.gone:
@@ -147,6 +161,7 @@ class Fleet:
             "FEDGRASS_MODEL_PACKAGE_GROUP": "fedgrass-digits",
             "FEDGRASS_INSTANCE_TYPE": "ml.m5.large",
             "FEDGRASS_INSTANCE_COUNT": "1",
+            "FEDGRASS_STATE_MACHINE_ARN": EXECUTION.replace(":execution:", ":stateMachine:").removesuffix(":one"),
             "FEDGRASS_SUBNETS": subnets,
             "FEDGRASS_SECURITY_GROUPS": groups,
         }

@@ -1,0 +1,272 @@
+"""Drift from heartbeats to rounds: who counts, what starts, once each, and not again before the fleet was calm."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from botocore.exceptions import ClientError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedgrass.cloud.rounds import drift as drift_module
+from fedgrass.cloud.rounds.abort_round import ExecutionEnd, execution_ended
+from fedgrass.cloud.rounds.watch_fleet import watch_fleet
+from fedgrass.errors import MessageError
+from fedgrass.protocol.device_messages import Heartbeat
+from fedgrass.protocol.drift import Drift, Standing
+from fedgrass.protocol.drift_settings import DriftSettings
+from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.records import Device, DriftRecord
+from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.tables import load_drift, save_settings
+from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet, FleetFactory
+from tests.fedgrass.cloud.rounds.test_metrics import written
+from tests.fedgrass.cloud.rounds.test_statistics_rounds import keep
+
+QUARTER = 900
+THINGS = [f"d{number}" for number in range(10)]
+
+
+def measured(inputs: float, **changes: Any) -> Drift:
+    return Drift(**{"profile": 1, "rows": 500, "inputs": inputs, **changes})
+
+
+def fleet_of(make_fleet: FleetFactory, **drift: Any) -> Fleet:
+    fleet: Fleet = make_fleet(FleetSettings().overridden({"drift": {"action": "round", **drift}}))
+    keep(fleet)
+    return fleet
+
+
+def look(fleet: Fleet, drifted: int, *, of: int = 10, after: float = QUARTER) -> DriftRecord:
+    """A quarter of an hour passes, devices beat, and the fleet is looked at."""
+    fleet.pass_time(after)
+    fleet.heartbeats(*THINGS[:drifted], drift=measured(2.0))
+    fleet.heartbeats(*THINGS[drifted:of], drift=measured(0.01))
+    watch_fleet(fleet.services)
+    return load_drift(fleet.rounds, FLEET)
+
+
+def started(fleet: Fleet) -> list[str]:
+    return [request["task"] for request in fleet.step_functions.started.values()]
+
+
+def end(fleet: Fleet, record: DriftRecord, status: str = "SUCCEEDED") -> None:
+    assert record.execution is not None
+    fleet.step_functions.statuses[record.execution] = status
+
+
+def test_devices_are_told_of_the_profile_only_where_drift_is_watched(make_fleet: FleetFactory) -> None:
+    fleet = fleet_of(make_fleet, action="alarm")
+    fleet.heartbeats("a", "b", "c")
+    fleet.open(task="evaluate")
+    told = Announcement.decode(fleet.announcement or b"").watch
+    assert told is not None
+    assert told.round == 1
+
+
+@pytest.mark.parametrize(("action", "graph"), [("off", "a" * 64), ("round", "b" * 64)])
+def test_they_are_told_nothing_otherwise(make_fleet: FleetFactory, action: str, graph: str) -> None:
+    fleet = fleet_of(make_fleet, action=action)
+    keep(fleet, graph_sha256=graph)
+    fleet.heartbeats("a", "b", "c")
+    fleet.open()
+    assert Announcement.decode(fleet.announcement or b"").watch is None
+
+
+def test_drift_evaluates_then_profiles_then_trains_and_not_again_before_the_fleet_was_calm(
+    make_fleet: FleetFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = fleet_of(make_fleet)
+    look(fleet, 0)
+    look(fleet, 3)
+    assert started(fleet) == []  # one look is none yet
+    record = look(fleet, 3)
+    assert started(fleet) == ["evaluate"]
+    assert (record.step, record.number, record.armed) == ("evaluate", 1, False)
+    record = look(fleet, 4)
+    assert started(fleet) == ["evaluate"]  # it runs
+    for step in ("statistics", "fit"):
+        end(fleet, record, "FAILED" if step == "statistics" else "SUCCEEDED")
+        record = look(fleet, 4)
+        assert record.step == step
+    assert started(fleet) == ["evaluate", "statistics", "fit"]
+    assert all(request["rounds"] == 1 for request in fleet.step_functions.started.values())
+    end(fleet, record)
+    # Drift that stays, for eight days: nothing more starts.
+    for _ in range(4):
+        record = look(fleet, 5, after=2 * 86_400)
+    assert (record.step, len(fleet.step_functions.started)) == (None, 3)
+    look(fleet, 2)  # not below half of what begins a drift
+    look(fleet, 4)
+    assert not look(fleet, 4).armed
+    look(fleet, 1)
+    look(fleet, 3)
+    assert look(fleet, 3).number == 2
+    assert len(fleet.step_functions.started) == 4
+    figures = [line for line in written(capsys.readouterr().out) if "FleetDrifted" in line]
+    assert [(line["DevicesDrifted"], line["FleetDrifted"]) for line in figures[:3]] == [(0, 0), (3, 1), (3, 1)]
+
+
+def test_swinging_devices_start_something_once_in_a_cool_down_at_most(make_fleet: FleetFactory) -> None:
+    fleet = fleet_of(make_fleet, action="evaluate", cool_down_hours=24, looks=1)
+    for number in range(20):
+        record = look(fleet, 4 - number % 2 * 4, of=4, after=3 * 3600)
+        if record.execution is not None:
+            end(fleet, record)
+    assert len(fleet.step_functions.started) == 3
+    assert set(started(fleet)) == {"evaluate"}
+
+
+@pytest.mark.parametrize("liars", [1, 2])
+def test_a_few_liars_start_nothing_even_in_a_small_fleet(make_fleet: FleetFactory, liars: int) -> None:
+    fleet = fleet_of(make_fleet)
+    for _ in range(5):
+        fleet.pass_time(QUARTER)
+        fleet.heartbeats(*THINGS[:liars], drift=measured(100.0, rows=10**15))
+        fleet.heartbeats(*THINGS[liars:4])
+        watch_fleet(fleet.services)
+    assert started(fleet) == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"profile": 2}, {"rows": 199}, {"inputs": 0.2499}],
+)
+def test_figures_of_another_profile_of_few_examples_or_below_the_threshold_do_not_count(
+    make_fleet: FleetFactory, odd: dict[str, Any]
+) -> None:
+    fleet = fleet_of(make_fleet, looks=1)
+    fleet.heartbeats(*THINGS, drift=measured(**{"inputs": 2.0, **odd}))
+    watch_fleet(fleet.services)
+    assert load_drift(fleet.rounds, FLEET).drifted == 0
+    fleet.heartbeats(*THINGS, drift=measured(0.25, rows=200))
+    watch_fleet(fleet.services)
+    assert load_drift(fleet.rounds, FLEET).drifted == 10
+
+
+def test_silent_devices_and_unlisted_silos_do_not_count(make_fleet: FleetFactory) -> None:
+    fleet = fleet_of(make_fleet, looks=1)
+    fleet.heartbeats(*THINGS[:5], drift=measured(2.0))
+    fleet.pass_time(1000)
+    fleet.heartbeats(*(f"123456789012-silo{n}" for n in range(9)), drift=measured(2.0))
+    fleet.heartbeats(*THINGS[5:], drift=measured(0.0))
+    watch_fleet(fleet.services)
+    found = load_drift(fleet.rounds, FLEET)
+    assert (found.alive, found.drifted) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "counts"),
+    [
+        ({}, True),
+        ({"figures": "inputs"}, False),
+        ({"figures": "scores"}, True),
+        ({"against": "device"}, True),
+        ({"against": "device", "figures": "scores"}, False),
+    ],
+)
+def test_the_settings_say_which_figure_counts(settings: dict[str, Any], counts: bool) -> None:
+    drift = measured(0.1, scores=1.0, inputs_change=0.5, scores_change=None)
+    assert drift.has_drifted(DriftSettings(action="alarm", **settings)) is counts
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"inputs": -1}, {"inputs": 101}, {"inputs": float("nan")}, {"rows": -1}, {"distance": 1e7}]
+)
+def test_a_heartbeat_with_a_figure_that_cannot_be_is_refused(fleet: Fleet, wrong: dict[str, Any]) -> None:
+    beat = Heartbeat(fleet=FLEET, thing="a", sent_at=fleet.now, interval_seconds=30)
+    drift = {"profile": 1, "rows": 1, "inputs": 0.0, **wrong}
+    with pytest.raises(MessageError, match="drift"):
+        Heartbeat.decode(json.dumps({**json.loads(beat.encode()), "drift": drift}).encode())
+
+
+def test_nothing_starts_while_somebody_holds_the_fleet_and_it_starts_afterwards(make_fleet: FleetFactory) -> None:
+    fleet = fleet_of(make_fleet, looks=1)
+    fleet.heartbeats("a", "b", "c")
+    record = fleet.open()
+    assert look(fleet, 5).step == "evaluate"
+    assert started(fleet) == []
+    execution_ended(fleet.services, ExecutionEnd(executionArn=record.execution, status="ABORTED"))
+    look(fleet, 5)
+    assert started(fleet) == ["evaluate"]
+
+
+def test_what_waits_is_dropped_when_the_devices_are_calm_or_the_setting_is_taken_back(make_fleet: FleetFactory) -> None:
+    fleet = fleet_of(make_fleet, looks=1, cool_down_hours=1)
+    fleet.heartbeats("a", "b", "c")
+    fleet.open()
+    assert look(fleet, 5).step == "evaluate"
+    assert look(fleet, 0).step is None
+    assert look(fleet, 5, after=7200).step == "evaluate"
+    save_settings(fleet.rounds, FLEET, FleetSettings())
+    assert look(fleet, 5).step is None
+    assert started(fleet) == []
+
+
+@pytest.mark.parametrize("lost", ["start", "note"])
+def test_a_look_that_dies_starts_its_round_once_all_the_same(
+    make_fleet: FleetFactory, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    fleet = fleet_of(make_fleet, looks=1)
+    if lost == "start":
+        fleet.step_functions.fails = 1
+    else:
+        writes, real = [0], drift_module.put_item
+
+        def dies(table: Any, **arguments: Any) -> Any:
+            writes[0] += 1
+            if writes[0] == 2:
+                raise ClientError({"Error": {"Code": "InternalServerError", "Message": ""}}, "PutItem")
+            return real(table, **arguments)
+
+        monkeypatch.setattr(drift_module, "put_item", dies)
+    with pytest.raises(ClientError):
+        look(fleet, 5)
+    # The one that was started may even have ended before anybody looks again.
+    for arn in fleet.step_functions.statuses:
+        if ":drift-" in arn:
+            fleet.step_functions.statuses[arn] = "SUCCEEDED"
+    record = look(fleet, 5)
+    assert started(fleet) == ["evaluate"]
+    assert record.execution is not None
+
+
+def test_two_looks_at_once_are_one(make_fleet: FleetFactory) -> None:
+    fleet = fleet_of(make_fleet, looks=2)
+    look(fleet, 5)
+    before = load_drift(fleet.rounds, FLEET)
+    standing = Standing(10, 10, 5)
+    state = drift_module.FleetState()
+    drift_module.act_on_drift(fleet.services, standing, DriftSettings(action="round", looks=2), state)
+    # The second has read what the first had read.
+    assert not drift_module._write(fleet.services, before, before.model_copy(update={"looked_at": 5}))
+
+
+def test_a_fleet_that_does_not_watch_writes_nothing(fleet: Fleet) -> None:
+    fleet.heartbeats("a", "b", "c", drift=measured(2.0))
+    watch_fleet(fleet.services)
+    assert load_drift(fleet.rounds, FLEET).looked_at == 0
+
+
+@given(
+    alive=st.integers(0, 2000),
+    share=st.floats(0.001, 1, exclude_min=True),
+    least=st.integers(2, 50),
+    drifted=st.integers(0, 2000),
+)
+def test_a_drift_is_never_calm_and_needs_share_and_number(alive: int, share: float, least: int, drifted: int) -> None:
+    drifted = min(alive, drifted)
+    settings, standing = DriftSettings(share=share, min_devices=least), Standing(alive, alive, drifted)
+    assert not (standing.is_drift(settings) and standing.is_calm(settings))
+    if standing.is_drift(settings):
+        assert drifted >= least
+        assert drifted >= share * alive * (1 - 1e-6) - 1e-6
+    assert Standing(alive, 0, 0).is_calm(settings)
+
+
+def test_a_device_reads_back_from_the_table_with_its_figures(fleet: Fleet) -> None:
+    fleet.heartbeats("a", drift=measured(0.5, scores=1e-9))
+    item = fleet.services.devices.get_item(Key={"fleet": FLEET, "thing": "a"})["Item"]
+    assert Device.from_item(item).drift == measured(0.5, scores=1e-9)
