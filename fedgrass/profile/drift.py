@@ -135,7 +135,9 @@ def grouped(histogram: Doubles, groups: NDArray[np.intp], missing: Doubles) -> D
     """
     features, row = len(histogram), GROUPS + 1
     places = groups + np.arange(features)[:, np.newaxis] * row
-    found = np.bincount(places.ravel(), weights=histogram.ravel(), minlength=features * row).reshape(features, row)
+    found: Doubles = np.bincount(places.ravel(), weights=histogram.ravel(), minlength=features * row).reshape(
+        features, row
+    )
     found[:, GROUPS] = missing
     return found
 

@@ -11,6 +11,7 @@ from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.index import STATES, DeviceSnapshot, State
 from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.round_page import live_panel
+from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import tables
 from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.members import FleetMember, members_named
@@ -57,8 +58,12 @@ class Drifting:
     def of(cls, context: Context) -> Drifting:
         """Read it: one item, however large the fleet."""
         table, fleet = context.account.rounds_table, context.account.fleet
-        settings, record = tables.load_settings(table, fleet).drift, tables.load_drift(table, fleet)
-        return cls(settings.action != "off" and record.looked_at > 0, record.in_a_row > 0, record)
+        record = tables.load_drift(table, fleet)
+        try:
+            action = tables.load_settings(table, fleet).drift.action
+        except ConfigurationError:
+            action = "off"  # the page of settings says what is wrong with them
+        return cls(action != "off" and record.looked_at > 0, record.in_a_row > 0, record)
 
 
 def pages(context: Context) -> Blueprint:

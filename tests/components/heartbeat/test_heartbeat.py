@@ -21,6 +21,7 @@ from fedgrass.edge.systemd import Unit
 from fedgrass.logs import Log
 from fedgrass.protocol import device_messages
 from fedgrass.protocol.device_messages import ActiveModel, Tally, TrainerStatus
+from fedgrass.protocol.drift import Drift
 from fedgrass.protocol.message import MAX_MESSAGE_BYTES
 from fedgrass.protocol.names import (
     HEARTBEAT,
@@ -323,7 +324,12 @@ def test_a_heartbeat_reaches_every_nucleus_whatever_the_texts_are_made_of(
     place.heartbeat = Heartbeat(place.device, clock=lambda: place.now, unit=lambda _component: None)
     place.heartbeat.start()
     text = letter.encode(errors="replace").decode()
-    status = TrainerStatus(able=able, reason=text * 500, last_error=text * 200, component_version=text * 64)
+    odd = 1 / 3e-7  # as many digits as a float has
+    drift = Drift(profile=999_999, rows=1 << 53, inputs=1 / 3, feature=4095, distance=odd % 1e6, scores=1 / 3)
+    drift = drift.model_copy(update={"inputs_change": 200 / 3, "scores_change": 1e-5 / 3})
+    status = TrainerStatus(
+        able=able, reason=text * 500, last_error=text * 200, component_version=text * 64, drift=drift
+    )
     place.heartbeat._trainer = status  # not every text of so many letters gets through the device's own bound
     digest = "0" * 64
     said = ActiveModel(
@@ -335,6 +341,8 @@ def test_a_heartbeat_reaches_every_nucleus_whatever_the_texts_are_made_of(
     beat = place.beat()
     assert beat.able is able
     assert beat.tags == tags
+    assert beat.drift == drift
+    assert beat.trainer.drift is None
     assert beat.errors[HEARTBEAT].startswith(text)
     assert all(len(payload) <= MAX_MESSAGE_BYTES for _, payload in place.ipc.cloud)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
@@ -9,18 +10,22 @@ import pytest
 from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from fedgrass.cloud.rounds import drift as drift_module
+from fedgrass.cli.drift import facts, shown
 from fedgrass.cloud.rounds.abort_round import ExecutionEnd, execution_ended
 from fedgrass.cloud.rounds.watch_fleet import watch_fleet
 from fedgrass.errors import MessageError
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.drift import Drift, Standing
 from fedgrass.protocol.drift_settings import DriftSettings
+from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.profile import Feature, Profile
 from fedgrass.protocol.records import Device, DriftRecord
 from fedgrass.protocol.settings import FleetSettings
-from fedgrass.protocol.tables import load_drift, save_settings
+from fedgrass.protocol.tables import load_drift, load_settings, save_settings
+from fedgrass.protocol.writes import put_item
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet, FleetFactory
 from tests.fedgrass.cloud.rounds.test_metrics import written
 from tests.fedgrass.cloud.rounds.test_statistics_rounds import keep
@@ -213,15 +218,15 @@ def test_a_look_that_dies_starts_its_round_once_all_the_same(
     if lost == "start":
         fleet.step_functions.fails = 1
     else:
-        writes, real = [0], drift_module.put_item
+        writes = [0]
 
         def dies(table: Any, **arguments: Any) -> Any:
             writes[0] += 1
             if writes[0] == 2:
                 raise ClientError({"Error": {"Code": "InternalServerError", "Message": ""}}, "PutItem")
-            return real(table, **arguments)
+            return put_item(table, **arguments)
 
-        monkeypatch.setattr(drift_module, "put_item", dies)
+        monkeypatch.setattr("fedgrass.cloud.rounds.drift.put_item", dies)
     with pytest.raises(ClientError):
         look(fleet, 5)
     # The one that was started may even have ended before anybody looks again.
@@ -233,15 +238,46 @@ def test_a_look_that_dies_starts_its_round_once_all_the_same(
     assert record.execution is not None
 
 
-def test_two_looks_at_once_are_one(make_fleet: FleetFactory) -> None:
-    fleet = fleet_of(make_fleet, looks=2)
+def test_of_two_looks_at_once_one_acts(make_fleet: FleetFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = fleet_of(make_fleet, looks=1)
+    before = look(fleet, 0)
     look(fleet, 5)
-    before = load_drift(fleet.rounds, FLEET)
-    standing = Standing(10, 10, 5)
-    state = drift_module.FleetState()
-    drift_module.act_on_drift(fleet.services, standing, DriftSettings(action="round", looks=2), state)
-    # The second has read what the first had read.
-    assert not drift_module._write(fleet.services, before, before.model_copy(update={"looked_at": 5}))
+    assert started(fleet) == ["evaluate"]
+    # The other had read the table before.
+    monkeypatch.setattr("fedgrass.cloud.rounds.drift.load_drift", lambda *_: before)
+    after = load_drift(fleet.rounds, FLEET)
+    watch_fleet(fleet.services)
+    assert load_drift(fleet.rounds, FLEET) == after
+    assert started(fleet) == ["evaluate"]
+
+
+def test_the_terminal_says_who_has_drifted_of_which_feature_and_what_follows(make_fleet: FleetFactory) -> None:
+    fleet = fleet_of(make_fleet, looks=1)
+    record = look(fleet, 4)
+    feature = Feature(name="pressure", count=1, missing=0, histogram=(0, 1, 0))
+    profile = Profile(
+        fleet=FLEET,
+        round=1,
+        made_at=fleet.now,
+        model="1.0.0",
+        graph_sha256="a" * 64,
+        devices=3,
+        examples=1,
+        features=(feature,),
+    )
+    alive = [member.heartbeat for member in fleet_members(fleet.services.devices, FLEET) if member.heartbeat]
+    settings = load_settings(fleet.rounds, FLEET).drift
+    said = alive, settings, profile, Standing(10, 10, 4), record
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(shown(*said))
+    text = console.export_text()
+    assert "4 have drifted from it: drift" in text
+    assert "Drift 1: its round evaluate runs." in text
+    assert text.count("pressure") == 10
+    assert len([line for line in text.splitlines() if line.endswith("drifted")]) == 4
+    told = facts(*said)
+    assert (told["drifted"], told["is_drift"], told["devices"][0]["feature"]) == (4, True, "pressure")
+    json.dumps(told)
 
 
 def test_a_fleet_that_does_not_watch_writes_nothing(fleet: Fleet) -> None:
