@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedgrass.profile.adapt import adapt
     from fedgrass.profiles_api import read_profile
     from fedgrass.round_reports import read_report, reports, rounds, rows
+    from fedgrass.simulation.grouped_run import simulate_groups
     from fedgrass.simulation.profiling import simulate_profile
     from fedgrass.simulation.run import simulate
     from fedgrass.strategies import strategy_named as strategy
@@ -36,6 +37,7 @@ API = {
     "rounds": "fedgrass.round_reports:rounds",
     "rows": "fedgrass.round_reports:rows",
     "simulate": "fedgrass.simulation.run:simulate",
+    "simulate_groups": "fedgrass.simulation.grouped_run:simulate_groups",
     "simulate_profile": "fedgrass.simulation.profiling:simulate_profile",
     "strategy": "fedgrass.strategies:strategy_named",
     "train": "fedgrass.training_api:train",
@@ -55,6 +57,7 @@ __all__ = [
     "rounds",
     "rows",
     "simulate",
+    "simulate_groups",
     "simulate_profile",
     "strategy",
     "train",

@@ -5,15 +5,20 @@ from __future__ import annotations
 import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedgrass.cli.groups import grouped
+from fedgrass.errors import ConfigurationError
 from fedgrass.simulation.options import INTERRUPTED, DataOptions, FleetOptions, TrainingOptions, options_of
 from fedgrass.simulation.sweep_command import comparison_table, sweep
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fedgrass.protocol.gain import ByDevice
+    from fedgrass.simulation.group_report import GroupsReport
     from fedgrass.simulation.records import SimulatedRound, SimulationReport
 
 app = typer.Typer(invoke_without_command=True, help="Try a federation on virtual devices; several runs in one chart.")
@@ -40,16 +45,45 @@ class RunOptions:
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what --output holds.")] = False
 
 
+@dataclass(frozen=True)
+class GroupOptions:
+    """Which devices have models of their own."""
+
+    groups: Annotated[
+        str, typer.Option(metavar="tag:NAME", help="A model for the devices of each value of a tag of the data.")
+    ] = ""
+    clusters: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="So many models: each device takes the one that fits its examples best (IFCA).",
+            show_default=False,
+        ),
+    ] = 0
+
+    @property
+    def wanted(self) -> str:
+        """As `fedgrass.simulation.settings.Simulation.groups` has it."""
+        if self.groups and self.clusters:
+            raise ConfigurationError("--groups, --clusters: groups are by a tag, or devices choose; give one of them")
+        return f"clusters:{self.clusters}" if self.clusters else self.groups
+
+
 @app.callback()
 @grouped
 def simulate(
-    context: typer.Context, data: DataOptions, fleet: FleetOptions, training: TrainingOptions, run: RunOptions
+    context: typer.Context,
+    data: DataOptions,
+    fleet: FleetOptions,
+    training: TrainingOptions,
+    groups: GroupOptions,
+    run: RunOptions,
 ) -> None:
     """Simulate federated rounds on virtual devices.
 
     Training, codecs, checks, strategies and the gate are those of real fleets; transport and clock are simulated. Writes
     index.html, chart.png, report.json, rounds.csv, every round's report (rounds.jsonl) and the model that came of it.
-    Ctrl-C keeps the rounds that are done.
+    Ctrl-C keeps the rounds that are done. With --groups or --clusters each group's are in a folder below groups/.
     """
     if context.invoked_subcommand is not None:
         return None
@@ -61,6 +95,8 @@ def simulate(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     index, hosts = position(run.host)
     options = {**options_of(data, fleet, training, run.seed), "workers": run.workers}
+    if groups.wanted:
+        return _simulate_groups(groups.wanted, options, run)
     if index:
         return run_secondary(index, hosts, run.exchange, **options)
     with _Live(fleet.rounds) as live:
@@ -72,6 +108,23 @@ def simulate(
             live.say(f"interrupted after round {live.round}; go on with the same command and --resume")
             raise typer.Exit(INTERRUPTED) from None
     return _show(report, run.output)
+
+
+def _simulate_groups(groups: str, options: dict[str, Any], run: RunOptions) -> None:
+    from fedgrass.cli import render
+    from fedgrass.simulation.grouped_run import simulate_groups
+
+    if run.host:
+        raise ConfigurationError("--host: a simulation with groups runs on one machine; give --workers")
+    with _Live(options["rounds"]) as live:
+        try:
+            report = simulate_groups(run.output, resume=run.resume, done=live.groups_done, groups=groups, **options)
+        except KeyboardInterrupt:
+            live.say(f"interrupted after round {live.round}; go on with the same command and --resume")
+            raise typer.Exit(INTERRUPTED) from None
+    console = render.console()
+    console.print(groups_table(report))
+    console.print(f"Report: [bold]{run.output / 'index.html'}[/]; models: {run.output / 'groups'}", highlight=False)
 
 
 @app.command()
@@ -186,6 +239,12 @@ class _Live:
         text = f"{figure}, {len(simulated.report.updates)} used" + (f", {refused} refused" if refused else "")
         self._progress.update(self._task, description=text, completed=self.round)
 
+    def groups_done(self, simulated: dict[str, SimulatedRound]) -> None:
+        """Show the end of a round of several models."""
+        self.round = max(one.report.round for one in simulated.values())
+        text = ", ".join(f"{name} {len(one.report.updates)}" for name, one in simulated.items())
+        self._progress.update(self._task, description=f"used: {text}", completed=self.round)
+
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         self._progress.console.print(text, highlight=False)
@@ -210,6 +269,23 @@ def _show(report: SimulationReport, output: Path) -> None:
         highlight=False,
     )
     console.print(f"Report: [bold]{output / 'index.html'}[/]; model: {output / 'model'}", highlight=False)
+
+
+def groups_table(report: GroupsReport) -> Table:
+    """Return the groups as a table: how many devices, and what its model is to them."""
+    from rich.table import Table
+
+    table = Table("group", "devices", f"{report.figure} by device, median", "worst tenth", "model")
+    for name, group in report.groups.items():
+        table.add_row(name, str(group.devices), *_of_devices(group.by_device), group.report.final_version)
+    total = sum(group.devices for group in report.groups.values())
+    table.add_section()
+    table.add_row("all", str(total), *_of_devices(report.by_device), "")
+    return table
+
+
+def _of_devices(found: ByDevice | None) -> tuple[str, str]:
+    return ("–", "–") if found is None else (f"{found.median:.4f}", f"{found.worst_tenth:.4f}")
 
 
 def _names(folders: list[Path]) -> dict[str, Path]:

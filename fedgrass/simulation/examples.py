@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from fedgrass.data_settings import DataSettings
 from fedgrass.engines.base import Batch
 from fedgrass.engines.checks import Checked, check_dataset
 from fedgrass.errors import ConfigurationError, DataError
-from fedgrass.simulation.partition import Partition, divided, drawn
+from fedgrass.simulation.partition import Partition
 from fedgrass.simulation.settings import Attack, PartitionScheme, Simulation
+from fedgrass.simulation.tags import dealt_by_tag, tags_of
 from fedgrass.tensors import Array
 
 # Sets a device's draw of what it keeps back apart from the other draws of a simulation.
@@ -30,13 +32,17 @@ _READ = 4096
 
 @dataclass(frozen=True)
 class Examples:
-    """What the devices train on, and what judges the models."""
+    """What the devices train on, and what judges the models.
+
+    With ``tags``, a device has examples of one of these values: the devices take turns in their order.
+    """
 
     source: Source
     partition: Partition
     kept: Part
     validation: float = 0.0
     seed: int = 0
+    tags: tuple[str, ...] = ()
 
     def of(self, device: int) -> Checked:
         """Return the examples that a device trains on; `prepare` has checked all there are."""
@@ -49,6 +55,14 @@ class Examples:
     def held_back(self, device: int) -> Checked:
         """Return those that it keeps back, to judge models on."""
         return self._at(self._divided(device)[1])
+
+    def held_back_of(self, devices: Iterable[int]) -> Checked:
+        """Return what some devices keep back, together."""
+        return self._at(np.concatenate([np.empty(0, np.intp), *(self._divided(device)[1] for device in devices)]))
+
+    def tag(self, device: int) -> str:
+        """Return the value that a device's examples have; empty without tags."""
+        return self.tags[device % len(self.tags)] if self.tags else ""
 
     def _divided(self, device: int) -> tuple[Indices, Indices]:
         indices = self.partition.of(device).astype(np.intp)
@@ -96,18 +110,15 @@ def prepare(simulation: Simulation, manifest: Manifest, scratch: Path) -> Exampl
     labels = np.concatenate(
         [of_first_class(source.read(pool[i : i + _READ]).y, manifest) for i in range(0, len(pool), _READ)]
     )
-    if simulation.examples:
-        dealt = drawn(labels, simulation.devices, simulation.examples, scheme, seed=simulation.seed, numbers=pool)
-    else:
-        dealt = divided(labels, simulation.devices, scheme, seed=simulation.seed, numbers=pool)
-    dealt.save(scratch)
+    tags, values = tags_of(simulation, pool, len(source))
+    dealt_by_tag(labels, values, simulation, scheme, pool).save(scratch)
     # Mapped like the workers' own, so that this process need not hold them too.
     partition = Partition.mapped(scratch)
     if isinstance(source, ArrayDataset):
         for name, array in (("x", source.x), ("y", source.y), ("weights", source.weights)):
             if array is not None:
                 np.save(scratch / f"{name}.npy", array)
-    return Examples(source, partition, kept, simulation.validation_share, simulation.seed)
+    return Examples(source, partition, kept, simulation.validation_share, simulation.seed, tags)
 
 
 def _kept_back(simulation: Simulation, manifest: Manifest, source: Source) -> tuple[Part, Indices]:

@@ -35,6 +35,13 @@ class DataOptions:
         typer.Option(help=f"One of {LOADERS.choices()}, as devices have it.", show_default="by the file"),
     ] = ""
     label: Annotated[str, typer.Option(help="The label's column in a .csv file.", show_default="the last")] = ""
+    tag: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="An array beside x and y, or an .npy file, such as each example's site: a device has examples of one value.",
+        ),
+    ] = ""
     partition: Annotated[str, typer.Option(help="iid, dirichlet:ALPHA, or shards:LABELS for each device.")] = (
         "dirichlet:0.3"
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedgrass.bundle import Bundle
 from fedgrass.data.digits import digits_bundle
+from fedgrass.errors import ConfigurationError
 from fedgrass.inference import write_bundle
 from fedgrass.simulation import report
 from fedgrass.simulation.records import SimulatedRound, SimulationReport, Timing
@@ -71,6 +72,8 @@ def simulate(
     (True, True)
     """
     opened, simulation = start_of(bundle, options)
+    if simulation.groups:
+        raise ConfigurationError(f"groups {simulation.groups}: several models come of it; simulate_groups() has them")
     manifest = opened.manifest
     store = Store(output)
     # Before any process starts: a wrong folder is told at once.
@@ -90,18 +93,7 @@ def simulate(
         finally:
             rounds = simulator.standing.rounds
             seconds = time.monotonic() - started
-            # Only those that trained for their round count as device-rounds.
-            asked = sum(r.asked - r.dropped - r.late for r in rounds[before:])
-            timing = Timing(
-                workers=workers,
-                ready_at=ready_at,
-                start_seconds=round(started - began, 2),
-                rounds=len(rounds) - before,
-                seconds=round(seconds, 4),
-                device_rounds=asked,
-                device_rounds_per_second=round(asked / seconds, 1),
-                peak_rss_mb=round(sum(map(_peak_rss_mb, [os.getpid(), *simulator.process_ids])), 1),
-            )
+            timing = timing_of(ready_at, started - began, seconds, rounds[before:], simulator.process_ids)
             # Nothing to report before the first round was closed.
             if rounds:
                 write_bundle(
@@ -154,6 +146,38 @@ def start_of(bundle: Path | None, options: dict[str, Any]) -> tuple[Bundle, Simu
     # They are part of what a simulation is: it cannot be resumed with another model.
     digests = {"parameters_sha256": manifest.parameters_sha256, "graph_sha256": manifest.graph_sha256}
     return opened, Simulation.checked({**options, **digests})
+
+
+def timing_of(
+    ready_at: float, start_seconds: float, seconds: float, rounds: Sequence[SimulatedRound], processes: Sequence[int]
+) -> Timing:
+    """Return what some rounds took.
+
+    Parameters
+    ----------
+    ready_at
+        The Unix time at which the first began.
+    start_seconds
+        What had gone by until then.
+    seconds
+        What the rounds took.
+    rounds
+        The rounds; those of several models are counted as often.
+    processes
+        Those that train.
+    """
+    # Only those that trained for their round count as device-rounds.
+    trained = sum(one.asked - one.dropped - one.late for one in rounds)
+    return Timing(
+        workers=len(processes),
+        ready_at=ready_at,
+        start_seconds=round(start_seconds, 2),
+        rounds=len({one.report.round for one in rounds}),
+        seconds=round(seconds, 4),
+        device_rounds=trained,
+        device_rounds_per_second=round(trained / seconds, 1),
+        peak_rss_mb=round(sum(map(_peak_rss_mb, [os.getpid(), *processes])), 1),
+    )
 
 
 def _peak_rss_mb(process: int) -> float:

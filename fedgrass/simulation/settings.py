@@ -17,6 +17,9 @@ from fedgrass.simulation.attacks import Kind, attack_named
 
 _KEEPS_BACK = 0.2  # as com.fedgrass.Runtime's validationFraction
 
+MOST_GROUPS = 100
+"""Models that a simulation has at most."""
+
 PartitionKind = Literal["iid", "dirichlet", "shards"]
 
 
@@ -94,6 +97,24 @@ class PartitionScheme:
         raise ValueError(f"partition {text!r}: expected iid, dirichlet:ALPHA or shards:LABELS, such as dirichlet:0.3")
 
 
+@dataclass(frozen=True)
+class Grouping:
+    """Which devices have a model in common: ``tag:NAME``, one for each value of the tag; or ``clusters:K``, chosen by each."""
+
+    tag: str = ""
+    clusters: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Grouping:
+        """Read ``clusters:4``; raises `ValueError` with what was expected."""
+        kind, _, value = text.partition(":")
+        if kind == "tag" and value:
+            return cls(tag=value)
+        if kind == "clusters" and value.isascii() and value.isdigit() and 1 <= int(value) <= MOST_GROUPS:
+            return cls(clusters=int(value))
+        raise ValueError(f"groups {text!r}: expected tag:NAME or clusters:K, with K from 1 to {MOST_GROUPS}")
+
+
 class Simulation(BaseModel):
     """One simulation. The same one gives the same models and the same reports, however many processes work on it."""
 
@@ -111,10 +132,14 @@ class Simulation(BaseModel):
         ge=0,
         lt=1,
         description="Share of its examples that each device keeps back to judge models on; None: 0.2 where devices have models "
-        "of their own, else 0",
+        "of their own or in groups, else 0",
     )
     devices: int = Field(default=1000, ge=1, le=10_000_000)
     examples: int = Field(default=40, ge=0, le=1_000_000, description="Of each device, drawn; 0 divides all of them")
+    tag: str = Field(
+        default="",
+        description="Array beside x and y, or .npy file, with a value for each example: each device has examples of one value",
+    )
     partition: str = "dirichlet:0.3"
     cohort: int = Field(default=50, ge=1, description="Devices that are asked in each round")
     rounds: int = Field(default=20, ge=1, le=999_999)
@@ -122,6 +147,11 @@ class Simulation(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of the asked that never answers")
     stragglers: str = ""
     attack: str = ""
+    groups: str = Field(
+        default="",
+        description="Devices with models of their own: tag:NAME, one for each value of the tag; clusters:K, of which each device "
+        "takes the one that fits its examples best; empty: one model for all",
+    )
     engine: str = "litert"
     builder: str = ""
     fleet: FleetSettings
@@ -148,14 +178,46 @@ class Simulation(BaseModel):
             )
         if self.fleet.task != "fit":
             raise ValueError(f"task {self.fleet.task}: a simulation trains")
+        if self.groups:
+            self._require_groups(Grouping.parse(self.groups))
         return self
+
+    def _require_groups(self, grouping: Grouping) -> None:
+        """Raise `ValueError` for what does not go with groups."""
+        fleet = self.fleet
+        if grouping.tag and self.tag not in ("", grouping.tag):
+            raise ValueError(f"groups {self.groups}: the data are divided by tag {self.tag!r}; name one of them")
+        if self.validation == 0:
+            raise ValueError(
+                f"groups {self.groups}: devices judge the models, so each keeps examples back; not validation 0"
+            )
+        if fleet.is_asynchronous:
+            raise ValueError(f"groups {self.groups}: rounds wait in all groups; not with mode asynchronous")
+        if fleet.strategy.tree:
+            raise ValueError(
+                f"groups {self.groups}: strategy {fleet.strategy.name} counts on its circle of rounds, of which groups have parts"
+            )
+        if grouping.clusters and fleet.strategy.keeps_device_state:
+            raise ValueError(
+                f"groups {self.groups}: strategy {fleet.strategy.name} keeps on devices what belongs to one model, and devices "
+                "change theirs; use groups by tag, or another strategy"
+            )
+        if self.attack and Attack.parse(self.attack).does.omniscient:
+            raise ValueError(
+                f"groups {self.groups}: attack {self.attack} is of those that know all updates of a round; use another"
+            )
+
+    @property
+    def data_tag(self) -> str:
+        """The array by which devices differ; empty if there is none."""
+        return self.tag or (Grouping.parse(self.groups).tag if self.groups else "")
 
     @property
     def validation_share(self) -> float:
         """Share of its examples that each device keeps back."""
         if self.validation is not None:
             return self.validation
-        return _KEEPS_BACK if self.fleet.personal.mode != "none" else 0.0
+        return _KEEPS_BACK if self.groups or self.fleet.personal.mode != "none" else 0.0
 
     @property
     def asked(self) -> int:

@@ -24,10 +24,7 @@ from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.cloud.aggregator.trusted import trained_difference, with_own_update
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.control import require_linear
-from fedgrass.data.evaluation_set import EvaluationSet
-from fedgrass.engines.base import Engine
 from fedgrass.engines.checks import Checked
-from fedgrass.engines.registry import open_engine
 from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.own_code import own_code
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
@@ -35,17 +32,17 @@ from fedgrass.protocol.names import next_version, update_prefix
 from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
 from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.secure.device import context_of
-from fedgrass.simulation.examples import prepare
 from fedgrass.simulation.exchange import Opening, hosts_of
+from fedgrass.simulation.groups import Group
 from fedgrass.simulation.helpers import VirtualHelpers
+from fedgrass.simulation.machine import Machine
 from fedgrass.simulation.model import in_folder, state_in_folder
-from fedgrass.simulation.population import FLEET, Assignments, Plan, Population
+from fedgrass.simulation.population import FLEET, Assignments, Plan
 from fedgrass.simulation.records import SimulatedRound
 from fedgrass.simulation.settings import Simulation
 from fedgrass.simulation.store import SimulationState, Store
 from fedgrass.simulation.updates import LateUpdates, VirtualUpdates
-from fedgrass.simulation.worker import Setup
-from fedgrass.simulation.worker_pool import WorkerPool
+from fedgrass.simulation.worker import Folders
 from fedgrass.update.registry import codec_named
 
 _BEGINNING = datetime(2000, 1, 1, tzinfo=timezone.utc)  # of the simulated clock
@@ -67,6 +64,8 @@ class Simulator:
         Where an earlier run came to, if this one resumes it.
     host, hosts, exchange
         Which of the hosts this is, from 0, how many there are, and where they meet (`fedgrass.simulation.exchange`).
+    group
+        The devices that have this model, if others have others; its machine is the caller's to enter and leave.
     """
 
     def __init__(
@@ -80,6 +79,7 @@ class Simulator:
         host: int = 0,
         hosts: int = 1,
         exchange: str = "",
+        group: Group | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._simulation = simulation
@@ -94,30 +94,30 @@ class Simulator:
                 f"fit.local_epochs: model {bundle.manifest.name!r} has no parameters that devices keep for themselves; export "
                 "it with --local"
             )
-        self._population = Population(simulation)
+        self._group = group
         self._strategy = simulation.fleet.strategy.made()
         self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
         try:
             self._hosts = hosts_of(host, hosts, exchange, simulation, self._scratch)
             kept = self._scratch if store is None else store.kept.resolve()
-            # Before the pool: workers map what this writes.
-            examples = prepare(simulation, bundle.manifest, self._scratch)
-            self._pool = WorkerPool(Setup(simulation, bundle.folder.resolve(), self._scratch, kept), workers)
-            judging = next(examples.kept.batches(len(examples.kept)))
-            self._judging = Checked(EvaluationSet(judging.x, judging.y, judging.anomaly))
-            self._engine: Engine = open_engine(simulation.engine, bundle, builder=simulation.builder)
+            self._folders = Folders(self._scratch, kept)
+            machine = Machine.of(simulation, bundle, self._scratch, workers) if group is None else group.machine
         except BaseException:
             shutil.rmtree(self._scratch)  # processes that have been started end when their pipes do
             raise
+        self._pool, self._engine, self._judging = machine.pool, machine.engine, machine.judging
+        self._population = machine.population if group is None else group.members
         self.standing = standing or SimulationState((), bundle.manifest.version, bundle.parameters(), {})
         self._saved_at = clock()
+        self._judges = 0
         self._late = LateUpdates(kept)
         # Such rounds are aggregated here, in the leading process, from whole updates.
         self._together = self._strategy.needs_all or simulation.fleet.secure is not None
         self._helpers = self._virtual_helpers()
         # Where devices keep something in files from round to round, the state must not lag behind them.
         self._save_each = (
-            bool(self._strategy.staleness)
+            group is not None
+            or bool(self._strategy.staleness)
             or self._strategy.device_state is not None
             or bool(bundle.manifest.local_parameters)
             or simulation.fleet.personal.mode != "none"
@@ -128,7 +128,8 @@ class Simulator:
         self.evaluation = self._evaluate(self.standing.parameters)
 
     def __enter__(self) -> Simulator:
-        self._pool.__enter__()
+        if self._group is None:
+            self._pool.__enter__()
         return self
 
     def __exit__(
@@ -137,7 +138,8 @@ class Simulator:
         try:
             if self._store is not None and self.standing.rounds:
                 self._store.save(self.standing)
-            self._pool.__exit__(kind, error, trace)
+            if self._group is None:
+                self._pool.__exit__(kind, error, trace)
         finally:
             shutil.rmtree(self._scratch)
 
@@ -149,11 +151,29 @@ class Simulator:
     def run(self, done: Callable[[SimulatedRound], None] = lambda _: None) -> None:
         """Simulate the rounds that are left; ``done`` is told of each."""
         while len(self.standing.rounds) < self._simulation.rounds:
-            simulated = self._round(len(self.standing.rounds) + 1)
-            if self._store is not None and (self._save_each or self._clock() - self._saved_at > _SAVE_SECONDS):
-                self._store.save(self.standing)
-                self._saved_at = self._clock()
-            done(simulated)
+            done(self.step())
+
+    def step(self) -> SimulatedRound:
+        """Simulate the next round."""
+        simulated = self._round(len(self.standing.rounds) + 1)
+        if self._store is not None and (self._save_each or self._clock() - self._saved_at > _SAVE_SECONDS):
+            self._store.save(self.standing)
+            self._saved_at = self._clock()
+        return simulated
+
+    @property
+    def folders(self) -> Folders:
+        """Where the model is from which the next round starts, and what devices keep."""
+        return self._folders
+
+    def judge_on(self, examples: Checked, devices: int) -> None:
+        """Judge models from now on by these examples, which so many devices keep back, in place of those that no device has."""
+        self._judging, self._judges = examples, devices
+        self.evaluation = self._evaluate(self.standing.parameters)
+
+    def announced(self, number: int) -> Announcement:
+        """Return what devices are told of a round that starts from the present model."""
+        return self._announcement(number, self._population.opened(number)[0], self._now())
 
     def help(self) -> None:
         """Do the part of a host that does not lead, in all rounds."""
@@ -163,7 +183,7 @@ class Simulator:
             opening, parameters, server = self._hosts.opening(number)
             self._base = self._publish(SimulationState((), opening.version, parameters, server))
             share = self._hosts.share(number)
-            self._pool.begin(*self._task(number, opening.opened_at), share)
+            self._pool.begin(*self._task(number, opening.opened_at), self._folders, share)
             self._hosts.tell_failures(number, self._pool.relay(share))
 
     def _task(self, number: int, now: datetime) -> tuple[Announcement, Expected, Assignments]:
@@ -202,7 +222,7 @@ class Simulator:
             opening = Opening(version=self.standing.version, opened_at=now, has_state=bool(server))
             self._hosts.announce(number, opening, self.standing.parameters, server)
         share = self._hosts.share(number) if self._hosts is not None else None
-        self._pool.begin(announced, expected, duties, share)
+        self._pool.begin(announced, expected, duties, self._folders, share)
         # The next cohort is worked out while the devices train: with a million devices it takes a while.
         if number < self._simulation.rounds:
             self._population.opened(number + 1)  # while the devices train
@@ -217,7 +237,7 @@ class Simulator:
             expected,
             AggregationOptions(
                 min_updates=fleet.min_updates,
-                devices=self._simulation.devices,
+                devices=self._simulation.devices if self._group is None else self._group.size,
                 state=self.standing.server,
                 # Noise by the round's salt: a simulation is to be repeatable, where a real round's seed is secret.
                 noise=noise_of(fleet.privacy, *self._noise(number, cohort.salt)),
@@ -242,7 +262,9 @@ class Simulator:
             step, reports = 1, [one.report for one in self.standing.rounds]
             while (number - step) % rounds and reports[number - step - 1].outcome in ADOPTED:
                 step += 1
-        named = f"noise/{salt}/{number - step + 1}" if step else f"noise/{salt}"
+        # Each group's model has noise of its own.
+        named = f"noise/{salt}" if self._group is None else f"noise/{salt}/{self._group.name}"
+        named = f"{named}/{number - step + 1}" if step else named
         return hashlib.sha256(named.encode()).hexdigest(), step
 
     def _virtual_helpers(self) -> VirtualHelpers | None:
@@ -271,6 +293,7 @@ class Simulator:
         report = ReportBuilder(FLEET, number, self._strategy.name, now, announced.base)
         report.aggregation = result
         report.evaluation_base = before = self.evaluation
+        report.evaluated_by_devices = self._judges
         standing = self.standing
         version, parameters, server = standing.version, standing.parameters, standing.server
         outcome, reason, evaluation = self._judged(number, result)
@@ -309,7 +332,8 @@ class Simulator:
     def _best(self) -> Best:
         """Return the best figures of the models so far, on the examples that judge them all."""
         best = raised(None, self.evaluation, _KEPT_BACK)
-        if self._simulation.fleet.gate.forget_best:
+        # The devices that judge a group's model are others in each round, so figures of earlier ones say nothing.
+        if self._simulation.fleet.gate.forget_best or self._group is not None:
             return best
         for simulated in self.standing.rounds:
             if simulated.before is not None:

@@ -55,12 +55,29 @@ class Store:
         ConfigurationError
             If it holds a simulation already.
         """
-        if (self.folder / SETTINGS).exists():
+        if self.exists:
             raise ConfigurationError(
                 f"{self.folder}: holds a simulation; go on with --resume, or choose another --output"
             )
         self.kept.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / ROUNDS, b"")
+        write_atomically(self.folder / SETTINGS, _json(simulation))
+
+    @property
+    def exists(self) -> bool:
+        """Whether the folder holds a simulation."""
+        return (self.folder / SETTINGS).exists()
+
+    def reopen(self, simulation: Simulation) -> None:
+        """Make sure that the folder holds this simulation; with more rounds it holds that from now on.
+
+        Raises
+        ------
+        ConfigurationError
+            If the folder holds none, or another one.
+        """
+        if (other := self.simulation().difference(simulation)) != "":
+            raise ConfigurationError(f"{self.folder}: was simulated with another {other}; resume with the same options")
         write_atomically(self.folder / SETTINGS, _json(simulation))
 
     def resume(self, simulation: Simulation) -> SimulationState | None:
@@ -73,9 +90,7 @@ class Store:
         DataError
             If what it holds is damaged.
         """
-        if (other := self.simulation().difference(simulation)) != "":
-            raise ConfigurationError(f"{self.folder}: was simulated with another {other}; resume with the same options")
-        write_atomically(self.folder / SETTINGS, _json(simulation))
+        self.reopen(simulation)
         if not (self.folder / STATE).exists():
             return None
         try:

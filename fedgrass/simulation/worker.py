@@ -10,26 +10,28 @@ import os
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from fedgrass import logs, tensors
-from fedgrass.bundle import PARAMETERS, Bundle
+from fedgrass.bundle import PARAMETERS, Bundle, Manifest
 from fedgrass.cloud.aggregator.aggregate import contribute
 from fedgrass.cloud.aggregator.combination import Screened
 from fedgrass.cloud.aggregator.privacy import noise_of
 from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.control import SERVER_STATE
+from fedgrass.engines.base import Engine
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import FedgrassError
 from fedgrass.own_code import as_itself
 from fedgrass.personal import shared_of
 from fedgrass.protocol.messages import Announcement
 from fedgrass.simulation.attacks import Doubles, difference
-from fedgrass.simulation.examples import mapped
+from fedgrass.simulation.examples import Examples, mapped
 from fedgrass.simulation.model import rebased
 from fedgrass.simulation.plain import PlainDevices
 from fedgrass.simulation.population import Assignments, Population, thing_name
@@ -44,25 +46,59 @@ _TOGETHER_BYTES = 16 << 20  # of parameters that are trained before they are enc
 
 @dataclass(frozen=True)
 class Setup:
-    """What every process of a simulation is told when it starts.
-
-    ``kept`` is a folder that outlives rounds, and an interruption: for residuals, and for updates that come late.
-    """
+    """What every process of a simulation is told when it starts; the examples are in the scratch folder."""
 
     simulation: Simulation
     bundle: Path
     scratch: Path
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a model's rounds are: its parameters in ``base``, anew in each round; ``kept`` outlives rounds, and an interruption.
+
+    The latter is for residuals, for what devices keep, and for updates that come late.
+    """
+
+    base: Path
     kept: Path
 
 
 @dataclass(frozen=True)
 class Task:
-    """A process's part of a round; the base's parameter file is in the scratch folder."""
+    """A process's part of a round."""
 
     announcement: Announcement
     expected: Expected
     duties: Assignments
     lanes: Sequence[int]
+    folders: Folders
+
+
+class Request(Protocol):
+    """Something else that a process does, and answers."""
+
+    def answer(self, bench: Bench) -> object:
+        """Do it."""
+        ...
+
+
+@dataclass
+class Bench:
+    """What a process works with: one engine, kept warm, and the examples."""
+
+    engine: Engine
+    manifest: Manifest
+    examples: Examples
+    simulation: Simulation
+    _devices: dict[Path, VirtualDevices] = field(default_factory=dict)
+
+    def devices(self, kept: Path) -> VirtualDevices:
+        """Return the virtual devices that keep what they keep in this folder."""
+        if kept not in self._devices:
+            seed, count = self.simulation.seed, self.simulation.devices
+            self._devices[kept] = VirtualDevices(self.engine, self.manifest, kept, seed=seed, devices=count)
+        return self._devices[kept]
 
 
 @dataclass(frozen=True)
@@ -107,7 +143,10 @@ def main(connection: Connection, setup: Setup) -> None:
         # Ready: the pool waits for this before the first round.
         connection.send(None)
         while (task := connection.recv()) is not None:
-            worker.run(task)
+            if isinstance(task, Task):
+                worker.run(task)
+            else:
+                connection.send(task.answer(worker.bench))
     except FedgrassError as error:
         connection.send(Failed(f"{error.code}: {error}"))
     except (EOFError, BrokenPipeError):
@@ -120,32 +159,27 @@ def main(connection: Connection, setup: Setup) -> None:
 
 
 class Worker:
-    """One engine, kept warm."""
+    """A process's part in rounds."""
 
     def __init__(self, connection: Connection, setup: Setup) -> None:
         self._connection = connection
         self._simulation = setup.simulation
-        self._scratch = setup.scratch
         bundle = Bundle.open(setup.bundle)
         engine = open_engine(setup.simulation.engine, bundle, builder=setup.simulation.builder)
-        self._engine = engine
         self._manifest = bundle.manifest
-        simulated = setup.simulation
-        self._devices = VirtualDevices(
-            engine, bundle.manifest, setup.kept, seed=simulated.seed, devices=simulated.devices
-        )
-        self._late = LateUpdates(setup.kept)
         self._examples = mapped(setup.simulation, bundle.manifest, setup.scratch)
+        self.bench = Bench(engine, bundle.manifest, self._examples, setup.simulation)
         self._population = Population(setup.simulation)
         self._strategy = setup.simulation.fleet.strategy.made()
         self._together = self._strategy.needs_all or setup.simulation.fleet.secure is not None
 
     def run(self, task: Task) -> None:
         """Train the devices, and hand over what came of it."""
-        base = Bundle(self._scratch, rebased(self._manifest, task.expected.base_sha256))
-        updates = VirtualUpdates(self._scratch)
-        failures = self._train(base, task, updates)
-        self._late.deliver(task.duties.arrived, updates)
+        folder = task.folders.base
+        base = Bundle(folder, rebased(self._manifest, task.expected.base_sha256))
+        updates, late = VirtualUpdates(folder), LateUpdates(task.folders.kept)
+        failures = self._train(base, task, updates, late)
+        late.deliver(task.duties.arrived, updates)
         if self._together:
             self._connection.send(Done(failures, updates))
             return
@@ -162,25 +196,26 @@ class Worker:
         updates.clear()
         self._connection.send(Done(failures, None))
 
-    def _train(self, base: Bundle, task: Task, updates: VirtualUpdates) -> dict[str, str]:
+    def _train(self, base: Bundle, task: Task, updates: VirtualUpdates, waiting: LateUpdates) -> dict[str, str]:
         """Train some devices, then encode their updates: LiteRT's wide instructions slow many processors down for a while."""
-        parameters, _ = tensors.load(self._scratch / PARAMETERS)
-        server = self._scratch / SERVER_STATE if task.announcement.base.state is not None else None
+        parameters, _ = tensors.load(base.folder / PARAMETERS)
+        server = base.folder / SERVER_STATE if task.announcement.base.state is not None else None
         given = Assignment(parameters, base.manifest, task.announcement, server)
         failures: dict[str, str] = {}
+        virtual = self.bench.devices(task.folders.kept)
         together = max(1, _TOGETHER_BYTES // sum(value.nbytes for value in parameters.values()))
         honest = self._honest(given, task)
         late, number = set(task.duties.late), task.announcement.round
 
         def put(device: int, content: Content) -> None:
-            (self._late.keep if device in late else updates.put)(number, thing_name(device), content)
+            (waiting.keep if device in late else updates.put)(number, thing_name(device), content)
 
         devices = self._without_plain([*task.duties.answers, *task.duties.late], given, put)
         for start in range(0, len(devices), together):
             trained: dict[int, Fitted] = {}
             for device in devices[start : start + together]:
                 with _noted(failures, thing_name(device)):
-                    trained[device] = self._devices.train(
+                    trained[device] = virtual.train(
                         device,
                         self._examples.of(device),
                         given,
@@ -189,15 +224,14 @@ class Worker:
                     )
             for device, fitted in trained.items():
                 with _noted(failures, thing_name(device)):
-                    content = self._devices.encode(fitted, given, self._attack(device), honest)
-                    put(device, content)
+                    put(device, virtual.encode(fitted, given, self._attack(device), honest))
         return failures
 
     def _without_plain(
         self, devices: Sequence[int], given: Assignment, put: Callable[[int, Content], None]
     ) -> Sequence[int]:
         """Train those that can be trained together, and return the others."""
-        plain = PlainDevices.of(self._engine, self._examples, given)
+        plain = PlainDevices.of(self.bench.engine, self._examples, given)
         if plain is None:
             return devices
         done = set()
@@ -213,10 +247,11 @@ class Worker:
         if attack is None or not attack.does.omniscient or not attackers & {*task.duties.answers, *task.duties.late}:
             return np.empty((0, 0))
         found, base = [], dict(shared_of(given.manifest, given.base))
+        virtual = self.bench.devices(task.folders.kept)
         for device in self._population.opened(task.announcement.round)[1].answers:
             if device not in attackers:
                 with _noted({}, thing_name(device)):
-                    fitted = self._devices.train(device, self._examples.of(device), given, None)
+                    fitted = virtual.train(device, self._examples.of(device), given, None)
                     found.append(difference(base, fitted.parameters))
         # With nobody honest an attacker sees one update of zeros.
         return np.stack(found) if found else np.zeros((1, sum(value.size for value in base.values())))

@@ -20,7 +20,7 @@ from fedgrass.protocol.messages import Announcement
 from fedgrass.simulation import worker
 from fedgrass.simulation.population import Assignments, thing_name
 from fedgrass.simulation.updates import VirtualUpdates
-from fedgrass.simulation.worker import Done, Failed, LaneTotal, Setup, Surveyed, Task
+from fedgrass.simulation.worker import Done, Failed, Folders, LaneTotal, Request, Setup, Surveyed, Task
 from fedgrass.strategies.arithmetic.interfaces import Sums
 
 # Seconds that a process may take to end by itself.
@@ -82,8 +82,19 @@ class WorkerPool:
         """The processes."""
         return [process.pid for process in self._processes if process.pid is not None]
 
+    def each(self, requests: Sequence[Request], kind: type[Kind]) -> list[Kind]:
+        """Have each process do one of as many requests, and return their answers."""
+        for pipe, request in zip(self._pipes, requests, strict=True):
+            pipe.send(request)
+        return [_expect(pipe, kind) for pipe in self._pipes]
+
     def begin(
-        self, announcement: Announcement, expected: Expected, duties: Assignments, elsewhere: PartialSums | None = None
+        self,
+        announcement: Announcement,
+        expected: Expected,
+        duties: Assignments,
+        folders: Folders,
+        elsewhere: PartialSums | None = None,
     ) -> None:
         """Have the worker processes do the devices' parts in a round.
 
@@ -95,6 +106,8 @@ class WorkerPool:
             What an update must say of itself.
         duties
             Which devices train, are late, or attack.
+        folders
+            Where the round's base is, and what devices keep.
         elsewhere
             Sums of lanes that are other hosts'; None if there is one host.
         """
@@ -106,7 +119,7 @@ class WorkerPool:
         for pipe, own in zip(self._pipes, shared_out(Counter(lanes.values()), here, len(self._pipes)), strict=True):
             self._owners |= dict.fromkeys(own, pipe)
             mine = {device for device, lane in lanes.items() if lane in own}
-            pipe.send(Task(announcement, expected, duties.of(mine), own))
+            pipe.send(Task(announcement, expected, duties.of(mine), own, folders))
 
     def exchange(self, found: Screened) -> Screened:
         """Gather what the processes found in a first pass, and tell all of them."""

@@ -23,7 +23,7 @@ from fedgrass.simulation.plain import PlainDevices
 from fedgrass.simulation.population import FLEET, Assignments, thing_name
 from fedgrass.simulation.settings import Simulation
 from fedgrass.simulation.updates import VirtualUpdates
-from fedgrass.simulation.worker import Done, LaneTotal, Setup, Surveyed, Task, Worker
+from fedgrass.simulation.worker import Done, Folders, LaneTotal, Setup, Surveyed, Task, Worker
 from fedgrass.update.decoded import DecodedUpdate
 from tests.fedgrass.simulation.conftest import fleet
 
@@ -74,8 +74,8 @@ def round_of(folder: Path, settings: dict[str, Any], **options: Any) -> tuple[li
     expected = Expected(base.manifest.parameters_sha256, base.manifest.graph_sha256, FLEET, 1, announced.cohort)
     in_time = [device for device in range(DEVICES) if device not in LATE]
     leader = Leader()
-    worker = Worker(leader, Setup(simulation, bundle.folder, scratch, kept))  # type: ignore[arg-type]
-    worker.run(Task(announced, expected, Assignments(in_time, LATE), range(LANES)))
+    worker = Worker(leader, Setup(simulation, bundle.folder, scratch))  # type: ignore[arg-type]
+    worker.run(Task(announced, expected, Assignments(in_time, LATE), range(LANES), Folders(scratch, kept)))
     return [bare(told) for told in leader.told], {path.name: path.read_bytes() for path in kept.glob("late-*")}
 
 
