@@ -84,7 +84,7 @@ def _sum(command: Command, place: Workspace) -> Result:
     """Sum the masks of a set of devices, or say which boxes open; raises `MessageError` if this helper is not to."""
     # Not every device has the library that it needs.
     from fedgrass.secure.helper import Helper, HelperLimits
-    from fedgrass.secure.request import MAX_REQUEST_BYTES, SumRequest
+    from fedgrass.secure.request import MAX_REQUEST_BYTES
 
     settings, fleet = place.task.settings, place.task.runtime.fleet
     # The prefix is the fleet's own: a command must not have the device read any object that its role can.
@@ -95,12 +95,7 @@ def _sum(command: Command, place: Workspace) -> Result:
     helper = Helper(place.file(HELPER), fleet, HelperLimits(settings.helper_min_devices, settings.helper_known_seconds))
     file = place.file(f"{answer_name(command.id)}.safetensors")
     began = time.monotonic()
-    asked = SumRequest.decode(request.read_bytes())
-    if asked.check:
-        write_atomically(file, helper.check(asked).encode())
-        sha256 = sha256_of(file)
-    else:
-        sha256 = helper.answer(asked, file, after_piece=lambda: place.after_batch(0, 0))
+    sha256 = helper.respond(request.read_bytes(), file, after_piece=lambda: place.after_batch(0, 0))
     seconds = round(time.monotonic() - began, 3)
     return Result(status="done", sha256=sha256, bytes=file.stat().st_size, seconds=seconds)
 

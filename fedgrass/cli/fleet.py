@@ -54,12 +54,18 @@ def _facts(
 
 @app.command()
 def helpers(
-    things: Annotated[list[str], typer.Argument(help="Devices to use as helpers.")],
+    things: Annotated[
+        list[str],
+        typer.Argument(
+            help="Devices to use as helpers; of a helper in another account NAME=KEY, as its owner tells it "
+            "(`fedgrass helper key`)."
+        ),
+    ],
     collude: Annotated[int, typer.Option(min=1, help="How many of them may collude with the cloud.")] = 1,
     bits: Annotated[int, typer.Option(help="Width of a masked value: 16 or 32.")] = 32,
     fleet: FleetOption = DEFAULT_FLEET,
 ) -> None:
-    """Pin devices as the helpers of secure aggregation, by the keys in their heartbeats.
+    """Pin devices as the helpers of secure aggregation, by the keys in their heartbeats; and jobs of other accounts, by theirs.
 
     Compare each key with the one that the device shows: whoever controls the heartbeats could substitute another.
     """
@@ -69,6 +75,9 @@ def helpers(
         for member in fleet_members(account.devices_table, fleet)
         if member.heartbeat
     }
+    # A key that is given is not asked for; base64 ends with equals signs, so the first one parts it from the name.
+    told.update(dict(thing.split("=", 1) for thing in things if "=" in thing))
+    things = [thing.split("=", 1)[0] for thing in things]
     # All are looked at before anything is saved: half a list of helpers would be worse than none.
     for thing in things:
         if not told.get(thing):

@@ -24,6 +24,7 @@ SUMMARIES = {
     "silo": "Start, watch and stop the training jobs of silos: other AWS accounts.",
     "aggregate": "Aggregate a folder of updates without AWS: the same checks, the same strategies, the same bytes.",
     "console": "View and control the fleet, its rounds and its models in a browser.",
+    "helper": "Run a helper of secure aggregation as a job in an AWS account of its own: invite, deploy, key, fleet helpers.",
     "flower": "Run a Flower app as it is.",
     "simulate": "Try a federation on virtual devices; several runs in one chart.",
     "model.create": "Create a model bundle for a task: a default architecture, or for images a known network with your weights.",

@@ -5,32 +5,23 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
 
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedgrass.errors import MessageError
 from fedgrass.files import sha256_of, write_atomically
-from fedgrass.secure.answer import NOISED, header_bytes, sums_of
 from fedgrass.secure.check import MAX_REASON, BoxCheck
-from fedgrass.secure.keys import helper_key, public_text
-from fedgrass.secure.lock import locked, own_key, tokens
-from fedgrass.secure.masks import COMMITMENT_BYTES, Expander, commitment, encrypted, pieces, span
+from fedgrass.secure.helper_state import FolderState, HelperState, Known
+from fedgrass.secure.keys import public_text
+from fedgrass.secure.masks import COMMITMENT_BYTES, commitment
 from fedgrass.secure.request import AcceptedSet, Member, SumRequest
 from fedgrass.secure.sealing import opened, signer_of
-from fedgrass.secure.shares import Share, require_noise, seeds_of
-
-_Known = dict[str, tuple[str, float]]
-"""By device: its key, and since when it is known."""
-
-# Another text after each boot of the device.
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
+from fedgrass.secure.shares import require_noise
+from fedgrass.secure.summing import write_sums
 
 
 @dataclass(frozen=True)
@@ -50,35 +41,64 @@ class HelperLimits:
 
 
 class Helper:
-    """A helper, by its folder: its key, what it has answered, and which devices' keys it knows since when.
+    """A helper, by what it keeps: its key, what it has answered, and which devices' keys it knows since when.
+
+    It is the same one wherever it lives: on a core device (``components/trainer``), or as a job in an account of its own
+    (`fedgrass.cloud.helper`).
 
     Parameters
     ----------
-    folder
-        Outlives the process. Without it the helper could answer twice.
+    place
+        A folder that outlives the process, or what stands for one. Without it the helper could answer twice.
     fleet
         The only fleet whose rounds are answered.
     """
 
     def __init__(
         self,
-        folder: Path,
+        place: Path | HelperState,
         fleet: str,
         limits: HelperLimits | None = None,
         *,
         key: X25519PrivateKey | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._folder = folder
+        self._state = FolderState(place) if isinstance(place, Path) else place
         self._fleet = fleet
         self._limits = limits or HelperLimits()
-        self._key = key or helper_key(folder)
+        self._key = key or self._state.key()
         self._clock = clock
 
     @property
     def public_key(self) -> str:
         """The key to pin in the fleet's settings."""
         return public_text(self._key)
+
+    def respond(self, content: bytes, path: Path, *, after_piece: Callable[[], None] = lambda: None) -> str:
+        """Write what a request asks for, a check or sums; nothing of it is trusted.
+
+        Parameters
+        ----------
+        content
+            The request, as it lies in the bucket.
+        path, after_piece
+            As of `answer`.
+
+        Returns
+        -------
+        str
+            SHA-256 of the file.
+
+        Raises
+        ------
+        MessageError
+            If it is no request, or one that is not to be answered.
+        """
+        request = SumRequest.decode(content)
+        if not request.check:
+            return self.answer(request, path, after_piece=after_piece)
+        write_atomically(path, self.check(request).encode())
+        return sha256_of(path)
 
     def answer(self, request: SumRequest, path: Path, *, after_piece: Callable[[], None] = lambda: None) -> str:
         """Write the answer to a request; repeated, or taken up after a kill, it gives the same bytes.
@@ -110,7 +130,7 @@ class Helper:
         # On disk before the first byte of a sum: a second set in this round would tell the cloud the difference of
         # two sums.
         self._commit(accepted)
-        _write(path, accepted, request.helper, seeds, self._key, after_piece)
+        write_sums(path, accepted, request.helper, seeds, self._key, after_piece)
         return sha256_of(path)
 
     def check(self, request: SumRequest) -> BoxCheck:
@@ -122,7 +142,7 @@ class Helper:
         bad: dict[str, str] = {}
         try:
             self._check(request)
-            known = self._known()
+            known = self._state.known()
             for member, text in zip(request.accepted.members, request.boxes, strict=True):
                 if why := self._why_not(request, member, text, known):
                     bad[member.thing] = why
@@ -160,7 +180,7 @@ class Helper:
         if size < least and not (request.check and max(accepted.groups.values()) >= least):
             raise MessageError(f"a group has {size} devices; this helper sums {least} or more")
 
-    def _why_not(self, request: SumRequest, member: Member, text: str, known: _Known) -> str:
+    def _why_not(self, request: SumRequest, member: Member, text: str, known: Known) -> str:
         try:
             self._seeds_of(request, member, text)
             self._require_signer(member, text, known)
@@ -193,40 +213,31 @@ class Helper:
 
     def _check_devices(self, request: SumRequest) -> None:
         """Keep devices' keys, and require that enough of them were known before."""
-        members, known = request.accepted.members, self._known()
+        members, known = request.accepted.members, self._state.known()
         for member, text in zip(members, request.boxes, strict=True):
             self._require_signer(member, text, known)
         self._keep_signers(request, members, known)
+        # Again: another process of this helper may have kept another key since it was looked at.
+        for member, text in zip(members, request.boxes, strict=True):
+            self._require_signer(member, text, known)
         self._require_known(members, known)
 
-    @property
-    def _devices(self) -> Path:
-        return self._folder / "devices.json"
-
-    def _known(self) -> _Known:
-        try:
-            known: _Known = json.loads(self._devices.read_text())
-        except FileNotFoundError:
-            known = {}
-        return known
-
-    def _require_signer(self, member: Member, text: str, known: _Known) -> None:
+    def _require_signer(self, member: Member, text: str, known: Known) -> None:
         pinned = known.get(member.thing)
         if pinned is not None and pinned[0] != _signer(text):
             raise MessageError(
-                f"{member.thing!r} signs with another key than before; if it was set up again, remove it from {self._devices}"
+                f"{member.thing!r} signs with another key than before; if it was set up again, remove it from {self._state.where}"
             )
 
-    def _keep_signers(self, request: SumRequest, members: Sequence[Member], known: _Known) -> None:
-        now, before = self._clock(), len(known)
+    def _keep_signers(self, request: SumRequest, members: Sequence[Member], known: Known) -> None:
+        now = self._clock()
         boxes = dict(zip((one.thing for one in request.accepted.members), request.boxes, strict=True))
-        for member in members:
+        new = {one.thing: (_signer(boxes[one.thing]), now) for one in members if one.thing not in known}
+        if new:
             # Trust on first use: the first key that a name came with is the one it keeps.
-            known.setdefault(member.thing, (_signer(boxes[member.thing]), now))
-        if len(known) > before:
-            write_atomically(self._devices, json.dumps(known).encode())
+            known.update(self._state.keep(new))
 
-    def _known_in(self, members: Sequence[Member], known: _Known) -> dict[int, int]:
+    def _known_in(self, members: Sequence[Member], known: Known) -> dict[int, int]:
         """Return how many devices of each group it has known for long enough."""
         now, seconds = self._clock(), self._limits.known_seconds
         found = dict.fromkeys((member.group for member in members), 0)
@@ -234,7 +245,7 @@ class Helper:
             found[member.group] += now - known[member.thing][1] >= seconds
         return found
 
-    def _require_known(self, members: Sequence[Member], known: _Known, *, most: bool = False) -> None:
+    def _require_known(self, members: Sequence[Member], known: Known, *, most: bool = False) -> None:
         """Require it of the group with the fewest such devices; with ``most``, of the one with the most."""
         limits, found = self._limits, self._known_in(members, known)
         old = max(found.values(), default=0) if most else min(found.values(), default=0)
@@ -249,108 +260,9 @@ class Helper:
         """Take this set for the round's one, durably; raises `MessageError` if there is another."""
         # By the session too: a fleet that was made again starts at round 1.
         identity = hashlib.sha256(f"{accepted.round}|{accepted.session}".encode()).hexdigest()[:32]
-        path = self._folder / "answered" / identity
-        if path.exists():
-            if path.read_text() != accepted.digest:
-                raise MessageError(f"round {accepted.round} was answered for another set; a helper answers once")
-            return
-        write_atomically(path, accepted.digest.encode())
+        if self._state.first_for(identity, accepted.digest) != accepted.digest:
+            raise MessageError(f"round {accepted.round} was answered for another set; a helper answers once")
 
 
 def _signer(box: str) -> str:
     return base64.b64encode(signer_of(base64.b64decode(box))).decode()
-
-
-def _write(
-    path: Path,
-    accepted: AcceptedSet,
-    helper: int,
-    seeds: Sequence[Sequence[bytes]],
-    key: X25519PrivateKey,
-    after_piece: Callable[[], None],
-) -> None:
-    """Write the sums piece by piece, after what is there already."""
-    digest, task = accepted.digest, accepted.task
-    # Everything follows from the set and the key, so a repeated attempt writes the same bytes.
-    header, secret = header_bytes(accepted, helper), own_key(key, digest)
-    size = task.bits // 8
-    with path.open(_mode(path)) as stream:
-        hashed = hashlib.sha256()
-        position = _resumed(stream, header, hashed, accepted, helper)
-        expander = Expander(task.bits)
-        done = 0
-        for group, mask in sums_of(accepted, helper):
-            own = _seeds_for(accepted, helper, group, mask, seeds)
-            share = Share(accepted, helper, group, key) if accepted.adding else None
-            for index in pieces(accepted.length):
-                part = span(index, accepted.length)
-                width = (part.stop - part.start) * size
-                if done + width > position:
-                    # `done` is the position in the key stream: no part of it is ever used for two contents.
-                    content = encrypted(_summed(own, index, part.stop - part.start, expander, share), secret, done)
-                    hashed.update(content)
-                    stream.write(content)
-                    after_piece()
-                done += width
-        stream.write(locked(secret + hashed.digest(), key, task, helper, digest))
-        stream.write(tokens(key, task, helper, digest))
-        # A longer file may be left of another set.
-        stream.truncate()
-        stream.flush()
-
-
-def _mode(path: Path) -> Literal["r+b", "w+b"]:
-    """Go on with a file of this boot only: a power cut may have left blocks of zeros in one from before it."""
-    boot = path.with_name(f"{path.name}.boot")
-    if path.exists() and boot.exists() and boot.read_text() == _this_boot():
-        return "r+b"
-    path.unlink(missing_ok=True)
-    write_atomically(boot, _this_boot().encode())
-    return "w+b"
-
-
-def _this_boot() -> str:
-    try:
-        return _BOOT.read_text().strip()
-    except OSError:
-        return ""
-
-
-def _resumed(stream: BinaryIO, header: bytes, hashed: hashlib._Hash, accepted: AcceptedSet, helper: int) -> int:
-    """Go behind the last whole piece of an earlier attempt; returns the bytes of sums that are there."""
-    # Of another set, or nothing yet.
-    if stream.read(len(header)) != header:
-        stream.seek(0)
-        stream.truncate()
-        stream.write(header)
-        return 0
-    size, position = accepted.task.bits // 8, 0
-    for _ in sums_of(accepted, helper):
-        for index in pieces(accepted.length):
-            part = span(index, accepted.length)
-            content = stream.read((part.stop - part.start) * size)
-            if len(content) < (part.stop - part.start) * size:
-                stream.seek(len(header) + position)
-                return position
-            hashed.update(content)
-            position += len(content)
-    return position
-
-
-def _seeds_for(
-    accepted: AcceptedSet, helper: int, group: int, mask: int, seeds: Sequence[Sequence[bytes]]
-) -> list[bytes]:
-    if mask == NOISED:
-        return seeds_of(accepted, helper, group, seeds)
-    number = accepted.task.known_to(helper).index(mask)
-    return [one[number] for one, member in zip(seeds, accepted.members, strict=True) if member.group == group]
-
-
-def _summed(seeds: Sequence[bytes], index: int, count: int, expander: Expander, share: Share | None) -> bytes:
-    total = np.zeros(count, expander.dtype)
-    for seed in seeds:
-        # Wraps around by design: masks are integers modulo 2^16 or 2^32.
-        np.add(total, expander.piece(seed, index, count), out=total)
-    if share is not None:
-        share.add_to(total, index)
-    return total.tobytes()

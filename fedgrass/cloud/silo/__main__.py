@@ -17,7 +17,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fedgrass.cloud.silo.participant import FleetAccess, Participant
+from fedgrass.cloud.fleet_access import FleetAccess
+from fedgrass.cloud.silo.participant import Participant
 from fedgrass.data import DataSettings
 from fedgrass.errors import ConfigurationError, FedgrassError, TransferError, first_problem
 from fedgrass.logs import Log, configure
@@ -85,7 +86,7 @@ def _run(settings: SiloSettings, root: Path) -> None:
         validation_fraction=settings.validation_fraction,
     )
     try:
-        access = FleetAccess.assume(settings.role_arn, silo=settings.silo, region=settings.region)
+        access = FleetAccess.assume(settings.role_arn, tag="silo", name=settings.silo, region=settings.region)
         with tempfile.TemporaryDirectory(prefix="fedgrass-") as work:
             participant = Participant(
                 access,

@@ -7,20 +7,19 @@ do to its own name (cloud/template.yaml, SiloRole).
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fedgrass import data as loaders
 from fedgrass.answer import Answer, notice_of
-from fedgrass.buckets import owned_by
 from fedgrass.bundle import MANIFEST, Bundle
+from fedgrass.cloud.fleet_access import MISSING, FleetAccess
 from fedgrass.control import ControlFiles, fetch_control
 from fedgrass.data import DataSettings, Split
 from fedgrass.downloads import fetch_bundle
@@ -40,72 +39,10 @@ from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.exposure import against_round
 from fedgrass.protocol.message import Message
 from fedgrass.protocol.messages import Announcement, Base, ModelNotice
-from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, round_topic, update_key
+from fedgrass.protocol.names import DeviceChannel, device_topic, model_prefix, next_version, update_key
 from fedgrass.training import Trained, TrainingFiles, holding, train
 
-if TYPE_CHECKING:
-    from mypy_boto3_iot_data import IoTDataPlaneClient
-    from mypy_boto3_s3 import S3Client
-
 _HEARTBEAT_SECONDS = 30.0
-_MISSING = {"404", "403", "NoSuchKey", "AccessDenied", "ResourceNotFoundException"}
-
-
-@dataclass
-class FleetAccess:
-    """Clients of the fleet's account, and the time."""
-
-    s3: S3Client
-    iot_data: IoTDataPlaneClient
-    clock: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
-
-    @classmethod
-    def assume(cls, role_arn: str, *, silo: str, region: str) -> FleetAccess:
-        """Assume the fleet's silo role, for an hour at a time.
-
-        The session carries the silo's name as a tag, by which the role's policy tells silos apart.
-
-        Parameters
-        ----------
-        role_arn
-            The fleet's role for silos.
-        silo
-            The silo's name.
-        region
-            The fleet's region.
-
-        Returns
-        -------
-        FleetAccess
-            Clients whose credentials renew themselves.
-        """
-        import boto3
-        from botocore.credentials import RefreshableCredentials
-        from botocore.session import get_session
-
-        sts = boto3.client("sts", region_name=region)
-
-        def credentials() -> dict[str, str]:
-            # A role that is assumed from a role lasts an hour at most (role chaining): renewed, not prolonged.
-            found = sts.assume_role(RoleArn=role_arn, RoleSessionName=silo, Tags=[{"Key": "silo", "Value": silo}])
-            given = found["Credentials"]
-            return {
-                "access_key": given["AccessKeyId"],
-                "secret_key": given["SecretAccessKey"],
-                "token": given["SessionToken"],
-                "expiry_time": given["Expiration"].isoformat(),
-            }
-
-        session = get_session()
-        # botocore has no public way to give a session credentials that renew themselves.
-        vars(session)["_credentials"] = RefreshableCredentials.create_from_metadata(
-            metadata=credentials(), refresh_using=credentials, method="sts-assume-role"
-        )
-        assumed = boto3.Session(botocore_session=session, region_name=region)
-        # From the role's ARN: the bucket must be the fleet's account's, not this one's.
-        account = role_arn.split(":")[4]
-        return cls(owned_by(assumed.client("s3"), account), assumed.client("iot-data"))
 
 
 @dataclass
@@ -182,17 +119,9 @@ class Participant:
 
     def _announcement(self) -> Announcement | None:
         """The open round, if it is one that this silo is asked in and has not answered."""
-        try:
-            # Polled by HTTPS: an MQTT connection would need a certificate, and a job has none.
-            message = self.access.iot_data.get_retained_message(topic=round_topic(self.fleet))
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in _MISSING:
-                raise
+        found = self.access.announcement(self.fleet)
+        if found is None:
             return None
-        payload = message.get("payload") or b""
-        if not payload:
-            return None
-        found = Announcement.decode(payload)
         # A task for the helpers of secure aggregation: to everybody else the round is closed. It has no masks, so a silo
         # that took it for a round would train and upload its update in clear.
         if found.task == "sum":
@@ -310,7 +239,7 @@ class Participant:
             # The manifest is uploaded last, so a model that has one is complete.
             self.access.s3.head_object(Bucket=self._bucket, Key=model_prefix(self.fleet, version) + MANIFEST)
         except ClientError as error:
-            if error.response["Error"]["Code"] not in _MISSING:
+            if error.response["Error"]["Code"] not in MISSING:
                 raise
             return
         # Once: the round counts each participant's word on the model once.

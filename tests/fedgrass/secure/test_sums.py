@@ -14,6 +14,7 @@ from fedgrass.protocol.secure import SecureTask
 from fedgrass.secure.helper import HelperLimits
 from fedgrass.secure.masks import PIECE
 from fedgrass.secure.request import SumRequest, requests_for
+from fedgrass.secure.summing import write_sums
 from fedgrass.secure.unmask import unmask
 from tests.fedgrass.secure.fleets import (
     Device,
@@ -218,9 +219,7 @@ def test_helpers_that_disagree_are_named_and_nothing_is_made_of_it(tmp_path: Pat
     given = answers(tmp_path, requests, (0, 1))
     # A helper that sums other seeds than those that it was given, with a lock that opens.
     lying = [device(one.thing, one.plain, task, number=9) for one in some]
-    from fedgrass.secure import helper as module
-
-    module._write(
+    write_sums(
         tmp_path / "lie",
         requests[2].accepted,
         2,

@@ -82,7 +82,7 @@ class Template:
             return value
         if len(value) == 1:
             [(function, argument)] = value.items()
-            if function == "Ref" or function.startswith("Fn::"):
+            if (function in {"Ref", "Condition"} and isinstance(argument, str)) or function.startswith("Fn::"):
                 return getattr(self, f"_{function.removeprefix('Fn::').lower()}")(argument)
         resolved = {name: self.resolve(below) for name, below in value.items()}
         return {name: below for name, below in resolved.items() if below is not _NOTHING}
@@ -127,6 +127,12 @@ class Template:
 
     def _not(self, argument: list[Any]) -> bool:
         return not self.resolve(argument[0])
+
+    def _or(self, argument: list[Any]) -> bool:
+        return any(map(self.resolve, argument))
+
+    def _condition(self, name: str) -> bool:
+        return bool(self.resolve(self.document["Conditions"][name]))
 
     def _join(self, argument: list[Any]) -> str:
         return str(argument[0]).join(self.resolve(argument[1]))

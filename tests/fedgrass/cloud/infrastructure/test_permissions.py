@@ -12,7 +12,7 @@ from fedgrass.cloud.infrastructure.provision import device_policy
 from fedgrass.cloud.infrastructure.script import Caller
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.device_policy import policy_name
-from fedgrass.protocol.names import job_prefix
+from fedgrass.protocol.names import command_key, job_prefix, sum_command, sum_request_key
 from tests.fedgrass.cloud.infrastructure.calls import actions_of_function, actions_of_modules
 from tests.fedgrass.cloud.infrastructure.resolved import ACCOUNT, BUCKET, REGION, Template, actions, allows
 from tests.fixtures.places import ROOT, TEMPLATE
@@ -375,3 +375,115 @@ def test_an_endpoint_is_made_only_where_it_is_asked_for_and_reads_archives_of_mo
         "ProductionVariants"
     ]
     assert "ServerlessConfig" not in variant
+
+
+HELPER, OTHERS_HELPER = "210987654321-audit", "210987654321-other"
+
+
+def test_a_helper_of_another_account_reads_what_it_is_asked_and_writes_its_answer_and_nothing_else() -> None:
+    template = Template(HelperAccounts="210987654321", HelperNames=f"{HELPER},111111111111-other")
+    [trust] = template.resources["HelperRole"]["AssumeRolePolicyDocument"]["Statement"]
+    assert trust["Principal"] == {"AWS": ["210987654321"]}
+    trusted, account = [{**trust, "Resource": "*"}], {"aws:PrincipalAccount": "210987654321"}
+    assert allows(trusted, "sts:AssumeRole", "r", {**account, "aws:RequestTag/helper": HELPER})
+    assert not allows(trusted, "sts:AssumeRole", "r", account)
+    assert not allows(trusted, "sts:AssumeRole", "r", {**account, "aws:RequestTag/silo": HELPER})
+    for invented in (OTHERS_HELPER, "111111111111-other", "press-1", "*"):
+        assert not allows(trusted, "sts:AssumeRole", "r", {**account, "aws:RequestTag/helper": invented})
+    statements = template.statements("HelperRole")
+    own = {"aws:PrincipalTag/helper": HELPER, "aws:ResourceAccount": ACCOUNT}
+    assert actions(statements) == {
+        "iot:GetRetainedMessage",
+        "s3:AbortMultipartUpload",
+        "s3:GetObject",
+        "s3:PutObject",
+    }
+    assert allows(statements, "s3:GetObject", f"{BUCKET}/{sum_request_key('digits', 7, HELPER)}", own)
+    answer = command_key("digits", HELPER, sum_command(7, "ab" * 32))
+    assert allows(statements, "s3:PutObject", f"{BUCKET}/{answer}", own)
+    for key in (
+        sum_request_key("digits", 7, OTHERS_HELPER),
+        sum_request_key("other", 7, HELPER),
+        "models/digits/1.0.0/model.json",
+        "updates/digits/000001/a/update.safetensors",
+        "reports/digits/000001/updates.json",
+        answer,
+    ):
+        assert not allows(statements, "s3:GetObject", f"{BUCKET}/{key}", own), key
+    for key in (
+        command_key("digits", OTHERS_HELPER, sum_command(7, "ab" * 32)),
+        command_key("digits", HELPER, "c1"),
+        f"updates/digits/000007/{HELPER}/update.safetensors",
+        sum_request_key("digits", 7, HELPER),
+        "models/digits/1.0.0/model.json",
+    ):
+        assert not allows(statements, "s3:PutObject", f"{BUCKET}/{key}", own), key
+    elsewhere = {**own, "aws:ResourceAccount": "999999999999"}
+    assert not allows(statements, "s3:PutObject", f"{BUCKET}/{answer}", elsewhere)
+    assert not {"HelperRole", "WakeHelpersEvent", "WakeHelpersRole"} & Template().resources.keys()
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_helpers_buses_are_told_that_the_fleet_s_own_aggregator_has_begun_and_no_other_bus_is(count: int) -> None:
+    buses = [f"arn:aws:events:{REGION}:{i}10987654321:event-bus/fedgrass-helper-audit" for i in range(count)]
+    template = Template(HelperAccounts="210987654321", HelperBuses=",".join(buses))
+    rule = template.resources["WakeHelpersEvent"]
+    assert [target["Arn"] for target in rule["Targets"]] == buses
+    assert rule["EventPattern"]["detail"]["ProcessingJobName"] == [{"prefix": job_prefix("digits")}]
+    statements = template.statements("WakeHelpersRole")
+    assert actions(statements) == {"events:PutEvents"}
+    assert all(allows(statements, "events:PutEvents", bus) for bus in buses)
+    assert not allows(statements, "events:PutEvents", f"{buses[0]}2")
+    pattern = template.document["Parameters"]["HelperBuses"]["AllowedPattern"]
+    assert re.fullmatch(pattern, ",".join(buses))
+    assert not re.fullmatch(pattern, ",".join([*buses, ""]))
+    assert not re.fullmatch(pattern, ",".join([buses[0]] * 6))
+
+
+def test_a_helper_s_account_gives_nobody_but_its_own_job_the_key_and_the_job_changes_nothing_that_is_kept() -> None:
+    helper = Template(
+        TEMPLATE.with_name("helper_account.yaml"),
+        Helper="audit",
+        FleetAccount="210987654321",
+        FleetRole="arn:aws:iam::210987654321:role/helper",
+        FleetRegion=REGION,
+        Image=f"210987654321.dkr.ecr.{REGION}.amazonaws.com/fedgrass/image@sha256:{'5' * 64}",
+    )
+    job = helper.statements("JobRole")
+    kept = {"dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query"}
+    assert actions(job) - OF_THE_PLATFORM == {*kept, "sts:AssumeRole", "sts:TagSession"}
+    assert actions_of_modules("fedgrass/cloud/helper/table.py", services=("dynamodb",)) <= kept
+    assert not allows(job, "sts:AssumeRole", "arn:aws:iam::210987654321:role/other")
+    administration, own = helper.resources["SecretKey"]["KeyPolicy"]["Statement"]
+    assert not {"kms:Decrypt", "kms:CreateGrant", "kms:Encrypt", "kms:ReEncryptFrom", "kms:*"} & set(
+        administration["Action"]
+    )
+    assert own["Principal"] == {"AWS": helper.resolve({"Fn::GetAtt": ["JobRole", "Arn"]})}
+    context = {"kms:EncryptionContext:fedgrass:fleet": "digits"}
+    for name, allowed in ((f"{ACCOUNT}-audit", True), (f"{ACCOUNT}-other", False)):
+        given = {**context, "kms:EncryptionContext:fedgrass:helper": name}
+        assert allows([own], "kms:Decrypt", "*", given) is allowed
+    # The fleet's account puts events on the bus; only SageMaker's own, of its aggregator's beginning, start anything.
+    statement = helper.resources["BusPolicy"]["Statement"]
+    assert (statement["Principal"], statement["Action"]) == (
+        {"AWS": "arn:aws:iam::210987654321:root"},
+        "events:PutEvents",
+    )
+    pattern = helper.resources["WakeRule"]["EventPattern"]
+    assert (pattern["account"], pattern["source"]) == (["210987654321"], ["aws.sagemaker"])
+    assert pattern["detail"]["ProcessingJobName"] == [{"prefix": job_prefix("digits")}]
+    principals = [
+        trust["Principal"]
+        for role in helper.of_type("AWS::IAM::Role").values()
+        for trust in role["AssumeRolePolicyDocument"]["Statement"]
+    ]
+    assert sorted(next(iter(one.values())) for one in principals) == [
+        "events.amazonaws.com",
+        "sagemaker.amazonaws.com",
+        "states.amazonaws.com",
+    ]
+    definition = json.loads(helper.resources["Machine"]["DefinitionString"])
+    # Whoever wakes it chooses nothing: no part of the input is in the job.
+    assert re.findall(r'"(\w+\.\$)"', json.dumps(definition)) == ["ProcessingJobName.$"]
+    assert "$." not in definition["States"]["Start"]["Parameters"]["ProcessingJobName.$"]
+    assert "ScheduleRule" not in helper.resources

@@ -20,9 +20,10 @@ from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.cloud.aggregator.release import upload
 from fedgrass.cloud.aggregator.s3 import Bucket
+from fedgrass.cloud.fleet_access import FleetAccess
 from fedgrass.cloud.silo import __main__ as job
 from fedgrass.cloud.silo import participant
-from fedgrass.cloud.silo.participant import FleetAccess, Participant
+from fedgrass.cloud.silo.participant import Participant
 from fedgrass.data import ArrayDataset, DataSettings
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import BundleError, DataError, TransferError
