@@ -27,10 +27,10 @@ NameArgument = Annotated[str, typer.Argument(help="The helper's name in this acc
 def _stack(name: str) -> HelperStack:
     # Imported here: --help needs no AWS.
     from fedgrass.cloud.helper.stack import HelperStack
-    from fedgrass.cloud.infrastructure import script
+    from fedgrass.cloud.infrastructure.script import identify, own_session
 
-    session = script.own_session()
-    script.identify(session)
+    session = own_session()
+    identify(session)
     return HelperStack(session, name)
 
 

@@ -94,6 +94,7 @@ def test_a_helper_in_another_account_opens_a_round_with_a_device_and_once_only(
     first, second = asked(some, task), asked(some[1:], task)
     where = ask(fleet, first[0], name)
     answer = eventually(lambda: read(s3, where))
+    assert answer is not None
     (tmp_path / "0").write_bytes(answer)
     helper(tmp_path, 2).answer(first[2], tmp_path / "2")
     total = masked_sum(some)
