@@ -12,6 +12,7 @@ import boto3
 import pytest
 from moto import mock_aws
 
+from fedgrass.cloud.aggregator import helpers as asking
 from fedgrass.cloud.ending.announcement import sums_of
 from fedgrass.cloud.fleet_access import FleetAccess
 from fedgrass.cloud.helper import host as host_module
@@ -23,7 +24,6 @@ from fedgrass.protocol.names import command_key, sum_command, sum_request_key
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.secure.helper import Helper, HelperLimits
 from fedgrass.secure.keys import public_text
-from tests.fedgrass.cloud.aggregator import test_secure_job as secure_job
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND, Fleet, make_record
 from tests.fedgrass.cloud.aggregator.test_secure_job import HelperDevices, assert_is_the_mean, put_masked
 from tests.fedgrass.cloud.rounds.harness import client_error
@@ -46,7 +46,8 @@ class Owner:
             "aws_secret_access_key": given["Credentials"]["SecretAccessKey"],
             "aws_session_token": given["Credentials"]["SessionToken"],
         }
-        self.session = boto3.Session(**keys, region_name="us-east-1")
+        connect: Callable[..., Any] = boto3.Session  # typed for arguments that are written out
+        self.session = connect(**keys, region_name="us-east-1")
         self.dynamodb: Any = self.session.client("dynamodb")
         self.dynamodb.create_table(
             TableName="kept",
@@ -104,7 +105,7 @@ class WithAnAccount(HelperDevices):
         self.owner, self.retained = owner, b""
         self.helpers = {name: self.helpers[name] for name in ("helper-a", "helper-b")}
         self.host = self.started()
-        self.before = lambda: None
+        self.before: Callable[[], None] = lambda: None
         self.answers = 0
 
     def started(self) -> HelperHost:
@@ -131,7 +132,7 @@ class WithAnAccount(HelperDevices):
 
 @pytest.fixture
 def together(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WithAnAccount:
-    monkeypatch.setattr(secure_job.module, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(asking, "_LOOK_SECONDS", 0.05)
     found = WithAnAccount(fleet, tmp_path, Owner(tmp_path))
     keys = {name: one.public_key for name, one in found.helpers.items()} | {NAME: found.host.helper.public_key}
     pinned = [{"name": name, "key": key} for name, key in keys.items()]
