@@ -6,9 +6,15 @@ import sys
 from typing import Any
 
 
-def keep(best: dict[str, dict[str, Any]], name: str, found: dict[str, Any] | None) -> None:
-    """Keep a contender's quickest run; None is a run that failed."""
-    if found is not None and (name not in best or found["seconds"] < best[name]["seconds"]):
+def keep(
+    best: dict[str, dict[str, Any]],
+    name: str,
+    found: dict[str, Any] | None,
+    *,
+    by: Literal["seconds", "processor_seconds"] = "seconds",
+) -> None:
+    """Keep a contender's run that took least; None is a run that failed."""
+    if found is not None and (name not in best or found[by] < best[name][by]):
         best[name] = found
 
 

@@ -27,7 +27,7 @@ from fedgrass.simulation.group_report import GroupsReport, Standing
 from fedgrass.simulation.groups import Choice, Choices, Group, Members, names_of
 from fedgrass.simulation.machine import Machine
 from fedgrass.simulation.records import SimulatedRound, Timing
-from fedgrass.simulation.run import start_of, timing_of
+from fedgrass.simulation.run import processor_seconds, start_of, timing_of
 from fedgrass.simulation.settings import Grouping, Simulation
 from fedgrass.simulation.simulator import Simulator
 from fedgrass.simulation.store import SimulationState, Store
@@ -104,9 +104,11 @@ def simulate_groups(
             for simulator in run.begin(resume=resume):
                 stack.enter_context(simulator)
             started, ready_at, before = time.monotonic(), time.time(), run.rounds
+            processes = machine.pool.process_ids
+            spent = processor_seconds(processes)
             run.run(done)
-            seconds, processes = time.monotonic() - started, machine.pool.process_ids
-            return run.report(timing_of(ready_at, started - began, seconds, run.all_rounds(before), processes))
+            seconds, spent = time.monotonic() - started, processor_seconds(processes) - spent
+            return run.report(timing_of(ready_at, started - began, seconds, spent, run.all_rounds(before), processes))
     finally:
         shutil.rmtree(scratch)
 

@@ -41,7 +41,8 @@ class SimulatedRound(_Part):
 class Timing(_Part):
     """What the machine took; everything else in a report follows from the settings.
 
-    ``ready_at`` is the Unix time at which the first round began.
+    ``ready_at`` is the Unix time at which the first round began. ``processor_seconds`` are those of all processes in the rounds
+    together; 0 where the system does not tell.
     """
 
     workers: int
@@ -49,6 +50,7 @@ class Timing(_Part):
     start_seconds: float
     rounds: int
     seconds: float
+    processor_seconds: float = 0.0
     device_rounds: int
     device_rounds_per_second: float
     peak_rss_mb: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +88,14 @@ def simulate(
     ) as simulator:
         started, ready_at = time.monotonic(), time.time()
         before = len(simulator.standing.rounds)
+        spent = processor_seconds(simulator.process_ids)
         try:
             simulator.run(done)
         # After Ctrl-C as well: what is done is reported, and can be resumed.
         finally:
             rounds = simulator.standing.rounds
-            seconds = time.monotonic() - started
-            timing = timing_of(ready_at, started - began, seconds, rounds[before:], simulator.process_ids)
+            seconds, spent = time.monotonic() - started, processor_seconds(simulator.process_ids) - spent
+            timing = timing_of(ready_at, started - began, seconds, spent, rounds[before:], simulator.process_ids)
             # Nothing to report before the first round was closed.
             if rounds:
                 write_bundle(
@@ -149,7 +151,12 @@ def start_of(bundle: Path | None, options: dict[str, Any]) -> tuple[Bundle, Simu
 
 
 def timing_of(
-    ready_at: float, start_seconds: float, seconds: float, rounds: Sequence[SimulatedRound], processes: Sequence[int]
+    ready_at: float,
+    start_seconds: float,
+    seconds: float,
+    spent: float,
+    rounds: Sequence[SimulatedRound],
+    processes: Sequence[int],
 ) -> Timing:
     """Return what some rounds took.
 
@@ -161,6 +168,8 @@ def timing_of(
         What had gone by until then.
     seconds
         What the rounds took.
+    spent
+        What they took of the processors.
     rounds
         The rounds; those of several models are counted as often.
     processes
@@ -174,6 +183,7 @@ def timing_of(
         start_seconds=round(start_seconds, 2),
         rounds=len({one.report.round for one in rounds}),
         seconds=round(seconds, 4),
+        processor_seconds=round(spent, 4),
         device_rounds=trained,
         device_rounds_per_second=round(trained / seconds, 1),
         peak_rss_mb=round(sum(map(_peak_rss_mb, [os.getpid(), *processes])), 1),
@@ -187,3 +197,13 @@ def _peak_rss_mb(process: int) -> float:
     except OSError:
         return 0.0
     return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def processor_seconds(processes: Sequence[int]) -> float:
+    """Return what this process and others have used of the processors; 0 where the system does not tell."""
+    found = 0
+    for process in (os.getpid(), *processes):
+        for path in Path(f"/proc/{process}/task").glob("*/schedstat"):
+            with suppress(OSError, ValueError):  # a thread that has just ended
+                found += int(path.read_text().split()[0])
+    return found / 1e9

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -41,6 +41,7 @@ from fedgrass.simulation.virtual_device import Assignment, VirtualDevices
 from fedgrass.strategies.arithmetic.interfaces import Sums
 from fedgrass.training import Fitted
 
+_MESSAGE_BYTES = 1 << 20  # of lanes' sums that wait for others
 _TOGETHER_BYTES = 16 << 20  # of parameters that are trained before they are encoded
 
 
@@ -115,6 +116,13 @@ class LaneTotal:
     lane: int
     total: Sums | None
     found: Screened
+
+
+@dataclass(frozen=True)
+class LaneTotals:
+    """The sums of some lanes, in order."""
+
+    some: Sequence[LaneTotal]
 
 
 @dataclass(frozen=True)
@@ -271,9 +279,10 @@ def _noted(failures: dict[str, str], thing: str) -> Iterator[None]:
 class _Pipe:
     """A `fedgrass.cloud.aggregator.combination.Share` that leads to the leading process."""
 
-    def __init__(self, connection: Connection, lanes: Collection[int]) -> None:
+    def __init__(self, connection: Connection, lanes: Sequence[int]) -> None:
         self.own = lanes
         self._connection = connection
+        self._held: list[LaneTotal] = []
 
     def exchange(self, found: Screened) -> Screened:
         self._connection.send(Surveyed(found))
@@ -281,7 +290,11 @@ class _Pipe:
         return everything
 
     def give(self, lane: int, total: Sums, found: Screened) -> None:
-        self._connection.send(LaneTotal(lane, total if found.good else None, found))
+        self._held.append(LaneTotal(lane, total if found.good else None, found))
+        # A message takes as long as some hundred thousand bytes; large sums go at once, and take no memory here.
+        if lane == self.own[-1] or len(self._held) * total.nbytes > _MESSAGE_BYTES:
+            self._connection.send(LaneTotals(self._held))
+            self._held = []
 
     def add(self, lane: int, total: Sums) -> Screened:
         raise NotImplementedError("the leading process adds the lanes up")

@@ -20,7 +20,17 @@ from fedgrass.protocol.messages import Announcement
 from fedgrass.simulation import worker
 from fedgrass.simulation.population import Assignments, thing_name
 from fedgrass.simulation.updates import VirtualUpdates
-from fedgrass.simulation.worker import Done, Failed, Folders, LaneTotal, Request, Setup, Surveyed, Task
+from fedgrass.simulation.worker import (
+    Done,
+    Failed,
+    Folders,
+    LaneTotal,
+    LaneTotals,
+    Request,
+    Setup,
+    Surveyed,
+    Task,
+)
 from fedgrass.strategies.arithmetic.interfaces import Sums
 
 # Seconds that a process may take to end by itself.
@@ -47,6 +57,7 @@ class WorkerPool:
         self._pipes: list[Connection] = []
         self._owners: dict[int, Connection] = {}
         self._elsewhere: PartialSums | None = None
+        self._arrived: dict[int, LaneTotal] = {}
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=worker.main, args=(theirs, setup), daemon=True)
@@ -138,7 +149,9 @@ class WorkerPool:
         """Wait for a lane and add its sum."""
         if self._elsewhere is not None and lane not in self._elsewhere.own:
             return self._elsewhere.add(lane, total)
-        result = _expect(self._owners[lane], LaneTotal)
+        while lane not in self._arrived:
+            self._arrived |= {one.lane: one for one in _expect(self._owners[lane], LaneTotals).some}
+        result = self._arrived.pop(lane)
         if result.total is not None:
             # Lane by lane, in the caller's order: floating-point sums depend on it, and must not on the number of
             # workers.
@@ -157,8 +170,9 @@ class WorkerPool:
             messages = [_receive(pipe) for pipe in self._pipes]
         failures: dict[str, str] = {}
         for pipe, message in zip(self._pipes, messages, strict=True):
-            while isinstance(message, LaneTotal):
-                share.give(message.lane, _NOTHING if message.total is None else message.total, message.found)
+            while isinstance(message, LaneTotals):
+                for one in message.some:
+                    share.give(one.lane, _NOTHING if one.total is None else one.total, one.found)
                 message = _receive(pipe)
             failures |= message.failures
         return failures

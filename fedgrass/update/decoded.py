@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import TracebackType
 
 from fedgrass import tensors
@@ -12,6 +11,31 @@ from fedgrass.bundle import TensorDescription
 from fedgrass.update.codecs import Floats
 from fedgrass.update.codecs.float32 import codec
 from fedgrass.update.header import UpdateHeader
+
+
+class DecodedForm:
+    """What the update files of a model in codec float32 look like, found once for many of them."""
+
+    def __init__(self, parameters: Sequence[TensorDescription]) -> None:
+        stored = [tensor for parameter in parameters for tensor in codec.layout(parameter)]
+        self._tensors = [(tensor.name, tensor.dtype, tensor.shape) for tensor in stored]
+        self._fixed = -1
+
+    def head(self, header: UpdateHeader) -> bytes:
+        """Return what a file begins with."""
+        return tensors.encode_header(self._tensors, header.to_metadata())
+
+    def head_bytes(self, header: UpdateHeader) -> int:
+        """Return the size of what a file begins with; the same form must be asked of one round's updates alone.
+
+        They differ in thing, number of examples and metrics, of plain characters: a file is not written to be measured.
+        """
+        own = sum(
+            map(len, (header.thing, str(header.num_examples), *header.metrics, *map(repr, header.metrics.values())))
+        )
+        if self._fixed < 0:
+            self._fixed = len(self.head(header).rstrip(b" ")) - 8 - own
+        return 8 + -(-(self._fixed + own) // 8) * 8
 
 
 @dataclass
@@ -24,13 +48,13 @@ class DecodedUpdate:
         What the update says of itself.
     values
         float32 [n], finite: all scalars of the difference, in the manifest's order.
-    parameters
-        The model's parameters.
+    form
+        What the round's files look like.
     """
 
     header: UpdateHeader
     values: Floats
-    parameters: Sequence[TensorDescription]
+    form: DecodedForm
 
     def __post_init__(self) -> None:
         self._read = 0
@@ -59,15 +83,8 @@ class DecodedUpdate:
     @property
     def nbytes(self) -> int:
         """Size of the file."""
-        return len(self._head) + self.values.nbytes
+        return self.form.head_bytes(self.header) + self.values.nbytes
 
     def to_bytes(self) -> bytes:
         """Return what the file would hold: what `fedgrass.update.writer.encode_update` makes."""
-        return self._head + self.values.astype("<f4", copy=False).tobytes()
-
-    @cached_property
-    def _head(self) -> bytes:
-        stored = [tensor for parameter in self.parameters for tensor in codec.layout(parameter)]
-        return tensors.encode_header(
-            [(tensor.name, tensor.dtype, tensor.shape) for tensor in stored], self.header.to_metadata()
-        )
+        return self.form.head(self.header) + self.values.astype("<f4", copy=False).tobytes()

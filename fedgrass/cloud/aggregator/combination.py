@@ -187,9 +187,12 @@ class Mean:
         """Leave this instance's lanes for the first instance."""
         kept, weight = self._agreed(candidates, share)
         left = list(share.own)
+        wanted: dict[int, list[UpdateReference]] = {}
+        for one in kept:
+            wanted.setdefault(lane_of(one.thing), []).append(one)
         for lane, total, good in self._reading.lanes(kept, weight):
             # Between measuring and adding, an object could be replaced; the versions are pinned, but a folder has none.
-            self._require_all([one for one in kept if lane_of(one.thing) == lane], good)
+            self._require_all(wanted[lane], good)
             # Lanes without updates are given as empty, because the first instance waits for every lane by number.
             while left[0] != lane:
                 share.give(left.pop(0), _NONE, Screened((), self._intake.refused))

@@ -8,6 +8,7 @@ of sums are also more exact than one long sum: 10,000 float32 updates stay withi
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 
 from fedgrass.cloud.aggregator.sources import UpdateReference
 
@@ -15,6 +16,7 @@ LANES = 16
 """Instances that can share a round's work. Changing it changes results by rounding."""
 
 
+@lru_cache(maxsize=1 << 14)  # asked for a dozen times for each update of a round
 def lane_of(thing: str) -> int:
     """Return the lane of a thing's updates."""
     # surrogatepass: a hostile key may hold half a surrogate pair, and must get a lane, not a traceback.

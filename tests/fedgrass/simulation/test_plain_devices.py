@@ -23,7 +23,7 @@ from fedgrass.simulation.plain import PlainDevices
 from fedgrass.simulation.population import FLEET, Assignments, thing_name
 from fedgrass.simulation.settings import Simulation
 from fedgrass.simulation.updates import VirtualUpdates
-from fedgrass.simulation.worker import Done, Folders, LaneTotal, Setup, Surveyed, Task, Worker
+from fedgrass.simulation.worker import Done, Folders, LaneTotals, Setup, Surveyed, Task, Worker
 from fedgrass.update.decoded import DecodedUpdate
 from tests.fedgrass.simulation.conftest import fleet
 
@@ -81,8 +81,8 @@ def round_of(folder: Path, settings: dict[str, Any], **options: Any) -> tuple[li
 
 def bare(told: Any) -> Any:
     """A message in parts that compare by their content."""
-    if isinstance(told, LaneTotal):
-        return told.lane, None if told.total is None else told.total.tobytes(), told.found
+    if isinstance(told, LaneTotals):
+        return [(one.lane, None if one.total is None else one.total.tobytes(), one.found) for one in told.some]
     if isinstance(told, Done):
         return sorted(told.failures.items()), None if told.updates is None else files(told.updates)
     return told
