@@ -11,7 +11,7 @@ def keep(
     name: str,
     found: dict[str, Any] | None,
     *,
-    by: Literal["seconds", "processor_seconds"] = "seconds",
+    by: str = "seconds",
 ) -> None:
     """Keep a contender's run that took least; None is a run that failed."""
     if found is not None and (name not in best or found[by] < best[name][by]):

@@ -1,11 +1,14 @@
 """Processor time of ``fedgrass simulate``, with the real engine and checks, beside Flower's and pfl-research's simulations.
 
-``python -m benchmarks.simulation --peers-python PATH`` runs, each in separate processes, the same work: ``w1``, the digits
-scaled to 0..1 with 20 % held out, 1,000 virtual devices with 40 examples each drawn by Dirichlet(0.3), a 64-64-10 perceptron, cohorts of
-50, 20 rounds; and ``w2``, a 784-128-10 perceptron (``--inputs`` and ``--hidden`` make another) on 200 examples of each device.
-Two local epochs, batches of 16 with a last short one, SGD 0.1, the new model evaluated after each round. All have the same cohorts,
-examples, orders and first parameters, so the L2 norms of what they end with must agree. ``million``: ours alone, with a million
-devices of which each of ten rounds asks 1,000.
+``python -m benchmarks.simulation --peers-python PATH`` runs, each in separate processes, the same work.
+
+- ``w1``: the digits scaled to 0..1 with 20 % held out, 1,000 virtual devices with 40 examples each drawn by Dirichlet(0.3), a
+  64-64-10 perceptron, cohorts of 50, 20 rounds.
+- ``w2``: a 784-128-10 perceptron (``--inputs`` and ``--hidden`` make another) on 200 examples of each device.
+- ``million``: ours alone, with a million devices of which each of ten rounds asks 1,000.
+
+Two local epochs, batches of 16 with a last short one, SGD 0.1, the new model evaluated after each round. All have the same
+cohorts, examples, orders and first parameters, so the L2 norms of what they end with must agree.
 
 PATH is an interpreter with the peers: ``pip install torch "flwr[simulation]" pfl``. pfl runs with one process and with several,
 and what took less counts. Processor time is that of all processes from the first round's beginning to the last one's end.

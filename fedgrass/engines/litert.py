@@ -66,6 +66,7 @@ class LiteRTEngine(BatchEngine):
         self._lent = False
         self._has_optimizer = _OPTIMIZER[0] in self._signatures
         # Of as many ones as a batch has examples, and as many zeros, the weights of n examples begin n before the middle.
+        self._whole = np.arange(self.manifest.batch_size)
         self._weights = np.repeat(np.array([1, 0], np.float32), self.manifest.batch_size)
         stored = bundle.stored_parameters()
         self.set_parameters(dict(stored))
@@ -188,18 +189,19 @@ class LiteRTEngine(BatchEngine):
         """Train; return the last epoch's mean loss, and the steps. The loss is None as soon as it is not finite."""
         size, count, steps, mean = self.manifest.batch_size, len(examples.x), 0, 0.0
         x, y = (np.asarray(part, t.dtype) for part, t in ((examples.x, self.manifest.x), (examples.y, self.manifest.y)))
-        weighs = 0  # examples of a batch, by the weights that are set
+        train, weighs = self._train, 0  # examples of a batch, by the weights that are set
         for epoch in range(settings.epochs):
             order, total = shuffled(count, settings.epoch_seed(epoch)), 0.0
+            xs, ys = x.take(order, axis=0), y.take(order, axis=0)
             for start in range(0, count, size):
-                some = order[start : start + size]
-                here = len(some)
-                if here < size:
-                    some = np.resize(some, size)  # as `_pad`
+                inputs = {"x": xs[start : start + size], "y": ys[start : start + size], **self._unset}
+                here = len(inputs["y"])
                 if here != weighs:
-                    self._unset["sample_weight"] = self._weights[size - here :][:size]
+                    inputs["sample_weight"] = self._weights[size - here :][:size]
                     weighs = here
-                loss = float(self._train(x=x.take(some, axis=0), y=y.take(some, axis=0), **self._unset)["loss"])
+                if here < size:
+                    inputs |= {name: inputs[name].take(self._whole, axis=0, mode="wrap") for name in "xy"}  # as `_pad`
+                loss = train.scalar("loss", inputs)
                 self._unset = {}
                 if not math.isfinite(loss):
                     return None, steps

@@ -62,6 +62,17 @@ class Signature:
         self._run(inputs)
         return {name: self._interpreter.GetTensor(index, self._subgraph) for name, index in self._outputs.items()}
 
+    def scalar(self, output: str, inputs: Mapping[str, Array | np.generic]) -> float:
+        """Run as a call does, and return one output, of one scalar, alone.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            As a call does.
+        """
+        self._run(inputs)
+        return float(self._interpreter.GetTensor(self._outputs[output], self._subgraph))
+
     def lend(self, **inputs: Array | np.generic) -> dict[str, Array]:
         """Run as a call does, but return the outputs themselves: they hold until the next call or `release`.
 

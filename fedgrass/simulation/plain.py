@@ -7,13 +7,12 @@ fails is left out here: there it fails as a device does, with the reason.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from copy import copy
 
 import numpy as np
 
 from fedgrass.data.arrays import ArrayDataset
-from fedgrass.engines.base import Engine, FitsEach, FitSettings
-from fedgrass.protocol.messages import Announcement, FitTask, UpdateTask
+from fedgrass.engines.base import Engine, FitsEach
+from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.simulation.examples import Examples
 from fedgrass.simulation.population import thing_name
 from fedgrass.simulation.virtual_device import Assignment
@@ -52,7 +51,7 @@ class PlainDevices:
         form = DecodedForm(manifest.parameters)
         common = settings_of(announced, manifest, "")
         data = {device: self._examples.rows(device) for device in devices}
-        work = ((rows, _for(device, common, announced)) for device, rows in data.items())
+        work = ((rows, common.seeded(seed_of(announced, thing_name(device)))) for device, rows in data.items())
         for (device, rows), fitted in zip(data.items(), self._engine.fit_each(given.base, work), strict=True):
             if fitted is None:
                 continue
@@ -70,12 +69,6 @@ class PlainDevices:
                 metrics={"steps": float(fitted.steps), "loss": fitted.loss},
             )
             yield device, DecodedUpdate(header, values, form)
-
-
-def _for(device: int, common: FitSettings, announced: Announcement) -> FitSettings:
-    own = copy(common)  # `replace` takes as long as half a training's step
-    object.__setattr__(own, "seed", seed_of(announced, thing_name(device)))
-    return own
 
 
 # What an announcement may ask of a device here; whatever else there is must be as it is when nothing is asked.

@@ -6,6 +6,7 @@ must see all updates at once gets them as they are.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -148,6 +149,8 @@ def main(connection: Connection, setup: Setup) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         worker = Worker(connection, setup)
+        # What is there now stays: collecting garbage need not look at it again.
+        gc.freeze()
         # Ready: the pool waits for this before the first round.
         connection.send(None)
         while (task := connection.recv()) is not None:

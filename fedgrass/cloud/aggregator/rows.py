@@ -26,6 +26,7 @@ from fedgrass.cloud.aggregator.vector import aligned
 from fedgrass.errors import UpdateError
 from fedgrass.strategies.arithmetic.interfaces import Sums
 from fedgrass.update.codecs import Floats
+from fedgrass.update.decoded import DecodedUpdate
 
 Doubles = NDArray[np.float64]
 T = TypeVar("T")
@@ -116,7 +117,12 @@ class Rows:
             # The header is judged before any value is read: a bad one costs no decoding.
             reader, facts = self._intake.begin(reference, stream)
             reader.read_whole(row)
-        return self._intake.passed(reference, facts, norm_of([sum_of_squares(row, spare)]))
+        norm = reader.norm if isinstance(reader, DecodedUpdate) else None
+        if norm is None:
+            norm = norm_of([sum_of_squares(row, spare)])
+        if isinstance(reader, DecodedUpdate):
+            reader.norm = norm
+        return self._intake.passed(reference, facts, norm)
 
     def _by_lane(
         self, references: Sequence[UpdateReference], work: Callable[[Sequence[UpdateReference]], T]
