@@ -195,7 +195,7 @@ class LiteRTEngine(BatchEngine):
             xs, ys = x.take(order, axis=0), y.take(order, axis=0)
             for start in range(0, count, size):
                 inputs = {"x": xs[start : start + size], "y": ys[start : start + size], **self._unset}
-                here = len(inputs["y"])
+                here = min(size, count - start)
                 if here != weighs:
                     inputs["sample_weight"] = self._weights[size - here :][:size]
                     weighs = here
