@@ -148,8 +148,14 @@ def _scores(candidate: Bundle, judgement: Judgement, deployer: ModelDeployerSett
         return {}
     from fedgrass.edge.score import Score
 
-    kinds = {FLEET, judgement.chosen}
-    found = {kind: Score.of(quantile, judgement.thresholds.get(kind), deployer.anomaly_threshold) for kind in kinds}
+    # The fleet's is of the fleet's model: what a device made of it for itself has other scores.
+    came = Score.read(candidate.folder)
+    fleets = {FLEET: came.threshold if came is not None else None}
+    owners = deployer.anomaly_threshold
+    found = {
+        kind: Score.of(quantile, judgement.thresholds.get(kind), owners, fleets.get(kind))
+        for kind in (FLEET, judgement.chosen)
+    }
     return {kind: score.to_json() for kind, score in found.items() if score is not None}
 
 

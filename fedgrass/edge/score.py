@@ -1,14 +1,14 @@
 """``score.json`` beside the application's model: what the score of an anomaly detector is, and beyond what it is an alarm.
 
 An application reads it where it loads the model, ``active/score.json``. The threshold is the quantile that the bundle names, of
-the scores of this device's kept-back examples by the model that the application loads; or the owner's (``anomalyThreshold``),
-such as the fleet's of an evaluation round.
+the scores of this device's kept-back examples by the model that the application loads; or the owner's (``anomalyThreshold``);
+or the fleet's, which comes with the version (`fedgrass.protocol.fleet_score`).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,19 +17,29 @@ from fedgrass.errors import DataError, first_problem
 from fedgrass.protocol.names import SCORE
 from fedgrass.tensors import Array
 
+MAX_BYTES: Final = 1 << 16
+"""Of the file that comes with a version."""
+
 
 class Score(BaseModel):
-    """How an application scores, and when it raises an alarm."""
+    """How an application scores, and when it raises an alarm. ``fleet`` is the fleet's threshold, whichever is used."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     score: Literal["mean_squared_error"] = "mean_squared_error"
     quantile: float = Field(gt=0, lt=1)
     threshold: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    origin: Literal["device", "owner", "none"] = "none"
+    origin: Literal["device", "owner", "fleet", "none"] = "none"
+    fleet: float | None = Field(default=None, ge=0, allow_inf_nan=False)
 
     @classmethod
-    def of(cls, quantile: float | None, measured: float | None, owners: float | None) -> Score | None:
+    def of(
+        cls,
+        quantile: float | None,
+        measured: float | None,
+        owners: float | Literal["fleet"] | None,
+        fleet: float | None = None,
+    ) -> Score | None:
         """Return a model's.
 
         Parameters
@@ -39,7 +49,9 @@ class Score(BaseModel):
         measured
             The quantile of this device's scores; None where it keeps no examples back.
         owners
-            The owner's threshold, which goes before.
+            The owner's threshold, which goes before; ``fleet``: the fleet's does.
+        fleet
+            The fleet's of this version; None where the version was not evaluated. It is taken where the device has none, too.
 
         Examples
         --------
@@ -49,9 +61,11 @@ class Score(BaseModel):
         """
         if quantile is None:
             return None
-        if owners is not None:
-            return cls(quantile=quantile, threshold=owners, origin="owner")
-        return cls(quantile=quantile, threshold=measured, origin="none" if measured is None else "device")
+        if isinstance(owners, int | float):
+            return cls(quantile=quantile, threshold=owners, origin="owner", fleet=fleet)
+        if fleet is not None and (owners == "fleet" or measured is None):
+            return cls(quantile=quantile, threshold=fleet, origin="fleet", fleet=fleet)
+        return cls(quantile=quantile, threshold=measured, origin="none" if measured is None else "device", fleet=fleet)
 
     @classmethod
     def read(cls, folder: Path) -> Score | None:
@@ -64,6 +78,8 @@ class Score(BaseModel):
         """
         path = folder / SCORE
         try:
+            if path.stat().st_size > MAX_BYTES:
+                raise DataError(f"{path}: larger than {MAX_BYTES} bytes; install the model again")
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None

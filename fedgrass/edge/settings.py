@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import time
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -228,12 +228,10 @@ class ModelDeployerSettings(Settings):
     max_memory_mb: float = Field(
         default=0, ge=0, description="Memory that the application's model may take; 0: no limit"
     )
-    anomaly_threshold: float | None = Field(
+    anomaly_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] | Literal["fleet"] | None = Field(
         default=None,
-        ge=0,
-        allow_inf_nan=False,
-        description="Score beyond which an anomaly detector's application raises an alarm, such as the fleet's; null: by the "
-        "quantile of this device's kept-back examples",
+        description="Score beyond which an anomaly detector's application raises an alarm, or fleet for the threshold that comes "
+        "with the model's version; null: by the quantile of this device's kept-back examples, and without any the fleet's",
     )
     keep: int = Field(default=3, ge=1, le=100, description="Models kept on the device, the active one included")
     rescan_seconds: float = Field(default=30, gt=0, le=3600)

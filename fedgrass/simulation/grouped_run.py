@@ -20,7 +20,6 @@ import numpy as np
 
 from fedgrass.bundle import Bundle, Parameters
 from fedgrass.errors import ConfigurationError
-from fedgrass.inference import write_bundle
 from fedgrass.simulation import group_report, report
 from fedgrass.simulation.choosing import figures, first_models, judged
 from fedgrass.simulation.group_report import GroupsReport, Standing
@@ -242,8 +241,8 @@ class _Run:
         found = []
         for at, (name, simulator) in enumerate(self._simulators.items()):
             standing, folder = simulator.standing, self.folder(name)
-            write_bundle(self.bundle, standing.parameters, folder / "model", version=standing.version)
             told = report.summarise(self.simulation, self.bundle.manifest, standing.rounds, timing)
+            report.write_model(self.bundle, standing.parameters, standing.version, told.final, folder / "model")
             report.write(told, standing.rounds, folder)
             mine = [device for device, group in zip(devices, chosen, strict=True) if group == at]
             values = figures(self.machine.pool, simulator.folders, mine)

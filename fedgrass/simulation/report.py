@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fedgrass.bundle import Manifest
+from fedgrass.bundle import Bundle, Manifest, Parameters
 from fedgrass.cli import page
 from fedgrass.cli.page import BLUE, GREEN, GREY, ORANGE
 from fedgrass.files import write_atomically
+from fedgrass.inference import write_bundle
+from fedgrass.protocol.fleet_score import fleet_score
 from fedgrass.protocol.metrics import OTHERS
+from fedgrass.protocol.names import SCORE
 from fedgrass.protocol.report import Evaluation
 from fedgrass.simulation.records import Comparison, SimulatedRound, SimulationReport, Timing
 from fedgrass.simulation.settings import Simulation
@@ -82,6 +85,14 @@ def write(report: SimulationReport, rounds: Sequence[SimulatedRound], folder: Pa
     write_atomically(folder / "rounds.csv", _csv(rounds).encode())
     template = Path(__file__).with_name("report.html.j2")
     page.write_report(report, folder, template, draw(report, rounds), entries=rounds)
+
+
+def write_model(bundle: Bundle, parameters: Parameters, version: str, final: Evaluation, folder: Path) -> None:
+    """Write the model that came of a run; an anomaly detector's with the fleet's threshold beside it, as a round's job does."""
+    made = write_bundle(bundle, parameters, folder, version=version)
+    score = fleet_score(made.manifest.anomaly_quantile, final.metrics)
+    if score is not None:
+        write_atomically(folder / SCORE, score)
 
 
 def compare(runs: Mapping[str, tuple[SimulationReport, Sequence[SimulatedRound]]], folder: Path) -> Comparison:

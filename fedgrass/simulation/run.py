@@ -12,7 +12,6 @@ from typing import Any
 from fedgrass.bundle import Bundle
 from fedgrass.data.digits import digits_bundle
 from fedgrass.errors import ConfigurationError
-from fedgrass.inference import write_bundle
 from fedgrass.simulation import report
 from fedgrass.simulation.records import SimulatedRound, SimulationReport, Timing
 from fedgrass.simulation.settings import Simulation
@@ -98,10 +97,9 @@ def simulate(
             timing = timing_of(ready_at, started - began, seconds, spent, rounds[before:], simulator.process_ids)
             # Nothing to report before the first round was closed.
             if rounds:
-                write_bundle(
-                    opened, simulator.standing.parameters, output / "model", version=simulator.standing.version
-                )
+                last = simulator.standing
                 found = report.summarise(simulation, manifest, rounds, timing)
+                report.write_model(opened, last.parameters, last.version, found.final, output / "model")
                 report.write(found, rounds, output)
     return found
 

@@ -17,8 +17,10 @@ from fedgrass.cloud.aggregator.release_gate import decided, raised
 from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.cloud.aggregator.server_state import publish_state
 from fedgrass.cloud.ending.deployment import SupersededError
+from fedgrass.files import write_atomically
 from fedgrass.inference import write_bundle
-from fedgrass.protocol.names import model_prefix, report_prefix
+from fedgrass.protocol.fleet_score import fleet_score
+from fedgrass.protocol.names import SCORE, model_prefix, report_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import Outcome, ReleaseEntry
 
@@ -79,6 +81,7 @@ class Candidate:
         self.report.model = new
         with self.report.phases.timed("evaluate"):
             verdict = judged_model(self.record, self.clients, self.report, base, new, self.scratch, self.clock)
+        self._note_threshold(new)
         self.report.hold = verdict.hold
         # Figures decide only where they are of the model as devices have it.
         before, after = self.report.evaluation_base, self.report.evaluation
@@ -100,6 +103,13 @@ class Candidate:
         except (SupersededError, CanaryError) as error:
             return self._hold(new, str(error))
         return outcome, reason
+
+    def _note_threshold(self, new: Bundle) -> None:
+        """Put the fleet's threshold beside an anomaly detector's files, which are uploaded with it."""
+        figures = self.report.evaluation.metrics if self.report.evaluation is not None else {}
+        content = fleet_score(new.manifest.anomaly_quantile, figures)
+        if content is not None:
+            write_atomically(new.folder / SCORE, content)
 
     def _hold(self, new: Bundle, reason: str) -> tuple[Outcome, str]:
         # Beside the report, not under models/: what was held is nobody's base. `fedgrass model release` finds it there.

@@ -30,8 +30,9 @@ from fedgrass.cloud.ending.reports import find_report
 from fedgrass.errors import AggregationError, RecordError, ReleaseError, RoundRefusedError, TensorFileError
 from fedgrass.files import write_atomically
 from fedgrass.inference import write_bundle
+from fedgrass.protocol.fleet_score import fleet_score
 from fedgrass.protocol.messages import Base, ServerState
-from fedgrass.protocol.names import model_prefix, report_prefix, version_order
+from fedgrass.protocol.names import SCORE, model_prefix, report_prefix, version_order
 from fedgrass.protocol.records import FleetState, HandLock, OpenRound, RoundRecord
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.tables import free_hand, load_round, load_state, return_to_model, take_hand
@@ -302,6 +303,10 @@ def _bundle_of(clients: FleetClients, record: RoundRecord, report: RoundReport, 
         made = _made_again(clients, record, folder)
     if report.model is None or made.manifest.parameters_sha256 != report.model.parameters_sha256:
         raise ReleaseError(f"model {record.version}: is not the one that the report of round {record.round} describes")
+    figures = report.evaluation.metrics if report.evaluation is not None else {}
+    score = fleet_score(made.manifest.anomaly_quantile, figures)
+    if score is not None:
+        write_atomically(made.folder / SCORE, score)
     return made
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fedgrass.bundle import MANIFEST, Manifest
-from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME
+from fedgrass.protocol.names import GLOBAL_MODEL, MODEL_ADMISSION_TOPIC, MODEL_DEPLOYER, RUNTIME, SCORE
 
 # A model outlives many releases of the code, so nothing but the command line below binds the two: no upper bound.
 _ANY_RELEASE = ">=1.0.0"
@@ -40,7 +40,7 @@ def global_model_recipe(
     manifest
         The sealed bundle's: its version is the component's, its files are the artifacts.
     uris
-        Address of each file, ``model.json`` included.
+        Address of each file, ``model.json`` included, and of the fleet's ``score.json`` if the version has one.
     component
         The component's name, where the account has several fleets.
     refusal
@@ -81,7 +81,9 @@ def global_model_recipe(
                 },
                 # Read by all users of the device: the application may run as another than the component's.
                 "Artifacts": [
-                    {"Uri": uris[name], "Permission": {"Read": "ALL"}} for name in (*sorted(manifest.files), MANIFEST)
+                    {"Uri": uris[name], "Permission": {"Read": "ALL"}}
+                    for name in (*sorted(manifest.files), MANIFEST, SCORE)
+                    if name != SCORE or SCORE in uris
                 ],
             }
         ],

@@ -27,7 +27,7 @@ from fedgrass.cloud.ending.place import Place
 from fedgrass.errors import ConfigurationError, TransferError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import Base
-from fedgrass.protocol.names import GLOBAL_MODEL, RUNTIME, check_fleet, model_prefix, version_order
+from fedgrass.protocol.names import GLOBAL_MODEL, RUNTIME, SCORE, check_fleet, model_prefix, version_order
 from fedgrass.protocol.participations import participations_at
 from fedgrass.protocol.records import CanaryTrial, RoundRecord, round_key
 from fedgrass.protocol.settings import Rollout
@@ -307,10 +307,19 @@ def upload(bundle: Bundle, bucket: Bucket, fleet: str) -> Base:
         If the version exists with other content.
     """
     prefix = model_prefix(fleet, bundle.manifest.version)
+    score = bundle.folder / SCORE
+    if bundle.manifest.anomaly_quantile is not None and score.is_file():
+        # The first one stays: a job that is run again may have heard other devices.
+        bucket.write_first(prefix + SCORE, score.read_bytes())
     # The manifest last: readers take a model with a manifest for complete.
     for name in (*sorted(bundle.manifest.files), MANIFEST):
         bucket.publish(prefix + name, bundle.path(name))
     return Base.of(bundle.manifest, fleet)
+
+
+def _has_score(bucket: Bucket, prefix: str) -> bool:
+    # Read, which takes a role's missing right to list all keys into account; it is a hundred bytes.
+    return bucket.read(prefix + SCORE, max_bytes=1 << 16) is not None
 
 
 def make_component(manifest: Manifest, clients: FleetClients, rollout: Rollout | None = None) -> str:
@@ -337,6 +346,10 @@ def make_component(manifest: Manifest, clients: FleetClients, rollout: Rollout |
     """
     refusal = (rollout or Rollout()).refusal
     prefix = model_prefix(clients.fleet, manifest.version)
-    uris = {name: clients.bucket.uri(prefix + name) for name in (*manifest.files, MANIFEST)}
+    names = [*manifest.files, MANIFEST]
+    # The fleet's threshold, where an evaluation found one before the version was made.
+    if manifest.anomaly_quantile is not None and _has_score(clients.bucket, prefix):
+        names.append(SCORE)
+    uris = {name: clients.bucket.uri(prefix + name) for name in names}
     recipe = global_model_recipe(clients.fleet, manifest, uris, component=clients.model_component, refusal=refusal)
     return create_component(clients.greengrass, Account.of(clients.thing_group_arn), recipe)

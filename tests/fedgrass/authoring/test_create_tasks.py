@@ -23,6 +23,7 @@ from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import ConfigurationError
 from fedgrass.inference import write_bundle
 from fedgrass.logs import Log
+from fedgrass.protocol.fleet_score import fleet_score
 from fedgrass.simulation.run import simulate
 from fedgrass.tensors import Array
 
@@ -112,6 +113,9 @@ def test_a_model_made_for_a_task_learns_it_in_simulation(task: Any, tmp_path: Pa
         assert report.final.loss < 0.5 * report.first.loss
     if task == "anomaly-detector":
         _finds_anomalies(Bundle.open(tmp_path / "out" / "model"), report.final.metrics["error_threshold"])
+        threshold = Score.read(tmp_path / "out" / "model")  # which the first version of a fleet brings
+        assert threshold is not None
+        assert threshold.threshold == report.final.metrics["error_threshold"]
         _is_admitted_with_a_threshold(Bundle.open(tmp_path / "out" / "model"), tmp_path)
 
 
@@ -138,9 +142,21 @@ def _is_admitted_with_a_threshold(model: Bundle, folder: Path) -> None:
     engine = LiteRTEngine(model)
     kept = np.concatenate([batch.x for batch in load(runtime.data, model.manifest).validation.batches(1000)])
     errors = ((engine.infer(kept) - kept) ** 2).mean(axis=1)
-    for owners, wanted, origin in ((None, np.quantile(errors, 0.95), "device"), (0.5, 0.5, "owner")):
-        version = write_bundle(model, model.parameters(), folder / origin, version=f"9.{origin == 'owner':d}.0")
-        deployer = ModelDeployerSettings(anomaly_threshold=owners)
+    of_device = float(np.quantile(errors, 0.95))
+    cases: list[tuple[float | str | None, bool, float, str]] = [
+        # What the owner says, whether the version brings the fleet's threshold, and whose it is then.
+        (None, True, of_device, "device"),
+        ("fleet", False, of_device, "device"),
+        ("fleet", True, 0.25, "fleet"),
+        (0.5, True, 0.5, "owner"),
+    ]
+    for at, (owners, brings, wanted, origin) in enumerate(cases):
+        version = write_bundle(model, model.parameters(), folder / f"version-{at}", version=f"9.{at}.0")
+        if brings:
+            content = fleet_score(version.manifest.anomaly_quantile, {"error_threshold": 0.25})
+            assert content is not None
+            (version.folder / "score.json").write_bytes(content)
+        deployer = ModelDeployerSettings.model_validate({"anomaly_threshold": owners})
         found = admit(version.folder, store, runtime, deployer, log, judged=lambda case: judge_here(case, log))
         assert found is not None
         assert found.outcome == "active", found.reason
@@ -148,6 +164,7 @@ def _is_admitted_with_a_threshold(model: Bundle, folder: Path) -> None:
         assert score is not None
         assert score.threshold is not None
         assert score.origin == origin
+        assert score.fleet == (0.25 if brings else None)
         assert score.threshold == pytest.approx(wanted, rel=1e-5)
         np.testing.assert_allclose(score.of_examples(kept, engine.infer(kept)), errors, rtol=1e-5)
         above = np.array([score.threshold * factor for factor in (0.9, 1.0, 1.1)])
@@ -156,7 +173,29 @@ def _is_admitted_with_a_threshold(model: Bundle, folder: Path) -> None:
         store.roll_back("a test")
     before = Score.read(store.folder / "active")
     assert before is not None
-    assert before.origin == "device", "an earlier model has its own again"
+    assert before.origin == "fleet", "an earlier model has its own again"
+    _has_the_fleets_where_it_keeps_nothing_back(model, folder, runtime, log)
+
+
+def _has_the_fleets_where_it_keeps_nothing_back(
+    model: Bundle, folder: Path, runtime: RuntimeSettings, log: Log
+) -> None:
+    nothing = runtime.model_copy(update={"data": runtime.data.model_copy(update={"validation_fraction": 0.0})})
+    version, store = write_bundle(model, model.parameters(), folder / "bare", version="9.9.0"), ModelStore(folder / "b")
+    for content, threshold, origin in (
+        (b'{"quantile": 0.95, "threshold": -1, "origin": "fleet"}', None, None),
+        (b"[" * 100_000, None, None),
+        (fleet_score(0.95, {"error_threshold": 0.25}) or b"", 0.25, "fleet"),
+    ):
+        (version.folder / "score.json").write_bytes(content)
+        deployer = ModelDeployerSettings()
+        found = admit(version.folder, store, nothing, deployer, log, judged=lambda case: judge_here(case, log))
+        assert found is not None
+        score = Score.read(store.folder / "active")
+        assert (score and score.threshold, score and score.origin) == (threshold, origin), found.reason
+        assert found.outcome == ("active" if origin else "refused")
+        # Another file is another question only if the device asks anew.
+        store.forget_verdict()
 
 
 def test_a_frozen_backbone_learns_by_its_last_layer_alone(tmp_path: Path) -> None:

@@ -3,24 +3,29 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
 
 from fedgrass.bundle import MANIFEST, Bundle
+from fedgrass.cloud.aggregator.candidate import Candidate
 from fedgrass.cloud.aggregator.component import Account, create_component
 from fedgrass.cloud.aggregator.recipe import global_model_recipe
 from fedgrass.cloud.aggregator.release import publish_model
 from fedgrass.errors import BundleError, ConfigurationError, ReleaseError
 from fedgrass.inference import write_bundle
+from fedgrass.protocol.fleet_score import fleet_score
 from fedgrass.protocol.names import GLOBAL_MODEL, model_prefix
+from fedgrass.protocol.report import Evaluation
 from fedgrass.protocol.tables import load_state
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, GROUP_ARN, Fleet, trained
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
 from tests.fixtures.doubles import double
 from tests.fixtures.gdk import gdk_schema
 
+EVALUATED = {"loss": 0.1, "rmse": 0.3, "error_threshold": 0.27}
 ACCOUNT = Account.of(GROUP_ARN)
 
 
@@ -74,6 +79,33 @@ def test_the_operators_first_model_is_uploaded_made_a_component_and_current(flee
     }
     assert load_state(fleet.clients.rounds, FLEET).model == released.base
     assert fleet.greengrass.deployments == []
+
+
+def test_the_fleets_threshold_travels_with_the_version(fleet: Fleet, digits: Bundle, tmp_path: Path) -> None:
+    """Beside an anomaly detector's files, as an artifact of the component; the first one stays."""
+    detector = digits.manifest.model_copy(update={"anomaly_quantile": 0.99, "version": "3.0.0"})
+    made = write_bundle(Bundle(digits.folder, detector), digits.parameters(), tmp_path / "made", version="3.0.0")
+    key = model_prefix(FLEET, "3.0.0") + "score.json"
+    for threshold in (0.25, 0.26):  # the job that is run again has heard one device more
+        content = fleet_score(0.99, {"error_threshold": threshold})
+        assert content is not None
+        (made.folder / "score.json").write_bytes(content)
+        arn = publish_model(made, fleet.clients).component_arn
+        found = fleet.clients.bucket.read(key, max_bytes=1000)
+        assert found is not None
+        assert json.loads(found)["threshold"] == 0.25
+    recipe = json.loads(fleet.greengrass.get_component(arn=arn, recipeOutputFormat="JSON")["recipe"])
+    artifacts = [one["Uri"] for one in recipe["Manifests"][0]["Artifacts"]]
+    assert fleet.clients.bucket.uri(key) in artifacts
+    # A round's job puts it there once the model was evaluated.
+    report = SimpleNamespace(evaluation=Evaluation.of(EVALUATED, 10))
+    Candidate._note_threshold(double(SimpleNamespace(report=report)), made)
+    assert json.loads((made.folder / "score.json").read_bytes())["threshold"] == EVALUATED["error_threshold"]
+    # Of another model the same file is none of its own.
+    plain = write_bundle(digits, digits.parameters(), tmp_path / "plain", version="4.0.0")
+    (plain.folder / "score.json").write_bytes(b"{}")
+    publish_model(plain, fleet.clients)
+    assert fleet.clients.bucket.size(model_prefix(FLEET, "4.0.0") + "score.json") is None
 
 
 def test_publishing_again_changes_nothing(fleet: Fleet, digits: Bundle) -> None:
