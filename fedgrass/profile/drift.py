@@ -135,9 +135,8 @@ def grouped(histogram: Doubles, groups: NDArray[np.intp], missing: Doubles) -> D
     """
     features, row = len(histogram), GROUPS + 1
     places = groups + np.arange(features)[:, np.newaxis] * row
-    found: Doubles = np.bincount(places.ravel(), weights=histogram.ravel(), minlength=features * row).reshape(
-        features, row
-    )
+    counted = np.bincount(places.ravel(), weights=histogram.ravel(), minlength=features * row)
+    found: Doubles = counted.astype(np.float64).reshape(features, row)
     found[:, GROUPS] = missing
     return found
 
