@@ -35,7 +35,13 @@ def _measure(announcement: Announcement, place: Workspace, bundle: Bundle) -> Re
     examples = place.split(bundle, keep_missing=True).train
     began = time.monotonic()
     found = device.measure(
-        place.paced(examples), bundle.manifest, announcement, place.task.thing, place.task.update, earlier
+        place.paced(examples),
+        bundle.manifest,
+        announcement,
+        place.task.thing,
+        place.task.update,
+        earlier,
+        keys=place.file(KEYS),
     )
     return Result(
         status="done",

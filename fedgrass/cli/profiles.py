@@ -23,10 +23,11 @@ _NOTHING = "–"
 
 def summary(profile: Profile) -> str:
     """Return in a line what a profile is of."""
+    noise = "" if profile.noise is None else f"; each count has noise of deviation {profile.noise:,.3g}"
     return (
         f"Profile of fleet {profile.fleet}, round {profile.round} ({profile.made_at:%Y-%m-%d %H:%M}): "
         f"{profile.examples:,.0f} examples on {profile.devices:,} devices, {len(profile.features):,} features of model "
-        f"{profile.model}'s input"
+        f"{profile.model}'s input{noise}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fedgrass.bundle import Head, Manifest, TensorDescription
-from fedgrass.engines.base import Dataset
+from fedgrass.engines.base import Batch, Dataset
 from fedgrass.engines.metrics import CLASSIFIERS
 from fedgrass.engines.several import labels
 from fedgrass.errors import DataError
@@ -78,18 +78,13 @@ def measured(
     DataError
         If there are no examples, or they are of another shape or kind than the model's.
     """
-    features, head = len(feature_names(manifest)), _labelled(manifest)
+    features = len(feature_names(manifest))
     sums = FeatureSums(features, 0 if inputs_alone else len(label_names(manifest)), bounds)
-    # Batches by the number of values, not of examples: x of one example may be large.
-    at_once = max(1, _VALUES // max(1, manifest.x.size))
-    for batch in data.batches(at_once):
-        _check(batch.x, manifest.x)
-        if not inputs_alone:
-            _check(batch.y, manifest.y)
+    for batch in data.batches(at_once(manifest)):
+        check_inputs(batch, manifest)
         sums.add(np.reshape(batch.x, (-1, features)), len(batch.x))
-        if len(sums.labels) and head is not None:
-            y = labels(batch.y, manifest.heads)[list(manifest.heads).index(head)]
-            sums.labels += _counted(y, head, len(sums.labels))
+        if not inputs_alone:
+            sums.labels += label_counts(batch, manifest, len(sums.labels))
     if not sums.examples:
         raise DataError(f"no examples for model {manifest.name!r}; check the data loader's path and filters")
     return sums
@@ -117,9 +112,37 @@ def bounds_of(task: StatisticsTask, manifest: Manifest, earlier: Profile | None)
     # A profile of other inputs has bounds that mean nothing here.
     if earlier is None or tuple(feature.name for feature in earlier.features) != names:
         return None
-    low = np.array([feature.low or 0.0 for feature in earlier.features])
-    high = np.array([feature.high or 0.0 for feature in earlier.features])
+    # One with noise tells no minimum: its own bounds go on.
+    ends = [
+        (f.low, f.high) if f.low is not None and f.high is not None else f.bounds or (0.0, 0.0)
+        for f in earlier.features
+    ]
+    low, high = np.array(ends, np.float64).T
     return Bounds(low, high, bins)
+
+
+def at_once(manifest: Manifest) -> int:
+    """Return how many examples are in double precision at once: by the number of values, for one example may be large."""
+    return max(1, _VALUES // max(1, manifest.x.size))
+
+
+def check_inputs(batch: Batch, manifest: Manifest) -> None:
+    """Raise `DataError` if x is not what the model takes."""
+    _check(batch.x, manifest.x)
+
+
+def label_counts(batch: Batch, manifest: Manifest, count: int) -> Array:
+    """Return how many examples [count] of a batch have each label; raises `DataError` if y is not the model's."""
+    _check(batch.y, manifest.y)
+    if not count or (head := _labelled(manifest)) is None:
+        return np.zeros(count)
+    return _counted(labels(batch.y, manifest.heads)[list(manifest.heads).index(head)], head, count)
+
+
+def one_label(manifest: Manifest) -> bool:
+    """Whether an example has one label, and not any number of several."""
+    head = _labelled(manifest)
+    return head is not None and (head.loss == "sparse_categorical_crossentropy" or head.y.size == 1)
 
 
 def _labelled(manifest: Manifest) -> Head | None:

@@ -24,15 +24,18 @@ def against_round(announcement: Announcement, *, least: float, helpers: Sequence
     str
         The reason; empty if there is none.
     """
+    exact = announcement.task == "statistics" and (
+        announcement.statistics is None or announcement.statistics.max_rows is None
+    )
     # Figures of an evaluation go as they are: there is no noise on them that could be compared.
-    if least and announcement.task in ("evaluate", "statistics"):
+    if least and (announcement.task == "evaluate" or exact):
         return f"the round asks for exact figures, minNoiseMultiplier is {least:g}"
     # A product and its factor: the last digits of the quotient are rounding.
     if (noise := _noise(announcement, helpers)) < least * (1 - 1e-9):
         return f"noise_multiplier is {noise:g}, minNoiseMultiplier is {least:g}"
-    if helpers and announcement.task == "statistics":
+    if helpers and exact:
         return "the round asks for exact figures, and secureHelpers asks for secure aggregation"
-    if helpers and announcement.task == "fit":
+    if helpers and announcement.task in ("fit", "statistics"):
         if announcement.secure is None:
             return "the round has no secure aggregation, and secureHelpers asks for it"
         # Keys count, not names: the cloud chooses the names, and could be all of the helpers itself.

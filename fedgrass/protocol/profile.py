@@ -43,13 +43,15 @@ class StatisticsTask(_Part):
     """What devices measure: bins of each histogram, and between which bounds; none without bounds.
 
     ``low`` and ``high`` are the operator's, for all features alike: then no device tells a minimum or maximum beyond them.
-    ``profile`` is an earlier one, whose minimum and maximum of each feature are its bounds.
+    ``profile`` is an earlier one, whose minimum and maximum of each feature are its bounds. ``max_rows``: devices tell sums of so
+    many examples at most, as one vector that is clipped, noised and masked as an update is; null: exact figures of all.
     """
 
     bins: int = Field(default=64, ge=2, le=MOST_BINS)
     low: _Finite | None = None
     high: _Finite | None = None
     profile: ProfileReference | None = None
+    max_rows: int | None = Field(default=None, ge=1, le=1 << 24)
 
 
 class Quantile(_Part):
@@ -68,6 +70,10 @@ class Feature(_Part):
     missing: _Sum = Field(description="Values that are not, or are infinite")
     mean: _Finite | None = None
     variance: _Sum | None = None
+    mean_error: _Sum | None = Field(
+        default=None, description="Of a profile with noise; so much of it is chance at most"
+    )
+    variance_error: _Sum | None = None
     low: _Finite | None = Field(default=None, description="Least value")
     high: _Finite | None = Field(default=None, description="Greatest value")
     bounds: tuple[_Finite, _Finite] | None = Field(default=None, description="Of the histogram")
@@ -124,6 +130,9 @@ class Profile(_Part):
     labels: tuple[Label, ...] = Field(default=(), max_length=MOST_LABELS)
     misfits: tuple[Misfit, ...] = Field(default=(), max_length=MOST_MISFITS)
     misfits_more: int = Field(default=0, ge=0, description="Misfits beyond those named")
+    noise: _Sum | None = Field(
+        default=None, description="Standard deviation of the noise on each count; null: counts are exact"
+    )
     left_out: int = Field(default=0, ge=0, description="Devices whose figures are not in the sums, for they do not fit")
 
     @model_validator(mode="after")

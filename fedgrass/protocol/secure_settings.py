@@ -67,12 +67,15 @@ def announced_secure(settings: FleetSettings, known: int) -> SecureTask | None:
     ConfigurationError
         If ``secure.bits`` are too narrow for so many, or for the noise.
     """
-    if settings.secure is None or settings.task != "fit":
+    if settings.secure is None or settings.task == "evaluate":
         return None
     privacy = settings.privacy
     # On the sum, in the unit of the values: every update is clipped to clip_norm, and all count alike.
     noise = 0.0 if privacy.mode == "none" else privacy.noise_multiplier * privacy.clip_norm
-    equal = privacy.mode != "none" or settings.strategy.options.get("weighting") == "equal"
+    # Statistics are sums already: a device weighs by what it counts.
+    equal = (
+        privacy.mode != "none" or settings.task == "statistics" or settings.strategy.options.get("weighting") == "equal"
+    )
     try:
         return settings.secure.task(known, equal=equal, noise=noise, shared_noise=privacy.mode == "distributed")
     except ValidationError as error:

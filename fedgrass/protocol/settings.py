@@ -17,7 +17,7 @@ from fedgrass.protocol.metrics import Metric
 from fedgrass.protocol.personal_settings import PersonalSettings
 from fedgrass.protocol.privacy_settings import Privacy as Privacy
 from fedgrass.protocol.secure_settings import Secure, require_sums_are_enough
-from fedgrass.protocol.statistics_settings import Statistics, require_exact
+from fedgrass.protocol.statistics_settings import Statistics, require_measurable
 from fedgrass.protocol.strategy_settings import Strategy as Strategy
 
 
@@ -290,9 +290,9 @@ class FleetSettings(_Settings):
         return found and f"{found}: with privacy.mode {self.privacy.mode} no device may send exact figures of its data"
 
     @model_validator(mode="after")
-    def _statistics_are_exact(self) -> FleetSettings:
+    def _statistics_can_be_measured(self) -> FleetSettings:
         if self.task == "statistics":
-            require_exact(self)
+            require_measurable(self)
         return self
 
     @model_validator(mode="after")
@@ -376,6 +376,8 @@ class FleetSettings(_Settings):
     def announced_update(self) -> UpdateTask:
         """What devices are told of encoding: with privacy, to clip, and to add noise if it is theirs to add."""
         privacy = self.privacy
+        if self.task == "statistics":
+            return self._announced_sums
         if privacy.mode == "none":
             return self.update
         # The tighter of the two: the account holds for any bound up to its own.
@@ -386,6 +388,15 @@ class FleetSettings(_Settings):
         figures = "left_out" if "left_out" in (privacy.figures, self.update.figures) else "exact"
         return self.update.model_copy(
             update={"clip_norm": clip_norm, "noise_multiplier": noise_multiplier, "figures": figures}
+        )
+
+    @property
+    def _announced_sums(self) -> UpdateTask:
+        """What devices are told of encoding statistics: as an update, but for the codec, which would round counts."""
+        privacy = self.privacy
+        clip_norm = privacy.clip_norm if privacy.mode != "none" else 0.0
+        return UpdateTask(
+            clip_norm=clip_norm, noise_multiplier=privacy.noise_multiplier if privacy.mode == "local" else 0.0
         )
 
     def overridden(self, changes: dict[str, Any]) -> FleetSettings:

@@ -22,8 +22,14 @@ class Statistics(BaseModel):
         description="Where all histograms begin, and below which no minimum is told; null: the last profile's minimum of each",
     )
     high: float | None = Field(default=None, allow_inf_nan=False, description="Where they end; set both or none")
+    max_rows: int = Field(
+        default=1000,
+        ge=1,
+        le=1 << 24,
+        description="With privacy.mode or secure: examples of which a device tells at most; the noise on counts grows with it",
+    )
     leave_out: bool = Field(
-        default=True, description="Leave out of the sums the devices whose features do not fit the others'"
+        default=True, description="Leave out of exact sums the devices whose features do not fit the others'"
     )
 
     @model_validator(mode="after")
@@ -35,15 +41,33 @@ class Statistics(BaseModel):
         return self
 
 
-def require_exact(settings: FleetSettings) -> None:
-    """Raise `ValueError` if something says that devices tell nothing exact, or nothing alone."""
-    hidden = {
-        "secure": settings.secure is not None,
-        f"privacy.mode {settings.privacy.mode}": settings.privacy.mode != "none",
-        "update.figures left_out": settings.update.figures == "left_out",
+def tells_sums(settings: FleetSettings) -> bool:
+    """Whether a round of statistics has devices tell bounded sums, which noise goes on or masks hide; else exact figures."""
+    return settings.secure is not None or settings.privacy.mode != "none"
+
+
+def require_measurable(settings: FleetSettings) -> None:
+    """Raise `ValueError` naming the first setting with which a round of statistics cannot be.
+
+    Parameters
+    ----------
+    settings
+        With ``task`` statistics.
+    """
+    privacy = settings.privacy
+    if not tells_sums(settings):
+        if settings.update.figures == "left_out":
+            raise ValueError(
+                "task statistics: devices tell exact sums of their data, and update.figures left_out says that they tell none; "
+                "set privacy.mode or secure, with which they tell sums under noise or masks"
+            )
+        return
+    against = {
+        "privacy.adaptive_clip": privacy.adaptive_clip is not None,
+        f"strategy {settings.strategy.name}": bool(settings.strategy.tree),
+        "secure.groups": settings.secure is not None and settings.secure.groups > 1,
     }
-    if found := next((name for name, is_set in hidden.items() if is_set), ""):
+    if found := next((name for name, is_set in against.items() if is_set), ""):
         raise ValueError(
-            f"task statistics: devices tell exact sums of their data, and {found} says that they tell none. No noise is added to "
-            "statistics yet; start the round without that setting if the devices' owners agree"
+            f"{found}: a round of statistics is one sum with noise of its own; start it without that setting"
         )

@@ -32,6 +32,7 @@ from fedgrass.cloud.aggregator.report import Phases, ReportBuilder
 from fedgrass.cloud.aggregator.round_input import RoundInput
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.server_state import load_state
+from fedgrass.cloud.aggregator.summed_profile import SummedRound
 from fedgrass.cloud.aggregator.trusted import own_update, with_own_update
 from fedgrass.cloud.aggregator.update_list import UpdateList
 from fedgrass.cloud.ending.announcement import task_of
@@ -41,6 +42,7 @@ from fedgrass.protocol.names import partial_prefix
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.refusals import refusals_before
 from fedgrass.protocol.report import Outcome, RoundReport
+from fedgrass.protocol.statistics_settings import tells_sums
 from fedgrass.secure.sealing import Context
 from fedgrass.strategies import Strategy
 from fedgrass.update.codecs import Floats
@@ -137,7 +139,8 @@ class RoundJob:
             # Fixed before anything is read: what comes later counts as late.
             pinned = given.pinned
             self._report.refused_by_name, self._report.refused_more = pinned.refused, pinned.more
-        if self._record.settings.task == "statistics":
+        exact = self._record.settings.task == "statistics" and not tells_sums(self._record.settings)
+        if exact:
             return self._profiled(base, given)
         if self._record.privacy is not None:
             with self._phases.timed("privacy"):
@@ -146,6 +149,8 @@ class RoundJob:
             if passed := beyond_budget(self._report.privacy, self._record.settings.privacy):
                 return "held", passed
         try:
+            if self._record.settings.task == "statistics":
+                return self._profiled(base, given, self._summed(base, given))
             result = self._aggregated(base, given, strategy)
         except HelpersMissingError as error:
             return "helpers_missing", str(error)
@@ -159,8 +164,15 @@ class RoundJob:
             )
         return Candidate(self._record, self._clients, self._report, self._scratch, self._clock).prepare(base, result)
 
-    def _profiled(self, base: Bundle, given: RoundInput) -> tuple[Outcome, str]:
-        job = ProfileJob(self._record, self._bucket, self._source, self._report, self._clock, self._counted)
+    def _summed(self, base: Bundle, given: RoundInput) -> SummedRound:
+        record = self._record
+        noise = noise_of(record.settings.privacy, given.pinned.noise_seed)
+        return SummedRound(
+            task_of(record, self._bucket.name), record.settings, noise, self._masked(base), self._scratch
+        )
+
+    def _profiled(self, base: Bundle, given: RoundInput, summed: SummedRound | None = None) -> tuple[Outcome, str]:
+        job = ProfileJob(self._record, self._bucket, self._source, self._report, self._clock, self._counted, summed)
         return job.run(base, given.pinned.updates, given.expected(base))
 
     def _aggregated(self, base: Bundle, given: RoundInput, strategy: Strategy) -> Aggregation:

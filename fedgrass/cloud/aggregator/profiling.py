@@ -14,6 +14,7 @@ from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.cloud.aggregator.s3 import Bucket
 from fedgrass.cloud.aggregator.screening import Screening
 from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource
+from fedgrass.cloud.aggregator.summed_profile import SummedRound, summed_profile
 from fedgrass.cloud.aggregator.validation import Expected, UpdateValidator
 from fedgrass.cloud.aggregator.vector import Layout as ModelLayout
 from fedgrass.errors import DataError, TransferError, UpdateError
@@ -139,6 +140,7 @@ class ProfileJob:
     report: ReportBuilder
     clock: Callable[[], datetime]
     counted: Callable[[Aggregation], Aggregation]
+    summed: SummedRound | None = None
 
     def run(self, base: Bundle, references: Sequence[UpdateReference], expected: Expected) -> tuple[Outcome, str]:
         """Make the profile and write it; returns the round's outcome.
@@ -160,24 +162,35 @@ class ProfileJob:
         record, wanted = self.record, self.record.settings.statistics
         task = StatisticsTask(bins=wanted.bins, low=wanted.low, high=wanted.high, profile=record.bounds)
         with self.report.phases.timed("aggregate"):
-            layout = Layout.of(base.manifest, task, self._earlier(task))
-            files = Collected.of(base, self.source, references, layout, expected)
-            profile, result = make_profile(
-                files, base, wanted, fleet=record.fleet, number=record.round, made_at=self.clock()
-            )
+            profile, result = self._made(base, references, expected, task)
         self.report.aggregation = result = self.counted(result)
         for entry in result.quarantined:
             log_event(
                 "update_quarantined", fleet=record.fleet, round=record.round, thing=entry.thing, reason=entry.reason
             )
         # Devices that were left out do not count towards the minimum: the profile is not of them.
-        good = len(result.updates) - profile.left_out
-        if good < record.settings.min_updates:
+        left_out = profile.left_out if profile is not None else 0
+        if profile is None or len(result.updates) - left_out < record.settings.min_updates:
             outcome, reason = without_model(result, record.settings.min_updates)
-            return outcome, reason + (f"; {profile.left_out} of them do not fit the others" if profile.left_out else "")
+            return outcome, reason + (f"; {left_out} of them do not fit the others" if left_out else "")
         with self.report.phases.timed("write"):
             self.report.profile = self._written(profile)
         return "profiled", told(profile)
+
+    def _made(
+        self, base: Bundle, references: Sequence[UpdateReference], expected: Expected, task: StatisticsTask
+    ) -> tuple[Profile | None, Aggregation]:
+        wanted, earlier = self.record.settings.statistics, self._earlier(task)
+        fleet, number, made_at = self.record.fleet, self.record.round, self.clock()
+        if self.summed is None:
+            layout = Layout.of(base.manifest, task, earlier)
+            files = Collected.of(base, self.source, references, layout, expected)
+            return make_profile(files, base, wanted, fleet=fleet, number=number, made_at=made_at)
+        result, sums = self.summed.combine(base, self.source, references, expected, earlier)
+        if sums is None:
+            return None, result
+        devices = len(result.updates)
+        return summed_profile(sums, base, devices, fleet=fleet, number=number, made_at=made_at), result
 
     def _earlier(self, task: StatisticsTask) -> Profile | None:
         named = task.profile
@@ -207,6 +220,8 @@ class ProfileJob:
 def told(profile: Profile) -> str:
     """Say in a sentence what a profile is of."""
     text = f"{len(profile.features)} features of {profile.examples:.0f} examples on {profile.devices} devices"
+    if profile.noise is not None:
+        text += f"; each count has noise of deviation {profile.noise:.3g}"
     if odd := len({misfit.thing for misfit in profile.misfits}):
         text += f"; {odd} devices have features that do not fit the others', {profile.left_out} are left out"
     return text

@@ -14,6 +14,7 @@ from fedgrass.protocol.names import round_topic, update_prefix
 from fedgrass.protocol.profile import StatisticsTask
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.secure_settings import announced_secure
+from fedgrass.protocol.statistics_settings import tells_sums
 from fedgrass.protocol.tables import Table, load_round, load_state
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ def _statistics(record: RoundRecord) -> StatisticsTask | None:
     if record.settings.task != "statistics":
         return None
     wanted = record.settings.statistics
-    return StatisticsTask(bins=wanted.bins, low=wanted.low, high=wanted.high, profile=record.bounds)
+    max_rows = wanted.max_rows if tells_sums(record.settings) else None
+    return StatisticsTask(bins=wanted.bins, low=wanted.low, high=wanted.high, profile=record.bounds, max_rows=max_rows)
 
 
 def sums_of(record: RoundRecord, bucket: str) -> Announcement:

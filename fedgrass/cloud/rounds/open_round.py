@@ -28,6 +28,7 @@ from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRec
 from fedgrass.protocol.roster import may_count, write_roster
 from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.statistics_settings import tells_sums
 from fedgrass.protocol.tables import free_hand, load_round, load_settings, load_state
 
 _ENDED = 2  # the transaction's third action
@@ -132,6 +133,8 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
     if settings.privacy.adaptive_clip is not None and state.privacy.clip_norm is not None:
         privacy = settings.privacy.model_copy(update={"clip_norm": state.privacy.clip_norm})
         settings = settings.model_copy(update={"privacy": privacy})
+    bounds = _bounds(settings, state)
+    _require_bounds(settings, bounds)
     # Charged at the opening: what devices upload is spent even if the round fails later (docs/decisions/0015).
     tree = _tree(settings, state, before, cohort)
     ledger = _charged(fleet, state.last + 1, state.privacy, settings, tree)
@@ -150,7 +153,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         opened_at=now,
         deadline=now + timedelta(seconds=settings.deadline_seconds),
         privacy=ledger if ledger.spends else None,
-        bounds=_bounds(settings, state),
+        bounds=bounds,
         watch=_profile(state) if settings.drift.action != "off" else None,
     )
     # Before the lock: a device may answer the moment the round is announced, and its answer is counted by the roster.
@@ -176,6 +179,17 @@ def _bounds(settings: FleetSettings, state: FleetState) -> ProfileReference | No
     if settings.task != "statistics" or settings.statistics.low is not None:
         return None
     return _profile(state)
+
+
+def _require_bounds(settings: FleetSettings, bounds: ProfileReference | None) -> None:
+    """Raise `RoundRefusedError` if sums of statistics could not be bounded: noise hides nothing then."""
+    if settings.task != "statistics" or not tells_sums(settings):
+        return
+    if settings.statistics.low is None and bounds is None:
+        raise RoundRefusedError(
+            "task statistics: with privacy.mode or secure, histograms and means need bounds beforehand, and the fleet has no "
+            "profile of this model yet; set statistics.low and statistics.high"
+        )
 
 
 def _profile(state: FleetState) -> ProfileReference | None:

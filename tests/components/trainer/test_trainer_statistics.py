@@ -14,11 +14,12 @@ import pytest
 from fedgrass.bundle import Bundle, Manifest
 from fedgrass.data import load
 from fedgrass.data_settings import DataSettings
+from fedgrass.edge.privacy_account import PrivacyAccount
 from fedgrass.errors import DataError
 from fedgrass.profile.combine import Combined, profile_of
 from fedgrass.profile.files import Layout, read
 from fedgrass.profile.sums import FeatureSums
-from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.messages import Announcement, UpdateTask
 from fedgrass.protocol.names import update_key
 from fedgrass.protocol.profile import Profile, ProfileReference, StatisticsTask, profile_key
 from tests.components.trainer.place import FLEET, THING, Place
@@ -131,3 +132,19 @@ def test_missing_cells_are_counted_whatever_training_does_with_them(tmp_path: Pa
     found = load(settings.keeping_missing(), manifest).train
     [batch] = found.batches(100)
     assert int(np.isnan(batch.x).sum()) == 1
+
+
+def test_with_noise_one_bounded_vector_is_uploaded_and_the_owners_account_charged(tmp_path: Path) -> None:
+    place = Place(tmp_path, minNoiseMultiplier="0.5")
+    place.start()
+    place.have_model()
+    noisy = asked(place, low=0.0, high=1.0, bins=4, max_rows=30)
+    place.open(noisy.model_copy(update={"update": UpdateTask(clip_norm=1.0, noise_multiplier=0.5)}))
+    place.settle()
+    [notice] = place.notices
+    assert (notice.status, notice.reason, notice.num_examples) == ("uploaded", "", 1)
+    size = 64 * (4 + 2 + 3) + 10
+    assert len(place.streams.s3[KEY]) - 4 * size < 2000
+    assert PrivacyAccount(place.folder / "work" / "privacy.json").rounds == 1
+    assert place.statuses[-1].examples == 0
+    place.stop()

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from fedgrass.cloud.rounds.abort_round import ExecutionEnd, execution_ended
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
-from fedgrass.errors import ConfigurationError
+from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.protocol.exposure import against_round
 from fedgrass.protocol.message import MAX_MESSAGE_BYTES
 from fedgrass.protocol.messages import Announcement
@@ -18,7 +19,7 @@ from fedgrass.protocol.records import STATE_KEY
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_state
 from fedgrass.protocol.writes import change, update_item
-from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet
+from tests.fedgrass.cloud.rounds.harness import EXECUTION, FLEET, Fleet
 
 
 def announced(fleet: Fleet) -> Announcement:
@@ -73,14 +74,47 @@ def test_a_training_round_says_nothing_of_statistics(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"privacy": {"mode": "central"}}, "privacy.mode central"),
-        ({"privacy": {"mode": "local"}}, "privacy.mode local"),
         ({"update": {"figures": "left_out"}}, "update.figures"),
+        ({"privacy": {"mode": "central", "adaptive_clip": {}}}, "privacy.adaptive_clip"),
+        (
+            {"privacy": {"mode": "central"}, "strategy": {"name": "dp_ftrl", "options": {"rounds": 4}}},
+            "strategy dp_ftrl",
+        ),
     ],
 )
-def test_where_devices_tell_nothing_exact_there_are_no_statistics(settings: dict[str, Any], named: str) -> None:
+def test_settings_that_statistics_do_not_fit_are_refused_by_name(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         FleetSettings().overridden({**settings, "task": "statistics"})
+
+
+PRIVACY = {"mode": "local", "noise_multiplier": 2.0, "epsilon_budget": 8.0}
+NOISY: dict[str, Any] = {"task": "statistics", "privacy": PRIVACY}
+
+
+def test_with_noise_devices_tell_bounded_sums_and_the_round_is_charged_as_any(fleet: Fleet) -> None:
+    with pytest.raises(RoundRefusedError, match=r"statistics\.low"):
+        fleet.open(**NOISY)
+    bounded = {**NOISY, "statistics": {"low": 0.0, "high": 1.0, "max_rows": 50}}
+    record = fleet.open(**bounded)
+    told = announced(fleet)
+    assert told.statistics is not None
+    assert told.statistics.max_rows == 50
+    assert (told.update.noise_multiplier, told.update.clip_norm, told.update.codec) == (2.0, 1.0, "float32")
+    trained = record.privacy
+    assert trained is not None
+    assert trained.rounds == 1
+    execution_ended(fleet.services, ExecutionEnd(executionArn=record.execution, status="ABORTED"))
+    fleet.step_functions.statuses[EXECUTION + "2"] = "RUNNING"
+    with pytest.raises(RoundRefusedError, match="budget"):
+        fleet.open(execution=EXECUTION + "2", **{**bounded, "privacy": {**PRIVACY, "epsilon_budget": 0.1}})
+
+
+def test_a_profile_gives_the_bounds_of_a_round_with_noise(fleet: Fleet) -> None:
+    kept = keep(fleet)
+    fleet.open(**NOISY)
+    found = announced(fleet).statistics
+    assert found is not None
+    assert (found.profile, found.max_rows) == (kept, 1000)
 
 
 @pytest.mark.parametrize("wanted", [{"low": 1.0}, {"high": 1.0}, {"low": 1.0, "high": 1.0}, {"bins": 1}])
