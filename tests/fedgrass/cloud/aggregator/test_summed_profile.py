@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fedgrass import tensors
+from fedgrass.cloud.aggregator import helpers as module
 from fedgrass.cloud.ending.announcement import task_of
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.errors import ConfigurationError
@@ -23,7 +24,7 @@ from fedgrass.protocol.profile import Profile, StatisticsTask
 from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, Fleet, make_record
 from tests.fedgrass.cloud.aggregator.test_profile_job import data_of, profile
-from tests.fedgrass.cloud.aggregator.test_secure_job import HelperDevices, module
+from tests.fedgrass.cloud.aggregator.test_secure_job import HelperDevices
 
 BINS = 8
 DEVICES = 12
