@@ -58,6 +58,8 @@ class Consent:
         own = self._settings()
         if reason := against_exact_answers(newest, least=own.min_noise_multiplier, helpers=own.secure_helpers):
             return reason
+        if own.max_promised_epsilon:
+            return f"maxPromisedEpsilon is {own.max_promised_epsilon:g}"
         try:
             rounds = self._account.rounds if own.max_epsilon else 0
         except PrivacyLimitError as error:
@@ -73,7 +75,7 @@ class Consent:
             If that cannot be kept, for then nothing may leave.
         """
         try:
-            self._account.charge(announcement, key)
+            self._account.charge(announcement, key, helpers=self._settings().secure_helpers)
         except (OSError, PrivacyLimitError) as error:
             raise TransferError(f"the account of this device's privacy cannot be written: {error}") from error
 
@@ -85,7 +87,13 @@ class Consent:
         """Say why a round would have this device tell too much, or nothing."""
         own = self._settings()
         try:
-            self._account.require(announcement, limit=own.max_epsilon, delta=own.delta)
+            self._account.require(
+                announcement,
+                limit=own.max_epsilon,
+                delta=own.delta,
+                promised=own.max_promised_epsilon,
+                helpers=own.secure_helpers,
+            )
         except PrivacyLimitError as error:
             return str(error)
         return against_round(announcement, least=own.min_noise_multiplier, helpers=own.secure_helpers)

@@ -157,10 +157,18 @@ class TrainerSettings(GuardSettings):
     max_epsilon: float = Field(
         default=50,
         ge=0,
-        description="Largest ε that all updates of this device with noise may spend together; rounds beyond it are declined, "
-        "and so are rounds without noise after any with it. 0: no limit",
+        description="Largest ε that all updates of this device may spend together whatever the cloud does, by its own noise and "
+        "that of helpers in secureHelpers; rounds beyond it are declined, and so are rounds without such noise after any with "
+        "it. 0: no limit",
     )
-    delta: float = Field(default=1e-5, gt=0, lt=1, description="δ of maxEpsilon")
+    max_promised_epsilon: float = Field(
+        default=0,
+        ge=0,
+        description="Largest ε that all updates of this device may spend together if the cloud adds the noise that it says "
+        "(privacy.mode central, or distributed by helpers that secureHelpers does not list), its own noise included; rounds "
+        "beyond it are declined, and so are all without noise. 0: no limit",
+    )
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="δ of maxEpsilon and maxPromisedEpsilon")
     min_examples: int = Field(
         default=8,
         ge=1,

@@ -31,7 +31,7 @@ def against_round(announcement: Announcement, *, least: float, helpers: Sequence
     if least and (announcement.task == "evaluate" or exact):
         return f"the round asks for exact figures, minNoiseMultiplier is {least:g}"
     # A product and its factor: the last digits of the quotient are rounding.
-    if (noise := _noise(announcement, helpers)) < least * (1 - 1e-9):
+    if (noise := kept_noise(announcement, helpers)) < least * (1 - 1e-9):
         return f"noise_multiplier is {noise:g}, minNoiseMultiplier is {least:g}"
     if helpers and exact:
         return "the round asks for exact figures, and secureHelpers asks for secure aggregation"
@@ -44,11 +44,18 @@ def against_round(announcement: Announcement, *, least: float, helpers: Sequence
     return ""
 
 
-def _noise(announcement: Announcement, helpers: Sequence[str]) -> float:
+def kept_noise(announcement: Announcement, helpers: Sequence[str]) -> float:
     """Return the noise, in units of the clipping norm, that whoever opens the update has on it at least.
 
     That of the helpers counts only where the owner named them (``secureHelpers``): of others the cloud could be all. A device's
     boxes are bound to it, so helpers that were told of less open none. What the aggregator says that it adds shows nobody.
+
+    Parameters
+    ----------
+    announcement
+        The round.
+    helpers
+        The owner's ``secureHelpers``.
     """
     task, clip_norm = announcement.secure, announcement.update.clip_norm
     if task is not None and task.shared_noise and clip_norm > 0 and helpers:

@@ -182,6 +182,9 @@ class Announcement(Message):
     ``opened_at`` and ``deadline`` are the cloud's clock. A device whose own clock is wrong takes part all the same: the
     cloud judges lateness.
 
+    ``promised_noise`` is what the cloud says that it adds to the sum of the updates, in units of the clipping norm; no device can
+    see that it does.
+
     ``max_age`` is for rounds that never wait: an update counts in so many rounds after its own, so a device goes on training when
     the round closes, and takes the newest one afterwards.
 
@@ -202,6 +205,7 @@ class Announcement(Message):
     secure: SecureTask | None = None
     statistics: StatisticsTask | None = None
     personal: PersonalTask | None = None
+    promised_noise: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     sums: SumTask | None = None
     watch: ProfileReference | None = None
     upload: Upload

@@ -125,6 +125,14 @@ class Masking(BaseModel):
         """Helpers without whose sums nothing is opened."""
         return self.collude + 1
 
+    def sums_that_open(self, bad: int) -> int:
+        """Return how many sums of a round may be opened, each of another set, if so many helpers answer any number of sets.
+
+        A device's update may be in all of them. docs/secure-aggregation.md has the proof, and a test plays it.
+        """
+        # Each set needs helpers that answer one set only, as many as those that may collude leave of the needed ones.
+        return (len(self.helpers) - bad) // (self.needed - bad)
+
     @property
     def masks(self) -> tuple[tuple[int, ...], ...]:
         """The masks of a device: each named by the helpers, from 0, that do not know its seed."""

@@ -357,6 +357,14 @@ class FleetSettings(_Settings):
         return 1.0 if self.cohort.size or self.cohort.fair or self.cohort.where else self.fraction
 
     @property
+    def promised_noise(self) -> float | None:
+        """What devices are told of noise that they do not add themselves, in units of the clipping norm; None: there is none."""
+        if self.task != "fit" or self.privacy.mode not in ("central", "distributed"):
+            return None
+        # Of a tree a device's update is in a node of each level, so its part in it has as much less noise.
+        return self.privacy.noise_multiplier / math.sqrt(max(1, self.strategy.tree.bit_length()))
+
+    @property
     def announced_fit(self) -> FitTask:
         """How devices are told to train: as ``fit`` says, with what the strategy sets."""
         return self.fit.model_copy(update=dict(self.strategy.device_fit))

@@ -85,6 +85,7 @@ def task_of(record: RoundRecord, bucket: str) -> Announcement:
         secure=announced_secure(record.settings, 2 * record.asked),
         statistics=_statistics(record),
         personal=record.settings.personal.announced if record.settings.task == "fit" else None,
+        promised_noise=record.settings.promised_noise,
         watch=record.watch,
         upload=Upload(bucket=bucket, prefix=update_prefix(record.fleet, record.round)),
     )

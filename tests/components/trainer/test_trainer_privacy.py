@@ -57,6 +57,19 @@ def test_rounds_beyond_the_device_s_own_limit_are_declined_also_after_a_restart(
     assert (tmp_path / "work" / "privacy.json").exists()
 
 
+def test_an_owner_may_limit_what_is_told_under_noise_that_the_cloud_only_promises(tmp_path: Path) -> None:
+    place = place_with(tmp_path, maxPromisedEpsilon="12")
+    for number, promised in enumerate((1.0, 1.0, None), start=1):
+        place.open(place.announcement(number).model_copy(update={"promised_noise": promised}))
+        place.settle()
+    first, second, third = place.notices
+    assert [one.status for one in place.notices] == ["uploaded", "declined", "declined"], first.reason
+    assert "maxPromisedEpsilon is 12 (1 rounds are spent)" in second.reason
+    assert "no ε is finite" in third.reason
+    assert "maxPromisedEpsilon is 12" in answered(place, "evaluate").reason
+    place.stop()
+
+
 @pytest.mark.parametrize(
     ("own", "fit", "told"),
     [

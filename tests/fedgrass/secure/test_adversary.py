@@ -115,6 +115,8 @@ def test_two_sets_open_where_the_bound_says_and_not_before(
     cloud = Cloud(task, split(devices(6, 5, task)), tmp_path)
     for bad in range(p + 1):
         assert (cloud.most_opened(bad) >= 2) == (2 * p + 2 - bad <= m), f"{bad} bad helpers"
+        # What a device's own account takes for it.
+        assert cloud.most_opened(bad) == min(len(cloud.sets), task.sums_that_open(bad)), f"{bad} bad helpers"
 
 
 def test_two_sets_that_open_give_a_single_device(tmp_path: Path) -> None:
