@@ -48,6 +48,7 @@ def save(path: Path, identity: str, state: FitState, seconds: float) -> None:
         "loss_sum": repr(state.loss_sum),
         "steps": str(state.steps),
         "seconds": repr(seconds),
+        "ended": str(int(state.ended)),
     }
     tensors.save(path, stored, metadata)
 
@@ -69,6 +70,7 @@ def load(path: Path, identity: str) -> Checkpoint | None:
                 step=int(metadata["step"]),
                 loss_sum=float(metadata["loss_sum"]),
                 steps=int(metadata["steps"]),
+                ended=metadata.get("ended") == "1",
             )
             return Checkpoint(state, float(metadata["seconds"]))
     return None

@@ -21,6 +21,7 @@ from fedgrass.data import Split
 from fedgrass.engines.base import Batch, Dataset, Engine, FitResult, FitSettings, FitState, Hooks, Metrics
 from fedgrass.errors import ConfigurationError, EngineError, NoFiguresError
 from fedgrass.own_code import own_code
+from fedgrass.partial import PLANNED, STEPS, Ending
 from fedgrass.personal import Own, shared_manifest, shared_of
 from fedgrass.personal_models import Personal, PersonalModels
 from fedgrass.protocol.message import LONGEST_METRIC, MOST_METRICS
@@ -104,6 +105,7 @@ def train(
     files: TrainingFiles,
     *,
     hooks: Hooks | None = None,
+    ending: Ending | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Trained:
     """Train and write the update file; a training that was ended goes on from its checkpoint, to the same result.
@@ -124,6 +126,8 @@ def train(
         Where update, checkpoint and residual are.
     hooks
         Called besides: ``after_batch`` may raise `StopTraining`.
+    ending
+        When the training is over before its end, and the update is of what was done; None: never.
     clock
         Seconds that only go up; they are counted over restarts.
 
@@ -169,6 +173,7 @@ def train(
         hooks=Hooks(
             hooks.after_batch, saved_then(hooks.after_epoch), saved_then(hooks.stopped), keep=personal is not None
         ),
+        ending=ending,
         resume=earlier.state if earlier else None,
         correction=control.correction if control else None,
         personal=personal,
@@ -176,8 +181,9 @@ def train(
     seconds = clock() - started
     last = checkpoints.load(files.checkpoint, identity)
     # Tensor by tensor from the disk, if the engine told of each epoch: a large model is then not in memory twice.
-    whole = last is not None and last.state.epoch >= announcement.fit.local_epochs + announcement.fit.epochs
-    local = last.state.parameters if last is not None and whole else fitted.parameters
+    epochs = announcement.fit.local_epochs + announcement.fit.epochs
+    kept = last is not None and (last.state.ended or last.state.epoch >= epochs)
+    local = last.state.parameters if last is not None and kept else fitted.parameters
     header, examples = fitted.header, fitted.num_examples
     del fitted  # with what its engine lends, and so with the engine
     # Both states are kept before the update is written: a kill in between repeats the round from the former ones.
@@ -266,6 +272,7 @@ def fit(
     thing: str,
     *,
     hooks: Hooks | None = None,
+    ending: Ending | None = None,
     resume: FitState | None = None,
     correction: Parameters | None = None,
     personal: Personal | None = None,
@@ -286,6 +293,8 @@ def fit(
         Name of this participant.
     hooks
         Called after batches and epochs; ``after_batch`` may raise `StopTraining`.
+    ending
+        When the training is over before its end; an engine that trains in one call goes on to the end.
     resume
         Where an earlier process came to in this very training.
     correction
@@ -317,11 +326,15 @@ def fit(
     if personal is not None:
         personal.require(engine)
         base, figures = engine.get_parameters(), personal.judged(engine, data.validation, "base")
+    if ending is not None and getattr(engine, "takes_end", False):
+        hooks = ending.over(hooks or Hooks(keep=False))
     with own_code("training"):
         result = engine.fit(examples, settings, hooks=hooks, resume=resume)
     # Of two turns, those that moved what is shared: each goes through the same batches.
     steps = result.steps * settings.epochs // settings.all_epochs
-    found = {"steps": float(steps)}
+    found = {STEPS: float(steps)}
+    if result.planned:
+        found[PLANNED] = float(result.planned)
     if announcement.fit.control == "scaffold":
         found[STEP_LENGTH] = step_length(manifest.optimizer, rate, steps)
     metrics, num_examples = _measured(engine, data, result, found), result.num_examples

@@ -35,6 +35,7 @@ class Settings:
         self,
         *,
         patience: float = 0.0,
+        train_seconds: float | None = None,
         tries_engine: bool = False,
         announcement: Announcement | None = None,
         command: Command | None = None,
@@ -46,6 +47,8 @@ class Settings:
         ----------
         patience
             Seconds that the work may still wait for the device.
+        train_seconds
+            Seconds that the training may last; None: to its end.
         tries_engine
             Whether to open the model before counting.
         announcement
@@ -67,6 +70,7 @@ class Settings:
             runtime=self.runtime,
             settings=self.own,
             patience=patience,
+            train_seconds=train_seconds,
             tries_engine=tries_engine,
             announcement=announcement,
             command=command,
@@ -81,6 +85,8 @@ class Job:
     ----------
     attempts
         Where deaths in this round are counted.
+    time_left
+        Returns the seconds that the training may still last; None: to its end.
     told
         Called on the job's thread with what the child reports, and while the job waits for the device.
     ended
@@ -95,6 +101,7 @@ class Job:
         guard: ResourcePolicy,
         attempts: Attempts,
         *,
+        time_left: Callable[[], float | None] = lambda: None,
         told: Callable[[Report], None],
         ended: Callable[[Result], None],
     ) -> None:
@@ -102,6 +109,7 @@ class Job:
         self._settings = settings
         self._runner = runner
         self._attempts = attempts
+        self._time_left = time_left
         self._told = told
         self._pause = Pause(guard, settings.own.wait_seconds, self._waits)
         self._ended = ended
@@ -138,7 +146,9 @@ class Job:
             self._pause(self._cancelled)
         except UnavailableError as error:
             return Result(status="declined", reason=as_reason(str(error)))
-        task = self._settings.task(patience=self._pause.left, announcement=self.announcement)
+        task = self._settings.task(
+            patience=self._pause.left, train_seconds=self._time_left(), announcement=self.announcement
+        )
 
         # Before the next work may begin: its checkpoint has the same name.
         def finished() -> None:

@@ -97,6 +97,7 @@ def _train(announcement: Announcement, place: Workspace, bundle: Bundle) -> Resu
             personal=place.store.device.personal,
             keys=place.file(KEYS),
         ),
+        ending=place.ending(split.train, announcement, bundle.manifest.batch_size),
         hooks=Hooks(place.after_batch, lambda state: place.progressed(state.epoch, examples)),
     )
     return Result(

@@ -21,6 +21,7 @@ from fedgrass.answer import Answer
 from fedgrass.errors import MessageError
 from fedgrass.files import write_atomically
 from fedgrass.logs import Log
+from fedgrass.partial import lasts
 from fedgrass.protocol.cohort import fits, takes
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.names import model_prefix, update_prefix
@@ -153,6 +154,20 @@ class Rounds:
         announcement = self._record.announcement
         lasts = (announcement.deadline - announcement.opened_at).total_seconds()
         return announcement if self._clock() - self._record.received_at <= lasts else None
+
+    def time_left(self, announcement: Announcement) -> Callable[[], float | None]:
+        """Return what says how many seconds the training for an announcement may still last; None: to its end.
+
+        By this device's own clock where that lies within the round, as a device that comes back late needs it; by how long ago
+        the announcement came where the clock is wrong.
+        """
+        known, seconds = self._record, lasts(announcement)
+        if seconds is None or known is None or _identity(known.announcement) != _identity(announcement):
+            return lambda: None
+        opened = announcement.opened_at.timestamp()
+        in_round = opened <= known.received_at <= announcement.deadline.timestamp()
+        until = (opened if in_round else known.received_at) + seconds
+        return lambda: until - self._clock()
 
     def _still_counts(self, newest: Announcement) -> Announcement | None:
         """Return the round at hand if its update would still count when ``newest`` takes the place of the newest one."""

@@ -54,7 +54,7 @@ class Task(Line):
     """What the child is to do: the round that is announced, the command, to compare live data, or else to count the examples.
 
     ``patience`` is what is left of the seconds for which the work may wait for the device. ``tries_engine``: before it counts, it
-    opens the model as a round would.
+    opens the model as a round would. ``train_seconds``: after so many from now the training ends with what it has; None: never.
     """
 
     thing: str
@@ -63,6 +63,7 @@ class Task(Line):
     runtime: RuntimeSettings
     settings: TrainerSettings
     patience: float = 0.0
+    train_seconds: float | None = None
     tries_engine: bool = False
     announcement: Announcement | None = None
     command: Command | None = None

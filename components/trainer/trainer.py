@@ -278,7 +278,17 @@ class Trainer:
         def ended(result: Result) -> None:
             self._loop.post(lambda: self._job_ended(job, result))
 
-        job = Job(announcement, self._now, self._runner, self._guard, self._attempts, told=told, ended=ended)
+        job = Job(
+            announcement,
+            self._now,
+            self._runner,
+            self._guard,
+            self._attempts,
+            # Read here: the job's thread must not read what this one writes.
+            time_left=self._rounds.time_left(announcement),
+            told=told,
+            ended=ended,
+        )
         self._job = job
         job.start()
 

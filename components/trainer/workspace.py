@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from fedgrass.engines.registry import open_engine
 from fedgrass.engines.shipped import have_packages, own_builder
 from fedgrass.files import write_atomically
 from fedgrass.logs import Log
+from fedgrass.partial import Ending, ending_of
 from fedgrass.personal import Own
 from fedgrass.protocol.message import as_reason
 from fedgrass.protocol.messages import Announcement, Base
@@ -83,6 +85,8 @@ class Workspace:
         self._pause = Pause(orders, task.patience, self._waits)
         threads, share = task.runtime.threads, task.settings.cpu_budget
         self._budget = CpuBudget(share, threads, orders.stopping.wait)
+        self._began = time.monotonic()
+        self._ending: Ending | None = None
         self._epoch: int | None = None
         self._examples = 0
 
@@ -264,10 +268,24 @@ class Workspace:
         self._epoch, self._examples = epoch, examples
         self._say(Report(say="progress", epoch=epoch, examples=examples))
 
-    def after_batch(self, _epoch: int, _step: int) -> None:
+    def ending(self, examples: Dataset, announcement: Announcement, batch_size: int) -> Ending | None:
+        """Return when the training for a round is over before its end; None: never."""
+        seconds, floors = self.task.train_seconds, self.task.floors
+        if seconds is not None:
+            self._ending = ending_of(
+                examples,
+                announcement.fit,
+                batch_size,
+                lambda: time.monotonic() - self._began >= seconds,
+                least=(floors.examples, floors.steps),
+            )
+        return self._ending
+
+    def after_batch(self, epoch: int, step: int) -> None:
         """Wait, rest or stop, as ordered."""
-        # The owner's limits first: they may hold the training for an hour.
-        self._pause(self._stopping)
+        ending = self._ending
+        # The owner's limits first: they may hold the training for an hour. What is there may be sent meanwhile.
+        self._pause(self._stopping, lambda: ending is not None and ending.after(epoch, step))
         self._budget.after_batch()
         if self._stopping.is_set():
             raise StopTraining

@@ -180,8 +180,8 @@ class Pause:
         self.clock = clock
         self._went_on = clock()
 
-    def __call__(self, cancelled: threading.Event) -> None:
-        """Wait for as long as there is a reason; returns at once when ``cancelled``.
+    def __call__(self, cancelled: threading.Event, over: Callable[[], bool] = lambda: False) -> None:
+        """Wait for as long as there is a reason; returns at once when ``cancelled``, or when nothing is left to do.
 
         Raises
         ------
@@ -189,15 +189,15 @@ class Pause:
             When the patience is at its end.
         """
         if self._guard.hold() is not None:
-            self._wait(cancelled)
+            self._wait(cancelled, over)
         elif self._guard.is_slow():
             # As long as the last batch took: that is half speed.
             cancelled.wait(min(self.clock() - self._went_on, _LOOK_SECONDS))
         self._went_on = self.clock()
 
-    def _wait(self, cancelled: threading.Event) -> None:
+    def _wait(self, cancelled: threading.Event, over: Callable[[], bool]) -> None:
         said = ""
-        while (hold := self._guard.hold()) is not None and not cancelled.is_set():
+        while (hold := self._guard.hold()) is not None and not cancelled.is_set() and not over():
             if self.left <= 0:
                 raise UnavailableError(f"{hold.reason}; the trainer has waited for waitSeconds")
             # Once per reason, not once a second: each goes to the application and to the log.

@@ -114,7 +114,8 @@ class FitState:
     """Where a training stands between two batches: enough to go on after a restart.
 
     ``epoch`` counts the whole epochs done, ``losses`` has one entry for each. Of the epoch that has begun, ``step`` batches are
-    done, over whose examples ``loss_sum`` sums the loss. ``steps`` counts the batches of all epochs.
+    done, over whose examples ``loss_sum`` sums the loss. ``steps`` counts the batches of all epochs. ``ended``: the training goes
+    no further (`EndTraining`).
     """
 
     epoch: int
@@ -124,28 +125,40 @@ class FitState:
     step: int = 0
     loss_sum: float = 0.0
     steps: int = 0
+    ended: bool = False
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training gave. ``metrics`` holds at least ``loss`` (mean over the last epoch); ``steps`` counts over restarts."""
+    """What a training gave. ``metrics`` holds at least ``loss`` (mean over the last epoch); ``steps`` counts over restarts.
+
+    ``planned`` is how many steps it would have had, if a hook ended it before; else 0.
+    """
 
     parameters: Parameters
     num_examples: int
     metrics: Metrics
     steps: int
+    planned: int = 0
 
 
 class StopTraining(Passing):
     """Raised by a hook to end a training between two batches; see `Hooks.stopped`."""
 
 
+class EndTraining(Passing):
+    """Raised by `Hooks.after_batch` to end a training with what it has come to, which is then its result.
+
+    Only for engines whose class says ``takes_end``.
+    """
+
+
 @dataclass(frozen=True)
 class Hooks:
     """Called by `Engine.fit` on its own thread.
 
-    ``after_batch(epoch, step)`` may sleep (throttling, pausing) or raise `StopTraining`. ``after_epoch(state)`` is where
-    checkpoints are written, and so is ``stopped(state)``, which follows a `StopTraining`.
+    ``after_batch(epoch, step)`` may sleep (throttling, pausing) or raise `StopTraining` or `EndTraining`. ``after_epoch(state)``
+    is where checkpoints are written, and so is ``stopped(state)``, which follows either of them.
 
     ``keep``: whether the hooks, and whoever has the result, keep its arrays. If not, an engine may lend its own, which hold until
     it is called again: a copy of a large model's parameters is memory that a small device lacks.

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from fedgrass.bundle import Bundle, Manifest, Parameters
-from fedgrass.engines.base import Batch, Dataset, FitResult, FitSettings, FitState, Hooks, Measured, StopTraining
+from fedgrass.engines.base import (
+    Batch,
+    Dataset,
+    EndTraining,
+    FitResult,
+    FitSettings,
+    FitState,
+    Hooks,
+    Measured,
+    StopTraining,
+)
 from fedgrass.engines.checks import Checked, check_batch, check_dataset, origin_in
 from fedgrass.engines.metrics import CLASSIFIERS, correct, losses
 from fedgrass.engines.several import total_loss
@@ -35,6 +45,7 @@ class BatchEngine(ABC):
 
     manifest: Manifest
     takes_start = True
+    takes_end = True
 
     def __init__(self, bundle: Bundle) -> None:
         bundle.verify()
@@ -125,16 +136,17 @@ class BatchEngine(ABC):
                 # After `_begin`, so that the proximal term's anchor stays the base, not the checkpoint.
                 self.set_parameters(dict(resume.parameters))
                 self._set_optimizer_state(resume.optimizer)
-            while state.epoch < settings.all_epochs:
+            while state.epoch < settings.all_epochs and not state.ended:
                 state = self._epoch(data, settings, state, hooks)
                 if hooks is not None:
-                    hooks.after_epoch(state)
+                    (hooks.stopped if state.ended else hooks.after_epoch)(state)
         except BaseException:
             # Whatever ended the training, what comes next starts from parameters that are known to be good.
             self.set_parameters(dict(base))
             raise
         metrics = {"loss": state.losses[-1]} if state.losses else {}
-        return FitResult(dict(state.parameters) or self.get_parameters(), len(data), metrics, state.steps)
+        planned = settings.all_epochs * math.ceil(len(data) / self._batch_size(data)) if state.ended else 0
+        return FitResult(dict(state.parameters) or self.get_parameters(), len(data), metrics, state.steps, planned)
 
     def evaluate(self, data: Dataset) -> Measured:
         """Return ``loss`` (mean), ``examples``, and the other figures of a model of its kind, with their sums.
@@ -165,7 +177,7 @@ class BatchEngine(ABC):
 
     def _epoch(self, data: Dataset, settings: FitSettings, begun: FitState, hooks: Hooks | None) -> FitState:
         """Do the rest of an epoch. Between epochs, without hooks, nobody looks at the parameters: they stay where they are."""
-        epoch, total, examples, step = begun.epoch, begun.loss_sum, 0, 0
+        epoch, total, examples, step, ended = begun.epoch, begun.loss_sum, 0, 0, False
         fixed = self._fixed(settings, begun)
         for batch in data.batches(self._batch_size(data), seed=settings.epoch_seed(epoch)):
             # Counted for skipped batches too: the mean loss is over the whole epoch's examples.
@@ -185,26 +197,32 @@ class BatchEngine(ABC):
             if not math.isfinite(loss):
                 raise self._diverged(f"loss is {loss} in epoch {epoch + 1}, step {step}")
             total += loss * len(batch.x)
-            if hooks is None:
-                continue
-            try:
-                hooks.after_batch(epoch, step)
-            except StopTraining:
-                steps = begun.steps + step - begun.step
-                # The state before the epoch with the place within it: enough to go on at the next batch.
-                hooks.stopped(replace(begun, step=step, loss_sum=total, steps=steps, **self._held(keep=hooks.keep)))
-                raise
-        state = FitState(
-            epoch + 1,
-            {},
-            losses=[*begun.losses, total / max(examples, 1)],
-            steps=begun.steps + step - begun.step,
-        )
+            ended = hooks is not None and self._told(hooks, begun, step, total)
+            if ended:
+                break
+        losses, steps = [*begun.losses, total / max(examples, 1)], begun.steps + step - begun.step
+        if ended and examples < len(data):
+            state = replace(begun, losses=losses, step=step, loss_sum=total, steps=steps, ended=True)
+        else:
+            state = FitState(epoch + 1, {}, losses=losses, steps=steps, ended=ended and epoch + 1 < settings.all_epochs)
         # Reading the parameters copies the whole model, so it is done only if somebody looks or it is over.
         if hooks is not None or state.epoch == settings.all_epochs:
             state = replace(state, **self._held(keep=hooks is None or hooks.keep))
             self._require_finite(state.parameters)
         return state
+
+    def _told(self, hooks: Hooks, begun: FitState, step: int, total: float) -> bool:
+        """Tell of a batch of the epoch that began so; returns whether the training is to end with it."""
+        try:
+            hooks.after_batch(begun.epoch, step)
+        except StopTraining:
+            steps = begun.steps + step - begun.step
+            # The state before the epoch with the place within it: enough to go on at the next batch.
+            hooks.stopped(replace(begun, step=step, loss_sum=total, steps=steps, **self._held(keep=hooks.keep)))
+            raise
+        except EndTraining:
+            return True
+        return False
 
     def _fixed(self, settings: FitSettings, begun: FitState) -> Parameters:
         """Return the parameters that an epoch is to leave as they are; of FedRep's two turns the second begins here."""

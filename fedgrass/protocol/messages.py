@@ -119,6 +119,13 @@ class FitTask(Part):
         description="Epochs that train the parameters alone that each device keeps for itself, before those of epochs train the "
         "shared alone (FedRep); 0 trains all together",
     )
+    partial_margin_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=86_400,
+        description="So many seconds before the deadline a device that is still training ends, and sends what it has, which "
+        "counts by its steps; 0: devices train to the end, and may be late",
+    )
     control: Literal["scaffold", "feddyn"] | None = Field(
         default=None, description="What devices keep from round to round, and train with; the strategy sets it"
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 # Names of a round: CloudWatch bills each one as a metric.
 _MOST = 16
-_ABOUT_TRAINING = ("steps", "step_length")
+_ABOUT_TRAINING = ("steps", "planned_steps", "step_length")
 """What strategies weigh by, and no figure of a model."""
 
 

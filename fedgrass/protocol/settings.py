@@ -8,17 +8,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fedgrass.errors import ConfigurationError, first_problem
+from fedgrass.partial import StepPlan
 from fedgrass.protocol.asynchronous_settings import require_a_stream
 from fedgrass.protocol.codec_name import CodecName
 from fedgrass.protocol.cohort_settings import CohortSettings
 from fedgrass.protocol.drift_settings import DriftSettings
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.metrics import Metric
+from fedgrass.protocol.partial_settings import require_whole_figures
 from fedgrass.protocol.personal_settings import PersonalSettings
 from fedgrass.protocol.privacy_settings import Privacy as Privacy
 from fedgrass.protocol.secure_settings import Secure, require_sums_are_enough
 from fedgrass.protocol.statistics_settings import Statistics, require_measurable
 from fedgrass.protocol.strategy_settings import Strategy as Strategy
+from fedgrass.strategies import Strategy as BuiltStrategy
 
 
 class _Settings(BaseModel):
@@ -244,6 +247,12 @@ class FleetSettings(_Settings):
         return self
 
     @model_validator(mode="after")
+    def _partial_work_counts_as_what_it_is(self) -> FleetSettings:
+        if self.fit.partial_margin_seconds and self.task == "fit":
+            require_whole_figures(self)
+        return self
+
+    @model_validator(mode="after")
     def _can_be_met(self) -> FleetSettings:
         # From here on: combinations that each setting alone allows, and that could only fail later, on the devices or
         # in the job.
@@ -363,6 +372,20 @@ class FleetSettings(_Settings):
             return None
         # Of a tree a device's update is in a node of each level, so its part in it has as much less noise.
         return self.privacy.noise_multiplier / math.sqrt(max(1, self.strategy.tree.bit_length()))
+
+    @property
+    def takes_partial_work(self) -> bool:
+        """Whether updates may be of a part of a training."""
+        return self.fit.partial_margin_seconds > 0 and self.task == "fit"
+
+    def step_plan(self, batch_size: int) -> StepPlan | None:
+        """Return how many steps a training has, where updates may be of a part of one; None where each is whole."""
+        return StepPlan(self.fit.epochs, batch_size) if self.takes_partial_work else None
+
+    def made_strategy(self) -> BuiltStrategy:
+        """Return the strategy as these settings have it; raises `ConfigurationError` if it is not installed here."""
+        found = self.strategy.made()
+        return found.with_partial_work() if self.takes_partial_work else found
 
     @property
     def announced_fit(self) -> FitTask:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 
@@ -39,7 +39,8 @@ _ATTACKERS, _SLOW, _ANSWERS, _SPEED = 1, 2, 3, 4  # streams of random numbers th
 class Plan:
     """What becomes of those asked in a round. ``seconds`` is how long the round waits, by the simulated clock.
 
-    ``late`` are those who answer after its end, with the seconds from its opening.
+    ``late`` are those who answer after its end, with the seconds from its opening. ``parts`` are those of the answers that are
+    not done when the time is up, with the share of their training that they send.
     """
 
     asked: tuple[int, ...]
@@ -47,6 +48,7 @@ class Plan:
     late: Mapping[int, float]
     dropped: int
     seconds: float
+    parts: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -185,13 +187,22 @@ class Population:
         alive = np.isfinite(seconds)
         # 1e-9 keeps 0.07 * 100, which is a little more than 7, from needing 8.
         quorum = fleet.cohort.size or max(1, math.ceil(fleet.quorum * len(asked) - 1e-9))
-        end = min(float(np.partition(seconds, quorum - 1)[quorum - 1]), float(fleet.deadline_seconds))
+        deadline = float(fleet.deadline_seconds)
+        parts: dict[int, float] = {}
+        if fleet.takes_partial_work:
+            # They upload within the margin, and so are there at the deadline; work goes on evenly until its end.
+            margin = float(fleet.fit.partial_margin_seconds)
+            short = alive & (seconds > deadline)
+            parts = {asked[place]: (deadline - margin) / float(seconds[place]) for place in np.flatnonzero(short)}
+            seconds = np.where(short, deadline, seconds)
+        end = min(float(np.partition(seconds, quorum - 1)[quorum - 1]), deadline)
         return Plan(
             asked=tuple(asked),
             answers=_chosen(asked, seconds <= end),
             late={asked[place]: float(seconds[place]) for place in np.flatnonzero(alive & (seconds > end))},
             dropped=int((~alive).sum()),
             seconds=end,
+            parts=parts if end == deadline else {},
         )
 
     def _needs(self, number: int, asked: list[int]) -> NDArray[np.float64]:

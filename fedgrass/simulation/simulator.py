@@ -95,13 +95,14 @@ class Simulator:
                 "it with --local"
             )
         self._group = group
-        self._strategy = simulation.fleet.strategy.made()
+        self._strategy = simulation.fleet.made_strategy()
         self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
         try:
             self._hosts = hosts_of(host, hosts, exchange, simulation, self._scratch)
             kept = self._scratch if store is None else store.kept.resolve()
             self._folders = Folders(self._scratch, kept)
             machine = Machine.of(simulation, bundle, self._scratch, workers) if group is None else group.machine
+            _require_end(simulation, machine.engine)
         except BaseException:
             shutil.rmtree(self._scratch)  # processes that have been started end when their pipes do
             raise
@@ -200,6 +201,7 @@ class Simulator:
             cohort=cohort,
             checks=self._simulation.fleet.checks,
             earlier=self._earlier(number),
+            plan=self._simulation.fleet.step_plan(manifest.batch_size),
         )
         return self._announcement(number, cohort, now), expected, self._population.duties(number, staleness)
 
@@ -371,4 +373,13 @@ class Simulator:
             personal=fleet.personal.announced,
             secure=announced_secure(fleet, self._simulation.cohort),
             upload=Upload(bucket=FLEET, prefix=update_prefix(FLEET, number)),
+        )
+
+
+def _require_end(simulation: Simulation, engine: Engine) -> None:
+    """Raise `ConfigurationError` if devices are to end trainings early that nobody can interrupt."""
+    if simulation.fleet.takes_partial_work and not getattr(engine, "takes_end", False):
+        raise ConfigurationError(
+            f"fit.partial_margin_seconds: engine {simulation.engine} trains in one call; use litert, keras, torch or sklearn, or "
+            "set it to 0"
         )

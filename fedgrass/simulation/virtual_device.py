@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Dataset, Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.engines.flower_node import PARTITION, PARTITIONS, Node, join
+from fedgrass.partial import Ending, StepPlan
 from fedgrass.personal import Own, shared_manifest, shared_of
 from fedgrass.personal_models import Personal, PersonalModels
 from fedgrass.protocol.messages import Announcement
@@ -69,7 +71,13 @@ class VirtualDevices:
         self._classes = manifest.output.shape[-1] if manifest.output.shape else 1
 
     def train(
-        self, device: int, data: Dataset, given: Assignment, attack: Attack | None, validation: Dataset = _NONE
+        self,
+        device: int,
+        data: Dataset,
+        given: Assignment,
+        attack: Attack | None,
+        validation: Dataset = _NONE,
+        share: float = 1.0,
     ) -> Fitted:
         """Train as one of the devices.
 
@@ -85,6 +93,8 @@ class VirtualDevices:
             What it does if it is an attacker.
         validation
             The examples that it keeps back.
+        share
+            Of its training that it has done when the round's time is up.
 
         Returns
         -------
@@ -112,7 +122,17 @@ class VirtualDevices:
         identity = str(announced.round)
         models = PersonalModels(personal_folder(self._kept, device), given.manifest, identity, durable=False)
         personal = Personal.of(announced.personal, models)
-        fitted = fit(self._engine, given.manifest, examples, announced, thing, correction=correction, personal=personal)
+        ending = _part(share, data, given) if share < 1 else None
+        fitted = fit(
+            self._engine,
+            given.manifest,
+            examples,
+            announced,
+            thing,
+            ending=ending,
+            correction=correction,
+            personal=personal,
+        )
         own.keep(fitted.parameters)
         if control is not None:
             control.keep(given.base, fitted.parameters, fitted.header.metrics.get(STEP_LENGTH, 1.0))
@@ -170,6 +190,14 @@ class VirtualDevices:
         # The round names the work: repeated after an interruption, it must not add the residual twice.
         path, identity = self._kept / f"{thing}.safetensors", str(given.announcement.round)
         return ErrorFeedback(path, shared_manifest(given.manifest), identity, durable=False)
+
+
+def _part(share: float, data: Dataset, given: Assignment) -> Ending:
+    """Return what ends a training with this share of it, rounded down to whole steps, of one at least."""
+    task, batch_size = given.announcement.fit, given.manifest.batch_size
+    used = len(data) if task.max_examples is None else min(task.max_examples, len(data))
+    least = max(1, int(share * StepPlan(task.epochs, batch_size).steps(used)))
+    return Ending(lambda: True, least, math.ceil(used / batch_size))
 
 
 def personal_folder(kept: Path, device: int) -> Path:

@@ -181,7 +181,7 @@ class Worker:
         self._examples = mapped(setup.simulation, bundle.manifest, setup.scratch)
         self.bench = Bench(engine, bundle.manifest, self._examples, setup.simulation)
         self._population = Population(setup.simulation)
-        self._strategy = setup.simulation.fleet.strategy.made()
+        self._strategy = setup.simulation.fleet.made_strategy()
         self._together = self._strategy.needs_all or setup.simulation.fleet.secure is not None
 
     def run(self, task: Task) -> None:
@@ -221,7 +221,10 @@ class Worker:
         def put(device: int, content: Content) -> None:
             (waiting.keep if device in late else updates.put)(number, thing_name(device), content)
 
-        devices = self._without_plain([*task.duties.answers, *task.duties.late], given, put)
+        parts = self._population.opened(number)[1].parts
+        duties = [*task.duties.answers, *task.duties.late]
+        whole = self._without_plain([device for device in duties if device not in parts], given, put)
+        devices = [*(device for device in duties if device in parts), *whole]
         for start in range(0, len(devices), together):
             trained: dict[int, Fitted] = {}
             for device in devices[start : start + together]:
@@ -232,6 +235,7 @@ class Worker:
                         given,
                         self._attack(device),
                         self._examples.held_back(device),
+                        parts.get(device, 1.0),
                     )
             for device, fitted in trained.items():
                 with _noted(failures, thing_name(device)):

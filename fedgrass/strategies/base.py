@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DeviceState = Literal["scaffold", "feddyn"]
 """What a strategy has each device keep from round to round (`fedgrass.control`)."""
+PartialWork = Literal["no", "by_share", "by_steps"]
+"""How a strategy takes updates of a part of a training: ``by_share`` if each counts by the share of its training that it has,
+``by_steps`` if it divides all by their steps itself."""
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -135,6 +138,8 @@ class Strategy(ABC):
         As settings give it. A server optimizer's state belongs to a strategy's name.
     own_update
         The operator's own update [size], where ``needs_own_update``; None until it is trained.
+    takes_parts
+        Whether updates of this round may be of a part of a training.
     """
 
     Options: ClassVar[type[StrategyOptions]] = StrategyOptions
@@ -149,10 +154,13 @@ class Strategy(ABC):
     """Whether it compares updates with one that is trained on the operator's evaluation set."""
     device_state: ClassVar[DeviceState | None] = None
     """What each device keeps for it; such a strategy goes with no privacy, whose noise it would add up."""
+    partial_work: ClassVar[PartialWork] = "no"
+    """Whether updates of a part of a training (`fedgrass.partial`) are right in it."""
 
     options: Any
     name: str
     own_update: Floats | None = field(default=None, repr=False, compare=False)
+    takes_parts: bool = field(default=False, repr=False)
 
     @property
     def staleness(self) -> int:
@@ -189,7 +197,25 @@ class Strategy(ABC):
                 f"strategy {self.name!r}: build() returned {type(method).__name__}; with needs_all = {self.needs_all} it must "
                 f"return {'RobustRule' if self.needs_all else 'WeightedMean'}"
             )
+        if self.takes_parts and self.partial_work == "by_share" and isinstance(method, WeightedMean):
+            from fedgrass.strategies.arithmetic.weighting import WorkWeighting
+
+            return replace(method, weighting=WorkWeighting(method.weighting))
         return method
+
+    def with_partial_work(self) -> Strategy:
+        """Return the same for a round in which devices may send a part of their training.
+
+        Raises
+        ------
+        ConfigurationError
+            If it would count for more or less than it is.
+        """
+        if self.partial_work == "no":
+            raise ConfigurationError(
+                f"strategy {self.name!r}: has no part of a training count for what it is; set fit.partial_margin_seconds to 0"
+            )
+        return replace(self, takes_parts=True)
 
     def with_own_update(self, update: Floats) -> Strategy:
         """Return the same with the operator's own update."""
@@ -217,6 +243,8 @@ class Strategy(ABC):
 @dataclass(frozen=True)
 class MeanStrategy(Strategy):
     """Base of strategies that are means by examples, or of all alike, and differ in the server optimizer's step."""
+
+    partial_work: ClassVar[PartialWork] = "by_share"
 
     class Options(ClippedOptions):
         """What they all take."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from fedgrass.strategies.base import MeanStrategy, Positive, StrategyOptions
+from fedgrass.strategies.base import MeanStrategy, PartialWork, Positive, StrategyOptions
 
 if TYPE_CHECKING:
     from fedgrass.strategies.arithmetic.interfaces import ServerOptimizer
@@ -32,6 +32,8 @@ class DpFtrl(MeanStrategy):
         )
         learning_rate: Positive = Field(default=1.0, description="Multiple of the momentum that is added to the model")
         momentum: float = Field(default=0.0, ge=0, lt=1, description="Share of the momentum that each round keeps")
+
+    partial_work: ClassVar[PartialWork] = "no"
 
     options: Options
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pydantic import Field
 
-from fedgrass.strategies.base import ClippedOptions, Method, Strategy, WeightedMean
+from fedgrass.strategies.base import ClippedOptions, Method, PartialWork, Strategy, WeightedMean
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class FedBuff(Strategy):
         staleness: int = Field(
             default=5, ge=0, le=100, description="Number of earlier rounds whose late updates are taken too"
         )
+
+    partial_work: ClassVar[PartialWork] = "by_share"
 
     options: Options
 

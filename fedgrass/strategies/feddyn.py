@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from fedgrass.strategies.base import DeviceState, MeanStrategy
+from fedgrass.strategies.base import DeviceState, MeanStrategy, PartialWork
 
 if TYPE_CHECKING:
     from fedgrass.strategies.arithmetic.interfaces import ServerOptimizer
@@ -29,6 +29,7 @@ class FedDyn(MeanStrategy):
         )
 
     device_state: ClassVar[DeviceState | None] = "feddyn"
+    partial_work: ClassVar[PartialWork] = "no"
 
     options: Options
 

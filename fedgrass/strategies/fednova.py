@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from fedgrass.strategies.base import ClippedOptions, Method, Strategy, WeightedMean
+from fedgrass.strategies.base import ClippedOptions, Method, PartialWork, Strategy, WeightedMean
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class FedNova(Strategy):
 
     Options = ClippedOptions
     needs_metrics = ("steps",)
+    partial_work: ClassVar[PartialWork] = "by_steps"
 
     options: ClippedOptions
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fedgrass.strategies.base import DeviceState, MeanStrategy, Method, Positive, WeightedMean
+from fedgrass.strategies.base import DeviceState, MeanStrategy, Method, PartialWork, Positive, WeightedMean
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Scaffold(MeanStrategy):
 
     device_state: ClassVar[DeviceState | None] = "scaffold"
     needs_metrics = ("step_length",)
+    partial_work: ClassVar[PartialWork] = "by_steps"
 
     options: Options
 

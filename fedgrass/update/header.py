@@ -39,6 +39,7 @@ Reason = Literal[
     "not_finite",
     "norm_exceeded",
     "missing_metric",
+    "implausible_steps",
     "unopened_seeds",
     "small_group",
     "implausible_group",

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from fedgrass import tensors
 from fedgrass.bundle import Bundle
 from fedgrass.data import ArrayDataset, Split, split
-from fedgrass.engines.base import FitState, Hooks, StopTraining
+from fedgrass.engines.base import FitSettings, FitState, Hooks, StopTraining
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import DataError, DivergedError
+from fedgrass.partial import Ending, ending_of, lasts
 from fedgrass.protocol.messages import Announcement, Cohort, FitTask, UpdateTask, Upload
 from fedgrass.protocol.names import update_prefix
 from fedgrass.training import Trained, TrainingFiles, seed_of, train
@@ -52,7 +53,13 @@ class Killed(BaseException):
 
 
 def run(
-    folder: Path, *, hooks: Hooks | None = None, data: Split | None = None, thing: str = "t", **fit: Any
+    folder: Path,
+    *,
+    hooks: Hooks | None = None,
+    ending: Ending | None = None,
+    data: Split | None = None,
+    thing: str = "t",
+    **fit: Any,
 ) -> Trained:
     bundle = Bundle.open(digits.BUNDLE)
     return train(
@@ -65,6 +72,7 @@ def run(
             folder / "update.safetensors", folder / "checkpoint.safetensors", folder / "residual.safetensors"
         ),
         hooks=hooks,
+        ending=ending,
     )
 
 
@@ -208,6 +216,75 @@ def test_stopping_keeps_the_checkpoint_and_writes_no_update(tmp_path: Path) -> N
         run(tmp_path, hooks=Hooks(after_batch=stop))
     assert (tmp_path / "checkpoint.safetensors").exists()
     assert not (tmp_path / "update.safetensors").exists()
+
+
+def parameters_after(steps: int, engine: LiteRTEngine, data: ArrayDataset) -> dict[str, Any]:
+    """Step by step, with nothing of the loop that is tried."""
+    batches = [
+        batch
+        for epoch in range(3)
+        for batch in data.batches(16, seed=FitSettings(seed=seed_of(announcement(), "t")).epoch_seed(epoch))
+    ]
+    engine._begin(FitSettings(learning_rate=0.2))
+    for batch in batches[:steps]:
+        engine._step(batch)
+    return dict(engine.get_parameters())
+
+
+@pytest.mark.parametrize(("done", "least"), [(1, 1), (7, 1), (10, 1), (13, 1), (3, 12), (30, 1)])
+def test_a_training_whose_time_is_up_sends_what_it_has_and_says_how_much_that_is(
+    tmp_path: Path, done: int, least: int
+) -> None:
+    calls = 0
+
+    def time_is_up() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls + least > done
+
+    # Killed after it ended, and before the update was written: done again, it is the same.
+    def kill(_state: FitState) -> None:
+        raise Killed
+
+    hooks = Hooks(stopped=kill)
+    if done < BATCHES:
+        with pytest.raises(Killed):
+            run(tmp_path, hooks=hooks, ending=Ending(time_is_up, least, 10))
+    trained = run(tmp_path, ending=Ending(time_is_up, least, 10))
+    steps = max(done, least)
+    told = {"steps": float(steps)} | ({"planned_steps": 30.0} if steps < BATCHES else {})
+    assert {name: value for name, value in trained.metrics.items() if name in ("steps", "planned_steps")} == told
+    bundle = Bundle.open(digits.BUNDLE)
+    base, train_on = bundle.parameters(), examples().train
+    assert isinstance(train_on, ArrayDataset)
+    wanted = parameters_after(steps, LiteRTEngine(bundle), train_on)
+    for name, value in tensors.load(tmp_path / "update.safetensors")[0].items():
+        np.testing.assert_array_equal(value, wanted[name] - base[name])
+
+
+def test_an_owners_floors_hold_for_a_part_of_a_training() -> None:
+    data = examples().train  # 160
+    over = ending_of(data, FitTask(epochs=3), 16, lambda: True, least=(40, 2))
+    # Two steps show 32 examples: too few for an owner that wants 40.
+    assert [over.after(0, step) for step in (1, 2, 3)] == [False, False, True]
+    assert [ending_of(data, FitTask(), 16, lambda: True, least=(8, 5)).after(0, n) for n in (4, 5)] == [False, True]
+    # Where examples weigh differently, which of an epoch's have counted is not known.
+    weighed = ending_of(data, FitTask(class_weight="balanced"), 16, lambda: True, least=(8, 1))
+    assert [weighed.after(0, 9), weighed.after(0, 10), weighed.after(1, 0)] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, 3600.0 - 60),
+        ({"fit": FitTask()}, None),
+        ({"update": UpdateTask(noise_multiplier=1.0)}, None),
+        ({"update": UpdateTask(figures="left_out")}, None),
+    ],
+)
+def test_a_device_ends_early_only_where_its_update_can_say_so(changes: dict[str, Any], wanted: float | None) -> None:
+    asked = announcement(partial_margin_seconds=60).model_copy(update=changes)
+    assert lasts(asked) == wanted
 
 
 def test_at_most_so_many_examples_are_used(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ class RoundJob:
 
     def _found(self) -> tuple[Outcome, str]:
         """Aggregate, judge, and prepare the release; returns what the round's outcome should be."""
-        strategy = self._record.settings.strategy.made()
+        strategy = self._record.settings.made_strategy()
         with self._phases.timed("base"):
             base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
         # Trained from the base that was just fetched, and only for a strategy that compares with it.
@@ -226,7 +226,7 @@ class RoundJob:
         privacy = self._record.privacy
         if privacy is not None and beyond_budget(judged(privacy), self._record.settings.privacy):
             return
-        strategy = self._record.settings.strategy.made()
+        strategy = self._record.settings.made_strategy()
         base = download_bundle(self._bucket, self._record.base, self._scratch / "base")
         given = RoundInput(self._record, self._clients, self._source, strategy)
         contribute(

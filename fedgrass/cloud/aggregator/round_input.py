@@ -55,6 +55,7 @@ class RoundInput:
             cohort=self.record.cohort,
             checks=self.record.settings.checks,
             earlier=self.earlier,
+            plan=self.record.settings.step_plan(base.manifest.batch_size),
         )
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import UpdateError
+from fedgrass.partial import StepPlan
 from fedgrass.protocol.cohort import takes
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
@@ -18,7 +19,8 @@ from fedgrass.update.header import UpdateHeader
 class Expected:
     """What an update of this round must say of itself. What is None (offline use) is not checked.
 
-    ``earlier`` holds, by round, the base of earlier rounds whose late updates are taken too, with their age.
+    ``earlier`` holds, by round, the base of earlier rounds whose late updates are taken too, with their age. ``plan`` is how many
+    steps a training has, where updates may be of a part of one.
     """
 
     base_sha256: str
@@ -28,6 +30,7 @@ class Expected:
     cohort: Cohort | None = None
     checks: Checks = field(default_factory=Checks)
     earlier: Mapping[int, EarlierRound] = field(default_factory=dict)
+    plan: StepPlan | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class UpdateValidator:
             )
         if header.base_sha256 != base:
             raise UpdateError("wrong_base", f"it is a difference from {header.base_sha256[:12]}…, not {base[:12]}…")
+        if expected.plan is not None and (problem := expected.plan.problem(header.num_examples, header.metrics)):
+            raise UpdateError("implausible_steps", problem)
         # An honest device with much data is not refused, it only does not outvote the others.
         examples = min(header.num_examples, expected.checks.max_examples)
         return UpdateMetadata(header.thing, examples, dict(header.metrics), earlier.age if earlier else 0)

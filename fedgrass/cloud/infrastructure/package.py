@@ -24,6 +24,7 @@ _FUNCTIONS = (
     "fedgrass/events.py",
     "fedgrass/logs.py",
     "fedgrass/references.py",
+    "fedgrass/partial.py",
     "fedgrass/parts.py",
     "fedgrass/registry.py",
     "fedgrass/strategies/*.py",

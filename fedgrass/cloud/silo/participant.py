@@ -31,6 +31,7 @@ from fedgrass.evaluating import Evaluated, evaluate
 from fedgrass.floors import Floors
 from fedgrass.logs import Log
 from fedgrass.own_code import own_code
+from fedgrass.partial import Ending, ending_of, lasts
 from fedgrass.personal import OWN, Own
 from fedgrass.personal_models import FOLDER
 from fedgrass.profile.device import Measured, fetch_profile, measure, task_of
@@ -202,7 +203,15 @@ class Participant:
                 self._own,
                 self.work / FOLDER,
             ),
+            ending=self._ending(announcement, data, bundle.manifest.batch_size),
         )
+
+    def _ending(self, announcement: Announcement, data: Split, batch_size: int) -> Ending | None:
+        seconds, least = lasts(announcement), (self.floors.examples, self.floors.steps)
+        if seconds is None:
+            return None
+        until = announcement.opened_at.timestamp() + seconds
+        return ending_of(data.train, announcement.fit, batch_size, lambda: time.time() >= until, least=least)
 
     def _control(self, announcement: Announcement, bundle: Bundle) -> ControlFiles | None:
         if announcement.fit.control is None:

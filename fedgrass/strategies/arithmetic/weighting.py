@@ -9,7 +9,8 @@ from statistics import median_low
 from typing import ClassVar
 
 from fedgrass.errors import UpdateError
-from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
+from fedgrass.partial import share_done
+from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata, Weighting
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,30 @@ class StalenessWeighting:
 
     def _discount(self, age: int) -> float:
         return 1 / math.pow(1 + age, self.exponent)
+
+
+@dataclass(frozen=True)
+class WorkWeighting:
+    """Partial work: as ``inner`` has it, times the share of its training that a device has done.
+
+    No claim can lengthen an update, and where all have done all it is ``inner``. It leans towards fast devices, which
+    `FedNovaWeighting` does not.
+    """
+
+    inner: Weighting
+
+    @property
+    def is_mean(self) -> bool:
+        """As ``inner``."""
+        return self.inner.is_mean
+
+    def weight(self, facts: UpdateMetadata) -> float:
+        """Return the part of a whole training's weight."""
+        return self.inner.weight(facts) * share_done(facts.metrics)
+
+    def scale(self, facts: Sequence[UpdateMetadata]) -> float:
+        """Return what makes the weights as many as those of whole trainings."""
+        return self.inner.scale(facts) * sum(map(self.inner.weight, facts)) / sum(map(self.weight, facts))
 
 
 @dataclass(frozen=True)

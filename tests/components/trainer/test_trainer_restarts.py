@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from fedgrass.protocol.messages import Cohort
+from fedgrass.protocol.messages import Cohort, FitTask
 from fedgrass.protocol.names import update_key
 from tests.components.trainer.engine import HaltingEngine, QuickEngine
 from tests.components.trainer.place import FLEET, THING, TOPIC, Place
@@ -211,3 +211,20 @@ class TrainerMachine(RuleBasedStateMachine):
 
 TestTrainerMachine = TrainerMachine.TestCase
 TestTrainerMachine.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+
+
+@pytest.mark.parametrize(("floors", "steps"), [({}, 1), ({"minSteps": "5"}, 5), ({"minExamples": "40"}, 3)])
+def test_a_device_whose_time_is_up_sends_what_it_has_and_no_less_than_its_owner_lets_it(
+    tmp_path: Path, floors: dict[str, str], steps: int
+) -> None:
+    HaltingEngine.reset()
+    place = Place(tmp_path, engine="tests.components.trainer.engine:HaltingEngine", **floors)
+    place.have_model()
+    place.start()
+    # The whole hour of the round is for the upload, so that no time is left to train.
+    place.open(place.announcement(fit=FitTask(epochs=3, partial_margin_seconds=3600)))
+    place.settle()
+    [notice] = place.notices
+    assert (notice.status, HaltingEngine.done) == ("uploaded", steps)
+    assert (notice.metrics["steps"], notice.metrics["planned_steps"]) == (steps, 9)
+    place.stop()

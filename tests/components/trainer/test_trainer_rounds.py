@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from components.trainer.rounds import Rounds, answer_key
 from fedgrass.logs import Log
 from fedgrass.protocol.cohort import draw
-from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
+from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, Upload
 from fedgrass.protocol.names import update_prefix
 
 FLEET, THING = "f", "thing"
@@ -173,6 +173,30 @@ def test_a_round_whose_time_is_up_waits_for_the_cloud_to_say_it_is_open(tmp_path
     known = rounds(tmp_path, clock)
     assert known.unfinished() is None
     assert known.announced(round_1.encode()) == round_1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "late", "left"),
+    [
+        (0, 0, 80),  # the round lasts 100 s, 20 are for the upload
+        (0, 70, 10),  # it came back 70 s after the opening, and its clock is right
+        (-86_400, 0, 80),  # a wrong clock tells nothing but differences
+        (86_400, 70, 80),
+    ],
+)
+def test_the_time_to_train_is_until_the_margin_before_the_deadline(
+    tmp_path: Path, clock: Clock, wrong: float, late: float, left: float
+) -> None:
+    round_1 = announcement(1)
+    round_1 = round_1.model_copy(update={"fit": FitTask(partial_margin_seconds=20)})
+    clock.now = round_1.opened_at.timestamp() + wrong + late
+    known = rounds(tmp_path, clock)
+    known.announced(round_1.encode())
+    assert known.time_left(round_1)() == left
+    clock.now += 30
+    # After a restart too.
+    assert rounds(tmp_path, clock).time_left(round_1)() == left - 30
+    assert rounds(tmp_path, clock).time_left(announcement(1))() is None
 
 
 def test_a_damaged_record_starts_anew(tmp_path: Path) -> None:

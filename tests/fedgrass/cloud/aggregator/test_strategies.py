@@ -170,6 +170,62 @@ def test_a_strategy_equals_its_plain_numpy_reference(
     np.testing.assert_allclose(cohort.difference(name, **options), wanted, rtol=2e-5, atol=2e-6)
 
 
+PLANNED = np.where(np.arange(N) % 3 == 0, STEPS, 4)
+"""Steps of each device's whole training; what is as many as it did, it does not tell."""
+SHARES = STEPS / PLANNED
+
+
+def parts(cohort: Cohort, **changed: tuple[float, float]) -> Memory:
+    """The cohort's updates with how much of a training each is; of some otherwise: steps and planned steps."""
+    contents = {}
+    for i, delta in enumerate(cohort.deltas):
+        name = f"t{i:02d}"
+        steps, planned = changed.get(name, (float(STEPS[i]), float(PLANNED[i])))
+        metrics = {"steps": steps, "step_length": 0.05 * steps}
+        if planned != steps:
+            metrics["planned_steps"] = planned
+        contents[name] = update_of(cohort.base, name, delta, num_examples=int(EXAMPLES[i]), metrics=metrics)
+    return Memory(contents)
+
+
+PARTIAL: list[tuple[str, dict[str, Any], Callable[[Doubles], Doubles]]] = [
+    ("fedavg", {}, lambda d: mean(d, EXAMPLES * SHARES)),
+    ("fedavg", {"weighting": "equal"}, lambda d: mean(d, SHARES)),
+    ("fedbuff", {}, lambda d: mean(d, EXAMPLES * SHARES)),
+    ("fednova", {}, lambda d: mean(d / STEPS[:, None], EXAMPLES) * np.average(STEPS, weights=EXAMPLES)),
+    ("scaffold", {}, lambda d: mean(d / LENGTHS[:, None], EXAMPLES) * np.average(LENGTHS, weights=EXAMPLES)),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "reference"), PARTIAL)
+def test_parts_of_trainings_count_as_in_the_plain_numpy_reference(
+    cohort: Cohort, name: str, options: dict[str, Any], reference: Callable[[Doubles], Doubles]
+) -> None:
+    strategy = strategy_named(name, **options).with_partial_work()
+    found = combine(cohort.base, parts(cohort), None, strategy).parameters
+    assert found is not None
+    np.testing.assert_allclose(flat(found), reference(cohort.deltas.astype(np.float64)), rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fednova"])
+@pytest.mark.parametrize("claim", [(1.0, 4e15), (1.0, 1.0), (1e15, 1e15)], ids=str)
+def test_whatever_a_liar_claims_of_its_steps_it_moves_the_rest_by_its_bounded_part(
+    cohort: Cohort, name: str, claim: tuple[float, float]
+) -> None:
+    bounds = Checks(max_examples_over_median=3.0, clip_norm_over_median=2.0)
+    strategy = strategy_named(name).with_partial_work()
+    found = combine(cohort.base, parts(cohort, t05=claim), bounds, strategy)
+    [liar] = [one.weight for one in found.updates if one.thing == "t05"]
+    honest = [one.weight for one in found.updates if one.thing != "t05"]
+    # Its examples are 6 of 66, and FedNova's steps are within a third and three times the median's.
+    assert liar <= 0.1 * sum(honest) * (9 if name == "fednova" else 2)
+
+
+def test_a_strategy_in_which_parts_would_be_wrong_takes_none() -> None:
+    with pytest.raises(ConfigurationError, match="fit\\.partial_margin_seconds"):
+        strategy_named("median").with_partial_work()
+
+
 def _momentum(d: Doubles, state: dict[str, Doubles]) -> Doubles:
     state["m"] = 0.9 * state["m"] + d
     return 0.5 * state["m"]

@@ -14,6 +14,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.validation import Expected
+from fedgrass.partial import StepPlan
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort
 from fedgrass.protocol.settings import Checks
@@ -114,6 +115,45 @@ def test_a_bad_update_is_quarantined_with_its_reason_and_the_rest_is_as_without_
         assert found.parameters[name].tobytes() == value.tobytes()
 
 
+@pytest.mark.parametrize(
+    ("steps", "planned", "right"),
+    [
+        (1, 12, True),  # 3 epochs of 10 examples in batches of 3
+        (12, 12, True),
+        (1, 1, True),
+        (12, 13, False),
+        (0, 12, False),
+        (-1, 12, False),
+        (13, 12, False),
+        (1.5, 12, False),
+        (1, 11.5, False),
+        (None, 12, False),
+        (1, 0, False),
+        (1, 1e300, False),
+    ],
+)
+def test_a_claim_of_partial_work_is_of_whole_steps_within_what_a_training_has(
+    steps: float | None, planned: float, right: bool
+) -> None:
+    told = {"planned_steps": float(planned)} | ({} if steps is None else {"steps": float(steps)})
+    assert bool(StepPlan(epochs=3, batch_size=3).problem(10, told)) is not right
+    # Where all are whole nobody reads the claim, and no claim is no lie.
+    assert not StepPlan(epochs=3, batch_size=3).problem(10, {"steps": 1e9})
+
+
+def test_an_update_that_claims_more_steps_than_there_are_is_quarantined(digits: Bundle, tmp_path: Path) -> None:
+    def claiming(thing: str, **metrics: float) -> bytes:
+        return update_bytes(digits, thing, 1, tmp_path, metrics=metrics)
+
+    source = Memory({"a": claiming("a", steps=2, planned_steps=4), "b": claiming("b", steps=2, planned_steps=10**6)})
+    expected = Expected(digits.manifest.parameters_sha256, digits.manifest.graph_sha256, plan=StepPlan(4, 10**9))
+    strategy = strategy_named("fedavg").with_partial_work()
+    found = aggregate(digits, source, source.list(), strategy, expected)
+    assert [(q.thing, q.reason) for q in found.quarantined] == [("b", "implausible_steps")]
+    assert "2 of 1e+06 steps" in found.quarantined[0].detail
+    assert [u.thing for u in found.updates] == ["a"]
+
+
 def test_storage_that_breaks_off_early_truncates_only_that_update(digits: Bundle, tmp_path: Path) -> None:
     contents = {thing: update_bytes(digits, thing, seed, tmp_path) for seed, thing in enumerate("abc")}
     size = len(contents["b"])
@@ -176,7 +216,7 @@ def test_every_reason_is_tried_here_and_told_in_the_docs() -> None:
     reasons = set(get_args(Reason))
     # Above, in test_s3, test_late, test_strategies and test_secure_job
     elsewhere = {"unexpected_key", "duplicate", "replayed", "uninvited", "unknown_thing", "missing", "missing_metric"}
-    elsewhere |= {"unopened_seeds", "small_group", "implausible_group"}
+    elsewhere |= {"implausible_steps", "unopened_seeds", "small_group", "implausible_group"}
     assert {reason for reason, _ in BAD} | elsewhere == reasons
     page = (Path(__file__).parents[4] / "docs" / "reference" / "quarantine.md").read_text()
     assert {reason for reason in reasons if f"`{reason}`" in page} == reasons
