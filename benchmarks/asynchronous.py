@@ -10,8 +10,8 @@ Ways: ``synchronous`` waits for every device; ``over_asked`` takes the first of 
 have (``fit.partial_margin_seconds``, a tenth of the deadline); ``asynchronous`` is FedBuff's stream (Nguyen et al., AISTATS 2022,
 https://arxiv.org/abs/2106.06639, whose figure is 3.3 times sooner than synchronous rounds). All have the same devices, all of
 which are asked, the same data, training and seed. Only training takes simulated time: a round's own minutes of aggregation would
-make small rounds dearer than here. What each way costs is beside it: updates that devices sent until then. The bounds that protect
-a fleet from liars are off, and so is the gate.
+make small rounds dearer than here. What each way costs is beside it: updates that devices sent until then. Gate and bounds that
+protect a fleet from liars are off.
 
 Takes some minutes.
 """

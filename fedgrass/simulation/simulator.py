@@ -24,6 +24,7 @@ from fedgrass.cloud.aggregator.report import ReportBuilder
 from fedgrass.cloud.aggregator.trusted import trained_difference, with_own_update
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.control import require_linear
+from fedgrass.engines.base import Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.own_code import own_code

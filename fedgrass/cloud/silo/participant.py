@@ -7,6 +7,7 @@ do to its own name (cloud/template.yaml, SiloRole).
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
