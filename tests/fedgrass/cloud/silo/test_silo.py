@@ -187,10 +187,10 @@ def test_a_silo_is_heard_while_it_trains_and_a_lost_heartbeat_costs_no_round(
                 raise client_error("ThrottlingException")
         publish(topic=topic, qos=qos, payload=payload)
 
-    def slow(*arguments: Any) -> Trained:
+    def slow(*arguments: Any, **named: Any) -> Trained:
         heard = len(beats)
         eventually(lambda: len(beats) >= heard + 3, "heartbeats while a silo trains")
-        return train(*arguments)
+        return train(*arguments, **named)
 
     monkeypatch.setattr(participant, "_HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr(participant, "train", slow)
