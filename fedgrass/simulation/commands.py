@@ -33,11 +33,13 @@ class RunOptions:
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that train.", show_default="one for each processor")
     ] = None
-    host: Annotated[
-        str, typer.Option(metavar="INDEX/COUNT", help="Which of several machines this is, such as 0/2; or sagemaker.")
-    ] = ""
-    exchange: Annotated[
-        str, typer.Option(help="Where the machines meet: a folder that all see, or s3://BUCKET/PREFIX.")
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Train on the machines of a Ray cluster: auto for the one that this machine belongs to; or sagemaker, on each "
+            "instance of a Processing job.",
+        ),
     ] = ""
     output: Annotated[Path, typer.Option(help="Folder of the report and the model.", file_okay=False)] = Path(
         "simulation-report"
@@ -88,22 +90,16 @@ def simulate(
     if context.invoked_subcommand is not None:
         return None
     # Imported here: `fedgrass --help` must not wait for NumPy and an engine.
-    from fedgrass.simulation.exchange import position
-    from fedgrass.simulation.run import run_secondary, simulate
+    from fedgrass.simulation.run import simulate
 
     # SIGTERM too leaves the rounds that are done: a batch system ends jobs with it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    index, hosts = position(run.host)
     options = {**options_of(data, fleet, training, run.seed), "workers": run.workers}
     if groups.wanted:
         return _simulate_groups(groups.wanted, options, run)
-    if index:
-        return run_secondary(index, hosts, run.exchange, **options)
     with _Live(fleet.rounds) as live:
         try:
-            report = simulate(
-                run.output, resume=run.resume, hosts=hosts, exchange=run.exchange, done=live.done, **options
-            )
+            report = simulate(run.output, resume=run.resume, ray=run.ray, done=live.done, **options)
         except KeyboardInterrupt:
             live.say(f"interrupted after round {live.round}; go on with the same command and --resume")
             raise typer.Exit(INTERRUPTED) from None
@@ -114,8 +110,8 @@ def _simulate_groups(groups: str, options: dict[str, Any], run: RunOptions) -> N
     from fedgrass.cli import render
     from fedgrass.simulation.grouped_run import simulate_groups
 
-    if run.host:
-        raise ConfigurationError("--host: a simulation with groups runs on one machine; give --workers")
+    if run.ray:
+        raise ConfigurationError("--ray: a simulation with groups runs on one machine; give --workers")
     with _Live(options["rounds"]) as live:
         try:
             report = simulate_groups(run.output, resume=run.resume, done=live.groups_done, groups=groups, **options)

@@ -10,6 +10,7 @@ from fedgrass.data.evaluation_set import EvaluationSet
 from fedgrass.engines.base import Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.engines.registry import open_engine
+from fedgrass.simulation.cluster import Cluster
 from fedgrass.simulation.examples import Examples, prepare
 from fedgrass.simulation.population import Population
 from fedgrass.simulation.settings import Simulation
@@ -31,7 +32,9 @@ class Machine:
     engine: Engine
 
     @classmethod
-    def of(cls, simulation: Simulation, bundle: Bundle, scratch: Path, workers: int) -> Machine:
+    def of(
+        cls, simulation: Simulation, bundle: Bundle, scratch: Path, workers: int | None, cluster: Cluster | None = None
+    ) -> Machine:
         """Read the data and start the processes, which are waited for when the pool is entered.
 
         Parameters
@@ -43,12 +46,14 @@ class Machine:
         scratch
             Folder for what the processes map.
         workers
-            How many processes.
+            How many processes; None: one for each processor.
+        cluster
+            Whose machines they are on; None: on this one.
         """
         population = Population(simulation)
         # Before the pool: workers map what this writes.
         examples = prepare(simulation, bundle.manifest, scratch)
-        pool = WorkerPool(Setup(simulation, bundle.folder.resolve(), scratch), workers)
+        pool = WorkerPool(Setup(simulation, bundle.folder.resolve(), scratch), workers, cluster)
         kept = next(examples.kept.batches(len(examples.kept)))
         judging = Checked(EvaluationSet(kept.x, kept.y, kept.anomaly))
         engine = open_engine(simulation.engine, bundle, builder=simulation.builder)

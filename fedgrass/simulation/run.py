@@ -13,6 +13,7 @@ from fedgrass.bundle import Bundle
 from fedgrass.data.digits import digits_bundle
 from fedgrass.errors import ConfigurationError
 from fedgrass.simulation import report
+from fedgrass.simulation.cluster import cluster_of
 from fedgrass.simulation.records import SimulatedRound, SimulationReport, Timing
 from fedgrass.simulation.settings import Simulation
 from fedgrass.simulation.simulator import Simulator
@@ -25,8 +26,7 @@ def simulate(
     bundle: Path | None = None,
     resume: bool = False,
     workers: int | None = None,
-    hosts: int = 1,
-    exchange: str = "",
+    ray: str = "",
     done: Callable[[SimulatedRound], None] = lambda _: None,
     **options: Any,
 ) -> SimulationReport:
@@ -42,9 +42,8 @@ def simulate(
         Whether to go on with what the folder holds. More rounds may be asked for than before; the rest must be the same.
     workers
         Processes; as many as there are processors if not given. The result does not depend on it.
-    hosts, exchange
-        How many machines share the work, of which this one leads, and where they meet (`fedgrass.simulation.exchange`); the
-        others call `run_secondary`.
+    ray
+        A Ray cluster whose machines train (`fedgrass.simulation.cluster.cluster_of`); this one, if not given.
     done
         Told of each round.
     options
@@ -75,16 +74,14 @@ def simulate(
     if simulation.groups:
         raise ConfigurationError(f"groups {simulation.groups}: several models come of it; simulate_groups() has them")
     manifest = opened.manifest
+    cluster = cluster_of(ray)
     store = Store(output)
     # Before any process starts: a wrong folder is told at once.
     standing = store.resume(simulation) if resume else None
     if not resume:
         store.begin(simulation)
-    workers = workers or os.cpu_count() or 1
     began = time.monotonic()
-    with Simulator(
-        simulation, opened, store, workers=workers, standing=standing, hosts=hosts, exchange=exchange
-    ) as simulator:
+    with Simulator(simulation, opened, store, workers=workers, standing=standing, cluster=cluster) as simulator:
         started, ready_at = time.monotonic(), time.time()
         before = len(simulator.standing.rounds)
         spent = processor_seconds(simulator.process_ids)
@@ -102,39 +99,6 @@ def simulate(
                 report.write_model(opened, last.parameters, last.version, found.final, output / "model")
                 report.write(found, rounds, output)
     return found
-
-
-def run_secondary(
-    host: int, hosts: int, exchange: str, *, bundle: Path | None = None, workers: int | None = None, **options: Any
-) -> None:
-    """Do the part of a host that does not lead, in all rounds.
-
-    Parameters
-    ----------
-    host
-        Which of the hosts this is, from 1.
-    hosts
-        How many there are.
-    exchange
-        Where they meet (`fedgrass.simulation.exchange`).
-    bundle
-        The model to start from; the digits example if not given.
-    workers
-        Processes; as many as there are processors if not given.
-    options
-        Fields of `fedgrass.simulation.settings.Simulation`, the same on every host.
-
-    Raises
-    ------
-    ConfigurationError
-        If an option is wrong.
-    DataError
-        If the data are missing or do not fit.
-    """
-    opened, simulation = start_of(bundle, options)
-    count = workers or os.cpu_count() or 1
-    with Simulator(simulation, opened, None, workers=count, host=host, hosts=hosts, exchange=exchange) as simulator:
-        simulator.help()
 
 
 def start_of(bundle: Path | None, options: dict[str, Any]) -> tuple[Bundle, Simulation]:

@@ -33,7 +33,7 @@ from fedgrass.protocol.names import next_version, update_prefix
 from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
 from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.secure.device import context_of
-from fedgrass.simulation.exchange import Opening, hosts_of
+from fedgrass.simulation.cluster import Cluster
 from fedgrass.simulation.groups import Group
 from fedgrass.simulation.helpers import VirtualHelpers
 from fedgrass.simulation.machine import Machine
@@ -60,11 +60,11 @@ class Simulator:
     bundle
         The model to start from.
     store
-        Where rounds are kept; None on a host that does not lead.
+        Where rounds are kept; None keeps none.
     standing
         Where an earlier run came to, if this one resumes it.
-    host, hosts, exchange
-        Which of the hosts this is, from 0, how many there are, and where they meet (`fedgrass.simulation.exchange`).
+    cluster
+        Whose machines train; None: this one.
     group
         The devices that have this model, if others have others; its machine is the caller's to enter and leave.
     """
@@ -75,11 +75,9 @@ class Simulator:
         bundle: Bundle,
         store: Store | None,
         *,
-        workers: int,
+        workers: int | None,
         standing: SimulationState | None = None,
-        host: int = 0,
-        hosts: int = 1,
-        exchange: str = "",
+        cluster: Cluster | None = None,
         group: Group | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -97,12 +95,15 @@ class Simulator:
             )
         self._group = group
         self._strategy = simulation.fleet.made_strategy()
+        if cluster is not None:
+            self._require_spread(resumed=standing is not None)
         self._scratch = Path(tempfile.mkdtemp(prefix="fedgrass-simulation-"))
         try:
-            self._hosts = hosts_of(host, hosts, exchange, simulation, self._scratch)
             kept = self._scratch if store is None else store.kept.resolve()
             self._folders = Folders(self._scratch, kept)
-            machine = Machine.of(simulation, bundle, self._scratch, workers) if group is None else group.machine
+            machine = (
+                Machine.of(simulation, bundle, self._scratch, workers, cluster) if group is None else group.machine
+            )
             _require_end(simulation, machine.engine)
         except BaseException:
             shutil.rmtree(self._scratch)  # processes that have been started end when their pipes do
@@ -128,6 +129,17 @@ class Simulator:
         self._bases = {one.report.round: one.report.base.parameters_sha256 for one in self.standing.rounds}
         self._base = self._publish(self.standing)
         self.evaluation = self._evaluate(self.standing.parameters)
+
+    def _require_spread(self, *, resumed: bool) -> None:
+        """Raise `ConfigurationError` for what other machines cannot do."""
+        if self._strategy.needs_all or self._simulation.fleet.secure is not None:
+            raise ConfigurationError(
+                f"strategy {self._strategy.name!r}: needs all updates in one place; simulate on one machine, with --workers"
+            )
+        if resumed:
+            raise ConfigurationError(
+                "--ray: what devices keep is gone with the cluster's processes; resume with --workers"
+            )
 
     def __enter__(self) -> Simulator:
         if self._group is None:
@@ -177,17 +189,6 @@ class Simulator:
         """Return what devices are told of a round that starts from the present model."""
         return self._announcement(number, self._population.opened(number)[0], self._now())
 
-    def help(self) -> None:
-        """Do the part of a host that does not lead, in all rounds."""
-        if self._hosts is None:
-            raise ConfigurationError("a host that helps needs one that leads: expected more than one")
-        for number in range(1, self._simulation.rounds + 1):
-            opening, parameters, server = self._hosts.opening(number)
-            self._base = self._publish(SimulationState((), opening.version, parameters, server))
-            share = self._hosts.share(number)
-            self._pool.begin(*self._task(number, opening.opened_at), self._folders, share)
-            self._hosts.tell_failures(number, self._pool.relay(share))
-
     def _task(self, number: int, now: datetime) -> tuple[Announcement, Expected, Assignments]:
         manifest, staleness = self._base.manifest, self._strategy.staleness
         cohort, _ = self._population.opened(number)
@@ -220,12 +221,7 @@ class Simulator:
         fleet, base = self._simulation.fleet, self._base
         now = self._now()
         announced, expected, duties = self._task(number, now)
-        if self._hosts is not None:
-            server = self.standing.server if self._strategy.device_state else {}
-            opening = Opening(version=self.standing.version, opened_at=now, has_state=bool(server))
-            self._hosts.announce(number, opening, self.standing.parameters, server)
-        share = self._hosts.share(number) if self._hosts is not None else None
-        self._pool.begin(announced, expected, duties, self._folders, share)
+        self._pool.begin(announced, expected, duties, self._folders)
         # The next cohort is worked out while the devices train: with a million devices it takes a while.
         if number < self._simulation.rounds:
             self._population.opened(number + 1)  # while the devices train
@@ -253,8 +249,6 @@ class Simulator:
         updates.clear()
         if not self._together:
             failures, _ = self._pool.end()
-        if self._hosts is not None:
-            failures |= self._hosts.all_failures(number)
         return self._conclude(number, plan, announced, result, failures, now)
 
     def _noise(self, number: int, salt: str) -> tuple[str, int]:
@@ -275,8 +269,6 @@ class Simulator:
         task = announced_secure(simulation.fleet, simulation.cohort)
         if task is None:
             return None
-        if self._hosts is not None:
-            raise ConfigurationError("secure: a simulation with secure aggregation runs on one host")
         return VirtualHelpers(task, FLEET, simulation.seed, self._scratch / "helpers")
 
     def _masked(self, announced: Announcement) -> Masked | None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections import Counter
-from collections.abc import Collection, Sequence
-from functools import reduce
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
-from fedgrass.cloud.aggregator.combination import PartialSums, Screened, merged
-from fedgrass.cloud.aggregator.lanes import LANES, lane_of
+from fedgrass.cloud.aggregator.combination import Screened, merged
+from fedgrass.cloud.aggregator.lanes import LANES, lane_of, lanes_of
 from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.errors import EngineError
 from fedgrass.protocol.messages import Announcement
 from fedgrass.simulation import worker
+from fedgrass.simulation.cluster import Cluster, Process, Shipped, files_of
 from fedgrass.simulation.population import Assignments, thing_name
 from fedgrass.simulation.updates import VirtualUpdates
 from fedgrass.simulation.worker import (
@@ -35,7 +36,6 @@ from fedgrass.strategies.arithmetic.interfaces import Sums
 
 # Seconds that a process may take to end by itself.
 _PATIENCE = 10.0
-_NOTHING = np.empty(0, np.float64)
 
 
 Kind = TypeVar("Kind")
@@ -50,22 +50,13 @@ class WorkerPool:
 
     own: Sequence[int] = ()
 
-    def __init__(self, setup: Setup, workers: int) -> None:
-        # A forked process would inherit threads' locks of NumPy and LiteRT in whatever state they were.
-        context = multiprocessing.get_context("spawn")
-        self._processes = []
-        self._pipes: list[Connection] = []
+    def __init__(self, setup: Setup, workers: int | None, cluster: Cluster | None = None) -> None:
+        self._far = cluster is not None
         self._owners: dict[int, Connection] = {}
-        self._elsewhere: PartialSums | None = None
         self._arrived: dict[int, LaneTotal] = {}
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=worker.main, args=(theirs, setup), daemon=True)
-            process.start()
-            # Else this process holds the other end open itself, and never sees that the worker died.
-            theirs.close()
-            self._processes.append(process)
-            self._pipes.append(ours)
+        started = _beside(setup, workers or os.cpu_count() or 1) if cluster is None else cluster.start(setup, workers)
+        self._pipes = [pipe for pipe, _ in started]
+        self._processes = [process for _, process in started]
 
     def __enter__(self) -> WorkerPool:
         for pipe in self._pipes:
@@ -90,8 +81,8 @@ class WorkerPool:
 
     @property
     def process_ids(self) -> list[int]:
-        """The processes."""
-        return [process.pid for process in self._processes if process.pid is not None]
+        """The processes; 0 for each on another machine."""
+        return [process.pid or 0 for process in self._processes]
 
     def each(self, requests: Sequence[Request], kind: type[Kind]) -> list[Kind]:
         """Have each process do one of as many requests, and return their answers."""
@@ -105,7 +96,6 @@ class WorkerPool:
         expected: Expected,
         duties: Assignments,
         folders: Folders,
-        elsewhere: PartialSums | None = None,
     ) -> None:
         """Have the worker processes do the devices' parts in a round.
 
@@ -119,27 +109,29 @@ class WorkerPool:
             Which devices train, are late, or attack.
         folders
             Where the round's base is, and what devices keep.
-        elsewhere
-            Sums of lanes that are other hosts'; None if there is one host.
         """
-        self._elsewhere = elsewhere
-        # A host trains the devices of its own lanes only.
-        here = range(LANES) if elsewhere is None else elsewhere.own
-        lanes = {device: lane for device in duties.devices() if (lane := lane_of(thing_name(device))) in here}
+        lanes = {device: lane_of(thing_name(device)) for device in duties.devices()}
+        count, files = len(self._pipes), files_of(folders) if self._far else {}
+        # On another machine is what its devices keep: they stay there.
+        shares = (
+            [list(lanes_of(one, count)) for one in range(count)]
+            if self._far
+            else shared_out(Counter(lanes.values()), count)
+        )
         self._owners = {}
-        for pipe, own in zip(self._pipes, shared_out(Counter(lanes.values()), here, len(self._pipes)), strict=True):
+        for pipe, own in zip(self._pipes, shares, strict=True):
             self._owners |= dict.fromkeys(own, pipe)
             mine = {device for device, lane in lanes.items() if lane in own}
-            pipe.send(Task(announcement, expected, duties.of(mine), own, folders))
+            task = Task(announcement, expected, duties.of(mine), own, folders)
+            pipe.send(Shipped(task, files) if self._far else task)
 
     def exchange(self, found: Screened) -> Screened:
         """Gather what the processes found in a first pass, and tell all of them."""
         for pipe in self._pipes:
             found = merged(found, _expect(pipe, Surveyed).found)
-        everything = found if self._elsewhere is None else self._elsewhere.exchange(found)
         for pipe in self._pipes:
-            pipe.send(everything)
-        return everything
+            pipe.send(found)
+        return found
 
     def give(self, lane: int, total: Sums, found: Screened) -> None:
         """Not for a leading process, which has no lanes of its own."""
@@ -147,8 +139,6 @@ class WorkerPool:
 
     def add(self, lane: int, total: Sums) -> Screened:
         """Wait for a lane and add its sum."""
-        if self._elsewhere is not None and lane not in self._elsewhere.own:
-            return self._elsewhere.add(lane, total)
         while lane not in self._arrived:
             self._arrived |= {one.lane: one for one in _expect(self._owners[lane], LaneTotals).some}
         result = self._arrived.pop(lane)
@@ -158,24 +148,6 @@ class WorkerPool:
             np.add(total, result.total, out=total)
         found: Screened = result.found
         return found
-
-    def relay(self, share: PartialSums) -> dict[str, str]:
-        """Hand the processes' sums on to the leading host; return why devices failed."""
-        messages = [_receive(pipe) for pipe in self._pipes]
-        # All processes do the same, so the first one's message tells whether there is a first pass.
-        if isinstance(messages[0], Surveyed):
-            everything = share.exchange(reduce(merged, (message.found for message in messages)))
-            for pipe in self._pipes:
-                pipe.send(everything)
-            messages = [_receive(pipe) for pipe in self._pipes]
-        failures: dict[str, str] = {}
-        for pipe, message in zip(self._pipes, messages, strict=True):
-            while isinstance(message, LaneTotals):
-                for one in message.some:
-                    share.give(one.lane, _NOTHING if one.total is None else one.total, one.found)
-                message = _receive(pipe)
-            failures |= message.failures
-        return failures
 
     def end(self) -> tuple[dict[str, str], VirtualUpdates | None]:
         """Wait until every process is done; return why devices failed, and the updates if they were not added up."""
@@ -189,15 +161,27 @@ class WorkerPool:
         return failures, together
 
 
-def shared_out(devices_by_lane: Counter[int], lanes: Collection[int], workers: int) -> list[list[int]]:
+def _beside(setup: Setup, workers: int) -> list[tuple[Connection, Process]]:
+    """Start processes on this machine."""
+    # A forked process would inherit threads' locks of NumPy and LiteRT in whatever state they were.
+    context, started = multiprocessing.get_context("spawn"), []  # type: tuple[Any, list[tuple[Connection, Process]]]
+    for _ in range(workers):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=worker.main, args=(theirs, setup), daemon=True)
+        process.start()
+        # Else this process holds the other end open itself, and never sees that the worker died.
+        theirs.close()
+        started.append((ours, process))
+    return started
+
+
+def shared_out(devices_by_lane: Counter[int], workers: int) -> list[list[int]]:
     """Share lanes out among workers: the fullest first, each to the worker that has least to do.
 
     Parameters
     ----------
     devices_by_lane
         Devices that train, by lane.
-    lanes
-        The lanes to share out.
     workers
         Number of workers.
 
@@ -208,11 +192,11 @@ def shared_out(devices_by_lane: Counter[int], lanes: Collection[int], workers: i
 
     Examples
     --------
-    >>> shared_out(Counter({0: 5, 1: 3, 2: 2}), range(3), 2)
-    [[0], [1, 2]]
+    >>> shared_out(Counter({lane: 1 + lane for lane in range(16)}), 2)
+    [[0, 3, 4, 7, 8, 11, 12, 15], [1, 2, 5, 6, 9, 10, 13, 14]]
     """
     loads, own = [0] * workers, [[] for _ in range(workers)]  # type: tuple[list[int], list[list[int]]]
-    for lane in sorted(lanes, key=lambda lane: (-devices_by_lane[lane], lane)):
+    for lane in sorted(range(LANES), key=lambda lane: (-devices_by_lane[lane], lane)):
         least = loads.index(min(loads))
         loads[least] += devices_by_lane[lane]
         own[least].append(lane)

@@ -96,6 +96,17 @@ class Container:
             If ``resourceconfig.json`` does not name this instance among its hosts, or cannot be read by an instance that is
             not the only one.
         """
+        own, hosts = self.hosts(environment)
+        return own, len(hosts)
+
+    def hosts(self, environment: Mapping[str, str] | None = None) -> tuple[int, list[str]]:
+        """Return which of the job's instances this is, and the names by which they reach each other.
+
+        Raises
+        ------
+        ConfigurationError
+            As of `instance`.
+        """
         # The host names are `algo-1`, `algo-2` …; all instances sort them alike, so each has a number of its own.
         resources, instances = self._config("resourceconfig.json"), (environment or {}).get(_INSTANCES, "1")
         # One of several that took itself for the first would publish a model of its own lanes only.
@@ -106,10 +117,10 @@ class Container:
             )
         hosts, own = sorted(resources.get("hosts", [])), resources.get("current_host")
         if not hosts:
-            return 0, 1
+            return 0, ["localhost"]
         if own not in hosts:
             raise ConfigurationError(f"resourceconfig.json: expected current_host among {hosts}, found {own!r}")
-        return hosts.index(own), len(hosts)
+        return hosts.index(own), hosts
 
     def say(self, message: str) -> None:
         """Write the job's exit message, of which SageMaker keeps 1 KB; it is logged in any case."""

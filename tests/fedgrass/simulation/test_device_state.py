@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from fedgrass.data.digits import digits
 from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.simulation.partition import drawn
-from fedgrass.simulation.run import run_secondary, simulate
 from fedgrass.simulation.settings import PartitionScheme
 from fedgrass.simulation.store import open_report
-from tests.fedgrass.simulation.conftest import fleet, result, run
+from tests.fedgrass.simulation.conftest import result, run
 from tests.fedgrass.simulation.softmax import ENGINE, Stubborn, softmax_bundle
 
 Doubles = NDArray[np.float64]
@@ -118,18 +116,16 @@ def test_a_simulation_gives_what_the_papers_algorithm_gives_in_plain_numpy(
 
 
 @pytest.mark.parametrize("strategy", [{"name": "scaffold"}, FEDDYN], ids=["scaffold", "feddyn"])
-def test_neither_processes_nor_hosts_nor_a_break_change_a_byte(tmp_path: Path, strategy: dict[str, Any]) -> None:
+def test_neither_processes_nor_machines_nor_a_break_change_a_byte(
+    tmp_path: Path, elsewhere: str, strategy: dict[str, Any]
+) -> None:
     bundle = softmax_bundle(tmp_path / "bundle").folder
     run(tmp_path / "one", settings(strategy), bundle=bundle, **OPTIONS)
     wanted = result(tmp_path / "one")
     run(tmp_path / "broken", settings(strategy), bundle=bundle, **{**OPTIONS, "rounds": 3})
     run(tmp_path / "broken", settings(strategy), bundle=bundle, workers=2, resume=True, **OPTIONS)
     assert result(tmp_path / "broken") == wanted
-    options = {**OPTIONS, "bundle": bundle, "fleet": fleet(settings(strategy))}
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(run_secondary, 1, 2, str(tmp_path / "meet"), workers=1, **options)
-        simulate(tmp_path / "two", workers=1, hosts=2, exchange=str(tmp_path / "meet"), **options)
-        other.result()
+    run(tmp_path / "two", settings(strategy), bundle=bundle, workers=2, ray=elsewhere, **OPTIONS)
     assert result(tmp_path / "two") == wanted
 
 

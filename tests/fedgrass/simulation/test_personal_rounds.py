@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ from fedgrass import tensors
 from fedgrass.data.digits import digits
 from fedgrass.simulation.helpers import parse_secure
 from fedgrass.simulation.partition import drawn
-from fedgrass.simulation.run import run_secondary, simulate
 from fedgrass.simulation.settings import PartitionScheme
 from fedgrass.simulation.store import open_report
 from fedgrass.simulation.virtual_device import own_file, personal_folder
 from tests.fedgrass.partly_local import partly_local
-from tests.fedgrass.simulation.conftest import fleet, refused, result, run
+from tests.fedgrass.simulation.conftest import refused, result, run
 from tests.fedgrass.simulation.softmax import ENGINE, softmax_bundle
 
 Doubles = NDArray[np.float64]
@@ -188,7 +186,7 @@ def test_a_simulation_gives_what_averaging_a_part_gives_in_plain_numpy(tmp_path:
         assert np.any(values[f"after/{local}"])
 
 
-def test_neither_processes_nor_hosts_nor_a_break_change_a_byte(tmp_path: Path) -> None:
+def test_neither_processes_nor_machines_nor_a_break_change_a_byte(tmp_path: Path, elsewhere: str) -> None:
     bundle = partly_local(softmax_bundle(tmp_path / "whole"), tmp_path / "bundle", "b").folder
     settings = {**SETTINGS, "personal": {"mode": "ditto"}}
     run(tmp_path / "one", settings, bundle=bundle, **OPTIONS)
@@ -196,11 +194,7 @@ def test_neither_processes_nor_hosts_nor_a_break_change_a_byte(tmp_path: Path) -
     run(tmp_path / "broken", settings, bundle=bundle, **{**OPTIONS, "rounds": 3})
     run(tmp_path / "broken", settings, bundle=bundle, workers=2, resume=True, **OPTIONS)
     assert result(tmp_path / "broken") == wanted
-    options = {**OPTIONS, "bundle": bundle, "fleet": fleet(settings)}
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(run_secondary, 1, 2, str(tmp_path / "meet"), workers=1, **options)
-        simulate(tmp_path / "two", workers=1, hosts=2, exchange=str(tmp_path / "meet"), **options)
-        other.result()
+    run(tmp_path / "two", settings, bundle=bundle, workers=2, ray=elsewhere, **OPTIONS)
     assert result(tmp_path / "two") == wanted
 
 

@@ -72,7 +72,7 @@ def test_attackers_are_a_share_of_the_devices_and_stay_the_same() -> None:
 
 @given(st.dictionaries(st.integers(0, LANES - 1), st.integers(1, 50)), st.integers(1, 20))
 def test_lanes_are_shared_out_once_each_and_as_evenly_as_they_go(devices: dict[int, int], workers: int) -> None:
-    own = shared_out(Counter(devices), range(LANES), workers)
+    own = shared_out(Counter(devices), workers)
     assert sorted(lane for lanes in own for lane in lanes) == list(range(LANES))
     assert all(lanes == sorted(lanes) for lanes in own)
     loads = [sum(devices.get(lane, 0) for lane in lanes) for lanes in own]

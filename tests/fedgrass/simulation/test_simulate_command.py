@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.errors import ConfigurationError, DataError, EngineError
+from fedgrass.simulation import cluster
 from fedgrass.simulation.commands import app
-from fedgrass.simulation.exchange import position
 from fedgrass.simulation.store import open_report
-from tests.fedgrass.simulation.conftest import refused, result
+from tests.fedgrass.simulation.conftest import result
 from tests.fixtures.waiting import PATIENCE, eventually
 
 SMALL = ["--devices", "30", "--cohort", "8", "--examples", "24", "--set", "gate.tolerance=1", "--workers", "1"]
@@ -76,7 +76,7 @@ def test_options_reach_the_simulation_and_several_runs_are_compared(tmp_path: Pa
         (["--set", "colour=red"], "colour"),
         (["--set", "colour"], "NAME=JSON"),
         (["--cohort", 31], "31"),
-        (["--host", "2/2"], "0 to COUNT"),
+        (["--ray", "localhost:1"], "--ray"),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_begun(
@@ -95,16 +95,26 @@ def test_data_and_folders_that_are_none_are_named(tmp_path: Path) -> None:
     assert isinstance(nothing.exception, DataError)
 
 
-def test_a_processing_job_says_which_host_this_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_instances_of_a_processing_job_become_one_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config").mkdir()
     config = {"current_host": "algo-2", "hosts": ["algo-1", "algo-2", "algo-3"]}
     (tmp_path / "config" / "resourceconfig.json").write_text(json.dumps(config))
     monkeypatch.setenv("FEDGRASS_ML_ROOT", str(tmp_path))
-    assert position("sagemaker") == (1, 3)
-    assert position("1/4") == (1, 4)
-    assert position("") == (0, 1)
-    with refused("INDEX/COUNT"):
-        position("second")
+    asked: list[tuple[str, ...]] = []
+
+    def ray(*arguments: str) -> int:
+        asked.append(arguments)
+        return 1
+
+    monkeypatch.setattr(cluster, "_ray", ray)
+    with pytest.raises(SystemExit):
+        cluster.cluster_of("sagemaker")
+    assert asked == [("--address=algo-1:6379", "--block")]
+    (tmp_path / "config" / "resourceconfig.json").write_text(json.dumps({**config, "current_host": "algo-1"}))
+    with pytest.raises(EngineError, match="ray start --head"):
+        cluster.cluster_of("sagemaker")
+    assert asked[1][0] == "--head"
+    assert cluster.cluster_of("") is None
 
 
 def test_ctrl_c_keeps_the_rounds_that_are_done_and_resume_goes_on(tmp_path: Path) -> None:

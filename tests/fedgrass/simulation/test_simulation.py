@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,8 @@ from fedgrass.bundle import Bundle
 from fedgrass.data.digits import digits_bundle
 from fedgrass.errors import DataError
 from fedgrass.simulation.records import SimulatedRound
-from fedgrass.simulation.run import run_secondary, simulate
 from fedgrass.simulation.store import Store, open_report
-from tests.fedgrass.simulation.conftest import SMALL, fleet, refused, result, run
+from tests.fedgrass.simulation.conftest import refused, result, run
 
 
 def test_a_simulation_learns_and_leaves_a_report_and_a_model_that_can_be_published(plain: Path) -> None:
@@ -61,23 +59,18 @@ def test_the_number_of_processes_does_not_change_a_byte(
     assert result(tmp_path / "one") == result(tmp_path / "three")
 
 
-def test_several_hosts_give_the_same_bytes_as_one(tmp_path: Path) -> None:
+def test_other_machines_give_the_same_bytes_as_this_one(tmp_path: Path, elsewhere: str) -> None:
     settings = {"strategy": {"name": "fedavg", "options": {"clip": {"over_median": 0.9}}}}
     run(tmp_path / "one", settings, attack="nan:0.2")
-    options = {**SMALL, "fleet": fleet(settings), "attack": "nan:0.2"}
-    with ThreadPoolExecutor(2) as pool:
-        others = [pool.submit(run_secondary, host, 3, str(tmp_path / "meet"), workers=1, **options) for host in (1, 2)]
-        simulate(tmp_path / "three", workers=2, hosts=3, exchange=str(tmp_path / "meet"), **options)
-        for other in others:
-            other.result()
+    run(tmp_path / "three", settings, attack="nan:0.2", workers=3, ray=elsewhere)
     assert result(tmp_path / "three") == result(tmp_path / "one")
     with refused("one place"):
-        run(tmp_path / "robust", {"strategy": {"name": "median"}}, hosts=2, exchange=str(tmp_path / "meet"))
-    with refused("--exchange"):
-        run(tmp_path / "nowhere", hosts=2)
+        run(tmp_path / "robust", {"strategy": {"name": "median"}}, ray=elsewhere)
+    with refused("resume with --workers"):
+        run(tmp_path / "one", settings, attack="nan:0.2", rounds=4, resume=True, ray=elsewhere)
 
 
-def test_late_updates_count_once_in_a_later_round_and_for_less(tmp_path: Path) -> None:
+def test_late_updates_count_once_in_a_later_round_and_for_less(tmp_path: Path, elsewhere: str) -> None:
     settings = {"strategy": {"name": "fedbuff", "options": {"staleness": 2}}, "quorum": 0.5}
     options: dict[str, Any] = {"rounds": 4, "stragglers": "0.4:3x"}
     run(tmp_path / "whole", settings, **options)
@@ -97,11 +90,7 @@ def test_late_updates_count_once_in_a_later_round_and_for_less(tmp_path: Path) -
         run(tmp_path / "broken", settings, **options, done=interrupt)
     run(tmp_path / "broken", settings, **options, resume=True, workers=2)
     assert result(tmp_path / "broken") == result(tmp_path / "whole")
-    shared, meet = {**SMALL, **options, "fleet": fleet(settings)}, str(tmp_path / "meet")
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(run_secondary, 1, 2, meet, workers=1, **shared)
-        simulate(tmp_path / "two", workers=1, hosts=2, exchange=meet, **shared)
-        other.result()
+    run(tmp_path / "two", settings, **options, workers=2, ray=elsewhere)
     assert result(tmp_path / "two") == result(tmp_path / "whole")
 
 
