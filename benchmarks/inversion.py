@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.distributed_noise import distributed_means
 from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, Parameters, TensorDescription
 from fedgrass.cloud.aggregator.privacy import Gaussian
@@ -140,12 +141,25 @@ def noised(updates: list[Parameters]) -> Parameters:
     noise = Gaussian(clip_norm=CLIP, noise_multiplier=NOISE, seed=secrets.token_bytes(32))
     shapes = {name: value.shape for name, value in updates[0].items()}
     total = np.sum([noise.grid.quantized(np.concatenate([v.ravel() for v in one.values()])) for one in updates], axis=0)
-    flat, found, start = noise.noised_mean(total, len(updates)), {}, 0
+    return shaped(noise.noised_mean(total, len(updates)), shapes)
+
+
+def shaped(flat: Array, shapes: Mapping[str, tuple[int, ...]]) -> Parameters:
+    """Return a flat vector as parameters."""
+    found, start = {}, 0
     for name, shape in shapes.items():
         size = int(np.prod(shape))
         found[name] = flat[start : start + size].reshape(shape)
         start += size
     return found
+
+
+def noised_by_helpers(updates: list[Parameters], folder: Path) -> tuple[Parameters, Parameters]:
+    """Return the mean as the cloud gets it from helpers that add noise, and as one does to whom a helper tells its own noise."""
+    flat = np.stack([np.concatenate([value.ravel() for value in one.values()]) for one in updates]).astype(np.float32)
+    shapes = {name: value.shape for name, value in updates[0].items()}
+    means = distributed_means(flat, folder, clip_norm=CLIP, noise_multiplier=NOISE, secure="3:1")
+    return shaped(means[0], shapes), shaped(means[1], shapes)
 
 
 def as_masked(update: Parameters) -> Parameters:
@@ -179,6 +193,8 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
     def together(encoding: UpdateTask) -> list[Parameters]:
         return [device.update(one, encoding, None) for device in devices]
 
+    with tempfile.TemporaryDirectory() as helpers:
+        summed, told = noised_by_helpers(together(bounded), Path(helpers))
     few = FitTask(max_examples=16, learning_rate=0.1)
     return {
         "none, one example, no floors (before)": alone(one, plain, None),
@@ -193,6 +209,11 @@ def measured(folder: Path) -> dict[str, dict[str, Any]]:
         "secure, the sum of 10 devices with 180 examples each": attacked(
             mean_of([device.update(FitTask(learning_rate=0.1), plain, Floors()) for device in devices])
         ),
+        "secure and central, the job, the sum of 10 devices with one example each, no floors": attacked(
+            mean_of(together(bounded))
+        ),
+        "secure and distributed, the sum of 10 devices with one example each, no floors": attacked(summed),
+        "the same, by who knows one helper's noise": attacked(told),
     }
 
 

@@ -2,10 +2,11 @@
 
 ``python -m benchmarks.secure --peers-python PYTHON`` prints one JSON line. Each part is a process of its own, so that its peak
 memory is its own. Ours is what runs in the field: `fedgrass.secure.masked` on a device, `Helper.answer` with real boxes, the
-aggregator's reading and unmasking. End to end, 100 devices mask a million parameters each, 30 vanish, and the mean is held
-against that of the plain updates. At 1,000 and 10,000 devices helper and cloud are measured: the helper opens and sums as many
-real boxes; the cloud reads 16 different updates in turn. Flower's is its own workflow and client mod, joined by a loop in one
-process, with 100 clients of which 30 vanish before their third message (`benchmarks.secure_peers`).
+aggregator's reading and unmasking. End to end, 100 devices mask a million parameters each, 30 vanish, helpers check the boxes,
+one of them falls silent, and the sum is held against that of the plain integers. At 1,000 and 10,000 devices helper and cloud
+are measured: the helper checks, opens and sums as many real boxes; the cloud reads 16 different updates in turn. Flower's is
+its own workflow and client mod, joined by a loop in one process, with 100 clients of which 30 vanish before their third message
+(`benchmarks.secure_peers`).
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedgrass.protocol import secure
 from fedgrass.protocol.messages import UpdateTask
+from fedgrass.secure.check import judged
 from fedgrass.secure.helper import Helper
 from fedgrass.secure.masked import MaskedUpdate, masked, read_masked
 from fedgrass.secure.masks import SEED_BYTES, commitment
-from fedgrass.secure.quantize import mean_of
+from fedgrass.secure.quantize import mean_of, quantized
 from fedgrass.secure.request import Candidate, requests_for
 from fedgrass.secure.sealing import Context, seal
 from fedgrass.secure.unmask import unmask
@@ -46,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parameters", type=int, default=1_000_000)
     parser.add_argument("--devices", type=int, nargs="*", default=[100, 1000, 10_000])
+    parser.add_argument("--end-to-end", type=int, nargs="*", default=[100], help="devices of the rounds that are whole")
     parser.add_argument("--bits", type=int, choices=[16, 32], default=16)
     parser.add_argument("--peers-python", type=Path, help="an interpreter with flwr")
     parser.add_argument("--shares", type=int, default=31, help="SecAgg+: neighbours of a client, odd")
@@ -61,7 +64,9 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """Return all figures."""
-    parts = {"device": part(given, "device", 100), "end_to_end": part(given, "end_to_end", 100)}
+    parts = {"device": part(given, "device", 100)}
+    for count in given.end_to_end:
+        parts[f"end_to_end_{count}"] = part(given, "end_to_end", count)
     for count in given.devices:
         parts[f"helper_{count}"] = part(given, "helper", count)
         parts[f"cloud_{count}"] = part(given, "cloud", count)
@@ -73,11 +78,11 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "collude": COLLUDE,
         **parts,
     }
-    if given.peers_python:
+    if given.peers_python and 100 in given.end_to_end:
         argv = [str(given.peers_python), str(_PEERS), "--parameters", str(given.parameters), "--clients", "100"]
         flower = json.loads(run([*argv, "--dropped", "30", "--shares", str(given.shares)]))
         found["flower_secaggplus"] = flower
-        found["ratio_flower_end_to_end"] = round(flower["seconds"] / parts["end_to_end"]["seconds"], 1)
+        found["ratio_flower_end_to_end"] = round(flower["seconds"] / parts["end_to_end_100"]["seconds"], 1)
     return found
 
 
@@ -116,10 +121,15 @@ def model(parameters: int) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     return {f"w{index}": np.zeros(parameters // 10, np.float32) for index in range(10)}
 
 
-def update_of(index: int, base: Any, task: secure.SecureTask) -> tuple[MaskedUpdate, Any]:
-    """Return a device's masked update, and what it trained."""
+def trained(index: int, base: Any) -> Any:
+    """Return what a device has learnt."""
     draws = np.random.default_rng(index)
-    local = {name: (draws.standard_normal(value.size, np.float32) * np.float32(0.01)) for name, value in base.items()}
+    return {name: draws.standard_normal(value.size, np.float32) * np.float32(0.01) for name, value in base.items()}
+
+
+def update_of(index: int, base: Any, task: secure.SecureTask, local: Any = None) -> tuple[MaskedUpdate, Any]:
+    """Return a device's masked update, and what it trained."""
+    local = local or trained(index, base)
     header = UpdateHeader(fleet=FLEET, round=1, thing=f"t{index}", base_sha256=BASE, graph_sha256=GRAPH, num_examples=1)
     return masked(base, local, header, 100, task, context_of(task), Ed25519PrivateKey.generate()), local
 
@@ -151,48 +161,54 @@ def device(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def end_to_end(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Masks, uploads, sums and the mean, of which 30 % of the devices take no part; exact against plain integers."""
+    """Masks, uploads, a check, sums and the mean; 30 % of the devices vanish, and a helper after the check."""
     helpers, base = helpers_in(folder), model(given.parameters)
     task = task_of(helpers, given.bits, given.count)
     stayed = given.count * 7 // 10
-    expected = np.zeros(given.parameters, np.float64)
     seconds = dict.fromkeys(("devices", "cloud", "helpers"), 0.0)
-    total, named = None, []
+    total = np.zeros(given.parameters + task.count_coordinates, f"<u{given.bits // 8}")
+    plain, named = np.zeros_like(total), []
     for index in range(stayed):
+        local = trained(index, base)
         began = time.perf_counter()
-        update, local = update_of(index, base, task)
+        update, _ = update_of(index, base, task, local)
         content = update.to_bytes()
         seconds["devices"] += time.perf_counter() - began
-        expected += np.concatenate(list(local.values()))
+        np.add(plain, integers_of(update, local, task), out=plain)
         began = time.perf_counter()
         read = read_masked(io.BytesIO(content), len(content), given.parameters, task)
-        total = read.values if total is None else np.add(total, read.values, out=total)
+        np.add(total, read.values, out=total)
         named.append(Candidate(read.header.thing, read.boxes, read.commitments))
         seconds["cloud"] += time.perf_counter() - began
-    assert total is not None
     began = time.perf_counter()
+    checks = requests_for(named, context_of(task), len(total), task, check=True)
     requests = requests_for(named, context_of(task), len(total), task)
     seconds["cloud"] += time.perf_counter() - began
-    answers = {}
-    for index in range(task.needed):  # the third is missing
-        began = time.perf_counter()
-        answers[index] = folder / f"answer-{index}"
-        helpers[index].answer(requests[index], answers[index])
-        seconds["helpers"] += time.perf_counter() - began
+    began = time.perf_counter()
+    checked = judged(checks[0].accepted, {one.helper: helpers[one.helper].check(one) for one in checks})
+    assert not checked.unopened
+    answers = {index: folder / f"answer-{index}" for index in range(task.needed)}  # the third is missing
+    for index, path in answers.items():
+        helpers[index].answer(requests[index], path)
+    seconds["helpers"] = time.perf_counter() - began
     began = time.perf_counter()
     unmask({0: total}, requests[0].accepted, answers)
-    mean = mean_of(total, stayed, task)
+    mean_of(total, stayed, task)
     seconds["cloud"] += time.perf_counter() - began
-    # The error in steps of the grid: half a step is rounding.
-    step = task.value_range / task.levels
     return {
         "devices": given.count,
         "vanished": given.count - stayed,
         "seconds": round(sum(seconds.values()), 2),
         "seconds_of": {name: round(value, 2) for name, value in seconds.items()},
-        "largest_error_in_steps_of_the_mean": round(float(np.abs(mean - expected / stayed).max() / step), 2),
+        "integers_that_differ_from_the_plain_sum": int((total != plain).sum()),
         "peak_rss_mb": peak_mb(),
     }
+
+
+def integers_of(update: MaskedUpdate, local: Any, task: secure.SecureTask) -> Any:
+    """Return a device's integers without masks: the base is zero, so the difference is what it trained."""
+    size = sum(value.size for value in local.values())
+    return quantized(lambda: iter(local.values()), size, 100, task, seed=update.header.rounding_seed)
 
 
 def boxes_of(count: int, task: secure.SecureTask) -> list[Candidate]:
@@ -220,14 +236,17 @@ def helper(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     program = (
         "import sys, time, json, resource; from pathlib import Path; from fedgrass.secure.helper import Helper\n"
         "from fedgrass.secure.request import SumRequest\n"
-        f"folder = Path({str(folder)!r}); began = time.perf_counter()\n"
-        f"Helper(folder / 'helper-0', {FLEET!r}).answer(\n"
-        "    SumRequest.decode((folder / 'request').read_bytes()), folder / 'answer')\n"
-        "print(json.dumps([time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))\n"
+        f"folder = Path({str(folder)!r}); one = Helper(folder / 'helper-0', {FLEET!r}); began = time.perf_counter()\n"
+        "request = SumRequest.decode((folder / 'request').read_bytes())\n"
+        "assert not one.check(request.model_copy(update={'check': True})).unopened\n"
+        "checked = time.perf_counter() - began; one.answer(request, folder / 'answer')\n"
+        "taken = [checked, time.perf_counter() - began]\n"
+        "print(json.dumps([*taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))\n"
     )
-    seconds, peak = json.loads(run([sys.executable, "-c", program]))
+    checked, seconds, peak = json.loads(run([sys.executable, "-c", program]))
     return {
         "devices": given.count,
+        "check_seconds": round(checked, 2),
         "seconds": round(seconds, 2),
         "peak_rss_mb": round(peak, 1),
         "bytes_down": len(content),
