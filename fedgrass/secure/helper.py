@@ -21,7 +21,7 @@ from fedgrass.secure.masks import COMMITMENT_BYTES, commitment
 from fedgrass.secure.request import AcceptedSet, Member, SumRequest
 from fedgrass.secure.sealing import opened, signer_of
 from fedgrass.secure.shares import require_noise
-from fedgrass.secure.summing import write_sums
+from fedgrass.secure.summing import NoiseSeeds, write_sums
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Helper:
         A folder that outlives the process, or what stands for one. Without it the helper could answer twice.
     fleet
         The only fleet whose rounds are answered.
+    noise_of
+        Gives the seed of its noise for a group of a set. Only a simulation may have one, whose runs have to be alike.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class Helper:
         *,
         key: X25519PrivateKey | None = None,
         clock: Callable[[], float] = time.time,
+        noise_of: NoiseSeeds | None = None,
     ) -> None:
         self._state = FolderState(place) if isinstance(place, Path) else place
         self._fleet = fleet
         self._limits = limits or HelperLimits()
         self._key = key or self._state.key()
         self._clock = clock
+        self._noise_of = noise_of
 
     @property
     def public_key(self) -> str:
@@ -130,7 +134,7 @@ class Helper:
         # On disk before the first byte of a sum: a second set in this round would tell the cloud the difference of
         # two sums.
         self._commit(accepted)
-        write_sums(path, accepted, request.helper, seeds, self._key, after_piece)
+        write_sums(path, accepted, request.helper, seeds, self._key, after_piece, noise_of=self._noise_of)
         return sha256_of(path)
 
     def check(self, request: SumRequest) -> BoxCheck:

@@ -57,15 +57,23 @@ def require_noise(accepted: AcceptedSet, helper: int) -> None:
 
 
 class Share:
-    """A helper's sum for a group of a set, without the masks: its noise, and the pads."""
+    """A helper's sum for a group of a set, without the masks: its noise, and the pads.
 
-    def __init__(self, accepted: AcceptedSet, helper: int, group: int, key: X25519PrivateKey) -> None:
+    Parameters
+    ----------
+    seed
+        Of the noise, where it has to be the same in every run: a simulation's.
+    """
+
+    def __init__(
+        self, accepted: AcceptedSet, helper: int, group: int, key: X25519PrivateKey, seed: bytes | None = None
+    ) -> None:
         task, self._helper = accepted.task, helper
         self._deviation = task.share_steps(len(accepted.adding))
         self._values = (
             accepted.length - task.count_coordinates
         )  # which, with noise, say no more than how many devices there are
-        self._seed = noise_seed(key, accepted.digest, group)
+        self._seed = seed or noise_seed(key, accepted.digest, group)
         self._expander = Expander(task.bits)
         self._pads = {
             other: derived(

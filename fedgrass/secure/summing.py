@@ -17,6 +17,8 @@ from fedgrass.secure.masks import Expander, encrypted, pieces, span
 from fedgrass.secure.request import AcceptedSet
 from fedgrass.secure.shares import Share, seeds_of
 
+NoiseSeeds = Callable[[AcceptedSet, int], bytes]
+
 # Another text after each boot of the device.
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -28,6 +30,8 @@ def write_sums(
     seeds: Sequence[Sequence[bytes]],
     key: X25519PrivateKey,
     after_piece: Callable[[], None],
+    *,
+    noise_of: NoiseSeeds | None = None,
 ) -> None:
     """Write a helper's answer: the sums of its masks, its lock, and its tokens.
 
@@ -45,6 +49,8 @@ def write_sums(
         The helper's private key.
     after_piece
         Called between two pieces of a sum; may raise.
+    noise_of
+        As of `fedgrass.secure.helper.Helper`.
     """
     digest, task = accepted.digest, accepted.task
     # Everything follows from the set and the key, so a repeated attempt writes the same bytes.
@@ -57,7 +63,8 @@ def write_sums(
         done = 0
         for group, mask in sums_of(accepted, helper):
             own = _seeds_for(accepted, helper, group, mask, seeds)
-            share = Share(accepted, helper, group, key) if accepted.adding else None
+            seed = noise_of(accepted, group) if noise_of else None
+            share = Share(accepted, helper, group, key, seed) if accepted.adding else None
             for index in pieces(accepted.length):
                 part = span(index, accepted.length)
                 width = (part.stop - part.start) * size

@@ -17,7 +17,8 @@ from fedgrass.protocol.secure import SecureTask
 from fedgrass.secure.check import Checked, judged
 from fedgrass.secure.helper import Helper
 from fedgrass.secure.keys import public_text
-from fedgrass.secure.request import SumRequest
+from fedgrass.secure.request import AcceptedSet, SumRequest
+from fedgrass.secure.summing import NoiseSeeds
 
 
 def parse_secure(text: str, seed: int) -> dict[str, Any]:
@@ -69,7 +70,9 @@ class VirtualHelpers:
                     f"secure.helpers: a simulation has no private key for that of {helper.name!r}; let --secure make the helpers"
                 )
         self._answers = folder / "answers"
-        self._helpers = [Helper(folder / f"helper-{i}", fleet, key=key) for i, key in enumerate(keys)]
+        self._helpers = [
+            Helper(folder / f"helper-{i}", fleet, key=key, noise_of=_noise_of(seed, i)) for i, key in enumerate(keys)
+        ]
 
     def check(self, requests: Sequence[SumRequest]) -> Checked:
         """Have every helper say which boxes open."""
@@ -92,3 +95,12 @@ class VirtualHelpers:
 # Keys that anybody can compute: a simulation has no secrets, and must give the same bytes each time.
 def _key(seed: int, index: int) -> X25519PrivateKey:
     return X25519PrivateKey.from_private_bytes(hashlib.sha256(f"helper/{seed}/{index}".encode()).digest())
+
+
+# Else it would follow from the set's boxes, which nobody can seed, and no two runs with it would be alike.
+def _noise_of(seed: int, index: int) -> NoiseSeeds:
+    def found(accepted: AcceptedSet, group: int) -> bytes:
+        # The session follows from the seed and the round.
+        return hashlib.sha256(f"helper noise/{seed}/{index}/{accepted.session}/{group}".encode()).digest()
+
+    return found
