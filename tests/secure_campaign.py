@@ -169,23 +169,23 @@ def killed(work: Callable[[], object], seconds: float) -> bool:
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def one_round(plan: Plan, seed: int, chance: random.Random, found: Counter[str]) -> None:
+def one_round(plan: Plan, seed: int, chance: random.Random, found: Counter[str], *, kills: bool) -> None:
     """Try a round with every choice of its helpers; raises `AssertionError` naming it."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            _try(Round(plan, Path(folder), seed), chance, found)
+            _try(Round(plan, Path(folder), seed), chance, found, kills=kills)
         except (AssertionError, MessageError) as error:
             raise AssertionError(f"{plan}, seed {seed}: {error}") from error
 
 
-def _try(now: Round, chance: random.Random, found: Counter[str]) -> None:
+def _try(now: Round, chance: random.Random, found: Counter[str], *, kills: bool) -> None:
     if min(Counter(now.task.group_of("salt", thing) for thing in now.files).values()) < now.task.least_summed:
         return
-    if chance.random() < 0.3:
+    if kills and chance.random() < 0.3:
         found["jobs killed"] += killed(now.job, chance.random() * 0.02)
     totals = now.job()
     for index in range(now.plan.helpers):
-        while chance.random() < 0.4:
+        while kills and chance.random() < 0.4:
             found["helpers killed"] += killed(lambda index=index: now.answer(index), chance.random() * 0.02)  # type: ignore[misc]
     answers = {index: now.answer(index) for index in range(now.plan.helpers)}
     if chance.random() < 0.3:
@@ -249,14 +249,17 @@ def bounds(found: Counter[str]) -> None:
             holds("devices that a helper's owner asks for", count, least - 1, summed)
 
 
-def campaign(more: int, seed: int = 0, most: int | None = None) -> dict[str, int]:
-    """Try ``most`` of the rounds (None: all), and the bounds; returns how many of what there were."""
+def campaign(more: int, seed: int = 0, most: int | None = None, *, kills: bool = True) -> dict[str, int]:
+    """Try ``most`` of the rounds (None: all, and the bounds); returns how many of what there were.
+
+    Without ``kills`` no process is forked, as beside a test runner's threads.
+    """
     chance, found = random.Random(seed), Counter(dict.fromkeys(("rounds", "sums", "wrong", "updates"), 0))
     tried = list(plans(chance, more))
     if most is not None:
         tried = chance.sample(tried, most)
     for number, plan in enumerate(tried):
-        one_round(plan, seed + number, chance, found)
+        one_round(plan, seed + number, chance, found, kills=kills)
     found["bounds broken too early, or not by one more"] = 0
     if most is None:
         bounds(found)

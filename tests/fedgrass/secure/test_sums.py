@@ -28,6 +28,7 @@ from tests.fedgrass.secure.fleets import (
     private_key,
     task_of,
 )
+from tests.secure_campaign import campaign
 
 ALL = [(m, p) for m in range(2, 6) for p in range(1, m)]
 
@@ -88,6 +89,13 @@ def test_devices_may_vanish_after_their_upload_or_before(count: int, dropped: fl
     helper(tmp_path, 1, HelperLimits(min_devices=1)).answer(requests[1], given[1])
     unmask({0: total}, requests[0].accepted, given)
     assert np.array_equal(total, plain_sum(some))
+
+
+def test_rounds_of_any_kind_give_the_plain_sum_by_enough_helpers_and_nothing_by_fewer() -> None:
+    found = campaign(20, seed=1, most=6, kills=False)
+    assert found["rounds"] == 6
+    assert found["sums"] > 20
+    assert found["wrong"] == 0
 
 
 def test_a_helper_answers_one_set_in_a_round_and_the_same_set_with_the_same_bytes(tmp_path: Path) -> None:
