@@ -198,8 +198,8 @@ class Silo:
         return self.session.client("sagemaker")
 
 
-def split_name(name: str) -> tuple[str, str]:
-    """Return a silo's account and its name there; raises `ConfigurationError` if it cannot be a silo's.
+def split_name(name: str, kind: str = "silo") -> tuple[str, str]:
+    """Return a silo's or a helper's account and its name there; raises `ConfigurationError` if it cannot be one's.
 
     >>> split_name("111111111111-clinic")
     ('111111111111', 'clinic')
@@ -207,8 +207,8 @@ def split_name(name: str) -> tuple[str, str]:
     match = _NAME.fullmatch(name)
     if match is None or len(match["name"]) > _LONGEST:
         raise ConfigurationError(
-            f"silo {name!r}: expected <account>-<name>, 12 digits and 1 to {_LONGEST} letters, digits or single hyphens, such as "
-            "111111111111-clinic"
+            f"{kind} {name!r}: expected <account>-<name>, 12 digits and 1 to {_LONGEST} letters, digits or single hyphens, such "
+            "as 111111111111-clinic"
         )
     return match["account"], match["name"]
 

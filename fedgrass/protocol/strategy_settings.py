@@ -66,8 +66,15 @@ class Strategy(BaseModel):
         return {} if found is None else found.device_fit
 
     def made(self) -> strategies.Strategy:
-        """Return the strategy itself; raises `ConfigurationError` if it is not installed here."""
-        return strategies.strategy_named(self.name, **self.options)
+        """Return the strategy itself; raises `ConfigurationError` if it is not installed here, or settings could not know it."""
+        found = strategies.strategy_named(self.name, **self.options)
+        # Rounds were opened without its tree: their noise would not be what the class counts on.
+        if found.tree != self.tree:
+            raise ConfigurationError(
+                f"strategy {self.name}: its rounds share a tree of noise ({found.tree}), which whoever opens rounds has to know, "
+                "and of module:Class nobody does; use dp_ftrl, or register the class under a name, which works in simulation"
+            )
+        return found
 
     def known(self) -> strategies.Strategy | None:
         """Return the strategy; None if it is not installed here."""

@@ -17,6 +17,10 @@ from fedgrass.update.codecs import Floats
 Blocks = Callable[[], Iterator[Floats]]
 """The values in order, in pieces of any length; may be asked for more than once."""
 
+_Signed = NDArray[np.signedinteger[Any]]
+
+# Values from which on a sum of them is told from a mask.
+_LEAST_TO_TELL = 512
 # Roundings at random that may exceed the norm before one that cannot.
 _TRIES = 4
 
@@ -120,8 +124,34 @@ def examples_in(total: Masked, task: SecureTask) -> int:
     return sum(int(part) << (index * task.count_bits) for index, part in enumerate(parts))
 
 
+def doubt(total: Masked, devices: int, task: SecureTask) -> str:
+    """Say why the number of examples in a sum is not to be believed; empty if nothing speaks against it.
+
+    Parameters
+    ----------
+    total, devices, task
+        As of `mean_of`.
+    """
+    examples = examples_in(total, task)
+    most = devices if task.equal else devices * task.max_examples
+    # Each device counts at least once, and at most `max_examples` times.
+    if not devices <= examples <= most:
+        return f"the sum of {devices} updates claims {examples} examples, expected {devices} to {most}"
+    if not _is_possible(_signed(total, task), devices, _weight(examples, devices, task), task):
+        return (
+            f"the sum of {devices} updates has a mean beyond value_range {task.value_range:g}, by the examples that it claims "
+            f"({examples})"
+        )
+    return ""
+
+
 def mean_of(total: Masked, devices: int, task: SecureTask) -> Floats:
     """Return the mean difference that a sum of vectors stands for, weighed as the task says.
+
+    One device can make the number of examples anything. So where it cannot be right, the sum is divided by the most that so many
+    devices can count: the step is shorter than it should be and never longer, which is no more than the device could do by a
+    number that might be right. Not so for one of several groups, which can be left out; nor where the values look like what a
+    mask leaves that was not taken off, since the number is what tells that otherwise.
 
     Parameters
     ----------
@@ -142,30 +172,36 @@ def mean_of(total: Masked, devices: int, task: SecureTask) -> Floats:
     AggregationError
         If so many devices that keep to the task cannot have such a sum.
     """
-    examples = examples_in(total, task)
-    most = devices if task.equal else devices * task.max_examples
-    # One of two checks that a sum allows: each device counts at least once, and at most `max_examples` times.
-    if not devices <= examples <= most:
+    signed, why = _signed(total, task), doubt(total, devices, task)
+    weight = float(devices) if why else _weight(examples_in(total, task), devices, task)
+    if why and (task.groups > 1 or not _is_no_mask(signed) or not _is_possible(signed, devices, weight, task)):
         raise AggregationError(
-            f"the sum of {devices} updates claims {examples} examples, expected {devices} to {most}: a "
-            "device's update or a helper's sum is not what it should be; nothing was made of it"
+            f"{why}: a device's update or a helper's sum is not what it should be; nothing was made of it"
         )
-    weight = devices if task.equal else examples / task.max_examples
-    # The upper half of the modulus stands for negative sums.
-    signed = total[: len(total) - task.count_coordinates].view(f"<i{total.dtype.itemsize}")
-    _require_possible(signed, devices, weight, task)
     mean = np.empty(len(signed), np.float32)
     for start in range(0, len(signed), PIECE):
         mean[start : start + PIECE] = signed[start : start + PIECE] * (task.value_range / task.levels / weight)
     return mean
 
 
-def _require_possible(signed: NDArray[np.signedinteger[Any]], devices: int, weight: float, task: SecureTask) -> None:
-    """Raise `AggregationError` if a sum's values are beyond what devices send that count so much together."""
+def _weight(examples: int, devices: int, task: SecureTask) -> float:
+    return float(devices) if task.equal else examples / task.max_examples
+
+
+def _signed(total: Masked, task: SecureTask) -> _Signed:
+    # The upper half of the modulus stands for negative sums.
+    return total[: len(total) - task.count_coordinates].view(f"<i{total.dtype.itemsize}")
+
+
+def _is_possible(signed: _Signed, devices: int, weight: float, task: SecureTask) -> bool:
+    """Whether a sum's values are within what devices send that count so much together."""
     # Rounding adds less than a step for each device. Noise of the helpers may add anything.
     most = math.floor(task.levels * weight) + devices
-    if task.noise == 0 and len(signed) and not -most <= int(signed.min()) <= int(signed.max()) <= most:
-        raise AggregationError(
-            f"the sum of {devices} updates has a mean beyond value_range {task.value_range:g}, by the examples that it claims: a "
-            "device's values or count, or a helper's sum, is not what it should be; nothing was made of it"
-        )
+    return task.noise != 0 or not len(signed) or -most <= int(signed.min()) <= int(signed.max()) <= most
+
+
+def _is_no_mask(signed: _Signed) -> bool:
+    """Whether values are surely not uniform: of such, half lie in the outer halves of the range, give or take."""
+    # By Hoeffding, a quarter or less of 512 do with a probability below exp(-64).
+    outer = 1 << (8 * signed.dtype.itemsize - 2)
+    return len(signed) >= _LEAST_TO_TELL and 4 * np.count_nonzero((signed < -outer) | (signed >= outer)) <= len(signed)

@@ -33,6 +33,7 @@ class Aggregation:
 
     ``state`` is the server optimizer's: it belongs to these parameters, and the next round starts from it. ``problem`` says why
     there is no model although there were enough: the sum, the step or the new model is ``not_finite``, or the strategy declined.
+    ``note`` is what a person should know of the model, if anything.
     """
 
     parameters: Parameters | None
@@ -41,6 +42,7 @@ class Aggregation:
     state: State = field(default_factory=dict)
     problem: str = ""
     not_finite: bool = False
+    note: str = ""
 
     @property
     def bytes_read(self) -> int:
@@ -172,7 +174,7 @@ def aggregate(
     except _NotFiniteError as error:
         return Aggregation(None, tuple(used), refused, problem=str(error), not_finite=True)
     following = following if continued is None else continued.state
-    return Aggregation(_whole(base, layout.unflatten(vector)), tuple(used), refused, following)
+    return Aggregation(_whole(base, layout.unflatten(vector)), tuple(used), refused, following, note=combined.note)
 
 
 def _whole(base: Bundle, shared: Parameters) -> Parameters:

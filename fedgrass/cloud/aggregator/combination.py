@@ -73,7 +73,7 @@ class Screened:
 class Combined:
     """The combined difference, how each accepted update counted, and its share; no difference if there were too few.
 
-    ``declined`` says why the strategy made nothing of enough of them.
+    ``declined`` says why the strategy made nothing of enough of them, ``note`` what else a person should know of the difference.
     """
 
     found: Screened
@@ -81,6 +81,7 @@ class Combined:
     difference: Floats | None = None
     shares: Sequence[float] = ()
     declined: str = ""
+    note: str = ""
 
 
 class PartialSums(Protocol):

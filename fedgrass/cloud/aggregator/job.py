@@ -162,7 +162,9 @@ class RoundJob:
             self._log.log_event(
                 "update_quarantined", thing=entry.thing, reason=entry.reason, times=entry.times, detail=entry.detail
             )
-        return Candidate(self._record, self._clients, self._report, self._scratch, self._clock).prepare(base, result)
+        candidate = Candidate(self._record, self._clients, self._report, self._scratch, self._clock)
+        outcome, reason = candidate.prepare(base, result)
+        return outcome, "; ".join(filter(None, (reason, result.note)))
 
     def _summed(self, base: Bundle, given: RoundInput) -> SummedRound:
         record = self._record

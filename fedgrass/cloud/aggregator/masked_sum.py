@@ -30,7 +30,7 @@ from fedgrass.secure.check import Checked
 from fedgrass.secure.masked import MaskedUpdate, read_masked
 from fedgrass.secure.masks import Masked as MaskedValues
 from fedgrass.secure.masks import dtype_of
-from fedgrass.secure.quantize import mean_of
+from fedgrass.secure.quantize import doubt, mean_of
 from fedgrass.secure.request import Candidate, SumRequest, requests_for
 from fedgrass.secure.sealing import Context
 from fedgrass.secure.unmask import unmask
@@ -174,7 +174,10 @@ class MaskedMean:
         # While they are integers: noise that is added after scaling could be told apart by its last bits.
         if self._noise is not None:
             self._noise.add_to(total[: self._screening.layout.size], task.noise_steps)
-        return self._told(sums, mean_of(total, count, task), dict.fromkeys(sums.good, 1 / count))
+        why, mean = doubt(total, count, task), mean_of(total, count, task)
+        note = "all count alike, so it changes nothing" if task.equal else "the step is shorter than it should be"
+        note = f"{why}; {note}" if why else ""
+        return self._told(sums, mean, dict.fromkeys(sums.good, 1 / count), note=note)
 
     def _by_groups(self, sums: _Sums, least: int) -> Combined:
         if self._groups is None or self._noise is not None:
@@ -194,12 +197,13 @@ class MaskedMean:
         difference: Floats | None = None,
         shares: Mapping[str, float] | None = None,
         declined: str = "",
+        note: str = "",
     ) -> Combined:
         """Return the result with what became of each device."""
         ordered = sorted(sums.good.values(), key=lambda one: one.reference.thing)
         found, counted = Screened(ordered, self._screening.refused), [Counted(one, one.facts) for one in ordered]
         weights = [shares[one.reference.thing] for one in ordered] if shares else []
-        return Combined(found, counted, difference, weights, declined)
+        return Combined(found, counted, difference, weights, declined, note)
 
     def _small(self, sums: _Sums) -> dict[int, str]:
         """Return the groups that have too few devices to be summed, of several groups."""

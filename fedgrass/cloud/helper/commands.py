@@ -46,7 +46,7 @@ def invite(
     from fedgrass.cloudformation import stack_output
     from fedgrass.silos import pinned_image, split_name
 
-    number, short = split_name(name)
+    number, short = split_name(name, "helper")
     account = Account.of(fleet)
     role = stack_output(account.session, fleet, "HelperRoleArn")
     if role is None:

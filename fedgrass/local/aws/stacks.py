@@ -1,8 +1,8 @@
 """Stacks where moto is kinder than CloudFormation, or does less: values of parameters, conditions, what an update touches.
 
-moto takes any value of a parameter, takes only "Retain" for what a deleted stack leaves, knows no previous value of a parameter
-that had its default, changes resources whose condition does not hold and keeps those whose condition holds no more, and leaves
-alone what refers to a resource that was replaced.
+moto takes any value of a parameter, leaves None in a list for an entry that is not there, takes only "Retain" for what a deleted
+stack leaves, knows no previous value of a parameter that had its default, changes resources whose condition does not hold and
+keeps those whose condition holds no more, and leaves alone what refers to a resource that was replaced.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
+from moto.cloudformation import parsing
 from moto.cloudformation.exceptions import ValidationError
 from moto.cloudformation.models import CloudFormationBackend, Stack
 from moto.cloudformation.parsing import ResourceMap
@@ -62,11 +63,24 @@ def repair() -> None:
             resources._parsed_resources.pop(name, None)
 
     _parse_templates_in_c()
+    _leave_nothing_out_of_lists()
     override(ResourceMap, "delete", delete_but_retained)
     override(ResourceMap, "load_parameters", load_checked)
     override(ResourceMap, "build_resource_diff", differences_of_what_is_there)
     override(ResourceMap, "update", update_and_forget)
     override(CloudFormationBackend, "_resolve_update_parameters", _previous_or_default)
+
+
+def _leave_nothing_out_of_lists() -> None:
+    """Have AWS::NoValue take an entry out of its list: moto leaves None there, at which services stumble."""
+    clean = parsing.clean_json
+
+    def clean_of_nothing(described: Any, resources: ResourceMap) -> Any:
+        found = clean(described, resources)
+        return [one for one in found if one is not None] if isinstance(found, list) else found
+
+    # Under the name by which it calls itself.
+    override(parsing, "clean_json", clean_of_nothing)
 
 
 def _parse_templates_in_c() -> None:

@@ -8,12 +8,26 @@ import pytest
 
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.strategy_settings import Strategy
+from fedgrass.strategies.dp_ftrl import DpFtrl
 
 
 def test_overrides_are_laid_over_key_by_key() -> None:
     base = FleetSettings().overridden({"fit": {"epochs": 3, "learning_rate": 0.5}})
     changed = base.overridden({"rounds": 5, "fit": {"epochs": 4}})
     assert (changed.rounds, changed.fit.epochs, changed.fit.learning_rate) == (5, 4, 0.5)
+
+
+class OwnTree(DpFtrl):
+    """A strategy of somebody's own, whose rounds share a tree of noise."""
+
+
+def test_a_strategy_by_its_class_whose_rounds_share_noise_is_refused_where_it_is_made() -> None:
+    asked = Strategy(name=f"{__name__}:OwnTree", options={"rounds": 8})
+    assert asked.tree == 0  # settings import nobody's module
+    with pytest.raises(ConfigurationError, match=r"OwnTree: its rounds share a tree of noise \(8\).*use dp_ftrl"):
+        asked.made()
+    assert Strategy(name="dp_ftrl", options={"rounds": 8}).made().tree == 8
 
 
 def test_no_override_changes_nothing() -> None:

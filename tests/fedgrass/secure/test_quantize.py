@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from fedgrass.errors import AggregationError, DivergedError
 from fedgrass.protocol.secure import COUNT_BITS, SecureTask
-from fedgrass.secure.masks import PIECE, Masked
-from fedgrass.secure.quantize import Blocks, examples_in, mean_of, quantized
+from fedgrass.secure.masks import PIECE, SEED_BYTES, Expander, Masked, add_mask
+from fedgrass.secure.quantize import Blocks, doubt, examples_in, mean_of, quantized
 from tests.fedgrass.secure.fleets import task_of
 
 
@@ -119,3 +119,47 @@ def test_a_count_that_would_lengthen_the_mean_beyond_what_devices_can_send_makes
 def test_where_all_count_alike_no_count_is_told() -> None:
     task = changed(task_of(), equal=True)
     assert examples_in(quantized(blocks(np.zeros(3, np.float32)), 3, 500, task, seed=1), task) == 1
+
+
+def told(total: Any, examples: int, task: SecureTask) -> Any:
+    """The sum with another number of examples."""
+    changed_total, size = total.copy(), len(total) - task.count_coordinates
+    for index in range(task.count_coordinates):
+        changed_total[size + index] = (examples >> (index * task.count_bits)) & ((1 << task.count_bits) - 1)
+    return changed_total
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_number_that_cannot_be_right_makes_the_step_no_other_than_one_that_might_be(bits: int, equal: bool) -> None:
+    task, size, devices = changed(task_of(bits=bits, most=12), max_examples=100, equal=equal), 700, 5
+    draws = np.random.default_rng(bits)
+    # One of them has the longest values there are, so that a number below the right one makes an impossible mean.
+    values = [np.full(size, 4.0), *(draws.normal(scale=0.3, size=size) for _ in range(devices - 1))]
+    total = summed(
+        [quantized(blocks(one.astype(np.float32)), size, 20, task, seed=seed) for seed, one in enumerate(values)]
+    )
+    honest = mean_of(total, devices, task)
+    shortest = mean_of(told(total, devices if equal else devices * 100, task), devices, task)
+    assert not doubt(total, devices, task)
+    for lie in (1, devices - 1, devices + 1, devices * 100 + 1, (1 << COUNT_BITS) - 1):
+        assert doubt(told(total, lie, task), devices, task)
+        found = mean_of(told(total, lie, task), devices, task)
+        assert np.array_equal(found, shortest)
+        assert np.all(np.abs(found) <= np.abs(honest) * (1 + 1e-6))
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_values_under_a_mask_that_was_not_taken_off_make_no_model_whatever_the_number_says(bits: int) -> None:
+    task, size = changed(task_of(bits=bits, most=12), max_examples=100), 512
+    row = quantized(blocks(np.zeros(size, np.float32)), size, 20, task, seed=1)
+    for seed in range(200):
+        masked = row.copy()
+        add_mask(masked, seed.to_bytes(SEED_BYTES, "big"), Expander(bits))
+        with pytest.raises(AggregationError, match="nothing was made of it"):
+            mean_of(masked, 1, task)
+    # Too few values to tell, or a group, which can be left out.
+    few = quantized(blocks(np.zeros(511, np.float32)), 511, 20, task, seed=1)
+    for total, other in ((few, task), (row, changed(task, groups=2))):
+        with pytest.raises(AggregationError, match="claims 999 examples"):
+            mean_of(told(total, 999, task), 1, other)

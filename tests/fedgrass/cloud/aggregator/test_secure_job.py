@@ -130,6 +130,28 @@ def test_a_round_releases_the_weighted_mean_of_updates_that_nobody_saw(
     ]
 
 
+@pytest.mark.parametrize("equal", [False, True])
+def test_a_device_s_false_number_of_examples_costs_the_round_nothing_but_length(
+    equal: bool, fleet: Fleet, devices: HelperDevices, tmp_path: Path
+) -> None:
+    fleet.settings = fleet.settings.overridden({"secure": {"equal": equal}})
+    for number, thing in enumerate(("press-a", "press-b", "press-c")):
+        put_masked(fleet, thing, seed=number, examples=1024)
+    # Its values keep to what was announced, its number does not; with equal it should be 1.
+    content = fleet.s3.get_object(Bucket=fleet.clients.bucket.name, Key=update_key(FLEET, ROUND, "press-c"))[
+        "Body"
+    ].read()
+    lie = (int.from_bytes(content[-4:], "little") + 900_000).to_bytes(5, "little")[:4]
+    fleet.put("press-c", content[:-4] + lie)
+    report = fleet.run()
+    assert (report.outcome, report.quarantined) == ("released", ())
+    told = "all count alike, so it changes nothing" if equal else "the step is shorter than it should be"
+    assert "examples, expected 3 to" in report.reason
+    assert told in report.reason
+    # All have as many as count at most, so that the shortest step is the right one.
+    np.testing.assert_allclose(moved(fleet, tmp_path / "model"), delta_of(fleet, [0, 1, 2]), atol=1e-6)
+
+
 @pytest.mark.parametrize("missing", NAMES)
 def test_any_one_of_three_helpers_may_be_off(
     missing: str, fleet: Fleet, devices: HelperDevices, tmp_path: Path

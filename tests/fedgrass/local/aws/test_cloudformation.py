@@ -144,6 +144,19 @@ def test_a_state_machine_of_a_template_runs(stack: Stack, unique: str) -> None:
     assert states.describe_execution(executionArn=execution)["status"] in {"RUNNING", "SUCCEEDED"}
 
 
+def test_an_entry_of_a_list_that_is_not_there_is_left_out(local_aws: LocalAwsProcess, unique: str) -> None:
+    queue = f"arn:aws:sqs:us-east-1:{local_aws.account}:{unique}"
+    absent = {"Fn::If": ["Never", {"Id": "two", "Arn": queue}, {"Ref": "AWS::NoValue"}]}
+    rule = {"EventPattern": {"source": [unique]}, "Targets": [{"Id": "one", "Arn": queue}, absent]}
+    body = {
+        "Conditions": {"Never": {"Fn::Equals": ["a", "b"]}},
+        "Resources": {"Rule": {"Type": "AWS::Events::Rule", "Properties": {**rule, "Name": unique}}},
+    }
+    local_aws.client("cloudformation").create_stack(StackName=unique, TemplateBody=json.dumps(body))
+    targets = local_aws.client("events").list_targets_by_rule(Rule=unique)["Targets"]
+    assert [target["Id"] for target in targets] == ["one"]
+
+
 def test_a_definition_can_be_in_s3(local_aws: LocalAwsProcess, unique: str) -> None:
     s3 = local_aws.client("s3")
     s3.create_bucket(Bucket=f"{unique}-code")
