@@ -16,6 +16,7 @@ from fedgrass import tensors
 from fedgrass.bundle import Bundle
 from fedgrass.data.digits import digits
 from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.simulation import report
 from fedgrass.simulation.commands import app
 from fedgrass.simulation.group_report import GroupsReport
 from fedgrass.simulation.grouped_run import simulate_groups
@@ -54,6 +55,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = np.repeat(["east", "north", "south", "west"], len(whole.x))
     np.savez(path, x=x, y=np.tile(whole.y, TURNS), site=site)
     return path
+
+
+@pytest.fixture
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The groups' own are as those of any simulation; drawing them takes longer than these rounds."""
+    monkeypatch.setattr(report, "draw", lambda *_: b"")
 
 
 def grouped(output: Path, bundle: Bundle, data: Path, groups: str, **options: Any) -> GroupsReport:
@@ -114,6 +121,7 @@ def first_by_hand(train: list[Examples], asked: list[int], clusters: int) -> lis
     return [alone[d] for d in chosen]
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_clusters_are_ifca_in_plain_numpy_and_recover_the_turns(tmp_path: Path, bundle: Bundle, data: Path) -> None:
     report = grouped(tmp_path / "s", bundle, data, f"clusters:{TURNS}", tag="site")
     lines = [json.loads(line) for line in (tmp_path / "s" / "choices.jsonl").read_text().splitlines()]
@@ -172,6 +180,7 @@ def the_models_are_judged_by_their_devices(folder: Path, report: GroupsReport) -
     assert "north" in page
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_groups_by_tag_are_federations_of_their_own(tmp_path: Path, bundle: Bundle, data: Path) -> None:
     # Models of the devices' own beside it change no update.
     settings = {"personal": {"mode": "fine_tune"}}
@@ -200,6 +209,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
+@pytest.mark.usefixtures("no_charts")
 def test_neither_processes_nor_a_break_between_two_groups_change_a_byte(
     tmp_path: Path, bundle: Bundle, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

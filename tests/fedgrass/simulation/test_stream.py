@@ -20,6 +20,7 @@ from fedgrass.simulation.run import start_of
 from fedgrass.simulation.settings import PartitionScheme, Stragglers
 from fedgrass.simulation.store import open_report
 from fedgrass.simulation.stream import Stream
+from fedgrass.simulation.virtual_device import personal_folder
 from tests.fedgrass.simulation.conftest import fleet, refused, result, run
 from tests.fedgrass.simulation.softmax import ENGINE, softmax_bundle
 
@@ -61,24 +62,27 @@ class FedBuff:
         self.x, self.y = data.x.reshape(len(data), -1).astype(np.float64), data.y
         self.seconds = seconds
         self.order: list[list[tuple[int, int]]] = []
+        self.models = [np.zeros(650)]
 
-    def trained(self, device: int, flat: Doubles) -> Doubles:
+    def trained(self, device: int, flat: Doubles, *, near: Doubles | None = None, strength: float = 0.0) -> Doubles:
         x, y = self.x[self.own[device]], self.y[self.own[device]]
+        near = flat if near is None else near
         for _ in range(STEPS):
             z = x @ flat[:640].reshape(64, 10) + flat[640:]
             p = np.exp(z - z.max(axis=1, keepdims=True))
             error = (p / p.sum(axis=1, keepdims=True) - np.eye(10)[y]) / len(y)
-            flat = flat - RATE * np.concatenate([(x.T @ error).ravel(), error.sum(axis=0)])
+            pull = strength * (flat - near)
+            flat = flat - RATE * (np.concatenate([(x.T @ error).ravel(), error.sum(axis=0)]) + pull)
         return flat
 
-    def run(self) -> Doubles:
-        models = [np.zeros(650)]
+    def run(self, rounds: int = ROUNDS) -> Doubles:
+        models = self.models
         now, base_of, done_at = 0.0, dict[int, int](), dict[int, float]()
 
         def begin(device: int) -> None:
             base_of[device], done_at[device] = version, now + self.seconds[version + 1][device]
 
-        for version in range(ROUNDS):
+        for version in range(rounds):
             for device in range(DEVICES):
                 # Idle, or so far behind that nobody would take its update.
                 if device not in done_at or version - base_of[device] > AGE:
@@ -125,6 +129,30 @@ def test_a_stream_is_fedbuff_in_plain_numpy_event_for_event(tmp_path: Path) -> N
     # Nor does it depend on processes.
     run(tmp_path / "three", STREAM, bundle=bundle, workers=2, **OPTIONS)
     assert result(tmp_path / "three") == result(tmp_path / "out")
+    # What began in the last rounds comes in later ones.
+    longer = FedBuff({number: population._needs(number, everyone) for number in range(1, ROUNDS + AGE + 1)})
+    longer.run(ROUNDS + AGE)
+    ditto_goes_its_own_way_beside_it(tmp_path, bundle, longer)
+
+
+def ditto_goes_its_own_way_beside_it(tmp_path: Path, bundle: Path, reference: FedBuff) -> None:
+    """Each device's second model is held near the base that its training began with, however old; the stream is the same."""
+    strength = 0.7
+    settings = {**STREAM, "personal": {"mode": "ditto", "strength": strength}}
+    run(tmp_path / "ditto", settings, bundle=bundle, **{**OPTIONS, "validation": 0.0})
+    assert result(tmp_path / "ditto")[1] == result(tmp_path / "out")[1]
+    began: dict[int, list[int]] = {}
+    for one in reference.order:
+        for number, device in one:
+            if number <= ROUNDS:
+                began.setdefault(device, []).append(number)
+    for device, numbers in began.items():
+        own = np.zeros(650)
+        for number in sorted(numbers):
+            own = reference.trained(device, own, near=reference.models[number - 1], strength=strength)
+        kept = tensors.load(personal_folder(tmp_path / "ditto" / "kept", device) / "ditto.safetensors")[0]
+        found = np.concatenate([kept["after/w"].ravel(), kept["after/b"]])
+        np.testing.assert_allclose(found, own, atol=1e-5, rtol=0)
 
 
 @settings(max_examples=100, deadline=None)
