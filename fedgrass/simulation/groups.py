@@ -72,7 +72,8 @@ class Members:
         """Return what devices do in a round; an update that comes late goes to the group that it was trained for."""
         duties, here = self._population.duties(number, staleness), self._chosen.get(number, frozenset())
         arrived = [(e, d) for e, d in duties.arrived if d in self._chosen.get(e, frozenset())]
-        return Assignments([d for d in duties.answers if d in here], [d for d in duties.late if d in here], arrived)
+        answers, late = ([d for d in some if d in here] for some in (duties.answers, duties.late))
+        return Assignments(answers, late, arrived, duties.parts)
 
 
 @dataclass(frozen=True)

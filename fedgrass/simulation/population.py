@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 
@@ -55,12 +55,13 @@ class Plan:
 class Assignments:
     """What devices do in a round: some answer in time; the updates of others come later, to rounds that still want them.
 
-    ``arrived`` are the updates of earlier rounds that come now: round and device of each.
+    ``arrived`` are the updates of earlier rounds that come now: round and device of each. ``parts`` are as of `Plan`.
     """
 
     answers: Sequence[int]
     late: Sequence[int] = ()
     arrived: Sequence[tuple[int, int]] = ()
+    parts: Mapping[int, float] = field(default_factory=dict)
 
     def devices(self) -> set[int]:
         """Return all of them."""
@@ -72,6 +73,7 @@ class Assignments:
             [device for device in self.answers if device in devices],
             [device for device in self.late if device in devices],
             [(number, device) for number, device in self.arrived if device in devices],
+            {device: share for device, share in self.parts.items() if device in devices},
         )
 
 
@@ -106,10 +108,10 @@ class Population:
         """
         plan = self.opened(number)[1]
         if staleness == 0:
-            return Assignments(plan.answers)
-        if self.attack is not None and self.attack.does.holds_back:
-            return self._with_held_back(number, staleness)
-        return self._duties(number, staleness)
+            return Assignments(plan.answers, parts=plan.parts)
+        holds_back = self.attack is not None and self.attack.does.holds_back
+        found = (self._with_held_back if holds_back else self._duties)(number, staleness)
+        return replace(found, parts=plan.parts)
 
     def _with_held_back(self, number: int, staleness: int) -> Assignments:
         """Return the duties of a round in which attackers hold their updates back, to send as many as count at once."""

@@ -221,7 +221,8 @@ class Worker:
         def put(device: int, content: Content) -> None:
             (waiting.keep if device in late else updates.put)(number, thing_name(device), content)
 
-        parts = self._population.opened(number)[1].parts
+        # Not worked out here: to draw the lots of a million devices takes each process as long as to train a thousand.
+        parts = task.duties.parts
         duties = [*task.duties.answers, *task.duties.late]
         whole = self._without_plain([device for device in duties if device not in parts], given, put)
         devices = [*(device for device in duties if device in parts), *whole]
