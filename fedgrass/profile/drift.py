@@ -136,7 +136,7 @@ def grouped(histogram: Doubles, groups: NDArray[np.intp], missing: Doubles) -> D
     features, row = len(histogram), GROUPS + 1
     places = groups + np.arange(features)[:, np.newaxis] * row
     counted = np.bincount(places.ravel(), weights=histogram.ravel(), minlength=features * row)
-    found: Doubles = counted.astype(np.float64).reshape(features, row)
+    found: Doubles = np.asarray(counted, np.float64).reshape(features, row)
     found[:, GROUPS] = missing
     return found
 

@@ -30,6 +30,7 @@ from fedgrass.cloud.aggregator.vector import Layout, aligned
 from fedgrass.errors import UpdateError
 from fedgrass.strategies.arithmetic.interfaces import Sums, UpdateMetadata
 from fedgrass.update.codecs import Floats
+from fedgrass.update.decoded import DecodedUpdate
 from fedgrass.update.reader import UpdateReader
 
 TOGETHER = 64
@@ -46,7 +47,7 @@ class OpenUpdate:
     """An update whose header is good. What is wrong with its values is in ``errors``, by the tile where it showed."""
 
     reference: UpdateReference
-    reader: UpdateReader
+    reader: UpdateReader | DecodedUpdate
     facts: UpdateMetadata
     squares: list[float] = field(default_factory=list)
     errors: dict[int, UpdateError] = field(default_factory=dict)
