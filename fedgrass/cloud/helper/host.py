@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fedgrass.cloud.fleet_access import MISSING, FleetAccess
+from fedgrass.cloud.fleet_access import FleetAccess
 from fedgrass.errors import MessageError
 from fedgrass.logs import Log
 from fedgrass.protocol.messages import Announcement
@@ -127,12 +127,8 @@ class HelperHost:
             self._log.log_event("sum_answered", round=announcement.round, command=command, bytes=path.stat().st_size)
 
     def _request(self, bucket: str, key: str, sha256: str) -> bytes:
-        try:
-            found = self.access.s3.get_object(Bucket=bucket, Key=key)
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in MISSING:
-                raise
-            raise MessageError(f"s3://{bucket}/{key}: it was announced, and cannot be read") from error
+        # One that cannot be read is asked for again: it is written before it is announced.
+        found = self.access.s3.get_object(Bucket=bucket, Key=key)
         # Before any of it is read: the size is what S3 says, not what the cloud chose to send.
         if found["ContentLength"] > MAX_REQUEST_BYTES:
             raise MessageError(f"request: {found['ContentLength']} bytes; at most {MAX_REQUEST_BYTES} are accepted")

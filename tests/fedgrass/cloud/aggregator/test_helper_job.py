@@ -10,6 +10,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from moto import mock_aws
 
 from fedgrass.cloud.aggregator import helpers as asking
@@ -213,15 +214,12 @@ def test_what_is_announced_and_is_not_there_as_announced_is_refused_and_the_job_
     wrong = {
         "is not what was announced": (content + b" ", content),
         "at most": (content + b" " * 11, content + b" " * 11),
-        "cannot be read": (None, content),
         "request:": (b"{}", b"{}"),
         "this helper is of 'mill'": (content.replace(b'"fleet":"mill"', b'"fleet":"mull"'),) * 2,
         "another helper's key": (content.replace(own, b"A" * 43 + b"="),) * 2,
     }
     for number, (said, (there, told)) in enumerate(wrong.items()):
-        fleet.s3.delete_object(Bucket=bucket, Key=key)
-        if there is not None:
-            fleet.s3.put_object(Bucket=bucket, Key=key, Body=there)
+        fleet.s3.put_object(Bucket=bucket, Key=key, Body=there)
         together.retained = announced(fleet, digest=f"{number:064x}"[::-1], sha256=hashlib.sha256(told).hexdigest())
         caplog.clear()
         with caplog.at_level("INFO"):
@@ -229,6 +227,15 @@ def test_what_is_announced_and_is_not_there_as_announced_is_refused_and_the_job_
         assert said in str([vars(record) for record in caplog.records])
         assert not together.host.look()  # once: it stays what it is
     assert set(fleet.keys("updates/")) == before
+    # What cannot be read is asked for again, and answered when it can be.
+    together.retained = announced(fleet, digest="ab" * 32, sha256=hashlib.sha256(content).hexdigest())
+    fleet.s3.delete_object(Bucket=bucket, Key=key)
+    for _ in range(2):
+        with pytest.raises(ClientError, match="NoSuchKey"):
+            together.host.look()
+    fleet.s3.put_object(Bucket=bucket, Key=key, Body=content)
+    assert together.host.look()
+    assert len(set(fleet.keys("updates/")) - before) == 1
 
 
 def announced(fleet: Fleet, *, digest: str, sha256: str) -> bytes:
