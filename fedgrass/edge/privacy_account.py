@@ -180,7 +180,7 @@ def _rho_kept(announcement: Announcement, helpers: Sequence[str]) -> float:
 
 
 def _rho_promised(announcement: Announcement) -> float:
-    return _rho(announcement.promised_noise or 0.0) if announcement.task == "fit" else 0.0
+    return _rho(announcement.promised_noise or 0.0) if announcement.task != "evaluate" else 0.0
 
 
 def _rho(noise_multiplier: float) -> float:

@@ -189,8 +189,8 @@ class Announcement(Message):
     ``opened_at`` and ``deadline`` are the cloud's clock. A device whose own clock is wrong takes part all the same: the
     cloud judges lateness.
 
-    ``promised_noise`` is what the cloud says that it adds to the sum of the updates, in units of the clipping norm; no device can
-    see that it does.
+    ``promised_noise`` is what the cloud says that it adds to the sum of the updates, or of the statistics, in units of the
+    clipping norm; no device can see that it does.
 
     ``max_age`` is for rounds that never wait: an update counts in so many rounds after its own, so a device goes on training when
     the round closes, and takes the newest one afterwards.

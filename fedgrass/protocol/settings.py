@@ -368,10 +368,11 @@ class FleetSettings(_Settings):
     @property
     def promised_noise(self) -> float | None:
         """What devices are told of noise that they do not add themselves, in units of the clipping norm; None: there is none."""
-        if self.task != "fit" or self.privacy.mode not in ("central", "distributed"):
+        if self.task == "evaluate" or self.privacy.mode not in ("central", "distributed"):
             return None
         # Of a tree a device's update is in a node of each level, so its part in it has as much less noise.
-        return self.privacy.noise_multiplier / math.sqrt(max(1, self.strategy.tree.bit_length()))
+        levels = self.strategy.tree.bit_length() if self.task == "fit" else 0
+        return self.privacy.noise_multiplier / math.sqrt(max(1, levels))
 
     @property
     def takes_partial_work(self) -> bool:

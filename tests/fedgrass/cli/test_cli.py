@@ -5,18 +5,25 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import pytest
+from moto import mock_aws
 from typer.testing import CliRunner
 
+from fedgrass.account import Account
 from fedgrass.bundle import GRAPH, Bundle
 from fedgrass.cli import app, cli
 from fedgrass.cli.device import changed
 from fedgrass.cli.rounds import merge, parse_setting
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol.messages import FitTask
+from fedgrass.protocol.secure import encoded_key
+from fedgrass.protocol.tables import load_settings
 from tests.fedgrass.partly_local import partly_local
+from tests.fixtures.tables import create_tables
 
 BUNDLE = Path(__file__).resolve().parents[3] / "examples" / "digits" / "bundle"
 
@@ -96,3 +103,28 @@ def test_training_on_one_device_with_a_value_out_of_range_names_the_option(name:
     with pytest.raises(ConfigurationError, match=f"--{name.replace('_', '-')}: .*found {value!r}"):
         changed(FitTask(), **{name: value})
     assert changed(FitTask(epochs=3), epochs=None, learning_rate=0.1) == FitTask(epochs=3, learning_rate=0.1)
+
+
+def test_helpers_of_other_accounts_are_pinned_by_the_keys_that_their_owners_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = [encoded_key(bytes([number]) * 32) for number in (1, 2)]
+    given = [f"{number}11111111111-audit={key}" for number, key in enumerate(keys, start=1)]
+    with mock_aws():
+        resource = boto3.resource("dynamodb", region_name="us-east-1")
+        create_tables(resource.meta.client, rounds="rounds", devices="devices")
+        tables_of = SimpleNamespace(rounds_table=resource.Table("rounds"), devices_table=resource.Table("devices"))
+        monkeypatch.setattr(Account, "of", lambda _fleet: tables_of)
+        done = CliRunner().invoke(cli, ["fleet", "helpers", *given, "--fleet", "mill"])
+        assert done.exit_code == 0, done.exception
+        secure = load_settings(tables_of.rounds_table, "mill").secure
+        assert secure is not None
+        assert [(one.name, one.key) for one in secure.helpers] == [
+            ("111111111111-audit", keys[0]),
+            ("211111111111-audit", keys[1]),
+        ]
+        # What is no key, or a device that tells none, pins nobody.
+        for wrong, said in ((["111111111111-audit=AAAA"], "not a public key"), (["press-1"], "tells no helper's key")):
+            refused = CliRunner().invoke(cli, ["fleet", "helpers", given[1], *wrong, "--fleet", "mill"])
+            assert said in str(refused.exception)
+        assert load_settings(tables_of.rounds_table, "mill").secure == secure

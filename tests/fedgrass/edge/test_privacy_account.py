@@ -188,6 +188,7 @@ def test_an_account_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
         ({"privacy": {"mode": "central", "noise_multiplier": 2.0}}, 2.0),
         ({"privacy": {"mode": "central", "noise_multiplier": 2.0, "adaptive_clip": {}}}, 2.0),
         ({"privacy": {"mode": "central"}, "task": "evaluate"}, None),
+        ({"privacy": {"mode": "central", "noise_multiplier": 2.0}, "task": "statistics"}, 2.0),
         # A tree of 8 rounds: a device's update is in four nodes, one of each level.
         (
             {
