@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.startup`` starts each in a process of its own, in turns, and keeps the least processor time of several; the
 table goes to standard error, one line of JSON to standard output. A function's figure is Lambda's init phase as far as it is
-Python's: its module with all that it imports. ``fedgrass fleet list`` asks an endpoint that refuses at once, so no network is
-waited for. Needs the extra ``local``. ``--dependencies`` packs the functions' third-party wheels too, which pip gets from its
-index.
+Python's: its module with all that it imports, and the clients that it makes then; without awscrt, which Lambda does not have.
+``fedgrass fleet list`` asks an endpoint that refuses at once, so no network is waited for. Needs the extra ``local``.
+``--dependencies`` packs the functions' third-party wheels too, which pip gets from its index.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ from fedgrass.checkout import checkout
 from fedgrass.cloud.infrastructure.package import functions_archive
 
 _PYTHON = "python itself"
+_SETTINGS = ("FLEET", "ACCOUNT", "BUCKET", "ROUNDS_TABLE", "DEVICES_TABLE")
+_AS_LAMBDA = (
+    "import os, sys; sys.modules['awscrt'] = None; os.environ['AWS_LAMBDA_FUNCTION_NAME'] = 'function'; "
+    f"os.environ.update(dict.fromkeys(('FEDGRASS_' + name for name in {_SETTINGS}), 'name'))"
+)
 _COMMAND = "import sys; sys.argv[0] = 'fedgrass'; from fedgrass.cli import app; app()"
 
 
@@ -68,7 +73,7 @@ def started() -> dict[str, list[str]]:
     for path in sorted((root / "components").glob("*/__main__.py")):
         found[f"component {path.parent.name}"] = f"import components.{path.parent.name}.__main__"
     for module in _handlers(root):
-        found[f"function {module}"] = f"import fedgrass.cloud.rounds.{module}"
+        found[f"function {module}"] = f"{_AS_LAMBDA}; import fedgrass.cloud.rounds.{module}"
     commands = {name: [sys.executable, "-c", code] for name, code in found.items()}
     for words in (["--help"], ["--version"], ["fleet", "list", "--fleet", "none"]):
         commands["fedgrass " + " ".join(words[:2])] = [sys.executable, "-c", _COMMAND, *words]

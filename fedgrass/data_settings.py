@@ -45,7 +45,9 @@ Names = Annotated[tuple[Annotated[str, Field(max_length=200)], ...], BeforeValid
 class DataSettings(BaseModel):
     """Where a device's examples are, as the component's configuration says it (camelCase there)."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True, defer_build=True
+    )
 
     loader: str = Field(
         default="npz",

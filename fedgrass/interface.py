@@ -24,7 +24,7 @@ _NONE_OF = f"and does not begin with {', '.join(PREFIXES)}"
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class TensorDescription(_Model):
@@ -51,7 +51,7 @@ class Head(_Model):
     output: TensorDescription
     y: TensorDescription
     loss: Loss
-    loss_options: LossOptions = LossOptions()
+    loss_options: LossOptions = Field(default_factory=LossOptions)
     weight: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     class_names: tuple[str, ...] = ()
 

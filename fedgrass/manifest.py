@@ -35,7 +35,7 @@ Native = Literal["float64", "float16", "int64", "int32", "int16", "int8", "uint8
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class SelfTest(_Model):
@@ -120,10 +120,10 @@ class Manifest(_Model):
         default=(), max_length=64, description="Several outputs, one after another in the rows that y and output are"
     )
     class_names: tuple[str, ...] = ()
-    data: DataDescription = DataDescription()
+    data: DataDescription = Field(default_factory=DataDescription)
     loss: Loss
-    loss_options: LossOptions = LossOptions()
-    optimizer: Optimizer = Optimizer()
+    loss_options: LossOptions = Field(default_factory=LossOptions)
+    optimizer: Optimizer = Field(default_factory=Optimizer)
     self_test: SelfTest | None = None
     vocabulary: int | None = Field(
         default=None, ge=1, description="Tokens in x are from 0 to one less; None: not known"
@@ -164,7 +164,7 @@ class Manifest(_Model):
     constants: tuple[Constant, ...] = Field(default=(), max_length=MAX_TENSORS)
     files: dict[str, FileDescription]
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
     @model_validator(mode="after")
     def _parameters_are_named_once_and_shared(self) -> Manifest:

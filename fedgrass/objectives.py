@@ -31,7 +31,7 @@ OptimizerName = Literal["sgd", "momentum", "adam", "adamw", "rmsprop", "adagrad"
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class LossOptions(_Model):

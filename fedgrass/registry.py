@@ -13,12 +13,14 @@ import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import fedgrass
 from fedgrass.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 T = TypeVar("T")
 
@@ -104,12 +106,20 @@ class Registry(Generic[T]):
         return cast(T, part)
 
     def _entry_points(self) -> Collection[EntryPoint]:
-        return _registered(self.group, tuple(sys.path))
+        return registered(self.group)
 
 
+def registered(group: str) -> Collection[EntryPoint]:
+    """Return a group's entry points; those of all installed packages are read once for each group."""
+    return _registered(group, tuple(sys.path))
+
+
+# Read once: reading takes 30 ms where many packages are installed, and names that devices send are looked up too.
 @lru_cache(maxsize=32)
 def _registered(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Return a group's entry points: read once, for names that devices send are looked up too."""
+    # Imported here: it brings mail and zip archives with it, and built-in names are found without it.
+    from importlib.metadata import entry_points
+
     return tuple(entry_points(group=group))
 
 

@@ -136,11 +136,41 @@ def test_no_two_files_of_tests_have_one_name() -> None:
     assert {name for name, count in names.items() if count > 1} == set(), "pytest collects only the first of them"
 
 
-@pytest.mark.parametrize(
-    "module",
-    [*(f"components.{name}.__main__" for name in ("heartbeat", "model_deployer", "trainer")), "fedgrass.edge.admit"],
-)
-def test_a_component_lives_without_numpy(module: str) -> None:
-    code = f"import sys, {module}; print(sorted({{'numpy', 'ai_edge_litert', 'boto3'}} & sys.modules.keys()))"
+# What is never imported before it is used, by entry: most of a process's start is imports (`benchmarks.startup`). Pydantic looks
+# for plugins with the first model that it builds, so one that is built while modules are imported shows by them.
+MODELS_BUILT = "pydantic.plugin._loader"
+ANYWHERE = {"numpy", "ai_edge_litert", "tensorflow", "torch", "flwr", "pandas", "sklearn", MODELS_BUILT}
+AWS = {"boto3", "botocore", "s3transfer"}
+ON_DEVICES = ANYWHERE | AWS | {"rich", "typer", "cryptography", "fedgrass.protocol.settings", "fedgrass.strategies"}
+FOR_HELP = ANYWHERE | AWS | {"pydantic", "cryptography", "fedgrass.protocol", "fedgrass.cloud"}
+LATER: dict[str, set[str]] = {
+    **{f"components.{name}.__main__": ON_DEVICES for name in ("heartbeat", "model_deployer", "trainer")},
+    "fedgrass.edge.admit": ON_DEVICES | {"awscrt"},
+    # All of the functions at once.
+    ", ".join(
+        f"fedgrass.cloud.rounds.{path.stem}"
+        for path in sorted((ROOT / "fedgrass/cloud/rounds").glob("*.py"))
+        if "def handler(" in path.read_text()
+    ): ANYWHERE | {"rich", "typer", "cryptography", "zstandard"},
+    "fedgrass.cli": FOR_HELP,
+    "fedgrass.cli.fleet": ANYWHERE | AWS | {"cryptography", "fedgrass.cloud"},
+}
+
+
+@pytest.mark.parametrize("modules", LATER, ids=lambda modules: modules.partition(",")[0])
+def test_what_takes_long_to_import_is_imported_when_it_is_used(modules: str) -> None:
+    code = f"import sys, {modules}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    loaded = set(done.stdout.split())
+    assert loaded >= set(modules.split(", "))
+    assert loaded & LATER[modules] == set()
+
+
+def test_help_imports_no_command() -> None:
+    code = (
+        "import sys; sys.argv = ['fedgrass', '--help']\nfrom fedgrass.cli import app\n"
+        "try: app()\nfinally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "simulate" in done.stdout
+    assert set(done.stderr.split()) & FOR_HELP == set()

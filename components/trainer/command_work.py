@@ -28,7 +28,7 @@ _MOST_METRICS, _LONGEST_NAME = 16, 40
 class _Set(BaseModel):
     """The model that the operator set, in force until another is."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     base: Base
     bucket: str

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from components.trainer.attempts import Attempts
 from components.trainer.rounds import answer_key
-from components.trainer.runner import STOPPED, Runner
+from components.trainer.runner import Runner, stopped
 from components.trainer.task import Report, Result, Task, Watched
 from fedgrass.edge.resource_policy import Pause, ResourcePolicy, UnavailableError
 from fedgrass.edge.settings import RuntimeSettings, TrainerSettings
@@ -138,7 +138,7 @@ class Job:
     def _run(self) -> None:
         result = self._work()
         # An update that was finished just before the cancelling counts: all its work is done.
-        self._ended(STOPPED if self._cancelled.is_set() and result.sha256 is None else result)
+        self._ended(stopped() if self._cancelled.is_set() and result.sha256 is None else result)
 
     def _work(self) -> Result:
         try:

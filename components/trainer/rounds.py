@@ -32,7 +32,7 @@ on. ``passed``: this device was not asked."""
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     announcement: Announcement
     phase: Phase

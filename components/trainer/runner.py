@@ -18,8 +18,6 @@ from fedgrass.errors import MessageError
 from fedgrass.logs import Log
 from fedgrass.protocol.message import as_reason
 
-STOPPED = Result(status="stopped")
-
 # Between two looks at orders: a change of the limits reaches the child within this time.
 _LOOK_SECONDS = 0.2
 # The nucleus kills a component some seconds after it asked it to leave; what a batch takes longer is lost.
@@ -27,6 +25,11 @@ _STOP_SECONDS = 3.0
 _REST_SECONDS = 1.0
 # Starts that may fail before the work is to blame: Runtime replaces its packages within seconds.
 _MOST_NOT_BEGUN = 5
+
+
+def stopped() -> Result:
+    """Return what becomes of work that is told to stop."""
+    return Result(status="stopped")
 
 
 class DiedError(Exception):
@@ -87,7 +90,7 @@ class Runner:
         # With a time-out, so that work that waits for its turn can be cancelled.
         while not self._busy.acquire(timeout=_LOOK_SECONDS):
             if cancelled.is_set():
-                return STOPPED
+                return stopped()
         not_begun = 0
         try:
             while True:
@@ -96,7 +99,7 @@ class Runner:
                     reason = as_reason(attempts.given_up(what))
                     return Result(status="declined", reason=reason, given_up=True)
                 try:
-                    return STOPPED if cancelled.is_set() else self._once(task, cancelled, told)
+                    return stopped() if cancelled.is_set() else self._once(task, cancelled, told)
                 except DiedError as error:
                     self._log.log_event("child_died", during=what, reason=str(error))
                     if not error.began and not_begun < _MOST_NOT_BEGUN:
@@ -135,7 +138,7 @@ class Runner:
             child.died_of()
         # A result counts however the process ended: unloading native libraries may crash, too.
         if heard.result is not None or orders.killed:
-            return heard.result or STOPPED
+            return heard.result or stopped()
         raise DiedError(cause or "without a result", began=heard.any or cause.startswith("by signal"))
 
     def _order(self, *, stop: bool) -> Order:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from fedgrass.registry import registered
 
 if TYPE_CHECKING:
     from typer import _click as click
@@ -65,7 +67,7 @@ class Part:
 def plugins(group: str) -> dict[str, Part]:
     """Return the entry points of a group by name: ``group.name`` belongs to that group, a plain name to the root, ``""``."""
     found = {}
-    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+    for entry in sorted(registered(ENTRY_POINT_GROUP), key=lambda entry: entry.name):
         owner, _, name = entry.name.rpartition(".")
         if owner == group:
             found[name] = Part(entry, SUMMARIES.get(entry.name, ""))

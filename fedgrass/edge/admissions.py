@@ -22,7 +22,7 @@ _KEPT = 100
 class Admission(BaseModel):
     """What became of a model, and which one is active since."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     number: int
     version: Version
@@ -33,7 +33,7 @@ class Admission(BaseModel):
     at: AwareDatetime
 
 
-class _Verdict(BaseModel):
+class _Verdict(BaseModel, defer_build=True):
     """A refusal that need not be judged again: the digest of what was asked, and when."""
 
     question: str

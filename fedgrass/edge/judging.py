@@ -36,7 +36,7 @@ class Case(BaseModel):
     ``builders``: where code that comes with models is unpacked to. ``own``: what this device has for itself, by kind.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     candidate: Path
     active: Path | None
@@ -52,7 +52,7 @@ class Judgement(BaseModel):
     ``thresholds`` are anomaly detectors' on this device's examples, of the fleet's model and of the chosen one.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     admitted: bool
     chosen: str = "fleet"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from fedgrass.edge.backoff import Backoff
 from fedgrass.errors import IpcError, TransferError
@@ -23,7 +23,7 @@ from fedgrass.logs import Log
 _DELIVERED = "delivered.json"
 
 
-class _Kept(BaseModel):
+class _Kept(BaseModel, defer_build=True):
     """A message as it lies on disk."""
 
     key: str
@@ -31,7 +31,7 @@ class _Kept(BaseModel):
     payload: str
 
 
-_Keys = TypeAdapter(list[str])
+_Keys = TypeAdapter(list[str], config=ConfigDict(defer_build=True))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ _KEYS_KEPT = 8
 
 
 class _Spent(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     rounds: int = Field(default=0, ge=0)
     rho: float = Field(default=0.0, ge=0, allow_inf_nan=False)

@@ -24,7 +24,7 @@ MAX_BYTES: Final = 1 << 16
 class Score(BaseModel):
     """How an application scores, and when it raises an alarm. ``fleet`` is the fleet's threshold, whichever is used."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     score: Literal["mean_squared_error"] = "mean_squared_error"
     quantile: float = Field(gt=0, lt=1)

@@ -37,14 +37,16 @@ EXIT_CONFIGURATION = 78
 class Settings(BaseModel):
     """Base of a component's configuration. Unknown keys (``accessControl`` among them) are ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", alias_generator=to_camel, populate_by_name=True, defer_build=True
+    )
 
 
 class RuntimeSettings(Settings):
     """What all components of a device share: the configuration of ``com.fedgrass.Runtime``."""
 
     fleet: FleetName
-    data: DataSettings = DataSettings()
+    data: DataSettings = Field(default_factory=DataSettings)
     engine: str = Field(
         default="litert",
         min_length=1,
@@ -80,7 +82,7 @@ class RuntimeSettings(Settings):
 class Window(BaseModel):
     """A time of day in the device's own zone: from ``start``, up to and without ``end``; over midnight if that is earlier."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     start: time
     end: time

@@ -40,7 +40,7 @@ class Upload(BaseModel):
     ``statuses_from`` where in the status stream its end will be told. ``message`` is the sender's, kept for it.
     """
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", defer_build=True)
 
     name: str
     file: str

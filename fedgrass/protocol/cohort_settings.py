@@ -10,7 +10,7 @@ from fedgrass.protocol.message import Where
 class CohortSettings(BaseModel):
     """Who is asked, beside ``fraction``; each device finds out by itself from the announcement, whose size is fixed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     size: int = Field(
         default=0, ge=0, le=10_000_000, description="Devices whose updates a round wants; 0: ``fraction`` says how many"

@@ -38,7 +38,7 @@ class TrainerStatus(Message):
     reason: Reason = ""
     component_version: ComponentVersion = ""
     helper_key: Annotated[str, Field(max_length=44)] = ""
-    tally: Tally = Tally()
+    tally: Tally = Field(default_factory=Tally)
     drift: Drift | None = None
     last_error: LastError = ""
 
@@ -75,7 +75,7 @@ class Heartbeat(Message):
     drift: Drift | None = None
     tags: Tags = Field(default={})
     model_version: Version | None = None
-    trainer: TrainerStatus = TrainerStatus()
+    trainer: TrainerStatus = Field(default_factory=TrainerStatus)
     components: Annotated[dict[Annotated[str, Field(max_length=128)], ComponentVersion], Field(max_length=16)] = Field(
         default={}
     )

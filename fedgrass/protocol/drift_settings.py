@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class DriftSettings(BaseModel):
     """When the fleet counts as drifted, and what is done then (docs/how-to/drift.md)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     action: Literal["off", "alarm", "evaluate", "round"] = Field(
         default="off",

@@ -207,8 +207,8 @@ class Announcement(Message):
     base: Base
     compare: Base | None = None
     cohort: Cohort
-    fit: FitTask = FitTask()
-    update: UpdateTask = UpdateTask()
+    fit: FitTask = Field(default_factory=FitTask)
+    update: UpdateTask = Field(default_factory=UpdateTask)
     secure: SecureTask | None = None
     statistics: StatisticsTask | None = None
     personal: PersonalTask | None = None
@@ -270,7 +270,7 @@ class Command(Message):
     key: ObjectKey | None = None
     sha256: Sha256 | None = None
     base: Base | None = None
-    fit: FitTask = FitTask()
+    fit: FitTask = Field(default_factory=FitTask)
     version: Version | None = None
     reason: Reason = ""
 

@@ -12,7 +12,7 @@ from fedgrass.protocol.messages import PersonalTask
 class PersonalSettings(BaseModel):
     """A model of each device's own beside the fleet's (docs/personal.md); its application loads whichever is better there."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     mode: Literal["none", "fine_tune", "ditto"] = Field(
         default="none",

@@ -12,14 +12,14 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from fedgrass.protocol.message import Finite
-from fedgrass.protocol.settings import Privacy
+from fedgrass.protocol.privacy_settings import Privacy
 
 MOST_SPENDS = 1000
 """Kinds of rounds that a ledger tells apart: it has to fit into a DynamoDB item of 400 kB."""
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class Spend(_Part):

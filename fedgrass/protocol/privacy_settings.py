@@ -14,7 +14,7 @@ class AdaptiveClip(BaseModel):
     Andrew et al., "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021, https://arxiv.org/abs/1905.03871
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     quantile: float = Field(default=0.5, gt=0, lt=1, description="Share of the updates that should not be clipped")
     learning_rate: float = Field(default=0.2, gt=0, le=1, description="Step of the norm's logarithm in each round")
@@ -36,7 +36,7 @@ class Privacy(BaseModel):
     With ``epsilon_budget``, rounds without noise are refused: they have no finite ε.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     mode: Literal["none", "central", "distributed", "local"] = "none"
     clip_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="L2 norm that an update is clipped to")

@@ -71,7 +71,7 @@ R = TypeVar("R", bound="Record")
 class Record(BaseModel):
     """Base of every item. Unknown attributes are ignored, so that old readers survive new writers."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     def to_item(self) -> dict[str, Any]:
         """Return the item's attributes, without those that are None."""
@@ -162,7 +162,7 @@ class FleetState(Record):
     )
     model: Base | None = None
     released: Released | None = None
-    privacy: PrivacyLedger = PrivacyLedger()
+    privacy: PrivacyLedger = Field(default_factory=PrivacyLedger)
     profile: ProfileReference | None = Field(default=None, description="The newest that a round of statistics made")
 
     def released_next(self, model: Base, by: Word) -> Released:

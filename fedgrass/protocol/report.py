@@ -65,7 +65,7 @@ UNKNOWN_THING = "unknown_thing"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
 
 class UpdateEntry(_Part):

@@ -55,7 +55,7 @@ def encoded_key(key: bytes) -> str:
 class Helper(BaseModel):
     """Who opens the masks of a set of devices together, with the X25519 public key that seeds are sealed for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: ThingName
     key: Annotated[str, Field(max_length=44)]
@@ -73,7 +73,7 @@ class Masking(BaseModel):
     ``most`` is the most devices that are summed together.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     helpers: Annotated[tuple[Helper, ...], Field(min_length=2, max_length=MOST_HELPERS)]
     collude: int = Field(default=1, ge=1, lt=MOST_HELPERS, description="Helpers that may tell the cloud all they know")

@@ -19,7 +19,7 @@ _LEAST = 2
 class Secure(Masking):
     """Secure aggregation, strict about names: the cloud sees sums of updates only (docs/secure-aggregation.md)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     most: int = Field(
         default=0,

@@ -26,19 +26,19 @@ from fedgrass.strategies import Strategy as BuiltStrategy
 
 class _Settings(BaseModel):
     # A misspelt setting must not pass silently: unlike messages, settings are written by hand.
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Fit(FitTask):
     """Local training, strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Update(UpdateTask):
     """Encoding of updates, strict about names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     @field_validator("codec")
     @classmethod
@@ -207,7 +207,7 @@ class FleetSettings(_Settings):
         default=10, ge=1, le=10_000_000, description="With mode asynchronous: updates that start an aggregation"
     )
     fraction: float = Field(default=1.0, gt=0, le=1, description="Share of the fleet that is asked")
-    cohort: CohortSettings = CohortSettings()
+    cohort: CohortSettings = Field(default_factory=CohortSettings)
     min_devices: int = Field(default=2, ge=1, description="Devices that must be able to train for a round to open")
     min_updates: int = Field(default=2, ge=1, description="Updates that a round needs to change anything")
     quorum: float = Field(
@@ -220,19 +220,19 @@ class FleetSettings(_Settings):
         ge=1,
         description="Release only in rounds whose number is a multiple of it; others' models are just the next round's base",
     )
-    fit: Fit = Fit()
-    update: Update = Update()
-    personal: PersonalSettings = PersonalSettings()
-    strategy: Strategy = Strategy()
-    checks: Checks = Checks()
-    privacy: Privacy = Privacy()
-    gate: Gate = Gate()
-    inference: Inference = Inference()
-    aggregation: Aggregation = Aggregation()
-    rollout: Rollout = Rollout()
-    tracking: Tracking = Tracking()
-    statistics: Statistics = Statistics()
-    drift: DriftSettings = DriftSettings()
+    fit: Fit = Field(default_factory=Fit)
+    update: Update = Field(default_factory=Update)
+    personal: PersonalSettings = Field(default_factory=PersonalSettings)
+    strategy: Strategy = Field(default_factory=Strategy)
+    checks: Checks = Field(default_factory=Checks)
+    privacy: Privacy = Field(default_factory=Privacy)
+    gate: Gate = Field(default_factory=Gate)
+    inference: Inference = Field(default_factory=Inference)
+    aggregation: Aggregation = Field(default_factory=Aggregation)
+    rollout: Rollout = Field(default_factory=Rollout)
+    tracking: Tracking = Field(default_factory=Tracking)
+    statistics: Statistics = Field(default_factory=Statistics)
+    drift: DriftSettings = Field(default_factory=DriftSettings)
     secure: Secure | None = Field(
         default=None, description="Secure aggregation: its helpers, and how updates are masked; null: none"
     )

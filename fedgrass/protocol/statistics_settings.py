@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Statistics(BaseModel):
     """What a round of statistics measures (docs/how-to/profile.md)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     bins: int = Field(default=64, ge=2, le=1024, description="Bins of each feature's histogram")
     low: float | None = Field(

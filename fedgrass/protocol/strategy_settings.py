@@ -14,7 +14,7 @@ from fedgrass.errors import ConfigurationError
 class Strategy(BaseModel):
     """How updates are combined: a name and its options."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str = Field(default="fedavg", max_length=200)
     options: dict[str, Any] = Field(default_factory=dict)

@@ -50,7 +50,7 @@ _Counts = tuple[_Count, ...]
 class Histogram(BaseModel):
     """Scores of one label by bin: of the examples that have it, and of those that have not."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     with_label: Annotated[_Counts, Field(max_length=MOST_BINS)] = Field(alias="p")
     without: Annotated[_Counts, Field(max_length=MOST_BINS)] = Field(alias="n")
@@ -65,7 +65,7 @@ class Histogram(BaseModel):
 class Output(BaseModel):
     """One output of a regression: its labels' mean, their summed squared distance from it, and the squared errors' sum."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     mean: _Value = Field(alias="m")
     spread: _Square = Field(alias="v")
@@ -79,7 +79,7 @@ class Sums(BaseModel):
     label: how often it was rightly given (``right``), given (``given``) and true (``true``).
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
     kind: Literal["classes", "labels", "values"] = Field(alias="k")
     rows: Annotated[float, Field(gt=0, le=1 << 53, allow_inf_nan=False)] = Field(alias="n")

@@ -27,7 +27,7 @@ class BoxCheck(BaseModel):
     Of each of several groups it says how many devices it has known for long enough, and ``least``, how many it asks for.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     digest: Sha256
     refused: _Reason = ""
@@ -79,7 +79,7 @@ def most_bytes(devices: int) -> int:
 class Checked(BaseModel):
     """What is made of the helpers' checks: who can sum, and the devices and groups that are left out, with reasons."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     helpers: tuple[int, ...]
     unopened: dict[str, str] = {}

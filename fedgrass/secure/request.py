@@ -27,7 +27,7 @@ class Member(BaseModel):
     update says of its seeds: a device that seals other seeds for one helper than for another is found by it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     thing: ThingName
     group: int = Field(default=0, ge=0, lt=MOST_GROUPS)
@@ -41,7 +41,7 @@ class AcceptedSet(BaseModel):
     ``adding`` are the helpers that add noise, by number, in order; all of them must answer. Empty: none does.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     fleet: FleetName
     round: RoundNumber
@@ -86,7 +86,7 @@ class SumRequest(BaseModel):
     With ``check`` the helper is asked which of the boxes open (`fedgrass.secure.check`), and for no sum.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     accepted: AcceptedSet
     helper: int = Field(ge=0)

@@ -25,7 +25,7 @@ DEVICES = "devices.csv"
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class GroupReport(_Part):

@@ -25,7 +25,7 @@ CHOICES = "choices.jsonl"
 class Choice(BaseModel):
     """A round's devices, and by place the group of each; ``losses`` are of the chosen model on the device's training examples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     round: int
     devices: tuple[int, ...]

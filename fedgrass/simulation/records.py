@@ -9,7 +9,7 @@ from fedgrass.simulation.settings import Simulation
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
 
 class SimulatedRound(_Part):

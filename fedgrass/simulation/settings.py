@@ -118,7 +118,7 @@ class Grouping:
 class Simulation(BaseModel):
     """One simulation. The same one gives the same models and the same reports, however many processes work on it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     parameters_sha256: str = Field(description="Of the model that it starts from")
     graph_sha256: str

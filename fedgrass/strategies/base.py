@@ -31,7 +31,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class StrategyOptions(BaseModel):
     """Base of all options: a misspelt one must not pass silently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Clipping(StrategyOptions):

@@ -85,7 +85,7 @@ _REASONS: dict[str, Reason] = {
 class UpdateHeader(BaseModel):
     """An update's identity and what the device claims of it: the aggregator checks all of it."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
     schema_: Literal["1"] = Field(default="1", alias="schema")
     fleet: FleetName

@@ -29,7 +29,7 @@ _INSTANCES = "FEDGRASS_INSTANCES"
 class FleetPlace(BaseModel):
     """Where a fleet is in AWS."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     fleet: FleetName
     bucket: str = Field(min_length=3, max_length=63)

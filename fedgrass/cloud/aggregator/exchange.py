@@ -56,7 +56,7 @@ class ObjectStore(Protocol):
 
 
 class _Told(BaseModel):
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     good: tuple[tuple[UpdateReference, UpdateMetadata], ...]
     refused: tuple[QuarantinedEntry, ...]

@@ -37,7 +37,7 @@ _MODULE = "fedgrass.cloud.aggregator.own_engine"
 class Case(BaseModel):
     """The child's input: folders of both models, the data's file, and the engine."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     engine: str
     builder: str
@@ -49,7 +49,7 @@ class Case(BaseModel):
 class Figures(BaseModel):
     """Figures of base and model. ``reason`` is why the model has none; a base may have none."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, defer_build=True)
 
     base: Evaluation | None = None
     new: Evaluation | None = None

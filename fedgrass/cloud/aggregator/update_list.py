@@ -21,7 +21,7 @@ _MOST_BYTES = 1 << 29
 class UpdateList(BaseModel):
     """``updates.json``: what a round's result depends on."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, defer_build=True)
 
     schema_: int = Field(default=1, alias="schema")
     updates: tuple[UpdateReference, ...]

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 _MAX_LIST_BYTES = 64 << 20  # some 300,000 updates; functions have 512 MB
 
 
-class _Entry(BaseModel):
+class _Entry(BaseModel, defer_build=True):
     key: str
 
 
-class _List(BaseModel):
+class _List(BaseModel, defer_build=True):
     updates: tuple[_Entry, ...]
 
 

@@ -33,7 +33,7 @@ _MOST_BYTES = 1 << 16
 class Beginning(BaseModel):
     """What an app's first model is of."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     name: str
     code: str

@@ -31,7 +31,7 @@ _STOPPED = 128 + signal.SIGTERM
 class HelperJobSettings(BaseModel):
     """The job's environment, without the prefix ``FEDGRASS_HELPER_``."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     fleet: FleetName
     name: ThingName = Field(description="<this account's number>-<name of your choice>")

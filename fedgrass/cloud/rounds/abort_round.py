@@ -22,21 +22,21 @@ from fedgrass.protocol.writes import put_item, update_item
 _NOTED_SECONDS = 7 * 86_400  # longer than any function of an ended execution goes on
 
 
-class Failure(BaseModel):
+class Failure(BaseModel, defer_build=True):
     """What a Catch of the state machine passes."""
 
     error: str = Field(alias="Error")
     cause: str | None = Field(default=None, alias="Cause")
 
 
-class AbortRequest(BaseModel):
+class AbortRequest(BaseModel, defer_build=True):
     """What the state machine passes."""
 
     execution: str
     failure: Failure
 
 
-class ExecutionEnd(BaseModel):
+class ExecutionEnd(BaseModel, defer_build=True):
     """Detail of "Step Functions Execution Status Change"."""
 
     execution: str = Field(alias="executionArn")

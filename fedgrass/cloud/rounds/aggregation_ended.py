@@ -20,7 +20,7 @@ from fedgrass.protocol.tables import load_round, load_state
 _NO_MEMORY = re.compile(r"exit code: 137\b|out[ _]?of[ _]?memory|more memory", re.IGNORECASE)
 
 
-class JobEvent(BaseModel):
+class JobEvent(BaseModel, defer_build=True):
     """EventBridge's event about a job; the detail is what DescribeProcessingJob answers."""
 
     detail: dict[str, Any]

@@ -20,7 +20,7 @@ from fedgrass.protocol.names import check_device
 _SERIAL = "SerialNumber"
 
 
-class Claim(BaseModel):
+class Claim(BaseModel, defer_build=True):
     """What IoT Core passes of the device's RegisterThing request."""
 
     template: str = Field(alias="templateArn")

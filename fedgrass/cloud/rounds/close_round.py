@@ -14,7 +14,7 @@ from fedgrass.protocol.tables import load_round
 _REASON = 300  # characters; the whole reason is in the round's record
 
 
-class CloseRequest(BaseModel):
+class CloseRequest(BaseModel, defer_build=True):
     """What the state machine passes: how many rounds it is to run, and the results of those before this one."""
 
     round: RoundNumber

@@ -18,7 +18,7 @@ from fedgrass.protocol.names import parse_device_topic
 N = TypeVar("N", UpdateNotice, ModelNotice)
 
 
-class Delivery(BaseModel):
+class Delivery(BaseModel, defer_build=True):
     """A topic rule's event."""
 
     topic: str = Field(max_length=256)

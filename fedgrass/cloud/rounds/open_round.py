@@ -37,7 +37,7 @@ _FORGOTTEN = "forgotten"
 _PROVISIONING_SECONDS = 900  # a Processing job's own limit counts from when its machine is there
 
 
-class OpenRequest(BaseModel):
+class OpenRequest(BaseModel, defer_build=True):
     """What the state machine passes: its execution, that execution's input, and the rounds it has closed so far."""
 
     execution: str

@@ -10,7 +10,7 @@ from fedgrass.logs import log_event
 from fedgrass.protocol.roster import is_of_fleet
 
 
-class DeploymentDetail(BaseModel):
+class DeploymentDetail(BaseModel, defer_build=True):
     """Detail of "Greengrass V2 Effective Deployment Status Change"."""
 
     deployment: str = Field(alias="deploymentId")
@@ -18,7 +18,7 @@ class DeploymentDetail(BaseModel):
     reason: str = ""
 
 
-class DeploymentEvent(BaseModel):
+class DeploymentEvent(BaseModel, defer_build=True):
     """The event; its one resource is the core device."""
 
     resources: list[str]

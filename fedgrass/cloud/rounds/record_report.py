@@ -20,7 +20,7 @@ from fedgrass.protocol.tables import load_round, rounds_between
 _LOOK_BACK = 20  # rounds
 
 
-class RoundRequest(BaseModel):
+class RoundRequest(BaseModel, defer_build=True):
     """What the state machine passes."""
 
     round: RoundNumber

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _GONE = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}
 
 
-class TokenRequest(BaseModel):
+class TokenRequest(BaseModel, defer_build=True):
     """What the state machine passes to a task that waits; ``larger`` if the round's job ran out of memory before."""
 
     round: RoundNumber

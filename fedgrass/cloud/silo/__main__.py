@@ -32,7 +32,7 @@ _STOPPED = 128 + signal.SIGTERM
 class SiloSettings(BaseModel):
     """Hyperparameters of the job; SageMaker makes text of all of them."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
     fleet: FleetName
     silo: ThingName = Field(description="<this account's number>-<name of your choice>")
