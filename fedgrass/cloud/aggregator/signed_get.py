@@ -7,7 +7,6 @@ which knows it all and has the words for it. Why so: docs/decisions/0067-updates
 
 from __future__ import annotations
 
-import random
 import ssl
 import threading
 import time
@@ -26,6 +25,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.exceptions import BotoCoreError
 from botocore.httpsession import get_cert_path
 from botocore.utils import percent_encode
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 from urllib3.util.wait import wait_for_read
 
 from fedgrass.logs import Log
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 log = Log(__name__)
 
 _ATTEMPTS = 8
-# Full jitter: up to so many seconds, doubled each time.
-# https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter
-_FIRST_SECONDS, _MOST_SECONDS = 0.1, 20.0
 _BUSY = frozenset({429, 500, 502, 503, 504})
 # S3 says these with a status of 400 or 403, though asking again helps: credentials are asked for anew each time.
 _PASSING = (b"<Code>RequestTimeout<", b"<Code>ExpiredToken<", b"<Code>SlowDown<")
@@ -88,12 +85,23 @@ def _is_kept(name: str) -> bool:
     return name == "user-agent" or name.startswith("x-amz-")
 
 
+class _BusyError(Exception):
+    """S3 gave an error that may not be there when it is asked again."""
+
+
 class _ShiftedAuth(S3SigV4Auth):
-    """botocore's signature, at the server's time rather than this machine's."""
+    """botocore's signature of one request, at the server's time rather than this machine's."""
 
     def __init__(self, *arguments: Any, ahead: timedelta) -> None:
         super().__init__(*arguments)
         self._ahead = ahead
+        self._signed: Any = None
+
+    def headers_to_sign(self, request: Any) -> Any:
+        """Return the headers that are signed, found once: botocore asks twice, for what is an eighth of a request's time."""
+        if self._signed is None:
+            self._signed = super().headers_to_sign(request)  # type: ignore[misc] # not in the stubs
+        return self._signed
 
     def _modify_request_before_signing(self, request: Any) -> None:
         request.context["timestamp"] = (datetime.now(timezone.utc) + self._ahead).strftime(SIGV4_TIMESTAMP)
@@ -113,7 +121,15 @@ class SignedGets:
 
     def __init__(self, client: S3Client, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._client = client
-        self._sleep = sleep
+        self._repeating = Retrying(
+            retry=retry_if_exception_type((OSError, HTTPException, _BusyError)),
+            stop=stop_after_attempt(_ATTEMPTS),
+            # Full jitter: https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter
+            wait=wait_random_exponential(multiplier=0.1, max=20),
+            before_sleep=_tell,
+            sleep=sleep,
+            reraise=True,
+        )
         self._seen = threading.local()
         self._watching = threading.Lock()
         self._watched = False
@@ -168,24 +184,25 @@ class SignedGets:
         pattern = self._patterns.get(request["Bucket"])
         if pattern is None:
             return None
-        for attempt in range(_ATTEMPTS):
-            try:
-                answer = self._ask(pattern, request, begun if attempt == 0 else None)
-            except ssl.SSLCertVerificationError:
-                return None
-            except (OSError, HTTPException) as error:
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                if answer.status in (200, 206):
-                    return answer
-                reason, content = f"HTTP {answer.status}", answer.refusal()
-                if self._is_corrected(content, answer):
-                    continue
-                if answer.status not in _BUSY and not any(code in content for code in _PASSING):
-                    return None
-            name = f"s3://{request['Bucket']}/{request['Key']}"
-            log.log_event("object_request_repeated", object=name, attempt=attempt + 1, error=reason)
-            self._sleep(random.uniform(0, min(_MOST_SECONDS, _FIRST_SECONDS * 2**attempt)))  # noqa: S311 - not a secret
+        try:
+            answer: SignedAnswer | None = self._repeating(self._once, pattern, request, [begun] if begun else [])
+        except (OSError, HTTPException, _BusyError):
+            return None
+        return answer
+
+    def _once(self, pattern: _Pattern, request: Mapping[str, Any], begun: list[Exchange]) -> SignedAnswer | None:
+        """Ask once; None if there is no plain answer, and asking again would not help."""
+        try:
+            # What was begun is good for the first time only.
+            answer = self._ask(pattern, request, begun.pop() if begun else None)
+            if not answer.is_plain and self._is_corrected(answer):
+                answer = self._ask(pattern, request, None)
+        except ssl.SSLCertVerificationError:
+            return None
+        if answer.is_plain:
+            return answer
+        if answer.status in _BUSY or any(code in answer.refusal() for code in _PASSING):
+            raise _BusyError(f"HTTP {answer.status}")
         return None
 
     def _watch(self) -> None:
@@ -260,9 +277,9 @@ class SignedGets:
                     raise
             exchange = self._start(pattern, request)
 
-    def _is_corrected(self, content: bytes, answer: SignedAnswer) -> bool:
+    def _is_corrected(self, answer: SignedAnswer) -> bool:
         """Take over the server's clock if it refuses ours; whether that changes anything."""
-        if _SKEWED not in content:
+        if _SKEWED not in answer.refusal():
             return False
         try:
             ahead = parsedate_to_datetime(answer.headers["date"]) - datetime.now(timezone.utc)
@@ -273,6 +290,13 @@ class SignedGets:
             self._ahead = ahead
             log.log_event("clock_differs_from_s3", seconds=round(ahead.total_seconds()))
         return changes
+
+
+def _tell(state: RetryCallState) -> None:
+    request, failure = state.args[1], state.outcome and state.outcome.exception()
+    reason = str(failure) if isinstance(failure, _BusyError) else f"{type(failure).__name__}: {failure}"
+    name = f"s3://{request['Bucket']}/{request['Key']}"
+    log.log_event("object_request_repeated", object=name, attempt=state.attempt_number, error=reason)
 
 
 def _context(session: Any) -> ssl.SSLContext:
@@ -369,6 +393,7 @@ class SignedAnswer:
         self._free = free
         self._left = response.length or 0
         self._is_buffered = True
+        self._refusal: bytes | None = None
         self.status = response.status
         # Unparsed: what mail makes of headers takes longer than to sign.
         self.headers = {name.lower(): value for name, value in response.headers.raw_items()}
@@ -397,15 +422,21 @@ class SignedAnswer:
         self._is_buffered = count < held
         return count
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the body is what was asked for."""
+        return self.status in (200, 206)
+
     def refusal(self) -> bytes:
         """Return the beginning of the body of an answer that is an error, and close it."""
-        try:
-            return self._response.read(_ERROR_BYTES)
-        except (OSError, HTTPException):
-            return b""
-        finally:
+        if self._refusal is None:
+            try:
+                self._refusal = self._response.read(_ERROR_BYTES)
+            except (OSError, HTTPException):
+                self._refusal = b""
             self._left = self._response.length or 0
             self.close()
+        return self._refusal
 
     def close(self) -> None:
         """Let go of the connection: for the next request if the body was read to its end."""
