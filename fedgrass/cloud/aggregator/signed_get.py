@@ -100,7 +100,7 @@ class _ShiftedAuth(S3SigV4Auth):
     def headers_to_sign(self, request: Any) -> Any:
         """Return the headers that are signed, found once: botocore asks twice, for what is an eighth of a request's time."""
         if self._signed is None:
-            self._signed = super().headers_to_sign(request)  # type: ignore[misc] # not in the stubs
+            self._signed = super().headers_to_sign(request)
         return self._signed
 
     def _modify_request_before_signing(self, request: Any) -> None:
