@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedgrass.errors import AggregationError, DivergedError
 from fedgrass.protocol.secure import SecureTask
-from fedgrass.secure.masks import PIECE, Masked, dtype_of
+from fedgrass.secure.masks import PIECE, Masked, dtype_of, pieces, span
 from fedgrass.update.codecs import Floats
 
 Blocks = Callable[[], Iterator[Floats]]
@@ -174,7 +174,9 @@ def mean_of(total: Masked, devices: int, task: SecureTask) -> Floats:
     """
     signed, why = _signed(total, task), doubt(total, devices, task)
     weight = float(devices) if why else _weight(examples_in(total, task), devices, task)
-    if why and (task.groups > 1 or not _is_no_mask(signed) or not _is_possible(signed, devices, weight, task)):
+    if why and (
+        task.groups > 1 or not _is_no_mask(signed, len(total)) or not _is_possible(signed, devices, weight, task)
+    ):
         raise AggregationError(
             f"{why}: a device's update or a helper's sum is not what it should be; nothing was made of it"
         )
@@ -200,8 +202,16 @@ def _is_possible(signed: _Signed, devices: int, weight: float, task: SecureTask)
     return task.noise != 0 or not len(signed) or -most <= int(signed.min()) <= int(signed.max()) <= most
 
 
-def _is_no_mask(signed: _Signed) -> bool:
-    """Whether values are surely not uniform: of such, half lie in the outer halves of the range, give or take."""
-    # By Hoeffding, a quarter or less of 512 do with a probability below exp(-64).
+def _is_no_mask(signed: _Signed, length: int) -> bool:
+    """Whether no piece of a sum of so many coordinates, counts included, can be a mask that was not taken off.
+
+    Such values are uniform, and half of them lie in the outer halves of the range, give or take.
+    """
     outer = 1 << (8 * signed.dtype.itemsize - 2)
-    return len(signed) >= _LEAST_TO_TELL and 4 * np.count_nonzero((signed < -outer) | (signed >= outer)) <= len(signed)
+
+    def tells(part: _Signed) -> bool:
+        # By Hoeffding, a quarter or less of 512 do with a probability below exp(-64).
+        return len(part) >= _LEAST_TO_TELL and 4 * np.count_nonzero((part < -outer) | (part >= outer)) <= len(part)
+
+    # Helpers sum piece by piece; the last one has the counts, and few values beside them would tell nothing of it.
+    return all(tells(signed[span(index, length)]) for index in pieces(length))

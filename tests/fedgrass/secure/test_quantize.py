@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedgrass.errors import AggregationError, DivergedError
 from fedgrass.protocol.secure import COUNT_BITS, SecureTask
-from fedgrass.secure.masks import PIECE, SEED_BYTES, Expander, Masked, add_mask
+from fedgrass.secure.masks import PIECE, SEED_BYTES, Expander, Masked, add_mask, span
 from fedgrass.secure.quantize import Blocks, doubt, examples_in, mean_of, quantized
 from tests.fedgrass.secure.fleets import task_of
 
@@ -150,6 +150,13 @@ def test_a_number_that_cannot_be_right_makes_the_step_no_other_than_one_that_mig
 
 
 @pytest.mark.parametrize("bits", [16, 32])
+def test_a_false_number_of_a_sum_of_several_pieces_makes_the_shortest_step(bits: int) -> None:
+    task, size = changed(task_of(bits=bits, most=12), max_examples=100), PIECE + 600
+    total = quantized(blocks(np.full(size, 0.5, np.float32)), size, 100, task, seed=1)
+    assert np.array_equal(mean_of(told(total, 999, task), 1, task), mean_of(total, 1, task))
+
+
+@pytest.mark.parametrize("bits", [16, 32])
 def test_values_under_a_mask_that_was_not_taken_off_make_no_model_whatever_the_number_says(bits: int) -> None:
     task, size = changed(task_of(bits=bits, most=12), max_examples=100), 512
     row = quantized(blocks(np.zeros(size, np.float32)), size, 20, task, seed=1)
@@ -158,6 +165,13 @@ def test_values_under_a_mask_that_was_not_taken_off_make_no_model_whatever_the_n
         add_mask(masked, seed.to_bytes(SEED_BYTES, "big"), Expander(bits))
         with pytest.raises(AggregationError, match="nothing was made of it"):
             mean_of(masked, 1, task)
+    # A mask on one piece alone, of the values or with the number, and a last piece of next to nothing but the number.
+    for length, piece in ((PIECE + 512, 0), (PIECE + 512, 1), (PIECE, 1), (PIECE + 511, 1)):
+        long = quantized(blocks(np.zeros(length, np.float32)), length, 20, task, seed=1)
+        bad = long[span(piece, len(long))]
+        np.add(bad, Expander(bits).piece(bytes(SEED_BYTES), 0, len(bad)), out=bad)
+        with pytest.raises(AggregationError, match="nothing was made of it"):
+            mean_of(told(long, 999, task), 1, task)
     # Too few values to tell, or a group, which can be left out.
     few = quantized(blocks(np.zeros(511, np.float32)), 511, 20, task, seed=1)
     for total, other in ((few, task), (row, changed(task, groups=2))):
