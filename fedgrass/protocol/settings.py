@@ -19,7 +19,7 @@ from fedgrass.protocol.partial_settings import require_whole_figures
 from fedgrass.protocol.personal_settings import PersonalSettings
 from fedgrass.protocol.privacy_settings import Privacy as Privacy
 from fedgrass.protocol.secure_settings import Secure, require_sums_are_enough
-from fedgrass.protocol.statistics_settings import Statistics, require_measurable
+from fedgrass.protocol.statistics_settings import Statistics, require_measurable, tells_sums
 from fedgrass.protocol.strategy_settings import Strategy as Strategy
 from fedgrass.strategies import Strategy as BuiltStrategy
 
@@ -425,10 +425,14 @@ class FleetSettings(_Settings):
     @property
     def _announced_sums(self) -> UpdateTask:
         """What devices are told of encoding statistics: as an update, but for the codec, which would round counts."""
+        if not tells_sums(self):
+            return UpdateTask()
         privacy = self.privacy
-        clip_norm = privacy.clip_norm if privacy.mode != "none" else 0.0
         return UpdateTask(
-            clip_norm=clip_norm, noise_multiplier=privacy.noise_multiplier if privacy.mode == "local" else 0.0
+            clip_norm=privacy.clip_norm if privacy.mode != "none" else 0.0,
+            noise_multiplier=privacy.noise_multiplier if privacy.mode == "local" else 0.0,
+            # Nothing of a device's data goes beside its sums, in its heartbeat neither.
+            figures="left_out",
         )
 
     def overridden(self, changes: dict[str, Any]) -> FleetSettings:

@@ -114,6 +114,27 @@ def test_drift_evaluates_then_profiles_then_trains_and_not_again_before_the_flee
     assert [(line["DevicesDrifted"], line["FleetDrifted"]) for line in figures[:3]] == [(0, 0), (3, 1), (3, 1)]
 
 
+def test_what_is_started_opens_rounds_and_the_last_announces_the_new_profile(make_fleet: FleetFactory) -> None:
+    fleet = fleet_of(make_fleet, looks=1)
+    tasks = []
+    record = look(fleet, 5)
+    for _ in range(3):
+        assert record.execution is not None
+        name = record.execution.rpartition(":")[2]
+        opened = fleet.open(execution=record.execution, **fleet.step_functions.started[name])
+        tasks.append(opened.settings.task)
+        if opened.settings.task == "statistics":
+            keep(fleet, round=9)
+        watched = Announcement.decode(fleet.announcement or b"").watch
+        execution_ended(fleet.services, ExecutionEnd(executionArn=record.execution, status="FAILED"))
+        end(fleet, record, "FAILED")
+        record = look(fleet, 5)
+    assert tasks == ["evaluate", "statistics", "fit"]
+    assert watched is not None
+    assert watched.round == 9
+    assert record.step is None
+
+
 def test_swinging_devices_start_something_once_in_a_cool_down_at_most(make_fleet: FleetFactory) -> None:
     fleet = fleet_of(make_fleet, action="evaluate", cool_down_hours=24, looks=1)
     for number in range(20):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
@@ -87,6 +88,7 @@ def test_settings_that_statistics_do_not_fit_are_refused_by_name(settings: dict[
         FleetSettings().overridden({**settings, "task": "statistics"})
 
 
+SECURE = {"helpers": [{"name": name, "key": base64.b64encode(name.encode() * 32).decode()} for name in "ab"]}
 PRIVACY = {"mode": "local", "noise_multiplier": 2.0, "epsilon_budget": 8.0}
 NOISY: dict[str, Any] = {"task": "statistics", "privacy": PRIVACY}
 
@@ -100,6 +102,7 @@ def test_with_noise_devices_tell_bounded_sums_and_the_round_is_charged_as_any(fl
     assert told.statistics is not None
     assert told.statistics.max_rows == 50
     assert (told.update.noise_multiplier, told.update.clip_norm, told.update.codec) == (2.0, 1.0, "float32")
+    assert told.update.hides_figures
     trained = record.privacy
     assert trained is not None
     assert trained.rounds == 1
@@ -107,6 +110,13 @@ def test_with_noise_devices_tell_bounded_sums_and_the_round_is_charged_as_any(fl
     fleet.step_functions.statuses[EXECUTION + "2"] = "RUNNING"
     with pytest.raises(RoundRefusedError, match="budget"):
         fleet.open(execution=EXECUTION + "2", **{**bounded, "privacy": {**PRIVACY, "epsilon_budget": 0.1}})
+
+
+@pytest.mark.parametrize("changes", [{"privacy": {"mode": "central"}}, {"secure": SECURE}])
+def test_with_noise_or_masks_elsewhere_no_figure_goes_beside_the_sums(changes: dict[str, Any]) -> None:
+    settings = FleetSettings().overridden({"task": "statistics", **changes})
+    assert settings.announced_update.hides_figures
+    assert not FleetSettings().overridden({"task": "statistics"}).announced_update.hides_figures
 
 
 def test_a_profile_gives_the_bounds_of_a_round_with_noise(fleet: Fleet) -> None:
