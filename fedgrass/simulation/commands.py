@@ -159,7 +159,11 @@ class ProfileOptions:
     seed: Annotated[int, typer.Option(min=0, help="Of the division of the data.")] = 0
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=JSON", help="A setting of statistics, as bins=128; repeatable."),
+        typer.Option(
+            "--set",
+            metavar="NAME=JSON",
+            help="A setting of statistics, as bins=128, or of privacy, as privacy.mode=central; repeatable.",
+        ),
     ] = None
     as_json: Annotated[bool, typer.Option("--json", help="The profile as JSON instead of a table.")] = False
 
@@ -176,6 +180,7 @@ def profile(data: DataOptions, given: ProfileOptions) -> None:
     from fedgrass.simulation.profiling import simulate_profile
 
     wanted = merge(given.setting or [])
+    privacy = wanted.pop("privacy", None)
     rounds = 2 - ("low" in wanted)
     progress = iter(
         track(range(given.devices * rounds), "measuring", console=Console(stderr=True), disable=given.as_json)
@@ -184,6 +189,7 @@ def profile(data: DataOptions, given: ProfileOptions) -> None:
         given.bundle,
         given.output,
         statistics=wanted,
+        privacy=privacy,
         done=lambda _: next(progress, None),
         devices=given.devices,
         seed=given.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from fedgrass.bundle import Bundle
+from fedgrass.cloud.aggregator.privacy import noise_of
 from fedgrass.cloud.aggregator.profiling import Collected, make_profile
 from fedgrass.cloud.aggregator.sources import Folder
+from fedgrass.cloud.aggregator.summed_profile import SummedRound, summed_profile
 from fedgrass.cloud.aggregator.validation import Expected
+from fedgrass.errors import DataError
 from fedgrass.files import write_atomically
 from fedgrass.profile.device import measure
 from fedgrass.profile.files import Layout
@@ -19,6 +23,7 @@ from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import update_prefix
 from fedgrass.protocol.profile import Profile, StatisticsTask
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.statistics_settings import tells_sums
 from fedgrass.simulation.examples import Examples, prepare
 from fedgrass.simulation.population import FLEET, thing_name
 from fedgrass.simulation.run import start_of
@@ -32,6 +37,7 @@ def simulate_profile(
     output: Path,
     *,
     statistics: dict[str, Any] | None = None,
+    privacy: dict[str, Any] | None = None,
     done: Callable[[int], object] = lambda _: None,
     **options: Any,
 ) -> Profile:
@@ -44,7 +50,10 @@ def simulate_profile(
     output
         File to write.
     statistics
-        As of a fleet's settings: ``bins``, ``low``, ``high``, ``leave_out``.
+        As of a fleet's settings: ``bins``, ``low``, ``high``, ``max_rows``, ``leave_out``.
+    privacy
+        As of a fleet's settings, with ``mode`` central or local: what noise makes of the profile. That of devices (local) is
+        another each time.
     done
         Told the number of each device that was measured.
     options
@@ -65,7 +74,8 @@ def simulate_profile(
     >>> profile.examples, profile.features[0].name, len(profile.features[0].histogram)
     (100.0, 'x[0,0,0]', 66)
     """
-    settings = FleetSettings().overridden({"statistics": statistics or {}})
+    settings = FleetSettings().overridden({"statistics": statistics or {}, "privacy": privacy or {}})
+    settings.overridden({"task": "statistics"})  # refuses what does not go with it, before anything is read
     devices = options.get("devices", Simulation.model_fields["devices"].default)
     cohort = min(devices, Simulation.model_fields["cohort"].default)
     base, simulation = start_of(bundle, {"cohort": cohort, **options, "fleet": settings})
@@ -90,7 +100,8 @@ def _round(
     earlier: Profile | None,
     done: Callable[[int], object],
 ) -> Profile:
-    wanted, folder = simulation.fleet.statistics, scratch / f"round-{number}"
+    fleet = simulation.fleet.overridden({"task": "statistics"})
+    wanted, sums, folder = fleet.statistics, tells_sums(fleet), scratch / f"round-{number}"
     folder.mkdir()
     announced = Announcement(
         fleet=FLEET,
@@ -100,7 +111,10 @@ def _round(
         deadline=_BEGINNING + timedelta(hours=1),
         base=Base.of(base.manifest, FLEET),
         cohort=Cohort(salt="profile"),
-        statistics=StatisticsTask(bins=wanted.bins, low=wanted.low, high=wanted.high),
+        update=fleet.announced_update,
+        statistics=StatisticsTask(
+            bins=wanted.bins, low=wanted.low, high=wanted.high, max_rows=wanted.max_rows if sums else None
+        ),
         upload=Upload(bucket=FLEET, prefix=update_prefix(FLEET, number)),
     )
     for device in range(simulation.devices):
@@ -116,6 +130,16 @@ def _round(
         round=number,
         checks=simulation.fleet.checks,
     )
+    if sums:
+        seed = hashlib.sha256(f"{simulation.seed}/noise/{number}".encode()).hexdigest()
+        summed = SummedRound(announced, fleet, noise_of(fleet.privacy, seed), None, scratch)
+        result, found = summed.combine(base, source, source.list(), expected, earlier)
+        if found is None:
+            raise DataError(
+                f"{len(result.updates)} of {simulation.devices} devices measured; expected {fleet.min_updates}"
+            )
+        devices = len(result.updates)
+        return summed_profile(found, base, devices, fleet=FLEET, number=number, made_at=_BEGINNING)
     layout = Layout.of(base.manifest, announced.statistics or StatisticsTask(), earlier)
     files = Collected.of(base, source, source.list(), layout, expected)
     profile, _ = make_profile(files, base, wanted, fleet=FLEET, number=number, made_at=_BEGINNING)

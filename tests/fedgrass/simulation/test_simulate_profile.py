@@ -95,3 +95,20 @@ def test_a_profile_survives_its_file() -> None:
     profile = Profile.model_validate(given)
     assert Profile.read(profile.to_json(), name="p") == profile
     assert profiles.bars(profile.features[0]) == ""
+
+
+def test_noise_is_tried_without_a_fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bounded = ["--set", "low=0", "--set", "high=1", "--set", "max_rows=20"]
+    argv = ["profile", "--devices", "40", "--examples", "20", *bounded, "--set", "privacy.mode=central"]
+    found = CliRunner().invoke(app, argv)
+    assert found.exit_code == 0, found.output
+    assert "noise of deviation" in found.output
+    noisy = fedgrass.read_profile(tmp_path / "profile.json")
+    assert noisy.noise is not None
+    assert noisy.noise == pytest.approx(20 * (3 * 64 + 1) ** 0.5, rel=1e-3)
+    assert noisy.examples == pytest.approx(800, abs=5 * noisy.noise * 67**0.5 / 8)
+    with pytest.raises(DataError, match=r"statistics\.low"):
+        fedgrass.simulate_profile(digits_bundle(), tmp_path / "p.json", devices=3, privacy={"mode": "local"})
+    with pytest.raises(ConfigurationError, match="distributed"):
+        fedgrass.simulate_profile(digits_bundle(), tmp_path / "p.json", devices=3, privacy={"mode": "distributed"})
