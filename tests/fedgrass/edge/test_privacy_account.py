@@ -201,3 +201,15 @@ def test_an_account_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
 )
 def test_devices_are_told_of_the_noise_that_they_do_not_add(changes: dict[str, object], told: float | None) -> None:
     assert FleetSettings().overridden(changes).promised_noise == told
+
+
+def test_statistics_are_charged_as_updates_are(tmp_path: Path) -> None:
+    delta = 1e-5
+    accounts = [PrivacyAccount(tmp_path / task) for task in ("fit", "statistics")]
+    for account, task in zip(accounts, ("fit", "statistics"), strict=True):
+        account.charge(a_round(2.0, task=task), "a")
+        account.charge(a_round(0.0, task=task, promised=3.0), "b")
+    trained, measured = ((tmp_path / task).read_bytes() for task in ("fit", "statistics"))
+    assert trained == measured
+    with pytest.raises(PrivacyLimitError, match="maxPromisedEpsilon"):
+        accounts[1].require(a_round(0.0, task="statistics", promised=3.0), limit=0, delta=delta, promised=0.1)

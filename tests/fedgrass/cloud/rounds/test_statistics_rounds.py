@@ -116,6 +116,7 @@ def test_with_noise_devices_tell_bounded_sums_and_the_round_is_charged_as_any(fl
 def test_with_noise_or_masks_elsewhere_no_figure_goes_beside_the_sums(changes: dict[str, Any]) -> None:
     settings = FleetSettings().overridden({"task": "statistics", **changes})
     assert settings.announced_update.hides_figures
+    assert settings.promised_noise == (1.0 if "privacy" in changes else None)
     assert not FleetSettings().overridden({"task": "statistics"}).announced_update.hides_figures
 
 
