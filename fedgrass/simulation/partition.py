@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +24,30 @@ _TOGETHER = 8192  # devices that are drawn at once
 
 @dataclass(frozen=True)
 class Partition:
-    """Device ``d`` has the examples ``indices[starts[d]:starts[d + 1]]``."""
+    """Device ``d`` has the examples ``indices[starts[d]:starts[d + 1]]``; ``path`` is the file that these are mapped from."""
 
     starts: Offsets
     indices: Indices
+    path: Path | None = None
 
     def of(self, device: int) -> Indices:
         """Return a device's examples."""
-        return self.indices[self.starts[device] : self.starts[device + 1]]
+        start, end = int(self.starts[device]), int(self.starts[device + 1])
+        if self.path is None:
+            return self.indices[start:end]
+        # Read, not looked up in the map: Linux maps sixteen pages around each that is touched, until each process has them all.
+        size, file = self.indices.itemsize, self._file
+        content = os.pread(file.fileno(), (end - start) * size, self._begin + start * size)
+        return np.frombuffer(content, self.indices.dtype)
+
+    @cached_property
+    def _file(self) -> BinaryIO:
+        return Path(self.path or os.devnull).open("rb", buffering=0)
+
+    @cached_property
+    def _begin(self) -> int:
+        """Bytes before the first of the indices."""
+        return os.fstat(self._file.fileno()).st_size - self.indices.nbytes
 
     def save(self, folder: Path) -> None:
         """Write it where other processes can map it."""
@@ -40,7 +58,7 @@ class Partition:
     def mapped(cls, folder: Path) -> Partition:
         """Map what `save` wrote: all processes share the memory."""
         starts, indices = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ("starts", "indices"))
-        return cls(starts, indices)
+        return cls(starts, indices, folder / "indices.npy")
 
 
 def drawn(

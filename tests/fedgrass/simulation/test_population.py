@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fedgrass.cloud.aggregator.lanes import LANES
 from fedgrass.errors import ConfigurationError, DataError
 from fedgrass.protocol.cohort import draw, is_member, takes
 from fedgrass.simulation import population as module
-from fedgrass.simulation.partition import divided, drawn
+from fedgrass.simulation.partition import Partition, divided, drawn
 from fedgrass.simulation.population import Population, thing_name
 from fedgrass.simulation.settings import Attack, PartitionScheme, Simulation, Stragglers, parse_strategy
 from fedgrass.simulation.worker_pool import shared_out
@@ -94,6 +95,18 @@ def test_each_device_draws_as_many_examples_as_wanted(scheme: str) -> None:
         assert np.mean(held) > 9 if scheme == "iid" else 2 < np.mean(held) < 7
     again = drawn(LABELS, 100, 41, PartitionScheme.parse(scheme), seed=3)
     assert np.array_equal(again.indices, partition.indices)
+
+
+@pytest.mark.parametrize("largest", [255, 256, 65_535, 65_536])
+def test_a_device_reads_its_examples_of_the_file_as_they_were_drawn(tmp_path: Path, largest: int) -> None:
+    numbers = np.arange(len(LABELS)) + largest + 1 - len(LABELS) if largest >= len(LABELS) else None
+    partition = divided(LABELS, 30, PartitionScheme.parse("dirichlet:0.1"), seed=1, numbers=numbers)
+    partition.save(tmp_path)
+    mapped = Partition.mapped(tmp_path)
+    assert mapped.indices.dtype == np.min_scalar_type(max(partition.indices))
+    for device in range(30):
+        assert np.array_equal(mapped.of(device), partition.of(device))
+    assert sum(len(mapped.of(device)) for device in range(30)) == len(LABELS)
 
 
 @pytest.mark.parametrize("scheme", ["iid", "dirichlet:1", "shards:2"])
