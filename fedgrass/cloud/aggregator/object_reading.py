@@ -10,7 +10,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from fedgrass.cloud.aggregator.checksums import Checksum
-from fedgrass.cloud.aggregator.signed_get import Exchange, SignedGets
+from fedgrass.cloud.aggregator.kept_connections import Exchange
+from fedgrass.cloud.aggregator.signed_get import SignedGets
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import FedgrassError, TransferError, UpdateError
 from fedgrass.logs import Log
