@@ -31,7 +31,7 @@ from tests.fedgrass.cloud.rounds.test_metrics import written
 from tests.fedgrass.cloud.rounds.test_statistics_rounds import keep
 
 QUARTER = 900
-THINGS = [f"d{number}" for number in range(10)]
+THINGS = [f"d{number}" for number in range(5)]
 
 
 def measured(inputs: float, **changes: Any) -> Drift:
@@ -39,12 +39,12 @@ def measured(inputs: float, **changes: Any) -> Drift:
 
 
 def fleet_of(make_fleet: FleetFactory, **drift: Any) -> Fleet:
-    fleet: Fleet = make_fleet(FleetSettings().overridden({"drift": {"action": "round", **drift}}))
+    fleet: Fleet = make_fleet(FleetSettings().overridden({"drift": {"action": "round", "share": 0.6, **drift}}))
     keep(fleet)
     return fleet
 
 
-def look(fleet: Fleet, drifted: int, *, of: int = 10, after: float = QUARTER) -> DriftRecord:
+def look(fleet: Fleet, drifted: int, *, of: int = 5, after: float = QUARTER) -> DriftRecord:
     """A quarter of an hour passes, devices beat, and the fleet is looked at."""
     fleet.pass_time(after)
     fleet.heartbeats(*THINGS[:drifted], drift=measured(2.0))
@@ -169,18 +169,18 @@ def test_figures_of_another_profile_of_few_examples_or_below_the_threshold_do_no
     assert load_drift(fleet.rounds, FLEET).drifted == 0
     fleet.heartbeats(*THINGS, drift=measured(0.25, rows=200))
     watch_fleet(fleet.services)
-    assert load_drift(fleet.rounds, FLEET).drifted == 10
+    assert load_drift(fleet.rounds, FLEET).drifted == len(THINGS)
 
 
 def test_silent_devices_and_unlisted_silos_do_not_count(make_fleet: FleetFactory) -> None:
     fleet = fleet_of(make_fleet, looks=1)
-    fleet.heartbeats(*THINGS[:5], drift=measured(2.0))
+    fleet.heartbeats(*THINGS[:3], drift=measured(2.0))
     fleet.pass_time(1000)
     fleet.heartbeats(*(f"123456789012-silo{n}" for n in range(9)), drift=measured(2.0))
-    fleet.heartbeats(*THINGS[5:], drift=measured(0.0))
+    fleet.heartbeats(*THINGS[3:], drift=measured(0.0))
     watch_fleet(fleet.services)
     found = load_drift(fleet.rounds, FLEET)
-    assert (found.alive, found.drifted) == (5, 0)
+    assert (found.alive, found.drifted) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -288,13 +288,13 @@ def test_the_terminal_says_who_has_drifted_of_which_feature_and_what_follows(mak
     )
     alive = [member.heartbeat for member in fleet_members(fleet.services.devices, FLEET) if member.heartbeat]
     settings = load_settings(fleet.rounds, FLEET).drift
-    said = alive, settings, profile, Standing(10, 10, 4), record
+    said = alive, settings, profile, Standing(5, 5, 4), record
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(shown(*said))
     text = console.export_text()
     assert "4 have drifted from it: drift" in text
     assert "Drift 1: its round evaluate runs." in text
-    assert text.count("pressure") == 10
+    assert text.count("pressure") == 5
     assert len([line for line in text.splitlines() if line.endswith("drifted")]) == 4
     told = facts(*said)
     assert (told["drifted"], told["is_drift"], told["devices"][0]["feature"]) == (4, True, "pressure")
