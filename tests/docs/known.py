@@ -41,7 +41,7 @@ _SHELL = {
     "source",
     ".",
 }
-_NOT_HERE = {"gdk", "docker", "sudo"}
+_NOT_HERE = {"gdk", "docker", "sudo", "ray"}
 # What the AWS command line adds to the operations of the services.
 _AWS_OWN = {"s3 ls", "s3 cp", "s3 sync", "cloudformation deploy", "sso login", "configure", "logs tail"}
 # Of the AWS CLI itself, in no service model: https://docs.aws.amazon.com/cli/latest/reference/iot/create-keys-and-certificate.html
