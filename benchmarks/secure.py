@@ -63,34 +63,45 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Return all figures."""
-    parts = {"device": part(given, "device", 100)}
-    for count in given.end_to_end:
-        parts[f"end_to_end_{count}"] = part(given, "end_to_end", count)
-    for count in given.devices:
-        parts[f"helper_{count}"] = part(given, "helper", count)
-        parts[f"cloud_{count}"] = part(given, "cloud", count)
+    """Return all figures; each is told on stderr as soon as it is there."""
     found: dict[str, Any] = {
         "benchmark": "secure",
         "parameters": given.parameters,
         "bits": given.bits,
         "helpers": HELPERS,
         "collude": COLLUDE,
-        **parts,
+        "device": part(given, "device", 100),
     }
+    for count in given.end_to_end:
+        found[f"end_to_end_{count}"] = part(given, "end_to_end", count)
+    # Before the long parts: an interpreter without flwr shows at once.
     if given.peers_python and 100 in given.end_to_end:
-        argv = [str(given.peers_python), str(_PEERS), "--parameters", str(given.parameters), "--clients", "100"]
-        flower = json.loads(run([*argv, "--dropped", "30", "--shares", str(given.shares)]))
-        found["flower_secaggplus"] = flower
-        found["ratio_flower_end_to_end"] = round(flower["seconds"] / parts["end_to_end_100"]["seconds"], 1)
+        found["flower_secaggplus"] = flower(given)
+        ours = found["end_to_end_100"]["seconds"]
+        found["ratio_flower_end_to_end"] = round(found["flower_secaggplus"]["seconds"] / ours, 1)
+    for count in given.devices:
+        found[f"helper_{count}"] = part(given, "helper", count)
+        found[f"cloud_{count}"] = part(given, "cloud", count)
     return found
+
+
+def flower(given: argparse.Namespace) -> Any:
+    """Run Flower's SecAgg+ with 100 clients, of which 30 vanish."""
+    argv = [str(given.peers_python), str(_PEERS), "--parameters", str(given.parameters), "--clients", "100"]
+    return told("flower, 100 clients", run([*argv, "--dropped", "30", "--shares", str(given.shares)]))
 
 
 def part(given: argparse.Namespace, name: str, count: int) -> Any:
     """Run a part in a process of its own."""
-    print(f"{name}, {count} devices", file=sys.stderr, flush=True)
     argv = [sys.executable, "-m", "benchmarks.secure", "--part", name, "--count", str(count)]
-    return json.loads(run([*argv, "--parameters", str(given.parameters), "--bits", str(given.bits)]))
+    argv += ["--parameters", str(given.parameters), "--bits", str(given.bits)]
+    return told(f"{name}, {count} devices", run(argv))
+
+
+def told(name: str, line: str) -> Any:
+    """Say what was measured, so that nothing is lost if a later part fails; returns it."""
+    print(f"{name}: {line}", file=sys.stderr, flush=True)
+    return json.loads(line)
 
 
 def run(argv: list[str]) -> str:
