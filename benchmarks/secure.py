@@ -77,8 +77,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     # Before the long parts: an interpreter without flwr shows at once.
     if given.peers_python and 100 in given.end_to_end:
         found["flower_secaggplus"] = flower(given)
-        ours = found["end_to_end_100"]["seconds"]
-        found["ratio_flower_end_to_end"] = round(found["flower_secaggplus"]["seconds"] / ours, 1)
+        for name in ("seconds", "processor_seconds"):
+            ratio = found["flower_secaggplus"][name] / found["end_to_end_100"][name]
+            found[f"ratio_flower_end_to_end_{name}"] = round(ratio, 1)
     for count in given.devices:
         found[f"helper_{count}"] = part(given, "helper", count)
         found[f"cloud_{count}"] = part(given, "cloud", count)
@@ -152,9 +153,10 @@ def device(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     # Once before: imports and first allocations count for nobody.
     update_of(0, base, task)
     began = time.perf_counter()
+    processor = time.process_time()
     update, local = update_of(1, base, task)
     update.save(folder / "update")
-    seconds = time.perf_counter() - began
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
     peak = peak_mb()
     began = time.perf_counter()
     plain = encode_update(base, local, update.header, UpdateTask(codec="int8")).to_bytes()
@@ -164,6 +166,7 @@ def device(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         "bytes": size,
         "bytes_over_int8": round(size / len(plain), 3),
         "seconds": round(seconds, 3),
+        "processor_seconds": round(processor, 3),
         "int8_seconds": round(plain_seconds, 3),
         "peak_rss_mb": peak,
         "above_the_model_mb": round(peak - before, 1),
@@ -176,44 +179,50 @@ def end_to_end(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     helpers, base = helpers_in(folder), model(given.parameters)
     task = task_of(helpers, given.bits, given.count)
     stayed = given.count * 7 // 10
-    seconds = dict.fromkeys(("devices", "cloud", "helpers"), 0.0)
+    taken = {name: np.zeros(2) for name in ("devices", "cloud", "helpers")}
     total = np.zeros(given.parameters + task.count_coordinates, f"<u{given.bits // 8}")
     plain, named = np.zeros_like(total), []
     for index in range(stayed):
         local = trained(index, base)
-        began = time.perf_counter()
+        began = clocks()
         update, _ = update_of(index, base, task, local)
         content = update.to_bytes()
-        seconds["devices"] += time.perf_counter() - began
+        taken["devices"] += clocks() - began
         np.add(plain, integers_of(update, local, task), out=plain)
-        began = time.perf_counter()
+        began = clocks()
         read = read_masked(io.BytesIO(content), len(content), given.parameters, task)
         np.add(total, read.values, out=total)
         named.append(Candidate(read.header.thing, read.boxes, read.commitments))
-        seconds["cloud"] += time.perf_counter() - began
-    began = time.perf_counter()
+        taken["cloud"] += clocks() - began
+    began = clocks()
     checks = requests_for(named, context_of(task), len(total), task, check=True)
     requests = requests_for(named, context_of(task), len(total), task)
-    seconds["cloud"] += time.perf_counter() - began
-    began = time.perf_counter()
+    taken["cloud"] += clocks() - began
+    began = clocks()
     checked = judged(checks[0].accepted, {one.helper: helpers[one.helper].check(one) for one in checks})
     assert not checked.unopened
     answers = {index: folder / f"answer-{index}" for index in range(task.needed)}  # the third is missing
     for index, path in answers.items():
         helpers[index].answer(requests[index], path)
-    seconds["helpers"] = time.perf_counter() - began
-    began = time.perf_counter()
+    taken["helpers"] += clocks() - began
+    began = clocks()
     unmask({0: total}, requests[0].accepted, answers)
     mean_of(total, stayed, task)
-    seconds["cloud"] += time.perf_counter() - began
+    taken["cloud"] += clocks() - began
     return {
         "devices": given.count,
         "vanished": given.count - stayed,
-        "seconds": round(sum(seconds.values()), 2),
-        "seconds_of": {name: round(value, 2) for name, value in seconds.items()},
+        "seconds": round(float(sum(taken.values())[0]), 2),
+        "seconds_of": {name: round(float(value[0]), 2) for name, value in taken.items()},
+        "processor_seconds": round(float(sum(taken.values())[1]), 2),
         "integers_that_differ_from_the_plain_sum": int((total != plain).sum()),
         "peak_rss_mb": peak_mb(),
     }
+
+
+def clocks() -> Any:
+    """Return seconds by the clock, and of the processor: of these other work on the machine takes none."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def integers_of(update: MaskedUpdate, local: Any, task: secure.SecureTask) -> Any:
@@ -251,14 +260,15 @@ def helper(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         "request = SumRequest.decode((folder / 'request').read_bytes())\n"
         "assert not one.check(request.model_copy(update={'check': True})).unopened\n"
         "checked = time.perf_counter() - began; one.answer(request, folder / 'answer')\n"
-        "taken = [checked, time.perf_counter() - began]\n"
+        "taken = [checked, time.perf_counter() - began, time.process_time()]\n"
         "print(json.dumps([*taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))\n"
     )
-    checked, seconds, peak = json.loads(run([sys.executable, "-c", program]))
+    checked, seconds, processor, peak = json.loads(run([sys.executable, "-c", program]))
     return {
         "devices": given.count,
         "check_seconds": round(checked, 2),
         "seconds": round(seconds, 2),
+        "processor_seconds": round(processor, 2),
         "peak_rss_mb": round(peak, 1),
         "bytes_down": len(content),
         "bytes_up": (folder / "answer").stat().st_size,
@@ -272,13 +282,19 @@ def cloud(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         update_of(index, base, task)[0].save(folder / str(index))
     size = (folder / "0").stat().st_size
     total = np.zeros(given.parameters + task.count_coordinates, f"<u{given.bits // 8}")
-    began = time.perf_counter()
+    began, processor = time.perf_counter(), time.process_time()
     for index in range(given.count):
         with (folder / str(index % 16)).open("rb", buffering=0) as stream:
             found = read_masked(stream, (folder / str(index % 16)).stat().st_size, given.parameters, task)
         np.add(total, found.values, out=total)
-    seconds = time.perf_counter() - began
-    return {"devices": given.count, "seconds": round(seconds, 2), "bytes": size * given.count, "peak_rss_mb": peak_mb()}
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
+    return {
+        "devices": given.count,
+        "seconds": round(seconds, 2),
+        "processor_seconds": round(processor, 2),
+        "bytes": size * given.count,
+        "peak_rss_mb": peak_mb(),
+    }
 
 
 def peak_mb() -> float:
