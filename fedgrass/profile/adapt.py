@@ -68,6 +68,11 @@ def adapt(bundle: Bundle, profile: Profile, folder: Path, *, version: str = "") 
     # A feature without a value has no mean: the model would be given a made-up one.
     empty = [feature.name for feature in profile.features if feature.mean is None]
     if empty:
+        if profile.noise is not None:
+            raise DataError(
+                f"profile of round {profile.round}: its noise hides the mean of {', '.join(empty[:5])}; take one with less "
+                "noise, a smaller statistics.max_rows, or more devices"
+            )
         raise DataError(
             f"profile of round {profile.round}: no device has a value of {', '.join(empty[:5])}, so nothing is known of its scale"
         )

@@ -35,6 +35,7 @@ DEVIATIONS = 3.0
 """Standard deviations of the noise that an error told has room for: 99.7 % of the time it holds for any one figure."""
 # Below the clipping norm, for float32's rounding of each value.
 _BELOW = 1 - 2.0**-14
+_NOTHING_KNOWN = 0.5
 _EXTRA = 3  # missing, sum, sum of squares
 
 
@@ -234,6 +235,9 @@ class FleetSums:
             return Feature(**found)
         mean, square = float(np.clip(total / count, 0, 1)), float(np.clip(squares / count, 0, 1))
         mean_error = (one + mean * many) / (count - many)
+        # An error of half of the way between the bounds says nothing that these do not.
+        if mean_error >= _NOTHING_KNOWN:
+            return Feature(**found)
         square_error = (one + square * many) / (count - many)
         variance_error = square_error + (2 * mean + mean_error) * mean_error
         span = high - low
