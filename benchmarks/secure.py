@@ -212,9 +212,9 @@ def end_to_end(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     return {
         "devices": given.count,
         "vanished": given.count - stayed,
-        "seconds": round(float(sum(taken.values())[0]), 2),
+        "seconds": round(sum(float(value[0]) for value in taken.values()), 2),
         "seconds_of": {name: round(float(value[0]), 2) for name, value in taken.items()},
-        "processor_seconds": round(float(sum(taken.values())[1]), 2),
+        "processor_seconds": round(sum(float(value[1]) for value in taken.values()), 2),
         "integers_that_differ_from_the_plain_sum": int((total != plain).sum()),
         "peak_rss_mb": peak_mb(),
     }
