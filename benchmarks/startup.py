@@ -72,6 +72,8 @@ def started() -> dict[str, list[str]]:
         found[f"import {library}"] = f"import {library}"
     for path in sorted((root / "components").glob("*/__main__.py")):
         found[f"component {path.parent.name}"] = f"import components.{path.parent.name}.__main__"
+    found["process that trains"] = "import components.trainer.work"
+    found["process that judges a model"] = "import fedgrass.edge.admit"
     for module in _handlers(root):
         found[f"function {module}"] = f"{_AS_LAMBDA}; import fedgrass.cloud.rounds.{module}"
     commands = {name: [sys.executable, "-c", code] for name, code in found.items()}
