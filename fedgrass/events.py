@@ -194,6 +194,7 @@ _CLOUD = {
     # rounds
     "round_opened": _info("A round asks its cohort.", "asked base"),
     "round_closed": _info("A round has ended.", "outcome reason"),
+    "run_ended": _info("An execution's rounds are over before all were run.", "reason"),
     "round_not_finished": _error("What the round's outcome asks for could not be done.", "outcome reason"),
     "update_notice": _info("A device says what became of its update.", "status counted reason"),
     "update_notice_ignored": _warning("A message about an update is malformed.", "topic reason"),

@@ -71,7 +71,14 @@ class Task(str, Enum):
 @app.command()
 def start(
     fleet: FleetOption = DEFAULT_FLEET,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Number of rounds to run, one after the other.")] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of rounds to run, one after the other; with --set until.target=0.9, until.patience=5 or until.hours=8, "
+            "at most so many (docs/how-to/long-runs.md).",
+        ),
+    ] = None,
     task: Annotated[
         Task | None,
         typer.Option(
@@ -115,6 +122,8 @@ def start(
 
 def _plan(settings: FleetSettings) -> str:
     count = "1 round" if settings.rounds == 1 else f"{settings.rounds} rounds"
+    if settings.until.ends and settings.rounds > 1:
+        count = f"at most {count}"
     if settings.task != "fit":
         return f"{count} of task {settings.task}"
     return f"{count} of {settings.fit.epochs} local epochs, strategy {settings.strategy.name}"
@@ -146,6 +155,8 @@ def watch(account: Account, execution: str, console: Console) -> None:
         raise typer.Exit from None
     described = account.step_functions.describe_execution(executionArn=execution)
     console.print(render.rounds_table(tables.recent_rounds(account.rounds_table, account.fleet)))
+    if ended := json.loads(described.get("output") or "{}").get("ended"):
+        console.print(f"No more rounds: {ended}.", highlight=False)
     if described["status"] != "SUCCEEDED":
         raise RoundRefusedError(f"the execution ended as {described['status']}: {in_words(described.get('cause'))}")
 

@@ -18,6 +18,7 @@ from fedgrass.protocol.metrics import Metric
 from fedgrass.protocol.partial_settings import require_whole_figures
 from fedgrass.protocol.personal_settings import PersonalSettings
 from fedgrass.protocol.privacy_settings import Privacy as Privacy
+from fedgrass.protocol.run_settings import Schedule, Until
 from fedgrass.protocol.secure_settings import Secure, require_sums_are_enough
 from fedgrass.protocol.statistics_settings import Statistics, require_measurable, tells_sums
 from fedgrass.protocol.strategy_settings import Strategy as Strategy
@@ -192,7 +193,7 @@ class FleetSettings(_Settings):
     """All settings of a fleet. Defaults suit a first round; an execution's input is laid over them."""
 
     # An execution's history holds 25,000 events, and a round writes some forty.
-    rounds: int = Field(default=1, ge=1, le=500, description="Rounds to run one after the other")
+    rounds: int = Field(default=1, ge=1, le=500, description="Rounds to run one after the other; at most, with until")
     task: Literal["fit", "evaluate", "statistics"] = Field(
         default="fit",
         description="evaluate: devices judge the current model on their own data, and nothing changes; statistics: they measure "
@@ -220,6 +221,8 @@ class FleetSettings(_Settings):
         ge=1,
         description="Release only in rounds whose number is a multiple of it; others' models are just the next round's base",
     )
+    until: Until = Field(default_factory=Until)
+    schedule: Schedule = Field(default_factory=Schedule)
     fit: Fit = Field(default_factory=Fit)
     update: Update = Field(default_factory=Update)
     personal: PersonalSettings = Field(default_factory=PersonalSettings)
@@ -244,6 +247,12 @@ class FleetSettings(_Settings):
     def _a_stream_can_flow(self) -> FleetSettings:
         if self.is_asynchronous:
             require_a_stream(self)
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_has_a_start(self) -> FleetSettings:
+        if self.schedule.learning_rate.kind != "constant" and self.fit.learning_rate is None:
+            raise ValueError("schedule.learning_rate: set fit.learning_rate, the value that it begins with")
         return self
 
     @model_validator(mode="after")
@@ -373,6 +382,22 @@ class FleetSettings(_Settings):
         # Of a tree a device's update is in a node of each level, so its part in it has as much less noise.
         levels = self.strategy.tree.bit_length() if self.task == "fit" else 0
         return self.privacy.noise_multiplier / math.sqrt(max(1, levels))
+
+    def at_round(self, number: int, first: int) -> FleetSettings:
+        """Return these settings as one round has them, by the schedule.
+
+        Parameters
+        ----------
+        number
+            The round.
+        first
+            The first round of its run.
+        """
+        done = number - (first if self.schedule.since is None else self.schedule.since)
+        rate, epochs = self.schedule.values(self.fit.learning_rate, self.fit.epochs, max(0, done))
+        if (rate, epochs) == (self.fit.learning_rate, self.fit.epochs):
+            return self
+        return self.model_copy(update={"fit": self.fit.model_copy(update={"learning_rate": rate, "epochs": epochs})})
 
     @property
     def takes_partial_work(self) -> bool:

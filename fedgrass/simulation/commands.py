@@ -264,6 +264,8 @@ def _show(report: SimulationReport, output: Path) -> None:
     console = render.console()
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in report.outcomes.items())
     console.print(f"{report.rounds} rounds ({outcomes}): {figures}", highlight=False)
+    if report.ended:
+        console.print(f"No more rounds: {report.ended}.", highlight=False)
     console.print(
         f"{timing.device_rounds:,} device-rounds in {timing.seconds:.1f} s ({timing.device_rounds_per_second:,.0f} a second) "
         f"on {timing.workers} processes, after {timing.start_seconds:.1f} s; "

@@ -64,7 +64,9 @@ class FleetOptions:
 
     devices: Annotated[int, typer.Option(min=1, help="Virtual devices.")] = 1000
     cohort: Annotated[int, typer.Option(min=1, help="How many are asked in each round.")] = 50
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to simulate.")] = 20
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds to simulate; at most, with --set until.target=0.9 or until.patience=5.")
+    ] = 20
     dropout: Annotated[float, typer.Option(help="Share of the asked that never answers.")] = 0.0
     stragglers: Annotated[
         str,

@@ -57,7 +57,10 @@ class Timing(_Part):
 
 
 class SimulationReport(_Part):
-    """``report.json``. ``timing`` is of the last run, which may have resumed an earlier one."""
+    """``report.json``. ``timing`` is of the last run, which may have resumed an earlier one.
+
+    ``ended`` says why the run was over before its rounds were.
+    """
 
     simulation: Simulation
     model: str
@@ -71,6 +74,7 @@ class SimulationReport(_Part):
     best: Evaluation
     bytes_read: int
     simulated_seconds: float
+    ended: str = ""
     timing: Timing
 
 

@@ -95,7 +95,9 @@ def simulate(
             # Nothing to report before the first round was closed.
             if rounds:
                 last = simulator.standing
-                found = report.summarise(simulation, manifest, rounds, timing)
+                found = report.summarise(simulation, manifest, rounds, timing).model_copy(
+                    update={"ended": simulator.ended}
+                )
                 report.write_model(opened, last.parameters, last.version, found.final, output / "model")
                 report.write(found, rounds, output)
     return found

@@ -176,6 +176,8 @@ class Simulation(BaseModel):
             raise ValueError(
                 "cohort.where, cohort.min_examples: virtual devices have no tags; these are for a real fleet"
             )
+        if self.groups and self.fleet.until.ends:
+            raise ValueError("until: groups have models of their own, which are not done together; simulate without it")
         if self.fleet.task != "fit":
             raise ValueError(f"task {self.fleet.task}: a simulation trains")
         if self.groups:

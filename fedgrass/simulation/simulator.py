@@ -31,7 +31,9 @@ from fedgrass.own_code import own_code
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import next_version, update_prefix
 from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
+from fedgrass.protocol.run_settings import watched, why_over
 from fedgrass.protocol.secure_settings import announced_secure
+from fedgrass.protocol.settings import FleetSettings
 from fedgrass.secure.device import context_of
 from fedgrass.simulation.cluster import Cluster
 from fedgrass.simulation.groups import Group
@@ -164,8 +166,19 @@ class Simulator:
 
     def run(self, done: Callable[[SimulatedRound], None] = lambda _: None) -> None:
         """Simulate the rounds that are left; ``done`` is told of each."""
-        while len(self.standing.rounds) < self._simulation.rounds:
+        while len(self.standing.rounds) < self._simulation.rounds and not self.ended:
             done(self.step())
+
+    @property
+    def ended(self) -> str:
+        """Why the run is over before its rounds are; empty if it goes on."""
+        fleet, rounds = self._simulation.fleet, self.standing.rounds
+        if not fleet.until.ends or not rounds:
+            return ""
+        wanted = fleet.until.metric or fleet.gate.metric
+        name, _ = watched(rounds[-1].evaluation, wanted)
+        values = [watched(one.evaluation, wanted)[1] if one.went_on else None for one in rounds]
+        return why_over(fleet.until, name, values, sum(one.seconds for one in rounds) / 3600)
 
     def step(self) -> SimulatedRound:
         """Simulate the next round."""
@@ -189,6 +202,10 @@ class Simulator:
         """Return what devices are told of a round that starts from the present model."""
         return self._announcement(number, self._population.opened(number)[0], self._now())
 
+    def _fleet(self, number: int) -> FleetSettings:
+        """Return the fleet's settings as a round has them."""
+        return self._simulation.fleet.at_round(number, 1)
+
     def _task(self, number: int, now: datetime) -> tuple[Announcement, Expected, Assignments]:
         manifest, staleness = self._base.manifest, self._strategy.staleness
         cohort, _ = self._population.opened(number)
@@ -203,7 +220,7 @@ class Simulator:
             cohort=cohort,
             checks=self._simulation.fleet.checks,
             earlier=self._earlier(number),
-            plan=self._simulation.fleet.step_plan(manifest.batch_size),
+            plan=self._fleet(number).step_plan(manifest.batch_size),
         )
         return self._announcement(number, cohort, now), expected, self._population.duties(number, staleness)
 
@@ -218,7 +235,7 @@ class Simulator:
 
     def _round(self, number: int) -> SimulatedRound:
         cohort, plan = self._population.opened(number)
-        fleet, base = self._simulation.fleet, self._base
+        fleet, base = self._fleet(number), self._base
         now = self._now()
         announced, expected, duties = self._task(number, now)
         self._pool.begin(announced, expected, duties, self._folders)
@@ -353,7 +370,7 @@ class Simulator:
         return self.standing.rounds[-1].report.finished_at if self.standing.rounds else _BEGINNING
 
     def _announcement(self, number: int, cohort: Cohort, now: datetime) -> Announcement:
-        fleet = self._simulation.fleet
+        fleet = self._fleet(number)
         return Announcement(
             fleet=FLEET,
             round=number,

@@ -91,7 +91,8 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
         # Before all that is read below: it changes the fleet's state.
         _take_over(services, state)
         act_on_refusals(services)
-        record = _open(services, request, settings)
+        number = state.last + 1
+        record = _open(services, request, settings.at_round(number, number - len(request.results)))
     announce_round(services)
     # The execution may have been stopped while this function ran; its event found no round to end then.
     _close_if_ended(services, record)

@@ -11,6 +11,7 @@ from fedgrass.cloud.rounds.abort_round import AbortRequest, ExecutionEnd, abort_
 from fedgrass.cloud.rounds.await_rollout import await_rollout
 from fedgrass.cloud.rounds.changes import change_round
 from fedgrass.cloud.rounds.close_round import CloseRequest, close_round
+from fedgrass.cloud.rounds.open_round import OpenRequest, open_round
 from fedgrass.cloud.rounds.record_model import record_model
 from fedgrass.cloud.rounds.record_report import RoundRequest, record_report
 from fedgrass.cloud.rounds.record_update import record_update
@@ -18,7 +19,9 @@ from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import AggregationError, RecordError, RoundRefusedError
 from fedgrass.protocol.members import fleet_members
+from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.records import HandLock
+from fedgrass.protocol.report import Evaluation
 from fedgrass.protocol.tables import load_state, set_current_model, take_hand
 from tests.fedgrass.cloud.rounds.harness import BASE, EXECUTION, FLEET, Fleet, client_error
 
@@ -138,6 +141,7 @@ def test_a_closed_round_has_its_figures_and_frees_the_fleet(fleet: Fleet) -> Non
             }
         ],
         "more": False,
+        "ended": "",
     }
     record = fleet.round()
     assert record.seconds_last_upload_to_active == 4.0
@@ -182,6 +186,64 @@ def test_results_add_up_until_all_rounds_are_run(fleet: Fleet) -> None:
     assert [result["round"] for result in second["results"]] == [1, 2]
     assert not second["more"]
     assert fleet.round(2).base.version == "1.1.0"
+
+
+def _rounds(fleet: Fleet, accuracies: list[float | None], **settings: Any) -> tuple[list[dict[str, Any]], str]:
+    """Run rounds as the state machine does; without an accuracy the gate holds the round's model."""
+    results: list[dict[str, Any]] = []
+    for accuracy in accuracies:
+        fleet.heartbeats("a", "b", "c")
+        opened = open_round(
+            fleet.services, OpenRequest(execution=EXECUTION, overrides={"rounds": 100, **settings}, results=results)
+        )
+        number = opened["round"]
+        for thing in "abc":
+            record_update(fleet.services, fleet.update(thing, number))
+        start_aggregation(fleet.services, TokenRequest(round=number, token=f"job {number}"))
+        outcome: Any = "held" if accuracy is None else "released"
+        fleet.write_report(outcome, number, evaluation=Evaluation(loss=1.0, accuracy=accuracy or 0.99, examples=9))
+        record_report(fleet.services, RoundRequest(round=number))
+        fleet.pass_time(1800)
+        closed = close_round(fleet.services, CloseRequest(round=number, rounds=100, results=results))
+        # Asked once more, because its answer was lost: the same, however late.
+        fleet.pass_time(7200)
+        assert close_round(fleet.services, CloseRequest(round=number, rounds=100, results=results)) == closed
+        fleet.pass_time(-7200)
+        results = closed["results"]
+        if not closed["more"]:
+            return results, closed["ended"]
+    return results, ""
+
+
+@pytest.mark.parametrize(
+    ("until", "accuracies", "rounds", "named"),
+    [
+        ({"target": 0.8}, [0.5, None, 0.8, 0.9], 3, "until.target"),
+        ({"target": 0.8}, [0.5, None, 0.7], 3, ""),
+        ({"patience": 2}, [0.5, 0.6, None, 0.55, 0.9], 4, "until.patience"),
+        ({"hours": 1.4}, [0.5, 0.6, 0.7, 0.8], 3, "until.hours"),
+    ],
+)
+def test_an_execution_ends_when_its_run_is_over_and_says_why(
+    fleet: Fleet, until: dict[str, Any], accuracies: list[float | None], rounds: int, named: str
+) -> None:
+    results, ended = _rounds(fleet, accuracies, until=until)
+    assert (len(results), named in ended if named else not ended) == (rounds, True)
+    # What is over lets others open rounds; what is not holds the fleet for itself.
+    assert load_state(fleet.rounds, FLEET).reserved == (None if named else EXECUTION)
+
+
+def test_each_round_announces_the_values_of_its_schedule(fleet: Fleet) -> None:
+    halves = {"kind": "step", "rounds": 1, "factor": 0.5}
+    schedule = {"fit": {"learning_rate": 0.8, "epochs": 4}, "schedule": {"learning_rate": halves, "epochs": halves}}
+    _rounds(fleet, [0.5, None, 0.6], **schedule)
+    assert [(fleet.round(n).settings.fit.learning_rate, fleet.round(n).settings.fit.epochs) for n in (1, 2, 3)] == [
+        (0.8, 4),
+        (0.4, 2),
+        (0.2, 1),
+    ]
+    announced = [Announcement.decode(payload).fit for _, payload in fleet.iot.published if payload]
+    assert {(fit.learning_rate, fit.epochs) for fit in announced} == {(0.8, 4), (0.4, 2), (0.2, 1)}
 
 
 def test_a_late_word_after_the_close_is_kept_and_does_not_change_how_long_it_took(fleet: Fleet) -> None:
