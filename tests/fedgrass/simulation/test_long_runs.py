@@ -12,7 +12,7 @@ from fedgrass.data.digits import digits
 from fedgrass.simulation.partition import drawn
 from fedgrass.simulation.settings import PartitionScheme
 from fedgrass.simulation.store import open_report
-from tests.fedgrass.simulation.conftest import refused, result, run
+from tests.fedgrass.simulation.conftest import result, run
 from tests.fedgrass.simulation.softmax import ENGINE, softmax_bundle
 
 DEVICES = 6
@@ -80,5 +80,3 @@ def test_a_run_ends_when_its_target_is_reached_and_stays_ended(tmp_path: Path) -
     report = run(tmp_path / "hours", hours, bundle=bundle, rounds=8, **OPTIONS)
     assert "until.hours" in report.ended
     assert report.simulated_seconds - open_report(tmp_path / "hours")[1][-1].seconds < 150 <= report.simulated_seconds
-    with refused("until"):
-        run(tmp_path / "two", hours, bundle=bundle, hosts=2, exchange=str(tmp_path), **OPTIONS)
