@@ -125,7 +125,7 @@ def sweep(
 
 
 def _is_done(folder: Path, options: dict[str, Any]) -> bool:
-    """Whether a run has all its rounds; raises `ConfigurationError` for wrong options, and where another one lies."""
+    """Whether a run is over; raises `ConfigurationError` for wrong options, and where another one lies."""
     simulation = _simulation(options)
     if not (folder / SETTINGS).exists():
         return False
@@ -133,7 +133,8 @@ def _is_done(folder: Path, options: dict[str, Any]) -> bool:
     if other := found.difference(simulation):
         raise ConfigurationError(f"{folder}: was simulated with another {other}; choose another --output")
     try:
-        return open_report(folder)[0].rounds >= simulation.rounds
+        report = open_report(folder)[0]
+        return bool(report.ended) or report.rounds >= simulation.rounds
     except DataError:
         return False
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,26 @@ def test_ctrl_c_keeps_the_rounds_that_are_done_and_resume_goes_on(tmp_path: Path
     assert invoke(*arguments, "--output", broken, "--resume").exit_code == 0
     assert invoke(*arguments, "--output", tmp_path / "whole").exit_code == 0
     assert result(broken) == result(tmp_path / "whole")
+
+
+def test_ctrl_c_of_a_sweep_keeps_whole_rounds_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    arguments = ["sweep", *SMALL[:-2], "--rounds", "6", "--vary", "epochs=1", "--vary", "epochs=2", "--output"]
+    broken = tmp_path / "broken"
+    command = [str(Path(sys.executable).with_name("fedgrass")), "simulate", *arguments, str(broken), "--processes", "1"]
+    with (tmp_path / "said").open("wb") as said:
+        # A group of its own: as from a terminal, Ctrl-C reaches every process of it.
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+    first = broken / "epochs=1" / "rounds.jsonl"
+    eventually(lambda: process.poll() is not None or (first.exists() and first.read_bytes()))
+    with suppress(ProcessLookupError):  # it was faster
+        os.killpg(process.pid, signal.SIGINT)
+    code = process.wait(PATIENCE)
+    reports = [open_report(folder)[0] for folder in broken.iterdir() if (folder / "report.json").is_file()]
+    ended = len(reports) == 2 and all(report.rounds == 6 for report in reports)
+    assert code == (0 if ended else 130), (tmp_path / "said").read_text()
+    assert ended or "go on with the same command" in (tmp_path / "said").read_text()
+    assert invoke(*arguments, broken).exit_code == 0
+    assert [open_report(broken / f"epochs={n}")[0].rounds for n in (1, 2)] == [6, 6]
 
 
 def test_a_sweep_runs_every_combination_and_one_that_fails_takes_no_other_with_it(tmp_path: Path, plain: Path) -> None:
