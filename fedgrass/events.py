@@ -133,6 +133,11 @@ _DEVICE = {
     "command_answered": _info("A command was done or refused.", "kind command status reason"),
     "command_answer_not_kept": _error("An answer could not be stored; the command is done again later.", "reason"),
     # training
+    "announcement_refused": _warning("A helper job was handed an announcement that is malformed.", "reason"),
+    "fleet_not_reached": _warning("A helper job could not reach the fleet's account; it tries again.", "reason"),
+    "helper_ready": _info("A helper job has opened its key, and takes requests.", "key"),
+    "sum_answered": _info("A helper job has answered a request for the sum of masks.", "command bytes"),
+    "sum_refused": _warning("A helper job refuses to sum masks, and says why.", "reason"),
     "announcement_ignored": _once("An announcement is malformed, stale or of another fleet.", "reason"),
     "not_in_cohort": _info("The round does not ask this device."),
     "announced_round_closed": _info("The cloud closed the round that this device works on."),
