@@ -12,7 +12,7 @@ from fedgrass.protocol.metrics import Metric, is_better
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Curve(_Settings):
@@ -64,8 +64,8 @@ class Curve(_Settings):
 class Schedule(_Settings):
     """Learning rate and epochs over rounds. Each round's announcement has its own values, by which devices judge it."""
 
-    learning_rate: Curve = Curve()
-    epochs: Curve = Field(default=Curve(), description="To the nearest whole number, of at least 1")
+    learning_rate: Curve = Field(default_factory=Curve)
+    epochs: Curve = Field(default_factory=Curve, description="To the nearest whole number, of at least 1")
     since: int | None = Field(
         default=None,
         ge=1,
