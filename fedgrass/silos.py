@@ -1,6 +1,6 @@
 """Silos' jobs, as the fleet's operator starts and watches them: by the one role that a silo's account has for it.
 
-What a job is, that account's stack says (cloud/infrastructure/silo_account.yaml). Its names follow from the silo's.
+What a job is, that account's stack says (cloud/silo_account.yaml). Its names follow from the silo's.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Silo:
             if error.response["Error"]["Code"] not in {"AccessDenied", "AccessDeniedException"}:
                 raise
             raise InfrastructureError(
-                f"silo {name!r}: {role} cannot be assumed. Its account deploys cloud/infrastructure/silo_account.yaml with "
+                f"silo {name!r}: {role} cannot be assumed. Its account deploys cloud/silo_account.yaml with "
                 f"FleetAccount={account.stack.account}, and you need sts:AssumeRole on that role ({error})"
             ) from error
         found = given["Credentials"]
@@ -180,7 +180,7 @@ class Silo:
 
     def _not_there(self) -> InfrastructureError:
         return InfrastructureError(
-            f"silo {self.name!r}: there is no state machine {self._machine}; deploy cloud/infrastructure/silo_account.yaml "
+            f"silo {self.name!r}: there is no state machine {self._machine}; deploy cloud/silo_account.yaml "
             "there, or name its region (--region)"
         )
 
