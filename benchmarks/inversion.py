@@ -31,11 +31,11 @@ from fedgrass.data.arrays import Split
 from fedgrass.data.digits import digits
 from fedgrass.engines.sklearn import SklearnEngine, initial_parameters
 from fedgrass.errors import PrivacyLimitError
+from fedgrass.fitting import fit
 from fedgrass.floors import Floors
 from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, UpdateTask, Upload
 from fedgrass.secure.masks import SEED_BYTES, Expander, add_mask
 from fedgrass.tensors import Array
-from fedgrass.training import fit
 from fedgrass.update.writer import encode_update
 
 RECOVERED = 0.95

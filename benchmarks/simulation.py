@@ -36,13 +36,13 @@ from benchmarks.processes import PeakMemory
 from fedgrass.bundle import Bundle
 from fedgrass.data.arrays import shuffled
 from fedgrass.engines.base import FitSettings
+from fedgrass.fitting import seed_of
 from fedgrass.protocol.messages import Announcement, Base, Upload
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.simulation.examples import Examples, prepare
 from fedgrass.simulation.population import FLEET, Population, thing_name
 from fedgrass.simulation.run import simulate
 from fedgrass.simulation.settings import Simulation
-from fedgrass.training import seed_of
 
 _PEERS = Path(__file__).with_name("simulation_peers.py")
 _EPOCHS, _RATE = 2, 0.1

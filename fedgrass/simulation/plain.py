@@ -12,11 +12,11 @@ import numpy as np
 
 from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Engine, FitsEach
+from fedgrass.fitting import seed_of, settings_of
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.simulation.examples import Examples
 from fedgrass.simulation.population import thing_name
 from fedgrass.simulation.virtual_device import Assignment
-from fedgrass.training import seed_of, settings_of
 from fedgrass.update.decoded import DecodedForm, DecodedUpdate
 from fedgrass.update.header import UpdateHeader
 

@@ -18,6 +18,7 @@ from fedgrass.data.arrays import ArrayDataset
 from fedgrass.engines.base import Dataset, Engine
 from fedgrass.engines.checks import Checked
 from fedgrass.engines.flower_node import PARTITION, PARTITIONS, Node, join
+from fedgrass.fitting import Fitted, fit
 from fedgrass.partial import Ending, StepPlan
 from fedgrass.personal import Own, shared_manifest, shared_of
 from fedgrass.personal_models import Personal, PersonalModels
@@ -27,7 +28,6 @@ from fedgrass.simulation.attacks import Doubles, Seen, attacked_bytes, attacked_
 from fedgrass.simulation.helpers import virtual_signer
 from fedgrass.simulation.population import thing_name
 from fedgrass.simulation.settings import Attack
-from fedgrass.training import Fitted, fit
 from fedgrass.update.feedback import ErrorFeedback
 from fedgrass.update.registry import codec_named
 from fedgrass.update.writer import encode_update

@@ -28,6 +28,7 @@ from fedgrass.control import SERVER_STATE
 from fedgrass.engines.base import Engine
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import FedgrassError
+from fedgrass.fitting import Fitted
 from fedgrass.own_code import as_itself
 from fedgrass.personal import shared_of
 from fedgrass.protocol.messages import Announcement
@@ -40,7 +41,6 @@ from fedgrass.simulation.settings import Attack, Simulation
 from fedgrass.simulation.updates import Content, LateUpdates, VirtualUpdates
 from fedgrass.simulation.virtual_device import Assignment, VirtualDevices
 from fedgrass.strategies.arithmetic.interfaces import Sums
-from fedgrass.training import Fitted
 
 _MESSAGE_BYTES = 1 << 20  # of lanes' sums that wait for others
 _TOGETHER_BYTES = 16 << 20  # of parameters that are trained before they are encoded

@@ -21,12 +21,13 @@ from fedgrass.data import Split, split
 from fedgrass.engines.base import FitResult, FitSettings, FitState, Hooks, StopTraining
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import BundleError, EngineError
+from fedgrass.fitting import seed_of
 from fedgrass.inference import Application, write_bundle
 from fedgrass.personal import OWN, Own, local_names, write_personal
 from fedgrass.personal_models import DITTO, TUNED, PersonalModels
 from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, PersonalTask, UpdateTask, Upload
 from fedgrass.protocol.names import update_prefix
-from fedgrass.training import Trained, TrainingFiles, seed_of, train
+from fedgrass.training import Trained, TrainingFiles, train
 from fedgrass.update.reader import UpdateReader
 from tests.fedgrass.edge import digits
 from tests.fedgrass.partly_local import partly_local

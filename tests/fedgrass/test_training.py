@@ -20,10 +20,11 @@ from fedgrass.data import ArrayDataset, Split, split
 from fedgrass.engines.base import Dataset, FitSettings, FitState, Hooks, StopTraining
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import DataError, DivergedError
+from fedgrass.fitting import seed_of
 from fedgrass.partial import Ending, ending_of, lasts
 from fedgrass.protocol.messages import Announcement, Cohort, FitTask, UpdateTask, Upload
 from fedgrass.protocol.names import update_prefix
-from fedgrass.training import Trained, TrainingFiles, seed_of, train
+from fedgrass.training import Trained, TrainingFiles, train
 from fedgrass.update.header import UpdateHeader
 from tests.fedgrass.edge import digits
 

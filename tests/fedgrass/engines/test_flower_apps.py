@@ -18,9 +18,9 @@ from fedgrass.engines.flower import FlowerEngine
 from fedgrass.engines.flower_node import Node, StateFiles, join
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import EngineError, NoFiguresError
+from fedgrass.fitting import fit
 from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, Upload
 from fedgrass.protocol.settings import FleetSettings
-from fedgrass.training import fit
 
 pytest.importorskip("flwr", reason="flwr is not installed: scripts/torch_tests tries it")
 

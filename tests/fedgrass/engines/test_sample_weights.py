@@ -16,8 +16,8 @@ from fedgrass.data_settings import DataSettings
 from fedgrass.engines.base import FitSettings
 from fedgrass.engines.checks import check_dataset
 from fedgrass.errors import DataError
+from fedgrass.fitting import _limited
 from fedgrass.tensors import Array
-from fedgrass.training import _limited
 
 CLASSES = ("cat", "dog")
 

@@ -30,6 +30,7 @@ from fedgrass.edge.settings import RuntimeSettings, parse
 from fedgrass.engines.flower_node import Node, join
 from fedgrass.engines.registry import open_engine
 from fedgrass.engines.shipped import own_builder
+from fedgrass.fitting import fit
 from fedgrass.local.aws.client import LocalAwsProcess, start
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.members import fleet_members
@@ -37,7 +38,6 @@ from fedgrass.protocol.messages import Announcement, ModelNotice, UpdateNotice
 from fedgrass.protocol.names import RUNTIME, device_topic, round_topic, update_key
 from fedgrass.protocol.tables import load_state
 from fedgrass.simulation.flower.run import run_app
-from fedgrass.training import fit
 from fedgrass.update.writer import encode_update
 from tests.fixtures.mqtt import MqttClient
 from tests.fixtures.waiting import eventually
