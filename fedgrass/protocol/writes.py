@@ -99,17 +99,47 @@ def change(
 
 def update_item(table: Table, **arguments: Any) -> Mapping[str, Any]:
     """Do UpdateItem; a condition that does not hold raises boto3's ``ConditionalCheckFailedException``."""
-    return _repeated(table, lambda: table.update_item(**arguments))
+    return _repeated(table.name, lambda: table.update_item(**arguments))
 
 
 def put_item(table: Table, **arguments: Any) -> Mapping[str, Any]:
     """Do PutItem; a condition that does not hold raises boto3's ``ConditionalCheckFailedException``."""
-    return _repeated(table, lambda: table.put_item(**arguments))
+    return _repeated(table.name, lambda: table.put_item(**arguments))
+
+
+def put_first(client: Any, table: str, item: Mapping[str, object], *, key: str) -> bool:
+    """Do PutItem where there is no such item; for threads, which share a client and no table.
+
+    Parameters
+    ----------
+    client
+        Of DynamoDB.
+    table
+        The table's name.
+    item
+        The item, as the client takes it.
+    key
+        Name of the table's partition key.
+
+    Returns
+    -------
+    bool
+        False if there was one, which stays.
+    """
+    try:
+        # One step of the database's: there is no moment between the look and the write.
+        _repeated(
+            table,
+            lambda: client.put_item(TableName=table, Item=item, ConditionExpression=f"attribute_not_exists({key})"),
+        )
+    except client.exceptions.ConditionalCheckFailedException:
+        return False
+    return True
 
 
 def delete_item(table: Table, **arguments: Any) -> Mapping[str, Any]:
     """Do DeleteItem; no item under the key is not an error."""
-    return _repeated(table, lambda: table.delete_item(**arguments))
+    return _repeated(table.name, lambda: table.delete_item(**arguments))
 
 
 def transact(
@@ -151,10 +181,10 @@ def transact(
             raise
         return None
 
-    return _repeated(table, write, pause)
+    return _repeated(table.name, write, pause)
 
 
-def _repeated(table: Table, write: Callable[[], T], pause: Callable[[float], None] | None = None) -> T:
+def _repeated(table: str, write: Callable[[], T], pause: Callable[[float], None] | None = None) -> T:
     last: Exception | None = None
     # By hand: the functions' archive has no tenacity.
     for attempt in range(_ATTEMPTS):
@@ -166,7 +196,7 @@ def _repeated(table: Table, write: Callable[[], T], pause: Callable[[float], Non
             last = error
         # Full jitter, up to 1.3 seconds: what collided once must not collide in step again.
         (pause or time.sleep)(random.uniform(0, 0.02 * 2 ** min(attempt, 6)))  # noqa: S311 - jitter
-    raise BusyError(f"table {table.name}: an item stayed busy through {_ATTEMPTS} attempts; try again") from last
+    raise BusyError(f"table {table}: an item stayed busy through {_ATTEMPTS} attempts; try again") from last
 
 
 def _is_busy(response: Mapping[str, Any]) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fedgrass.errors import DataError
 from fedgrass.protocol.secure import KEY_BYTES
+from fedgrass.protocol.writes import put_first
 from fedgrass.secure.helper_state import Known
 from fedgrass.secure.keys import public_text
 
@@ -117,22 +118,15 @@ class TableState:
     def _first(self, kind: str, name: str, **fields: AttributeValueTypeDef) -> _Item:
         """Write an item if there is none of that name, and return the one that is there."""
         item = {"kind": {"S": kind}, "id": {"S": name}, **fields}
-        try:
-            # One step of the database's: there is no moment between the look and the write.
-            self.dynamodb.put_item(
-                TableName=self.table,
-                Item=cast("dict[str, AttributeValueTypeDef]", item),
-                ConditionExpression="attribute_not_exists(kind)",
+        if put_first(self.dynamodb, self.table, item, key="kind"):
+            return item
+        found = self._item(kind, name)
+        if found is None:
+            raise DataError(
+                f"table {self.table}: the {kind} {name!r} was there and is gone; a helper's table is never to be cleared: "
+                "undo the helper instead (fedgrass helper destroy), and pin another key"
             )
-        except self.dynamodb.exceptions.ConditionalCheckFailedException:
-            found = self._item(kind, name)
-            if found is None:
-                raise DataError(
-                    f"table {self.table}: the {kind} {name!r} was there and is gone; a helper's table is never to be cleared: "
-                    "undo the helper instead (fedgrass helper destroy), and pin another key"
-                ) from None
-            return found
-        return item
+        return found
 
     def _item(self, kind: str, name: str) -> _Item | None:
         found = self.dynamodb.get_item(
