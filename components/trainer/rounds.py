@@ -22,7 +22,7 @@ from fedgrass.errors import MessageError
 from fedgrass.files import write_atomically
 from fedgrass.logs import Log
 from fedgrass.partial import lasts
-from fedgrass.protocol.cohort import fits, takes
+from fedgrass.protocol.cohort import fits, is_asked
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.names import model_prefix, update_prefix
 
@@ -49,6 +49,8 @@ class Rounds:
         File that holds it over restarts.
     tags
         What the configuration says of this device, by which a cohort may choose.
+    loss
+        What this device reported before a round, by which its cohort may choose.
     clock
         This device's own clock, seconds; only differences of it are used.
     """
@@ -61,12 +63,14 @@ class Rounds:
         thing: str,
         log: Log,
         tags: Callable[[], Mapping[str, str]] = dict,
+        loss: Callable[[Announcement], float | None] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
         self._fleet = fleet
         self._thing = thing
         self._log = log
+        self._loss = loss
         self._tags = tags
         self._clock = clock
         self._record = self._load()
@@ -107,7 +111,7 @@ class Rounds:
             return known.announcement
         # Decided once and kept: tags that change in mid-round must not have a device join or leave it.
         cohort = announcement.cohort
-        asked = takes(cohort, self._thing) and fits(cohort.where, self._tags())
+        asked = is_asked(cohort, self._thing, self._loss(announcement)) and fits(cohort.where, self._tags())
         self._keep(
             _Record(
                 announcement=announcement,

@@ -38,6 +38,7 @@ from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import DataError, IpcError, MessageError, TransferError
+from fedgrass.kept_losses import LOSSES, KeptLosses
 from fedgrass.protocol.device_messages import ApplicationStatus
 from fedgrass.protocol.message import as_reason
 from fedgrass.protocol.messages import Announcement, UpdateNotice
@@ -80,11 +81,13 @@ class Trainer:
         self._now = Settings(device.thing, device.work, device.store, runtime, trainer)
         self._store = ModelStore(device.store)
         self._runner = Runner(start_child, self._guard, self._log)
+        self._losses = KeptLosses(device.work / LOSSES, self._log)
         self._rounds = Rounds(
             device.work / "round.json",
             fleet=runtime.fleet,
             thing=device.thing,
             log=self._log,
+            loss=self._losses.counting_for,
             tags=lambda: self._settings.runtime.tags,
         )
         self._attempts = Attempts(device.work / "attempts" / "round.json")
@@ -335,6 +338,8 @@ class Trainer:
                 bucket = announcement.upload.bucket
                 # Before the upload is handed over: noise that was not counted must not leave the device.
                 self._consent.charge(announcement, key)
+                if announcement.task == "fit":
+                    self._losses.reported(announcement, result.metrics)
                 self._uploads.submit(key, self._now.work / UPDATE, bucket=bucket, key=where, message=notice.decode())
         except TransferError as error:
             # Kept open: the checkpoint is whole, so the answer comes again soon without training again.

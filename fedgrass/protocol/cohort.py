@@ -11,6 +11,18 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 
+class Chooses(Protocol):
+    """What an announcement says of a choice by loss: a `fedgrass.protocol.messages.ByLoss`."""
+
+    @property
+    def explore(self) -> float:
+        """Share of the circle that is asked whatever the loss."""
+
+    @property
+    def loss(self) -> float:
+        """The least that others must have reported."""
+
+
 class Asks(Protocol):
     """What an announcement says of who is asked: a `fedgrass.protocol.messages.Cohort`."""
 
@@ -29,6 +41,10 @@ class Asks(Protocol):
     @property
     def where(self) -> Mapping[str, Collection[str]]:
         """Tags that a device must have, each with one of some values."""
+
+    @property
+    def by_loss(self) -> Chooses | None:
+        """How the losses that devices reported choose among those lots; None: all of them are asked."""
 
 
 def draw(salt: str, thing: str) -> float:
@@ -69,8 +85,32 @@ def is_member(salt: str, fraction: float, thing: str, begin: float = 0.0) -> boo
 
 
 def takes(cohort: Asks, thing: str) -> bool:
-    """Say whether a device's lot is in a cohort, whatever its tags are: these only the device knows for sure."""
+    """Say whether a device's lot is in a cohort, whatever its tags and its loss are."""
     return is_member(cohort.salt, cohort.fraction, thing, cohort.begin)
+
+
+def is_asked(cohort: Asks, thing: str, loss: float | None) -> bool:
+    """Say whether a device is asked, whatever its tags are.
+
+    Parameters
+    ----------
+    cohort
+        The round's.
+    thing
+        The device's thing name.
+    loss
+        What it reported last, as far as the round counts it (`fedgrass.protocol.utility.LastLosses.before`); None: unknown.
+
+    Returns
+    -------
+    bool
+        Without ``by_loss`` as of `takes`. Else a lot in the first ``explore`` of the circle is enough; another of the cohort's
+        needs a loss that is high enough too.
+    """
+    by = cohort.by_loss
+    if by is None or not takes(cohort, thing):
+        return takes(cohort, thing)
+    return is_member(cohort.salt, by.explore, thing, cohort.begin) or (loss is not None and loss >= by.loss)
 
 
 def fits(where: Mapping[str, Collection[str]], tags: Mapping[str, str]) -> bool:

@@ -15,6 +15,7 @@ from fedgrass.protocol.message import (
     ConfigName,
     ConfigValue,
     Count,
+    Finite,
     Message,
     Metrics,
     ObjectKey,
@@ -87,6 +88,17 @@ class Base(Part):
         return found == (self.version, self.parameters_sha256, self.graph_sha256)
 
 
+class ByLoss(Part):
+    """Which of a cohort's lots are in: those below ``explore`` from its beginning; of the others, devices of at least that loss.
+
+    It is the one that the device's last update before this round had, if that was not before round ``since``.
+    """
+
+    explore: float = Field(ge=0, le=1)
+    loss: Finite
+    since: RoundNumber
+
+
 class Cohort(Part):
     """Who is asked: see `fedgrass.protocol.cohort`."""
 
@@ -96,6 +108,7 @@ class Cohort(Part):
     where: Where = Field(default={})
     min_examples: Count = 0
     fair: bool = False
+    by_loss: ByLoss | None = None
 
 
 class FitTask(Part):

@@ -12,6 +12,7 @@ rounds    fleet,key   ``round#000007``                  `RoundRecord`
 rounds    fleet,key   ``round#000007#<thing>``          `Participation`: one device's part in the round
 rounds    fleet,key   ``roster#000007#<salt>#<n>``      some names of who was there at its opening (`fedgrass.protocol.roster`)
 rounds    fleet,key   ``refused#<thing>``               `fedgrass.protocol.refusals.Refusals`: what was refused of a device
+rounds    fleet,key   ``loss#<thing>``                  `fedgrass.protocol.losses.LossRecord`: the loss that it reported last
 rounds    fleet,key   ``ended#<execution>``             an execution that ended early and opens no round any more
 rounds    fleet,key   ``instance#<thing>#<id>``         a heartbeat's process (`fedgrass.protocol.instances`), by a topic rule
 rounds    fleet,key   ``reply#<thing>#<id>``            a device's `Reply` to a command, as it came, by the topic rule

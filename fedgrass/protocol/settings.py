@@ -11,7 +11,7 @@ from fedgrass.errors import ConfigurationError, first_problem
 from fedgrass.partial import StepPlan
 from fedgrass.protocol.asynchronous_settings import require_a_stream
 from fedgrass.protocol.codec_name import CodecName
-from fedgrass.protocol.cohort_settings import CohortSettings
+from fedgrass.protocol.cohort_settings import CohortSettings, require_losses
 from fedgrass.protocol.drift_settings import DriftSettings
 from fedgrass.protocol.messages import FitTask, UpdateTask
 from fedgrass.protocol.metrics import Metric
@@ -323,6 +323,12 @@ class FleetSettings(_Settings):
             raise ValueError(
                 f"cohort.size ({self.cohort.size}) is less than min_updates ({self.min_updates}): no round could succeed"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _losses_can_choose(self) -> FleetSettings:
+        if self.cohort.chooses_by_loss:
+            require_losses(self)
         return self
 
     @model_validator(mode="after")

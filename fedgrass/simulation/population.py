@@ -1,4 +1,7 @@
-"""The devices that are not there: who is asked, who is slow, who lies, and when each would answer."""
+"""The devices that are not there: who is asked, who is slow, who lies, and when each would answer.
+
+What a device reported decides only where settings say so (``cohort.by_loss``): then each round is opened after the one before.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedgrass.errors import ConfigurationError
-from fedgrass.protocol.messages import Cohort
+from fedgrass.protocol.cohort import is_asked
+from fedgrass.protocol.messages import ByLoss, Cohort
+from fedgrass.protocol.utility import choose
 from fedgrass.simulation.settings import Attack, Simulation, Stragglers
 from fedgrass.simulation.stream import Stream, StreamRound
 
@@ -85,6 +90,7 @@ class Population:
         self.attack = Attack.parse(simulation.attack) if simulation.attack else None
         self._opened: dict[int, tuple[Cohort, Plan]] = {}
         self._stream = self._stream_of(simulation)
+        self._losses: dict[int, tuple[int, float]] = {}
 
     @cached_property
     def attackers(self) -> frozenset[int]:
@@ -92,7 +98,7 @@ class Population:
         return self._some(self.attack.share if self.attack else 0.0, _ATTACKERS)
 
     def opened(self, number: int) -> tuple[Cohort, Plan]:
-        """Return who is asked in a round, and what becomes of them: nothing that is learnt changes it."""
+        """Return who is asked in a round, and what becomes of them, which stays as it was first worked out."""
         if number not in self._opened:
             cohort, asked = self.cohort(number)
             plan = self.plan(number, asked) if self._stream is None else _plan_of(self._stream.round(number))
@@ -100,6 +106,11 @@ class Population:
             # Bounded: a run may have a million rounds.
             self._opened.pop(number - _REMEMBERED, None)
         return self._opened[number]
+
+    def reported(self, number: int, losses: Mapping[int, float]) -> None:
+        """Note the loss that each device reported with its update in a round, before the next one is opened."""
+        if self._simulation.fleet.cohort.chooses_by_loss:
+            self._losses |= {device: (number, loss) for device, loss in losses.items()}
 
     def duties(self, number: int, staleness: int) -> Assignments:
         """Return what devices do in a round, if updates are wanted that are late by up to ``staleness`` rounds.
@@ -150,6 +161,8 @@ class Population:
         simulation, asked = self._simulation, self._simulation.asked
         if rounds := simulation.fleet.strategy.tree:
             return self._piece(number - 1, rounds)
+        if simulation.fleet.cohort.chooses_by_loss:
+            return self._by_loss(number)
         fair = simulation.fleet.cohort.fair
         # A fair fleet keeps its circle, and takes one piece of it after the other.
         salt = hashlib.sha256(f"{simulation.seed}/{0 if fair else number}".encode()).hexdigest()[:16]
@@ -168,6 +181,28 @@ class Population:
         ]
         cohort = Cohort(salt=salt, begin=ends[0], fraction=(ends[1] - ends[0]) % 1.0, fair=True)
         return cohort, [int(device) for device in chosen]
+
+    def _by_loss(self, number: int) -> tuple[Cohort, list[int]]:
+        """Return who is asked by lot and by loss, as `fedgrass.cloud.rounds.cohorts.choose_by_loss` opens a fleet's round."""
+        simulation, wanted = self._simulation, self._simulation.fleet.cohort.by_loss
+        salt = hashlib.sha256(f"{simulation.seed}/{number}".encode()).hexdigest()[:16]
+        lots = _draws(salt, simulation.devices)
+        since = max(1, number - wanted.max_age)
+        losses = {device: loss for device, (told, loss) in self._losses.items() if since <= told < number}
+        found = choose(
+            lots.tolist(),
+            [losses.get(device) for device in range(simulation.devices)],
+            simulation.asked,
+            candidates=wanted.candidates,
+            explore=wanted.explore,
+        )
+        cohort = Cohort(
+            salt=salt,
+            fraction=found.fraction,
+            by_loss=ByLoss(explore=found.explore, loss=found.loss, since=since),
+        )
+        asked = [d for d in range(simulation.devices) if is_asked(cohort, thing_name(d), losses.get(d))]
+        return cohort, asked
 
     def _piece(self, before: int, rounds: int) -> tuple[Cohort, list[int]]:
         """Return the piece of the fleet that a round with a tree of noise asks, after so many rounds."""
@@ -263,6 +298,11 @@ _THING = "device-%07d"
 def thing_name(device: int) -> str:
     """Return a virtual device's thing name."""
     return _THING % device
+
+
+def device_of(thing: str) -> int:
+    """Return which virtual device has a thing name."""
+    return int(thing.removeprefix("device-"))
 
 
 def _plan_of(found: StreamRound) -> Plan:

@@ -184,6 +184,26 @@ class Simulation(BaseModel):
             self._require_groups(Grouping.parse(self.groups))
         return self
 
+    @model_validator(mode="after")
+    def _can_choose_by_loss(self) -> Simulation:
+        """Raise `ValueError` for what would have to know a round's devices before those of the round before reported."""
+        fleet = self.fleet
+        if not fleet.cohort.chooses_by_loss:
+            return self
+        against = {
+            f"groups {self.groups}: who chose which model is not known": bool(self.groups),
+            f"strategy {fleet.strategy.name}: it takes late updates, which a simulation plans rounds ahead": (
+                fleet.strategy.staleness > 0
+            ),
+            f"attack {self.attack}: its devices know all updates of a round": bool(
+                self.attack and Attack.parse(self.attack).does.omniscient
+            ),
+        }
+        found = next((why for why, is_so in against.items() if is_so), "")
+        if found:
+            raise ValueError(f"cohort.by_loss: a simulation cannot choose by loss with {found}")
+        return self
+
     def _require_groups(self, grouping: Grouping) -> None:
         """Raise `ValueError` for what does not go with groups."""
         fleet = self.fleet

@@ -30,17 +30,18 @@ from fedgrass.errors import ConfigurationError, EngineError
 from fedgrass.own_code import own_code
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
 from fedgrass.protocol.names import next_version, update_prefix
-from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome
+from fedgrass.protocol.report import ADOPTED, Best, Evaluation, Outcome, RoundReport
 from fedgrass.protocol.run_settings import watched, why_over
 from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.utility import LOSS
 from fedgrass.secure.device import context_of
 from fedgrass.simulation.cluster import Cluster
 from fedgrass.simulation.groups import Group
 from fedgrass.simulation.helpers import VirtualHelpers
 from fedgrass.simulation.machine import Machine
 from fedgrass.simulation.model import in_folder, state_in_folder
-from fedgrass.simulation.population import FLEET, Assignments, Plan
+from fedgrass.simulation.population import FLEET, Assignments, Plan, Population, device_of
 from fedgrass.simulation.records import SimulatedRound
 from fedgrass.simulation.settings import Simulation
 from fedgrass.simulation.store import SimulationState, Store
@@ -129,6 +130,8 @@ class Simulator:
             or not codec_named(simulation.fleet.update.codec).parameters.lossless
         )
         self._bases = {one.report.round: one.report.base.parameters_sha256 for one in self.standing.rounds}
+        for one in self.standing.rounds:
+            self._report_losses(one.report)
         self._base = self._publish(self.standing)
         self.evaluation = self._evaluate(self.standing.parameters)
 
@@ -239,8 +242,9 @@ class Simulator:
         now = self._now()
         announced, expected, duties = self._task(number, now)
         self._pool.begin(announced, expected, duties, self._folders)
-        # The next cohort is worked out while the devices train: with a million devices it takes a while.
-        if number < self._simulation.rounds:
+        # The next cohort is worked out while the devices train: with a million devices it takes a while. Not where it depends on
+        # what they report.
+        if number < self._simulation.rounds and not fleet.cohort.chooses_by_loss:
             self._population.opened(number + 1)  # while the devices train
         failures, updates = self._pool.end() if self._together else ({}, None)
         updates = updates or VirtualUpdates(self._scratch)
@@ -326,7 +330,14 @@ class Simulator:
             report=report.build(outcome, reason, now + timedelta(seconds=plan.seconds)),
         )
         self.standing = SimulationState((*standing.rounds, simulated), version, parameters, server)
+        self._report_losses(simulated.report)
         return simulated
+
+    def _report_losses(self, report: RoundReport) -> None:
+        """Have the population know what devices reported, for the rounds that choose by it."""
+        if self._simulation.fleet.cohort.chooses_by_loss and isinstance(self._population, Population):
+            told = {device_of(entry.thing): entry.metrics[LOSS] for entry in report.updates if LOSS in entry.metrics}
+            self._population.reported(report.round, told)
 
     def _judged(self, number: int, result: Aggregation) -> tuple[Outcome, str, Evaluation | None]:
         fleet = self._simulation.fleet

@@ -7,11 +7,12 @@ from functools import cached_property
 
 from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator.late import earlier_rounds, late_updates
-from fedgrass.cloud.aggregator.listed import listed_updates
+from fedgrass.cloud.aggregator.listed import listed_updates, without_uninvited
 from fedgrass.cloud.aggregator.release import FleetClients
 from fedgrass.cloud.aggregator.s3 import RoundUpdates
 from fedgrass.cloud.aggregator.update_list import UpdateList, pin_update_list, seed_before
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
+from fedgrass.protocol.losses import load_losses
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.roster import things_of_fleet
 from fedgrass.strategies import Strategy
@@ -40,6 +41,8 @@ class RoundInput:
         # Before the listing: an update must not be listed as late whose use a report then tells of.
         record, earlier, things = self.record, self.earlier, self._things()
         listed = listed_updates(self.source, things)
+        if self.record.cohort.by_loss is not None:
+            listed = without_uninvited(listed, self.record, load_losses(self.clients.rounds, self.record.fleet))
         found = [*listed.updates, *late_updates(self.source, earlier, things)]
         bucket, fleet, number = self.clients.bucket, record.fleet, record.round
         seed = seed_before(bucket, fleet, number) if record.tree_step > 1 else ""

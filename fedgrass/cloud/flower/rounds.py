@@ -209,7 +209,10 @@ class FleetRounds:
             "rounds": 1,
             "task": task,
             "fraction": 1.0,
-            "cohort": {"size": 0} if everybody else {"size": asked.devices, "over_ask": 1.0},
+            "cohort": {
+                **({"size": 0} if everybody else {"size": asked.devices, "over_ask": 1.0}),
+                "by_loss": {"candidates": 1.0},
+            },
             "min_updates": few,
             "min_devices": max(few, self.least),
             # The app's number last: by it an interrupted run finds its rounds again, so no configuration may replace

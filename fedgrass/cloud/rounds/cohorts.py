@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol.cohort import draw, fits, is_member, piece_of
 from fedgrass.protocol.members import FleetMember
-from fedgrass.protocol.messages import Cohort
+from fedgrass.protocol.messages import ByLoss, Cohort
 from fedgrass.protocol.roster import is_silo
 from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.utility import choose
 
 # Salts to try: each is a fresh draw, so a fraction that is just large enough is found within a few.
 _DRAWS = 200
@@ -132,15 +133,13 @@ def choose_cohort(
     if wanted.size == 0 and not wanted.fair:
         cohort, asked = draw_cohort(things, settings.fraction, settings.min_updates, fleet)
         return cohort.model_copy(update={"where": wanted.where, "min_examples": wanted.min_examples}), asked
-    # 1e-9: 10 * 1.1 is a little more than 11 in binary, and would ask a twelfth.
-    count = math.ceil(wanted.size * wanted.over_ask - 1e-9) or round(settings.fraction * len(things))
+    count = _wanted_of(things, settings)
     follows = before is not None and before.fair and wanted.fair
     # The same salt in all rounds of a turn: pieces of one circle do not overlap, so everyone is asked once before
     # anyone twice.
     salt = before.salt if before is not None and follows else secrets.token_hex(16)
     begin = (before.begin + before.fraction) % 1.0 if before is not None and follows else 0.0
-    # Never below min_updates: a smaller cohort could not make a round.
-    piece = piece_of([draw(salt, thing) for thing in things], max(count, settings.min_updates), begin)
+    piece = piece_of([draw(salt, thing) for thing in things], count, begin)
     cohort = Cohort(
         salt=salt,
         fraction=piece.fraction,
@@ -150,6 +149,59 @@ def choose_cohort(
         fair=wanted.fair,
     )
     return cohort, piece.devices
+
+
+def choose_by_loss(
+    things: Sequence[str], settings: FleetSettings, number: int, losses: Mapping[str, float]
+) -> tuple[Cohort, int]:
+    """Choose who is asked by lot and by what devices reported last; see `fedgrass.protocol.utility`.
+
+    Parameters
+    ----------
+    things
+        Names of the devices that could take part; at least the least number of updates.
+    settings
+        The round's, with ``cohort.by_loss``.
+    number
+        The round.
+    losses
+        What counts for the round, by thing, of those devices of which it is known.
+
+    Returns
+    -------
+    tuple
+        The cohort, and the number of devices in it.
+    """
+    wanted = settings.cohort
+    salt = secrets.token_hex(16)
+    found = choose(
+        [draw(salt, thing) for thing in things],
+        [losses.get(thing) for thing in things],
+        _wanted_of(things, settings),
+        candidates=wanted.by_loss.candidates,
+        explore=wanted.by_loss.explore,
+    )
+    cohort = Cohort(
+        salt=salt,
+        fraction=found.fraction,
+        where=wanted.where,
+        min_examples=wanted.min_examples,
+        by_loss=ByLoss(explore=found.explore, loss=found.loss, since=first_counting(settings, number)),
+    )
+    return cohort, found.devices
+
+
+def first_counting(settings: FleetSettings, number: int) -> int:
+    """Return the first round of which a reported loss counts in a round."""
+    return max(1, number - settings.cohort.by_loss.max_age)
+
+
+def _wanted_of(things: Sequence[str], settings: FleetSettings) -> int:
+    """Return how many of some devices to ask; never below min_updates: a smaller cohort could not make a round."""
+    wanted = settings.cohort
+    # 1e-9: 10 * 1.1 is a little more than 11 in binary, and would ask a twelfth.
+    count = math.ceil(wanted.size * wanted.over_ask - 1e-9) or round(settings.fraction * len(things))
+    return max(count, settings.min_updates)
 
 
 def quorum_of(settings: FleetSettings, asked: int) -> int:

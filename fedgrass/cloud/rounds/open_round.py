@@ -13,12 +13,13 @@ from fedgrass.cloud.ending.finish import finish_by_hand
 from fedgrass.cloud.rounds.abort_round import abort, give_up_reservation
 from fedgrass.cloud.rounds.announcement import announce_round
 from fedgrass.cloud.rounds.changes import change, transact
-from fedgrass.cloud.rounds.cohorts import choose_cohort, is_wanted, quorum_of, why_fewer
+from fedgrass.cloud.rounds.cohorts import choose_by_loss, choose_cohort, first_counting, is_wanted, quorum_of, why_fewer
 from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import RoundRefusedError
 from fedgrass.logs import log_event
-from fedgrass.protocol.cohort import takes
+from fedgrass.protocol.cohort import is_asked
+from fedgrass.protocol.losses import load_losses
 from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import next_version
@@ -123,7 +124,11 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
     state = load_state(services.rounds, fleet)
     # A new salt is not told before the announcement: a device cannot choose a name that is asked.
     before = load_round(services.rounds, services.fleet, state.last) if state.last else None
-    cohort, asked = choose_cohort(able, settings, fleet, before.cohort if before else None)
+    losses = _losses(services, settings, state)
+    if settings.task == "fit" and settings.cohort.chooses_by_loss:
+        cohort, asked = choose_by_loss(able, settings, state.last + 1, losses)
+    else:
+        cohort, asked = choose_cohort(able, settings, fleet, before.cohort if before else None)
     announced_secure(settings, 2 * asked)  # raises if the integers are too narrow
     _refuse_reserved(services, state, request.execution)
     if state.model is None:
@@ -163,7 +168,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         services.rounds,
         record,
         alive=[member.thing for member in alive],
-        asked={thing for thing in able if takes(cohort, thing)},
+        asked={thing for thing in able if is_asked(cohort, thing, losses.get(thing))},
     )
     if not _take_lock(services, state, state.model, record, ledger):
         holder = load_state(services.rounds, fleet).open
@@ -173,6 +178,17 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
             else f"fleet {fleet!r}: its state changed while a round opened; start again"
         )
     return record
+
+
+def _losses(services: Services, settings: FleetSettings, state: FleetState) -> dict[str, float]:
+    """Return the loss of each device that has a known one, where losses choose who is asked."""
+    if settings.task != "fit" or not settings.cohort.chooses_by_loss or state.model is None:
+        return {}
+    number, graph = state.last + 1, state.model.graph_sha256
+    since = first_counting(settings, number)
+    told = load_losses(services.rounds, services.fleet)
+    found = {thing: losses.before(number, since, graph) for thing, losses in told.items()}
+    return {thing: loss for thing, loss in found.items() if loss is not None}
 
 
 def _bounds(settings: FleetSettings, state: FleetState) -> ProfileReference | None:

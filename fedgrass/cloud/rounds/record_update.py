@@ -20,12 +20,14 @@ from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import MessageError, RecordError
 from fedgrass.logs import log_event
 from fedgrass.protocol.cohort import takes
+from fedgrass.protocol.losses import LOSS_KEPT_SECONDS, keep_loss, load_loss, may_be_asked
 from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.names import update_key
 from fedgrass.protocol.participations import load_participation
 from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
 from fedgrass.protocol.roster import is_of_fleet, presence
 from fedgrass.protocol.tables import load_round, load_state
+from fedgrass.protocol.utility import told_loss
 
 Counted = Literal["counted", "late", "duplicate", "ignored"]
 
@@ -61,6 +63,8 @@ def record_update(services: Services, delivery: Delivery) -> Counted:
         return "ignored"
     count = record_judgement if judging else _count
     counted: Counted = count(services, notice, delivery, record)
+    if record.cohort.by_loss is not None and notice.status == "uploaded":
+        _keep_loss(services, notice, delivery, record)
     # The notice came after the collecting, but the update may be on the job's list, which decides.
     if not judging and notice.status == "uploaded" and (counted == "late" or record.phase != "collecting"):
         # Of a duplicate too: the first delivery may have died before it compared.
@@ -93,6 +97,14 @@ def _complete(services: Services, record: RoundRecord, counted: Counted) -> None
         end_if_nobody_can_answer(services, now)
 
 
+def _keep_loss(services: Services, notice: UpdateNotice, delivery: Delivery, record: RoundRecord) -> None:
+    """Note the loss by which a later round may ask the device; of a late update and a duplicate too, as the device does."""
+    told = told_loss(notice.metrics, record.round, record.base.graph_sha256)
+    if told is not None:
+        expires = delivery.received_at // 1000 + LOSS_KEPT_SECONDS
+        keep_loss(services.rounds, services.fleet, notice.thing, told, expires)
+
+
 def _check(services: Services, notice: UpdateNotice, record: RoundRecord, judging: bool) -> None:
     """Raise `MessageError` unless the thing is of the fleet and the cohort, and its answer one to what was asked."""
     if not is_of_fleet(services.devices, services.fleet, notice.thing, record.settings.silos):
@@ -101,6 +113,12 @@ def _check(services: Services, notice: UpdateNotice, record: RoundRecord, judgin
         )
     if not takes(record.cohort, notice.thing):
         raise MessageError(f"{notice.thing!r} is not in the cohort of round {record.round}")
+    if record.cohort.by_loss is not None and not may_be_asked(
+        record, notice.thing, load_loss(services.rounds, services.fleet, notice.thing)
+    ):
+        raise MessageError(
+            f"{notice.thing!r} is a candidate of round {record.round} by its lot, and has reported no loss that is high enough"
+        )
     if judging:
         check_judgement(notice)
         return

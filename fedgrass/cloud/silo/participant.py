@@ -30,13 +30,14 @@ from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError, PrivacyLimitError, TransferError
 from fedgrass.evaluating import Evaluated, evaluate
 from fedgrass.floors import Floors
+from fedgrass.kept_losses import LOSSES, KeptLosses
 from fedgrass.logs import Log
 from fedgrass.own_code import own_code
 from fedgrass.partial import Ending, ending_of, lasts
 from fedgrass.personal import OWN, Own
 from fedgrass.personal_models import FOLDER
 from fedgrass.profile.device import Measured, fetch_profile, measure, task_of
-from fedgrass.protocol.cohort import fits, takes
+from fedgrass.protocol.cohort import fits, is_asked
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.exposure import against_round
 from fedgrass.protocol.message import Message
@@ -85,6 +86,7 @@ class Participant:
 
     def __post_init__(self) -> None:
         self._log = Log(__name__, fleet=self.fleet, thing=self.silo)
+        self._losses = KeptLosses(self.work / LOSSES, self._log)
 
     def take_part(self, *, rounds: int, wait_seconds: float) -> None:
         """Answer as many rounds, and wait for the last one's model. A round that is declined counts as answered.
@@ -131,7 +133,8 @@ class Participant:
         if (found.round, found.opened_at.isoformat()) in self._answered:
             return None
         # A silo has no tags, so it is asked only in rounds that want none.
-        return found if takes(found.cohort, self.silo) and fits(found.cohort.where, {}) else None
+        loss = self._losses.counting_for(found)
+        return found if is_asked(found.cohort, self.silo, loss) and fits(found.cohort.where, {}) else None
 
     def _answer(self, announcement: Announcement) -> None:
         """Do what is asked for and answer, or say why there is no answer; either way the round is answered."""
@@ -157,6 +160,8 @@ class Participant:
             raise
         # The object before the notice: a notice promises that the update is there.
         if outcome.answer.status == "uploaded":
+            if isinstance(outcome, Trained):
+                self._losses.reported(announcement, outcome.metrics)
             key = update_key(self.fleet, announcement.round, self.silo)
             with self._update.open("rb") as file:
                 self.access.s3.put_object(Bucket=announcement.upload.bucket, Key=key, Body=file)
