@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from components.trainer.rounds import Rounds, answer_key
+from fedgrass.kept_losses import KeptLosses
 from fedgrass.logs import Log
 from fedgrass.protocol.cohort import draw
-from fedgrass.protocol.messages import Announcement, Base, Cohort, FitTask, Upload
+from fedgrass.protocol.messages import Announcement, Base, ByLoss, Cohort, FitTask, Upload
 from fedgrass.protocol.names import update_prefix
 
 FLEET, THING = "f", "thing"
@@ -71,6 +72,37 @@ def test_a_device_takes_part_where_its_tags_are_those_of_the_cohort(tmp_path: Pa
         announced = announcement(number).model_copy(update={"cohort": Cohort(salt="salt", where=where)})
         assert known.announced(announced.encode()) == (announced if asked else None)
         assert known.phase == ("open" if asked else "passed")
+
+
+def test_a_candidate_joins_by_the_loss_that_it_reported_last_over_restarts(tmp_path: Path) -> None:
+    lot = draw("salt", THING)
+    by_lot, by_loss = ByLoss(explore=lot + 1e-9, loss=9.0, since=1), ByLoss(explore=lot, loss=2.0, since=3)
+
+    def announced(number: int, by: ByLoss | None) -> Announcement:
+        return announcement(number).model_copy(update={"cohort": Cohort(salt="salt", by_loss=by)})
+
+    def asked(number: int, by: ByLoss) -> bool:
+        # New objects each time, as after a restart; an announcement is decided on once.
+        losses = KeptLosses(tmp_path / "losses.json", Log("test"))
+        (tmp_path / "round.json").unlink(missing_ok=True)
+        known = Rounds(tmp_path / "round.json", fleet=FLEET, thing=THING, log=Log("test"), loss=losses.counting_for, clock=Clock())
+        return known.announced(announced(number, by).encode()) is not None
+
+    losses = KeptLosses(tmp_path / "losses.json", Log("test"))
+    assert asked(1, by_lot)
+    assert not asked(1, by_loss), "nothing is known of it"
+    losses.reported(announced(3, None), {"loss": 5.0})
+    assert not asked(4, by_loss), "a round that does not choose so keeps nothing, as the cloud does"
+    losses.reported(announced(3, by_lot), {"loss": 2.0})
+    assert asked(4, by_loss)
+    assert not asked(3, by_loss), "what a round brings does not choose it, nor the evaluation of its model"
+    assert not asked(5, by_loss.model_copy(update={"since": 4})), "it is too old"
+    losses.reported(announced(4, by_lot), {"loss": 1.9})
+    assert not asked(5, by_loss)
+    assert asked(4, by_loss), "the evaluation of round 4's model asks those of round 4"
+    (tmp_path / "losses.json").write_bytes(b"{")
+    assert not asked(6, by_loss)
+    assert asked(6, by_lot)
 
 
 def test_a_device_outside_the_cohorts_piece_of_the_circle_is_not_asked(tmp_path: Path) -> None:

@@ -7,15 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedgrass.cloud.aggregator.listed import Listed, without_uninvited
+from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.rounds.cohorts import draw_cohort
 from fedgrass.cloud.rounds.open_round import OpenRequest, open_round
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.errors import ConfigurationError, RoundRefusedError
-from fedgrass.protocol.cohort import fits, is_member, takes
+from fedgrass.protocol.cohort import draw, fits, is_asked, is_member, takes
+from fedgrass.protocol.losses import load_losses
 from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.message import MAX_MESSAGE_BYTES
 from fedgrass.protocol.messages import Announcement
+from fedgrass.protocol.names import update_key
 from fedgrass.protocol.records import to_attribute
+from fedgrass.protocol.roster import asked_things
 from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.rounds.harness import BASE, EXECUTION, FLEET, Fleet, FleetFactory
 
@@ -215,6 +220,79 @@ def test_a_fair_cohort_asks_every_device_once_before_any_again_whatever_the_size
         assert max(counts.values()) - min(counts.values()) <= 1, number
         fleet.step_functions.statuses[execution] = "ABORTED"
     assert set(counts.values()) == {1, 2}
+
+
+def next_round(fleet: Fleet, number: int, **overrides: Any) -> Announcement:
+    execution = f"{EXECUTION}-{number}"
+    fleet.step_functions.statuses = {execution: "RUNNING"}
+    fleet.open(execution, **overrides)
+    return Announcement.decode(fleet.announcement or b"")
+
+
+def test_a_cohort_by_loss_asks_those_of_the_highest_reported_loss_as_each_finds_out_by_itself(
+    make_fleet: FleetFactory,
+) -> None:
+    fleet = make_fleet()
+    things = [f"press-{number}" for number in range(16)]
+    fleet.heartbeats(*things)
+    by_loss = {"size": 4, "over_ask": 1.0, "by_loss": {"candidates": 3, "explore": 0.25, "max_age": 3}}
+    kept: dict[str, list[tuple[int, float]]] = {thing: [] for thing in things}
+    chosen = 0
+    for number in range(1, 7):
+        announced = next_round(fleet, number, cohort=by_loss)
+        record, by = fleet.round(number), announced.cohort.by_loss
+        assert by is not None
+        assert len(fleet.announcement or b"") < 1500
+        lots = {thing: draw(announced.cohort.salt, thing) for thing in things}
+        known = {thing: told[-1][1] for thing, told in kept.items() if told and told[-1][0] >= number - 3}
+        asked = {thing for thing in things if is_asked(announced.cohort, thing, known.get(thing))}
+        assert asked == set(asked_things(fleet.rounds, record))
+        assert len(asked) == record.asked == record.quorum == 4
+        # By hand: of the 12 lowest lots, the first few by lot, and of the rest those of the highest loss.
+        candidates = sorted(things, key=lots.__getitem__)[:12]
+        explored = [thing for thing in candidates if lots[thing] < by.explore]
+        assert 1 <= len(explored) <= 4
+        rest = sorted((known[t], t) for t in candidates if t not in explored and t in known)
+        assert asked == {*explored, *(thing for _, thing in rest[len(explored) - 4 :][: 4 - len(explored)])}
+        chosen += 4 - len(explored)
+        for thing in sorted(asked):
+            loss = 10.0 + int(thing[6:]) - number / 10
+            assert record_update(fleet.services, fleet.update(thing, number, metrics={"loss": loss})) == "counted"
+            kept[thing].append((number, loss))
+        # Once more, and one that would say otherwise: what was reported stands.
+        assert record_update(fleet.services, fleet.update(max(asked), number, metrics={"loss": 1e9})) == "duplicate"
+    assert chosen >= 6, "losses decided"
+
+
+def test_a_candidate_that_has_not_reported_such_a_loss_is_not_counted(make_fleet: FleetFactory) -> None:
+    fleet = make_fleet()
+    things = [f"press-{number}" for number in range(12)]
+    fleet.heartbeats(*things)
+    cohort = {"size": 4, "over_ask": 1.0, "by_loss": {"candidates": 3, "explore": 0.25}}
+    for number in (1, 2, 3):
+        announced = next_round(fleet, number, cohort=cohort)
+        record = fleet.round(number)
+        asked = set(asked_things(fleet.rounds, record))
+        candidates = {thing for thing in things if takes(announced.cohort, thing)}
+        for thing in candidates - asked:
+            assert record_update(fleet.services, fleet.update(thing, number, metrics={"loss": 1e9})) == "ignored"
+        for thing in asked:
+            record_update(fleet.services, fleet.update(thing, number, metrics={"loss": float(thing[6:])}))
+        assert (fleet.round(number).uploaded, fleet.round(number).joined) == (4, 0)
+        # An update in the bucket, without a word that counts: the job looks at the same table.
+        losses = load_losses(fleet.rounds, FLEET)
+        listed = Listed([UpdateReference(thing, update_key(FLEET, number, thing), 9) for thing in sorted(candidates)])
+        found = without_uninvited(listed, record, losses)
+        assert {one.thing for one in found.updates} == asked
+        assert {(one.thing, one.reason) for one in found.refused} == {(t, "uninvited") for t in candidates - asked}
+    assert len(candidates - asked) > 4
+
+
+def test_an_evaluation_asks_by_lot_whatever_was_reported(make_fleet: FleetFactory) -> None:
+    fleet = make_fleet()
+    fleet.heartbeats("a", "b", "c", "d")
+    cohort = {"size": 2, "over_ask": 1.0, "by_loss": {"candidates": 2}}
+    assert next_round(fleet, 1, cohort=cohort, task="evaluate").cohort.by_loss is None
 
 
 def test_an_announcement_with_the_largest_cohort_reaches_every_nucleus(make_fleet: FleetFactory) -> None:

@@ -27,10 +27,13 @@ from fedgrass.cloud.silo.participant import Participant
 from fedgrass.data import ArrayDataset, DataSettings
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import BundleError, DataError, TransferError
+from fedgrass.kept_losses import LOSSES, KeptLosses
+from fedgrass.logs import Log
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.messages import (
     Announcement,
     Base,
+    ByLoss,
     Cohort,
     FitTask,
     ModelNotice,
@@ -96,10 +99,9 @@ class Fleet:
             opened_at=opened,
             deadline=opened + timedelta(hours=1),
             base=Base.model_validate(self.base.model_dump()),
-            cohort=Cohort(salt="s"),
             fit=FitTask(epochs=5, learning_rate=0.05),
             upload=Upload(bucket=BUCKET, prefix=update_prefix(FLEET, 1)),
-            **changes,
+            **{"cohort": Cohort(salt="s"), **changes},
         )
         self.iot.announcement = announcement.encode()
         return announcement
@@ -272,3 +274,20 @@ def test_a_job_with_wrong_hyperparameters_says_which(tmp_path: Path) -> None:
     (config / "hyperparameters.json").write_text(json.dumps({"fleet": "a b", "silo": "1-a"}))
     assert job.main({"FEDGRASS_ML_ROOT": str(tmp_path)}) == 2
     assert "hyperparameter fleet" in (tmp_path / "output" / "failure").read_text()
+
+
+def test_a_silo_joins_by_the_loss_that_it_reported_last(fleet: Fleet) -> None:
+    silo = fleet.silo("clinic-a")
+    by_lot, by_loss = ByLoss(explore=1.0, loss=0.0, since=1), ByLoss(explore=0.0, loss=1e-9, since=1)
+    fleet.announce(cohort=Cohort(salt="salt", by_loss=by_lot))
+    silo.take_part(rounds=1, wait_seconds=60)
+    [notice] = [UpdateNotice.decode(payload) for payload in fleet.iot.said(NAMES["clinic-a"], "update")]
+    later = Announcement.decode(fleet.iot.announcement or b"").model_copy(
+        update={"round": 2, "cohort": Cohort(salt="salt", by_loss=by_loss)}
+    )
+    # A new job over the same folder, and one over another, which knows nothing.
+    again, elsewhere = fleet.silo("clinic-a"), fleet.silo("clinic-a", work=fleet.folder / "elsewhere")
+    assert KeptLosses(silo.work / LOSSES, Log("test")).counting_for(later) == notice.metrics["loss"]
+    fleet.iot.announcement = later.encode()
+    assert again._announcement() == later
+    assert elsewhere._announcement() is None
