@@ -143,6 +143,7 @@ _DEVICE = {
     "announced_round_closed": _info("The cloud closed the round that this device works on."),
     "round_record_damaged": _warning("What is stored of the round is damaged and starts over.", "file"),
     "round_record_not_written": _once("The round's state could not be stored.", "reason"),
+    "loss_not_written": _once("The loss by which rounds may ask this device could not be stored.", "reason"),
     "tally_not_written": _once("The counts of rounds could not be stored.", "reason"),
     "training_resumed": _info("A round goes on that an earlier process began."),
     "training_started": _info("Training begins.", "examples base"),

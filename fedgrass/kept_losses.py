@@ -1,4 +1,4 @@
-"""The losses that this device, or silo, reported last, over restarts: by them it finds out whether a round asks it."""
+"""The losses that this device reported last, over restarts: by them it finds out whether a round asks it."""
 
 from __future__ import annotations
 

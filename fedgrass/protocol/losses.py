@@ -10,7 +10,7 @@ from fedgrass.protocol.items import Table, get_item, items_below
 from fedgrass.protocol.names import FleetName, RoundNumber, ThingName
 from fedgrass.protocol.records import Record, RoundRecord
 from fedgrass.protocol.utility import LastLosses, ToldLoss
-from fedgrass.protocol.writes import put_item
+from fedgrass.protocol.writes import change, update_item
 
 LOSS_KEPT_SECONDS = 400 * 86_400
 """How long a loss is kept from its report on."""
@@ -64,16 +64,14 @@ def keep_loss(rounds: Table, fleet: str, thing: str, told: ToldLoss, expires: in
     now = known.and_then(told)
     if now == known:
         return
-    record = LossRecord(fleet=fleet, thing=thing, round=told.round, told=now.told)
+    kept = change(
+        put={"thing": thing, "round": told.round, "told": now.model_dump(mode="json")["told"], "expires": expires},
+        condition="attribute_not_exists(#round) OR #round < :round",
+        values={":round": told.round},
+    )
     # Suppressed: a newer one was written meanwhile.
     with suppress(rounds.meta.client.exceptions.ConditionalCheckFailedException):
-        put_item(
-            rounds,
-            Item={**record.to_item(), "key": _PREFIX + thing, "expires": expires},
-            ConditionExpression="attribute_not_exists(#round) OR #round < :round",
-            ExpressionAttributeNames={"#round": "round"},
-            ExpressionAttributeValues={":round": told.round},
-        )
+        update_item(rounds, Key={"fleet": fleet, "key": _PREFIX + thing}, **kept)
 
 
 def may_be_asked(record: RoundRecord, thing: str, losses: LastLosses) -> bool:

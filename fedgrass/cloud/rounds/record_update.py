@@ -25,7 +25,7 @@ from fedgrass.protocol.messages import UpdateNotice
 from fedgrass.protocol.names import update_key
 from fedgrass.protocol.participations import load_participation
 from fedgrass.protocol.records import Participation, RoundRecord, participation_key, round_key
-from fedgrass.protocol.roster import is_of_fleet, presence
+from fedgrass.protocol.roster import is_of_fleet, is_silo, presence
 from fedgrass.protocol.tables import load_round, load_state
 from fedgrass.protocol.utility import told_loss
 
@@ -100,7 +100,8 @@ def _complete(services: Services, record: RoundRecord, counted: Counted) -> None
 def _keep_loss(services: Services, notice: UpdateNotice, delivery: Delivery, record: RoundRecord) -> None:
     """Note the loss by which a later round may ask the device; of a late update and a duplicate too, as the device does."""
     told = told_loss(notice.metrics, record.round, record.base.graph_sha256)
-    if told is not None:
+    # A silo's job knows nothing of what an earlier one reported: silos are asked by lot alone.
+    if told is not None and not is_silo(notice.thing):
         expires = delivery.received_at // 1000 + LOSS_KEPT_SECONDS
         keep_loss(services.rounds, services.fleet, notice.thing, told, expires)
 

@@ -30,7 +30,6 @@ from fedgrass.engines.registry import open_engine
 from fedgrass.errors import DataError, FedgrassError, PrivacyLimitError, TransferError
 from fedgrass.evaluating import Evaluated, evaluate
 from fedgrass.floors import Floors
-from fedgrass.kept_losses import LOSSES, KeptLosses
 from fedgrass.logs import Log
 from fedgrass.own_code import own_code
 from fedgrass.partial import Ending, ending_of, lasts
@@ -86,7 +85,6 @@ class Participant:
 
     def __post_init__(self) -> None:
         self._log = Log(__name__, fleet=self.fleet, thing=self.silo)
-        self._losses = KeptLosses(self.work / LOSSES, self._log)
 
     def take_part(self, *, rounds: int, wait_seconds: float) -> None:
         """Answer as many rounds, and wait for the last one's model. A round that is declined counts as answered.
@@ -133,8 +131,8 @@ class Participant:
         if (found.round, found.opened_at.isoformat()) in self._answered:
             return None
         # A silo has no tags, so it is asked only in rounds that want none.
-        loss = self._losses.counting_for(found)
-        return found if is_asked(found.cohort, self.silo, loss) and fits(found.cohort.where, {}) else None
+        # A job knows nothing of what an earlier one reported, so where losses choose, a silo is asked by its lot alone.
+        return found if is_asked(found.cohort, self.silo, None) and fits(found.cohort.where, {}) else None
 
     def _answer(self, announcement: Announcement) -> None:
         """Do what is asked for and answer, or say why there is no answer; either way the round is answered."""
@@ -160,8 +158,6 @@ class Participant:
             raise
         # The object before the notice: a notice promises that the update is there.
         if outcome.answer.status == "uploaded":
-            if isinstance(outcome, Trained):
-                self._losses.reported(announcement, outcome.metrics)
             key = update_key(self.fleet, announcement.round, self.silo)
             with self._update.open("rb") as file:
                 self.access.s3.put_object(Bucket=announcement.upload.bucket, Key=key, Body=file)

@@ -85,7 +85,9 @@ def test_a_candidate_joins_by_the_loss_that_it_reported_last_over_restarts(tmp_p
         # New objects each time, as after a restart; an announcement is decided on once.
         losses = KeptLosses(tmp_path / "losses.json", Log("test"))
         (tmp_path / "round.json").unlink(missing_ok=True)
-        known = Rounds(tmp_path / "round.json", fleet=FLEET, thing=THING, log=Log("test"), loss=losses.counting_for, clock=Clock())
+        known = Rounds(
+            tmp_path / "round.json", fleet=FLEET, thing=THING, log=Log("test"), loss=losses.counting_for, clock=Clock()
+        )
         return known.announced(announced(number, by).encode()) is not None
 
     losses = KeptLosses(tmp_path / "losses.json", Log("test"))

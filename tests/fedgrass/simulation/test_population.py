@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedgrass.cloud.aggregator.lanes import LANES
 from fedgrass.errors import ConfigurationError, DataError
-from fedgrass.protocol.cohort import draw, is_member, takes
+from fedgrass.protocol.cohort import draw, is_asked, is_member, takes
 from fedgrass.simulation import population as module
 from fedgrass.simulation.partition import Partition, divided, drawn
 from fedgrass.simulation.population import Population, thing_name
@@ -216,6 +216,36 @@ def test_fair_cohorts_ask_all_virtual_devices_in_turn() -> None:
         for device in asked:
             counts[device] += 1
         assert max(counts) - min(counts) <= 1
+
+
+def test_virtual_devices_are_chosen_by_the_losses_that_they_reported_as_a_fleets_are() -> None:
+    by_loss = {"candidates": 2, "explore": 0.25, "max_age": 3}
+    simulated = simulation(
+        fleet=fleet({"deadline_seconds": 600, "cohort": {"size": 8, "over_ask": 1, "by_loss": by_loss}})
+    )
+    population, drawn = Population(simulated), np.random.default_rng(0)
+    told: dict[int, tuple[int, float]] = {}
+    for number in range(1, 12):
+        cohort, plan = population.opened(number)
+        lots = {device: draw(cohort.salt, thing_name(device)) for device in range(40)}
+        known = {device: loss for device, (then, loss) in told.items() if then >= number - 3}
+        # By hand: of twice as many by lot, as few first ones as leave enough whose loss is known, and of the rest the highest.
+        candidates = sorted(lots, key=lots.__getitem__)[:16]
+        first = next(n for n in range(2, 9) if sum(d in known for d in candidates[n:]) >= 8 - n)
+        rest = sorted((d for d in candidates[first:] if d in known), key=known.__getitem__, reverse=True)
+        assert set(plan.asked) == {*candidates[:first], *rest[: 8 - first]}
+        assert cohort.by_loss is not None
+        assert all(is_asked(cohort, thing_name(d), known.get(d)) == (d in plan.asked) for d in range(40))
+        losses = {device: float(drawn.random()) for device in plan.answers}
+        population.reported(number, losses)
+        told |= {device: (number, loss) for device, loss in losses.items()}
+    for options, match in (
+        ({"groups": "clusters:2"}, "groups clusters:2"),
+        ({"attack": "alie:0.2"}, "attack alie:0.2"),
+        ({"fleet": simulated.fleet.overridden({"strategy": {"name": "fedbuff"}})}, "strategy fedbuff"),
+    ):
+        with refused(f"cohort.by_loss.*{match}"):
+            simulation(**{"fleet": simulated.fleet, **options})
 
 
 @given(salt=st.text(st.characters(exclude_categories=["Cs"]), max_size=20), devices=st.integers(1, 30))

@@ -102,7 +102,9 @@ def test_another_seed_gives_another_result_and_the_same_seed_the_same(plain: Pat
 
 
 def test_an_interrupted_simulation_that_is_resumed_ends_as_an_unbroken_one(tmp_path: Path) -> None:
-    settings = {"update": {"codec": "int4"}, "strategy": {"name": "fedavgm"}}
+    # Who is asked depends on what was reported before the interruption, too.
+    by_loss = {"size": 8, "over_ask": 1.0, "by_loss": {"candidates": 3}}
+    settings = {"update": {"codec": "int4"}, "strategy": {"name": "fedavgm"}, "cohort": by_loss}
 
     def interrupt(simulated: SimulatedRound) -> None:
         if simulated.report.round == 2:

@@ -288,6 +288,16 @@ def test_a_candidate_that_has_not_reported_such_a_loss_is_not_counted(make_fleet
     assert len(candidates - asked) > 4
 
 
+def test_of_silos_no_loss_is_kept(make_fleet: FleetFactory) -> None:
+    fleet, silo = make_fleet(), "111111111111-clinic"
+    fleet.heartbeats("a", "b", silo)
+    cohort = {"size": 3, "over_ask": 1.0, "by_loss": {"candidates": 2}}
+    next_round(fleet, 1, cohort=cohort, silos=[silo])
+    for thing in ("a", silo):
+        assert record_update(fleet.services, fleet.update(thing)) == "counted"
+    assert load_losses(fleet.rounds, FLEET).keys() == {"a"}
+
+
 def test_an_evaluation_asks_by_lot_whatever_was_reported(make_fleet: FleetFactory) -> None:
     fleet = make_fleet()
     fleet.heartbeats("a", "b", "c", "d")

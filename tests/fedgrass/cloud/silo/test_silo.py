@@ -27,8 +27,7 @@ from fedgrass.cloud.silo.participant import Participant
 from fedgrass.data import ArrayDataset, DataSettings
 from fedgrass.engines.registry import open_engine
 from fedgrass.errors import BundleError, DataError, TransferError
-from fedgrass.kept_losses import LOSSES, KeptLosses
-from fedgrass.logs import Log
+from fedgrass.protocol.cohort import draw
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.messages import (
     Announcement,
@@ -276,18 +275,10 @@ def test_a_job_with_wrong_hyperparameters_says_which(tmp_path: Path) -> None:
     assert "hyperparameter fleet" in (tmp_path / "output" / "failure").read_text()
 
 
-def test_a_silo_joins_by_the_loss_that_it_reported_last(fleet: Fleet) -> None:
-    silo = fleet.silo("clinic-a")
-    by_lot, by_loss = ByLoss(explore=1.0, loss=0.0, since=1), ByLoss(explore=0.0, loss=1e-9, since=1)
-    fleet.announce(cohort=Cohort(salt="salt", by_loss=by_lot))
-    silo.take_part(rounds=1, wait_seconds=60)
-    [notice] = [UpdateNotice.decode(payload) for payload in fleet.iot.said(NAMES["clinic-a"], "update")]
-    later = Announcement.decode(fleet.iot.announcement or b"").model_copy(
-        update={"round": 2, "cohort": Cohort(salt="salt", by_loss=by_loss)}
-    )
-    # A new job over the same folder, and one over another, which knows nothing.
-    again, elsewhere = fleet.silo("clinic-a"), fleet.silo("clinic-a", work=fleet.folder / "elsewhere")
-    assert KeptLosses(silo.work / LOSSES, Log("test")).counting_for(later) == notice.metrics["loss"]
-    fleet.iot.announcement = later.encode()
-    assert again._announcement() == later
-    assert elsewhere._announcement() is None
+def test_where_losses_choose_a_silo_is_asked_by_its_lot_alone(fleet: Fleet) -> None:
+    # Whatever earlier jobs have reported: the cloud keeps nothing of silos either.
+    silo, lot = fleet.silo("clinic-a"), draw("salt", NAMES["clinic-a"])
+    for explore, asked in ((lot + 1e-9, True), (lot, False)):
+        cohort = Cohort(salt="salt", by_loss=ByLoss(explore=explore, loss=-1e9, since=1))
+        announcement = fleet.announce(cohort=cohort)
+        assert silo._announcement() == (announcement if asked else None)
