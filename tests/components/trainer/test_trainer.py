@@ -18,7 +18,7 @@ from fedgrass.errors import TransferError
 from fedgrass.inference import write_bundle
 from fedgrass.personal import Own
 from fedgrass.personal_models import DITTO, TUNED, PersonalModels
-from fedgrass.protocol.messages import Announcement, Cohort, FitTask, PersonalTask, ServerState
+from fedgrass.protocol.messages import Announcement, ByLoss, Cohort, FitTask, PersonalTask, ServerState
 from fedgrass.protocol.names import RUNTIME, TRAINER, model_prefix, update_key
 from fedgrass.update.header import UpdateHeader
 from tests.components.trainer.engine import QuickEngine
@@ -196,6 +196,16 @@ def test_a_device_outside_the_cohort_does_nothing(place: Place) -> None:
     place.settle()
     assert place.notices == []
     assert QuickEngine.epochs == []
+
+
+def test_a_device_takes_part_by_the_loss_that_its_last_update_reported(place: Place) -> None:
+    place.start()
+    for number, explore, loss in ((1, 1.0, 9.0), (2, 0.0, 0.5), (3, 0.0, 0.51)):
+        by_loss = ByLoss(explore=explore, loss=loss, since=1)
+        place.open(place.announcement(number, cohort=Cohort(salt="s", by_loss=by_loss)))
+        place.settle()
+        place.close()
+    assert [(notice.round, notice.metrics["loss"]) for notice in place.notices] == [(1, 0.5), (2, 0.5)]
 
 
 def test_a_round_that_closes_is_dropped_between_batches(place: Place) -> None:
