@@ -21,6 +21,7 @@ from components.trainer.deferral import Deferral
 from components.trainer.drift_watch import DriftWatch
 from components.trainer.job import Job, Settings
 from components.trainer.known import known_model
+from components.trainer.losses import LOSSES, KeptLosses
 from components.trainer.rounds import Rounds, answer_key, answer_of
 from components.trainer.runner import Runner
 from components.trainer.status import StatusBoard
@@ -38,7 +39,6 @@ from fedgrass.edge.streams import StreamManagerStreams, Streams
 from fedgrass.edge.system import Sensors
 from fedgrass.edge.uploads import Upload, Uploads
 from fedgrass.errors import DataError, IpcError, MessageError, TransferError
-from fedgrass.kept_losses import LOSSES, KeptLosses
 from fedgrass.protocol.device_messages import ApplicationStatus
 from fedgrass.protocol.message import as_reason
 from fedgrass.protocol.messages import Announcement, UpdateNotice

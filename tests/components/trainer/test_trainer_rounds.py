@@ -11,8 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from components.trainer.losses import KeptLosses
 from components.trainer.rounds import Rounds, answer_key
-from fedgrass.kept_losses import KeptLosses
 from fedgrass.logs import Log
 from fedgrass.protocol.cohort import draw
 from fedgrass.protocol.messages import Announcement, Base, ByLoss, Cohort, FitTask, Upload
