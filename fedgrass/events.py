@@ -200,7 +200,8 @@ _CLOUD = {
     # rounds
     "round_opened": _info("A round asks its cohort.", "asked base"),
     "round_closed": _info("A round has ended.", "outcome reason"),
-    "run_ended": _info("An execution's rounds are over before all were run.", "reason"),
+    "run_ended": _info("A run is over before all of its rounds were run.", "reason"),
+    "run_goes_on": _info("A run goes on in a next execution.", "first done execution"),
     "round_not_finished": _error("What the round's outcome asks for could not be done.", "outcome reason"),
     "update_notice": _info("A device says what became of its update.", "status counted reason"),
     "update_notice_ignored": _warning("A message about an update is malformed.", "topic reason"),

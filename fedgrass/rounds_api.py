@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any
 
 from fedgrass.account import Account
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol import tables
 from fedgrass.protocol.collecting import round_to_aggregate
-from fedgrass.protocol.records import FleetState, OpenRound, RoundRecord
-from fedgrass.protocol.settings import FleetSettings
+from fedgrass.protocol.records import FleetState, RoundRecord
+from fedgrass.protocol.run_settings import Run
+from fedgrass.protocol.runs import run_after, why_over
+from fedgrass.protocol.settings import FleetSettings, laid_over
 
 _MAX_CAUSE = 256
+_TRIES = 5
 _ANSWERED = {"TaskTimedOut", "TaskDoesNotExist", "InvalidToken"}
 
 
@@ -38,9 +42,12 @@ def start_rounds(account: Account, overrides: dict[str, Any]) -> Started:
     """
     settings = tables.load_settings(account.rounds_table, account.fleet).overridden(overrides)
     # Refused here, where a person reads it, and not by an execution that fails a moment later.
-    state = require_no_open_round(account)
+    return _start(account, overrides, require_no_open_round(account), settings)
+
+
+def _start(account: Account, request: dict[str, Any], state: FleetState, settings: FleetSettings) -> Started:
     started = account.step_functions.start_execution(
-        stateMachineArn=account.stack.state_machine_arn, input=json.dumps(overrides)
+        stateMachineArn=account.stack.state_machine_arn, input=json.dumps(request)
     )
     return Started(started["executionArn"], state.last + 1, settings)
 
@@ -68,33 +75,120 @@ def require_no_open_round(account: Account) -> FleetState:
 
 def is_running(account: Account, execution: str) -> bool:
     """Whether the execution runs; one that Step Functions has forgotten does not."""
+    return _status(account, execution) == "RUNNING"
+
+
+def _status(account: Account, execution: str) -> str:
     client = account.step_functions
     try:
-        return bool(client.describe_execution(executionArn=execution)["status"] == "RUNNING")
+        return str(client.describe_execution(executionArn=execution)["status"])
     except client.exceptions.ExecutionDoesNotExist:
-        return False
+        return ""
 
 
-def cancel_round(account: Account, reason: str) -> OpenRound:
-    """End the open round, whose record keeps the reason; the model stays as it is.
+def cancel_round(account: Account, reason: str) -> int:
+    """End the open round, whose record keeps the reason, and its run; the model stays as it is. Returns the round's number.
+
+    Between two rounds it is the run that ends: the number is that of the round before.
 
     Raises
     ------
     RoundRefusedError
-        If no round is open, or its execution has ended by itself.
+        If no round is open and no run goes on, or the round's execution has ended by itself.
     """
-    state = tables.load_state(account.rounds_table, account.fleet)
-    if state.open is None:
-        raise RoundRefusedError(f"fleet {account.fleet!r} has no open round to cancel")
-    if not is_running(account, state.open.execution):
+    for _ in range(_TRIES):
+        state = tables.load_state(account.rounds_table, account.fleet)
+        holder = state.open.execution if state.open is not None else state.reserved
+        if holder is None:
+            break
+        if not is_running(account, holder):
+            # A run may have gone on in its next execution since the state was read.
+            if tables.load_state(account.rounds_table, account.fleet) != state:
+                continue
+            raise RoundRefusedError(
+                f"round {state.last} of fleet {account.fleet!r} is left over from an execution that has ended; "
+                "the next `fedgrass round start` takes its place"
+            )
+        account.step_functions.stop_execution(executionArn=holder, error="Cancelled", cause=reason[:_MAX_CAUSE])
+        # It may have ended by itself just before, and its run have gone on in the next one.
+        if _status(account, holder) != "SUCCEEDED":
+            return state.last
+    raise RoundRefusedError(f"fleet {account.fleet!r} has no open round to cancel")
+
+
+def resume_run(account: Account, overrides: dict[str, Any], number: int | None = None) -> Started:
+    """Go on with a run that was cancelled or has failed, from its last whole round: it counts on, and so does its patience.
+
+    Parameters
+    ----------
+    account
+        The fleet's account.
+    overrides
+        What is to be different from its start.
+    number
+        A round of the run; None for the fleet's last.
+
+    Raises
+    ------
+    ConfigurationError
+        If an override names no setting, or is out of range.
+    RoundRefusedError
+        If a round is open or a run goes on, if there is nothing left to run, or if its start is forgotten.
+    """
+    state = require_no_open_round(account)
+    record = _last_of_run(account, state, number)
+    _require_not_going_on(account, state, record.execution)
+    # What a cancelled or failed round would have made, the run has not.
+    whole = record.outcome not in {None, "cancelled", "failed"}
+    run = run_after(record) if whole else record.run or Run(first=record.round, started_at=record.opened_at)
+    given = laid_over(_input_of(account, record), overrides)
+    settings = tables.load_settings(account.rounds_table, account.fleet).overridden(given)
+    if run.standing.done >= settings.rounds:
         raise RoundRefusedError(
-            f"round {state.open.round} of fleet {account.fleet!r} is left over from an execution that has ended; "
-            "the next `fedgrass round start` takes its place"
+            f"the run since round {run.first} of fleet {account.fleet!r} has had its {settings.rounds} rounds; give it more with "
+            "--rounds, or begin another with `fedgrass round start`"
         )
-    account.step_functions.stop_execution(
-        executionArn=state.open.execution, error="Cancelled", cause=reason[:_MAX_CAUSE]
-    )
-    return state.open
+    if ended := why_over(settings, run, datetime.now(timezone.utc)):
+        raise RoundRefusedError(
+            f"the run since round {run.first} of fleet {account.fleet!r} is over: {ended}; change that with --set, or begin "
+            "another with `fedgrass round start`"
+        )
+    run = run.model_copy(update={"previous": None})
+    request = {**given, "run": run.model_dump(mode="json", exclude_none=True)}
+    return _start(account, request, state, settings)
+
+
+def _last_of_run(account: Account, state: FleetState, number: int | None) -> RoundRecord:
+    if not state.last:
+        raise RoundRefusedError(f"fleet {account.fleet!r} has had no round yet: `fedgrass round start`")
+    wanted = tables.load_round(account.rounds_table, account.fleet, number or state.last)
+    if number is None or number == state.last or wanted.run is None:
+        return wanted
+    for record in tables.recent_rounds(account.rounds_table, account.fleet, state.last - number):
+        if record.run and (record.run.first, record.run.started_at) == (wanted.run.first, wanted.run.started_at):
+            return record
+    return wanted
+
+
+def _require_not_going_on(account: Account, state: FleetState, execution: str) -> None:
+    for one in {execution, state.reserved or execution}:
+        if is_running(account, one):
+            raise RoundRefusedError(
+                f"fleet {account.fleet!r}: execution {one} has more rounds to run; wait for it, or `fedgrass round cancel`"
+            )
+
+
+def _input_of(account: Account, record: RoundRecord) -> dict[str, Any]:
+    client = account.step_functions
+    try:
+        described = client.describe_execution(executionArn=record.execution)
+    except client.exceptions.ExecutionDoesNotExist as error:
+        raise RoundRefusedError(
+            f"round {record.round} of fleet {account.fleet!r}: Step Functions has forgotten its execution, as it does after 90 "
+            "days, and with it what the run was started with; begin another with `fedgrass round start`"
+        ) from error
+    given = json.loads(described.get("input") or "{}")
+    return {name: value for name, value in given.items() if name != "run" and name.lower() != "comment"}
 
 
 def aggregate_now(account: Account) -> RoundRecord:

@@ -19,7 +19,7 @@ ENTRY_POINT_GROUP = "fedgrass.commands"
 
 #: What ``--help`` says of each command that is imported later. A test holds it to what the command says of itself.
 SUMMARIES = {
-    "round": "Start, watch, list, aggregate and cancel rounds.",
+    "round": "Start, watch, list, aggregate, cancel and resume rounds.",
     "fleet": "Look at the devices; change the settings.",
     "device": "Send commands to one device, and show its answers.",
     "model": "Look at model bundles, and publish them.",

@@ -131,6 +131,8 @@ def round_panel(record: RoundRecord) -> Panel:
     if record.alarm:
         facts.add_row("look", Text(record.alarm, style="bold red"))
     facts.add_row("opened", f"{record.opened_at:%Y-%m-%d %H:%M:%S} UTC, deadline {record.deadline:%H:%M:%S}")
+    if record.of_run:
+        facts.add_row("run", record.of_run)
     facts.add_row("base → model", f"{record.base.version} → {record.version}")
     facts.add_row("devices", f"{record.alive} alive, {record.asked} asked, quorum {record.quorum}")
     facts.add_row(

@@ -1,4 +1,4 @@
-"""``fedgrass round``: start, watch, list, aggregate and cancel rounds."""
+"""``fedgrass round``: start, watch, list, aggregate, cancel and resume rounds."""
 
 from __future__ import annotations
 
@@ -22,9 +22,17 @@ from fedgrass.protocol import tables
 from fedgrass.protocol.participations import participations
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.waiting import waiting_for
-from fedgrass.rounds_api import aggregate_now, cancel_round, is_running, needs_bounds, start_rounds
+from fedgrass.rounds_api import (
+    Started,
+    aggregate_now,
+    cancel_round,
+    is_running,
+    needs_bounds,
+    resume_run,
+    start_rounds,
+)
 
-app = typer.Typer(cls=LazyGroup, no_args_is_help=True, help="Start, watch, list, aggregate and cancel rounds.")
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True, help="Start, watch, list, aggregate, cancel and resume rounds.")
 
 _REFRESH_SECONDS = 1.0
 _SECRET = {"collect_token", "job_token", "rollout_token"}
@@ -104,8 +112,42 @@ def start(
     elif "rounds" not in overrides and needs_bounds(account, overrides):
         overrides["rounds"] = 2
     started = start_rounds(account, overrides)
-    console = render.console(quiet=as_json)
-    console.print(f"Started: round {started.round} of fleet [bold]{fleet}[/], {_plan(started.settings)}.")
+    _follow(account, started, f"{_plan(started.settings)}", wait=wait, as_json=as_json)
+
+
+@app.command()
+def resume(
+    number: Annotated[
+        int | None,
+        typer.Argument(help="A round of the run that is to go on (default: the last round).", show_default=False),
+    ] = None,
+    fleet: FleetOption = DEFAULT_FLEET,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rounds of the whole run, those it has had among them.", show_default="as started"),
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting for the rest of the run, such as until.hours=96."),
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Watch until the last round is closed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run that was cancelled or has failed, from its last whole round.
+
+    It has the settings of its start, and its rounds, patience, hours and schedule count on.
+    """
+    account = Account.of(fleet)
+    overrides = merge(setting or [])
+    if rounds is not None:
+        overrides["rounds"] = rounds
+    started = resume_run(account, overrides, number)
+    _follow(account, started, f"of a run of {_plan(started.settings)}", wait=wait, as_json=as_json)
+
+
+def _follow(account: Account, started: Started, plan: str, *, wait: bool, as_json: bool) -> None:
+    fleet, console = account.fleet, render.console(quiet=as_json)
+    console.print(f"Started: round {started.round} of fleet [bold]{fleet}[/], {plan}.")
     console.print(f"[dim]{started.execution}[/]", soft_wrap=True)
     # A refusal of the opening shows within seconds, and ends this command with its reason.
     if not require_begun(account, started.execution):
@@ -130,35 +172,46 @@ def _plan(settings: FleetSettings) -> str:
 
 
 def watch(account: Account, execution: str, console: Console) -> None:
-    """Show the open round until the execution ends; Ctrl-C stops watching, not the round.
+    """Show the open round until the run ends, whatever its number of executions; Ctrl-C stops watching, not the round.
 
     Parameters
     ----------
     account
         The fleet's account.
     execution
-        ARN of the execution.
+        ARN of the run's first execution.
     console
         Where it is shown.
     """
     try:
         with Live(console=console, refresh_per_second=4) as live:
-            # The execution ends the watching, not the round: several rounds may follow one another. No `poll`: each turn shows
-            # the round.
-            while is_running(account, execution):
-                recent = tables.recent_rounds(account.rounds_table, account.fleet, limit=1)
-                if recent:
-                    live.update(render.round_line(recent[0]))
-                time.sleep(_REFRESH_SECONDS)
+            # The execution ends the watching, not the round: several rounds may follow one another.
+            output = _watched(account, execution, live)
+            while following := output.get("next"):
+                execution = following
+                time.sleep(_REFRESH_SECONDS)  # Step Functions knows it for certain then
+                output = _watched(account, execution, live)
     except KeyboardInterrupt:
         console.print("The round goes on; see `fedgrass round status`.")
         raise typer.Exit from None
     described = account.step_functions.describe_execution(executionArn=execution)
     console.print(render.rounds_table(tables.recent_rounds(account.rounds_table, account.fleet)))
-    if ended := json.loads(described.get("output") or "{}").get("ended"):
+    if ended := output.get("ended"):
         console.print(f"No more rounds: {ended}.", highlight=False)
     if described["status"] != "SUCCEEDED":
         raise RoundRefusedError(f"the execution ended as {described['status']}: {in_words(described.get('cause'))}")
+
+
+def _watched(account: Account, execution: str, live: Live) -> dict[str, Any]:
+    """Show the open round until the execution ends, and return its output; empty if it has none."""
+    # No `poll`: each turn shows the round.
+    while is_running(account, execution):
+        recent = tables.recent_rounds(account.rounds_table, account.fleet, limit=1)
+        if recent:
+            live.update(render.round_line(recent[0]))
+        time.sleep(_REFRESH_SECONDS)
+    described = account.step_functions.describe_execution(executionArn=execution)
+    return dict(json.loads(described.get("output") or "{}"))
 
 
 @app.command()
@@ -251,8 +304,8 @@ def cancel(
     fleet: FleetOption = DEFAULT_FLEET,
     reason: Annotated[str, typer.Option(help="Reason to keep in the round's record.")] = "cancelled by the operator",
 ) -> None:
-    """Cancel the open round; the model stays as it is."""
+    """Cancel the open round and the run that it is part of; the model stays as it is. `fedgrass round resume` goes on."""
     cancelled = cancel_round(Account.of(fleet), reason)
     render.console().print(
-        f"Round {cancelled.round} of fleet [bold]{fleet}[/] is being cancelled; see `fedgrass round status`."
+        f"Round {cancelled} of fleet [bold]{fleet}[/] is being cancelled; see `fedgrass round status`."
     )

@@ -41,6 +41,7 @@ from fedgrass.protocol.names import FleetName, RoundNumber, ThingName, Version
 from fedgrass.protocol.privacy import PrivacyLedger
 from fedgrass.protocol.profile import ProfileReference
 from fedgrass.protocol.report import ADOPTED, ADVICE, HELD_IN_A_ROW, Hold
+from fedgrass.protocol.run_settings import Run
 from fedgrass.protocol.settings import FleetSettings
 
 SETTINGS_KEY = "settings"
@@ -229,6 +230,7 @@ class RoundRecord(Record):
     outcome: RoundOutcome | None = None
     reason: str = ""
     execution: str
+    run: Run | None = Field(default=None, description="The run that it is part of, as that was before it")
     settings: FleetSettings
     base: Base
     version: Version = Field(description="Version that the round's model gets if it is released")
@@ -320,6 +322,14 @@ class RoundRecord(Record):
         """Which step it is of a tree of noise that it shares with rounds before; 0 if its noise is its own, or none."""
         tree = None if self.privacy is None else self.privacy.tree
         return tree.steps if tree is not None and tree.last == self.round else 0
+
+    @property
+    def of_run(self) -> str:
+        """Which round of its run it is, in words; empty of one that is alone."""
+        if self.run is None or self.settings.rounds == 1:
+            return ""
+        most = "at most " if self.settings.until.ends else ""
+        return f"{self.run.standing.done + 1} of {most}{self.settings.rounds} since round {self.run.first}"
 
     @property
     def adopted(self) -> bool:

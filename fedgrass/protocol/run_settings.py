@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from fedgrass.protocol.metrics import Metric, is_better
+from fedgrass.protocol.names import RoundNumber
 
 
 class _Settings(BaseModel):
@@ -171,20 +172,69 @@ def why_over(until: Until, metric: str, values: Sequence[float | None], hours: f
     >>> why_over(Until(patience=2), "accuracy", [0.5, 0.6, 0.6, 0.5], 1.0)
     'no better accuracy than 0.6 in the last 2 rounds (until.patience)'
     """
-    known = [value for value in values if value is not None]
-    last = known[-1] if known else None
-    if until.target is not None and last is not None and not is_better(metric, until.target, last):
-        return f"{metric} {last:.4g} has reached {until.target:g} (until.target)"
-    best, since = None, 0
+    standing = Standing()
     for value in values:
-        gains = value is not None and (best is None or _gains(metric, value, best, until.min_gain))
-        best, since = (value, 0) if gains else (best, since + 1)
-    if 0 < until.patience <= since:
-        than = f"no better {metric} than {best:.4g}" if best is not None else f"no model with a figure of {metric}"
-        return f"{than} in the last {since} rounds (until.patience)"
-    if 0 < until.hours <= hours:
-        return f"{hours:.3g} hours have passed, of {until.hours:g} (until.hours)"
-    return ""
+        standing = standing.after(metric, value, until.min_gain)
+    return standing.why_over(until, hours)
+
+
+class Standing(_Settings):
+    """What a run's rounds so far have come to: all that says whether it is over."""
+
+    done: int = Field(default=0, ge=0, description="Rounds")
+    metric: str = Field(default="", description="The figure that it goes by")
+    best: float | None = Field(default=None, allow_inf_nan=False)
+    last: float | None = Field(
+        default=None, allow_inf_nan=False, description="Of the model that the next round starts from"
+    )
+    since: int = Field(default=0, ge=0, description="Rounds in a row that made it no better than the best")
+
+    def after(self, metric: str, value: float | None, min_gain: float) -> Standing:
+        """Return what it is with one more round.
+
+        Parameters
+        ----------
+        metric
+            The figure that the run goes by.
+        value
+            The round's; None if it made no model that the next starts from.
+        min_gain
+            As `Until` has it.
+        """
+        # Of another figure than before, nothing is known.
+        best, last = (self.best, self.last) if metric == self.metric else (None, None)
+        gains = value is not None and (best is None or _gains(metric, value, best, min_gain))
+        return Standing(
+            done=self.done + 1,
+            metric=metric,
+            best=value if gains else best,
+            last=last if value is None else value,
+            since=0 if gains else self.since + 1,
+        )
+
+    def why_over(self, until: Until, hours: float) -> str:
+        """Say why the run is over before its rounds are, so many hours after its first round opened; empty if it goes on."""
+        if until.target is not None and self.last is not None and not is_better(self.metric, until.target, self.last):
+            return f"{self.metric} {self.last:.4g} has reached {until.target:g} (until.target)"
+        if 0 < until.patience <= self.since:
+            best = f"no better {self.metric} than {self.best:.4g}" if self.best is not None else ""
+            than = best or f"no model with a figure of {self.metric}"
+            return f"{than} in the last {self.since} rounds (until.patience)"
+        if 0 < until.hours <= hours:
+            return f"{hours:.3g} hours have passed, of {until.hours:g} (until.hours)"
+        return ""
+
+
+class Run(_Settings):
+    """A run that a round is part of, as it was before that round; what its next execution begins with.
+
+    A run is told from others by its first round's number and time. Its rounds may be of several executions of the state machine.
+    """
+
+    first: RoundNumber = Field(description="Number of its first round")
+    started_at: AwareDatetime = Field(description="When that opened")
+    standing: Standing = Standing()
+    previous: str | None = Field(default=None, description="The execution that started this one; None: a person did")
 
 
 def _gains(metric: str, value: float, best: float, least: float) -> bool:

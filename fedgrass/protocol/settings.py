@@ -193,7 +193,9 @@ class FleetSettings(_Settings):
     """All settings of a fleet. Defaults suit a first round; an execution's input is laid over them."""
 
     # An execution's history holds 25,000 events, and a round writes some forty.
-    rounds: int = Field(default=1, ge=1, le=500, description="Rounds to run one after the other; at most, with until")
+    rounds: int = Field(
+        default=1, ge=1, le=100_000, description="Rounds to run one after the other; at most, with until"
+    )
     task: Literal["fit", "evaluate", "statistics"] = Field(
         default="fit",
         description="evaluate: devices judge the current model on their own data, and nothing changes; statistics: they measure "

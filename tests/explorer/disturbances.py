@@ -19,11 +19,16 @@ def disturb(world: World, action: tuple[Any, ...], task: Task) -> None:
     kind = action[0]
     done = True
     if kind == "stop":
+        run = world.run_of_main()
+        done = any(one.status == "RUNNING" for one in run)
+        for one in run[-1:]:
+            one.stop()
+    elif kind == "stop first":
         done = world.main is not None and world.main.status == "RUNNING"
         if world.main is not None:
             world.main.stop()
     elif kind == "timeout":
-        done = world.main is not None and world.main.time_out()
+        done = any(one.time_out() for one in world.run_of_main())
     elif kind == "crash":
         world.scheduler.kill(task)
     elif kind in {"kill", "term"}:

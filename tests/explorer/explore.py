@@ -35,6 +35,7 @@ SCENARIOS = (
         {"rounds": 3},
         slow=("b",),
     ),
+    Scenario("run of two executions", {}, {"rounds": 3}, of_an_execution=2, resumes=True),
     Scenario("devices refuse", refused="1.1.0"),
     Scenario("devices refuse the first of two rounds", {}, {"rounds": 2}, refused="1.1.0"),
     Scenario("person goes back", released_before=True, operator=("roll_back",)),

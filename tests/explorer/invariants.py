@@ -44,6 +44,9 @@ def violations(world: World, *, at_the_end: bool) -> Iterator[tuple[str, str]]:
     yield from _updates(world, records)
     if at_the_end:
         yield from _stream(world, records)
+    yield from _runs(world, records)
+    if at_the_end and world.schedule.scenario.resumes:
+        yield from _resumed(world, records)
     yield from _executions(world, at_the_end=at_the_end)
 
 
@@ -200,18 +203,54 @@ def _after(record: RoundRecord) -> RoundRecord:
 
 def _executions(world: World, *, at_the_end: bool) -> Iterator[tuple[str, str]]:
     """What only met contention succeeds, and after every end a round can run."""
-    main = world.main
-    if main is not None and main.status == "RUNNING":
-        yield "execution does not end", main.state
     harmless = set(world.did) <= _HARMLESS and set(world.schedule.events.values()) <= {1, 2}
-    if main is not None and harmless and main.status == "FAILED" and "Refused" not in (main.error or ""):
-        yield "execution failed of contention", f"{main.error}: {main.cause}"
+    for one in world.run_of_main():
+        if one.status == "RUNNING":
+            yield "execution does not end", one.state
+        if harmless and one.status == "FAILED" and "Refused" not in (one.error or ""):
+            yield "execution failed of contention", f"{one.error}: {one.cause}"
     if at_the_end:
         last = world.records()[-1]
         if world.next.status != "SUCCEEDED" or last.execution != world.next.arn:
             yield "next round cannot run", f"{world.next.status} {world.next.error}: {world.next.cause}"
         elif not last.adopted and last.version != world.schedule.scenario.refused:
             yield "next round cannot run", f"{last.outcome}: {last.reason}"
+
+
+def _runs(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, str]]:
+    """A run counts each whole round once, no execution runs too many, and none goes on with a run that was stopped before it."""
+    limit = world.schedule.scenario.of_an_execution
+    rounds: dict[str, list[RoundRecord]] = {}
+    for record in records:
+        rounds.setdefault(record.execution, []).append(record)
+    for arn, of_it in rounds.items():
+        given = world.machine.executions[arn].input.get("run", {})
+        first = given.get("standing", {}).get("done", 0)
+        counted = [-1 if record.run is None else record.run.standing.done for record in of_it]
+        if counted != list(range(first, first + len(of_it))) or len(of_it) > limit:
+            yield "run counts its rounds wrongly", f"{arn}: {counted}, {first} before it"
+        previous = given.get("previous")
+        if previous is not None and world.machine.executions[previous].status != "SUCCEEDED":
+            yield "stopped run goes on", f"{arn} after {world.machine.executions[previous].status}"
+    run = world.run_of_main()
+    wanted = world.schedule.scenario.input.get("rounds", 1)
+    had = sum(len(rounds.get(one.arn, ())) for one in run)
+    if run and {one.status for one in run} == {"SUCCEEDED"} and had != wanted:
+        yield "run has another number of rounds", f"{had}, not {wanted}"
+
+
+def _resumed(world: World, records: list[RoundRecord]) -> Iterator[tuple[str, str]]:
+    """A run that somebody goes on with has all of its rounds in the end; one that was cancelled had not before that."""
+    wanted = world.schedule.scenario.input["rounds"]
+    mains = [record for record in records if world.main is not None and record.execution == world.main.arn]
+    if not mains or mains[0].run is None:
+        return
+    of_run = [one for one in records if one.run and one.run.started_at == mains[0].run.started_at]
+    last = of_run[-1].run
+    if last is None or last.standing.done + 1 != wanted or of_run[-1].outcome in {"cancelled", "failed"}:
+        yield "resumed run lacks rounds", f"{_told(of_run)}: {world.operator_errors}"
+    if world.cancelled and sum(one.execution in {e.arn for e in world.run_of_main()} for one in of_run) > wanted:
+        yield "cancelled run has all its rounds", _told(of_run)
 
 
 def _told(records: list[RoundRecord]) -> str:

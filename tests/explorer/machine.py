@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from tests.explorer.dynamo import refusal
+from tests.explorer.dynamo import exceptions, refusal
 from tests.explorer.scheduler import Scheduler, Task, Timer
 
 DEFINITION = json.loads((Path(__file__).parents[2] / "cloud/state_machine.asl.json").read_text())
@@ -195,6 +196,7 @@ class Machine:
         self.ended = ended
         self.executions: dict[str, Execution] = {}
         self.tokens: dict[str, tuple[Execution, int]] = {}
+        self.exceptions = SimpleNamespace(ExecutionDoesNotExist=exceptions().ClientError)
 
     def start(self, name: str, given: dict[str, Any]) -> Execution:
         arn = f"arn:aws:states:us-east-1:123456789012:execution:fedgrass-mill-round:{name}"
@@ -207,7 +209,19 @@ class Machine:
     def describe_execution(self, *, executionArn: str) -> dict[str, str]:  # noqa: N803 - boto3's names
         if executionArn not in self.executions:
             raise refusal("ExecutionDoesNotExist")
-        return {"status": self.executions[executionArn].status}
+        found = self.executions[executionArn]
+        return {"status": found.status, "input": json.dumps(found.input), "output": json.dumps(found.output)}
+
+    def start_execution(self, *, stateMachineArn: str, input: str, name: str = "") -> dict[str, str]:  # noqa: A002, N803
+        """A name is taken once; asked for again while it runs, with the same input, it is the one that runs."""
+        name = name or f"unnamed-{len(self.executions)}"
+        arn = f"{stateMachineArn.replace(':stateMachine:', ':execution:')}:{name}"
+        before = self.executions.get(arn)
+        if before is None:
+            self.start(name, json.loads(input))
+        elif before.status != "RUNNING" or before.input != json.loads(input):
+            raise refusal("ExecutionAlreadyExists")
+        return {"executionArn": arn}
 
     def send_task_success(self, *, taskToken: str, output: str) -> None:  # noqa: N803
         self._waiting(taskToken).answer(json.loads(output))

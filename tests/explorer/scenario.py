@@ -20,6 +20,7 @@ class Scenario:
 
     ``held`` is run first and left held, so that there is a model to release by hand. ``operator`` acts while the round runs.
     ``refused`` is a version that all devices refuse. ``slow`` devices are done with a round when the next one is announced.
+    ``of_an_execution``: so many rounds of a run are one execution. ``resumes``: somebody goes on with the run at the end.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Scenario:
     second: dict[str, Any] | None = None
     refused: str = ""
     slow: tuple[str, ...] = ()
+    of_an_execution: int = 500
+    resumes: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from fedgrass.protocol.names import (
 from fedgrass.protocol.records import RoundRecord, to_attribute
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_round, load_state, save_settings, set_current_model
+from fedgrass.rounds_api import cancel_round, resume_run
 from tests.explorer.devices import Devices
 from tests.explorer.disturbances import disturb, error_for
 from tests.explorer.dynamo import Store
@@ -57,6 +58,7 @@ _ENVIRONMENT = {
     "FEDGRASS_MODEL_PACKAGE_GROUP": "fedgrass-mill",
     "FEDGRASS_INSTANCE_TYPE": "ml.m5.large",
     "FEDGRASS_INSTANCE_COUNT": "1",
+    "FEDGRASS_STATE_MACHINE_ARN": "arn:aws:states:us-east-1:123456789012:stateMachine:fedgrass-mill-round",
 }
 _PATIENCE = 7200  # seconds after which somebody starts another round
 _RETRIED = 2  # times that Lambda repeats an event whose function failed
@@ -92,6 +94,7 @@ class World:
         self.operated: list[str] = []
         self.operator_errors: list[str] = []
         self.person_died = False
+        self.cancelled = False  # whether somebody was told that the run is
         self._prepare()
 
     # ------------------------------------------------------------------------------------------------ the account
@@ -100,7 +103,8 @@ class World:
         return _Session(self)
 
     def services(self) -> Services:
-        return Services(self.session(), _ENVIRONMENT, clock=self.now)
+        limit = {"FEDGRASS_ROUNDS_OF_AN_EXECUTION": str(self.schedule.scenario.of_an_execution)}
+        return Services(self.session(), _ENVIRONMENT | limit, clock=self.now)
 
     def now(self) -> datetime:
         return START + timedelta(seconds=self.scheduler.now)
@@ -130,6 +134,7 @@ class World:
             "model_component": GLOBAL_MODEL,
             "model_package_group": "fedgrass-mill",
             "image": "aggregator",
+            "state_machine_arn": _ENVIRONMENT["FEDGRASS_STATE_MACHINE_ARN"],
         }
         account.__dict__["stack"] = StackOutputs(**values)
         return account
@@ -183,6 +188,9 @@ class World:
                 self.event("open_round", {"sweep": True})
                 self.scheduler.run()
             self.between()
+            if scenario.resumes:
+                self.operate("resume")
+                self.scheduler.run()
             self.next = self.machine.start("next", {})
             self.scheduler.run()
 
@@ -198,11 +206,17 @@ class World:
                 manual_release.roll_back(account, FIRST)
             elif kind == "release":
                 manual_release.release(account, "1.1.0", canaries=False)
+            elif kind == "cancel":
+                cancel_round(account, "by hand")
+                self.cancelled = True
+            elif kind == "resume":
+                resume_run(account, {})
             elif kind == "deploy":
                 self._stale_deployment()
             else:
                 raise NotImplementedError(kind)
-            self.operated.append(kind)
+            if kind not in {"cancel", "resume"}:
+                self.operated.append(kind)
 
         def done(_result: Any, error: BaseException | None) -> None:
             if error is not None:
@@ -212,6 +226,14 @@ class World:
                     self.seen.append(f"person meets an error of AWS: {kind}: {error!r}")
 
         self.scheduler.spawn(f"operator {kind}", act, done)
+
+    def run_of_main(self) -> list[Execution]:
+        """The executions of the run that the main one began, in their order."""
+        run = [] if self.main is None else [self.main]
+        for one in self.machine.executions.values():
+            if run and one.input.get("run", {}).get("previous") == run[-1].arn:
+                run.append(one)
+        return run
 
     def _stale_deployment(self) -> None:
         greengrass = self.session().client("greengrassv2")

@@ -200,8 +200,7 @@ def _add_actions(blueprint: Blueprint, context: Context) -> None:
     @blueprint.post("/cancel")
     def cancel() -> Response:
         def stop() -> str:
-            cancelled = cancel_round(account, "cancelled in the web console")
-            return f"Round {cancelled.round} is being cancelled; the model stays as it is."
+            return f"Round {cancel_round(account, 'cancelled in the web console')} is being cancelled; the model stays as it is."
 
         attempt(stop)
         return redirect(url_for("rounds.rounds"), 303)

@@ -23,6 +23,7 @@ import json
 
 from botocore.exceptions import ClientError
 
+from fedgrass.cloud.rounds.going_on import RUNNING, status_of
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.logs import log_event
 from fedgrass.protocol.drift import Standing, Step
@@ -33,7 +34,6 @@ from fedgrass.protocol.writes import put_item
 
 _HOUR_MS = 3_600_000
 _FIRST: Step = "evaluate"
-_RUNNING = frozenset({"RUNNING", "PENDING_REDRIVE"})
 
 
 def steps_of(settings: DriftSettings) -> tuple[Step, ...]:
@@ -97,8 +97,8 @@ def _moved_on(services: Services, record: DriftRecord, standing: Standing, setti
         return _begun(record, settings, steps)
     if record.execution is None:
         return _still_wanted(record, standing, settings, steps)
-    status = _status(services, record.execution)
-    if status in _RUNNING:
+    status = status_of(services, record.execution)
+    if status in RUNNING:
         return record
     log_event("drift_step_ended", fleet=record.fleet, step=record.step, number=record.number, status=status)
     # Whatever became of it: an evaluation that failed says nothing against training.
@@ -159,15 +159,6 @@ def _start(services: Services, record: DriftRecord, step: Step) -> str:
         execution = f"{machine.replace(':stateMachine:', ':execution:')}:{name}"
     log_event("drift_step_started", fleet=record.fleet, step=step, number=record.number, execution=execution)
     return execution
-
-
-def _status(services: Services, execution: str) -> str:
-    try:
-        return str(services.step_functions.describe_execution(executionArn=execution)["status"])
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "ExecutionDoesNotExist":
-            raise
-        return "forgotten"
 
 
 def _write(services: Services, before: DriftRecord, after: DriftRecord) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 from datetime import timedelta
 from typing import Any
 
-from botocore.exceptions import ClientError
 from pydantic import BaseModel, Field
 
 from fedgrass.cloud.ending.finish import finish_by_hand
@@ -14,6 +13,7 @@ from fedgrass.cloud.rounds.abort_round import abort, give_up_reservation
 from fedgrass.cloud.rounds.announcement import announce_round
 from fedgrass.cloud.rounds.changes import change, transact
 from fedgrass.cloud.rounds.cohorts import choose_by_loss, choose_cohort, first_counting, is_wanted, quorum_of, why_fewer
+from fedgrass.cloud.rounds.going_on import FORGOTTEN, RUNNING, await_previous, given_run, status_of
 from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import RoundRefusedError
@@ -27,14 +27,14 @@ from fedgrass.protocol.privacy import PrivacyLedger, Tree
 from fedgrass.protocol.profile import ProfileReference
 from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord, ended_key
 from fedgrass.protocol.roster import may_count, write_roster
+from fedgrass.protocol.run_settings import Run
+from fedgrass.protocol.runs import run_after
 from fedgrass.protocol.secure_settings import announced_secure
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.statistics_settings import tells_sums
 from fedgrass.protocol.tables import free_hand, load_round, load_settings, load_state
 
 _ENDED = 2  # the transaction's third action
-_RUNNING = frozenset({"RUNNING", "PENDING_REDRIVE"})
-_FORGOTTEN = "forgotten"
 _PROVISIONING_SECONDS = 900  # a Processing job's own limit counts from when its machine is there
 
 
@@ -82,6 +82,7 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
     """
     # The console's input box begins with a comment.
     overrides = {name: value for name, value in request.overrides.items() if name.lower() != "comment"}
+    run = given_run(overrides)
     # Validated before anything is written: an input with a wrong setting must leave no trace.
     settings = load_settings(services.rounds, services.fleet).overridden(overrides)
     state = load_state(services.rounds, services.fleet)
@@ -89,11 +90,15 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
     if state.open and state.open.execution == request.execution:
         record = load_round(services.rounds, services.fleet, state.open.round)
     else:
+        if run is not None and run.previous is not None and not request.results:
+            await_previous(services, run.previous)
+            state = load_state(services.rounds, services.fleet)
         # Before all that is read below: it changes the fleet's state.
         _take_over(services, state)
         act_on_refusals(services)
         number = state.last + 1
-        record = _open(services, request, settings.at_round(number, number - len(request.results)))
+        run = _run(services, request, state, run)
+        record = _open(services, request, settings.at_round(number, number - run.standing.done), run)
     announce_round(services)
     # The execution may have been stopped while this function ran; its event found no round to end then.
     _close_if_ended(services, record)
@@ -109,7 +114,15 @@ def open_round(services: Services, request: OpenRequest) -> dict[str, Any]:
     }
 
 
-def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> RoundRecord:
+def _run(services: Services, request: OpenRequest, state: FleetState, given: Run | None) -> Run:
+    """Return the run that the next round is part of: that of this execution's round before, the given one, or a new one."""
+    before = load_round(services.rounds, services.fleet, state.last) if state.last else None
+    if before is not None and before.execution == request.execution:
+        return run_after(before)
+    return given or Run(first=state.last + 1, started_at=services.now())
+
+
+def _open(services: Services, request: OpenRequest, settings: FleetSettings, run: Run) -> RoundRecord:
     fleet = services.fleet
     now = services.now()
     # A silo's account could make up names: those that the settings do not list are not there.
@@ -148,6 +161,7 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings) -> 
         fleet=fleet,
         round=state.last + 1,
         execution=request.execution,
+        run=run,
         settings=settings,
         base=state.model,
         # The round's number is the middle of the version, so no two rounds can make the same one.
@@ -316,8 +330,8 @@ def _take_over(services: Services, state: FleetState) -> None:
     fleet = services.fleet
     # The event of an execution's end can be lost; asking Step Functions finds it out.
     if state.open is not None:
-        status = _status(services, state.open.execution)
-        if status in _RUNNING:
+        status = status_of(services, state.open.execution)
+        if status in RUNNING:
             raise RoundRefusedError(_is_open(fleet, state.open))
         abort(
             services,
@@ -340,7 +354,7 @@ def _refuse_reserved(services: Services, state: FleetState, execution: str) -> N
     """Raise `RoundRefusedError` between two rounds of another execution; one that has ended gives way."""
     if state.reserved is None or state.reserved == execution:
         return
-    if _status(services, state.reserved) in _RUNNING:
+    if status_of(services, state.reserved) in RUNNING:
         raise RoundRefusedError(
             f"fleet {services.fleet!r}: execution {state.reserved} has more rounds to run; wait for it, or stop it"
         )
@@ -350,25 +364,15 @@ def _refuse_reserved(services: Services, state: FleetState, execution: str) -> N
 def _close_if_ended(services: Services, record: RoundRecord) -> None:
     """A stopped execution's event may be lost, or have come too early: then nobody else would close its round."""
     # After the announcement: from then on a stopped execution's event finds the round by itself.
-    status = _status(services, record.execution)
+    status = status_of(services, record.execution)
     # DescribeExecution is eventually consistent: an execution that it does not know may be a new one.
-    if status not in {*_RUNNING, _FORGOTTEN}:
+    if status not in {*RUNNING, FORGOTTEN}:
         abort(
             services,
             record.execution,
             outcome="cancelled" if status == "ABORTED" else "failed",
             reason=f"its execution had ended ({status}) when it opened",
         )
-
-
-def _status(services: Services, execution: str) -> str:
-    try:
-        return str(services.step_functions.describe_execution(executionArn=execution)["status"])
-    except ClientError as error:
-        if error.response["Error"]["Code"] != "ExecutionDoesNotExist":
-            raise
-        # Step Functions forgets executions after 90 days; one of which nothing is known does not run.
-        return _FORGOTTEN
 
 
 def _is_open(fleet: str, holder: OpenRound) -> str:

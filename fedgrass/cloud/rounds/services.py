@@ -43,7 +43,8 @@ class Services:
         ``FEDGRASS_FLEET``, ``_ACCOUNT``, ``_BUCKET``, ``_ROUNDS_TABLE``, ``_DEVICES_TABLE``, and for the Processing job
         ``_JOB_ROLE_ARN``, ``_IMAGE``, ``_THING_GROUP_ARN``, ``_MODEL_COMPONENT``, ``_MODEL_PACKAGE_GROUP``,
         ``_INSTANCE_TYPE``, ``_INSTANCE_COUNT``, and, where it runs in a VPC, ``_SUBNETS`` and ``_SECURITY_GROUPS``; for
-        what follows drift ``_STATE_MACHINE_ARN``. A function is given only those that it needs.
+        what starts executions ``_STATE_MACHINE_ARN``, and ``_ROUNDS_OF_AN_EXECUTION``. A function is given only those that it
+        needs.
     clock
         Returns the present time, with its zone.
     """
@@ -65,6 +66,11 @@ class Services:
     def names(self, name: str) -> list[str]:
         """Return the names that an environment variable lists, separated by commas; none if it is not set."""
         return [entry for entry in self._environment.get(name, "").split(",") if entry]
+
+    @cached_property
+    def rounds_of_an_execution(self) -> int:
+        """How many rounds an execution runs before the next one goes on; its history holds 25,000 events."""
+        return int(self._environment.get("FEDGRASS_ROUNDS_OF_AN_EXECUTION") or 500)
 
     @cached_property
     def fleet(self) -> str:

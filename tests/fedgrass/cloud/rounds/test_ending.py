@@ -142,6 +142,7 @@ def test_a_closed_round_has_its_figures_and_frees_the_fleet(fleet: Fleet) -> Non
         ],
         "more": False,
         "ended": "",
+        "next": "",
     }
     record = fleet.round()
     assert record.seconds_last_upload_to_active == 4.0
