@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from fedgrass.cloud.ending.outcome import decide
+from tests.explorer.dynamo import refusal
 from tests.explorer.explore import SCENARIOS, SINGLE, campaign, length, mixed, run
+from tests.explorer.machine import Machine
 from tests.explorer.scenario import CANARIES_ARN, GROUP_ARN, Scenario, Schedule
 from tests.explorer.world import World
 
@@ -86,6 +88,48 @@ def test_a_stream_waits_for_nobody_and_counts_a_slow_devices_update_in_the_round
     for record in others:
         assert (record.collected_at or record.deadline) - record.opened_at < (record.deadline - record.opened_at) / 10
         assert (record.took, record.participants) == ({record.round - 1: 1, record.round: 1}, 2)
+
+
+def between_executions(scenario: Scenario) -> range:
+    """Steps from the close of an execution's last round to the opening of the next one's first."""
+    [started] = steps_of(scenario, "stepfunctions.start_execution")
+    [*_, opened] = steps_of(scenario, "open_round", "transact_write_items")
+    return range(started - 8, opened + 3)
+
+
+STOPS = ((("operate", "cancel"), ("delay",)), (("stop",), ("delay",)), (("stop first",), ("delay",)), (("crash",),))
+
+
+@pytest.mark.parametrize("number", range(len(STOPS)), ids=lambda number: STOPS[number][0][-1])
+def test_a_run_stopped_at_any_call_between_its_executions_stops_and_goes_on_when_resumed(number: int) -> None:
+    scenario, statuses = _BY_NAME["run of two executions"], set()
+    lost = dict.fromkeys(range(20, 60), 0)  # the word of an execution's end among them
+    for step in between_executions(scenario)[number::7]:
+        for events in ({}, lost):
+            world, found = run(Schedule(scenario, {step: list(STOPS[number])}, events=events))
+            assert not found, (step, bool(events), found)
+            assert len(world.records()) >= 4
+            statuses.add(tuple(one.status for one in world.run_of_main()))
+    assert statuses, "nothing was tried"
+
+
+@pytest.mark.parametrize(("times", "statuses"), [(2, ["SUCCEEDED", "SUCCEEDED"]), (9, ["FAILED"])])
+def test_a_next_execution_that_cannot_be_started_is_tried_again_and_ends_the_run_if_it_never_can(
+    monkeypatch: pytest.MonkeyPatch, times: int, statuses: list[str]
+) -> None:
+    original, left = Machine.start_execution, [times]
+
+    def refuses(machine: Machine, **given: Any) -> dict[str, str]:
+        if "name" in given and left[0]:
+            left[0] -= 1
+            raise refusal("ThrottlingException")
+        return original(machine, **given)
+
+    monkeypatch.setattr(Machine, "start_execution", refuses)
+    world, found = run(Schedule(_BY_NAME["run of two executions"], {}))
+    found.pop("execution failed of contention", None)  # as it must, in the second case
+    assert not found
+    assert [one.status for one in world.run_of_main()] == statuses
 
 
 def test_no_round_waits_for_an_event_that_was_lost() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedgrass.errors import ConfigurationError
-from fedgrass.protocol.run_settings import Curve, Until, why_over
+from fedgrass.protocol.run_settings import Curve, Run, Until, why_over
 from fedgrass.protocol.settings import FleetSettings
 
 
@@ -100,3 +101,20 @@ def test_patience_is_the_rounds_since_the_first_of_the_best(values: list[float |
     place = values.index(max(known)) if known else -1
     over = len(values) - 1 - place >= patience
     assert bool(why_over(Until(patience=patience), "accuracy", values, 0.0)) == over
+
+
+@given(
+    st.sampled_from(["loss", "accuracy"]),
+    st.lists(st.one_of(st.none(), st.integers(0, 5).map(float)), min_size=1, max_size=12),
+    st.fixed_dictionaries({"patience": st.integers(0, 4), "target": st.one_of(st.none(), st.integers(0, 6))}),
+)
+def test_a_run_that_goes_on_elsewhere_after_each_round_is_over_where_it_would_be(
+    metric: str, values: list[float | None], ends: dict[str, Any]
+) -> None:
+    until, run = Until(**ends), Run(first=7, started_at=datetime(2026, 1, 1, tzinfo=timezone.utc))
+    for number, value in enumerate(values, 1):
+        standing = run.standing.after(metric, value, until.min_gain)
+        # As an execution's input, which is all that the next one is given.
+        run = Run.model_validate_json(run.model_copy(update={"standing": standing}).model_dump_json(exclude_none=True))
+        assert run.standing.why_over(until, 0.0) == why_over(until, metric, values[:number], 0.0)
+        assert run.standing.done == number

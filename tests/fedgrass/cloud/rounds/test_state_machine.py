@@ -144,7 +144,7 @@ def deployed(account: LocalAwsProcess) -> tuple[Any, StackOutputs]:
         for name, value in account.environment().items():
             patch.setenv(name, value)
         session = boto3.Session()
-        outputs = deploy(session, fleet=FLEET, dependencies=False)
+        outputs = deploy(session, fleet=FLEET, parameters={"RoundsOfAnExecution": "3"}, dependencies=False)
         base = Base(
             version="1.0.0",
             parameters_key=parameters_key(FLEET, "1.0.0"),
@@ -334,9 +334,9 @@ def test_a_setting_that_does_not_exist_fails_the_execution_by_its_name(stack: St
 
 
 def test_rounds_follow_one_another_each_from_the_model_of_the_one_before(stack: Stack) -> None:
-    execution = stack.start(rounds=3)
+    execution = stack.start(rounds=4)
     versions = []
-    for _ in range(3):
+    for _ in range(4):
         announcement = stack.announced()
         versions.append((announcement.base.version, stack.round(announcement.round).version))
         stack.upload(announcement, *THINGS)
@@ -349,6 +349,14 @@ def test_rounds_follow_one_another_each_from_the_model_of_the_one_before(stack: 
     pages = stack.step_functions.get_paginator("get_execution_history").paginate(executionArn=execution)
     events = sum(len(page["events"]) for page in pages)
     assert events / 3 * 500 < 25_000, "the most rounds that settings allow would not fit into an execution's history"
+    # The fourth is another execution's: the stack lets one have three.
+    following = json.loads(stack.ended(execution)["output"])["next"]
+    (fourth,) = stack.results(following)
+    assert (fourth["outcome"], stack.round(fourth["round"]).of_run) == (
+        "released",
+        f"4 of 4 since round {results[0]['round']}",
+    )
+    assert stack.round(fourth["round"]).execution == following
     record = stack.round(results[-1]["round"])
     assert record.closed_at is not None
     assert record.collected_at is not None
