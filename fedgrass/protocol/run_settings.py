@@ -70,8 +70,8 @@ class Schedule(_Settings):
     since: int | None = Field(
         default=None,
         ge=1,
-        description="Number of the round that has the values of fit; None: the first of each start. Set it where rounds are "
-        "started one at a time, or where a run goes on that was interrupted",
+        description="Number of the round that has the values of fit; None: the first of each run. Set it where rounds are "
+        "started one at a time",
     )
 
     def values(self, learning_rate: float | None, epochs: int, done: int) -> tuple[float | None, int]:

@@ -286,6 +286,25 @@ def test_a_function_starts_and_stops_jobs_of_its_own_fleet_only(template: Templa
     assert not allows(statements, action, f"{jobs}/{job_prefix('other')}other-000001-0123456789")
 
 
+@pytest.mark.parametrize("function", ["CloseRoundRole", "WatchFleetRole"])
+def test_what_starts_executions_starts_those_of_its_own_fleet_only(template: Template, function: str) -> None:
+    statements, machine = template.statements(function), f"arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:fedgrass-"
+    assert not allows(statements, "states:StartExecution", f"{machine}other-round")
+    assert not allows(
+        statements,
+        "states:StartExecution",
+        "arn:aws:states:eu-central-1:999999999999:stateMachine:fedgrass-digits-round",
+    )
+    if function == "CloseRoundRole":  # which is made before the machine, so by its name
+        assert allows(statements, "states:StartExecution", f"{machine}digits-round")
+    starters = {
+        name
+        for name in template.of_type("AWS::IAM::Role")
+        if "states:StartExecution" in actions(template.statements(name))
+    }
+    assert {"CloseRoundRole", "WatchFleetRole"} <= starters <= {"CloseRoundRole", "WatchFleetRole", "ScheduleRole"}
+
+
 def test_a_device_by_claim_has_the_policy_of_any_other_and_its_hook_may_write_no_other_fleet_s(
     template: Template,
 ) -> None:
