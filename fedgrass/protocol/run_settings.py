@@ -233,7 +233,7 @@ class Run(_Settings):
 
     first: RoundNumber = Field(description="Number of its first round")
     started_at: AwareDatetime = Field(description="When that opened")
-    standing: Standing = Standing()
+    standing: Standing = Field(default_factory=Standing)
     previous: str | None = Field(default=None, description="The execution that started this one; None: a person did")
 
 

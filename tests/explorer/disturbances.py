@@ -21,8 +21,8 @@ def disturb(world: World, action: tuple[Any, ...], task: Task) -> None:
     if kind == "stop":
         run = world.run_of_main()
         done = any(one.status == "RUNNING" for one in run)
-        for one in run[-1:]:
-            one.stop()
+        for execution in run[-1:]:
+            execution.stop()
     elif kind == "stop first":
         done = world.main is not None and world.main.status == "RUNNING"
         if world.main is not None:

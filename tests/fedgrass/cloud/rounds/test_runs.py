@@ -45,7 +45,8 @@ def run(
 
     Returns the executions and why the run is over. Without an accuracy the gate holds the round's model.
     """
-    executions, results, ended = [execution], [], ""
+    executions, ended = [execution], ""
+    results: list[dict[str, Any]] = []
     for accuracy in accuracies:
         fleet.heartbeats("a", "b", "c")
         opened = open_round(fleet.services, OpenRequest(execution=executions[-1], overrides=given, results=results))
@@ -109,7 +110,7 @@ def account_of(fleet: Fleet, **given: Any) -> tuple[Account, Executions]:
 
 def test_a_run_goes_on_through_executions_with_its_count_and_its_schedule(fleet: Fleet) -> None:
     halves = {"kind": "step", "rounds": 1, "factor": 0.5}
-    given = {"rounds": 3, "fit": {"learning_rate": 0.8}, "schedule": {"learning_rate": halves}}
+    given: dict[str, Any] = {"rounds": 3, "fit": {"learning_rate": 0.8}, "schedule": {"learning_rate": halves}}
     executions, ended = run(limited(fleet, 1), [0.5, None, 0.7, 0.8], Comment="mine", **given)
     records = [fleet.round(number) for number in range(1, 4)]
     assert (len(executions), ended, load_state(fleet.rounds, FLEET).last) == (3, "", 3)
