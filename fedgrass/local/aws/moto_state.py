@@ -47,7 +47,8 @@ def functions() -> dict[str, tuple[Function, bytes]]:
             timeout=float(stored.timeout),
             memory=int(stored.memory_size),
             # Hashable and in one order: another value would mean another worker.
-            environment=tuple(sorted((stored.environment_vars or {}).items())),
+            # A parameter of type Number is text here, as Lambda has it; moto's CloudFormation gives a number.
+            environment=tuple(sorted((name, str(value)) for name, value in (stored.environment_vars or {}).items())),
             code_sha256=stored.code_sha_256,
         )
         found[function.name] = (function, stored.code_bytes)
