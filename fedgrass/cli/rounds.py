@@ -119,7 +119,9 @@ def start(
 def resume(
     number: Annotated[
         int | None,
-        typer.Argument(help="A round of the run that is to go on (default: the last round).", show_default=False),
+        typer.Argument(
+            min=1, help="A round of the run that is to go on (default: the last round).", show_default=False
+        ),
     ] = None,
     fleet: FleetOption = DEFAULT_FLEET,
     rounds: Annotated[

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 from rich.console import Console
+from typer.testing import CliRunner
 
 from fedgrass.account import Account
-from fedgrass.cli.rounds import watch
+from fedgrass.cli.rounds import app, watch
 from fedgrass.cloud.rounds.abort_round import ExecutionEnd, execution_ended
 from fedgrass.cloud.rounds.close_round import CloseRequest, close_round
 from fedgrass.cloud.rounds.open_round import OpenRequest, open_round
@@ -150,8 +151,12 @@ def test_between_two_executions_nobody_else_opens_a_round_and_who_stops_either_s
     with pytest.raises(RoundRefusedError, match="opens no round any more"):
         open_round(fleet.services, request)
     # Nothing of the second execution was opened: its first round is still to come.
-    resume_run(account, {})
-    assert executions.begun[0]["run"]["standing"]["done"] == 1
+    monkeypatch.setattr(Account, "of", lambda *_: account)
+    monkeypatch.setattr("fedgrass.cli.rounds.require_begun", lambda *_: True)
+    told = CliRunner().invoke(app, ["resume", "--fleet", FLEET, "--rounds", "4", "--set", "until.patience=9"])
+    assert "Started: round 2 of fleet digits, of a run of at most 4 rounds" in told.stdout.replace("\n", " "), told
+    [begun] = executions.begun
+    assert (begun["rounds"], begun["until"], begun["run"]["standing"]["done"]) == (4, {"patience": 9}, 1)
 
 
 def test_a_run_that_is_none_is_refused_by_name_and_a_fleet_without_a_round_has_none(fleet: Fleet) -> None:
