@@ -17,6 +17,7 @@ from typing import Any
 import boto3
 import pytest
 
+from fedgrass.account import Account
 from fedgrass.cloud.infrastructure.deploy import deploy
 from fedgrass.cloudformation import StackOutputs
 from fedgrass.local.aws.client import LocalAwsProcess, start
@@ -27,6 +28,7 @@ from fedgrass.protocol.names import device_topic, parameters_key, round_topic, u
 from fedgrass.protocol.participations import participations
 from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.tables import load_round, load_state, set_current_model
+from fedgrass.rounds_api import cancel_round, resume_run
 from tests.fixtures.mqtt import MqttClient
 from tests.fixtures.waiting import PATIENCE, eventually, longer_and_longer
 
@@ -302,6 +304,14 @@ def test_a_round_cancelled_while_it_collects_is_withdrawn(stack: Stack) -> None:
     eventually(stack.is_free)
     record = stack.round(announcement.round)
     assert (record.outcome, record.reason) == ("cancelled", "the operator changed her mind")
+    account = Account.of(FLEET)
+    started = resume_run(account, {})
+    again = stack.announced()
+    resumed = stack.round(again.round)
+    assert (resumed.execution, resumed.run) == (started.execution, record.run), "the cancelled round counts as none"
+    assert resumed.settings == record.settings
+    assert cancel_round(account, "that will do") == again.round
+    eventually(stack.is_free)
 
 
 def test_a_round_cancelled_while_it_aggregates_stops_the_job(stack: Stack) -> None:
