@@ -249,6 +249,8 @@ def test_what_is_written_at_an_opening_stays_within_dynamodb_s_bounds(
     sizes: Counter[str] = Counter()
 
     class Recording:
+        name = "rounds"
+
         def put_item(self, *, Item: dict[str, Any]) -> None:  # noqa: N803 - boto3's name
             sizes[Item["key"]] = sum(len(name) + 1 for name in (*Item["asked"], *Item["others"]))
 
