@@ -12,15 +12,15 @@ from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import BotoCoreError, ClientError
 
 from fedgrass.cloud.aggregator.object_reading import (
-    Asked,
     OtherBytesError,
     ask_for_object,
     code_of,
     failed,
     open_object,
 )
+from fedgrass.cloud.aggregator.ranges import CONNECTIONS, share_of
 from fedgrass.cloud.aggregator.signed_get import SignedGets
-from fedgrass.cloud.aggregator.sources import Asking, UpdateReference
+from fedgrass.cloud.aggregator.sources import Asking, Opener, UpdateReference
 from fedgrass.errors import MessageError, ReleaseError, TransferError
 from fedgrass.files import sha256_of
 from fedgrass.protocol.names import UPDATE_FILE, parse_update_key, update_prefix
@@ -156,7 +156,9 @@ class Bucket:
 
     def open(self, key: str, size: int) -> BinaryIO:
         """Open an object of known size for ``readinto``; a broken connection is taken up where it stopped."""
-        return open_object(self._gets, self.name, UpdateReference(thing="", key=key, bytes=size))
+        # Lanes' sums and models: nothing else is fetched beside them.
+        reference = UpdateReference(thing="", key=key, bytes=size)
+        return open_object(self._gets, self.name, reference, connections=CONNECTIONS)
 
     def write_first(self, key: str, content: bytes) -> bytes:
         """Write an object unless there is one, and return what is there then: the first writer's content."""
@@ -250,9 +252,9 @@ class RoundUpdates(Asking):
         """Open the very version that was pinned."""
         return open_object(self._gets, self._bucket, reference)
 
-    def ask(self, reference: UpdateReference) -> Asked | None:
+    def ask(self, reference: UpdateReference, *, among: int) -> Opener | None:
         """Ask for the version that was pinned, and do not wait for it; None if it can only be opened."""
-        return ask_for_object(self._gets, self._bucket, reference)
+        return ask_for_object(self._gets, self._bucket, reference, connections=share_of(among))
 
     def _entries(self, things: Collection[str] | None) -> Iterator[ObjectVersionTypeDef]:
         folders = sorted(f"{self._prefix}{thing}/" for thing in things or ())

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from botocore.auth import SIGV4_TIMESTAMP, S3SigV4Auth
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import get_cert_path
 from botocore.utils import percent_encode
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -146,6 +146,27 @@ class SignedGets:
         answer = self._client.get_object(**request)
         self._patterns[request["Bucket"]] = self._pattern(request["Key"])
         return answer
+
+    def head(self, request: Mapping[str, Any]) -> Mapping[str, str] | None:
+        """Have boto3 ask what an object is, with its checksum; None if it gets no answer.
+
+        Parameters
+        ----------
+        request
+            Arguments of ``head_object``.
+
+        Returns
+        -------
+        Mapping or None
+            The answer's headers, their names in lower case.
+        """
+        try:
+            headers: Mapping[str, str] = self._client.head_object(**request, ChecksumMode="ENABLED")[
+                "ResponseMetadata"
+            ]["HTTPHeaders"]
+        except (BotoCoreError, ClientError, RuntimeError):
+            return None
+        return headers
 
     def begin(self, request: Mapping[str, Any]) -> Exchange | None:
         """Ask for an object without waiting for the answer, which `get` takes; None if that must be left to `get` altogether.

@@ -79,8 +79,8 @@ class Asking(ABC):
     """A source that can be asked for an update without waiting for it: no thread has to wait in its place."""
 
     @abstractmethod
-    def ask(self, reference: UpdateReference) -> Opener | None:
-        """Ask for an update; None if it can only be opened."""
+    def ask(self, reference: UpdateReference, *, among: int) -> Opener | None:
+        """Ask for an update, one of so many that are asked for together; None if it can only be opened."""
 
 
 class _Waited:
@@ -158,7 +158,7 @@ def open_ahead(
             while True:
                 # Refilled before each yield, so that the window of open requests stays full while the caller reads.
                 while len(waiting) < ahead and (reference := next(rest, None)) is not None:
-                    asked = source.ask(reference) if isinstance(source, Asking) else None
+                    asked = source.ask(reference, among=len(references)) if isinstance(source, Asking) else None
                     waiting.append((reference, asked or _Waited(pool.submit(source.open, reference))))
                 if not waiting:
                     return

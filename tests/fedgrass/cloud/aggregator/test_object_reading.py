@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
@@ -24,9 +25,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedgrass.buckets import owned_by
-from fedgrass.cloud.aggregator import object_reading
+from fedgrass.cloud.aggregator import object_reading, ranges
 from fedgrass.cloud.aggregator.checksums import Checksum
 from fedgrass.cloud.aggregator.object_reading import open_object
+from fedgrass.cloud.aggregator.ranges import RangedBody
 from fedgrass.cloud.aggregator.s3 import Bucket, RoundUpdates
 from fedgrass.cloud.aggregator.signed_get import SignedGets
 from fedgrass.cloud.aggregator.sources import UpdateReference, open_ahead
@@ -76,12 +78,13 @@ class Client:
             assert stream.read() == b"1"
         self.server.requests.clear()
 
-    def open(self, key: str = KEY, size: int = len(CONTENT), etag: str = ETAG.strip('"')) -> Any:
-        return open_object(self.gets, "b", UpdateReference("a", key, size, etag=etag, version_id="v/1"))
+    def open(self, key: str = KEY, size: int = len(CONTENT), etag: str = ETAG.strip('"'), connections: int = 1) -> Any:
+        reference = UpdateReference("a", key, size, etag=etag, version_id="v/1")
+        return open_object(self.gets, "b", reference, connections=connections)
 
-    def read(self, block: int = 70_000) -> bytes:
+    def read(self, block: int = 70_000, connections: int = 1) -> bytes:
         found, buffer = b"", bytearray(block)
-        with self.open() as stream:
+        with self.open(connections=connections) as stream:
             while count := stream.readinto(buffer):
                 found += buffer[:count]
         return found
@@ -367,6 +370,160 @@ def test_what_was_asked_for_and_is_not_opened_is_given_up(client: Client) -> Non
     opening.close()
     # What half an answer is left on is not used again.
     assert client.read() == client.read() == CONTENT
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Parts so small that the content has several, the last one short."""
+    monkeypatch.setattr(ranges, "PART", 40_000)
+    monkeypatch.setattr(object_reading, "WORTH", len(CONTENT))
+    return len(range(0, len(CONTENT), 40_000))
+
+
+@pytest.mark.parametrize("connections", [2, 3, 16])
+def test_a_large_object_comes_in_ranges_by_several_connections_all_of_the_one_that_was_pinned(
+    client: Client, parts: int, connections: int
+) -> None:
+    assert client.read(connections=connections) == client.read() == CONTENT
+    head, *gets = client.server.requests[: 1 + parts]
+    assert head.method == "HEAD"
+    assert sorted(request.headers["range"] for request in gets) == sorted(
+        [f"bytes={start}-{start + 39_999}" for start in range(0, 280_000, 40_000)] + ["bytes=280000-"]
+    )
+    assert {request.headers["if-match"] for request in (head, *gets)} == {ETAG}
+    assert {urlsplit(request.path).query for request in (head, *gets)} == {"versionId=v%2F1"}
+    assert 1 < len({request.connection for request in gets}) <= connections
+    # By one connection it is fetched with one request, as ever.
+    assert client.server.requests[1 + parts].headers.get("range") is None
+    assert client.by_boto3() == 1
+
+
+def test_each_range_is_taken_up_in_its_own_middle_and_asked_again_by_itself(client: Client, parts: int) -> None:
+    client.server.faults.extend(["busy", "end:100", "reset:7", "close", "error", "goodbye", "end:39999", "farewell"])
+    assert client.read(connections=3) == CONTENT
+    begun = [int(request.headers["range"][6:].partition("-")[0]) for request in client.server.requests[1:]]
+    assert len(begun) >= parts + 5
+    assert 100 in {start % 40_000 for start in begun}
+    assert client.by_boto3() == 1
+
+
+def test_a_range_that_never_comes_or_is_another_fails_the_round(client: Client, parts: int) -> None:
+    client.server.faults.extend(["", "whole"])
+    with pytest.raises(TransferError, match=r"asked for bytes \d+ to \d+, answered with 300000"):
+        client.read(connections=2)
+    client.server.faults.clear()
+    client.server.faults.extend(["busy"] * 80)
+    with pytest.raises(TransferError, match=r"SlowDown.*run the job again"):
+        client.read(connections=2)
+
+
+@pytest.mark.parametrize("etag", ["", ETAG.strip('"')])
+def test_an_object_that_is_replaced_between_two_ranges_is_missing_and_stays_so(
+    client: Client, parts: int, etag: str
+) -> None:
+    with client.open(connections=2, etag=etag) as stream:
+        assert stream.read(40_000) == CONTENT[:40_000]
+        client.server.etag, client.server.objects["/b" + PATH] = '"other"', bytes(len(CONTENT))
+        for _ in range(2):
+            with pytest.raises(UpdateError, match="no longer there"):
+                stream.readall()
+
+
+@pytest.mark.parametrize("fault", ["corrupt", ""])
+def test_the_checksum_of_the_whole_holds_over_ranges_too(client: Client, parts: int, fault: str) -> None:
+    client.server.faults.extend(["", "", fault])
+    if fault:
+        with pytest.raises(TransferError, match="crc32 checksum"):
+            client.read(connections=2)
+    else:
+        assert client.read(connections=2) == CONTENT
+
+
+@pytest.mark.parametrize("why", ["refused", "clock", "size", "gone"])
+def test_what_s3_does_not_tell_of_is_read_by_one_request_with_its_own_words(
+    client: Client, parts: int, why: str
+) -> None:
+    if why in {"refused", "clock"}:
+        client.server.answers_head = why != "refused"
+        client.server.ahead = timedelta(hours=-3 if why == "clock" else 0)
+        assert client.read(connections=2) == CONTENT
+    elif why == "size":
+        with pytest.raises(TransferError, match="asked for bytes 0 to 400000"):
+            client.open(size=400_000, connections=2)
+    else:
+        with pytest.raises(UpdateError, match="no longer there"):
+            client.open(key="gone", connections=2)
+    assert not any("range" in request.headers for request in client.server.requests)
+
+
+def test_few_large_updates_share_the_connections_and_many_are_read_as_before(
+    client: Client, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "CONNECTIONS", 4)
+    source = RoundUpdates(client.s3, "b", "mill", 3, gets=client.gets)
+    for count, ranged in ((1, True), (2, True), (3, False), (20, False)):
+        client.server.requests.clear()
+        references = [UpdateReference("a", KEY, len(CONTENT), etag="0123")] * count
+        opening = open_ahead(source, references)
+        streams = [opener() for _, opener in opening]
+        for stream in streams:
+            with stream:
+                assert stream.read() == CONTENT
+        gets = [request for request in client.server.requests if request.method == "GET"]
+        assert len(gets) == count * (parts if ranged else 1)
+        assert len({request.connection for request in gets}) <= max(4, count)
+    # What was asked for and never opened has begun nothing.
+    client.server.requests.clear()
+    opening = open_ahead(source, references[:2])
+    next(opening)
+    opening.close()
+    assert client.server.requests == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    size=st.one_of(st.integers(1, 500), st.sampled_from([63, 64, 65, 127, 128, 129, 256])),
+    connections=st.integers(2, 5),
+    blocks=st.lists(st.integers(1, 200), min_size=1, max_size=5),
+    late=st.integers(0, 8),
+)
+def test_ranges_come_in_order_whatever_their_turn_and_no_more_than_a_window_is_under_way(
+    size: int, connections: int, blocks: list[int], late: int
+) -> None:
+    content, taken, reached, others = random.Random(size).randbytes(size), io.BytesIO(), [0], threading.Event()
+
+    class Part(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            # Less at a time than is asked for, as sockets give.
+            return super().readinto(memoryview(buffer)[:50])
+
+    def open_part(start: int, end: int) -> Any:
+        window = connections + 1
+        assert start < (taken.tell() // 64 + window) * 64
+        # One range is slow: the others of its window come first.
+        if start == late * 64:
+            last = max(range(0, size, 64)) if size <= start + window * 64 else start + 64
+            assert last <= start or others.wait(60)
+        elif start > late * 64:
+            others.set()
+        reached[0] = max(reached[0], end)
+        return Part(content[start:end])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ranges, "PART", 64)
+        with RangedBody(open_part, size, connections, taken.write) as stream:
+            found, sizes = b"", itertools.cycle(blocks)
+            while block := stream.read(next(sizes)):
+                found += block
+        assert found == taken.getvalue() == content
+        assert reached == [size]
+
+
+def test_ranges_that_are_given_up_end_with_their_stream(client: Client, parts: int) -> None:
+    with client.open(connections=3) as stream:
+        assert stream.read(10) == CONTENT[:10]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("range")]
+    assert client.read(connections=3) == CONTENT
 
 
 def test_a_large_object_that_was_promised_comes_whole_or_not_at_all(client: Client, tmp_path: Path) -> None:
