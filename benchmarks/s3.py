@@ -1,13 +1,16 @@
 """What it costs to fetch updates from S3: processor time per object, and MB per second of a processor.
 
 ``python -m benchmarks.s3`` runs, each in a process of its own and in turns: ours as the aggregation job reads (`RoundUpdates`,
-opened ahead), boto3's ``get_object``, awscrt's S3 client, and a bare socket, which signs nothing and checks nothing. Small and
+opened ahead), boto3's ``get_object``, awscrt's S3 client, and a bare socket, which signs nothing and checks nothing. A
+large object also as the job reads one that it has alone: in ranges, by a connection for each processor (``ranges``). Small and
 large objects, plain and over TLS, come from one server on this machine, whose own time is not counted, and which checks no
 signatures; it gives a CRC-64 as S3 does, which ours, boto3 and awscrt compare. Of several runs the one with the least
 processor time counts.
 
-A processor's seconds, not a clock's: the server takes as much of the same machine as they do. Needs the extras ``cloud`` and
-``edge`` (for awscrt).
+A processor's seconds, not a clock's: the server takes as much of the same machine as they do. But for one row,
+``large_tls_paced``, where the server gives each connection 90 MB a second, so that nobody's processors are busy: there
+``mb_per_second`` tells what connections side by side are worth. What threads are worth that decrypt side by side, with no server
+beside them, is told by ``python -m benchmarks.tls_threads``. Needs the extras ``cloud`` and ``edge`` (for awscrt).
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from benchmarks.paired import say
 
 _BLOCK = 1 << 20
 _AHEAD = 16
+_PACE_MB = 90  # a second for a connection: what S3 is planned with, 85 to 90 (AWS, "Performance design patterns for Amazon S3")
 _MEMORY_MB = 100  # what an intake may take
 _ATTEMPTS_SECONDS = 300.0
 
@@ -45,6 +49,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=300, help="small ones in a run; of large ones there are four")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
+    parser.add_argument("--pace", type=float, default=0.0, help=argparse.SUPPRESS)
     parser.add_argument("--url", default="", help=argparse.SUPPRESS)
     parser.add_argument("--certificate", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -69,6 +74,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for way in ("plain", "tls"):
         for size in ("small", "large"):
             found[f"{size}_{way}"] = _side_by_side(arguments, certificate if way == "tls" else "", size)
+    found["large_tls_paced"] = _side_by_side(arguments, certificate, "large", pace=_PACE_MB)
     small, large = found["small_tls"], found["large_tls"]
     found["small_tls_ms"] = small["ours"]["ms_per_object"]
     found["small_tls_times_boto3"] = round(small["boto3"]["ms_per_object"] / small["ours"]["ms_per_object"], 2)
@@ -76,23 +82,29 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         large["ours"]["mb_per_processor_second"] / large["awscrt"]["mb_per_processor_second"], 2
     )
     found["peak_mb"] = max(
-        found[f"{size}_{way}"]["ours"]["peak_mb"] for size in ("small", "large") for way in ("plain", "tls")
+        found[row][name]["peak_mb"]
+        for row in ("small_plain", "small_tls", "large_plain", "large_tls", "large_tls_paced")
+        for name in ("ours", "ranges")
+        if name in found[row]
     )
     found["within_100_mb"] = found["peak_mb"] <= _MEMORY_MB
     return found
 
 
-def _side_by_side(arguments: argparse.Namespace, certificate: str, size: str) -> dict[str, Any]:
+def _side_by_side(arguments: argparse.Namespace, certificate: str, size: str, *, pace: float = 0.0) -> dict[str, Any]:
     given = [sys.executable, "-m", "benchmarks.s3", "--small", str(arguments.small), "--large", str(arguments.large)]
     given += ["--objects", str(arguments.objects if size == "small" else 4), "--certificate", certificate]
+    given += ["--pace", str(pace)]
     with subprocess.Popen([*given, "--contender", "server"], stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             url = server.stdout.readline().strip()
             best: dict[str, dict[str, Any]] = {}
             # In turns: another program's load falls on all of them.
-            for _ in range(arguments.repeats):
+            for _ in range(1 if pace else arguments.repeats):
                 for name in CONTENDERS:
+                    if name == "ranges" and size == "small":
+                        continue
                     done = subprocess.run(
                         [*given, "--contender", f"{name}:{size}", "--url", url],
                         stdout=subprocess.PIPE,
@@ -101,11 +113,12 @@ def _side_by_side(arguments: argparse.Namespace, certificate: str, size: str) ->
                         timeout=_ATTEMPTS_SECONDS,
                     )
                     one = json.loads(done.stdout)
-                    if name not in best or one["ms_per_object"] < best[name]["ms_per_object"]:
-                        best[name] = one
+                    quickest = max(one["mb_per_second"], best.get(name, one)["mb_per_second"])
+                    best[name] = min(best.get(name, one), one, key=lambda run: run["ms_per_object"])
+                    best[name]["mb_per_second"] = quickest
         finally:
             server.kill()
-    say(f"{size}, {'TLS' if certificate else 'plain'}: {best}")
+    say(f"{size}, {'TLS' if certificate else 'plain'}{f', {pace} MB/s for each connection' if pace else ''}: {best}")
     return best
 
 
@@ -117,19 +130,20 @@ def contend(arguments: argparse.Namespace) -> dict[str, Any]:
     os.environ.update(AWS_ACCESS_KEY_ID="AKID", AWS_SECRET_ACCESS_KEY="secret", AWS_EC2_METADATA_DISABLED="true")
     fetch = CONTENDERS[name](arguments.url, arguments.certificate, size, count)
     # Connections, and what is imported at the first request: a job opens as many once, whatever it fetches.
-    fetch(_AHEAD if size == "small" else 2)
-    began = time.process_time()
+    fetch(_AHEAD if size == "small" else arguments.objects)
+    began, clock = time.process_time(), time.perf_counter()
     fetch(arguments.objects)
-    seconds = time.process_time() - began
+    seconds, elapsed = time.process_time() - began, time.perf_counter() - clock
     return {
         "ms_per_object": round(seconds / arguments.objects * 1e3, 3),
         "mb_per_processor_second": round(count * arguments.objects / seconds / 1e6),
+        "mb_per_second": round(count * arguments.objects / elapsed / 1e6),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
     }
 
 
-def ours(url: str, certificate: str, size: str, count: int) -> Callable[[int], None]:
-    """Read as the aggregation job does."""
+def ours(url: str, certificate: str, size: str, count: int, *, together: int | None = None) -> Callable[[int], None]:
+    """Read as the aggregation job does that has so many of them; None: all."""
     from fedgrass.cloud.aggregator.s3 import RoundUpdates
     from fedgrass.cloud.aggregator.sources import UpdateReference, open_ahead
 
@@ -138,13 +152,19 @@ def ours(url: str, certificate: str, size: str, count: int) -> Callable[[int], N
 
     def fetch(times: int) -> None:
         references = [UpdateReference("thing", size, count, etag="e") for _ in range(times)]
-        for _, opener in open_ahead(source, references):
-            with opener() as stream:
-                left = count
-                while left:
-                    left -= stream.readinto(buffer)  # type: ignore[attr-defined]
+        for start in range(0, times, together or times):
+            for _, opener in open_ahead(source, references[start : start + (together or times)]):
+                with opener() as stream:
+                    left = count
+                    while left:
+                        left -= stream.readinto(buffer)  # type: ignore[attr-defined]
 
     return fetch
+
+
+def ranges(url: str, certificate: str, size: str, count: int) -> Callable[[int], None]:
+    """Read one large object at a time as the aggregation job does: in ranges."""
+    return ours(url, certificate, size, count, together=1)
 
 
 def boto3(url: str, certificate: str, size: str, count: int) -> Callable[[int], None]:
@@ -252,6 +272,7 @@ def floor(url: str, certificate: str, size: str, count: int) -> Callable[[int], 
 
 CONTENDERS: dict[str, Callable[[str, str, str, int], Callable[[int], None]]] = {
     "ours": ours,
+    "ranges": ranges,
     "boto3": boto3,
     "awscrt": awscrt,
     "floor": floor,
@@ -279,11 +300,17 @@ def serve(arguments: argparse.Namespace) -> None:
     print(f"http{'s' if context else ''}://localhost:{listening.getsockname()[1]}", flush=True)
     while True:
         stream, _ = listening.accept()
-        threading.Thread(target=_answer, args=(stream, context, contents, checksums), daemon=True).start()
+        threading.Thread(
+            target=_answer, args=(stream, context, contents, checksums, arguments.pace), daemon=True
+        ).start()
 
 
 def _answer(
-    stream: Any, context: ssl.SSLContext | None, contents: dict[str, memoryview], checksums: dict[str, str]
+    stream: Any,
+    context: ssl.SSLContext | None,
+    contents: dict[str, memoryview],
+    checksums: dict[str, str],
+    pace: float,
 ) -> None:
     try:
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -313,11 +340,25 @@ def _answer(
                 "Server: AmazonS3\r\n\r\n".encode()
             )
             if method == "GET":
-                stream.sendall(content)
+                _give(stream, content, pace)
     except OSError:
         pass  # a contender has ended
     finally:
         stream.close()
+
+
+def _give(stream: Any, content: memoryview, pace: float) -> None:
+    """Send it, at so many MB a second; 0: as they go."""
+    if not pace:
+        stream.sendall(content)
+        return
+    due = time.perf_counter()
+    for start in range(0, len(content), _BLOCK // 4):
+        block = content[start : start + _BLOCK // 4]
+        stream.sendall(block)
+        # A connection is no faster after a rest: made up for is only by how much a sleep was too long.
+        due = max(due + len(block) / pace / 1e6, time.perf_counter() - 0.02)
+        time.sleep(max(0.0, due - time.perf_counter()))
 
 
 def make_certificate(folder: Path) -> str:

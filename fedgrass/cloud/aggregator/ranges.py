@@ -58,7 +58,7 @@ class RangedBody(io.RawIOBase):
         open_part: Callable[[int, int], io.RawIOBase],
         size: int,
         connections: int,
-        check: Callable[[memoryview], None],
+        check: Callable[[memoryview], object],
     ) -> None:
         self._open_part = open_part
         self._check = check
