@@ -9,8 +9,7 @@ processor time counts.
 
 A processor's seconds, not a clock's: the server takes as much of the same machine as they do. But for one row,
 ``large_tls_paced``, where the server gives each connection 90 MB a second, so that nobody's processors are busy: there
-``mb_per_second`` tells what connections side by side are worth. What threads are worth that decrypt side by side, with no server
-beside them, is told by ``python -m benchmarks.tls_threads``. Needs the extras ``cloud`` and ``edge`` (for awscrt).
+``mb_per_second`` tells what connections side by side are worth. Needs the extras ``cloud`` and ``edge`` (for awscrt).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A large object as one stream, its parts fetched side by side by several connections.
 
-TLS costs a processor one second for some 900 MB with any client. Where fewer large objects are read than the machine has
-processors, the idle ones help: OpenSSL lets go of the interpreter's lock while it decrypts, so threads suffice.
-Measured in docs/decisions/0067-updates-by-signed-requests.md.
+S3 is planned with 85 to 90 MB a second for each connection, a tenth of what a processor decrypts. Where fewer large objects are
+read than the machine has processors, several connections share one. Measured in
+docs/decisions/0067-updates-by-signed-requests.md.
 """
 
 from __future__ import annotations
