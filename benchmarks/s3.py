@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.s3`` runs, each in a process of its own and in turns: ours as the aggregation job reads (`RoundUpdates`,
 opened ahead), boto3's ``get_object``, awscrt's S3 client, and a bare socket, which signs nothing and checks nothing. A
-large object also as the job reads one that it has alone: in ranges, by a connection for each processor (``ranges``). Small and
+large object also as the job reads one that it has alone: in ranges, by two connections (``ranges``). Small and
 large objects, plain and over TLS, come from one server on this machine, whose own time is not counted, and which checks no
 signatures; it gives a CRC-64 as S3 does, which ours, boto3 and awscrt compare. Of several runs the one with the least
 processor time counts.

@@ -1,7 +1,7 @@
 """A large object as one stream, its parts fetched side by side by several connections.
 
-S3 is planned with 85 to 90 MB a second for each connection, a tenth of what a processor decrypts. Where fewer large objects are
-read than the machine has processors, several connections share one. Measured in
+S3 is planned with 85 to 90 MB a second for each connection, a tenth of what a processor decrypts. So a large object
+that is read alone is shared by two connections, if there are two processors. Measured in
 docs/decisions/0067-updates-by-signed-requests.md.
 """
 
@@ -24,8 +24,8 @@ PART = 4 << 20
 WORTH = 8 * PART
 """Bytes from which on an object is fetched in ranges."""
 
-CONNECTIONS = min(4, os.cpu_count() or 1)
-"""Connections that fetch large objects in ranges, of all together."""
+CONNECTIONS = min(2, os.cpu_count() or 1)
+"""Connections that fetch large objects in ranges, of all together. With three a job's reading takes more than 100 MB."""
 
 _BLOCK = 1 << 20  # bytes after which a part that nobody waits for any more is given up
 
