@@ -32,7 +32,9 @@ def first_problem(error: ValidationError, whole: str = "document", *, prefix: st
     where = prefix + ".".join(str(part) for part in first["loc"]) if first["loc"] else whole
     problem = "there is no such setting" if first["type"] == "extra_forbidden" else first["msg"]
     problem = problem.removeprefix("Value error, ")  # said by a validator of ours, as a sentence that stands alone
-    return f"{where}: {problem}" + (f" (found {str(first.get('input'))[:80]})" if found else "")
+    # A sentence of ours about the document as such names the fields that it is about; the whole document would hide it.
+    told = found and (first["loc"] or first["type"] != "value_error")
+    return f"{where}: {problem}" + (f" (found {str(first.get('input'))[:80]})" if told else "")
 
 
 def first_field(error: ValidationError) -> str:

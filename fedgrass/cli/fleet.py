@@ -160,7 +160,11 @@ def drift(fleet: FleetOption = DEFAULT_FLEET, as_json: JsonOption = False) -> No
 def settings(
     fleet: FleetOption = DEFAULT_FLEET,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting for good, such as gate.tolerance=0.01.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change a setting for good, such as gate.tolerance=0.01; {} takes back a group of them, as in until={}.",
+        ),
     ] = None,
 ) -> None:
     """Show the settings of the fleet's rounds, or change them."""

@@ -487,10 +487,13 @@ class FleetSettings(_Settings):
 
 
 def laid_over(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with ``changes`` over it, objects merged key by key."""
+    """Return ``base`` with ``changes`` over it, objects merged key by key; an empty one takes all that was below it back."""
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
         # Lists are replaced as a whole: there is no telling which of their items is meant.
-        merged[key] = laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        # Merged, an empty object would say nothing, and a name of the user's own, such as a tag, could never be taken back.
+        merged[key] = (
+            laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) and value else value
+        )
     return merged

@@ -273,7 +273,8 @@ def test_a_round_is_aggregated_before_its_quorum_and_long_before_its_deadline(op
 
 def test_a_cancelled_round_leaves_the_model_and_frees_the_fleet(operator: Operator) -> None:
     before, number = operator.model, operator.next_round
-    execution = operator.start()
+    # Trains for so long that the round is open when the command comes, however late that is.
+    execution = operator.start(fit={"epochs": 400})
     eventually(lambda: tables.load_state(operator.demo.rounds_table, operator.fleet.fleet).open)
     assert operator.command("round", "cancel").returncode == 0
     assert operator.wait(execution)["status"] == "ABORTED"

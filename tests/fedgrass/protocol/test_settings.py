@@ -35,6 +35,22 @@ def test_no_override_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "back"),
+    [
+        ({"cohort": {"where": {"site": ["north"]}, "size": 20}}, {"cohort": {}}),
+        ({"cohort": {"where": {"site": ["north"]}}}, {"cohort": {"where": {}}}),
+        ({"until": {"target": 0.9, "patience": 3}}, {"until": {}}),
+        ({"fit": {"config": {"lr": 0.1}}}, {"fit": {"config": {}}}),
+        ({"strategy": {"name": "trimmed_mean", "options": {"attackers": 0.3}}}, {"strategy": {}}),
+    ],
+)
+def test_an_empty_object_takes_back_what_is_below_it(given: dict[str, Any], back: dict[str, Any]) -> None:
+    changed = FleetSettings().overridden({"rounds": 7}).overridden(given)
+    assert changed != FleetSettings().overridden({"rounds": 7})
+    assert changed.overridden(back) == FleetSettings().overridden({"rounds": 7})
+
+
+@pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"epochs": 3}, "epochs"),

@@ -105,8 +105,10 @@ def test_python_alone_ignores_it_as_a_first_process() -> None:
     if not namespace():
         pytest.skip("this machine gives no PID namespace")
     # Whoever started these tests may have SIGINT ignored, and Python would ignore it then.
+    # Short sleeps: a signal that arrives just before one of them is looked at after it.
     code = (
-        "import signal, time; signal.signal(2, signal.default_int_handler); print('up', flush=True); time.sleep(10_000)"
+        "import signal, time\nsignal.signal(2, signal.default_int_handler); print('up', flush=True)\n"
+        "while True: time.sleep(0.1)"
     )
     with process("-c", code) as (job, number):
         assert job.stdout is not None
