@@ -24,7 +24,7 @@ from fedgrass.architecture import NewModel, new_bundle
 from fedgrass.bundle import Bundle, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.validation import Expected
-from fedgrass.protocol.settings import Checks
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.simulation.updates import VirtualUpdates
 from fedgrass.strategies import strategy_named
 from fedgrass.update.writer import encode_update

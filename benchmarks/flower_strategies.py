@@ -27,7 +27,7 @@ from fedgrass.cloud.aggregator.server_state import STATE, read_state, write_stat
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.errors import ConfigurationError
-from fedgrass.protocol.settings import Checks
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.simulation.model import in_folder
 from fedgrass.simulation.updates import VirtualUpdates
 from fedgrass.strategies import strategy_named

@@ -16,9 +16,9 @@ from fedgrass.bundle import Bundle
 from fedgrass.cloud.aggregator import arithmetic, tiles
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort, UpdateTask
-from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import Strategy, strategy_named
 from fedgrass.update.header import UpdateHeader
 from fedgrass.update.writer import encode_update

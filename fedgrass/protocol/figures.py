@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from statistics import median_low
 
 from fedgrass.errors import MessageError
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.metrics import OTHERS, is_of_output, kind
-from fedgrass.protocol.settings import Checks
 from fedgrass.protocol.sums import Sums, added
 
 

@@ -12,7 +12,7 @@ from statistics import median_low
 from fedgrass.cloud.aggregator.arithmetic import UNIT
 from fedgrass.cloud.aggregator.screening import Accepted
 from fedgrass.errors import UpdateError
-from fedgrass.protocol.settings import Checks
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.strategies.arithmetic.clipping import ClipToMedian, median_norm
 from fedgrass.strategies.arithmetic.interfaces import ClaimWeighting, Clip, UpdateMetadata, Weighting
 from fedgrass.strategies.arithmetic.weighting import EqualWeighting

@@ -18,7 +18,7 @@ from fedgrass.cloud.ending.deployment import component_version, job_configuratio
 from fedgrass.errors import ReleaseError
 from fedgrass.polling import poll
 from fedgrass.protocol.records import CanaryTrial
-from fedgrass.protocol.settings import Rollout
+from fedgrass.protocol.release_settings import Rollout
 
 if TYPE_CHECKING:
     from mypy_boto3_greengrassv2 import GreengrassV2Client

@@ -15,8 +15,8 @@ from fedgrass.account import DEFAULT_FLEET, Account
 from fedgrass.bundle import Bundle
 from fedgrass.cli.account import FleetOption
 from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.names import RUNTIME
-from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import STRATEGIES
 
 if TYPE_CHECKING:

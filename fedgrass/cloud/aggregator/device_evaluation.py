@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from fedgrass.cloud.ending.announcement import announce
 from fedgrass.polling import poll
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.figures import Claim, pooled
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.records import Participation, Question, RoundRecord, round_key
 from fedgrass.protocol.report import Evaluation
-from fedgrass.protocol.settings import Checks
 from fedgrass.protocol.tables import Table, load_round
 from fedgrass.protocol.writes import change, update_item
 

@@ -16,9 +16,9 @@ from fedgrass.data.evaluation_set import MAX_EVALUATION_BYTES
 from fedgrass.data.loaders import load_npz
 from fedgrass.errors import ConfigurationError
 from fedgrass.inference import write_bundle
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.messages import FitTask
 from fedgrass.protocol.names import next_version
-from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import Strategy, strategy_named
 
 

@@ -30,7 +30,7 @@ from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import GLOBAL_MODEL, RUNTIME, SCORE, check_fleet, model_prefix, version_order
 from fedgrass.protocol.participations import participations_at
 from fedgrass.protocol.records import CanaryTrial, RoundRecord, round_key
-from fedgrass.protocol.settings import Rollout
+from fedgrass.protocol.release_settings import Rollout
 from fedgrass.protocol.tables import Table, load_round, load_settings, set_current_model
 from fedgrass.protocol.writes import change, update_item
 

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from fedgrass.protocol.metrics import METRICS, Metric, is_better, kind, slack, worse_by
+from fedgrass.protocol.release_settings import Gate
 from fedgrass.protocol.report import Best, Evaluation, Hold, Outcome
-from fedgrass.protocol.settings import FleetSettings, Gate
+from fedgrass.protocol.settings import FleetSettings
 
 _LEAST_LOSS = 0.1
 """Of a classifier: a rise is measured against this at least, because from 0.01 to 0.02 nobody sees a difference."""

@@ -19,9 +19,10 @@ from fedgrass.cloud.aggregator.sources import UpdateReference, UpdateSource
 from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.profile.features import bounds_of, feature_names
 from fedgrass.profile.summed import TENSOR, FleetSums, SummedLayout
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.profile import Profile
-from fedgrass.protocol.settings import Checks, FleetSettings
+from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.strategy_settings import Strategy
 
 _EQUAL = Strategy(name="fedavg", options={"weighting": "equal"})

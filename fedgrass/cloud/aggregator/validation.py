@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.errors import UpdateError
 from fedgrass.partial import StepPlan
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.cohort import takes
 from fedgrass.protocol.messages import Cohort
-from fedgrass.protocol.settings import Checks
 from fedgrass.strategies.arithmetic.interfaces import UpdateMetadata
 from fedgrass.update.header import UpdateHeader
 

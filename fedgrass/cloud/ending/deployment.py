@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fedgrass.errors import ReleaseError
 from fedgrass.logs import log_event
 from fedgrass.protocol.names import version_order
-from fedgrass.protocol.settings import Rollout
+from fedgrass.protocol.release_settings import Rollout
 
 if TYPE_CHECKING:
     from mypy_boto3_greengrassv2 import GreengrassV2Client

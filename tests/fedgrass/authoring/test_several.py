@@ -23,8 +23,9 @@ from fedgrass.engines.base import FitSettings
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.engines.several import apart, joined
 from fedgrass.errors import ConfigurationError, DataError
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.figures import Claim, pooled
-from fedgrass.protocol.settings import Checks, Gate
+from fedgrass.protocol.release_settings import Gate
 from fedgrass.simulation.run import simulate
 from tests.fedgrass.simulation.conftest import fleet
 

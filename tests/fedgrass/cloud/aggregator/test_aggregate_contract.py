@@ -24,7 +24,7 @@ from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.validation import EarlierRound, Expected
 from fedgrass.errors import TransferError
-from fedgrass.protocol.settings import Checks
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.strategies import strategy_named
 from fedgrass.strategies.arithmetic.interfaces import Sums
 from fedgrass.update.codecs import Floats
@@ -112,7 +112,7 @@ with tempfile.TemporaryDirectory() as folder:
     }
     for large in (False, True):
         with arranged(large=large, threads=2):
-            from fedgrass.protocol.settings import Checks
+            from fedgrass.protocol.check_settings import Checks
             print(hashlib.sha256(flat(combine(base, Memory(contents), Checks()).parameters).tobytes()).hexdigest())
 """
 

@@ -15,7 +15,8 @@ from fedgrass.cloud.aggregator.release import prepare_round
 from fedgrass.inference import write_bundle
 from fedgrass.protocol.names import GLOBAL_MODEL
 from fedgrass.protocol.records import Participation, RoundRecord
-from fedgrass.protocol.settings import FleetSettings, Rollout
+from fedgrass.protocol.release_settings import Rollout
+from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.aggregator.conftest import FLEET as FLEET_NAME
 from tests.fedgrass.cloud.aggregator.conftest import GROUP_ARN, Fleet, make_record, trained
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass

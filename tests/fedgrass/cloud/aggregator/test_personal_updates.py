@@ -14,8 +14,8 @@ from fedgrass.cloud.aggregator.trusted import trained_difference
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.errors import ConfigurationError
 from fedgrass.inference import write_bundle
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.messages import FitTask
-from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import strategy_named
 from fedgrass.update.codecs import Floats
 from tests.fedgrass.cloud.aggregator.conftest import header

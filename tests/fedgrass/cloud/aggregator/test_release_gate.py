@@ -4,8 +4,9 @@ import pytest
 
 from fedgrass.cloud.aggregator.release_gate import Verdict, decided, judge, judge_by, raised
 from fedgrass.errors import ConfigurationError
+from fedgrass.protocol.release_settings import Gate
 from fedgrass.protocol.report import Evaluation
-from fedgrass.protocol.settings import FleetSettings, Gate
+from fedgrass.protocol.settings import FleetSettings
 
 
 def figures(accuracy: float | None, loss: float = 1.0) -> Evaluation:

@@ -19,7 +19,8 @@ from fedgrass.cloud.aggregator.aggregate import Aggregation
 from fedgrass.cloud.aggregator.offline import aggregate_folder
 from fedgrass.cloud.aggregator.server_state import STATE, read_state
 from fedgrass.errors import AggregationError, ConfigurationError
-from fedgrass.protocol.settings import Checks, FleetSettings
+from fedgrass.protocol.check_settings import Checks
+from fedgrass.protocol.settings import FleetSettings
 from fedgrass.strategies import STRATEGIES, RobustRule, Strategy, WeightedMean, strategy_named
 from fedgrass.strategies.arithmetic.interfaces import UpdateMatrix
 from fedgrass.strategies.base import Method, StrategyOptions

@@ -15,9 +15,9 @@ from fedgrass.cloud.aggregator.aggregate import aggregate
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.validation import Expected
 from fedgrass.partial import StepPlan
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.cohort import is_member
 from fedgrass.protocol.messages import Cohort
-from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import strategy_named
 from fedgrass.update.header import Reason
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND, header, update_bytes

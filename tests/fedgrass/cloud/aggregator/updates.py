@@ -14,7 +14,7 @@ from fedgrass.bundle import Bundle, Parameters, TensorDescription
 from fedgrass.cloud.aggregator.aggregate import Aggregation, AggregationOptions, aggregate
 from fedgrass.cloud.aggregator.sources import UpdateReference
 from fedgrass.cloud.aggregator.validation import Expected
-from fedgrass.protocol.settings import Checks
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.strategies import Strategy, strategy_named
 from fedgrass.update.codecs import Floats
 from tests.fedgrass.cloud.aggregator.conftest import FLEET, ROUND, header

@@ -13,10 +13,10 @@ from fedgrass.answer import Answer, notice_of
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.figures import Claim, pooled
 from fedgrass.protocol.message import MAX_MESSAGE_BYTES
 from fedgrass.protocol.messages import Announcement, Base, Cohort, Upload
-from fedgrass.protocol.settings import Checks
 from fedgrass.protocol.sums import Sums
 from tests.fedgrass.cloud.rounds.harness import Fleet
 from tests.fedgrass.engines.test_figures_of_models import classes, manifest, tallied

@@ -13,9 +13,9 @@ from fedgrass.cloud.aggregator.device_evaluation import verdicts
 from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.figures import Claim, averaged
 from fedgrass.protocol.records import Participation
-from fedgrass.protocol.settings import Checks
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet, FleetFactory
 
 START = TokenRequest(round=1, token="job")

@@ -14,8 +14,8 @@ from fedgrass.data import Split, split
 from fedgrass.engines.base import FitState, Hooks
 from fedgrass.engines.litert import LiteRTEngine
 from fedgrass.own_code import Passing
+from fedgrass.protocol.check_settings import Checks
 from fedgrass.protocol.messages import Announcement
-from fedgrass.protocol.settings import Checks
 from fedgrass.strategies import strategy_named
 from fedgrass.training import TrainingFiles, train
 from fedgrass.update.header import UpdateHeader
