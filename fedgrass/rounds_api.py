@@ -11,7 +11,8 @@ from fedgrass.account import Account
 from fedgrass.errors import RoundRefusedError
 from fedgrass.protocol import tables
 from fedgrass.protocol.collecting import round_to_aggregate
-from fedgrass.protocol.records import FleetState, RoundRecord
+from fedgrass.protocol.fleet_state import FleetState
+from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.run_settings import Run
 from fedgrass.protocol.runs import run_after, why_over
 from fedgrass.protocol.settings import FleetSettings, laid_over

@@ -14,8 +14,9 @@ from fedgrass.protocol.drift import Drift, Standing
 
 if TYPE_CHECKING:
     from fedgrass.protocol.drift_settings import DriftSettings
+    from fedgrass.protocol.fleet_state import DriftRecord
     from fedgrass.protocol.profile import Profile
-    from fedgrass.protocol.records import Device, DriftRecord
+    from fedgrass.protocol.records import Device
 
 _ROWS = 60
 _NOTHING = "–"

@@ -11,17 +11,10 @@ from typing import Any
 
 from fedgrass.account import Account
 from fedgrass.protocol.device_messages import Heartbeat, TrainerStatus
+from fedgrass.protocol.fleet_state import STATE_KEY, FleetState
 from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import parameters_key, report_key, update_key
-from fedgrass.protocol.records import (
-    MODEL_SUFFIX,
-    STATE_KEY,
-    DeviceModel,
-    FleetState,
-    Participation,
-    RoundRecord,
-    to_attribute,
-)
+from fedgrass.protocol.records import MODEL_SUFFIX, DeviceModel, Participation, RoundRecord, to_attribute
 from fedgrass.protocol.report import Evaluation, ModelEntry, QuarantinedEntry, RoundReport, UpdateEntry
 from fedgrass.protocol.settings import FleetSettings
 

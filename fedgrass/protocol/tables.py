@@ -10,20 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from fedgrass.errors import ConfigurationError, RecordError, first_problem
+from fedgrass.protocol.fleet_state import DRIFT_KEY, STATE_KEY, DriftRecord, FleetState, HandLock
 from fedgrass.protocol.items import Table as Table  # given on: whoever asks these questions needs it
 from fedgrass.protocol.items import get_item, items_under
 from fedgrass.protocol.messages import Base
 from fedgrass.protocol.names import version_order
-from fedgrass.protocol.records import (
-    DRIFT_KEY,
-    SETTINGS_KEY,
-    STATE_KEY,
-    DriftRecord,
-    FleetState,
-    HandLock,
-    RoundRecord,
-    round_key,
-)
+from fedgrass.protocol.records import SETTINGS_KEY, RoundRecord, round_key
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.writes import put_item, update_item
 

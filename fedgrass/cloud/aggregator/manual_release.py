@@ -31,9 +31,10 @@ from fedgrass.errors import AggregationError, RecordError, ReleaseError, RoundRe
 from fedgrass.files import write_atomically
 from fedgrass.inference import write_bundle
 from fedgrass.protocol.fleet_score import fleet_score
+from fedgrass.protocol.fleet_state import FleetState, HandLock, OpenRound
 from fedgrass.protocol.messages import Base, ServerState
 from fedgrass.protocol.names import SCORE, model_prefix, report_prefix, version_order
-from fedgrass.protocol.records import FleetState, HandLock, OpenRound, RoundRecord
+from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import RoundReport
 from fedgrass.protocol.tables import free_hand, load_round, load_state, return_to_model, take_hand
 from fedgrass.rounds_api import require_no_open_round

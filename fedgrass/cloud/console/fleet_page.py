@@ -13,10 +13,11 @@ from fedgrass.cloud.console.paging import Page
 from fedgrass.cloud.console.round_page import live_panel
 from fedgrass.errors import ConfigurationError
 from fedgrass.protocol import tables
+from fedgrass.protocol.fleet_state import DriftRecord
 from fedgrass.protocol.instances import shared_names
 from fedgrass.protocol.members import FleetMember, members_named
 from fedgrass.protocol.participations import participations_at
-from fedgrass.protocol.records import DriftRecord, Participation
+from fedgrass.protocol.records import Participation
 
 _PER_PAGE = 25
 _LAST_ROUNDS = 25

@@ -17,9 +17,10 @@ from fedgrass.cloud.console.paging import Page
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol import tables
 from fedgrass.protocol.at_hand import updates_at_hand
+from fedgrass.protocol.fleet_state import FleetState
 from fedgrass.protocol.metrics import label
 from fedgrass.protocol.participations import participations_after
-from fedgrass.protocol.records import FleetState, RoundRecord
+from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.waiting import waiting_for
 from fedgrass.rounds_api import Started, aggregate_now, cancel_round, is_running, start_rounds

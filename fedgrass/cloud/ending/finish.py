@@ -20,8 +20,9 @@ from fedgrass.cloud.ending.reports import find_proposal, find_report, write_firs
 from fedgrass.errors import RecordError
 from fedgrass.logs import log_event
 from fedgrass.protocol.at_hand import taken_by
+from fedgrass.protocol.fleet_state import STATE_KEY
 from fedgrass.protocol.names import report_key, version_order
-from fedgrass.protocol.records import STATE_KEY, RoundRecord, round_key
+from fedgrass.protocol.records import RoundRecord, round_key
 from fedgrass.protocol.refusals import count_refusals
 from fedgrass.protocol.report import ReleaseEntry, RoundReport
 from fedgrass.protocol.tables import load_round, load_state

@@ -10,8 +10,9 @@ import contextlib
 from typing import Any, Literal
 
 from fedgrass.errors import RecordError
+from fedgrass.protocol.fleet_state import STATE_KEY, FleetState
 from fedgrass.protocol.messages import Base, ServerState
-from fedgrass.protocol.records import STATE_KEY, FleetState, RoundOutcome, RoundRecord, round_key
+from fedgrass.protocol.records import RoundOutcome, RoundRecord, round_key
 from fedgrass.protocol.report import ADOPTED, RoundReport
 from fedgrass.protocol.tables import Table, load_round, load_state
 from fedgrass.protocol.writes import change, transact, update_item

@@ -14,9 +14,10 @@ from fedgrass.cloud.ending.finish import deploy_current
 from fedgrass.cloud.ending.place import Place
 from fedgrass.errors import RecordError
 from fedgrass.logs import log_event
+from fedgrass.protocol.fleet_state import STATE_KEY, FleetState
 from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.names import version_order
-from fedgrass.protocol.records import STATE_KEY, FleetState, RoundRecord, round_key
+from fedgrass.protocol.records import RoundRecord, round_key
 from fedgrass.protocol.roster import may_count
 from fedgrass.protocol.tables import Table, load_round, load_settings, load_state
 from fedgrass.protocol.writes import change, transact, update_item

@@ -15,7 +15,8 @@ from fedgrass.cloud.ending.outcome import end
 from fedgrass.cloud.rounds.changes import change
 from fedgrass.cloud.rounds.closing import close
 from fedgrass.cloud.rounds.services import Services, connect, own_services
-from fedgrass.protocol.records import STATE_KEY, RoundOutcome, ended_key
+from fedgrass.protocol.fleet_state import STATE_KEY
+from fedgrass.protocol.records import RoundOutcome, ended_key
 from fedgrass.protocol.tables import load_round, load_state
 from fedgrass.protocol.writes import put_item, update_item
 

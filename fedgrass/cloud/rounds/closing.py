@@ -15,7 +15,8 @@ from fedgrass.cloud.rounds.refused_models import act_on_refusals
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.errors import FedgrassError
 from fedgrass.logs import log_event
-from fedgrass.protocol.records import STATE_KEY, RoundOutcome, RoundRecord
+from fedgrass.protocol.fleet_state import STATE_KEY
+from fedgrass.protocol.records import RoundOutcome, RoundRecord
 from fedgrass.protocol.tables import load_round
 from fedgrass.protocol.writes import update_item
 

@@ -28,7 +28,7 @@ from fedgrass.cloud.rounds.services import Services
 from fedgrass.logs import log_event
 from fedgrass.protocol.drift import Standing, Step
 from fedgrass.protocol.drift_settings import DriftSettings
-from fedgrass.protocol.records import DriftRecord, FleetState
+from fedgrass.protocol.fleet_state import DriftRecord, FleetState
 from fedgrass.protocol.tables import load_drift
 from fedgrass.protocol.writes import put_item
 

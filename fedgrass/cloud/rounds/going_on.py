@@ -19,7 +19,7 @@ from fedgrass.cloud.rounds.changes import change
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.errors import ConfigurationError, RoundRefusedError, first_problem
 from fedgrass.logs import log_event
-from fedgrass.protocol.records import STATE_KEY
+from fedgrass.protocol.fleet_state import STATE_KEY
 from fedgrass.protocol.run_settings import Run
 from fedgrass.protocol.writes import BusyError, update_item
 

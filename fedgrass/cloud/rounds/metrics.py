@@ -14,9 +14,10 @@ from datetime import datetime
 from fedgrass.cloud.rounds.services import Services
 from fedgrass.protocol.drift import Standing
 from fedgrass.protocol.drift_settings import DriftSettings
+from fedgrass.protocol.fleet_state import FleetState
 from fedgrass.protocol.members import FleetMember
 from fedgrass.protocol.names import version_order
-from fedgrass.protocol.records import FleetState, RoundRecord
+from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.report import UNKNOWN_THING, RoundReport
 
 NAMESPACE = "fedgrass"

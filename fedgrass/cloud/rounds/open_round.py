@@ -19,13 +19,14 @@ from fedgrass.cloud.rounds.services import Services, connect, own_services
 from fedgrass.errors import RoundRefusedError
 from fedgrass.logs import log_event
 from fedgrass.protocol.cohort import is_asked
+from fedgrass.protocol.fleet_state import STATE_KEY, FleetState, OpenRound
 from fedgrass.protocol.losses import load_losses
 from fedgrass.protocol.members import FleetMember, fleet_members
 from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import next_version
 from fedgrass.protocol.privacy import PrivacyLedger, Tree
 from fedgrass.protocol.profile import ProfileReference
-from fedgrass.protocol.records import STATE_KEY, FleetState, OpenRound, RoundRecord, ended_key
+from fedgrass.protocol.records import RoundRecord, ended_key
 from fedgrass.protocol.roster import may_count, write_roster
 from fedgrass.protocol.run_settings import Run
 from fedgrass.protocol.runs import run_after

@@ -24,7 +24,8 @@ from fedgrass.cloud.console.index import DeviceSnapshot
 from fedgrass.cloud.console.security import Access
 from fedgrass.cloudformation import StackOutputs, stack_name
 from fedgrass.local.sample import Sample
-from fedgrass.protocol.records import OpenRound, RoundRecord, to_attribute
+from fedgrass.protocol.fleet_state import OpenRound
+from fedgrass.protocol.records import RoundRecord, to_attribute
 from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
 from tests.fixtures.doubles import double

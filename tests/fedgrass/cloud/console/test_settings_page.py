@@ -9,7 +9,8 @@ import pytest
 from fedgrass.protocol import tables
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.drift import Drift
-from fedgrass.protocol.records import DriftRecord, to_attribute
+from fedgrass.protocol.fleet_state import DriftRecord
+from fedgrass.protocol.records import to_attribute
 from fedgrass.protocol.settings import FleetSettings
 from tests.fedgrass.cloud.console.conftest import NOW, Browser, Fleet, typed, visible
 

@@ -19,10 +19,11 @@ from fedgrass.errors import MessageError
 from fedgrass.protocol.device_messages import Heartbeat
 from fedgrass.protocol.drift import Drift, Standing
 from fedgrass.protocol.drift_settings import DriftSettings
+from fedgrass.protocol.fleet_state import DriftRecord
 from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.profile import Feature, Profile
-from fedgrass.protocol.records import Device, DriftRecord
+from fedgrass.protocol.records import Device
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_drift, load_settings, save_settings
 from fedgrass.protocol.writes import put_item

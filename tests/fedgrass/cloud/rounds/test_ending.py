@@ -18,9 +18,9 @@ from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import AggregationError, RecordError, RoundRefusedError
+from fedgrass.protocol.fleet_state import HandLock
 from fedgrass.protocol.members import fleet_members
 from fedgrass.protocol.messages import Announcement
-from fedgrass.protocol.records import HandLock
 from fedgrass.protocol.report import Evaluation
 from fedgrass.protocol.tables import load_state, set_current_model, take_hand
 from tests.fedgrass.cloud.rounds.harness import BASE, EXECUTION, FLEET, Fleet, client_error

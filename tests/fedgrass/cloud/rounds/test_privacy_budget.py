@@ -15,9 +15,10 @@ from fedgrass.cloud.rounds.record_update import record_update
 from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError, RoundRefusedError
+from fedgrass.protocol.fleet_state import STATE_KEY
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.privacy import MOST_SPENDS, PrivacyLedger, Spend, Tree, _at_most, gaussian_epsilon
-from fedgrass.protocol.records import STATE_KEY, RoundRecord
+from fedgrass.protocol.records import RoundRecord
 from fedgrass.protocol.settings import FleetSettings, Privacy
 from fedgrass.protocol.tables import load_state
 from tests.fedgrass.cloud.rounds.harness import EXECUTION, FLEET, Fleet, FleetFactory

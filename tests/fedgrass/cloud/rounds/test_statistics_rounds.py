@@ -13,10 +13,10 @@ from fedgrass.cloud.rounds.start_aggregation import start_aggregation
 from fedgrass.cloud.rounds.tokens import TokenRequest
 from fedgrass.errors import ConfigurationError, RoundRefusedError
 from fedgrass.protocol.exposure import against_round
+from fedgrass.protocol.fleet_state import STATE_KEY
 from fedgrass.protocol.message import MAX_MESSAGE_BYTES
 from fedgrass.protocol.messages import Announcement
 from fedgrass.protocol.profile import ProfileReference, profile_key
-from fedgrass.protocol.records import STATE_KEY
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import load_state
 from fedgrass.protocol.writes import change, update_item

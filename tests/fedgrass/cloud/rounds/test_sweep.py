@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fedgrass.cloud.rounds.open_round import sweep
-from fedgrass.protocol.records import HandLock
+from fedgrass.protocol.fleet_state import HandLock
 from fedgrass.protocol.tables import load_state, take_hand
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
 from tests.fedgrass.cloud.rounds.harness import EXECUTION, FLEET, Fleet

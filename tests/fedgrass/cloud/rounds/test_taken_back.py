@@ -12,8 +12,8 @@ from fedgrass.cloud.rounds.abort_round import abort_round
 from fedgrass.cloud.rounds.await_rollout import await_rollout
 from fedgrass.cloud.rounds.close_round import close_round
 from fedgrass.cloud.rounds.record_model import record_model
+from fedgrass.protocol.fleet_state import HandLock, Released
 from fedgrass.protocol.names import GLOBAL_MODEL, parameters_key
-from fedgrass.protocol.records import HandLock, Released
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.tables import free_hand, load_state, save_settings, set_current_model, take_hand
 from tests.fedgrass.cloud.aggregator.greengrass import FakeGreengrass
