@@ -13,6 +13,7 @@ from fedgrass.protocol import tables
 from fedgrass.protocol.collecting import round_to_aggregate
 from fedgrass.protocol.fleet_state import FleetState
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.run_pieces import first_round, run_rounds
 from fedgrass.protocol.run_settings import Run
 from fedgrass.protocol.runs import run_after, why_over
 from fedgrass.protocol.settings import FleetSettings, laid_over
@@ -31,8 +32,17 @@ class Started:
     settings: FleetSettings
 
 
-def start_rounds(account: Account, overrides: dict[str, Any]) -> Started:
+def start_rounds(account: Account, overrides: dict[str, Any], name: str | None = None) -> Started:
     """Start rounds with the fleet's settings and these overrides, as the button in Step Functions does.
+
+    Parameters
+    ----------
+    account
+        The fleet's account.
+    overrides
+        What is to be different from the fleet's settings.
+    name
+        The execution's: started twice under one name, it is one. None: Step Functions makes one up.
 
     Raises
     ------
@@ -43,14 +53,23 @@ def start_rounds(account: Account, overrides: dict[str, Any]) -> Started:
     """
     settings = tables.load_settings(account.rounds_table, account.fleet).overridden(overrides)
     # Refused here, where a person reads it, and not by an execution that fails a moment later.
-    return _start(account, overrides, require_no_open_round(account), settings)
+    return _start(account, overrides, require_no_open_round(account), settings, name)
 
 
-def _start(account: Account, request: dict[str, Any], state: FleetState, settings: FleetSettings) -> Started:
+def _start(
+    account: Account, request: dict[str, Any], state: FleetState, settings: FleetSettings, name: str | None
+) -> Started:
+    named: dict[str, Any] = {} if name is None else {"name": name}
     started = account.step_functions.start_execution(
-        stateMachineArn=account.stack.state_machine_arn, input=json.dumps(request)
+        stateMachineArn=account.stack.state_machine_arn, input=json.dumps(request), **named
     )
     return Started(started["executionArn"], state.last + 1, settings)
+
+
+def execution_named(account: Account, name: str) -> str:
+    """Return the ARN that an execution of the fleet's state machine has by its name, whether there is one or not."""
+    # Built from the stack's own, so that no name leads to another account's execution.
+    return account.stack.state_machine_arn.replace(":stateMachine:", ":execution:", 1) + f":{name}"
 
 
 def needs_bounds(account: Account, overrides: dict[str, Any]) -> bool:
@@ -76,10 +95,11 @@ def require_no_open_round(account: Account) -> FleetState:
 
 def is_running(account: Account, execution: str) -> bool:
     """Whether the execution runs; one that Step Functions has forgotten does not."""
-    return _status(account, execution) == "RUNNING"
+    return status_of(account, execution) == "RUNNING"
 
 
-def _status(account: Account, execution: str) -> str:
+def status_of(account: Account, execution: str) -> str:
+    """Return an execution's status; empty if Step Functions knows none of that name."""
     client = account.step_functions
     try:
         return str(client.describe_execution(executionArn=execution)["status"])
@@ -87,21 +107,31 @@ def _status(account: Account, execution: str) -> str:
         return ""
 
 
-def cancel_round(account: Account, reason: str) -> int:
+def cancel_round(account: Account, reason: str, run: int | None = None) -> int:
     """End the open round, whose record keeps the reason, and its run; the model stays as it is. Returns the round's number.
 
     Between two rounds it is the run that ends: the number is that of the round before.
 
+    Parameters
+    ----------
+    account
+        The fleet's account.
+    reason
+        Why.
+    run
+        Number of the first round of the run that is meant; None for whichever goes on.
+
     Raises
     ------
     RoundRefusedError
-        If no round is open and no run goes on, or the round's execution has ended by itself.
+        If no round is open and no run goes on, if it is another run, or if the round's execution has ended by itself.
     """
     for _ in range(_TRIES):
         state = tables.load_state(account.rounds_table, account.fleet)
         holder = state.open.execution if state.open is not None else state.reserved
         if holder is None:
             break
+        _require_run(account, state, run)
         if not is_running(account, holder):
             # A run may have gone on in its next execution since the state was read.
             if tables.load_state(account.rounds_table, account.fleet) != state:
@@ -112,12 +142,25 @@ def cancel_round(account: Account, reason: str) -> int:
             )
         account.step_functions.stop_execution(executionArn=holder, error="Cancelled", cause=reason[:_MAX_CAUSE])
         # It may have ended by itself just before, and its run have gone on in the next one.
-        if _status(account, holder) != "SUCCEEDED":
+        if status_of(account, holder) != "SUCCEEDED":
             return state.last
     raise RoundRefusedError(f"fleet {account.fleet!r} has no open round to cancel")
 
 
-def resume_run(account: Account, overrides: dict[str, Any], number: int | None = None) -> Started:
+def _require_run(account: Account, state: FleetState, run: int | None) -> None:
+    """Raise `RoundRefusedError` if the fleet is not held for this run: who looked at an old page means another round."""
+    if run is None:
+        return
+    found = first_round(tables.load_round(account.rounds_table, account.fleet, state.last))
+    if found != run:
+        raise RoundRefusedError(
+            f"the run since round {run} of fleet {account.fleet!r} has ended; the one that goes on began with round {found}"
+        )
+
+
+def resume_run(
+    account: Account, overrides: dict[str, Any], number: int | None = None, name: str | None = None
+) -> Started:
     """Go on with a run that was cancelled or has failed, from its last whole round: it counts on, and so does its patience.
 
     Parameters
@@ -128,6 +171,8 @@ def resume_run(account: Account, overrides: dict[str, Any], number: int | None =
         What is to be different from its start.
     number
         A round of the run; None for the fleet's last.
+    name
+        The execution's, as of `start_rounds`.
 
     Raises
     ------
@@ -139,11 +184,9 @@ def resume_run(account: Account, overrides: dict[str, Any], number: int | None =
     state = require_no_open_round(account)
     record = _last_of_run(account, state, number)
     _require_not_going_on(account, state, record.execution)
-    # What a cancelled or failed round would have made, the run has not.
-    whole = record.outcome not in {None, "cancelled", "failed"}
-    run = run_after(record) if whole else record.run or Run(first=record.round, started_at=record.opened_at)
+    run = run_so_far(record)
     given = laid_over(_input_of(account, record), overrides)
-    settings = tables.load_settings(account.rounds_table, account.fleet).overridden(given)
+    settings = _settings_with(account, given)
     if run.standing.done >= settings.rounds:
         raise RoundRefusedError(
             f"the run since round {run.first} of fleet {account.fleet!r} has had its {settings.rounds} rounds; give it more with "
@@ -156,19 +199,41 @@ def resume_run(account: Account, overrides: dict[str, Any], number: int | None =
         )
     run = run.model_copy(update={"previous": None})
     request = {**given, "run": run.model_dump(mode="json", exclude_none=True)}
-    return _start(account, request, state, settings)
+    return _start(account, request, state, settings, name)
+
+
+def run_so_far(record: RoundRecord) -> Run:
+    """Return what a run has come to, given its newest round; one that is open, was cancelled or has failed does not count."""
+    whole = record.outcome not in {None, "cancelled", "failed"}
+    return run_after(record) if whole else record.run or Run(first=record.round, started_at=record.opened_at)
+
+
+def resumed_settings(account: Account, record: RoundRecord) -> FleetSettings:
+    """Return the settings that a run goes on with if nothing is changed, given any round of its last execution.
+
+    Raises
+    ------
+    ConfigurationError
+        If what it was started with is no longer valid.
+    RoundRefusedError
+        If its start is forgotten.
+    """
+    return _settings_with(account, _input_of(account, record))
+
+
+def _settings_with(account: Account, given: dict[str, Any]) -> FleetSettings:
+    return tables.load_settings(account.rounds_table, account.fleet).overridden(given)
 
 
 def _last_of_run(account: Account, state: FleetState, number: int | None) -> RoundRecord:
     if not state.last:
         raise RoundRefusedError(f"fleet {account.fleet!r} has had no round yet: `fedgrass round start`")
     wanted = tables.load_round(account.rounds_table, account.fleet, number or state.last)
-    if number is None or number == state.last or wanted.run is None:
+    if wanted.round == state.last:
         return wanted
-    for record in tables.recent_rounds(account.rounds_table, account.fleet, state.last - number):
-        if record.run and (record.run.first, record.run.started_at) == (wanted.run.first, wanted.run.started_at):
-            return record
-    return wanted
+    rounds = run_rounds(account.rounds_table, account.fleet, wanted)
+    [last] = rounds.at([rounds.count - 1])
+    return wanted if last == wanted.round else tables.load_round(account.rounds_table, account.fleet, last)
 
 
 def _require_not_going_on(account: Account, state: FleetState, execution: str) -> None:

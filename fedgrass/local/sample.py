@@ -16,10 +16,14 @@ from fedgrass.protocol.messages import Base, Cohort
 from fedgrass.protocol.names import parameters_key, report_key, update_key
 from fedgrass.protocol.records import MODEL_SUFFIX, DeviceModel, Participation, RoundRecord, to_attribute
 from fedgrass.protocol.report import Evaluation, ModelEntry, QuarantinedEntry, RoundReport, UpdateEntry
+from fedgrass.protocol.run_pieces import piece_with
+from fedgrass.protocol.run_settings import Run
+from fedgrass.protocol.runs import run_after
 from fedgrass.protocol.settings import FleetSettings
 
 _GRAPH = "a" * 64
 _PARTS = 1000  # devices whose part in the last round is there
+ROUNDS_OF_AN_EXECUTION = 500
 
 
 class Sample:
@@ -29,13 +33,18 @@ class Sample:
     ----------
     now
         The last heartbeats are from the minute before it.
+    run
+        Rounds of each run; 0: each round stands alone, as those of earlier releases do.
     """
 
-    def __init__(self, account: Account, *, devices: int, rounds: int, now: datetime, seed: int = 0) -> None:
+    def __init__(
+        self, account: Account, *, devices: int, rounds: int, now: datetime, seed: int = 0, run: int = 0
+    ) -> None:
         self._account = account
         self._random = random.Random(seed)  # noqa: S311 - no secret
         self._now = now
         self._rounds = rounds
+        self._run = run
         self.things = [f"press-{number:05d}" for number in range(1, devices + 1)]
         self.version = f"1.{rounds}.0"
 
@@ -45,8 +54,13 @@ class Sample:
             for item in self._device_items():
                 batch.put_item(Item=item)
         with self._account.rounds_table.batch_writer() as batch:
+            before: RoundRecord | None = None
             for number in range(1, self._rounds + 1):
-                batch.put_item(Item=self.record(number).to_item())
+                record = before = self.record(number, before)
+                batch.put_item(Item=record.to_item())
+                if record.run is not None:
+                    done = record.run.standing.done
+                    batch.put_item(Item=piece_with(record, done % ROUNDS_OF_AN_EXECUTION).to_item())
             for thing in self.things[:_PARTS]:
                 batch.put_item(Item=self._part(thing).to_item())
             state = FleetState(last=self._rounds, model=_base(self._account.fleet, self.version))
@@ -58,8 +72,11 @@ class Sample:
         key = report_key(self._account.fleet, self._rounds)
         self._account.s3.put_object(Bucket=bucket, Key=key, Body=self._report().to_json())
 
-    def record(self, number: int) -> RoundRecord:
-        """Return a closed, released round."""
+    def record(self, number: int, before: RoundRecord | None = None) -> RoundRecord:
+        """Return a closed, released round; that of a run goes on from the round before."""
+        run, settings, execution = None, FleetSettings(), number
+        if self._run:
+            run, settings, execution = self._of_run(number, before)
         opened = self._now - timedelta(hours=self._rounds - number + 1)
         collected, aggregated = opened + timedelta(minutes=12), opened + timedelta(minutes=13)
         asked = len(self.things)
@@ -69,8 +86,9 @@ class Sample:
             phase="closed",
             outcome="released",
             reason="accuracy is not lower than the base's",
-            execution=f"{self._account.stack.state_machine_arn.replace(':stateMachine:', ':execution:')}:{number}",
-            settings=FleetSettings(),
+            execution=f"{self._account.stack.state_machine_arn.replace(':stateMachine:', ':execution:')}:{execution}",
+            run=run,
+            settings=settings,
             base=_base(self._account.fleet, f"1.{number - 1}.0"),
             version=f"1.{number}.0",
             cohort=Cohort(salt="s"),
@@ -92,6 +110,22 @@ class Sample:
             accuracy=round(0.97 - 0.4 * math.exp(-number / 8) + self._random.uniform(-0.004, 0.004), 4),
             loss=round(0.12 + 1.6 * math.exp(-number / 6) + self._random.uniform(-0.01, 0.01), 4),
         )
+
+    def _of_run(self, number: int, before: RoundRecord | None) -> tuple[Run, FleetSettings, int]:
+        done = (number - 1) % self._run
+        run = run_after(before) if before is not None and done else None
+        if run is None:
+            run = Run(first=number - done, started_at=self._now - timedelta(hours=self._rounds - number + 1))
+        curve = {"kind": "exponential", "rounds": max(1, self._run // 4), "factor": 0.5}
+        settings = FleetSettings().overridden(
+            {
+                "rounds": self._run,
+                "fit": {"learning_rate": 0.1, "epochs": 4},
+                "until": {"target": 0.975, "patience": 20, "hours": 2 * self._run},
+                "schedule": {"learning_rate": curve},
+            }
+        )
+        return run, settings.at_round(number, run.first), number - done % ROUNDS_OF_AN_EXECUTION
 
     def _device_items(self) -> Iterator[dict[str, Any]]:
         now_ms = int(self._now.timestamp() * 1000)

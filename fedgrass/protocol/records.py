@@ -13,6 +13,7 @@ rounds    fleet,key   ``round#000007#<thing>``          `Participation`: one dev
 rounds    fleet,key   ``roster#000007#<salt>#<n>``      some names of who was there at its opening (`fedgrass.protocol.roster`)
 rounds    fleet,key   ``refused#<thing>``               `fedgrass.protocol.refusals.Refusals`: what was refused of a device
 rounds    fleet,key   ``loss#<thing>``                  `fedgrass.protocol.losses.LossRecord`: the loss that it reported last
+rounds    fleet,key   ``run#000007#000507``             some rounds of a run, of one execution (`fedgrass.protocol.run_pieces`)
 rounds    fleet,key   ``ended#<execution>``             an execution that ended early and opens no round any more
 rounds    fleet,key   ``instance#<thing>#<id>``         a heartbeat's process (`fedgrass.protocol.instances`), by a topic rule
 rounds    fleet,key   ``reply#<thing>#<id>``            a device's `Reply` to a command, as it came, by the topic rule

@@ -13,9 +13,10 @@ from werkzeug.exceptions import HTTPException
 
 from fedgrass.account import Account
 from fedgrass.cli import render
-from fedgrass.cloud.console import fleet_page, model_page, round_page, settings_page
+from fedgrass.cloud.console import fleet_page, model_page, round_page, run_page, settings_page
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.security import Access, protect
+from fedgrass.cloud.console.starting import once
 from fedgrass.errors import FedgrassError, RecordError, RoundRefusedError
 from fedgrass.protocol.metrics import label
 
@@ -46,10 +47,10 @@ def create_app(account: Account, access: Access, *, clock: Callable[[], float] =
         "metric": label,
         "figure": lambda value: _NOTHING if value is None else f"{value:.4g}",
     }
-    app.context_processor(lambda: {"fleet": account.fleet, "notices": session.pop("notices", [])})
+    app.context_processor(lambda: {"fleet": account.fleet, "notices": session.pop("notices", []), "once": once})
     protect(app, access)
     app.extensions["context"] = context = Context(account, clock)
-    for page in (fleet_page, round_page, model_page, settings_page):
+    for page in (fleet_page, round_page, run_page, model_page, settings_page):
         app.register_blueprint(page.pages(context))
     app.register_error_handler(FedgrassError, _refused)
     app.register_error_handler(ClientError, _denied)

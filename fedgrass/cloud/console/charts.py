@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480, 220
@@ -30,7 +30,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Chart:
-    """One line over the rounds. ``path`` has a gap where a round has no value."""
+    """One line over the rounds. ``path`` has a gap where a round has no value; ``marks`` are values to compare it with."""
 
     title: str
     summary: str
@@ -38,6 +38,7 @@ class Chart:
     points: tuple[Point, ...]
     across: tuple[Tick, ...]
     up: tuple[Tick, ...]
+    marks: tuple[Tick, ...] = ()
     left: int = _LEFT
     right: int = WIDTH - _RIGHT
     top: int = _TOP
@@ -46,20 +47,30 @@ class Chart:
     height: int = HEIGHT
 
 
-def line(title: str, values: Sequence[tuple[int, float | None]], *, percent: bool = False) -> Chart | None:
+def line(
+    title: str,
+    values: Sequence[tuple[int, float | None]],
+    *,
+    percent: bool = False,
+    marks: Mapping[str, float | None] | None = None,
+) -> Chart | None:
     """Lay out values by round, the oldest first; None if there are fewer than two.
 
     Parameters
     ----------
     percent
         Whether the values are shares.
+    marks
+        Values to compare them with, by name, such as a target; those that are None are left out.
     """
     known = [(number, value) for number, value in values if value is not None and math.isfinite(value)]
     # One point is no curve.
     if len(known) < 2:
         return None
     first, last = values[0][0], values[-1][0]
-    step, low, high = _scale(min(value for _, value in known), max(value for _, value in known))
+    marked = {name: value for name, value in (marks or {}).items() if value is not None and math.isfinite(value)}
+    all_values = [*(value for _, value in known), *marked.values()]
+    step, low, high = _scale(min(all_values), max(all_values))
 
     def x(number: int) -> float:
         return round(_LEFT + (number - first) / (last - first) * (WIDTH - _LEFT - _RIGHT), 1)
@@ -86,6 +97,7 @@ def line(title: str, values: Sequence[tuple[int, float | None]], *, percent: boo
         points=tuple(Point(x(number), y(value), f"Round {number}: {word(value)}") for number, value in known),
         across=tuple(Tick(x(number), str(number)) for number in _rounds(first, last)),
         up=tuple(Tick(y(low + k * step), word(low + k * step)) for k in range(round((high - low) / step) + 1)),
+        marks=tuple(Tick(y(value), f"{name} {word(value)}") for name, value in marked.items()),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -74,13 +74,15 @@ class Form:
         return [one for one in self.fields if one.error]
 
 
-def form_of(settings: FleetSettings) -> Form:
-    """Return the form that shows these settings."""
+def form_of(settings: FleetSettings, only: Collection[str] = ()) -> Form:
+    """Return the form that shows these settings; all of them, or those of the names given: settings, or objects of some."""
     values = settings.model_dump(mode="json")
     defaults = FleetSettings().model_dump(mode="json")
-    general = Section(_GENERAL, "Rounds", "What a round does unless its start says otherwise.")
+    general = Section(_GENERAL, "Rounds", "" if only else "What a round does unless its start says otherwise.")
     sections = [general]
     for name, described in _SCHEMA["properties"].items():
+        if only and name not in only:
+            continue
         target = _resolved(described)
         # A plain value belongs to the first section; an object makes one of its own.
         if target.get("type") != "object" or "properties" not in target:
@@ -94,10 +96,22 @@ def form_of(settings: FleetSettings) -> Form:
     return Form(sections)
 
 
-def read(typed: Mapping[str, str]) -> tuple[Form, FleetSettings | None]:
-    """Read what was typed; returns the form with it, and the settings unless something in it is wrong."""
-    form = form_of(FleetSettings())
-    document: dict[str, Any] = {}
+def read(
+    typed: Mapping[str, str], base: FleetSettings | None = None, only: Collection[str] = ()
+) -> tuple[Form, FleetSettings | None]:
+    """Read what was typed; returns the form with it, and the settings unless something in it is wrong.
+
+    Parameters
+    ----------
+    typed
+        What the browser sent, by name.
+    base
+        What the settings are that the form does not have.
+    only
+        As of `form_of`.
+    """
+    form = form_of(FleetSettings(), only)
+    document: dict[str, Any] = {} if base is None else base.model_dump(mode="json")
     for one in form.fields:
         one.value = _typed(one, typed)
         section, _, name = one.name.rpartition(".")
@@ -202,7 +216,11 @@ def _field(path: str, name: str, schema: dict[str, Any], value: object, default:
 
 def _help(schema: dict[str, Any], optional: bool) -> str:
     bounds = " and ".join(words.format(_number(schema[name])) for name, words in _BOUNDS if name in schema)
-    parts = [schema.get("description", ""), bounds[:1].upper() + bounds[1:], "Empty: not set" if optional else ""]
+    parts = [
+        schema.get("description", "").replace("``", ""),
+        bounds[:1].upper() + bounds[1:],
+        "Empty: not set" if optional else "",
+    ]
     return " ".join(part.rstrip(".") + "." for part in parts if part)
 
 

@@ -14,6 +14,7 @@ from fedgrass.cloud.console import charts, forms
 from fedgrass.cloud.console.context import Context
 from fedgrass.cloud.console.notices import attempt, tell
 from fedgrass.cloud.console.paging import Page
+from fedgrass.cloud.console.starting import start_once
 from fedgrass.errors import FedgrassError
 from fedgrass.protocol import tables
 from fedgrass.protocol.at_hand import updates_at_hand
@@ -21,9 +22,10 @@ from fedgrass.protocol.fleet_state import FleetState
 from fedgrass.protocol.metrics import label
 from fedgrass.protocol.participations import participations_after
 from fedgrass.protocol.records import RoundRecord
+from fedgrass.protocol.run_pieces import first_round
 from fedgrass.protocol.settings import FleetSettings
 from fedgrass.protocol.waiting import waiting_for
-from fedgrass.rounds_api import Started, aggregate_now, cancel_round, is_running, start_rounds
+from fedgrass.rounds_api import aggregate_now, execution_named, is_running, start_rounds
 
 _PER_PAGE = 25
 _CHARTED = 50
@@ -41,6 +43,7 @@ class Panel:
 
     ``left_over`` says that the round's execution has ended without closing it. ``execution`` is the name of the execution
     that is followed. ``at_hand`` counts the updates that end the collecting: in a stream, those of earlier rounds too.
+    ``before`` is the round before, while a run is between two of them.
     """
 
     record: RoundRecord | None = None
@@ -50,13 +53,23 @@ class Panel:
     failure: str = ""
     phases: tuple[str, ...] = PHASES
     at_hand: int = 0
+    before: RoundRecord | None = None
 
     @property
     def address(self) -> str:
         """Where the panel's next state is asked for."""
         return url_for(
-            "rounds.live", round=self.record.round if self.record else None, execution=self.execution or None
+            "rounds.live",
+            round=self.record.round if self.record else None,
+            execution=self.execution or None,
+            before=self.before.round if self.before else None,
         )
+
+    @property
+    def run(self) -> int | None:
+        """Number of the first round of the run that goes on, to which the open round belongs; None if none does."""
+        going_on = self.record or self.before
+        return None if going_on is None else first_round(going_on)
 
 
 def live_panel(context: Context, state: FleetState) -> Panel:
@@ -70,10 +83,11 @@ def live_panel(context: Context, state: FleetState) -> Panel:
         streams = record.settings.is_asynchronous and record.phase == "collecting"
         at_hand = updates_at_hand(account.rounds_table, record) if streams else record.uploaded
         return Panel(record, not is_running(account, state.open.execution), execution, at_hand=at_hand)
+    if state.reserved is not None and is_running(account, state.reserved):
+        return Panel(before=tables.load_round(account.rounds_table, account.fleet, state.last), execution=execution)
     if not execution:
         return Panel()
-    # Built from the stack's own, so that no request can have another account's execution described.
-    arn = account.stack.state_machine_arn.replace(":stateMachine:", ":execution:", 1) + f":{execution}"
+    arn = execution_named(account, execution)
     client = account.step_functions
     try:
         described = client.describe_execution(executionArn=arn)
@@ -122,7 +136,9 @@ def _add_views(blueprint: Blueprint, context: Context) -> None:
         shown = request.args.get("round", type=int)
         if (panel.record.round if panel.record else None) != shown or panel.failure:
             return "", _RESET_CONTENT
-        if panel.record is None and panel.starting != bool(request.args.get("execution")):
+        if (panel.before.round if panel.before else None) != request.args.get("before", type=int):
+            return "", _RESET_CONTENT
+        if panel.record is None and panel.before is None and panel.starting != bool(request.args.get("execution")):
             return "", _RESET_CONTENT
         if panel.record is None and not panel.starting:
             return "", _NO_CONTENT
@@ -169,7 +185,8 @@ def _add_form(blueprint: Blueprint, context: Context) -> None:
         if wanted is None:
             return render_template("new_round.html", form=form), 422
         try:
-            return _follow(start_rounds(account, forms.differences(settings, wanted)))
+            overrides = forms.differences(settings, wanted)
+            return start_once(account, lambda name: start_rounds(account, overrides, name), "rounds.rounds")
         except FedgrassError as error:
             form.error = str(error)
             return render_template("new_round.html", form=form), 409
@@ -184,7 +201,7 @@ def _add_actions(blueprint: Blueprint, context: Context) -> None:
         if rounds is None:
             abort(400, "How many rounds? The form has a number for it.")
         try:
-            return _follow(start_rounds(account, {"rounds": rounds}))
+            return start_once(account, lambda name: start_rounds(account, {"rounds": rounds}, name), "rounds.rounds")
         except FedgrassError as error:
             tell(str(error), good=False)
             return redirect(url_for("rounds.rounds"), 303)
@@ -197,20 +214,6 @@ def _add_actions(blueprint: Blueprint, context: Context) -> None:
 
         attempt(go_on)
         return redirect(url_for("rounds.rounds"), 303)
-
-    @blueprint.post("/cancel")
-    def cancel() -> Response:
-        def stop() -> str:
-            return f"Round {cancel_round(account, 'cancelled in the web console')} is being cancelled; the model stays as it is."
-
-        attempt(stop)
-        return redirect(url_for("rounds.rounds"), 303)
-
-
-def _follow(started: Started) -> Response:
-    tell(f"Round {started.round} is starting.")
-    # 303: the browser asks with GET, so loading again starts nothing.
-    return redirect(url_for("rounds.rounds", execution=started.execution.rsplit(":", 1)[-1]), 303)
 
 
 _CURVES = ("f1", "auc", "rmse", "r2")

@@ -28,6 +28,7 @@ from fedgrass.protocol.privacy import PrivacyLedger, Tree
 from fedgrass.protocol.profile import ProfileReference
 from fedgrass.protocol.records import RoundRecord, ended_key
 from fedgrass.protocol.roster import may_count, write_roster
+from fedgrass.protocol.run_pieces import RunPiece, piece_with
 from fedgrass.protocol.run_settings import Run
 from fedgrass.protocol.runs import run_after
 from fedgrass.protocol.secure_settings import announced_secure
@@ -185,7 +186,8 @@ def _open(services: Services, request: OpenRequest, settings: FleetSettings, run
         alive=[member.thing for member in alive],
         asked={thing for thing in able if is_asked(cohort, thing, losses.get(thing))},
     )
-    if not _take_lock(services, state, state.model, record, ledger):
+    piece = piece_with(record, before=len(request.results))
+    if not _take_lock(services, state, state.model, record, ledger, piece):
         holder = load_state(services.rounds, fleet).open
         raise RoundRefusedError(
             _is_open(fleet, holder)
@@ -283,7 +285,9 @@ def _charged(
     return after
 
 
-def _take_lock(services: Services, state: FleetState, model: Base, record: RoundRecord, ledger: PrivacyLedger) -> bool:
+def _take_lock(
+    services: Services, state: FleetState, model: Base, record: RoundRecord, ledger: PrivacyLedger, piece: RunPiece
+) -> bool:
     """Write lock and record together, if nobody did since ``state`` was read, and the execution is not known to have ended."""
     lock = OpenRound(round=record.round, execution=record.execution, opened_at=record.opened_at)
     # All that was read above may have changed since: each piece of it is a condition, so that whoever writes first is
@@ -318,6 +322,7 @@ def _take_lock(services: Services, state: FleetState, model: Base, record: Round
                     "ExpressionAttributeNames": {"#key": "key"},
                 }
             },
+            {"Put": {"TableName": table.name, "Item": piece.to_item()}},
         ],
     )
     # The execution was stopped while this function ran: its abort found no round to end.

@@ -21,6 +21,8 @@ PAGES = {
     "device": "/devices/press-00004",
     "rounds": "/rounds/",
     "round": "/rounds/40",
+    "run": "/runs/1",
+    "start a run": "/runs/new",
     "start": "/rounds/new",
     "models": "/models/",
     "settings": "/settings/",
@@ -44,7 +46,7 @@ def served(app: Flask) -> Iterator[str]:
 def console_of_a_busy_fleet() -> Iterator[tuple[str, Fleet]]:
     """Serve a fleet of 60 devices after 40 rounds, one of them held and waiting, and the next one open."""
     with fresh_fleet() as fleet:
-        sample = fleet.fill(devices=60, rounds=40)
+        sample = fleet.fill(devices=60, rounds=40, run=40)
         held = sample.record(41).model_copy(
             update={
                 "outcome": "held",

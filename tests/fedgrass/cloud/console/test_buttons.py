@@ -127,7 +127,7 @@ def test_a_second_start_is_refused_with_the_open_rounds_number(
 
 
 def test_the_open_round_is_cancelled(fleet: Fleet, browser: Browser, opened: RoundRecord) -> None:
-    assert browser.post("/rounds/cancel").status_code == 303
+    assert browser.post("/runs/2/end").status_code == 303
     assert "Round 2 is being cancelled" in visible(browser.get("/rounds/"))
     state = tables.load_state(fleet.account.rounds_table, "mill")
     assert state.open is not None
@@ -187,7 +187,7 @@ def test_there_is_nothing_to_aggregate_without_an_open_round(fleet: Fleet, brows
 
 def test_a_cancellation_without_an_open_round_says_so(fleet: Fleet, browser: Browser) -> None:
     fleet.fill(devices=1, rounds=1)
-    browser.post("/rounds/cancel")
+    browser.post("/runs/1/end")
     assert "has no open round to cancel" in visible(browser.get("/rounds/"))
 
 
