@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -52,11 +52,13 @@ def shown(
 ) -> Group:
     """Return it as a few sentences and a table, the farthest devices first."""
     lines = [Text(line) for line in _sentences(settings, profile, standing, record)]
+    if profile is not None and (hint := _as_ever(alive, settings, profile, standing)):
+        lines.append(Text(hint))
     found = sorted((beat for beat in alive if beat.drift is not None), key=lambda beat: -_figure(beat.drift, settings))
     if not found:
         return Group(*lines)
     table = Table("device", box=None, pad_edge=False)
-    for heading in ("examples", "inputs", "of feature", "quantiles", "scores", "own change"):
+    for heading in ("examples", "inputs", "of feature", "quantiles", "scores", "inputs changed", "scores changed"):
         table.add_column(heading, justify="left" if heading == "of feature" else "right")
     table.add_column("")
     for beat in found[:_ROWS]:
@@ -64,7 +66,6 @@ def shown(
         if drift is None:
             continue
         known = _counts(drift, profile)
-        state = "drifted" if drift.has_drifted(settings) else ""
         table.add_row(
             beat.thing,
             f"{drift.rows:,}",
@@ -73,7 +74,8 @@ def shown(
             f"{drift.distance:.2f} sd",
             _of(drift.scores),
             _of(drift.inputs_change),
-            Text(state, style="yellow") if known else Text(f"of the profile of round {drift.profile}", style="dim"),
+            _of(drift.scores_change),
+            _state(drift, settings) if known else Text(f"of the profile of round {drift.profile}", style="dim"),
         )
     more = [Text(f"… and {len(found) - _ROWS} more: --json gives them")] if len(found) > _ROWS else []
     return Group(*lines, table, *more)
@@ -97,9 +99,38 @@ def _sentences(settings: DriftSettings, profile: Profile | None, standing: Stand
         lines.append(f"Drift {record.number}: its round {record.step} {state}.")
     elif record.begun_at is not None:
         when = datetime.fromtimestamp(record.begun_at / 1000, timezone.utc)
-        ready = "" if record.armed else "; nothing starts again before the devices were calm"
-        lines.append(f"Drift {record.number} started rounds at {when:%Y-%m-%d %H:%M} UTC{ready}.")
+        rested = when + timedelta(hours=settings.cool_down_hours)
+        ready = "" if record.armed else ", once the devices were calm"
+        lines.append(
+            f"Drift {record.number} started rounds at {when:%Y-%m-%d %H:%M} UTC; the next may from {rested:%Y-%m-%d %H:%M} "
+            f"UTC on{ready}."
+        )
     return lines
+
+
+def _as_ever(alive: Sequence[Device], settings: DriftSettings, profile: Profile, standing: Standing) -> str:
+    """Say so if most of what has drifted from the fleet's profile is as it was when it first knew it; else nothing."""
+    if settings.against == "device" or not standing.is_drift(settings):
+        return ""
+    own = settings.model_copy(update={"against": "device"})
+    found = [beat.drift for beat in alive if beat.drift is not None and _counts(beat.drift, profile)]
+    # What a device says of its own change may be missing: then it is not known to be as it was.
+    known = [drift for drift in found if (drift.inputs_change, drift.scores_change) != (None, None)]
+    same = sum(drift.has_drifted(settings) and not drift.has_drifted(own) for drift in known)
+    if 2 * same < standing.drifted:
+        return ""
+    return (
+        f"{same} of these {standing.drifted} are as they were when they first knew that profile: they differ from the fleet, and "
+        "have not changed. drift.against=device counts what changes."
+    )
+
+
+def _state(drift: Drift, settings: DriftSettings) -> Text:
+    """Say whether a device has drifted; of one that is far away and does not count, why not."""
+    if drift.has_drifted(settings):
+        return Text("drifted", style="yellow")
+    far = drift.figure(settings) >= settings.threshold
+    return Text(f"fewer than {settings.min_rows:,} examples" if far else "", style="dim")
 
 
 def _figure(drift: Drift | None, settings: DriftSettings) -> float:

@@ -133,7 +133,12 @@ def round_panel(record: RoundRecord) -> Panel:
     facts.add_row("opened", f"{record.opened_at:%Y-%m-%d %H:%M:%S} UTC, deadline {record.deadline:%H:%M:%S}")
     if record.of_run:
         facts.add_row("run", record.of_run)
-    facts.add_row("base → model", f"{record.base.version} → {record.version}")
+    # Rounds of other tasks have a version too, and make nothing of it.
+    trains = record.settings.task == "fit"
+    facts.add_row(
+        "base → model" if trains else "model",
+        f"{record.base.version} → {record.version}" if trains else record.base.version,
+    )
     facts.add_row("devices", f"{record.alive} alive, {record.asked} asked, quorum {record.quorum}")
     facts.add_row(
         "updates", f"{record.uploaded} uploaded, {record.declined} declined, {record.failed} failed, {record.late} late"
@@ -149,7 +154,8 @@ def round_panel(record: RoundRecord) -> Panel:
 def _add_figures(facts: Table, record: RoundRecord) -> None:
     if record.participants is not None:
         late = f" ({record.from_earlier} of earlier rounds)" if record.settings.is_asynchronous else ""
-        facts.add_row("used", f"{record.participants} used{late}, {record.quarantined} quarantined")
+        refused = "" if record.quarantined is None else f", {record.quarantined} quarantined"
+        facts.add_row("used", f"{record.participants} used{late}{refused}")
     if record.accuracy is not None:
         facts.add_row("accuracy", percent(record.accuracy))
     if record.privacy is not None and record.privacy.said:

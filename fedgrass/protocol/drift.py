@@ -88,9 +88,17 @@ class Standing:
 
         A share of all that are alive, not of those that compare: whoever says nothing has not drifted.
         """
-        # 1e-9: a share times a count may come out a little above the whole number that is meant.
-        return self.drifted >= max(settings.min_devices, math.ceil(settings.share * self.alive - 1e-9))
+        return self.drifted >= self._needed(settings)
 
     def is_calm(self, settings: DriftSettings) -> bool:
-        """Whether so few have drifted that another drift could begin: less than half of what begins one."""
-        return 2 * self.drifted < max(settings.min_devices, settings.share * self.alive)
+        """Whether so few have drifted that another drift could begin: less than half of what begins one.
+
+        By what devices say: where fewer compare than a drift would take, as when trainers have just been restarted or a profile
+        is new to them, nobody knows.
+        """
+        needed = self._needed(settings)
+        return self.compared >= needed and 2 * self.drifted < needed
+
+    def _needed(self, settings: DriftSettings) -> int:
+        # 1e-9: a share times a count may come out a little above the whole number that is meant.
+        return max(settings.min_devices, math.ceil(settings.share * self.alive - 1e-9))

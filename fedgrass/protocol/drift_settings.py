@@ -15,12 +15,13 @@ class DriftSettings(BaseModel):
     action: Literal["off", "alarm", "evaluate", "round"] = Field(
         default="off",
         description="off: devices are not asked to compare; alarm: they are, and an alarm tells; evaluate: a round that "
-        "evaluates the model starts too; round: after it one that makes a new profile, and one that trains",
+        "evaluates the model starts too; round: after it one that makes a new profile, and one that trains, whatever the "
+        "evaluation found",
     )
     against: Literal["fleet", "device"] = Field(
         default="fleet",
         description="What counts: how far a device's inputs are from the fleet's profile, or from its own when it first knew "
-        "that profile (device), for fleets whose devices differ",
+        "that profile (device), for fleets whose devices differ: there the first alone finds drift from the first day",
     )
     figures: Literal["inputs", "scores", "either"] = Field(
         default="either",

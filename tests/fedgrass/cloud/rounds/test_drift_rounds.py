@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -232,6 +233,29 @@ def test_what_waits_is_dropped_when_the_devices_are_calm_or_the_setting_is_taken
     assert started(fleet) == []
 
 
+@pytest.mark.parametrize("silence", ["restarted", "new profile"])
+def test_devices_that_have_not_compared_yet_are_not_calm(make_fleet: FleetFactory, silence: str) -> None:
+    fleet = fleet_of(make_fleet, looks=1, cool_down_hours=1)
+    fleet.heartbeats("a", "b", "c")
+    held = fleet.open()
+    assert look(fleet, 5).step == "evaluate"
+    # A trainer that was restarted, as by a deployment, has compared nothing yet; nor has anybody with a profile just made.
+    fleet.pass_time(QUARTER)
+    if silence == "restarted":
+        fleet.heartbeats(*THINGS)
+    else:
+        keep(fleet, round=9)
+    watch_fleet(fleet.services)
+    assert load_drift(fleet.rounds, FLEET).step == "evaluate"
+    execution_ended(fleet.services, ExecutionEnd(executionArn=held.execution, status="ABORTED"))
+    watch_fleet(fleet.services)
+    end(fleet, load_drift(fleet.rounds, FLEET))
+    save_settings(fleet.rounds, FLEET, FleetSettings().overridden({"drift": {"action": "evaluate"}}))
+    watch_fleet(fleet.services)
+    found = load_drift(fleet.rounds, FLEET)
+    assert (found.compared, found.step, found.armed) == (0, None, False)
+
+
 @pytest.mark.parametrize("lost", ["start", "note"])
 def test_a_look_that_dies_starts_its_round_once_all_the_same(
     make_fleet: FleetFactory, monkeypatch: pytest.MonkeyPatch, lost: str
@@ -297,9 +321,44 @@ def test_the_terminal_says_who_has_drifted_of_which_feature_and_what_follows(mak
     assert "Drift 1: its round evaluate runs." in text
     assert text.count("pressure") == 5
     assert len([line for line in text.splitlines() if line.endswith("drifted")]) == 4
+    assert "as they were" not in text
     told = facts(*said)
     assert (told["drifted"], told["is_drift"], told["devices"][0]["feature"]) == (4, True, "pressure")
     json.dumps(told)
+
+
+def test_the_terminal_says_why_nothing_starts_again_and_that_devices_only_differ(make_fleet: FleetFactory) -> None:
+    fleet = fleet_of(make_fleet, looks=1)
+    told: dict[str, Any] = {
+        "fleet": FLEET,
+        "round": 1,
+        "made_at": fleet.now,
+        "model": "1.0.0",
+        "graph_sha256": "a" * 64,
+    }
+    feature = Feature(name="pressure", count=1, missing=0, histogram=(0, 1, 0))
+    profile = Profile(**told, devices=3, examples=1, features=(feature,))
+    began = int(fleet.now.timestamp() * 1000)
+    fleet.heartbeats("a", "b", "c", drift=measured(2.0, inputs_change=0.0, scores=0.1, scores_change=0.1))
+    fleet.heartbeats("d", drift=measured(2.0, inputs_change=1.0))
+    fleet.heartbeats("few", drift=measured(2.0, rows=100))
+    alive = [member.heartbeat for member in fleet_members(fleet.services.devices, FLEET) if member.heartbeat]
+
+    def said(against: str, *, armed: bool) -> str:
+        settings = load_settings(fleet.rounds, FLEET).drift.model_copy(update={"against": against})
+        record = DriftRecord(fleet=FLEET, looked_at=1, number=1, begun_at=began, armed=armed)
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(shown(alive, settings, profile, Standing(5, 5, 4), record))
+        return console.export_text()
+
+    rested = fleet.now + timedelta(hours=24)
+    first = said("fleet", armed=False)
+    assert "3 of these 4 are as they were" in first
+    assert f"the next may from {rested:%Y-%m-%d %H:%M} UTC on, once the devices were calm." in first
+    assert [line.split()[0] for line in first.splitlines() if "fewer than 200 examples" in line] == ["few"]
+    second = said("device", armed=True)
+    assert "as they were" not in second
+    assert f"{rested:%H:%M} UTC on." in second
 
 
 def test_a_fleet_that_does_not_watch_writes_nothing(fleet: Fleet) -> None:
@@ -321,7 +380,8 @@ def test_a_drift_is_never_calm_and_needs_share_and_number(alive: int, share: flo
     if standing.is_drift(settings):
         assert drifted >= least
         assert drifted >= share * alive * (1 - 1e-6) - 1e-6
-    assert Standing(alive, 0, 0).is_calm(settings)
+    assert Standing(alive, alive, 0).is_calm(settings) is (alive >= least)
+    assert not Standing(alive, min(alive, least - 1), 0).is_calm(settings)
 
 
 def test_a_device_reads_back_from_the_table_with_its_figures(fleet: Fleet) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from fedgrass.cli import cli
 from fedgrass.cloud.rounds.record_update import record_update
+from fedgrass.protocol.records import round_key
 from tests.fedgrass.cloud.rounds.harness import FLEET, Fleet
 from tests.fedgrass.cloud.rounds.test_missing import GONE, collecting, gone
 
@@ -43,6 +44,22 @@ def test_a_round_that_waits_says_for_whom_and_why(account: Fleet) -> None:
     assert "collect_token" not in found["round"]
     assert [part["thing"] for part in found["devices"]] == ["a"]
     assert [(one["thing"], one["gone"]) for one in found["waiting"]] == [("b", False), ("c", True)]
+
+
+@pytest.mark.parametrize(("task", "said"), [("fit", "1.0.0 → 1.1.0"), ("evaluate", "1.0.0"), ("statistics", "1.0.0")])
+def test_a_round_that_makes_no_model_names_none(account: Fleet, task: str, said: str) -> None:
+    account.heartbeats("a", "b", "c")
+    account.open(task=task)
+    account.rounds.update_item(
+        Key={"fleet": FLEET, "key": round_key(1)},
+        UpdateExpression="SET participants = :three",
+        ExpressionAttributeValues={":three": 3},
+    )
+    lines = [line.strip("│ ") for line in run("round", "status", "1").splitlines()]
+    assert [
+        line.removeprefix("base → ").split(maxsplit=1)[1] for line in lines if "model " in line and "1.0.0" in line
+    ] == [said]
+    assert next(line for line in lines if line.startswith("used")).endswith("3 used")
 
 
 def test_the_fleet_says_that_a_trainer_is_gone(account: Fleet) -> None:
