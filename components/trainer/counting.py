@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedgrass.builder_archive import builder_sha256
-from fedgrass.bundle import ARCHITECTURE, Bundle
+from fedgrass.bundle import ARCHITECTURE, INFERENCE, INFERENCE_INT8, PARAMETERS, Bundle, Manifest
 from fedgrass.data_settings import DataSettings
 from fedgrass.edge.settings import RuntimeSettings
 
@@ -27,12 +27,16 @@ class Counting:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._counted: object = None
+        self._parameters = ""
         self._trying: object = None
         self._works: object = None
         self._at = 0.0
 
     def is_due(self, runtime: RuntimeSettings, model: Bundle, *, problem: bool) -> bool:
         """Whether settings, model or file are others than at the last count, or it is long ago; the caller then counts.
+
+        A model that differs in its parameters alone, as each round's does, has the same examples; it counts as another while
+        something is wrong, for it may be what mends it.
 
         Parameters
         ----------
@@ -44,11 +48,13 @@ class Counting:
             Whether there are no examples, or no engine, as far as is known.
         """
         now, engine = self._clock(), _engine(runtime, model)
-        found = (runtime.data, engine, model.manifest.parameters_sha256, _stamp(runtime.data))
+        found = (runtime.data, engine, _without_parameters(model), _stamp(runtime.data))
+        same = found == self._counted and not (problem and model.manifest.parameters_sha256 != self._parameters)
         since = now - self._at
-        if found == self._counted and since < (AGAIN_AFTER_TROUBLE_SECONDS if problem else _AGAIN_SECONDS):
+        if same and since < (AGAIN_AFTER_TROUBLE_SECONDS if problem else _AGAIN_SECONDS):
             return False
-        self._counted, self._at, self._trying = found, now, engine
+        self._counted, self._parameters = found, model.manifest.parameters_sha256
+        self._at, self._trying = now, engine
         return True
 
     @property
@@ -81,6 +87,14 @@ def _engine(runtime: RuntimeSettings, model: Bundle) -> object:
         manifest.graph_sha256,
         builder_sha256(model),
     )
+
+
+def _without_parameters(model: Bundle) -> Manifest:
+    """What examples are counted by: a manifest but for what each round changes."""
+    files = {
+        name: file for name, file in model.manifest.files.items() if name not in (PARAMETERS, INFERENCE, INFERENCE_INT8)
+    }
+    return model.manifest.model_copy(update={"version": "", "files": files})
 
 
 def _stamp(data: DataSettings) -> tuple[int, int, int] | None:
