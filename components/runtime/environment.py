@@ -209,18 +209,21 @@ def of_engines(requirements: Path) -> list[tuple[str, int]]:
 
 def load(venv: Path, temporary: Path, modules: list[str]) -> None:
     """End with a message unless the packages can be loaded: a wheel's label may promise more than it keeps."""
-    for module in modules:
-        command = [str(venv / "bin/python"), "-c", f"import {module}"]
-        environment = {**os.environ, "TMPDIR": str(temporary)}
-        done = subprocess.run(  # noqa: S603
-            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=environment, cwd=temporary
+    # In one process, which names each before it loads it: the last one named is the one that failed.
+    code = "import sys\nfor name in sys.argv[1:]:\n    print(name, flush=True)\n    __import__(name)"
+    command = [str(venv / "bin/python"), "-c", code, *modules]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    done = subprocess.run(  # noqa: S603
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=environment, cwd=temporary
+    )
+    if done.returncode != 0:
+        named = [line for line in done.stdout.decode(errors="replace").splitlines() if line in modules]
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        said = f"signal {-done.returncode}" if done.returncode < 0 else " ".join(last)
+        raise SystemExit(
+            f"runtime: {named[-1] if named else 'Python'} cannot be loaded here: {said}. "
+            f"This device: {this_device()}; needed: {NEEDS}"
         )
-        if done.returncode != 0:
-            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            said = f"signal {-done.returncode}" if done.returncode < 0 else " ".join(last)
-            raise SystemExit(
-                f"runtime: {module} cannot be loaded here: {said}. This device: {this_device()}; needed: {NEEDS}"
-            )
 
 
 def install_library(source: Path, work: Path) -> Path:
